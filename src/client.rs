@@ -109,14 +109,18 @@ impl ClientMachine {
         if self.guards.update(&consensus, rng) {
             self.events.push_back(ClientEvent::GuardsChanged);
         }
-        self.documents.set_consensus(now, wall, consensus);
+        if self.documents.set_consensus(now, wall, consensus) {
+            self.guards.handle_contact(now);
+        }
         self.replan = true;
         self.sweep_at.get_or_insert_with(|| now.after(SWEEP));
     }
 
     /// Sets a verified list of volunteers; `wall` is the wall-clock time at `now`. Open circuits stay.
     pub fn set_volunteers(&mut self, now: Instant, wall: WallTime, list: Arc<VolunteerList>) {
-        self.documents.set_volunteers(now, wall, list);
+        if self.documents.set_volunteers(now, wall, list) {
+            self.guards.handle_contact(now);
+        }
     }
 
     /// The guard sample, for storage.
@@ -268,7 +272,11 @@ impl ClientMachine {
                     StreamOutcome::Ignore => {}
                 }
             }
-            PoolEvent::GuardReached(guard) => self.guards.handle_reached(&guard),
+            PoolEvent::GuardAnswered(guard) => self.guards.handle_answered(&guard),
+            PoolEvent::GuardSilent { guard, began } => {
+                self.guards.handle_silent(now, &guard, began);
+                self.replan = true;
+            }
             PoolEvent::GuardFailed(guard) => {
                 self.guards.handle_unreachable(now, &guard);
                 self.replan = true;
@@ -305,7 +313,9 @@ impl ClientMachine {
                     self.pool.handle_drained(now, channel, circuit, &mut self.channels, rng);
                 }
                 ChannelEvent::Open { channel, peer: Some(relay), .. } => {
-                    self.guards.handle_reached(&relay);
+                    let superseded = self.guards.handle_opened(now, &relay);
+                    self.replan |= !superseded.is_empty();
+                    self.pool.handle_superseded(&superseded);
                     if let Some((pool, _, mut inputs)) = self.parts(now) {
                         pool.handle_channel_open(now, channel, &relay, &mut inputs, rng);
                     }
@@ -321,12 +331,22 @@ impl ClientMachine {
         }
     }
 
+    /// Dials unreachable guards again. No circuit waits for these dials.
+    fn dial_guards(&mut self, now: Instant) {
+        let Some(consensus) = self.documents.consensus().filter(|_| !self.documents.is_expired()) else { return };
+        for guard in self.guards.due(consensus, now) {
+            // An open channel is reported by its events.
+            let _ = self.channels.connect(now, &guard.dial_target());
+        }
+    }
+
     /// Checks the ages of the consensus and of all circuits.
     fn sweep(&mut self, now: Instant) {
         if self.documents.handle_expiry(now) {
             self.events.push_back(ClientEvent::ConsensusExpired);
             self.fail_waiting(StreamFailure::ConsensusExpired);
         }
+        self.dial_guards(now);
         let expired = self.documents.is_expired();
         if let Some((pool, _, inputs)) = self.parts(now) {
             pool.sweep(now, &inputs, expired);
@@ -337,7 +357,6 @@ impl ClientMachine {
 
 impl LinkMachine for ClientMachine {
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
-        // A guard whose link timed out has not answered for seconds: a new dial would only wait once more.
         let silent = match event {
             LinkEvent::Closed { link, reason: LinkClose::TimedOut } => self.channels.peer(ChannelId(link)),
             _ => None,
@@ -345,7 +364,7 @@ impl LinkMachine for ClientMachine {
         self.channels.handle_link(now, event, rng);
         self.handle_channel_events(now, rng);
         if let Some(guard) = silent {
-            self.pool.handle_guard_failed(now, guard);
+            self.pool.handle_guard_silent(guard, now);
         }
     }
 

@@ -44,9 +44,16 @@ pub(super) struct PoolInputs<'a> {
 pub(super) enum PoolEvent {
     /// An event of a stream at the exit of a circuit.
     Stream(PooledCircuitKey, StreamId, StreamEvent),
-    /// A guard has answered.
-    GuardReached(RelayId),
-    /// A guard can't be reached, or no longer answers.
+    /// A guard built the first hop of a circuit.
+    GuardAnswered(RelayId),
+    /// A guard no longer answers.
+    GuardSilent {
+        /// The guard.
+        guard: RelayId,
+        /// The start of the channel or circuit that the guard left unanswered.
+        began: Instant,
+    },
+    /// A dial of a guard failed, or did not succeed in time.
     GuardFailed(RelayId),
     /// A circuit is open.
     Built {
@@ -194,13 +201,43 @@ impl Pool {
         }
     }
 
-    /// The guard can't be reached, or no longer answers. Circuits no longer wait for a channel to it.
+    /// The guard can't be reached. Circuits no longer wait for a channel to it.
     pub(super) fn handle_guard_failed(&mut self, now: Instant, guard: RelayId) {
-        self.policy.history.handle_guard_failed(now, guard);
-        for key in self.connecting_to(&guard) {
+        let waiting = self.connecting_to(&guard);
+        // A dial for which no circuit waits delays no build.
+        if !waiting.is_empty() {
+            self.policy.history.handle_guard_failed(now, guard);
+        }
+        for key in waiting {
             self.remove(key);
         }
         self.events.push_back(PoolEvent::GuardFailed(guard));
+    }
+
+    /// The guard left a channel or circuit unanswered that began at `began`.
+    pub(super) fn handle_guard_silent(&mut self, guard: RelayId, began: Instant) {
+        self.events.push_back(PoolEvent::GuardSilent { guard, began });
+    }
+
+    /// A guard that precedes `guards` is usable again: unused circuits through these are replaced.
+    pub(super) fn handle_superseded(&mut self, guards: &[RelayId]) {
+        for guard in guards {
+            for key in self.connecting_to(guard) {
+                self.remove(key);
+            }
+        }
+        let through = |circuit: &Pooled| circuit.guard().is_some_and(|guard| guards.contains(&guard));
+        let mut closed = Vec::new();
+        for (key, circuit) in self.circuits.iter_mut().filter(|(_, circuit)| circuit.is_spare() && through(circuit)) {
+            // A circuit that is being built closes once it is open.
+            circuit.retire();
+            if circuit.is_idle() {
+                closed.push(*key);
+            }
+        }
+        for key in closed {
+            self.close(key);
+        }
     }
 
     /// Handles a cell of a channel. Cells of unknown circuits are dropped.
@@ -341,7 +378,7 @@ impl Pool {
         match built {
             1 => {
                 self.policy.history.handle_guard_reached();
-                Some(PoolEvent::GuardReached(guard))
+                Some(PoolEvent::GuardAnswered(guard))
             }
             2 => {
                 if circuit.is_volunteer(1) {

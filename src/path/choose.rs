@@ -13,7 +13,7 @@ use super::{
     weigh::{ExitShare, one_in, pick},
 };
 use crate::{
-    base::{ErrorClass, HopIndex, Instant, RelayId},
+    base::{ErrorClass, HopIndex, RelayId},
     delegated::Delegation,
     directory::{ConsensusRelay, Flags},
     handshake::RelayKeys,
@@ -146,10 +146,9 @@ pub fn choose<R: CryptoRng + ?Sized>(
     guards: &GuardSample,
     requirement: &Requirement,
     avoid: &[RelayId],
-    now: Instant,
     rng: &mut R,
 ) -> Result<Path, PathError> {
-    let guards = guards.candidates(relays.consensus, now, rng);
+    let guards = guards.candidates(relays.consensus, rng);
     if guards.is_empty() {
         return Err(PathError::NoGuard);
     }

@@ -3,6 +3,8 @@
 //! All dates are dates of consensuses, not of the client's clock. They are precise enough, and a stored sample doesn't
 //! reveal when the client ran.
 
+mod reach;
+
 use core::{fmt, time::Duration};
 
 use prost::Message;
@@ -16,6 +18,7 @@ use crate::{
     base::{Counter as _, Instant, RelayId, WallTime},
     directory::{Consensus, ConsensusRelay, Flags, decode_identity, schema},
 };
+use reach::{PRIMARIES, Reach, Reserve};
 
 /// Maximum guards of the sample, listed or not.
 const MAX_GUARDS: usize = 120;
@@ -24,8 +27,6 @@ const MIN_GUARDS: usize = 3;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Days without a listing after which a guard is removed.
 const UNLISTED_DAYS: u32 = 20;
-const FIRST_RETRY: Duration = Duration::from_secs(10);
-const LAST_RETRY: Duration = Duration::from_secs(30 * 60);
 
 /// A stored guard sample can't be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +37,9 @@ pub struct GuardSampleError;
 #[derive(Clone, Default)]
 pub struct GuardSample {
     guards: Vec<Guard>,
+    /// The date of the last consensus.
+    today: Option<WallTime>,
+    reserve: Reserve,
 }
 
 #[derive(Clone)]
@@ -46,14 +50,7 @@ struct Guard {
     listed: WallTime,
     circuits_begun: u64,
     circuits_built: u64,
-    unreachable: Option<Unreachable>,
-}
-
-/// The state after a failed dial. Not stored on disk.
-#[derive(Clone, Copy)]
-struct Unreachable {
-    failures: u32,
-    retry: Instant,
+    reach: Reach,
 }
 
 impl GuardSample {
@@ -65,7 +62,7 @@ impl GuardSample {
         let sample = schema::GuardSample::decode(bytes).map_err(|_| GuardSampleError)?;
         let guards: Option<Vec<Guard>> = sample.guards.iter().map(Guard::decode).collect();
         let guards = guards.filter(|guards| guards.len() <= MAX_GUARDS).ok_or(GuardSampleError)?;
-        Ok(Self { guards })
+        Ok(Self { guards, ..Self::default() })
     }
 
     /// Encodes the sample for storage.
@@ -78,6 +75,7 @@ impl GuardSample {
     /// guards. Returns whether guards were added or removed, so that the sample should be stored.
     pub fn update<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
         let today = consensus.valid_after();
+        self.today = Some(today);
         for guard in &mut self.guards {
             if is_guard(consensus, &guard.identity).is_some() {
                 guard.listed = today;
@@ -93,21 +91,61 @@ impl GuardSample {
         removed || added
     }
 
-    /// Records that the guard was reached.
-    pub fn handle_reached(&mut self, relay: &RelayId) {
+    /// Records that the guard built the first hop of a circuit.
+    pub fn handle_answered(&mut self, relay: &RelayId) {
         if let Some(guard) = self.guard(relay) {
-            guard.unreachable = None;
+            guard.reach = Reach::Usable;
         }
     }
 
-    /// Records that the guard could not be reached. Other guards precede it until its retry: after 10 s, doubled for
-    /// each failure, at most half an hour.
-    pub fn handle_unreachable(&mut self, now: Instant, relay: &RelayId) {
-        if let Some(guard) = self.guard(relay) {
-            let failures = guard.unreachable.map_or(0, |unreachable| unreachable.failures);
-            let wait = FIRST_RETRY.saturating_mul(1 << failures.min(16)).min(LAST_RETRY);
-            guard.unreachable = Some(Unreachable { failures: failures.saturating_add(1), retry: now.after(wait) });
+    /// Records that a channel to the guard opened. Returns the guards that it precedes from now on: circuits through
+    /// these were built only because this guard was unreachable. All unreachable guards are dialled again at once.
+    pub fn handle_opened(&mut self, now: Instant, relay: &RelayId) -> Vec<RelayId> {
+        let Some(position) = self.listed().position(|guard| guard.identity == *relay) else { return Vec::new() };
+        self.reserve.handle_opened(position < PRIMARIES);
+        let returned = self.guard(relay).is_some_and(|guard| {
+            let unreachable = !guard.reach.is_usable();
+            guard.reach.handle_opened(now);
+            unreachable
+        });
+        for guard in &mut self.guards {
+            guard.reach.retry_at_once(now);
         }
+        let later = self.listed().skip(position.saturating_add(1)).map(|guard| guard.identity);
+        if returned { later.collect() } else { Vec::new() }
+    }
+
+    /// Records that the guard left a channel or circuit unanswered that began at `began`. It stays first: the next
+    /// circuit dials it again. Only if it is silent once more, before it has built a first hop, it is unreachable.
+    pub fn handle_silent(&mut self, now: Instant, relay: &RelayId, began: Instant) {
+        let offline = self.is_offline_without(relay);
+        if let Some(guard) = self.guard(relay) {
+            guard.reach.handle_silent(now, began, offline);
+        }
+    }
+
+    /// Records that a dial of the guard failed, or did not succeed in time. Other guards precede it until a channel to
+    /// it opens. It is dialled again after 5 s, then each time after twice as long, at most a minute; at most 15 s
+    /// while no guard is reachable.
+    pub fn handle_unreachable(&mut self, now: Instant, relay: &RelayId) {
+        let offline = self.is_offline_without(relay);
+        if let Some(guard) = self.guard(relay) {
+            guard.reach.handle_unreachable(now, offline);
+        }
+    }
+
+    /// Records that something other than a guard answered, a directory for example. One more guard beyond the primaries
+    /// is used if this happened twice, ten minutes apart, and all guards in use were unreachable throughout.
+    pub fn handle_contact(&mut self, now: Instant) {
+        if self.in_use().next().is_some() && self.in_use().all(|guard| !guard.reach.is_usable()) {
+            self.reserve.handle_contact(now);
+        }
+    }
+
+    /// The unreachable guards in use whose next dial is due.
+    pub fn due<'a>(&self, consensus: &'a Consensus, now: Instant) -> Vec<&'a ConsensusRelay> {
+        let due = self.in_use().filter(|guard| guard.reach.retry().is_some_and(|retry| retry <= now));
+        due.filter_map(|guard| is_guard(consensus, &guard.identity)).collect()
     }
 
     /// Counts a circuit whose first hop, the guard, was reached, and whether the circuit was `built` completely.
@@ -124,28 +162,47 @@ impl GuardSample {
         }
     }
 
-    /// Listed guards in the order to try: those in use (shuffled), the others without a pending retry, then the
-    /// unreachable ones by their retry times.
+    /// Listed guards in the order to try: the usable ones in use (shuffled if the consensus demands two), then the
+    /// unreachable ones by the times of their next dials. The other guards follow, for networks in which no path leads
+    /// through a guard in use.
     pub(super) fn candidates<'a, R: CryptoRng + ?Sized>(
         &self,
         consensus: &'a Consensus,
-        now: Instant,
         rng: &mut R,
     ) -> Vec<&'a ConsensusRelay> {
-        let retry = |guard: &Guard| guard.unreachable.map(|unreachable| unreachable.retry).filter(|retry| *retry > now);
-        let mut guards: Vec<(Option<Instant>, &ConsensusRelay)> = Vec::new();
-        // Inserts each guard behind those with the same time. The list is short.
-        for (due, relay) in
-            self.guards.iter().filter_map(|guard| Some((retry(guard), is_guard(consensus, &guard.identity)?)))
-        {
-            guards.insert(guards.partition_point(|(before, _)| *before <= due), (due, relay));
-        }
-        let usable = guards.iter().filter(|(retry, _)| retry.is_none()).count();
+        let listed = self.guards.iter().filter_map(|guard| Some((guard, is_guard(consensus, &guard.identity)?)));
+        let limit = self.limit();
+        let mut guards: Vec<_> = listed
+            .enumerate()
+            .map(|(position, (guard, relay))| (position >= limit, guard.reach.retry(), relay))
+            .collect();
+        let usable = guards.iter().filter(|(beyond, retry, _)| !beyond && retry.is_none()).count();
+        // The sort is stable.
+        guards.sort_by_key(|(beyond, retry, _)| (*beyond, *retry));
         let in_use = usize::try_from(consensus.parameters().guards_in_use()).unwrap_or(1);
         if in_use.min(usable) == 2 && rng.random() {
             guards.swap(0, 1);
         }
-        guards.into_iter().map(|(_, relay)| relay).collect()
+        guards.into_iter().map(|(_, _, relay)| relay).collect()
+    }
+
+    /// The guards that the last consensus listed.
+    fn listed(&self) -> impl Iterator<Item = &Guard> {
+        self.guards.iter().filter(|guard| Some(guard.listed) == self.today)
+    }
+
+    /// The number of guards in use: the primaries, and those beyond.
+    const fn limit(&self) -> usize {
+        PRIMARIES.saturating_add(self.reserve.guards())
+    }
+
+    fn in_use(&self) -> impl Iterator<Item = &Guard> {
+        self.listed().take(self.limit())
+    }
+
+    /// Whether no guard in use except `relay` is usable.
+    fn is_offline_without(&self, relay: &RelayId) -> bool {
+        !self.in_use().any(|guard| guard.identity != *relay && guard.reach.is_usable())
     }
 
     fn guard(&mut self, relay: &RelayId) -> Option<&mut Guard> {
@@ -192,7 +249,7 @@ impl Guard {
         let tenth = lifetime(consensus).as_secs() / 10;
         let added = consensus.valid_after().before(Duration::from_secs(rng.random_range(0..=tenth)));
         let listed = consensus.valid_after();
-        Self { identity, added, listed, circuits_begun: 0, circuits_built: 0, unreachable: None }
+        Self { identity, added, listed, circuits_begun: 0, circuits_built: 0, reach: Reach::default() }
     }
 
     fn encode(&self) -> schema::SampledGuard {
@@ -212,7 +269,7 @@ impl Guard {
             listed: WallTime::from_unix(guard.listed),
             circuits_begun: guard.circuits_begun,
             circuits_built: guard.circuits_built,
-            unreachable: None,
+            reach: Reach::default(),
         })
     }
 }

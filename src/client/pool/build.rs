@@ -103,7 +103,7 @@ impl Pool {
         self.last = self.last.saturating_add(1);
         let key = PooledCircuitKey(self.last);
         self.circuits.insert(key, Pooled::new(now, path, delegation, isolation, uses_avoided_exit));
-        self.deadlines.set(key, now.after(self.policy.history.hop_timeout()));
+        self.deadlines.set(key, now.after(self.policy.history.dial_timeout()));
         if let Some(channel) = inputs.channels.connect(now, &guard) {
             self.start(now, key, channel, inputs, rng);
         }
@@ -185,14 +185,14 @@ impl Pool {
             return self.handle_build_failed(now, circuit.began(), Some(guard), relay);
         }
         if channels.peer(channel) != Some(guard) {
-            return self.handle_guard_failed(now, guard);
+            return self.handle_guard_silent(guard, circuit.began());
         }
         // A guard that refuses a circuit, or is slow, is reachable: it stays the guard.
         if !matches!(error, CircuitError::BuildTimedOut(_)) || self.has_answered_since(&guard, circuit.began()) {
             return self.handle_build_failed(now, circuit.began(), None, None);
         }
         channels.close(channel);
-        self.handle_guard_failed(now, guard);
+        self.handle_guard_silent(guard, circuit.began());
     }
 
     /// A build that began at `began` failed, `behind` its guard if that was built, at `relay` if known.
