@@ -61,6 +61,8 @@ struct PooledCircuitKey(u64);
 
 /// Interval of the check of the ages of circuits and consensus.
 const SWEEP: Duration = Duration::from_secs(1);
+/// Time after which counts of circuits are stored with the guards.
+const STORE_COUNTS: Duration = Duration::from_secs(10 * 60);
 
 /// A client of the overlay.
 ///
@@ -78,6 +80,8 @@ pub struct ClientMachine {
     replan: bool,
     /// The next check of ages, from the first consensus on.
     sweep_at: Option<Instant>,
+    /// The time to store the guards, with the counts of circuits since the last time.
+    store_at: Option<Instant>,
     events: VecDeque<ClientEvent>,
 }
 
@@ -94,6 +98,7 @@ impl ClientMachine {
             placement: Placement::default(),
             replan: false,
             sweep_at: None,
+            store_at: None,
             events: VecDeque::new(),
         }
     }
@@ -107,7 +112,7 @@ impl ClientMachine {
         rng: &mut R,
     ) {
         if self.guards.update(&consensus, rng) {
-            self.events.push_back(ClientEvent::GuardsChanged);
+            self.report_guards();
         }
         if self.documents.set_consensus(now, wall, consensus) {
             self.guards.handle_contact(now);
@@ -127,6 +132,13 @@ impl ClientMachine {
     #[must_use]
     pub const fn guards(&self) -> &GuardSample {
         &self.guards
+    }
+
+    /// Returns whether the guard sample has changed since the last [`ClientEvent::GuardsChanged`], once. The owner
+    /// stores it before the client ends.
+    pub const fn take_guard_changes(&mut self) -> bool {
+        self.store_at = None;
+        self.guards.take_counted()
     }
 
     /// The consensus in use, expired or not.
@@ -248,6 +260,16 @@ impl ClientMachine {
         }
     }
 
+    fn count_circuit(&mut self, now: Instant, guard: &RelayId, built: bool) {
+        self.guards.handle_circuit(guard, built);
+        self.store_at.get_or_insert_with(|| now.after(STORE_COUNTS));
+    }
+
+    fn report_guards(&mut self) {
+        self.take_guard_changes();
+        self.events.push_back(ClientEvent::GuardsChanged);
+    }
+
     fn fail_waiting(&mut self, failure: StreamFailure) {
         let failed = self.placement.remove_waiting();
         self.events.extend(failed.into_iter().map(|stream| ClientEvent::Failed(stream, failure)));
@@ -283,7 +305,7 @@ impl ClientMachine {
             }
             PoolEvent::Built { first, path, channel, hops } => {
                 if let Some(guard) = path.first() {
-                    self.guards.handle_circuit(guard, true);
+                    self.count_circuit(now, guard, true);
                 }
                 self.events.push_back(ClientEvent::CircuitBuilt { path, channel, hops });
                 self.events.extend(first.then_some(ClientEvent::Ready));
@@ -291,7 +313,7 @@ impl ClientMachine {
             }
             PoolEvent::BuildFailed { behind, give_up } => {
                 if let Some(guard) = behind {
-                    self.guards.handle_circuit(&guard, false);
+                    self.count_circuit(now, &guard, false);
                 }
                 if give_up {
                     self.fail_waiting(StreamFailure::NoCircuit);
@@ -347,6 +369,9 @@ impl ClientMachine {
             self.fail_waiting(StreamFailure::ConsensusExpired);
         }
         self.dial_guards(now);
+        if self.store_at.is_some_and(|at| at <= now) && self.take_guard_changes() {
+            self.report_guards();
+        }
         let expired = self.documents.is_expired();
         if let Some((pool, _, inputs)) = self.parts(now) {
             pool.sweep(now, &inputs, expired);

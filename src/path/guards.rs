@@ -40,6 +40,8 @@ pub struct GuardSample {
     /// The date of the last consensus.
     today: Option<WallTime>,
     reserve: Reserve,
+    /// Circuits were counted since the sample was stored.
+    counted: bool,
 }
 
 #[derive(Clone)]
@@ -152,6 +154,7 @@ impl GuardSample {
     /// Failures beyond a guard never change the guard. Otherwise relays that fail circuits could move a client to their
     /// own guard.
     pub fn handle_circuit(&mut self, relay: &RelayId, built: bool) {
+        self.counted = true;
         if let Some(guard) = self.guard(relay) {
             guard.circuits_begun.increment();
             guard.circuits_built = guard.circuits_built.saturating_add(u64::from(built));
@@ -160,6 +163,11 @@ impl GuardSample {
                 tracing::warn!("most circuits through one guard fail beyond it");
             }
         }
+    }
+
+    /// Whether circuits were counted since the last call.
+    pub const fn take_counted(&mut self) -> bool {
+        core::mem::replace(&mut self.counted, false)
     }
 
     /// Listed guards in the order to try: the usable ones in use (shuffled if the consensus demands two), then the

@@ -104,3 +104,19 @@ fn a_client_returns_to_its_first_guard_when_that_answers_again() {
         assert_eq!(net.dialled().len(), 2, "seed {seed}");
     }
 }
+
+#[test]
+fn counts_of_circuits_are_stored_after_ten_minutes_and_at_the_end() {
+    let mut net = Net::ready(95, 2);
+    let changed = |net: &mut Net| net.client(|party, _, _| core::mem::take(&mut party.guards_changed));
+    assert!(changed(&mut net), "the new sample is stored at once");
+    net.pass(590);
+    assert!(!changed(&mut net));
+    net.pass(12);
+    assert!(changed(&mut net));
+    net.client(|party, _, _| assert!(!party.client.take_guard_changes(), "nothing is left to store"));
+    net.connected(1);
+    net.pass(5);
+    assert!(!changed(&mut net));
+    net.client(|party, _, _| assert!(party.client.take_guard_changes(), "the owner stores them at its end"));
+}

@@ -226,6 +226,18 @@ fn guards_expire_after_their_lifetime_and_at_different_times() {
 }
 
 #[test]
+fn counts_of_circuits_survive_a_restart() {
+    let (mut guards, all, _) = twenty();
+    assert!(!guards.take_counted());
+    guards.handle_circuit(&all[0], true);
+    guards.handle_circuit(&all[0], false);
+    assert!(guards.take_counted() && !guards.take_counted());
+    let stored = GuardSample::decode(&guards.encode()).unwrap();
+    let counts = |guard: &Guard| (guard.circuits_begun, guard.circuits_built);
+    assert_eq!(stored.guards.iter().map(counts).collect::<Vec<_>>()[..2], [(2, 1), (0, 0)]);
+}
+
+#[test]
 fn an_unlisted_guard_is_skipped_and_removed_after_twenty_days() {
     let first = consensus(relays(1..=3));
     let mut guards = sampled(&first);
