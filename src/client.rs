@@ -44,7 +44,7 @@ use crate::{
 };
 use documents::Documents;
 use placement::{Placement, StreamOutcome};
-use pool::{DelegatedCircuit, Pool, PoolEvent, PoolInputs};
+use pool::{DelegatedCircuit, GuardPair, Pool, PoolEvent, PoolInputs};
 use requests::{Demand, StreamPosition, Wanted};
 
 pub use event::{ClientEvent, StreamFailure};
@@ -63,6 +63,8 @@ struct PooledCircuitKey(u64);
 const SWEEP: Duration = Duration::from_secs(1);
 /// Time after which counts of circuits are stored with the guards.
 const STORE_COUNTS: Duration = Duration::from_secs(10 * 60);
+/// Interval of the circuits that measure a suspect guard.
+const MEASURE: Duration = Duration::from_secs(60);
 
 /// A client of the overlay.
 ///
@@ -82,6 +84,7 @@ pub struct ClientMachine {
     sweep_at: Option<Instant>,
     /// The time to store the guards, with the counts of circuits since the last time.
     store_at: Option<Instant>,
+    measure_at: Option<Instant>,
     events: VecDeque<ClientEvent>,
 }
 
@@ -99,6 +102,7 @@ impl ClientMachine {
             replan: false,
             sweep_at: None,
             store_at: None,
+            measure_at: None,
             events: VecDeque::new(),
         }
     }
@@ -260,8 +264,8 @@ impl ClientMachine {
         }
     }
 
-    fn count_circuit(&mut self, now: Instant, guard: &RelayId, built: bool) {
-        self.guards.handle_circuit(guard, built);
+    fn count_circuit(&mut self, now: Instant, GuardPair { guard, next }: GuardPair, built: bool) {
+        self.guards.handle_circuit(&guard, next, built);
         self.store_at.get_or_insert_with(|| now.after(STORE_COUNTS));
     }
 
@@ -303,23 +307,24 @@ impl ClientMachine {
                 self.guards.handle_unreachable(now, &guard);
                 self.replan = true;
             }
-            PoolEvent::Built { first, path, channel, hops } => {
-                if let Some(guard) = path.first() {
-                    self.count_circuit(now, guard, true);
+            PoolEvent::Built { first, path, channel, hops, pair } => {
+                if let Some(pair) = pair {
+                    self.count_circuit(now, pair, true);
                 }
                 self.events.push_back(ClientEvent::CircuitBuilt { path, channel, hops });
                 self.events.extend(first.then_some(ClientEvent::Ready));
                 self.replan = true;
             }
             PoolEvent::BuildFailed { behind, give_up } => {
-                if let Some(guard) = behind {
-                    self.count_circuit(now, &guard, false);
+                if let Some(pair) = behind {
+                    self.count_circuit(now, pair, false);
                 }
                 if give_up {
                     self.fail_waiting(StreamFailure::NoCircuit);
                 }
                 self.replan = true;
             }
+            PoolEvent::EndedEarly(GuardPair { guard, next }) => self.guards.handle_early_end(&guard, next),
             PoolEvent::Ended(circuit) => {
                 self.placement.handle_circuit_ended(circuit);
                 self.replan = true;
@@ -363,7 +368,7 @@ impl ClientMachine {
     }
 
     /// Checks the ages of the consensus and of all circuits.
-    fn sweep(&mut self, now: Instant) {
+    fn sweep(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         if self.documents.handle_expiry(now) {
             self.events.push_back(ClientEvent::ConsensusExpired);
             self.fail_waiting(StreamFailure::ConsensusExpired);
@@ -373,8 +378,15 @@ impl ClientMachine {
             self.report_guards();
         }
         let expired = self.documents.is_expired();
-        if let Some((pool, _, inputs)) = self.parts(now) {
+        let measures = !expired && self.measure_at.is_none_or(|at| at <= now);
+        if measures {
+            self.measure_at = Some(now.after(MEASURE));
+        }
+        if let Some((pool, _, mut inputs)) = self.parts(now) {
             pool.sweep(now, &inputs, expired);
+            if measures {
+                pool.measure(now, &mut inputs, rng);
+            }
             self.replan = true;
         }
     }
@@ -406,7 +418,7 @@ impl LinkMachine for ClientMachine {
             self.events.push_back(ClientEvent::Failed(stream, failure));
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
-            self.sweep(now);
+            self.sweep(now, rng);
             self.sweep_at = Some(now.after(SWEEP));
         }
     }

@@ -65,16 +65,28 @@ pub(super) enum PoolEvent {
         channel: Duration,
         /// Time of each hop.
         hops: Vec<Duration>,
+        /// Its guard and next relay.
+        pair: Option<GuardPair>,
     },
     /// A build failed. The guard is reachable.
     BuildFailed {
-        /// The guard, if the hop to it was built.
-        behind: Option<RelayId>,
+        /// The guard and the next relay, if the first hop was built.
+        behind: Option<GuardPair>,
         /// The retries are used up.
         give_up: bool,
     },
+    /// A relay ended an open circuit before or soon after its first use.
+    EndedEarly(GuardPair),
     /// A circuit has ended. The events of its streams came before.
     Ended(PooledCircuitKey),
+}
+
+/// The first two relays of a circuit, by which circuits are counted.
+#[derive(Clone, Copy)]
+pub(super) struct GuardPair {
+    pub(super) guard: RelayId,
+    /// The relay behind the guard; `None` for a volunteer.
+    pub(super) next: Option<RelayId>,
 }
 
 /// The circuit of a delegated request.
@@ -394,7 +406,8 @@ impl Pool {
         let circuit = self.circuits.get_mut(&key)?;
         let channel = circuit.handle_built();
         let first = self.policy.history.handle_built(circuit.hop_times());
-        Some(PoolEvent::Built { first, path: circuit.relays(), channel, hops: circuit.hop_times().to_vec() })
+        let (path, pair, hops) = (circuit.relays(), circuit.guard_pair(), circuit.hop_times().to_vec());
+        Some(PoolEvent::Built { first, path, channel, hops, pair })
     }
 
     /// Removes a circuit that has ended with `error`.
@@ -407,6 +420,10 @@ impl Pool {
         rng: &mut dyn CryptoRng,
     ) -> PoolEvent {
         let Some(mut circuit) = self.remove(key) else { return PoolEvent::Ended(key) };
+        let by_relay = matches!(error, CircuitError::Destroyed) && circuit.has_channel(inputs.channels);
+        if by_relay && circuit.is_unproved(now) {
+            self.events.extend(circuit.guard_pair().map(PoolEvent::EndedEarly));
+        }
         if let Some((channel, origin)) = circuit.origin_mut() {
             // DESTROY is sent however full the queue is.
             if let Some(destroy) = origin.poll_cell(now, rng) {

@@ -3,6 +3,7 @@
 //! All dates are dates of consensuses, not of the client's clock. They are precise enough, and a stored sample doesn't
 //! reveal when the client ran.
 
+mod bias;
 mod reach;
 
 use core::{fmt, time::Duration};
@@ -15,9 +16,10 @@ use super::{
     weigh::{ExitShare, pick},
 };
 use crate::{
-    base::{Counter as _, Instant, RelayId, WallTime},
+    base::{Instant, RelayId, WallTime},
     directory::{Consensus, ConsensusRelay, Flags, decode_identity, schema},
 };
+use bias::{MAX_NEXT, NextRelays};
 use reach::{PRIMARIES, Reach, Reserve};
 
 /// Maximum guards of the sample, listed or not.
@@ -40,6 +42,8 @@ pub struct GuardSample {
     /// The date of the last consensus.
     today: Option<WallTime>,
     reserve: Reserve,
+    /// The consensus at which the counts of next relays were last halved.
+    halved: Option<WallTime>,
     /// Circuits were counted since the sample was stored.
     counted: bool,
 }
@@ -52,6 +56,7 @@ struct Guard {
     listed: WallTime,
     circuits_begun: u64,
     circuits_built: u64,
+    next: NextRelays,
     reach: Reach,
 }
 
@@ -64,17 +69,28 @@ impl GuardSample {
         let sample = schema::GuardSample::decode(bytes).map_err(|_| GuardSampleError)?;
         let guards: Option<Vec<Guard>> = sample.guards.iter().map(Guard::decode).collect();
         let guards = guards.filter(|guards| guards.len() <= MAX_GUARDS).ok_or(GuardSampleError)?;
-        Ok(Self { guards, ..Self::default() })
+        let pairs = guards.iter().map(|guard| guard.next.len()).fold(0, usize::saturating_add);
+        if pairs > PRIMARIES.saturating_mul(MAX_NEXT) {
+            return Err(GuardSampleError);
+        }
+        let halved = (sample.halved > 0).then(|| WallTime::from_unix(sample.halved));
+        Ok(Self { guards, halved, ..Self::default() })
     }
 
     /// Encodes the sample for storage.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        schema::GuardSample { guards: self.guards.iter().map(Guard::encode).collect() }.encode_to_vec()
+        let mut guards: Vec<_> = self.guards.iter().map(Guard::encode).collect();
+        if self.today.is_some() {
+            let primaries: Vec<_> = self.primaries().map(|guard| guard.identity).collect();
+            let others = guards.iter_mut().zip(&self.guards).filter(|(_, guard)| !primaries.contains(&guard.identity));
+            others.for_each(|(encoded, _)| encoded.next_relays.clear());
+        }
+        schema::GuardSample { guards, halved: self.halved.map_or(0, WallTime::as_unix) }.encode_to_vec()
     }
 
-    /// Updates the sample to a new consensus: removes guards past their lifetime or unlisted for too long, and adds
-    /// guards. Returns whether guards were added or removed, so that the sample should be stored.
+    /// Updates the sample to a new consensus: removes guards past their lifetime, unlisted for too long, or convicted
+    /// of path bias, and adds guards. Returns whether guards were added or removed, so that the sample should be stored.
     pub fn update<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
         let today = consensus.valid_after();
         self.today = Some(today);
@@ -88,6 +104,7 @@ impl GuardSample {
         self.guards.retain(|guard| {
             today.since(guard.added) <= lifetime && today.since(guard.listed) <= DAY.saturating_mul(UNLISTED_DAYS)
         });
+        self.judge(consensus);
         let removed = self.guards.len() != before;
         let added = self.fill(consensus, rng);
         removed || added
@@ -150,21 +167,6 @@ impl GuardSample {
         due.filter_map(|guard| is_guard(consensus, &guard.identity)).collect()
     }
 
-    /// Counts a circuit whose first hop, the guard, was reached, and whether the circuit was `built` completely.
-    /// Failures beyond a guard never change the guard. Otherwise relays that fail circuits could move a client to their
-    /// own guard.
-    pub fn handle_circuit(&mut self, relay: &RelayId, built: bool) {
-        self.counted = true;
-        if let Some(guard) = self.guard(relay) {
-            guard.circuits_begun.increment();
-            guard.circuits_built = guard.circuits_built.saturating_add(u64::from(built));
-            let suspicious = guard.circuits_built < guard.circuits_begun / 2;
-            if suspicious && guard.circuits_begun % 100 == 0 {
-                tracing::warn!("most circuits through one guard fail beyond it");
-            }
-        }
-    }
-
     /// Whether circuits were counted since the last call.
     pub const fn take_counted(&mut self) -> bool {
         core::mem::replace(&mut self.counted, false)
@@ -197,6 +199,10 @@ impl GuardSample {
     /// The guards that the last consensus listed.
     fn listed(&self) -> impl Iterator<Item = &Guard> {
         self.guards.iter().filter(|guard| Some(guard.listed) == self.today)
+    }
+
+    fn primaries(&self) -> impl Iterator<Item = &Guard> {
+        self.listed().take(PRIMARIES)
     }
 
     /// The number of guards in use: the primaries, and those beyond.
@@ -256,8 +262,15 @@ impl Guard {
     fn new<R: CryptoRng + ?Sized>(identity: RelayId, consensus: &Consensus, rng: &mut R) -> Self {
         let tenth = lifetime(consensus).as_secs() / 10;
         let added = consensus.valid_after().before(Duration::from_secs(rng.random_range(0..=tenth)));
-        let listed = consensus.valid_after();
-        Self { identity, added, listed, circuits_begun: 0, circuits_built: 0, reach: Reach::default() }
+        Self {
+            identity,
+            added,
+            listed: consensus.valid_after(),
+            circuits_begun: 0,
+            circuits_built: 0,
+            next: NextRelays::default(),
+            reach: Reach::default(),
+        }
     }
 
     fn encode(&self) -> schema::SampledGuard {
@@ -267,6 +280,7 @@ impl Guard {
             listed: self.listed.as_unix(),
             circuits_begun: self.circuits_begun,
             circuits_built: self.circuits_built,
+            next_relays: self.next.encode(),
         }
     }
 
@@ -277,6 +291,7 @@ impl Guard {
             listed: WallTime::from_unix(guard.listed),
             circuits_begun: guard.circuits_begun,
             circuits_built: guard.circuits_built,
+            next: NextRelays::decode(&guard.next_relays)?,
             reach: Reach::default(),
         })
     }

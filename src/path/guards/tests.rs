@@ -51,7 +51,7 @@ fn a_stored_sample_decodes_to_an_equal_one() {
     assert_eq!(order(&stored, &consensus), order(&guards, &consensus));
     assert_eq!(stored.encode(), guards.encode());
     assert!(GuardSample::decode(&[1, 2, 3]).is_err());
-    let invalid = schema::GuardSample { guards: vec![schema::SampledGuard::default()] };
+    let invalid = schema::GuardSample { guards: vec![schema::SampledGuard::default()], halved: 0 };
     assert!(GuardSample::decode(&invalid.encode_to_vec()).is_err());
 }
 
@@ -206,7 +206,7 @@ fn failures_beyond_a_guard_never_change_it() {
     let mut guards = sampled(&consensus);
     let before = order(&guards, &consensus);
     for _ in 0..1000 {
-        guards.handle_circuit(&before[0], false);
+        guards.handle_circuit(&before[0], None, false);
     }
     assert_eq!(order(&guards, &consensus), before);
 }
@@ -229,8 +229,8 @@ fn guards_expire_after_their_lifetime_and_at_different_times() {
 fn counts_of_circuits_survive_a_restart() {
     let (mut guards, all, _) = twenty();
     assert!(!guards.take_counted());
-    guards.handle_circuit(&all[0], true);
-    guards.handle_circuit(&all[0], false);
+    guards.handle_circuit(&all[0], Some(all[5]), true);
+    guards.handle_circuit(&all[0], None, false);
     assert!(guards.take_counted() && !guards.take_counted());
     let stored = GuardSample::decode(&guards.encode()).unwrap();
     let counts = |guard: &Guard| (guard.circuits_begun, guard.circuits_built);
