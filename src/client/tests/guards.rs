@@ -120,3 +120,30 @@ fn counts_of_circuits_are_stored_after_ten_minutes_and_at_the_end() {
     assert!(!changed(&mut net));
     net.client(|party, _, _| assert!(party.client.take_guard_changes(), "the owner stores them at its end"));
 }
+
+#[test]
+fn a_circuit_that_measures_a_suspect_guard_takes_no_request_and_fails_none() {
+    let mut net = Net::ready(96, 2);
+    let guard = net.first_guard();
+    // Relays that nobody reaches, in blocks of their own.
+    for number in 100..130 {
+        let mut relay = listed(crate::directory::fixture::profile(number));
+        relay.flags = crate::directory::Flags::STABLE;
+        net.listed.push(relay);
+    }
+    net.give_consensus(NOW);
+    for number in 100..130 {
+        for _ in 0..6 {
+            net.client(|party, _, _| party.client.guards.handle_circuit(&guard, Some(key(number).id()), false));
+        }
+    }
+    let stream = net.connected(1);
+    assert_eq!(net.path_of(stream)[0], guard);
+    net.pass(400);
+    net.client(|party, _, _| {
+        assert!(party.dialled.len() > 1, "another primary is dialled");
+        assert_eq!(party.seen(stream).closed, None);
+        let used = party.client.pool.circuits().filter(|(_, circuit)| circuit.is_used());
+        assert!(used.count() == 1 && party.client.pool.circuits().count() <= 4);
+    });
+}
