@@ -4,7 +4,7 @@
 //! reveal when the client ran.
 
 mod bias;
-mod reach;
+mod reachability;
 
 use core::{fmt, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
     directory::{Consensus, ConsensusRelay, Flags, decode_identity, schema},
 };
 use bias::{MAX_NEXT, NextRelays};
-use reach::{PRIMARIES, Reach, Reserve};
+use reachability::{GuardReach, PRIMARIES, Reserve};
 
 /// Maximum guards of the sample, listed or not.
 const MAX_GUARDS: usize = 120;
@@ -57,7 +57,7 @@ struct Guard {
     circuits_begun: u64,
     circuits_built: u64,
     next: NextRelays,
-    reach: Reach,
+    reachability: GuardReach,
 }
 
 impl GuardSample {
@@ -113,7 +113,7 @@ impl GuardSample {
     /// Records that the guard built the first hop of a circuit.
     pub fn handle_answered(&mut self, relay: &RelayId) {
         if let Some(guard) = self.guard(relay) {
-            guard.reach = Reach::Usable;
+            guard.reachability = GuardReach::Usable;
         }
     }
 
@@ -123,12 +123,12 @@ impl GuardSample {
         let Some(position) = self.listed().position(|guard| guard.identity == *relay) else { return Vec::new() };
         self.reserve.handle_opened(position < PRIMARIES);
         let returned = self.guard(relay).is_some_and(|guard| {
-            let unreachable = !guard.reach.is_usable();
-            guard.reach.handle_opened(now);
+            let unreachable = !guard.reachability.is_usable();
+            guard.reachability.handle_opened(now);
             unreachable
         });
         for guard in &mut self.guards {
-            guard.reach.retry_at_once(now);
+            guard.reachability.retry_at_once(now);
         }
         let later = self.listed().skip(position.saturating_add(1)).map(|guard| guard.identity);
         if returned { later.collect() } else { Vec::new() }
@@ -139,7 +139,7 @@ impl GuardSample {
     pub fn handle_silent(&mut self, now: Instant, relay: &RelayId, began: Instant) {
         let offline = self.is_offline_without(relay);
         if let Some(guard) = self.guard(relay) {
-            guard.reach.handle_silent(now, began, offline);
+            guard.reachability.handle_silent(now, began, offline);
         }
     }
 
@@ -149,21 +149,21 @@ impl GuardSample {
     pub fn handle_unreachable(&mut self, now: Instant, relay: &RelayId) {
         let offline = self.is_offline_without(relay);
         if let Some(guard) = self.guard(relay) {
-            guard.reach.handle_unreachable(now, offline);
+            guard.reachability.handle_unreachable(now, offline);
         }
     }
 
     /// Records that something other than a guard answered, a directory for example. One more guard beyond the primaries
     /// is used if this happened twice, ten minutes apart, and all guards in use were unreachable throughout.
     pub fn handle_contact(&mut self, now: Instant) {
-        if self.in_use().next().is_some() && self.in_use().all(|guard| !guard.reach.is_usable()) {
+        if self.in_use().next().is_some() && self.in_use().all(|guard| !guard.reachability.is_usable()) {
             self.reserve.handle_contact(now);
         }
     }
 
     /// The unreachable guards in use whose next dial is due.
     pub fn due<'a>(&self, consensus: &'a Consensus, now: Instant) -> Vec<&'a ConsensusRelay> {
-        let due = self.in_use().filter(|guard| guard.reach.retry().is_some_and(|retry| retry <= now));
+        let due = self.in_use().filter(|guard| guard.reachability.retry().is_some_and(|retry| retry <= now));
         due.filter_map(|guard| is_guard(consensus, &guard.identity)).collect()
     }
 
@@ -184,7 +184,7 @@ impl GuardSample {
         let limit = self.limit();
         let mut guards: Vec<_> = listed
             .enumerate()
-            .map(|(position, (guard, relay))| (position >= limit, guard.reach.retry(), relay))
+            .map(|(position, (guard, relay))| (position >= limit, guard.reachability.retry(), relay))
             .collect();
         let usable = guards.iter().filter(|(beyond, retry, _)| !beyond && retry.is_none()).count();
         // The sort is stable.
@@ -216,7 +216,7 @@ impl GuardSample {
 
     /// Whether no guard in use except `relay` is usable.
     fn is_offline_without(&self, relay: &RelayId) -> bool {
-        !self.in_use().any(|guard| guard.identity != *relay && guard.reach.is_usable())
+        !self.in_use().any(|guard| guard.identity != *relay && guard.reachability.is_usable())
     }
 
     fn guard(&mut self, relay: &RelayId) -> Option<&mut Guard> {
@@ -269,7 +269,7 @@ impl Guard {
             circuits_begun: 0,
             circuits_built: 0,
             next: NextRelays::default(),
-            reach: Reach::default(),
+            reachability: GuardReach::default(),
         }
     }
 
@@ -292,7 +292,7 @@ impl Guard {
             circuits_begun: guard.circuits_begun,
             circuits_built: guard.circuits_built,
             next: NextRelays::decode(&guard.next_relays)?,
-            reach: Reach::default(),
+            reachability: GuardReach::default(),
         })
     }
 }

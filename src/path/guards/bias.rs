@@ -166,7 +166,8 @@ impl GuardSample {
         let counts = self.counts_without(suspect);
         let unmeasured = failing.iter().filter(|relay| !is_measured(relay, &counts));
         let unmeasured: Vec<_> = unmeasured.filter_map(|relay| consensus.relay(relay)).map(PathRelay::Listed).collect();
-        let usable = self.primaries().filter(|guard| guard.identity != suspect.identity && guard.reach.is_usable());
+        let usable =
+            self.primaries().filter(|guard| guard.identity != suspect.identity && guard.reachability.is_usable());
         let usable = usable.filter_map(|guard| is_guard(consensus, &guard.identity)).map(PathRelay::Listed);
         let (guard, next) = (one_in(&usable.collect::<Vec<_>>(), rng)?, one_in(&unmeasured, rng)?);
         Some((consensus.relay(&guard.identity())?, next.identity()))

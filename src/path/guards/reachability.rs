@@ -18,7 +18,7 @@ const LAST_RETRY_OFFLINE: Duration = Duration::from_secs(15);
 
 /// The state of one guard. Not stored on disk.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) enum Reach {
+pub(super) enum GuardReach {
     /// Never dialled, or answered last.
     #[default]
     Usable,
@@ -28,7 +28,7 @@ pub(super) enum Reach {
     Unreachable { failures: u32, retry: Instant },
 }
 
-impl Reach {
+impl GuardReach {
     /// Whether new circuits may use the guard.
     pub(super) const fn is_usable(&self) -> bool {
         !matches!(self, Self::Unreachable { .. })
