@@ -156,7 +156,7 @@ impl Network {
         }
     }
 
-    /// Interrupts the line of `node` for `duration`, at least [`SILENCE_LIMIT`]: its links end by silence, and a dial
+    /// Interrupts the line of `node` for `duration`, at least 3 s: its links end by silence, and a dial
     /// succeeds only if it outlasts the outage.
     pub fn interrupt(&mut self, now: Instant, node: NodeId, duration: Duration) {
         if let Some(port) = self.ports.get_mut(node.0) {
