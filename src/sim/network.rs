@@ -70,6 +70,8 @@ struct NetworkInterface {
     certificate: [u8; 32],
     listens: bool,
     alive: bool,
+    /// The end of an outage of its line.
+    offline_until: Instant,
     events: VecDeque<LinkEvent>,
 }
 
@@ -120,7 +122,14 @@ impl Network {
         let mut certificate = [0; 32];
         self.rng.fill_bytes(&mut certificate);
         let node = NodeId(self.interfaces.len());
-        self.interfaces.push(NetworkInterface { address, certificate, listens, alive: true, events: VecDeque::new() });
+        self.interfaces.push(NetworkInterface {
+            address,
+            certificate,
+            listens,
+            alive: true,
+            offline_until: Instant::START,
+            events: VecDeque::new(),
+        });
         node
     }
 
@@ -147,6 +156,25 @@ impl Network {
         for link in orphans {
             self.schedule(now.after(SILENCE_LIMIT), ScheduledEvent::Closure { link, by_silence: true });
         }
+    }
+
+    /// Interrupts the line of `node` for `duration`, at least 3 s. The node's links end by silence. A dial succeeds only
+    /// if the dial outlasts the outage.
+    pub fn interrupt(&mut self, now: Instant, node: NodeId, duration: Duration) {
+        if let Some(interface) = self.interfaces.get_mut(node.0) {
+            interface.offline_until = now.after(duration.max(SILENCE_LIMIT));
+        }
+        let own = self.ends.iter().filter(|(_, end)| end.node == node);
+        let links: Vec<_> = own.flat_map(|(link, end)| [*link, end.other]).collect();
+        for link in links {
+            self.schedule(now.after(SILENCE_LIMIT), ScheduledEvent::Closure { link, by_silence: true });
+        }
+    }
+
+    /// The time from which all `nodes` are online, at the earliest `now`.
+    fn online_at(&self, now: Instant, nodes: [Option<NodeId>; 2]) -> Instant {
+        let interfaces = nodes.into_iter().flatten().filter_map(|node| self.interfaces.get(node.0));
+        interfaces.map(|interface| interface.offline_until).fold(now, Instant::max)
     }
 
     /// The network as `node`'s transport.
@@ -179,13 +207,11 @@ impl Network {
             interface.listens && interface.alive && target.addresses.contains(&interface.address)
         });
         let round_trips = 3;
-        let duration = if to.is_some() { self.properties.delay.saturating_mul(2 * round_trips) } else { DIAL_LIMIT };
-        let event = ScheduledEvent::DialResult {
-            from,
-            relay: target.relay,
-            fingerprint: target.fingerprint,
-            to: to.map(NodeId),
-        };
+        let outage = self.online_at(now, [Some(from), to.map(NodeId)]).since(now);
+        let to = to.map(NodeId).filter(|_| outage < DIAL_LIMIT);
+        let handshake = self.properties.delay.saturating_mul(2 * round_trips);
+        let duration = if to.is_some() { outage.saturating_add(handshake) } else { DIAL_LIMIT };
+        let event = ScheduledEvent::DialResult { from, relay: target.relay, fingerprint: target.fingerprint, to };
         self.schedule(now.after(duration), event);
     }
 
@@ -196,13 +222,17 @@ impl Network {
         end.buffered = end.buffered.saturating_add(message.len());
         let departs = end.sends_until.max(now).after(at_rate(message.len(), properties.rate));
         end.sends_until = departs;
-        let other = end.other;
+        let (node, other) = (end.node, end.other);
         let mut arrives = departs.after(properties.delay).after(extra_delay);
         if let Some(lane_until) = end.lanes_until.get_mut(usize::from(lane.value())) {
             arrives = arrives.max(*lane_until);
             *lane_until = arrives;
         }
+        let other_node = self.ends.get(&other).map(|end| end.node);
         self.schedule(departs, ScheduledEvent::Departure { link, bytes: message.len() });
+        if self.online_at(now, [Some(node), other_node]) > now {
+            return;
+        }
         self.schedule(arrives, ScheduledEvent::Arrival { link: other, lane: lane.value(), message });
     }
 
