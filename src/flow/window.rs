@@ -246,20 +246,21 @@ impl CongestionWindow {
         cells_in(self.rate(), time).saturating_add(self.queue_bound())
     }
 
-    /// In slow start, grows the window by the acknowledged cells if it was full and growth is not halted. Halts growth
-    /// while the smallest recent sample exceeds the min RTT by the queue's delay and by an eighth.
+    /// In slow start, grows the window by the acknowledged cells if it was full and growth is not halted. Once
+    /// a round has given a rate, growth halts while the smallest recent sample exceeds the min RTT by the queue's delay
+    /// and by an eighth.
     ///
     /// Evaluates as many samples as a quarter of the outstanding tags, at least four, because a retransmission delays
     /// only the first cells of a burst.
     fn grow_by_acknowledged(&mut self, full: bool) {
         let limit = self.min_rtt().saturating_add(self.queue_delay().max(part(self.min_rtt(), 8)));
-        let enough = u32::try_from(self.outstanding.len() / 4).unwrap_or(u32::MAX).max(4);
-        let (latest_rtt, measured) = (self.latest_rtt, !self.rates.is_empty());
+        let evaluated_samples = u32::try_from(self.outstanding.len() / 4).unwrap_or(u32::MAX).max(4);
+        let (latest_rtt, has_rate) = (self.latest_rtt, !self.rates.is_empty());
         let WindowPhase::SlowStart { halted, samples } = &mut self.phase else { return };
         let grows = full && !*halted;
         samples.add(latest_rtt);
-        if samples.count >= enough {
-            *halted = measured && samples.min > limit;
+        if samples.count >= evaluated_samples {
+            *halted = has_rate && samples.min > limit;
             *samples = RttSamples::NONE;
         }
         if grows {
@@ -298,8 +299,8 @@ impl CongestionWindow {
     /// Sets the window to the model's. Adds a step if the rate rose while the queue was within its bound, or if there
     /// is almost no queue. Adds no step in the round after a step whose effect is measurable.
     fn follow_model(&mut self, rate_rose: bool) {
-        let standing = self.round.rtt.min.saturating_sub(self.min_rtt());
-        let queued = standing > self.queue_delay().saturating_add(self.jitter);
+        let standing_delay = self.round.rtt.min.saturating_sub(self.min_rtt());
+        let queued = standing_delay > self.queue_delay().saturating_add(self.jitter);
         if queued {
             let old = self.rates.len().saturating_sub(QUEUED_RATE_ROUNDS);
             self.rates.drain(..old);
@@ -308,12 +309,12 @@ impl CongestionWindow {
             self.jitter = part(self.jitter.saturating_mul(3).saturating_add(self.round.rtt.jitter()), 4);
         }
         let delay = self.queue_delay();
-        let factor = if standing > delay.saturating_add(part(self.jitter, 2)) { 1 } else { JITTER_FACTOR };
+        let factor = if standing_delay > delay.saturating_add(part(self.jitter, 2)) { 1 } else { JITTER_FACTOR };
         let model_window = self.model_window(factor);
         // The effect of a step is measurable a round later, if jitter doesn't exceed the queue's delay. Until then no
         // further step is added.
         let waits = core::mem::take(&mut self.stepped) && self.jitter <= delay;
-        let nearly_empty = standing <= part(delay, 4);
+        let nearly_empty = standing_delay <= part(delay, 4);
         let step = match (queued || waits, rate_rose, nearly_empty) {
             (false, true, _) => self.window / 2,
             (false, false, true) => (self.window / 4).max(self.parameters.tag_every.into()),
