@@ -45,7 +45,7 @@ use url::Url;
 
 use crate::{
     delegated::EngineName,
-    io::listener::accept_each,
+    io::listener::{accept_or_shed, refuse_http},
     requests::{
         http::Requester,
         search::{SearchQuery, Searcher},
@@ -60,8 +60,8 @@ pub(crate) use reader::PageReader;
 #[cfg(any(test, fuzzing))]
 pub(crate) use reader::cleaned_page;
 
-/// Concurrent connections of browsers; further ones wait in the listener's backlog.
-const MAX_CONNECTIONS: usize = 256;
+/// Concurrent connections of browsers; further ones are answered 503.
+pub(crate) const MAX_CONNECTIONS: usize = 256;
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 /// Bytes of a request's head. The longest query fits, percent-encoded.
 const MAX_HEAD: usize = 64 * 1024;
@@ -83,20 +83,25 @@ pub(crate) struct SearchPage<C> {
     pub(crate) socks: SocketAddr,
 }
 
-/// Serves the page on `listener` for ever. Dropping the future ends its connections.
+/// Serves the page on `listener` for ever, at most `connections` concurrently; further ones are answered 503. Dropping
+/// the future ends its connections.
 ///
 /// # Errors
 /// When the listener's address can't be read.
-pub(crate) async fn serve<C: Connector>(listener: TcpListener, page: SearchPage<C>) -> std::io::Result<()> {
+pub(crate) async fn serve<C: Connector>(
+    listener: TcpListener,
+    page: SearchPage<C>,
+    connections: usize,
+) -> std::io::Result<()> {
     let router = router(listener.local_addr()?, page);
-    accept_each(listener, MAX_CONNECTIONS, |socket| {
+    let serve = |socket| {
         let router = router.clone();
         async move {
             // An error of a browser's connection needs no action.
             let _ = serve_one(socket, router).await;
         }
-    })
-    .await;
+    };
+    accept_or_shed(listener, connections, serve, refuse_http).await;
     Ok(())
 }
 

@@ -232,3 +232,11 @@ pub(crate) async fn echo_origin() -> SocketAddr {
     })
     .await
 }
+
+/// The command that runs the ignored test `name` of this program in a process of its own, after `limits`.
+pub(crate) fn with_limits(name: &str, limits: &str) -> std::process::Command {
+    let mut command = std::process::Command::new("sh");
+    command.arg("-c").arg(format!("{limits}; exec \"$0\" --exact {name} --ignored --nocapture"));
+    command.arg(std::env::current_exe().unwrap());
+    command
+}

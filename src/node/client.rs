@@ -44,7 +44,7 @@ use crate::{
 };
 
 use super::{
-    Failure,
+    Failure, descriptors,
     drive::randomness,
     network,
     options::{ClientOptions, data_dir},
@@ -308,11 +308,12 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
         }
         core::future::pending::<()>().await;
     };
+    let applications = descriptors::applications();
     let (.., paged) = tokio::join!(
         announce,
-        socks::serve(socks, client.clone(), SocksLimits::default()),
-        http_proxy::serve(http, client, HttpLimits::default()),
-        page::serve(page, serving),
+        socks::serve(socks, client.clone(), SocksLimits { applications, ..SocksLimits::default() }),
+        http_proxy::serve(http, client, HttpLimits { applications, ..HttpLimits::default() }),
+        page::serve(page, serving, applications.min(page::MAX_CONNECTIONS)),
     );
     paged.map_err(Failure::system("the search page ended"))
 }

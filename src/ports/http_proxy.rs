@@ -25,7 +25,7 @@ use http_body_util::{Either, Full};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Uri,
     body::Incoming,
-    header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, PROXY_AUTHORIZATION, X_FRAME_OPTIONS},
+    header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, PROXY_AUTHORIZATION, RETRY_AFTER, X_FRAME_OPTIONS},
     server::conn::http1,
     service::service_fn,
     upgrade::OnUpgrade,
@@ -36,13 +36,14 @@ use tokio::{
     time::timeout,
 };
 
+use super::places::{Place, Places};
 use crate::{
     base::ErrorClass,
     client::StreamFailure,
     connector::{ConnectError, Connector, Isolation},
     http_exchange::http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange},
     io::{
-        listener::accept_each,
+        listener::{accept_or_shed, refuse_http},
         stream::{Stream, reset_on_close, splice},
     },
     wire::{EndReason, Host, Target},
@@ -64,7 +65,8 @@ pub struct HttpLimits {
     pub head_bytes: usize,
     /// Fields of a request's head; 128.
     pub fields: usize,
-    /// Concurrent connections of applications; 1,024. Further ones wait in the backlog.
+    /// Concurrent connections of applications; 1,024. Further ones are answered 503. Above three quarters, an
+    /// isolation gets no connection beyond a quarter.
     pub applications: usize,
 }
 
@@ -83,25 +85,54 @@ impl Default for HttpLimits {
 
 /// Serves the HTTP proxy on `listener` for ever. Dropping the future ends its connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: HttpLimits) {
-    accept_each(listener, limits.applications, |socket| {
-        let connector = connector.clone();
+    let places = Places::new(limits.applications);
+    let serve = |socket| {
+        let (connector, places) = (connector.clone(), places.clone());
         async move {
-            if let Err(error) = serve_one(socket, connector, limits).await {
+            if let Err(error) = serve_one(socket, connector, places, limits).await {
                 tracing::debug!(kind = ?error.kind(), "an application's HTTP proxy stream ended early");
             }
         }
-    })
-    .await;
+    };
+    accept_or_shed(listener, limits.applications, serve, refuse_http).await;
 }
 
 /// The upgrade and stream of an accepted CONNECT, for use after its answer.
 type Tunnel = Arc<Mutex<Option<(OnUpgrade, Stream)>>>;
 
-async fn serve_one<C: Connector>(socket: TcpStream, connector: C, limits: HttpLimits) -> io::Result<()> {
+/// The place of a connection, that of its latest request's isolation.
+type HeldPlace = Mutex<Option<(Isolation, Place)>>;
+
+/// Takes a place for `isolation`, unless the connection has it already; false if there is none.
+fn hold(held: &HeldPlace, places: &Places, isolation: Isolation) -> bool {
+    let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+    if held.as_ref().is_some_and(|(of, _)| *of == isolation) {
+        return true;
+    }
+    // The old place is released first, so that a connection never holds two.
+    *held = None;
+    *held = places.take(isolation).map(|place| (isolation, place));
+    held.is_some()
+}
+
+async fn serve_one<C: Connector>(
+    socket: TcpStream,
+    connector: C,
+    places: Places,
+    limits: HttpLimits,
+) -> io::Result<()> {
     let tunnel = Tunnel::default();
-    let service = service_fn(|request| {
+    let held = HeldPlace::default();
+    let service = service_fn(|request: Request<Incoming>| {
         let (connector, tunnel) = (connector.clone(), Arc::clone(&tunnel));
-        async move { Ok::<_, Infallible>(respond(request, &connector, &tunnel, limits).await) }
+        let isolation = isolation(request.headers());
+        let has_place = hold(&held, &places, isolation);
+        async move {
+            Ok::<_, Infallible>(match has_place {
+                true => respond(request, &connector, isolation, &tunnel, limits).await,
+                false => busy(),
+            })
+        }
     });
     let mut serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -130,6 +161,7 @@ type ProxyResponse = Response<Either<Full<Bytes>, StreamedBody>>;
 async fn respond<C: Connector>(
     mut request: Request<Incoming>,
     connector: &C,
+    isolation: Isolation,
     tunnel: &Tunnel,
     limits: HttpLimits,
 ) -> ProxyResponse {
@@ -138,7 +170,6 @@ async fn respond<C: Connector>(
         Ok(target) => target,
         Err(explanation) => return text(StatusCode::BAD_REQUEST, explanation),
     };
-    let isolation = isolation(request.headers());
     let opening = connector.connect(target, isolation);
     let stream = match timeout(limits.connect, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
         Ok(stream) => stream,
@@ -216,6 +247,14 @@ fn failure(error: ConnectError) -> ProxyResponse {
         ConnectError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
     };
     text(status, &error.to_string())
+}
+
+/// The answer to a request whose isolation holds its part of the connections.
+fn busy() -> ProxyResponse {
+    let words = "the connections of this port are in use by one application; close some, or try again later";
+    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, words);
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    response
 }
 
 fn text(status: StatusCode, words: &str) -> ProxyResponse {
