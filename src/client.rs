@@ -36,7 +36,7 @@ use crate::{
     channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole},
     delegated::Delegation,
     directory::{Consensus, VolunteerList},
-    path::{GuardSample, PathError, Relays},
+    path::{GuardSample, PathError, Relays, SpecialHost},
     stream::{StreamCommand, StreamEvent, Streams},
     wire::{EndReason, Host, Target},
 };
@@ -74,6 +74,11 @@ pub enum StreamFailure {
     /// The consensus has no path to that target.
     #[error(transparent)]
     NoPath(#[from] PathError),
+    /// The target is a name or address of a local network, or a reserved name, and is sent to no exit.
+    #[error(
+        "the host is on a local network or has a reserved name, so it is not sent to an exit; connect to it without Umbel"
+    )]
+    NotPublic,
     /// No guard could be reached.
     #[error("no guard can be reached; check that this network allows UDP")]
     GuardUnreachable,
@@ -90,6 +95,7 @@ impl StreamFailure {
             Self::Ended(EndReason::ResourceLimit) | Self::LimitReached => ErrorClass::Limit,
             Self::Ended(_) => ErrorClass::Peer,
             Self::NoPath(error) => error.class(),
+            Self::NotPublic => ErrorClass::Local,
             Self::NoConsensus | Self::ConsensusExpired | Self::GuardUnreachable | Self::NoCircuit => {
                 ErrorClass::Network
             }
@@ -388,7 +394,7 @@ impl ClientMachine {
         } else if self.requests.len() >= self.parameters.streams {
             Some(StreamFailure::LimitReached)
         } else {
-            None
+            self.refusal(now, &wanted)
         };
         if let Some(failure) = refused {
             self.events.push_back(ClientEvent::Failed(stream, failure));
@@ -398,6 +404,15 @@ impl ClientMachine {
             self.replan = true;
         }
         stream
+    }
+
+    /// The failure of a request whose host is sent to no exit. Without a consensus, private hosts are judged later.
+    fn refusal(&self, now: Instant, wanted: &requests::Wanted) -> Option<StreamFailure> {
+        let refused = match wanted.special_host()? {
+            SpecialHost::Reserved => true,
+            SpecialHost::Private => self.relays(now, &[]).is_some_and(|relays| !relays.take_private_targets()),
+        };
+        refused.then_some(StreamFailure::NotPublic)
     }
 
     /// Applies `act` to a connected stream, and marks its circuit for settling.

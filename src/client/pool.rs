@@ -32,7 +32,11 @@ impl ClientMachine {
             return;
         }
         for stream in self.requests.waiting() {
-            if !self.place(now, stream)
+            let refusal = self.requests.get(stream).and_then(|request| self.refusal(now, &request.wanted));
+            if let Some(failure) = refusal {
+                self.requests.remove(stream);
+                self.events.push_back(ClientEvent::Failed(stream, failure));
+            } else if !self.place(now, stream)
                 && let Err(failure) = self.provide(now, stream, rng)
             {
                 self.requests.remove(stream);

@@ -6,7 +6,7 @@ use super::{ClientStream, Isolation, PooledCircuitKey};
 use crate::{
     base::{Counter as _, Deadlines, Instant, RelayId, StreamId},
     delegated::Delegation,
-    path::Purpose,
+    path::{Purpose, SpecialHost},
     wire::{Host, Target},
 };
 
@@ -27,6 +27,18 @@ impl Wanted {
             Self::Stream(target) => Purpose::Target(target.clone()),
             Self::Resolve(_) => Purpose::Streams,
             Self::Delegated(delegation) => Purpose::Delegated(delegation.clone()),
+        }
+    }
+
+    /// The kind of a host that is not public.
+    pub(super) fn special_host(&self) -> Option<SpecialHost> {
+        match self {
+            Self::Stream(target) => SpecialHost::of(&target.host),
+            Self::Resolve(host) => SpecialHost::of(host),
+            Self::Delegated(Delegation::Http { host }) => {
+                Host::parse(host).ok().and_then(|host| SpecialHost::of(&host))
+            }
+            Self::Delegated(Delegation::Search(_)) => None,
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::{
 
 mod circuits;
 mod delegated;
+mod names;
 mod volunteers;
 
 const RELAYS: u16 = 7;
@@ -348,7 +349,7 @@ fn engine() -> EngineName {
 }
 
 fn target(port: u16) -> Target {
-    Target { host: Host::parse("umbel.test").unwrap(), port }
+    Target { host: Host::parse("example.org").unwrap(), port }
 }
 
 #[test]
@@ -389,7 +390,7 @@ fn a_stream_carries_bytes_both_ways_and_leaves_nothing_behind() {
 #[test]
 fn a_question_is_answered() {
     let mut net = Net::ready(3, 2);
-    let host = Host::parse("umbel.test").unwrap();
+    let host = Host::parse("example.org").unwrap();
     let stream = net.client(|party, now, _| party.client.resolve(now, host, Isolation([1; 32])));
     let answers = net.wait(5, |party| Some(core::mem::take(&mut party.seen(stream).answers)).filter(|a| !a.is_empty()));
     assert_eq!(answers, [ResolvedAnswer::Ip([192, 0, 2, 7].into())]);

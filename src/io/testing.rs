@@ -178,6 +178,7 @@ impl Direct {
                 "noexit.test" => Err(PathError::NoExit.into()),
                 "few.test" => Err(PathError::TooFewRelays.into()),
                 "expired.test" => Err(StreamFailure::ConsensusExpired.into()),
+                "notpublic.test" => Err(StreamFailure::NotPublic.into()),
                 "guard.test" => Err(StreamFailure::GuardUnreachable.into()),
                 "circuit.test" => Err(StreamFailure::NoCircuit.into()),
                 "full.test" => Err(StreamFailure::LimitReached.into()),

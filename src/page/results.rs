@@ -128,6 +128,7 @@ pub(super) fn unconnected(error: ConnectError) -> (StatusCode, &'static str, Str
         ConnectError::Stream(StreamFailure::Ended(_)) => "The stream failed",
         ConnectError::Stream(StreamFailure::NoConsensus) => "The client has no consensus yet",
         ConnectError::Stream(StreamFailure::ConsensusExpired) => "The consensus has expired",
+        ConnectError::Stream(StreamFailure::NotPublic) => "The host is not public",
         ConnectError::Stream(StreamFailure::NoPath(_)) => "There is no path to this target",
         ConnectError::Stream(StreamFailure::GuardUnreachable | StreamFailure::NoCircuit) => "No circuit was built",
         ConnectError::Stream(StreamFailure::LimitReached) => "The client is at its limit",

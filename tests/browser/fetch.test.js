@@ -436,7 +436,7 @@ for (const browser of Object.keys(BROWSERS)) {
       const closed = await listening(createTcpServer());
       closers.pop()();
       await fails(`https://127.0.0.1:${closed}/`, 'target', /refused the connection/);
-      await fails('https://nowhere.invalid/', 'target', /has no address/);
+      await fails('https://nowhere.invalid/', 'refused', /has a reserved name/);
     });
 
     test('an abort ends it, before the answer and within it, also for the site', deadline, async () => {

@@ -45,6 +45,10 @@ fn a_body_comes_whole_by_an_exit_and_over_a_stream() {
 #[test]
 fn what_ends_early_leaves_no_file_and_says_so() {
     let testnet = Testnet::start(&[]);
+    for way in ["--via=request", "--via=stream"] {
+        let failed = fetch(&testnet, &[way, "http://umbel.onion/"]);
+        assert!(String::from_utf8_lossy(&failed.stderr).contains("has a reserved name"), "{failed:?}");
+    }
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let file = testnet.folder.path().join("body");
     for way in ["--via=request", "--via=stream"] {

@@ -12,7 +12,7 @@ fn a_whole_run_at_debug_level_logs_no_address_host_or_path() {
     assert_eq!(code, 0);
     request(&mut stream, 100_000);
     assert!(is_body(&mut stream, 100_000).unwrap());
-    assert_eq!(socks(testnet.socks, None, 1, "no-such-name.invalid", 80).0, 4);
+    assert_eq!(socks(testnet.socks, None, 1, "no-such-name.invalid", 80).0, 2);
     let folder = testnet.folder.path().to_owned();
     let middle_hops: Vec<_> = testnet.first_path[1..].to_vec();
     let logs = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());

@@ -98,6 +98,7 @@ async fn each_failure_has_its_reply() {
         ("failed.test", 1),
         ("full.test", 1),
         ("noexit.test", 2),
+        ("notpublic.test", 2),
         ("notready.test", 3),
         ("expired.test", 3),
         ("few.test", 3),
