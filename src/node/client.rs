@@ -36,6 +36,7 @@ use crate::{
         check::{Check, Checked},
     },
     ports::{
+        destinations::ByDestination,
         http_proxy::{self, HttpLimits},
         socks::{self, SocksLimits},
     },
@@ -299,7 +300,7 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
         socks: port(&socks)?,
     };
     // The proxy check of the search page sends its request through these two ports.
-    let client = Checked::new(client, check);
+    let client = ByDestination::new(Checked::new(client, check), options.isolate_destination.unwrap_or(false));
     tracing::info!("client started; waiting for the first circuit");
     let announce = async {
         if ready.wait_for(|ready| *ready).await.is_ok() {

@@ -149,6 +149,10 @@ pub(crate) struct ClientOptions {
     /// because it makes this client distinguishable
     #[arg(long, value_name = "RELAY")]
     pub(crate) middle: Option<String>,
+    /// Use different circuits for different hosts: streams through the two proxy ports to different hosts share no
+    /// circuit
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) isolate_destination: Option<bool>,
     /// Let the ports listen on an address that other machines can reach; those can then use this client's circuits
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) allow_remote: Option<bool>,
