@@ -24,10 +24,10 @@ use crate::{
 /// Policy of the open tier when the relay has no exit policy.
 const OPEN: [&str; 2] = ["accept *:80", "accept *:443"];
 
-/// The services that `options` name, `None` if they name none.
+/// The services given by `options`, if there are any.
 ///
 /// # Errors
-/// [`Failure::Usage`] when an option, or a description that it names, can't be used.
+/// [`Failure::Usage`] when an option, or the description at its path or URL, can't be used.
 pub(super) async fn delegate(
     options: &RelayOptions,
     exit: Option<&Policy>,
