@@ -454,7 +454,7 @@ impl ClientMachine {
                 // A client accepts no links from others.
                 ChannelEvent::Open { channel, peer: None, .. } => self.channels.close(channel),
                 ChannelEvent::DialFailed { relay, error } => {
-                    tracing::debug!(%relay, %error, class = %error.class(), "a guard can't be reached");
+                    tracing::debug!(%error, class = %error.class(), "a guard can't be reached");
                     self.fail_guard(now, &relay);
                 }
                 ChannelEvent::Closed { channel } => self.handle_channel_closed(channel),
