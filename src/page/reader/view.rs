@@ -50,6 +50,7 @@ pub(in crate::page) fn unread(url: &Url, error: &ReadError) -> Response {
     let (status, title, words) = match error {
         ReadError::Request(RequestError::Connect(error)) => unconnected(*error),
         ReadError::TooSlow => (StatusCode::GATEWAY_TIMEOUT, "The page did not arrive in time", said(error)),
+        ReadError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "The reader is busy", said(error)),
         error => (StatusCode::BAD_GATEWAY, "This page can't be shown", said(error)),
     };
     let body = html! {
