@@ -402,13 +402,16 @@ impl LinkMachine for Relay {
         }
     }
 
+    fn handle_batch_end(&mut self, now: Instant, _: &mut dyn CryptoRng) {
+        self.gateways.plan(now, &self.known, &mut self.channels);
+        if self.gateways.take_changed() {
+            self.events.push_back(RelayEvent::GatewaysChanged);
+        }
+    }
+
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
         loop {
             self.send_messages(now, rng);
-            self.gateways.plan(now, &self.known, &mut self.channels);
-            if self.gateways.take_changed() {
-                self.events.push_back(RelayEvent::GatewaysChanged);
-            }
             let transmit = self.channels.poll_transmit(now);
             self.handle_channel_events(now, rng);
             if transmit.is_some() || self.ready.is_empty() {

@@ -104,6 +104,10 @@ impl LinkMachine for VolunteerCore {
         self.exit.handle_timeout(now, &mut self.relay);
     }
 
+    fn handle_batch_end(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.relay.handle_batch_end(now, rng);
+    }
+
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
         self.relay.poll_transmit(now, rng)
     }

@@ -1,10 +1,11 @@
 //! The exit's side of searches over streams: decodes queries, encodes and sends answers.
 //!
 //! [`PartialQuery`] receives, admits and decodes one query. [`SearchService`] serves all streams of a node whose core
-//! and edges run in one loop, as in a page. In a process each stream has a task instead (`exit::delegated`). Driven like every machine: inputs go to `handle_…`, then the owner calls
-//! [`SearchService::poll_event`] until `None`. Governed by `proto/09-delegated.md` §3 and §8. Clients are not
-//! trusted: caps bound the length of a query, the time to receive it and to send its answer, the rate and concurrency
-//! of queries, and the number of streams.
+//! and edges run in one loop, as in a page. In a process, each stream has a task instead (`exit::delegated`). Driven
+//! like every machine: inputs go to `handle_…`, then the owner calls [`SearchService::poll_event`] until `None`.
+//!
+//! Governed by `proto/09-delegated.md` §3 and §8. Clients are not trusted: caps bound the length of a query, the time
+//! to receive it and to send its answer, the rate and concurrency of queries, and the number of streams.
 
 #[cfg(test)]
 mod tests;
@@ -21,18 +22,18 @@ use crate::{base::Instant, wire::EndReason};
 
 /// Time limit of receiving a query.
 pub const QUERY_LIMIT: Duration = Duration::from_secs(15);
-/// Time limit of the engine, from the query to the end of its answer, redirects included.
+/// Time limit of the engine, from the first request to the end of the answer, redirects included.
 pub const ENGINE_LIMIT: Duration = Duration::from_secs(8);
 /// Time limit of sending the answer to the client.
 pub const STALL_LIMIT: Duration = Duration::from_secs(60);
 
-/// The reason why a query has no results: as sent to the client, and as the operator counts it.
+/// The reason why a query has no results, in two forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// For the client.
-    pub told: SearchRefusal,
-    /// For the operator.
-    pub counted: Refusal,
+    /// The form that is sent to the client.
+    pub answer: SearchRefusal,
+    /// The form for the operator's statistics.
+    pub cause: Refusal,
 }
 
 /// The received part of a query.
@@ -40,12 +41,13 @@ pub struct Refused {
 pub struct PartialQuery(Vec<u8>);
 
 impl PartialQuery {
-    const MALFORMED: Refused = Refused { told: SearchRefusal::BadRequest, counted: Refusal::Malformed };
+    const MALFORMED: Refused = Refused { answer: SearchRefusal::BadRequest, cause: Refusal::Malformed };
 
     /// Handles `bytes` from the client.
     ///
     /// # Errors
-    /// When they are more than any query has.
+    /// When the query exceeds the longest frame. The caller admits the query before it refuses it, so that the query
+    /// counts against the limits.
     pub fn handle_data(&mut self, bytes: &[u8]) -> Result<(), Refused> {
         if self.0.len().saturating_add(bytes.len()) > longest(REQUEST_BUCKETS) {
             return Err(Self::MALFORMED);
@@ -54,8 +56,11 @@ impl PartialQuery {
         Ok(())
     }
 
-    /// The client has finished its direction. Returns the query with its admission; `None` if it sent none. A malformed
-    /// query is admitted before it is refused, so that it counts against the limits.
+    /// Handles the end of the client's direction. Returns the query and its admission; `None` if the client sent no
+    /// bytes. A malformed query is admitted before it is refused, so that it counts against the limits.
+    ///
+    /// # Errors
+    /// The inner result fails if `admit` fails, or the query is malformed.
     pub fn handle_finish<A>(
         self,
         admit: impl FnOnce() -> Result<A, Refusal>,
@@ -63,7 +68,7 @@ impl PartialQuery {
         if self.0.is_empty() {
             return None;
         }
-        let admitted = admit().map_err(|counted| Refused { told: SearchRefusal::RateLimited, counted });
+        let admitted = admit().map_err(|cause| Refused { answer: SearchRefusal::RateLimited, cause });
         Some(admitted.and_then(|admitted| {
             let request = SearchRequest::decode(&self.0).map_err(|_| Self::MALFORMED)?;
             Ok((request, admitted))
@@ -85,11 +90,11 @@ pub struct ServiceParameters {
     /// Cap on streams, including those whose query will be refused. Default 64, each of at most 4 KiB until the query
     /// is complete and 256 KiB afterwards.
     pub streams: usize,
-    /// Cap on streams of one circuit, so that it can't use up all of them. Default 8.
+    /// Cap on streams of one circuit, so that one circuit can't occupy all streams. Default 8.
     pub streams_of_circuit: usize,
     /// Time limit of receiving a query. Default [`QUERY_LIMIT`].
     pub query: Duration,
-    /// Time limit of the answer. Default 20 s; the code that queries the engine observes [`ENGINE_LIMIT`].
+    /// Time limit of the owner's answer. Default 20 s. The owner applies [`ENGINE_LIMIT`] to the engine itself.
     pub engine: Duration,
     /// Time limit of sending the answer. Default [`STALL_LIMIT`].
     pub stall: Duration,
@@ -108,7 +113,7 @@ impl Default for ServiceParameters {
     }
 }
 
-/// An action for the owner.
+/// An action that the owner must take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServiceEvent {
     /// Query the engine, and pass the result to [`SearchService::handle_answer`].
@@ -118,21 +123,21 @@ pub enum ServiceEvent {
         /// The query.
         request: SearchRequest,
     },
-    /// There are bytes to send ([`SearchService::unsent`]).
+    /// Send the bytes of [`SearchService::unsent`].
     Unsent {
         /// The stream.
         stream: u64,
     },
-    /// The answer to this stream's query is no longer needed.
+    /// Abort the query of this stream: its answer is no longer needed.
     Dropped {
         /// The stream.
         stream: u64,
     },
-    /// End the stream with an error; the service has removed it.
+    /// End the stream with `reason`; the service has removed it.
     Failed {
         /// The stream.
         stream: u64,
-        /// The reason for the other end.
+        /// The reason in the END message.
         reason: EndReason,
     },
 }
@@ -142,7 +147,7 @@ pub enum ServiceEvent {
 pub struct SearchService {
     parameters: ServiceParameters,
     limits: RequestLimits,
-    /// Unordered; few enough for a linear search.
+    /// Unordered. The cap on streams is low enough for a linear search.
     streams: Vec<Serving>,
     /// At most two for each stream, because the owner drains them after each input.
     events: VecDeque<ServiceEvent>,
@@ -152,10 +157,10 @@ pub struct SearchService {
 struct Serving {
     stream: u64,
     circuit: u64,
-    /// Whether its query counts as in progress: from its complete arrival to its answer. So slow senders and readers
-    /// don't block others.
+    /// Whether the query counts as in progress: from its last byte to its answer. A slow sender or reader therefore
+    /// occupies no place of the concurrency limit.
     admitted: bool,
-    /// The deadline of its state.
+    /// The deadline of the state.
     due: Instant,
     state: ServingState,
 }
@@ -164,21 +169,21 @@ struct Serving {
 enum ServingState {
     /// The received part of the query.
     Reading(PartialQuery),
-    /// The engine is queried.
-    Asking,
-    /// The answer, and the number of bytes sent.
+    /// The owner queries the engine.
+    Querying,
+    /// The framed answer, and the number of bytes sent.
     Writing(Vec<u8>, usize),
 }
 
 impl SearchService {
-    /// Without streams.
+    /// A service without streams.
     #[must_use]
     pub const fn new(parameters: ServiceParameters) -> Self {
         let limits = RequestLimits::new(parameters.rates);
         Self { parameters, limits, streams: Vec::new(), events: VecDeque::new() }
     }
 
-    /// Begins the stream `stream` of the circuit `circuit`.
+    /// Handles the begin of a stream of `circuit`. Emits [`ServiceEvent::Failed`] at the caps on streams.
     pub fn handle_begin(&mut self, now: Instant, stream: u64, circuit: u64) {
         let of_circuit = self.streams.iter().filter(|serving| serving.circuit == circuit).count();
         if self.streams.len() >= self.parameters.streams || of_circuit >= self.parameters.streams_of_circuit {
@@ -196,13 +201,23 @@ impl SearchService {
 
     /// Handles `bytes` from the client.
     pub fn handle_data(&mut self, now: Instant, stream: u64, bytes: &[u8]) {
-        let Some(Serving { state: ServingState::Reading(query), .. }) = self.serving_mut(stream) else { return };
-        if let Err(refused) = query.handle_data(bytes) {
-            self.refuse(now, stream, refused.told);
-        }
+        let Some(Serving { state: ServingState::Reading(query), circuit, .. }) = self.serving_mut(stream) else {
+            return;
+        };
+        let Err(refused) = query.handle_data(bytes) else { return };
+        let circuit = *circuit;
+        // The query is admitted before it is refused, so that it counts against the limits.
+        let refusal = match self.limits.admit(now, circuit) {
+            Ok(()) => {
+                self.limits.release(circuit);
+                refused.answer
+            }
+            Err(_) => SearchRefusal::RateLimited,
+        };
+        self.refuse(now, stream, refusal);
     }
 
-    /// The client has finished its direction.
+    /// Handles the end of the client's direction.
     pub fn handle_finish(&mut self, now: Instant, stream: u64) {
         let until = now.after(self.parameters.engine);
         let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) else { return };
@@ -215,18 +230,18 @@ impl SearchService {
         });
         match received {
             None => self.fail(stream, EndReason::Failed),
-            Some(Err(refused)) => self.refuse(now, stream, refused.told),
+            Some(Err(refused)) => self.refuse(now, stream, refused.answer),
             Some(Ok((request, ()))) => {
-                (serving.state, serving.due) = (ServingState::Asking, until);
+                (serving.state, serving.due) = (ServingState::Querying, until);
                 self.events.push_back(ServiceEvent::Query { stream, request });
             }
         }
     }
 
-    /// Handles the answer to the query of `stream`; ignored if it is no longer needed.
+    /// Handles the answer to the query of `stream`. Ignored unless the stream waits for it.
     pub fn handle_answer(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
-        let asked = self.serving(stream).is_some_and(|serving| matches!(serving.state, ServingState::Asking));
-        if asked {
+        let is_querying = self.serving(stream).is_some_and(|serving| matches!(serving.state, ServingState::Querying));
+        if is_querying {
             self.write(now, stream, answer);
         }
     }
@@ -240,34 +255,34 @@ impl SearchService {
         }
     }
 
-    /// `bytes` more of the answer were sent. Returns true at the end of the answer: the owner finishes the stream,
-    /// which is removed here.
+    /// Handles the sending of `bytes` more bytes of the answer. Returns true at the end of the answer: the service has
+    /// removed the stream, and the owner must finish it.
     pub fn handle_sent(&mut self, stream: u64, bytes: usize) -> bool {
         let Some(Serving { state: ServingState::Writing(answer, sent), .. }) = self.serving_mut(stream) else {
             return false;
         };
         *sent = sent.saturating_add(bytes);
-        let over = *sent >= answer.len();
-        if over {
+        let is_complete = *sent >= answer.len();
+        if is_complete {
             self.remove(stream);
         }
-        over
+        is_complete
     }
 
-    /// The stream is void.
+    /// Handles the failure of the stream or its circuit: removes the stream.
     pub fn handle_closed(&mut self, stream: u64) {
-        if let Some(Serving { state: ServingState::Asking, .. }) = self.remove(stream) {
+        if let Some(Serving { state: ServingState::Querying, .. }) = self.remove(stream) {
             self.events.push_back(ServiceEvent::Dropped { stream });
         }
     }
 
-    /// Ends streams beyond their deadlines.
+    /// Ends streams past their deadlines.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let late: Vec<u64> =
+        let expired: Vec<u64> =
             self.streams.iter().filter(|serving| serving.due <= now).map(|serving| serving.stream).collect();
-        for stream in late {
+        for stream in expired {
             match self.serving(stream).map(|serving| &serving.state) {
-                Some(ServingState::Asking) => {
+                Some(ServingState::Querying) => {
                     self.events.push_back(ServiceEvent::Dropped { stream });
                     self.refuse(now, stream, SearchRefusal::EngineTimedOut);
                 }
@@ -323,8 +338,8 @@ impl SearchService {
     }
 
     fn remove(&mut self, stream: u64) -> Option<Serving> {
-        let place = self.streams.iter().position(|serving| serving.stream == stream)?;
-        let serving = self.streams.swap_remove(place);
+        let index = self.streams.iter().position(|serving| serving.stream == stream)?;
+        let serving = self.streams.swap_remove(index);
         if serving.admitted {
             self.limits.release(serving.circuit);
         }

@@ -186,18 +186,18 @@ impl ProverCore {
 impl LinkMachine for ProverCore {
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
         self.channels.handle_link(now, event, rng);
-        self.handle_channel_events(now);
     }
 
     fn handle_timeout(&mut self, now: Instant, _: &mut dyn CryptoRng) {
         self.channels.handle_timeout(now);
+    }
+
+    fn handle_batch_end(&mut self, now: Instant, _: &mut dyn CryptoRng) {
         self.handle_channel_events(now);
     }
 
     fn poll_transmit(&mut self, now: Instant, _: &mut dyn CryptoRng) -> Option<Transmit> {
-        let transmit = self.channels.poll_transmit(now);
-        self.handle_channel_events(now);
-        transmit
+        self.channels.poll_transmit(now)
     }
 
     fn poll_timeout(&self) -> Option<Instant> {

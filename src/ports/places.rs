@@ -18,18 +18,18 @@ struct Held {
 /// The port's cap bounds them. While three quarters of the cap are held, an isolation that holds a quarter gets no
 /// further one.
 #[derive(Clone, Debug)]
-pub(super) struct Places {
+pub(super) struct ConnectionPlaces {
     cap: usize,
     held: Arc<Mutex<Held>>,
 }
 
-impl Places {
+impl ConnectionPlaces {
     pub(super) fn new(cap: usize) -> Self {
         Self { cap, held: Arc::default() }
     }
 
     /// A place for a connection of `isolation`, until it is dropped; `None` if others need the remaining ones.
-    pub(super) fn take(&self, isolation: Isolation) -> Option<Place> {
+    pub(super) fn take(&self, isolation: Isolation) -> Option<ConnectionPlace> {
         let quarter = self.cap.div_ceil(4);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let own = held.by_isolation.get(&isolation).copied().unwrap_or_default();
@@ -38,18 +38,18 @@ impl Places {
         }
         held.all.increment();
         held.by_isolation.entry(isolation).or_default().increment();
-        Some(Place { isolation, held: Arc::clone(&self.held) })
+        Some(ConnectionPlace { isolation, held: Arc::clone(&self.held) })
     }
 }
 
 /// The place of one connection.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionPlace {
     isolation: Isolation,
     held: Arc<Mutex<Held>>,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPlace {
     fn drop(&mut self) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.all.decrement();
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn one_isolation_leaves_connections_to_others() {
-        let places = Places::new(100);
+        let places = ConnectionPlaces::new(100);
         let (greedy, other) = (Isolation::of_listener("greedy"), Isolation::of_listener("other"));
         let mut held: Vec<_> = (0..200).filter_map(|_| places.take(greedy)).collect();
         assert_eq!(held.len(), 75);

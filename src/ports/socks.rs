@@ -1,24 +1,25 @@
 //! The SOCKS proxy port for applications (RFC 1928, RFC 1929, SOCKS 4 and 4a, and Tor's two additions).
 //!
-//! | command | answered |
+//! | command | answer |
 //! |---|---|
 //! | CONNECT to a name, IPv4 or IPv6 | a stream |
 //! | RESOLVE (0xF0) | the first address of the name |
 //! | RESOLVE_PTR (0xF1) | the first name of the address |
 //! | BIND, UDP ASSOCIATE | 7, command not supported |
 //!
-//! Any user name and password are accepted. They select the isolation: other credentials get other circuits.
+//! Any user name and password are accepted. They select the isolation: different credentials use different circuits.
 //!
 //! | failure | reply |
 //! |---|---|
 //! | the target refused the connection | 5, refused |
 //! | target unreachable from the exit; name without address | 4, host unreachable |
 //! | no exit of the network allows the target | 2, not allowed |
-//! | the target did not answer in time | 6, TTL expired: the only code for a timeout |
+//! | the target did not answer in time | 6, TTL expired, the only code for a timeout |
 //! | no consensus, too few relays, no guard reachable, or no circuit built | 3, network unreachable |
-//! | anything else | 1, general failure |
+//! | another failure | 1, general_failure failure |
 //!
-//! The handshake is `tor-socksproto`'s. It is limited to a kilobyte and ten seconds. Requests are never logged.
+//! `tor-socksproto` has the codec of the handshake, which is limited to a kilobyte and ten seconds. Requests are never
+//! logged.
 
 #[cfg(test)]
 mod tests;
@@ -36,7 +37,7 @@ use tor_socksproto::{
     SocksRequest, SocksStatus, SocksVersion,
 };
 
-use super::places::Places;
+use super::places::ConnectionPlaces;
 use crate::{
     base::ErrorClass,
     client::StreamFailure,
@@ -51,12 +52,12 @@ use crate::{
 /// Limits of the SOCKS port.
 #[derive(Clone, Copy, Debug)]
 pub struct SocksLimits {
-    /// Time limit for the handshake; ten seconds.
+    /// Time limit of the handshake. Default 10 s.
     pub handshake: Duration,
-    /// Time limit for opening a stream or for a lookup; a minute.
+    /// Time limit for opening a stream or for a lookup. Default 60 s.
     pub connect: Duration,
-    /// Concurrent connections of applications, a few kilobytes each without their streams; 1,024. Further ones are
-    /// refused with code 1. Above three quarters, an isolation gets no connection beyond a quarter.
+    /// Cap on TCP connections of applications; further ones get reply code 1. Above three quarters of the cap, an
+    /// isolation gets no connection beyond a quarter. Default 1,024, of a few kilobytes each without their streams.
     pub applications: usize,
 }
 
@@ -66,9 +67,9 @@ impl Default for SocksLimits {
     }
 }
 
-/// Serves SOCKS on `listener` for ever. Dropping the future ends its connections.
+/// Serves SOCKS on `listener` until the future is dropped, which closes the connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: SocksLimits) {
-    let places = Places::new(limits.applications);
+    let places = ConnectionPlaces::new(limits.applications);
     let serve = |socket| {
         let (connector, places) = (connector.clone(), places.clone());
         async move {
@@ -83,7 +84,7 @@ pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: So
 /// Refuses a connection beyond the cap, in the version of its handshake.
 async fn shed(mut socket: TcpStream) {
     let reply = match shake_hands(&mut socket).await {
-        Ok(Ok((request, _))) => reply(&request, general(), None),
+        Ok(Ok((request, _))) => reply(&request, general_failure(), None),
         Ok(Err(reply)) => reply,
         Err(_) => return,
     };
@@ -94,7 +95,7 @@ async fn shed(mut socket: TcpStream) {
 async fn serve_one<C: Connector>(
     mut socket: TcpStream,
     connector: &C,
-    places: &Places,
+    places: &ConnectionPlaces,
     limits: SocksLimits,
 ) -> io::Result<()> {
     let handshake = timeout(limits.handshake, shake_hands(&mut socket)).await??;
@@ -103,10 +104,12 @@ async fn serve_one<C: Connector>(
         Err(reply) => return answer_and_close(socket, &reply).await,
     };
     let isolation = isolation(request.auth());
-    let Some(_place) = places.take(isolation) else { return answer(socket, &request, Err(general())).await };
+    let Some(_place) = places.take(isolation) else { return answer(socket, &request, Err(general_failure())).await };
     match request.command() {
         SocksCmd::CONNECT => {
-            let Some(host) = host(request.addr()) else { return answer(socket, &request, Err(general())).await };
+            let Some(host) = host(request.addr()) else {
+                return answer(socket, &request, Err(general_failure())).await;
+            };
             let connecting = connector.connect(Target { host, port: request.port() }, isolation);
             match timeout(limits.connect, connecting).await.unwrap_or(Err(EndReason::TimedOut.into())) {
                 Ok(stream) => {
@@ -128,16 +131,16 @@ async fn serve_one<C: Connector>(
     }
 }
 
-/// The request and the bytes read after it, or else the reply to send before closing.
+/// Performs the handshake. Returns the request and the bytes read after it, or else the reply to a failed handshake.
 async fn shake_hands(socket: &mut TcpStream) -> io::Result<Result<(SocksRequest, Vec<u8>), Vec<u8>>> {
     let mut handshake = SocksProxyHandshake::new();
     let mut buffer = Buffer::new();
     let mut version = None;
-    let mut chose_method = false;
+    let mut has_chosen_method = false;
     loop {
         match handshake.step(&mut buffer) {
             Ok(NextStep::Send(bytes)) => {
-                chose_method = true;
+                has_chosen_method = true;
                 socket.write_all(&bytes).await?;
             }
             Ok(NextStep::Recv(mut step)) => {
@@ -148,17 +151,17 @@ async fn shake_hands(socket: &mut TcpStream) -> io::Result<Result<(SocksRequest,
                 }
             }
             Ok(NextStep::Finished(finished)) => return Ok(Ok(finished.into_output_and_vec())),
-            Err(error) => return Ok(Err(refusal(&error, version, chose_method))),
+            Err(error) => return Ok(Err(refusal(&error, version, has_chosen_method))),
         }
     }
 }
 
-/// The reply to an invalid handshake; empty if the application would not understand one.
-fn refusal(error: &Error, version: Option<u8>, chose_method: bool) -> Vec<u8> {
+/// The reply to an invalid handshake. Empty if the protocol has no reply in this state.
+fn refusal(error: &Error, version: Option<u8>, has_chosen_method: bool) -> Vec<u8> {
     match (version, error) {
         (Some(4), _) => vec![0, 0x5B, 0, 0, 0, 0, 0, 0],
-        (Some(5), Error::NotImplemented(_)) if !chose_method => vec![5, 0xFF],
-        (Some(5), _) if !chose_method => Vec::new(),
+        (Some(5), Error::NotImplemented(_)) if !has_chosen_method => vec![5, 0xFF],
+        (Some(5), _) if !has_chosen_method => Vec::new(),
         (Some(5), Error::NotImplemented(_)) => bare_reply(SocksStatus::COMMAND_NOT_SUPPORTED),
         (Some(5), Error::Decode(_)) => bare_reply(SocksStatus::ADDRTYPE_NOT_SUPPORTED),
         (Some(5), _) => bare_reply(SocksStatus::GENERAL_FAILURE),
@@ -167,8 +170,8 @@ fn refusal(error: &Error, version: Option<u8>, chose_method: bool) -> Vec<u8> {
     }
 }
 
-/// The answer to HTTP clients that take this port for an HTTP proxy. A web page that probes the port must not see
-/// whether there is an answer.
+/// The answer to HTTP clients that use this port as an HTTP proxy. Its fields hide from a probing web page whether this
+/// port answers.
 const HTTP_ON_SOCKS: &[u8] = b"HTTP/1.0 501 Not an HTTP proxy\r\nContent-Type: text/plain\r\nConnection: close\r\n\
     Cross-Origin-Resource-Policy: same-origin\r\nX-Frame-Options: DENY\r\n\r\n\
     This is Umbel's SOCKS port. Set it as a SOCKS5 proxy, or use Umbel's HTTP proxy port.\n";
@@ -194,8 +197,9 @@ async fn resolve<C: Connector>(
     connector: &C,
     isolation: Isolation,
 ) -> Result<SocksAddr, SocksStatus> {
-    let usable = |ip: &IpAddr| request.version() == SocksVersion::V5 || ip.is_ipv4();
-    let host = host(request.addr()).ok_or_else(general)?;
+    // SOCKS 4 has no IPv6 addresses.
+    let is_usable = |ip: &IpAddr| request.version() == SocksVersion::V5 || ip.is_ipv4();
+    let host = host(request.addr()).ok_or_else(general_failure)?;
     if let Host::Ip(ip) = host {
         return Ok(SocksAddr::Ip(ip));
     }
@@ -204,7 +208,7 @@ async fn resolve<C: Connector>(
         ResolvedAnswer::Ip(ip) => Some(*ip),
         ResolvedAnswer::Name(_) => None,
     });
-    addresses.filter(usable).map(SocksAddr::Ip).next().ok_or(SocksStatus::HOST_UNREACHABLE)
+    addresses.filter(is_usable).map(SocksAddr::Ip).next().ok_or(SocksStatus::HOST_UNREACHABLE)
 }
 
 async fn resolve_ptr<C: Connector>(
@@ -237,7 +241,7 @@ fn isolation(auth: &SocksAuth) -> Isolation {
     }
 }
 
-const fn general() -> SocksStatus {
+const fn general_failure() -> SocksStatus {
     SocksStatus::GENERAL_FAILURE
 }
 
@@ -249,12 +253,12 @@ fn status(error: ConnectError) -> SocksStatus {
             EndReason::Unreachable | EndReason::NotFound => SocksStatus::HOST_UNREACHABLE,
             EndReason::Policy => SocksStatus::NOT_ALLOWED,
             EndReason::TimedOut => SocksStatus::TTL_EXPIRED,
-            EndReason::Done | EndReason::Reset | EndReason::ResourceLimit | EndReason::Failed => general(),
+            EndReason::Done | EndReason::Reset | EndReason::ResourceLimit | EndReason::Failed => general_failure(),
         },
         ConnectError::Stream(failure) => match failure.class() {
             ErrorClass::Network => SocksStatus::NETWORK_UNREACHABLE,
             ErrorClass::Local => SocksStatus::NOT_ALLOWED,
-            ErrorClass::Limit | ErrorClass::Peer | ErrorClass::Bug => general(),
+            ErrorClass::Limit | ErrorClass::Peer | ErrorClass::Bug => general_failure(),
         },
     }
 }

@@ -112,6 +112,7 @@ impl Bench {
     fn settle(&mut self) {
         loop {
             let mut still = true;
+            self.relay.handle_batch_end(self.now, &mut self.rng);
             while let Some(transmit) = self.relay.poll_transmit(self.now, &mut self.rng) {
                 still = false;
                 match transmit {

@@ -320,6 +320,8 @@ impl LinkMachine for OriginParty {
         }
     }
 
+    fn handle_batch_end(&mut self, _: Instant, _: &mut dyn CryptoRng) {}
+
     fn poll_transmit(&mut self, now: Instant, _: &mut dyn CryptoRng) -> Option<Transmit> {
         self.channels.poll_transmit(now)
     }
@@ -343,6 +345,10 @@ impl LinkMachine for Tapped {
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.core().handle_timeout(now, rng);
         self.work(now, rng);
+    }
+
+    fn handle_batch_end(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.core().handle_batch_end(now, rng);
     }
 
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {

@@ -174,7 +174,9 @@ fn publish(authority: &mut Authority) -> Consensus {
                 let unverified = UnverifiedConsensus::decode(signed.as_bytes()).unwrap();
                 return unverified.verify(&[id], TODAY, None).unwrap();
             }
-            AuthorityEvent::PublishVolunteers(_) | AuthorityEvent::Remember { .. } | AuthorityEvent::Forget(_) => {}
+            AuthorityEvent::PublishVolunteers(_)
+            | AuthorityEvent::StoreRecord { .. }
+            | AuthorityEvent::DeleteRecord(_) => {}
         }
     }
     panic!("the authority did not publish");

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Rate limits of a tab. All queries have the address of one person, which an engine may block for too many queries.
-const RATES: Rates = Rates { in_all: 4, per_circuit: 1, at_once: 8, at_once_of_circuit: 4 };
+const RATES: Rates = Rates { in_total: 4, per_circuit: 1, concurrent: 8, concurrent_of_circuit: 4 };
 
 /// The exit's state in the loop.
 pub(super) struct VolunteerExit {

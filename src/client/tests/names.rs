@@ -1,7 +1,7 @@
 //! Names of local networks and reserved names, which are sent to no exit.
 
 use super::*;
-use crate::exit_policy::Policy;
+use crate::{base::ErrorClass, exit_policy::Policy};
 
 const PRIVATE: [&str; 8] =
     ["printer", "nas.local", "localhost", "wiki.corp", "box.lan", "x.home.arpa", "10.0.0.1", "fe80::1"];
@@ -43,7 +43,7 @@ fn names_that_no_public_server_has_never_leave_the_client() {
             net.client(|party, now, _| {
                 party.work(now);
                 assert_eq!(party.seen(stream).closed, Some(StreamFailure::NotPublic), "{host}");
-                assert_eq!(party.client.requests.len(), 1, "the open stream");
+                assert_eq!(party.client.placement.len(), 1, "the open stream");
             });
         }
     }
@@ -55,7 +55,7 @@ fn names_requested_before_the_consensus_are_judged_by_it() {
     let mut net = Net::without_private_targets(62, 2);
     let streams: Vec<_> = PRIVATE.into_iter().flat_map(|host| net.ask_for(host)).collect();
     net.pass(1);
-    net.client(|party, _, _| assert_eq!(party.client.requests.len(), streams.len()));
+    net.client(|party, _, _| assert_eq!(party.client.placement.len(), streams.len()));
     net.give_consensus(NOW);
     for stream in streams {
         assert_eq!(net.closed(stream, 5), StreamFailure::NotPublic);
@@ -80,4 +80,15 @@ fn private_names_are_targets_where_all_exits_connect_to_private_addresses() {
     net.give_consensus(NOW);
     let [stream, ..] = net.ask_for("printer");
     assert_eq!(net.closed(stream, 5), StreamFailure::NotPublic);
+}
+
+#[test]
+fn a_refused_name_is_known_to_two_exits_at_most() {
+    let mut net = Net::ready(65, 4);
+    net.serve(Serves::Refuses(EndReason::Policy));
+    let stream = net.open(1);
+    assert_eq!(net.closed(stream, 10), StreamFailure::Ended(EndReason::Policy));
+    let asked = net.relays.values().copied().collect::<Vec<_>>();
+    let asked = asked.into_iter().filter_map(|node| net.relay(node, |party| party.begun));
+    assert_eq!(asked.sum::<usize>(), 2);
 }

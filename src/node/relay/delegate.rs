@@ -71,7 +71,7 @@ pub(super) async fn delegate(
     };
     let (rates, caps) = (Rates::default(), HttpCaps::default());
     let rates = Rates {
-        in_all: options.delegated_rate.unwrap_or(rates.in_all),
+        in_total: options.delegated_rate.unwrap_or(rates.in_total),
         per_circuit: options.delegated_circuit_rate.unwrap_or(rates.per_circuit),
         ..rates
     };

@@ -172,6 +172,7 @@ fn a_relay_that_shuts_down_closes_its_channels_and_opens_none() {
     bench.relay.shut_down();
     let mut closed = Vec::new();
     for _ in 0..100 {
+        bench.relay.handle_batch_end(bench.now, &mut bench.rng);
         while let Some(transmit) = bench.relay.poll_transmit(bench.now, &mut bench.rng) {
             match transmit {
                 Transmit::Close(link) => closed.push(link),

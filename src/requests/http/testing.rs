@@ -1,4 +1,4 @@
-//! A test overlay whose exits perform requests.
+//! An overlay for tests, whose exits perform requests.
 
 use core::time::Duration;
 use std::{
@@ -32,15 +32,15 @@ use crate::{
     wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
-/// An overlay of one or several identical exits, which perform requests at this machine and open streams to it.
+/// An overlay of one or several identical exits in this process, which send requests to this machine.
 #[derive(Clone)]
-pub(crate) struct OneExit {
+pub(crate) struct LocalExits {
     exit: Arc<Delegate>,
     exits: u8,
-    asked: Arc<Mutex<Vec<Isolation>>>,
+    isolations: Arc<Mutex<Vec<Isolation>>>,
 }
 
-impl OneExit {
+impl LocalExits {
     pub(crate) async fn new() -> Self {
         Self::several(1).await
     }
@@ -56,7 +56,7 @@ impl OneExit {
         let ways = Ways { named: outbound.clone(), public: outbound };
         let none = Engines::load::<&str>(&[], ways).await.unwrap();
         let search = ExitSearch::new(none, SearchCaps::default());
-        Self { exit: Arc::new(Delegate::new(search, http, limits)), exits, asked: Arc::default() }
+        Self { exit: Arc::new(Delegate::new(search, http, limits)), exits, isolations: Arc::default() }
     }
 
     pub(crate) fn requester(self) -> Requester<Self> {
@@ -64,12 +64,12 @@ impl OneExit {
     }
 
     /// The isolations of all requests.
-    pub(crate) fn asked(&self) -> Vec<Isolation> {
-        self.asked.lock().unwrap().clone()
+    pub(crate) fn isolations(&self) -> Vec<Isolation> {
+        self.isolations.lock().unwrap().clone()
     }
 }
 
-impl Connector for OneExit {
+impl Connector for LocalExits {
     async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
         Direct::default().connect(target, isolation).await
     }
@@ -84,7 +84,7 @@ impl Connector for OneExit {
         not_by: Vec<RelayId>,
         isolation: Isolation,
     ) -> Result<Delegated, ConnectError> {
-        self.asked.lock().unwrap().push(isolation);
+        self.isolations.lock().unwrap().push(isolation);
         let mut exits = (0..self.exits).map(|number| RelayId::from_bytes([number; 32]));
         let chosen = exits.find(|exit| !not_by.contains(exit) && delegation.is_offered(&self.exit.offer()));
         let relay = chosen.ok_or(PathError::NotOffered)?;
