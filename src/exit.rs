@@ -26,6 +26,7 @@ use tokio::{
 };
 
 use crate::{
+    delegated::limits::RequestOwner,
     exit::delegated::Delegate,
     exit_policy::Policy,
     io::{
@@ -113,7 +114,7 @@ impl Exit {
 
     /// Performs the request that arrives as the stream's bytes, and writes the answer there; the core has `room`
     /// bytes for it.
-    fn delegate(&mut self, key: StreamKey, service: Service, circuit: u64, room: usize) {
+    fn delegate(&mut self, key: StreamKey, service: Service, owner: RequestOwner, room: usize) {
         while self.tasks.try_join_next().is_some() {}
         let Some(delegate) = self.shared.delegate.clone() else {
             self.shared.tell(key, StreamCommand::Reset(EndReason::Policy));
@@ -124,7 +125,7 @@ impl Exit {
         let given_up = stream.failure();
         self.tasks.spawn(async move {
             tokio::select! {
-                () = delegate.serve(service, circuit, stream) => {}
+                () = delegate.serve(service, owner, stream) => {}
                 _ = given_up => {}
             }
             drop(permit);
@@ -196,8 +197,8 @@ impl Exit {
             StreamEvent::Begin(target) => self.connect(key, target),
             StreamEvent::Resolve(host) => self.resolve(key, host),
             StreamEvent::Request(service) => {
-                if let Some(circuit) = relay.exit_circuit(stream) {
-                    self.delegate(key, service, circuit, relay.room(stream));
+                if let Some(owner) = relay.request_owner(stream) {
+                    self.delegate(key, service, owner, relay.room(stream));
                 }
             }
             StreamEvent::Data(bytes) => self.push(key, &bytes),

@@ -3,8 +3,9 @@
 use rand::CryptoRng;
 
 use crate::{
-    base::{Instant, StreamId},
+    base::{Instant, Neighbour, StreamId},
     channel::QUEUE_HIGH,
+    delegated::limits::RequestOwner,
     onion::message_capacity,
     stream::{StreamCommand, StreamEvent, Streams},
     wire::{EndReason, RelayMessage},
@@ -94,11 +95,17 @@ impl Relay {
         exit_side.map_or(0, |exit_side| exit_side.streams.room(*stream))
     }
 
-    /// Number of the stream's circuit: the same for all streams of a circuit, unique among this relay's circuits.
-    /// `None` if the stream has closed; its [`StreamEvent::Closed`] is to be taken then.
+    /// The owner of the stream's request: its circuit, by a number that is unique among this relay's circuits, and the
+    /// neighbour over which the circuit comes. `None` if the stream has closed; its [`StreamEvent::Closed`] is to be
+    /// taken then.
     #[must_use]
-    pub fn exit_circuit(&self, exit: ExitStream) -> Option<u64> {
-        self.exits.get(&exit).map(|(key, _)| key.number())
+    pub fn request_owner(&self, exit: ExitStream) -> Option<RequestOwner> {
+        let (key, _) = self.exits.get(&exit)?;
+        let channel = self.table.circuit(*key)?.previous.channel;
+        let listed = self.channels.peer(channel).filter(|relay| self.known.relay(relay).is_some());
+        let neighbour =
+            listed.map(Neighbour::Listed).or_else(|| self.channels.source(channel).map(Neighbour::Source))?;
+        Some(RequestOwner { neighbour, circuit: key.number() })
     }
 
     /// Records that the target has finished its direction; returns whether the origin has too.
