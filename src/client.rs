@@ -55,6 +55,18 @@ pub use parameters::ClientParameters;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientStream(pub u64);
 
+impl From<u64> for ClientStream {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+impl From<ClientStream> for u64 {
+    fn from(stream: ClientStream) -> Self {
+        stream.0
+    }
+}
+
 /// The key of a circuit of the pool, from the start of its build to its end; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct PooledCircuitKey(u64);

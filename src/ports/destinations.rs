@@ -27,9 +27,9 @@ impl<C> ByDestination<C> {
 }
 
 impl<C: Connector> Connector for ByDestination<C> {
-    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+    async fn open(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
         let isolation = self.isolation(isolation, &target.host);
-        self.connector.connect(target, isolation).await
+        self.connector.open(target, isolation).await
     }
 
     async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
@@ -61,7 +61,7 @@ mod tests {
             [("refused.test", one), ("REFUSED.test.", one), ("policy.test", one), ("refused.test", other)]
         {
             let host = Host::parse(host).unwrap();
-            assert!(connector.connect(Target { host, port: 80 }, isolation).await.is_err());
+            assert!(connector.open(Target { host, port: 80 }, isolation).await.is_err());
         }
         assert!(connector.resolve(Host::parse("refused.test").unwrap(), one).await.is_err());
         direct.isolations()

@@ -171,7 +171,7 @@ async fn respond<C: Connector>(
         Ok(target) => target,
         Err(explanation) => return text(StatusCode::BAD_REQUEST, explanation),
     };
-    let opening = connector.connect(target, isolation);
+    let opening = connector.open(target, isolation);
     let stream = match timeout(limits.connect, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
         Ok(stream) => stream,
         Err(error) => return failure(error),

@@ -370,7 +370,7 @@ impl Pooled {
     pub(super) fn open_stream(&mut self, now: Instant, demand: &Demand) -> Option<StreamId> {
         let PooledState::Open(open) = &mut self.state else { return None };
         let opened = match &demand.wanted {
-            Wanted::Stream(target) => open.origin.begin(now, target.clone()),
+            Wanted::Stream(target) => open.origin.open(now, target.clone()),
             Wanted::Resolve(host) => open.origin.resolve(now, host.clone()),
             Wanted::Delegated(delegation) => open.origin.request(now, delegation.service()),
         };
