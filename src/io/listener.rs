@@ -2,7 +2,7 @@
 //!
 //! A program that reaches such a port uses the overlay as this user. So ports listen on loopback unless configured
 //! otherwise. At its cap, and without free file descriptors, a port still accepts, and refuses by a reply of its protocol
-//! ([`accept_or_shed`]): an application that is left in the backlog would hang.
+//! (`accept_or_shed`): an application that is left in the backlog would hang.
 
 mod shed;
 #[cfg(test)]
