@@ -20,6 +20,10 @@ async fn start(overlay: &Overlay) -> SocketAddr {
 }
 
 async fn start_with_tls(overlay: &Overlay, tls: Tls) -> SocketAddr {
+    start_within(overlay, tls, MAX_CONNECTIONS).await
+}
+
+async fn start_within(overlay: &Overlay, tls: Tls, connections: usize) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let requester = Requester::new(overlay.clone(), tls);
@@ -30,7 +34,7 @@ async fn start_with_tls(overlay: &Overlay, tls: Tls) -> SocketAddr {
         check: Check::new(&mut StdRng::seed_from_u64(1)),
         socks: "127.0.0.1:9350".parse().unwrap(),
     };
-    tokio::spawn(serve(listener, page));
+    tokio::spawn(serve(listener, page, connections));
     address
 }
 
@@ -459,4 +463,16 @@ async fn the_api_returns_results_comparisons_and_reasons() {
         assert_eq!(status, 400, "{bad}");
         serde_json::from_slice::<api::Failed>(&body).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_browser_beyond_the_cap_gets_a_reply_at_once() {
+    let address = start_within(&Overlay::new(&[]), Tls::default(), 1).await;
+    let first = TcpStream::connect(address).await.unwrap();
+    let (status, headers, text) = request(address, "/", &[]).await;
+    assert_eq!((status, headers["retry-after"].to_str().unwrap()), (503, "1"));
+    assert!(text.contains("all connections of this port are in use"), "{text}");
+    drop(first);
+    let served = async { while get(address, "/").await.0 != 200 {} };
+    timeout(DEADLINE, served).await.unwrap();
 }
