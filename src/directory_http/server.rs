@@ -31,7 +31,6 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use data_encoding::HEXLOWER;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -50,8 +49,8 @@ use tower_http::{
 };
 
 use crate::{
-    crypto::sha256,
     directory::{Counted, DescriptorError, PresenceError, Registration, SignedConsensus, SignedVolunteerList},
+    directory_http::tag::entity_tag,
 };
 
 pub use service::{Prover, run_authority};
@@ -118,12 +117,12 @@ impl DirectoryServer {
 
     /// Sets the consensus to serve.
     pub fn publish(&self, consensus: &SignedConsensus) {
-        put(&self.consensus, consensus.as_bytes());
+        put(&self.consensus, consensus.as_bytes(), &consensus.digest());
     }
 
     /// Sets the volunteer list to serve.
     pub fn publish_volunteers(&self, list: &SignedVolunteerList) {
-        put(&self.volunteers, list.as_bytes());
+        put(&self.volunteers, list.as_bytes(), &list.digest());
     }
 
     /// Accepts connections on `listener` and answers their requests, until dropped.
@@ -189,11 +188,9 @@ impl DirectoryServer {
     }
 }
 
-fn put(shelf: &Shelf, document: &[u8]) {
+fn put(shelf: &Shelf, document: &[u8], digest: &[u8; 32]) {
     let document = Bytes::copy_from_slice(document);
-    // A weak tag, because it is the same for every compression.
-    let etag = format!("W/\"{}\"", HEXLOWER.encode(&sha256(&document)));
-    match HeaderValue::try_from(etag) {
+    match entity_tag(digest) {
         Ok(etag) => _ = shelf.send_replace(Some(Served { document, etag })),
         Err(error) => tracing::error!(%error, "can't compute the entity tag; not serving a document"),
     }

@@ -1,6 +1,8 @@
 //! The differences between the two documents that a process follows: consensus and volunteer list.
 
-use super::{Directory, DirectoryError, DocumentUrl};
+use reqwest::Url;
+
+use super::{Directory, DirectoryError};
 use crate::{
     base::WallTime,
     directory::{Consensus, ConsensusBody, Document, VolunteerList, VolunteerListBody, follow::Followed},
@@ -8,15 +10,16 @@ use crate::{
 
 /// A kind of document that a process follows.
 pub(super) trait Paged: Followed + Send + Sync + 'static {
-    fn page(directory: &mut Directory) -> &mut DocumentUrl;
+    /// The URL of this document at `directory`.
+    fn url(directory: &Directory) -> &Url;
 
     /// Whether a failure to get a newer document than `in_use` is logged as a warning.
     fn is_alarming(error: &DirectoryError, in_use: Option<&Document<Self>>, now: WallTime) -> bool;
 }
 
 impl Paged for ConsensusBody {
-    fn page(directory: &mut Directory) -> &mut DocumentUrl {
-        &mut directory.consensus
+    fn url(directory: &Directory) -> &Url {
+        &directory.consensus
     }
 
     fn is_alarming(error: &DirectoryError, _: Option<&Consensus>, _: WallTime) -> bool {
@@ -25,8 +28,8 @@ impl Paged for ConsensusBody {
 }
 
 impl Paged for VolunteerListBody {
-    fn page(directory: &mut Directory) -> &mut DocumentUrl {
-        &mut directory.volunteers
+    fn url(directory: &Directory) -> &Url {
+        &directory.volunteers
     }
 
     fn is_alarming(error: &DirectoryError, in_use: Option<&VolunteerList>, now: WallTime) -> bool {
