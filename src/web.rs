@@ -33,7 +33,11 @@ use hyper_util::{
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, time::timeout};
 
-use crate::{crypto::sha256, directory::AuthorityId, io::listener::accept_each};
+use crate::{
+    crypto::sha256,
+    directory::AuthorityId,
+    io::{content_coding::is_accepted, listener::accept_each},
+};
 
 /// Concurrent connections; further ones wait in the backlog.
 const MAX_CONNECTIONS: usize = 256;
@@ -177,8 +181,9 @@ fn give(file: &'static File, tag: &HeaderValue, asked: &HeaderMap) -> Response {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
         let packed = [("br", file.brotli), ("gzip", file.gzip)];
-        let packed =
-            packed.into_iter().find_map(|(coding, bytes)| Some((coding, bytes?)).filter(|_| takes(asked, coding)));
+        let packed = packed
+            .into_iter()
+            .find_map(|(coding, bytes)| Some((coding, bytes?)).filter(|_| is_accepted(asked, coding)));
         let mut response = packed.map_or(file.whole, |(_, bytes)| bytes).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind(file.name)));
         if let Some((coding, _)) = packed {
@@ -232,19 +237,6 @@ fn with_fields(mut response: Response, policy: &'static str) -> Response {
         fields.insert(name, HeaderValue::from_static(value));
     }
     response
-}
-
-/// Whether a client accepts `coding` (RFC 9110 §12.5.3) by name; `*` is ignored.
-fn takes(asked: &HeaderMap, coding: &str) -> bool {
-    let values = asked.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|offer| {
-        let mut parts = offer.split(';').map(str::trim);
-        let named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(coding));
-        // A weight of zero in any spelling: 0, 0.0, 0.000.
-        let refused =
-            parts.any(|part| part.strip_prefix("q=").is_some_and(|weight| weight.trim_matches(['0', '.']).is_empty()));
-        named && !refused
-    })
 }
 
 fn kind(name: &str) -> &'static str {

@@ -18,6 +18,7 @@
 //!
 //! [`Authority`]: crate::directory::Authority
 
+mod documents;
 mod service;
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
@@ -38,21 +39,18 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot},
     time::timeout,
 };
 use tower_http::{
-    compression::CompressionLayer,
     cors::{Any, CorsLayer},
     limit::RequestBodyLimitLayer,
     timeout::TimeoutLayer,
 };
 
-use crate::{
-    directory::{Counted, DescriptorError, PresenceError, Registration, SignedConsensus, SignedVolunteerList},
-    directory_http::tag::entity_tag,
-};
+use crate::directory::{Counted, DescriptorError, PresenceError, Registration, SignedConsensus, SignedVolunteerList};
 
+use documents::{DOCUMENT, Shelf};
 pub use service::{Prover, run_authority};
 
 /// Maximum bytes of a request's body.
@@ -90,21 +88,12 @@ pub struct DirectoryServer {
     web: Option<Router>,
 }
 
-/// The current document of one kind.
-type Shelf = watch::Sender<Option<Served>>;
-
-#[derive(Clone)]
-struct Served {
-    document: Bytes,
-    etag: HeaderValue,
-}
-
 impl DirectoryServer {
     /// A directory without a consensus yet, and the receiver of its submissions.
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<Submission>) {
         let (submissions, receiver) = mpsc::channel(MAX_SUBMISSIONS);
-        let shelf = || Arc::new(watch::Sender::new(None));
+        let shelf = || Arc::new(Shelf::new());
         (Self { submissions, consensus: shelf(), volunteers: shelf(), web: None }, receiver)
     }
 
@@ -115,14 +104,16 @@ impl DirectoryServer {
         self
     }
 
-    /// Sets the consensus to serve.
-    pub fn publish(&self, consensus: &SignedConsensus) {
-        put(&self.consensus, consensus.as_bytes(), &consensus.digest());
+    /// Compresses and serves this consensus in place of the last.
+    pub async fn publish(&self, consensus: SignedConsensus) {
+        let digest = consensus.digest();
+        self.consensus.put(consensus.into_bytes(), digest).await;
     }
 
-    /// Sets the volunteer list to serve.
-    pub fn publish_volunteers(&self, list: &SignedVolunteerList) {
-        put(&self.volunteers, list.as_bytes(), &list.digest());
+    /// Compresses and serves this volunteer list in place of the last.
+    pub async fn publish_volunteers(&self, list: SignedVolunteerList) {
+        let digest = list.digest();
+        self.volunteers.put(list.into_bytes(), digest).await;
     }
 
     /// Accepts connections on `listener` and answers their requests, until dropped.
@@ -169,10 +160,9 @@ impl DirectoryServer {
             .route_layer(map_response(close))
             .layer(DefaultBodyLimit::disable())
             .layer(RequestBodyLimitLayer::new(MAX_BODY_LEN))
-            .layer(CompressionLayer::new())
             .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_TIMEOUT))
             .with_state(self)
-            // Merged without these layers: the pages' router accepts small requests only and serves compressed files.
+            // Merged without these layers: the pages' router accepts small requests only.
             .merge(web)
     }
 
@@ -185,14 +175,6 @@ impl DirectoryServer {
         let (answer, verdict) = oneshot::channel();
         self.submissions.try_send(submission(body, answer)).ok()?;
         verdict.await.ok()
-    }
-}
-
-fn put(shelf: &Shelf, document: &[u8], digest: &[u8; 32]) {
-    let document = Bytes::copy_from_slice(document);
-    match entity_tag(digest) {
-        Ok(etag) => _ = shelf.send_replace(Some(Served { document, etag })),
-        Err(error) => tracing::error!(%error, "can't compute the entity tag; not serving a document"),
     }
 }
 
@@ -238,8 +220,6 @@ async fn take_presence(State(directory): State<DirectoryServer>, body: Bytes) ->
     }
 }
 
-const DOCUMENT: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, "application/x-protobuf")];
-
 fn refused(error: &dyn std::error::Error) -> Response {
     (StatusCode::BAD_REQUEST, error.to_string()).into_response()
 }
@@ -249,27 +229,11 @@ fn busy() -> Response {
 }
 
 async fn give_consensus(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
-    give(&directory.consensus, &headers, "no consensus yet: not enough relays have registered")
+    directory.consensus.give(&headers, "no consensus yet: not enough relays have registered")
 }
 
 async fn give_volunteers(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
-    give(&directory.volunteers, &headers, "no volunteer list yet: there is no consensus")
-}
-
-fn give(shelf: &Shelf, headers: &HeaderMap, none_yet: &'static str) -> Response {
-    let Some(served) = shelf.borrow().clone() else { return (StatusCode::NOT_FOUND, none_yet).into_response() };
-    let tag = [(header::ETAG, served.etag.clone()), (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))];
-    if headers.get_all(header::IF_NONE_MATCH).iter().any(|value| names(value, &served.etag)) {
-        return (StatusCode::NOT_MODIFIED, tag).into_response();
-    }
-    (tag, DOCUMENT, served.document).into_response()
-}
-
-/// Whether an `If-None-Match` value (RFC 9110 §13.1.2) contains `etag`, compared weakly.
-fn names(value: &HeaderValue, etag: &HeaderValue) -> bool {
-    let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
-    let (Ok(value), Ok(etag)) = (value.to_str(), etag.to_str()) else { return false };
-    value.trim() == "*" || value.split(',').any(|tag| opaque(tag) == opaque(etag))
+    directory.volunteers.give(&headers, "no volunteer list yet: there is no consensus")
 }
 
 #[cfg(test)]

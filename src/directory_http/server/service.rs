@@ -123,7 +123,7 @@ impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
                 AuthorityEvent::Prove(target) => self.prove(target),
                 AuthorityEvent::Remember { relay, record } => changes.push(Change::Remember { relay, record }),
                 AuthorityEvent::Forget(relay) => changes.push(Change::Forget(relay)),
-                AuthorityEvent::PublishVolunteers(list) => self.server.publish_volunteers(&list),
+                AuthorityEvent::PublishVolunteers(list) => self.server.publish_volunteers(list).await,
                 AuthorityEvent::Publish(consensus) => {
                     changes.push(Change::Publish(consensus.as_bytes().to_vec()));
                     published = Some(consensus);
@@ -139,7 +139,7 @@ impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
             }
         }
         if let Some(consensus) = published {
-            self.server.publish(&consensus);
+            self.server.publish(consensus).await;
         }
     }
 

@@ -57,15 +57,15 @@ fn get_consensus(headers: &str) -> Vec<u8> {
     format!("GET /v1/consensus HTTP/1.1\r\nhost: directory\r\nconnection: close\r\n{headers}\r\n").into_bytes()
 }
 
-fn served() -> (DirectoryServer, mpsc::Receiver<Submission>) {
+async fn served() -> (DirectoryServer, mpsc::Receiver<Submission>) {
     let (server, submissions) = DirectoryServer::new();
-    server.publish(&signed_by(&[100], NOW));
+    server.publish(signed_by(&[100], NOW)).await;
     (server, submissions)
 }
 
 /// A directory that refuses every descriptor with `error`, and every report.
 async fn serve_refusals(error: DescriptorError) -> SocketAddr {
-    let (server, mut submissions) = served();
+    let (server, mut submissions) = served().await;
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
     tokio::spawn(async move {
@@ -82,7 +82,7 @@ async fn serve_refusals(error: DescriptorError) -> SocketAddr {
 
 #[tokio::test]
 async fn the_consensus_comes_with_a_tag_compressed_if_asked_and_once_only_if_it_is_known() {
-    let (server, _submissions) = served();
+    let (server, _submissions) = served().await;
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
     let plain = exchange(address, &get_consensus("")).await;
@@ -105,6 +105,22 @@ async fn the_consensus_comes_with_a_tag_compressed_if_asked_and_once_only_if_it_
 }
 
 #[tokio::test]
+async fn a_list_is_compressed_once_however_often_it_is_fetched() {
+    let (server, _submissions) = served().await;
+    let body = async |coding: &'static str| {
+        let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(coding))]);
+        let answer = server.consensus.give(&headers, "none");
+        assert_eq!(answer.headers()[header::VARY], "accept-encoding");
+        axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap()
+    };
+    for coding in ["zstd", "gzip", "identity"] {
+        let (one, other) = (body(coding).await, body(coding).await);
+        assert_eq!(one.as_ptr(), other.as_ptr(), "{coding}: both answers are the same bytes in memory");
+    }
+    assert!(body("zstd").await.len() < body("identity").await.len());
+}
+
+#[tokio::test]
 async fn before_the_first_consensus_the_answer_says_so() {
     let (server, _submissions) = DirectoryServer::new();
     let (listener, address) = listen().await;
@@ -116,7 +132,7 @@ async fn before_the_first_consensus_the_answer_says_so() {
 
 #[tokio::test]
 async fn pages_beside_a_directory_change_none_of_its_own_answers() {
-    let (server, _submissions) = served();
+    let (server, _submissions) = served().await;
     let (listener, address) = listen().await;
     let pages = Router::new().route("/volunteer", get(|| async { "a page" }));
     tokio::spawn(server.with_web(pages).serve(listener));
@@ -154,7 +170,7 @@ async fn bad_requests_are_answered_not_endured() {
 
 #[tokio::test]
 async fn a_flood_of_descriptors_is_told_that_the_directory_is_busy() {
-    let (server, submissions) = served();
+    let (server, submissions) = served().await;
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
     let mut senders = JoinSet::new();
@@ -339,8 +355,8 @@ async fn a_volunteer_for_whom_there_is_no_place_is_told_to_try_again() {
 
 #[tokio::test]
 async fn a_page_of_any_origin_may_ask_for_everything() {
-    let (server, mut submissions) = served();
-    server.publish_volunteers(&volunteers_signed_by(&[100], NOW));
+    let (server, mut submissions) = served().await;
+    server.publish_volunteers(volunteers_signed_by(&[100], NOW)).await;
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
     tokio::spawn(async move {
