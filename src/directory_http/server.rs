@@ -13,11 +13,12 @@
 //! CORS admits pages of any origin, because all of it is public.
 //!
 //! Owns the HTTP side and the task that drives an [`Authority`] ([`run_authority`]). Governed by
-//! `proto/07-directory.md`, "HTTP". Against floods, connections, bodies and times are capped. Peers' addresses are
-//! neither read nor logged.
+//! `proto/07-directory.md`, "HTTP". Against floods, connections, bodies and times are capped ([`connections`]).
+//! Peers' addresses are not logged, and only their networks are held, while the connections are open.
 //!
 //! [`Authority`]: crate::directory::Authority
 
+mod connections;
 mod documents;
 mod service;
 
@@ -38,9 +39,10 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncWriteExt as _, copy, sink},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, oneshot},
-    time::timeout,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::{Instant, timeout},
 };
 use tower_http::{
     cors::{Any, CorsLayer},
@@ -50,23 +52,28 @@ use tower_http::{
 
 use crate::directory::{Counted, DescriptorError, PresenceError, Registration, SignedConsensus, SignedVolunteerList};
 
+use connections::{ConnectionCaps, Connections, Place};
 use documents::{DOCUMENT, Shelf};
 pub use service::{Prover, run_authority};
 
 /// Maximum bytes of a request's body.
 const MAX_BODY_LEN: usize = 64 << 10;
-/// Concurrent connections; further ones wait in the backlog. Each serves one request, because a client returns after
-/// an interval at the earliest.
-const MAX_CONNECTIONS: usize = 512;
 /// Submissions queued for the authority; further ones get status 503.
 const MAX_SUBMISSIONS: usize = 256;
 /// How long a browser may cache the CORS preflight (`Access-Control-Max-Age`).
 const CORS_AGE: Duration = Duration::from_secs(24 * 60 * 60);
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// Time limit of a connection, against clients that read the answer slowly.
+/// Time limit of a connection, also if its peer reads the answer steadily.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(180);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Refused connections that get [`REFUSAL`]; others are closed without an answer.
+const MAX_REFUSALS: usize = 64;
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// The answer to a connection without a place.
+const REFUSAL: &str = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\naccess-control-allow-origin: *\r\n\
+     content-type: text/plain; charset=utf-8\r\ncontent-length: 73\r\nconnection: close\r\n\r\n\
+     too many connections from this network to the directory; try again later\n";
 
 /// A submission for the authority, with the channel for its answer.
 #[derive(Debug)]
@@ -86,6 +93,7 @@ pub struct DirectoryServer {
     consensus: Arc<Shelf>,
     volunteers: Arc<Shelf>,
     web: Option<Router>,
+    caps: ConnectionCaps,
 }
 
 impl DirectoryServer {
@@ -94,7 +102,10 @@ impl DirectoryServer {
     pub fn new() -> (Self, mpsc::Receiver<Submission>) {
         let (submissions, receiver) = mpsc::channel(MAX_SUBMISSIONS);
         let shelf = || Arc::new(Shelf::new());
-        (Self { submissions, consensus: shelf(), volunteers: shelf(), web: None }, receiver)
+        (
+            Self { submissions, consensus: shelf(), volunteers: shelf(), web: None, caps: ConnectionCaps::default() },
+            receiver,
+        )
     }
 
     /// Adds `web` as the router for all other paths.
@@ -121,21 +132,22 @@ impl DirectoryServer {
     /// # Errors
     /// Never; after a failed `accept` it pauses and retries.
     pub async fn serve(self, listener: TcpListener) -> io::Result<Infallible> {
+        let connections = Connections::new(self.caps);
+        let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
         let router = self.router();
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
-            let permit = Arc::clone(&connections).acquire_owned().await.map_err(io::Error::other)?;
             match listener.accept().await {
-                Ok((socket, _)) => {
-                    let router = router.clone();
-                    tokio::spawn(async move {
-                        let _permit = permit;
-                        // An error of a peer's connection needs no action.
-                        _ = timeout(CONNECTION_TIMEOUT, serve_connection(socket, router)).await;
-                    });
-                }
+                Ok((socket, peer)) => match connections.admit(Instant::now(), peer.ip()) {
+                    Some(place) => _ = tokio::spawn(serve_connection(socket, place, router.clone())),
+                    None => {
+                        if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
+                            tokio::spawn(refuse(socket, permit));
+                        }
+                    }
+                },
                 Err(error) => {
                     tracing::warn!(%error, "can't accept a connection");
+                    connections.make_room(Instant::now());
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -184,13 +196,29 @@ async fn close(mut response: Response) -> Response {
     response
 }
 
-async fn serve_connection(socket: TcpStream, router: Router) -> hyper::Result<()> {
-    http1::Builder::new()
+async fn serve_connection(socket: TcpStream, mut place: Place, router: Router) {
+    let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(64 << 10)
-        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router))
-        .await
+        .serve_connection(TokioIo::new(place.socket(socket)), TowerToHyperService::new(router));
+    // An error of a peer's connection needs no action, nor does its end.
+    tokio::select! {
+        _ = timeout(CONNECTION_TIMEOUT, served) => {}
+        () = place.ended() => {}
+    }
+}
+
+/// Answers a connection without a place.
+async fn refuse(mut socket: TcpStream, _permit: OwnedSemaphorePermit) {
+    let answer = async {
+        socket.write_all(REFUSAL.as_bytes()).await?;
+        socket.shutdown().await?;
+        // A close with unread bytes would reset the connection before the peer has read the answer.
+        copy(&mut socket, &mut sink()).await
+    };
+    // The peer's failure needs no action.
+    _ = timeout(REFUSAL_TIMEOUT, answer).await;
 }
 
 async fn take_descriptor(State(directory): State<DirectoryServer>, body: Bytes) -> Response {

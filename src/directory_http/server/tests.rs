@@ -9,7 +9,7 @@ use std::{
 
 use rand::{SeedableRng as _, rngs::ChaCha20Rng};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::AsyncReadExt as _,
     task::{JoinHandle, JoinSet},
 };
 
@@ -406,4 +406,72 @@ async fn a_relay_that_names_another_s_address_is_never_listed() {
     assert!(consensus.relay(&key(1).id()).is_some());
     assert!(consensus.relay(&key(2).id()).is_none());
     directory.stop();
+}
+
+/// Opens a connection from `source`, and asks for the consensus.
+async fn ask_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((source, 0).into()).unwrap();
+    let mut socket = socket.connect(address).await.unwrap();
+    socket.write_all(&get_consensus("")).await.unwrap();
+    socket
+}
+
+/// Serves a consensus that exceeds the buffers of a socket, with these caps on the connections of each address.
+async fn serve_long(caps: ConnectionCaps) -> (SocketAddr, mpsc::Receiver<Submission>) {
+    let (mut server, submissions) = DirectoryServer::new();
+    server.caps = ConnectionCaps { network: |peer| Some(crate::base::AddressPrefix::source(peer)), ..caps };
+    let mut long = vec![0; 8 << 20];
+    rand::Rng::fill_bytes(&mut ChaCha20Rng::seed_from_u64(1), &mut long);
+    server.consensus.put(long, [1; 32]).await;
+    let (listener, address) = listen().await;
+    tokio::spawn(server.serve(listener));
+    (address, submissions)
+}
+
+#[tokio::test]
+async fn slow_readers_of_one_source_hold_up_no_fetch() {
+    let caps = ConnectionCaps { all: 4_096, ..ConnectionCaps::default() };
+    let (address, _submissions) = serve_long(caps).await;
+    let mut slow = JoinSet::new();
+    for _ in 0..300 {
+        slow.spawn(ask_from([127, 0, 0, 2], address));
+    }
+    let _slow = timeout(DEADLINE, slow.join_all()).await.expect("connections wait");
+    // The figure of a directory on an idle machine. Other tests run beside this one, so the fastest of some counts.
+    let mut fastest = DEADLINE;
+    for _ in 0..5 {
+        let began = std::time::Instant::now();
+        let answer = exchange(address, &get_consensus("if-none-match: *\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 304"), "{answer}");
+        fastest = fastest.min(began.elapsed());
+    }
+    assert!(fastest < Duration::from_millis(100), "{fastest:?}");
+}
+
+#[tokio::test]
+async fn beyond_its_share_a_source_is_told_to_try_again_and_a_slow_reader_soon_leaves_its_place() {
+    let patience = Duration::from_millis(200);
+    let (address, _submissions) =
+        serve_long(ConnectionCaps { of_network: 2, patience, ..ConnectionCaps::default() }).await;
+    let source = [127, 0, 0, 2];
+    let (mut slow, mut slower) = (ask_from(source, address).await, ask_from(source, address).await);
+    let mut head = [0; 12];
+    for socket in [&mut slow, &mut slower] {
+        socket.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200");
+    }
+    let mut refused = Vec::new();
+    ask_from(source, address).await.read_to_end(&mut refused).await.unwrap();
+    let refused = String::from_utf8(refused).unwrap();
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after: 5"), "{refused}");
+    let (head, body) = refused.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(&format!("content-length: {}", body.len())), "{refused}");
+    let served = async {
+        let mut answer = [0; 12];
+        while !matches!(ask_from(source, address).await.read_exact(&mut answer).await, Ok(_) if answer == *b"HTTP/1.1 200")
+        {
+        }
+    };
+    timeout(DEADLINE, served).await.expect("slow readers keep their places");
 }
