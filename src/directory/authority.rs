@@ -8,6 +8,7 @@
 //! This authority signs its own list. With several authorities, each would put its list to a vote between `list` and
 //! [`Consensus::sign`].
 
+mod crowding;
 mod relays;
 mod volunteers;
 
@@ -159,11 +160,9 @@ impl Authority {
         records: impl IntoIterator<Item = &'a [u8]>,
         consensus: Option<&[u8]>,
     ) {
-        for entry in records.into_iter().filter_map(|record| RelayEntry::decode(record, now)) {
-            if self.relays.len() < MAX_RELAYS {
-                self.relays.insert(entry);
-            }
-        }
+        let stored = records.into_iter().filter_map(|record| RelayEntry::decode(record, now)).collect();
+        let left_out = self.relays.restore(stored, MAX_RELAYS);
+        self.events.extend(left_out.into_iter().map(AuthorityEvent::Forget));
         let own = [self.id()];
         let verified = consensus.and_then(|bytes| {
             let consensus = UnverifiedConsensus::decode(bytes).ok()?.verify_signatures(&own).ok()?;
@@ -191,11 +190,19 @@ impl Authority {
         if !public && !self.config.private_addresses {
             return Err(DescriptorError::PrivateAddress);
         }
-        match self.relays.entry(&identity) {
+        let addresses = &descriptor.profile.addresses;
+        let is_settled = match self.relays.entry(&identity) {
             Some(known) if known.descriptor == descriptor => return Ok(identity),
             Some(known) if known.descriptor.published >= descriptor.published => return Err(DescriptorError::Older),
+            Some(known) => known.is_proved() && known.descriptor.profile.addresses == *addresses,
+            None => false,
+        };
+        if !is_settled && self.relays.is_crowded(&identity, addresses) {
+            return Err(DescriptorError::Crowded);
+        }
+        match self.relays.entry(&identity) {
             Some(known) => known.replace(descriptor, bytes, now),
-            None => self.add(RelayEntry::new(descriptor, bytes, now))?,
+            None => self.add(RelayEntry::new(descriptor, bytes, now), now)?,
         }
         self.remember(&identity);
         self.handle_timeout(now);
@@ -209,7 +216,15 @@ impl Authority {
         if let Err(error) = &outcome {
             tracing::info!(relay = %target.relay, %error, "the proof of a relay's address failed");
         }
+        let was_proved = entry.is_proved();
         entry.dialled(now, target, outcome, self.config.prove_every);
+        let (is_new, addresses) = (!was_proved && entry.is_proved(), entry.descriptor.profile.addresses.clone());
+        if is_new && self.relays.is_crowded(&target.relay, &addresses) {
+            // Others were proved there while it was dialled.
+            tracing::info!(relay = %target.relay, "dropping a relay: its address or network has too many");
+            self.relays.remove(&target.relay);
+            self.events.push_back(AuthorityEvent::Forget(target.relay));
+        }
         self.remember(&target.relay);
         self.handle_timeout(now);
     }
@@ -314,11 +329,13 @@ impl Authority {
         }
     }
 
-    /// Adds a new relay. Identities are free, so unproved relays are evicted to make room.
-    fn add(&mut self, entry: RelayEntry) -> Result<(), DescriptorError> {
+    /// Adds a new relay. Identities are free, so unproved relays are evicted to make room. Without unproved ones other than
+    /// those being dialled, of which there are few, a proved relay makes room.
+    fn add(&mut self, entry: RelayEntry, now: WallTime) -> Result<(), DescriptorError> {
         let mut forgotten = self.relays.make_room(&entry);
         if self.relays.len() >= MAX_RELAYS {
-            forgotten.push(self.relays.evict_unproved().ok_or(DescriptorError::Full)?);
+            let evicted = self.relays.evict_unproved().or_else(|| self.relays.displace(now, &entry));
+            forgotten.push(evicted.ok_or(DescriptorError::Full)?);
         }
         self.events.extend(forgotten.into_iter().map(AuthorityEvent::Forget));
         self.relays.insert(entry);

@@ -46,6 +46,9 @@ pub enum DescriptorError {
     /// The relay has an address in the consensus, so it is no volunteer.
     #[error("descriptor: a volunteer has no address")]
     Public,
+    /// As many relays as may be are proved at one of its addresses, in its network or block.
+    #[error("descriptor: too many relays at this address or in its network")]
+    Crowded,
     /// The directory has reached its cap on relays.
     #[error("descriptor: the directory is full")]
     Full,

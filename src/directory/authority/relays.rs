@@ -2,11 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use core::{net::IpAddr, time::Duration};
+use core::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use prost::Message;
 
-use super::ProofError;
+use super::{
+    ProofError,
+    crowding::{self, Crowds, HELD, LISTED},
+};
 use crate::{
     base::{AddressPrefix, Counter as _, DialError, DialTarget, RelayId, WallTime},
     directory::{ConsensusRelay, Descriptor, Flags, UnverifiedDescriptor, schema},
@@ -17,8 +23,8 @@ const WEIGHT: u32 = 1000;
 /// Consecutive failed proofs after which a relay is no longer listed.
 const MAX_FAILURES: u32 = 2;
 const FIRST_RETRY: Duration = Duration::from_secs(5);
-/// Maximum listed relays of one [`AddressPrefix::source`].
-const MAX_LISTED_TOGETHER: usize = 8;
+/// Age from which on a proved relay is not displaced.
+const SETTLED_AFTER: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 /// Maximum unproved relays of one [`AddressPrefix::network`].
 const MAX_UNPROVED_TOGETHER: usize = 32;
 /// Maximum running proofs of one [`AddressPrefix::network`].
@@ -130,13 +136,22 @@ impl RelayEntry {
         left
     }
 
+    fn addresses(&self) -> &[SocketAddr] {
+        &self.descriptor.profile.addresses
+    }
+
+    /// Whether it is proved at the addresses of its descriptor.
+    pub(super) const fn is_proved(&self) -> bool {
+        self.proved.is_some()
+    }
+
     const fn is_under_way(&self) -> bool {
         matches!(self.proof, Proof::Asked { .. })
     }
 
     /// The prefixes of its addresses.
     fn prefixes(&self, of: fn(IpAddr) -> AddressPrefix) -> impl Iterator<Item = AddressPrefix> {
-        self.descriptor.profile.addresses.iter().map(move |address| of(address.ip()))
+        self.addresses().iter().map(move |address| of(address.ip()))
     }
 
     /// The networks of its addresses.
@@ -205,6 +220,25 @@ impl RelayEntries {
         self.entries.insert(entry.descriptor.profile.identity, entry);
     }
 
+    /// Inserts stored relays, the longest known first, as far as there is room. Returns those without room.
+    pub(super) fn restore(&mut self, mut stored: Vec<RelayEntry>, most: usize) -> Vec<RelayId> {
+        stored.sort_by_key(|entry| entry.first_seen);
+        let (mut held, mut left_out) = (Crowds::new(&HELD), Vec::new());
+        for entry in stored {
+            let fits = self.together || !entry.is_proved() || held.admit(entry.addresses());
+            if fits && self.len() < most {
+                self.insert(entry);
+            } else {
+                left_out.push(entry.descriptor.profile.identity);
+            }
+        }
+        left_out
+    }
+
+    pub(super) fn remove(&mut self, relay: &RelayId) {
+        self.entries.remove(relay);
+    }
+
     pub(super) fn entry(&mut self, relay: &RelayId) -> Option<&mut RelayEntry> {
         self.entries.get_mut(relay)
     }
@@ -212,6 +246,36 @@ impl RelayEntries {
     /// Whether `relay` names `other` as its family.
     pub(super) fn names(&self, relay: &RelayId, other: &RelayId) -> bool {
         self.entries.get(relay).is_some_and(|entry| entry.descriptor.profile.family.contains(other))
+    }
+
+    /// Whether relays other than `relay` are proved at one of `addresses`, in its network or block, as many as the caps
+    /// allow.
+    pub(super) fn is_crowded(&self, relay: &RelayId, addresses: &[SocketAddr]) -> bool {
+        let others = self.entries.iter().filter(|(identity, entry)| *identity != relay && entry.is_proved());
+        !self.together && crowding::is_crowded(&HELD, addresses, others.map(|(_, entry)| entry.addresses()))
+    }
+
+    /// Evicts the youngest proved relay of the most crowded block that has one under eight days of age, if the blocks of
+    /// `new` have fewer relays.
+    pub(super) fn displace(&mut self, now: WallTime, new: &RelayEntry) -> Option<RelayId> {
+        let proved = || self.entries.iter().filter(|(_, entry)| entry.is_proved());
+        let counts = count(proved().flat_map(|(_, entry)| entry.prefixes(AddressPrefix::block)));
+        let crowd = |entry: &RelayEntry| {
+            entry
+                .prefixes(AddressPrefix::block)
+                .filter_map(|block| counts.get(&block))
+                .max()
+                .copied()
+                .unwrap_or_default()
+        };
+        let young = proved().filter(|(_, entry)| !self.together && now.since(entry.first_seen) < SETTLED_AFTER);
+        let (relay, entry) = young.max_by_key(|(_, entry)| (crowd(entry), entry.first_seen))?;
+        let relay = *relay;
+        if crowd(entry) <= crowd(new) {
+            return None;
+        }
+        self.entries.remove(&relay);
+        Some(relay)
     }
 
     /// Evicts an unproved relay from the network with most of them: the one with most failures, and among these the
@@ -322,22 +386,14 @@ impl RelayEntries {
         count(self.entries.values().filter(|entry| entry.is_under_way()).flat_map(RelayEntry::networks))
     }
 
-    /// The relays of a consensus made at `now`: of those at one address the longest known, and in total the `most`
-    /// longest known.
+    /// The relays of a consensus made at `now`: of those at one address, network and block the longest known, and in total
+    /// the `most` longest known.
     pub(super) fn list(&self, now: WallTime, stable_after: Duration, most: usize) -> Vec<ConsensusRelay> {
         let mut listed: Vec<&RelayEntry> = self.listed(now).collect();
         listed.sort_by_key(|entry| entry.first_seen);
         if !self.together {
-            let mut counts: BTreeMap<AddressPrefix, usize> = BTreeMap::new();
-            listed.retain(|entry| {
-                let fits = |place| counts.get(&place).is_none_or(|count| *count < MAX_LISTED_TOGETHER);
-                let fits = entry.prefixes(AddressPrefix::source).all(fits);
-                for place in entry.prefixes(AddressPrefix::source).filter(|_| fits) {
-                    let count = counts.entry(place).or_default();
-                    count.increment();
-                }
-                fits
-            });
+            let mut crowds = Crowds::new(&LISTED);
+            listed.retain(|entry| crowds.admit(entry.addresses()));
         }
         listed.truncate(most);
         let mut ages: Vec<Duration> = listed.iter().map(|entry| now.since(entry.first_seen)).collect();
