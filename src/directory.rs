@@ -27,7 +27,7 @@ mod volunteer;
 
 use core::{fmt, str::FromStr, time::Duration};
 
-pub use authority::{Authority, AuthorityConfig, AuthorityEvent, ProofError};
+pub use authority::{Authority, AuthorityConfig, AuthorityEvent, ProofError, Publisher};
 pub use consensus::{
     Consensus, ConsensusBody, ConsensusRelay, Flags, KnownRelays, SignedConsensus, UnverifiedConsensus,
 };

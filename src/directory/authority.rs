@@ -14,17 +14,21 @@ mod volunteers;
 
 use std::collections::VecDeque;
 
-use core::time::Duration;
+use core::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use rand::CryptoRng;
 
 use super::{
-    AuthorityId, Consensus, ConsensusBody, Counted, Dates, DescriptorError, DocumentError, MAX_CONSENSUS_LEN,
-    MAX_RELAYS, Parameters, PresenceError, Registration, SignedConsensus, SignedVolunteerList, UnverifiedConsensus,
-    UnverifiedDescriptor, VolunteerList,
+    AuthorityId, Consensus, ConsensusBody, Counted, Dates, Descriptor, DescriptorError, DocumentError,
+    MAX_CONSENSUS_LEN, MAX_RELAYS, Parameters, PresenceError, Registration, SignedConsensus, SignedVolunteerList,
+    UnverifiedConsensus, UnverifiedDescriptor, VolunteerList,
 };
 use crate::{
-    base::{DialError, DialTarget, RelayId, WallTime},
+    base::{AddressPrefix, DialError, DialTarget, RelayId, WallTime},
     crypto::IdentityKey,
     exit_policy::is_global,
 };
@@ -98,6 +102,38 @@ pub enum ProofError {
     /// The node at the address didn't authenticate as the relay.
     #[error("the node at the address did not authenticate as the relay")]
     Identity,
+}
+
+/// The source and the network from which a descriptor came to the authority.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Publisher {
+    source: AddressPrefix,
+    network: AddressPrefix,
+}
+
+impl fmt::Debug for Publisher {
+    /// Without the address.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher").finish_non_exhaustive()
+    }
+}
+
+impl Publisher {
+    /// The publisher at this address; `None` if the address isn't global, as that of a reverse proxy.
+    #[must_use]
+    pub fn at(address: IpAddr) -> Option<Self> {
+        let address = address.to_canonical();
+        is_global(address).then(|| Self::of(address))
+    }
+
+    fn of(address: IpAddr) -> Self {
+        Self { source: AddressPrefix::source(address), network: AddressPrefix::network(address) }
+    }
+
+    /// The first address that a descriptor names.
+    fn claimed(descriptor: &Descriptor) -> Self {
+        Self::of(descriptor.profile.addresses.first().map_or(Ipv4Addr::UNSPECIFIED.into(), SocketAddr::ip))
+    }
 }
 
 /// Actions for the owner, to perform in the order of their return.
@@ -178,12 +214,17 @@ impl Authority {
         self.handle_timeout(now);
     }
 
-    /// Handles a published descriptor (an encoded `SignedDescriptor`). The relay is listed once it has proved itself.
-    /// A known descriptor has no effect and is no error.
+    /// Handles a descriptor (an encoded `SignedDescriptor`) from `publisher`, if its address is known and global. The
+    /// relay is listed once it has proved itself. A known descriptor has no effect and is no error.
     ///
     /// # Errors
     /// When the descriptor is refused; the text may be shown to the sender.
-    pub fn handle_descriptor(&mut self, now: WallTime, bytes: &[u8]) -> Result<RelayId, DescriptorError> {
+    pub fn handle_descriptor(
+        &mut self,
+        now: WallTime,
+        bytes: &[u8],
+        publisher: Option<Publisher>,
+    ) -> Result<RelayId, DescriptorError> {
         let descriptor = UnverifiedDescriptor::decode(bytes)?.verify(now)?;
         let identity = descriptor.profile.identity;
         let public = descriptor.profile.addresses.iter().all(|address| is_global(address.ip()));
@@ -201,8 +242,8 @@ impl Authority {
             return Err(DescriptorError::Crowded);
         }
         match self.relays.entry(&identity) {
-            Some(known) => known.replace(descriptor, bytes, now),
-            None => self.add(RelayEntry::new(descriptor, bytes, now), now)?,
+            Some(known) => known.replace(descriptor, bytes, publisher, now),
+            None => self.add(RelayEntry::new(descriptor, bytes, now).from(publisher), now)?,
         }
         self.remember(&identity);
         self.handle_timeout(now);

@@ -14,7 +14,8 @@
 //!
 //! Owns the HTTP side and the task that drives an [`Authority`] ([`run_authority`]). Governed by
 //! `proto/07-directory.md`, "HTTP". Against floods, connections, bodies and times are capped ([`connections`]).
-//! Peers' addresses are not logged, and only their networks are held, while the connections are open.
+//! Peers' addresses are not logged. Only their prefixes are held: those of open connections, and those of the publishers
+//! of relays.
 //!
 //! [`Authority`]: crate::directory::Authority
 
@@ -22,10 +23,10 @@ mod connections;
 mod documents;
 mod service;
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
-    Router,
+    Extension, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
@@ -33,7 +34,12 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use hyper::server::conn::http1;
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -50,7 +56,9 @@ use tower_http::{
     timeout::TimeoutLayer,
 };
 
-use crate::directory::{Counted, DescriptorError, PresenceError, Registration, SignedConsensus, SignedVolunteerList};
+use crate::directory::{
+    Counted, DescriptorError, PresenceError, Publisher, Registration, SignedConsensus, SignedVolunteerList,
+};
 
 use connections::{ConnectionCaps, Connections, Place};
 use documents::{DOCUMENT, Shelf};
@@ -78,13 +86,17 @@ const REFUSAL: &str = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\nacc
 /// A submission for the authority, with the channel for its answer.
 #[derive(Debug)]
 pub enum Submission {
-    /// A signed descriptor.
-    Descriptor(Bytes, oneshot::Sender<Result<(), DescriptorError>>),
+    /// A signed descriptor, and its publisher if the sender's address is global.
+    Descriptor(Bytes, Option<Publisher>, oneshot::Sender<Result<(), DescriptorError>>),
     /// A signed volunteer.
     Volunteer(Bytes, oneshot::Sender<Result<Registration, DescriptorError>>),
     /// A gateway's signed report.
     Presence(Bytes, oneshot::Sender<Result<Counted, PresenceError>>),
 }
+
+/// The address of the peer that sent a request. Not logged.
+#[derive(Clone, Copy)]
+struct Peer(IpAddr);
 
 /// The HTTP side of a directory. Clones share their state.
 #[derive(Clone)]
@@ -138,7 +150,7 @@ impl DirectoryServer {
         loop {
             match listener.accept().await {
                 Ok((socket, peer)) => match connections.admit(Instant::now(), peer.ip()) {
-                    Some(place) => _ = tokio::spawn(serve_connection(socket, place, router.clone())),
+                    Some(place) => _ = tokio::spawn(serve_connection(socket, peer.ip(), place, router.clone())),
                     None => {
                         if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
                             tokio::spawn(refuse(socket, permit));
@@ -196,12 +208,17 @@ async fn close(mut response: Response) -> Response {
     response
 }
 
-async fn serve_connection(socket: TcpStream, mut place: Place, router: Router) {
+async fn serve_connection(socket: TcpStream, peer: IpAddr, mut place: Place, router: Router) {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
+        router.call(request)
+    });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(64 << 10)
-        .serve_connection(TokioIo::new(place.socket(socket)), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(place.socket(socket)), service);
     // An error of a peer's connection needs no action, nor does its end.
     tokio::select! {
         _ = timeout(CONNECTION_TIMEOUT, served) => {}
@@ -221,8 +238,9 @@ async fn refuse(mut socket: TcpStream, _permit: OwnedSemaphorePermit) {
     _ = timeout(REFUSAL_TIMEOUT, answer).await;
 }
 
-async fn take_descriptor(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
-    match directory.submit(body, Submission::Descriptor).await {
+async fn take_descriptor(State(directory): State<DirectoryServer>, peer: Extension<Peer>, body: Bytes) -> Response {
+    let publisher = Publisher::at(peer.0.0);
+    match directory.submit(body, |body, answer| Submission::Descriptor(body, publisher, answer)).await {
         Some(Ok(())) => {
             (StatusCode::ACCEPTED, "accepted; the relay is listed after the proof of its addresses").into_response()
         }

@@ -1,5 +1,7 @@
 //! An authority's state of each relay: proofs, caps, and listing in the consensus.
 
+mod proofs;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use core::{
@@ -10,13 +12,14 @@ use core::{
 use prost::Message;
 
 use super::{
-    ProofError,
+    ProofError, Publisher,
     crowding::{self, Crowds, HELD, LISTED},
 };
 use crate::{
     base::{AddressPrefix, Counter as _, DialError, DialTarget, RelayId, WallTime},
     directory::{ConsensusRelay, Descriptor, Flags, UnverifiedDescriptor, schema},
 };
+use proofs::Turns;
 
 /// The weight of every relay, because bandwidth isn't measured.
 const WEIGHT: u32 = 1000;
@@ -27,13 +30,13 @@ const FIRST_RETRY: Duration = Duration::from_secs(5);
 const SETTLED_AFTER: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 /// Maximum unproved relays of one [`AddressPrefix::network`].
 const MAX_UNPROVED_TOGETHER: usize = 32;
-/// Maximum running proofs of one [`AddressPrefix::network`].
-const MAX_PROOFS_TOGETHER: usize = 4;
 
 /// One relay.
 pub(super) struct RelayEntry {
     pub(super) descriptor: Descriptor,
     signed: schema::SignedDescriptor,
+    /// The addresses from which the descriptor came. If they aren't known, those that it names.
+    publisher: Publisher,
     first_seen: WallTime,
     /// The time of its last proof at the addresses of its descriptor.
     proved: Option<WallTime>,
@@ -58,12 +61,26 @@ impl RelayEntry {
     pub(super) fn new(descriptor: Descriptor, signed: &[u8], now: WallTime) -> Self {
         let (signed, proof) = (decode_signed(signed), Proof::Due(now));
         let (proved, proved_once, failures, asked) = (None, false, 0, None);
-        Self { descriptor, signed, first_seen: now, proved, proved_once, failures, asked, proof }
+        let publisher = Publisher::claimed(&descriptor);
+        Self { descriptor, signed, publisher, first_seen: now, proved, proved_once, failures, asked, proof }
+    }
+
+    /// The same relay, with the addresses from which its descriptor came.
+    pub(super) fn from(self, publisher: Option<Publisher>) -> Self {
+        let publisher = publisher.unwrap_or(self.publisher);
+        Self { publisher, ..self }
     }
 
     /// Handles a newer descriptor. A proof stays valid while the dial target is unchanged. An unproved relay gets no
     /// earlier dial by it: otherwise descriptors with another node's address would direct dials there.
-    pub(super) fn replace(&mut self, descriptor: Descriptor, signed: &[u8], now: WallTime) {
+    pub(super) fn replace(
+        &mut self,
+        descriptor: Descriptor,
+        signed: &[u8],
+        publisher: Option<Publisher>,
+        now: WallTime,
+    ) {
+        self.publisher = publisher.unwrap_or_else(|| Publisher::claimed(&descriptor));
         let moved = self.descriptor.profile.dial_target() != descriptor.profile.dial_target();
         let wanted = self.proved.is_some() && (moved || self.failures > 0);
         match &mut self.proof {
@@ -181,7 +198,8 @@ impl RelayEntry {
         let proved = Some(record.proved).filter(|proved| *proved > 0).map(WallTime::from_unix);
         let first_seen = WallTime::from_unix(record.first_seen).min(now);
         let (proved_once, failures, asked, proof) = (true, 0, None, Proof::Due(now));
-        Some(Self { descriptor, signed, first_seen, proved, proved_once, failures, asked, proof })
+        let publisher = Publisher::claimed(&descriptor);
+        Some(Self { descriptor, signed, publisher, first_seen, proved, proved_once, failures, asked, proof })
     }
 }
 
@@ -203,13 +221,14 @@ fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
 /// All relays, by identity.
 pub(super) struct RelayEntries {
     entries: BTreeMap<RelayId, RelayEntry>,
+    turns: Turns,
     /// Whether the caps on relays of one network are off, as at one site.
     together: bool,
 }
 
 impl RelayEntries {
-    pub(super) const fn new(together: bool) -> Self {
-        Self { entries: BTreeMap::new(), together }
+    pub(super) fn new(together: bool) -> Self {
+        Self { entries: BTreeMap::new(), turns: Turns::default(), together }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -278,14 +297,17 @@ impl RelayEntries {
         Some(relay)
     }
 
-    /// Evicts an unproved relay from the network with most of them: the one with most failures, and among these the
-    /// longest known. Relays that are being dialled stay, so that their dials stay counted.
+    /// Evicts an unproved relay of the publishers' network with most of them: of these one in the network with most of
+    /// them, the one with most failures, and among these the longest known. Relays that are being dialled stay, so that
+    /// their dials stay counted.
     pub(super) fn evict_unproved(&mut self) -> Option<RelayId> {
-        let counts = self.unproved();
+        let (counts, published) = (self.unproved(), self.published());
         let fullest = |entry: &RelayEntry| entry.networks().filter_map(|network| counts.get(&network)).max().copied();
         let unproved = self.entries.iter().filter(|(_, entry)| entry.proved.is_none() && !entry.is_under_way());
-        let (relay, _) =
-            unproved.max_by_key(|(_, entry)| (fullest(entry), entry.failures, core::cmp::Reverse(entry.first_seen)))?;
+        let (relay, _) = unproved.max_by_key(|(_, entry)| {
+            let publishers = published.get(&entry.publisher.network);
+            (publishers, fullest(entry), entry.failures, core::cmp::Reverse(entry.first_seen))
+        })?;
         let relay = *relay;
         self.entries.remove(&relay);
         Some(relay)
@@ -296,14 +318,17 @@ impl RelayEntries {
         if self.together {
             return Vec::new();
         }
-        let counts = self.unproved();
+        let (counts, published) = (self.unproved(), self.published());
         let full = |network: &AddressPrefix| counts.get(network).is_some_and(|count| *count >= MAX_UNPROVED_TOGETHER);
         let mut removed = Vec::new();
         for network in new.networks().filter(full) {
             let inside = self.entries.iter().filter(|(_, entry)| {
                 entry.proved.is_none() && !entry.is_under_way() && entry.networks().any(|other| other == network)
             });
-            let worst = inside.max_by_key(|(_, entry)| (entry.failures, core::cmp::Reverse(entry.first_seen)));
+            let worst = inside.max_by_key(|(_, entry)| {
+                let publishers = published.get(&entry.publisher.network);
+                (publishers, entry.failures, core::cmp::Reverse(entry.first_seen))
+            });
             if let Some(relay) = worst.map(|(relay, _)| *relay) {
                 self.entries.remove(&relay);
                 removed.push(relay);
@@ -317,73 +342,17 @@ impl RelayEntries {
         count(self.entries.values().filter(|entry| entry.proved.is_none()).flat_map(RelayEntry::networks))
     }
 
+    /// Number of unproved relays from each network of publishers.
+    fn published(&self) -> BTreeMap<AddressPrefix, usize> {
+        count(self.entries.values().filter(|entry| entry.proved.is_none()).map(|entry| entry.publisher.network))
+    }
+
     pub(super) fn remove_stale(&mut self, now: WallTime) -> Vec<RelayId> {
         self.entries.extract_if(.., |_, entry| entry.descriptor.is_stale(now)).map(|(relay, _)| relay).collect()
     }
 
     pub(super) fn listed(&self, now: WallTime) -> impl Iterator<Item = &RelayEntry> {
         self.entries.values().filter(move |entry| entry.is_listed(now))
-    }
-
-    /// Counts proofs that began `timeout` ago as failed.
-    pub(super) fn time_out_proofs(&mut self, now: WallTime, timeout: Duration, again: Duration) {
-        for entry in self.entries.values_mut() {
-            if matches!(entry.proof, Proof::Asked { at, .. } if now >= at.after(timeout)) {
-                entry.failed(now, again);
-            }
-        }
-    }
-
-    /// Starts due proofs, the longest due first, with at most `most` running in total and [`MAX_PROOFS_TOGETHER`] in
-    /// one network.
-    pub(super) fn wanted_proofs(&mut self, now: WallTime, most: usize) -> Vec<DialTarget> {
-        let mut free = most.saturating_sub(self.proofs_under_way());
-        let mut networks = self.dialled_networks();
-        let mut due: Vec<(WallTime, &mut RelayEntry)> = Vec::new();
-        for entry in self.entries.values_mut() {
-            if let Proof::Due(at) = entry.proof
-                && at <= now
-            {
-                due.push((at, entry));
-            }
-        }
-        due.sort_by_key(|(at, _)| *at);
-        let mut wanted = Vec::new();
-        for (_, entry) in due {
-            if free == 0 {
-                break;
-            }
-            if !self.together && is_full(&networks, entry) {
-                continue;
-            }
-            free.decrement();
-            for network in entry.networks() {
-                let dialled = networks.entry(network).or_default();
-                dialled.increment();
-            }
-            wanted.extend(entry.ask(now));
-        }
-        wanted
-    }
-
-    /// The next time at which a proof is due, unless `most` are running, or fails after `timeout`.
-    pub(super) fn next_deadline(&self, timeout: Duration, most: usize) -> Option<WallTime> {
-        let full = self.proofs_under_way() >= most;
-        let networks = self.dialled_networks();
-        let deadline = |entry: &RelayEntry| match entry.proof {
-            Proof::Due(at) => (!full && (self.together || !is_full(&networks, entry))).then_some(at),
-            Proof::Asked { at, .. } => Some(at.after(timeout)),
-        };
-        self.entries.values().filter_map(deadline).min()
-    }
-
-    fn proofs_under_way(&self) -> usize {
-        self.entries.values().filter(|entry| entry.is_under_way()).count()
-    }
-
-    /// Running proofs in each network.
-    fn dialled_networks(&self) -> BTreeMap<AddressPrefix, usize> {
-        count(self.entries.values().filter(|entry| entry.is_under_way()).flat_map(RelayEntry::networks))
     }
 
     /// The relays of a consensus made at `now`: of those at one address, network and block the longest known, and in total
@@ -419,8 +388,4 @@ impl RelayEntries {
         };
         listed.iter().map(list).collect()
     }
-}
-
-fn is_full(networks: &BTreeMap<AddressPrefix, usize>, entry: &RelayEntry) -> bool {
-    entry.networks().any(|network| networks.get(&network).is_some_and(|count| *count >= MAX_PROOFS_TOGETHER))
 }

@@ -89,8 +89,8 @@ impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
     /// Passes a submission to the authority and returns its answer. A failed return means that the client is gone.
     fn take(&mut self, now: WallTime, submission: Submission) {
         match submission {
-            Submission::Descriptor(bytes, answer) => {
-                let verdict = self.authority.handle_descriptor(now, &bytes);
+            Submission::Descriptor(bytes, publisher, answer) => {
+                let verdict = self.authority.handle_descriptor(now, &bytes, publisher);
                 match &verdict {
                     Ok(relay) => tracing::debug!(%relay, "accepted a descriptor"),
                     Err(error) => tracing::info!(%error, "refused a descriptor"),

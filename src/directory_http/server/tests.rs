@@ -71,7 +71,7 @@ async fn serve_refusals(error: DescriptorError) -> SocketAddr {
     tokio::spawn(async move {
         while let Some(submission) = submissions.recv().await {
             match submission {
-                Submission::Descriptor(_, answer) => _ = answer.send(Err(error)),
+                Submission::Descriptor(_, _, answer) => _ = answer.send(Err(error)),
                 Submission::Volunteer(_, answer) => _ = answer.send(Err(error)),
                 Submission::Presence(_, answer) => _ = answer.send(Err(PresenceError::NotListed)),
             }
