@@ -21,6 +21,7 @@ mod parameters;
 mod profile;
 pub(crate) mod schema;
 mod statement;
+mod steady_clock;
 #[cfg(test)]
 mod vectors;
 mod volunteer;
@@ -41,6 +42,7 @@ pub use parameters::{ParameterError, Parameters};
 pub(crate) use profile::decode_identity;
 pub use profile::{Impossible, Profile};
 pub use statement::{Statement, UnverifiedStatement};
+pub use steady_clock::SteadyClock;
 pub use volunteer::{
     Counted, MAX_COUNTED_LEN, MAX_GATEWAYS, MAX_PRESENT, Presence, PresenceError, RANKED_GATEWAYS, Registration,
     RegistrationError, SignedVolunteerList, UnverifiedPresence, UnverifiedVolunteer, UnverifiedVolunteerList,

@@ -181,6 +181,15 @@ impl Authority {
         self.key.id().into()
     }
 
+    /// Whether `consensus`, the last that this authority signed, is dated more than a minute after `now`. If so, the
+    /// clock is wrong, or was when the consensus was signed.
+    #[must_use]
+    pub fn has_signed_after(&self, now: WallTime, consensus: &[u8]) -> bool {
+        let signed = UnverifiedConsensus::decode(consensus).ok();
+        let verified = signed.and_then(|consensus| consensus.verify_signatures(&[self.id()]).ok());
+        verified.is_some_and(|consensus| consensus.valid_after() > now.after(Duration::from_secs(60)))
+    }
+
     /// Number of relays that a consensus made at `now` would list.
     #[must_use]
     pub fn listed(&self, now: WallTime) -> usize {
@@ -235,6 +244,7 @@ impl Authority {
         let is_settled = match self.relays.entry(&identity) {
             Some(known) if known.descriptor == descriptor => return Ok(identity),
             Some(known) if known.descriptor.published >= descriptor.published => return Err(DescriptorError::Older),
+            Some(known) if !known.may_change(now) => return Err(DescriptorError::TooSoon),
             Some(known) => known.is_proved() && known.descriptor.profile.addresses == *addresses,
             None => false,
         };

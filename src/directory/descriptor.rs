@@ -49,6 +49,9 @@ pub enum DescriptorError {
     /// As many relays as may be are proved at one of its addresses, in its network or block.
     #[error("descriptor: too many relays at this address or in its network")]
     Crowded,
+    /// The relay changes its descriptor too often.
+    #[error("descriptor: changed too often; try again in a minute")]
+    TooSoon,
     /// The directory has reached its cap on relays.
     #[error("descriptor: the directory is full")]
     Full,

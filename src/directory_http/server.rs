@@ -21,6 +21,7 @@
 
 mod connections;
 mod documents;
+mod rates;
 mod service;
 
 use std::{convert::Infallible, io, net::IpAddr, sync::Arc, time::Duration};
@@ -56,12 +57,16 @@ use tower_http::{
     timeout::TimeoutLayer,
 };
 
-use crate::directory::{
-    Counted, DescriptorError, PresenceError, Publisher, Registration, SignedConsensus, SignedVolunteerList,
+use crate::{
+    directory::{
+        Counted, DescriptorError, PresenceError, Publisher, Registration, SignedConsensus, SignedVolunteerList,
+    },
+    io::clock::running_time,
 };
 
 use connections::{ConnectionCaps, Connections, Place};
 use documents::{DOCUMENT, Shelf};
+use rates::SubmissionRates;
 pub use service::{Prover, run_authority};
 
 /// Maximum bytes of a request's body.
@@ -106,6 +111,7 @@ pub struct DirectoryServer {
     volunteers: Arc<Shelf>,
     web: Option<Router>,
     caps: ConnectionCaps,
+    rates: Arc<SubmissionRates>,
 }
 
 impl DirectoryServer {
@@ -114,10 +120,8 @@ impl DirectoryServer {
     pub fn new() -> (Self, mpsc::Receiver<Submission>) {
         let (submissions, receiver) = mpsc::channel(MAX_SUBMISSIONS);
         let shelf = || Arc::new(Shelf::new());
-        (
-            Self { submissions, consensus: shelf(), volunteers: shelf(), web: None, caps: ConnectionCaps::default() },
-            receiver,
-        )
+        let (caps, rates) = (ConnectionCaps::default(), Arc::default());
+        (Self { submissions, consensus: shelf(), volunteers: shelf(), web: None, caps, rates }, receiver)
     }
 
     /// Adds `web` as the router for all other paths.
@@ -190,12 +194,17 @@ impl DirectoryServer {
             .merge(web)
     }
 
-    /// Queues a submission for the authority and returns its answer; `None` if the queue is full.
+    /// Queues a submission of `peer` for the authority and returns its answer; `None` if the queue is full, or the
+    /// sender exceeds its rate.
     async fn submit<T>(
         &self,
+        peer: Peer,
         body: Bytes,
         submission: impl FnOnce(Bytes, oneshot::Sender<T>) -> Submission,
     ) -> Option<T> {
+        if !self.rates.admit(running_time(), peer.0) {
+            return None;
+        }
         let (answer, verdict) = oneshot::channel();
         self.submissions.try_send(submission(body, answer)).ok()?;
         verdict.await.ok()
@@ -238,9 +247,16 @@ async fn refuse(mut socket: TcpStream, _permit: OwnedSemaphorePermit) {
     _ = timeout(REFUSAL_TIMEOUT, answer).await;
 }
 
-async fn take_descriptor(State(directory): State<DirectoryServer>, peer: Extension<Peer>, body: Bytes) -> Response {
-    let publisher = Publisher::at(peer.0.0);
-    match directory.submit(body, |body, answer| Submission::Descriptor(body, publisher, answer)).await {
+async fn take_descriptor(
+    State(directory): State<DirectoryServer>,
+    Extension(peer): Extension<Peer>,
+    body: Bytes,
+) -> Response {
+    let publisher = Publisher::at(peer.0);
+    match directory.submit(peer, body, |body, answer| Submission::Descriptor(body, publisher, answer)).await {
+        Some(Err(error @ DescriptorError::TooSoon)) => {
+            (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response()
+        }
         Some(Ok(())) => {
             (StatusCode::ACCEPTED, "accepted; the relay is listed after the proof of its addresses").into_response()
         }
@@ -249,8 +265,12 @@ async fn take_descriptor(State(directory): State<DirectoryServer>, peer: Extensi
     }
 }
 
-async fn take_volunteer(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
-    match directory.submit(body, Submission::Volunteer).await {
+async fn take_volunteer(
+    State(directory): State<DirectoryServer>,
+    Extension(peer): Extension<Peer>,
+    body: Bytes,
+) -> Response {
+    match directory.submit(peer, body, Submission::Volunteer).await {
         Some(Ok(registration)) => (DOCUMENT, registration.encode()).into_response(),
         // Places become free from one interval to the next.
         Some(Err(DescriptorError::Full)) | None => busy(),
@@ -258,8 +278,12 @@ async fn take_volunteer(State(directory): State<DirectoryServer>, body: Bytes) -
     }
 }
 
-async fn take_presence(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
-    match directory.submit(body, Submission::Presence).await {
+async fn take_presence(
+    State(directory): State<DirectoryServer>,
+    Extension(peer): Extension<Peer>,
+    body: Bytes,
+) -> Response {
+    match directory.submit(peer, body, Submission::Presence).await {
         Some(Ok(counted)) => (DOCUMENT, counted.encode()).into_response(),
         Some(Err(error)) => refused(&error),
         None => busy(),
@@ -271,7 +295,8 @@ fn refused(error: &dyn std::error::Error) -> Response {
 }
 
 fn busy() -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, "the directory is busy; try again later").into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, "the directory is busy, or this address sends too much; try again later")
+        .into_response()
 }
 
 async fn give_consensus(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {

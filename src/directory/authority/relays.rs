@@ -16,7 +16,7 @@ use super::{
     crowding::{self, Crowds, HELD, LISTED},
 };
 use crate::{
-    base::{AddressPrefix, Counter as _, DialError, DialTarget, RelayId, WallTime},
+    base::{AddressPrefix, Counter as _, DialError, DialTarget, Instant, Rate, RelayId, TokenBucket, WallTime},
     directory::{ConsensusRelay, Descriptor, Flags, UnverifiedDescriptor, schema},
 };
 use proofs::Turns;
@@ -25,6 +25,10 @@ use proofs::Turns;
 const WEIGHT: u32 = 1000;
 /// Consecutive failed proofs after which a relay is no longer listed.
 const MAX_FAILURES: u32 = 2;
+/// The rate at which a relay may change its descriptor: one change a minute, five at once.
+const CHANGES: Rate = Rate { a_second: 1, burst: 300 };
+/// Tokens of one change.
+const CHANGE: u64 = 60;
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 /// Age from which on a proved relay is not displaced.
 const SETTLED_AFTER: Duration = Duration::from_secs(8 * 24 * 60 * 60);
@@ -46,6 +50,8 @@ pub(super) struct RelayEntry {
     failures: u32,
     /// The time of the last request for a proof.
     asked: Option<WallTime>,
+    /// The changes of its descriptor.
+    changes: TokenBucket,
     proof: Proof,
 }
 
@@ -62,13 +68,19 @@ impl RelayEntry {
         let (signed, proof) = (decode_signed(signed), Proof::Due(now));
         let (proved, proved_once, failures, asked) = (None, false, 0, None);
         let publisher = Publisher::claimed(&descriptor);
-        Self { descriptor, signed, publisher, first_seen: now, proved, proved_once, failures, asked, proof }
+        let changes = TokenBucket::new();
+        Self { descriptor, signed, publisher, first_seen: now, proved, proved_once, failures, asked, changes, proof }
     }
 
     /// The same relay, with the addresses from which its descriptor came.
     pub(super) fn from(self, publisher: Option<Publisher>) -> Self {
         let publisher = publisher.unwrap_or(self.publisher);
         Self { publisher, ..self }
+    }
+
+    /// Whether it may change its descriptor.
+    pub(super) fn may_change(&self, now: WallTime) -> bool {
+        self.changes.available(instant(now), CHANGES) >= CHANGE
     }
 
     /// Handles a newer descriptor. A proof stays valid while the dial target is unchanged. An unproved relay gets no
@@ -80,6 +92,7 @@ impl RelayEntry {
         publisher: Option<Publisher>,
         now: WallTime,
     ) {
+        self.changes.spend(instant(now), CHANGES, CHANGE);
         self.publisher = publisher.unwrap_or_else(|| Publisher::claimed(&descriptor));
         let moved = self.descriptor.profile.dial_target() != descriptor.profile.dial_target();
         let wanted = self.proved.is_some() && (moved || self.failures > 0);
@@ -199,8 +212,14 @@ impl RelayEntry {
         let first_seen = WallTime::from_unix(record.first_seen).min(now);
         let (proved_once, failures, asked, proof) = (true, 0, None, Proof::Due(now));
         let publisher = Publisher::claimed(&descriptor);
-        Some(Self { descriptor, signed, publisher, first_seen, proved, proved_once, failures, asked, proof })
+        let changes = TokenBucket::new();
+        Some(Self { descriptor, signed, publisher, first_seen, proved, proved_once, failures, asked, changes, proof })
     }
+}
+
+/// Wall-clock time for a rate.
+const fn instant(now: WallTime) -> Instant {
+    Instant::from_nanos(now.as_unix().saturating_mul(1_000_000_000))
 }
 
 /// Counts the occurrences of each prefix.

@@ -375,7 +375,10 @@ fn new_descriptors_bring_a_relay_that_never_proved_itself_no_earlier_dial() {
             authority.handle_proof(later(second), &target, FAILED);
         }
         // Alternates between this address and another.
-        submit(&mut authority, 1, at(1, &[["20.0.0.1:1", "20.0.0.2:1"][second as usize % 2]]), later(second));
+        authority.handle_timeout(later(second));
+        let profile = at(1, &[["20.0.0.1:1", "20.0.0.2:1"][second as usize % 2]]);
+        let change = authority.handle_descriptor(later(second), &descriptor(1, profile, later(second)), None);
+        assert!(change.is_ok() || change == Err(DescriptorError::TooSoon), "{change:?}");
     }
     assert!((25..=35).contains(&dials), "{dials}: one in 20 s, as to a relay that does not change");
 }
@@ -633,6 +636,23 @@ fn a_full_directory_evicts_relays_of_the_publisher_with_most_of_them() {
     submit_from(&mut authority, [92, 0, 0, 1], 20_000, profile(20_000), NOW);
     let forgotten = drain(&mut authority).forgotten;
     assert!(forgotten.len() == 1 && forgotten != [key(0).id()], "{forgotten:?}");
+}
+
+#[test]
+fn a_relay_that_publishes_without_end_causes_one_write_a_minute() {
+    let mut authority = public();
+    register(&mut authority, 1, profile(1), NOW);
+    drain(&mut authority);
+    let (mut records, mut accepted) = (0, 0);
+    for second in 1..=600 {
+        let profile = Profile { operator: second.to_string(), ..profile(1) };
+        accepted +=
+            u64::from(authority.handle_descriptor(later(second), &descriptor(1, profile, later(second)), None).is_ok());
+        let asked = drain(&mut authority);
+        // The proofs are due by themselves.
+        records += asked.records.len();
+    }
+    assert_eq!((accepted, records), (14, 14), "5 at once, and 9 in almost 10 minutes");
 }
 
 #[test]

@@ -214,6 +214,9 @@ struct MemoryStore(Arc<Mutex<Memory>>);
 struct Memory {
     relays: HashMap<RelayId, Vec<u8>>,
     consensus: Option<Vec<u8>>,
+    writes: usize,
+    /// Writes wait for it.
+    blocked: Option<Arc<Mutex<()>>>,
 }
 
 impl AuthorityStore for MemoryStore {
@@ -223,7 +226,10 @@ impl AuthorityStore for MemoryStore {
     }
 
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
+        let blocked = self.0.lock().unwrap().blocked.clone();
+        let _blocked = blocked.as_ref().map(|blocked| blocked.lock().unwrap());
         let mut kept = self.0.lock().unwrap();
+        kept.writes += 1;
         for change in changes.iter().cloned() {
             match change {
                 Change::Remember { relay, record } => _ = kept.relays.insert(relay, record),
@@ -244,9 +250,13 @@ struct Whole {
 
 impl Whole {
     async fn start(relays: usize, store: &MemoryStore, hosts: &Arc<KnownHosts>) -> Self {
+        Self::start_at(NOW.as_unix(), relays, store, hosts).await
+    }
+
+    async fn start_at(now: u64, relays: usize, store: &MemoryStore, hosts: &Arc<KnownHosts>) -> Self {
         let (server, submissions) = DirectoryServer::new();
         let (listener, address) = listen().await;
-        let clock = Arc::new(AtomicU64::new(NOW.as_unix()));
+        let clock = Arc::new(AtomicU64::new(now));
         let authority = Authority::new(key(100), AuthorityConfig::testnet(relays));
         let told = Arc::clone(&clock);
         let time = move || WallTime::from_unix(told.load(Ordering::Relaxed));
@@ -474,4 +484,88 @@ async fn beyond_its_share_a_source_is_told_to_try_again_and_a_slow_reader_soon_l
         }
     };
     timeout(DEADLINE, served).await.expect("slow readers keep their places");
+}
+
+impl MemoryStore {
+    /// The dates since which the stored relays are known.
+    fn first_seen(&self) -> Vec<u64> {
+        let kept = self.0.lock().unwrap();
+        let record =
+            |bytes: &Vec<u8>| <crate::directory::schema::RelayRecord as prost::Message>::decode(bytes.as_slice());
+        kept.relays.values().map(|bytes| record(bytes).unwrap().first_seen).collect()
+    }
+}
+
+const TEN_YEARS: u64 = 10 * 365 * 24 * 60 * 60;
+
+#[tokio::test]
+async fn a_jump_of_the_clock_signs_and_drops_nothing() {
+    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
+    let directory = Whole::start(1, &store, &hosts).await;
+    hosts.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
+    client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
+    let first = directory.fetch_until(|_| true).await;
+    for jumped in [NOW.as_unix() + TEN_YEARS, NOW.as_unix() - TEN_YEARS] {
+        directory.clock.store(jumped, Ordering::Relaxed);
+        // Makes the service read the clock. A relay with the right time is accepted all the same.
+        client(directory.address).publish(&descriptor(2, profile(2), NOW)).await.unwrap();
+        assert!(client(directory.address).report(b"nothing").await.is_err());
+        directory.clock.store(NOW.as_unix(), Ordering::Relaxed);
+        let kept = directory.fetch_until(|_| true).await;
+        assert_eq!(kept, first, "nothing was signed");
+        assert_eq!(store.first_seen(), [NOW.as_unix()], "nothing was dropped");
+    }
+    directory.stop();
+}
+
+#[tokio::test]
+async fn ages_survive_a_jump_of_ten_years_and_a_restart() {
+    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
+    let directory = Whole::start(1, &store, &hosts).await;
+    hosts.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
+    client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
+    let first = directory.fetch_until(|_| true).await;
+    directory.stop();
+    for jumped in [NOW.as_unix() + TEN_YEARS, NOW.as_unix() - TEN_YEARS] {
+        let directory = Whole::start_at(jumped, 1, &store, &hosts).await;
+        let sent = descriptor(1, exit_profile(1, &["accept 80"]), NOW.after(Duration::from_secs(1)));
+        assert!(client(directory.address).publish(&sent).await.is_err(), "by this clock it is old, or of the future");
+        directory.stop();
+        assert_eq!(store.first_seen(), [NOW.as_unix()]);
+    }
+    // A clock that is set right after the start.
+    let directory = Whole::start_at(NOW.as_unix() - TEN_YEARS, 1, &store, &hosts).await;
+    assert!(matches!(client(directory.address).fetch(NOW, None).await, Err(DirectoryError::NoneYet)));
+    directory.clock.store(NOW.as_unix(), Ordering::Relaxed);
+    assert_eq!(directory.fetch_until(|_| true).await, first);
+    assert_eq!(store.first_seen(), [NOW.as_unix()]);
+    directory.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_disk_delays_no_answer_and_what_it_missed_is_written_together() {
+    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
+    // More relays than register, so that there is no consensus, which is stored before it is served.
+    let directory = Whole::start(20, &store, &hosts).await;
+    let blocked = Arc::new(Mutex::new(()));
+    store.0.lock().unwrap().blocked = Some(Arc::clone(&blocked));
+    {
+        let disk = blocked.lock().unwrap();
+        let publish = async {
+            for number in 1..=10 {
+                hosts.0.lock().unwrap().insert(key(number).id(), profile(number).dial_target());
+                client(directory.address).publish(&descriptor(number, profile(number), NOW)).await.unwrap();
+            }
+        };
+        timeout(DEADLINE, publish).await.expect("the disk delays answers");
+        drop(disk);
+    }
+    let written = async {
+        while store.0.lock().unwrap().relays.len() < 10 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, written).await.expect("not written");
+    assert!(store.0.lock().unwrap().writes <= 5, "{}", store.0.lock().unwrap().writes);
+    directory.stop();
 }
