@@ -1,7 +1,7 @@
 //! A relay inside an application: forwards circuits of other users while the application runs.
 //!
 //! The relay is a volunteer by default. It works behind NAT and needs no open port: it keeps channels to public relays,
-//! and circuits reach it over those. With `--listen` it is a public relay. It is never an exit, so no traffic to
+//! and circuits reach it over them. With `--listen` it is a public relay. It is never an exit, so no traffic to
 //! targets leaves from this machine.
 //!
 //! `umbel testnet` starts a network on this machine and prints the two options that name it. In another terminal:
@@ -59,7 +59,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let mut interrupted = pin!(ctrl_c());
     tokio::select! {
         ready = relay.ready() => if ready.is_err() {
-            // The reason for which the relay ended.
+            // `stop` returns the error that ended the relay.
             return Ok(relay.stop().await?);
         },
         _ = &mut interrupted => return Ok(relay.stop().await?),

@@ -1,8 +1,8 @@
 //! A delegated request: an exit performs an HTTP request, and this program prints the response.
 //!
 //! The target sees the exit's address. The exit reads the request and the response, also of an `https` URL, but doesn't
-//! see this machine's address. So a request must not identify its user: no cookies, no logins. For content that the exit
-//! must not read there is `Client::request_over_stream`.
+//! see this machine's address. So a request must not identify its user: no cookies, no logins. If the exit must not read
+//! the content, use `Client::request_over_stream` with an `https` URL.
 //!
 //! `umbel testnet` starts a network on this machine and prints the two options that name it. In another terminal:
 //!
@@ -19,7 +19,7 @@ use hyper::{Request, header::ACCEPT};
 use tokio::io::{AsyncWriteExt as _, stdout};
 use umbel::{AuthorityId, Client, ClientConfig};
 
-/// Has an exit of the network perform a GET request
+/// Prints the response to a GET request that an exit of the network performs
 #[derive(Parser)]
 struct Options {
     /// URL of a directory, which has the list of relays
@@ -53,12 +53,12 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     .await?;
 
     // Requests and responses are those of hyper. The request's body may be any `hyper::body::Body`; it is sent in
-    // pieces. Redirects are returned, not followed: the next URL may need another decision.
+    // pieces. Redirects are returned, not followed, because the application decides on each URL.
     let request = Request::get(&options.url).header(ACCEPT, "text/html, */*").body(Empty::<Bytes>::new())?;
     let response = client.request(request).await?;
     eprintln!("{}", response.status());
 
-    // The body arrives in pieces too. One that breaks off ends with an error.
+    // The body arrives in pieces too. A truncated body ends with an error.
     let (mut body, mut out) = (response.into_body(), stdout());
     while let Some(frame) = body.frame().await {
         // Frames other than data are trailers.

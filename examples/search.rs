@@ -14,7 +14,7 @@ use std::{error::Error, process::ExitCode};
 use clap::Parser;
 use umbel::{AuthorityId, Client, ClientConfig, EngineName, SearchQuery};
 
-/// Searches by an exit of the network
+/// Prints the results of a search that an exit of the network performs
 #[derive(Parser)]
 struct Options {
     /// URL of a directory, which has the list of relays
@@ -58,7 +58,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     .await?;
 
     // Each search has a circuit of its own, so an exit can't link two of them. If the first exit fails, the client
-    // sends the query by a second one.
+    // sends the query to a second one.
     let found = client.search(&SearchQuery { engine, ..SearchQuery::new(options.terms.join(" ")) }).await?;
 
     for (number, result) in (1..).zip(&found.results) {
@@ -72,7 +72,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         found.route.took.as_millis(),
         path.join(" → ")
     );
-    // An exit can falsify results, and can plant a URL for this query alone. `Client::compare` sends a query by several
-    // exits and shows where they differ. Fetch results through the overlay: `stream.rs`, `request.rs`.
+    // An exit can falsify results, and can insert a URL unique to this query. `Client::compare` sends a query to several
+    // exits and shows the differences. Fetch results through the overlay: `stream.rs`, `request.rs`.
     Ok(())
 }

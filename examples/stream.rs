@@ -1,8 +1,8 @@
 //! A stream over three relays: fetches a page by plain HTTP, and prints it.
 //!
 //! A [`umbel::Stream`] takes the place of a TCP stream: it implements `AsyncRead` and `AsyncWrite`, so TLS, HTTP and
-//! other libraries work over it. The first relay (guard) knows this machine's address and not the target. The last one
-//! (exit) knows the target and not the address.
+//! other libraries work over it. The first relay (guard) knows this machine's address but not the target. The last relay
+//! (exit) knows the target but not the address.
 //!
 //! `umbel testnet` starts a network on this machine and prints the two options that name it. In another terminal:
 //!
@@ -59,8 +59,8 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     })
     .await?;
 
-    // The exit resolves the name. So no resolver near this machine learns it.
-    let mut stream = client.connect(&options.host, options.port).await?;
+    // The exit resolves the name, so this machine's resolver does not see it.
+    let mut stream = client.open(&options.host, options.port).await?;
     let request = format!("GET {} HTTP/1.0\r\nHost: {}\r\n\r\n", options.path, options.host);
     stream.write_all(request.as_bytes()).await?;
 

@@ -3,12 +3,12 @@
 //! This module has the loop that joins a core with the browser's data channels ([`drive`]), documents from
 //! directories ([`directory`]) and from the browser's storage ([`store`]), and the exports for pages ([`exports`]).
 //! One thread, no locks; the browser's callbacks and timers only wake the loop. `web/src/umbel.ts` wraps the exports
-//! for pages and other programs. It has the parts that only pages need: the storage, locks between tabs, visibility,
-//! power.
+//! for pages and other programs. The wrapper also has the parts that only pages need: storage, locks between tabs,
+//! visibility, power.
 //!
-//! The specifications are named in the modules below. Threats addressed: malicious directories (documents count by
-//! signatures only, with bounded length and time), and storage that is denied or corrupted (the page continues
-//! without it and reports it).
+//! The modules below name their specifications. Threats addressed: malicious directories (a document needs valid
+//! signatures, and its length and time are capped), and storage that is denied or corrupted (the page continues
+//! without it and reports the failure).
 
 mod client;
 mod clock;

@@ -1,9 +1,16 @@
 //! The core of a client: streams, circuits and channels to guards, without I/O.
 //!
-//! [`ClientMachine`] owns the channels to guards, the pool of circuits, and the requests for streams. Driven as a
-//! [`LinkMachine`] from below, and by [`ClientMachine::open`] and similar calls from above. It builds circuits ahead and
-//! puts each stream on a circuit of its isolation. It retries a stream elsewhere if the stream failed before it was
-//! connected and the target wasn't the cause. It rebuilds failed circuits. Governed by `proto/08-paths.md` §5.
+//! [`ClientMachine`] owns the channels to guards, the guard sample and the directory's documents. It drives the pool of
+//! circuits and the placement of requests on them. Driven as a [`LinkMachine`] from below, and by
+//! [`ClientMachine::open`] and similar calls from above. It builds circuits ahead and puts each stream on a circuit of
+//! its isolation. It retries a stream elsewhere if the stream failed before it was connected and the target wasn't the
+//! cause. It rebuilds failed circuits. Governed by `proto/08-paths.md` §5.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `pool` | circuits, their deadlines, and the policy of builds; emits events |
+//! | `placement` | requests, and the stream that carries each |
+//! | `documents` | consensus and volunteers, and their expiry |
 //!
 //! Threats addressed: linking of a person's activities under different isolations, which never share a circuit, or
 //! over time, since a circuit takes no new streams ten minutes after its first. Relays that fail circuits until one
@@ -11,206 +18,78 @@
 //!
 //! Caps: [`ClientParameters`]. Beyond them a request fails at once with [`StreamFailure::LimitReached`].
 
-mod build_history;
-mod exit_separation;
-mod gone;
+mod documents;
+mod event;
 mod isolation;
+mod parameters;
+mod placement;
 mod pool;
-mod pooled;
 mod requests;
-mod settle;
+#[cfg(test)]
+mod tests;
 
 use core::time::Duration;
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use rand::CryptoRng;
 
 use crate::{
-    base::{
-        CircuitId, Deadlines, ErrorClass, Instant, LinkClose, LinkEvent, LinkMachine, ReadyQueue, RelayId, StreamId,
-        Transmit, WallTime,
-    },
-    channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole},
+    base::{Instant, LinkClose, LinkEvent, LinkMachine, RelayId, StreamId, Transmit, WallTime},
+    channel::{ChannelEvent, ChannelId, Channels, LocalRole},
     delegated::Delegation,
     directory::{Consensus, VolunteerList},
-    path::{GuardSample, PathError, Relays},
-    stream::{StreamCommand, StreamEvent, Streams},
-    wire::{EndReason, Host, Target},
+    path::GuardSample,
+    stream::{StreamCommand, Streams},
+    wire::{Host, Target},
 };
-use build_history::BuildHistory;
-use exit_separation::ExitSeparation;
-use gone::Gone;
-use pooled::{Pooled, PooledStage};
-use requests::{Request, Requests};
+use documents::Documents;
+use placement::{Placement, StreamOutcome};
+use pool::{DelegatedCircuit, Pool, PoolEvent, PoolInputs};
+use requests::{Demand, StreamPosition, Wanted};
 
+pub use event::{ClientEvent, StreamFailure};
 pub use isolation::Isolation;
+pub use parameters::ClientParameters;
 
 /// One stream or RESOLVE of the client; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientStream(pub u64);
 
+impl From<u64> for ClientStream {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+impl From<ClientStream> for u64 {
+    fn from(stream: ClientStream) -> Self {
+        stream.0
+    }
+}
+
 /// The key of a circuit of the pool, from the start of its build to its end; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct PooledCircuitKey(u64);
 
-/// Why a stream ended or was never opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StreamFailure {
-    /// The reason of [`StreamEvent::Closed`].
-    #[error("{0}")]
-    Ended(EndReason),
-    /// The client has the maximum number of requests and streams.
-    #[error("the client has the maximum number of open streams; close some")]
-    LimitReached,
-    /// No consensus arrived in time.
-    #[error("the client has no consensus yet; check that a directory can be reached")]
-    NoConsensus,
-    /// The consensus has expired and no newer one was available. An expired consensus is never used.
-    #[error("the consensus has expired and no directory has a newer one; check the clock and the directories")]
-    ConsensusExpired,
-    /// The consensus has no path to that target.
-    #[error(transparent)]
-    NoPath(#[from] PathError),
-    /// No guard could be reached.
-    #[error("no guard can be reached; check that this network allows UDP")]
-    GuardUnreachable,
-    /// No circuit could be built beyond the guard.
-    #[error("no circuit could be built beyond the guard; try again later")]
-    NoCircuit,
-}
-
-impl StreamFailure {
-    /// Its class.
-    #[must_use]
-    pub const fn class(self) -> ErrorClass {
-        match self {
-            Self::Ended(EndReason::ResourceLimit) | Self::LimitReached => ErrorClass::Limit,
-            Self::Ended(_) => ErrorClass::Peer,
-            Self::NoPath(error) => error.class(),
-            Self::NoConsensus | Self::ConsensusExpired | Self::GuardUnreachable | Self::NoCircuit => {
-                ErrorClass::Network
-            }
-        }
-    }
-}
-
-/// An event for the client's owner.
-#[derive(Clone, Debug)]
-pub enum ClientEvent {
-    /// The first circuit is open: requests are served without delay.
-    Ready,
-    /// A circuit is open.
-    CircuitBuilt {
-        /// Its relays, the guard first.
-        path: Vec<RelayId>,
-        /// Time from the start of the build to the open channel; near zero if the channel was open before.
-        channel: Duration,
-        /// Time of each hop, from its first cell to its answer.
-        hops: Vec<Duration>,
-    },
-    /// The guard sample has changed and should be stored ([`ClientMachine::guards`]).
-    GuardsChanged,
-    /// The consensus has expired: all requests fail until there is a newer one.
-    ConsensusExpired,
-    /// An event of a stream or RESOLVE, as its circuit emitted it.
-    Stream(ClientStream, StreamEvent),
-    /// The stream to an exit that offers the delegated request is open; takes the place of
-    /// [`StreamEvent::Connected`].
-    Delegated {
-        /// The stream.
-        stream: ClientStream,
-        /// The relays of its circuit, the guard first.
-        path: Vec<RelayId>,
-        /// Time of each hop when the circuit was built.
-        hops: Vec<Duration>,
-        /// The exit also carries streams of this client, because no other exit offers the same.
-        shared_exit: bool,
-    },
-    /// The request failed before a stream was opened for it; nothing follows.
-    Failed(ClientStream, StreamFailure),
-}
-
-/// Limits of a client.
-#[derive(Clone, Debug)]
-pub struct ClientParameters {
-    /// Limits of its channels.
-    pub channels: ChannelParameters,
-    /// Spare circuits kept ready. Default 2.
-    pub spare_circuits: usize,
-    /// Cap on circuits. Beyond it, the circuits longest without a stream are closed. Default 512.
-    pub circuits: usize,
-    /// Cap on circuits that are being built. Default 16.
-    pub building: usize,
-    /// Cap on requests, open streams included. Default 8,192.
-    pub streams: usize,
-    /// Time for which a request waits for a circuit. Default 30 s.
-    pub circuit_wait: Duration,
-    /// Time for which an unused spare circuit is kept. Default 30 min.
-    pub spare_age: Duration,
-    /// The relay directly behind the guard on every circuit. For tests and measurements only, because it makes a
-    /// client distinguishable. Default none.
-    pub middle: Option<RelayId>,
-}
-
-impl Default for ClientParameters {
-    fn default() -> Self {
-        Self {
-            channels: ChannelParameters::default(),
-            spare_circuits: 2,
-            circuits: 512,
-            building: 16,
-            streams: 8192,
-            circuit_wait: Duration::from_secs(30),
-            spare_age: Duration::from_secs(30 * 60),
-            middle: None,
-        }
-    }
-}
-
-/// Interval of the check of circuits' ages.
+/// Interval of the check of the ages of circuits and consensus.
 const SWEEP: Duration = Duration::from_secs(1);
-
-/// The consensus in use, and its expiry.
-struct InUse {
-    consensus: Arc<Consensus>,
-    expires: Instant,
-}
 
 /// A client of the overlay.
 ///
-/// **Drain contract.** After any call, call [`LinkMachine::poll_transmit`] until it returns `None`, then
-/// [`ClientMachine::poll_event`] until it returns `None`; only then is [`LinkMachine::poll_timeout`] valid. `poll_transmit`
-/// does most of the work, so that a batch of events costs little more than one.
+/// **Drain contract.** That of [`LinkMachine`]; after [`LinkMachine::poll_transmit`] has returned `None`, call
+/// [`ClientMachine::poll_event`] until it returns `None`. [`LinkMachine::handle_batch_end`] handles the circuits'
+/// events and plans, so that a batch of inputs costs little more than one.
 pub struct ClientMachine {
     parameters: ClientParameters,
     channels: Channels,
     guards: GuardSample,
-    in_use: Option<InUse>,
-    /// The volunteers, and the expiry of their list.
-    volunteers: Option<(Arc<VolunteerList>, Instant)>,
-    gone: Gone,
-    expired: bool,
-    reported_ready: bool,
-
-    circuits: BTreeMap<PooledCircuitKey, Pooled>,
-    next_circuit: u64,
-    by_channel: BTreeMap<(ChannelId, CircuitId), PooledCircuitKey>,
-    /// Circuits to settle.
-    ready: ReadyQueue<PooledCircuitKey>,
-    /// The deadline of each circuit.
-    timeouts: Deadlines<PooledCircuitKey>,
-    builds: BuildHistory,
-    /// Builds may be due, because requests or circuits have changed.
+    documents: Documents,
+    pool: Pool,
+    placement: Placement,
+    /// Placements or builds may be due, because requests or circuits have changed.
     replan: bool,
+    /// The next check of ages, from the first consensus on.
     sweep_at: Option<Instant>,
-    exit_separation: ExitSeparation,
-    /// The kind and number of spare circuits for delegated requests.
-    spare_delegated: Option<(Delegation, usize)>,
-
-    requests: Requests,
     events: VecDeque<ClientEvent>,
 }
 
@@ -222,22 +101,11 @@ impl ClientMachine {
             channels: Channels::new(LocalRole::Anonymous, parameters.channels.clone()),
             parameters,
             guards,
-            in_use: None,
-            volunteers: None,
-            gone: Gone::default(),
-            expired: false,
-            reported_ready: false,
-            circuits: BTreeMap::new(),
-            next_circuit: 0,
-            by_channel: BTreeMap::new(),
-            ready: ReadyQueue::new(),
-            timeouts: Deadlines::default(),
-            builds: BuildHistory::default(),
+            documents: Documents::default(),
+            pool: Pool::default(),
+            placement: Placement::default(),
             replan: false,
             sweep_at: None,
-            exit_separation: ExitSeparation::default(),
-            spare_delegated: None,
-            requests: Requests::default(),
             events: VecDeque::new(),
         }
     }
@@ -253,17 +121,14 @@ impl ClientMachine {
         if self.guards.update(&consensus, rng) {
             self.events.push_back(ClientEvent::GuardsChanged);
         }
-        let expires = now.after(consensus.valid_until().since(wall));
-        self.in_use = Some(InUse { consensus, expires });
-        self.expired = false;
+        self.documents.set_consensus(now, wall, consensus);
         self.replan = true;
         self.sweep_at.get_or_insert_with(|| now.after(SWEEP));
     }
 
     /// Sets a verified list of volunteers; `wall` is the wall-clock time at `now`. Open circuits stay.
     pub fn set_volunteers(&mut self, now: Instant, wall: WallTime, list: Arc<VolunteerList>) {
-        let expires = now.after(list.valid_until().since(wall));
-        self.volunteers = Some((list, expires));
+        self.documents.set_volunteers(now, wall, list);
     }
 
     /// The guard sample, for storage.
@@ -274,25 +139,27 @@ impl ClientMachine {
 
     /// The consensus in use, expired or not.
     #[must_use]
-    pub fn consensus(&self) -> Option<&Arc<Consensus>> {
-        self.in_use.as_ref().map(|in_use| &in_use.consensus)
+    pub const fn consensus(&self) -> Option<&Arc<Consensus>> {
+        self.documents.consensus()
     }
 
-    /// Requests a stream to `target`. [`StreamEvent::Connected`], [`StreamEvent::Closed`] or [`ClientEvent::Failed`]
-    /// follows; before that nothing can be written.
+    /// Requests a stream to `target`. [`StreamEvent::Connected`](crate::stream::StreamEvent::Connected),
+    /// [`StreamEvent::Closed`](crate::stream::StreamEvent::Closed) or [`ClientEvent::Failed`] follows; before that
+    /// nothing can be written.
     pub fn open(&mut self, now: Instant, target: Target, isolation: Isolation) -> ClientStream {
-        self.request(now, requests::Wanted::Stream(target), Vec::new(), isolation)
+        self.request(now, Demand::new(Wanted::Stream(target), isolation, Vec::new()))
     }
 
-    /// Resolves a name to addresses, or an address to names. [`StreamEvent::Resolved`], [`StreamEvent::Closed`] or
-    /// [`ClientEvent::Failed`] follows.
+    /// Resolves a name to addresses, or an address to names.
+    /// [`StreamEvent::Resolved`](crate::stream::StreamEvent::Resolved),
+    /// [`StreamEvent::Closed`](crate::stream::StreamEvent::Closed) or [`ClientEvent::Failed`] follows.
     pub fn resolve(&mut self, now: Instant, host: Host, isolation: Isolation) -> ClientStream {
-        self.request(now, requests::Wanted::Resolve(host), Vec::new(), isolation)
+        self.request(now, Demand::new(Wanted::Resolve(host), isolation, Vec::new()))
     }
 
     /// Places a delegated request at an exit that offers it and isn't in `not_by`, over a circuit that carries
     /// nothing else. Exits that carry no stream of this client are preferred. [`ClientEvent::Delegated`],
-    /// [`StreamEvent::Closed`] or [`ClientEvent::Failed`] follows.
+    /// [`StreamEvent::Closed`](crate::stream::StreamEvent::Closed) or [`ClientEvent::Failed`] follows.
     pub fn delegate(
         &mut self,
         now: Instant,
@@ -300,26 +167,27 @@ impl ClientMachine {
         not_by: Vec<RelayId>,
         isolation: Isolation,
     ) -> ClientStream {
-        self.request(now, requests::Wanted::Delegated(delegation), not_by, isolation)
+        self.request(now, Demand::new(Wanted::Delegated(delegation), isolation, not_by))
     }
 
     /// Keeps `count` spare circuits for requests of this kind from now on, and none for other kinds.
     pub fn keep_ready(&mut self, delegation: Delegation, count: usize) {
-        self.spare_delegated = Some((delegation, count));
+        self.pool.keep_ready(delegation, count);
         self.replan = true;
     }
 
     /// Carries out a command for a stream. [`StreamCommand::Reset`] ends a stream or RESOLVE in any state; the others
     /// need a connected stream.
     pub fn handle_command(&mut self, stream: ClientStream, command: StreamCommand) {
-        if let StreamCommand::Reset(reason) = command {
-            return self.reset(stream, reason);
+        let position = match command {
+            StreamCommand::Reset(_) => self.placement.remove(stream),
+            _ => self.placement.connected(stream),
+        };
+        let Some(position) = position else { return };
+        if matches!(command, StreamCommand::Finish) {
+            self.placement.handle_finish(stream);
         }
-        let finishes = matches!(command, StreamCommand::Finish);
-        self.with_stream(stream, |streams, id| streams.handle_command(id, command));
-        if finishes {
-            self.handle_finish(stream);
-        }
+        self.pool.with_streams(position.circuit, |streams| streams.handle_command(position.stream, command));
     }
 
     /// Takes bytes to send, up to [`Self::room`], and returns how many.
@@ -337,55 +205,11 @@ impl ClientMachine {
         self.events.pop_front()
     }
 
-    /// The current input of path selection.
-    fn relays<'a>(&'a self, now: Instant, doubted: &'a [RelayId]) -> Option<Relays<'a>> {
-        let consensus = &self.in_use.as_ref()?.consensus;
-        let volunteers = self.volunteers.as_ref().filter(|(_, expires)| now < *expires).map(|(list, _)| &**list);
-        Some(Relays { consensus, volunteers, middle: self.parameters.middle, doubted })
-    }
-
-    fn handle_finish(&mut self, stream: ClientStream) {
-        let over = self.requests.get_mut(stream).is_some_and(|request| {
-            request.finished = request.connected;
-            request.over()
-        });
-        if over {
-            self.forget(stream);
-        }
-    }
-
-    fn reset(&mut self, stream: ClientStream, reason: EndReason) {
-        let Some(request) = self.requests.remove(stream) else { return };
-        let Some((key, id)) = request.placed else { return };
-        if let Some(pooled) = self.circuits.get_mut(&key) {
-            pooled.streams.remove(&id);
-            if let Some(streams) = pooled.exit_streams() {
-                streams.handle_command(id, StreamCommand::Reset(reason));
-            }
-            self.make_ready(key);
-        }
-    }
-
-    /// Removes a stream whose directions have both ended; pending data is still sent.
-    fn forget(&mut self, stream: ClientStream) {
-        if let Some((key, id)) = self.requests.remove(stream).and_then(|request| request.placed)
-            && let Some(pooled) = self.circuits.get_mut(&key)
-        {
-            pooled.streams.remove(&id);
-        }
-    }
-
-    fn request(
-        &mut self,
-        now: Instant,
-        wanted: requests::Wanted,
-        not_by: Vec<RelayId>,
-        isolation: Isolation,
-    ) -> ClientStream {
-        let stream = self.requests.next();
-        let refused = if self.expired {
+    fn request(&mut self, now: Instant, demand: Demand) -> ClientStream {
+        let stream = self.placement.next();
+        let refused = if self.documents.is_expired() {
             Some(StreamFailure::ConsensusExpired)
-        } else if self.requests.len() >= self.parameters.streams {
+        } else if self.placement.len() >= self.parameters.streams {
             Some(StreamFailure::LimitReached)
         } else {
             None
@@ -393,79 +217,132 @@ impl ClientMachine {
         if let Some(failure) = refused {
             self.events.push_back(ClientEvent::Failed(stream, failure));
         } else {
-            let deadline = now.after(self.parameters.circuit_wait);
-            self.requests.insert(stream, Request::new(wanted, isolation, not_by), deadline);
+            self.placement.insert(stream, demand, now.after(self.parameters.circuit_wait));
             self.replan = true;
         }
         stream
     }
 
-    /// Applies `act` to a connected stream, and marks its circuit for settling.
+    /// Calls `act` with a connected stream.
     fn with_stream<T>(&mut self, stream: ClientStream, act: impl FnOnce(&mut Streams, StreamId) -> T) -> Option<T> {
-        let request = self.requests.get(stream).filter(|request| request.connected)?;
-        let (key, id) = request.placed?;
-        let done = act(self.circuits.get_mut(&key)?.exit_streams()?, id);
-        self.make_ready(key);
-        Some(done)
+        let position = self.placement.connected(stream)?;
+        self.pool.with_streams(position.circuit, |streams| act(streams, position.stream))
     }
 
-    fn make_ready(&mut self, key: PooledCircuitKey) {
-        if let Some(pooled) = self.circuits.get_mut(&key) {
-            self.ready.push(key, &mut pooled.ready);
+    /// The pool and the placement with the parts of the client that they use; `None` without a consensus.
+    fn parts(&mut self, now: Instant) -> Option<(&mut Pool, &mut Placement, PoolInputs<'_>)> {
+        let Self { parameters, channels, guards, documents, pool, placement, .. } = self;
+        let relays = documents.relays(now, parameters.middle)?;
+        Some((pool, placement, PoolInputs { relays, guards, channels, parameters }))
+    }
+
+    /// Places waiting requests and starts missing circuits.
+    fn plan(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        if self.documents.is_expired() {
+            return;
+        }
+        for stream in self.placement.waiting() {
+            let Some((pool, placement, mut inputs)) = self.parts(now) else { return };
+            match placement.place(now, stream, pool, &mut inputs, rng) {
+                Ok(None) => {}
+                Ok(Some(DelegatedCircuit { path, hops, shared_exit })) => {
+                    self.events.push_back(ClientEvent::Delegated { stream, path, hops, shared_exit });
+                }
+                Err(error) => self.events.push_back(ClientEvent::Failed(stream, error.into())),
+            }
+        }
+        if let Some((pool, _, mut inputs)) = self.parts(now) {
+            pool.keep_spares(now, &mut inputs, rng);
+        }
+    }
+
+    fn fail_waiting(&mut self, failure: StreamFailure) {
+        let failed = self.placement.remove_waiting();
+        self.events.extend(failed.into_iter().map(|stream| ClientEvent::Failed(stream, failure)));
+    }
+
+    fn handle_pool_events(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        while let Some((pool, _, mut inputs)) = self.parts(now)
+            && let Some(event) = pool.poll_event(now, &mut inputs, rng)
+        {
+            self.handle_pool_event(now, event);
+        }
+    }
+
+    fn handle_pool_event(&mut self, now: Instant, event: PoolEvent) {
+        match event {
+            PoolEvent::Stream(circuit, stream, event) => {
+                let position = StreamPosition { circuit, stream };
+                let deadline = now.after(self.parameters.circuit_wait);
+                match self.placement.handle_event(now, position, &event, &mut self.pool, deadline) {
+                    StreamOutcome::Report(stream) => self.events.push_back(ClientEvent::Stream(stream, event)),
+                    StreamOutcome::Retry => self.replan = true,
+                    StreamOutcome::Ignore => {}
+                }
+            }
+            PoolEvent::GuardReached(guard) => self.guards.handle_reached(&guard),
+            PoolEvent::GuardFailed(guard) => {
+                self.guards.handle_unreachable(now, &guard);
+                self.replan = true;
+            }
+            PoolEvent::Built { first, path, channel, hops } => {
+                if let Some(guard) = path.first() {
+                    self.guards.handle_circuit(guard, true);
+                }
+                self.events.push_back(ClientEvent::CircuitBuilt { path, channel, hops });
+                self.events.extend(first.then_some(ClientEvent::Ready));
+                self.replan = true;
+            }
+            PoolEvent::BuildFailed { behind, give_up } => {
+                if let Some(guard) = behind {
+                    self.guards.handle_circuit(&guard, false);
+                }
+                if give_up {
+                    self.fail_waiting(StreamFailure::NoCircuit);
+                }
+                self.replan = true;
+            }
+            PoolEvent::Ended(circuit) => {
+                self.placement.handle_circuit_ended(circuit);
+                self.replan = true;
+            }
         }
     }
 
     fn handle_channel_events(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         while let Some(event) = self.channels.poll_event() {
             match event {
-                ChannelEvent::Cell { channel, cell } => {
-                    let key = cell.circuit().and_then(|circuit| self.by_channel.get(&(channel, circuit))).copied();
-                    let Some(key) = key else { continue };
-                    if let Some(pooled) = self.circuits.get_mut(&key) {
-                        pooled.handle_cell(now, cell, rng);
-                        self.make_ready(key);
-                    }
-                }
+                ChannelEvent::Cell { channel, cell } => self.pool.handle_cell(now, channel, cell, rng),
                 ChannelEvent::Drained { channel, circuit } => {
-                    if let Some(key) = self.by_channel.get(&(channel, circuit)).copied() {
-                        self.make_ready(key);
-                    }
+                    self.pool.handle_drained(now, channel, circuit, &mut self.channels, rng);
                 }
                 ChannelEvent::Open { channel, peer: Some(relay), .. } => {
-                    self.builds.handle_guard_reached();
                     self.guards.handle_reached(&relay);
-                    self.start_circuits(now, channel, &relay, rng);
+                    if let Some((pool, _, mut inputs)) = self.parts(now) {
+                        pool.handle_channel_open(now, channel, &relay, &mut inputs, rng);
+                    }
                 }
                 // A client accepts no links from others.
                 ChannelEvent::Open { channel, peer: None, .. } => self.channels.close(channel),
                 ChannelEvent::DialFailed { relay, error } => {
                     tracing::debug!(%relay, %error, class = %error.class(), "a guard can't be reached");
-                    self.fail_guard(now, &relay);
+                    self.pool.handle_guard_failed(now, relay);
                 }
-                ChannelEvent::Closed { channel } => self.handle_channel_closed(channel),
+                ChannelEvent::Closed { channel } => self.pool.handle_channel_closed(channel),
             }
         }
     }
 
-    fn handle_circuit_timeout(&mut self, now: Instant, key: PooledCircuitKey) {
-        let Some(pooled) = self.circuits.get_mut(&key) else { return };
-        match (&mut pooled.stage, pooled.path.first().map(|relay| relay.identity)) {
-            // The dial goes on for a while, but no circuit waits for it.
-            (PooledStage::Connecting, Some(guard)) => self.fail_guard(now, &guard),
-            (PooledStage::Connecting, None) => {}
-            (PooledStage::Circuit { origin, .. }, _) => origin.handle_timeout(now),
+    /// Checks the ages of the consensus and of all circuits.
+    fn sweep(&mut self, now: Instant) {
+        if self.documents.handle_expiry(now) {
+            self.events.push_back(ClientEvent::ConsensusExpired);
+            self.fail_waiting(StreamFailure::ConsensusExpired);
         }
-        self.make_ready(key);
-    }
-
-    fn handle_channel_closed(&mut self, channel: ChannelId) {
-        let lost = self.by_channel.iter().filter(|((other, _), _)| *other == channel);
-        let lost: Vec<_> = lost.map(|(_, key)| *key).collect();
-        for key in lost {
-            if let Some(pooled) = self.circuits.get_mut(&key) {
-                pooled.handle_channel_closed();
-            }
-            self.make_ready(key);
+        let expired = self.documents.is_expired();
+        if let Some((pool, _, inputs)) = self.parts(now) {
+            pool.sweep(now, &inputs, expired);
+            self.replan = true;
         }
     }
 }
@@ -480,20 +357,18 @@ impl LinkMachine for ClientMachine {
         self.channels.handle_link(now, event, rng);
         self.handle_channel_events(now, rng);
         if let Some(guard) = silent {
-            self.fail_guard(now, &guard);
+            self.pool.handle_guard_failed(now, guard);
         }
     }
 
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.channels.handle_timeout(now);
         self.handle_channel_events(now, rng);
-        while let Some(key) = self.timeouts.pop_due(now) {
-            self.handle_circuit_timeout(now, key);
-        }
-        for stream in self.requests.overdue(now) {
-            let failure = match &self.in_use {
+        self.replan |= self.pool.handle_timeout(now);
+        for stream in self.placement.remove_overdue(now) {
+            let failure = match self.documents.consensus() {
                 None => StreamFailure::NoConsensus,
-                Some(_) if self.builds.is_guard_unreachable() => StreamFailure::GuardUnreachable,
+                Some(_) if self.pool.is_guard_unreachable() => StreamFailure::GuardUnreachable,
                 Some(_) => StreamFailure::NoCircuit,
             };
             self.events.push_back(ClientEvent::Failed(stream, failure));
@@ -502,36 +377,31 @@ impl LinkMachine for ClientMachine {
             self.sweep(now);
             self.sweep_at = Some(now.after(SWEEP));
         }
-        self.replan |= self.builds.handle_timeout(now);
     }
 
-    fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
+    fn handle_batch_end(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         loop {
-            while self.replan || !self.ready.is_empty() {
-                while let Some(key) = self.ready.pop() {
-                    self.settle_circuit(now, key, rng);
-                }
-                if core::mem::take(&mut self.replan) {
-                    self.plan(now, rng);
-                    self.handle_channel_events(now, rng);
-                }
+            self.handle_pool_events(now, rng);
+            if !core::mem::take(&mut self.replan) {
+                return;
             }
-            let transmit = self.channels.poll_transmit(now);
+            self.plan(now, rng);
             self.handle_channel_events(now, rng);
-            if transmit.is_some() || (self.ready.is_empty() && !self.replan) {
-                return transmit;
-            }
         }
     }
 
+    fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
+        let transmit = self.channels.poll_transmit(now);
+        // Queues that have drained are filled again.
+        self.handle_channel_events(now, rng);
+        transmit
+    }
+
     fn poll_timeout(&self) -> Option<Instant> {
-        let circuits = self.timeouts.earliest();
-        let waiting = self.requests.poll_timeout();
+        let waiting = self.placement.poll_timeout();
         // A pause between builds matters only to waiting requests; the sweep handles spares.
-        let attempts = waiting.and(self.builds.poll_timeout());
-        [self.channels.poll_timeout(), circuits, waiting, attempts, self.sweep_at].into_iter().flatten().min()
+        let pause = waiting.and(self.pool.pause_end());
+        let deadlines = [self.channels.poll_timeout(), self.pool.poll_timeout(), waiting, pause, self.sweep_at];
+        deadlines.into_iter().flatten().min()
     }
 }
-
-#[cfg(test)]
-mod tests;

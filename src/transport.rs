@@ -43,6 +43,7 @@ pub fn settle(now: Instant, core: &mut impl LinkMachine, transport: &mut impl Tr
         while let Some(event) = transport.poll_link_event() {
             core.handle_link(now, event, rng);
         }
+        core.handle_batch_end(now, rng);
         let mut sent = false;
         while let Some(transmit) = core.poll_transmit(now, rng) {
             transport.handle_transmit(now, transmit);

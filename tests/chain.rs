@@ -142,11 +142,11 @@ fn tamper_with_link(link: usize, direction: Direction, skip: usize, tamper: Tamp
     transfer(&mut chain, origin, 3);
     chain.pass(Duration::from_secs(30));
     assert!(chain.world.with(sender, |tapped, _, _| tapped.has_tampered()).unwrap(), "the cell was not forwarded");
-    let noticed = first_to_destroy(&mut chain);
-    (chain, noticed)
+    let detected_by = first_to_destroy(&mut chain);
+    (chain, detected_by)
 }
 
-/// The circuit has ended at all nodes, and the delivered bytes are an undamaged prefix.
+/// Asserts that the circuit has ended at all nodes, and that the delivered bytes are an undamaged prefix.
 fn assert_ended_without_damage(chain: &mut Chain, direction: Direction, what: &str) {
     let origin = chain.origin;
     chain.at_origin(origin, |party| {
@@ -178,14 +178,14 @@ fn tampers(length: usize) -> Vec<Tamper> {
 }
 
 #[test]
-fn forward_the_next_hop_notices_every_cell_altered_replayed_dropped_or_reordered() {
+fn the_next_hop_detects_every_cell_altered_replayed_dropped_or_reordered_forward() {
     for link in 1..=3 {
         // Forward, the filler is authenticated like the sealed bytes.
         for (number, tamper) in tampers(BODY_LEN).into_iter().enumerate() {
-            let (mut chain, noticed) = tamper_with_link(link, Direction::Forward, 3 + 7 * number, tamper);
+            let (mut chain, detected_by) = tamper_with_link(link, Direction::Forward, 3 + 7 * number, tamper);
             let what = format!("{tamper:?} forward on link {link}");
             let (_, receiver) = ends(&chain, link, Direction::Forward);
-            assert_eq!(noticed, Some(receiver), "{what}");
+            assert_eq!(detected_by, Some(receiver), "{what}");
             assert_ended_without_damage(&mut chain, Direction::Forward, &what);
             let origin = chain.origin;
             assert!(chain.origin_is(origin, |party| party.closed == Some(CircuitError::Destroyed)), "{what}");
@@ -194,13 +194,13 @@ fn forward_the_next_hop_notices_every_cell_altered_replayed_dropped_or_reordered
 }
 
 #[test]
-fn backward_the_origin_notices_every_cell_altered_replayed_dropped_or_reordered() {
+fn the_origin_detects_every_cell_altered_replayed_dropped_or_reordered_backward() {
     for link in 1..=3 {
         let hop = HopIndex::new(u8::try_from(link).unwrap()).unwrap();
         for (number, tamper) in tampers(sealed_len(hop)).into_iter().enumerate() {
-            let (mut chain, noticed) = tamper_with_link(link, Direction::Backward, 3 + 7 * number, tamper);
+            let (mut chain, detected_by) = tamper_with_link(link, Direction::Backward, 3 + 7 * number, tamper);
             let what = format!("{tamper:?} backward on link {link}");
-            assert_eq!(noticed, Some(chain.origin), "{what}");
+            assert_eq!(detected_by, Some(chain.origin), "{what}");
             assert_ended_without_damage(&mut chain, Direction::Backward, &what);
             let origin = chain.origin;
             assert!(chain.origin_is(origin, |party| matches!(party.closed, Some(CircuitError::Onion(_)))), "{what}");
@@ -209,13 +209,13 @@ fn backward_the_origin_notices_every_cell_altered_replayed_dropped_or_reordered(
 }
 
 #[test]
-fn backward_the_next_hop_notices_filler_that_is_not_zero() {
+fn the_next_hop_detects_filler_that_is_not_zero_backward() {
     for link in 2..=3 {
         let hop = HopIndex::new(u8::try_from(link).unwrap()).unwrap();
         for at in [sealed_len(hop), BODY_LEN - 1] {
-            let (mut chain, noticed) = tamper_with_link(link, Direction::Backward, 5, Tamper::Alter(at));
+            let (mut chain, detected_by) = tamper_with_link(link, Direction::Backward, 5, Tamper::Alter(at));
             let (_, receiver) = ends(&chain, link, Direction::Backward);
-            assert_eq!(noticed, Some(receiver));
+            assert_eq!(detected_by, Some(receiver));
             assert_ended_without_damage(&mut chain, Direction::Backward, &format!("byte {at} on link {link}"));
         }
     }
@@ -251,7 +251,7 @@ fn a_circuit_whose_handshake_is_altered_is_never_built() {
 }
 
 #[test]
-fn a_relay_refuses_to_extend_to_itself_or_back_and_has_nobody_whom_no_consensus_lists() {
+fn a_relay_refuses_to_extend_to_itself_back_or_to_an_unlisted_relay() {
     let chain = Chain::new(SEED, 3);
     let [one, two, ..] = chain.keys[..] else { panic!("three relays") };
     let unlisted = chain.unlisted();
@@ -304,7 +304,7 @@ fn a_relay_that_vanishes_in_mid_stream_is_an_error_and_never_a_clean_end() {
 }
 
 #[test]
-fn a_reader_that_stalls_holds_up_no_other_circuit() {
+fn a_stalled_reader_delays_no_other_circuit() {
     let mut chain = three_hops();
     let stalled = chain.origin;
     let other = chain.add_origin("10.1.0.2:5000");

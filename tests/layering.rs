@@ -1,4 +1,4 @@
-//! Checks the dependencies between modules: reads the paths in `src` and fails on one that violates the ranks.
+//! Checks the dependencies between modules: reads the paths in `src` and fails if one violates the ranks.
 //!
 //! A part is a module at the crate's root. It may use the parts of lower ranks, by the table in
 //! `docs/architecture.md`. Within any module, the dependencies between its submodules must form no cycle. The protocol
@@ -123,13 +123,13 @@ struct Paths<'a> {
     children: BTreeSet<String>,
     crates: &'a BTreeSet<String>,
     found: BTreeSet<String>,
-    /// The names that `use` brings into the module, each with its path within the crate.
+    /// The names that `use` imports into the module, each with its path within the crate.
     imports: BTreeMap<String, Vec<String>>,
     forbidden: BTreeSet<&'static str>,
 }
 
 impl Paths<'_> {
-    /// The path within the crate; `None` for other crates and for names in scope by a `use`.
+    /// The path within the crate; `None` for other crates and for imported names.
     fn local(&self, segments: &[String]) -> Option<Vec<String>> {
         let mut at = self.module.clone();
         let rest = match segments.first()?.as_str() {
@@ -159,7 +159,7 @@ impl Paths<'_> {
         }
     }
 
-    /// Handles the path of a `use`, which brings `name` into scope.
+    /// Handles the path of a `use`, which imports `name`.
     fn import(&mut self, segments: &[String], name: &str) {
         self.name(segments);
         let (segments, name) = match segments {
@@ -183,7 +183,7 @@ impl Paths<'_> {
         }
     }
 
-    /// Macro arguments are tokens, not paths: tokens that form a path count.
+    /// Records the paths in the tokens of macro arguments.
     fn tokens(&mut self, tokens: &str) {
         let words: Vec<&str> = tokens.split_whitespace().collect();
         for (index, word) in words.iter().enumerate() {
@@ -354,10 +354,10 @@ fn modules(sources: &[Source]) -> BTreeMap<&[String], &Source> {
     library.map(|source| (source.module.as_slice(), source)).collect()
 }
 
-/// The module that defines the item at `path`. A `use` that brings the item into another module is followed.
+/// The module that defines the item at `path`. Re-exports are followed.
 fn definition(path: &str, modules: &BTreeMap<&[String], &Source>) -> Option<Vec<String>> {
     let mut path: Vec<String> = path.strip_prefix("crate::")?.split("::").map(str::to_owned).collect();
-    // No item has passed through so many modules.
+    // A limit above any chain of re-exports, which ends cycles of imports.
     for _ in 0..16 {
         let depth = (0..=path.len()).rev().find(|depth| modules.contains_key(&path[..*depth]))?;
         let Some(name) = path.get(depth) else { return Some(path) };
@@ -369,7 +369,7 @@ fn definition(path: &str, modules: &BTreeMap<&[String], &Source>) -> Option<Vec<
     None
 }
 
-/// Repeatedly removes modules without remaining dependencies; a cycle can't be removed.
+/// Repeatedly removes modules without remaining dependencies, and returns the rest: cycles and modules that use them.
 fn cycle(mut uses: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BTreeSet<String>> {
     loop {
         let all: BTreeSet<String> = uses.keys().cloned().collect();
@@ -386,7 +386,7 @@ fn cycle(mut uses: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BTree
 fn a_part_uses_only_parts_of_lower_ranks() {
     let (ranks, sources) = (Ranks::read(), sources());
     let modules = modules(&sources);
-    let mut breaches = Vec::new();
+    let mut violations = Vec::new();
     // The root and the program may use all parts.
     for source in sources.iter().filter(|source| !source.module.is_empty()) {
         let (file, part) = (source.file.display(), &source.part);
@@ -396,15 +396,15 @@ fn a_part_uses_only_parts_of_lower_ranks() {
         let used: BTreeSet<String> = used.filter_map(|module| module.first().cloned()).collect();
         for other in used.iter().filter(|other| *other != part) {
             if ranks.of(other).is_none_or(|other| other >= own) {
-                breaches.push(format!("{file}: `{part}` uses `{other}`, which has no lower rank"));
+                violations.push(format!("{file}: `{part}` uses `{other}`, which has no lower rank"));
             }
         }
     }
-    assert!(breaches.is_empty(), "{}", breaches.join("\n"));
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
 #[test]
-fn every_rank_is_of_parts_that_exist() {
+fn every_ranked_part_exists() {
     let sources = sources();
     let parts: BTreeSet<&String> = sources.iter().map(|source| &source.part).collect();
     for rank in Ranks::read().0 {
@@ -414,7 +414,7 @@ fn every_rank_is_of_parts_that_exist() {
 }
 
 #[test]
-fn no_two_modules_lean_on_each_other() {
+fn submodules_form_no_cycle() {
     let sources = sources();
     let modules = modules(&sources);
     // For each module, the dependencies between its submodules, each with all modules below it.
@@ -429,37 +429,37 @@ fn no_two_modules_lean_on_each_other() {
             }
         }
     }
-    assert!(uses.len() > 20, "hardly any dependencies are found");
+    assert!(uses.len() > 20, "too few dependencies are found");
     let cycles = uses.into_iter().map(|(parent, uses)| (parent.join("::"), cycle(uses)));
     let cycles: Vec<_> = cycles.filter(|(_, cycle)| !cycle.is_empty()).collect();
     assert!(cycles.is_empty(), "these submodules form a cycle, or use one: {cycles:#?}");
 }
 
 #[test]
-fn the_core_is_handed_everything() {
+fn the_core_uses_no_ambient_state_and_only_listed_crates() {
     let (crates, ranks) = (crates(), Ranks::read());
     let core = ranks.core();
-    let mut breaches = Vec::new();
+    let mut violations = Vec::new();
     for source in sources().iter().filter(|source| core.contains(source.part.as_str())) {
         let file = source.file.display();
         for path in &source.paths {
             let first = path.split("::").next().unwrap();
             let ambient = |banned: &&&str| path == **banned || path.starts_with(&format!("{banned}::"));
             if let Some(banned) = AMBIENT.iter().find(ambient) {
-                breaches.push(format!("{file}: `{path}`, but the core keeps away from {banned}"));
+                violations.push(format!("{file}: `{path}`, but the core must not use {banned}"));
             }
             let primitive = |(part, prefix): &(&str, &str)| source.part == *part && path.starts_with(prefix);
             if crates.contains(first) && !CORE_CRATES.contains(&first) && !PLATFORM_PRIMITIVES.iter().any(primitive) {
-                breaches.push(format!("{file}: `{path}`, a crate that is not for the core"));
+                violations.push(format!("{file}: `{path}`, a crate that is not for the core"));
             }
         }
-        breaches.extend(source.forbidden.iter().map(|what| format!("{file}: has {what}")));
+        violations.extend(source.forbidden.iter().map(|what| format!("{file}: has {what}")));
     }
-    assert!(breaches.is_empty(), "{}", breaches.join("\n"));
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
 #[test]
-fn a_breach_is_found_however_it_is_written() {
+fn paths_are_found_in_each_syntax() {
     let crates = crates();
     let found = |text: &str| {
         let mut paths = Paths {
@@ -486,7 +486,7 @@ fn a_breach_is_found_however_it_is_written() {
 }
 
 #[test]
-fn a_cycle_is_found_also_through_a_module_that_passes_the_item_on() {
+fn cycles_through_re_exports_are_found() {
     let module = |path: &str| -> Vec<String> { path.split("::").map(str::to_owned).collect() };
     let source = |path: &str, imports: &[(&str, &str)]| Source {
         file: PathBuf::new(),

@@ -31,21 +31,39 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-#[test]
-fn every_test_that_the_threat_model_names_exists() {
-    let sources: Vec<PathBuf> = ["src", "tests"].iter().flat_map(|folder| files(&root().join(folder), "rs")).collect();
-    let text: String = sources.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+/// All Rust sources, joined.
+fn sources() -> String {
+    let sources = ["src", "tests"].iter().flat_map(|folder| files(&root().join(folder), "rs"));
+    sources.map(|file| fs::read_to_string(file).unwrap()).collect()
+}
+
+/// Fails unless each of `names` is a function in the sources. `paper` names at least `least`.
+fn assert_exist<'a>(paper: &str, names: impl Iterator<Item = &'a str>, least: usize) {
+    let text = sources();
     let tests: BTreeSet<&str> =
         text.split("fn ").filter_map(|rest| rest.split_once('(').map(|(name, _)| name)).collect();
-    let model = fs::read_to_string(root().join("threat-model.md")).unwrap();
-    let named: Vec<&str> = quoted(&model).filter(|name| name.matches('_').count() >= 2).collect();
-    assert!(named.len() > 50, "the threat model names its tests");
+    let named: Vec<&str> = names.filter(|name| name.matches('_').count() >= 2).collect();
+    assert!(named.len() > least, "{paper} names its tests");
     let missing: Vec<&&str> = named.iter().filter(|name| !tests.contains(**name)).collect();
-    assert!(missing.is_empty(), "no such test: {missing:#?}");
+    assert!(missing.is_empty(), "{paper} names tests that don't exist: {missing:#?}");
 }
 
 #[test]
-fn every_link_within_the_papers_leads_somewhere() {
+fn every_test_that_the_threat_model_names_exists() {
+    let model = fs::read_to_string(root().join("threat-model.md")).unwrap();
+    assert_exist("threat-model.md", quoted(&model), 50);
+}
+
+#[test]
+fn every_test_that_the_tables_of_resources_name_exists() {
+    let tables = fs::read_to_string(root().join("docs/resources.md")).unwrap();
+    // The last column; the others name parameters.
+    let columns = tables.lines().filter_map(|line| line.strip_suffix('|')?.rsplit('|').next());
+    assert_exist("docs/resources.md", columns.flat_map(quoted), 50);
+}
+
+#[test]
+fn every_relative_url_in_the_papers_exists() {
     let mut broken = Vec::new();
     for (file, text) in papers() {
         let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')').map(|(target, _)| target));

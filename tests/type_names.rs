@@ -1,4 +1,4 @@
-//! Checks that a type visible outside its module has a name of its own in `src`.
+//! Checks that the name of a type that is visible outside its module is unique in `src`.
 //!
 //! Code under `#[cfg(test)]` and types inside functions are exempt.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]

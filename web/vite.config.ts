@@ -1,17 +1,17 @@
-// The two pages and the library. What is built depends on nothing but the sources and the lock file: names hold a hash of
-// what is in the file, but for the library, which other people's programs name, and which checks itself by its ETag.
+// Builds the two pages and the library. The result depends only on the sources and the lock file. File names have a hash of the content,
+// except that of the library, which other programs import by its name, and which browsers revalidate by its ETag.
 import { fileURLToPath } from 'node:url';
 
 import { defineConfig } from 'vitest/config';
 
-// The content policy that each page carries in itself, so that it holds on any host.
+// The content security policy, which is part of each page, so that it applies on any host.
 //
-// connect-src is open: the directories that a network names may be on any host, as may the search engines that a volunteer asks for
-// others. Scripts are this page's own files alone, so nothing foreign can make use of that; and the volunteer's page takes
-// all other hosts away from itself as soon as it knows the network (src/volunteer/policy.ts).
+// connect-src allows all hosts, because a network's directories, and the search engines that a volunteer queries, may be on any host.
+// Only the page's own scripts run, so no foreign script can use this. The volunteer's page excludes all other hosts as soon as it knows
+// the network (src/volunteer/policy.ts).
 const COMMON = [
   "default-src 'none'",
-  // WebAssembly is compiled, strings are not.
+  // Allows WebAssembly, but no `eval`.
   "script-src 'self' 'wasm-unsafe-eval'",
   "style-src 'self'",
   "img-src 'self' data:",
@@ -31,13 +31,13 @@ export default defineConfig({
   publicDir: false,
   plugins: [
     {
-      // Only in what is built: while developing, Vite itself puts scripts into the page.
+      // Only in a build, because Vite adds scripts to the page during development.
       name: 'policy',
       apply: 'build',
       transformIndexHtml: (html) => html.replace('<!--policy-->', `<meta http-equiv="content-security-policy" content="${POLICY}">`),
     },
     {
-      // The search page needs the core at once, and otherwise learns of it only from a script; a volunteer's page needs it when asked.
+      // The search page needs the core at once, so it loads the core before its scripts. The volunteer's page needs it only when turned on.
       name: 'early core',
       apply: 'build',
       transformIndexHtml: {
@@ -51,16 +51,16 @@ export default defineConfig({
     },
   ],
   resolve: {
-    // Where the search page of the native client keeps what both pages share.
+    // The folder of the native client's search page, with the files that both share.
     alias: { '@page': here('../src/page') },
   },
   server: { fs: { allow: [here('..')] } },
   build: {
     outDir: here('dist'),
-    // build/clear.js does it, and leaves the note to git.
+    // build/clear.js empties the folder, except .gitignore.
     emptyOutDir: false,
     target: ['chrome107', 'firefox104', 'safari16'],
-    // A file of its own for everything: `data:` is allowed to images alone.
+    // A separate file for each asset, because `data:` URLs are allowed for images only.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
     cssCodeSplit: true,

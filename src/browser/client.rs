@@ -1,7 +1,7 @@
 //! The client's core in a page, and its exchanges: one request and one answer over a stream on a separate circuit.
 //!
 //! The request of an exchange is complete at its start. The answer is returned whole, up to a bound given by the
-//! caller. [`super::stream`] has streams in pieces.
+//! caller. [`super::stream`] has streams that are read and written in pieces.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
@@ -48,7 +48,7 @@ pub(super) struct Exchanged {
     pub(super) took: Duration,
 }
 
-/// Why an exchange failed.
+/// The reason for a failed exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ExchangeFailure {
     /// No circuit was available.
@@ -65,25 +65,25 @@ pub(super) enum ExchangeFailure {
 pub(super) struct ExchangeParameters {
     pub(super) delegation: Delegation,
     /// Excluded exits.
-    pub(super) not_by: Vec<RelayId>,
+    pub(super) excluded: Vec<RelayId>,
     pub(super) isolation: Isolation,
     pub(super) request: Vec<u8>,
     /// Largest answer in bytes.
-    pub(super) most: usize,
-    /// Time limit of the answer, from the time that the circuit is ready.
-    pub(super) patience: Duration,
+    pub(super) max_len: usize,
+    /// Time limit of the answer, from the time at which the circuit is ready.
+    pub(super) time_limit: Duration,
 }
 
 struct DelegatedExchange {
     request: Vec<u8>,
     sent: usize,
     answer: Vec<u8>,
-    most: usize,
-    /// The time of sending the request, and its circuit, once sending has begun.
-    under_way: Option<(Instant, ExchangePath)>,
+    max_len: usize,
+    /// The time at which sending began, and the circuit; `None` before.
+    in_flight: Option<(Instant, ExchangePath)>,
     reply: SlotSender<Result<Exchanged, ExchangeFailure>>,
-    /// Set when sending of the request begins.
-    began: SlotSender<()>,
+    /// Completes when sending begins.
+    started: SlotSender<()>,
 }
 
 /// The client's core with the streams and exchanges of a page.
@@ -92,7 +92,6 @@ pub(super) struct PageCore {
     pub(super) streams: OpenStreams,
     exchanges: BTreeMap<ClientStream, DelegatedExchange>,
     store: Store,
-    /// Progress of the start.
     steps: Steps,
 }
 
@@ -111,7 +110,7 @@ impl PageCore {
     }
 
     fn handle_event(&mut self, now: Instant, event: ClientEvent) {
-        if self.streams.take(&event) {
+        if self.streams.handle_event(&event) {
             return;
         }
         match event {
@@ -119,14 +118,14 @@ impl PageCore {
                 self.steps.ready.set(true);
                 self.steps.bell.ring();
             }
-            ClientEvent::GuardsChanged => self.store.keep(StoreEntry::Guards, &self.client.guards().encode()),
+            ClientEvent::GuardsChanged => self.store.write(StoreEntry::Guards, &self.client.guards().encode()),
             ClientEvent::Delegated { stream, path, hops, shared_exit } => {
                 if let Some(exchange) = self.exchanges.get_mut(&stream) {
                     let hops = path.into_iter().zip(hops).map(|(relay, took)| ExchangeHop { relay, took }).collect();
-                    exchange.under_way = Some((now, ExchangePath { hops, shared_exit }));
-                    exchange.began.give(());
+                    exchange.in_flight = Some((now, ExchangePath { hops, shared_exit }));
+                    exchange.started.send(());
                 }
-                self.pump(stream);
+                self.send_request(stream);
             }
             ClientEvent::Stream(stream, event) => self.handle_stream(now, stream, event),
             ClientEvent::Failed(stream, failure) => self.fail(now, stream, failure),
@@ -136,10 +135,10 @@ impl PageCore {
 
     fn handle_stream(&mut self, now: Instant, stream: ClientStream, event: StreamEvent) {
         match event {
-            StreamEvent::Writable => self.pump(stream),
+            StreamEvent::Writable => self.send_request(stream),
             StreamEvent::Data(bytes) => {
                 let Some(exchange) = self.exchanges.get_mut(&stream) else { return };
-                if exchange.answer.len().saturating_add(bytes.len()) > exchange.most {
+                if exchange.answer.len().saturating_add(bytes.len()) > exchange.max_len {
                     self.end(stream, |_, way, _| Err(ExchangeFailure::Broken(way)), now);
                     return self.client.handle_command(stream, StreamCommand::Reset(EndReason::ResourceLimit));
                 }
@@ -150,7 +149,7 @@ impl PageCore {
                 self.end(stream, |answer, way, took| Ok(Exchanged { answer, way, took }), now);
             }
             StreamEvent::Closed(reason) => self.fail(now, stream, StreamFailure::Ended(reason)),
-            // Of streams that the page has closed, or only at an exit.
+            // Events of closed streams, and events that only exits receive.
             StreamEvent::Connected(_)
             | StreamEvent::Resolved { .. }
             | StreamEvent::Begin(_)
@@ -160,16 +159,16 @@ impl PageCore {
     }
 
     fn fail(&mut self, now: Instant, stream: ClientStream, failure: StreamFailure) {
-        let under_way = self.exchanges.get(&stream).is_some_and(|exchange| exchange.under_way.is_some());
+        let in_flight = self.exchanges.get(&stream).is_some_and(|exchange| exchange.in_flight.is_some());
         self.end(
             stream,
-            |_, way, _| Err(if under_way { ExchangeFailure::Broken(way) } else { ExchangeFailure::NoWay(failure) }),
+            |_, way, _| Err(if in_flight { ExchangeFailure::Broken(way) } else { ExchangeFailure::NoWay(failure) }),
             now,
         );
     }
 
     /// Sends as much of a request as the stream has room for.
-    fn pump(&mut self, stream: ClientStream) {
+    fn send_request(&mut self, stream: ClientStream) {
         let Some(exchange) = self.exchanges.get_mut(&stream) else { return };
         while let Some(rest) = exchange.request.get(exchange.sent..).filter(|rest| !rest.is_empty()) {
             match self.client.write(stream, rest) {
@@ -189,34 +188,35 @@ impl PageCore {
         now: Instant,
     ) {
         let Some(mut exchange) = self.exchanges.remove(&stream) else { return };
-        let (since, way) = exchange.under_way.take().unwrap_or((now, ExchangePath::default()));
-        exchange.reply.give(outcome(core::mem::take(&mut exchange.answer), way, now.since(since)));
+        let (since, way) = exchange.in_flight.take().unwrap_or((now, ExchangePath::default()));
+        exchange.reply.send(outcome(core::mem::take(&mut exchange.answer), way, now.since(since)));
     }
 }
 
-/// Makes the exchange `wanted` over a separate circuit.
+/// Performs the exchange `wanted` over a separate circuit.
 pub(super) async fn exchange(
     driver: &Driver<PageCore>,
     wanted: ExchangeParameters,
 ) -> Result<Exchanged, ExchangeFailure> {
-    let ExchangeParameters { delegation, not_by, isolation, request, most, patience } = wanted;
+    let ExchangeParameters { delegation, excluded, isolation, request, max_len, time_limit } = wanted;
     let (reply, answer) = slot();
-    let (began, beginning) = slot();
+    let (started, start) = slot();
     let stream = driver.with(|core, now, _| {
-        let stream = core.client.delegate(now, delegation, not_by, isolation);
-        let exchange = DelegatedExchange { request, sent: 0, answer: Vec::new(), most, under_way: None, reply, began };
+        let stream = core.client.delegate(now, delegation, excluded, isolation);
+        let exchange =
+            DelegatedExchange { request, sent: 0, answer: Vec::new(), max_len, in_flight: None, reply, started };
         core.exchanges.insert(stream, exchange);
         stream
     });
     let Some(stream) = stream else { return Err(ExchangeFailure::Closed) };
-    // The client limits the wait for a circuit; this completes when the circuit is ready or has failed.
-    beginning.await;
-    match clock::within(patience, answer).await {
+    // Completes when the circuit is ready or has failed. The client's core limits this wait.
+    start.await;
+    match clock::within(time_limit, answer).await {
         Some(outcome) => outcome.unwrap_or(Err(ExchangeFailure::Closed)),
         None => {
             let way = driver.with(|core, _, _| {
                 core.client.handle_command(stream, StreamCommand::Reset(EndReason::TimedOut));
-                core.exchanges.remove(&stream).and_then(|exchange| exchange.under_way)
+                core.exchanges.remove(&stream).and_then(|exchange| exchange.in_flight)
             });
             Err(ExchangeFailure::Silent(way.flatten().map(|(_, way)| way).unwrap_or_default()))
         }

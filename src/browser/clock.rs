@@ -12,7 +12,7 @@ use wasm_bindgen::{JsCast as _, closure::Closure};
 use super::{js, slot};
 use crate::base::{Instant, WallTime};
 
-/// The longest single timer. A browser's timers have 31 bits of milliseconds; later deadlines take several timers.
+/// The longest single timer. Browsers limit a timer to 2^31 milliseconds; a later deadline takes several timers.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Monotonic time since the page was loaded.
@@ -34,10 +34,10 @@ pub(super) struct Timer {
 }
 
 impl Timer {
-    /// Calls `callback` once after `delay`; in a hidden page it may be much later.
+    /// Calls `callback` once after `delay`, or much later in a hidden page.
     pub(super) fn start(delay: Duration, callback: impl FnMut() + 'static) -> Self {
         let callback = Closure::new(callback);
-        // Rounded up; otherwise it could fire before the deadline, and a second time.
+        // Rounded up, because a timer that fires before the deadline is needed a second time.
         let milliseconds = (delay.min(LONGEST).as_secs_f64() * 1e3).ceil();
         let id = js::set_timeout(callback.as_ref().unchecked_ref(), milliseconds);
         Self { id, _callback: callback }
@@ -53,7 +53,7 @@ impl Drop for Timer {
 /// Waits for `delay`.
 pub(super) async fn sleep(delay: Duration) {
     let (mut reply, answer) = slot::slot();
-    let timer = Timer::start(delay, move || reply.give(()));
+    let timer = Timer::start(delay, move || reply.send(()));
     answer.await;
     drop(timer);
 }

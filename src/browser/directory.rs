@@ -2,8 +2,8 @@
 //! registers a volunteer.
 //!
 //! The counterpart of `directory_http::client`, over `fetch`. Directory servers are not trusted. No redirect is
-//! followed and no cookie sent; lengths and times are capped. A consensus counts only by the authorities' signatures,
-//! and an older one never replaces it. Specified in `proto/07-directory.md`, "HTTP".
+//! followed and no cookie sent; lengths and times are capped. A consensus needs the authorities' signatures, and never
+//! replaces a newer one. Specified in `proto/07-directory.md`, "HTTP".
 
 use core::{cell::Cell, fmt, time::Duration};
 
@@ -31,31 +31,31 @@ use crate::{
 
 /// Largest answer to a registration, in bytes.
 const MAX_REGISTRATION_LEN: usize = 1 << 10;
-/// Bytes read of an error's text, and characters shown.
+/// Largest error text, in bytes read and in characters shown.
 const MAX_REASON_LEN: usize = 4 << 10;
 const MAX_REASON_CHARS: usize = 200;
 /// Time limit of one request, including its body.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 
-/// End of the messages about rejected documents.
+/// The last words of a message about a rejected document.
 const UNUSED: &str = "so it is not used and nothing was sent to any relay";
 
-/// The reason why a directory's answer is rejected.
+/// The reason for a failed request to a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum DocumentFetchError {
-    /// It can't be reached, or the transfer broke off.
+    /// The directory can't be reached, or the transfer broke off.
     Unreachable,
-    /// It has no document yet.
+    /// The directory has no document yet.
     NoneYet,
-    /// It has no newer consensus than one that is no longer fresh.
+    /// The document in use is no longer fresh, and the directory has no newer one.
     NothingNewer,
-    /// It refused the request, with this status and reason.
+    /// The directory refused the request, with this status and reason.
     Refused(u16, String),
-    /// Its answer exceeds the length limit.
+    /// The directory's answer exceeds the length limit.
     TooLong,
     /// The document is invalid.
     Document(DocumentError),
-    /// Its answer to a volunteer is no valid registration.
+    /// The directory's answer to a volunteer is not a valid registration.
     NoRegistration,
 }
 
@@ -69,14 +69,14 @@ impl fmt::Display for DocumentFetchError {
             }
             Self::Refused(status, reason) => write!(f, "the network's directory refused ({status}): {reason}"),
             Self::TooLong => write!(f, "the directory's answer exceeds the maximum length of the document, {UNUSED}"),
-            Self::Document(error) => write!(f, "{}, {UNUSED}", fault(error)),
+            Self::Document(error) => write!(f, "{}, {UNUSED}", describe(error)),
             Self::NoRegistration => f.write_str("the directory's answer to the registration is invalid"),
         }
     }
 }
 
-/// What is wrong with a directory's consensus, for the user.
-const fn fault(error: &DocumentError) -> &'static str {
+/// The description of an invalid document, for the user.
+const fn describe(error: &DocumentError) -> &'static str {
     match error {
         DocumentError::NotCounted(NotCounted::NoAuthorities | NotCounted::TooFewSignatures { .. }) => {
             "the directory's document is not signed by this network's authorities"
@@ -91,18 +91,18 @@ const fn fault(error: &DocumentError) -> &'static str {
     }
 }
 
-/// The failure if the consensus and this device's clock disagree.
-pub(super) fn of_another_time() -> PageFailure {
-    let words = "the consensus is not valid at the time of this device's clock: check the clock, its date and its \
+/// The failure for a consensus that is not valid at the time of this device's clock.
+pub(super) fn clock_failure() -> PageFailure {
+    let message = "the consensus is not valid at the time of this device's clock: check the clock, its date and its \
                  time zone. If they are right, the directory's consensus is old";
-    PageFailure::new(FailureKind::Clock, words)
+    PageFailure::new(FailureKind::Clock, message)
 }
 
 impl From<DocumentFetchError> for PageFailure {
     fn from(error: DocumentFetchError) -> Self {
         match &error {
             DocumentFetchError::Document(DocumentError::NotCounted(NotCounted::Expired | NotCounted::NotYetValid)) => {
-                of_another_time()
+                clock_failure()
             }
             DocumentFetchError::Document(_) | DocumentFetchError::TooLong | DocumentFetchError::NothingNewer => {
                 Self::new(FailureKind::Consensus, error.to_string())
@@ -144,7 +144,7 @@ impl Directories {
     }
 
     /// The stored consensus, if it is still valid.
-    pub(super) async fn kept(&self) -> Option<Consensus> {
+    pub(super) async fn stored(&self) -> Option<Consensus> {
         let bytes = self.store.read(StoreEntry::Consensus).await?;
         self.verify(&bytes, None).ok()
     }
@@ -175,8 +175,8 @@ impl Directories {
         if in_use.is_some_and(|in_use| in_use.digest() == document.digest()) {
             return Ok(None);
         }
-        if B::IS_KEPT {
-            self.store.keep(StoreEntry::Consensus, &bytes);
+        if B::IS_STORED {
+            self.store.write(StoreEntry::Consensus, &bytes);
         }
         Ok(Some(document))
     }
@@ -187,7 +187,7 @@ impl Directories {
         loop {
             let url = self.url(round.index(), "volunteer");
             let answer = match request("POST", &url, Some(descriptor), MAX_REGISTRATION_LEN).await {
-                // Here the answer is a registration, not a list, so this error replaces `TooLong`.
+                // The message of `TooLong` is about a document, and this answer is a registration.
                 Err(DocumentFetchError::TooLong) => Err(DocumentFetchError::NoRegistration),
                 answer => answer.map(Some),
             };
@@ -218,12 +218,12 @@ impl Directories {
     }
 }
 
-/// Sends a request to a directory, and reads at most `most` bytes of its answer.
-async fn request(method: &str, url: &str, body: Option<&[u8]>, most: usize) -> Result<Vec<u8>, DocumentFetchError> {
-    let asked = async {
+/// Sends a request to a directory, and reads at most `max_len` bytes of the answer.
+async fn request(method: &str, url: &str, body: Option<&[u8]>, max_len: usize) -> Result<Vec<u8>, DocumentFetchError> {
+    let outcome = async {
         let response: Response = JsFuture::from(js::fetch(&prepare(method, url, body)?)).await?.dyn_into()?;
         Ok::<_, JsValue>(match response.status() {
-            200 => read_at_most(&response, most).await?.ok_or(DocumentFetchError::TooLong),
+            200 => read_at_most(&response, max_len).await?.ok_or(DocumentFetchError::TooLong),
             404 => Err(DocumentFetchError::NoneYet),
             status => {
                 let reason = read_at_most(&response, MAX_REASON_LEN).await?.unwrap_or_default();
@@ -234,7 +234,7 @@ async fn request(method: &str, url: &str, body: Option<&[u8]>, most: usize) -> R
             }
         })
     };
-    asked.await.unwrap_or(Err(DocumentFetchError::Unreachable))
+    outcome.await.unwrap_or(Err(DocumentFetchError::Unreachable))
 }
 
 fn prepare(method: &str, url: &str, body: Option<&[u8]>) -> Result<Request, JsValue> {
@@ -254,8 +254,8 @@ fn prepare(method: &str, url: &str, body: Option<&[u8]>) -> Result<Request, JsVa
     Request::new_with_str_and_init(url, &options)
 }
 
-/// The body, or `None` if it is longer than `most` bytes.
-pub(super) async fn read_at_most(response: &Response, most: usize) -> Result<Option<Vec<u8>>, JsValue> {
+/// The body, or `None` if it is longer than `max_len` bytes.
+pub(super) async fn read_at_most(response: &Response, max_len: usize) -> Result<Option<Vec<u8>>, JsValue> {
     let Some(stream) = response.body() else { return Ok(Some(Vec::new())) };
     let reader: ReadableStreamDefaultReader = stream.get_reader().dyn_into()?;
     let mut bytes = Vec::new();
@@ -265,8 +265,8 @@ pub(super) async fn read_at_most(response: &Response, most: usize) -> Result<Opt
             return Ok(Some(bytes));
         }
         let piece: Uint8Array = Reflect::get(&read, &"value".into())?.dyn_into()?;
-        if bytes.len().saturating_add(usize::try_from(piece.length()).unwrap_or(usize::MAX)) > most {
-            // The outcome doesn't matter.
+        if bytes.len().saturating_add(usize::try_from(piece.length()).unwrap_or(usize::MAX)) > max_len {
+            // A failed cancellation has no effect on the result.
             let _ = reader.cancel();
             return Ok(None);
         }

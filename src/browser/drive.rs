@@ -25,8 +25,8 @@ use crate::{
     },
 };
 
-/// A core and its transport. A clone is cheap; dropping the last clone closes the links. The core's
-/// [`Core::deliver`] must not call into the page.
+/// A handle of a core and its transport. A drop of the last clone closes the links. The core's [`Core::deliver`] must
+/// not call into the page.
 pub(super) struct Driver<C>(Rc<DriverShared<C>>);
 
 impl<C> Clone for Driver<C> {
@@ -45,15 +45,15 @@ struct DriverState<C> {
     core: C,
     endpoint: BrowserEndpoint,
     rng: StdRng,
-    /// The time at which it fires, and the timer.
+    /// The timer, after the time at which it fires.
     timer: Option<(Instant, Timer)>,
     stopped: bool,
 }
 
-/// Posts messages to the loop itself.
+/// Schedules a turn of the loop by a message to it.
 struct Ticker {
     port: MessagePort,
-    other: MessagePort,
+    receiver: MessagePort,
     due: Cell<bool>,
 }
 
@@ -68,9 +68,9 @@ impl Ticker {
 
 impl Drop for Ticker {
     fn drop(&mut self) {
-        self.other.set_onmessage(None);
+        self.receiver.set_onmessage(None);
         self.port.close();
-        self.other.close();
+        self.receiver.close();
     }
 }
 
@@ -83,7 +83,7 @@ impl<C: Core + 'static> Driver<C> {
         rng: StdRng,
     ) -> Result<Self, JsValue> {
         let channel = MessageChannel::new()?;
-        let ticker = Rc::new(Ticker { port: channel.port1(), other: channel.port2(), due: Cell::new(false) });
+        let ticker = Rc::new(Ticker { port: channel.port1(), receiver: channel.port2(), due: Cell::new(false) });
         let wake = {
             let ticker = Rc::clone(&ticker);
             Rc::new(move || ticker.wake())
@@ -94,34 +94,34 @@ impl<C: Core + 'static> Driver<C> {
                 let weak = Weak::clone(weak);
                 move |_: MessageEvent| run_turn(&weak)
             });
-            ticker.other.set_onmessage(Some(on_tick.as_ref().unchecked_ref()));
+            ticker.receiver.set_onmessage(Some(on_tick.as_ref().unchecked_ref()));
             let state = RefCell::new(DriverState { core, endpoint, rng, timer: None, stopped: false });
             DriverShared { state, ticker: Rc::clone(&ticker), _on_tick: on_tick }
         });
         Ok(Self(shared))
     }
 
-    /// Calls `act` with the core, then schedules a turn of the loop. `None` if the loop has stopped.
-    pub(super) fn with<T>(&self, act: impl FnOnce(&mut C, Instant, &mut StdRng) -> T) -> Option<T> {
+    /// Calls `action` with the core, then schedules a turn of the loop. Returns `None` if the loop has stopped.
+    pub(super) fn with<T>(&self, action: impl FnOnce(&mut C, Instant, &mut StdRng) -> T) -> Option<T> {
         let mut state = self.0.state.try_borrow_mut().ok()?;
         if state.stopped {
             return None;
         }
         let DriverState { core, rng, .. } = &mut *state;
-        let done = act(core, clock::now(), rng);
+        let done = action(core, clock::now(), rng);
         self.0.ticker.wake();
         Some(done)
     }
 
-    /// Limits the average sending rate to `a_second` bytes per second; `None` removes the limit.
-    pub(super) fn set_rate(&self, a_second: Option<u64>) {
+    /// Limits the average sending rate to `bytes_per_second` bytes per second; `None` removes the limit.
+    pub(super) fn set_rate(&self, bytes_per_second: Option<u64>) {
         if let Ok(mut state) = self.0.state.try_borrow_mut() {
-            state.endpoint.set_rate(clock::now(), a_second);
+            state.endpoint.set_rate(clock::now(), bytes_per_second);
             self.0.ticker.wake();
         }
     }
 
-    /// Notifies the neighbours, and passes the output to the browser before it returns.
+    /// Notifies the neighbours. The browser has the output when this function returns.
     pub(super) fn hang_up(&self) {
         if let Ok(mut state) = self.0.state.try_borrow_mut()
             && !state.stopped

@@ -1,4 +1,4 @@
-//! The exports for `web/src/umbel.ts`: thin wrappers; a failure is an object with a kind and a sentence.
+//! The exports for `web/src/umbel.ts`, as thin wrappers. A failure is an object with a kind and a sentence.
 
 use core::time::Duration;
 use std::rc::Rc;
@@ -36,7 +36,7 @@ impl PageClient {
         })
     }
 
-    /// Searches by an engine; returns a promise of the results.
+    /// Searches with an engine; returns a promise of the results.
     pub fn search(&self, terms: String, engine: Option<String>, page: u16, language: Option<String>) -> Promise {
         let client = Rc::clone(&self.page);
         future_to_promise(async move {
@@ -45,8 +45,8 @@ impl PageClient {
         })
     }
 
-    /// Has an exit perform a request to `url`, as a browser's `URL` serialises it; `fields` alternates names and
-    /// values.
+    /// Sends a request that an exit performs. `url` has the form that a browser's `URL` serialises; `fields` alternates
+    /// names and values.
     pub fn request(&self, method: String, url: String, fields: Vec<String>, body: Vec<u8>) -> Promise {
         let client = Rc::clone(&self.page);
         future_to_promise(async move {
@@ -126,7 +126,7 @@ impl PageVolunteer {
         self.volunteer.pause(why);
     }
 
-    /// Replaces the engines by which it searches for clients: each has a name and an OpenSearch description.
+    /// Replaces the engines that it queries for clients. Each has a name and an OpenSearch description.
     pub fn search_engines(&self, names: Vec<String>, descriptions: Vec<String>) -> Result<(), JsValue> {
         Ok(self.volunteer.set_engines(&names, &descriptions)?)
     }
@@ -146,10 +146,10 @@ impl PageVolunteer {
         })
     }
 
-    /// Limits the average forwarding rate in bytes per second; without a number there is no limit.
+    /// Limits the average forwarding rate in bytes per second; `undefined` removes the limit.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
-    pub fn limit(&self, bytes_a_second: Option<f64>) {
-        self.volunteer.set_rate(bytes_a_second.map(|bytes| bytes as u64));
+    pub fn limit(&self, bytes_per_second: Option<f64>) {
+        self.volunteer.set_rate(bytes_per_second.map(|bytes| bytes as u64));
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{client::StreamFailure, path::PathError, wire::EndReason};
 pub(super) enum FailureKind {
     /// The browser has no WebRTC, or it is disabled.
     NoWebrtc,
-    /// The clocks of machine and network disagree.
+    /// This device's clock and the network's clock disagree.
     Clock,
     /// The network's consensus is invalid.
     Consensus,
@@ -55,9 +55,9 @@ pub(super) struct PageFailure {
 }
 
 impl PageFailure {
-    /// A failure of `kind`, with `words` as a sentence: a capital first, a full stop last.
-    pub(super) fn new(kind: FailureKind, words: impl AsRef<str>) -> Self {
-        let mut letters = words.as_ref().chars();
+    /// A failure of `kind`, with `message` as a sentence: a capital first, a full stop last.
+    pub(super) fn new(kind: FailureKind, message: impl AsRef<str>) -> Self {
+        let mut letters = message.as_ref().chars();
         let mut sentence: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();
         sentence.extend(letters);
         if !sentence.ends_with(['.', '?', '!']) {
@@ -73,7 +73,7 @@ impl PageFailure {
 }
 
 impl From<StreamFailure> for PageFailure {
-    /// The failure for a page if there was no circuit or stream.
+    /// The failure of a page's request whose circuit or stream failed.
     fn from(failure: StreamFailure) -> Self {
         let kind = match failure {
             StreamFailure::NoConsensus
@@ -103,7 +103,7 @@ impl From<PageFailure> for JsValue {
 pub(super) fn object(entries: &[(&str, JsValue)]) -> JsValue {
     let object = Object::new();
     for (key, value) in entries {
-        // It can't fail for a plain object.
+        // `set` can't fail for a plain object.
         let _ = Reflect::set(&object, &JsValue::from_str(key), value);
     }
     object.into()
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_reason_for_having_no_circuit_has_a_kind_and_a_sentence() {
+    fn each_stream_failure_has_a_kind_and_a_distinct_sentence() {
         let cases = [
             (StreamFailure::NoConsensus, FailureKind::Network),
             (StreamFailure::ConsensusExpired, FailureKind::Consensus),

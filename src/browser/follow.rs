@@ -19,11 +19,11 @@ const FIRST_LIMIT: Duration = Duration::from_secs(30);
 
 /// The first consensus: the stored one, if it is still valid, otherwise the first from a directory.
 pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Consensus>, PageFailure> {
-    if let Some(kept) = directories.kept().await {
-        return Ok(Arc::new(kept));
+    if let Some(stored) = directories.stored().await {
+        return Ok(Arc::new(stored));
     }
     let mut failure = DocumentFetchError::Unreachable;
-    let asked = clock::within(FIRST_LIMIT, async {
+    let first = clock::within(FIRST_LIMIT, async {
         let mut schedule = Schedule::default();
         while wait(&mut schedule, &|| true).await {
             match directories.fetch(None).await {
@@ -37,8 +37,8 @@ pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Con
         }
         Err(DocumentFetchError::Unreachable)
     });
-    let asked = asked.await;
-    asked.unwrap_or(Err(failure)).map_err(PageFailure::from)
+    let first = first.await;
+    first.unwrap_or(Err(failure)).map_err(PageFailure::from)
 }
 
 /// Passes each newer document than `in_use` to `take`, while `wanted` is true.
@@ -69,7 +69,7 @@ pub(super) async fn follow<B: Followed>(
     }
 }
 
-/// Waits until a fetch is due; returns false if `wanted` becomes false.
+/// Waits until a fetch is due. Returns false as soon as `wanted` returns false.
 async fn wait(schedule: &mut Schedule, wanted: &impl Fn() -> bool) -> bool {
     while wanted() {
         match schedule.poll_wait(clock::wall_time()) {

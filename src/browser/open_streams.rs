@@ -1,4 +1,4 @@
-//! The state of a page's streams in the loop: received bytes and ends, until the page reads them.
+//! The loop's state of a page's streams: received bytes, ends and failures, until the page reads them.
 
 use bytes::BytesMut;
 use js_sys::Function;
@@ -17,13 +17,14 @@ pub(super) struct OpenStream {
     /// The peer has ended its direction.
     pub(super) finished: bool,
     pub(super) failure: Option<StreamFailure>,
-    /// Called after a turn with changes; `due` is whether a call is pending since the page last read.
+    /// Called after a turn with changes.
     pub(super) wake: Function,
+    /// Whether `wake` was scheduled since the page last read.
     pub(super) due: bool,
 }
 
 impl OpenStream {
-    /// Deferred, because no script of the page may run within a turn.
+    /// Calls `wake` after the turn, because no script of the page may run within it.
     fn wake(&mut self) {
         if !core::mem::replace(&mut self.due, true) {
             js::queue_microtask(&self.wake);
@@ -31,7 +32,7 @@ impl OpenStream {
     }
 }
 
-/// The piecewise streams of a page. Few at a time; the client caps them (`ClientParameters::streams`).
+/// The open streams of a page. The client's core caps their number (`ClientParameters::streams`).
 #[derive(Default)]
 pub(super) struct OpenStreams(pub(super) Vec<OpenStream>);
 
@@ -41,7 +42,7 @@ impl OpenStreams {
     }
 
     /// Handles an event of one of these streams; returns false for other events.
-    pub(super) fn take(&mut self, event: &ClientEvent) -> bool {
+    pub(super) fn handle_event(&mut self, event: &ClientEvent) -> bool {
         let (ClientEvent::Stream(stream, _) | ClientEvent::Failed(stream, _)) = event else { return false };
         let Some(entry) = self.entry(*stream) else { return false };
         match event {

@@ -54,18 +54,18 @@ impl Page {
         store: Store,
         progress: &Function,
     ) -> Result<Rc<Self>, PageFailure> {
-        let tell = |step: &str| drop(progress.call1(&JsValue::NULL, &JsValue::from_str(step)));
+        let report = |step: &str| drop(progress.call1(&JsValue::NULL, &JsValue::from_str(step)));
         let directories = Rc::new(Directories::new(directories, authorities, store.clone())?);
         let guards = store.read(StoreEntry::Guards).await.and_then(|bytes| GuardSample::decode(&bytes).ok());
         let parameters = ClientParameters { circuits: 64, streams: 256, ..ClientParameters::default() };
         let client = ClientMachine::new(parameters, guards.unwrap_or_default());
         let steps = Steps::default();
         let core = PageCore::new(client, store, steps.clone());
-        let unable = |_| {
+        let unsupported = |_| {
             PageFailure::new(FailureKind::NoWebrtc, "this browser lacks or disables a feature that the client needs")
         };
-        let rng = randomness().map_err(unable)?;
-        let driver = Driver::start(core, BrowserCaps::default(), None, rng).map_err(unable)?;
+        let rng = randomness().map_err(unsupported)?;
+        let driver = Driver::start(core, BrowserCaps::default(), None, rng).map_err(unsupported)?;
         let page = Rc::new(Self {
             driver,
             exit_statistics: RefCell::default(),
@@ -73,34 +73,34 @@ impl Page {
             volunteers: RefCell::default(),
             isolations: Cell::new(0),
         });
-        // Both in parallel, so that the first circuits can use volunteers too; the list is optional.
-        let (mut found, list) = slot();
-        let asked = Rc::clone(&directories);
-        spawn_local(async move { found.give(asked.fetch(None).await.ok().flatten().map(Arc::new)) });
+        // Fetches both documents in parallel, so that the first circuits can use volunteers too. The list is optional.
+        let (mut reply, list) = slot();
+        let fetching = Rc::clone(&directories);
+        spawn_local(async move { reply.send(fetching.fetch(None).await.ok().flatten().map(Arc::new)) });
         let first = follow::first_consensus(&directories).await?;
         let list = clock::within(VOLUNTEERS_LIMIT, list).await.flatten().flatten();
         if let Some(list) = &list {
             page.set_volunteers(Arc::clone(list));
         }
         page.set_consensus(Arc::clone(&first));
-        tell("consensus");
+        report("consensus");
         page.follow(directories, first, list);
         let circuit = async {
             while !steps.ready.get() && !page.driver.is_stopped() {
-                let heard = steps.bell.times();
-                steps.bell.after(heard).await;
+                let seen = steps.bell.rings();
+                steps.bell.rung_since(seen).await;
             }
         };
         clock::within(CIRCUIT_LIMIT, circuit).await.ok_or_else(|| {
-            let words = "no guard can be reached: this network may block WebRTC or UDP";
+            let message = "no guard can be reached: this network may block WebRTC or UDP";
             page.driver.stop();
-            PageFailure::new(FailureKind::Network, words)
+            PageFailure::new(FailureKind::Network, message)
         })?;
-        ["channel", "circuit", "ready"].into_iter().for_each(tell);
+        ["channel", "circuit", "ready"].into_iter().for_each(report);
         Ok(page)
     }
 
-    /// The consensus in use, unless the client is closed.
+    /// The consensus in use; `None` before the first.
     pub(super) fn consensus(&self) -> Option<Arc<Consensus>> {
         self.consensus.try_borrow().ok()?.clone()
     }
@@ -117,7 +117,7 @@ impl Page {
         Some(offering.map(|(relay, offer)| (relay, offer.clone())).collect())
     }
 
-    /// A new isolation, used once.
+    /// A fresh isolation for one request.
     pub(super) fn isolation(&self) -> Isolation {
         let number = self.isolations.get();
         self.isolations.set(number.wrapping_add(1));
@@ -157,7 +157,7 @@ impl Page {
         let likely = engines(&self.offers(), None).into_iter().next();
         self.driver.with(|core, now, rng| {
             core.client.set_consensus(now, clock::wall_time(), consensus, rng);
-            // A page that offers searches will probably search.
+            // A search is the most likely request of a page.
             if let Some(engine) = likely {
                 core.client.keep_ready(Delegation::Search(engine), SPARE_SEARCHES);
             }

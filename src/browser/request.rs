@@ -16,12 +16,12 @@ use crate::delegated::{
     message::{HttpRequest, HttpRequestError, HttpResponse},
 };
 
-/// Time limit of the answer, from the time that the circuit is ready.
+/// Time limit of the answer, from the time at which the circuit is ready.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// Largest answer in bytes.
-const MOST: usize = 32 << 20;
+const MAX_ANSWER_LEN: usize = 32 << 20;
 
-/// Has an exit perform a request. `fields` alternates names and values.
+/// Sends a request that an exit performs. `fields` alternates names and values.
 pub(super) async fn request(
     page: &Page,
     method: &str,
@@ -34,22 +34,22 @@ pub(super) async fn request(
     let request = HttpRequest::new(method, url, pairs, body).map_err(bad)?;
     let wanted = ExchangeParameters {
         delegation: Delegation::Http { host: request.host().to_owned() },
-        not_by: Vec::new(),
+        excluded: Vec::new(),
         isolation: page.isolation(),
         request: request.encode().map_err(bad)?,
-        most: MOST,
-        patience: ANSWER_LIMIT,
+        max_len: MAX_ANSWER_LEN,
+        time_limit: ANSWER_LIMIT,
     };
     let exchanged = match exchange(&page.driver, wanted).await {
         Ok(exchanged) => exchanged,
-        Err(failure) => return Err(failed(failure)),
+        Err(failure) => return Err(to_failure(failure)),
     };
     let response = HttpResponse::decode(exchanged.answer).map_err(|error| {
-        let words = match error {
+        let message = match error {
             BinaryHttpError::TooLarge => "the head of the answer is too large",
             BinaryHttpError::Truncated | BinaryHttpError::Malformed(_) => "the answer is truncated or not HTTP",
         };
-        PageFailure::new(FailureKind::Exit, words)
+        PageFailure::new(FailureKind::Exit, message)
     })?;
     match response.refusal {
         Some(refusal) => Err(PageFailure::new(FailureKind::Refused, refusal.to_string())),
@@ -57,7 +57,7 @@ pub(super) async fn request(
     }
 }
 
-fn failed(failure: ExchangeFailure) -> PageFailure {
+fn to_failure(failure: ExchangeFailure) -> PageFailure {
     match failure {
         ExchangeFailure::NoWay(failure) => failure.into(),
         ExchangeFailure::Broken(_) => {

@@ -37,7 +37,7 @@ pub(super) fn offered(page: &Page) -> Vec<(EngineName, usize)> {
     engines(&offers, None).into_iter().map(|engine| (engine.clone(), exits(&engine))).collect()
 }
 
-/// Searches by an exit, and by another one if the first fails for a reason of its own.
+/// Searches through an exit, and through another one after a failure of the first.
 pub(super) async fn search(
     page: &Page,
     engine: Option<&str>,
@@ -54,9 +54,9 @@ pub(super) async fn search(
         page: number,
         language: language.map(str::to_owned),
     };
-    let mut query = begin(page, &query)?;
+    let mut query = new_query(page, &query)?;
     loop {
-        let outcome = ask(page, &query).await;
+        let outcome = try_once(page, &query).await;
         if page.driver.is_stopped() {
             return Err(PageFailure::closed());
         }
@@ -91,21 +91,21 @@ impl From<Miss> for PageFailure {
     }
 }
 
-fn begin(page: &Page, query: &SearchQuery) -> Result<Query, PageFailure> {
+fn new_query(page: &Page, query: &SearchQuery) -> Result<Query, PageFailure> {
     let statistics = page.exit_statistics.try_borrow().map_err(|_| PageFailure::closed())?;
     Ok(Query::new(clock::now(), query, &page.offers(), None, &statistics)?)
 }
 
-/// One try.
-async fn ask(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<PageFailure>> {
+/// Performs one try.
+async fn try_once(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<PageFailure>> {
     let engine = query.engine();
     let wanted = ExchangeParameters {
         delegation: Delegation::Search(engine.clone()),
-        not_by: query.not_by().to_vec(),
+        excluded: query.not_by().to_vec(),
         isolation: page.isolation(),
         request: query.framed().to_vec(),
-        most: longest(RESPONSE_BUCKETS),
-        patience: ANSWER_LIMIT,
+        max_len: longest(RESPONSE_BUCKETS),
+        time_limit: ANSWER_LIMIT,
     };
     let (way, outcome) = match exchange(&page.driver, wanted).await {
         Ok(exchanged) => (exchanged.way, Results::decode(&exchanged.answer).map(|results| (results, exchanged.took))),

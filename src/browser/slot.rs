@@ -28,7 +28,7 @@ pub(super) fn slot<T>() -> (SlotSender<T>, SlotReceiver<T>) {
 
 impl<T> SlotSender<T> {
     /// Sends `value`; it replaces an earlier value that was not received.
-    pub(super) fn give(&mut self, value: T) {
+    pub(super) fn send(&mut self, value: T) {
         self.0.value.set(Some(value));
         self.0.waker.take().into_iter().for_each(Waker::wake);
     }
@@ -56,33 +56,32 @@ impl<T> Future for SlotReceiver<T> {
     }
 }
 
-/// Wakes all waiting futures after a change. Rings without a waiting future count as one.
+/// Wakes all waiting futures after a change. A future that waits later learns only that the bell has rung.
 #[derive(Clone, Default)]
 pub(super) struct Bell(Rc<Rung>);
 
 #[derive(Default)]
 struct Rung {
-    times: Cell<u64>,
+    rings: Cell<u64>,
     waiting: RefCell<Vec<Waker>>,
 }
 
 impl Bell {
-    /// Rings.
     pub(super) fn ring(&self) {
-        self.0.times.set(self.0.times.get().wrapping_add(1));
+        self.0.rings.set(self.0.rings.get().wrapping_add(1));
         let waiting = self.0.waiting.try_borrow_mut().map(|mut waiting| core::mem::take(&mut *waiting));
         waiting.unwrap_or_default().into_iter().for_each(Waker::wake);
     }
 
     /// The number of rings so far.
-    pub(super) fn times(&self) -> u64 {
-        self.0.times.get()
+    pub(super) fn rings(&self) -> u64 {
+        self.0.rings.get()
     }
 
-    /// Waits until the number of rings differs from `heard`.
-    pub(super) async fn after(&self, heard: u64) {
+    /// Waits until the number of rings differs from `seen`.
+    pub(super) async fn rung_since(&self, seen: u64) {
         poll_fn(|cx| {
-            if self.times() != heard {
+            if self.rings() != seen {
                 return Poll::Ready(());
             }
             if let Ok(mut waiting) = self.0.waiting.try_borrow_mut()

@@ -1,4 +1,4 @@
-//! Entries of a page's persistent storage, which `web/src/umbel.ts` provides.
+//! Entries of a page's persistent storage, which the wrapper provides (`web/src/umbel/storage.ts`).
 //!
 //! Stored bytes are verified like untrusted input. If storage is denied or full, the page continues with the state in
 //! memory, and the wrapper reports it.
@@ -12,7 +12,7 @@ const MAX_LEN: u32 = 8 << 20;
 
 #[wasm_bindgen]
 extern "C" {
-    /// The wrapper's storage: both functions return promises, which never reject.
+    /// The wrapper's storage. Both functions return promises that never reject.
     #[derive(Clone)]
     pub type Store;
 
@@ -56,8 +56,8 @@ impl Store {
     }
 
     /// Stores `bytes` as `entry`, asynchronously.
-    pub(super) fn keep(&self, entry: StoreEntry, bytes: &[u8]) {
-        let kept = self.put(entry.key(), Uint8Array::from(bytes));
-        spawn_local(async move { drop(JsFuture::from(kept).await) });
+    pub(super) fn write(&self, entry: StoreEntry, bytes: &[u8]) {
+        let written = self.put(entry.key(), Uint8Array::from(bytes));
+        spawn_local(async move { drop(JsFuture::from(written).await) });
     }
 }

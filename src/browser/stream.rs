@@ -1,9 +1,8 @@
 //! Streams of a page, read and written in pieces. They carry the TLS that ends in the page
 //! (`web/src/umbel/https.ts`).
 //!
-//! Each stream uses a circuit to a host and port that an exit's policy allows; the exit resolves the name. Streams to
-//! one host may share a circuit; streams to different hosts never do. Received data waits until it is read, within
-//! the stream's window.
+//! Each stream leads to a host and port that the exit's policy allows; the exit resolves the name. Streams to one host
+//! may share a circuit; streams to different hosts never do. Unread data is bounded by the stream's window.
 
 use bytes::BytesMut;
 use js_sys::Function;
@@ -22,7 +21,7 @@ use crate::{
     wire::{EndReason, Host, Target},
 };
 
-/// Bytes returned by one read. The data within a stream's window may be megabytes, too much for one piece.
+/// Largest result of one read, in bytes. A stream's window may be megabytes, too much for one piece.
 const MAX_READ: usize = 256 << 10;
 
 /// The isolation of streams to `host`.
@@ -37,11 +36,11 @@ pub(super) struct StreamHandle {
 }
 
 impl StreamHandle {
-    /// Opens a stream to `host`, a name or an address. A failure is returned by `read`. `wake` is called when there
-    /// is data, room or an end.
+    /// Opens a stream to `host`, a name or an address. If this fails later, `read` returns the failure. `wake` is called
+    /// after new data, new room or the end.
     pub(super) fn open(page: &Page, host: &str, port: u16, wake: Function) -> Result<Self, PageFailure> {
-        let unfit = |_| PageFailure::new(FailureKind::BadInput, "the URL's host is invalid");
-        let target = Target { host: Host::parse(host).map_err(unfit)?, port };
+        let invalid = |_| PageFailure::new(FailureKind::BadInput, "the URL's host is invalid");
+        let target = Target { host: Host::parse(host).map_err(invalid)?, port };
         let stream = page.driver.with(|core, now, _| {
             let stream = core.client.open(now, target, isolation(host));
             let (received, connected, finished, failure, due) = (BytesMut::new(), false, false, None, false);
@@ -51,10 +50,10 @@ impl StreamHandle {
         Ok(Self { driver: page.driver.clone(), stream: stream.ok_or_else(PageFailure::closed)? })
     }
 
-    /// The next received bytes, at most [`MAX_READ`]; call it until it returns `None`, which means none yet. At the
-    /// end it returns no bytes.
+    /// The next received bytes, at most [`MAX_READ`]: `None` if there are none yet, empty at the end of the stream. Read
+    /// until `None`, because `wake` is called only once after a read.
     pub(super) fn read(&self) -> Result<Option<Vec<u8>>, PageFailure> {
-        let looked = self.driver.with(|core, _, _| {
+        let state = self.driver.with(|core, _, _| {
             let entry = core.streams.entry(self.stream)?;
             entry.due = false;
             let bytes: Vec<u8> = match entry.received.len() {
@@ -64,15 +63,15 @@ impl StreamHandle {
             core.client.handle_command(self.stream, StreamCommand::Consumed(bytes.len()));
             Some((bytes, entry.finished, entry.failed()))
         });
-        match looked.flatten().ok_or_else(PageFailure::closed)? {
+        match state.flatten().ok_or_else(PageFailure::closed)? {
             (bytes, finished, _) if finished || !bytes.is_empty() => Ok(Some(bytes)),
             (_, _, Some(failure)) => Err(failure),
             _ => Ok(None),
         }
     }
 
-    /// Accepts as many of `bytes` as there is room for, and returns the number; [`Self::read`] returns the reason if
-    /// the stream has failed.
+    /// Accepts as many of `bytes` as there is room for, and returns the number. [`Self::read`] returns the failure of a
+    /// failed stream.
     pub(super) fn write(&self, bytes: &[u8]) -> usize {
         self.driver.with(|core, _, _| core.client.write(self.stream, bytes)).unwrap_or(0)
     }
@@ -88,7 +87,7 @@ impl Drop for StreamHandle {
 }
 
 impl OpenStream {
-    /// Why the stream failed to open or ended, if it did.
+    /// The failure of the stream, if it failed.
     fn failed(&self) -> Option<PageFailure> {
         let failure = self.failure?;
         Some(match failure {
@@ -110,12 +109,12 @@ mod tests {
     use crate::browser::page;
 
     #[test]
-    fn streams_share_a_circuit_with_those_to_the_same_host_alone() {
+    fn streams_share_an_isolation_only_with_streams_to_the_same_host() {
         let hosts = ["site.example", "a.site.example", "site.example.", "127.0.0.1", "::1", "ab"];
         for (at, host) in hosts.iter().enumerate() {
             assert_eq!(isolation(host), isolation(host));
             assert!(hosts.iter().skip(at + 1).all(|other| isolation(other) != isolation(host)));
-            // Nor with searches and delegated requests.
+            // Searches and delegated requests have other isolations.
             assert!((0..1000).all(|number| page::isolation(number) != isolation(host)));
         }
     }

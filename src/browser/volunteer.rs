@@ -35,7 +35,7 @@ use crate::{
     channel::ChannelParameters,
     delegated::SearchAnswer,
     directory::Consensus,
-    relay::{Reach, Relay, RelayEvent, RelayParameters},
+    relay::{ExitStream, Reach, Relay, RelayEvent, RelayParameters},
     transport::{Core, browser::BrowserCaps},
     wire::CELL_LEN,
 };
@@ -44,13 +44,13 @@ pub(in crate::browser) use engines::describe;
 use exit::VolunteerExit;
 use keys::Keys;
 
-/// Time limit for circuits to finish when the volunteer ends, and the time without a cell after which they end
+/// Time limit for circuits to finish when the volunteer ends, and the time without a cell that ends this wait
 /// earlier.
 const DRAIN: (Duration, Duration) = (Duration::from_secs(3), Duration::from_millis(250));
 /// Time limit for the browser to send the last messages.
-const GOODBYE: Duration = Duration::from_secs(1);
-/// Polling interval for it.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+/// Interval between checks for the end of all links.
+const CLOSE_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum number of links; browsers allow 500.
 const MAX_LINKS: usize = 256;
 
@@ -89,7 +89,7 @@ pub(super) struct VolunteerCore {
 
 impl VolunteerCore {
     /// Sends the answer to the query of `stream`.
-    fn answer(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
+    fn answer(&mut self, now: Instant, stream: ExitStream, answer: &SearchAnswer) {
         self.exit.answer(now, &mut self.relay, stream, answer);
     }
 }
@@ -102,6 +102,10 @@ impl LinkMachine for VolunteerCore {
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.relay.handle_timeout(now, rng);
         self.exit.handle_timeout(now, &mut self.relay);
+    }
+
+    fn handle_batch_end(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.relay.handle_batch_end(now, rng);
     }
 
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
@@ -143,20 +147,20 @@ pub(super) struct BrowserVolunteer {
     keys: RefCell<Keys>,
     certificate: Option<RtcCertificate>,
     on_state: Function,
-    /// Present while it runs.
+    /// Present while the volunteer runs.
     driver: RefCell<Option<Driver<VolunteerCore>>>,
     consensus: RefCell<Option<Arc<Consensus>>>,
     rate: Cell<Option<u64>>,
-    /// The engines by which it searches for clients.
+    /// The engines that it queries for clients.
     engines: VolunteerEngines,
-    /// Rings when its gateways or its offer change.
+    /// Rings when the gateways or the offer change.
     changed: Bell,
-    /// The number of starts: tasks of an earlier start end.
-    course: Cell<u64>,
+    /// The number of the current run. A task of an earlier run ends.
+    run_number: Cell<u64>,
     phase: Cell<VolunteerPhase>,
     why: RefCell<String>,
     /// Cells forwarded before the last start.
-    earlier: Cell<u64>,
+    earlier_cells: Cell<u64>,
 }
 
 /// The statistics of a volunteer.
@@ -181,7 +185,7 @@ impl BrowserVolunteer {
         certificate: Option<RtcCertificate>,
         on_state: Function,
     ) -> Result<Rc<Self>, PageFailure> {
-        let keys = Keys::load(store.clone(), &mut randomness().map_err(refused)?).await;
+        let keys = Keys::load(store.clone(), &mut randomness().map_err(unsupported)?).await;
         Ok(Rc::new(Self {
             directories: Rc::new(Directories::new(directories, authorities, store)?),
             keys: RefCell::new(keys),
@@ -192,23 +196,23 @@ impl BrowserVolunteer {
             rate: Cell::new(None),
             engines: VolunteerEngines::default(),
             changed: Bell::default(),
-            course: Cell::new(0),
+            run_number: Cell::new(0),
             phase: Cell::new(VolunteerPhase::Paused),
             why: RefCell::default(),
-            earlier: Cell::new(0),
+            earlier_cells: Cell::new(0),
         }))
     }
 
     /// Starts, or restarts with fresh links, as after sleep.
     pub(super) fn start(self: &Rc<Self>) {
         self.halt();
-        self.engines.forgive();
+        self.engines.reset_failed();
         self.set_phase(VolunteerPhase::Starting, "");
         match self.make_driver() {
             Ok(driver) => {
                 driver.set_rate(self.rate.get());
                 self.driver.replace(Some(driver));
-                spawn_local(task::run(Rc::clone(self), self.course.get()));
+                spawn_local(task::run(Rc::clone(self), self.run_number.get()));
             }
             Err(failure) => self.set_phase(VolunteerPhase::Error, &failure.sentence),
         }
@@ -220,20 +224,20 @@ impl BrowserVolunteer {
         self.set_phase(VolunteerPhase::Paused, why);
     }
 
-    /// Ends permanently. It accepts no more circuits and searches, gives those in use a short time to finish, then
-    /// closes all links by the protocol. The time is short because the user has turned the volunteer off.
+    /// Ends permanently. The volunteer accepts no more circuits and searches, gives those in use a short time to finish,
+    /// and closes all links by the protocol. The time is short because the user has turned the volunteer off.
     pub(super) async fn finish(&self) {
         let Some(driver) = self.driver() else { return };
-        self.begin_course();
-        let course = self.course.get();
+        self.end_run();
+        let run_number = self.run_number.get();
         driver.with(|core, now, rng| {
             core.exit.drain();
             core.relay.drain(now, rng);
         });
-        // Counters include only forwarded cells, not those of searches, so searches are checked separately.
+        // The count of cells excludes those of searches, so searches are checked separately.
         let searches = || driver.with(|core, _, _| core.exit.is_busy()).unwrap_or_default();
         let until = clock::now().after(DRAIN.0);
-        while clock::now() < until && self.course.get() == course {
+        while clock::now() < until && self.run_number.get() == run_number {
             let (before, busy) = (self.figures(), searches());
             clock::sleep(DRAIN.1).await;
             if before.circuits == 0 || !busy && self.figures().cells == before.cells {
@@ -242,52 +246,52 @@ impl BrowserVolunteer {
         }
         driver.hang_up();
         driver.with(|core, _, _| core.relay.shut_down());
-        let until = clock::now().after(GOODBYE);
+        let until = clock::now().after(CLOSE_LIMIT);
         while driver.links() > 0 && clock::now() < until {
-            clock::sleep(LOOK_EVERY).await;
+            clock::sleep(CLOSE_CHECK_INTERVAL).await;
         }
-        if self.course.get() == course {
+        if self.run_number.get() == run_number {
             self.pause("");
         }
     }
 
     /// Limits the average forwarding rate in bytes per second; `None` removes the limit.
-    pub(super) fn set_rate(&self, a_second: Option<u64>) {
-        self.rate.set(a_second);
+    pub(super) fn set_rate(&self, bytes_per_second: Option<u64>) {
+        self.rate.set(bytes_per_second);
         if let Some(driver) = self.driver() {
-            driver.set_rate(a_second);
+            driver.set_rate(bytes_per_second);
         }
     }
 
-    /// Replaces the engines by which it searches for clients: each has a name and an OpenSearch description.
+    /// Replaces the engines that it queries for clients. Each has a name and an OpenSearch description.
     pub(super) fn set_engines(&self, names: &[String], descriptions: &[String]) -> Result<(), PageFailure> {
         let before = self.engines.offered();
         self.engines.choose(names, descriptions)?;
         if self.engines.offered() != before {
             self.changed.ring();
         }
-        self.tell();
+        self.report_state();
         Ok(())
     }
 
     fn halt(&self) {
-        self.earlier.set(self.figures().cells);
+        self.earlier_cells.set(self.figures().cells);
         if let Some(driver) = self.driver.take() {
             driver.stop();
         }
-        self.begin_course();
+        self.end_run();
     }
 
-    /// Ends the tasks of the last start.
-    fn begin_course(&self) {
-        self.course.set(self.course.get().wrapping_add(1));
-        self.engines.give_up_trial();
+    /// Starts a new run number, which ends the tasks of the last run.
+    fn end_run(&self) {
+        self.run_number.set(self.run_number.get().wrapping_add(1));
+        self.engines.abort_trial();
         self.changed.ring();
-        self.engines.asked.ring();
+        self.engines.query_arrived.ring();
     }
 
     fn make_driver(&self) -> Result<Driver<VolunteerCore>, PageFailure> {
-        let (identity, onion_keys) = self.keys.try_borrow().map_err(|_| refused(JsValue::NULL))?.for_relay();
+        let (identity, onion_keys) = self.keys.try_borrow().map_err(|_| unsupported(JsValue::NULL))?.for_relay();
         let channel = ChannelParameters { channels: MAX_LINKS, queued: 16_384, ..ChannelParameters::default() };
         let parameters = RelayParameters {
             channel,
@@ -300,8 +304,8 @@ impl BrowserVolunteer {
         let core =
             VolunteerCore { relay: Relay::new(identity, onion_keys, parameters), exit, changed: self.changed.clone() };
         let caps = BrowserCaps { links: MAX_LINKS, ..BrowserCaps::default() };
-        let rng = randomness().map_err(refused)?;
-        Driver::start(core, caps, self.certificate.clone(), rng).map_err(refused)
+        let rng = randomness().map_err(unsupported)?;
+        Driver::start(core, caps, self.certificate.clone(), rng).map_err(unsupported)
     }
 
     fn driver(&self) -> Option<Driver<VolunteerCore>> {
@@ -315,22 +319,22 @@ impl BrowserVolunteer {
         let (gateways, circuits, cells) =
             figures.map_or((0, 0, 0), |(gateways, figures)| (gateways, figures.circuits, figures.cells_switched));
         let (searches, searched) = (self.engines.answered.get(), self.engines.carried.get());
-        Figures { gateways, circuits, cells: self.earlier.get().saturating_add(cells), searches, searched }
+        Figures { gateways, circuits, cells: self.earlier_cells.get().saturating_add(cells), searches, searched }
     }
 
     fn set_phase(&self, phase: VolunteerPhase, why: &str) {
         let known = self.phase.replace(phase) == phase;
-        if let Ok(mut kept) = self.why.try_borrow_mut()
-            && !(known && *kept == why)
+        if let Ok(mut current) = self.why.try_borrow_mut()
+            && !(known && *current == why)
         {
-            why.clone_into(&mut kept);
-            drop(kept);
-            self.tell();
+            why.clone_into(&mut current);
+            drop(current);
+            self.report_state();
         }
     }
 
     /// Reports the state to the wrapper.
-    fn tell(&self) {
+    fn report_state(&self) {
         let Figures { gateways, circuits, cells, searches, searched } = self.figures();
         let number = |number: usize| JsValue::from(u32::try_from(number).unwrap_or(u32::MAX));
         let bytes = cells.saturating_mul(u64::try_from(CELL_LEN).unwrap_or(u64::MAX)).saturating_add(searched);
@@ -353,6 +357,6 @@ impl BrowserVolunteer {
     }
 }
 
-fn refused(_: JsValue) -> PageFailure {
+fn unsupported(_: JsValue) -> PageFailure {
     PageFailure::new(FailureKind::NoWebrtc, "this browser lacks or disables a feature that a volunteer needs")
 }

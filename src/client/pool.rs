@@ -1,386 +1,490 @@
-//! The pool of circuits: places requests, builds missing circuits, retires old ones.
+//! The pool of circuits: builds and closes circuits, and finds the circuit for a request.
+//!
+//! [`Pool`] owns the circuits, their deadlines and the policy of builds. It has no requests: [`Pool::poll_event`]
+//! returns the effects on them. [`ClientMachine`](super::ClientMachine) drives it. Cells and channel events come from
+//! the client's channels. At the end of a batch of inputs the client calls [`Pool::poll_event`] until it returns
+//! `None`.
+//!
+//! Caps: [`ClientParameters`] for circuits and builds. One delegated request a circuit.
+
+mod build;
+mod build_history;
+mod build_policy;
+mod circuit;
+mod exit_separation;
+mod gone_reports;
+
+use core::time::Duration;
+use std::collections::{BTreeMap, VecDeque};
 
 use rand::CryptoRng;
 
-use super::{
-    ClientEvent, ClientMachine, ClientStream, Isolation, PooledCircuitKey, StreamFailure,
-    pooled::{Pooled, PooledStage},
-    requests::Wanted,
-};
+use super::{ClientParameters, PooledCircuitKey, requests::Demand};
 use crate::{
-    base::{Counter as _, HopIndex, Instant, RelayId},
-    channel::ChannelId,
-    circuit::{CircuitError, Origin},
+    base::{CircuitId, Deadlines, ErrorClass, Instant, ReadyQueue, RelayId, StreamId},
+    channel::{ChannelId, Channels, QUEUE_HIGH},
+    circuit::{CircuitError, CircuitEvent},
     delegated::Delegation,
-    path::{Path, PathError, PathRelay, Purpose, Relays, Requirement, choose, exits, replace},
+    path::{GuardSample, Purpose, Relays},
+    stream::{StreamEvent, Streams},
+    wire::Cell,
 };
+use build_policy::BuildPolicy;
+use circuit::Pooled;
 
-/// Volunteers that a guard may report as gone during one build, before a relay of the consensus takes the position.
-const MAX_GONE: u8 = 2;
-
-const fn delegation_of(purpose: &Purpose) -> Option<&Delegation> {
-    match purpose {
-        Purpose::Delegated(delegation) => Some(delegation),
-        Purpose::Streams | Purpose::Target(_) => None,
-    }
+/// The parts of the client that the pool uses.
+pub(super) struct PoolInputs<'a> {
+    pub(super) relays: Relays<'a>,
+    pub(super) guards: &'a GuardSample,
+    pub(super) channels: &'a mut Channels,
+    pub(super) parameters: &'a ClientParameters,
 }
 
-impl ClientMachine {
-    /// Places waiting requests and starts missing circuits.
-    pub(super) fn plan(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
-        if self.in_use.is_none() || self.expired {
-            return;
-        }
-        for stream in self.requests.waiting() {
-            if !self.place(now, stream)
-                && let Err(failure) = self.provide(now, stream, rng)
-            {
-                self.requests.remove(stream);
-                self.events.push_back(ClientEvent::Failed(stream, failure));
-            }
-        }
-        self.keep_spare(now, &Purpose::Streams, self.parameters.spare_circuits, rng);
-        if let Some((delegation, count)) = self.spare_delegated.clone() {
-            self.keep_spare(now, &Purpose::Delegated(delegation), count, rng);
-        }
+/// An event of the pool, for the client.
+pub(super) enum PoolEvent {
+    /// An event of a stream at the exit of a circuit.
+    Stream(PooledCircuitKey, StreamId, StreamEvent),
+    /// A guard has answered.
+    GuardReached(RelayId),
+    /// A guard can't be reached, or no longer answers.
+    GuardFailed(RelayId),
+    /// A circuit is open.
+    Built {
+        /// No circuit was open before.
+        first: bool,
+        /// Its relays, the guard first.
+        path: Vec<RelayId>,
+        /// Time from the start of the build to the open channel.
+        channel: Duration,
+        /// Time of each hop.
+        hops: Vec<Duration>,
+    },
+    /// A build failed. The guard is reachable.
+    BuildFailed {
+        /// The guard, if the hop to it was built.
+        behind: Option<RelayId>,
+        /// The retries are used up.
+        give_up: bool,
+    },
+    /// A circuit has ended. The events of its streams came before.
+    Ended(PooledCircuitKey),
+}
+
+/// The circuit of a delegated request.
+pub(super) struct DelegatedCircuit {
+    /// Its relays, the guard first.
+    pub(super) path: Vec<RelayId>,
+    /// Time of each hop.
+    pub(super) hops: Vec<Duration>,
+    /// The exit also carries streams of this client.
+    pub(super) shared_exit: bool,
+}
+
+/// All circuits of a client.
+#[derive(Default)]
+pub(super) struct Pool {
+    circuits: BTreeMap<PooledCircuitKey, Pooled>,
+    last: u64,
+    by_channel: BTreeMap<(ChannelId, CircuitId), PooledCircuitKey>,
+    /// Circuits to settle: those that may have events, cells to send or another deadline.
+    ready: ReadyQueue<PooledCircuitKey>,
+    /// The circuit that is being settled.
+    settling: Option<PooledCircuitKey>,
+    deadlines: Deadlines<PooledCircuitKey>,
+    policy: BuildPolicy,
+    /// The kind and number of spare circuits for delegated requests.
+    spare_delegated: Option<(Delegation, usize)>,
+    /// Events apart from those of streams. At most two for each circuit, because every batch of inputs empties it.
+    events: VecDeque<PoolEvent>,
+}
+
+impl Pool {
+    /// A circuit.
+    pub(super) fn circuit(&self, key: PooledCircuitKey) -> Option<&Pooled> {
+        self.circuits.get(&key)
     }
 
-    /// Starts the circuits that are missing from `count` spare ones for the purpose.
-    fn keep_spare(&mut self, now: Instant, purpose: &Purpose, count: usize, rng: &mut dyn CryptoRng) {
-        let delegation = delegation_of(purpose);
-        let avoided = self.avoided(now, purpose, &[]);
-        let spare =
-            |pooled: &&Pooled| pooled.is_spare(delegation) && pooled.exit().is_none_or(|exit| !avoided.contains(&exit));
-        let lacking = count.saturating_sub(self.circuits.values().filter(spare).count());
-        for _ in 0..lacking {
-            if !matches!(self.build(now, purpose.clone(), None, &[], rng), Ok(true)) {
-                break;
-            }
-        }
+    /// Whether the last guard that was tried could not be reached.
+    pub(super) const fn is_guard_unreachable(&self) -> bool {
+        self.policy.history.is_guard_unreachable()
     }
 
-    /// Exits that `purpose` avoids while an unused exit remains: those with delegated requests, for a stream; those
-    /// with streams, for a delegated request. Exits in `refused_by` don't count as remaining, nor do volunteers where
-    /// a listed relay offers the same. Otherwise a volunteer that offers it would get the requests of all clients
-    /// that use the listed exits for streams.
-    fn avoided(&self, now: Instant, purpose: &Purpose, refused_by: &[RelayId]) -> Vec<RelayId> {
-        let Some(relays) = self.relays(now, &[]) else { return Vec::new() };
-        let delegated = delegation_of(purpose).is_some();
-        let mut avoided: Vec<RelayId> = self.exit_separation.avoided(now, delegated).collect();
-        if delegated {
-            let carrying = self.circuits.values().filter(|pooled| pooled.has_carried_streams());
-            avoided.extend(carrying.filter_map(Pooled::exit));
-        }
-        let free = |exit: RelayId| !avoided.contains(&exit) && !refused_by.contains(&exit);
-        let (listed, volunteers): (Vec<_>, Vec<_>) =
-            exits(&relays, purpose).into_iter().partition(|exit| matches!(exit, PathRelay::Listed(_)));
-        let others = if listed.is_empty() { volunteers } else { listed };
-        if others.into_iter().any(|exit| free(exit.identity())) { avoided } else { Vec::new() }
-    }
-
-    /// Places a waiting request on an open circuit that suits it: one of its isolation first, then a spare.
-    fn place(&mut self, now: Instant, stream: ClientStream) -> bool {
-        let (Some(request), Some(relays)) = (self.requests.get(stream), self.relays(now, &[])) else { return true };
-        let avoided = self.avoided(now, &request.wanted.purpose(), &request.refused_by);
-        let suiting = self
-            .circuits
-            .iter()
-            .filter(|(key, pooled)| !request.refused_on.contains(key) && pooled.is_open())
-            .filter(|(_, pooled)| pooled.suits(request, &relays))
-            // Streams may still join circuits that already carry some.
-            .filter(|(_, pooled)| {
-                pooled.has_carried_streams()
-                    || pooled.uses_avoided_exit
-                    || pooled.exit().is_some_and(|exit| !avoided.contains(&exit))
-            })
-            .min_by_key(|(key, pooled)| (pooled.isolation.is_none(), pooled.streams.len(), **key));
-        let Some(key) = suiting.map(|(key, _)| *key) else { return false };
-        let Some(pooled) = self.circuits.get_mut(&key) else { return false };
-        let PooledStage::Circuit { origin, .. } = &mut pooled.stage else { return false };
-        let begun = match &request.wanted {
-            Wanted::Stream(target) => origin.begin(now, target.clone()),
-            Wanted::Resolve(host) => origin.resolve(now, host.clone()),
-            Wanted::Delegated(delegation) => origin.request(now, delegation.service()),
-        };
-        let Ok(begun) = begun else { return false };
-        pooled.isolation = Some(request.isolation);
-        pooled.first_used.get_or_insert(now);
-        pooled.streams.insert(begun, stream);
-        pooled.retired |= pooled.delegation.is_some();
-        let used = pooled.exit().map(|exit| (exit, pooled.delegation.is_some()));
-        self.requests.place(stream, key, begun);
-        self.tell_if_delegated(now, stream, key);
-        if let Some((exit, delegated)) = used {
-            self.exit_separation.handle_used(now, exit, delegated);
-        }
-        self.make_ready(key);
-        true
-    }
-
-    /// Reports a placed delegated request, which is open at once, unlike a stream.
-    fn tell_if_delegated(&mut self, now: Instant, stream: ClientStream, key: PooledCircuitKey) {
-        let Some(pooled) = self.circuits.get(&key).filter(|pooled| pooled.delegation.is_some()) else { return };
-        let (path, hops) = (pooled.path.iter().map(|relay| relay.identity).collect(), pooled.hop_times.clone());
-        let carries_streams = |other: &Pooled| other.has_carried_streams() && other.exit() == pooled.exit();
-        let carried = self.exit_separation.avoided(now, true).any(|exit| Some(exit) == pooled.exit());
-        let shared_exit = carried || self.circuits.values().any(carries_streams);
-        if let Some(request) = self.requests.get_mut(stream) {
-            request.connected = true;
-        }
-        self.events.push_back(ClientEvent::Delegated { stream, path, hops, shared_exit });
-    }
-
-    /// Ensures that a circuit for a waiting request is being built.
-    fn provide(&mut self, now: Instant, stream: ClientStream, rng: &mut dyn CryptoRng) -> Result<(), StreamFailure> {
-        let (Some(request), Some(relays)) = (self.requests.get(stream), self.relays(now, &[])) else { return Ok(()) };
-        let isolation = request.isolation;
-        let avoided = self.avoided(now, &request.wanted.purpose(), &request.refused_by);
-        let coming = self
-            .circuits
-            .iter()
-            .filter(|(_, pooled)| pooled.is_building() && pooled.suits(request, &relays))
-            .filter(|(_, pooled)| {
-                pooled.uses_avoided_exit || pooled.exit().is_some_and(|exit| !avoided.contains(&exit))
-            })
-            .min_by_key(|(key, pooled)| (pooled.isolation.is_none(), **key))
-            .map(|(key, _)| *key);
-        if let Some(pooled) = coming.and_then(|key| self.circuits.get_mut(&key)) {
-            pooled.isolation = Some(isolation);
-            return Ok(());
-        }
-        let (purpose, refused_by) = (request.wanted.purpose(), request.refused_by.clone());
-        self.build(now, purpose, Some(isolation), &refused_by, rng)?;
-        Ok(())
-    }
-
-    /// Starts a circuit, if the limits allow it; returns whether it did.
-    fn build(
-        &mut self,
+    /// The open circuit for the request: one of its isolation first, then a spare. Of several, the one with the lowest
+    /// `load`.
+    pub(super) fn open_circuit_for(
+        &self,
         now: Instant,
-        purpose: Purpose,
-        isolation: Option<Isolation>,
-        refused_by: &[RelayId],
-        rng: &mut dyn CryptoRng,
-    ) -> Result<bool, PathError> {
-        let doubted = self.gone.doubted(now);
-        let Some(relays) = self.relays(now, &doubted) else { return Ok(false) };
-        let building = self.circuits.values().filter(|pooled| pooled.is_building()).count();
-        if building >= self.parameters.building || !self.builds.may_build(now) {
-            return Ok(false);
-        }
-        let mut avoid = self.builds.avoided(now);
-        avoid.extend(refused_by);
-        let delegation = delegation_of(&purpose).cloned();
-        let avoided = self.avoided(now, &purpose, refused_by);
-        avoid.extend(&avoided);
-        let requirement = Requirement::three_hops(purpose);
-        let mut path = choose(&relays, &self.guards, &requirement, &avoid, now, rng)?;
-        // Avoided exits are chosen if no others remain; an exit that has refused is useless even then.
-        let refused = |path: &Path| path.hops().last().is_some_and(|exit| refused_by.contains(exit));
-        if refused(&path) {
-            path = choose(&relays, &self.guards, &requirement, refused_by, now, rng)?;
-        }
-        if refused(&path) {
-            return Err(requirement.purpose.without_exit());
-        }
-        let uses_avoided_exit = path.hops().last().is_some_and(|exit| avoided.contains(exit));
-        if uses_avoided_exit && isolation.is_none() {
-            // No request would be placed on it.
-            return Ok(false);
-        }
-        let (keys, volunteers) = path.into_keys();
-        let guard = keys.first().and_then(|guard| relays.consensus.relay(&guard.identity));
-        let guard = guard.ok_or(PathError::TooFewRelays)?.dial_target();
-        if self.circuits.len() >= self.parameters.circuits && !self.make_room() {
-            return Ok(false);
-        }
-        self.next_circuit = self.next_circuit.saturating_add(1);
-        let key = PooledCircuitKey(self.next_circuit);
-        let due = now.after(self.builds.hop_timeout());
-        let pooled = Pooled { uses_avoided_exit, ..Pooled::new(now, keys, volunteers, delegation, isolation) };
-        self.circuits.insert(key, pooled);
-        self.timeouts.set(key, due);
-        if let Some(channel) = self.channels.connect(now, &guard) {
-            self.start_circuit(now, key, channel, rng);
-        }
-        Ok(true)
+        demand: &Demand,
+        relays: &Relays<'_>,
+        load: impl Fn(PooledCircuitKey) -> usize,
+    ) -> Option<PooledCircuitKey> {
+        let avoided = self.avoided_exits(now, relays, &demand.purpose(), &demand.refused_by);
+        self.circuits
+            .iter()
+            .filter(|(key, circuit)| !demand.refused_on.contains(key) && circuit.is_open())
+            .filter(|(_, circuit)| circuit.takes(demand, relays))
+            // Streams may still join circuits that already carry some.
+            .filter(|(_, circuit)| circuit.has_carried_streams() || circuit.is_permitted_by(&avoided))
+            .min_by_key(|(key, circuit)| (circuit.is_spare(), load(**key), **key))
+            .map(|(key, _)| *key)
     }
 
-    /// Starts the circuits that waited for this channel.
-    pub(super) fn start_circuits(
+    /// Opens a stream for the request on an open circuit; `None` if the circuit has the maximum number.
+    pub(super) fn open_stream(&mut self, now: Instant, key: PooledCircuitKey, demand: &Demand) -> Option<StreamId> {
+        let circuit = self.circuits.get_mut(&key)?;
+        let id = circuit.open_stream(now, demand)?;
+        self.ready.push(key, &mut circuit.ready);
+        if let Some(exit) = circuit.exit() {
+            self.policy.exit_separation.handle_used(now, exit, circuit.delegation().is_some());
+        }
+        Some(id)
+    }
+
+    /// The circuit `key`, if it is one for a delegated request.
+    pub(super) fn delegated_circuit(&self, now: Instant, key: PooledCircuitKey) -> Option<DelegatedCircuit> {
+        let circuit = self.circuits.get(&key).filter(|circuit| circuit.delegation().is_some())?;
+        let is_exit = |other: Option<RelayId>| other == circuit.exit();
+        let carried = self.policy.exit_separation.avoided(now, true).any(|exit| is_exit(Some(exit)));
+        let shared_exit = carried || self.carrying_exits().any(|exit| is_exit(Some(exit)));
+        Some(DelegatedCircuit { path: circuit.relays(), hops: circuit.hop_times().to_vec(), shared_exit })
+    }
+
+    /// Calls `act` with the streams at the exit of an open circuit.
+    pub(super) fn with_streams<T>(&mut self, key: PooledCircuitKey, act: impl FnOnce(&mut Streams) -> T) -> Option<T> {
+        let circuit = self.circuits.get_mut(&key)?;
+        let done = act(circuit.exit_streams()?);
+        self.ready.push(key, &mut circuit.ready);
+        Some(done)
+    }
+
+    /// A stream of the circuit has ended.
+    pub(super) fn handle_stream_ended(&mut self, now: Instant, key: PooledCircuitKey) {
+        if let Some(circuit) = self.circuits.get_mut(&key) {
+            circuit.handle_stream_ended(now);
+        }
+    }
+
+    /// Keeps `count` spare circuits for requests of this kind from now on, and none for other kinds.
+    pub(super) fn keep_ready(&mut self, delegation: Delegation, count: usize) {
+        self.spare_delegated = Some((delegation, count));
+    }
+
+    /// A channel to `relay` is open: starts the circuits that waited for it.
+    pub(super) fn handle_channel_open(
         &mut self,
         now: Instant,
         channel: ChannelId,
         relay: &RelayId,
+        inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) {
-        for key in self.connecting(relay) {
-            self.start_circuit(now, key, channel, rng);
+        self.policy.history.handle_guard_reached();
+        for key in self.connecting_to(relay) {
+            self.start(now, key, channel, inputs, rng);
         }
     }
 
-    fn start_circuit(&mut self, now: Instant, key: PooledCircuitKey, channel: ChannelId, rng: &mut dyn CryptoRng) {
-        let hop_timeout = self.builds.hop_timeout();
-        let flow = self.in_use.as_ref().map(|in_use| in_use.consensus.parameters().flow()).unwrap_or_default();
-        let Some(pooled) = self.circuits.get_mut(&key) else { return };
-        let origin = self.channels.allocate_circuit(channel, rng).and_then(|circuit| {
-            let origin = Origin::start(now, pooled.path.clone(), circuit, flow, hop_timeout, rng);
-            origin.map_err(|_| self.channels.forget_circuit(now, channel, circuit)).ok()
-        });
-        let Some(origin) = origin else {
-            // The guard takes no more circuits, or its onion key is unusable.
-            let (began, guard) = (pooled.began, pooled.guard());
-            self.remove(key);
-            self.build_failed(now, began, guard);
-            return;
-        };
-        pooled.channel_time = now.since(pooled.began);
-        self.by_channel.insert((channel, origin.circuit()), key);
-        pooled.stage = PooledStage::Circuit { channel, origin: Box::new(origin) };
-        self.make_ready(key);
+    /// A channel has closed, and its circuits with it.
+    pub(super) fn handle_channel_closed(&mut self, channel: ChannelId) {
+        for (_, key) in self.by_channel.iter().filter(|((other, _), _)| *other == channel) {
+            if let Some(circuit) = self.circuits.get_mut(key) {
+                circuit.handle_channel_closed();
+                self.ready.push(*key, &mut circuit.ready);
+            }
+        }
     }
 
-    /// The guard can't be reached, or no longer answers.
-    pub(super) fn fail_guard(&mut self, now: Instant, relay: &RelayId) {
-        self.guards.handle_unreachable(now, relay);
-        self.builds.handle_guard_failed(now, *relay);
-        for key in self.connecting(relay) {
+    /// The guard can't be reached, or no longer answers. Circuits no longer wait for a channel to it.
+    pub(super) fn handle_guard_failed(&mut self, now: Instant, guard: RelayId) {
+        self.policy.history.handle_guard_failed(now, guard);
+        for key in self.connecting_to(&guard) {
             self.remove(key);
         }
-        self.replan = true;
+        self.events.push_back(PoolEvent::GuardFailed(guard));
     }
 
-    /// Handles the end with `error` of a circuit that was never open.
-    pub(super) fn handle_build_failed(&mut self, now: Instant, pooled: &Pooled, error: CircuitError) {
-        let Some(guard) = pooled.guard() else { return };
-        let reached = pooled.hop_times.len();
-        if reached == 0 {
-            let PooledStage::Circuit { channel, .. } = &pooled.stage else { return self.fail_guard(now, &guard) };
-            let stands = self.channels.peer(*channel) == Some(guard);
-            let silent = matches!(error, CircuitError::BuildTimedOut(_)) && !self.was_heard(&guard, pooled.began);
-            // A guard that refuses a circuit, or is slow, is reachable: it stays the guard.
-            if stands && !silent {
-                return self.build_failed(now, pooled.began, None);
-            }
-            if stands {
-                self.channels.close(*channel);
-            }
-            return self.fail_guard(now, &guard);
+    /// Handles a cell of a channel. Cells of unknown circuits are dropped.
+    pub(super) fn handle_cell(&mut self, now: Instant, channel: ChannelId, cell: Cell, rng: &mut dyn CryptoRng) {
+        let key = cell.circuit().and_then(|circuit| self.by_channel.get(&(channel, circuit))).copied();
+        if let Some(key) = key
+            && let Some(circuit) = self.circuits.get_mut(&key)
+        {
+            circuit.handle_cell(now, cell, rng);
+            self.ready.push(key, &mut circuit.ready);
         }
-        self.guards.handle_circuit(&guard, false);
-        self.build_failed(now, pooled.began, pooled.path.get(reached).map(|relay| relay.identity));
     }
 
-    /// Whether any circuit through this guard has received a cell since.
-    fn was_heard(&self, guard: &RelayId, since: Instant) -> bool {
-        let through = self.circuits.values().filter(|pooled| pooled.guard() == Some(*guard));
-        through.filter_map(Pooled::heard_at).any(|heard| heard > since)
+    /// The channel's queue of a circuit is short: sends more cells.
+    pub(super) fn handle_drained(
+        &mut self,
+        now: Instant,
+        channel: ChannelId,
+        circuit: CircuitId,
+        channels: &mut Channels,
+        rng: &mut dyn CryptoRng,
+    ) {
+        if let Some(key) = self.by_channel.get(&(channel, circuit)).copied() {
+            self.send_messages(now, key, channels, rng);
+            self.make_ready(key);
+        }
     }
 
-    fn build_failed(&mut self, now: Instant, began: Instant, relay: Option<RelayId>) {
-        if self.builds.handle_failed(now, began, relay) {
-            for stream in self.requests.waiting() {
-                self.requests.remove(stream);
-                self.events.push_back(ClientEvent::Failed(stream, StreamFailure::NoCircuit));
+    /// Handles expired deadlines; returns whether a pause between builds has ended.
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
+        while let Some(key) = self.deadlines.pop_due(now) {
+            let Some(circuit) = self.circuits.get_mut(&key) else { continue };
+            if let Some((_, origin)) = circuit.origin_mut() {
+                origin.handle_timeout(now);
+                self.ready.push(key, &mut circuit.ready);
+            } else if let Some(guard) = circuit.guard() {
+                // The dial continues, but no circuit waits for it.
+                self.handle_guard_failed(now, guard);
             }
         }
-        self.replan = true;
+        self.policy.history.handle_timeout(now)
     }
 
-    /// Handles GONE from the hop before `hop` during a build: another relay takes the position, at most once another
-    /// volunteer. GONE is invalid for a relay of the consensus, and at the third time. Otherwise a guard could repeat
-    /// it until the middle is one of its accomplices. After an invalid GONE the build fails.
-    pub(super) fn handle_gone(&mut self, now: Instant, key: PooledCircuitKey, hop: HopIndex, rng: &mut dyn CryptoRng) {
-        let position = usize::from(hop.value()).saturating_sub(1);
-        let Some(pooled) = self.circuits.get_mut(&key) else { return };
-        pooled.gone.increment();
-        let volunteers = pooled.gone < MAX_GONE;
-        let (path, guard) = (pooled.path.clone(), pooled.guard());
-        let lost = path.get(position).map(|relay| relay.identity);
-        let is_volunteer = lost.is_some_and(|lost| pooled.volunteers.contains(&lost));
-        let credible = pooled.gone <= MAX_GONE && is_volunteer;
-        tracing::debug!(position, is_volunteer, "the hop before reports a relay as gone");
-        // A guard without a consensus yet has no relays at all, so only volunteers count.
-        if let (Some(guard), true, true) = (guard, position == 1, is_volunteer) {
-            self.gone.handle_answer(now, guard, true);
-        }
-        let mut avoid = self.builds.avoided(now);
-        avoid.extend(lost);
-        let doubted = self.gone.doubted(now);
-        let relays = self.relays(now, &doubted).map(|relays| Relays { middle: None, ..relays });
-        let other = relays.and_then(|relays| replace(&relays, &path, position, volunteers, &avoid, rng));
-        let Some(pooled) = self.circuits.get_mut(&key) else { return };
-        let PooledStage::Circuit { origin, .. } = &mut pooled.stage else { return };
-        // A middle fixed by the settings has no substitute.
-        match other.filter(|_| credible && self.parameters.middle.is_none()).map(Path::into_keys) {
-            Some((keys, volunteers)) => {
-                if let Some(relay) = keys.get(position) {
-                    origin.extend_to(now, *relay, rng);
+    /// The earliest deadline of a circuit.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines.earliest()
+    }
+
+    /// The end of the pause between builds, if there is one.
+    pub(super) const fn pause_end(&self) -> Option<Instant> {
+        self.policy.history.poll_timeout()
+    }
+
+    /// The next event. Settles the circuits with changes, one after the other: handles the circuit's events, and fills
+    /// its channel's queue, until neither remains.
+    pub(super) fn poll_event(
+        &mut self,
+        now: Instant,
+        inputs: &mut PoolInputs<'_>,
+        rng: &mut dyn CryptoRng,
+    ) -> Option<PoolEvent> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Some(event);
+            }
+            let key = self.settling.take().or_else(|| self.ready.pop())?;
+            match self.circuits.get_mut(&key).and_then(Pooled::poll_event) {
+                Some(event) => {
+                    self.settling = Some(key);
+                    if let Some(event) = self.handle_circuit_event(now, key, event, inputs, rng) {
+                        return Some(event);
+                    }
                 }
-                (pooled.path, pooled.volunteers) = (keys, volunteers);
-            }
-            None => origin.close(),
-        }
-        self.make_ready(key);
-    }
-
-    /// Checks the ages of the consensus and of all circuits.
-    pub(super) fn sweep(&mut self, now: Instant) {
-        let Some(in_use) = &self.in_use else { return };
-        if in_use.expires <= now && !self.expired {
-            self.expired = true;
-            self.events.push_back(ClientEvent::ConsensusExpired);
-            for stream in self.requests.waiting() {
-                self.requests.remove(stream);
-                self.events.push_back(ClientEvent::Failed(stream, StreamFailure::ConsensusExpired));
+                None if self.send_messages(now, key, inputs.channels, rng) => self.settling = Some(key),
+                None => self.handle_settled(key),
             }
         }
-        self.exit_separation.sweep(now);
-        let age = core::time::Duration::from_secs(in_use.consensus.parameters().circuit_age());
-        let mut ended = Vec::new();
-        for (key, pooled) in &mut self.circuits {
-            let worn = pooled.first_used.is_some_and(|first| now.since(first) >= age);
-            let stale = pooled.first_used.is_none() && now.since(pooled.began) >= self.parameters.spare_age;
-            // The gateway of a volunteer ends the circuit when the volunteer disconnects.
-            let listed = pooled.path.iter().all(|relay| {
-                pooled.volunteers.contains(&relay.identity) || in_use.consensus.relay(&relay.identity).is_some()
-            });
-            pooled.retired |= worn || stale || !listed || self.expired;
-            if pooled.retired && pooled.is_open() && pooled.is_idle() {
-                ended.push(*key);
+    }
+
+    fn handle_circuit_event(
+        &mut self,
+        now: Instant,
+        key: PooledCircuitKey,
+        event: CircuitEvent,
+        inputs: &mut PoolInputs<'_>,
+        rng: &mut dyn CryptoRng,
+    ) -> Option<PoolEvent> {
+        match event {
+            CircuitEvent::Stream(_, stream, event) => Some(PoolEvent::Stream(key, stream, event)),
+            CircuitEvent::HopBuilt { elapsed, .. } => self.handle_hop_built(now, key, elapsed),
+            CircuitEvent::Built => self.handle_built(key),
+            CircuitEvent::Gone { hop } => {
+                self.handle_gone(now, key, hop, inputs, rng);
+                None
+            }
+            CircuitEvent::Closed(error) => Some(self.handle_ended(now, key, error, inputs, rng)),
+        }
+    }
+
+    /// Moves cells to the channel while its queue for the circuit is short; returns whether any were moved.
+    fn send_messages(
+        &mut self,
+        now: Instant,
+        key: PooledCircuitKey,
+        channels: &mut Channels,
+        rng: &mut dyn CryptoRng,
+    ) -> bool {
+        let Some((channel, origin)) = self.circuits.get_mut(&key).and_then(Pooled::origin_mut) else { return false };
+        let room = QUEUE_HIGH.saturating_sub(channels.queued(channel, origin.circuit()));
+        for sent in 0..room {
+            let Some(cell) = origin.poll_cell(now, rng) else { return sent > 0 };
+            if channels.send(channel, cell).is_err() {
+                // The queue's cap is far above [`QUEUE_HIGH`].
+                origin.close();
+                return true;
             }
         }
-        for key in ended {
-            self.close_circuit(key);
+        room > 0
+    }
+
+    /// A circuit has neither events nor cells to send.
+    fn handle_settled(&mut self, key: PooledCircuitKey) {
+        let Some(circuit) = self.circuits.get_mut(&key) else { return };
+        if circuit.is_spent() {
+            return self.close(key);
         }
-        self.replan = true;
-    }
-
-    /// Closes the circuit that has been without a stream for longest; false if all carry streams.
-    fn make_room(&mut self) -> bool {
-        let idle = self.circuits.iter().filter(|(_, pooled)| pooled.is_open() && pooled.is_idle());
-        let longest = idle.min_by_key(|(_, pooled)| pooled.idle_since).map(|(key, _)| *key);
-        if let Some(key) = longest {
-            self.close_circuit(key);
+        if let Some((_, origin)) = circuit.origin_mut() {
+            match origin.poll_timeout() {
+                Some(due) => self.deadlines.set(key, due),
+                None => self.deadlines.remove(key),
+            }
         }
-        longest.is_some()
     }
 
-    pub(super) fn close_circuit(&mut self, key: PooledCircuitKey) {
-        if let Some(pooled) = self.circuits.get_mut(&key) {
-            pooled.retired = true;
-            pooled.close();
+    fn handle_hop_built(&mut self, now: Instant, key: PooledCircuitKey, elapsed: Duration) -> Option<PoolEvent> {
+        let circuit = self.circuits.get_mut(&key)?;
+        let (built, guard) = (circuit.handle_hop_built(elapsed), circuit.guard()?);
+        match built {
+            1 => {
+                self.policy.history.handle_guard_reached();
+                Some(PoolEvent::GuardReached(guard))
+            }
+            2 => {
+                if circuit.is_volunteer(1) {
+                    self.policy.gone_reports.handle_answer(now, guard, false);
+                }
+                None
+            }
+            _ => None,
         }
-        self.make_ready(key);
     }
 
-    fn connecting(&self, relay: &RelayId) -> Vec<PooledCircuitKey> {
-        let waits = |pooled: &Pooled| matches!(pooled.stage, PooledStage::Connecting) && pooled.guard() == Some(*relay);
-        self.circuits.iter().filter(|(_, pooled)| waits(pooled)).map(|(key, _)| *key).collect()
+    fn handle_built(&mut self, key: PooledCircuitKey) -> Option<PoolEvent> {
+        let circuit = self.circuits.get_mut(&key)?;
+        let channel = circuit.handle_built();
+        let first = self.policy.history.handle_built(circuit.hop_times());
+        Some(PoolEvent::Built { first, path: circuit.relays(), channel, hops: circuit.hop_times().to_vec() })
     }
 
-    pub(super) fn remove(&mut self, key: PooledCircuitKey) -> Option<Pooled> {
-        self.timeouts.remove(key);
+    /// Removes a circuit that has ended with `error`.
+    fn handle_ended(
+        &mut self,
+        now: Instant,
+        key: PooledCircuitKey,
+        error: CircuitError,
+        inputs: &mut PoolInputs<'_>,
+        rng: &mut dyn CryptoRng,
+    ) -> PoolEvent {
+        let Some(mut circuit) = self.remove(key) else { return PoolEvent::Ended(key) };
+        if let Some((channel, origin)) = circuit.origin_mut() {
+            // DESTROY is sent however full the queue is.
+            if let Some(destroy) = origin.poll_cell(now, rng) {
+                let _ = inputs.channels.send(channel, destroy);
+            }
+            self.by_channel.remove(&(channel, origin.circuit()));
+            inputs.channels.forget_circuit(now, channel, origin.circuit());
+        }
+        let (class, hops) = (error.class(), circuit.hop_times().len());
+        match class {
+            ErrorClass::Bug => tracing::error!(%error, "a circuit has ended after an internal error"),
+            _ => tracing::debug!(%error, %class, hops, "a circuit has ended"),
+        }
+        if !circuit.was_open() {
+            self.handle_unbuilt(now, &circuit, error, inputs.channels);
+        } else if class != ErrorClass::Local {
+            self.probe_others(now, &circuit);
+        }
+        PoolEvent::Ended(key)
+    }
+
+    /// An open circuit was lost, so one of its relays may be unreachable. Tests all other circuits over any of its
+    /// relays, before a request fails.
+    fn probe_others(&mut self, now: Instant, lost: &Pooled) {
+        for (key, circuit) in &mut self.circuits {
+            if circuit.is_open() && circuit.shares_relay_with(lost) {
+                circuit.probe(now);
+                self.ready.push(*key, &mut circuit.ready);
+            }
+        }
+    }
+
+    /// Retires circuits by age, unlisted relays, or if the consensus has `expired`. Closes retired ones without a
+    /// stream.
+    pub(super) fn sweep(&mut self, now: Instant, inputs: &PoolInputs<'_>, expired: bool) {
+        self.policy.exit_separation.sweep(now);
+        let consensus = inputs.relays.consensus;
+        let used_limit = Duration::from_secs(consensus.parameters().circuit_age());
+        let unused_limit = inputs.parameters.spare_age;
+        let mut closed = Vec::new();
+        for (key, circuit) in &mut self.circuits {
+            if expired || circuit.is_too_old(now, used_limit, unused_limit) || !circuit.is_listed(consensus) {
+                circuit.retire();
+            }
+            if circuit.is_retired() && circuit.is_idle() {
+                closed.push(*key);
+            }
+        }
+        for key in closed {
+            self.close(key);
+        }
+    }
+
+    /// Closes a circuit.
+    pub(super) fn close(&mut self, key: PooledCircuitKey) {
+        if let Some(circuit) = self.circuits.get_mut(&key) {
+            circuit.retire();
+            circuit.close();
+            self.ready.push(key, &mut circuit.ready);
+        }
+    }
+
+    fn make_ready(&mut self, key: PooledCircuitKey) {
+        if let Some(circuit) = self.circuits.get_mut(&key) {
+            self.ready.push(key, &mut circuit.ready);
+        }
+    }
+
+    fn connecting_to(&self, relay: &RelayId) -> Vec<PooledCircuitKey> {
+        self.circuits.iter().filter(|(_, circuit)| circuit.is_connecting_to(relay)).map(|(key, _)| *key).collect()
+    }
+
+    /// The exits of circuits that carry streams, or have carried some.
+    fn carrying_exits(&self) -> impl Iterator<Item = RelayId> {
+        self.circuits.values().filter(|circuit| circuit.has_carried_streams()).filter_map(Pooled::exit)
+    }
+
+    fn avoided_exits(
+        &self,
+        now: Instant,
+        relays: &Relays<'_>,
+        purpose: &Purpose,
+        refused_by: &[RelayId],
+    ) -> Vec<RelayId> {
+        self.policy.avoided_exits(now, relays, purpose, refused_by, self.carrying_exits())
+    }
+
+    fn remove(&mut self, key: PooledCircuitKey) -> Option<Pooled> {
+        self.deadlines.remove(key);
         self.circuits.remove(&key)
+    }
+}
+
+#[cfg(test)]
+impl Pool {
+    pub(super) fn circuits(&self) -> impl Iterator<Item = (PooledCircuitKey, &Pooled)> {
+        self.circuits.iter().map(|(key, circuit)| (*key, circuit))
+    }
+
+    pub(super) fn circuit_mut(&mut self, key: PooledCircuitKey) -> Option<&mut Pooled> {
+        self.circuits.get_mut(&key)
+    }
+
+    /// The number of builds since the start.
+    pub(super) const fn begun(&self) -> u64 {
+        self.last
+    }
+
+    /// Counts a failed build, which starts a pause.
+    pub(super) fn pause_builds(&mut self, now: Instant) {
+        self.policy.history.handle_failed(now, now, None);
+    }
+
+    /// Guards that no volunteer may follow.
+    pub(super) fn excluded_guards(&self, now: Instant) -> Vec<RelayId> {
+        self.policy.gone_reports.excluded_guards(now)
     }
 }

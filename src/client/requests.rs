@@ -1,4 +1,4 @@
-//! Requests of applications: streams and RESOLVEs, waiting or placed on a circuit.
+//! Requests of applications: streams, RESOLVEs and delegated requests, waiting for a circuit or placed on one.
 
 use std::collections::BTreeMap;
 
@@ -20,52 +20,65 @@ pub(super) enum Wanted {
     Delegated(Delegation),
 }
 
-impl Wanted {
-    /// The purpose of the exit.
-    pub(super) fn purpose(&self) -> Purpose {
-        match self {
-            Self::Stream(target) => Purpose::Target(target.clone()),
-            Self::Resolve(_) => Purpose::Streams,
-            Self::Delegated(delegation) => Purpose::Delegated(delegation.clone()),
-        }
-    }
-}
-
-pub(super) struct Request {
+/// The properties of a request that determine its circuit.
+pub(super) struct Demand {
     pub(super) wanted: Wanted,
     pub(super) isolation: Isolation,
-    pub(super) tries: u8,
     /// Exits that refused it by policy, or that the application excludes.
     pub(super) refused_by: Vec<RelayId>,
     /// Circuits without room for it; at most the number of tries.
     pub(super) refused_on: Vec<PooledCircuitKey>,
-    /// The circuit and stream that carry it.
-    pub(super) placed: Option<(PooledCircuitKey, StreamId)>,
-    pub(super) connected: bool,
-    /// This end has finished its direction, or will.
-    pub(super) finished: bool,
-    /// The peer has finished its direction.
-    pub(super) peer_finished: bool,
 }
 
-impl Request {
+impl Demand {
     pub(super) const fn new(wanted: Wanted, isolation: Isolation, refused_by: Vec<RelayId>) -> Self {
-        Self {
-            wanted,
-            isolation,
-            tries: 0,
-            refused_by,
-            refused_on: Vec::new(),
-            placed: None,
-            connected: false,
-            finished: false,
-            peer_finished: false,
-        }
+        Self { wanted, isolation, refused_by, refused_on: Vec::new() }
     }
 
-    /// Whether both directions have ended.
-    pub(super) const fn over(&self) -> bool {
-        self.finished && self.peer_finished
+    /// The purpose of the exit.
+    pub(super) fn purpose(&self) -> Purpose {
+        match &self.wanted {
+            Wanted::Stream(target) => Purpose::Target(target.clone()),
+            Wanted::Resolve(_) => Purpose::Streams,
+            Wanted::Delegated(delegation) => Purpose::Delegated(delegation.clone()),
+        }
+    }
+}
+
+/// A stream of a circuit.
+#[derive(Clone, Copy)]
+pub(super) struct StreamPosition {
+    pub(super) circuit: PooledCircuitKey,
+    pub(super) stream: StreamId,
+}
+
+struct Request {
+    demand: Demand,
+    tries: u8,
+    state: RequestState,
+}
+
+enum RequestState {
+    /// Waits for a circuit, until its deadline.
+    Waiting,
+    /// Placed on a circuit, without an answer of the exit.
+    Opening(StreamPosition),
+    /// The stream is connected.
+    Connected {
+        position: StreamPosition,
+        /// This end has finished its direction, or will.
+        finished: bool,
+        /// The peer has finished its direction.
+        peer_finished: bool,
+    },
+}
+
+impl RequestState {
+    const fn position(&self) -> Option<StreamPosition> {
+        match self {
+            Self::Waiting => None,
+            Self::Opening(position) | Self::Connected { position, .. } => Some(*position),
+        }
     }
 }
 
@@ -85,22 +98,34 @@ impl Requests {
     }
 
     /// Adds a request that must be placed by `deadline`.
-    pub(super) fn insert(&mut self, stream: ClientStream, request: Request, deadline: Instant) {
+    pub(super) fn insert(&mut self, stream: ClientStream, demand: Demand, deadline: Instant) {
         self.waiting.set(stream, deadline);
-        self.requests.insert(stream, request);
+        self.requests.insert(stream, Request { demand, tries: 0, state: RequestState::Waiting });
     }
 
-    pub(super) fn get(&self, stream: ClientStream) -> Option<&Request> {
-        self.requests.get(&stream)
+    /// The demand of a request.
+    pub(super) fn demand(&self, stream: ClientStream) -> Option<&Demand> {
+        self.requests.get(&stream).map(|request| &request.demand)
     }
 
-    pub(super) fn get_mut(&mut self, stream: ClientStream) -> Option<&mut Request> {
-        self.requests.get_mut(&stream)
+    /// The demand of a request that is placed but not connected.
+    pub(super) fn opening(&mut self, stream: ClientStream) -> Option<&mut Demand> {
+        let request = self.requests.get_mut(&stream)?;
+        matches!(request.state, RequestState::Opening(_)).then_some(&mut request.demand)
     }
 
-    pub(super) fn remove(&mut self, stream: ClientStream) -> Option<Request> {
+    /// The stream of a connected request.
+    pub(super) fn connected(&self, stream: ClientStream) -> Option<StreamPosition> {
+        match self.requests.get(&stream)?.state {
+            RequestState::Connected { position, .. } => Some(position),
+            RequestState::Waiting | RequestState::Opening(_) => None,
+        }
+    }
+
+    /// Removes a request; returns its stream, if it is placed.
+    pub(super) fn remove(&mut self, stream: ClientStream) -> Option<StreamPosition> {
         self.waiting.remove(stream);
-        self.requests.remove(&stream)
+        self.requests.remove(&stream)?.state.position()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -112,12 +137,43 @@ impl Requests {
         self.waiting.keys().collect()
     }
 
-    /// Records the circuit and stream of a request.
-    pub(super) fn place(&mut self, stream: ClientStream, key: PooledCircuitKey, id: StreamId) {
+    /// Records the stream of a waiting request.
+    pub(super) fn place(&mut self, stream: ClientStream, position: StreamPosition) {
         if let Some(request) = self.requests.get_mut(&stream) {
-            request.placed = Some((key, id));
+            request.state = RequestState::Opening(position);
             request.tries.increment();
             self.waiting.remove(stream);
+        }
+    }
+
+    /// The stream of a placed request is connected.
+    pub(super) fn handle_connected(&mut self, stream: ClientStream) {
+        if let Some(request) = self.requests.get_mut(&stream)
+            && let RequestState::Opening(position) = request.state
+        {
+            request.state = RequestState::Connected { position, finished: false, peer_finished: false };
+        }
+    }
+
+    /// This end finishes its direction of a connected stream; returns whether both directions have now ended.
+    pub(super) fn handle_finish(&mut self, stream: ClientStream) -> bool {
+        match self.requests.get_mut(&stream).map(|request| &mut request.state) {
+            Some(RequestState::Connected { finished, peer_finished, .. }) => {
+                *finished = true;
+                *peer_finished
+            }
+            _ => false,
+        }
+    }
+
+    /// The peer has finished its direction; returns whether both directions have now ended.
+    pub(super) fn handle_peer_finished(&mut self, stream: ClientStream) -> bool {
+        match self.requests.get_mut(&stream).map(|request| &mut request.state) {
+            Some(RequestState::Connected { finished, peer_finished, .. }) => {
+                *peer_finished = true;
+                *finished
+            }
+            _ => false,
         }
     }
 
@@ -126,13 +182,22 @@ impl Requests {
         let Some(request) = self.requests.get_mut(&stream).filter(|request| request.tries < MAX_TRIES) else {
             return false;
         };
-        request.placed = None;
+        request.state = RequestState::Waiting;
         self.waiting.set(stream, deadline);
         true
     }
 
+    /// Removes all waiting requests.
+    pub(super) fn remove_waiting(&mut self) -> Vec<ClientStream> {
+        let waiting = self.waiting();
+        for stream in &waiting {
+            self.remove(*stream);
+        }
+        waiting
+    }
+
     /// Removes requests beyond their deadlines.
-    pub(super) fn overdue(&mut self, now: Instant) -> Vec<ClientStream> {
+    pub(super) fn remove_overdue(&mut self, now: Instant) -> Vec<ClientStream> {
         let mut overdue = Vec::new();
         while let Some(stream) = self.waiting.pop_due(now) {
             self.requests.remove(&stream);
@@ -143,5 +208,11 @@ impl Requests {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.waiting.earliest()
+    }
+
+    /// The stream of a placed request.
+    #[cfg(test)]
+    pub(super) fn position(&self, stream: ClientStream) -> Option<StreamPosition> {
+        self.requests.get(&stream)?.state.position()
     }
 }

@@ -1,6 +1,7 @@
 //! Tests of a client with seven relays in a simulated network.
 
-use std::collections::BTreeMap;
+use core::time::Duration;
+use std::{collections::BTreeMap, sync::Arc};
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -8,15 +9,17 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 use super::*;
 use crate::{
     crypto::OnionSecret,
-    delegated::EngineName,
+    delegated::{Delegation, EngineName},
     directory::{
-        ConsensusRelay, Parameters, Profile,
+        Consensus, ConsensusRelay, Parameters, Profile,
         fixture::{NOW, VALID, consensus_at, exit_profile, key, listed},
     },
     handshake::OnionKeyring,
+    path::PathError,
     relay::{ExitStream, Relay, RelayEvent, RelayParameters},
     sim::{NodeId, PathProfile, World},
-    wire::{Host, ResolvedAnswer},
+    stream::StreamEvent,
+    wire::{EndReason, Host, ResolvedAnswer},
 };
 
 mod circuits;
@@ -188,6 +191,10 @@ impl LinkMachine for Party {
         self.core().handle_timeout(now, rng);
     }
 
+    fn handle_batch_end(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.core().handle_batch_end(now, rng);
+    }
+
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
         let transmit = self.core().poll_transmit(now, rng);
         if transmit.is_some() {
@@ -197,6 +204,7 @@ impl LinkMachine for Party {
             Self::Client(party) => party.work(now),
             Self::Relay(party) => party.work(),
         }
+        self.core().handle_batch_end(now, rng);
         self.core().poll_transmit(now, rng)
     }
 
@@ -332,14 +340,12 @@ impl Net {
 
     /// The path of the circuit that carries a stream.
     fn path_of(&mut self, stream: ClientStream) -> Vec<RelayId> {
-        self.client(|party, _, _| {
-            let (key, _) = party.client.requests.get(stream).unwrap().placed.unwrap();
-            party.client.circuits[&key].path.iter().map(|relay| relay.identity).collect()
-        })
+        let circuit = self.circuit_of(stream);
+        self.client(|party, _, _| party.client.pool.circuit(circuit).unwrap().relays())
     }
 
     fn circuit_of(&mut self, stream: ClientStream) -> PooledCircuitKey {
-        self.client(|party, _, _| party.client.requests.get(stream).unwrap().placed.unwrap().0)
+        self.client(|party, _, _| party.client.placement.position(stream).unwrap().circuit)
     }
 }
 
@@ -365,7 +371,7 @@ fn the_client_is_ready_with_two_spare_circuits_of_three_hops() {
 }
 
 #[test]
-fn a_stream_carries_bytes_both_ways_and_leaves_nothing_behind() {
+fn a_stream_carries_bytes_both_ways_and_is_removed_at_its_end() {
     let mut net = Net::ready(2, 2);
     let stream = net.connected(1);
     let sent: Vec<u8> = (0..300_000_u32).map(|n| n.to_le_bytes()[1]).collect();
@@ -380,20 +386,20 @@ fn a_stream_carries_bytes_both_ways_and_leaves_nothing_behind() {
     net.pass(1);
     net.client(|party, _, _| {
         assert!(party.seen(stream).bytes == sent);
-        assert_eq!(party.client.requests.len(), 0);
-        assert!(!party.client.circuits.is_empty());
-        assert!(party.client.circuits.values().all(|circuit| circuit.streams.is_empty() && circuit.is_idle()));
+        assert!(party.client.placement.is_empty());
+        assert!(party.client.pool.circuits().count() > 0);
+        assert!(party.client.pool.circuits().all(|(_, circuit)| circuit.is_idle()));
     });
 }
 
 #[test]
-fn a_question_is_answered() {
+fn a_resolve_returns_the_answers_of_the_exit() {
     let mut net = Net::ready(3, 2);
     let host = Host::parse("umbel.test").unwrap();
     let stream = net.client(|party, now, _| party.client.resolve(now, host, Isolation([1; 32])));
     let answers = net.wait(5, |party| Some(core::mem::take(&mut party.seen(stream).answers)).filter(|a| !a.is_empty()));
     assert_eq!(answers, [ResolvedAnswer::Ip([192, 0, 2, 7].into())]);
-    net.client(|party, _, _| assert_eq!(party.client.requests.len(), 0));
+    net.client(|party, _, _| assert!(party.client.placement.is_empty()));
 }
 
 #[test]
@@ -408,12 +414,12 @@ fn streams_share_a_circuit_if_and_only_if_they_share_their_isolation() {
     // Two more circuits are spare.
     net.pass(5);
     net.client(|party, _, _| {
-        assert_eq!(party.client.circuits.values().filter(|circuit| circuit.is_open()).count(), 5);
+        assert_eq!(party.client.pool.circuits().filter(|(_, circuit)| circuit.is_open()).count(), 5);
     });
 }
 
 #[test]
-fn a_request_before_there_is_a_circuit_waits_for_one() {
+fn a_request_waits_for_the_first_circuit() {
     let mut net = Net::new(5, 2);
     let stream = net.open(1);
     net.pass(2);
@@ -422,7 +428,7 @@ fn a_request_before_there_is_a_circuit_waits_for_one() {
 }
 
 #[test]
-fn without_a_consensus_a_request_fails_in_time() {
+fn a_request_without_a_consensus_fails_at_its_deadline() {
     let mut net = Net::new(6, 2);
     let stream = net.open(1);
     assert_eq!(net.closed(stream, 31), StreamFailure::NoConsensus);
@@ -437,7 +443,7 @@ fn an_expired_consensus_fails_requests_until_there_is_a_newer_one() {
     assert_eq!(net.closed(waiting, 2), StreamFailure::ConsensusExpired);
     net.client(|party, _, _| {
         assert!(party.expired);
-        assert_eq!(party.client.circuits.len(), 1, "only the circuit with a stream stays open");
+        assert_eq!(party.client.pool.circuits().count(), 1, "only the circuit with a stream stays open");
         assert_eq!(party.seen(before).closed, None);
     });
     net.give_consensus(NOW);
@@ -445,7 +451,7 @@ fn an_expired_consensus_fails_requests_until_there_is_a_newer_one() {
 }
 
 #[test]
-fn what_one_exit_forbids_is_tried_at_another() {
+fn a_stream_refused_by_one_exits_policy_is_opened_at_another_exit() {
     let mut net = Net::ready(8, 2);
     let first = net.relays[&key(1).id()];
     net.relay(first, |party| party.serves = Serves::Refuses(EndReason::Policy));
@@ -456,7 +462,7 @@ fn what_one_exit_forbids_is_tried_at_another() {
 }
 
 #[test]
-fn what_every_exit_forbids_has_no_exit() {
+fn a_stream_refused_by_every_exits_policy_fails_for_lack_of_an_exit() {
     let mut net = Net::ready(9, 2);
     net.serve(Serves::Refuses(EndReason::Policy));
     let no_exit = StreamFailure::NoPath(PathError::NoExit);
@@ -467,7 +473,7 @@ fn what_every_exit_forbids_has_no_exit() {
 }
 
 #[test]
-fn what_the_target_refuses_is_not_tried_elsewhere() {
+fn a_stream_refused_by_its_target_is_not_retried() {
     let mut net = Net::ready(10, 2);
     net.serve(Serves::Refuses(EndReason::Refused));
     let stream = net.open(1);
@@ -475,16 +481,16 @@ fn what_the_target_refuses_is_not_tried_elsewhere() {
 }
 
 #[test]
-fn a_target_that_does_not_answer_times_out_while_its_circuit_lives() {
+fn a_stream_without_an_answer_times_out_and_its_circuit_stays_open() {
     let mut net = Net::ready(11, 2);
     net.serve(Serves::Nothing);
     let stream = net.open(1);
     assert_eq!(net.closed(stream, 21), StreamFailure::Ended(EndReason::TimedOut));
-    net.client(|party, _, _| assert_eq!(party.built.len(), 3, "one circuit was used and one more built ahead"));
+    net.client(|party, _, _| assert_eq!(party.built.len(), 3, "one circuit is used and one more is spare"));
 }
 
 #[test]
-fn when_any_relay_vanishes_the_download_fails_and_the_next_request_succeeds_within_five_seconds() {
+fn after_the_loss_of_a_relay_its_stream_fails_and_a_new_request_succeeds_within_five_seconds() {
     for seed in 100..190 {
         let mut net = Net::ready(seed, 3);
         net.serve(Serves::Flood);
@@ -507,7 +513,7 @@ fn when_any_relay_vanishes_the_download_fails_and_the_next_request_succeeds_with
         if seed % 2 == 1 {
             assert_eq!(net.closed(stream, 25), StreamFailure::Ended(EndReason::Reset), "seed {seed}");
         }
-        net.client(|party, _, _| assert!(!party.seen(stream).finished, "never a clean end"));
+        net.client(|party, _, _| assert!(!party.seen(stream).finished, "a lost circuit causes no regular end"));
     }
 }
 

@@ -1,19 +1,21 @@
-//! The HTTP server of a directory: accepts descriptors, volunteers and gateways' reports; serves consensus and
-//! volunteer list.
+//! The HTTP server of a directory: accepts descriptors, registrations of volunteers and reports of gateways; serves
+//! the consensus and the volunteer list.
 //!
 //! | request | answer |
 //! |---|---|
 //! | `POST /v1/descriptor`, a signed descriptor | 202, or 400 with the reason as text |
-//! | `POST /v1/volunteer`, a signed volunteer | 200 with its registration, 503 when all places are taken, or 400 |
-//! | `POST /v1/presence`, a gateway's signed report | 200 with the volunteers that it counts for, or 400 |
-//! | `GET /v1/consensus` | 200 with a signed consensus and its `ETag`; 304; 404 before there is one |
+//! | `POST /v1/volunteer`, a volunteer's signed descriptor | 200 with the registration, 503 at the cap, or 400 |
+//! | `POST /v1/presence`, a gateway's signed report | 200 with the volunteers for which it counts, or 400 |
+//! | `GET /v1/consensus` | 200 with a signed consensus and its `ETag`; 304; 404 before the first one |
 //! | `GET /v1/volunteers` | the same for the signed volunteer list |
-//! | others | those of [`crate::web`], if the pages are served |
+//! | others | the answer of [`crate::web`], if the pages are served |
 //!
-//! CORS admits pages of any origin, because all of it is public.
+//! Every POST is answered with 503 while the queue for the authority is full, and with 413 if its body is too long.
+//! CORS admits pages of any origin, because all documents are public.
 //!
 //! Owns the HTTP side and the task that drives an [`Authority`] ([`run_authority`]). Governed by
-//! `proto/07-directory.md`, "HTTP". Against floods, connections, bodies and times are capped ([`connections`]).
+//! `proto/07-directory.md` §7. Floods are bounded by caps on connections ([`connections`]), rates, bodies and
+//! times.
 //! Peers' addresses are not logged. Only their prefixes are held: those of open connections, and those of the publishers
 //! of relays.
 //!
@@ -64,21 +66,22 @@ use crate::{
     io::clock::running_time,
 };
 
-use connections::{ConnectionCaps, Connections, Place};
+use connections::{ConnectionCaps, ConnectionPlace, Connections};
 use documents::{DOCUMENT, Shelf};
 use rates::SubmissionRates;
 pub use service::{Prover, run_authority};
 
-/// Maximum bytes of a request's body.
+/// Maximum bytes of a request's content.
 const MAX_BODY_LEN: usize = 64 << 10;
-/// Submissions queued for the authority; further ones get status 503.
+/// Cap on submissions queued for the authority; further ones are answered with 503.
 const MAX_SUBMISSIONS: usize = 256;
-/// How long a browser may cache the CORS preflight (`Access-Control-Max-Age`).
+/// Time for which a browser may cache the answer to a CORS preflight (`Access-Control-Max-Age`).
 const CORS_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time limit of a connection, also if its peer reads the answer steadily.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(180);
+/// Pause after a failed `accept`.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Refused connections that get [`REFUSAL`]; others are closed without an answer.
 const MAX_REFUSALS: usize = 64;
@@ -93,7 +96,7 @@ const REFUSAL: &str = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\nacc
 pub enum Submission {
     /// A signed descriptor, and its publisher if the sender's address is global.
     Descriptor(Bytes, Option<Publisher>, oneshot::Sender<Result<(), DescriptorError>>),
-    /// A signed volunteer.
+    /// A volunteer's signed descriptor.
     Volunteer(Bytes, oneshot::Sender<Result<Registration, DescriptorError>>),
     /// A gateway's signed report.
     Presence(Bytes, oneshot::Sender<Result<Counted, PresenceError>>),
@@ -115,7 +118,7 @@ pub struct DirectoryServer {
 }
 
 impl DirectoryServer {
-    /// A directory without a consensus yet, and the receiver of its submissions.
+    /// A server without documents, and the receiver of its submissions.
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<Submission>) {
         let (submissions, receiver) = mpsc::channel(MAX_SUBMISSIONS);
@@ -124,7 +127,7 @@ impl DirectoryServer {
         (Self { submissions, consensus: shelf(), volunteers: shelf(), web: None, caps, rates }, receiver)
     }
 
-    /// Adds `web` as the router for all other paths.
+    /// Sets the router for all other paths.
     #[must_use]
     pub(crate) fn with_web(mut self, web: Router) -> Self {
         self.web = Some(web);
@@ -143,10 +146,10 @@ impl DirectoryServer {
         self.volunteers.put(list.into_bytes(), digest).await;
     }
 
-    /// Accepts connections on `listener` and answers their requests, until dropped.
+    /// Accepts connections on `listener` and answers their requests, until the future is dropped.
     ///
     /// # Errors
-    /// Never; after a failed `accept` it pauses and retries.
+    /// Never in practice: a failed `accept` is retried after a pause.
     pub async fn serve(self, listener: TcpListener) -> io::Result<Infallible> {
         let connections = Connections::new(self.caps);
         let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
@@ -179,18 +182,18 @@ impl DirectoryServer {
             .expose_headers([header::ETAG])
             .max_age(CORS_AGE);
         Router::new()
-            .route("/v1/descriptor", post(take_descriptor))
-            .route("/v1/volunteer", post(take_volunteer))
-            .route("/v1/presence", post(take_presence))
-            .route("/v1/consensus", get(give_consensus))
-            .route("/v1/volunteers", get(give_volunteers))
+            .route("/v1/descriptor", post(post_descriptor))
+            .route("/v1/volunteer", post(post_volunteer))
+            .route("/v1/presence", post(post_presence))
+            .route("/v1/consensus", get(get_consensus))
+            .route("/v1/volunteers", get(get_volunteers))
             .route_layer(cors)
             .route_layer(map_response(close))
             .layer(DefaultBodyLimit::disable())
             .layer(RequestBodyLimitLayer::new(MAX_BODY_LEN))
             .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_TIMEOUT))
             .with_state(self)
-            // Merged without these layers: the pages' router accepts small requests only.
+            // The pages' router is merged without these layers, because it has its own limits and compressed files.
             .merge(web)
     }
 
@@ -205,19 +208,19 @@ impl DirectoryServer {
         if !self.rates.admit(running_time(), peer.0) {
             return None;
         }
-        let (answer, verdict) = oneshot::channel();
-        self.submissions.try_send(submission(body, answer)).ok()?;
-        verdict.await.ok()
+        let (sender, answer) = oneshot::channel();
+        self.submissions.try_send(submission(body, sender)).ok()?;
+        answer.await.ok()
     }
 }
 
-/// Closes the connection after its response, so that no client holds one between requests.
+/// Closes the connection after the response, so that idle clients hold no connection.
 async fn close(mut response: Response) -> Response {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 
-async fn serve_connection(socket: TcpStream, peer: IpAddr, mut place: Place, router: Router) {
+async fn serve_connection(socket: TcpStream, peer: IpAddr, mut place: ConnectionPlace, router: Router) {
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
@@ -247,7 +250,7 @@ async fn refuse(mut socket: TcpStream, _permit: OwnedSemaphorePermit) {
     _ = timeout(REFUSAL_TIMEOUT, answer).await;
 }
 
-async fn take_descriptor(
+async fn post_descriptor(
     State(directory): State<DirectoryServer>,
     Extension(peer): Extension<Peer>,
     body: Bytes,
@@ -265,20 +268,20 @@ async fn take_descriptor(
     }
 }
 
-async fn take_volunteer(
+async fn post_volunteer(
     State(directory): State<DirectoryServer>,
     Extension(peer): Extension<Peer>,
     body: Bytes,
 ) -> Response {
     match directory.submit(peer, body, Submission::Volunteer).await {
         Some(Ok(registration)) => (DOCUMENT, registration.encode()).into_response(),
-        // Places become free from one interval to the next.
+        // The authority evicts volunteers each interval, so a later try may succeed.
         Some(Err(DescriptorError::Full)) | None => busy(),
         Some(Err(error)) => refused(&error),
     }
 }
 
-async fn take_presence(
+async fn post_presence(
     State(directory): State<DirectoryServer>,
     Extension(peer): Extension<Peer>,
     body: Bytes,
@@ -299,11 +302,11 @@ fn busy() -> Response {
         .into_response()
 }
 
-async fn give_consensus(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
+async fn get_consensus(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
     directory.consensus.give(&headers, "no consensus yet: not enough relays have registered")
 }
 
-async fn give_volunteers(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
+async fn get_volunteers(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
     directory.volunteers.give(&headers, "no volunteer list yet: there is no consensus")
 }
 

@@ -75,6 +75,7 @@ impl RelayHarness {
                     self.relay.handle_link(now, LinkEvent::Message { link: LINK, lane, message }, &mut self.rng);
                 }
             }
+            self.relay.handle_batch_end(now, &mut self.rng);
             while let Some(transmit) = self.relay.poll_transmit(now, &mut self.rng) {
                 moved = true;
                 if let Transmit::Message { lane, message, .. } = transmit {

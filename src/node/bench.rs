@@ -1,8 +1,8 @@
 //! `umbel bench`: measures throughput, latency and request rate of a network through a SOCKS5 port.
 //!
-//! It works with any SOCKS5 port. It sends requests to an HTTP server that it starts on loopback, and compares every
-//! byte of the answers. So the network's exit must run on this machine and allow private targets, as a testnet's
-//! exits do. Searches use the page of a client ([`search`]). Streams, bytes, requests and time are bounded.
+//! The command works with any SOCKS5 port. It sends requests to an HTTP server that it starts on loopback, and compares
+//! every byte of the answers. So the network's exits must run on this machine and allow private targets, as a
+//! testnet's exits do. Searches use the page of a client ([`search`]). Streams, bytes, requests and time are bounded.
 
 mod measure;
 mod process;
@@ -36,19 +36,19 @@ pub(crate) struct BenchOptions {
     /// SOCKS5 port to measure
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9350")]
     socks: SocketAddr,
-    /// What to measure
+    /// Quantity to measure
     #[arg(long, value_enum, default_value_t = Mode::Bulk)]
     mode: Mode,
-    /// Concurrent streams
+    /// Concurrent streams (bulk, search, requests)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=512))]
     streams: u16,
     /// Circuits for the streams, each with a separate SOCKS5 user name
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     circuits: u16,
-    /// Bytes per stream (bulk) or request [default: 64MiB, or 2KiB]
+    /// Bytes per stream (bulk) or per request (ttfb, requests) [default: 64MiB, or 2KiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     bytes: Option<ByteSize>,
-    /// Total requests of each kind (ttfb, search, requests) [default: 100, 100, or 2000]
+    /// Total requests of each phase (ttfb, search, requests) [default: 100, 100, or 2000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     requests: Option<u32>,
     /// Address of the client's page and API (search)
@@ -98,13 +98,13 @@ impl BenchOptions {
 /// Runs the measurement and prints the result.
 ///
 /// # Errors
-/// When the port doesn't answer, a stream fails, bytes differ, or the time limit is reached.
+/// When the port doesn't answer, a stream or search fails, bytes differ, or the time limit is reached.
 pub(crate) async fn run(options: BenchOptions) -> Result<(), Failure> {
     if options.mode == Mode::Search {
         let limit = Duration::from_secs(options.limit);
         let late = |_| Failure::failed(BenchError::TimedOut(options.limit));
         let report = timeout(limit, search::measure(&options)).await.map_err(late)??;
-        return tell(&options, &report, report.to_words());
+        return print(&options, &report, report.to_text());
     }
     let origin = BenchServer::start().await.map_err(Failure::system("can't start the origin"))?;
     let measured = tokio::select! {
@@ -114,11 +114,11 @@ pub(crate) async fn run(options: BenchOptions) -> Result<(), Failure> {
         never = show_progress(&origin) => match never {},
     };
     let report = measured.map_err(|error| error.into_failure(options.socks))?;
-    tell(&options, &report, report.to_words())
+    print(&options, &report, report.to_text())
 }
 
-fn tell(options: &BenchOptions, report: &impl Serialize, words: String) -> Result<(), Failure> {
-    let text = if options.json { serde_json::to_string_pretty(report).map_err(Failure::failed)? } else { words };
+fn print(options: &BenchOptions, report: &impl Serialize, text: String) -> Result<(), Failure> {
+    let text = if options.json { serde_json::to_string_pretty(report).map_err(Failure::failed)? } else { text };
     writeln!(io::stdout(), "{text}").map_err(Failure::system("can't write to standard output"))
 }
 

@@ -60,8 +60,8 @@ enum CliCommand {
     Relay(NodeArguments<RelayOptions>),
     /// Run a client: a SOCKS5 port and an HTTP proxy port whose streams have three hops, and a search page
     #[command(after_help = "Example:\n  umbel client --directory http://203.0.113.1:9360 --authority KEY\n  \
-        curl --proxy socks5h://127.0.0.1:9350 https://example.org/\n\nRequests with a \
-        user name and password use separate circuits for each pair.")]
+        curl --proxy socks5h://127.0.0.1:9350 https://example.org/\n\nEach pair \
+        of user name and password has separate circuits.")]
     Client(NodeArguments<ClientOptions>),
     /// Run a directory, which tests relays and signs the consensus for all clients
     #[command(after_help = "Example:\n  umbel directory --listen 203.0.113.1:9360 --await-relays 3\n\nExample, a \
@@ -100,7 +100,7 @@ enum CliCommand {
 
 #[derive(Args)]
 struct NodeArguments<O: Args> {
-    /// TOML file with any of the options below, `-` written as `_`; flags take precedence
+    /// TOML file with any of the options below, with `_` for `-` in their names; flags take precedence
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// End when standard input ends, and write reports to standard output
@@ -113,7 +113,7 @@ struct NodeArguments<O: Args> {
 /// Runs the command given by the process's arguments; returns its exit status.
 #[must_use]
 pub fn run() -> ExitCode {
-    // clap itself ends the process with status 2 on bad usage, 0 on --help.
+    // clap itself ends the process: with status 2 for invalid usage, 0 for --help.
     let cli = Cli::parse();
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -171,7 +171,7 @@ fn block_on(task: impl Future<Output = Result<(), Failure>>) -> Result<(), Failu
         .build()
         .map_err(Failure::system("can't start the runtime"))?;
     let outcome = runtime.block_on(task);
-    // Doesn't wait for a thread that still reads standard input, which may never end.
+    // Does not wait for a thread that still reads standard input, because that input may never end.
     runtime.shutdown_background();
     outcome
 }
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_command_teaches_with_an_example() {
+    fn the_help_of_each_command_has_an_example() {
         let mut cli = Cli::command();
         cli.build();
         cli.clone().debug_assert();

@@ -52,7 +52,7 @@ use super::{
 };
 use task::{ClientCommand, ClientObservers};
 
-/// Requests that may wait for the client's task; beyond it, callers wait to send.
+/// Requests that may wait for the client's task. Callers of further requests wait to send them.
 const WAITING_REQUESTS: usize = 256;
 /// Time limit of [`Client::bootstrap`] for the first circuit.
 const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(60);
@@ -60,8 +60,7 @@ const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(60);
 /// The network and the state folder of a [`Client`].
 #[derive(Clone, Debug, Default)]
 pub struct ClientConfig {
-    /// Base URLs of directories, such as `http://192.0.2.1:9360`; at least one. The client uses the next one when one
-    /// fails.
+    /// Base URLs of directories, such as `http://192.0.2.1:9360`; at least one. If one fails, the client uses the next.
     pub directories: Vec<String>,
     /// Keys of trusted directory authorities; more than half must have signed a consensus.
     pub authorities: Vec<AuthorityId>,
@@ -79,7 +78,7 @@ pub struct ClientConfig {
 /// # async fn example(client: umbel::Client) -> Result<(), umbel::ConnectError> {
 /// // Streams that must not be linked to each other use separate handles, and so separate circuits.
 /// let (work, home) = (client.isolated(), client.isolated());
-/// let stream = work.connect("example.org", 443).await?;
+/// let stream = work.open("example.org", 443).await?;
 /// let addresses = home.resolve("example.net").await?;
 /// # Ok(()) }
 /// ```
@@ -112,10 +111,10 @@ struct Searches {
     /// The engine for queries that name none.
     engine: Option<EngineName>,
     /// Whether circuits for searches are built before the first search.
-    ahead: bool,
+    prebuilt: bool,
 }
 
-/// Why a client failed to start.
+/// The failure of a client's start.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
     /// The configuration or a file in the client's folder can't be used.
@@ -124,7 +123,7 @@ pub enum BootstrapError {
     /// The system provided no socket or no randomness.
     #[error(transparent)]
     System(Failure),
-    /// No circuit within the time limit.
+    /// No circuit was built within the time limit.
     #[error("no circuit within {} s; check that a directory can be reached and that UDP is allowed", BOOTSTRAP_LIMIT.as_secs())]
     Unreachable,
 }
@@ -142,7 +141,7 @@ impl Client {
     /// Starts a client on the current tokio runtime and waits for its first circuit.
     ///
     /// # Errors
-    /// When the configuration can't be used, or no circuit is built within a minute.
+    /// When the configuration can't be used, the system provides no socket, or no circuit is built within a minute.
     pub async fn bootstrap(config: ClientConfig) -> Result<Self, BootstrapError> {
         let folder = config.data_dir.as_deref().map(Folder::open).transpose().map_err(Failure::from)?;
         let directories = DirectoryConfig {
@@ -177,11 +176,10 @@ impl Client {
         let parameters = ClientParameters { middle, ..ClientParameters::default() };
         let drive = task::drive(folder, receiver, parameters, searches, observers)?;
         let (rng, volunteers_rng) = (randomness()?, randomness()?);
-        // Weak, so that the client's task ends when the last handle is dropped; the refresh tasks don't keep it
-        // running.
+        // Weak, so that the refresh tasks don't keep the client's task running after the drop of the last handle.
         let weak = requests.downgrade();
         let task = tokio::spawn(async move {
-            let hand_over = |request| {
+            let forward = |request| {
                 let requests = weak.upgrade();
                 async move {
                     match requests {
@@ -192,8 +190,8 @@ impl Client {
             };
             tokio::join!(
                 drive.run(),
-                network::follow(follower, rng, |found| hand_over(ClientCommand::Consensus(found))),
-                network::follow_volunteers(volunteers, volunteers_rng, |found| hand_over(ClientCommand::Volunteers(
+                network::follow(follower, rng, |found| forward(ClientCommand::Consensus(found))),
+                network::follow_volunteers(volunteers, volunteers_rng, |found| forward(ClientCommand::Volunteers(
                     found
                 ))),
             );
@@ -210,21 +208,21 @@ impl Client {
     }
 
     /// A handle to the same client with a separate isolation. Streams of this handle and its clones share no circuit
-    /// with other streams. A handle costs nothing until it is used.
+    /// with other streams. A handle uses no circuit until its first stream.
     #[must_use]
     pub fn isolated(&self) -> Self {
         let number = self.shared.isolations.fetch_add(1, Ordering::Relaxed);
         Self { isolation: Isolation::new("crate", &number.to_be_bytes(), b"isolated"), ..self.clone() }
     }
 
-    /// Opens a stream to `port` at `host`: a name, which the exit resolves, or an address. Dropping the future cancels
+    /// Opens a stream to `port` at `host`: a name, which the exit resolves, or an address. A drop of the future cancels
     /// the stream.
     ///
     /// # Errors
     /// When `host` is neither a name nor an address, no circuit is available, or the exit could not connect.
-    pub async fn connect(&self, host: &str, port: u16) -> Result<Stream, ConnectError> {
+    pub async fn open(&self, host: &str, port: u16) -> Result<Stream, ConnectError> {
         let host = Host::parse(host).map_err(|_| ConnectError::from(EndReason::NotFound))?;
-        Connector::connect(self, Target { host, port }, self.isolation).await
+        Connector::open(self, Target { host, port }, self.isolation).await
     }
 
     /// Resolves `name` to its IPv4 and IPv6 addresses, at an exit.
@@ -238,7 +236,7 @@ impl Client {
         Ok(answers.into_iter().filter_map(address).collect())
     }
 
-    async fn ask<T>(
+    async fn call<T>(
         &self,
         request: impl FnOnce(oneshot::Sender<Result<T, ConnectError>>) -> ClientCommand,
     ) -> Result<T, ConnectError> {
@@ -249,12 +247,12 @@ impl Client {
 }
 
 impl Connector for Client {
-    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
-        self.ask(|reply| ClientCommand::Connect { target, isolation, reply }).await
+    async fn open(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+        self.call(|reply| ClientCommand::Open { target, isolation, reply }).await
     }
 
     async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
-        self.ask(|reply| ClientCommand::Resolve { host, isolation, reply }).await
+        self.call(|reply| ClientCommand::Resolve { host, isolation, reply }).await
     }
 
     async fn delegate(
@@ -263,7 +261,7 @@ impl Connector for Client {
         not_by: Vec<RelayId>,
         isolation: Isolation,
     ) -> Result<Delegated, ConnectError> {
-        self.ask(|reply| ClientCommand::Delegate { delegation, not_by, isolation, reply }).await
+        self.call(|reply| ClientCommand::Delegate { delegation, not_by, isolation, reply }).await
     }
 }
 
@@ -273,21 +271,21 @@ impl Connector for Client {
 /// When the configuration, a file or a port can't be used.
 pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<(), Failure> {
     let allow_remote = options.allow_remote.unwrap_or(false);
-    let socks_at = options.socks.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9350)));
-    let http_at = options.http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9351)));
-    let socks = listen(LocalPort::Socks, socks_at, allow_remote).await?;
-    let http = listen(LocalPort::Http, http_at, allow_remote).await?;
-    let page_at = options.page.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9352)));
-    let page = listen(LocalPort::Page, page_at, allow_remote).await?;
+    let socks_address = options.socks.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9350)));
+    let http_address = options.http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9351)));
+    let socks = listen(LocalPort::Socks, socks_address, allow_remote).await?;
+    let http = listen(LocalPort::Http, http_address, allow_remote).await?;
+    let page_address = options.page.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9352)));
+    let page = listen(LocalPort::Page, page_address, allow_remote).await?;
     let port = |listener: &TcpListener| listener.local_addr().map_err(Failure::system("can't read a port's address"));
     let ports = Report::Ready { socks: port(&socks)?, http: port(&http)?, page: port(&page)? };
-    let engine = options.engine.as_deref().map(engine_named).transpose()?;
-    let middle = options.middle.as_deref().map(relay_named).transpose()?;
+    let engine = options.engine.as_deref().map(parse_engine).transpose()?;
+    let middle = options.middle.as_deref().map(parse_relay).transpose()?;
 
     let folder = Folder::open(&data_dir(options.data_dir.as_deref(), "client")?)?;
     let _lock = folder.lock()?;
     let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
-    let searches = Searches { engine, ahead: true };
+    let searches = Searches { engine, prebuilt: true };
     let (client, mut ready) = Client::start(directories, Some(folder), middle, searches, reporter)?;
     let check = Check::new(&mut randomness()?);
     let requester = client.requester();
@@ -304,7 +302,7 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
     let announce = async {
         if ready.wait_for(|ready| *ready).await.is_ok() {
             tracing::info!("ready: the ports accept requests");
-            reporter.tell(&ports);
+            reporter.send(&ports);
         }
         core::future::pending::<()>().await;
     };
@@ -317,11 +315,11 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
     paged.map_err(Failure::system("the search page ended"))
 }
 
-fn relay_named(text: &str) -> Result<RelayId, Failure> {
+fn parse_relay(text: &str) -> Result<RelayId, Failure> {
     RelayId::from_base32(text).ok_or_else(|| Failure::usage(format!("middle: \"{text}\" is not a relay's identity")))
 }
 
-fn engine_named(name: &str) -> Result<EngineName, Failure> {
+fn parse_engine(name: &str) -> Result<EngineName, Failure> {
     EngineName::parse(name)
         .ok_or_else(|| Failure::usage(format!("engine: {name:?} is not a name; names consist of a-z, 0-9 and -")))
 }

@@ -1,4 +1,4 @@
-//! The command line's client of the running client's API (`page::api`): one request, one answer.
+//! HTTP requests of the command line to the running client's API (`page::api`).
 
 use core::time::Duration;
 use std::net::SocketAddr;
@@ -24,8 +24,8 @@ const MAX_ANSWER: usize = 8 << 20;
 /// Sends a request for `path` to the client at `control`, with `body` as JSON if there is one.
 ///
 /// # Errors
-/// The error message of the client, or that no client answers.
-pub(crate) async fn ask<T: DeserializeOwned>(
+/// The error that the client returns, or a failure if no client answers at `control`.
+pub(crate) async fn request<T: DeserializeOwned>(
     control: SocketAddr,
     path: &str,
     body: Option<&impl Serialize>,
@@ -34,14 +34,14 @@ pub(crate) async fn ask<T: DeserializeOwned>(
         .await
         .map_err(|_| Failure::failed(format!("the client did not answer within {} s", ANSWER_LIMIT.as_secs())))??;
     if status.is_success() {
-        return serde_json::from_slice(&answer).map_err(|_| stranger(control));
+        return serde_json::from_slice(&answer).map_err(|_| not_a_client(control));
     }
     Err(failure(control, status, &answer))
 }
 
 /// The failure described by `status` and `answer` of the client at `control`.
 pub(crate) fn failure(control: SocketAddr, status: StatusCode, answer: &[u8]) -> Failure {
-    let Ok(Failed { error }) = serde_json::from_slice(answer) else { return stranger(control) };
+    let Ok(Failed { error }) = serde_json::from_slice(answer) else { return not_a_client(control) };
     match status {
         StatusCode::BAD_REQUEST => Failure::usage(error),
         StatusCode::SERVICE_UNAVAILABLE => Failure::Unreachable(error.into()),
@@ -50,7 +50,7 @@ pub(crate) fn failure(control: SocketAddr, status: StatusCode, answer: &[u8]) ->
 }
 
 /// The failure if no client answers at `control`.
-pub(crate) fn absent(control: SocketAddr, error: std::io::Error) -> Failure {
+pub(crate) fn no_client(control: SocketAddr, error: std::io::Error) -> Failure {
     Failure::system(format!(
         "no client answers at {control}; start `umbel client`, or give its address with --control ADDRESS:PORT"
     ))(error)
@@ -61,22 +61,22 @@ async fn exchange(
     path: &str,
     body: Option<&impl Serialize>,
 ) -> Result<(StatusCode, Bytes), Failure> {
-    let socket = TcpStream::connect(control).await.map_err(|error| absent(control, error))?;
-    let broken = |_| stranger(control);
+    let socket = TcpStream::connect(control).await.map_err(|error| no_client(control, error))?;
+    let broken = |_| not_a_client(control);
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(broken)?;
-    let moving = tokio::spawn(connection);
+    let driving = tokio::spawn(connection);
     let method = if body.is_some() { "POST" } else { "GET" };
     let body = body.map(serde_json::to_vec).transpose().map_err(Failure::failed)?;
     let request =
         Request::builder().method(method).uri(path).header(header::HOST, control.to_string()).header(API_FIELD, "1");
     let request = request.body(Full::new(Bytes::from(body.unwrap_or_default()))).map_err(Failure::failed)?;
     let (head, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
-    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|_| stranger(control))?.to_bytes();
-    moving.abort();
+    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|_| not_a_client(control))?.to_bytes();
+    driving.abort();
     Ok((head.status, body))
 }
 
 /// The failure if the server at `control` is not a client.
-pub(crate) fn stranger(control: SocketAddr) -> Failure {
+pub(crate) fn not_a_client(control: SocketAddr) -> Failure {
     Failure::failed(format!("the program at {control} is not a client of this version of Umbel"))
 }

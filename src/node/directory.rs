@@ -63,12 +63,12 @@ pub(crate) async fn run(options: DirectoryOptions, reporter: Reporter) -> Result
 
     let (server, submissions) = DirectoryServer::new();
     let engines = options.web_engine.as_deref().unwrap_or_default();
-    let pages = web::of_directory(options.web.unwrap_or(false), authority.id(), engines).await?;
+    let pages = web::directory_pages(options.web.unwrap_or(false), authority.id(), engines).await?;
     let server = server.with_web(pages);
     let serving = server.clone().serve(listener);
     let key = authority.id().to_string();
     tracing::info!(authority = key, "directory started");
-    reporter.tell(&Report::Directory { api, authority: key });
+    reporter.send(&Report::Directory { api, authority: key });
     let prover = ByDialling { proofs };
     tokio::select! {
         () = drive.run() => {}
@@ -117,10 +117,10 @@ struct ByDialling {
 
 impl Prover for ByDialling {
     async fn prove(&self, target: DialTarget) -> Result<(), ProofError> {
-        let unable = ProofError::Dial(DialError::Unable);
-        let (outcome, told) = oneshot::channel();
-        self.proofs.send(ProofRequest { target, outcome }).await.map_err(|_| unable)?;
-        told.await.unwrap_or(Err(unable))
+        let failed = ProofError::Dial(DialError::Unable);
+        let (outcome, receiver) = oneshot::channel();
+        self.proofs.send(ProofRequest { target, outcome }).await.map_err(|_| failed)?;
+        receiver.await.unwrap_or(Err(failed))
     }
 }
 
@@ -129,25 +129,25 @@ struct ProverCore {
     channels: Channels,
     proofs: mpsc::Receiver<ProofRequest>,
     /// Requests of each relay; the first is in flight.
-    under_way: BTreeMap<RelayId, VecDeque<ProofRequest>>,
+    in_flight: BTreeMap<RelayId, VecDeque<ProofRequest>>,
 }
 
 impl ProverCore {
     fn new(proofs: mpsc::Receiver<ProofRequest>) -> Self {
         let channels = Channels::new(LocalRole::Anonymous, ChannelParameters::default());
-        Self { channels, proofs, under_way: BTreeMap::new() }
+        Self { channels, proofs, in_flight: BTreeMap::new() }
     }
 
-    fn begin(&mut self, now: Instant, proof: ProofRequest) {
-        let waiting = self.under_way.entry(proof.target.relay).or_default();
+    fn add(&mut self, now: Instant, proof: ProofRequest) {
+        let waiting = self.in_flight.entry(proof.target.relay).or_default();
         if waiting.is_empty() {
             self.channels.connect(now, &proof.target);
         }
         waiting.push_back(proof);
     }
 
-    fn end(&mut self, now: Instant, relay: RelayId, outcome: Result<(), ProofError>) {
-        let Some(waiting) = self.under_way.get_mut(&relay) else { return };
+    fn finish(&mut self, now: Instant, relay: RelayId, outcome: Result<(), ProofError>) {
+        let Some(waiting) = self.in_flight.get_mut(&relay) else { return };
         if let Some(proof) = waiting.pop_front() {
             // The requester may have stopped waiting.
             let _ = proof.outcome.send(outcome);
@@ -155,7 +155,7 @@ impl ProverCore {
         if let Some(next) = waiting.front() {
             self.channels.connect(now, &next.target);
         } else {
-            self.under_way.remove(&relay);
+            self.in_flight.remove(&relay);
         }
     }
 
@@ -165,7 +165,7 @@ impl ProverCore {
                 ChannelEvent::Open { channel, peer, .. } => {
                     self.channels.close(channel);
                     if let Some(relay) = peer {
-                        self.end(now, relay, Ok(()));
+                        self.finish(now, relay, Ok(()));
                     }
                 }
                 ChannelEvent::DialFailed { relay, error } => {
@@ -174,7 +174,7 @@ impl ProverCore {
                         ChannelOpenError::Handshake(_) => ProofError::Identity,
                         ChannelOpenError::Closed => ProofError::Dial(DialError::Refused),
                     };
-                    self.end(now, relay, Err(error));
+                    self.finish(now, relay, Err(error));
                 }
                 // These channels carry no circuits.
                 ChannelEvent::Cell { .. } | ChannelEvent::Drained { .. } | ChannelEvent::Closed { .. } => {}
@@ -186,18 +186,18 @@ impl ProverCore {
 impl LinkMachine for ProverCore {
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
         self.channels.handle_link(now, event, rng);
-        self.handle_channel_events(now);
     }
 
     fn handle_timeout(&mut self, now: Instant, _: &mut dyn CryptoRng) {
         self.channels.handle_timeout(now);
+    }
+
+    fn handle_batch_end(&mut self, now: Instant, _: &mut dyn CryptoRng) {
         self.handle_channel_events(now);
     }
 
     fn poll_transmit(&mut self, now: Instant, _: &mut dyn CryptoRng) -> Option<Transmit> {
-        let transmit = self.channels.poll_transmit(now);
-        self.handle_channel_events(now);
-        transmit
+        self.channels.poll_transmit(now)
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
@@ -209,7 +209,7 @@ impl TaskCore for ProverCore {
     fn poll_outside(&mut self, now: Instant, _: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
         let mut taken = Poll::Pending;
         while let Poll::Ready(Some(proof)) = self.proofs.poll_recv(cx) {
-            self.begin(now, proof);
+            self.add(now, proof);
             taken = Poll::Ready(());
         }
         taken

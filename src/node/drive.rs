@@ -35,7 +35,7 @@ pub(crate) trait TaskCore: Core {
 
 /// Time limit for closing links when a node ends.
 const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(1);
-/// Rounds of sending before the loop receives again.
+/// Largest number of rounds of sending before the loop receives again.
 const PULLS: usize = 64;
 
 /// Monotonic time since the loop began, as `base::Instant`.
@@ -90,7 +90,7 @@ impl<C: TaskCore> Drive<C> {
     }
 
     /// Runs until `stop` completes, then up to `SHUT_DOWN_LIMIT` longer to close links, so that neighbours need not
-    /// wait for their timeout. Dropping the future stops it at once.
+    /// wait for their timeout. A drop of the future stops the loop at once.
     pub(crate) async fn run_until(mut self, stop: impl Future<Output = ()>) {
         tokio::select! {
             () = self.turn_while(|_| true) => {}
@@ -101,7 +101,7 @@ impl<C: TaskCore> Drive<C> {
         let _ = timeout(SHUT_DOWN_LIMIT, self.turn_while(|endpoint| endpoint.counts().links > 0)).await;
     }
 
-    async fn turn_while(&mut self, goes_on: impl Fn(&Endpoint) -> bool) {
+    async fn turn_while(&mut self, keep_going: impl Fn(&Endpoint) -> bool) {
         loop {
             let now = self.clock.now();
             turn(now, &mut self.core, &mut self.endpoint, &mut self.rng);
@@ -114,7 +114,7 @@ impl<C: TaskCore> Drive<C> {
                 drain(now, &mut self.core, &mut self.endpoint, &mut self.rng);
                 idle = self.sockets.flush(now, &mut self.endpoint).await;
             }
-            if !goes_on(&self.endpoint) {
+            if !keep_going(&self.endpoint) {
                 return;
             }
             idle &= !self.endpoint.has_link_event();
@@ -122,8 +122,8 @@ impl<C: TaskCore> Drive<C> {
         }
     }
 
-    /// Waits for datagrams, commands or the next deadline, and takes all input. If not `idle`, there is more to send,
-    /// and it returns without waiting.
+    /// Waits for datagrams, commands or the next deadline, and takes all input. Without `idle`, there is more to send, so
+    /// the function returns without waiting.
     async fn wait(&mut self, idle: bool) {
         let Self { clock, sockets, endpoint, core, rng } = self;
         let due = if idle { next_turn(core, endpoint) } else { Some(Instant::START) };

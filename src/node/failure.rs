@@ -1,4 +1,4 @@
-//! The failure of a command: what failed, with its cause, and the exit status.
+//! The failure of a command: the failed action, the cause, and the exit status.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use crate::{
 /// A cause of another type, or a message.
 type Cause = Box<dyn core::error::Error + Send + Sync>;
 
-/// Why a command failed; determines the exit status.
+/// The failure of a command, which determines the exit status.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The command line or the configuration is invalid. Exit status 2.
@@ -49,7 +49,7 @@ pub enum Failure {
     /// An operation of the system failed. Exit status 1.
     #[error("{action}: {source}")]
     System {
-        /// What failed.
+        /// The failed action, such as "can't read the file".
         action: String,
         /// The system's error.
         source: io::Error,
@@ -78,7 +78,7 @@ impl Failure {
         move |cause| Self::Invalid { subject: subject.into(), source: cause.into() }
     }
 
-    /// A failed operation of the system; `action` says what failed.
+    /// A failed operation of the system, with `action` as the first part of the message.
     pub(super) fn system(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { action: action.into(), source }
     }
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_exit_status_follows_from_what_failed_and_the_cause_is_kept() {
+    fn each_failure_has_its_exit_status_and_its_cause() {
         let io = || io::Error::from(io::ErrorKind::AddrInUse);
         let system = Failure::system("can't listen")(io());
         assert_eq!(system.to_string(), format!("can't listen: {}", io()));

@@ -1,6 +1,6 @@
 //! `umbel fetch`: sends one HTTP request through the running client, and writes the body of the answer.
 //!
-//! An output file appears only when the body is complete. Standard output may be partial; the exit status shows a
+//! An output file is created only when the body is complete. Standard output may be partial. The exit status reports a
 //! failure in both cases.
 
 mod output;
@@ -45,14 +45,14 @@ use output::Output;
 /// Bytes of a piece of the request's body.
 const PIECE: usize = 16 * 1024;
 /// Largest error message of the client, in bytes.
-const MAX_WORDS: usize = 64 * 1024;
+const MAX_ERROR_LEN: usize = 64 * 1024;
 
-/// How a request is sent.
+/// The way of sending a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Via {
-    /// An exit performs it: it reads request and answer, the target sees only the exit's address
+    /// An exit performs the request. The exit reads request and answer; the target sees only the exit's address
     Request,
-    /// Over a stream to the target: with https the exit reads only host and port
+    /// A stream to the target carries the request. With https, the exit reads only host and port
     Stream,
 }
 
@@ -72,13 +72,13 @@ pub(crate) struct FetchOptions {
     /// Body to send: text, @FILE, or @- for standard input
     #[arg(short, long, value_name = "DATA")]
     data: Option<String>,
-    /// How to send it [default: stream for https, request for http]
+    /// Way of sending the request [default: stream for https, request for http]
     #[arg(long, value_name = "HOW")]
     via: Option<Via>,
-    /// Seal the request to this Oblivious HTTP gateway, which forwards it: the exit that carries it can't read it
+    /// Encrypt the request for this Oblivious HTTP gateway, which sends it to the target; the exit can't read it
     #[arg(long, value_name = "URL", conflicts_with = "via")]
     gateway: Option<Url>,
-    /// Write to this file instead of standard output; the file appears when it is complete
+    /// Write to this file instead of standard output; the file is created when the body is complete
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Address of the running client's page, the value of its --page option
@@ -92,7 +92,6 @@ pub(crate) struct FetchOptions {
 /// When there is no client, the answer is missing or incomplete, or its status is no success.
 pub(crate) async fn run(options: FetchOptions) -> Result<(), Failure> {
     let Some(path) = &options.output else { return fetch(options).await };
-    // Before the request is sent.
     output::check(path)?;
     // A signal would end the process at once and leave a partial file.
     tokio::select! {
@@ -126,8 +125,8 @@ async fn fetch(options: FetchOptions) -> Result<(), Failure> {
     if let Some(length) = length.filter(|length| *length > 0) {
         request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
-    let (response, mut content) = ask(options.control, via, options.gateway, request, body).await?;
-    judge(&response, &options.url)?;
+    let (response, mut content) = send(options.control, via, options.gateway, request, body).await?;
+    check_status(&response, &options.url)?;
     let length = response.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let mut output = Output::open(options.output.as_deref(), length)?;
     loop {
@@ -150,9 +149,9 @@ fn request(options: &FetchOptions) -> Result<Request<()>, Failure> {
     let mut whole = url.clone();
     whole.set_fragment(None);
     let uri: Uri = whole.as_str().parse().map_err(|_| Failure::usage("the URL is invalid or too long"))?;
-    let implied = if options.data.is_some() { Method::POST } else { Method::GET };
+    let default_method = if options.data.is_some() { Method::POST } else { Method::GET };
     let mut request = Request::new(());
-    *request.method_mut() = options.method.clone().unwrap_or(implied);
+    *request.method_mut() = options.method.clone().unwrap_or(default_method);
     *request.uri_mut() = uri;
     for field in &options.header {
         let wrong = || Failure::usage(format!("--header: {field:?} is not a field; write \"Name: value\""));
@@ -164,28 +163,28 @@ fn request(options: &FetchOptions) -> Result<Request<()>, Failure> {
     Ok(request)
 }
 
-/// The body that `data` names, read while it is sent, and its length if that is known.
+/// The body given by `data`, and its length if known. A file is read while it is sent.
 async fn body(data: String) -> Result<(Option<u64>, Piped), Failure> {
     let Some(source) = data.strip_prefix('@') else {
         return Ok((data.len().try_into().ok(), Piped::whole(data.into())));
     };
     let (pipe, body) = Piped::unread();
     if source == "-" {
-        tokio::spawn(feed(tokio::io::stdin(), pipe));
+        tokio::spawn(copy_to_pipe(tokio::io::stdin(), pipe));
         return Ok((None, body));
     }
-    let unread = |error: std::io::Error| Failure::invalid(source)(error);
-    let file = File::open(source).await.map_err(unread)?;
-    let about = file.metadata().await.map_err(unread)?;
-    let length = about.is_file().then_some(about.len());
+    let unreadable = |error: std::io::Error| Failure::invalid(source)(error);
+    let file = File::open(source).await.map_err(unreadable)?;
+    let metadata = file.metadata().await.map_err(unreadable)?;
+    let length = metadata.is_file().then_some(metadata.len());
     if length == Some(0) {
         return Ok((length, Piped::whole(Bytes::new())));
     }
-    tokio::spawn(feed(file, pipe));
+    tokio::spawn(copy_to_pipe(file, pipe));
     Ok((length, body))
 }
 
-async fn feed(mut source: impl AsyncRead + Unpin, pipe: Pipe) {
+async fn copy_to_pipe(mut source: impl AsyncRead + Unpin, pipe: Pipe) {
     loop {
         let mut piece = BytesMut::with_capacity(PIECE);
         let read = source.read_buf(&mut piece).await;
@@ -202,19 +201,19 @@ async fn feed(mut source: impl AsyncRead + Unpin, pipe: Pipe) {
 }
 
 /// Sends `request` through the client at `control`; returns the response's head and the bytes after it.
-async fn ask(
+async fn send(
     control: SocketAddr,
     via: Via,
     gateway: Option<Url>,
     request: Request<()>,
     body: Piped,
 ) -> Result<(Response<()>, Content<impl AsyncRead + Unpin>), Failure> {
-    let socket = TcpStream::connect(control).await.map_err(|error| control::absent(control, error))?;
+    let socket = TcpStream::connect(control).await.map_err(|error| control::no_client(control, error))?;
     let (mut sender, connection) =
-        http1::handshake(TokioIo::new(socket)).await.map_err(|_| control::stranger(control))?;
+        http1::handshake(TokioIo::new(socket)).await.map_err(|_| control::not_a_client(control))?;
     tokio::spawn(connection);
     let head = request_head(&request).map_err(Failure::usage)?;
-    let mut asked = Request::post("/api/request")
+    let mut post = Request::post("/api/request")
         .header(header::HOST, control.to_string())
         .header(header::CONTENT_TYPE, KIND)
         .header(API_FIELD, "1")
@@ -223,42 +222,42 @@ async fn ask(
         .map_err(Failure::failed)?;
     if let Some(gateway) = gateway {
         let gateway = HeaderValue::from_str(gateway.as_str()).map_err(Failure::usage)?;
-        asked.headers_mut().insert(GATEWAY, gateway);
+        post.headers_mut().insert(GATEWAY, gateway);
     }
-    let answer = sender.send_request(asked).await.map_err(|_| control::stranger(control))?;
+    let answer = sender.send_request(post).await.map_err(|_| control::not_a_client(control))?;
     if answer.status() != StatusCode::OK || answer.headers().get(header::CONTENT_TYPE) != Some(&KIND) {
-        return Err(refused(control, answer).await);
+        return Err(api_failure(control, answer).await);
     }
     let bytes = BodyDataStream::new(answer.into_body().map_err(std::io::Error::other));
-    read_response(StreamReader::new(bytes), u64::MAX).await.map_err(|_| control::stranger(control))
+    read_response(StreamReader::new(bytes), u64::MAX).await.map_err(|_| control::not_a_client(control))
 }
 
 /// The failure with the client's error message.
-async fn refused(control: SocketAddr, answer: Response<Incoming>) -> Failure {
+async fn api_failure(control: SocketAddr, answer: Response<Incoming>) -> Failure {
     let status = answer.status();
-    match Limited::new(answer.into_body(), MAX_WORDS).collect().await {
-        Ok(words) => control::failure(control, status, &words.to_bytes()),
-        Err(_) => control::stranger(control),
+    match Limited::new(answer.into_body(), MAX_ERROR_LEN).collect().await {
+        Ok(error) => control::failure(control, status, &error.to_bytes()),
+        Err(_) => control::not_a_client(control),
     }
 }
 
 /// Returns an error unless the response's status is a success.
-fn judge(response: &Response<()>, asked: &Url) -> Result<(), Failure> {
+fn check_status(response: &Response<()>, url: &Url) -> Result<(), Failure> {
     let status = response.status();
     if status.is_success() {
         return Ok(());
     }
-    let elsewhere = response
+    let location = response
         .headers()
         .get(header::LOCATION)
         .filter(|_| status.is_redirection())
-        .and_then(|value| asked.join(value.to_str().ok()?).ok());
-    Err(Failure::failed(match elsewhere {
-        Some(elsewhere) => {
+        .and_then(|value| url.join(value.to_str().ok()?).ok());
+    Err(Failure::failed(match location {
+        Some(location) => {
             // The target chose this URL, and the message quotes it for copying: a quotation mark in it would end the
             // quoted argument.
-            let elsewhere = elsewhere.as_str().replace('\'', "%27");
-            format!("the target redirects ({status}): umbel fetch '{elsewhere}'")
+            let location = location.as_str().replace('\'', "%27");
+            format!("the target redirects ({status}): umbel fetch '{location}'")
         }
         None => format!("the target answered with status {status}"),
     }))

@@ -1,7 +1,7 @@
 //! `umbel keys`: shows a node's keys, and creates them before the node's first start.
 //!
-//! It writes only to a folder that belongs to the current user and that no node has locked. It never changes onion
-//! keys: a running relay would not load new ones, and a service could not read another user's file.
+//! The command writes only to a folder that belongs to the current user and that no node has locked. It never changes
+//! onion keys, because a running relay does not load new ones, and a service can't read a file of another user.
 
 use std::path::PathBuf;
 
@@ -34,7 +34,7 @@ enum KeysRole {
     Directory,
 }
 
-/// Prints the public keys of a node. It creates the keys first if there are none and no node has locked the folder.
+/// Prints the public keys of a node. Creates missing keys first if no node has locked the folder.
 ///
 /// # Errors
 /// When the folder or a file in it can't be used, or there is no key and none may be created.
@@ -44,9 +44,9 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
         KeysRole::Directory => "directory",
     };
     let folder = Folder::open(&data_dir(options.data_dir.as_deref(), role)?)?;
-    let lock = free(&folder)?;
+    let lock = lock_if_writable(&folder)?;
     if lock.is_some() {
-        make(&folder, options.role)?;
+        create(&folder, options.role)?;
     }
     println!("folder       {}", folder.path().display());
     match options.role {
@@ -67,8 +67,8 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The lock on the folder, if it may be written to.
-fn free(folder: &Folder) -> Result<Option<FolderLock>, Failure> {
+/// The lock on the folder; `None` if the folder belongs to another user or is in use.
+fn lock_if_writable(folder: &Folder) -> Result<Option<FolderLock>, Failure> {
     if !folder.is_ours()? {
         return Ok(None);
     }
@@ -79,7 +79,7 @@ fn free(folder: &Folder) -> Result<Option<FolderLock>, Failure> {
     }
 }
 
-fn make(folder: &Folder, role: KeysRole) -> Result<(), Failure> {
+fn create(folder: &Folder, role: KeysRole) -> Result<(), Failure> {
     let mut rng = randomness()?;
     match role {
         KeysRole::Relay => {
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_in_use_is_shown_and_left_as_it_is() {
+    fn the_keys_of_a_folder_in_use_are_shown_and_unchanged() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("relay");
         let folder = Folder::open(&path).unwrap();

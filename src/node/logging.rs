@@ -1,6 +1,6 @@
 //! Logs of this crate to standard error, at the requested level.
 //!
-//! Logs of libraries are discarded, because they may contain addresses and names. This crate's contain none
+//! Logs of libraries are discarded, because they may contain addresses and names. Logs of this crate contain none
 //! (`threat-model.md`, "Logs").
 
 use tracing_subscriber::{Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
@@ -16,8 +16,8 @@ pub(crate) fn start(level: Option<&str>) -> Result<(), Failure> {
         .unwrap_or("info")
         .parse()
         .map_err(|_| Failure::usage("log: unknown level; choose error, warn, info, debug or trace"))?;
-    let ours = Targets::new().with_target("umbel", level);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(ours);
+    let targets = Targets::new().with_target("umbel", level);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(targets);
     // A second start in one process (tests of the crate) keeps the settings of the first.
     let _ = tracing_subscriber::registry().with(lines).try_init();
     Ok(())

@@ -19,8 +19,8 @@ use crate::{
 
 use super::Failure;
 
-/// Silence after which a link counts as failed. Short, so that its circuits are replaced soon. Three keep-alives have
-/// been sent by then.
+/// Silence after which a link counts as failed. It is short, so that the link's circuits are replaced soon. The link
+/// has sent three keep-alives by then.
 const SILENCE: Duration = Duration::from_secs(3);
 
 /// The directories and authorities that the options name.
@@ -52,7 +52,7 @@ pub(crate) async fn follow<F: Future<Output = bool>>(
     let (sender, receiver) = watch::channel(None);
     tokio::select! {
         () = client.follow(sender, wall_time, rng) => {}
-        () = hand_over(receiver, take) => {}
+        () = forward(receiver, take) => {}
     }
 }
 
@@ -65,11 +65,11 @@ pub(crate) async fn follow_volunteers<F: Future<Output = bool>>(
     let (sender, receiver) = watch::channel(None);
     tokio::select! {
         () = client.follow_volunteers(sender, wall_time, rng) => {}
-        () = hand_over(receiver, take) => {}
+        () = forward(receiver, take) => {}
     }
 }
 
-async fn hand_over<D, F: Future<Output = bool>>(
+async fn forward<D, F: Future<Output = bool>>(
     mut receiver: watch::Receiver<Option<Arc<D>>>,
     take: impl Fn(Arc<D>) -> F,
 ) {
@@ -93,19 +93,19 @@ pub(crate) fn certificate(folder: &Folder) -> Result<Certificate, Failure> {
     Ok(Certificate::from_bytes(&bytes)?)
 }
 
-/// A relay's ICE user-name fragment and password. Both are public and prove nothing, so they are derived from its
-/// identity. They need no storage and stay the same after a restart.
+/// A relay's ICE user-name fragment and password. Both are public and prove nothing, so they are derived from the
+/// relay's identity. They need no storage and stay the same after a restart.
 ///
 /// # Errors
-/// Never in practice: base 32 has ICE characters only.
+/// None in practice, because base 32 consists of ICE characters only.
 pub(crate) fn ice_of(relay: &RelayId) -> Result<Ice, Failure> {
     let text = BASE32_NOPAD.encode(&sha256(relay.as_bytes()));
     let (ufrag, password) = text.split_at(8);
     Ice::new(ufrag, password.get(..32).unwrap_or(password)).map_err(Failure::failed)
 }
 
-/// Transport settings of a node; without `ice` it accepts no dials and presents a fresh certificate on each of its
-/// dials.
+/// Transport settings of a node. Without `ice`, the node accepts no dials and presents a fresh certificate on each of
+/// its own.
 pub(crate) fn endpoint(certificate: Certificate, ice: Option<Ice>) -> EndpointConfig {
     EndpointConfig {
         fresh_certificate_per_dial: ice.is_none(),

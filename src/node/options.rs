@@ -25,11 +25,11 @@ pub(crate) struct RelayOptions {
     /// UDP address to listen on [default: 0.0.0.0:4443]
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<SocketAddr>,
-    /// Address at which others reach this relay, if it isn't the listening address; may be repeated
+    /// UDP address at which others reach this relay, if it isn't the listening address; may be repeated
     #[arg(long, value_name = "ADDR")]
     pub(crate) address: Option<Vec<SocketAddr>>,
     /// Run as a volunteer, for example behind NAT: don't listen, but keep channels to gateways, over which circuits
-    /// reach this relay
+    /// reach this relay [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) no_listen: Option<bool>,
     /// Run as a gateway, over which volunteers are reached [default: true]
@@ -45,7 +45,7 @@ pub(crate) struct RelayOptions {
     /// without a match is rejected [default: no exit]
     #[arg(long, value_name = "RULE")]
     pub(crate) exit: Option<Vec<String>>,
-    /// Allow streams to private, loopback and link-local addresses too; not for public relays
+    /// Allow streams to private, loopback and link-local addresses too; not for public relays [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) allow_private_targets: Option<bool>,
     /// DNS server for an exit's queries; may be repeated [default: the system's]
@@ -72,7 +72,7 @@ pub(crate) struct RelayOptions {
     /// Performed requests per second of one circuit, on average [default: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) delegated_circuit_rate: Option<u32>,
-    /// Largest body of a performed request or its answer [default: 256 MiB]
+    /// Largest body of a performed request or its answer, in bytes or with a unit such as MiB [default: 256 MiB]
     #[arg(long, value_name = "SIZE")]
     pub(crate) delegated_size: Option<ByteSize>,
     /// Time limit of one performed request, in seconds [default: 900]
@@ -86,7 +86,8 @@ pub(crate) struct RelayOptions {
     /// wikipedia=FILE; may be repeated
     #[arg(long, value_name = "FILE")]
     pub(crate) web_engine: Option<Vec<String>>,
-    /// Identity of another relay of the same operator; may be repeated
+    /// Identity of another relay of the same operator, which clients don't use in one circuit with this relay; may be
+    /// repeated
     #[arg(long, value_name = "RELAY")]
     pub(crate) family: Option<Vec<String>>,
     /// Congestion control of links to neighbours: bbr keeps its rate on lines with packet loss; cubic, as in most TCP
@@ -150,6 +151,7 @@ pub(crate) struct ClientOptions {
     #[arg(long, value_name = "RELAY")]
     pub(crate) middle: Option<String>,
     /// Let the ports listen on an address that other machines can reach; those can then use this client's circuits
+    /// [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) allow_remote: Option<bool>,
     /// Log level: error, warn, info, debug or trace [default: info]
@@ -170,7 +172,7 @@ pub(crate) struct DirectoryOptions {
     /// Number of verified relays to wait for before the first consensus [default: 3]
     #[arg(long, value_name = "N")]
     pub(crate) await_relays: Option<usize>,
-    /// Seconds between two consensuses [default: 1800]
+    /// Seconds between two consensuses, at least 1 [default: 1800]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) interval: Option<u64>,
     /// Seconds between two volunteer lists, 1 to 600; volunteers and their gateways report at the same interval
@@ -178,10 +180,10 @@ pub(crate) struct DirectoryOptions {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600))]
     pub(crate) volunteer_interval: Option<u64>,
     /// List relays at private and loopback addresses, and allow several relays of one network (/16, /32) on a path;
-    /// for a network on one machine or one site
+    /// for a network on one machine or one site [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) private_network: Option<bool>,
-    /// Serve the pages for browsers too: /volunteer and /search
+    /// Serve the pages for browsers too: /volunteer and /search [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) web: Option<bool>,
     /// With --web, search engine that volunteers in browsers may query: a file of its OpenSearch description; the
@@ -217,7 +219,7 @@ fn parse<T: DeserializeOwned>(text: &str) -> Result<toml::Table, toml::de::Error
     toml::from_str(text)
 }
 
-/// The folder of a node's state: the `given` one, otherwise systemd's, otherwise the user's.
+/// The folder of a node's state: the `given` one, otherwise the one that systemd sets, otherwise the user's.
 ///
 /// # Errors
 /// [`Failure::Usage`] when none of them is set.
@@ -248,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_goes_before_the_file() {
+    fn a_flag_takes_precedence_over_the_file() {
         let file = file("listen = \"127.0.0.1:1\"\nexit = [\"accept *:80\"]\n");
         let flags = RelayOptions { listen: Some("127.0.0.1:2".parse().unwrap()), ..RelayOptions::default() };
         let options = load(&flags, Some(file.path())).unwrap();
@@ -278,8 +280,8 @@ mod tests {
         assert!(failure.to_string().contains("/nonexistent.toml"), "{failure}");
     }
 
-    /// The sample file must be valid and name every key.
-    fn sample<O: Args + Serialize + DeserializeOwned + Default>(name: &str) {
+    /// Asserts that the sample file is valid and names every key.
+    fn assert_sample<O: Args + Serialize + DeserializeOwned + Default>(name: &str) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name);
         load(&O::default(), Some(&path)).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
@@ -293,10 +295,10 @@ mod tests {
     }
 
     #[test]
-    fn the_sample_configurations_are_read_and_lack_no_key() {
-        sample::<DirectoryOptions>("directory.toml");
-        sample::<ClientOptions>("client.toml");
-        sample::<RelayOptions>("exit.toml");
+    fn the_sample_configurations_are_valid_and_complete() {
+        assert_sample::<DirectoryOptions>("directory.toml");
+        assert_sample::<ClientOptions>("client.toml");
+        assert_sample::<RelayOptions>("exit.toml");
         let relay = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/relay.toml");
         load(&RelayOptions::default(), Some(&relay)).unwrap();
     }

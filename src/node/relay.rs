@@ -1,8 +1,8 @@
 //! A relay as a process (`umbel relay`) or inside another program ([`EmbeddedRelay`]): its core, its exit, and the
 //! tasks that refresh its documents.
 //!
-//! A listening relay publishes its descriptor and, as a gateway, reports its volunteers. One that doesn't listen is a
-//! volunteer, and registers.
+//! A listening relay publishes its descriptor and, as a gateway, reports its volunteers. A relay that doesn't listen is
+//! a volunteer, and registers with the directory.
 
 mod delegate;
 mod embedded;
@@ -83,9 +83,9 @@ impl Progress {
     }
 
     /// Reports that the relay is registered, or that the volunteer is reachable.
-    fn tell(&self, report: &Report) {
+    fn send(&self, report: &Report) {
         self.ready.send_replace(true);
-        self.reporter.tell(report);
+        self.reporter.send(report);
     }
 }
 
@@ -96,19 +96,19 @@ struct RelayAssembly {
     updates: mpsc::Sender<Update>,
     /// Fetches each consensus.
     follower: DirectoryClient,
-    /// Gets the time between two volunteer lists, from the consensus.
+    /// Receives the time between two volunteer lists, from the consensus.
     interval: watch::Sender<Option<Duration>>,
     fresh: Fresh,
     publication: Publication,
     /// Sends the documents of `publication`.
     publisher: DirectoryClient,
-    /// Of a gateway.
+    /// Present at a gateway.
     presences: Option<Presences>,
     pages: PagesPort,
     _lock: FolderLock,
 }
 
-/// How the directory learns of the relay.
+/// The way of publishing the relay at the directory.
 enum Publication {
     /// By the descriptor of a listening relay.
     Descriptor(Upkeep),
@@ -214,8 +214,8 @@ impl RelayAssembly {
                 async move { updates.send(Update::Consensus(found)).await.is_ok() }
             }) => {}
             outcome = published => outcome?,
-            () = keep(delegate.as_deref()) => {}
-            () = report(presences) => {}
+            () = refresh(delegate.as_deref()) => {}
+            () = report_volunteers(presences) => {}
             () = pages.serve() => {}
         }
         Ok(())
@@ -258,7 +258,7 @@ fn congestion(options: &RelayOptions) -> Algorithm {
 /// Sockets, addresses and transport credentials of a relay.
 struct RelayListener {
     sockets: Sockets,
-    /// The addresses at which others reach it; empty for a volunteer.
+    /// The addresses at which others reach the relay; empty for a volunteer.
     addresses: Vec<SocketAddr>,
     ice: Ice,
     certificate: Certificate,
@@ -268,7 +268,7 @@ impl RelayListener {
     fn find(options: &RelayOptions, folder: &Folder, identity: &IdentityKey) -> Result<Self, Failure> {
         let ice = network::ice_of(&identity.id())?;
         if options.no_listen.unwrap_or(false) {
-            // Never presented: each dial creates a fresh certificate.
+            // Never presented, because each dial creates a fresh certificate.
             let certificate = Certificate::generate()?;
             let sockets = Sockets::bind(&[], true)?;
             return Ok(Self { sockets, addresses: Vec::new(), ice, certificate });
@@ -287,10 +287,10 @@ impl RelayListener {
 
 /// The services of an exit.
 struct Services {
-    /// For streams; `None` without such.
+    /// The policy for streams; `None` without streams to targets.
     policy: Option<Policy>,
     resolver: Arc<Resolver>,
-    /// For delegated requests.
+    /// The service for delegated requests.
     delegate: Option<Arc<Delegate>>,
 }
 
@@ -302,7 +302,7 @@ impl Services {
         Ok(Self { policy, resolver, delegate })
     }
 
-    /// The exit that performs them, if there are any.
+    /// The exit that performs these services, if there are any.
     fn exit(self) -> Option<Exit> {
         if self.policy.is_none() && self.delegate.is_none() {
             return None;
@@ -312,7 +312,7 @@ impl Services {
     }
 }
 
-/// Waits for SIGINT or SIGTERM. (SIGHUP ends the process at once, unless its parent set it to be ignored.)
+/// Waits for SIGINT or SIGTERM. SIGHUP ends the process at once, unless the parent process ignores it.
 async fn stopped() {
     let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
         (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
@@ -328,8 +328,8 @@ async fn stopped() {
     tracing::info!("received a signal to end; closing all channels");
 }
 
-/// Reports volunteers for ever, if the relay is a gateway.
-async fn report(presences: Option<Presences>) {
+/// Reports volunteers if the relay is a gateway; otherwise never completes.
+async fn report_volunteers(presences: Option<Presences>) {
     match presences {
         Some(presences) => presences.run().await,
         None => core::future::pending().await,
@@ -348,8 +348,8 @@ fn resolver(options: &RelayOptions) -> Resolver {
     Resolver::new(&ResolverOptions { servers, private_addresses, ..ResolverOptions::default() })
 }
 
-/// Runs the upkeep of delegated services for ever, if the relay offers any.
-async fn keep(delegate: Option<&Delegate>) {
+/// Refreshes the delegated services if the relay offers any; otherwise never completes.
+async fn refresh(delegate: Option<&Delegate>) {
     match delegate {
         Some(delegate) => delegate.keep().await,
         None => core::future::pending().await,

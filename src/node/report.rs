@@ -63,14 +63,13 @@ pub(crate) struct Reporter {
 }
 
 impl Reporter {
-    /// A reporter for a node that is supervised or not.
     pub(crate) const fn new(supervised: bool) -> Self {
         Self { supervised }
     }
 
-    /// Reports to the supervisor, if there is one. [`super::supervised`] ends this process when the supervisor ends,
-    /// so a write error is ignored.
-    pub(crate) fn tell(self, report: &Report) {
+    /// Sends a report to the supervisor, if there is one. A write error is ignored, because [`super::supervised`] ends
+    /// this process after its supervisor.
+    pub(crate) fn send(self, report: &Report) {
         if self.supervised
             && let Ok(line) = serde_json::to_string(report)
         {

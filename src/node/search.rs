@@ -32,14 +32,14 @@ pub(crate) struct SearchOptions {
     /// Search engine [default: the client's]
     #[arg(long, value_name = "NAME")]
     engine: Option<String>,
-    /// Page of results, from 1
+    /// Page of results, from 1 [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     page: Option<u16>,
     /// Preferred language, such as en or pt-BR
     #[arg(long, value_name = "TAG")]
     language: Option<String>,
-    /// Query this many exits, each over a separate circuit, and show where they differ, which reveals an exit that
-    /// falsifies results. All of them see the query, but not the client's identity
+    /// Number of exits to query, each over a separate circuit, 1 to 8; the output shows where their results differ, which
+    /// can reveal an exit that falsifies results. All of them see the query, but not the client's address
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(1..=8))]
     exits: Option<u16>,
     /// Print the answer as JSON
@@ -59,10 +59,10 @@ pub(crate) struct SearchOptions {
 /// Runs the search.
 ///
 /// # Errors
-/// When there is no client, or it returns an error.
+/// When no client answers, or the client returns an error.
 pub(crate) async fn run(options: SearchOptions) -> Result<(), Failure> {
     if options.engines {
-        let engines: Vec<OfferedEngine> = control::ask(options.control, "/api/engines", None::<&()>).await?;
+        let engines: Vec<OfferedEngine> = control::request(options.control, "/api/engines", None::<&()>).await?;
         return if options.json { print_json(&engines) } else { print(&engine_lines(&engines)) };
     }
     let search = ApiSearch {
@@ -73,10 +73,10 @@ pub(crate) async fn run(options: SearchOptions) -> Result<(), Failure> {
         exits: options.exits.map(usize::from),
     };
     if options.exits.is_some_and(|exits| exits > 1) {
-        let compared: Compared = control::ask(options.control, "/api/search", Some(&search)).await?;
+        let compared: Compared = control::request(options.control, "/api/search", Some(&search)).await?;
         return if options.json { print_json(&compared) } else { print(&compared_lines(&compared)) };
     }
-    let searched: Searched = control::ask(options.control, "/api/search", Some(&search)).await?;
+    let searched: Searched = control::request(options.control, "/api/search", Some(&search)).await?;
     match options.open {
         Some(number) => open(options.control, &searched, number),
         None if options.json => print_json(&searched),
@@ -156,8 +156,8 @@ fn compared_lines(compared: &Compared) -> Vec<String> {
         lines.push(String::new());
     }
     for exit in &compared.exits {
-        let told = exit.answer.as_ref().map(summary).or_else(|| exit.error.as_deref().map(line));
-        lines.push(format!("exit {}: {}", exit.exit, told.unwrap_or_default()));
+        let outcome = exit.answer.as_ref().map(summary).or_else(|| exit.error.as_deref().map(line));
+        lines.push(format!("exit {}: {}", exit.exit, outcome.unwrap_or_default()));
     }
     let answered = compared.exits.iter().filter(|exit| exit.answer.is_some()).count();
     lines.push(match (compared.agree, answered) {
@@ -178,12 +178,12 @@ fn difference(compared: &Compared, row: &ComparedRow) -> Option<String> {
     if same_place && row.same_words {
         return None;
     }
-    let told = places.iter().map(|(exit, place)| match place {
+    let positions = places.iter().map(|(exit, place)| match place {
         Some(place) => format!("exit {} returned it at {place}", exit.exit),
         None => format!("exit {} did not return it", exit.exit),
     });
     let words = if row.same_words { "" } else { "; title or snippet differ" };
-    Some(format!("{}{words}", told.collect::<Vec<_>>().join(", ")))
+    Some(format!("{}{words}", positions.collect::<Vec<_>>().join(", ")))
 }
 
 fn engine_lines(engines: &[OfferedEngine]) -> Vec<String> {
@@ -204,8 +204,8 @@ fn engine_lines(engines: &[OfferedEngine]) -> Vec<String> {
 }
 
 /// One line of an exit's text without control characters, at most [`MAX_LINE`] characters.
-fn line(words: &str) -> String {
-    text::plain(words, MAX_LINE)
+fn line(raw: &str) -> String {
+    text::plain(raw, MAX_LINE)
 }
 
 fn bold(words: &str) -> String {

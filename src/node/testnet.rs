@@ -46,8 +46,9 @@ pub(crate) struct TestnetOptions {
     /// Volunteers to start in addition: relays that don't listen and are reached over gateways
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=100))]
     volunteers: u16,
-    /// Address of this machine for the relays. If it isn't loopback, other machines can reach their ports, but not
-    /// the directory, which is needed to use them. Firefox needs it, because its pages dial no loopback address
+    /// IP address of this machine for the relays. At an address that is not loopback, other machines can reach the
+    /// relays, but not the directory, which a client needs. Firefox needs such an address, because its pages dial no
+    /// loopback address
     #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
     address: IpAddr,
     /// Address of the client's SOCKS5 port
@@ -84,7 +85,7 @@ pub(crate) struct TestnetOptions {
     log: String,
 }
 
-/// Runs the testnet until Ctrl-C, or until the check is done.
+/// Runs the testnet until Ctrl-C or the end of the check.
 ///
 /// # Errors
 /// When the start takes longer than a minute, a node ends, or the check fails.
@@ -115,7 +116,7 @@ async fn start_and_serve(options: &TestnetOptions, folder: &Path, nodes: &mut No
     let engine = TestnetEngine::start(options.zim.as_deref()).await?;
     let ports = timeout(START_LIMIT, start(options, folder, &engine, nodes))
         .await
-        .map_err(|_| Failure::failed(nodes.tell_logs("the testnet did not start within a minute")))??;
+        .map_err(|_| Failure::failed(nodes.with_logs("the testnet did not start within a minute")))??;
     if options.check {
         return check(ports.socks, &origin).await;
     }
@@ -130,17 +131,18 @@ async fn start(
     engine: &TestnetEngine,
     nodes: &mut Nodes,
 ) -> Result<Ports, Failure> {
-    let began = Instant::now();
-    let step = |what: &str, detail: String| println!("  {:5.2} s  {what:<14} {detail}", began.elapsed().as_secs_f64());
+    let start_time = Instant::now();
+    let step =
+        |what: &str, detail: String| println!("  {:5.2} s  {what:<14} {detail}", start_time.elapsed().as_secs_f64());
     println!("Umbel testnet: {} relays, {} of them exits, in {}", options.relays, options.exits, folder.display());
-    step("search engine", engine.to_words());
+    step("search engine", engine.to_text());
     let own = engine.describe(folder)?.display().to_string();
     let for_pages: Vec<String> =
         [&own].into_iter().chain(&options.web_engine).map(|engine| format!("--web-engine={engine}")).collect();
     let engines: Vec<String> = [own].iter().chain(&options.engine).map(|engine| format!("--engine={engine}")).collect();
     let directory = nodes.spawn(directory(options, folder, &for_pages))?;
     let Report::Directory { api, authority } = nodes.next_report(directory).await? else {
-        return Err(Failure::failed(nodes.tell_logs("the directory did not report its address")));
+        return Err(Failure::failed(nodes.with_logs("the directory did not report its address")));
     };
     step("directory", format!("http://{api}"));
     let network = [format!("--directory=http://{api}"), format!("--authority={authority}")];
@@ -175,14 +177,14 @@ async fn start(
                 step("circuit", path(&hops));
             }
             Report::Ready { socks, http, page } => {
-                let told = format!("SOCKS5 {socks} · HTTP proxy {http} · search page http://{page}/");
+                let summary = format!("SOCKS5 {socks} · HTTP proxy {http} · search page http://{page}/");
                 let network = network.join(" ");
-                ports = Some((Ports { socks, page, api, network }, format!("{told} · directory http://{api}")));
+                ports = Some((Ports { socks, page, api, network }, format!("{summary} · directory http://{api}")));
             }
             Report::Directory { .. } => {}
         }
-        if let Some((ports, told)) = ports.take_if(|_| reachable >= options.volunteers) {
-            step("ready", told);
+        if let Some((ports, summary)) = ports.take_if(|_| reachable >= options.volunteers) {
+            step("ready", summary);
             return Ok(ports);
         }
     }
@@ -263,14 +265,14 @@ fn relay(
     })
 }
 
-/// The address in `file`, or a free one at `ip`, which is written to `file`. So a testnet that is restarted in the
-/// same folder has its relays at the addresses in the clients' consensus. An address with another IP is replaced.
+/// The address in `file`, or a free one at `ip`, which is written to `file`. After a restart in the same folder, the
+/// relays so have the addresses of the clients' stored consensus. An address with another IP is replaced.
 fn relay_address(file: &Path, ip: IpAddr) -> Result<SocketAddr, Failure> {
     if let Ok(text) = std::fs::read_to_string(file) {
         let no_address = |_| Failure::usage(format!("{}: not an address; remove the file", file.display()));
-        let kept: SocketAddr = text.trim().parse().map_err(no_address)?;
-        if kept.ip() == ip {
-            return Ok(kept);
+        let stored: SocketAddr = text.trim().parse().map_err(no_address)?;
+        if stored.ip() == ip {
+            return Ok(stored);
         }
     }
     let address = port::free(ip, &mut randomness()?)?;

@@ -30,10 +30,10 @@ const MAX_MANIFEST: u64 = 64 << 10;
 const NOT_EMBEDDED: &str = "this program was built without the pages for browsers: in the folder of its source, run \
      `cargo xtask web`, then build it again";
 
-/// The page that a visitor gets in that case.
+/// The page for visitors of a program without pages.
 const NOT_BUILT: &str = "This program was built without the pages for browsers. To add them, its operator runs `cargo xtask web` in \
      the folder of its source, builds the program again, and restarts it.\n";
-/// The page that a visitor gets if the directory has the pages but does not serve them.
+/// The page for visitors of a directory that has the pages but does not serve them.
 const NOT_SERVED: &str =
     "This directory does not serve the pages for browsers. Its operator can enable them with --web.\n";
 
@@ -70,7 +70,7 @@ enum WebCommand {
 /// Runs `umbel web`.
 ///
 /// # Errors
-/// When there are no pages to compare with, the server can't be reached, or something differs.
+/// When there are no pages to compare with, the server can't be reached, or the pages differ.
 pub(crate) async fn run(options: WebOptions) -> Result<(), Failure> {
     match options.command {
         WebCommand::Manifest => {
@@ -102,7 +102,7 @@ async fn check(url: &str, manifest: &Manifest, authorities: &[String]) -> Result
     for difference in &differences {
         println!("{difference}");
     }
-    show(network.as_ref());
+    print_network(network.as_ref());
     if differences.is_empty() {
         println!(
             "All {} files are identical. The server could still serve other files to other visitors.",
@@ -116,8 +116,8 @@ async fn check(url: &str, manifest: &Manifest, authorities: &[String]) -> Result
     }))
 }
 
-/// Prints the network that the pages join, which is in no manifest.
-fn show(network: Option<&NetworkDescription>) {
+/// Prints the network that the pages join, which the manifest doesn't cover.
+fn print_network(network: Option<&NetworkDescription>) {
     let Some(network) = network else {
         println!("The server describes no network (umbel.json is absent).");
         return;
@@ -131,12 +131,12 @@ fn show(network: Option<&NetworkDescription>) {
         println!("authority  {}", clean(authority));
     }
     for engine in network.engines.iter().take(32) {
-        println!("engine     {} {}", clean(&engine.name), clean(&place(engine)));
+        println!("engine     {} {}", clean(&engine.name), clean(&engine_address(engine)));
     }
 }
 
 /// The address that volunteers query for `engine`; the engine's name doesn't imply it.
-fn place(engine: &PageEngine) -> String {
+fn engine_address(engine: &PageEngine) -> String {
     let name = EngineName::parse(&engine.name);
     match name.map(|name| Engine::describe_for_page(engine.description.as_bytes(), Some(name))) {
         Some(Ok(described)) => format!("at {}, which volunteers may query", described.origins().join(", ")),
@@ -186,27 +186,31 @@ async fn page_engines(written: &[String]) -> Result<Vec<PageEngine>, Failure> {
     let engines: Vec<PageEngine> = described.into_iter().map(engine).collect();
     let length = serde_json::to_string(&engines).map_err(Failure::usage)?.len();
     if length > MAX_ENGINES_LEN {
-        let words = format!(
+        let message = format!(
             "web-engine: the descriptions have {length} bytes in total, and the maximum is {MAX_ENGINES_LEN}: configure \
              fewer engines, or shorten the descriptions"
         );
-        return Err(Failure::usage(words));
+        return Err(Failure::usage(message));
     }
     Ok(engines)
 }
 
-/// The failure if engines are configured for pages that aren't served.
+/// The failure for engines that are configured for pages that aren't served.
 fn without_pages() -> Failure {
-    Failure::usage("web-engine: it needs --web, because only the pages for browsers use it")
+    Failure::usage("web-engine: not allowed without --web, because only the pages for browsers use it")
 }
 
-/// The router of a directory of `authority` for the paths of the pages: the pages if it is to `serve` them, otherwise
-/// instructions for the operator.
+/// The router of a directory of `authority` for the paths of the pages: the pages themselves if `serve` is set,
+/// otherwise instructions for the operator.
 ///
 /// # Errors
-/// When it is to serve pages and there are none, when a page can't query an engine, or when engines are configured
+/// When `serve` is set and there are no pages, when a page can't query an engine, or when engines are configured
 /// without pages.
-pub(crate) async fn of_directory(serve: bool, authority: AuthorityId, engines: &[String]) -> Result<Router, Failure> {
+pub(crate) async fn directory_pages(
+    serve: bool,
+    authority: AuthorityId,
+    engines: &[String],
+) -> Result<Router, Failure> {
     match (serve, has_pages()) {
         (true, _) => pages(PageDirectories::Here, &[authority], engines).await,
         (false, _) if !engines.is_empty() => Err(without_pages()),
@@ -244,7 +248,7 @@ impl PagesPort {
         Ok(Self(Some((listener, router))))
     }
 
-    /// Serves for ever; without a port, never completes.
+    /// Serves the pages, if a port is configured. Never completes.
     pub(crate) async fn serve(self) {
         match self.0 {
             Some((listener, router)) => serve(listener, router).await,
@@ -259,7 +263,7 @@ mod tests {
     use crate::exit::delegated::engines::EngineError;
 
     #[tokio::test]
-    async fn a_manifest_that_can_not_be_read_is_an_error_that_names_its_file() {
+    async fn the_error_for_an_unreadable_manifest_names_its_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("web.sha256");
         for text in [None, Some("no manifest\n")] {
@@ -277,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn engines_for_pages_are_files_of_engines_that_pages_can_ask() {
+    async fn engines_for_pages_are_files_of_engines_that_pages_can_query() {
         let shipped = format!("{}/deploy/engines/wikipedia.xml", env!("CARGO_MANIFEST_DIR"));
         let described = for_pages(&[shipped.clone(), format!("other={shipped}")]).await.unwrap();
         let names: Vec<_> = described.iter().map(|(engine, _)| engine.name().as_str()).collect();
@@ -288,22 +292,22 @@ mod tests {
         assert!(matches!(for_pages(&[url]).await, Err(EngineError::NoFile(_))));
         assert!(matches!(for_pages(&["/no/such/file"]).await, Err(EngineError::File(..))));
         let authority = crate::crypto::IdentityKey::from_bytes(&[7; 32]).id().into();
-        let failure = of_directory(false, authority, &[shipped]).await.unwrap_err();
+        let failure = directory_pages(false, authority, &[shipped]).await.unwrap_err();
         assert!(failure.status() == 2 && failure.to_string().contains("--web"), "{failure}");
     }
 
     #[test]
-    fn an_engine_that_volunteers_may_ask_is_shown_with_where_it_is() {
+    fn the_address_of_an_engine_for_volunteers_is_shown() {
         let description = include_str!("../../deploy/engines/wikipedia.xml").to_owned();
         let engine = PageEngine { name: "other".to_owned(), title: String::new(), description };
-        let shown = place(&engine);
+        let shown = engine_address(&engine);
         assert!(shown.contains("https://en.wikipedia.org") && shown.contains("may query"), "{shown}");
         let none = PageEngine { description: "<a/>".to_owned(), ..engine };
-        assert!(place(&none).starts_with("can't be queried"));
+        assert!(engine_address(&none).starts_with("can't be queried"));
     }
 
     #[tokio::test]
-    async fn engines_for_pages_are_together_no_more_than_pages_take() {
+    async fn the_total_length_of_engines_for_pages_is_limited() {
         let shipped = include_str!("../../deploy/engines/wikipedia.xml");
         let folder = tempfile::tempdir().unwrap();
         let written: Vec<String> = (0..4)
@@ -319,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_or_a_key_that_is_none_is_bad_usage_and_nobody_is_asked() {
+    async fn an_invalid_url_or_key_is_a_usage_error_without_a_request() {
         let manifest = Manifest::parse(&format!("{}  badge.js\n", "0".repeat(64))).unwrap();
         assert!(matches!(check("umbel.example", &manifest, &[]).await, Err(Failure::Usage(_))));
         let key = ["no key".to_owned()];
@@ -327,7 +331,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_can_not_be_reached_and_one_that_differs_have_statuses_of_their_own() {
+    async fn unreachable_and_differing_servers_have_distinct_exit_statuses() {
         let manifest = Manifest::parse(&format!("{}  badge.js\n", "0".repeat(64))).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/", listener.local_addr().unwrap());

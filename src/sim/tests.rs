@@ -32,6 +32,8 @@ impl LinkMachine for Recorder {
 
     fn handle_timeout(&mut self, _: Instant, _: &mut dyn CryptoRng) {}
 
+    fn handle_batch_end(&mut self, _: Instant, _: &mut dyn CryptoRng) {}
+
     fn poll_transmit(&mut self, _: Instant, _: &mut dyn CryptoRng) -> Option<Transmit> {
         (!self.out.is_empty()).then(|| self.out.remove(0))
     }

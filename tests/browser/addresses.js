@@ -1,10 +1,10 @@
 // Addresses of this machine.
 import { networkInterfaces } from 'node:os';
 
-// An IPv4 address that isn't loopback: pages of Firefox dial no loopback address. Undefined if the machine has none.
-export const elsewhere = () =>
-  Object.values(networkInterfaces()).flat().find((one) => one.family === 'IPv4' && !one.internal)?.address;
+// An IPv4 address of this machine that isn't loopback, because pages of Firefox dial no loopback address. Undefined if there is none.
+export const nonLoopbackAddress = () =>
+  Object.values(networkInterfaces()).flat().find((entry) => entry.family === 'IPv4' && !entry.internal)?.address;
 
-// Why a browser's dials of relays are not tested at `address`, or false if they are.
-export const unreachable = (browser, address) =>
+// The reason to skip a browser's dials of relays at `address`, or false.
+export const skipReason = (browser, address) =>
   browser === 'firefox' && address === undefined && 'Firefox dials no loopback address, and this machine has no other';

@@ -1,4 +1,4 @@
-// A certificate authority of the tests' own, by openssl, and certificates of its making.
+// A certificate authority for the tests, made by openssl, and its certificates.
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -27,7 +27,7 @@ basicConstraints = critical,CA:true
 keyUsage = critical,keyCertSign
 `;
 
-// Makes one that is called `name`; `pem` is its own certificate.
+// Creates an authority with the name `name`; `pem` is its root certificate.
 export function authority(name) {
   const folder = mkdtempSync(join(tmpdir(), 'umbel-authority-'));
   const openssl = (...options) => execFileSync('openssl', options, { cwd: folder, stdio: ['ignore', 'ignore', 'pipe'] });
@@ -35,12 +35,12 @@ export function authority(name) {
   for (const [name, text] of [['ca.cnf', CONFIG], ['index.txt', ''], ['serial', '01']]) writeFileSync(join(folder, name), text);
   openssl('req', '-x509', ...key, '-keyout', 'ca.key', '-out', 'ca.pem', '-days', '2', '-subj', `/CN=${name}`,
     '-config', 'ca.cnf', '-extensions', 'authority');
-  let made = 0;
+  let count = 0;
   return {
     pem: readFileSync(join(folder, 'ca.pem'), 'utf8'),
-    // What a server shows that is called `names`, as openssl writes them; valid from today unless other dates are given.
+    // A server certificate for `names`, in openssl's notation; valid from now to 2099 by default.
     certificate(names, { from, to = '20990101000000Z' } = {}) {
-      const name = `site${(made += 1)}`;
+      const name = `site${(count += 1)}`;
       openssl('req', '-new', ...key, '-keyout', `${name}.key`, '-out', `${name}.csr`, '-subj', '/CN=site', '-config', 'ca.cnf',
         '-addext', `subjectAltName=${names}`);
       openssl('ca', '-batch', '-config', 'ca.cnf', '-in', `${name}.csr`, '-out', `${name}.pem`, '-notext',

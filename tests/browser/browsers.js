@@ -1,4 +1,4 @@
-// The browsers that are tested: where they are, and how each is started.
+// The tested browsers: their programs, and their start.
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
 
@@ -9,7 +9,7 @@ export const BROWSERS = {
   firefox: { variable: 'UMBEL_FIREFOX', paths: ['/usr/bin/firefox-esr', '/usr/bin/firefox'], args: [] },
 };
 
-// Starts a browser; with `socks`, a host and a port, all that it asks goes through that proxy, names included.
+// Starts a browser. With `socks` (HOST:PORT), all its requests and name resolutions go through that proxy.
 export function launch(browser, { socks } = {}) {
   const { variable, paths, args } = BROWSERS[browser];
   const executablePath = process.env[variable] ?? paths.find((path) => existsSync(path));

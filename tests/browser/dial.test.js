@@ -40,7 +40,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(await relay.counts(), { links: 20, halfOpen: 0 });
     });
 
-    test('leaves nothing at the relay when it closes its links', deadline, async () => {
+    test('leaves no links at the relay after it has closed them', deadline, async () => {
       await page.evaluate(() => globalThis.peers.forEach((peer) => peer.close()));
       const started = Date.now();
       while ((await relay.counts()).links > 0) {
@@ -49,7 +49,7 @@ for (const browser of Object.keys(BROWSERS)) {
       }
     });
 
-    test('opens lanes in band too', deadline, async () => {
+    test('opens lanes that are negotiated in band', deadline, async () => {
       const result = await page.evaluate(async (descriptor) => {
         const { peer, channels, error } = await umbel.dial(descriptor, { negotiated: false, lanes: 2 });
         if (error) return error;
@@ -61,7 +61,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(result, [0, 2]);
     });
 
-    test('gets every byte back over a line of 10 ms that loses one datagram in a hundred', deadline, async () => {
+    test('gets every byte back over a line with 10 ms of delay and 1 % loss', deadline, async () => {
       const lossy = await line(relay.descriptor, { loss: 0.01, delay: 10 });
       const result = await page.evaluate(async (descriptor) => {
         const { peer, channels, error } = await umbel.dial(descriptor);
@@ -113,17 +113,17 @@ for (const browser of Object.keys(BROWSERS)) {
       assert(times[5] < 2000);
     });
 
-    test('never opens with a wrong fingerprint, and says so before any time-out', deadline, async () => {
+    test('opens no link with a wrong fingerprint, and fails before the time limit', deadline, async () => {
       const fingerprint = relay.descriptor.fingerprint.replace(/^../, (byte) => (byte === '00' ? '01' : '00'));
       const wrong = { ...relay.descriptor, fingerprint };
-      const result = await page.evaluate((descriptor) => umbel.dial(descriptor, { patience: 15000 }), wrong);
+      const result = await page.evaluate((descriptor) => umbel.dial(descriptor, { timeLimit: 15000 }), wrong);
       assert.equal(result.error, 'failed');
       assert(result.milliseconds < 5000, `after ${result.milliseconds} ms`);
     });
 
-    test('never opens with a wrong password', deadline, async () => {
+    test('opens no link with a wrong password', deadline, async () => {
       const wrong = { ...relay.descriptor, password: 'x'.repeat(24) };
-      const result = await page.evaluate((descriptor) => umbel.dial(descriptor, { patience: 3000 }), wrong);
+      const result = await page.evaluate((descriptor) => umbel.dial(descriptor, { timeLimit: 3000 }), wrong);
       assert.equal(typeof result.error, 'string');
       assert.equal((await relay.counts()).halfOpen, 0);
     });

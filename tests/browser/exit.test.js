@@ -1,4 +1,4 @@
-// A tab that searches for others: over a real engine that nobody else offers, and over engines that misbehave.
+// A tab as an exit for searches: with a real engine that no other exit offers, and with misbehaving engines.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { after, before, describe, test } from 'node:test';
 
-import { elsewhere, unreachable } from './addresses.js';
+import { nonLoopbackAddress, skipReason } from './addresses.js';
 import { BROWSERS, launch } from './browsers.js';
 import { screenshots } from './screenshots.js';
 import { testnet } from './testnet.js';
@@ -17,7 +17,7 @@ const deadline = { timeout: 120000 };
 const TERMS = 'message';
 const BOOK = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'umbel-tools/rust-book/rust-book.zim');
 
-const described = (name, template) => `<?xml version="1.0" encoding="UTF-8"?>
+const describeEngine = (name, template) => `<?xml version="1.0" encoding="UTF-8"?>
   <OpenSearchDescription xmlns="http://a9.com/-/spec/opensearch/1.1/" xmlns:umbel="urn:umbel:engine">
     <ShortName>Engine ${name}</ShortName><umbel:engine name="${name}"/>
     <Url type="application/rss+xml" template="${template.replaceAll('&', '&amp;')}"/>
@@ -26,11 +26,11 @@ const described = (name, template) => `<?xml version="1.0" encoding="UTF-8"?>
 const RSS = `<?xml version="1.0"?><rss version="2.0"><channel><item><title>A <![CDATA[<b>bold</b>]]> &amp;amp; &lt;i&gt;short&lt;/i&gt; title</title>
   <link>/found?utm_source=x</link><description>Rc&amp;lt;T&amp;gt; &lt;script&gt;no()&lt;/script&gt;words</description></item></channel></rss>`;
 const LONG = 200_000;
-// Answers in each form, as `src/engine/tests.rs` has them, and what is to be made of them.
-const FORMS = {
+// Answers in each format, as in `src/engine/tests.rs`, with the expected results.
+const FORMATS = {
   json: {
     media: 'application/json',
-    // With HTML's entities and elements.
+    // The texts contain HTML entities and elements.
     answer: JSON.stringify({ results: [{ url: '/json?fbclid=1', title: 'Caf&eacute; Vec<String>', content: 'a<br>b' }, { url: 'javascript:x', title: 'bad' }] }),
     results: [['Café Vec<String>', '/json', 'a b']],
   },
@@ -68,22 +68,22 @@ const FORMS = {
   },
 };
 
-let overlay, driver, folder, kiwix, kiwixAt, odd, other;
-const asked = [];
-const strayed = [];
-// Answers that are held back, by the path and terms of the question: when it has come, and how to end it.
+let overlay, driver, folder, kiwix, kiwixAt, badServer, strayServer;
+const queries = [];
+const strayRequests = [];
+// Withheld answers, by path and terms of the query: promises of the query's arrival and of its end, with their resolving functions.
 const held = new Map();
 
 function hold(path, terms) {
-  const one = {};
-  one.come = new Promise((resolve) => (one.came = resolve));
-  one.left = new Promise((resolve) => (one.leave = resolve));
-  held.set(`${path} ${terms}`, one);
-  return one;
+  const entry = {};
+  entry.arrival = new Promise((resolve) => (entry.arrive = resolve));
+  entry.closing = new Promise((resolve) => (entry.close = resolve));
+  held.set(`${path} ${terms}`, entry);
+  return entry;
 }
 
-// What `promise` gives, or a failure that says what didn't happen in time.
-async function soon(promise, what) {
+// The result of `promise`, or after 30 s an error that names the missing event.
+async function inTime(promise, what) {
   let timer;
   const late = new Promise((_, reject) => (timer = setTimeout(() => reject(new Error(`${what}: not in time`)), 30000)));
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
@@ -95,7 +95,7 @@ async function freeAddress() {
   return at;
 }
 
-// A second Kiwix, of which the exits of the testnet know nothing.
+// Starts a second Kiwix, which the exits of the testnet do not offer.
 async function startKiwix() {
   assert(existsSync(BOOK), '`cargo xtask book` makes the book that is searched');
   const at = await freeAddress();
@@ -108,19 +108,19 @@ async function startKiwix() {
   return [child, at];
 }
 
-// An engine that does what it is asked to: the terms say how it answers, whoever asks.
+// An engine whose misbehaviour is given by the path or, for /terms, by the search terms.
 function misbehave(request, response) {
-  const url = new URL(request.url, odd.at);
-  asked.push({ path: url.pathname, terms: url.searchParams.get('q'), fields: request.headers });
+  const url = new URL(request.url, badServer.at);
+  queries.push({ path: url.pathname, terms: url.searchParams.get('q'), fields: request.headers });
   const how = url.pathname === '/terms' ? url.searchParams.get('q') : url.pathname.slice(1);
   if (how !== 'closed') response.setHeader('access-control-allow-origin', '*');
   response.setHeader('content-type', 'application/rss+xml');
   response.setHeader('set-cookie', 'who=you; Path=/');
-  const one = held.get(`${url.pathname} ${url.searchParams.get('q')}`);
-  if (one) {
-    one.answer = () => response.end(RSS);
-    response.once('close', () => one.leave(response.writableFinished));
-    return one.came();
+  const entry = held.get(`${url.pathname} ${url.searchParams.get('q')}`);
+  if (entry) {
+    entry.answer = () => response.end(RSS);
+    response.once('close', () => entry.close(response.writableFinished));
+    return entry.arrive();
   }
   const endless = () => {
     if (!response.destroyed) response.write(' '.repeat(65536), () => setImmediate(endless));
@@ -128,7 +128,7 @@ function misbehave(request, response) {
   switch (how) {
     case 'endless': return endless();
     case 'slow': return response.write('<rss>');
-    case 'elsewhere': return response.writeHead(302, { location: `${other.at}/stolen${url.search}` }).end();
+    case 'elsewhere': return response.writeHead(302, { location: `${strayServer.at}/stolen${url.search}` }).end();
     case 'wrong': return response.end('<!doctype html><p>Hello');
     case 'laughs': return response.end('<!DOCTYPE rss [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><rss><channel><title>&b;</title></channel></rss>');
     case 'deep': return response.end(`<rss>${'<a>'.repeat(2000)}${'</a>'.repeat(2000)}</rss>`);
@@ -137,13 +137,13 @@ function misbehave(request, response) {
     case 'forbidden': return response.writeHead(403).end('no');
     case 'busy': return response.writeHead(429).end('no');
     case 'broken': return response.writeHead(500).end('no');
-    default: return response.end(FORMS[how]?.answer ?? RSS);
+    default: return response.end(FORMATS[how]?.answer ?? RSS);
   }
 }
 
-// Counts whoever comes here.
+// Records requests to a server that nothing may contact.
 function stray(request, response) {
-  strayed.push(request.url);
+  strayRequests.push(request.url);
   response.setHeader('access-control-allow-origin', '*');
   response.end(RSS);
 }
@@ -151,19 +151,19 @@ function stray(request, response) {
 before(async () => {
   folder = mkdtempSync(join(tmpdir(), 'umbel-exit-'));
   [kiwix, kiwixAt] = await startKiwix();
-  odd = await serve(misbehave);
-  other = await serve(stray);
+  badServer = await serve(misbehave);
+  strayServer = await serve(stray);
 }, { timeout: 600000 });
 
-// The overlay, its relays at `address`, and the browser.
+// Starts the overlay, with relays at `address`, and the browser.
 async function start(browser, address) {
   const file = (name, template) => {
-    writeFileSync(join(folder, `${name}.xml`), described(name, template));
+    writeFileSync(join(folder, `${name}.xml`), describeEngine(name, template));
     return `--web-engine=${join(folder, `${name}.xml`)}`;
   };
   overlay = await testnet({ address, options: [
     file('only-tabs', `${kiwixAt}/search?format=xml&pattern={searchTerms}&pageLength={count}&start={startIndex}`),
-    file('closed', `${odd.at}/closed?q={searchTerms}`),
+    file('closed', `${badServer.at}/closed?q={searchTerms}`),
   ] });
   driver = await launch(browser);
 }
@@ -171,13 +171,13 @@ async function start(browser, address) {
 async function end() {
   await driver?.close();
   await overlay?.stop();
-  [asked, strayed].forEach((noted) => noted.splice(0));
+  [queries, strayRequests].forEach((records) => records.splice(0));
   held.clear();
 }
 
 after(() => {
   kiwix?.kill('SIGTERM');
-  [odd, other].forEach((server) => server?.stop());
+  [badServer, strayServer].forEach((server) => server?.stop());
   if (folder) rmSync(folder, { recursive: true, force: true });
 });
 
@@ -188,30 +188,30 @@ async function open(path) {
   return { page, close: () => context.close() };
 }
 
-// A tab that volunteers by the library.
+// A tab with a volunteer of the library.
 const volunteer = (limits) => volunteerIn(driver, overlay, limits);
 
-// What the testnet's native client says.
+// Calls the API of the testnet's native client.
 const native = async (path, body) => {
   const fields = { 'umbel-api': '1', ...(body && { 'content-type': 'application/json' }) };
   const answer = await fetch(overlay.page + path, { method: body ? 'POST' : 'GET', headers: fields, body: body && JSON.stringify(body) });
   return { status: answer.status, ...(await answer.json().then((json) => (Array.isArray(json) ? { list: json } : json))) };
 };
 
-// Waits until the native client knows of exits for `engine`, or of none.
+// Waits until the native client lists `wanted` exits for `engine`; returns their identities.
 async function offered(engine, wanted) {
   const end = performance.now() + 30000;
   for (;;) {
     const { list } = await native('/api/engines');
-    const exits = list.find((one) => one.engine === engine)?.exits.map(({ exit }) => exit) ?? [];
+    const exits = list.find((entry) => entry.engine === engine)?.exits.map(({ exit }) => exit) ?? [];
     if (exits.length === wanted) return exits;
     assert(performance.now() < end, `${exits.length} exits offer ${engine}`);
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
 }
 
-// A page that is a client, which knows of an exit for `engine`.
-async function seeker(engine) {
+// A page with a client that lists an exit for `engine`.
+async function searchingPage(engine) {
   const { page, close } = await open('/volunteer');
   await page.evaluate(async () => {
     const { connect } = await import('/umbel.js');
@@ -223,43 +223,43 @@ async function seeker(engine) {
   return { search, close };
 }
 
-const says = (page, selector, words) => page.waitForFunction((selector, words) =>
+const waitForText = (page, selector, words) => page.waitForFunction((selector, words) =>
   document.querySelector(selector)?.textContent.includes(words), { timeout: 30000, polling: 50 }, selector, words);
 
 for (const browser of Object.keys(BROWSERS)) {
-  const address = browser === 'firefox' ? elsewhere() : undefined;
+  const address = browser === 'firefox' ? nonLoopbackAddress() : undefined;
 
-  describe(`a tab of ${browser} as an exit for searches`, { skip: unreachable(browser, address) }, () => {
+  describe(`a tab of ${browser} as an exit for searches`, { skip: skipReason(browser, address) }, () => {
     before(() => start(browser, address), { timeout: 600000 });
     after(end);
 
-    test('offers nothing and answers nothing until it is chosen', deadline, async () => {
+    test('offers no engine and queries none until the user chooses one', deadline, async () => {
       const { page, close } = await open('/volunteer');
       await page.waitForSelector('#exit:not([hidden])');
       assert.deepEqual(await page.$$eval('#exit-form input', (all) => all.map((box) => [box.name, box.checked])),
         [[(await native('/api/engines')).list[0].engine, false], ['only-tabs', false], ['closed', false]]);
       await page.click('#switch');
       await page.waitForSelector('#power[data-phase="reachable"]', { timeout: 30000 });
-      // A tab that came later is listed, so this one is.
-      const tab = await volunteer({ searchEngines: [{ name: 'later', description: described('later', `${odd.at}/later?q={searchTerms}`) }] });
+      // The list contains a tab that started later, so it also contains this one.
+      const tab = await volunteer({ searchEngines: [{ name: 'later', description: describeEngine('later', `${badServer.at}/later?q={searchTerms}`) }] });
       await offered('later', 1);
       await offered('only-tabs', 0);
       await tab.close();
       const { error } = await native('/api/search', { terms: TERMS, engine: 'only-tabs' });
       assert.match(error, /no exit of this network offers this engine/);
-      assert.equal(await page.$eval('#exit-now', (one) => one.textContent), 'off');
+      assert.equal(await page.$eval('#exit-now', (entry) => entry.textContent), 'off');
       await close();
     });
 
-    test('answers a native client and a page by a real engine, once its box is ticked, and it was that tab', deadline, async () => {
+    test('answers a native client and a page with a real engine once its box is ticked', deadline, async () => {
       const { page, close } = await open('/volunteer');
       await page.waitForSelector('#exit:not([hidden])');
       await page.click('#exit summary');
       await page.click('input[name=only-tabs]');
       await page.click('input[name=closed]');
       await page.click('#switch');
-      await says(page, 'label:has([name=only-tabs]) + p', 'You are querying it for others');
-      await says(page, 'label:has([name=closed]) + p', 'doesn\'t allow that');
+      await waitForText(page, 'label:has([name=only-tabs]) + p', 'You are querying it for others');
+      await waitForText(page, 'label:has([name=closed]) + p', 'doesn\'t allow that');
       await screenshots(page, browser, 'exit');
 
       const [exit] = await offered('only-tabs', 1);
@@ -274,7 +274,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert(found.results.every(({ link }) => link.startsWith(kiwixAt)));
       assert(found.more && found.total > 10);
 
-      const client = await seeker('only-tabs');
+      const client = await searchingPage('only-tabs');
       const seen = await client.search({ terms: TERMS, engine: 'only-tabs' });
       assert.deepEqual(seen.results, found.results.map(({ title, link, snippet }) => ({ title, link, snippet })));
       assert.deepEqual(seen.path.map(({ volunteer }) => volunteer), [false, false, true]);
@@ -282,45 +282,45 @@ for (const browser of Object.keys(BROWSERS)) {
       const second = await client.search({ terms: TERMS, engine: 'only-tabs', page: 2 });
       assert.notDeepEqual(second.results, seen.results);
       await client.close();
-      await says(page, '#searches', '3');
+      await waitForText(page, '#searches', '3');
 
-      // Nothing that was asked can be read in the page any more.
+      // The page has no record of the queries.
       assert.deepEqual(await page.evaluate(() => performance.getEntriesByType('resource').map(({ name }) => name)), []);
 
-      // The page fetches from its engines and from nobody else.
+      // The page can fetch from the configured engines only.
       const tried = await page.evaluate((...urls) => Promise.all(urls.map((url) =>
-        fetch(url).then(() => 'answered', ({ name }) => name))), `${other.at}/from-the-page`, `${kiwixAt}/`);
+        fetch(url).then(() => 'answered', ({ name }) => name))), `${strayServer.at}/from-the-page`, `${kiwixAt}/`);
       assert.deepEqual(tried, ['TypeError', 'answered']);
-      assert.deepEqual(strayed, []);
+      assert.deepEqual(strayRequests, []);
 
-      // What was chosen stays so, and what is chosen no more is offered no more.
+      // A choice persists over a reload, and a deselected engine is no longer offered.
       await page.reload();
-      await says(page, 'label:has([name=only-tabs]) + p', 'You are querying it for others');
+      await waitForText(page, 'label:has([name=only-tabs]) + p', 'You are querying it for others');
       await offered('only-tabs', 1);
       await page.$eval('input[name=only-tabs]', (box) => box.click());
       await offered('only-tabs', 0);
-      await says(page, '#exit-now', 'closed');
+      await waitForText(page, '#exit-now', 'closed');
 
-      // One that is called the same and is somewhere else has not been chosen.
-      await says(page, 'label:has([name=closed])', new URL(odd.at).host);
+      // An engine with a chosen name but another address is not chosen.
+      await waitForText(page, 'label:has([name=closed])', new URL(badServer.at).host);
       await page.evaluate(() => {
-        const kept = JSON.parse(localStorage.getItem('umbel-volunteer'));
-        kept.limits.searchEngines[0].origins = ['https://engine.example'];
-        localStorage.setItem('umbel-volunteer', JSON.stringify(kept));
+        const stored = JSON.parse(localStorage.getItem('umbel-volunteer'));
+        stored.limits.searchEngines[0].origins = ['https://engine.example'];
+        localStorage.setItem('umbel-volunteer', JSON.stringify(stored));
       });
       await page.reload();
-      await says(page, 'label:has([name=closed]) + p', 'You had chosen an engine of this name at engine.example');
+      await waitForText(page, 'label:has([name=closed]) + p', 'You had chosen an engine of this name at engine.example');
       assert.equal(await page.$eval('input[name=closed]', (box) => box.checked), false);
-      await says(page, '#exit-now', 'off');
+      await waitForText(page, '#exit-now', 'off');
       await close();
     });
 
-    test('says of each engine that misbehaves what is wrong, and offers none of them', deadline, async () => {
+    test('shows the failure of each misbehaving engine, and offers none of them', deadline, async () => {
       const words = {
         closed: /Web pages can't read/, endless: /too long/, elsewhere: /another host/, wrong: /is malformed/,
         forbidden: /blocks this exit/, slow: /did not answer in time/,
       };
-      const searchEngines = Object.keys(words).map((name) => ({ name, description: described(name, `${odd.at}/${name}?q={searchTerms}`) }));
+      const searchEngines = Object.keys(words).map((name) => ({ name, description: describeEngine(name, `${badServer.at}/${name}?q={searchTerms}`) }));
       const tab = await volunteer({ searchEngines });
       const isSettled = ({ searchEngines }, count) => searchEngines.length === count && searchEngines.every(({ why }) => why);
       await tab.until(isSettled, searchEngines.length);
@@ -328,13 +328,13 @@ for (const browser of Object.keys(BROWSERS)) {
         assert.equal(offered, false);
         assert.match(why, words[name], name);
       }
-      assert.deepEqual(strayed, [], 'no redirect is followed');
+      assert.deepEqual(strayRequests, [], 'no redirect is followed');
       await tab.close();
     });
 
-    test('tells clients what an engine does that turns on it, and holds its caps', deadline, async () => {
-      const tab = await volunteer({ searchEngines: [{ name: 'terms', description: described('terms', `${odd.at}/terms?q={searchTerms}`) }] });
-      const client = await seeker('terms');
+    test('reports failures of an engine to clients, and enforces its caps', deadline, async () => {
+      const tab = await volunteer({ searchEngines: [{ name: 'terms', description: describeEngine('terms', `${badServer.at}/terms?q={searchTerms}`) }] });
+      const client = await searchingPage('terms');
       const answers = {
         endless: /too long/, elsewhere: /another host/, wrong: /is malformed/, laughs: /is malformed/, deep: /is malformed/,
         wide: /is malformed/, many: /is malformed/,
@@ -344,16 +344,16 @@ for (const browser of Object.keys(BROWSERS)) {
         const { message } = await client.search({ terms, engine: 'terms' });
         assert.match(message, words, terms);
       }
-      assert.deepEqual(strayed, [], 'no redirect is followed');
-      // It is as good as before: it was tried again, and answered.
+      assert.deepEqual(strayRequests, [], 'no redirect is followed');
+      // The engine is still offered, because a new trial has succeeded.
       const { results } = await client.search({ terms: 'plain', engine: 'terms', language: 'de' });
-      assert.deepEqual(results, [{ title: 'A bold & short title', link: `${odd.at}/found`, snippet: 'Rc<T> words' }]);
-      // Nothing of the volunteer goes along, whatever the engine has set.
-      const { fields } = asked.findLast(({ terms }) => terms === 'plain');
+      assert.deepEqual(results, [{ title: 'A bold & short title', link: `${badServer.at}/found`, snippet: 'Rc<T> words' }]);
+      // The query has no cookie, although the engine has set one, and no referrer.
+      const { fields } = queries.findLast(({ terms }) => terms === 'plain');
       assert.deepEqual([fields.cookie, fields.referer], [undefined, undefined]);
       assert.match(fields['accept-language'], /^de,/);
       assert.equal((await tab.state()).searchEngines[0].offered, true);
-      // Last, for it keeps this exit out for ten minutes.
+      // These queries are last, because they block this exit for ten minutes.
       for (const terms of ['forbidden', 'plain']) {
         const { message } = await client.search({ terms, engine: 'terms' });
         assert.match(message, /blocks (this|every) exit/, terms);
@@ -362,65 +362,65 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('asks no more for an engine that is chosen no more, and gives up what it was asking', deadline, async () => {
-      const engine = (name) => ({ name, description: described(name, `${odd.at}/${name}?q={searchTerms}`) });
+    test('aborts the trial and the queries of an engine that is no longer chosen', deadline, async () => {
+      const engine = (name) => ({ name, description: describeEngine(name, `${badServer.at}/${name}?q={searchTerms}`) });
       const trial = hold('/a-slow', 'test');
       const tab = await volunteer({ searchEngines: ['a-slow', 'b-next'].map(engine) });
-      await soon(trial.come, 'a trial');
+      await inTime(trial.arrival, 'a trial');
       const choose = (...names) => tab.page.evaluate((searchEngines) => globalThis.tab.setLimits({ searchEngines }), names.map(engine));
       await choose('c-good');
-      assert.equal(await soon(trial.left, 'the end of the trial'), false);
+      assert.equal(await inTime(trial.closing, 'the end of the trial'), false);
       await tab.until((state) => state.searchEngines[0]?.offered);
-      assert(!asked.some(({ path }) => path === '/b-next'), 'one that is chosen no more is not tried');
+      assert(!queries.some(({ path }) => path === '/b-next'), 'a deselected engine is not tried');
 
-      const client = await seeker('c-good');
+      const client = await searchingPage('c-good');
       const query = hold('/c-good', 'held');
       const answer = client.search({ terms: 'held', engine: 'c-good' });
-      await soon(query.come, 'the question');
+      await inTime(query.arrival, 'the query');
       await choose();
-      assert.equal(await soon(query.left, 'the end of the question'), false);
+      assert.equal(await inTime(query.closing, 'the end of the query'), false);
       assert.match((await answer).message, /no longer offers this engine/);
       await client.close();
       await tab.close();
     });
 
-    test('answers what it was asked before it is turned off, and takes nothing more', deadline, async () => {
-      const tab = await volunteer({ searchEngines: [{ name: 'drains', description: described('drains', `${odd.at}/drains?q={searchTerms}`) }] });
-      const client = await seeker('drains');
+    test('answers earlier queries after it is turned off, and accepts no more', deadline, async () => {
+      const tab = await volunteer({ searchEngines: [{ name: 'drains', description: describeEngine('drains', `${badServer.at}/drains?q={searchTerms}`) }] });
+      const client = await searchingPage('drains');
       const query = hold('/drains', 'held');
       const answer = client.search({ terms: 'held', engine: 'drains' });
-      await soon(query.come, 'the question');
+      await inTime(query.arrival, 'the query');
       await tab.page.evaluate(() => void (globalThis.stopped = globalThis.tab.stop()));
       const { message } = await client.search({ terms: 'late', engine: 'drains' });
       assert(message);
-      assert(!asked.some(({ terms }) => terms === 'late'));
+      assert(!queries.some(({ terms }) => terms === 'late'));
       query.answer();
       assert.equal((await answer).results?.length, 1);
-      // Whoever turns it off once more waits for the same.
+      // A second call of stop() returns the same promise.
       assert(await tab.page.evaluate(() => globalThis.tab.stop() === globalThis.stopped));
       await tab.page.evaluate(() => globalThis.stopped);
       await client.close();
       await tab.close();
     });
 
-    test('reads feeds and JSON as exits do', deadline, async () => {
-      const engine = ([name, { media, more = '' }]) => ({ name, description: described(name, `${odd.at}/${name}?q={searchTerms}`)
+    test('parses feeds and JSON like native exits', deadline, async () => {
+      const engine = ([name, { media, more = '' }]) => ({ name, description: describeEngine(name, `${badServer.at}/${name}?q={searchTerms}`)
         .replace('application/rss+xml', media).replace('</Open', `${more}</Open`) });
-      const tab = await volunteer({ searchEngines: Object.entries(FORMS).map(engine) });
-      for (const [name, { results }] of Object.entries(FORMS)) {
-        const client = await seeker(name);
-        const expected = results.map(([title, link, snippet]) => ({ title, link: link.replace(/^\//, `${odd.at}/`), snippet }));
+      const tab = await volunteer({ searchEngines: Object.entries(FORMATS).map(engine) });
+      for (const [name, { results }] of Object.entries(FORMATS)) {
+        const client = await searchingPage(name);
+        const expected = results.map(([title, link, snippet]) => ({ title, link: link.replace(/^\//, `${badServer.at}/`), snippet }));
         assert.deepEqual((await client.search({ terms: TERMS, engine: name })).results, expected, name);
         await client.close();
       }
-      // What engines say counts, as what is passed on.
+      // The total includes the engines' answers.
       await tab.until((state, least) => state.bytesTotal > least, LONG);
       await tab.close();
     });
 
-    test('refuses what is no engine that a tab can ask', deadline, async () => {
+    test('rejects engines that a tab cannot query', deadline, async () => {
       const { page, close } = await open('/volunteer');
-      const html = described('html', 'https://engine.example/?q={searchTerms}').replace('application/rss+xml', 'text/html')
+      const html = describeEngine('html', 'https://engine.example/?q={searchTerms}').replace('application/rss+xml', 'text/html')
         .replace('</Open', '<umbel:results type="text/html" select="p" title="b" link="a"/></Open');
       const cases = [
         ['unknown', /has no search engine/], [{ name: 'No name', description: '' }, /not a name of a search engine/],

@@ -1,4 +1,4 @@
-// `fetch` of the library: TLS that ends in the page, over a real overlay, to real HTTPS servers.
+// The library's `fetch` over an overlay to HTTPS servers, with TLS in the page.
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { createServer as createPlainServer } from 'node:http';
@@ -7,7 +7,7 @@ import { connect, createServer as createTcpServer } from 'node:net';
 import { after, before, describe, test } from 'node:test';
 import { createServer as createTlsServer } from 'node:tls';
 
-import { elsewhere, unreachable } from './addresses.js';
+import { nonLoopbackAddress, skipReason } from './addresses.js';
 import { authority } from './authority.js';
 import { BROWSERS, launch } from './browsers.js';
 import { testnet } from './testnet.js';
@@ -15,15 +15,15 @@ import { testnet } from './testnet.js';
 const deadline = { timeout: 60000 };
 const NAMES = 'DNS:localhost,IP:127.0.0.1';
 const BODY = Buffer.from(Array.from({ length: 5_000_000 }, (_, at) => (at * 7 + (at >> 8)) % 256));
-const SECRET = 'what-is-asked-of-the-site';
+const SECRET = 'path-that-only-the-site-may-see';
 
-let overlay, ours, theirs, good, page;
+let overlay, trusted, untrusted, validCertificate, page;
 const closers = [];
-// What sites heard.
-const heard = [];
+// Paths of the requests that sites have received.
+const receivedPaths = [];
 
-// Starts a server on loopback; gives its port.
-async function listening(server) {
+// Starts a server on loopback; returns its port.
+async function listen(server) {
   const sockets = new Set();
   server.on('connection', (socket) => {
     socket.on('error', () => {});
@@ -39,10 +39,10 @@ async function listening(server) {
   return server.address().port;
 }
 
-// Passes bytes on to `port` and keeps them: what an exit sees.
+// A forwarder to `port` that records all bytes, which are the bytes that an exit sees.
 async function recorder(port) {
   const seen = { forward: [], backward: [] };
-  const at = await listening(createTcpServer((socket) => {
+  const at = await listen(createTcpServer((socket) => {
     const site = connect(port, '127.0.0.1');
     site.on('error', () => {});
     socket.on('data', (bytes) => seen.forward.push(bytes)).pipe(site);
@@ -51,14 +51,14 @@ async function recorder(port) {
   return { port: at, seen };
 }
 
-// A site that hears requests and does what `answer` does.
+// A site that records requests and answers them by `answer`.
 const site = (certificate, answer) =>
-  listening(createServer(certificate, (request, response) => {
-    heard.push(request.url);
+  listen(createServer(certificate, (request, response) => {
+    receivedPaths.push(request.url);
     answer(request, response);
   }));
 
-// Whole TLS records, each its type and its bytes.
+// The complete TLS records in `bytes`, each with its type and content.
 function records(bytes) {
   const found = [];
   for (let at = 0; at + 5 <= bytes.length; ) {
@@ -70,14 +70,14 @@ function records(bytes) {
   return found;
 }
 
-// A server that says `bytes` over TLS to whoever asks something, and then closes, with TLS's farewell or without.
-const saying = (bytes, farewell = true) =>
-  listening(createTlsServer(good, (socket) => {
+// A server that answers a request with `bytes` over TLS and then closes, with or without close_notify.
+const rawSite = (bytes, closeNotify = true) =>
+  listen(createTlsServer(validCertificate, (socket) => {
     socket.on('error', () => {});
-    socket.once('data', () => socket.write(bytes, () => (farewell ? socket.end() : socket._parent?.destroy() ?? socket.destroy())));
+    socket.once('data', () => socket.write(bytes, () => (closeNotify ? socket.end() : socket._parent?.destroy() ?? socket.destroy())));
   }));
 
-// What comes of a fetch in the page: its answer, or the failure.
+// Performs a fetch in the page; returns the response or the failure.
 const fetched = (url, init = {}) =>
   page.evaluate(async (url, { cancelled, ...init }) => {
     const digest = async (bytes) =>
@@ -94,7 +94,7 @@ const fetched = (url, init = {}) =>
     }
   }, url, init);
 
-async function fails(url, kind, words, init) {
+async function assertFails(url, kind, words, init) {
   const outcome = await fetched(url, init);
   assert.equal(outcome.kind, kind, JSON.stringify(outcome));
   assert.equal(outcome.name, 'UmbelError');
@@ -102,30 +102,30 @@ async function fails(url, kind, words, init) {
 }
 
 before(async () => {
-  overlay = await testnet({ address: elsewhere() });
-  [ours, theirs] = [authority('ours'), authority('theirs')];
-  good = ours.certificate(NAMES);
+  overlay = await testnet({ address: nonLoopbackAddress() });
+  [trusted, untrusted] = [authority('ours'), authority('theirs')];
+  validCertificate = trusted.certificate(NAMES);
 }, { timeout: 600000 });
 
 after(async () => {
   closers.forEach((close) => close());
-  [ours, theirs].forEach((authority) => authority?.remove());
+  [trusted, untrusted].forEach((authority) => authority?.remove());
   await overlay?.stop();
 });
 
 for (const browser of Object.keys(BROWSERS)) {
-  describe(`fetch in ${browser}`, { skip: unreachable(browser, elsewhere()) }, () => {
+  describe(`fetch in ${browser}`, { skip: skipReason(browser, nonLoopbackAddress()) }, () => {
     let driver;
-    // Everything that the page asked of the browser.
-    const asked = [];
+    // URLs of all the page's requests.
+    const requested = [];
 
     before(async () => {
-      heard.length = 0;
+      receivedPaths.length = 0;
       driver = await launch(browser);
       const context = await driver.createBrowserContext();
       page = await context.newPage();
-      page.on('request', (request) => request.url().startsWith('data:') || asked.push(request.url()));
-      // A page with the strict content policy of ours; it starts no client before it is told to.
+      page.on('request', (request) => request.url().startsWith('data:') || requested.push(request.url()));
+      // A page with the strict content security policy of Umbel's pages. It starts no client by itself.
       await page.goto(`${overlay.directory}/volunteer`, { waitUntil: 'load' });
       await page.evaluate(async () => {
         const { connect } = await import('/umbel.js');
@@ -138,23 +138,23 @@ for (const browser of Object.keys(BROWSERS)) {
 
     const isModule = (url) => /umbel_https.*\.wasm$/.test(url);
 
-    test('what needs TLS is loaded when it is first needed, and a test’s authority counts only when it is named', deadline, async () => {
-      assert.deepEqual(asked.filter(isModule), []);
-      const port = await site(good, (_, response) => response.end('hello'));
-      await fails(`https://127.0.0.1:${port}/`, 'certificate', /no authority that browsers trust/i);
-      assert.equal(asked.filter(isModule).length, 1);
-      assert.deepEqual(heard, []);
+    test('the TLS module is loaded at the first fetch, and an authority of the test is trusted only if the page names it', deadline, async () => {
+      assert.deepEqual(requested.filter(isModule), []);
+      const port = await site(validCertificate, (_, response) => response.end('hello'));
+      await assertFails(`https://127.0.0.1:${port}/`, 'certificate', /no authority that browsers trust/i);
+      assert.equal(requested.filter(isModule).length, 1);
+      assert.deepEqual(receivedPaths, []);
       const failed = await page.evaluate(() => connect({ trust: ['no certificate'] }).catch((error) => error.kind));
       assert.equal(failed, 'bad-input');
       await page.evaluate(async (pem) => {
         umbel.close();
         globalThis.umbel = await connect({ trust: [pem] });
-      }, ours.pem);
+      }, trusted.pem);
       assert.equal((await fetched(`https://127.0.0.1:${port}/`)).text, 'hello');
       assert.equal((await fetched(`https://localhost:${port}/`)).text, 'hello', 'a name, which the exit resolves');
     });
 
-    test('what needs TLS is loaded with the rest where a page says that it will fetch', deadline, async () => {
+    test('the option fetch loads the TLS module at the start', deadline, async () => {
       const other = await page.browserContext().newPage();
       const loaded = [];
       other.on('request', (request) => loaded.push(request.url()));
@@ -167,8 +167,8 @@ for (const browser of Object.keys(BROWSERS)) {
       await other.close();
     });
 
-    test('megabytes come byte for byte, and the exit sees TLS alone', deadline, async (t) => {
-      const { port, seen } = await recorder(await site(good, (_, response) => response.end(BODY)));
+    test('megabytes arrive unchanged, and the exit sees only TLS', deadline, async (t) => {
+      const { port, seen } = await recorder(await site(validCertificate, (_, response) => response.end(BODY)));
       const url = `https://localhost:${port}/${SECRET}`;
       const timed = async () => {
         const started = performance.now();
@@ -182,19 +182,19 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual([outcome.at, outcome.redirected], [url, false]);
       const [forward, backward] = [Buffer.concat(seen.forward), Buffer.concat(seen.backward)];
       for (const bytes of [forward, backward]) {
-        // From the first byte to the last.
+        // `records` asserts that all bytes belong to TLS records.
         assert(records(bytes).length > 0);
         assert.equal(bytes.includes(SECRET), false);
         assert.equal(bytes.includes(BODY.subarray(1000, 1064)), false);
       }
-      assert(forward.includes('localhost'), 'the host’s name is in the clear in TLS’s first message');
+      assert(forward.includes('localhost'), 'the first message of TLS has the host’s name as plain text');
       const { took } = await timed();
       t.diagnostic(`5 MB: ${Math.round(first)} ms, once more: ${Math.round(took)} ms, ${(BODY.length / 1048.576 / took).toFixed(1)} MiB/s`);
     });
 
-    test('a body that its reader leaves for a while waits, and comes whole', deadline, async () => {
+    test('a body waits for a slow reader, and arrives complete', deadline, async () => {
       const body = Buffer.concat(Array(6).fill(BODY));
-      const { port, seen } = await recorder(await site(good, (_, response) => response.end(body)));
+      const { port, seen } = await recorder(await site(validCertificate, (_, response) => response.end(body)));
       await page.evaluate(async (url) => {
         const reader = (await umbel.fetch(url)).body.getReader();
         globalThis.rest = { reader, pieces: [] };
@@ -206,16 +206,16 @@ for (const browser of Object.keys(BROWSERS)) {
             had += value.length;
           }
         };
-        // At full speed, so that much is under way.
+        // At full speed, so that many bytes are in flight.
         await readTo(10_000_000);
       }, `https://localhost:${port}/`);
-      // Nothing more passes the recorder once all that may be under way is.
+      // The transfer stops when the bytes in flight have reached their cap.
       const carried = () => seen.backward.reduce((sum, bytes) => sum + bytes.length, 0);
       const end = performance.now() + 30000;
       for (let last = -1; carried() !== last; ) {
-        assert(performance.now() < end, 'the transfer stops while its reader is away');
+        assert(performance.now() < end, 'the transfer stops while the reader is idle');
         last = carried();
-        // Half a second without a byte is the condition; no event tells it.
+        // The condition is half a second without a byte, for which there is no event.
         await new Promise((resolve) => setTimeout(resolve, 500));
       }
       const digest = await page.evaluate(async () => {
@@ -226,12 +226,12 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal(digest, createHash('sha256').update(body).digest('hex'));
     });
 
-    test('a request says the same of every browser, and its body arrives', deadline, async () => {
-      let came;
-      const port = await site(good, async (request, response) => {
+    test('a request has the same header fields in every browser, and its body arrives', deadline, async () => {
+      let received;
+      const port = await site(validCertificate, async (request, response) => {
         const hash = createHash('sha256');
         for await (const piece of request) hash.update(piece);
-        came = { method: request.method, headers: request.rawHeaders, digest: hash.digest('hex') };
+        received = { method: request.method, headers: request.rawHeaders, digest: hash.digest('hex') };
         response.setHeader('set-cookie', 'id=1');
         response.end('taken');
       });
@@ -240,7 +240,7 @@ for (const browser of Object.keys(BROWSERS)) {
         method: 'POST', body: text, headers: { 'x-key': '1', 'content-type': 'text/plain', authorization: 'Bearer x' }, credentials: 'include',
       });
       assert.equal(outcome.text, 'taken');
-      assert.deepEqual(came, {
+      assert.deepEqual(received, {
         method: 'POST',
         digest: createHash('sha256').update(text).digest('hex'),
         headers: [
@@ -253,19 +253,19 @@ for (const browser of Object.keys(BROWSERS)) {
         body.set('a', 'b');
         return umbel.fetch(url, { method: 'POST', body }).catch((error) => error.kind);
       }, `https://127.0.0.1:${port}/form`);
-      assert.equal(form, 'bad-input', 'its boundary would name the browser');
+      assert.equal(form, 'bad-input', 'the boundary of a form would identify the browser');
     });
 
-    test('a stream as body is sent as its bytes, within the limit and until it is given up', deadline, async () => {
-      const came = [];
-      const port = await site(good, async (request, response) => {
+    test('a stream is sent as the body, within the size limit and until an abort', deadline, async () => {
+      const received = [];
+      const port = await site(validCertificate, async (request, response) => {
         const pieces = [];
         for await (const piece of request) pieces.push(piece);
-        came.push([request.method, request.headers['content-type'], Buffer.concat(pieces).toString()]);
+        received.push([request.method, request.headers['content-type'], Buffer.concat(pieces).toString()]);
         response.end('taken');
       });
       const outcomes = await page.evaluate(async (url) => {
-        const ask = (method, source, init) =>
+        const request = (method, source, init) =>
           umbel.fetch(url, { method, body: new ReadableStream(source), ...init })
             .then((answer) => answer.text(), (error) => error.kind ?? error.name);
         const bytes = (controller) => {
@@ -273,45 +273,45 @@ for (const browser of Object.keys(BROWSERS)) {
           controller.close();
         };
         const controller = new AbortController();
-        // Aborted when it is asked for a body that never comes.
+        // Aborts the fetch when the body is pulled, and never enqueues data.
         const pull = () => (controller.abort(), new Promise(() => {}));
         let cancelled = 0;
         const endless = { pull: (controller) => controller.enqueue(new Uint8Array(1 << 20)), cancel: () => (cancelled += 1) };
         return [
-          await ask('PUT', { start: bytes }),
-          await ask('PUT', endless), cancelled,
-          await ask('PUT', { start: (controller) => controller.enqueue('text') }),
-          await ask('GET', { start: bytes }),
-          await ask('PUT', { pull }, { signal: controller.signal }),
+          await request('PUT', { start: bytes }),
+          await request('PUT', endless), cancelled,
+          await request('PUT', { start: (controller) => controller.enqueue('text') }),
+          await request('GET', { start: bytes }),
+          await request('PUT', { pull }, { signal: controller.signal }),
           await umbel.fetch(url, { method: 'PUT', body: new Blob(Array(33).fill(new Uint8Array(1 << 20))) }).catch((error) => error.kind),
         ];
       }, `https://127.0.0.1:${port}/`);
       assert.deepEqual(outcomes, ['taken', 'bad-input', 1, 'bad-input', 'bad-input', 'AbortError', 'bad-input']);
-      assert.deepEqual(came, [['PUT', undefined, 'one two']]);
+      assert.deepEqual(received, [['PUT', undefined, 'one two']]);
     });
 
-    test('an answer that nobody reads ends by itself, if it is small', deadline, async () => {
+    test('the stream of a small unread answer closes by itself', deadline, async () => {
       const sockets = [];
-      const server = createServer(good, (_, response) => response.end('hello'.repeat(2000)));
+      const server = createServer(validCertificate, (_, response) => response.end('hello'.repeat(2000)));
       server.on('connection', (socket) => sockets.push(new Promise((resolve) => socket.on('close', resolve))));
-      // Only the other end closes.
+      // The server never closes, so only the client does.
       server.keepAliveTimeout = 0;
-      const url = `https://127.0.0.1:${await listening(server)}/`;
+      const url = `https://127.0.0.1:${await listen(server)}/`;
       const statuses = await page.evaluate(async (url) => {
         const { signal } = new AbortController();
-        globalThis.kept = [];
-        for (let count = 0; count < 50; count++) kept.push(await umbel.fetch(url, { signal }));
-        return kept.map((answer) => answer.status);
+        globalThis.unread = [];
+        for (let count = 0; count < 50; count++) unread.push(await umbel.fetch(url, { signal }));
+        return unread.map((answer) => answer.status);
       }, url);
       assert.deepEqual(statuses, Array(50).fill(200));
       await Promise.all(sockets);
       assert.equal(sockets.length, 50);
-      assert.equal(await page.evaluate(async () => (await kept.pop().text()).length), 10_000, 'and is there to be read');
+      assert.equal(await page.evaluate(async () => (await unread.pop().text()).length), 10_000, 'the answer can still be read');
     });
 
-    test('an answer is the browser’s Response, copied too, and says why it broke off', deadline, async () => {
-      const broken = await saying('HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhello');
-      const whole = await site(good, (_, response) => response.end('hello'));
+    test('an answer is the browser’s Response, can be cloned, and reports truncation', deadline, async () => {
+      const broken = await rawSite('HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhello');
+      const whole = await site(validCertificate, (_, response) => response.end('hello'));
       const outcomes = await page.evaluate(async (broken, whole) => {
         const of = async (url, act) => act(await umbel.fetch(url)).catch((error) => error.kind);
         return [
@@ -326,9 +326,9 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(outcomes, ['target', 'target', [true, 200, 'hello', 5]]);
     });
 
-    test('a site has so long to answer, however often it sends something', deadline, async () => {
-      // A head that goes on for ever, by and by.
-      const trickling = await listening(createTlsServer(good, (socket) => {
+    test('the time limits for head and body apply to sites that trickle or stall', deadline, async () => {
+      // An endless head, sent byte by byte.
+      const trickling = await listen(createTlsServer(validCertificate, (socket) => {
         socket.on('error', () => {});
         socket.once('data', () => {
           socket.write('HTTP/1.1 200 OK\r\nx: ');
@@ -336,42 +336,42 @@ for (const browser of Object.keys(BROWSERS)) {
           socket.on('close', () => clearInterval(timer));
         });
       }));
-      const stalling = await site(good, (_, response) => response.write('begins'));
+      const stalling = await site(validCertificate, (_, response) => response.write('begins'));
       for (const port of [trickling, stalling]) {
-        await fails(`https://127.0.0.1:${port}/`, 'target', /sent nothing in time/, { patience: 1500 });
+        await assertFails(`https://127.0.0.1:${port}/`, 'target', /sent nothing in time/, { patience: 1500 });
       }
       for (const init of [{ patience: 0 }, { patience: 'soon' }, { maxBytes: 'few' }, { maxBytes: -1 }]) {
-        await fails(`https://127.0.0.1:${stalling}/`, 'bad-input', /A limit must be a number/, init);
+        await assertFails(`https://127.0.0.1:${stalling}/`, 'bad-input', /A limit must be a number/, init);
       }
     });
 
-    test('a site that can’t prove who it is hears nothing of the request', deadline, async () => {
-      const before = heard.length;
+    test('a site without a valid certificate receives nothing of the request', deadline, async () => {
+      const before = receivedPaths.length;
       const cases = [
-        [ours.certificate('DNS:other.example'), /for another site/],
-        [theirs.certificate(NAMES), /no authority that browsers trust/i],
-        [ours.certificate(NAMES, { from: '20200101000000Z', to: '20200201000000Z' }), /expired/],
-        [ours.certificate(NAMES, { from: '20980101000000Z' }), /not valid yet/],
+        [trusted.certificate('DNS:other.example'), /for another site/],
+        [untrusted.certificate(NAMES), /no authority that browsers trust/i],
+        [trusted.certificate(NAMES, { from: '20200101000000Z', to: '20200201000000Z' }), /expired/],
+        [trusted.certificate(NAMES, { from: '20980101000000Z' }), /not valid yet/],
       ];
       for (const [certificate, words] of cases) {
-        // Of 1.2, since 1.3 calls all that is sealed application data.
+        // TLS 1.2, because in 1.3 all encrypted records have the type of application data.
         const options = { ...certificate, maxVersion: 'TLSv1.2' };
         const { port, seen } = await recorder(await site(options, (_, response) => response.end('hello')));
-        await fails(`https://127.0.0.1:${port}/${SECRET}`, 'certificate', words, { method: 'POST', body: SECRET });
+        await assertFails(`https://127.0.0.1:${port}/${SECRET}`, 'certificate', words, { method: 'POST', body: SECRET });
         const types = records(Buffer.concat(seen.forward)).map(([type]) => type);
         assert(types.includes(22) && !types.includes(23), `records ${types}`);
       }
-      assert.equal(heard.length, before);
+      assert.equal(receivedPaths.length, before);
     });
 
-    test('redirects are followed, to https alone and not without end', deadline, async () => {
+    test('redirects are followed to https only, up to a maximum number', deadline, async () => {
       let plain = 0;
-      const clear = await listening(createPlainServer((_, response) => {
+      const clear = await listen(createPlainServer((_, response) => {
         plain += 1;
         response.end('in the clear');
       }));
       const seen = [];
-      const port = await site(good, (request, response) => {
+      const port = await site(validCertificate, (request, response) => {
         seen.push([request.method, request.url, request.headers.host, request.headers.authorization]);
         const to = { '/first': `https://localhost:${port}/second`, '/second': '/end', '/clear': `http://127.0.0.1:${clear}/`, '/loop': '/loop', '/none': 'https://%', '/named': `https://user:word@127.0.0.1:${port}/` };
         const location = to[request.url];
@@ -387,66 +387,66 @@ for (const browser of Object.keys(BROWSERS)) {
         ['GET', '/second', `localhost:${port}`, undefined],
         ['GET', '/end', `localhost:${port}`, undefined],
       ]);
-      await fails(`${base}/clear`, 'refused', /without https/);
+      await assertFails(`${base}/clear`, 'refused', /without https/);
       assert.equal(plain, 0);
-      await fails(`${base}/loop`, 'target', /too often/);
-      for (const path of ['/none', '/named']) await fails(`${base}${path}`, 'target', /invalid or unsupported URL/);
-      await fails(`${base}/first`, 'target', /disallows redirects/, { redirect: 'error' });
+      await assertFails(`${base}/loop`, 'target', /too often/);
+      for (const path of ['/none', '/named']) await assertFails(`${base}${path}`, 'target', /invalid or unsupported URL/);
+      await assertFails(`${base}/first`, 'target', /disallows redirects/, { redirect: 'error' });
       assert.equal((await fetched(`${base}/first`, { redirect: 'manual' })).status, 302);
     });
 
-    test('what is no https address is not asked', deadline, async () => {
-      let asked = 0;
-      const port = await listening(createPlainServer((_, response) => {
-        asked += 1;
+    test('a URL without https and a server without TLS receive no request', deadline, async () => {
+      let requested = 0;
+      const port = await listen(createPlainServer((_, response) => {
+        requested += 1;
         response.end('in the clear');
       }));
-      await fails(`http://127.0.0.1:${port}/`, 'bad-input', /https URLs only/);
-      await fails(`https://user:word@127.0.0.1:${port}/`, 'bad-input', /not allowed/);
-      await fails('file:///etc/hostname', 'bad-input', /https/);
-      await fails(`https://127.0.0.1:${port}/`, 'target', /not TLS|truncated|closed the stream early/);
-      assert.equal(asked, 0);
+      await assertFails(`http://127.0.0.1:${port}/`, 'bad-input', /https URLs only/);
+      await assertFails(`https://user:word@127.0.0.1:${port}/`, 'bad-input', /not allowed/);
+      await assertFails('file:///etc/hostname', 'bad-input', /https/);
+      await assertFails(`https://127.0.0.1:${port}/`, 'target', /not TLS|truncated|closed the stream early/);
+      assert.equal(requested, 0);
     });
 
-    test('sites that break off, speak nonsense or go on without end are an error, in words', deadline, async () => {
+    test('truncated, invalid and endless answers are errors with a reason', deadline, async () => {
       const hello = 'HTTP/1.1 200 OK\r\n';
       const cases = [
-        [await saying(`${hello}content-length: 9\r\n\r\nhello`), /truncated|closed the stream early/],
-        [await saying(`${hello}transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n`), /truncated|closed the stream early/],
-        [await saying(`${hello}transfer-encoding: chunked\r\n\r\nno length\r\n`), /truncated|closed the stream early/],
-        [await saying(`${hello}\r\nhello`, false), /truncated|closed the stream early/],
-        [await saying('SSH-2.0-OpenSSH_9.2\r\n'), /not HTTP/],
-        [await saying(`${hello}${'x: y\r\n'.repeat(500_000)}`), /head is too large/],
-        [await saying(''), /truncated|closed the stream early/],
-        [await listening(createTcpServer((socket) => socket.on('error', () => {}).end('HTTP/1.1 400 Bad Request\r\n\r\n'))), /not TLS/],
-        [await listening(createTcpServer((socket) => socket.on('error', () => {}).once('data', () => socket.destroy()))), /truncated|closed the stream early/],
-        [await listening(createTcpServer((socket) => socket.on('error', () => {}).end(Buffer.from([21, 3, 3, 0, 2, 2, 40])))), /refused or aborted TLS/],
+        [await rawSite(`${hello}content-length: 9\r\n\r\nhello`), /truncated|closed the stream early/],
+        [await rawSite(`${hello}transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n`), /truncated|closed the stream early/],
+        [await rawSite(`${hello}transfer-encoding: chunked\r\n\r\nno length\r\n`), /truncated|closed the stream early/],
+        [await rawSite(`${hello}\r\nhello`, false), /truncated|closed the stream early/],
+        [await rawSite('SSH-2.0-OpenSSH_9.2\r\n'), /not HTTP/],
+        [await rawSite(`${hello}${'x: y\r\n'.repeat(500_000)}`), /head is too large/],
+        [await rawSite(''), /truncated|closed the stream early/],
+        [await listen(createTcpServer((socket) => socket.on('error', () => {}).end('HTTP/1.1 400 Bad Request\r\n\r\n'))), /not TLS/],
+        [await listen(createTcpServer((socket) => socket.on('error', () => {}).once('data', () => socket.destroy()))), /truncated|closed the stream early/],
+        [await listen(createTcpServer((socket) => socket.on('error', () => {}).end(Buffer.from([21, 3, 3, 0, 2, 2, 40])))), /refused or aborted TLS/],
       ];
-      for (const [port, words] of cases) await fails(`https://127.0.0.1:${port}/`, 'target', words);
-      assert.equal((await fetched(`https://127.0.0.1:${await saying(`${hello}\r\nhello`)}/`)).text, 'hello', 'an end that TLS vouches for');
-      const endless = await site(good, (_, response) => {
+      for (const [port, words] of cases) await assertFails(`https://127.0.0.1:${port}/`, 'target', words);
+      assert.equal((await fetched(`https://127.0.0.1:${await rawSite(`${hello}\r\nhello`)}/`)).text, 'hello', 'close_notify authenticates the end of the body');
+      const endless = await site(validCertificate, (_, response) => {
         const more = () => {
           while (!response.destroyed && response.write(BODY));
         };
         response.on('drain', more);
         more();
       });
-      await fails(`https://127.0.0.1:${endless}/`, 'target', /exceeds the maximum size/, { maxBytes: 3_000_000 });
-      await fails(`https://127.0.0.1:${endless}/`, 'target', /exceeds the maximum size/, { maxBytes: 0 });
-      const closed = await listening(createTcpServer());
+      await assertFails(`https://127.0.0.1:${endless}/`, 'target', /exceeds the maximum size/, { maxBytes: 3_000_000 });
+      await assertFails(`https://127.0.0.1:${endless}/`, 'target', /exceeds the maximum size/, { maxBytes: 0 });
+      const closed = await listen(createTcpServer());
       closers.pop()();
-      await fails(`https://127.0.0.1:${closed}/`, 'target', /refused the connection/);
-      await fails('https://nowhere.invalid/', 'target', /has no address/);
+      await assertFails(`https://127.0.0.1:${closed}/`, 'target', /refused the connection/);
+      await assertFails('https://nowhere.invalid/', 'target', /has no address/);
     });
 
-    test('an abort ends it, before the answer and within it, also for the site', deadline, async () => {
-      let gone;
-      const silent = await site(good, (request) => (gone = new Promise((resolve) => request.on('close', resolve))));
+    test('an abort ends a fetch before and within the answer, and closes the stream to the site', deadline, async () => {
+      let closed;
+      const silent = await site(validCertificate, (request) => (closed = new Promise((resolve) => request.on('close', resolve))));
       const outcome = await fetched(`https://127.0.0.1:${silent}/`, { cancelled: 1500 });
       assert.equal(outcome.name, 'TimeoutError');
-      await gone;
-      const begins = await site(good, (request, response) => {
-        gone = new Promise((resolve) => request.socket.on('close', resolve));
+      await closed;
+      const begins = await site(validCertificate, (request, response) => {
+        closed = new Promise((resolve) => request.socket.on('close', resolve));
         response.write('begins');
       });
       const within = await page.evaluate(async (url) => {
@@ -460,38 +460,38 @@ for (const browser of Object.keys(BROWSERS)) {
         return [new TextDecoder().decode(value), await rest, late];
       }, `https://127.0.0.1:${begins}/`);
       assert.deepEqual(within, ['begins', 'AbortError', 'AbortError']);
-      await gone;
+      await closed;
     });
 
-    test('several at once do not mix', deadline, async () => {
-      const port = await site(good, (request, response) => response.end(`${request.headers.host}${request.url} `.repeat(20_000)));
+    test('concurrent fetches do not mix', deadline, async () => {
+      const port = await site(validCertificate, (request, response) => response.end(`${request.headers.host}${request.url} `.repeat(20_000)));
       const urls = Array.from({ length: 8 }, (_, number) => `https://${number % 2 ? 'localhost' : '127.0.0.1'}:${port}/${number}`);
       const texts = await page.evaluate(
         (urls) => Promise.all(urls.map(async (url) => (await umbel.fetch(url)).text())), urls);
       assert.deepEqual(texts, urls.map((url) => `${url.slice('https://'.length)} `.repeat(20_000)));
     });
 
-    test('closing the client ends what goes on, and the page itself asked no site', deadline, async (t) => {
-      const hello = await site(good, (_, response) => response.end('hello'));
-      const silent = await site(good, () => {});
+    test('closing the client ends its fetches, and the page itself requested no site', deadline, async (t) => {
+      const hello = await site(validCertificate, (_, response) => response.end('hello'));
+      const silent = await site(validCertificate, () => {});
       const took = await page.evaluate(async (pem, url, silent) => {
         const timed = async (act) => {
           const started = performance.now();
           await act();
           return Math.round(performance.now() - started);
         };
-        const ask = async () => (await umbel.fetch(url)).text();
+        const request = async () => (await umbel.fetch(url)).text();
         umbel.close();
         globalThis.umbel = await connect({ trust: [pem] });
-        const [first, warm] = [await timed(ask), await timed(ask)];
+        const [first, warm] = [await timed(request), await timed(request)];
         const pending = umbel.fetch(silent).catch((error) => error.kind);
-        await ask();
+        await request();
         umbel.close();
         return { first, warm, closed: [await pending, await umbel.fetch(url).catch((error) => error.kind)] };
-      }, ours.pem, `https://127.0.0.1:${hello}/`, `https://127.0.0.1:${silent}/`);
+      }, trusted.pem, `https://127.0.0.1:${hello}/`, `https://127.0.0.1:${silent}/`);
       assert.deepEqual(took.closed, ['closed', 'closed']);
       t.diagnostic(`the first fetch of a host ${took.first} ms, the next ${took.warm} ms`);
-      assert.deepEqual(asked.filter((url) => !url.startsWith(`${overlay.directory}/`)), []);
+      assert.deepEqual(requested.filter((url) => !url.startsWith(`${overlay.directory}/`)), []);
     });
   });
 }

@@ -1,20 +1,20 @@
-// What becomes of others' circuits when a tab that relays is turned off, closed, or left and come back to.
+// Circuits through a volunteer's tab that is closed, turned off, or cached by the browser and restored.
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 
-import { elsewhere, unreachable } from './addresses.js';
+import { nonLoopbackAddress, skipReason } from './addresses.js';
 import { BROWSERS } from './browsers.js';
 import { client, fetched, fixture, volunteer } from './through.js';
 
 const deadline = { timeout: 120000 };
-// A link that has fallen silent is given up after three seconds; who says that it goes is gone before.
+// Seconds of silence after which a link fails. A link that its peer closes ends earlier.
 const SILENCE = 3;
 const decode = (base32) => {
   const bits = [...base32.toLowerCase()].map((letter) => 'abcdefghijklmnopqrstuvwxyz234567'.indexOf(letter).toString(2).padStart(5, '0')).join('');
   return Buffer.from(bits.match(/.{8}/g).map((byte) => parseInt(byte, 2)));
 };
 
-// Answers `/one` at once, and anything else without end.
+// Answers `/one` at once, and other requests with an endless body.
 function handler(request, response) {
   if (request.url === '/one') return response.end('one');
   const piece = Buffer.alloc(65536, 'umbel');
@@ -26,9 +26,9 @@ function handler(request, response) {
 }
 
 for (const browser of Object.keys(BROWSERS)) {
-  const address = browser === 'firefox' ? elsewhere() : undefined;
+  const address = browser === 'firefox' ? nonLoopbackAddress() : undefined;
 
-  describe(`a tab of ${browser} that is left`, { skip: unreachable(browser, address) }, () => {
+  describe(`a tab of ${browser} that ends`, { skip: skipReason(browser, address) }, () => {
     const all = fixture(browser, { address, handler });
 
     const isListed = async ({ identity }) => {
@@ -37,38 +37,39 @@ for (const browser of Object.keys(BROWSERS)) {
     };
 
     async function until(holds, what, limit = 20000) {
-      const began = performance.now();
+      const start = performance.now();
       while (!(await holds())) {
-        assert(performance.now() - began < limit, what);
+        assert(performance.now() - start < limit, what);
         await new Promise((resolve) => setTimeout(resolve, 50));
       }
-      return (performance.now() - began) / 1000;
+      return (performance.now() - start) / 1000;
     }
 
-    // What becomes of a transfer without end, by a client whose circuits all go through `tab`, once the tab goes by `leave`.
+    // Starts an endless transfer through `tab`, calls `leave`, and asserts that the transfer fails and that other circuits work. Returns
+    // the seconds until the transfer has ended.
     async function left(tab, leave) {
       const through = await client(all.overlay, tab.identity);
       all.clients.push(through);
       const { bytesTotal } = await tab.state();
-      const began = fetched(through.socks, `${all.origin.at}/endless`, ['--output', '/dev/null']);
+      const start = fetched(through.socks, `${all.origin.at}/endless`, ['--output', '/dev/null']);
       await tab.until((state, least) => state.bytesTotal >= least, bytesTotal + 1e6);
       const from = performance.now();
       const going = leave();
-      const { whole } = await began;
+      const { whole } = await start;
       const ended = (performance.now() - from) / 1000;
-      assert.equal(whole, false, 'an error, and not as if it were all');
-      // Whoever isn't held to it has other ways, at the first try.
+      assert.equal(whole, false, 'the transfer fails, and does not look complete');
+      // A client without a fixed middle relay uses other paths, at the first try.
       for (const name of ['a', 'b', 'c', 'd']) {
         const { bytes } = await fetched(`socks5h://${leave.name}-${name}:x@${all.overlay.socks}`, `${all.origin.at}/one`, ['--max-time', '10']);
         assert.equal(bytes.toString(), 'one');
       }
       await going;
-      const unlisted = await until(async () => !(await isListed(tab)), 'the list no longer names it');
+      const unlisted = await until(async () => !(await isListed(tab)), 'the list no longer contains it');
       console.log(`${browser}, ${leave.name}: the transfer ended after ${ended.toFixed(2)} s, off the list ${unlisted.toFixed(2)} s later`);
       return ended;
     }
 
-    test('closed: a transfer through it ends at once with an error, and others have other ways', deadline, async () => {
+    test('closed: a transfer through it fails at once, and other clients use other paths', deadline, async () => {
       const tab = await volunteer(all.driver, all.overlay);
       const ended = await left(tab, function closed() {
         return tab.page.close({ runBeforeUnload: false });
@@ -77,7 +78,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('turned off: it is off at once, what it carried ends within moments, and the list no longer names it', deadline, async () => {
+    test('turned off: its state changes at once, its transfers fail soon, and the list no longer contains it', deadline, async () => {
       const tab = await volunteer(all.driver, all.overlay);
       await left(tab, async function off() {
         const [seen, whole] = await tab.page.evaluate(async () => {
@@ -92,25 +93,25 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('turned off while nothing crosses it: gone from the list within moments', deadline, async () => {
+    test('turned off while idle: the list soon no longer contains it', deadline, async () => {
       const tab = await volunteer(all.driver, all.overlay);
       await until(() => isListed(tab), 'the tab is listed');
       await tab.page.evaluate(() => globalThis.tab.stop());
-      const unlisted = await until(async () => !(await isListed(tab)), 'the list no longer names it');
+      const unlisted = await until(async () => !(await isListed(tab)), 'the list no longer contains it');
       console.log(`${browser}, at rest: off the list after ${unlisted.toFixed(2)} s`);
       await tab.close();
     });
 
-    test('kept by the browser and come back to: it goes on as the same relay', deadline, async () => {
+    test('cached by the browser and restored: it continues as the same relay', deadline, async () => {
       const tab = await volunteer(all.driver, all.overlay);
-      // As a browser does that keeps a page; whether one keeps this is its own affair.
+      // The events of a browser's back/forward cache. A browser may decide not to cache the page, so they are simulated.
       await tab.page.evaluate(() => dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true })));
       assert.equal((await tab.state()).gateways, 0);
-      await until(async () => !(await isListed(tab)), 'it is gone meanwhile');
+      await until(async () => !(await isListed(tab)), 'the list does not contain it meanwhile');
       await tab.page.evaluate(() => dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true })));
       await tab.until((state) => state.phase === 'reachable');
       assert.equal((await tab.state()).identity, tab.identity);
-      await until(() => isListed(tab), 'it is listed again');
+      await until(() => isListed(tab), 'the list contains it again');
       await tab.close();
     });
   });

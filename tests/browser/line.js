@@ -1,9 +1,9 @@
 // A line between a browser and a relay: a UDP forwarder that delays every datagram and drops some, in both directions.
 import { createSocket } from 'node:dgram';
 
-import { elsewhere } from './addresses.js';
+import { nonLoopbackAddress } from './addresses.js';
 
-// Numbers from 0 to 1 that are the same in each run (xorshift32).
+// Reproducible numbers from 0 to 1 (xorshift32).
 function* sequence(seed) {
   for (let state = seed; ; ) {
     state ^= state << 13;
@@ -13,14 +13,14 @@ function* sequence(seed) {
   }
 }
 
-// Forwards to `relay`, a descriptor, and gives the descriptor of the line's own end. `loss` is a share of datagrams, `delay` is one
-// way and in milliseconds.
+// Forwards to `relay`, a descriptor, and returns the descriptor to dial instead. `loss` is a fraction of the datagrams, `delay` the
+// one-way delay in milliseconds.
 export async function line(relay, { loss, delay, seed = 1 }) {
-  const address = elsewhere() ?? '127.0.0.1';
+  const address = nonLoopbackAddress() ?? '127.0.0.1';
   const random = sequence(seed);
   const [{ ip, port }] = relay.addresses;
   const counts = { forwarded: 0, dropped: 0 };
-  // One socket towards the relay for each of the browser's.
+  // One socket towards the relay for each socket of the browser.
   const towardsRelay = new Map();
   let stopped = false;
   const forward = (socket, datagram, toPort, to) => {
@@ -31,16 +31,16 @@ export async function line(relay, { loss, delay, seed = 1 }) {
     counts.forwarded += 1;
     setTimeout(() => stopped || socket.send(datagram, toPort, to), delay);
   };
-  const bound = async () => {
+  const bindSocket = async () => {
     const socket = createSocket({ type: 'udp4', recvBufferSize: 1 << 22 });
     await new Promise((resolve) => socket.bind(0, address, resolve));
     return socket;
   };
-  const front = await bound();
+  const front = await bindSocket();
   front.on('message', async (datagram, from) => {
     const key = `${from.address}:${from.port}`;
     if (!towardsRelay.has(key)) {
-      towardsRelay.set(key, bound().then((socket) => {
+      towardsRelay.set(key, bindSocket().then((socket) => {
         socket.on('message', (answer) => forward(front, answer, from.port, from.address));
         return socket;
       }));

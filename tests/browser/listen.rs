@@ -1,7 +1,8 @@
-//! A relay's transport by itself: listens, echoes every message, and says how to dial it.
+//! A relay's transport by itself: listens, echoes every message, and prints its descriptor.
 //!
-//! `cargo run --example listen -- [--chacha20] 127.0.0.1:0 [ADDRESS…]` prints a line of JSON that a dialler needs, then
-//! its counts for each line of its input, and ends with its input. With `--chacha20` it accepts no other cipher suite.
+//! `cargo run --example listen -- [--chacha20] 127.0.0.1:0 [ADDRESS…]` prints one line of JSON with the data for dials. It
+//! prints its counts for each line of standard input, and ends with the input. With `--chacha20` it accepts no other
+//! cipher suite.
 
 #[path = "../dial/drive.rs"]
 mod drive;

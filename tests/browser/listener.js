@@ -3,13 +3,13 @@ import { spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 
-import { elsewhere } from './addresses.js';
+import { nonLoopbackAddress } from './addresses.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 
-// Starts it on an IPv4 address of this machine, with `options` of its own; Firefox dials no loopback address.
+// Starts the listener with `options`, on a non-loopback IPv4 address if there is one, because Firefox dials no loopback address.
 export async function listen(options = []) {
-  const address = elsewhere() ?? '127.0.0.1';
+  const address = nonLoopbackAddress() ?? '127.0.0.1';
   const child = spawn('cargo', ['run', '--quiet', '--example', 'listen', '--', ...options, `${address}:0`], {
     cwd: root,
     stdio: ['pipe', 'pipe', 'inherit'],
@@ -23,7 +23,7 @@ export async function listen(options = []) {
   const descriptor = await next();
   return {
     descriptor,
-    // How many links it has, open and half open.
+    // The numbers of its links, open and half-open.
     counts: () => {
       child.stdin.write('\n');
       return next();

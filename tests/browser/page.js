@@ -1,8 +1,8 @@
-// What runs in the page: everything a browser needs to dial a relay. Stringified into the page, so it stands alone.
+// The code that dials a relay in a page. It is passed to the page as text, so it can't use imports.
 export function install() {
   const LANES = 4;
 
-  // The answer that the dialler writes itself, from the descriptor alone (proto/01-transport.md §6).
+  // The SDP answer, which the dialler makes from the descriptor alone (proto/01-transport.md §6).
   const answer = (relay, mid) =>
     [
       'v=0', 'o=- 1 2 IN IP4 127.0.0.1', 's=-', 't=0 0', 'a=ice-lite', `a=group:BUNDLE ${mid}`,
@@ -14,8 +14,8 @@ export function install() {
       'a=end-of-candidates', '',
     ].join('\r\n');
 
-  // Dials; gives the lanes once all are open, or an error.
-  async function dial(relay, { negotiated = true, lanes = LANES, patience = 15000 } = {}) {
+  // Dials a relay; returns the lanes once all are open, or an error.
+  async function dial(relay, { negotiated = true, lanes = LANES, timeLimit = 15000 } = {}) {
     const started = performance.now();
     const peer = new RTCPeerConnection({ iceServers: [] });
     const channels = Array.from({ length: lanes }, (_, id) =>
@@ -31,7 +31,7 @@ export function install() {
       peer.onconnectionstatechange = () => {
         if (peer.connectionState === 'failed') reject(new Error('failed'));
       };
-      setTimeout(() => reject(new Error('no answer')), patience);
+      setTimeout(() => reject(new Error('no answer')), timeLimit);
     });
     await peer.setLocalDescription(await peer.createOffer());
     const [, mid] = /a=mid:(\S+)/.exec(peer.localDescription.sdp);

@@ -12,8 +12,8 @@ export async function screenshots(page, browser, name) {
     for (const value of browser === 'chrome' ? ['light', 'dark'] : ['light']) {
       await page.setViewport({ width, height });
       if (browser === 'chrome') await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value }]);
-      // An animation in progress shows neither state.
-      await page.evaluate(() => Promise.all(document.getAnimations().map((one) => one.finished)));
+      // Waits for animations, because a moving switch shows neither of its states.
+      await page.evaluate(() => Promise.all(document.getAnimations().map((animation) => animation.finished)));
       await page.screenshot({ path: `${folder}/${browser}-${name}-${value}-${width}.png`, fullPage: true });
     }
   }

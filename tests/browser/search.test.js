@@ -8,15 +8,15 @@ import { testnet } from './testnet.js';
 import { serve } from './through.js';
 
 const deadline = { timeout: 60000 };
-// More than one page of either engine that a testnet may have.
+// Terms with more than one page of results in either engine of a testnet.
 const TERMS = 'message';
 
-let overlay, stranger;
+let overlay, otherSite;
 
 before(async () => {
   overlay = await testnet();
-  // A page of someone else's in the same browser.
-  stranger = await serve((_, response) => {
+  // A page of another site in the same browser.
+  otherSite = await serve((_, response) => {
     response.setHeader('content-type', 'text/html');
     response.end(`<!doctype html><title>Stranger</title>
       <iframe src="${overlay.page}/search?q=framed"></iframe>
@@ -25,7 +25,7 @@ before(async () => {
 }, { timeout: 600000 });
 
 after(async () => {
-  stranger?.stop();
+  otherSite?.stop();
   await overlay?.stop();
 });
 
@@ -39,15 +39,15 @@ for (const browser of Object.keys(BROWSERS)) {
 
     after(() => driver?.close());
 
-    // A new page, and every address that it asks for.
+    // A new page, and the URLs of its requests.
     async function open(path, { script = true } = {}) {
       const page = await driver.newPage();
       if (!script) await page.setJavaScriptEnabled(false);
-      const asked = [];
-      // A browser's own pictures and fonts come as data.
-      page.on('request', (request) => request.url().startsWith('data:') || asked.push(request.url()));
+      const requested = [];
+      // Images and fonts of the browser itself have data URLs.
+      page.on('request', (request) => request.url().startsWith('data:') || requested.push(request.url()));
       if (path) await page.goto(overlay.page + path, { waitUntil: 'load' });
-      return { page, asked };
+      return { page, requested };
     }
 
     async function search(page, terms) {
@@ -62,14 +62,14 @@ for (const browser of Object.keys(BROWSERS)) {
 
     const texts = (page, selector) => page.$$eval(selector, (all) => all.map((one) => one.textContent.trim()));
 
-    function assertStayed(asked) {
-      assert(asked.length > 0);
-      assert.deepEqual(asked.filter((url) => !url.startsWith(`${overlay.page}/`)), []);
+    function assertStayed(requested) {
+      assert(requested.length > 0);
+      assert.deepEqual(requested.filter((url) => !url.startsWith(`${overlay.page}/`)), []);
     }
 
-    test('searches, shows the way, turns the page and reads a result, and asks nobody but the client', deadline, async () => {
-      const { page, asked } = await open('/');
-      assert.equal(await page.evaluate(() => document.activeElement.id), 'q', 'the box has the keyboard');
+    test('searches, shows the path, turns pages and reads a result, with requests to the client only', deadline, async () => {
+      const { page, requested } = await open('/');
+      assert.equal(await page.evaluate(() => document.activeElement.id), 'q', 'the box has the focus');
       await screenshots(page, browser, 'home');
       await search(page, TERMS);
       await screenshots(page, browser, 'results');
@@ -81,7 +81,7 @@ for (const browser of Object.keys(BROWSERS)) {
         assert(way.some((line) => line.startsWith(words)), words);
       }
       assert(way.slice(1, 4).every((line) => /\(\d+(\.\d+)? m?s\)/.test(line)), 'each relay with its time');
-      assert(await page.$('a[rel=next]'), 'there is more');
+      assert(await page.$('a[rel=next]'), 'there is a next page');
       await follow(page, 'a[rel=next]');
       const second = await texts(page, '.results h2');
       assert(second.length > 0);
@@ -95,12 +95,12 @@ for (const browser of Object.keys(BROWSERS)) {
       assert(bar.includes('Reader view'), bar);
       assert((await texts(page, '.foreign'))[0].length > 100);
       await follow(page, '.brand');
-      assert.equal(await page.$$eval('.home', (all) => all.length), 1, 'and back from it');
-      assertStayed(asked);
+      assert.equal(await page.$$eval('.home', (all) => all.length), 1, 'the home page follows the reader view');
+      assertStayed(requested);
       await page.close();
     });
 
-    test('goes by keys from the box to results and pages', deadline, async () => {
+    test('moves by keys between box, results and pages', deadline, async () => {
       const { page } = await open('/');
       await search(page, TERMS);
       const focused = () => page.evaluate(() => document.activeElement.textContent.trim());
@@ -114,7 +114,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.keyboard.press('/');
       assert.equal(await page.evaluate(() => document.activeElement.id), 'q');
       await page.keyboard.type('now');
-      assert.equal(await page.$eval('#q', (box) => box.value), 'now', 'letters in the box are letters');
+      assert.equal(await page.$eval('#q', (box) => box.value), 'now', 'letters typed in the box are text');
       await page.evaluate(() => document.activeElement.blur());
       await Promise.all([page.waitForNavigation({ waitUntil: 'load' }), page.keyboard.press('n')]);
       assert(page.url().includes('page=2'), page.url());
@@ -124,15 +124,15 @@ for (const browser of Object.keys(BROWSERS)) {
     // Firefox's driver can't turn scripts off.
     if (browser === 'chrome') {
       test('needs no script', deadline, async () => {
-        const { page, asked } = await open('/', { script: false });
+        const { page, requested } = await open('/', { script: false });
         await search(page, TERMS);
         assert((await texts(page, '.results h2')).length > 0);
-        assertStayed(asked);
+        assertStayed(requested);
         await page.close();
       });
     }
 
-    test('finds what is asked in Japanese and Arabic, or nothing, and says so', deadline, async () => {
+    test('accepts queries in Japanese and Arabic, and rejects control characters', deadline, async () => {
       for (const terms of ['所有権', 'الملكية']) {
         const { page } = await open(`/search?q=${encodeURIComponent(terms)}`);
         assert.equal(await page.$eval('#q', (box) => box.value), terms);
@@ -145,9 +145,9 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.close();
     });
 
-    test('answers no other page of the browser', deadline, async () => {
+    test('answers no request of another site', deadline, async () => {
       const { page } = await open();
-      await page.goto(stranger.at.replace('127.0.0.1', 'localhost'), { waitUntil: 'load' });
+      await page.goto(otherSite.at.replace('127.0.0.1', 'localhost'), { waitUntil: 'load' });
       const outcome = await page.evaluate(async (own) => {
         const tries = [
           fetch(`${own}/search?q=stolen`),
@@ -166,7 +166,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert(framed.length > 0);
       for (const frame of framed) {
         const shown = await frame.$$eval('.results li', (all) => all.length).catch(() => 0);
-        assert.equal(shown, 0, 'nothing is framed');
+        assert.equal(shown, 0, 'the frame shows no results');
       }
       await follow(page, 'form button');
       assert.equal(await page.$('.results'), null);
@@ -174,20 +174,20 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.close();
     });
 
-    test('finds out that this browser does not go through the overlay, and asks nobody for it', deadline, async () => {
-      const { page, asked } = await open(`/leave?url=${encodeURIComponent('http://planted.example/only-for-you')}`);
+    test('detects a browser that does not use the proxy, with requests to the client only', deadline, async () => {
+      const { page, requested } = await open(`/leave?url=${encodeURIComponent('http://planted.example/only-for-you')}`);
       const check = await page.$eval('.check img', ({ naturalWidth, alt, src }) => ({ naturalWidth, alt, src }));
       assert.equal(check.naturalWidth, 0);
       assert(check.alt.startsWith('No'));
       assert.match(check.src, /^http:\/\/\[ff11:/);
-      assertStayed(asked.filter((url) => url !== check.src));
+      assertStayed(requested.filter((url) => url !== check.src));
       await screenshots(page, browser, 'leave');
       const links = await page.$$eval('a[href]', (all) => all.map((one) => one.href));
       assert.deepEqual(links.filter((link) => !link.startsWith(`${overlay.page}/`)), []);
       await page.close();
     });
 
-    test('leaves only when told so, and takes no referrer along', deadline, async () => {
+    test('opens another site only after confirmation, without a referrer', deadline, async () => {
       const seen = [];
       const site = await serve((request, response) => {
         seen.push(request.headers);
@@ -203,7 +203,7 @@ for (const browser of Object.keys(BROWSERS)) {
       site.stop();
     });
 
-    test('finds out that this browser goes through the overlay', deadline, async () => {
+    test('detects a browser that uses the proxy', deadline, async () => {
       const through = await launch(browser, { socks: overlay.socks });
       try {
         const page = await through.newPage();

@@ -1,5 +1,5 @@
-// Holds many circuits open through one tab for minutes and prints what memory the tab takes: `npm run soak`, or `node soak.js
-// CIRCUITS MINUTES`. Not a test, for it takes as long as it is told to. For Linux, since it reads what the page's process has.
+// Holds many circuits open through one tab for minutes and prints the memory of the tab: `npm run soak`, or `node soak.js
+// CIRCUITS MINUTES`. It is not a test, because it takes minutes. It needs Linux, because it reads the memory from /proc.
 import { readFileSync } from 'node:fs';
 
 import { launch } from './browsers.js';
@@ -7,7 +7,7 @@ import { testnet } from './testnet.js';
 import { client, fetched, serve, volunteer } from './through.js';
 
 const [circuits, minutes] = [Number(process.argv[2] ?? 50), Number(process.argv[3] ?? 10)];
-/** Bytes a second of each circuit. */
+/** Bytes per second of each circuit. */
 const RATE = 40_000;
 const MIB = 2 ** 20;
 
@@ -17,7 +17,7 @@ const driver = await launch('chrome');
 const tab = await volunteer(driver, overlay);
 const through = await client(overlay, tab.identity);
 
-// Under a name of its own, so over a circuit of its own: one transfer after the other, of which none lives longer than a circuit takes streams.
+// Repeats transfers under one user name, so over one circuit at a time. Each transfer ends before its circuit stops taking streams.
 let [whole, parts, over] = [0, 0, false];
 const carry = async (number) => {
   const proxy = through.socks.replace('//', `//circuit${number}:x@`);
@@ -28,12 +28,12 @@ const carry = async (number) => {
   }
 };
 
-// The page's process is the renderer that has done most.
+// The page's process is the renderer with the most processor time.
 const { processInfo } = await (await driver.target().createCDPSession()).send('SystemInfo.getProcessInfo');
 const renderers = processInfo.filter(({ type }) => type === 'renderer').sort((one, other) => other.cpuTime - one.cpuTime);
 const session = await tab.page.createCDPSession();
 
-// What the process has for itself, and what of it the page's script and its buffers take, in MiB.
+// The private memory of the process, and of it the parts of the page's script and buffers, in MiB.
 async function memory() {
   await session.send('HeapProfiler.collectGarbage');
   const { usedSize, backingStorageSize } = await session.send('Runtime.getHeapUsage');
@@ -47,16 +47,16 @@ let first;
 for (let minute = 0; minute <= minutes; minute += 0.5) {
   const { own, script, buffers } = await memory();
   const state = await tab.state();
-  // It is held to what it takes once all circuits have been there for a while.
+  // The reference is the memory after a minute, when all circuits are open.
   if (minute === 1) first = own;
   const grown = first === undefined ? '' : `, ${(100 * (own / first - 1)).toFixed(1)} % more than after a minute`;
-  console.log(`${minute.toFixed(1)} min: ${state.circuits} circuits, ${(state.bytesTotal / MIB).toFixed(0)} MiB passed on; ` +
+  console.log(`${minute.toFixed(1)} min: ${state.circuits} circuits, ${(state.bytesTotal / MIB).toFixed(0)} MiB forwarded; ` +
     `memory ${own.toFixed(1)} MiB, of it script ${script.toFixed(1)} and buffers ${buffers.toFixed(1)}${grown}`);
   if (minute < minutes) await new Promise((resolve) => setTimeout(resolve, 30_000));
 }
 over = true;
 await Promise.all(carriers);
-console.log(`${whole} transfers went on to their end, ${parts} broke off`);
+console.log(`${whole} transfers were complete, ${parts} truncated`);
 await driver.close();
 await through.stop();
 origin.stop();

@@ -1,4 +1,4 @@
-// Ten tabs as volunteers at once, which come and go while native clients and a tab go over them.
+// Ten tabs as volunteers, which end and restart while native clients and a tab use them.
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { after, before, describe, test } from 'node:test';
@@ -28,7 +28,7 @@ after(async () => {
   await overlay?.stop();
 });
 
-// A tab that volunteers, in a browser profile of its own, once it can be reached.
+// A reachable volunteer in a tab with a separate browser profile.
 async function volunteer() {
   const context = await driver.createBrowserContext();
   const page = await context.newPage();
@@ -42,10 +42,10 @@ async function volunteer() {
 
 const reached = ({ page }) => page.waitForSelector('#power[data-phase="reachable"]', { timeout: 30000 });
 
-// What a tab says that it has passed on in all.
-const passed = ({ page }) => page.$eval('#total', (total) => total.innerText);
+// The total of forwarded bytes that a tab shows.
+const forwardedTotal = ({ page }) => page.$eval('#total', (total) => total.innerText);
 
-// Whether one request over a circuit of its own brings the whole body.
+// Whether a request over a separate circuit returns the whole body.
 const fetched = (number) =>
   new Promise((resolve) => {
     const proxy = `socks5h://tab${number}:x@${overlay.socks}`;
@@ -55,10 +55,10 @@ const fetched = (number) =>
 
 describe('ten tabs as volunteers', () => {
   test('requests succeed at the first try while tabs are closed, reloaded, hidden and cut off', { timeout: 300000 }, async () => {
-    const happen = [
+    const events = [
       () => tabs[0].context.close(),
       () => tabs[1].page.reload(),
-      // Another page of its window comes to the front.
+      // Another page of the same window hides the tab.
       async () => (await tabs[2].context.newPage()).bringToFront(),
       () => tabs[3].page.setOfflineMode(true),
       () => tabs[4].context.close(),
@@ -69,7 +69,7 @@ describe('ten tabs as volunteers', () => {
     const worker = async () => {
       while (begun < REQUESTS) {
         const number = begun++;
-        const event = number % 60 === 59 ? happen[(number - 59) / 60] : undefined;
+        const event = number % 60 === 59 ? events[(number - 59) / 60] : undefined;
         const [whole] = await Promise.all([fetched(number), event?.()]);
         succeeded += whole ? 1 : 0;
       }
@@ -79,15 +79,15 @@ describe('ten tabs as volunteers', () => {
     assert(succeeded >= REQUESTS * 0.99, `${succeeded} of ${REQUESTS}`);
   });
 
-  test('those that are left are relays still, and were of use', { timeout: 120000 }, async () => {
+  test('the remaining tabs are still relays, and some have forwarded cells', { timeout: 120000 }, async () => {
     const left = [1, 2, 3, 5, 6, 7, 8, 9].map((number) => tabs[number]);
     await Promise.all(left.map(reached));
-    const amounts = await Promise.all(left.map(passed));
-    // Of use are those that have the client's guard as a gateway: three gateways of five each.
+    const amounts = await Promise.all(left.map(forwardedTotal));
+    // Only a tab with the client's guard as a gateway forwards cells. Each tab has three gateways of five relays.
     assert(amounts.some((amount) => !/^0 /.test(amount)), amounts.join(', '));
   });
 
-  test('a tab searches over them', { timeout: 120000 }, async () => {
+  test('a tab searches over these volunteers', { timeout: 120000 }, async () => {
     const context = await driver.createBrowserContext();
     const page = await context.newPage();
     await page.goto(`${overlay.directory}/search`, { waitUntil: 'load' });
@@ -96,7 +96,7 @@ describe('ten tabs as volunteers', () => {
       const umbel = await connect({ network: '/umbel.json' });
       const found = [];
       const end = performance.now() + 60000;
-      // The first circuits may stand before the list of volunteers is there.
+      // The first circuits may be built before the volunteer list arrives.
       while (!found.some(({ path }) => path[1].volunteer) && performance.now() < end) {
         found.push(await umbel.search({ terms: 'message' }));
       }

@@ -1,10 +1,10 @@
-// Runs `umbel testnet`: a whole overlay on this machine, its exits' search engine and a client with a search page.
+// Runs `umbel testnet`: a complete overlay on this machine, with a search engine for its exits and a client with a search page.
 import { createInterface } from 'node:readline';
 
 import { umbel } from './program.js';
 
-// Starts one on ports of its own choosing, its relays at `address`; gives where its client's search page and SOCKS port, and its
-// directory, are.
+// Starts a testnet on free ports, with relays at `address`. Returns the addresses of the client's search page and SOCKS5 port, and of
+// the directory.
 export async function testnet({ address = '127.0.0.1', relays = 5, options = [] } = {}) {
   const ports = ['--socks=127.0.0.1:0', '--http=127.0.0.1:0', '--page=127.0.0.1:0'];
   const network = [`--relays=${relays}`, `--address=${address}`, ...options];
@@ -20,7 +20,7 @@ export async function testnet({ address = '127.0.0.1', relays = 5, options = [] 
   return {
     page: /search page (http:\S+?)\/(\s|$)/.exec(ready)[1],
     socks: /SOCKS5 (\S+)/.exec(ready)[1],
-    // It serves the pages for browsers too.
+    // The directory also serves the pages for browsers.
     directory: /directory (http:\S+)/.exec(ready)[1],
     stop: () => {
       child.kill('SIGTERM');

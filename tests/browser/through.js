@@ -1,4 +1,4 @@
-// A tab that volunteers, native clients whose circuits go through it, and what they fetch.
+// A volunteer in a tab, native clients with circuits through it, and a server for their requests.
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -13,17 +13,17 @@ import { umbel } from './program.js';
 import { testnet } from './testnet.js';
 
 export const LENGTH = 20_000_000;
-// No byte tells where it stands, so that a piece in another place is noticed.
+// Each block of 4,096 bytes begins with its position, so that a displaced piece is detected.
 const body = Buffer.alloc(LENGTH, createHash('sha512').update('umbel').digest());
 for (let at = 0; at < LENGTH; at += 4096) body.writeUInt32BE(at, at);
 
 export const sha256 = (bytes) => createHash('sha256').update(bytes).digest('hex');
 export const digest = sha256(body);
 
-const something = (request, response) => response.end(request.url === '/body' ? body : 'one byte or so');
+const defaultHandler = (request, response) => response.end(request.url === '/body' ? body : 'one byte or so');
 
-// What answers by `handler`: if not told otherwise, something to fetch, the body or a few words.
-export async function serve(handler = something) {
+// Starts a server with `handler`. By default it serves the body at /body and a few words elsewhere.
+export async function serve(handler = defaultHandler) {
   const server = createServer(handler);
   await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
   return {
@@ -35,8 +35,8 @@ export async function serve(handler = something) {
   };
 }
 
-// An overlay with its relays at `address`, an origin that answers by `handler`, and `browser`: started before the tests of this
-// suite, and stopped after them with the `clients` that the tests add.
+// Starts an overlay with relays at `address`, an origin with `handler`, and `browser` before the tests of this suite. Stops them after
+// the tests, with the `clients` that the tests have added.
 export function fixture(browser, { address, handler } = {}) {
   const all = { clients: [] };
   before(async () => {
@@ -53,7 +53,7 @@ export function fixture(browser, { address, handler } = {}) {
   return all;
 }
 
-// A tab of `driver` that volunteers in `overlay`, in a profile of its own, once it can be reached.
+// A reachable volunteer of `overlay` in a tab of `driver` with a separate profile.
 export async function volunteer(driver, overlay, limits = {}) {
   const context = await driver.createBrowserContext();
   const page = await context.newPage();
@@ -65,7 +65,7 @@ export async function volunteer(driver, overlay, limits = {}) {
   const tab = {
     page,
     state: () => page.evaluate(() => globalThis.tab.state),
-    // Waits until `holds` of its state and `value`.
+    // Waits until `holds(state, value)` is true.
     until: (holds, value, timeout = 30000) =>
       page.waitForFunction(`(${holds})(globalThis.tab.state, ${JSON.stringify(value)})`, { timeout, polling: 50 }),
     close: () => context.close(),
@@ -82,7 +82,7 @@ async function freePort() {
   return port;
 }
 
-// A native client of `overlay`, ready or not, with `options` of its own.
+// Starts a native client of `overlay` with additional `options`, without waiting until it is ready.
 export async function startClient(overlay, options = []) {
   const network = await (await fetch(`${overlay.directory}/umbel.json`)).json();
   const folder = mkdtempSync(join(tmpdir(), 'umbel-client-'));
@@ -105,7 +105,7 @@ export async function startClient(overlay, options = []) {
     }
     ended.then(() => reject(new Error(`the client ended:\n${lines.join('\n')}`)));
   });
-  // Whoever doesn't wait for it is not told.
+  // Without a caller that waits for `ready`, its failure must not be an unhandled rejection.
   ready.catch(() => undefined);
   return {
     socks: `socks5h://127.0.0.1:${port}`,
@@ -118,23 +118,23 @@ export async function startClient(overlay, options = []) {
   };
 }
 
-// The same once it is ready, its circuits by way of `middle`.
+// A native client that is ready and has `middle` as the middle relay of all circuits.
 export async function client(overlay, middle) {
-  const made = await startClient(overlay, [`--middle=${middle}`]);
+  const started = await startClient(overlay, [`--middle=${middle}`]);
   try {
-    await made.ready;
+    await started.ready;
   } catch (error) {
-    await made.stop();
+    await started.stop();
     throw error;
   }
-  return made;
+  return started;
 }
 
-// What curl has of `url` through `proxy`, and whether it says that it had all of it.
+// Fetches `url` by curl through `proxy`; `whole` is whether curl reports success.
 export const fetched = (proxy, url, options = []) =>
   new Promise((resolve) => {
-    const began = performance.now();
+    const start = performance.now();
     const all = ['--silent', '--show-error', '--proxy', proxy, ...options, url];
     execFile('curl', all, { encoding: 'buffer', maxBuffer: 2 * LENGTH }, (error, bytes) =>
-      resolve({ whole: !error, bytes, seconds: (performance.now() - began) / 1000 }));
+      resolve({ whole: !error, bytes, seconds: (performance.now() - start) / 1000 }));
   });

@@ -2,14 +2,14 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 
-import { elsewhere, unreachable } from './addresses.js';
+import { nonLoopbackAddress, skipReason } from './addresses.js';
 import { BROWSERS, launch } from './browsers.js';
 import { screenshots } from './screenshots.js';
 import { testnet } from './testnet.js';
 import { serve } from './through.js';
 
 const deadline = { timeout: 60000 };
-// More than one page of the engine that a testnet has.
+// Terms with more than one page of results in the engine of a testnet.
 const TERMS = 'message';
 
 const HOSTILE = `<!doctype html><title>Hostile</title><body onload="hacked()"><h1 id="top">Hostile page</h1>
@@ -24,9 +24,9 @@ let overlay, site;
 const seen = [];
 
 before(async () => {
-  overlay = await testnet({ address: elsewhere() });
+  overlay = await testnet({ address: nonLoopbackAddress() });
   const { status } = await fetch(`${overlay.directory}/search`);
-  assert.equal(status, 200, 'the program holds no pages: `cargo xtask web` builds them');
+  assert.equal(status, 200, 'the program has no pages: `cargo xtask web` builds them');
   site = await serve((request, response) => {
     seen.push({ url: request.url, referer: request.headers.referer, agent: request.headers['user-agent'] });
     response.setHeader('content-type', 'text/html; charset=utf-8');
@@ -46,7 +46,7 @@ after(async () => {
 
 for (const browser of Object.keys(BROWSERS)) {
   describe(browser, () => {
-    const dialling = { ...deadline, skip: unreachable(browser, elsewhere()) };
+    const dialling = { ...deadline, skip: skipReason(browser, nonLoopbackAddress()) };
     let driver;
 
     before(async () => {
@@ -55,26 +55,26 @@ for (const browser of Object.keys(BROWSERS)) {
 
     after(() => driver?.close());
 
-    // A page with a storage of its own, and every address that it and its frames ask for.
+    // A page with separate storage, and the URLs of the requests of the page and its frames.
     async function open(path, prepare) {
       const context = await driver.createBrowserContext();
       const page = await context.newPage();
-      const asked = [];
-      page.on('request', (request) => request.url().startsWith('data:') || asked.push(request.url()));
-      // Firefox says by the way what its parser thinks of a page.
+      const requested = [];
+      page.on('request', (request) => request.url().startsWith('data:') || requested.push(request.url()));
+      // Firefox reports the depth of the hostile page as an error.
       page.on('pageerror', ({ message }) => /tree is too deep/.test(message) || assert.fail(`the page threw ${message}`));
       await prepare?.(page);
       await page.goto(overlay.directory + path, { waitUntil: 'load' });
-      return { page, asked, close: () => context.close() };
+      return { page, requested, close: () => context.close() };
     }
 
-    const texts = (page, selector) => page.$$eval(selector, (all) => all.map((one) => one.textContent.trim()));
-    const says = (page, selector, words, timeout = 30000) =>
+    const texts = (page, selector) => page.$$eval(selector, (all) => all.map((element) => element.textContent.trim()));
+    const waitForText = (page, selector, words, timeout = 30000) =>
       page.waitForFunction((selector, words) => document.querySelector(selector)?.textContent.includes(words), { timeout }, selector, words);
 
-    function assertStayed(asked) {
-      assert(asked.length > 0);
-      assert.deepEqual(asked.filter((url) => !url.startsWith(`${overlay.directory}/`) && url !== 'about:srcdoc'), []);
+    function assertStayed(requested) {
+      assert(requested.length > 0);
+      assert.deepEqual(requested.filter((url) => !url.startsWith(`${overlay.directory}/`) && url !== 'about:srcdoc'), []);
     }
 
     async function search(page, terms) {
@@ -85,9 +85,9 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal(await page.$('main.words'), null, (await texts(page, 'main')).join());
     }
 
-    test('searches from the page itself, shows the way, turns the page and goes back without asking again', dialling, async () => {
-      const { page, asked, close } = await open('/search');
-      assert.equal(await page.evaluate(() => document.activeElement.id), 'q', 'the box has the keyboard');
+    test('searches from the page itself, shows the path, turns pages and goes back without a new query', dialling, async () => {
+      const { page, requested, close } = await open('/search');
+      assert.equal(await page.evaluate(() => document.activeElement.id), 'q', 'the box has the focus');
       await screenshots(page, browser, 'web-home');
       await search(page, TERMS);
       await screenshots(page, browser, 'web-results');
@@ -98,31 +98,31 @@ for (const browser of Object.keys(BROWSERS)) {
         assert(way.some((line) => line.startsWith(words)), words);
       }
       assert(way.slice(1, 4).every((line) => /\(\d+(\.\d+)? m?s\)/.test(line)), 'each relay with its time');
-      const route = await page.$eval('.route summary small', (one) => one.textContent);
+      const route = await page.$eval('.route summary small', (element) => element.textContent);
       await page.click('a[rel=next]');
-      await says(page, '.pages span', '');
+      await waitForText(page, '.pages span', '');
       await page.waitForFunction((first) => document.querySelector('.results h2')?.textContent !== first, {}, first[0]);
       assert.notDeepEqual(await texts(page, '.results h2'), first);
       await page.goBack();
       await page.waitForFunction((first) => document.querySelector('.results h2')?.textContent === first, {}, first[0]);
-      assert.equal(await page.$eval('.route summary small', (one) => one.textContent), route, 'the answer that was there');
-      assert.equal(page.url(), `${overlay.directory}/search`, 'no question stands in the address');
+      assert.equal(await page.$eval('.route summary small', (element) => element.textContent), route, 'the earlier answer is shown');
+      assert.equal(page.url(), `${overlay.directory}/search`, 'the URL has no query');
       assert.equal(await page.title(), 'Umbel search');
-      assertStayed(asked);
+      assertStayed(requested);
       await close();
     });
 
-    test('takes a question from behind the # and out of the address', dialling, async () => {
-      const { page, asked, close } = await open(`/search#q=${TERMS}`);
+    test('reads a query from the fragment and removes it from the URL', dialling, async () => {
+      const { page, requested, close } = await open(`/search#q=${TERMS}`);
       await page.waitForSelector('.results li', { timeout: 30000 });
       assert.equal(page.url(), `${overlay.directory}/search`);
       await page.reload();
       await page.waitForSelector('.results li', { timeout: 30000 });
-      assertStayed(asked);
+      assertStayed(requested);
       await close();
     });
 
-    test('goes by keys from the box to results and pages', dialling, async () => {
+    test('moves by keys between box, results and pages', dialling, async () => {
       const { page, close } = await open(`/search#q=${TERMS}`);
       await page.waitForSelector('.results li', { timeout: 30000 });
       const focused = () => page.evaluate(() => document.activeElement.textContent.trim());
@@ -134,44 +134,44 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal(await page.evaluate(() => document.activeElement.id), 'q');
       await page.evaluate(() => document.activeElement.blur());
       await page.keyboard.press('n');
-      await says(page, '.pages', 'Page 2');
+      await waitForText(page, '.pages', 'Page 2');
       await close();
     });
 
-    test('a hostile page in the reader view loads, runs and opens nothing, and its links stay there', dialling, async () => {
+    test('a hostile page in the reader view loads, runs and opens nothing, and its links open in the view', dialling, async () => {
       const before = seen.length;
-      const { page, asked, close } = await open(`/search#read=${encodeURIComponent(`${site.at}/#x`)}`);
+      const { page, requested, close } = await open(`/search#read=${encodeURIComponent(`${site.at}/#x`)}`);
       await page.waitForSelector('iframe.reader', { timeout: 30000 });
-      await says(page, '.bar', 'fetched by an exit');
-      await says(page, '.warn', 'was not encrypted by');
+      await waitForText(page, '.bar', 'fetched by an exit');
+      await waitForText(page, '.warn', 'was not encrypted by');
       const frame = await (await page.$('iframe.reader')).contentFrame();
       await frame.waitForSelector('#page-next');
-      assert.equal(await frame.$eval('h1', (one) => one.textContent), 'Hostile page');
+      assert.equal(await frame.$eval('h1', (element) => element.textContent), 'Hostile page');
       const left = await frame.$$eval('script, img, body link, iframe, body meta, form, [onload], [onerror]', (all) => all.length);
       assert.equal(left, 0);
-      assert.equal(await frame.$('#page-bad'), null, 'a link that runs is none');
+      assert.equal(await frame.$('#page-bad'), null, 'a javascript: URL is removed');
       assert.equal(await page.title(), 'Umbel search');
       await frame.click('#page-next');
-      await says(page, '.title', 'Next');
+      await waitForText(page, '.title', 'Next');
       const since = seen.slice(before);
       assert(since.some(({ url }) => url === '/next'));
-      assert(since.every(({ referer, agent }) => referer === undefined && !/chrom|firefox/i.test(agent ?? '')), 'the exit asked');
+      assert(since.every(({ referer, agent }) => referer === undefined && !/chrom|firefox/i.test(agent ?? '')), 'the exit sent the requests');
       await page.goBack();
-      await says(page, '.title', 'Hostile');
+      await waitForText(page, '.title', 'Hostile');
       await screenshots(page, browser, 'web-reader');
-      assertStayed(asked);
+      assertStayed(requested);
       await close();
     });
 
-    test('opens outside only after a step of its own, without a referrer', dialling, async () => {
-      const { page, asked, close } = await open(`/search#q=${TERMS}`);
+    test('opens another site only after confirmation, without a referrer', dialling, async () => {
+      const { page, requested, close } = await open(`/search#q=${TERMS}`);
       await page.waitForSelector('.results li', { timeout: 30000 });
       await page.click('.aside button');
-      await says(page, 'h1', 'directly in your browser?');
+      await waitForText(page, 'h1', 'directly in your browser?');
       await screenshots(page, browser, 'web-leave');
-      const links = await page.$$eval('a[href]', (all) => all.map((one) => one.href));
+      const links = await page.$$eval('a[href]', (all) => all.map((element) => element.href));
       assert.deepEqual(links.filter((link) => !link.startsWith(`${overlay.directory}/`)), []);
-      assertStayed(asked);
+      assertStayed(requested);
       const popup = new Promise((resolve) => page.browserContext().once('targetcreated', resolve));
       await page.click('.choices .quiet');
       const opened = await (await popup).page();
@@ -183,83 +183,83 @@ for (const browser of Object.keys(BROWSERS)) {
       ['no-webrtc', 'can’t reach the relays', 'can’t reach the relays', (page) => page.evaluateOnNewDocument(() => delete globalThis.RTCPeerConnection)],
       ['clock', 'clock is wrong', 'clock', (page) => page.evaluateOnNewDocument(() => {
         const now = Date.now.bind(Date);
-        // Further off than a consensus is valid.
+        // Further than the validity of a consensus.
         Date.now = () => now() - 3 * 24 * 3600 * 1000;
       })],
-      ['network', 'network can’t be reached', 'directory can\'t be reached', (page) => answering(page, (request) => request.abort('connectionrefused'))],
-      ['consensus', 'is not valid', 'answer is not a valid document, so it is not used', (page) => answering(page, (request) =>
+      ['network', 'network can’t be reached', 'directory can\'t be reached', (page) => interceptDirectory(page, (request) => request.abort('connectionrefused'))],
+      ['consensus', 'is not valid', 'answer is not a valid document, so it is not used', (page) => interceptDirectory(page, (request) =>
         request.respond({ status: 200, contentType: 'application/x-protobuf', body: 'no consensus' }))],
     ];
 
-    // Has all that is asked of the directory answered by `answer`.
-    async function answering(page, answer) {
+    // Answers all requests to the directory's API by `answer`.
+    async function interceptDirectory(page, answer) {
       await page.setRequestInterception(true);
       page.on('request', (request) => (request.url().includes('/v1/') ? answer(request) : request.continue()));
     }
 
     for (const [name, found, relayed, prepare] of failures) {
-      test(`${name}: said in plain words on both pages, and nothing is sent`, deadline, async () => {
+      test(`${name}: both pages report the failure and send nothing`, deadline, async () => {
         for (const [path, place, words] of [['/search', '.warn', found], ['/volunteer', '#power', relayed]]) {
-          const { page, asked, close } = await open(path, prepare);
+          const { page, requested, close } = await open(path, prepare);
           if (path === '/volunteer') await page.click('#switch');
-          await says(page, place, words);
+          await waitForText(page, place, words);
           await screenshots(page, browser, `web-${name}${path.replace('/', '-')}`);
-          assertStayed(asked);
+          assertStayed(requested);
           await close();
         }
       });
     }
 
-    test('one switch makes the tab a relay, which it is again after a reload, until it is turned off', dialling, async () => {
-      const { page, asked, close } = await open('/volunteer');
+    test('one switch makes the tab a relay, also after a reload, until it is turned off', dialling, async () => {
+      const { page, requested, close } = await open('/volunteer');
       assert.deepEqual(await texts(page, '#state'), ['Off']);
       await screenshots(page, browser, 'web-off');
       await page.focus('#switch');
       await page.keyboard.press(' ');
-      await says(page, '#why', 'gateway');
-      await says(page, '#state', 'On');
-      assert.equal(await page.$eval('#switch', (one) => one.getAttribute('aria-checked')), 'true');
+      await waitForText(page, '#why', 'gateway');
+      await waitForText(page, '#state', 'On');
+      assert.equal(await page.$eval('#switch', (element) => element.getAttribute('aria-checked')), 'true');
       await screenshots(page, browser, 'web-on');
       await page.reload();
-      await says(page, '#why', 'gateway');
+      await waitForText(page, '#why', 'gateway');
       await page.click('#switch');
-      await says(page, '#state', 'Off');
+      await waitForText(page, '#state', 'Off');
       await page.reload();
-      await says(page, '#state', 'Off');
-      await page.$$eval('details', (all) => all.forEach((one) => (one.open = true)));
+      await waitForText(page, '#state', 'Off');
+      await page.$$eval('details', (all) => all.forEach((element) => (element.open = true)));
       await screenshots(page, browser, 'web-open');
-      assertStayed(asked);
+      assertStayed(requested);
       await close();
     });
 
-    test('a second tab waits and says so, and takes over when the first is closed', dialling, async () => {
+    test('a second tab reports that it waits, and starts when the first is closed', dialling, async () => {
       const { page, close } = await open('/volunteer');
       await page.click('#switch');
-      await says(page, '#why', 'gateway');
+      await waitForText(page, '#why', 'gateway');
       const second = await page.browserContext().newPage();
       await second.goto(`${overlay.directory}/volunteer`, { waitUntil: 'load' });
-      await says(second, '#state', 'Paused');
-      await says(second, '#why', 'Another tab');
+      await waitForText(second, '#state', 'Paused');
+      await waitForText(second, '#why', 'Another tab');
       await screenshots(second, browser, 'web-paused');
       await page.close();
-      await says(second, '#state', 'On');
+      await waitForText(second, '#state', 'On');
       await close();
     });
 
-    test('that no relay can be reached is said as such', dialling, async () => {
-      const { page, asked, close } = await open('/volunteer', (page) => page.evaluateOnNewDocument(() => {
-        // As behind a firewall that lets no UDP through: dials come to nothing.
+    test('a volunteer reports that no relay can be reached', dialling, async () => {
+      const { page, requested, close } = await open('/volunteer', (page) => page.evaluateOnNewDocument(() => {
+        // Dials never complete, as behind a firewall that blocks UDP.
         RTCPeerConnection.prototype.setRemoteDescription = () => new Promise(() => undefined);
       }));
       await page.click('#switch');
-      // It is patient for 25 seconds.
-      await says(page, '#state', 'not reachable', 50000);
+      // The time limit for the first gateway is 25 s.
+      await waitForText(page, '#state', 'not reachable', 50000);
       await screenshots(page, browser, 'web-unreachable');
-      assertStayed(asked);
+      assertStayed(requested);
       await close();
     });
 
-    const keepingNothing = {
+    const withoutStorage = {
       denies: (page) => page.evaluateOnNewDocument(() => {
         IDBFactory.prototype.open = () => {
           throw new DOMException('denied', 'SecurityError');
@@ -279,42 +279,42 @@ for (const browser of Object.keys(BROWSERS)) {
       }),
     };
 
-    for (const [how, prepare] of Object.entries(keepingNothing)) {
-      test(`a browser that ${how} storage volunteers and searches all the same, and says what that means`, dialling, async () => {
+    for (const [how, prepare] of Object.entries(withoutStorage)) {
+      test(`a browser that ${how} storage volunteers and searches, and reports the lack of storage`, dialling, async () => {
         const volunteer = await open('/volunteer', prepare);
         await volunteer.page.click('#switch');
-        await says(volunteer.page, '#why', 'stores nothing');
-        assertStayed(volunteer.asked);
+        await waitForText(volunteer.page, '#why', 'stores nothing');
+        assertStayed(volunteer.requested);
         await volunteer.close();
-        const { page, asked, close } = await open(`/search#q=${TERMS}`, prepare);
+        const { page, requested, close } = await open(`/search#q=${TERMS}`, prepare);
         await page.waitForSelector('.results li', { timeout: 30000 });
-        assertStayed(asked);
+        assertStayed(requested);
         await close();
       });
     }
 
-    // Whether one of a dozen searches does: each has a circuit of its own, and one volunteer has no more than its part of them.
-    async function goesByVolunteer(page) {
+    // Whether one of twelve searches uses the volunteer. Each search has a separate circuit, and only some circuits use the volunteer.
+    async function usesVolunteer(page) {
       await search(page, TERMS);
-      for (let asked = 1; asked <= 12; asked++) {
+      for (let requested = 1; requested <= 12; requested++) {
         if ((await texts(page, '.route li'))[2].includes('volunteer')) return true;
-        // What was asked before would be shown again without asking.
-        await page.$eval('.route', (one) => (one.id = 'before'));
-        await page.type('#q', ` ${asked}`);
+        // The terms differ each time, because an earlier query is shown again without a new search.
+        await page.$eval('.route', (element) => (element.id = 'before'));
+        await page.type('#q', ` ${requested}`);
         await page.keyboard.press('Enter');
         await page.waitForSelector('.route:not(#before)', { timeout: 30000 });
       }
       return false;
     }
 
-    test('one tab searches by way of another, which shows that it helps', { ...dialling, timeout: 120000 }, async () => {
+    test('one tab searches through another, which shows its forwarded bytes', { ...dialling, timeout: 120000 }, async () => {
       const helper = await open('/volunteer');
       await helper.page.click('#switch');
-      await says(helper.page, '#why', 'gateway');
+      await waitForText(helper.page, '#why', 'gateway');
       let seeker = await open('/search');
-      // Each page has a guard of its own, which may be none of the volunteer's gateways.
-      for (let opened = 1; !(await goesByVolunteer(seeker.page)); opened++) {
-        assert(opened < 10, 'no search went by the volunteer');
+      // Each page has its own guard, which may not be a gateway of the volunteer.
+      for (let opened = 1; !(await usesVolunteer(seeker.page)); opened++) {
+        assert(opened < 10, 'no search used the volunteer');
         await seeker.close();
         seeker = await open('/search');
       }
@@ -322,25 +322,25 @@ for (const browser of Object.keys(BROWSERS)) {
       await helper.page.bringToFront();
       await helper.page.waitForFunction(() => document.querySelector('#total').textContent !== '0 bytes', { timeout: 10000 });
       await screenshots(helper.page, browser, 'web-helping');
-      assertStayed(helper.asked);
-      assertStayed(seeker.asked);
+      assertStayed(helper.requested);
+      assertStayed(seeker.requested);
       await seeker.close();
       await helper.close();
     });
 
-    test('what is chosen as a limit is kept', deadline, async () => {
+    test('a chosen limit persists', deadline, async () => {
       const { page, close } = await open('/volunteer');
       await page.click('#limits summary');
       await page.select('select[name=rate]', '500000');
       await page.select('select[name=total]', '');
       await page.reload();
-      assert.equal(await page.$eval('select[name=rate]', (one) => one.value), '500000');
+      assert.equal(await page.$eval('select[name=rate]', (element) => element.value), '500000');
       assert.match((await texts(page, '#limits-now'))[0], /^at most 500 kB\/s/);
       assert.deepEqual(await texts(page, '#exit-now'), ['off']);
       await close();
     });
 
-    test('another site’s program searches by the library and has an exit fetch', dialling, async () => {
+    test('a program of another site searches and sends delegated requests by the library', dialling, async () => {
       const context = await driver.createBrowserContext();
       const page = await context.newPage();
       await page.goto(`${site.at}/next`, { waitUntil: 'load' });
@@ -350,7 +350,7 @@ for (const browser of Object.keys(BROWSERS)) {
         const { results, path } = await umbel.search({ terms });
         const { body } = await umbel.request({ url });
         const refused = await umbel.search({ terms: '' }).catch((error) => error);
-        // The second module is had from there too; nobody listens at this port.
+        // The second module is loaded from the directory too. No server listens on this port.
         const unanswered = await umbel.fetch('https://127.0.0.1:1/').catch((error) => error.message);
         const outcome = { results: results.length, hops: path.length, text: new TextDecoder().decode(body), typed: refused instanceof UmbelError, unanswered };
         umbel.close();
@@ -364,19 +364,19 @@ for (const browser of Object.keys(BROWSERS)) {
       await context.close();
     });
 
-    test('the badge asks for nothing before it is clicked, and the page it opens can’t be framed', deadline, async () => {
+    test('the badge loads nothing before a click, and the page that it opens can’t be framed', deadline, async () => {
       const context = await driver.createBrowserContext();
       const page = await context.newPage();
-      const asked = [];
-      page.on('request', (request) => asked.push({ url: request.url(), referer: request.headers().referer }));
+      const requested = [];
+      page.on('request', (request) => requested.push({ url: request.url(), referer: request.headers().referer }));
       await page.goto(`${site.at}/badge`, { waitUntil: 'load' });
       await page.waitForSelector('umbel-badge');
-      assert.equal((await texts(page, '#around'))[0].replace(/\s+/g, ' '), 'Before after', 'the site is as it was');
-      const ours = asked.filter(({ url }) => url.startsWith(overlay.directory));
-      assert.deepEqual(ours.map(({ url }) => url.slice(overlay.directory.length)).sort(), ['/badge.js', '/volunteer'], 'the second by the frame');
+      assert.equal((await texts(page, '#around'))[0].replace(/\s+/g, ' '), 'Before after', 'the site is unchanged');
+      const ours = requested.filter(({ url }) => url.startsWith(overlay.directory));
+      assert.deepEqual(ours.map(({ url }) => url.slice(overlay.directory.length)).sort(), ['/badge.js', '/volunteer'], 'the frame loads the second');
       assert.equal(ours.find(({ url }) => url.endsWith('badge.js')).referer ?? '', '');
       const [framed] = page.frames().filter((frame) => frame !== page.mainFrame());
-      assert.equal(await framed.$$eval('#switch', (all) => all.length).catch(() => 0), 0, 'nothing is framed');
+      assert.equal(await framed.$$eval('#switch', (all) => all.length).catch(() => 0), 0, 'the frame shows no page');
       const popup = new Promise((resolve) => context.once('targetcreated', resolve));
       await page.click('umbel-badge');
       const opened = await (await popup).page();

@@ -1,4 +1,4 @@
-//! Who takes part in a chain: an origin, relays with an exit behind them, and a tap on what each sends.
+//! The parties of a chain: an origin, relays with exits, and a tap on the output of each.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,7 +12,7 @@ use umbel::{
     wire::{CELL_LEN, Cell, EndReason},
 };
 
-/// Byte `at` of what every sender sends.
+/// Byte `at` of every sent stream.
 pub(crate) fn pattern(at: usize) -> u8 {
     (at.wrapping_mul(31) ^ (at >> 8).wrapping_mul(7)) as u8
 }
@@ -32,7 +32,7 @@ pub(crate) struct OriginParty {
     pub(crate) hops_built: Vec<HopIndex>,
     pub(crate) built: bool,
     pub(crate) closed: Option<CircuitError>,
-    /// The next hop was answered to be gone.
+    /// The next hop was reported as gone.
     pub(crate) gone: bool,
     pub(crate) stream: Option<StreamId>,
     pub(crate) connected: bool,
@@ -40,7 +40,7 @@ pub(crate) struct OriginParty {
     pub(crate) to_send: usize,
     pub(crate) sent: usize,
     pub(crate) received: Vec<u8>,
-    /// Takes bytes, but says that it has not used them.
+    /// Takes bytes, but does not report them as consumed.
     pub(crate) stalled: bool,
     pub(crate) finished: bool,
     pub(crate) ended: Option<EndReason>,
@@ -119,10 +119,10 @@ impl OriginParty {
     }
 }
 
-/// A relay, and what its exit has seen.
+/// A relay, with the state of its exit.
 pub(crate) struct RelayParty {
     pub(crate) relay: Relay,
-    /// Bytes that the target sends on each stream, then it has finished.
+    /// Bytes that the target sends on each stream before it finishes.
     pub(crate) serves: usize,
     pub(crate) sent: BTreeMap<ExitStream, usize>,
     pub(crate) received: Vec<u8>,
@@ -175,36 +175,36 @@ pub(crate) enum Party {
     Relay(Box<RelayParty>),
 }
 
-/// Where a cell goes.
+/// The direction of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     Forward,
     Backward,
 }
 
-/// What a hostile node does to one of the cells it sends.
+/// The tampering of a hostile node with one of its sent cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tamper {
     /// Flips a bit of this byte of the body.
     Alter(usize),
     Drop,
     Replay,
-    /// Lets the next cell overtake it.
+    /// Sends the cell after the next one.
     Reorder,
 }
 
-/// Stands between a party and the network: sees, and on request changes, what the party sends.
+/// A tap between a party and the network. It records the sent cells and modifies one on request.
 pub(crate) struct Tapped {
     pub(crate) party: Party,
     links: BTreeMap<LinkId, Direction>,
-    /// To do: to the cell with this command (code) in this direction, after letting so many pass.
+    /// The pending tampering: direction and command code of the cells, number of cells to skip, kind.
     pub(crate) tamper: Option<(Direction, u8, usize, Tamper)>,
     held: Option<[u8; CELL_LEN]>,
     outbox: VecDeque<Transmit>,
-    /// When it first sent a DESTROY.
+    /// The time of the first sent DESTROY.
     pub(crate) destroyed_at: Option<Instant>,
-    /// RELAY cells sent.
-    pub(crate) relayed: BTreeMap<u8, usize>,
+    /// Number of sent cells by command code.
+    pub(crate) sent_cells: BTreeMap<u8, usize>,
 }
 
 const RELAY: u8 = 3;
@@ -219,7 +219,7 @@ impl Tapped {
             held: None,
             outbox: VecDeque::new(),
             destroyed_at: None,
-            relayed: BTreeMap::new(),
+            sent_cells: BTreeMap::new(),
         }
     }
 
@@ -237,7 +237,7 @@ impl Tapped {
         }
     }
 
-    /// Whether what was to be done has been done.
+    /// Whether the requested tampering is complete.
     pub(crate) fn has_tampered(&self) -> bool {
         self.tamper.is_none() && self.held.is_none()
     }
@@ -271,7 +271,7 @@ impl Tapped {
                 );
                 self.destroyed_at.get_or_insert(now);
             }
-            *self.relayed.entry(cell[4]).or_default() += 1;
+            *self.sent_cells.entry(cell[4]).or_default() += 1;
             self.tamper_with(direction, cell, &mut cells);
         }
         for part in cells.chunks(16) {
@@ -287,12 +287,12 @@ impl Tapped {
             return;
         }
         match &mut self.tamper {
-            Some((which, command, skip, what)) if *which == direction && *command == cell[4] => {
+            Some((which, command, skip, kind)) if *which == direction && *command == cell[4] => {
                 if *skip > 0 {
                     *skip -= 1;
                     return cells.push(cell);
                 }
-                match what {
+                match kind {
                     Tamper::Alter(at) => {
                         cell[5 + *at] ^= 0x10;
                         cells.push(cell);
@@ -320,6 +320,8 @@ impl LinkMachine for OriginParty {
         }
     }
 
+    fn handle_batch_end(&mut self, _: Instant, _: &mut dyn CryptoRng) {}
+
     fn poll_transmit(&mut self, now: Instant, _: &mut dyn CryptoRng) -> Option<Transmit> {
         self.channels.poll_transmit(now)
     }
@@ -343,6 +345,10 @@ impl LinkMachine for Tapped {
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.core().handle_timeout(now, rng);
         self.work(now, rng);
+    }
+
+    fn handle_batch_end(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.core().handle_batch_end(now, rng);
     }
 
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {

@@ -1,4 +1,4 @@
-//! A consensus of relays in a simulated network, and an origin before them.
+//! A simulated network with a consensus of relays and an origin.
 
 use core::time::Duration;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::party::{OriginParty, Party, RelayParty, Tapped};
 const TODAY: WallTime = WallTime::from_unix(1_800_000_000);
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-/// An origin and relays; the relays know of each other, the origin of the first.
+/// An origin and relays of one consensus.
 pub(crate) struct Chain {
     pub(crate) world: World<Tapped>,
     pub(crate) origin: NodeId,
@@ -31,7 +31,7 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// `relays` relays that are exits, nothing joined yet.
+    /// An origin and `relays` exits, without links.
     pub(crate) fn new(seed: u64, relays: usize) -> Self {
         let parameters = RelayParameters { exit: true, ..RelayParameters::default() };
         Self::with(seed, relays, &parameters)
@@ -67,7 +67,7 @@ impl Chain {
         chain
     }
 
-    /// One more origin.
+    /// Adds another origin.
     pub(crate) fn add_origin(&mut self, address: &str) -> NodeId {
         let node = self.world.add_node(address.parse().unwrap(), false);
         let channels = Channels::new(LocalRole::Anonymous, ChannelParameters::default());
@@ -75,7 +75,7 @@ impl Chain {
         node
     }
 
-    /// Joins `origin` to the first relay and begins a circuit over `path`.
+    /// Opens a channel from `origin` to the first relay of `path`, and starts a circuit over `path`.
     pub(crate) fn start(&mut self, origin: NodeId, path: Vec<RelayKeys>) {
         let target = self.consensus.relay(&path[0].identity).unwrap().dial_target();
         self.world.with(origin, |tapped, now, _| tapped.origin().channels.connect(now, &target));
@@ -104,7 +104,7 @@ impl Chain {
         self.world.with(origin, |tapped, now, _| {
             let party = tapped.origin();
             let target = Target { host: Host::parse("example.org").unwrap(), port: 443 };
-            party.stream = Some(party.origin.as_mut().unwrap().1.begin(now, target).unwrap());
+            party.stream = Some(party.origin.as_mut().unwrap().1.open(now, target).unwrap());
         });
     }
 
@@ -113,7 +113,7 @@ impl Chain {
         assert!(self.until(|chain| chain.origin_is(origin, |party| party.connected)), "the stream is connected");
     }
 
-    /// Lets the world go on until `done`; `false` if that takes too long.
+    /// Advances the simulation until `done`; returns `false` after [`LIMIT`].
     pub(crate) fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) -> bool {
         let end = self.world.now().after(LIMIT);
         while !done(self) {
@@ -124,22 +124,22 @@ impl Chain {
         true
     }
 
-    /// Lets so much time pass.
+    /// Advances the simulation by `time`.
     pub(crate) fn pass(&mut self, time: Duration) {
         let end = self.world.now().after(time);
         while self.world.step(end) {}
     }
 
-    pub(crate) fn at_origin<T>(&mut self, origin: NodeId, act: impl FnOnce(&mut OriginParty) -> T) -> T {
-        self.world.with(origin, |tapped, _, _| act(tapped.origin())).unwrap()
+    pub(crate) fn at_origin<T>(&mut self, origin: NodeId, action: impl FnOnce(&mut OriginParty) -> T) -> T {
+        self.world.with(origin, |tapped, _, _| action(tapped.origin())).unwrap()
     }
 
     pub(crate) fn origin_is(&mut self, origin: NodeId, test: impl FnOnce(&OriginParty) -> bool) -> bool {
         self.at_origin(origin, |party| test(party))
     }
 
-    pub(crate) fn at_relay<T>(&mut self, number: usize, act: impl FnOnce(&mut RelayParty) -> T) -> T {
-        self.world.with(self.relays[number - 1], |tapped, _, _| act(tapped.relay())).unwrap()
+    pub(crate) fn at_relay<T>(&mut self, number: usize, action: impl FnOnce(&mut RelayParty) -> T) -> T {
+        self.world.with(self.relays[number - 1], |tapped, _, _| action(tapped.relay())).unwrap()
     }
 
     pub(crate) fn unlisted(&self) -> RelayKeys {
@@ -164,7 +164,7 @@ fn profile(world: &World<Tapped>, node: NodeId, identity: &IdentityKey, onion_se
     }
 }
 
-/// Lets an authority find every relay proved, and publish.
+/// Reports every relay to the authority as proved, and returns the published consensus.
 fn publish(authority: &mut Authority) -> Consensus {
     let id = authority.id();
     while let Some(event) = authority.poll_event() {
@@ -174,7 +174,9 @@ fn publish(authority: &mut Authority) -> Consensus {
                 let unverified = UnverifiedConsensus::decode(signed.as_bytes()).unwrap();
                 return unverified.verify(&[id], TODAY, None).unwrap();
             }
-            AuthorityEvent::PublishVolunteers(_) | AuthorityEvent::Remember { .. } | AuthorityEvent::Forget(_) => {}
+            AuthorityEvent::PublishVolunteers(_)
+            | AuthorityEvent::StoreRecord { .. }
+            | AuthorityEvent::DeleteRecord(_) => {}
         }
     }
     panic!("the authority did not publish");

@@ -53,11 +53,11 @@ pub(crate) fn dialling(relay: &Endpoint) -> (Endpoint, Vec<u8>) {
 }
 
 /// Passes the relay a datagram and returns its answers, asserting that none is larger.
-fn strike(relay: &mut Endpoint, now: Instant, remote: SocketAddr, datagram: &[u8]) -> Vec<Vec<u8>> {
+fn deliver(relay: &mut Endpoint, now: Instant, remote: SocketAddr, datagram: &[u8]) -> Vec<Vec<u8>> {
     relay.handle_datagram(now, SocketRoute { port: 0, remote }, &mut datagram.to_vec());
     let answers = sent(relay, now);
     let bytes: usize = answers.iter().map(Vec::len).sum();
-    assert!(bytes <= datagram.len(), "{bytes} bytes for {} of a stranger", datagram.len());
+    assert!(bytes <= datagram.len(), "{bytes} bytes for {} of an unverified peer", datagram.len());
     answers
 }
 
@@ -66,7 +66,7 @@ fn a_flood_of_garbage_creates_no_state_and_gets_no_answer() {
     let (mut relay, mut chance) = (relay(), Chance(1));
     for number in 0..50_000 {
         let mut datagram: Vec<u8> = (0..chance.next() % 1_400).map(|_| chance.next() as u8).collect();
-        // All values of the first byte; half of them in the form of records or checks.
+        // The first byte varies. Half of the longer datagrams have the form of DTLS handshake records.
         if let Some(first) = datagram.first_mut() {
             *first = number as u8;
         }
@@ -75,22 +75,22 @@ fn a_flood_of_garbage_creates_no_state_and_gets_no_answer() {
             datagram[..13].copy_from_slice(&[22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, record[0], record[1]]);
             datagram[13] = 1;
         }
-        assert!(strike(&mut relay, Instant::START, source(number % 100), &datagram).is_empty());
+        assert!(deliver(&mut relay, Instant::START, source(number % 100), &datagram).is_empty());
     }
     assert_eq!((relay.counts().links, relay.counts().half_open), (0, 0));
     assert!(relay.poll_link_event().is_none() && relay.poll_timeout().is_none());
 }
 
 #[test]
-fn a_flood_of_spoofed_hellos_creates_no_state_and_no_more_bytes() {
+fn a_flood_of_spoofed_hellos_creates_no_state_and_no_amplification() {
     let mut relay = relay();
     let (_, hello) = dialling(&relay);
     for number in 0..50_000u64 {
         let mut hello = hello.clone();
         hello[27..35].copy_from_slice(&number.to_be_bytes()); // the client random
-        let answers = strike(&mut relay, Instant::START, source(number), &hello);
+        let answers = deliver(&mut relay, Instant::START, source(number), &hello);
         assert_eq!(answers.len(), 1);
-        // A cookie of another client.
+        // A forged cookie.
         let mut second = hello.clone();
         let at = 60;
         second.splice(at..=at, [32].into_iter().chain([number as u8; 32]));
@@ -98,7 +98,7 @@ fn a_flood_of_spoofed_hellos_creates_no_state_and_no_more_bytes() {
             let old = u16::from_be_bytes([second[length], second[length + 1]]);
             second[length..length + 2].copy_from_slice(&(old + 32).to_be_bytes());
         }
-        assert!(strike(&mut relay, Instant::START, source(number), &second).is_empty());
+        assert!(deliver(&mut relay, Instant::START, source(number), &second).is_empty());
     }
     let counts = relay.counts();
     assert_eq!((counts.links, counts.half_open), (0, 0));
@@ -106,10 +106,10 @@ fn a_flood_of_spoofed_hellos_creates_no_state_and_no_more_bytes() {
     assert!(relay.poll_timeout().is_none());
 }
 
-/// Returns a cookie from `remote`, and nothing more.
+/// Starts a handshake from `remote`: returns the cookie to the relay and sends nothing more.
 fn half_open(relay: &mut Endpoint, now: Instant, remote: SocketAddr) {
     let (mut client, hello) = dialling(relay);
-    let mut answers = strike(relay, now, remote, &hello);
+    let mut answers = deliver(relay, now, remote, &hello);
     let back = SocketRoute { port: 0, remote: ([192, 0, 2, 1], 4443).into() };
     client.handle_datagram(Instant::START, back, &mut answers[0]);
     for mut datagram in sent(&mut client, Instant::START) {
@@ -119,7 +119,7 @@ fn half_open(relay: &mut Endpoint, now: Instant, remote: SocketAddr) {
 }
 
 #[test]
-fn one_source_cannot_take_all_half_open_links_and_they_do_not_last() {
+fn half_open_links_are_capped_for_each_source_and_time_out() {
     let mut relay = relay();
     let now = Instant::START;
     for port in 1..=100 {
@@ -142,11 +142,11 @@ fn one_source_cannot_take_all_half_open_links_and_they_do_not_last() {
 }
 
 #[test]
-fn a_hello_with_a_cookie_again_and_again_makes_one_link() {
+fn repeated_hellos_with_one_cookie_create_one_link() {
     let mut relay = relay();
     let remote = source(1);
     let (mut client, hello) = dialling(&relay);
-    let mut answers = strike(&mut relay, Instant::START, remote, &hello);
+    let mut answers = deliver(&mut relay, Instant::START, remote, &hello);
     client.handle_datagram(
         Instant::START,
         SocketRoute { port: 0, remote: ([192, 0, 2, 1], 4443).into() },
@@ -164,20 +164,20 @@ fn a_hello_with_a_cookie_again_and_again_makes_one_link() {
     assert_eq!(relay.counts().links, 1);
     // From another address the cookie is invalid.
     for datagram in &second {
-        assert!(strike(&mut relay, Instant::START, source(2), datagram).is_empty());
+        assert!(deliver(&mut relay, Instant::START, source(2), datagram).is_empty());
     }
     assert_eq!(relay.counts().links, 1);
 }
 
 #[test]
-fn nothing_forged_from_the_peers_address_breaks_an_open_link() {
+fn forged_datagrams_from_the_peers_address_break_no_open_link() {
     let (mut world, at_client, _) = linked(20, Mischief::default());
     let (to_relay, to_client) = (world.nodes[CLIENT].dials_from(), world.nodes[RELAY].address());
     let (_, hello) = dialling(&world.nodes[RELAY].endpoint);
     let mut chance = Chance(21);
     for number in 0..20_000u64 {
         let mut forged = match number % 5 {
-            // Application data, an alert or a handshake message sealed by no valid key.
+            // Application data, an alert or a handshake message, sealed without a valid key.
             0 => vec![23, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 1, 0, 0, 64],
             1 => vec![21, 0xfe, 0xfd, 0, 1, 0, 0, 0, 0, 1, 0, 0, 26],
             // An unencrypted fatal alert.
@@ -194,7 +194,7 @@ fn nothing_forged_from_the_peers_address_breaks_an_open_link() {
     }
     let message = b"still there"[..].into();
     world.transmit(CLIENT, Transmit::Message { link: at_client, lane: Lane::FIRST, message });
-    world.run_until(Duration::from_secs(5), "the message is there", |world| {
+    world.run_until(Duration::from_secs(5), "the message has arrived", |world| {
         let events = &world.nodes[RELAY].events;
         events
             .iter()

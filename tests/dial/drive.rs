@@ -46,15 +46,15 @@ impl Driven {
         self.endpoint.handle_transmit(now, transmit);
     }
 
-    /// Sends, waits at most `patience` for datagrams or a deadline, and returns the events. `react` may answer each
-    /// event at once.
-    pub(crate) async fn turn(&mut self, patience: Duration, mut react: impl FnMut(LinkEvent, &mut Vec<Transmit>)) {
-        let mut asked = Vec::new();
+    /// Passes each event to `react`, which may add outputs, then sends, and waits at most `max_wait` for datagrams or a
+    /// deadline.
+    pub(crate) async fn turn(&mut self, max_wait: Duration, mut react: impl FnMut(LinkEvent, &mut Vec<Transmit>)) {
+        let mut outputs = Vec::new();
         let now = loop {
             while let Some(event) = self.endpoint.poll_link_event() {
-                react(event, &mut asked);
+                react(event, &mut outputs);
             }
-            for transmit in asked.drain(..) {
+            for transmit in outputs.drain(..) {
                 self.transmit(transmit);
             }
             let now = self.now();
@@ -63,7 +63,7 @@ impl Driven {
                 break now;
             }
         };
-        let due = self.endpoint.poll_timeout().map_or(patience, |at| at.since(now)).min(patience);
+        let due = self.endpoint.poll_timeout().map_or(max_wait, |at| at.since(now)).min(max_wait);
         let _ = tokio::time::timeout(due, self.sockets.readable()).await;
         let now = self.now();
         let endpoint = &mut self.endpoint;
@@ -73,11 +73,11 @@ impl Driven {
 }
 
 /// Sends every message back over the lane on which it arrived.
-pub(crate) fn echo(event: LinkEvent, asked: &mut Vec<Transmit>) {
+pub(crate) fn echo(event: LinkEvent, outputs: &mut Vec<Transmit>) {
     if let LinkEvent::Message { link, lane, message } = event {
         // A browser's message may be longer than a node's.
         for piece in message.to_vec().chunks(17 << 10) {
-            asked.push(Transmit::Message { link, lane, message: piece.into() });
+            outputs.push(Transmit::Message { link, lane, message: piece.into() });
         }
     }
 }

@@ -70,7 +70,7 @@ async fn until(driven: &mut Driven, what: &str, mut done: impl FnMut(LinkEvent, 
     let mut over = false;
     while !over {
         assert!(started.elapsed() < DEADLINE, "{what}");
-        driven.turn(Duration::from_millis(50), |event, asked| over |= done(event, asked)).await;
+        driven.turn(Duration::from_millis(50), |event, outputs| over |= done(event, outputs)).await;
     }
 }
 
@@ -84,14 +84,14 @@ async fn twenty_relays_are_dialled_at_once_and_echo_over_ipv4_and_ipv6() {
             client.transmit(Transmit::Dial(target));
         }
         let (mut numbers, mut echoes) = (HashMap::new(), 0);
-        until(&mut client, "twenty links echo", |event, asked| {
+        until(&mut client, "twenty links echo", |event, outputs| {
             match event {
                 LinkEvent::Opened { link, opened } => {
                     let [number, ..] = *opened.dialled.unwrap().as_bytes();
                     numbers.insert(link, number);
                     for lane in 0..4 {
                         let (lane, message) = (Lane::new(lane).unwrap(), Slots::from(vec![number; 5_000]));
-                        asked.push(Transmit::Message { link, lane, message });
+                        outputs.push(Transmit::Message { link, lane, message });
                     }
                 }
                 LinkEvent::Message { link, message, .. } => {
@@ -115,11 +115,11 @@ async fn dial_and_echo(target: DialTarget, number: u8) {
     let mut client = Driven::new(client_config(), &[]);
     client.transmit(Transmit::Dial(target));
     let mut pieces = 0;
-    until(&mut client, "an echo", |event, asked| {
+    until(&mut client, "an echo", |event, outputs| {
         match event {
             LinkEvent::Opened { link, .. } => {
                 let message = Slots::from(vec![number; 17 << 10]);
-                asked.extend((0..4).map(|lane| Transmit::Message {
+                outputs.extend((0..4).map(|lane| Transmit::Message {
                     link,
                     lane: Lane::new(lane).unwrap(),
                     message: message.clone(),
@@ -129,7 +129,7 @@ async fn dial_and_echo(target: DialTarget, number: u8) {
                 assert_eq!(message, Slots::from(vec![number; 17 << 10]));
                 pieces += 1;
                 if pieces == 4 {
-                    asked.push(Transmit::Close(link));
+                    outputs.push(Transmit::Close(link));
                 }
             }
             LinkEvent::DialFailed { error, .. } => panic!("{error}"),
@@ -155,7 +155,7 @@ async fn twenty_diallers_share_one_port() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn diallers_get_in_while_garbage_and_spoofed_hellos_flood_the_port() {
+async fn dials_succeed_while_garbage_and_spoofed_hellos_flood_the_port() {
     let relay = Relay::start(&["127.0.0.1:0"]);
     let (to, hello) = (relay.target.addresses[0], dialling(&relay_endpoint()).1);
     let (flooding, rounds) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
@@ -173,8 +173,8 @@ async fn diallers_get_in_while_garbage_and_spoofed_hellos_flood_the_port() {
                     let _ = socket.send_to(&spoofed[..40], to);
                     let _ = socket.send_to(&number.to_be_bytes(), to);
                 }
-                // The pace is the input, some 20,000 datagrams a second: a flood that fills the kernel's queue would
-                // block all dials.
+                // The rate is about 20,000 datagrams per second, because a flood that fills the kernel's queue would block
+                // all dials.
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
@@ -210,7 +210,7 @@ async fn a_wrong_fingerprint_is_refused_within_a_second() {
     relay.stop().await;
 }
 
-/// The SDP answer that a WebRTC dialler writes for a relay, from the descriptor alone.
+/// The SDP answer that a WebRTC dialler makes for a relay, from the descriptor alone.
 fn answer(target: &DialTarget, mid: &str) -> String {
     let fingerprint: Vec<String> = target.fingerprint.iter().map(|byte| format!("{byte:02X}")).collect();
     let address = target.addresses[0];
@@ -225,7 +225,7 @@ fn answer(target: &DialTarget, mid: &str) -> String {
     )
 }
 
-/// The diallers poll their channels instead.
+/// Ignores all events, because the diallers poll their channels.
 struct NoHandler;
 
 impl PeerConnectionEventHandler for NoHandler {}

@@ -26,7 +26,7 @@ pub(crate) fn linked(seed: u64, mischief: Mischief) -> (World, LinkId, LinkId) {
     linked_with(seed, mischief, &CipherSuite::ALL, KeyLimits::default())
 }
 
-/// The same, with these suites and limits at both ends.
+/// [`linked`], with these suites and limits at both ends.
 fn linked_with(
     seed: u64,
     mischief: Mischief,
@@ -37,7 +37,7 @@ fn linked_with(
     linked.unwrap_or_else(|error| panic!("the dial failed: {error} (seed {seed})"))
 }
 
-/// The same; returns the error if the dial failed.
+/// [`linked_with`], but returns the error of a failed dial.
 fn try_linked(
     seed: u64,
     mischief: Mischief,
@@ -110,7 +110,7 @@ fn a_wrong_fingerprint_is_refused_at_once() {
 }
 
 #[test]
-fn a_dial_that_nobody_answers_times_out() {
+fn a_dial_without_an_answer_times_out() {
     let mut world = World::new(3);
     let (relay, client) = (world.add(relay_config()), world.add(client_config()));
     let mut target = target(&world.nodes[relay].endpoint, world.nodes[relay].address());
@@ -123,7 +123,7 @@ fn a_dial_that_nobody_answers_times_out() {
 }
 
 #[test]
-fn a_dial_goes_on_at_the_second_address_when_the_first_is_dead() {
+fn a_dial_continues_at_the_second_address_if_the_first_is_unreachable() {
     let mut world = World::new(4);
     let (relay, client) = (world.add(relay_config()), world.add(client_config()));
     let mut target = target(&world.nodes[relay].endpoint, world.nodes[relay].address());
@@ -147,9 +147,9 @@ fn two_relays_that_dial_each_other_at_once_get_two_links() {
 }
 
 #[test]
-fn a_link_that_falls_silent_is_closed_at_both_ends() {
+fn a_silent_link_is_closed_at_both_ends() {
     let (mut world, ..) = linked(6, Mischief::default());
-    // An idle link that answers probes stays.
+    // An idle link that answers probes stays open.
     world.run_for(Duration::from_secs(120));
     assert_eq!(world.nodes[CLIENT].endpoint.counts().links, 1);
     world.mischief.lost = 1.0;
@@ -161,7 +161,7 @@ fn a_link_that_falls_silent_is_closed_at_both_ends() {
 }
 
 #[test]
-fn closing_delivers_what_was_handed_over_and_tells_the_other_end() {
+fn a_closed_link_delivers_its_queued_messages_and_notifies_the_peer() {
     let (mut world, at_client, _) = linked(7, Mischief { lost: 0.01, ..Mischief::default() });
     for _ in 0..16 {
         let message = Slots::from(vec![1; 17 << 10]);
@@ -182,7 +182,7 @@ fn closing_delivers_what_was_handed_over_and_tells_the_other_end() {
 }
 
 #[test]
-fn a_dialler_that_starts_anew_from_its_old_address_replaces_its_link() {
+fn a_restarted_dialler_at_the_same_address_replaces_its_link() {
     let (mut world, ..) = linked(8, Mischief::default());
     // The client loses its state, but keeps its address.
     world.nodes[CLIENT].endpoint = {
@@ -203,7 +203,7 @@ fn opened_times(events: &[LinkEvent]) -> usize {
 }
 
 #[test]
-fn a_relay_is_dialled_anew_while_the_old_link_still_closes() {
+fn a_relay_can_be_dialled_while_the_old_link_still_closes() {
     let (mut world, at_client, _) = linked(9, Mischief::default());
     for _ in 0..16 {
         let message = Slots::from(vec![1; 17 << 10]);
@@ -219,7 +219,7 @@ fn a_relay_is_dialled_anew_while_the_old_link_still_closes() {
 }
 
 #[test]
-fn a_dial_waits_for_its_route_until_its_own_time_out() {
+fn a_dial_waits_for_its_route_until_its_timeout() {
     let (mut world, at_client, _) = linked(10, Mischief::default());
     world.dial(CLIENT, RELAY);
     world.run_for(Duration::from_secs(9));
@@ -282,26 +282,26 @@ fn messages_of_all_sizes_arrive_in_order_on_a_good_network() {
 }
 
 #[test]
-fn messages_arrive_in_order_with_one_percent_lost_doubled_reordered_and_forged() {
+fn messages_arrive_in_order_with_one_percent_of_each_fault() {
     for seed in 100..104 {
-        let mischief = Mischief { lost: 0.01, doubled: 0.01, reordered: 0.01, forged: 0.01 };
+        let mischief = Mischief { lost: 0.01, duplicated: 0.01, reordered: 0.01, forged: 0.01 };
         let (world, client, relay) = linked(seed, mischief);
         transfer(world, [client, relay], 400, Duration::from_secs(300), seed);
     }
 }
 
 #[test]
-fn messages_arrive_in_order_with_five_percent_lost_doubled_reordered_and_forged() {
+fn messages_arrive_in_order_with_five_percent_of_each_fault() {
     for seed in 200..204 {
-        let mischief = Mischief { lost: 0.05, doubled: 0.05, reordered: 0.05, forged: 0.05 };
+        let mischief = Mischief { lost: 0.05, duplicated: 0.05, reordered: 0.05, forged: 0.05 };
         let (world, client, relay) = linked(seed, mischief);
         transfer(world, [client, relay], 200, Duration::from_secs(900), seed);
     }
 }
 
 #[test]
-fn dials_open_within_their_time_with_five_percent_of_everything() {
-    let mischief = Mischief { lost: 0.05, doubled: 0.05, reordered: 0.05, forged: 0.05 };
+fn dials_open_in_time_with_five_percent_of_each_fault() {
+    let mischief = Mischief { lost: 0.05, duplicated: 0.05, reordered: 0.05, forged: 0.05 };
     // One in 190 dials fails on such a network, and the dependencies use unseeded randomness.
     let fails = |seed: &u64| try_linked(*seed, mischief, &CipherSuite::ALL, KeyLimits::default()).is_err();
     let failed: Vec<u64> = (300..340).filter(fails).collect();
@@ -309,9 +309,9 @@ fn dials_open_within_their_time_with_five_percent_of_everything() {
 }
 
 #[test]
-fn messages_arrive_in_order_with_each_cipher_suite_and_two_percent_of_everything() {
+fn messages_arrive_in_order_with_each_cipher_suite_and_two_percent_of_each_fault() {
     for (seed, suite) in (400..).zip(CipherSuite::ALL) {
-        let mischief = Mischief { lost: 0.02, doubled: 0.02, reordered: 0.02, forged: 0.02 };
+        let mischief = Mischief { lost: 0.02, duplicated: 0.02, reordered: 0.02, forged: 0.02 };
         let (world, client, relay) = linked_with(seed, mischief, &[suite], KeyLimits::default());
         transfer(world, [client, relay], 200, Duration::from_secs(300), seed);
     }
@@ -331,7 +331,7 @@ fn ends_without_a_cipher_suite_in_common_get_no_link() {
 }
 
 #[test]
-fn limits_by_which_a_link_would_retire_at_once_or_after_its_end_are_refused() {
+fn key_limits_that_retire_a_link_at_once_or_after_its_end_are_rejected() {
     let limits =
         [(0, 600, 9, false), (585, 600, 9, false), (1, 16, 9, false), (584, 600, 1, false), (584, 600, 2, true)];
     for (retire, end, forged, sound) in limits {
@@ -339,8 +339,8 @@ fn limits_by_which_a_link_would_retire_at_once_or_after_its_end_are_refused() {
         config.key_limits = KeyLimits { retire, end, forged };
         match Endpoint::new(config, StdInstant::now()) {
             Ok(_) => assert!(sound, "{retire}, {end}, {forged}"),
-            Err(EndpointError::KeyLimits(told)) => {
-                assert!(!sound && told.retire == retire, "{retire}, {end}, {forged}")
+            Err(EndpointError::KeyLimits(rejected)) => {
+                assert!(!sound && rejected.retire == retire, "{retire}, {end}, {forged}")
             }
             Err(error) => panic!("{error}"),
         }
@@ -348,7 +348,7 @@ fn limits_by_which_a_link_would_retire_at_once_or_after_its_end_are_refused() {
 }
 
 #[test]
-fn a_link_whose_keys_are_used_up_retires_once_at_both_ends_and_then_ends() {
+fn a_link_at_its_key_limit_retires_once_at_both_ends_and_then_ends() {
     let key_limits = KeyLimits { retire: 200, end: 600, ..KeyLimits::default() };
     for suite in CipherSuite::ALL {
         let (mut world, at_client, _) = linked_with(420, Mischief::default(), &[suite], key_limits);
@@ -358,12 +358,12 @@ fn a_link_whose_keys_are_used_up_retires_once_at_both_ends_and_then_ends() {
             world.transmit(CLIENT, Transmit::Message { link: at_client, lane: lane(0), message });
             world.run_for(Duration::from_millis(200));
         }
-        let told = |node: usize, wanted: fn(&LinkEvent) -> bool| {
+        let count = |node: usize, wanted: fn(&LinkEvent) -> bool| {
             world.nodes[node].events.iter().filter(|event| wanted(event)).count()
         };
-        let retired = [CLIENT, RELAY].map(|node| told(node, |event| matches!(event, LinkEvent::Retire { .. })));
-        let ended = told(CLIENT, |event| matches!(event, LinkEvent::Closed { reason: LinkClose::KeyLimit, .. }));
-        let closed = told(RELAY, |event| matches!(event, LinkEvent::Closed { .. }));
+        let retired = [CLIENT, RELAY].map(|node| count(node, |event| matches!(event, LinkEvent::Retire { .. })));
+        let ended = count(CLIENT, |event| matches!(event, LinkEvent::Closed { reason: LinkClose::KeyLimit, .. }));
+        let closed = count(RELAY, |event| matches!(event, LinkEvent::Closed { .. }));
         match suite {
             CipherSuite::Aes128Gcm => assert_eq!((retired, ended, closed), ([1, 1], 1, 1)),
             CipherSuite::ChaCha20Poly1305 => assert_eq!((retired, ended, closed), ([0, 0], 0, 0)),

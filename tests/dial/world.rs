@@ -18,7 +18,7 @@ use umbel::{
 pub(crate) const UFRAG: &str = "umbelTest";
 pub(crate) const PASSWORD: &str = "umbelumbelumbelumbelumbel";
 
-/// Settings of a relay that is dialled.
+/// Settings of a relay that accepts dials.
 pub(crate) fn relay_config() -> EndpointConfig {
     let mut config = EndpointConfig::new(Certificate::generate().unwrap());
     config.accept = Some(Ice::new(UFRAG, PASSWORD).unwrap());
@@ -59,11 +59,11 @@ impl Chance {
     }
 }
 
-/// Shares of datagrams affected by each fault.
+/// Fractions of the datagrams with each fault.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Mischief {
     pub(crate) lost: f64,
-    pub(crate) doubled: f64,
+    pub(crate) duplicated: f64,
     /// Delayed so that later datagrams overtake them.
     pub(crate) reordered: f64,
     /// A modified copy from the same address arrives first; the original follows.
@@ -89,17 +89,17 @@ pub(crate) struct Node {
     pub(crate) endpoint: Endpoint,
     pub(crate) events: Vec<LinkEvent>,
     addresses: [SocketAddr; 3],
-    /// Bytes that it has sent.
+    /// Number of sent bytes.
     pub(crate) bytes_sent: usize,
 }
 
 impl Node {
-    /// Its listening address.
+    /// The listening address.
     pub(crate) fn address(&self) -> SocketAddr {
         self.addresses[0]
     }
 
-    /// The source address of its dials.
+    /// The source address of dials.
     pub(crate) fn dials_from(&self) -> SocketAddr {
         self.addresses[1]
     }
@@ -173,11 +173,11 @@ impl World {
             node.events.push(event);
         }
         for (from, to, datagram) in sent {
-            self.carry(from, to, datagram);
+            self.send(from, to, datagram);
         }
     }
 
-    fn carry(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
+    fn send(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
         let Some((node, _)) = self.by_address.get(&to).copied() else { return };
         let mischief = self.mischief;
         if self.chance.happens(mischief.lost) {
@@ -188,18 +188,18 @@ impl World {
             let mut forged = datagram.clone();
             let at = (self.chance.next() as usize) % forged.len();
             forged[at] ^= 1 << (self.chance.next() % 8);
-            self.fly(arrives, node, from, to, forged);
+            self.schedule(arrives, node, from, to, forged);
         }
-        if self.chance.happens(mischief.doubled) {
-            self.fly(arrives.after(self.delay / 2), node, from, to, datagram.clone());
+        if self.chance.happens(mischief.duplicated) {
+            self.schedule(arrives.after(self.delay / 2), node, from, to, datagram.clone());
         }
         if self.chance.happens(mischief.reordered) {
             arrives = arrives.after(self.delay * 2);
         }
-        self.fly(arrives, node, from, to, datagram);
+        self.schedule(arrives, node, from, to, datagram);
     }
 
-    fn fly(&mut self, arrives: Instant, node: usize, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
+    fn schedule(&mut self, arrives: Instant, node: usize, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
         self.sent += 1;
         let (_, port) = self.by_address[&to];
         // The receiving port precedes the bytes.

@@ -10,7 +10,7 @@ use super::harness::*;
 
 #[test]
 #[ignore = "needs curl, wget, git, openssl and python3 with requests and PySocks: cargo xtask test runs it"]
-fn curl_wget_git_and_python_come_through_byte_for_byte() {
+fn curl_wget_git_and_python_transfer_bytes_unchanged() {
     let testnet = Testnet::start(&[]);
     let origin = Origin::start();
     let scratch = tempfile::tempdir().unwrap();
@@ -22,7 +22,7 @@ fn curl_wget_git_and_python_come_through_byte_for_byte() {
 
 #[test]
 #[ignore = "needs curl and takes a minute: cargo xtask test runs it"]
-fn a_download_of_500_mb_comes_through_byte_for_byte() {
+fn a_download_of_500_mb_arrives_unchanged() {
     let testnet = Testnet::start(&[]);
     let origin = Origin::start();
     let scratch = tempfile::tempdir().unwrap();

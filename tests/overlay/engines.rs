@@ -13,7 +13,7 @@ use std::{
 
 use super::harness::*;
 
-/// A program that serves HTTP on loopback; dropping it ends it.
+/// A program that serves HTTP on loopback; a drop ends it.
 pub(crate) struct Served {
     process: Child,
     pub(crate) address: SocketAddr,
@@ -69,13 +69,13 @@ pub(crate) fn searx(kiwix: &Served, folder: &Path) -> Served {
     Served::start(Command::new("searx-run").env("SEARX_SETTINGS_PATH", file), address)
 }
 
-/// An engine whose answers a closure determines, except the description.
+/// An HTTP server whose answers a closure determines.
 pub(crate) struct Scripted {
     pub(crate) address: SocketAddr,
 }
 
 impl Scripted {
-    /// Starts it; it ends with the test's process. `answer` gets the request's target.
+    /// Starts the server, which ends with the test's process. `answer` receives the request's target.
     pub(crate) fn start(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -89,7 +89,7 @@ impl Scripted {
         Self { address }
     }
 
-    /// Writes its OpenSearch description into `folder`, for the exits.
+    /// Writes an OpenSearch description of the server as an engine into `folder`, for the exits.
     pub(crate) fn describe(&self, name: &str, folder: &Path) -> PathBuf {
         describe(name, &format!("http://{}/search?q={{searchTerms}}&amp;page={{startPage?}}", self.address), folder)
     }

@@ -1,4 +1,4 @@
-//! The programs of `examples/`, each run against a testnet as its first lines say.
+//! The programs of `examples/`, run against a testnet as their documentation describes.
 
 use std::{
     path::Path,
@@ -14,7 +14,7 @@ use super::{
 };
 
 #[test]
-fn each_example_does_what_its_first_lines_say() {
+fn each_example_works_as_documented() {
     // One testnet serves all parts; each part is a function, identified by its name in a failure's backtrace.
     let testnet = &Testnet::start(&[]);
     a_stream_fetches_a_page(testnet);
@@ -24,7 +24,7 @@ fn each_example_does_what_its_first_lines_say() {
 }
 
 #[test]
-fn an_example_with_a_wrong_key_says_what_a_key_is() {
+fn the_error_of_an_example_for_an_invalid_key_names_the_command_for_keys() {
     for name in ["stream", "search", "request", "relay"] {
         let output = example(name).args(["--directory=http://127.0.0.1:1", "--authority=none"]).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);

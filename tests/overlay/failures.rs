@@ -22,7 +22,7 @@ fn a_download_whose_relay_is_killed_fails_and_the_next_request_succeeds() {
     let mut some = vec![0; 1 << 20];
     stream.read_exact(&mut some).unwrap();
     // All circuits share the guard, so it carries the download.
-    testnet.kill(&testnet.relay_named(&testnet.first_path[0]));
+    testnet.kill(&testnet.relay_folder(&testnet.first_path[0]));
     let killed = Instant::now();
     let outcome = std::io::copy(&mut stream, &mut std::io::sink());
     assert!(outcome.is_err(), "an error, never a clean end: {outcome:?}");
@@ -33,7 +33,7 @@ fn a_download_whose_relay_is_killed_fails_and_the_next_request_succeeds() {
 }
 
 #[test]
-fn clients_go_on_without_the_directory() {
+fn clients_continue_without_the_directory() {
     let testnet = Testnet::start(&["--relays=3", "--exits=1"]);
     testnet.kill("directory");
     let origin = Origin::start();
@@ -72,7 +72,7 @@ fn show_keys(folder: &std::path::Path) -> String {
 }
 
 #[test]
-fn a_directory_without_pages_tells_whoever_asks_for_one_how_to_get_them() {
+fn a_directory_without_pages_answers_with_instructions() {
     let folder = tempfile::tempdir().unwrap();
     let mut directory = umbel()
         .args(["directory", "--supervised", "--listen=127.0.0.1:0", "--data-dir"])
@@ -81,10 +81,10 @@ fn a_directory_without_pages_tells_whoever_asks_for_one_how_to_get_them() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut said = String::new();
-    BufReader::new(directory.stdout.take().unwrap()).read_line(&mut said).unwrap();
-    let told: serde_json::Value = serde_json::from_str(&said).unwrap();
-    let api: SocketAddr = told["api"].as_str().unwrap().parse().unwrap();
+    let mut line = String::new();
+    BufReader::new(directory.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let api: SocketAddr = report["api"].as_str().unwrap().parse().unwrap();
     for path in ["/volunteer", "/search"] {
         let mut stream = TcpStream::connect(api).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {api}\r\nConnection: close\r\n\r\n").unwrap();

@@ -14,7 +14,7 @@ use super::harness::*;
 
 #[test]
 #[ignore = "takes a minute: cargo xtask test runs it"]
-fn a_body_larger_than_any_node_s_memory_is_fetched_by_an_exit() {
+fn a_body_larger_than_the_memory_of_any_node_is_fetched_by_an_exit() {
     const LENGTH: u64 = 250_000_000;
     let testnet = Testnet::start(&[]);
     let origin = Origin::start();
@@ -31,7 +31,7 @@ fn a_body_larger_than_any_node_s_memory_is_fetched_by_an_exit() {
 }
 
 #[test]
-fn a_body_comes_whole_by_an_exit_and_over_a_stream() {
+fn a_body_arrives_complete_by_an_exit_and_over_a_stream() {
     let testnet = Testnet::start(&[]);
     let origin = Origin::start();
     for way in ["--via=request", "--via=stream"] {
@@ -43,12 +43,12 @@ fn a_body_comes_whole_by_an_exit_and_over_a_stream() {
 }
 
 #[test]
-fn what_ends_early_leaves_no_file_and_says_so() {
+fn a_failed_fetch_leaves_no_file_and_reports_an_error() {
     let testnet = Testnet::start(&[]);
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let file = testnet.folder.path().join("body");
     for way in ["--via=request", "--via=stream"] {
-        let failed = fetch(&testnet, &[way, "--output", file.to_str().unwrap(), &format!("http://{nobody}/x")]);
+        let failed = fetch(&testnet, &[way, "--output", file.to_str().unwrap(), &format!("http://{unused}/x")]);
         assert_eq!(failed.status.code(), Some(1), "{failed:?}");
         assert!(String::from_utf8_lossy(&failed.stderr).starts_with("umbel: "), "{failed:?}");
         assert!(!file.exists());
@@ -56,7 +56,7 @@ fn what_ends_early_leaves_no_file_and_says_so() {
 }
 
 #[test]
-fn what_is_interrupted_leaves_no_file() {
+fn an_interrupted_fetch_leaves_no_file() {
     let testnet = Testnet::start(&["--relays=3", "--exits=1"]);
     // Sends half of the announced length, then nothing.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -77,7 +77,7 @@ fn what_is_interrupted_leaves_no_file() {
         .arg(format!("http://{address}/"))
         .spawn()
         .unwrap();
-    await_true("half of it is there", Instant::now() + LIMIT, || files() == [4]);
+    await_true("half of the body has arrived", Instant::now() + LIMIT, || files() == [4]);
     kill(pid(&process), Signal::SIGINT).unwrap();
     assert_eq!(wait_for_end(&mut process).code(), Some(1));
     assert!(files().is_empty());

@@ -19,10 +19,10 @@ use nix::{
 /// Time limit of any wait, after which the test fails.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-/// A testnet of processes; dropping it ends them.
+/// A testnet of processes; a drop ends them.
 pub(crate) struct Testnet {
     process: Child,
-    /// Kept, because a testnet fails if its output is closed.
+    /// Kept open, because a testnet fails if its output is closed.
     _lines: mpsc::Receiver<String>,
     /// The client's SOCKS5 port.
     pub(crate) socks: SocketAddr,
@@ -116,7 +116,7 @@ impl Testnet {
     }
 
     /// The folder of the relay with the shortened identity `short`.
-    pub(crate) fn relay_named(&self, short: &str) -> String {
+    pub(crate) fn relay_folder(&self, short: &str) -> String {
         let relays = fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path());
         let relay = relays.filter(|path| path.is_dir()).find(|path| {
             path.file_name().unwrap().to_string_lossy().starts_with("relay") && identity_in(path).starts_with(short)
@@ -142,7 +142,7 @@ impl Testnet {
         kill(self.pid_of(name), Signal::SIGKILL).unwrap();
     }
 
-    /// Sends SIGINT and waits for the end.
+    /// Sends SIGINT and waits for the end; returns whether the exit status is a success.
     pub(crate) fn stop(mut self) -> bool {
         kill(pid(&self.process), Signal::SIGINT).unwrap();
         wait_for_end(&mut self.process).success()
@@ -156,10 +156,10 @@ impl Drop for Testnet {
     }
 }
 
-/// A client in addition to the testnet's; dropping it ends it.
+/// A client in addition to the testnet's; a drop ends it.
 pub(crate) struct OwnClient {
     process: Child,
-    /// Kept, because a client fails if its output is closed.
+    /// Kept open, because a client fails if its output is closed.
     lines: mpsc::Receiver<String>,
     /// Its SOCKS5 port.
     pub(crate) socks: SocketAddr,
@@ -172,7 +172,7 @@ impl Drop for OwnClient {
     }
 }
 
-/// A process; dropping it ends it.
+/// A process; a drop ends it.
 pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
@@ -231,7 +231,7 @@ pub(crate) fn lines_of(output: impl io::Read + Send + 'static) -> mpsc::Receiver
     lines
 }
 
-/// Waits for a process to end, and fails the test after the limit.
+/// Waits for the end of a process, and fails the test after the limit.
 pub(crate) fn wait_for_end(process: &mut Child) -> std::process::ExitStatus {
     let end = Instant::now() + LIMIT;
     await_true("the process ends", end, || process.try_wait().unwrap().is_some());
@@ -262,11 +262,11 @@ pub(crate) fn identity_in(folder: &Path) -> String {
     shown_key(folder, "relay", "identity")
 }
 
-/// The value in the output of `umbel keys` on the line that begins with `what`.
-pub(crate) fn shown_key(folder: &Path, role: &str, what: &str) -> String {
+/// The value in the output of `umbel keys` on the line that begins with `label`.
+pub(crate) fn shown_key(folder: &Path, role: &str, label: &str) -> String {
     let output = umbel().args(["keys", role, "--data-dir"]).arg(folder).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let line = text.lines().find(|line| line.starts_with(what)).expect("keys shows it");
+    let line = text.lines().find(|line| line.starts_with(label)).expect("keys shows it");
     line.split_whitespace().last().unwrap().to_owned()
 }
 
@@ -345,7 +345,7 @@ impl Body {
     }
 }
 
-/// Whether `input` is exactly the first `length` bytes of a body.
+/// Whether the next `length` bytes of `input` are the first bytes of a body.
 pub(crate) fn is_body(input: &mut impl io::Read, length: u64) -> io::Result<bool> {
     let mut body = Body::new();
     let mut left = length;

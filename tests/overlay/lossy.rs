@@ -11,7 +11,7 @@ use std::{
 
 use super::harness::*;
 
-/// One-way delay of each link in milliseconds, and its share of lost packets.
+/// One-way delay of each link in milliseconds, and its fraction of lost packets.
 const DELAY_MS: &str = "25";
 const LOSS: &str = "0.01";
 /// Longest time without a byte: many round trips, and several consecutive timeouts of a link.
@@ -27,7 +27,7 @@ const MACHINES: usize = 5;
 
 #[test]
 #[ignore = "needs root, iproute2, curl, python3 and a C compiler: cargo xtask test runs it"]
-fn a_download_over_delay_and_loss_is_whole_and_never_stalls() {
+fn a_download_over_delay_and_loss_is_complete_and_never_stalls() {
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path();
     let links = Links::new(folder);
@@ -42,7 +42,7 @@ fn a_download_over_delay_and_loss_is_whole_and_never_stalls() {
     download(&links, &format!("{origin}/body"), &expected);
 }
 
-/// Fetches `url`, and fails if a byte is wrong or missing, or if none arrives for [`STALL`].
+/// Fetches `url`, and fails if a byte is wrong or missing, or if no byte arrives for [`STALL`].
 fn download(links: &Links, url: &str, expected: &[u8]) {
     let mut command = links.command(CLIENT, "curl");
     command.args(["-sS", "--no-buffer", "--proxy", "socks5h://127.0.0.1:9350", url]);
@@ -123,7 +123,7 @@ fn address(machine: usize) -> String {
     format!("10.77.0.{}", machine + 1)
 }
 
-/// Machines joined by links with delay and loss, each a network namespace; netdelay removes them when it ends.
+/// Machines as network namespaces, joined by links with delay and loss. netdelay removes them at its end.
 struct Links {
     prefix: String,
     _netdelay: Running,

@@ -15,7 +15,7 @@ const LENGTH: usize = 2_000_000;
 
 #[test]
 #[ignore = "needs root, iproute2, curl and python3: cargo xtask test runs it"]
-fn three_machines_a_client_and_an_origin_meet_over_a_real_network() {
+fn a_client_fetches_through_the_three_machines_of_the_readme() {
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path();
     let network = Network::new(&["10.1.0.1", "10.2.0.1", "10.3.0.1", "10.4.0.1", ORIGIN]);
@@ -59,7 +59,7 @@ fn a_volunteer_behind_masquerading_nat_carries_a_circuit() {
     }));
     nodes.push(origin(&network, folder));
     await_body(&network, folder);
-    // All bytes went through the NAT router.
+    // The NAT router has forwarded all bytes.
     let counters = network.command(5, "nft").args(["list", "counter", "ip", "house", "out"]).output().unwrap();
     let counters = String::from_utf8(counters.stdout).unwrap();
     let bytes = counters.split_whitespace().skip_while(|word| *word != "bytes").nth(1).unwrap();
@@ -111,7 +111,7 @@ fn fetch(network: &Network, url: &str) -> Output {
     network.command(3, "curl").args(arguments).output().unwrap()
 }
 
-/// Machines on one wire, each a network namespace; dropping it removes them.
+/// Machines as network namespaces on one bridge; a drop removes them.
 struct Network {
     addresses: Vec<String>,
     prefix: String,
@@ -137,8 +137,8 @@ impl Network {
         network
     }
 
-    /// Adds a machine behind the NAT `router`, which forwards outgoing packets under its address, and incoming
-    /// packets only of established connections. Returns the machine's number.
+    /// Adds a machine behind the NAT `router`, which forwards outgoing packets with its own address, and incoming
+    /// packets of established connections only. Returns the machine's number.
     fn add_behind_nat(&mut self, router: usize) -> usize {
         let inside = self.addresses.len();
         self.addresses.push("192.168.7.2".to_owned());

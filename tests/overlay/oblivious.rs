@@ -1,5 +1,5 @@
-//! `umbel fetch --gateway` through a testnet: the gateway decrypts requests that exits carry, and two exits fetch its
-//! keys.
+//! `umbel fetch --gateway` through a testnet: exits forward requests that only the gateway decrypts, and two exits fetch
+//! the gateway's keys.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use ohttp::{
 use super::harness::*;
 
 #[test]
-fn a_sealed_request_reaches_its_target_by_a_gateway_whose_keys_two_exits_bring() {
+fn a_sealed_request_reaches_its_target_through_a_gateway_whose_keys_two_exits_fetch() {
     let testnet = Testnet::start(&[]);
     let origin = Origin::start();
     let gateway = Gateway::start(|_| keys(1));
@@ -37,18 +37,18 @@ fn a_sealed_request_reaches_its_target_by_a_gateway_whose_keys_two_exits_bring()
     let [sealed] = seen.sealed.as_slice() else { panic!("one sealed request") };
     let target = origin.address.to_string();
     assert!(sealed.len() > target.len());
-    assert!(sealed.windows(target.len()).all(|part| part != target.as_bytes()), "the exit reads no target in it");
+    assert!(sealed.windows(target.len()).all(|part| part != target.as_bytes()), "the sealed request hides the target");
     drop(seen);
 
-    let lying = Gateway::start(|asked| keys(u8::try_from(asked).unwrap()));
-    let refused = fetch(&testnet, &lying, &origin.url(1));
+    let inconsistent = Gateway::start(|earlier| keys(u8::try_from(earlier).unwrap()));
+    let refused = fetch(&testnet, &inconsistent, &origin.url(1));
     assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("different keys"), "{refused:?}");
-    assert!(lying.seen.lock().unwrap().sealed.is_empty(), "no request is sealed if keys differ");
+    assert!(inconsistent.seen.lock().unwrap().sealed.is_empty(), "no request is sealed if keys differ");
 }
 
 #[test]
-fn with_one_exit_alone_nothing_is_sealed() {
+fn no_request_is_sealed_with_only_one_exit() {
     let testnet = Testnet::start(&["--relays=3", "--exits=1"]);
     let gateway = Gateway::start(|_| keys(1));
     let refused = fetch(&testnet, &gateway, "http://target.example/");
@@ -68,7 +68,7 @@ fn keys(number: u8) -> KeyConfig {
     KeyConfig::derive(number, Kem::X25519Sha256, vec![suite], &[number; 32]).unwrap()
 }
 
-/// An Oblivious HTTP gateway on loopback, which opens requests by the keys of number 1 and performs them.
+/// An Oblivious HTTP gateway on loopback, which decrypts requests by the keys of number 1 and performs them.
 struct Gateway {
     address: SocketAddr,
     seen: Arc<Mutex<Seen>>,
@@ -77,54 +77,54 @@ struct Gateway {
 /// Requests that a gateway received.
 #[derive(Default)]
 struct Seen {
-    /// The processes that fetched its keys.
+    /// The processes that have fetched the keys.
     keys_by: Vec<Pid>,
     sealed: Vec<Vec<u8>>,
 }
 
 impl Gateway {
-    /// Starts it; it ends with the test's process. `given` returns the keys for each fetch, from the number of
-    /// earlier fetches.
-    fn start(given: fn(usize) -> KeyConfig) -> Self {
+    /// Starts the gateway, which ends with the test's process. `keys_for` returns the keys for a fetch, given the
+    /// number of earlier fetches.
+    fn start(keys_for: fn(usize) -> KeyConfig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Seen::default()));
-        let noted = Arc::clone(&seen);
+        let record = Arc::clone(&seen);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let noted = Arc::clone(&noted);
-                thread::spawn(move || serve(stream, given, &noted));
+                let record = Arc::clone(&record);
+                thread::spawn(move || serve(stream, keys_for, &record));
             }
         });
         Self { address, seen }
     }
 }
 
-fn serve(stream: TcpStream, given: fn(usize) -> KeyConfig, seen: &Mutex<Seen>) {
+fn serve(stream: TcpStream, keys_for: fn(usize) -> KeyConfig, seen: &Mutex<Seen>) {
     let peer = stream.peer_addr().unwrap();
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let (request, length) = head(&mut reader);
     assert!(request.contains(" /.well-known/ohttp-gateway "), "{request}");
     if request.starts_with("GET ") {
         let mut seen = seen.lock().unwrap();
-        let given = given(seen.keys_by.len());
+        let fetched_keys = keys_for(seen.keys_by.len());
         seen.keys_by.push(owner_of(peer));
-        return answer(stream, "application/ohttp-keys", &KeyConfig::encode_list(&[given]).unwrap());
+        return answer(stream, "application/ohttp-keys", &KeyConfig::encode_list(&[fetched_keys]).unwrap());
     }
     let mut sealed = vec![0; length];
     reader.read_exact(&mut sealed).unwrap();
     let (message, sealer) = Server::new(keys(1)).unwrap().decapsulate(&sealed).unwrap();
     seen.lock().unwrap().sealed.push(sealed);
     let mut response = Vec::new();
-    send_on(&message).write_bhttp(Mode::KnownLength, &mut response).unwrap();
+    forward(&message).write_bhttp(Mode::KnownLength, &mut response).unwrap();
     answer(stream, "message/ohttp-res", &sealer.encapsulate(&response).unwrap());
 }
 
-/// The target's answer to an opened request.
-fn send_on(message: &[u8]) -> Message {
-    let asked = Message::read_bhttp(&mut Cursor::new(message)).unwrap();
+/// Forwards a decrypted request to its target; returns the answer.
+fn forward(message: &[u8]) -> Message {
+    let request = Message::read_bhttp(&mut Cursor::new(message)).unwrap();
     let text = |part: Option<&[u8]>| String::from_utf8(part.unwrap().to_vec()).unwrap();
-    let (host, path) = (text(asked.control().authority()), text(asked.control().path()));
+    let (host, path) = (text(request.control().authority()), text(request.control().path()));
     let mut target = TcpStream::connect(&host).unwrap();
     write!(target, "GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n").unwrap();
     let mut reader = BufReader::new(target);

@@ -13,22 +13,22 @@ const UDP_ASSOCIATE: u8 = 3;
 const RESOLVE: u8 = 0xF0;
 
 #[test]
-fn everything_the_ports_promise_holds() {
+fn the_ports_of_a_client_work() {
     // One testnet serves all parts; each part is a function, identified by its name in a failure's backtrace.
     let testnet = &Testnet::start(&[]);
-    a_body_comes_through_byte_for_byte(testnet);
-    both_directions_close_on_their_own(testnet);
+    bodies_arrive_unchanged(testnet);
+    each_direction_closes_separately(testnet);
     names_and_ipv6_are_reached(testnet);
     failures_have_their_reply_codes(testnet);
     commands_not_supported_are_refused(testnet);
     names_are_resolved_by_the_exit(testnet);
     logins_are_accepted(testnet);
     the_http_port_forwards_and_refuses(testnet);
-    many_streams_at_once_come_through(testnet);
-    a_stalled_reader_holds_up_nobody(testnet);
+    concurrent_streams_arrive_unchanged(testnet);
+    a_stalled_reader_delays_no_other_stream(testnet);
 }
 
-fn a_body_comes_through_byte_for_byte(testnet: &Testnet) {
+fn bodies_arrive_unchanged(testnet: &Testnet) {
     let origin = Origin::start();
     for length in [0, 1, 963, 964, 5 << 20] {
         let mut stream = connect(testnet.socks, origin.address);
@@ -37,7 +37,7 @@ fn a_body_comes_through_byte_for_byte(testnet: &Testnet) {
     }
 }
 
-fn both_directions_close_on_their_own(testnet: &Testnet) {
+fn each_direction_closes_separately(testnet: &Testnet) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let server = thread::spawn(move || {
@@ -120,7 +120,7 @@ fn the_http_port_forwards_and_refuses(testnet: &Testnet) {
     assert!(answer.starts_with(b"HTTP/1.1 4"), "{}", String::from_utf8_lossy(&answer));
 }
 
-fn many_streams_at_once_come_through(testnet: &Testnet) {
+fn concurrent_streams_arrive_unchanged(testnet: &Testnet) {
     let origin = Origin::start();
     let fetchers: Vec<_> = (0..32_u64)
         .map(|number| {
@@ -136,7 +136,7 @@ fn many_streams_at_once_come_through(testnet: &Testnet) {
     assert!(fetchers.into_iter().all(|fetcher| fetcher.join().unwrap()));
 }
 
-fn a_stalled_reader_holds_up_nobody(testnet: &Testnet) {
+fn a_stalled_reader_delays_no_other_stream(testnet: &Testnet) {
     let origin = Origin::start();
     let mut stalled: Vec<_> = (0..4)
         .map(|_| {

@@ -78,7 +78,7 @@ fn found(testnet: &Testnet, arguments: &[&str]) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-fn each(found: &Value, key: &str) -> Vec<String> {
+fn values(found: &Value, key: &str) -> Vec<String> {
     let results = found["results"].as_array().unwrap_or_else(|| panic!("{found}"));
     results.iter().map(|result| result[key].as_str().unwrap().to_owned()).collect()
 }
@@ -91,20 +91,20 @@ fn refusal(output: &Output) -> String {
 }
 
 #[test]
-fn the_first_command_s_testnet_searches_umbel_s_own_papers() {
+fn a_testnet_without_options_searches_umbels_own_papers() {
     let testnet = Testnet::start(&[]);
     let answer = found(&testnet, &["guard", "sample"]);
-    assert_eq!(each(&answer, "title").len(), 10, "{answer}");
-    assert!(each(&answer, "title")[0].to_lowercase().contains("guard"), "{answer}");
+    assert_eq!(values(&answer, "title").len(), 10, "{answer}");
+    assert!(values(&answer, "title")[0].to_lowercase().contains("guard"), "{answer}");
     let second = found(&testnet, &["--page=2", "guard", "sample"]);
-    assert_ne!(each(&answer, "link"), each(&second, "link"));
-    let words = search(&testnet, &["guard", "sample"]);
-    assert!(String::from_utf8_lossy(&words.stdout).contains(&each(&answer, "title")[0]), "{words:?}");
+    assert_ne!(values(&answer, "link"), values(&second, "link"));
+    let output = search(&testnet, &["guard", "sample"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains(&values(&answer, "title")[0]), "{output:?}");
 }
 
 #[test]
 #[ignore = "needs kiwix-serve and the Rust book: cargo xtask test runs it"]
-fn fifty_searches_are_the_engine_s_own_in_its_order() {
+fn fifty_searches_return_the_engines_results_in_its_order() {
     let testnet = Testnet::start(&[&format!("--zim={}", rust_book().display())]);
     let kiwix = kiwix();
     for query in QUERIES {
@@ -114,19 +114,19 @@ fn fifty_searches_are_the_engine_s_own_in_its_order() {
         let titles = elements(&items, "title").into_iter().filter(|title| title != "The Rust Programming Language");
         let expected: Vec<String> = titles.collect();
         let answer = found(&testnet, &[query]);
-        let got: Vec<String> = each(&answer, "title").into_iter().take(10).collect();
+        let got: Vec<String> = values(&answer, "title").into_iter().take(10).collect();
         assert_eq!(got, expected, "{query}");
         let paths = |links: Vec<String>| -> Vec<String> {
             links.iter().map(|link| link[link.find("/rust-book/").unwrap()..].to_owned()).collect()
         };
-        let links: Vec<String> = paths(each(&answer, "link")).into_iter().take(10).collect();
+        let links: Vec<String> = paths(values(&answer, "link")).into_iter().take(10).collect();
         assert_eq!(links, paths(elements(&items, "link")), "{query}");
     }
 }
 
 #[test]
 #[ignore = "needs kiwix-serve, the Rust book and searx: cargo xtask test runs it"]
-fn searx_s_json_is_understood() {
+fn the_json_of_searx_is_parsed() {
     let folder = tempfile::tempdir().unwrap();
     let kiwix = kiwix();
     let searx = searx(&kiwix, folder.path());
@@ -136,7 +136,7 @@ fn searx_s_json_is_understood() {
         let direct = searx.get(&format!("/search?format=json&q={pattern}&pageno={page}"));
         let direct: Value = serde_json::from_str(&direct).unwrap();
         let answer = found(&testnet, &["--engine=searxng", &format!("--page={page}"), query]);
-        assert_eq!(each(&answer, "title"), each(&direct, "title"), "{query}");
+        assert_eq!(values(&answer, "title"), values(&direct, "title"), "{query}");
     }
 }
 
@@ -148,17 +148,17 @@ fn searx_description(searx: &Served, folder: &std::path::Path) -> std::path::Pat
 }
 
 #[test]
-fn an_engine_that_answers_as_no_engine_should_is_told_as_such() {
+fn each_kind_of_invalid_answer_has_its_own_error() {
     let folder = tempfile::tempdir().unwrap();
     let engine = Scripted::start(|target| {
-        let asked = |word: &str| target.contains(word);
-        if asked("malformed") {
+        let contains = |word: &str| target.contains(word);
+        if contains("malformed") {
             ok("application/rss+xml", "<rss><channel><item>")
-        } else if asked("huge") {
+        } else if contains("huge") {
             ok("application/rss+xml", &"x".repeat(10 << 20))
-        } else if asked("broken") {
+        } else if contains("broken") {
             status("500 Internal Server Error")
-        } else if asked("away") {
+        } else if contains("away") {
             status("302 Found\r\nLocation: http://169.254.169.254/latest/meta-data/")
         } else {
             rss(&["One", "Two"])
@@ -166,13 +166,13 @@ fn an_engine_that_answers_as_no_engine_should_is_told_as_such() {
     });
     let testnet = Testnet::start(&[&format!("--engine={}", engine.describe("scripted", folder.path()).display())]);
     let fails = |query: &str| refusal(&search(&testnet, &["--engine=scripted", query]));
-    let told: Vec<String> = ["malformed", "huge", "broken", "away"].iter().map(|query| fails(query)).collect();
-    for (number, text) in told.iter().enumerate() {
+    let errors: Vec<String> = ["malformed", "huge", "broken", "away"].iter().map(|query| fails(query)).collect();
+    for (number, text) in errors.iter().enumerate() {
         assert!(text.starts_with("umbel: "), "{text}");
-        assert!(told.iter().skip(number + 1).all(|other| other != text), "each has its own words: {told:?}");
+        assert!(errors.iter().skip(number + 1).all(|other| other != text), "each error is different: {errors:?}");
     }
     for query in ["日本語", "بحث", "a\"b<c>&d", &"long ".repeat(300)] {
-        assert_eq!(each(&found(&testnet, &["--engine=scripted", query]), "title"), ["One", "Two"], "{query}");
+        assert_eq!(values(&found(&testnet, &["--engine=scripted", query]), "title"), ["One", "Two"], "{query}");
     }
     for query in ["a\u{7}b", &"long ".repeat(2000), " "] {
         let output = search(&testnet, &["--engine=scripted", query]);
@@ -182,7 +182,7 @@ fn an_engine_that_answers_as_no_engine_should_is_told_as_such() {
 }
 
 #[test]
-fn an_engine_that_blocks_one_exit_is_asked_by_another_at_once_and_later() {
+fn another_exit_queries_an_engine_that_blocks_the_first() {
     let folder = tempfile::tempdir().unwrap();
     let requests = std::sync::Arc::new(AtomicUsize::new(0));
     let counted = std::sync::Arc::clone(&requests);
@@ -192,13 +192,13 @@ fn an_engine_that_blocks_one_exit_is_asked_by_another_at_once_and_later() {
     });
     let testnet = Testnet::start(&[&format!("--engine={}", engine.describe("scripted", folder.path()).display())]);
     for query in 1..=3 {
-        assert_eq!(each(&found(&testnet, &["--engine=scripted", "one"]), "title"), ["One"]);
+        assert_eq!(values(&found(&testnet, &["--engine=scripted", "one"]), "title"), ["One"]);
         assert_eq!(requests.load(Ordering::Relaxed), query + 1, "one more request than searches");
     }
 }
 
 #[test]
-fn exits_that_answer_differently_are_shown() {
+fn differences_between_exits_are_shown() {
     let folder = tempfile::tempdir().unwrap();
     let requests = AtomicUsize::new(0);
     let engine = Scripted::start(move |_| match requests.fetch_add(1, Ordering::Relaxed) {
@@ -215,10 +215,10 @@ fn exits_that_answer_differently_are_shown() {
 }
 
 #[test]
-fn a_dead_engine_is_told_within_seconds() {
+fn an_unreachable_engine_is_reported_within_seconds() {
     let folder = tempfile::tempdir().unwrap();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let file = describe("dead", &format!("http://{nobody}/search?q={{searchTerms}}"), folder.path());
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let file = describe("dead", &format!("http://{unused}/search?q={{searchTerms}}"), folder.path());
     let testnet = Testnet::start(&[&format!("--engine={}", file.display())]);
     let started = Instant::now();
     let text = refusal(&search(&testnet, &["--engine=dead", "one"]));
@@ -227,7 +227,7 @@ fn a_dead_engine_is_told_within_seconds() {
 }
 
 #[test]
-fn no_query_is_in_any_log_or_file_at_any_level() {
+fn no_log_or_file_contains_a_query_at_any_level() {
     let folder = tempfile::tempdir().unwrap();
     let engine = Scripted::start(|target| match target {
         target if target.contains("malformed") => ok("application/rss+xml", "<rss><channel><item>secretanswer"),

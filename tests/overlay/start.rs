@@ -21,7 +21,7 @@ use super::{
 };
 
 #[test]
-fn the_check_passes_and_says_so() {
+fn the_check_passes_and_reports_it() {
     let output = umbel()
         .args(["testnet", "--check", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--page=127.0.0.1:0"])
         .output()
@@ -34,7 +34,7 @@ fn the_check_passes_and_says_so() {
 }
 
 #[test]
-fn a_taken_port_is_an_error_that_says_which_and_what_to_do() {
+fn the_error_for_a_taken_port_names_the_port_and_the_option() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = format!("--socks={}", taken.local_addr().unwrap());
     let output = umbel().args(["testnet", &port, "--http=127.0.0.1:0", "--page=127.0.0.1:0"]).output().unwrap();
@@ -48,7 +48,7 @@ fn ctrl_c_leaves_no_process_behind() {
     let testnet = Testnet::start(&["--relays=3", "--exits=1"]);
     let folder = testnet.folder.path().display().to_string();
     assert!(testnet.stop());
-    assert_eq!(processes_naming(&folder), 0);
+    assert_eq!(processes_with(&folder), 0);
 }
 
 #[test]
@@ -68,23 +68,23 @@ fn a_testnet_killed_at_any_moment_of_its_start_leaves_no_process_and_no_folder()
         process.wait().unwrap();
         let name = temporary.path().display().to_string();
         let end = Instant::now() + LIMIT;
-        await_true("no process is left", end, || processes_naming(&name) == 0);
+        await_true("no process is left", end, || processes_with(&name) == 0);
         await_true("no folder is left", end, || temporary.path().read_dir().unwrap().next().is_none());
     }
 }
 
-fn processes_naming(folder: &str) -> usize {
+fn processes_with(folder: &str) -> usize {
     processes().iter().filter(|(_, arguments)| arguments.iter().any(|argument| argument.contains(folder))).count()
 }
 
 #[test]
-fn more_exits_than_relays_is_bad_usage() {
+fn more_exits_than_relays_are_a_usage_error() {
     let output = umbel().args(["testnet", "--relays=3", "--exits=4"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
 }
 
 #[test]
-fn a_port_open_to_other_machines_needs_leave() {
+fn a_port_for_other_machines_needs_an_option() {
     let output = umbel()
         .args(["client", "--socks=0.0.0.0:0", "--directory=http://127.0.0.1:1", "--authority"])
         .arg("a".repeat(52))
@@ -97,7 +97,7 @@ fn a_port_open_to_other_machines_needs_leave() {
     assert!(text.contains("--allow-remote"), "{text}");
 }
 
-/// A single node; dropping it ends it.
+/// A single node; a drop ends it.
 struct Node(Child);
 
 impl Node {
@@ -116,14 +116,14 @@ impl Drop for Node {
 }
 
 #[test]
-fn a_relay_whose_engine_can_not_be_fetched_starts_and_offers_it_once_it_can() {
+fn a_relay_offers_an_engine_as_soon_as_its_description_can_be_fetched() {
     let scratch = tempfile::tempdir().unwrap();
     let (folder, log) = (scratch.path(), scratch.path().join("relay.log"));
-    let there = Arc::new(AtomicBool::new(false));
-    let (asked, text) =
-        (Arc::clone(&there), fs::read(describe("latecomer", "https://engine.example/?q={searchTerms}", folder)));
+    let available = Arc::new(AtomicBool::new(false));
+    let (is_available, text) =
+        (Arc::clone(&available), fs::read(describe("latecomer", "https://engine.example/?q={searchTerms}", folder)));
     let text = String::from_utf8(text.unwrap()).unwrap();
-    let site = Scripted::start(move |_| match asked.load(Ordering::Relaxed) {
+    let site = Scripted::start(move |_| match is_available.load(Ordering::Relaxed) {
         true => ok("application/opensearchdescription+xml", &text),
         false => status("503 Service Unavailable"),
     });
@@ -140,7 +140,7 @@ fn a_relay_whose_engine_can_not_be_fetched_starts_and_offers_it_once_it_can() {
     let offered = || consensus(directory).map(|list| list.windows(9).any(|part| part == b"latecomer"));
     await_true("the relay is listed", Instant::now() + LIMIT, || offered().is_some());
     assert_eq!(offered(), Some(false));
-    there.store(true, Ordering::Relaxed);
+    available.store(true, Ordering::Relaxed);
     await_true("the engine is offered", Instant::now() + LIMIT, || offered() == Some(true));
     let text = fs::read_to_string(&log).unwrap();
     assert!(text.contains("can't offer an engine yet") && text.contains("status 503"), "{text}");
@@ -166,9 +166,9 @@ fn authority_in(folder: &Path) -> String {
 }
 
 #[test]
-fn a_command_that_has_failed_does_not_wait_for_the_rest_of_its_input() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let control = format!("--control={nobody}");
+fn a_failed_command_does_not_wait_for_its_input() {
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let control = format!("--control={unused}");
     let mut fetch = umbel()
         .args(["fetch", &control, "--data=@-", "http://target.example/"])
         .stdin(Stdio::piped())

@@ -1,4 +1,4 @@
-// Empties dist, but for the note that keeps the folder itself in git: the Rust build watches it.
+// Empties dist, except .gitignore, which keeps the folder in git because the Rust build watches it.
 import { mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 

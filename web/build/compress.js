@@ -1,4 +1,4 @@
-// Lays beside each file what is sent to browsers that take it packed; only where that is less.
+// Writes compressed copies beside each file, for browsers that accept them, if the copy is smaller.
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { brotliCompressSync, constants, gzipSync } from 'node:zlib';
@@ -10,13 +10,13 @@ const files = readdirSync(dist, { recursive: true, withFileTypes: true })
   .sort();
 for (const file of files) {
   const whole = readFileSync(file);
-  const packed = {
+  const compressed = {
     br: brotliCompressSync(whole, { params: { [constants.BROTLI_PARAM_SIZE_HINT]: whole.length } }),
     gz: gzipSync(whole, { level: 9 }),
   };
-  for (const [ending, bytes] of Object.entries(packed)) {
+  for (const [ending, bytes] of Object.entries(compressed)) {
     if (bytes.length < whole.length) writeFileSync(`${file}.${ending}`, bytes);
   }
   const name = file.slice(dist.length).padEnd(36);
-  console.log(`${name} ${String(whole.length).padStart(8)} bytes, ${packed.gz.length} by gzip, ${packed.br.length} by brotli`);
+  console.log(`${name} ${String(whole.length).padStart(8)} bytes, ${compressed.gz.length} by gzip, ${compressed.br.length} by brotli`);
 }

@@ -1,8 +1,8 @@
-// The badge: `<script src="https://…/badge.js" async referrerpolicy="no-referrer"></script>` puts a small button there.
+// The badge: `<script src="https://…/badge.js" async referrerpolicy="no-referrer"></script>` inserts a small button there.
 //
-// Off until clicked: it loads nothing, keeps nothing, and asks nothing of anyone. A click opens the volunteer's page in a window
-// of its own, so that the choice is made there, where no other page can lay something over the switch. The site around it is
-// not touched: one element beside the script, its inside closed off. `data-umbel` names another server of the page than the script's.
+// Before a click, the badge loads, stores and requests nothing. A click opens the volunteer's page in a separate window, where no
+// other page can cover the switch. The badge adds one element with a closed shadow root beside the script, and changes nothing else
+// of the site. `data-umbel` is the URL of the server with the volunteer's page, if that is not the script's server.
 
 const script = document.currentScript as HTMLScriptElement | null;
 
@@ -19,12 +19,12 @@ a:hover { border-color: light-dark(#6b3fa0, #b794f0); }
 a:focus-visible { outline: 3px solid light-dark(#6b3fa0, #b794f0); outline-offset: 2px; }
 svg { width: 1.5em; height: 1.5em; flex: none; }`;
 
-function place(tag: HTMLScriptElement): void {
+function insertBadge(tag: HTMLScriptElement): void {
   const page = new URL('volunteer', tag.dataset['umbel'] ? new URL(tag.dataset['umbel'].replace(/\/?$/, '/'), location.href) : tag.src).href;
   if (!/^https?:/.test(page)) return;
   const host = document.createElement('umbel-badge');
   const root = host.attachShadow({ mode: 'closed' });
-  // A sheet that is made is no inline style, so it asks nothing of the site's content policy.
+  // A constructed style sheet is not an inline style, so a content security policy of the site does not block it.
   const sheet = new CSSStyleSheet();
   sheet.replaceSync(STYLE);
   root.adoptedStyleSheets = [sheet];
@@ -38,11 +38,11 @@ function place(tag: HTMLScriptElement): void {
   link.addEventListener('click', (event) => {
     if (event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    // A browser that opens no small window opens a tab.
+    // A browser without small windows opens a tab.
     window.open(page, '_blank', 'noopener,noreferrer,popup,width=480,height=820');
   });
   root.append(link);
   tag.after(host);
 }
 
-if (script) place(script);
+if (script) insertBadge(script);

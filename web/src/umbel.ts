@@ -1,9 +1,9 @@
-// The library for pages and other people's programs: a client of the overlay, and a volunteer, in a browser.
+// The library for pages and other programs: a client of the overlay, and a volunteer, in a browser.
 //
-// It wraps the WebAssembly core. What of it is a page's own affair stands beside: storage, and what a volunteer's page
-// must look after (tabs, power, sleep).
+// It wraps the WebAssembly core. The modules in `umbel/` have the parts that only pages need: storage, and for a volunteer tabs,
+// power and sleep.
 import { PageClient } from '../wasm/umbel.js';
-import { failed } from './umbel/failure';
+import { fromCore } from './umbel/failure';
 import { fetchBy } from './umbel/fetch';
 import { Https, Trusted } from './umbel/https';
 import { load, requireWebRtc } from './umbel/module';
@@ -17,17 +17,17 @@ export { volunteer, type Volunteer, type VolunteerLimits, type VolunteerState } 
 
 import type { Network } from './umbel/network';
 
-/** One relay of the way, with what building the circuit to it took. */
+/** One relay of the path, with the time to build the circuit to it. */
 export interface Hop {
   relay: string;
   ms: number;
-  /** It has no public address: another person's browser, or a computer behind a router. */
+  /** Whether the relay has no public address: another person's browser, or a computer behind a router. */
   volunteer: boolean;
 }
 
 export interface SearchResult {
   title: string;
-  /** http or https, cleaned. An exit or engine may have made the page behind it for this query alone: open it through the overlay. */
+  /** An http or https URL, cleaned. An exit or engine may have made it for this query alone, so open it through the overlay. */
   link: string;
   snippet: string;
 }
@@ -35,13 +35,13 @@ export interface SearchResult {
 export interface SearchAnswer {
   engine: string;
   results: SearchResult[];
-  /** There is a further page. */
+  /** Whether there is a next page. */
   more: boolean;
   /** The guard first, the exit last. */
   path: Hop[];
-  /** From the query's leaving to its answer. */
+  /** Time from sending the query to its answer. */
   elapsedMs: number;
-  /** The exit carries other things of this client too, for no other offers the engine. */
+  /** Whether the exit also carries other streams of this client, because no other exit offers the engine. */
   sharedExit: boolean;
 }
 
@@ -52,11 +52,11 @@ export interface PageResponse {
   path: Hop[];
 }
 
-/** What {@link Umbel.fetch} takes: of what the browser's does, method, headers, body, redirect and signal; the rest is passed over. */
+/** Options of {@link Umbel.fetch}: method, headers, body, redirect and signal, as for the browser's `fetch`. Others are ignored. */
 export interface FetchInit extends RequestInit {
-  /** Bytes that the answer's body may have; 64 MiB if left out. */
+  /** Largest body of the answer, in bytes; 64 MiB by default. */
   maxBytes?: number;
-  /** Milliseconds for a site to begin to answer, and for each piece of its answer's body; 60,000 if left out. */
+  /** Time limit in milliseconds for the head of the answer, and for each piece of its body; 60,000 by default. */
   patience?: number;
 }
 
@@ -64,11 +64,11 @@ export interface FetchInit extends RequestInit {
 export type Progress = 'module' | 'consensus' | 'channel' | 'circuit' | 'ready';
 
 export interface Umbel {
-  /** Asks a search engine by way of an exit, which sees the query and not who asks. */
+  /** Sends a query to a search engine through an exit. The exit reads the query, but doesn't see this browser's address. */
   search(query: { terms: string; engine?: string; page?: number; language?: string }): Promise<SearchAnswer>;
-  /** The engines that exits offer, the one asked by default first. */
+  /** The engines that exits offer, the default first. */
   engines(): { name: string; exits: number }[];
-  /** Has an exit perform a request. The exit sees it and its answer whole, so send nothing that tells who you are. */
+  /** Sends a request that an exit performs. The exit reads the whole request and answer, so send nothing that identifies the user. */
   request(request: {
     url: string;
     method?: string;
@@ -76,41 +76,41 @@ export interface Umbel {
     body?: Uint8Array;
   }): Promise<PageResponse>;
   /**
-   * As `fetch` of the browser, through a circuit of three relays, with TLS that ends in this page: the exit resolves the host's name
-   * and sees that, how much passes and when, and nothing else. `https:` alone; redirects are followed to such alone. No cookies, no
-   * cache, no `Referer`, and fields that are the same for everyone; what one host is asked never shares a circuit with another.
+   * The browser's `fetch` through a circuit of three relays, with TLS in this page. The exit resolves the host's name, and sees only the
+   * host, the port, and the amounts and times of data. Only `https:` URLs, also for redirects. No cookies, no cache, no `Referer`, and
+   * the same header fields for all users. Requests to different hosts never share a circuit.
    */
   fetch(input: string | URL, init?: FetchInit): Promise<Response>;
-  /** Closes everything at once. */
+  /** Closes all streams and links at once. */
   close(): void;
 }
 
 export interface ConnectOptions {
-  /** The network, or the address of its description; `./umbel.json` beside the page if left out. */
+  /** The network, or the URL of its description; `./umbel.json` beside the page by default. */
   network?: Network | string;
   onprogress?: (step: Progress) => void;
-  /** Certificates that {@link Umbel.fetch} trusts beside those that browsers do, in PEM or DER: for services of your own. */
+  /** Certificates that {@link Umbel.fetch} trusts in addition to those of browsers, in PEM or DER, for your own services. */
   trust?: (string | Uint8Array)[];
   /**
-   * Loads what {@link Umbel.fetch} needs with the rest, as `trust` does. It comes from where this library is from and not through the overlay:
-   * whoever serves that would otherwise see when a visitor's first fetch happens. True for pages that will fetch.
+   * Whether to load the module for {@link Umbel.fetch} at the start, as `trust` does. The module comes from the server of this library, not
+   * through the overlay, so that server would otherwise see the time of a visitor's first fetch. Set it in pages that fetch.
    */
   fetch?: boolean;
 }
 
-/** Starts a client in this page; it is there when the first circuit stands. */
+/** Starts a client in this page; resolves when the first circuit is built. */
 export async function connect(options: ConnectOptions = {}): Promise<Umbel> {
   requireWebRtc();
-  const tell = (step: string) => options.onprogress?.(step as Progress);
+  const report = (step: string) => options.onprogress?.(step as Progress);
   const trusted = new Trusted(options.trust ?? []);
   const [network, storage] = await Promise.all([
     findNetwork(options.network), openStorage(), load(), (options.fetch || options.trust) && trusted.load(),
   ]);
-  tell('module');
-  const client = (await failed(
-    PageClient.connect(network.directories, network.authorities, storage, tell),
+  report('module');
+  const client = (await fromCore(
+    PageClient.connect(network.directories, network.authorities, storage, report),
   )) as PageClient;
-  // The relays learn at once, instead of by our silence.
+  // Notifies the relays at once, so that they need not wait for a timeout.
   const leave = () => client.close();
   globalThis.addEventListener?.('pagehide', leave);
   return new Client(client, trusted, () => globalThis.removeEventListener?.('pagehide', leave));
@@ -129,7 +129,7 @@ class Client implements Umbel {
 
   async search(query: { terms: string; engine?: string; page?: number; language?: string }): Promise<SearchAnswer> {
     const { terms, engine, page = 1, language } = query;
-    return (await failed(this.#client.search(terms, engine, page, language))) as SearchAnswer;
+    return (await fromCore(this.#client.search(terms, engine, page, language))) as SearchAnswer;
   }
 
   engines(): { name: string; exits: number }[] {
@@ -143,9 +143,9 @@ class Client implements Umbel {
     body?: Uint8Array;
   }): Promise<PageResponse> {
     const { url, method = 'GET', headers = [], body = new Uint8Array() } = request;
-    // As the browser writes it: names in ASCII, everything else encoded.
+    // As `URL` serialises it: names in ASCII, other characters percent-encoded.
     const { href } = URL.canParse(url) ? new URL(url) : { href: '' };
-    return (await failed(this.#client.request(method, href, headers.flat(), body))) as PageResponse;
+    return (await fromCore(this.#client.request(method, href, headers.flat(), body))) as PageResponse;
   }
 
   fetch(input: string | URL, init: FetchInit = {}): Promise<Response> {

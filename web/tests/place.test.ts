@@ -5,7 +5,7 @@ import { MAX_TERMS, address, fromFragment, fromState, link, query } from '../src
 beforeAll(() => vi.stubGlobal('location', { href: 'https://dir.example/search?x=1#old' }));
 
 describe('links', () => {
-  test('only web links with a host are followed, and nobody’s name before it', () => {
+  test('only web URLs with a host are accepted, without user name and password', () => {
     expect(link('https://user:secret@example.org/a?b#c')?.href).toBe('https://example.org/a?b#c');
     expect(link('../d', new URL('http://example.org/a/b/c'))?.href).toBe('http://example.org/a/d');
     for (const bad of ['', '/a', 'javascript:alert(1)', 'JavaScript:alert(1)', 'data:text/html,x', 'file:///etc/passwd', 'blob:https://a/b', 'https://', 'about:blank', ` ${'x'.repeat(9000)}`]) {
@@ -15,7 +15,7 @@ describe('links', () => {
 });
 
 describe('places', () => {
-  test('an address leads to its place and back', () => {
+  test('the URL of a place leads to this place', () => {
     const results = { at: 'results', query: query('two words & more', 'kiwix', 'de', 3) } as const;
     expect(fromFragment(new URL(address(results)).hash)).toEqual(results);
     const reader = { at: 'reader', url: 'https://example.org/?q=a&b=c#d' } as const;
@@ -23,17 +23,17 @@ describe('places', () => {
     expect(address({ at: 'home' })).toBe('https://dir.example/search');
   });
 
-  test('a fragment that is none leads home', () => {
+  test('an invalid fragment leads home', () => {
     for (const odd of ['', '#', '#q=', '#q=%20', '#read=javascript:alert(1)', '#%', '#results']) expect(fromFragment(odd)).toEqual({ at: 'home' });
   });
 
-  test('odd parts of a query are left out', () => {
+  test('invalid parts of a query are omitted', () => {
     expect(query(' a ', '<b>', 'x y', Number.NaN)).toEqual({ terms: 'a', page: 1 });
     expect(query('a', null, null, 1e9).page).toBe(100);
     expect(query('x'.repeat(5000)).terms).toHaveLength(MAX_TERMS);
   });
 
-  test('a state that another version left is none', () => {
+  test('an invalid state is no place', () => {
     for (const odd of [null, undefined, 5, {}, { at: 'reader' }, { at: 'reader', url: 'javascript:alert(1)' }, { at: 'results', query: {} }]) {
       expect(fromState(odd)).toBeUndefined();
     }

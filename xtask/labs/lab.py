@@ -1,4 +1,4 @@
-"""A network of processes on this machine for measurements: what umbel-lab and tor-lab share.
+"""A network of processes on this machine for measurements: the code that umbel-lab and tor-lab share.
 
 A Lab owns a work folder, the programs loadgen and netdelay built into it, network namespaces where the conditions ask
 for them, and every process it starts. Leaving its `with` block ends the processes, by their ids, and removes the
@@ -26,17 +26,17 @@ CONGESTION_CONTROL = '/proc/sys/net/ipv4/tcp_congestion_control'
 ALLOWED_CONTROLS = '/proc/sys/net/ipv4/tcp_allowed_congestion_control'
 # First three bytes of the addresses that netdelay gives.
 NET = '10.77.0'
-# The longest one loadgen run may take.
+# Time limit of one run of loadgen, in seconds.
 LOAD_LIMIT = 90
 # The circuits of a mix: bulk ones, and the user name of the light one beside them.
 MIX_STREAMS = 16
 MIX_LIGHT_USER = 100
 MIX_LIGHT_REQUESTS = 20
-# How long a stream and a TCP connection beside it are measured.
+# Measuring time of a stream and a TCP connection beside it, in seconds.
 BESIDE_SECS = 20
-# How long the bulk streams of a mix run if nothing ends them before.
+# Longest run of the bulk streams of a mix, in seconds.
 MIX_SECS = 100
-# Rows of loadgen that are of no interest in a table.
+# Rows of loadgen that are not printed.
 HIDDEN = re.compile(
     r'\.rss_\w+_pid|'
     r'\.(samples|bytes|streams|concurrency|loadgen_cores|cpu|(connect|total|rtt|latency)_(min|max)|seconds)$'
@@ -84,12 +84,12 @@ def print_row(name, value, unit):
 
 
 def die_with_parent():
-    """Has the kernel end this process when its parent ends."""
+    """Makes the kernel end this process when its parent ends."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def on_signal(number, _frame):
-    """Leaves by way of every `finally`."""
+    """Ends this process, with every `finally` block."""
     sys.exit('lab: not done within --limit' if number == signal.SIGALRM else 128 + number)
 
 
@@ -117,7 +117,7 @@ class Lab:
     """Processes of one network, by the names of its nodes, and the load on them."""
 
     def __init__(self, options, nodes, client, hosts=None):
-        """`hosts` says which nodes share a namespace: node to number. By default each has its own."""
+        """`hosts` maps nodes to the numbers of their namespaces. By default each node has its own."""
         self.options = options
         self.nodes = nodes
         self.client = client
@@ -128,9 +128,9 @@ class Lab:
         self.processes = {}
         self.folder = options.dir
         self.target = None
-        # How long a stream takes to reach its rate, before which nothing is measured.
+        # Seconds until a stream has reached its rate. The measurement starts after them.
         self.ramp = 1.5 if not self.namespaced else 6 if options.delay_ms <= 50 else 12
-        # Latency samples: as many as a second or so has.
+        # Number of latency samples, for about a second.
         self.samples = 100 if not self.namespaced else max(10, int(1000 / max(1, options.delay_ms)))
 
     def __enter__(self):
@@ -165,7 +165,7 @@ class Lab:
         """Ends every process and removes the namespaces; no signal interrupts it."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
-        # netdelay removes the namespaces, so it goes last.
+        # netdelay removes the namespaces, so it ends last.
         netdelay = self.processes.pop('netdelay', None)
         for process in self.processes.values():
             process.terminate()
@@ -215,7 +215,7 @@ class Lab:
         return f'{self.prefix}{self.hosts[node]}'
 
     def inside(self, node, command):
-        """The command that runs `command` where `node` is."""
+        """The command that runs `command` in the namespace of `node`."""
         return ['ip', 'netns', 'exec', self.namespace(node)] + command if self.namespaced else command
 
     # ---- processes
@@ -251,14 +251,14 @@ class Lab:
         sys.exit('lab: ' + message)
 
     def stay_up(self):
-        """What --keep does."""
+        """Runs until a signal, for --keep."""
         while True:
             signal.pause()
 
     # ---- load
 
     def foreign_cpu(self):
-        """Processor seconds used on this machine by anything but this lab: noise in its figures.
+        """Processor seconds of all programs on this machine except this lab, which disturb its figures.
 
         A sum over processes of their own and their reaped children's time: the ticks of /proc/stat miss short bursts.
         """
@@ -289,7 +289,7 @@ class Lab:
         return self.inside(self.client, command)
 
     def load(self, prefix, mode, socks, *arguments):
-        """Runs loadgen and prints its figures, unless the prefix ends with `warm`. Gives the figures by name."""
+        """Runs loadgen and prints its figures, unless the prefix ends with `warm`. Returns the figures by name."""
         quiet = prefix.endswith('warm')
         started, foreign = time.time(), self.foreign_cpu()
         try:

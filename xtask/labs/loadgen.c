@@ -52,10 +52,10 @@
 #define GIB 1073741824.0
 /* The pattern repeats after this many bytes. */
 #define PATTERN (1u << 20)
-/* The most that one read or write takes. */
+/* Largest size of one read or write. */
 #define CHUNK (256u << 10)
 #define EVENTS 256
-/* epoll_wait timeout: how often a loop looks at the clock. */
+/* Timeout of epoll_wait, after which a loop checks the clock. */
 #define TICK_MS 20
 #define BULK_LIMIT_S 120
 #define LATENCY_LIMIT_S 60
@@ -251,7 +251,7 @@ static void want_write(int epoll, struct served *client, bool wanted) {
     client->wants_write = wanted;
 }
 
-/* Sends what is left of the answer: 1 all sent, 0 the socket is full, -1 the stream is over. */
+/* Sends the rest of the answer; returns 1 if all is sent, 0 if the socket is full, -1 if the stream has ended. */
 static int send_answer(int epoll, struct served *client) {
     while (client->head_sent < client->head_length || client->body_left) {
         struct iovec parts[2];
@@ -309,7 +309,7 @@ static void begin_answer(struct served *client) {
     client->body_offset = 0;
 }
 
-/* Answers the requests that were read; -1 if the stream is over. */
+/* Answers the requests that were read; returns -1 if the stream has ended. */
 static int serve_requests(int epoll, struct served *client) {
     for (;;) {
         if (client->head_length != client->head_sent || client->body_left) {
@@ -334,7 +334,7 @@ static int serve_requests(int epoll, struct served *client) {
     }
 }
 
-/* Reads from a client; -1 if the stream is over. */
+/* Reads from a client; returns -1 if the stream has ended. */
 static int read_client(int epoll, struct served *client) {
     ssize_t length;
     if (client->upload_left) {
@@ -398,21 +398,21 @@ static void run_origin(void) {
 
 enum state { CONNECTING, GREETING, LOGGING_IN, REQUESTING, AWAITING_HEAD, READING_BODY, UPLOADING, IDLE };
 
-/* What a step of a stream came to. */
+/* The result of a step of a stream. */
 enum outcome { FAILED = -1, MORE = 0, FINISHED = 1 };
 
 /* A stream through the overlay, and the request on it. */
 struct stream {
     int fd;
     enum state state;
-    /* Decides the user name, and so the circuit. */
+    /* Selects the user name, and so the circuit. */
     int number;
-    /* Of the SOCKS handshake, then of the answer's head. */
+    /* Received bytes of the SOCKS handshake, then of the answer's head. */
     char input[1024];
     int input_length;
-    /* Times; 0 while it has not happened. */
+    /* Times of the events; 0 before the event. */
     double started, connected, requested, first_byte, finished;
-    /* Of the request: its body's length, and what of it was sent or has arrived. */
+    /* Length of the request's body, and the number of bytes sent or received. */
     uint64_t length, offset;
     /* Body bytes of all requests. */
     uint64_t received;
@@ -429,7 +429,7 @@ static enum outcome fail(const char *what, int number) {
     return FAILED;
 }
 
-/* What a recv() of `length` <= 0 means. */
+/* The result for a recv() of `length` <= 0. */
 static enum outcome nothing_read(ssize_t length, const char *what, int number) {
     return length < 0 && errno == EAGAIN ? MORE : fail(what, number);
 }
@@ -452,7 +452,7 @@ static void close_stream(struct stream *stream) {
     stream->fd = -1;
 }
 
-/* Sends a short message, which an empty socket buffer takes whole. */
+/* Sends a short message, which fits into an empty socket buffer. */
 static bool sends(struct stream *stream, const void *bytes, size_t length) {
     return send(stream->fd, bytes, length, MSG_NOSIGNAL) == (ssize_t)length;
 }
@@ -596,7 +596,7 @@ static enum outcome on_body(struct stream *stream) {
     return stream->offset >= stream->length ? finish_request(stream) : MORE;
 }
 
-/* Takes a stream one step on, once its socket is ready. */
+/* Performs the next step of a stream whose socket is ready. */
 static enum outcome step(struct stream *stream, uint32_t events) {
     switch (stream->state) {
     case CONNECTING: return on_tcp_connected(stream);
@@ -621,7 +621,7 @@ static struct stream *start_streams(int count, uint64_t length) {
     return streams;
 }
 
-/* Prints what every mode ends with: processor time since `from`, and errors. */
+/* Prints the last figures of every mode: processor time since `from`, and errors. */
 static void print_cost(struct mark from, double gib, double wall) {
     if (pid_count) {
         double cpu = cpu_of_all() - from.cpu;
@@ -665,7 +665,7 @@ static double print_throughput(const struct stream *streams, const uint64_t *bef
     return total;
 }
 
-/* Whether a byte has come on any of the streams. */
+/* Whether any of the streams has received a byte. */
 static bool any_moves(const struct stream *streams, int count) {
     for (int i = 0; i < count; i++) {
         if (streams[i].first_byte || streams[i].state == UPLOADING) return true;
@@ -719,7 +719,7 @@ static void run_bulk(void) {
     print_cost(from, bytes / GIB, wall);
 }
 
-/* One request on `stream`, to its end or its timeout. */
+/* Performs one request on `stream`, until its end or its timeout. */
 static enum outcome request_once(struct stream *stream, bool fresh) {
     enum outcome outcome = MORE;
     double deadline = now() + REQUEST_LIMIT_S;
@@ -748,7 +748,7 @@ static void run_latency(bool keep) {
             close_stream(&stream);
             continue;
         }
-        /* The first request of a kept stream has the stream's opening in it. */
+        /* The first request of a persistent stream includes the opening of the stream. */
         if (!keep || i) {
             connects[samples] = stream.connected - stream.started;
             answers[samples] = stream.first_byte - stream.requested;

@@ -45,7 +45,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Of Linux 6.2, where older headers lack them. */
+/* Constants of Linux 6.2, for older headers. */
 #ifndef TUN_F_USO4
 #define TUN_F_USO4 0x20
 #endif
@@ -57,12 +57,12 @@
 #endif
 
 #define MAX_NODES 64
-/* Packets in a queue at the most; a power of two. */
+/* Largest number of packets in a queue; a power of two. */
 #define QUEUE_PACKETS (1u << 15)
 #define MAX_PACKET 70000
-/* Packets read from one namespace before the next has its turn. */
+/* Packets read from one namespace before the next one. */
 #define READ_BURST 64
-/* What --reorder holds a packet longer. */
+/* Additional delay of a packet by --reorder. */
 #define HELD_LONGER_NS 5000000
 #define VNET_HEADER ((int)sizeof(struct virtio_net_hdr))
 #define TRACE_INTERVAL_NS 10000000
@@ -81,7 +81,7 @@ static struct {
 } option = {
     .nodes = 8, .mtu = 1500, .offload = true, .prefix = "lab", .net = "10.77.0", .delay_ms = 25, .queue_ms = 100};
 
-/* A packet on its way, with its virtio header. */
+/* A packet in flight, with its virtio header. */
 struct packet {
     int64_t due;
     int length;
@@ -94,14 +94,14 @@ struct queue {
     unsigned head, tail;
 };
 
-/* What leads to one namespace. */
+/* The link into one namespace. */
 struct receiver {
     int tun;
     /* In order, and those that --reorder holds longer. */
     struct queue prompt, held;
-    /* When the last packet is due: jitter keeps the order. */
+    /* Time at which the last packet is due, because jitter keeps the order. */
     int64_t last_due;
-    /* When the rate limit has passed on all that waits. */
+    /* Time at which the rate limit has forwarded all waiting packets. */
     int64_t free_at;
 };
 
@@ -155,7 +155,7 @@ static void enqueue(struct queue *queue, const unsigned char *bytes, int length,
     memcpy(packet->bytes, bytes, length);
 }
 
-/* Puts a packet on its way to `to`; `hold` makes later ones overtake it. */
+/* Queues a packet to `to`; with `hold`, later packets overtake it. */
 static void send_packet(struct receiver *to, const unsigned char *bytes, int length, int64_t time, bool hold) {
     int64_t due = (option.rate_mbit > 0 ? to->free_at : time) + (int64_t)(option.delay_ms * 1e6);
     if (hold) {
@@ -174,7 +174,7 @@ static int64_t earliest(int64_t due, struct queue *queue) {
     return first(queue)->due;
 }
 
-/* When the next packet is due; 0 if there is none. */
+/* Time at which the next packet is due; 0 if there is none. */
 static int64_t next_due(void) {
     int64_t due = 0;
     for (int i = 0; i < option.nodes; i++) due = earliest(earliest(due, &receivers[i].prompt), &receivers[i].held);
@@ -290,7 +290,7 @@ static void send_run(struct receiver *receiver, const struct arrival *arrival, i
     }
 }
 
-/* Passes a packet on, in runs of segments that neither are dropped nor go late. */
+/* Forwards a packet, in runs of segments that are neither dropped nor delayed. */
 static void pass(struct receiver *to, const struct arrival *arrival) {
     int from = 0;
     if (option.rate_mbit > 0 && to->free_at < arrival->time) to->free_at = arrival->time;
@@ -309,7 +309,7 @@ static void pass(struct receiver *to, const struct arrival *arrival) {
     send_run(to, arrival, from, arrival->segments - 1, false);
 }
 
-/* Reads what one namespace sends. */
+/* Reads the packets of one namespace. */
 static void read_node(struct receiver *node) {
     static unsigned char bytes[MAX_PACKET];
     for (int i = 0; i < READ_BURST; i++) {
@@ -337,7 +337,7 @@ static void read_node(struct receiver *node) {
 
 /* ---------------- namespaces ---------------- */
 
-/* Runs a shell command; whether it succeeded. */
+/* Runs a shell command; returns whether it succeeded. */
 __attribute__((format(printf, 1, 2))) static bool shell(const char *format, ...) {
     char command[512];
     va_list arguments;
@@ -404,7 +404,7 @@ static void trace_queues(FILE *trace, int64_t time) {
     fputc('\n', trace);
 }
 
-/* Passes packets until a signal comes. */
+/* Forwards packets until a signal arrives. */
 static void run(int epoll, int timer, FILE *trace) {
     while (!stopped) {
         struct epoll_event events[MAX_NODES];

@@ -28,7 +28,7 @@ HOSTS = {node: min(number, NODES.index(CLIENT)) for number, node in enumerate(NO
 CONSENSUS_LIMIT = 150
 CLIENT_RESTARTS = 6
 ARTI_LIMIT = 60
-# Ports above --base-port; each node has ten of its own before them.
+# Offsets from --base-port, above the ten ports of each node.
 ARTI_PORT, ORIGIN_PORT = 95, 99
 
 EVERY_NODE = """\
@@ -57,7 +57,7 @@ NumCPUs 2
 ExtendAllowPrivateAddresses 1
 DirCache 1
 """
-# Clients take only Fast and Stable relays for guards.
+# Clients use only Fast and Stable relays as guards.
 AUTHORITY = """\
 DirPort {address}:{directory}
 AuthoritativeDirectory 1
@@ -142,7 +142,7 @@ class Tor:
         self.log = log
         self.parameters = parameters
         self.program = find_tor()
-        # Of servers: the key's fingerprint; of authorities: that of the signing identity.
+        # The fingerprints of the servers' keys, and of the authorities' signing identities.
         self.fingerprints, self.identities = {}, {}
 
     def version(self):
@@ -174,7 +174,7 @@ class Tor:
             write(f'{self.path(node)}/torrc', self.torrc(node))
 
     def make_identities(self):
-        """Makes the signing identities of the authorities, all at once: each takes seconds."""
+        """Makes the signing identities of the authorities, concurrently because each takes seconds."""
         running = []
         for node in AUTHORITIES:
             address = f'{self.lab.address(node)}:{self.ports(node)["directory"]}'
@@ -263,7 +263,7 @@ class Tor:
         time.sleep(3)
         for node in (MIDDLE, EXIT):
             self.spawn(node)
-        # Clients only once both entries can answer them.
+        # The clients start when both entries can answer them.
         while not all(is_full(self.flags(entry)) for entry in ENTRIES):
             if time.time() - started > CONSENSUS_LIMIT:
                 sys.exit(f'tor-lab: no full consensus after {CONSENSUS_LIMIT} s: {self.flags(ENTRIES[0])}')
@@ -276,7 +276,7 @@ class Tor:
         self.lab.spawn(node, [self.program, '-f', f'{self.path(node)}/torrc', '--quiet'], f'{node}/stdout')
 
     def flags(self, node):
-        """Flags of each relay in the consensus that a node holds; none while it lacks the microdescriptors."""
+        """Flags of each relay in a node's consensus; none while the node lacks the microdescriptors."""
         try:
             with open(f'{self.path(node)}/cached-microdesc-consensus') as file:
                 consensus = file.read()
@@ -288,7 +288,7 @@ class Tor:
         return flags if descriptors.count('\nonion-key') >= len(flags) else {}
 
     def start_clients(self):
-        """A client whose guard sample holds no permitted entry never builds a circuit: it starts anew with none."""
+        """Starts the clients. A client without a permitted entry in its guard sample is restarted without state."""
         clients = [CLIENT, CONFLUX_CLIENT]
         for node in clients:
             self.spawn(node)
@@ -330,7 +330,7 @@ class Tor:
     # ---- Arti
 
     def start_arti(self, program):
-        """Starts an Arti client and gives its SOCKS port's address; None if it does not bootstrap."""
+        """Starts an Arti client and returns its SOCKS port's address; None if it does not bootstrap."""
         port = self.lab.options.base_port + ARTI_PORT
         os.makedirs(f'{self.lab.folder}/arti', 0o700)
         write(f'{self.lab.folder}/arti.toml', self.arti_configuration(port))
@@ -373,7 +373,7 @@ class Tor:
 
 
 def is_full(flags):
-    """Whether a consensus has every relay, and the flags that clients go by."""
+    """Whether a consensus has every relay, with the flags that clients need."""
     return (
         len(flags) == len(AUTHORITIES + RELAYS)
         and all('Running' in of_relay for of_relay in flags.values())
@@ -412,7 +412,7 @@ class Control:
         return line.decode('latin1')
 
     def command(self, command):
-        """The lines that answer a command; events between them are passed over."""
+        """The lines that answer a command; events between them are skipped."""
         self.send(command)
         answer = []
         while True:
@@ -430,7 +430,7 @@ class Control:
         return answer
 
     def build_circuits(self, path, count, parallel):
-        """Builds circuits, so many at a time: their build times in seconds, their numbers, and how many failed."""
+        """Builds circuits, `parallel` at a time; returns build times in seconds, circuit numbers and failures."""
         self.command('SETEVENTS CIRC')
         times, circuits, failed = [], [], 0
         building, asked, left = {}, [], count
@@ -463,7 +463,7 @@ class Control:
 
 @contextlib.contextmanager
 def entered(namespace):
-    """Puts this process into a network namespace for a while."""
+    """Puts this process into a network namespace during the block."""
     own, other = os.open('/proc/self/ns/net', os.O_RDONLY), os.open(namespace, os.O_RDONLY)
     try:
         if LIBC.setns(other, 0):

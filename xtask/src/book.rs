@@ -1,6 +1,7 @@
 //! Builds the corpus of the search tests: the Rust book as a ZIM file for `kiwix-serve`.
 //!
-//! Built once for each version of the book and stored with the other tools, where `umbel testnet` also finds it.
+//! The file is built once for each version of the book and stored with the other tools, where `umbel testnet` also finds
+//! it.
 
 use std::{
     fs, io,

@@ -1,4 +1,4 @@
-//! Tests of a relay's transport and of the search page with real browsers: `tests/browser`, run by Node.
+//! Tests with real browsers: `tests/browser`, run by Node.
 
 use std::fs;
 

@@ -160,7 +160,7 @@ fn build() -> Result<PathBuf, Failure> {
     Ok(target_folder()?.join("release/umbel"))
 }
 
-/// Runs all conditions and prints the table's rows of each when it is done.
+/// Runs all conditions, and prints the table's rows of each condition at its end.
 fn measure(options: &Options, contenders: &[Contender]) -> Result<(), Failure> {
     let total = options.conditions.len().saturating_mul(options.runs).saturating_mul(contenders.len());
     let mut done: usize = 0;
@@ -168,7 +168,7 @@ fn measure(options: &Options, contenders: &[Contender]) -> Result<(), Failure> {
     println!("{}", table::header(contenders));
     for condition in &options.conditions {
         for run in 0..options.runs {
-            // Each is first in turn, so that effects of the order, such as heat, affect all equally.
+            // Each contender is first in turn, so that effects of the order, such as heat, are equal for all.
             let order = (0..contenders.len()).cycle().skip(run).take(contenders.len());
             for (number, contender) in order.filter_map(|number| Some((number, contenders.get(number)?))) {
                 done = done.saturating_add(1);
@@ -179,7 +179,7 @@ fn measure(options: &Options, contenders: &[Contender]) -> Result<(), Failure> {
                 eprintln!("{} s", started.elapsed().as_secs());
                 match output {
                     Ok(output) => {
-                        keep(options, condition, run, contender, &output)?;
+                        write_output(options, condition, run, contender, &output)?;
                         results.add(condition, number, run, &run_name, &output);
                     }
                     Err(error) => {
@@ -219,7 +219,7 @@ fn run_lab(options: &Options, condition: &Condition, contender: &Contender) -> R
 }
 
 /// Writes a run's output to the folder given by `--keep`.
-fn keep(
+fn write_output(
     options: &Options,
     condition: &Condition,
     run: usize,
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_option_or_condition_is_refused_by_name() {
+    fn the_error_for_an_unknown_option_or_condition_names_it() {
         for (arguments, named) in [
             (&["--only", "loss-7"][..], "loss-7"),
             (&["--fast"], "--fast"),

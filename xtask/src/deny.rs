@@ -7,7 +7,7 @@ use crate::{
     run::{Failure, Run, Tally, cache},
 };
 
-/// Runs the checks, and that for known vulnerabilities if the advisory database is available.
+/// Runs the checks, including that for known vulnerabilities if the advisory database is available.
 pub(crate) fn check() -> Result<Tally, Failure> {
     let program = program()?;
     let fetched = Run::new(&program).args(["fetch", "db"]).succeeds();
@@ -20,7 +20,7 @@ pub(crate) fn check() -> Result<Tally, Failure> {
     Run::new(&program).args(["check", "--hide-inclusion-graph"]).args(checks).run()
 }
 
-/// cargo-deny: the one on the path, or one that is built once and kept.
+/// The program cargo-deny: from the path, otherwise built once and stored.
 fn program() -> Result<PathBuf, Failure> {
     if let Some(program) = on_path("cargo-deny") {
         return Ok(program);
@@ -36,7 +36,7 @@ fn program() -> Result<PathBuf, Failure> {
             .args(["--target-dir"])
             .args([&build])
             .run()?;
-        // Only the program is kept; its build folder is large.
+        // The build folder is large, and only the program is needed.
         let _ = std::fs::remove_dir_all(build);
     }
     Ok(program)

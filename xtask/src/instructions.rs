@@ -1,8 +1,8 @@
 //! Instruction counts of sealing, switching and packing a cell, by callgrind, against budgets.
 //!
-//! The workloads are in `benches/instructions.rs`. It is built in the development profile, so that it shares the
-//! dependencies of the tests; only the crate itself is recompiled with optimisation. The counts differ from those of
-//! a release build.
+//! The workloads are in `benches/instructions.rs`. That program is built in the development profile, so that it shares the
+//! dependencies of the tests; only the crate itself is recompiled with optimisation. The counts differ from those of a
+//! release build.
 
 use std::{fs, path::Path};
 
@@ -24,7 +24,7 @@ const BUDGETS: &[Budget] = &[
 
 /// Margin of a new budget above the count, in per cent.
 const HEADROOM: u64 = 10;
-/// Below this share of its budget, in per cent, a count prints advice to lower the budget.
+/// For a count below this percentage of its budget, the step prints advice to lower the budget.
 const LOW: u64 = 80;
 
 /// Compiler options: the crate optimised, without debug assertions and overflow checks; the dependencies as in the
@@ -52,7 +52,7 @@ pub(crate) fn check() -> Result<Tally, Failure> {
         let profile = folder.join(format!("{}.out", budget.function));
         let count = count(budget.function, &profile)?;
         println!("{:10} {count:9} {:7}", budget.function, budget.instructions);
-        match budget.judge(count) {
+        match budget.check_count(count) {
             Ok(advice) => {
                 advice.iter().for_each(|advice| println!("{advice}"));
                 tally = tally.and(Tally::ONE);
@@ -65,7 +65,7 @@ pub(crate) fn check() -> Result<Tally, Failure> {
 
 impl Budget {
     /// Advice if `count` is far below the budget; an error if it exceeds the budget.
-    fn judge(&self, count: u64) -> Result<Option<String>, String> {
+    fn check_count(&self, count: u64) -> Result<Option<String>, String> {
         let Self { function, instructions } = self;
         let new = count.saturating_mul(HEADROOM.saturating_add(100)) / 100;
         if count > *instructions {
@@ -81,7 +81,7 @@ impl Budget {
     }
 }
 
-/// The program, built and run by cargo.
+/// The cargo command that builds and runs the program.
 fn bench() -> Run {
     let build = ["bench", "--quiet", "--locked", "--profile", "dev", "--bench", "instructions"];
     let settings = OPTIMISED.iter().flat_map(|setting| ["--config", setting]);
@@ -116,14 +116,14 @@ mod tests {
     const BUDGET: Budget = Budget { function: "sealing", instructions: 1_000 };
 
     #[test]
-    fn a_count_above_its_budget_fails_and_names_the_next_one() {
-        assert!(BUDGET.judge(1_000).is_ok());
-        assert!(BUDGET.judge(1_001).unwrap_err().contains("1101"));
+    fn a_count_above_its_budget_fails_and_suggests_a_higher_one() {
+        assert!(BUDGET.check_count(1_000).is_ok());
+        assert!(BUDGET.check_count(1_001).unwrap_err().contains("1101"));
     }
 
     #[test]
-    fn a_count_far_below_its_budget_asks_for_a_lower_one() {
-        assert_eq!(BUDGET.judge(800), Ok(None));
-        assert!(BUDGET.judge(700).unwrap().unwrap().contains("770"));
+    fn a_count_far_below_its_budget_suggests_a_lower_one() {
+        assert_eq!(BUDGET.check_count(800), Ok(None));
+        assert!(BUDGET.check_count(700).unwrap().unwrap().contains("770"));
     }
 }

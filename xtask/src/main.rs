@@ -1,7 +1,7 @@
 //! Umbel's build tool: checks, packages and measurements for developers and CI.
 //!
-//! `cargo xtask test` is the complete check; every other command is one part of it. It uses only the standard
-//! library, so that it builds within a second after a fresh clone.
+//! `cargo xtask test` is the complete check; most other commands are parts of it. The tool uses only the standard library,
+//! so that it builds within a second after a fresh clone.
 #![allow(clippy::disallowed_methods, reason = "not part of the core: reads the clock and the environment")]
 
 mod book;

@@ -1,5 +1,4 @@
-//! Installs the programs that the tests use and that are no part of Rust: real clients, browsers, Node, search
-//! engines.
+//! Installs the programs that the tests use in addition to Rust: real clients, browsers, Node, search engines.
 
 use std::{
     fs, io,
@@ -126,7 +125,7 @@ pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-/// A Python with Requests and PySocks. The first on the path may be one that can't import Debian's packages.
+/// A Python with Requests and PySocks. Another Python may be first on the path, without Debian's packages.
 fn python() -> Option<PathBuf> {
     let able = |python: &PathBuf| Run::new(python).args(["-c", "import requests, socks"]).succeeds();
     [PathBuf::from("/usr/bin/python3")].into_iter().chain(on_path("python3")).find(able)
@@ -138,7 +137,7 @@ pub(crate) fn python_folder() -> Result<PathBuf, Failure> {
     let folder = cache("python")?;
     let link = folder.join("python3");
     if std::fs::read_link(&link).ok().as_ref() != Some(&python) {
-        // It may link to another Python, or not exist.
+        // The link may lead to another Python, or not exist.
         let _ = std::fs::remove_file(&link);
         std::os::unix::fs::symlink(python, link).map_err(|error| Failure::new(error.to_string()))?;
     }

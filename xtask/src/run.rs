@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-/// Why a step failed, as a message for the build's output.
+/// The failure of a step, as a message for the build's output.
 #[derive(Debug)]
 pub(crate) struct Failure {
     message: String,
@@ -82,16 +82,16 @@ impl Tally {
 /// A program to run, by default in the checkout's root.
 pub(crate) struct Run {
     command: Command,
-    shown: String,
+    description: String,
     aside: bool,
 }
 
 impl Run {
     pub(crate) fn new(program: impl AsRef<OsStr>) -> Self {
-        let shown = Path::new(program.as_ref()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let description = Path::new(program.as_ref()).file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut command = Command::new(program);
         command.current_dir(root()).stdin(Stdio::null());
-        Self { command, shown, aside: false }
+        Self { command, description, aside: false }
     }
 
     /// The cargo that runs this build tool.
@@ -106,8 +106,8 @@ impl Run {
 
     pub(crate) fn args<I: IntoIterator<Item: AsRef<OsStr>>>(mut self, arguments: I) -> Self {
         for argument in arguments {
-            self.shown.push(' ');
-            self.shown.push_str(&argument.as_ref().to_string_lossy());
+            self.description.push(' ');
+            self.description.push_str(&argument.as_ref().to_string_lossy());
             self.command.arg(argument);
         }
         self
@@ -133,20 +133,20 @@ impl Run {
         self
     }
 
-    /// Redirects all output to standard error, where standard output is for a result.
+    /// Redirects all output to standard error, because standard output is for a result.
     pub(crate) fn aside(mut self) -> Self {
         self.aside = true;
         self
     }
 
-    /// Runs it with its output passed on, and counts the tests in it.
+    /// Runs the program, forwards its output, and counts the tests in the output.
     pub(crate) fn run(mut self) -> Result<Tally, Failure> {
         let out = || -> Box<dyn Write> { if self.aside { Box::new(io::stderr()) } else { Box::new(io::stdout()) } };
-        let _ = writeln!(out(), "+ {}", self.shown);
+        let _ = writeln!(out(), "+ {}", self.description);
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().map_err(|error| self.failure(&format!("can't start: {error}")))?;
-        let errors = child.stderr.take().map(|stream| thread::spawn(move || pass_on(stream, io::stderr())));
-        let mut tally = child.stdout.take().map(|stream| pass_on(stream, out())).unwrap_or_default();
+        let errors = child.stderr.take().map(|stream| thread::spawn(move || forward(stream, io::stderr())));
+        let mut tally = child.stdout.take().map(|stream| forward(stream, out())).unwrap_or_default();
         if let Some(Ok(counted)) = errors.map(thread::JoinHandle::join) {
             tally = tally.and(counted);
         }
@@ -158,13 +158,13 @@ impl Run {
         Ok(if tally == Tally::default() { Tally::ONE } else { tally })
     }
 
-    /// Runs it and returns its output, or `None` if it failed or can't be started.
+    /// Runs the program and returns its output, or `None` if it failed or can't be started.
     pub(crate) fn output(mut self) -> Option<String> {
         let output = self.command.stderr(Stdio::null()).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// Runs it and returns its output; its standard error is passed on.
+    /// Runs the program and returns its output; its standard error is inherited.
     pub(crate) fn printed(mut self) -> Result<String, Failure> {
         let output = self.command.stderr(Stdio::inherit()).output();
         let output = output.map_err(|error| self.failure(&format!("can't start: {error}")))?;
@@ -174,22 +174,22 @@ impl Run {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// Runs it without output; returns whether it succeeded.
+    /// Runs the program without output; returns whether it succeeded.
     pub(crate) fn succeeds(self) -> bool {
         self.output().is_some()
     }
 
     fn failure(&self, reason: &str) -> Failure {
-        Failure::new(format!("{}: {reason}", self.shown))
+        Failure::new(format!("{}: {reason}", self.description))
     }
 }
 
-fn pass_on(stream: impl Read, mut out: impl Write) -> Tally {
+fn forward(stream: impl Read, mut out: impl Write) -> Tally {
     let mut tally = Tally::default();
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     while stream.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
-        // A write error is ignored; the program's exit status counts.
+        // A write error is ignored, because only the program's exit status counts.
         let _ = out.write_all(&line);
         let _ = out.flush();
         tally.read(String::from_utf8_lossy(&line).trim_end());
@@ -212,10 +212,10 @@ pub(crate) fn root() -> PathBuf {
 /// Cargo's target folder.
 pub(crate) fn target_folder() -> Result<PathBuf, Failure> {
     let metadata = Run::new(cargo()).args(["metadata", "--no-deps", "--format-version", "1", "--offline"]).output();
-    let metadata = metadata.ok_or_else(|| Failure::new("cargo metadata says nothing"))?;
+    let metadata = metadata.ok_or_else(|| Failure::new("cargo metadata failed"))?;
     let after = metadata.split_once("\"target_directory\":\"").map(|(_, after)| after);
     let folder = after.and_then(|after| after.split_once('"')).map(|(folder, _)| PathBuf::from(folder));
-    folder.ok_or_else(|| Failure::new("cargo metadata names no target folder"))
+    folder.ok_or_else(|| Failure::new("the output of cargo metadata has no target folder"))
 }
 
 /// Folder for tools, outside the checkout and the target folder, so that they remain after a clean build.

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: runs all checks, those that fail soonest first.
+//! `cargo xtask test`: runs all checks, the fast ones first.
 
 use std::time::{Duration, Instant};
 

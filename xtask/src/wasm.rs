@@ -1,9 +1,9 @@
 //! Builds and tests the protocol core for browsers: `wasm32-unknown-unknown`, without the feature `native`, and with
 //! `browser`.
 //!
-//! The target's standard library comes from rustup, or, if rustup can't download it, from Debian's packages. Those
-//! are unpacked, not installed, into the folder for tools. They contain a compiler and the library's source, from
-//! which the library is built once. `browser-tls` contains C code (ring), which clang compiles.
+//! The target's standard library comes from rustup, or, if rustup can't download it, from Debian's packages. These are
+//! unpacked into the folder for tools, not installed. They contain a compiler and the library's source, from which the
+//! library is built once. `browser-tls` contains C code (ring), which clang compiles.
 
 use std::{
     fs,
@@ -16,8 +16,8 @@ pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
 /// The environment variable that names the C compiler for the target.
 pub(crate) const C_COMPILER: &str = "CC_wasm32_unknown_unknown";
 
-/// The result isn't run, so it isn't optimised.
-const QUICKLY: &[&str] =
+/// Options without optimisation, because the result isn't run.
+const UNOPTIMISED: &[&str] =
     &["--config", "profile.dev.opt-level=0", "--config", "profile.dev.package.\"*\".opt-level=0", "--quiet"];
 
 /// Builds the core alone, with the features for a page, and with the page's TLS; a warning is an error.
@@ -26,7 +26,7 @@ pub(crate) fn build() -> Result<Tally, Failure> {
     for features in ["", "browser", "browser-tls"] {
         let run = Run::cargo()
             .args(["rustc", "--lib", "--locked", "--no-default-features", "--features", features, "--target", TARGET])
-            .args(QUICKLY)
+            .args(UNOPTIMISED)
             .env(C_COMPILER, &c_compiler);
         let run = match &compiler {
             Some(compiler) => run.env("RUSTC", compiler),
@@ -49,7 +49,7 @@ pub(crate) fn test() -> Result<Tally, Failure> {
     run.run()
 }
 
-/// The runner of wasm test programs, in the version of the lock file's `wasm-bindgen`, built once and kept.
+/// The runner of wasm test programs, in the version of the lock file's `wasm-bindgen`, built once and stored.
 fn runner() -> Result<PathBuf, Failure> {
     let lock = fs::read_to_string(root().join("Cargo.lock")).map_err(|error| Failure::new(error.to_string()))?;
     let version = lock.split("name = \"wasm-bindgen\"\nversion = \"").nth(1).and_then(|rest| rest.split('"').next());
@@ -66,7 +66,7 @@ fn runner() -> Result<PathBuf, Failure> {
             .args(["--target-dir"])
             .args([&build])
             .run()?;
-        // Only the program is kept; its build folder is large.
+        // The build folder is large, and only the program is needed.
         let _ = fs::remove_dir_all(build);
     }
     Ok(program)
@@ -77,15 +77,16 @@ pub(crate) fn c_compiler() -> Result<PathBuf, Failure> {
     if let Some(named) = std::env::var_os(C_COMPILER) {
         return Ok(named.into());
     }
-    let knows = Run::new("clang").args(["--print-targets"]).output().is_some_and(|list| list.contains("wasm32"));
+    let supports_target =
+        Run::new("clang").args(["--print-targets"]).output().is_some_and(|list| list.contains("wasm32"));
     let none = "no clang for wasm32, which compiles the C code of the pages' TLS: install clang (Debian: apt install clang; \
                 macOS: brew install llvm), or set CC_wasm32_unknown_unknown";
-    if knows { Ok("clang".into()) } else { Err(Failure::new(none)) }
+    if supports_target { Ok("clang".into()) } else { Err(Failure::new(none)) }
 }
 
 /// The alternative compiler, if the default one has no standard library for the target.
 pub(crate) fn compiler() -> Result<Option<PathBuf>, Failure> {
-    // Tests the second way where the first is available.
+    // Selects Debian's packages in a test, although the default compiler may suffice.
     let debian_only = std::env::var_os("UMBEL_WASM_DEBIAN").is_some();
     let usual = || {
         let library = Run::new("rustc").args(["--print", "target-libdir", "--target", TARGET]).output();
@@ -139,7 +140,7 @@ fn unpack(folder: &Path, version: &str) -> Result<(), Failure> {
     for file in files.filter_map(Result::ok).map(|entry| entry.path()) {
         let source = file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("rust-web-src"));
         if source {
-            // The compiler's own source, most of the package, isn't needed.
+            // Without the compiler's own source, which is most of the package.
             let script = "dpkg --fsys-tarfile \"$1\" | tar -x -C \"$2\" --wildcards \
                           './usr/src/rustc-*/library/*' './usr/lib/rustlib/src/*'";
             Run::new("bash").args(["-o", "pipefail", "-c", script, "unpack"]).args([&file, &tree]).run()?;
@@ -147,7 +148,7 @@ fn unpack(folder: &Path, version: &str) -> Result<(), Failure> {
             Run::new("dpkg").args(["-x"]).args([&file, &tree]).run()?;
         }
     }
-    // The linker of the default toolchain, at the path that this one uses.
+    // The linker of the default toolchain, at the path that the unpacked toolchain uses.
     if let Some(usual) = Run::new("rustc").args(["--print", "target-libdir"]).output()
         && let Some(linkers) = Path::new(&usual).parent().map(|host| host.join("bin"))
         && let Some(host) = linkers.parent().and_then(Path::file_name)

@@ -18,17 +18,17 @@ use crate::{
 
 /// One WebAssembly module of the library.
 struct Module {
-    /// Base name of its files.
+    /// Base name of the module's files.
     name: &'static str,
     feature: &'static str,
     /// Largest download of a visitor, in bytes, compressed by gzip.
-    most: usize,
+    max_download: usize,
 }
 
 /// The module that every page loads, and the one that a page loads for HTTPS.
 const MODULES: [Module; 2] = [
-    Module { name: "umbel", feature: "browser", most: 400 * 1024 },
-    Module { name: "umbel_https", feature: "browser-tls", most: 440 * 1024 },
+    Module { name: "umbel", feature: "browser", max_download: 400 * 1024 },
+    Module { name: "umbel_https", feature: "browser-tls", max_download: 440 * 1024 },
 ];
 
 /// Builds library and pages.
@@ -82,7 +82,7 @@ fn library(web: &Path) -> Result<(), Failure> {
             .args(["--strip-debug", "--strip-producers", "--strip-target-features", "-o"])
             .args([&file, &file])
             .run()?;
-        weigh(module, &file)
+        check_size(module, &file)
     })
 }
 
@@ -112,7 +112,7 @@ fn compile(module: &Module) -> Result<PathBuf, Failure> {
     }
     run.env(wasm::C_COMPILER, wasm::c_compiler()?)
         .env("CFLAGS_wasm32_unknown_unknown", c_flags.join(" "))
-        // A quoted part is one flag.
+        // Quotes delimit each flag.
         .env("CC_SHELL_ESCAPED_FLAGS", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .run()?;
@@ -120,12 +120,12 @@ fn compile(module: &Module) -> Result<PathBuf, Failure> {
 }
 
 /// Fails if the module exceeds its size limit.
-fn weigh(Module { name, most, .. }: &Module, file: &Path) -> Result<(), Failure> {
+fn check_size(Module { name, max_download, .. }: &Module, file: &Path) -> Result<(), Failure> {
     let bytes = fs::read(file).map_err(|error| Failure::new(format!("{}: {error}", file.display())))?;
     let compressed = gzip(&bytes)?;
     println!("{name}: {} bytes, {compressed} compressed", bytes.len());
-    if compressed > *most {
-        return Err(Failure::new(format!("{name} has {compressed} bytes compressed; the maximum is {most}")));
+    if compressed > *max_download {
+        return Err(Failure::new(format!("{name} has {compressed} bytes compressed; the maximum is {max_download}")));
     }
     Ok(())
 }

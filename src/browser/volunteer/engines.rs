@@ -1,13 +1,13 @@
-//! The search engines that a volunteer has chosen to query for clients.
+//! The search engines that a volunteer queries for clients, as chosen by the user.
 //!
-//! The URL is built here from the engine's description and a client's terms, as in native nodes (`engine`). The
-//! request is the browser's `fetch` under CORS, without cookies, referrer or cache. It follows no redirect, because a
-//! page can't see its target. The browser adds its name and the origin of the page. Engines are not trusted: time and
-//! length of their answers are capped. An engine that doesn't let pages read its answers isn't offered, and the page
-//! shows it. Queries are not stored.
+//! The URL is built from the engine's description and a client's terms, as in native nodes (`engine`). The request is
+//! the browser's `fetch` under CORS, without cookies, referrer or cache. Redirects are not followed, because a page
+//! can't see their target. The browser adds its name and the origin of the page. Engines are not trusted: time and
+//! length of their answers are capped. An engine whose answers pages can't read is not offered, and the page shows
+//! the reason. Queries are not stored.
 
-mod ask;
 mod place;
+mod query;
 
 use core::{
     cell::{Cell, RefCell},
@@ -20,9 +20,9 @@ use wasm_bindgen::JsValue;
 use wasm_bindgen_futures::spawn_local;
 use web_sys::AbortController;
 
-pub(super) use self::ask::count;
-use self::ask::{EngineFailure, ask};
 pub(in crate::browser) use self::place::describe;
+pub(super) use self::query::count;
+use self::query::{EngineFailure, query};
 use super::{BrowserVolunteer, VolunteerCore};
 use crate::{
     base::Instant,
@@ -34,20 +34,22 @@ use crate::{
     },
     delegated::{EngineName, MAX_ENGINES, SearchAnswer, SearchRefusal, SearchRequest},
     engine::Engine,
+    relay::ExitStream,
 };
 
-/// Delay until an engine that failed a trial is tried again, and at least between trials after failed queries.
-const AGAIN: Duration = Duration::from_secs(10 * 60);
-const AGAIN_AFTER_FAILURE: Duration = Duration::from_secs(60);
+/// Delay between trials of an engine that failed the last one.
+const RETRY_DELAY: Duration = Duration::from_secs(10 * 60);
+/// Delay between trials of an engine after failed queries of clients, and between checks for due trials.
+const SUSPECTED_RETRY_DELAY: Duration = Duration::from_secs(60);
 /// The query of a trial, which tests whether this page can read the engine's answers.
 const TRIAL: &str = "test";
 const UNREADABLE: &str = "web pages can't read its answers: it doesn't allow that, or can't be reached";
 
 /// A query to perform.
 pub(super) struct PendingSearch {
-    pub(super) stream: u64,
+    pub(super) stream: ExitStream,
     pub(super) request: SearchRequest,
-    /// Aborted when its stream has closed.
+    /// Aborts the query after the end of its stream.
     pub(super) abort: AbortController,
 }
 
@@ -56,38 +58,38 @@ struct Chosen {
     engine: Engine,
     /// The source of `engine`.
     description: String,
-    standing: RefCell<EngineState>,
+    state: RefCell<EngineState>,
     /// The time of the last trial.
-    tried: Cell<Option<Instant>>,
-    /// A client's query failed, perhaps because of the engine.
-    doubted: Cell<bool>,
+    tried_at: Cell<Option<Instant>>,
+    /// Whether a client's query has failed since the last trial, perhaps because of the engine.
+    suspected: Cell<bool>,
     /// Queries in flight, including a trial; `exit` caps their number.
-    under_way: RefCell<Vec<AbortController>>,
+    in_flight: RefCell<Vec<AbortController>>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
 enum EngineState {
-    /// Not tried yet.
+    /// No trial has ended yet.
     Untried,
-    /// It answers, so it is offered.
-    Good,
-    /// It failed, with the reason.
-    Bad(String),
+    /// The last trial succeeded, so the engine is offered.
+    Working,
+    /// The last trial failed, with the reason.
+    Failed(String),
 }
 
 /// All engines of a volunteer.
 #[derive(Default)]
 pub(super) struct VolunteerEngines {
-    /// In order of name.
+    /// Sorted by name.
     chosen: RefCell<Vec<Rc<Chosen>>>,
     /// Rings when the choice changes, or a trial is due.
     changed: Bell,
     /// The trial in flight.
     trial: RefCell<Option<AbortController>>,
     /// Whether any engine is offered.
-    pub(super) offers: Rc<Cell<bool>>,
-    /// Rings when a client has sent a query.
-    pub(super) asked: Bell,
+    pub(super) has_offers: Rc<Cell<bool>>,
+    /// Rings after the arrival of a client's query.
+    pub(super) query_arrived: Bell,
     /// Queries with results.
     pub(super) answered: Cell<u32>,
     /// Bytes of queries and answers, including the engines', since the page was loaded.
@@ -105,54 +107,54 @@ impl VolunteerEngines {
                 Ok(_) => return Err(bad(format!("two search engines have the name \"{name}\""))),
                 Err(place) => place,
             };
-            let one = Rc::new(Chosen {
+            let entry = Rc::new(Chosen {
                 engine,
                 description: description.clone(),
-                standing: RefCell::new(EngineState::Untried),
-                tried: Cell::new(None),
-                doubted: Cell::new(false),
-                under_way: RefCell::default(),
+                state: RefCell::new(EngineState::Untried),
+                tried_at: Cell::new(None),
+                suspected: Cell::new(false),
+                in_flight: RefCell::default(),
             });
-            chosen.insert(place, one);
+            chosen.insert(place, entry);
         }
         if chosen.len() > MAX_ENGINES {
             return Err(bad(format!("the number of search engines exceeds {MAX_ENGINES}")));
         }
-        if let Ok(mut now) = self.chosen.try_borrow_mut() {
-            let before = core::mem::take(&mut *now);
-            for one in &mut chosen {
+        if let Ok(mut in_use) = self.chosen.try_borrow_mut() {
+            let before = core::mem::take(&mut *in_use);
+            for entry in &mut chosen {
                 // The same name may denote another engine.
                 let same = |other: &&Rc<Chosen>| {
-                    other.engine.name() == one.engine.name() && other.description == one.description
+                    other.engine.name() == entry.engine.name() && other.description == entry.description
                 };
                 if let Some(known) = before.iter().find(same) {
-                    *one = Rc::clone(known);
+                    *entry = Rc::clone(known);
                 }
             }
-            let gone = before.into_iter().filter(|one| !chosen.iter().any(|kept| Rc::ptr_eq(kept, one)));
-            gone.for_each(|one| one.give_up());
-            *now = chosen;
+            let removed =
+                before.into_iter().filter(|entry| !chosen.iter().any(|chosen_entry| Rc::ptr_eq(chosen_entry, entry)));
+            removed.for_each(|entry| entry.abort_queries());
+            *in_use = chosen;
         }
-        self.note();
+        self.update_has_offers();
         self.changed.ring();
         Ok(())
     }
 
-    /// The offered engines, in order of name.
+    /// The offered engines, sorted by name.
     pub(super) fn offered(&self) -> Vec<EngineName> {
-        // They are stored in that order.
-        self.all().iter().filter(|one| one.is_good()).map(|one| one.engine.name().clone()).collect()
+        self.all().iter().filter(|entry| entry.is_working()).map(|entry| entry.engine.name().clone()).collect()
     }
 
     /// Each engine with its state, for the page.
     pub(super) fn shown(&self) -> Array {
-        let shown = self.all().into_iter().map(|one| {
-            let (offered, why) = match one.standing() {
+        let shown = self.all().into_iter().map(|entry| {
+            let (offered, why) = match entry.state() {
                 EngineState::Untried => (false, JsValue::UNDEFINED),
-                EngineState::Good => (true, JsValue::UNDEFINED),
-                EngineState::Bad(why) => (false, PageFailure::new(FailureKind::Engine, why).sentence.into()),
+                EngineState::Working => (true, JsValue::UNDEFINED),
+                EngineState::Failed(why) => (false, PageFailure::new(FailureKind::Engine, why).sentence.into()),
             };
-            object(&[("name", one.engine.name().as_str().into()), ("offered", offered.into()), ("why", why)])
+            object(&[("name", entry.engine.name().as_str().into()), ("offered", offered.into()), ("why", why)])
         });
         shown.collect()
     }
@@ -162,147 +164,147 @@ impl VolunteerEngines {
     }
 
     /// Whether the engine is still chosen.
-    fn has(&self, one: &Rc<Chosen>) -> bool {
-        self.all().iter().any(|other| Rc::ptr_eq(other, one))
+    fn has(&self, entry: &Rc<Chosen>) -> bool {
+        self.all().iter().any(|other| Rc::ptr_eq(other, entry))
     }
 
-    /// Schedules a new trial of failed engines, for example after a change of the network.
-    pub(super) fn forgive(&self) {
-        self.all().iter().filter(|one| !one.is_good()).for_each(|one| one.tried.set(None));
+    /// Schedules an immediate trial of failed engines, for example after a change of the network.
+    pub(super) fn reset_failed(&self) {
+        self.all().iter().filter(|entry| !entry.is_working()).for_each(|entry| entry.tried_at.set(None));
     }
 
     /// Aborts the trial in flight.
-    pub(super) fn give_up_trial(&self) {
+    pub(super) fn abort_trial(&self) {
         if let Some(abort) = self.trial.take() {
             abort.abort();
         }
     }
 
     fn find(&self, name: &EngineName) -> Option<Rc<Chosen>> {
-        self.all().into_iter().find(|one| one.engine.name() == name && one.is_good())
+        self.all().into_iter().find(|entry| entry.engine.name() == name && entry.is_working())
     }
 
-    fn note(&self) {
-        self.offers.set(self.all().iter().any(|one| one.is_good()));
+    fn update_has_offers(&self) {
+        self.has_offers.set(self.all().iter().any(|entry| entry.is_working()));
     }
 }
 
 impl Chosen {
-    fn is_good(&self) -> bool {
-        self.standing() == EngineState::Good
+    fn is_working(&self) -> bool {
+        self.state() == EngineState::Working
     }
 
     /// Aborts queries in flight.
-    fn give_up(&self) {
-        self.under_way.take().iter().for_each(AbortController::abort);
+    fn abort_queries(&self) {
+        self.in_flight.take().iter().for_each(AbortController::abort);
     }
 
     /// The engine's answer to `request`, unless it is aborted.
-    async fn ask(
+    async fn query(
         &self,
         request: &SearchRequest,
         abort: &AbortController,
         carried: &Cell<u64>,
     ) -> Result<SearchAnswer, EngineFailure> {
-        if let Ok(mut under_way) = self.under_way.try_borrow_mut() {
-            under_way.push(abort.clone());
+        if let Ok(mut in_flight) = self.in_flight.try_borrow_mut() {
+            in_flight.push(abort.clone());
         }
-        let answer = ask(&self.engine, request, abort, carried).await;
-        if let Ok(mut under_way) = self.under_way.try_borrow_mut() {
-            under_way.retain(|other| other != abort);
+        let answer = query(&self.engine, request, abort, carried).await;
+        if let Ok(mut in_flight) = self.in_flight.try_borrow_mut() {
+            in_flight.retain(|other| other != abort);
         }
         answer
     }
 
-    fn standing(&self) -> EngineState {
-        self.standing.try_borrow().map(|standing| standing.clone()).unwrap_or(EngineState::Untried)
+    fn state(&self) -> EngineState {
+        self.state.try_borrow().map(|state| state.clone()).unwrap_or(EngineState::Untried)
     }
 
     /// Whether a trial is due.
     fn is_due(&self, now: Instant) -> bool {
-        let waits = match (self.is_good(), self.doubted.get()) {
+        let waits = match (self.is_working(), self.suspected.get()) {
             (true, false) => return false,
-            (_, true) => AGAIN_AFTER_FAILURE,
-            (false, false) => AGAIN,
+            (_, true) => SUSPECTED_RETRY_DELAY,
+            (false, false) => RETRY_DELAY,
         };
-        self.tried.get().is_none_or(|tried| now.since(tried) >= waits)
+        self.tried_at.get().is_none_or(|tried_at| now.since(tried_at) >= waits)
     }
 }
 
-fn bad(words: String) -> PageFailure {
-    PageFailure::new(FailureKind::BadInput, words)
+fn bad(message: String) -> PageFailure {
+    PageFailure::new(FailureKind::BadInput, message)
 }
 
-/// Tries the chosen engines, and repeats failed trials, while `wanted` is true.
-pub(super) async fn keep(volunteer: Rc<BrowserVolunteer>, wanted: impl Fn() -> bool) {
+/// Tests the chosen engines, and repeats failed trials, while `wanted` returns true.
+pub(super) async fn run_trials(volunteer: Rc<BrowserVolunteer>, wanted: impl Fn() -> bool) {
     while wanted() {
-        let heard = volunteer.engines.changed.times();
-        for one in volunteer.engines.all() {
-            // The choice may have changed during the last trial.
-            if wanted() && volunteer.engines.has(&one) && one.is_due(clock::now()) {
-                try_out(&volunteer, &one).await;
+        let seen = volunteer.engines.changed.rings();
+        for entry in volunteer.engines.all() {
+            // The user may have removed the engine during the last trial.
+            if wanted() && volunteer.engines.has(&entry) && entry.is_due(clock::now()) {
+                run_trial(&volunteer, &entry).await;
             }
         }
-        clock::within(AGAIN_AFTER_FAILURE, volunteer.engines.changed.after(heard)).await;
+        clock::within(SUSPECTED_RETRY_DELAY, volunteer.engines.changed.rung_since(seen)).await;
     }
 }
 
-async fn try_out(volunteer: &BrowserVolunteer, one: &Chosen) {
-    let before = (one.tried.replace(Some(clock::now())), one.doubted.replace(false));
-    let request = SearchRequest::new(one.engine.name().clone(), TRIAL, 1, None);
+async fn run_trial(volunteer: &BrowserVolunteer, entry: &Chosen) {
+    let before = (entry.tried_at.replace(Some(clock::now())), entry.suspected.replace(false));
+    let request = SearchRequest::new(entry.engine.name().clone(), TRIAL, 1, None);
     let (Ok(request), Ok(abort)) = (request, AbortController::new()) else { return };
     volunteer.engines.trial.replace(Some(abort.clone()));
-    let standing = match one.ask(&request, &abort, &volunteer.engines.carried).await {
-        Ok(_) => EngineState::Good,
-        // Aborted: no result about the engine.
+    let state = match entry.query(&request, &abort, &volunteer.engines.carried).await {
+        Ok(_) => EngineState::Working,
+        // An aborted trial has no result.
         Err(EngineFailure::Unreadable) if abort.signal().aborted() => {
-            one.tried.set(before.0);
-            return one.doubted.set(before.1);
+            entry.tried_at.set(before.0);
+            return entry.suspected.set(before.1);
         }
-        Err(EngineFailure::Unreadable) => EngineState::Bad(UNREADABLE.to_owned()),
-        Err(EngineFailure::Refused(refusal)) => EngineState::Bad(refusal.to_string()),
+        Err(EngineFailure::Unreadable) => EngineState::Failed(UNREADABLE.to_owned()),
+        Err(EngineFailure::Refused(refusal)) => EngineState::Failed(refusal.to_string()),
     };
-    if one.standing.replace(standing.clone()) != standing {
-        volunteer.engines.note();
+    if entry.state.replace(state.clone()) != state {
+        volunteer.engines.update_has_offers();
         volunteer.changed.ring();
-        volunteer.tell();
+        volunteer.report_state();
     }
 }
 
 /// Performs clients' queries until `driver` stops.
 pub(super) async fn serve(volunteer: Rc<BrowserVolunteer>, driver: Driver<VolunteerCore>) {
     while !driver.is_stopped() {
-        let heard = volunteer.engines.asked.times();
-        while let Some(asked) = driver.with(|core, _, _| core.exit.poll_asked()).flatten() {
+        let seen = volunteer.engines.query_arrived.rings();
+        while let Some(search) = driver.with(|core, _, _| core.exit.poll_query()).flatten() {
             let (volunteer, driver) = (Rc::clone(&volunteer), driver.clone());
             spawn_local(async move {
-                let stream = asked.stream;
-                let answer = volunteer.engines.answer(asked).await;
+                let stream = search.stream;
+                let answer = volunteer.engines.answer(search).await;
                 driver.with(|core, now, _| core.answer(now, stream, &answer));
             });
         }
-        volunteer.engines.asked.after(heard).await;
+        volunteer.engines.query_arrived.rung_since(seen).await;
     }
 }
 
 impl VolunteerEngines {
-    async fn answer(&self, asked: PendingSearch) -> SearchAnswer {
-        let PendingSearch { request, abort, .. } = asked;
-        let Some(one) = self.find(request.engine()) else {
+    async fn answer(&self, search: PendingSearch) -> SearchAnswer {
+        let PendingSearch { request, abort, .. } = search;
+        let Some(entry) = self.find(request.engine()) else {
             return SearchAnswer::Refused(SearchRefusal::UnknownEngine);
         };
-        match one.ask(&request, &abort, &self.carried).await {
-            _ if !self.has(&one) => SearchAnswer::Refused(SearchRefusal::UnknownEngine),
+        match entry.query(&request, &abort, &self.carried).await {
+            _ if !self.has(&entry) => SearchAnswer::Refused(SearchRefusal::UnknownEngine),
             Ok(results) => {
                 self.answered.set(self.answered.get().saturating_add(1));
                 results
             }
             Err(miss) => {
-                // The engine may no longer be readable, or may block this exit. A client's unusual query proves
-                // neither, so a trial follows.
-                let given_up = miss == EngineFailure::Unreadable && abort.signal().aborted();
-                if miss.casts_doubt() && !given_up {
-                    one.doubted.set(true);
+                // The engine may block this exit or forbid pages to read answers. The query may also be unusual, so
+                // the next trial decides.
+                let aborted = miss == EngineFailure::Unreadable && abort.signal().aborted();
+                if miss.suspects_engine() && !aborted {
+                    entry.suspected.set(true);
                     self.changed.ring();
                 }
                 SearchAnswer::Refused(miss.into())
@@ -317,41 +319,41 @@ mod tests {
     use crate::delegated::Block;
 
     #[test]
-    fn an_engine_that_is_doubted_is_tried_each_minute_and_one_that_failed_each_ten() {
+    fn a_suspected_engine_is_tried_each_minute_and_a_failed_one_each_ten_minutes() {
         let description = include_str!("../../../deploy/engines/wikipedia.xml").to_owned();
-        let one = Chosen {
+        let entry = Chosen {
             engine: Engine::describe_for_page(description.as_bytes(), None).unwrap(),
             description,
-            standing: RefCell::new(EngineState::Untried),
-            tried: Cell::new(None),
-            doubted: Cell::new(false),
-            under_way: RefCell::default(),
+            state: RefCell::new(EngineState::Untried),
+            tried_at: Cell::new(None),
+            suspected: Cell::new(false),
+            in_flight: RefCell::default(),
         };
         let after = |wait: Duration| Instant::START.after(wait);
         let second = Duration::from_secs(1);
-        assert!(one.is_due(after(second)));
-        one.tried.set(Some(Instant::START));
-        for (standing, doubted, due) in [
-            (EngineState::Good, false, None),
-            (EngineState::Good, true, Some(AGAIN_AFTER_FAILURE)),
-            (EngineState::Bad(String::new()), false, Some(AGAIN)),
+        assert!(entry.is_due(after(second)));
+        entry.tried_at.set(Some(Instant::START));
+        for (state, suspected, due) in [
+            (EngineState::Working, false, None),
+            (EngineState::Working, true, Some(SUSPECTED_RETRY_DELAY)),
+            (EngineState::Failed(String::new()), false, Some(RETRY_DELAY)),
         ] {
-            one.standing.replace(standing);
-            one.doubted.set(doubted);
-            let due = due.unwrap_or(AGAIN * 100);
-            assert!(!one.is_due(after(due.saturating_sub(second))));
-            assert_eq!(one.is_due(after(due)), due != AGAIN * 100);
+            entry.state.replace(state);
+            entry.suspected.set(suspected);
+            let due = due.unwrap_or(RETRY_DELAY * 100);
+            assert!(!entry.is_due(after(due.saturating_sub(second))));
+            assert_eq!(entry.is_due(after(due)), due != RETRY_DELAY * 100);
         }
     }
 
     #[test]
-    fn what_may_be_the_engines_own_fault_casts_doubt_on_it() {
+    fn a_failure_that_the_engine_may_have_caused_makes_it_suspected() {
         use SearchRefusal::{EngineBlocked, EngineFailed, EngineTimedOut};
 
         for miss in [EngineBlocked(Block::Forbidden), EngineTimedOut, EngineFailed].map(EngineFailure::Refused) {
-            assert!(miss.casts_doubt(), "{miss:?}");
+            assert!(miss.suspects_engine(), "{miss:?}");
         }
-        assert!(EngineFailure::Unreadable.casts_doubt());
-        assert!(!EngineFailure::Refused(SearchRefusal::BadRequest).casts_doubt());
+        assert!(EngineFailure::Unreadable.suspects_engine());
+        assert!(!EngineFailure::Refused(SearchRefusal::BadRequest).suspects_engine());
     }
 }

@@ -21,20 +21,20 @@ use crate::{
 };
 
 /// Rate limits of a tab. All queries have the address of one person, which an engine may block for too many queries.
-const RATES: Rates = Rates { in_all: 4, per_circuit: 1, at_once: 8, at_once_of_circuit: 4 };
+const RATES: Rates = Rates { in_total: 4, per_circuit: 1, concurrent: 8, concurrent_of_circuit: 4 };
 
 /// The exit's state in the loop.
 pub(super) struct VolunteerExit {
-    service: SearchService,
+    service: SearchService<ExitStream>,
     /// Whether any engine is offered; if not, queries are refused.
-    offers: Rc<Cell<bool>>,
-    /// Queries in progress may finish; new ones are refused.
-    drains: bool,
-    /// Queries not yet taken; the service caps their number.
-    asked: VecDeque<PendingSearch>,
+    has_offers: Rc<Cell<bool>>,
+    /// Whether new queries are refused. Those in flight may finish.
+    draining: bool,
+    /// Queries that [`Self::poll_query`] has not yet returned; the service caps their number.
+    queries: VecDeque<PendingSearch>,
     /// The streams of queries in flight.
-    asking: Vec<(u64, AbortController)>,
-    /// Rings when there is a query to perform.
+    in_flight: Vec<(ExitStream, AbortController)>,
+    /// Rings after the arrival of a query.
     bell: Bell,
     /// Bytes of queries and answers.
     carried: Rc<Cell<u64>>,
@@ -44,40 +44,40 @@ impl VolunteerExit {
     pub(super) fn new(engines: &VolunteerEngines) -> Self {
         let parameters = ServiceParameters { rates: RATES, ..ServiceParameters::default() };
         let service = SearchService::new(parameters);
-        let (offers, bell, carried) = (Rc::clone(&engines.offers), engines.asked.clone(), Rc::clone(&engines.carried));
-        Self { service, offers, drains: false, asked: VecDeque::new(), asking: Vec::new(), bell, carried }
+        let (has_offers, bell, carried) =
+            (Rc::clone(&engines.has_offers), engines.query_arrived.clone(), Rc::clone(&engines.carried));
+        Self { service, has_offers, draining: false, queries: VecDeque::new(), in_flight: Vec::new(), bell, carried }
     }
 
     /// Handles an event of a stream of `relay`.
-    pub(super) fn handle_event(&mut self, now: Instant, relay: &mut Relay, exit: ExitStream, event: StreamEvent) {
-        let stream = exit.0;
+    pub(super) fn handle_event(&mut self, now: Instant, relay: &mut Relay, stream: ExitStream, event: StreamEvent) {
         match event {
-            StreamEvent::Request(Service::Search) if self.offers.get() && !self.drains => {
-                if let Some(circuit) = relay.exit_circuit(exit) {
-                    self.service.handle_begin(now, stream, circuit);
+            StreamEvent::Request(Service::Search) if self.has_offers.get() && !self.draining => {
+                if let Some(circuit) = relay.exit_circuit(stream) {
+                    self.service.handle_request(now, stream, circuit);
                 }
             }
             // The relay's core refuses the last two itself.
             StreamEvent::Request(_) | StreamEvent::Begin(_) | StreamEvent::Resolve(_) => {
-                relay.handle_command(exit, StreamCommand::Reset(EndReason::Policy));
+                relay.handle_command(stream, StreamCommand::Reset(EndReason::Policy));
             }
             StreamEvent::Data(bytes) => {
                 count(&self.carried, bytes.len());
                 self.service.handle_data(now, stream, &bytes);
-                relay.handle_command(exit, StreamCommand::Consumed(bytes.len()));
+                relay.handle_command(stream, StreamCommand::Consumed(bytes.len()));
             }
-            StreamEvent::Finished => self.service.handle_finish(now, stream),
+            StreamEvent::Finished => self.service.handle_finished(now, stream),
             StreamEvent::Writable => self.write(relay, stream),
             StreamEvent::Closed(_) => self.service.handle_closed(stream),
-            // Only at an origin.
+            // Events that only origins receive.
             StreamEvent::Connected(_) | StreamEvent::Resolved { .. } => {}
         }
         self.settle(now, relay);
     }
 
     /// Sends the answer to the query of `stream`.
-    pub(super) fn answer(&mut self, now: Instant, relay: &mut Relay, stream: u64, answer: &SearchAnswer) {
-        self.forget(stream);
+    pub(super) fn answer(&mut self, now: Instant, relay: &mut Relay, stream: ExitStream, answer: &SearchAnswer) {
+        self.remove_query(stream);
         self.service.handle_answer(now, stream, answer);
         self.settle(now, relay);
     }
@@ -93,7 +93,7 @@ impl VolunteerExit {
 
     /// Accepts no more searches.
     pub(super) fn drain(&mut self) {
-        self.drains = true;
+        self.draining = true;
     }
 
     /// Whether there are unanswered searches.
@@ -102,58 +102,57 @@ impl VolunteerExit {
     }
 
     /// The next query to perform.
-    pub(super) fn poll_asked(&mut self) -> Option<PendingSearch> {
-        self.asked.pop_front()
+    pub(super) fn poll_query(&mut self) -> Option<PendingSearch> {
+        self.queries.pop_front()
     }
 
     fn settle(&mut self, now: Instant, relay: &mut Relay) {
         while let Some(event) = self.service.poll_event() {
             match event {
-                ServiceEvent::Query { stream, request } => self.ask(now, stream, request),
-                ServiceEvent::Unsent { stream } => self.write(relay, stream),
-                ServiceEvent::Dropped { stream } => {
-                    if let Some((_, abort)) = self.forget(stream) {
+                ServiceEvent::Query { stream, request } => self.start_query(now, stream, request),
+                ServiceEvent::Write { stream } => self.write(relay, stream),
+                ServiceEvent::Cancel { stream } => {
+                    if let Some((_, abort)) = self.remove_query(stream) {
                         abort.abort();
                     }
-                    self.asked.retain(|asked| asked.stream != stream);
+                    self.queries.retain(|query| query.stream != stream);
                 }
-                ServiceEvent::Failed { stream, reason } => {
-                    relay.handle_command(ExitStream(stream), StreamCommand::Reset(reason));
+                ServiceEvent::Reset { stream, reason } => {
+                    relay.handle_command(stream, StreamCommand::Reset(reason));
                 }
             }
         }
     }
 
-    fn ask(&mut self, now: Instant, stream: u64, request: SearchRequest) {
+    fn start_query(&mut self, now: Instant, stream: ExitStream, request: SearchRequest) {
         let Ok(abort) = AbortController::new() else {
             let refused = SearchAnswer::Refused(crate::delegated::SearchRefusal::EngineUnreachable);
             return self.service.handle_answer(now, stream, &refused);
         };
-        self.asking.push((stream, abort.clone()));
-        self.asked.push_back(PendingSearch { stream, request, abort });
+        self.in_flight.push((stream, abort.clone()));
+        self.queries.push_back(PendingSearch { stream, request, abort });
         self.bell.ring();
     }
 
-    fn forget(&mut self, stream: u64) -> Option<(u64, AbortController)> {
-        let place = self.asking.iter().position(|(asked, _)| *asked == stream)?;
-        Some(self.asking.swap_remove(place))
+    fn remove_query(&mut self, stream: ExitStream) -> Option<(ExitStream, AbortController)> {
+        let place = self.in_flight.iter().position(|(other, _)| *other == stream)?;
+        Some(self.in_flight.swap_remove(place))
     }
 
     /// Writes as much of an answer as the stream has room for.
-    fn write(&mut self, relay: &mut Relay, stream: u64) {
-        let exit = ExitStream(stream);
+    fn write(&mut self, relay: &mut Relay, stream: ExitStream) {
         loop {
-            let unsent = self.service.unsent(stream);
-            if unsent.is_empty() {
+            let unwritten = self.service.unwritten(stream);
+            if unwritten.is_empty() {
                 return;
             }
-            let written = relay.write(exit, unsent);
+            let written = relay.write(stream, unwritten);
             if written == 0 {
                 return;
             }
             count(&self.carried, written);
-            if self.service.handle_sent(stream, written) {
-                return relay.handle_command(exit, StreamCommand::Finish);
+            if self.service.handle_written(stream, written) {
+                return relay.handle_command(stream, StreamCommand::Finish);
             }
         }
     }

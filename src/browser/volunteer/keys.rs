@@ -27,26 +27,26 @@ pub(super) struct Keys {
 }
 
 struct Onion {
-    made: WallTime,
+    created: WallTime,
     current: OnionSecret,
     previous: Option<OnionSecret>,
 }
 
 impl Keys {
-    /// Loads the stored keys; missing or invalid ones are created.
+    /// Loads the stored keys, and creates missing or invalid ones.
     pub(super) async fn load(store: Store, rng: &mut impl CryptoRng) -> Self {
-        let kept = store.read(StoreEntry::Identity).await.map(Zeroizing::new);
-        let seed = kept.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok()).map(Zeroizing::new);
+        let stored = store.read(StoreEntry::Identity).await.map(Zeroizing::new);
+        let seed = stored.and_then(|bytes| <[u8; 32]>::try_from(bytes.as_slice()).ok()).map(Zeroizing::new);
         let identity = seed.map(|seed| IdentityKey::from_bytes(&seed)).unwrap_or_else(|| {
-            let made = IdentityKey::generate(rng);
-            store.keep(StoreEntry::Identity, made.to_bytes().as_slice());
-            made
+            let created = IdentityKey::generate(rng);
+            store.write(StoreEntry::Identity, created.to_bytes().as_slice());
+            created
         });
         let onion = store.read(StoreEntry::Onion).await.map(Zeroizing::new).and_then(|bytes| Onion::decode(&bytes));
         let onion = onion.unwrap_or_else(|| {
-            let made = Onion { made: clock::wall_time(), current: OnionSecret::generate(rng), previous: None };
-            store.keep(StoreEntry::Onion, &made.encode());
-            made
+            let created = Onion { created: clock::wall_time(), current: OnionSecret::generate(rng), previous: None };
+            store.write(StoreEntry::Onion, &created.encode());
+            created
         });
         let mut keys = Self { store, identity: Arc::new(identity), onion };
         keys.rotate(rng);
@@ -70,16 +70,16 @@ impl Keys {
         &self.identity
     }
 
-    /// The onion key to rotate to, if the current one has reached the end of its lifetime.
+    /// At the end of the current onion key's lifetime, replaces and stores it, and returns the new key.
     pub(super) fn rotate(&mut self, rng: &mut impl CryptoRng) -> Option<OnionSecret> {
         let now = clock::wall_time();
-        if now.since(self.onion.made) < ONION_KEY_LIFETIME {
+        if now.since(self.onion.created) < ONION_KEY_LIFETIME {
             return None;
         }
         let next = OnionSecret::generate(rng);
         self.onion.previous = Some(core::mem::replace(&mut self.onion.current, next));
-        self.onion.made = now;
-        self.store.keep(StoreEntry::Onion, &self.onion.encode());
+        self.onion.created = now;
+        self.store.write(StoreEntry::Onion, &self.onion.encode());
         Some(OnionSecret::from_bytes(*self.onion.current.to_bytes()))
     }
 }
@@ -88,7 +88,7 @@ impl Onion {
     /// The creation time (8 bytes, big-endian), the current key, and the previous one if there is one.
     fn encode(&self) -> Zeroizing<Vec<u8>> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(72));
-        bytes.extend_from_slice(&self.made.as_unix().to_be_bytes());
+        bytes.extend_from_slice(&self.created.as_unix().to_be_bytes());
         bytes.extend_from_slice(self.current.to_bytes().as_slice());
         if let Some(previous) = &self.previous {
             bytes.extend_from_slice(previous.to_bytes().as_slice());
@@ -97,13 +97,13 @@ impl Onion {
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let (made, rest) = bytes.split_first_chunk::<8>()?;
+        let (created, rest) = bytes.split_first_chunk::<8>()?;
         let (current, previous) = rest.split_first_chunk::<32>()?;
         let previous = match previous {
             [] => None,
             bytes => Some(OnionSecret::from_bytes(bytes.try_into().ok()?)),
         };
-        let made = WallTime::from_unix(u64::from_be_bytes(*made));
-        Some(Self { made, current: OnionSecret::from_bytes(*current), previous })
+        let created = WallTime::from_unix(u64::from_be_bytes(*created));
+        Some(Self { created, current: OnionSecret::from_bytes(*current), previous })
     }
 }

@@ -1,4 +1,4 @@
-//! The task of a started volunteer: consensus, gateways, registration, until it is halted.
+//! The tasks of a running volunteer: consensus, registration, trials of engines, statistics.
 
 use core::{cell::Cell, time::Duration};
 use std::{rc::Rc, sync::Arc};
@@ -10,7 +10,7 @@ use crate::{
     base::Instant,
     browser::{
         clock,
-        directory::{DocumentFetchError, of_another_time},
+        directory::{DocumentFetchError, clock_failure},
         drive::randomness,
         failure::{FailureKind, PageFailure},
         follow,
@@ -20,96 +20,96 @@ use crate::{
     directory::{Consensus, Registration, VolunteerDescriptor, VolunteerProfile},
 };
 
-/// Age at which a descriptor is signed anew.
+/// Age at which a new descriptor replaces the signed one.
 const DESCRIPTOR_AGE: Duration = Duration::from_secs(6 * 60 * 60);
 /// Delay between retries, first and largest.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Delay from a change of its gateways to the query for their confirmation.
-const ASK_AFTER_CHANGE: Duration = Duration::from_secs(1);
+/// Delay from a change of the gateways or the offer to the next registration.
+const CHANGE_DELAY: Duration = Duration::from_secs(1);
 /// Time limit for the first gateway, after which the volunteer reports that none answers.
 const FIRST_GATEWAY_TIMEOUT: Duration = Duration::from_secs(25);
 const NO_GATEWAY: &str = "No gateway of this volunteer can be reached: this network may block WebRTC or UDP. The volunteer \
                           keeps retrying.";
-/// Interval at which the page is updated with statistics.
-const SHOW_EVERY: Duration = Duration::from_secs(1);
+/// Interval between reports of statistics to the page.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The state of one start.
-struct Course {
+/// The state of one run.
+struct Run {
     volunteer: Rc<BrowserVolunteer>,
     number: u64,
-    /// A directory has accepted the registration.
+    /// Whether a directory has accepted the registration.
     registered: Cell<bool>,
-    /// A gateway has confirmed it, so the directory lists it, at the latest in the next list.
+    /// Whether a gateway has reported this volunteer. If so, the directory lists it, at the latest in the next list.
     confirmed: Cell<bool>,
-    /// The last time with a gateway, or of the start.
-    alone_since: Cell<Instant>,
+    /// The last time with a channel to a gateway, or the start of the run.
+    gateway_seen_at: Cell<Instant>,
 }
 
-/// Runs start number `number` until the next one.
+/// Performs run `number` until the next one starts.
 pub(super) async fn run(volunteer: Rc<BrowserVolunteer>, number: u64) {
-    let course = Rc::new(Course {
+    let run = Rc::new(Run {
         volunteer,
         number,
         registered: Cell::new(false),
         confirmed: Cell::new(false),
-        alone_since: Cell::new(clock::now()),
+        gateway_seen_at: Cell::new(clock::now()),
     });
     let mut retry = RETRY.0;
     let first = loop {
-        match follow::first_consensus(&course.volunteer.directories).await {
-            _ if course.is_over() => return,
+        match follow::first_consensus(&run.volunteer.directories).await {
+            _ if run.is_over() => return,
             Ok(first) => break first,
-            Err(failure) => course.volunteer.set_phase(VolunteerPhase::Error, &failure.sentence),
+            Err(failure) => run.volunteer.set_phase(VolunteerPhase::Error, &failure.sentence),
         }
         clock::sleep(retry).await;
         retry = retry.saturating_mul(2).min(RETRY.1);
     };
-    course.take_consensus(&first);
-    let (wanted, take) = (Rc::clone(&course), Rc::clone(&course));
+    run.handle_consensus(&first);
+    let (wanted, take) = (Rc::clone(&run), Rc::clone(&run));
     spawn_local(follow::follow(
-        Rc::clone(&course.volunteer.directories),
+        Rc::clone(&run.volunteer.directories),
         Some(first),
         move || !wanted.is_over(),
-        move |consensus: Arc<Consensus>| take.take_consensus(&consensus),
+        move |consensus: Arc<Consensus>| take.handle_consensus(&consensus),
     ));
-    spawn_local(show(Rc::clone(&course)));
-    let keeps = Rc::clone(&course);
-    spawn_local(engines::keep(Rc::clone(&course.volunteer), move || !keeps.is_over()));
-    // Independent of this start: queries received before its end are still answered.
-    if let Some(driver) = course.volunteer.driver() {
-        spawn_local(engines::serve(Rc::clone(&course.volunteer), driver));
+    spawn_local(report_statistics(Rc::clone(&run)));
+    let trials = Rc::clone(&run);
+    spawn_local(engines::run_trials(Rc::clone(&run.volunteer), move || !trials.is_over()));
+    // This task may outlast the run, because queries received before its end are still answered.
+    if let Some(driver) = run.volunteer.driver() {
+        spawn_local(engines::serve(Rc::clone(&run.volunteer), driver));
     }
-    course.volunteer.set_phase(VolunteerPhase::Registering, "");
-    course.keep_registered().await;
+    run.volunteer.set_phase(VolunteerPhase::Registering, "");
+    run.keep_registered().await;
 }
 
 /// Sends changed statistics to the wrapper.
-async fn show(course: Rc<Course>) {
+async fn report_statistics(run: Rc<Run>) {
     let mut shown = None;
-    while !course.is_over() {
-        course.judge();
-        let figures = course.volunteer.figures();
+    while !run.is_over() {
+        run.update_phase();
+        let figures = run.volunteer.figures();
         if shown.replace(figures) != Some(figures) {
-            course.volunteer.tell();
+            run.volunteer.report_state();
         }
-        let heard = course.volunteer.changed.times();
-        clock::within(SHOW_EVERY, course.volunteer.changed.after(heard)).await;
+        let seen = run.volunteer.changed.rings();
+        clock::within(REPORT_INTERVAL, run.volunteer.changed.rung_since(seen)).await;
     }
 }
 
-impl Course {
+impl Run {
     fn is_over(&self) -> bool {
-        self.volunteer.course.get() != self.number
+        self.volunteer.run_number.get() != self.number
     }
 
-    fn take_consensus(&self, consensus: &Arc<Consensus>) {
+    fn handle_consensus(&self, consensus: &Arc<Consensus>) {
         self.volunteer.consensus.replace(Some(Arc::clone(consensus)));
         if let Some(driver) = self.volunteer.driver() {
             driver.with(|core, _, _| core.relay.set_consensus(Arc::clone(consensus)));
         }
     }
 
-    /// Registers each interval, with the same descriptor while it is valid.
+    /// Registers once per interval, with the same descriptor while it is valid.
     async fn keep_registered(&self) {
         let (mut signed, mut retry) = (None, RETRY.0);
         while !self.is_over() {
@@ -123,19 +123,19 @@ impl Course {
             }
             match outcome {
                 Ok(registration) => {
-                    let heard = self.volunteer.changed.times();
-                    self.take_registration(&registration);
+                    let seen = self.volunteer.changed.rings();
+                    self.handle_registration(&registration);
                     (signed, retry) = (Some(descriptor), RETRY.0);
-                    // A gateway reports its volunteers soon after a change, so the directory is queried then. The
-                    // offer may have changed too.
-                    let changed = clock::within(self.interval(), self.volunteer.changed.after(heard)).await;
+                    // A gateway reports its volunteers soon after a change, so the next registration shows its report.
+                    // A changed offer needs a registration too.
+                    let changed = clock::within(self.interval(), self.volunteer.changed.rung_since(seen)).await;
                     if changed.is_some() {
-                        clock::sleep(ASK_AFTER_CHANGE.min(self.interval())).await;
+                        clock::sleep(CHANGE_DELAY.min(self.interval())).await;
                     }
                 }
                 Err(error) => {
-                    // The next try signs a new descriptor: the directory may have refused this one as outdated.
-                    self.take_failure(error);
+                    // The next try signs a new descriptor, because the directory may have refused this one as outdated.
+                    self.handle_failure(error);
                     clock::sleep(retry).await;
                     retry = retry.saturating_mul(2).min(RETRY.1);
                 }
@@ -145,48 +145,49 @@ impl Course {
 
     fn interval(&self) -> Duration {
         let consensus = self.volunteer.consensus.try_borrow();
-        let interval = consensus.ok().and_then(|kept| kept.as_ref().map(|it| it.parameters().volunteer_interval()));
+        let interval = consensus.ok().and_then(|in_use| in_use.as_ref().map(|it| it.parameters().volunteer_interval()));
         interval.unwrap_or(RETRY.1)
     }
 
-    fn take_registration(&self, registration: &Registration) {
+    fn handle_registration(&self, registration: &Registration) {
         if let Some(driver) = self.volunteer.driver() {
             driver.with(|core, now, _| core.relay.handle_registration(now, registration));
         }
         self.registered.set(true);
         self.confirmed.set(!registration.gateways.is_empty());
-        self.judge();
+        self.update_phase();
     }
 
-    /// An unreachable directory doesn't make a volunteer unreachable at once: the last list stays valid for a while.
-    fn take_failure(&self, error: DocumentFetchError) {
+    /// Handles a failed registration. A confirmed volunteer with a gateway stays reachable, because the last list is
+    /// valid for a while.
+    fn handle_failure(&self, error: DocumentFetchError) {
         let refused = matches!(error, DocumentFetchError::Refused(..));
-        let failure = if refused && self.is_of_another_time() { of_another_time() } else { error.into() };
+        let failure = if refused && self.is_clock_fast() { clock_failure() } else { error.into() };
         if !self.confirmed.get() || self.volunteer.figures().gateways == 0 {
             self.registered.set(false);
             self.volunteer.set_phase(VolunteerPhase::Error, &failure.sentence);
         }
     }
 
-    /// Whether the consensus is expired by this device's clock, though a directory has just answered. In that case
-    /// documents signed by that clock are refused as being from the future.
-    fn is_of_another_time(&self) -> bool {
+    /// Whether the consensus is no longer fresh by this device's clock, although a directory has just answered. The clock
+    /// is then probably fast, and directories refuse descriptors with a later date.
+    fn is_clock_fast(&self) -> bool {
         let consensus = self.volunteer.consensus.try_borrow();
-        consensus.is_ok_and(|kept| kept.as_ref().is_some_and(|it| clock::wall_time() >= it.fresh_until()))
+        consensus.is_ok_and(|in_use| in_use.as_ref().is_some_and(|it| clock::wall_time() >= it.fresh_until()))
     }
 
-    /// Determines the state of a registered volunteer.
-    fn judge(&self) {
+    /// Sets the phase of a registered volunteer.
+    fn update_phase(&self) {
         if !self.registered.get() {
             return;
         }
         let (now, gateways) = (clock::now(), self.volunteer.figures().gateways);
         if gateways > 0 {
-            self.alone_since.set(now);
+            self.gateway_seen_at.set(now);
         }
         let (phase, why) = match (gateways, self.confirmed.get()) {
             (1.., true) => (VolunteerPhase::Reachable, ""),
-            (0, _) if now.since(self.alone_since.get()) > FIRST_GATEWAY_TIMEOUT => {
+            (0, _) if now.since(self.gateway_seen_at.get()) > FIRST_GATEWAY_TIMEOUT => {
                 (VolunteerPhase::Unreachable, NO_GATEWAY)
             }
             _ => (VolunteerPhase::Connecting, ""),

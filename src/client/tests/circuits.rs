@@ -4,6 +4,7 @@
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
+use crate::wire::Cell;
 
 #[test]
 fn a_circuit_takes_no_new_streams_ten_minutes_after_its_first() {
@@ -20,36 +21,33 @@ fn a_circuit_takes_no_new_streams_ten_minutes_after_its_first() {
     net.pass(60);
     for stream in [first, second] {
         net.client(|party, _, _| {
-            assert!(party.client.circuits.contains_key(&old));
+            assert!(party.client.pool.circuit(old).is_some());
             party.client.handle_command(stream, StreamCommand::Reset(EndReason::Reset));
         });
         net.pass(2);
     }
-    net.client(|party, _, _| assert!(!party.client.circuits.contains_key(&old)));
+    net.client(|party, _, _| assert!(party.client.pool.circuit(old).is_none()));
 }
 
 #[test]
-fn builds_that_fail_are_tried_four_times_and_then_given_up() {
+fn a_request_fails_after_four_failed_builds() {
     let mut net = Net::ready(13, 1);
     net.client(|party, _, _| {
-        let keys: Vec<_> = party.client.circuits.keys().copied().collect();
-        for key in keys {
-            party.client.circuits.get_mut(&key).unwrap().close();
-            party.client.make_ready(key);
-        }
+        let keys: Vec<_> = party.client.pool.circuits().map(|(key, _)| key).collect();
+        keys.into_iter().for_each(|key| party.client.pool.close(key));
     });
-    // The only exit has vanished, so no circuit can be built.
+    // Without its only exit, the network has no path.
     let exit = net.relays[&key(1).id()];
     net.world.vanish(exit);
-    let before = net.client(|party, _, _| party.client.next_circuit);
+    let before = net.client(|party, _, _| party.client.pool.begun());
     let stream = net.open(1);
     assert_eq!(net.closed(stream, 30), StreamFailure::NoCircuit);
-    let begun = net.client(|party, _, _| party.client.next_circuit) - before;
+    let begun = net.client(|party, _, _| party.client.pool.begun()) - before;
     assert!(begun <= 4 * 3, "{begun} circuits were begun");
 }
 
 #[test]
-fn a_request_whose_guards_are_all_unreachable_fails_with_that_reason() {
+fn a_request_fails_with_the_reason_that_no_guard_is_reachable() {
     let mut net = Net::new(42, 2);
     for relay in net.relays.values().copied().collect::<Vec<_>>() {
         net.world.vanish(relay);
@@ -60,7 +58,7 @@ fn a_request_whose_guards_are_all_unreachable_fails_with_that_reason() {
 }
 
 #[test]
-fn a_network_with_too_few_relays_is_not_reported_as_a_policy() {
+fn a_request_fails_with_the_reason_that_there_are_too_few_relays() {
     let mut net = Net::new(43, 2);
     net.listed.truncate(2);
     net.give_consensus(NOW);
@@ -73,20 +71,18 @@ fn the_guard_stays_when_circuits_fail_beyond_it() {
     let mut net = Net::ready(14, 1);
     let guard = net.client(|party, _, _| party.built[0][0]);
     let exit = net.relays[&key(1).id()];
-    if guard == key(1).id() {
-        return;
-    }
+    assert_ne!(guard, key(1).id(), "the only exit is no guard");
     net.world.vanish(exit);
     let stream = net.open(1);
     net.closed(stream, 60);
     net.client(|party, _, _| {
-        assert!(!party.client.circuits.is_empty());
-        assert!(party.client.circuits.values().all(|circuit| circuit.guard() == Some(guard)));
+        assert!(party.client.pool.circuits().count() > 0);
+        assert!(party.client.pool.circuits().all(|(_, circuit)| circuit.guard() == Some(guard)));
     });
 }
 
 #[test]
-fn more_requests_than_fit_are_refused_at_once() {
+fn a_request_beyond_the_cap_fails_at_once() {
     let mut net = Net::new(15, 2);
     let most = net.client(|party, _, _| party.client.parameters.streams);
     let last = net.client(|party, now, _| {
@@ -96,7 +92,7 @@ fn more_requests_than_fit_are_refused_at_once() {
 }
 
 #[test]
-fn a_hundred_streams_at_once_are_all_served() {
+fn a_hundred_simultaneous_requests_all_connect() {
     let mut net = Net::ready(16, 2);
     let streams: Vec<_> = (0..100).map(|number| net.open(number % 8)).collect();
     net.wait(10, |party| {
@@ -108,13 +104,13 @@ fn a_hundred_streams_at_once_are_all_served() {
 }
 
 #[test]
-fn a_pause_between_builds_is_over_though_nothing_can_be_built() {
+fn a_pause_between_builds_ends_even_if_no_build_may_start() {
     let mut net = Net::new(17, 2);
     net.client(|party, _, _| party.client.parameters.building = 0);
     net.give_consensus(NOW);
     net.open(1);
     net.client(|party, now, _| {
-        party.client.builds.handle_failed(now, now, None);
+        party.client.pool.pause_builds(now);
         assert!(party.client.poll_timeout().unwrap() <= now.after(Duration::from_millis(50)));
     });
     net.pass(1);
@@ -128,17 +124,17 @@ fn a_guard_that_destroys_circuits_over_an_open_channel_stays_the_guard() {
     for isolation in 0..3 {
         net.open(isolation);
         let destroyed = net.client(|party, now, rng| {
-            let building: Vec<_> =
-                party.client.circuits.iter().filter(|(_, pooled)| pooled.is_building()).map(|(key, _)| *key).collect();
-            for key in &building {
-                let pooled = party.client.circuits.get_mut(key).unwrap();
-                let PooledStage::Circuit { origin, .. } = &pooled.stage else { panic!("the channel is open") };
-                assert_eq!(pooled.hop_times.len(), 0);
-                let destroy = crate::wire::Cell::destroy(origin.circuit());
-                pooled.handle_cell(now, destroy, rng);
-                party.client.make_ready(*key);
+            let building = party.client.pool.circuits().filter(|(_, circuit)| circuit.is_building());
+            let endpoints: Vec<_> = building
+                .map(|(_, circuit)| {
+                    assert_eq!(circuit.hop_times().len(), 0);
+                    circuit.endpoint().expect("the channel is open")
+                })
+                .collect();
+            for (channel, circuit) in &endpoints {
+                party.client.pool.handle_cell(now, *channel, Cell::destroy(*circuit), rng);
             }
-            building.len()
+            endpoints.len()
         });
         assert!(destroyed > 0, "seed {}", net.seed);
         net.pass(5);
@@ -150,12 +146,12 @@ fn a_guard_that_destroys_circuits_over_an_open_channel_stays_the_guard() {
 }
 
 #[test]
-fn a_first_hop_that_is_built_shows_the_guard_to_be_reachable() {
+fn a_built_first_hop_marks_the_guard_as_reachable() {
     let mut net = Net::ready(19, 2);
     let guard = net.client(|party, _, _| party.built[0][0]);
     net.open(1);
     net.client(|party, now, _| {
-        assert!(party.client.circuits.values().any(Pooled::is_building));
+        assert!(party.client.pool.circuits().any(|(_, circuit)| circuit.is_building()));
         party.client.guards.handle_unreachable(now, &guard);
     });
     net.wait(5, |party| (party.built.len() == 3).then_some(()));
@@ -165,16 +161,16 @@ fn a_first_hop_that_is_built_shows_the_guard_to_be_reachable() {
 }
 
 #[test]
-fn a_circuit_never_used_ends_when_it_is_old_whatever_it_was_made_for() {
+fn an_unused_circuit_ends_at_the_age_limit_even_if_it_is_assigned() {
     let mut net = Net::ready(20, 2);
     let made = net.client(|party, _, _| {
         party.client.parameters.spare_age = Duration::from_secs(10);
-        let (key, pooled) = party.client.circuits.iter_mut().next().unwrap();
-        pooled.isolation = Some(Isolation([1; 32]));
-        *key
+        let (key, _) = party.client.pool.circuits().next().unwrap();
+        party.client.pool.circuit_mut(key).unwrap().assign(Isolation([1; 32]));
+        key
     });
     net.pass(12);
-    net.client(|party, _, _| assert!(!party.client.circuits.contains_key(&made)));
+    net.client(|party, _, _| assert!(party.client.pool.circuit(made).is_none()));
 }
 
 #[test]
@@ -192,12 +188,11 @@ fn a_circuit_over_a_relay_no_longer_listed_takes_no_new_stream() {
 }
 
 #[test]
-fn a_circuit_that_had_no_room_for_a_request_is_not_asked_again() {
+fn a_request_is_not_retried_on_a_circuit_without_room() {
     let mut net = Net::ready(22, 2);
     net.serve(Serves::Refuses(EndReason::ResourceLimit));
     let stream = net.open(1);
     assert_eq!(net.closed(stream, 10), StreamFailure::Ended(EndReason::ResourceLimit));
-    let used =
-        net.client(|party, _, _| party.client.circuits.values().filter(|pooled| pooled.first_used.is_some()).count());
+    let used = net.client(|party, _, _| party.client.pool.circuits().filter(|(_, circuit)| circuit.is_used()).count());
     assert_eq!(used, usize::from(requests::MAX_TRIES));
 }

@@ -6,23 +6,23 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 use super::*;
 
 #[test]
-fn a_request_goes_over_a_circuit_of_its_own_that_ends_with_it() {
+fn a_delegated_request_has_its_own_circuit_which_ends_with_it() {
     let mut net = Net::ready(31, 2);
     let first = net.delegate(&[], 1);
     net.delegated(first);
     let circuit = net.circuit_of(first);
     let second = net.delegate(&[], 1);
     net.delegated(second);
-    assert_ne!(net.circuit_of(second), circuit, "the same isolation, another circuit");
+    assert_ne!(net.circuit_of(second), circuit, "each request has another circuit, even with the same isolation");
     let stream = net.connected(1);
     assert_ne!(net.circuit_of(stream), circuit);
     net.ask(first);
     net.ask(second);
-    net.wait(5, |party| (!party.client.circuits.contains_key(&circuit)).then_some(()));
+    net.wait(5, |party| party.client.pool.circuit(circuit).is_none().then_some(()));
 }
 
 #[test]
-fn a_request_avoids_exits_that_carry_streams_while_there_is_another() {
+fn a_delegated_request_avoids_exits_with_streams_while_another_remains() {
     let mut net = Net::ready(32, 2);
     let stream = net.connected(1);
     let busy = net.path_of(stream)[2];
@@ -40,7 +40,7 @@ fn a_request_avoids_exits_that_carry_streams_while_there_is_another() {
 }
 
 #[test]
-fn a_request_that_no_other_exit_offers_fails_at_once() {
+fn a_delegated_request_that_no_other_exit_offers_fails_at_once() {
     let mut net = Net::ready(33, 2);
     let both = net.offering();
     assert_eq!(both.len(), 2);
@@ -49,7 +49,7 @@ fn a_request_that_no_other_exit_offers_fails_at_once() {
 }
 
 #[test]
-fn circuits_for_requests_are_kept_ready_and_carry_no_streams() {
+fn spare_circuits_for_delegated_requests_carry_no_streams() {
     let mut net = Net::ready(34, 2);
     net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
     net.wait(5, |party| (party.built.len() == 5).then_some(()));
@@ -63,12 +63,12 @@ fn circuits_for_requests_are_kept_ready_and_carry_no_streams() {
 }
 
 #[test]
-fn if_only_the_guard_is_not_avoided_no_circuit_is_kept_ready_and_a_request_has_its_own() {
+fn no_spare_circuit_is_built_to_an_avoided_exit() {
     let mut net = Net::ready(36, RELAYS);
     let carrying = |net: &mut Net| {
         net.client(|party, _, _| {
-            let circuits = party.client.circuits.values();
-            circuits.filter(|pooled| pooled.has_carried_streams()).filter_map(Pooled::exit).collect::<Vec<_>>()
+            let carrying = party.client.pool.circuits().filter(|(_, circuit)| circuit.has_carried_streams());
+            carrying.filter_map(|(_, circuit)| circuit.exit()).collect::<Vec<_>>()
         })
     };
     let guard = net.client(|party, _, _| party.built[0][0]);
@@ -91,7 +91,7 @@ fn if_only_the_guard_is_not_avoided_no_circuit_is_kept_ready_and_a_request_has_i
 }
 
 #[test]
-fn a_stream_avoids_exits_that_performed_requests_while_there_is_another() {
+fn a_stream_avoids_exits_with_delegated_requests_while_another_remains() {
     let mut net = Net::ready(35, 2);
     let request = net.delegate(&[], 1);
     let (asked, shared_exit) = net.delegated(request);
@@ -101,7 +101,7 @@ fn a_stream_avoids_exits_that_performed_requests_while_there_is_another() {
         let stream = net.connected(isolation);
         assert_ne!(net.path_of(stream)[2], asked);
     }
-    // The exits are separated now, and stay so.
+    // The separation of the exits lasts.
     let request = net.delegate(&[], 9);
     assert_eq!(net.delegated(request), (asked, false));
 }

@@ -5,11 +5,12 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
 use crate::{
+    base::HopIndex,
     directory::{Registration, Volunteer, fixture, gateway_ranking},
     relay::Reach,
 };
 
-/// The first number of a volunteer.
+/// The number of the first volunteer.
 const FIRST: u16 = 100;
 
 impl Net {
@@ -47,6 +48,15 @@ impl Net {
         self.client(|party, now, _| party.client.set_volunteers(now, NOW, list));
     }
 
+    /// Starts a circuit over the open channel to the guard.
+    fn build(&mut self) -> PooledCircuitKey {
+        self.open(250);
+        self.client(|party, _, _| {
+            let mut building = party.client.pool.circuits().filter(|(_, circuit)| circuit.is_building());
+            building.find(|(_, circuit)| circuit.endpoint().is_some()).expect("a circuit is being built").0
+        })
+    }
+
     /// The middle of a circuit under each of `isolations`.
     fn middles(&mut self, isolations: core::ops::Range<u8>) -> Vec<RelayId> {
         let middle = |isolation| {
@@ -68,7 +78,7 @@ fn with_share(mut net: Net, percent: u64) -> Net {
 const MANY: u16 = 16;
 
 #[test]
-fn volunteers_are_middles_as_often_as_the_consensus_says() {
+fn the_share_of_volunteers_among_middles_follows_the_consensus() {
     // About seven of sixteen volunteers are behind the guard, and four relays may be the middle.
     for (percent, expected) in [(0, 0..=0), (30, 3..=22), (100, 16..=38)] {
         let mut net = with_share(Net::new(40, 2), percent);
@@ -81,7 +91,7 @@ fn volunteers_are_middles_as_often_as_the_consensus_says() {
 }
 
 #[test]
-fn a_volunteer_stands_behind_a_gateway_of_its_own_and_carries_bytes() {
+fn a_volunteer_follows_one_of_its_gateways_and_carries_bytes() {
     let mut net = with_share(Net::new(41, 2), 100);
     let joined = net.volunteers(MANY);
     net.list(joined.iter().map(|(_, volunteer)| volunteer.clone()));
@@ -97,12 +107,12 @@ fn a_volunteer_stands_behind_a_gateway_of_its_own_and_carries_bytes() {
 }
 
 #[test]
-fn volunteers_that_went_unnoticed_cost_no_request() {
+fn requests_connect_without_a_timeout_while_most_listed_volunteers_are_gone() {
     for seed in 300..320 {
         let mut net = with_share(Net::new(seed, 2), 100);
         let joined = net.volunteers(MANY);
         net.list(joined.iter().map(|(_, volunteer)| volunteer.clone()));
-        // Two thirds of them vanish without notice to the client.
+        // Two thirds of the volunteers vanish; the client's list still has them.
         for (node, _) in joined.iter().skip(5) {
             net.world.vanish(*node);
         }
@@ -117,7 +127,7 @@ fn volunteers_that_went_unnoticed_cost_no_request() {
 }
 
 #[test]
-fn a_request_succeeds_also_while_nobody_has_noticed_that_the_volunteer_is_gone() {
+fn a_request_succeeds_before_the_gateways_detect_the_loss_of_volunteers() {
     for seed in 320..330 {
         let mut net = with_share(Net::new(seed, 2), 100);
         let joined = net.volunteers(MANY);
@@ -132,22 +142,22 @@ fn a_request_succeeds_also_while_nobody_has_noticed_that_the_volunteer_is_gone()
 }
 
 #[test]
-fn a_list_that_has_expired_is_not_used() {
+fn an_expired_list_of_volunteers_is_not_used() {
     let mut net = with_share(Net::new(42, 2), 100);
     let joined = net.volunteers(MANY);
     net.list(joined.iter().map(|(_, volunteer)| volunteer.clone()));
     net.pass(fixture::LIST_VALID);
-    let circuits: Vec<_> = net.client(|party, _, _| party.client.circuits.keys().copied().collect());
-    net.client(|party, _, _| circuits.iter().for_each(|circuit| party.client.close_circuit(*circuit)));
+    let circuits: Vec<_> = net.client(|party, _, _| party.client.pool.circuits().map(|(key, _)| key).collect());
+    net.client(|party, _, _| circuits.iter().for_each(|circuit| party.client.pool.close(*circuit)));
     net.pass(1);
     let middles = net.middles(0..10);
     assert!(!middles.iter().any(|middle| joined.iter().any(|(_, it)| it.identity() == *middle)));
 }
 
 #[test]
-fn a_guard_that_calls_every_volunteer_gone_ends_up_with_public_middles() {
+fn a_guard_that_reports_every_volunteer_as_gone_gets_listed_middles() {
     let mut net = with_share(Net::new(43, 2), 100);
-    // Listed, but not present.
+    // These volunteers are listed but unreachable.
     let listed = (FIRST..FIRST + MANY).map(|number| {
         let gateways: Vec<u16> = (1..=RELAYS).collect();
         fixture::listed_volunteer(number, &gateways[usize::from(number) % 5..][..3])
@@ -160,41 +170,42 @@ fn a_guard_that_calls_every_volunteer_gone_ends_up_with_public_middles() {
         assert!(net.relays.contains_key(&middle));
     }
     let now = net.world.now();
-    let guards = net.client(|party, _, _| party.client.gone.doubted(now));
-    assert_eq!(guards.len(), 1, "the volunteer is no longer used");
+    let guards = net.client(|party, _, _| party.client.pool.excluded_guards(now));
+    assert_eq!(guards.len(), 1, "the guard has no volunteers behind it");
 }
 
 #[test]
-fn a_middle_that_can_be_dialled_is_never_gone_and_a_third_volunteer_neither() {
+fn gone_is_invalid_for_a_listed_middle_and_at_the_third_time() {
     for (gone, is_volunteer, goes_on) in [(0, false, false), (2, true, false), (1, true, true), (0, true, true)] {
         let mut net = with_share(Net::new(46, 2), 0);
         net.pass(1);
+        let key = net.build();
         net.client(|party, now, rng| {
-            let key = *party.client.circuits.keys().next().unwrap();
-            let pooled = party.client.circuits.get_mut(&key).unwrap();
-            pooled.gone = gone;
-            pooled.volunteers = if is_volunteer { vec![pooled.path[1].identity] } else { Vec::new() };
-            party.client.handle_gone(now, key, crate::base::HopIndex::new(2).unwrap(), rng);
-            assert_eq!(party.client.circuits[&key].is_open(), goes_on, "{gone} before, volunteer: {is_volunteer}");
+            party.client.pool.circuit_mut(key).unwrap().set_gone(gone, is_volunteer);
+            let (pool, _, inputs) = party.client.parts(now).unwrap();
+            pool.handle_gone(now, key, HopIndex::new(2).unwrap(), &inputs, rng);
+            let builds = pool.circuit(key).unwrap().is_building();
+            assert_eq!(builds, goes_on, "{gone} before, volunteer: {is_volunteer}");
         });
     }
 }
 
 #[test]
-fn a_guard_is_not_doubted_for_relays_that_it_does_not_know_yet() {
+fn gone_reports_of_listed_relays_do_not_count_against_a_guard() {
     let mut net = with_share(Net::new(47, 2), 0);
     net.pass(1);
+    let key = net.build();
     net.client(|party, now, rng| {
-        let key = *party.client.circuits.keys().next().unwrap();
+        let (pool, _, inputs) = party.client.parts(now).unwrap();
         for _ in 0..20 {
-            party.client.handle_gone(now, key, crate::base::HopIndex::new(2).unwrap(), rng);
+            pool.handle_gone(now, key, HopIndex::new(2).unwrap(), &inputs, rng);
         }
-        assert_eq!(party.client.gone.doubted(now), []);
+        assert_eq!(pool.excluded_guards(now), []);
     });
 }
 
 #[test]
-fn a_client_can_hold_to_one_middle_and_has_no_circuit_without_it() {
+fn a_client_with_a_fixed_middle_builds_no_circuit_without_it() {
     let mut net = Net::new(44, 2);
     let joined = net.volunteers(2);
     let (node, volunteer) = joined[0].clone();

@@ -1,4 +1,4 @@
-//! An authority's state of each relay: proofs, caps, and listing in the consensus.
+//! An authority's state of each relay: proofs, caps, and listing in the consensus (`proto/07-directory.md` §6).
 
 mod proofs;
 
@@ -21,7 +21,7 @@ use crate::{
 };
 use proofs::Turns;
 
-/// The weight of every relay, because bandwidth isn't measured.
+/// The weight of every relay; bandwidth isn't measured.
 const WEIGHT: u32 = 1000;
 /// Consecutive failed proofs after which a relay is no longer listed.
 const MAX_FAILURES: u32 = 2;
@@ -29,11 +29,12 @@ const MAX_FAILURES: u32 = 2;
 const CHANGES: Rate = Rate { a_second: 1, burst: 300 };
 /// Tokens of one change.
 const CHANGE: u64 = 60;
+/// The time from a first failed proof to the next try, and the minimum time between proofs after a new descriptor.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 /// Age from which on a proved relay is not displaced.
 const SETTLED_AFTER: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 /// Maximum unproved relays of one [`AddressPrefix::network`].
-const MAX_UNPROVED_TOGETHER: usize = 32;
+const MAX_UNPROVED_OF_NETWORK: usize = 32;
 
 /// One relay.
 pub(super) struct RelayEntry {
@@ -42,34 +43,35 @@ pub(super) struct RelayEntry {
     /// The addresses from which the descriptor came. If they aren't known, those that it names.
     publisher: Publisher,
     first_seen: WallTime,
-    /// The time of its last proof at the addresses of its descriptor.
+    /// The time of the last successful proof with the current dial target.
     proved: Option<WallTime>,
-    /// Whether it has ever proved itself, at any address.
+    /// Whether any proof has succeeded, with any dial target.
     proved_once: bool,
-    /// Failed proofs since its last proof, or since it is known.
+    /// Failed proofs since the last successful one.
     failures: u32,
-    /// The time of the last request for a proof.
-    asked: Option<WallTime>,
+    /// The start of the last proof.
+    started: Option<WallTime>,
     /// The changes of its descriptor.
     changes: TokenBucket,
     proof: Proof,
 }
 
+/// The next proof of a relay.
 enum Proof {
     /// Due at this time.
     Due(WallTime),
-    /// Requested at this time; `left` are the dials that have not succeeded yet. `outdated`: the relay has moved
-    /// since.
-    Asked { at: WallTime, left: Vec<DialTarget>, outdated: bool },
+    /// In progress since `at`. `pending` are the dials without success yet. `outdated` states whether the relay's dial
+    /// target has changed since.
+    Running { at: WallTime, pending: Vec<DialTarget>, outdated: bool },
 }
 
 impl RelayEntry {
     pub(super) fn new(descriptor: Descriptor, signed: &[u8], now: WallTime) -> Self {
         let (signed, proof) = (decode_signed(signed), Proof::Due(now));
-        let (proved, proved_once, failures, asked) = (None, false, 0, None);
+        let (proved, proved_once, failures, started) = (None, false, 0, None);
         let publisher = Publisher::claimed(&descriptor);
         let changes = TokenBucket::new();
-        Self { descriptor, signed, publisher, first_seen: now, proved, proved_once, failures, asked, changes, proof }
+        Self { descriptor, signed, publisher, first_seen: now, proved, proved_once, failures, started, changes, proof }
     }
 
     /// The same relay, with the addresses from which its descriptor came.
@@ -83,8 +85,8 @@ impl RelayEntry {
         self.changes.available(instant(now), CHANGES) >= CHANGE
     }
 
-    /// Handles a newer descriptor. A proof stays valid while the dial target is unchanged. An unproved relay gets no
-    /// earlier dial by it: otherwise descriptors with another node's address would direct dials there.
+    /// Handles a newer descriptor. A proof stays valid while the dial target is unchanged. The next proof of an
+    /// unproved relay isn't advanced. Otherwise, descriptors with another node's address could direct many dials there.
     pub(super) fn replace(
         &mut self,
         descriptor: Descriptor,
@@ -94,76 +96,76 @@ impl RelayEntry {
     ) {
         self.changes.spend(instant(now), CHANGES, CHANGE);
         self.publisher = publisher.unwrap_or_else(|| Publisher::claimed(&descriptor));
-        let moved = self.descriptor.profile.dial_target() != descriptor.profile.dial_target();
-        let wanted = self.proved.is_some() && (moved || self.failures > 0);
+        let is_moved = self.descriptor.profile.dial_target() != descriptor.profile.dial_target();
+        let is_advanced = self.proved.is_some() && (is_moved || self.failures > 0);
         match &mut self.proof {
-            Proof::Due(at) if wanted => {
-                let least = self.asked.map_or(now, |asked| asked.after(FIRST_RETRY).max(now));
-                *at = least.min(*at);
+            Proof::Due(at) if is_advanced => {
+                let earliest = self.started.map_or(now, |started| started.after(FIRST_RETRY).max(now));
+                *at = earliest.min(*at);
             }
-            // A running proof is awaited, so that descriptors in quick succession don't multiply dials.
-            Proof::Asked { outdated, .. } => *outdated |= moved,
+            // A proof in progress isn't restarted, so that descriptors in quick succession don't multiply dials.
+            Proof::Running { outdated, .. } => *outdated |= is_moved,
             Proof::Due(_) => {}
         }
-        if moved && self.proved.take().is_some() {
+        if is_moved && self.proved.take().is_some() {
             self.failures = 0;
         }
         self.descriptor = descriptor;
         self.signed = decode_signed(signed);
     }
 
-    /// Handles the outcome of one dial. The relay is proved once all dials have succeeded. Outcomes that weren't
-    /// requested are ignored.
-    pub(super) fn dialled(
+    /// Handles the outcome of one dial. The proof succeeds once all dials have succeeded. The next one is due after
+    /// `interval`. The outcome of a dial that isn't pending is ignored.
+    pub(super) fn handle_dial(
         &mut self,
         now: WallTime,
         target: &DialTarget,
         outcome: Result<(), ProofError>,
-        again: Duration,
+        interval: Duration,
     ) {
-        let Proof::Asked { left, outdated, .. } = &mut self.proof else { return };
-        let Some(position) = left.iter().position(|one| one == target) else { return };
+        let Proof::Running { pending, outdated, .. } = &mut self.proof else { return };
+        let Some(position) = pending.iter().position(|dial| dial == target) else { return };
         match outcome {
-            // The authority's fault, so it doesn't count against the relay.
+            // The authority has no route or socket for the address, which isn't the relay's failure.
             Err(ProofError::Dial(DialError::Unable)) => self.proof = Proof::Due(now.after(FIRST_RETRY)),
             Ok(()) if !*outdated => {
-                left.swap_remove(position);
-                if left.is_empty() {
-                    self.proved(now, again);
+                pending.swap_remove(position);
+                if pending.is_empty() {
+                    self.proved(now, interval);
                 }
             }
-            // A success at an outdated address doesn't count.
-            Ok(()) | Err(_) => self.failed(now, again),
+            // A success with an outdated dial target doesn't count.
+            Ok(()) | Err(_) => self.failed(now, interval),
         }
     }
 
-    pub(super) fn proved(&mut self, now: WallTime, again: Duration) {
+    pub(super) fn proved(&mut self, now: WallTime, interval: Duration) {
         self.proved = Some(now);
         self.proved_once = true;
         self.failures = 0;
-        self.proof = Proof::Due(now.after(again));
+        self.proof = Proof::Due(now.after(interval));
     }
 
-    /// Schedules the next try: soon, then with doubled intervals up to `again`.
-    fn failed(&mut self, now: WallTime, again: Duration) {
+    /// Schedules the next try: soon, then with doubled intervals up to `interval`.
+    fn failed(&mut self, now: WallTime, interval: Duration) {
         let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(16));
         self.failures.increment();
-        self.proof = Proof::Due(now.after(wait.min(again)));
+        self.proof = Proof::Due(now.after(wait.min(interval)));
     }
 
-    /// Whether its record is stored: only once it has proved itself, because identities are free.
-    pub(super) const fn is_kept(&self) -> bool {
+    /// Whether the record is stored on disk: only after a first proof, because new identities cost nothing.
+    pub(super) const fn is_stored(&self) -> bool {
         self.proved_once
     }
 
-    /// Starts a proof and returns its dials, one for each address, so that no unproved address is listed.
-    fn ask(&mut self, now: WallTime) -> Vec<DialTarget> {
-        let whole = self.descriptor.profile.dial_target();
-        let one = |address| DialTarget { addresses: vec![address], ..whole.clone() };
-        let left: Vec<DialTarget> = whole.addresses.iter().copied().map(one).collect();
-        self.asked = Some(now);
-        self.proof = Proof::Asked { at: now, left: left.clone(), outdated: false };
-        left
+    /// Starts a proof and returns its dials: one for each address, so that no unproved address is listed.
+    fn start_proof(&mut self, now: WallTime) -> Vec<DialTarget> {
+        let target = self.descriptor.profile.dial_target();
+        let at_address = |address| DialTarget { addresses: vec![address], ..target.clone() };
+        let dials: Vec<DialTarget> = target.addresses.iter().copied().map(at_address).collect();
+        self.started = Some(now);
+        self.proof = Proof::Running { at: now, pending: dials.clone(), outdated: false };
+        dials
     }
 
     fn addresses(&self) -> &[SocketAddr] {
@@ -175,16 +177,16 @@ impl RelayEntry {
         self.proved.is_some()
     }
 
-    const fn is_under_way(&self) -> bool {
-        matches!(self.proof, Proof::Asked { .. })
+    const fn is_running(&self) -> bool {
+        matches!(self.proof, Proof::Running { .. })
     }
 
-    /// The prefixes of its addresses.
+    /// The prefixes of the relay's addresses.
     fn prefixes(&self, of: fn(IpAddr) -> AddressPrefix) -> impl Iterator<Item = AddressPrefix> {
         self.addresses().iter().map(move |address| of(address.ip()))
     }
 
-    /// The networks of its addresses.
+    /// The networks of the relay's addresses.
     fn networks(&self) -> impl Iterator<Item = AddressPrefix> {
         self.prefixes(AddressPrefix::network)
     }
@@ -202,18 +204,18 @@ impl RelayEntry {
         .encode_to_vec()
     }
 
-    /// Decodes the output of [`Self::encode`], if the descriptor still counts. A proof is due at once; the relay
-    /// stays listed meanwhile.
+    /// Decodes the output of [`Self::encode`], unless the descriptor is invalid or stale. A proof is due at once, and a
+    /// proved relay is listed meanwhile.
     pub(super) fn decode(record: &[u8], now: WallTime) -> Option<Self> {
         let record = schema::RelayRecord::decode(record).ok()?;
         let signed = record.descriptor?;
         let descriptor = UnverifiedDescriptor::decode(&signed.encode_to_vec()).ok()?.verify(now).ok()?;
         let proved = Some(record.proved).filter(|proved| *proved > 0).map(WallTime::from_unix);
         let first_seen = WallTime::from_unix(record.first_seen).min(now);
-        let (proved_once, failures, asked, proof) = (true, 0, None, Proof::Due(now));
+        let (proved_once, failures, started, proof) = (true, 0, None, Proof::Due(now));
         let publisher = Publisher::claimed(&descriptor);
         let changes = TokenBucket::new();
-        Some(Self { descriptor, signed, publisher, first_seen, proved, proved_once, failures, asked, changes, proof })
+        Some(Self { descriptor, signed, publisher, first_seen, proved, proved_once, failures, started, changes, proof })
     }
 }
 
@@ -226,13 +228,14 @@ const fn instant(now: WallTime) -> Instant {
 fn count(prefixes: impl Iterator<Item = AddressPrefix>) -> BTreeMap<AddressPrefix, usize> {
     let mut counts = BTreeMap::new();
     for prefix in prefixes {
-        let counted: &mut usize = counts.entry(prefix).or_default();
-        counted.increment();
+        let count: &mut usize = counts.entry(prefix).or_default();
+        count.increment();
     }
     counts
 }
 
-/// The encoding was verified before. If it doesn't decode, the record is empty and is skipped when it is restored.
+/// Decodes a descriptor that was verified before. An empty result, which the caller excludes, would be skipped when the
+/// record is restored.
 fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
     schema::SignedDescriptor::decode(bytes).unwrap_or_default()
 }
@@ -241,13 +244,13 @@ fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
 pub(super) struct RelayEntries {
     entries: BTreeMap<RelayId, RelayEntry>,
     turns: Turns,
-    /// Whether the caps on relays of one network are off, as at one site.
-    together: bool,
+    /// Whether the caps on relays of one address or network are off, as in a testnet.
+    uncapped: bool,
 }
 
 impl RelayEntries {
-    pub(super) fn new(together: bool) -> Self {
-        Self { entries: BTreeMap::new(), turns: Turns::default(), together }
+    pub(super) fn new(uncapped: bool) -> Self {
+        Self { entries: BTreeMap::new(), turns: Turns::default(), uncapped }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -263,7 +266,7 @@ impl RelayEntries {
         stored.sort_by_key(|entry| entry.first_seen);
         let (mut held, mut left_out) = (Crowds::new(&HELD), Vec::new());
         for entry in stored {
-            let fits = self.together || !entry.is_proved() || held.admit(entry.addresses());
+            let fits = self.uncapped || !entry.is_proved() || held.admit(entry.addresses());
             if fits && self.len() < most {
                 self.insert(entry);
             } else {
@@ -281,8 +284,8 @@ impl RelayEntries {
         self.entries.get_mut(relay)
     }
 
-    /// Whether `relay` names `other` as its family.
-    pub(super) fn names(&self, relay: &RelayId, other: &RelayId) -> bool {
+    /// Whether the descriptor of `relay` names `other` as family.
+    pub(super) fn names_family(&self, relay: &RelayId, other: &RelayId) -> bool {
         self.entries.get(relay).is_some_and(|entry| entry.descriptor.profile.family.contains(other))
     }
 
@@ -290,7 +293,7 @@ impl RelayEntries {
     /// allow.
     pub(super) fn is_crowded(&self, relay: &RelayId, addresses: &[SocketAddr]) -> bool {
         let others = self.entries.iter().filter(|(identity, entry)| *identity != relay && entry.is_proved());
-        !self.together && crowding::is_crowded(&HELD, addresses, others.map(|(_, entry)| entry.addresses()))
+        !self.uncapped && crowding::is_crowded(&HELD, addresses, others.map(|(_, entry)| entry.addresses()))
     }
 
     /// Evicts the youngest proved relay of the most crowded block that has one under eight days of age, if the blocks of
@@ -306,7 +309,7 @@ impl RelayEntries {
                 .copied()
                 .unwrap_or_default()
         };
-        let young = proved().filter(|(_, entry)| !self.together && now.since(entry.first_seen) < SETTLED_AFTER);
+        let young = proved().filter(|(_, entry)| !self.uncapped && now.since(entry.first_seen) < SETTLED_AFTER);
         let (relay, entry) = young.max_by_key(|(_, entry)| (crowd(entry), entry.first_seen))?;
         let relay = *relay;
         if crowd(entry) <= crowd(new) {
@@ -322,7 +325,7 @@ impl RelayEntries {
     pub(super) fn evict_unproved(&mut self) -> Option<RelayId> {
         let (counts, published) = (self.unproved(), self.published());
         let fullest = |entry: &RelayEntry| entry.networks().filter_map(|network| counts.get(&network)).max().copied();
-        let unproved = self.entries.iter().filter(|(_, entry)| entry.proved.is_none() && !entry.is_under_way());
+        let unproved = self.entries.iter().filter(|(_, entry)| entry.proved.is_none() && !entry.is_running());
         let (relay, _) = unproved.max_by_key(|(_, entry)| {
             let publishers = published.get(&entry.publisher.network);
             (publishers, fullest(entry), entry.failures, core::cmp::Reverse(entry.first_seen))
@@ -332,23 +335,23 @@ impl RelayEntries {
         Some(relay)
     }
 
-    /// Evicts one unproved relay from each network of `new` that has reached its cap.
+    /// Evicts one unproved relay from each network of `new` that is at the cap. Returns the evicted relays.
     pub(super) fn make_room(&mut self, new: &RelayEntry) -> Vec<RelayId> {
-        if self.together {
+        if self.uncapped {
             return Vec::new();
         }
         let (counts, published) = (self.unproved(), self.published());
-        let full = |network: &AddressPrefix| counts.get(network).is_some_and(|count| *count >= MAX_UNPROVED_TOGETHER);
+        let full = |network: &AddressPrefix| counts.get(network).is_some_and(|count| *count >= MAX_UNPROVED_OF_NETWORK);
         let mut removed = Vec::new();
         for network in new.networks().filter(full) {
             let inside = self.entries.iter().filter(|(_, entry)| {
-                entry.proved.is_none() && !entry.is_under_way() && entry.networks().any(|other| other == network)
+                entry.proved.is_none() && !entry.is_running() && entry.networks().any(|other| other == network)
             });
-            let worst = inside.max_by_key(|(_, entry)| {
+            let evicted = inside.max_by_key(|(_, entry)| {
                 let publishers = published.get(&entry.publisher.network);
                 (publishers, entry.failures, core::cmp::Reverse(entry.first_seen))
             });
-            if let Some(relay) = worst.map(|(relay, _)| *relay) {
+            if let Some(relay) = evicted.map(|(relay, _)| *relay) {
                 self.entries.remove(&relay);
                 removed.push(relay);
             }
@@ -356,7 +359,7 @@ impl RelayEntries {
         removed
     }
 
-    /// Number of unproved relays in each network.
+    /// The number of unproved relays in each network.
     fn unproved(&self) -> BTreeMap<AddressPrefix, usize> {
         count(self.entries.values().filter(|entry| entry.proved.is_none()).flat_map(RelayEntry::networks))
     }
@@ -379,7 +382,7 @@ impl RelayEntries {
     pub(super) fn list(&self, now: WallTime, stable_after: Duration, most: usize) -> Vec<ConsensusRelay> {
         let mut listed: Vec<&RelayEntry> = self.listed(now).collect();
         listed.sort_by_key(|entry| entry.first_seen);
-        if !self.together {
+        if !self.uncapped {
             let mut crowds = Crowds::new(&LISTED);
             listed.retain(|entry| crowds.admit(entry.addresses()));
         }
@@ -394,7 +397,7 @@ impl RelayEntries {
             .collect();
         let list = |entry: &&RelayEntry| {
             let mut profile = entry.descriptor.profile.clone();
-            // A family counts if both name each other (proto/08-paths.md, "Families").
+            // Only mutual family counts (proto/07-directory.md §6).
             let names_back =
                 |other: &RelayId| families.get(other).is_some_and(|names| names.contains(&profile.identity));
             let family: BTreeSet<RelayId> = profile.family.iter().copied().filter(names_back).collect();

@@ -65,11 +65,11 @@ fn network_of(peer: IpAddr) -> Option<AddressPrefix> {
 /// The open connections.
 pub(super) struct Connections {
     caps: ConnectionCaps,
-    table: Mutex<Table>,
+    table: Mutex<OpenConnections>,
 }
 
 #[derive(Default)]
-struct Table {
+struct OpenConnections {
     next: u64,
     open: BTreeMap<u64, Open>,
     by_network: HashMap<AddressPrefix, BTreeSet<u64>>,
@@ -84,7 +84,7 @@ struct Open {
 }
 
 /// The place of an open connection. Dropped with it.
-pub(super) struct Place {
+pub(super) struct ConnectionPlace {
     connections: Arc<Connections>,
     number: u64,
     meter: Arc<Meter>,
@@ -97,7 +97,7 @@ impl Connections {
     }
 
     /// A place for a connection of `peer`; `None` if all places that it may have are taken by peers that aren't slow.
-    pub(super) fn admit(self: &Arc<Self>, now: Instant, peer: IpAddr) -> Option<Place> {
+    pub(super) fn admit(self: &Arc<Self>, now: Instant, peer: IpAddr) -> Option<ConnectionPlace> {
         let network = (self.caps.network)(peer);
         let mut table = self.table();
         if let Some(network) = network {
@@ -112,7 +112,7 @@ impl Connections {
         let (end, evicted) = oneshot::channel();
         let meter = Arc::new(Meter::default());
         let number = table.insert(Open { network, opened: now, meter: Arc::clone(&meter), _end: end });
-        Some(Place { connections: Arc::clone(self), number, meter, evicted })
+        Some(ConnectionPlace { connections: Arc::clone(self), number, meter, evicted })
     }
 
     /// Evicts the slowest peer, because this process has too many open files.
@@ -120,12 +120,12 @@ impl Connections {
         self.table().evict_slowest_of_all(now);
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
+    fn table(&self) -> MutexGuard<'_, OpenConnections> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Table {
+impl OpenConnections {
     fn insert(&mut self, open: Open) -> u64 {
         let number = self.next;
         self.next = self.next.saturating_add(1);
@@ -173,7 +173,7 @@ impl Open {
     }
 }
 
-impl Place {
+impl ConnectionPlace {
     /// The socket of the connection, with its bytes counted.
     pub(super) fn socket(&self, socket: TcpStream) -> MeteredSocket {
         // On failure the system's buffer is longer, and a slow reader shows later.
@@ -201,7 +201,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPlace {
     fn drop(&mut self) {
         self.connections.table().remove(self.number);
     }

@@ -26,7 +26,7 @@ pub(super) enum Mode {
     Ttfb,
     /// Requests per second: first with a stream for each request, then over persistent streams
     Requests,
-    /// Searches: one at a time, then --streams at a time, beside the same queries sent to the engine directly
+    /// Searches: sequential, then --streams concurrently; the same queries are also sent to the engine directly
     Search,
 }
 
@@ -46,8 +46,8 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// Sends one small request on each circuit, so that building circuits isn't measured; returns the time that it
-    /// took.
+    /// Sends one small request on each circuit, so that the measurement excludes the building of circuits. Returns the
+    /// elapsed time.
     pub(super) async fn warm_up(&self, origin: &BenchServer) -> Result<Duration, BenchError> {
         let circuits = self.circuits.min(self.streams);
         let load = Self { streams: circuits, requests: circuits, bytes: 1, ..*self };
@@ -58,18 +58,18 @@ impl Load {
     pub(super) async fn measure(&self, origin: &BenchServer) -> Result<Vec<PhaseResult>, BenchError> {
         let mut phases = vec![PhaseResult::new("one stream per request", self.run(origin, false).await?)];
         if self.mode == Mode::Requests {
-            phases.push(PhaseResult::new("kept streams", self.run(origin, true).await?));
+            phases.push(PhaseResult::new("persistent streams", self.run(origin, true).await?));
         }
         Ok(phases)
     }
 
     /// Runs all requests, spread evenly over the streams, which are persistent or new for each request.
-    async fn run(&self, origin: &BenchServer, kept: bool) -> Result<Samples, BenchError> {
+    async fn run(&self, origin: &BenchServer, persistent: bool) -> Result<Samples, BenchError> {
         let start = Instant::now();
         let mut workers = JoinSet::new();
         for worker in 0..self.streams {
             let quota = (worker..self.requests).step_by(usize::try_from(self.streams.max(1)).unwrap_or(1)).count();
-            workers.spawn(self.work(worker, quota, origin.address(), Arc::clone(origin.shared()), kept));
+            workers.spawn(self.work(worker, quota, origin.address(), Arc::clone(origin.shared()), persistent));
         }
         let mut fetched = Vec::new();
         while let Some(worked) = workers.join_next().await {
@@ -84,7 +84,7 @@ impl Load {
         quota: usize,
         target: SocketAddr,
         origin: Arc<super::server::TargetState>,
-        kept: bool,
+        persistent: bool,
     ) -> impl Future<Output = Result<Vec<Fetched>, BenchError>> + use<> {
         let load = *self;
         let isolation = worker.checked_rem(load.circuits).unwrap_or(0);
@@ -99,7 +99,7 @@ impl Load {
                 // Each answer is a different part of the body, so that an answer to another request is detected.
                 let position = u64::from(worker).saturating_mul(104_729).saturating_add(fetched.len() as u64);
                 fetched.push(stream.request(load.bytes, position).await?);
-                if kept {
+                if persistent {
                     open = Some(stream);
                 }
             }
@@ -142,7 +142,7 @@ pub(super) struct PhaseResult {
     seconds: f64,
     mib_per_second: f64,
     requests_per_second: f64,
-    /// Time to open a stream, without reused streams.
+    /// Time to open a stream; reused streams are excluded.
     connect: Spread,
     /// Time from a request to the first byte of its answer.
     first_byte: Spread,
@@ -154,7 +154,7 @@ pub(super) struct PhaseResult {
 
 impl PhaseResult {
     fn new(name: &'static str, Samples { fetched, elapsed }: Samples) -> Self {
-        let bytes = fetched.iter().map(|one| one.bytes).sum();
+        let bytes = fetched.iter().map(|sample| sample.bytes).sum();
         let rates = || fetched.iter().map(Fetched::rate_mib);
         Self {
             name,
@@ -163,9 +163,9 @@ impl PhaseResult {
             seconds: elapsed.as_secs_f64(),
             mib_per_second: rate_mib(bytes, elapsed),
             requests_per_second: fetched.len() as f64 / elapsed.as_secs_f64().max(f64::MIN_POSITIVE),
-            connect: Spread::of(fetched.iter().map(|one| one.connect).filter(|connect| !connect.is_zero())),
-            first_byte: Spread::of(fetched.iter().map(|one| one.first_byte)),
-            whole: Spread::of(fetched.iter().map(|one| one.whole)),
+            connect: Spread::of(fetched.iter().map(|sample| sample.connect).filter(|connect| !connect.is_zero())),
+            first_byte: Spread::of(fetched.iter().map(|sample| sample.first_byte)),
+            whole: Spread::of(fetched.iter().map(|sample| sample.whole)),
             slowest_mib_per_second: rates().fold(f64::INFINITY, f64::min),
             fastest_mib_per_second: rates().fold(0.0, f64::max),
         }
@@ -176,7 +176,7 @@ impl PhaseResult {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Measurement {
     load: Load,
-    /// Time until each circuit has answered once.
+    /// Time until each circuit has carried one request and its answer.
     warm_up_ms: f64,
     phases: Vec<PhaseResult>,
     /// Processor seconds of the watched processes per GiB.
@@ -191,16 +191,16 @@ impl Measurement {
         Self { load, warm_up_ms: warm_up.as_secs_f64() * 1e3, phases, cpu_seconds_per_gib, processes }
     }
 
-    pub(super) fn to_words(&self) -> String {
+    pub(super) fn to_text(&self) -> String {
         let Load { mode, socks, streams, circuits, bytes, .. } = self.load;
-        let mut words = format!(
+        let mut text = format!(
             "{mode:?} through {socks}: {streams} concurrent on {circuits} circuit(s), {} each, all bytes compared",
             ByteSize(bytes).display().iec()
         );
         // Writing to a string can't fail.
-        let _ = write!(words, "\n  warm-up       {:.1} ms", self.warm_up_ms);
+        let _ = write!(text, "\n  warm-up       {:.1} ms", self.warm_up_ms);
         for phase in &self.phases {
-            let _ = write!(words, "{}", phase.to_words(mode));
+            let _ = write!(text, "{}", phase.to_text(mode));
         }
         if let (Some(processes), Some(per_gib)) = (&self.processes, self.cpu_seconds_per_gib) {
             let resident = |bytes| ByteSize(bytes).display().iec();
@@ -212,7 +212,7 @@ impl Measurement {
                 }
             };
             let _ = write!(
-                words,
+                text,
                 "\n  processor     {:.2} s in {} processes, {each}\
                  \n  memory        {} in all, {} the largest",
                 processes.cpu_seconds,
@@ -221,17 +221,17 @@ impl Measurement {
                 resident(processes.largest_resident),
             );
         }
-        words
+        text
     }
 }
 
 impl PhaseResult {
-    fn to_words(&self, mode: Mode) -> String {
+    fn to_text(&self, mode: Mode) -> String {
         let spread = |spread: Spread| format!("p50 {:.2} ms   p99 {:.2} ms", spread.p50_ms, spread.p99_ms);
-        let mut words = String::new();
+        let mut text = String::new();
         if mode == Mode::Bulk {
             let _ = write!(
-                words,
+                text,
                 "\n  throughput    {:.1} MiB/s ({} in {:.2} s; slowest stream {:.1}, fastest {:.1})",
                 self.mib_per_second,
                 ByteSize(self.bytes).display().iec(),
@@ -240,11 +240,11 @@ impl PhaseResult {
                 self.fastest_mib_per_second,
             );
         } else {
-            let _ = write!(words, "\n {}:", self.name);
-            let _ = write!(words, "\n  requests      {:.0} per second ({})", self.requests_per_second, self.requests);
+            let _ = write!(text, "\n {}:", self.name);
+            let _ = write!(text, "\n  requests      {:.0} per second ({})", self.requests_per_second, self.requests);
         }
-        let _ = write!(words, "\n  connect       {}", spread(self.connect));
-        let _ = write!(words, "\n  first byte    {}", spread(self.first_byte));
-        words
+        let _ = write!(text, "\n  connect       {}", spread(self.connect));
+        let _ = write!(text, "\n  first byte    {}", spread(self.first_byte));
+        text
     }
 }

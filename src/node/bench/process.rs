@@ -8,7 +8,7 @@ use serde::Serialize;
 const TICKS: f64 = 100.0;
 const KIB: u64 = 1024;
 
-/// The use of watched processes so far, by process identifier.
+/// Processor time and memory of watched processes so far, by process identifier.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Watched(BTreeMap<u32, Used>);
 
@@ -18,7 +18,7 @@ struct Used {
     resident: u64,
 }
 
-/// The use of watched processes during a measurement.
+/// Processor time and memory of watched processes during a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Processes {
     /// Number of processes.
@@ -27,12 +27,12 @@ pub(super) struct Processes {
     pub(super) cpu_seconds: f64,
     /// Resident memory of the largest process at the end, in bytes.
     pub(super) largest_resident: u64,
-    /// Resident memory of all processes at the end, in bytes; shared memory counts for each.
+    /// Resident memory of all processes at the end, in bytes; shared memory counts for each process.
     pub(super) resident: u64,
 }
 
 impl Watched {
-    /// The use of `roots` and their descendants; processes that have ended are left out.
+    /// The current state of `roots` and their descendants, without processes that have ended.
     pub(super) fn now(roots: &[u32]) -> Self {
         let all = all_processes();
         let mut watched = BTreeMap::new();
@@ -46,7 +46,7 @@ impl Watched {
         Self(watched)
     }
 
-    /// The use since `before`; `None` if no process was watched.
+    /// The difference to `before`; `None` if no process was watched.
     pub(super) fn since(&self, before: &Self) -> Option<Processes> {
         let used = |(pid, now): (&u32, &Used)| now.seconds - before.0.get(pid).map_or(0.0, |before| before.seconds);
         (!self.0.is_empty()).then(|| Processes {
@@ -69,8 +69,8 @@ fn all_processes() -> BTreeMap<u32, Stat> {
     pids.filter_map(|pid| Some((pid, parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?))).collect()
 }
 
-/// Parent and processor time from `/proc/PID/stat` (proc_pid_stat(5)); the name before them may contain any
-/// character.
+/// Parent and processor time from `/proc/PID/stat` (proc_pid_stat(5)). The process name before these fields may contain
+/// any character.
 fn parse_stat(text: &str) -> Option<Stat> {
     const PARENT: usize = 1;
     const USER_TICKS: usize = 11;
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_with_anything_in_it_hides_nothing() {
+    fn a_process_name_with_spaces_and_parentheses_shifts_no_field() {
         let text = "42 (a) b (c) S 7 42 42 0 -1 4194560 1 0 0 0 150 50 0 0 20 0 1 0 100 1 1";
         let stat = parse_stat(text).unwrap();
         assert_eq!((stat.parent, stat.seconds), (7, 2.0));
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn descendants_are_watched_and_count_from_the_start_of_the_measurement() {
+    fn descendants_are_watched_and_their_earlier_use_is_subtracted() {
         let watched = Watched::now(&[std::process::id()]);
         assert!(watched.0.contains_key(&std::process::id()));
         let init = Watched::now(&[1]);

@@ -1,9 +1,9 @@
 //! `umbel bench --mode search`: compares searches through a running client with the same queries sent to the engine
 //! directly.
 //!
-//! Both ways use the engine of the exits' OpenSearch description and a separate connection for each query. Queries
-//! are distinct until the word list is exhausted, and the two ways send them in different order, so a cache of the
-//! engine favours neither.
+//! Both ways use the engine of the exits' OpenSearch description and a separate TCP connection for each query. Queries
+//! are distinct until the word list is exhausted. The two ways send them in different order, so a cache of the engine
+//! favours neither.
 
 use core::{net::SocketAddr, time::Duration};
 use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Instant};
@@ -23,10 +23,10 @@ use crate::{
     page::api,
 };
 
-/// Results of a query that are compared.
+/// Number of results compared for each query.
 const COMPARED: usize = 10;
-/// Searches of each stream in a round of concurrent searches.
-const EACH: usize = 2;
+/// Searches on each stream in a round of concurrent searches.
+const SEARCHES_PER_STREAM: usize = 2;
 
 const WORDS: &[&str] = &[
     "array",
@@ -63,7 +63,7 @@ const WORDS: &[&str] = &[
     "vector",
 ];
 
-/// The `number`th query: two words; each pair occurs once.
+/// The terms of query `number`: two words. Each pair of words occurs once.
 fn terms(number: usize) -> String {
     let word = |at: usize| at.checked_rem(WORDS.len()).and_then(|at| WORDS.get(at)).copied().unwrap_or_default();
     let step = number.checked_div(WORDS.len()).unwrap_or(0).saturating_add(1);
@@ -106,7 +106,7 @@ pub(super) struct SearchReport {
     direct: Spread,
     through: Spread,
     overhead_p50_ms: f64,
-    /// Compared queries whose first results equal the engine's in its order.
+    /// Number of queries whose first results equal the engine's, in the same order.
     same: usize,
     compared: usize,
     /// Concurrent searches.
@@ -129,20 +129,21 @@ pub(super) async fn measure(options: &BenchOptions) -> Result<SearchReport, Fail
     let count = usize::try_from(options.requests.unwrap_or(100)).unwrap_or(usize::MAX);
     let streams = usize::from(options.streams);
     for number in 0..3 {
-        sides.ask(Way::Direct, number).await?;
-        sides.ask(Way::Through, number).await?;
+        sides.search(Way::Direct, number).await?;
+        sides.search(Way::Through, number).await?;
     }
     let before = Watched::now(&options.pid);
     let (mut direct, mut through) = (BTreeMap::new(), BTreeMap::new());
     for number in 0..count {
         let other = number.saturating_add(count / 2).checked_rem(count).unwrap_or(0);
-        direct.insert(number, sides.ask(Way::Direct, number).await?);
-        through.insert(other, sides.ask(Way::Through, other).await?);
+        direct.insert(number, sides.search(Way::Direct, number).await?);
+        through.insert(other, sides.search(Way::Through, other).await?);
     }
-    let is_same =
-        |(number, asked): &(&usize, &TimedSearch)| through.get(number).is_some_and(|other| other.links == asked.links);
+    let is_same = |(number, outcome): &(&usize, &TimedSearch)| {
+        through.get(number).is_some_and(|other| other.links == outcome.links)
+    };
     let same = direct.iter().filter(is_same).count();
-    let spread = |asked: &BTreeMap<usize, TimedSearch>| Spread::of(asked.values().map(|asked| asked.took));
+    let spread = |outcome: &BTreeMap<usize, TimedSearch>| Spread::of(outcome.values().map(|outcome| outcome.took));
     let (direct, through) = (spread(&direct), spread(&through));
     let at_once = match streams {
         0 | 1 => None,
@@ -161,15 +162,16 @@ pub(super) async fn measure(options: &BenchOptions) -> Result<SearchReport, Fail
 }
 
 impl AtOnce {
-    /// Alternates the two ways, with different queries in each round, so that changes of the machine's load affect
-    /// both. Three rounds only: a search takes a circuit, and a guard lets a client open some hundreds at once, then
-    /// fifty per second. More rounds would measure that limit.
+    /// Alternates the two ways, with different queries in each round, so that changes of the machine's load affect both.
+    /// The number of rounds is small because each search uses a circuit. A guard allows a client a burst of some hundreds
+    /// of new circuits, then fifty per second, and more rounds would measure that limit.
     async fn measure(sides: &Arc<Sides>, streams: usize, from: usize) -> Result<Self, Failure> {
         const ROUNDS: usize = 3;
         let (mut direct, mut through) = (SearchRounds::default(), SearchRounds::default());
         let before = sides.circuits().await?;
         for round in 0..ROUNDS {
-            let first = |round: usize| from.saturating_add(round.saturating_mul(streams).saturating_mul(EACH));
+            let first =
+                |round: usize| from.saturating_add(round.saturating_mul(streams).saturating_mul(SEARCHES_PER_STREAM));
             let other = round.saturating_add(1).checked_rem(ROUNDS).unwrap_or(0);
             direct.add(sides.round(Way::Direct, streams, first(round)).await?);
             through.add(sides.round(Way::Through, streams, first(other)).await?);
@@ -208,28 +210,28 @@ impl Sides {
         let subject = path.display().to_string();
         let document = std::fs::read(path).map_err(Failure::invalid(&*subject))?;
         let engine = Engine::describe(&document, None, None).map_err(Failure::invalid(subject))?;
-        // A separate connection for each request, as an exit uses.
+        // A separate TCP connection for each request, as at an exit.
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().map_err(Failure::failed)?;
         Ok(Self { http, engine, control: options.control })
     }
 
-    /// Makes the `number`th search on one way.
-    async fn ask(&self, way: Way, number: usize) -> Result<TimedSearch, Failure> {
+    /// Performs search `number` on one way.
+    async fn search(&self, way: Way, number: usize) -> Result<TimedSearch, Failure> {
         match way {
-            Way::Direct => self.ask_engine(&terms(number)).await,
-            Way::Through => self.ask_client(&terms(number)).await,
+            Way::Direct => self.query_engine(&terms(number)).await,
+            Way::Through => self.query_client(&terms(number)).await,
         }
     }
 
-    async fn ask_engine(&self, terms: &str) -> Result<TimedSearch, Failure> {
+    async fn query_engine(&self, terms: &str) -> Result<TimedSearch, Failure> {
         let request = SearchRequest::new(self.engine.name().clone(), terms, 1, None).map_err(Failure::failed)?;
         let question = self.engine.question(&request).ok_or_else(|| self.no_answer())?;
-        let began = Instant::now();
+        let start = Instant::now();
         let answer = self.http.get(question.url.clone()).header("accept", question.accept);
         let answer = answer.send().await.map_err(|_| self.no_answer())?;
         let status = answer.status().as_u16();
         let body = answer.bytes().await.map_err(|_| self.no_answer())?;
-        let took = began.elapsed();
+        let took = start.elapsed();
         match self.engine.read(&request, &Response { url: &question.url, status, body: &body }) {
             SearchAnswer::Results { results, .. } => {
                 let links = results.iter().take(COMPARED).map(|result| result.link.to_string()).collect();
@@ -241,12 +243,12 @@ impl Sides {
         }
     }
 
-    async fn ask_client(&self, terms: &str) -> Result<TimedSearch, Failure> {
+    async fn query_client(&self, terms: &str) -> Result<TimedSearch, Failure> {
         let engine = Some(self.engine.name().to_string());
         let search = api::ApiSearch { terms: terms.to_owned(), engine, ..api::ApiSearch::default() };
-        let began = Instant::now();
-        let found: api::Searched = control::ask(self.control, "/api/search", Some(&search)).await?;
-        let took = began.elapsed();
+        let start = Instant::now();
+        let found: api::Searched = control::request(self.control, "/api/search", Some(&search)).await?;
+        let took = start.elapsed();
         Ok(TimedSearch { took, links: found.results.into_iter().take(COMPARED).map(|result| result.link).collect() })
     }
 
@@ -254,30 +256,30 @@ impl Sides {
         Failure::failed(format!("{} does not answer; check that it is running", self.engine.title()))
     }
 
-    /// Circuits that the client has used for this engine: one for each request to an exit.
+    /// Number of circuits that the client has used for this engine: one for each request to an exit.
     async fn circuits(&self) -> Result<u64, Failure> {
-        let engines: Vec<api::OfferedEngine> = control::ask(self.control, "/api/engines", None::<&()>).await?;
+        let engines: Vec<api::OfferedEngine> = control::request(self.control, "/api/engines", None::<&()>).await?;
         let own = engines.iter().filter(|engine| engine.engine == self.engine.name().as_str());
         let exits = own.flat_map(|engine| &engine.exits);
         Ok(exits.map(|exit| u64::from(exit.answered).saturating_add(exit.failed.into())).sum())
     }
 
-    /// Makes [`EACH`] searches on each of `streams`, with queries from the `from`th on.
+    /// Performs [`SEARCHES_PER_STREAM`] searches on each of `streams`, with the queries from number `from` on.
     async fn round(
         self: &Arc<Self>,
         way: Way,
         streams: usize,
         from: usize,
     ) -> Result<(Vec<Duration>, Duration), Failure> {
-        let began = Instant::now();
+        let start = Instant::now();
         let mut workers = JoinSet::new();
         for worker in 0..streams {
             let sides = Arc::clone(self);
             workers.spawn(async move {
                 let mut took = Vec::new();
-                for step in 0..EACH {
+                for step in 0..SEARCHES_PER_STREAM {
                     let number = from.saturating_add(step.saturating_mul(streams)).saturating_add(worker);
-                    took.push(sides.ask(way, number).await?.took);
+                    took.push(sides.search(way, number).await?.took);
                 }
                 Ok::<_, Failure>(took)
             });
@@ -286,19 +288,19 @@ impl Sides {
         while let Some(worked) = workers.join_next().await {
             took.extend(worked.map_err(Failure::failed)??);
         }
-        Ok((took, began.elapsed()))
+        Ok((took, start.elapsed()))
     }
 }
 
 impl SearchReport {
-    pub(super) fn to_words(&self) -> String {
+    pub(super) fn to_text(&self) -> String {
         let spread = |spread: Spread| format!("p50 {:.1} ms   p99 {:.1} ms", spread.p50_ms, spread.p99_ms);
-        let mut words = format!(
-            "Searches of {}, one at a time, each query another\
+        let mut text = format!(
+            "Sequential searches of {}, all queries distinct\
              \n  directly      {}\
              \n  through       {}\
-             \n  more          {:.1} ms (p50)\
-             \n  results       {} of {} the engine's own in its order (the first {COMPARED} of each)",
+             \n  overhead      {:.1} ms (p50)\
+             \n  results       {} of {} queries with the engine's own first {COMPARED} results, in its order",
             self.engine,
             spread(self.direct),
             spread(self.through),
@@ -310,8 +312,8 @@ impl SearchReport {
             let rate = |rate: SearchRate| format!("{:.0} per second   {}", rate.per_second, spread(rate.spread));
             // Writing to a string can't fail.
             let _ = write!(
-                words,
-                "\n {streams} at a time, {} on each way:\
+                text,
+                "\n {streams} concurrent, {} on each way:\
                  \n  directly      {}\
                  \n  through       {}\
                  \n  share         {:.0} %, over {circuits} circuits",
@@ -322,9 +324,9 @@ impl SearchReport {
             );
         }
         if let Some(processes) = self.processes {
-            let _ = write!(words, "\n  processor     {:.2} s in {} processes", processes.cpu_seconds, processes.count);
+            let _ = write!(text, "\n  processor     {:.2} s in {} processes", processes.cpu_seconds, processes.count);
         }
-        words
+        text
     }
 }
 

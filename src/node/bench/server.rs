@@ -1,4 +1,4 @@
-//! The origin of a measurement: an HTTP server on loopback, whose bodies are predictable at each position.
+//! The HTTP server of a measurement, on loopback. Its bodies have predictable bytes at each position.
 
 use core::{
     net::SocketAddr,
@@ -16,11 +16,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::io::listener::accept_each;
 
-/// A prime, so that bytes displaced by any number of cells, pages or buffers differ.
+/// A prime, so that bytes displaced by any number of cells, pages or buffers are detected.
 const PERIOD: usize = 1_048_573;
 const HEAD_LIMIT: usize = 8 * 1024;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-const APPLICATIONS: usize = 2048;
+const MAX_CONNECTIONS: usize = 2048;
 const GREETING: &str = "This came through three hops of your own testnet.\n";
 
 /// The bytes of all bodies: a pseudo-random period, repeated without end.
@@ -60,8 +60,8 @@ impl PseudoRandomBody {
     }
 }
 
-/// An HTTP server on loopback; `/LENGTH/POSITION` is `LENGTH` bytes of [`PseudoRandomBody`] from `POSITION` on. Dropping it stops
-/// it.
+/// An HTTP server on loopback; `/LENGTH/POSITION` is `LENGTH` bytes of [`PseudoRandomBody`] from `POSITION` on. A drop
+/// stops the server.
 pub(crate) struct BenchServer {
     address: SocketAddr,
     shared: Arc<TargetState>,
@@ -76,7 +76,7 @@ pub(super) struct TargetState {
 }
 
 impl BenchServer {
-    /// Starts it on a free port of 127.0.0.1.
+    /// Starts the server on a free port of 127.0.0.1.
     ///
     /// # Errors
     /// When no port is free.
@@ -88,12 +88,12 @@ impl BenchServer {
             bytes: AtomicU64::new(0),
             requests: AtomicU64::new(0),
         });
-        let serving = accept_each(listener, APPLICATIONS, {
+        let serving = accept_each(listener, MAX_CONNECTIONS, {
             let shared = Arc::clone(&shared);
             move |socket| {
                 let shared = Arc::clone(&shared);
                 async move {
-                    // The stream of the measurement reports an error.
+                    // The measuring stream reports the failure.
                     let _ = serve(socket, &shared.body).await;
                 }
             }
@@ -121,11 +121,11 @@ impl BenchServer {
 }
 
 impl TargetState {
-    pub(super) fn note_bytes(&self, bytes: u64) {
+    pub(super) fn count_bytes(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn note_request(&self) {
+    pub(super) fn count_request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -134,7 +134,7 @@ async fn serve(mut socket: TcpStream, body: &PseudoRandomBody) -> io::Result<()>
     let mut input = Vec::new();
     loop {
         let Some(head) = timeout(HEAD_TIMEOUT, read_head(&mut socket, &mut input)).await?? else { return Ok(()) };
-        match requested(&head) {
+        match parse_request(&head) {
             Some(Requested::Greeting) => {
                 let length = GREETING.len();
                 let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n");
@@ -178,7 +178,7 @@ enum Requested {
     Body { length: u64, position: u64 },
 }
 
-fn requested(head: &str) -> Option<Requested> {
+fn parse_request(head: &str) -> Option<Requested> {
     let mut words = head.split_ascii_whitespace();
     let ("GET", path) = (words.next()?, words.next()?) else { return None };
     let path = path.strip_prefix('/')?;
@@ -189,7 +189,8 @@ fn requested(head: &str) -> Option<Requested> {
     Some(Requested::Body { length: length.parse().ok()?, position: position.parse().ok()? })
 }
 
-/// Reads up to and including the empty line; `None` at a clean end. The bytes after it stay in `input`.
+/// Reads up to and including the empty line; `None` at an end of file before the first byte. Further bytes stay in
+/// `input`.
 pub(super) async fn read_head(socket: &mut TcpStream, input: &mut Vec<u8>) -> io::Result<Option<String>> {
     loop {
         if let Some(end) = input.windows(4).position(|window| window == b"\r\n\r\n") {

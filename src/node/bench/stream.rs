@@ -15,7 +15,7 @@ use super::server::{BenchServer, TargetState, read_head};
 const BUFFER: usize = 64 * 1024;
 pub(super) const MIB: f64 = 1_048_576.0;
 
-/// Why a measurement failed.
+/// The failure of a measurement.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BenchError {
     #[error("the SOCKS5 port can't be reached: {0}")]
@@ -31,9 +31,9 @@ pub(crate) enum BenchError {
         /// The number of bytes missing.
         missing: u64,
     },
-    #[error("the head of an answer differs from the one that the origin sent")]
+    #[error("the head of an answer differs from the origin's")]
     Head,
-    #[error("a body differs from what the origin sent, after {at} bytes")]
+    #[error("a body differs from the origin's, after {at} bytes")]
     Differs {
         /// The number of correct bytes before the difference.
         at: u64,
@@ -110,13 +110,13 @@ pub(crate) async fn fetch(socks: SocketAddr, origin: &BenchServer, length: u64) 
 pub(super) struct BenchStream {
     socket: TcpStream,
     origin: Arc<TargetState>,
-    /// Time to open the stream, until a sample has reported it.
+    /// Time to open the stream; zero once a sample has reported it.
     connect: Duration,
     input: Vec<u8>,
 }
 
 impl BenchStream {
-    /// Opens a stream through `socks`, with the `isolation`th user name, so on its circuit.
+    /// Opens a stream through `socks`, with user name number `isolation`, which selects the circuit.
     pub(super) async fn open(
         socks: SocketAddr,
         target: SocketAddr,
@@ -151,7 +151,7 @@ impl BenchStream {
                 return Err(BenchError::Differs { at: received });
             }
             received = received.saturating_add(more);
-            self.origin.note_bytes(more);
+            self.origin.count_bytes(more);
             if received == length {
                 break;
             }
@@ -160,7 +160,7 @@ impl BenchStream {
                 return Err(BenchError::Short { missing: length.saturating_sub(received) });
             }
         }
-        self.origin.note_request();
+        self.origin.count_request();
         Ok(Fetched { connect: core::mem::take(&mut self.connect), first_byte, whole: start.elapsed(), bytes: length })
     }
 }

@@ -60,17 +60,17 @@ async fn socks_port(corrupt: Option<usize>) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn each_mode_gives_figures_in_words_and_json() {
+async fn each_mode_reports_as_text_and_as_json() {
     let socks = socks_port(None).await;
     for (arguments, words) in [
         ("--streams 3 --circuits 2 --bytes 3MiB", "MiB/s"),
         ("--mode ttfb --requests 7", "first byte"),
-        ("--mode requests --streams 4 --requests 30", "kept streams"),
+        ("--mode requests --streams 4 --requests 30", "persistent streams"),
     ] {
         let options = options(&format!("--socks {socks} --pid {} {arguments}", std::process::id()));
         let origin = BenchServer::start().await.unwrap();
         let report = measure(&options, &origin).await.unwrap();
-        assert!(report.to_words().contains(words), "{}", report.to_words());
+        assert!(report.to_text().contains(words), "{}", report.to_text());
         let json: serde_json::Value = serde_json::to_value(&report).unwrap();
         assert!(json["phases"][0]["connect"]["p50_ms"].as_f64().unwrap() > 0.0, "{json}");
         assert!(json["cpu_seconds_per_gib"].is_number(), "{json}");
@@ -91,9 +91,9 @@ async fn a_single_changed_bit_is_found() {
 }
 
 #[tokio::test]
-async fn a_missing_port_is_told_with_what_to_do() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let failure = run(options(&format!("--socks {nobody}"))).await.unwrap_err();
+async fn the_error_for_an_unreachable_port_or_a_timeout_names_the_option() {
+    let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let failure = run(options(&format!("--socks {unused}"))).await.unwrap_err();
     assert!(failure.to_string().contains("--socks"), "{failure}");
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let options = options(&format!("--socks {} --limit 1", silent.local_addr().unwrap()));
@@ -101,7 +101,7 @@ async fn a_missing_port_is_told_with_what_to_do() {
 }
 
 #[test]
-fn limits_hold() {
+fn values_outside_the_limits_are_rejected() {
     for wrong in ["--streams 0", "--streams 10000", "--bytes 0", "--bytes 17GiB", "--limit 0", "--circuits 65"] {
         let words = std::iter::once("bench").chain(wrong.split_ascii_whitespace());
         assert!(Command::try_parse_from(words).is_err(), "{wrong}");

@@ -16,16 +16,16 @@ use crate::{
 use super::Client;
 
 impl Client {
-    /// Has an exit perform `request`, whose URL is absolute.
+    /// Sends `request`, whose URL is absolute, to an exit that performs it.
     ///
     /// The target sees only the exit's address. **The exit reads the complete request and response**, also of an
-    /// `https` URL, because the exit is the TLS client. It doesn't learn the client's address. So a request must
-    /// contain nothing that identifies the user; fields that would are removed. Use [`Self::request_over_stream`] for
-    /// content that an exit must not read. Each request has a separate circuit. Redirects are returned, not followed.
+    /// `https` URL, because the exit is the TLS client. The exit doesn't learn the client's address. So a request must
+    /// not identify the user; identifying fields are removed. Use [`Self::request_over_stream`] for content that an
+    /// exit must not read. Each request has a separate circuit. Redirects are returned, not followed.
     ///
     /// # Errors
-    /// When no exit offers such requests, the exit refuses or fails, or the answer is no valid response. A body that
-    /// breaks off ends with an error.
+    /// When no exit offers such requests, the exit refuses or fails, or the answer is no valid response. A truncated
+    /// body ends with an error.
     ///
     /// ```no_run
     /// # async fn example(client: umbel::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -52,8 +52,8 @@ impl Client {
         self.requester().over_stream(request, self.isolation).await
     }
 
-    /// Sends `request` to the Oblivious HTTP `gateway` (RFC 9458), sealed; an exit carries it, and the gateway
-    /// performs it.
+    /// Sends `request` to the Oblivious HTTP `gateway` (RFC 9458), encrypted for it. An exit forwards the request, and
+    /// the gateway performs it.
     ///
     /// The exit sees the gateway and the number of bytes. The gateway sees the request and the exit. Two different
     /// exits fetch the gateway's keys, which are used only if both copies are equal. For a gateway given as a host

@@ -5,11 +5,11 @@ use crate::requests::search::{Comparison, Found, SearchFailure, SearchQuery, Sea
 use super::Client;
 
 impl Client {
-    /// Searches by an exit, which queries the engine. The engine doesn't learn the client's address; the exit learns
-    /// only the query. Each query uses a separate circuit, independent of the handle.
+    /// Sends a query to an exit, which queries the engine. The engine doesn't learn the client's address; the exit
+    /// learns only the query. Each query uses a separate circuit, independent of the handle.
     ///
-    /// The results are not authenticated. Their URLs are cleaned, but the exit may have inserted some for this query
-    /// alone. Fetch them through the overlay ([`Client::connect`]).
+    /// The results are not authenticated. Their URLs are cleaned, but the exit may have inserted URLs unique to this
+    /// query. Fetch them through the overlay ([`Client::connect`]).
     ///
     /// # Errors
     /// See [`SearchFailure`].
@@ -26,7 +26,7 @@ impl Client {
         self.searcher().search(query).await
     }
 
-    /// Sends the same query by `exits` exits, at most eight, each over a separate circuit. All of them see the query.
+    /// Sends the same query to `exits` exits, at most eight, each over a separate circuit. All of them see the query.
     ///
     /// # Errors
     /// When fewer exits offer the engine, or the query is invalid.

@@ -18,7 +18,7 @@ use crate::{
     io::{
         clock::wall_time,
         files::Folder,
-        stream::{Hub, Stream, StreamKey},
+        stream::{Hub, Stream},
     },
     node::{
         Failure,
@@ -36,8 +36,8 @@ use crate::{
     wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
-/// Requests and commands taken before the core is drained.
-const COMMANDS_A_TURN: usize = 256;
+/// Largest number of requests, and of commands, taken before the core is drained.
+const COMMANDS_PER_TURN: usize = 256;
 /// Circuits kept ready for searching: for a query, its second try at another exit, and the next query.
 const SPARE_SEARCHES: usize = 3;
 
@@ -48,7 +48,7 @@ type ReplySender<T> = oneshot::Sender<Result<T, ConnectError>>;
 /// Requests of the handles to the task.
 pub(super) enum ClientCommand {
     /// Opens a stream to `target`.
-    Connect {
+    Open {
         /// The target.
         target: Target,
         /// The isolation of the stream's circuit.
@@ -65,7 +65,7 @@ pub(super) enum ClientCommand {
         /// Takes the outcome.
         reply: ReplySender<Vec<ResolvedAnswer>>,
     },
-    /// Has an exit that offers it perform a request.
+    /// Delegates a request to an exit that offers its service.
     Delegate {
         /// The request.
         delegation: Delegation,
@@ -105,7 +105,7 @@ pub(super) fn drive(
         observers,
         reported: Reported::default(),
     };
-    // Never presented: each dial creates a fresh certificate.
+    // Never presented, because each dial creates a fresh certificate.
     let certificate = Certificate::generate()?;
     let sockets = Sockets::bind(&[], true)?;
     Drive::new(Clock::start(), sockets, network::endpoint(certificate, None), core, randomness()?)
@@ -114,7 +114,7 @@ pub(super) fn drive(
 /// The client's core with its edges.
 pub(super) struct ClientCore {
     client: ClientMachine,
-    hub: Hub,
+    hub: Hub<ClientStream>,
     requests: mpsc::Receiver<ClientCommand>,
     waiting: BTreeMap<ClientStream, WaitingRequester>,
     folder: Option<Folder>,
@@ -127,9 +127,9 @@ pub(super) struct ClientCore {
 /// The delegated services that relays offer.
 #[derive(Default)]
 struct Offering {
-    /// Of relays in the consensus, if there is one.
+    /// The services of relays in the consensus; `None` before the first consensus.
     listed: Option<Vec<(RelayId, Offer)>>,
-    /// Of volunteers in the volunteer list.
+    /// The services of volunteers in the volunteer list.
     volunteers: Vec<(RelayId, Offer)>,
 }
 
@@ -141,13 +141,13 @@ fn offering<'a>(relays: impl Iterator<Item = (RelayId, &'a Offer)>) -> Vec<(Rela
 pub(super) struct ClientObservers {
     /// Set when the first circuit is built.
     pub(super) ready: watch::Sender<bool>,
-    /// The offers of the exits of each new consensus.
+    /// The current offers of relays and volunteers.
     pub(super) offers: watch::Sender<Offers>,
     /// The supervisor, for the steps of the start.
     pub(super) reporter: Reporter,
 }
 
-/// Requesters that wait for a stream or an answer.
+/// The recipient of a stream or an answer that a requester waits for.
 enum WaitingRequester {
     Stream(ReplySender<Stream>),
     Answer(ReplySender<Vec<ResolvedAnswer>>),
@@ -164,7 +164,7 @@ struct Reported {
 impl ClientCore {
     fn handle_request(&mut self, now: Instant, request: ClientCommand, rng: &mut StdRng) {
         match request {
-            ClientCommand::Connect { target, isolation, reply } => {
+            ClientCommand::Open { target, isolation, reply } => {
                 let stream = self.client.open(now, target, isolation);
                 self.waiting.insert(stream, WaitingRequester::Stream(reply));
             }
@@ -183,44 +183,44 @@ impl ClientCore {
             ClientCommand::Consensus(consensus) => {
                 if !self.reported.consensus {
                     self.reported.consensus = true;
-                    self.observers.reporter.tell(&Report::Consensus { relays: consensus.relays().len() });
+                    self.observers.reporter.send(&Report::Consensus { relays: consensus.relays().len() });
                 }
                 let listed = consensus.relays().iter().map(|relay| (relay.identity(), &relay.profile.offer));
                 self.offering.listed = Some(offering(listed));
-                self.take_offers();
+                self.update_offers();
                 self.client.set_consensus(now, wall_time(), consensus, rng);
             }
             ClientCommand::Volunteers(list) => {
                 let listed = list.volunteers().iter().map(|it| (it.identity(), &it.profile.offer));
                 self.offering.volunteers = offering(listed);
-                self.take_offers();
+                self.update_offers();
                 self.client.set_volunteers(now, wall_time(), list);
             }
         }
     }
 
-    /// Stores the offers of exits and volunteers, and builds circuits to the exits that are most likely to be used.
-    fn take_offers(&mut self) {
+    /// Publishes changed offers. At the first offers with an engine, keeps circuits ready for searches if configured.
+    fn update_offers(&mut self) {
         let Offering { listed: Some(listed), volunteers } = &self.offering else { return };
         let offers: Offers = Some(listed.iter().chain(volunteers).cloned().collect());
         if *self.observers.offers.borrow() == offers {
             return;
         }
-        if core::mem::take(&mut self.searches.ahead) {
+        if core::mem::take(&mut self.searches.prebuilt) {
             let engine = engines(&offers, self.searches.engine.as_ref()).into_iter().next();
             match engine {
                 Some(engine) => self.client.keep_ready(Delegation::Search(engine), SPARE_SEARCHES),
-                None => self.searches.ahead = true,
+                None => self.searches.prebuilt = true,
             }
         }
         self.observers.offers.send_replace(offers);
     }
 
-    fn handle_command(&mut self, key: StreamKey, command: StreamCommand) {
+    fn handle_command(&mut self, stream: ClientStream, command: StreamCommand) {
         let changes_room = matches!(command, StreamCommand::Write(_));
-        self.client.handle_command(ClientStream(key), command);
+        self.client.handle_command(stream, command);
         if changes_room {
-            self.hub.set_room(key, self.client.room(ClientStream(key)));
+            self.hub.set_room(stream, self.client.room(stream));
         }
     }
 
@@ -228,7 +228,7 @@ impl ClientCore {
         match event {
             ClientEvent::Ready => _ = self.observers.ready.send_replace(true),
             ClientEvent::CircuitBuilt { path, channel, hops } => self.report_circuit(&path, channel, &hops),
-            ClientEvent::GuardsChanged => self.keep_guards(),
+            ClientEvent::GuardsChanged => self.store_guards(),
             ClientEvent::ConsensusExpired => {
                 tracing::error!(
                     "the consensus has expired and no directory has a newer one; requests fail until one has"
@@ -237,7 +237,7 @@ impl ClientCore {
             ClientEvent::Delegated { stream, path, hops, shared_exit } => {
                 if let Some(WaitingRequester::Delegated(reply)) = self.waiting.remove(&stream) {
                     let hops = path.into_iter().zip(hops).map(|(relay, took)| Hop { relay, took }).collect();
-                    let opened = self.hub.open(stream.0, self.client.room(stream));
+                    let opened = self.hub.open(stream, self.client.room(stream));
                     let _ = reply.send(Ok(Delegated { stream: opened, path: hops, shared_exit }));
                 }
             }
@@ -251,7 +251,7 @@ impl ClientCore {
             StreamEvent::Connected(_) => {
                 if let Some(WaitingRequester::Stream(reply)) = self.waiting.remove(&stream) {
                     // If the requester no longer waits, the stream is dropped, which resets it.
-                    let _ = reply.send(Ok(self.hub.open(stream.0, self.client.room(stream))));
+                    let _ = reply.send(Ok(self.hub.open(stream, self.client.room(stream))));
                 }
             }
             StreamEvent::Resolved { answers, .. } => {
@@ -259,11 +259,11 @@ impl ClientCore {
                     let _ = reply.send(Ok(answers));
                 }
             }
-            StreamEvent::Data(bytes) => self.hub.push(stream.0, &bytes),
-            StreamEvent::Finished => self.hub.finish(stream.0),
-            StreamEvent::Writable => self.hub.set_room(stream.0, self.client.room(stream)),
+            StreamEvent::Data(bytes) => self.hub.push(stream, &bytes),
+            StreamEvent::Finished => self.hub.finish(stream),
+            StreamEvent::Writable => self.hub.set_room(stream, self.client.room(stream)),
             StreamEvent::Closed(reason) => self.close(stream, StreamFailure::Ended(reason)),
-            // Only at an exit.
+            // Events that only exits receive.
             StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_) => {}
         }
     }
@@ -274,7 +274,7 @@ impl ClientCore {
             Some(WaitingRequester::Stream(reply)) => _ = reply.send(Err(failure.into())),
             Some(WaitingRequester::Answer(reply)) => _ = reply.send(Err(failure.into())),
             Some(WaitingRequester::Delegated(reply)) => _ = reply.send(Err(failure.into())),
-            None => self.hub.fail(stream.0, end_reason(failure)),
+            None => self.hub.fail(stream, end_reason(failure)),
         }
     }
 
@@ -284,11 +284,11 @@ impl ClientCore {
         if !self.reported.circuit {
             self.reported.circuit = true;
             let hops = path.iter().zip(hops).map(|(relay, took)| HopReport { relay: relay.to_string(), took: *took });
-            self.observers.reporter.tell(&Report::Circuit { channel, hops: hops.collect() });
+            self.observers.reporter.send(&Report::Circuit { channel, hops: hops.collect() });
         }
     }
 
-    fn keep_guards(&self) {
+    fn store_guards(&self) {
         if let Some(folder) = &self.folder
             && let Err(error) = folder.keep_guards(self.client.guards())
         {
@@ -307,14 +307,14 @@ const fn end_reason(failure: StreamFailure) -> EndReason {
 impl TaskCore for ClientCore {
     fn poll_outside(&mut self, now: Instant, rng: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
         let mut taken = Poll::Pending;
-        for _ in 0..COMMANDS_A_TURN {
+        for _ in 0..COMMANDS_PER_TURN {
             let Poll::Ready(Some(request)) = self.requests.poll_recv(cx) else { break };
             self.handle_request(now, request, rng);
             taken = Poll::Ready(());
         }
-        for _ in 0..COMMANDS_A_TURN {
-            let Poll::Ready((key, command)) = self.hub.poll_command(cx) else { break };
-            self.handle_command(key, command);
+        for _ in 0..COMMANDS_PER_TURN {
+            let Poll::Ready((stream, command)) = self.hub.poll_command(cx) else { break };
+            self.handle_command(stream, command);
             taken = Poll::Ready(());
         }
         taken

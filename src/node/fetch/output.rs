@@ -18,24 +18,24 @@ const BAR_AFTER: Duration = Duration::from_secs(1);
 pub(super) struct Output {
     sink: Sink,
     bar: ProgressBar,
-    began: Instant,
+    started: Instant,
 }
 
 enum Sink {
     /// A temporary file beside the final path, until the body is complete.
     File(NamedTempFile, PathBuf),
     Stdout(Stdout),
-    /// A terminal, which would interpret control characters; with the last byte written.
+    /// A terminal, with the last byte written. Control characters are replaced, because a terminal interprets them.
     Terminal(Stdout, u8),
 }
 
-/// Whether a file can be written at `path`: there is none, or a regular file that may be replaced.
+/// Checks that `path` doesn't exist or is a regular file, which may be replaced.
 ///
 /// # Errors
-/// When `path` is a folder, a device or a pipe. A file in the place of `/dev/null` would affect all users.
+/// When `path` is a folder, a device or a pipe. A file that replaces `/dev/null` would affect all users.
 pub(super) fn check(path: &Path) -> Result<(), Failure> {
     match std::fs::metadata(path) {
-        Ok(about) if !about.is_file() => Err(Failure::usage(format!(
+        Ok(metadata) if !metadata.is_file() => Err(Failure::usage(format!(
             "--output: {} is not a regular file; omit --output and redirect standard output",
             path.display()
         ))),
@@ -59,15 +59,15 @@ impl Output {
             None => Sink::Stdout(std::io::stdout()),
         };
         let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::hidden());
-        let words = if length.is_some() {
+        let template = if length.is_some() {
             "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}"
         } else {
             "{spinner} {bytes} {bytes_per_sec}"
         };
-        if let Ok(style) = ProgressStyle::with_template(words) {
+        if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        Ok(Self { sink, bar, began: Instant::now() })
+        Ok(Self { sink, bar, started: Instant::now() })
     }
 
     /// Writes the next piece.
@@ -77,13 +77,13 @@ impl Output {
     pub(super) fn write(&mut self, piece: &[u8]) -> Result<(), Failure> {
         let written = match &mut self.sink {
             Sink::File(file, path) => file.write_all(piece).map_err(unwritable(path)),
-            Sink::Stdout(stdout) => stdout.write_all(piece).map_err(gone()),
-            Sink::Terminal(stdout, last) => stdout.write_all(&harmless(piece, last)).map_err(gone()),
+            Sink::Stdout(stdout) => stdout.write_all(piece).map_err(stdout_failure()),
+            Sink::Terminal(stdout, last) => stdout.write_all(&printable(piece, last)).map_err(stdout_failure()),
         };
         written?;
         self.bar.inc(piece.len().try_into().unwrap_or(u64::MAX));
         let bar_helps = !matches!(self.sink, Sink::Terminal(..)) && std::io::stderr().is_terminal();
-        if self.bar.is_hidden() && bar_helps && self.began.elapsed() > BAR_AFTER {
+        if self.bar.is_hidden() && bar_helps && self.started.elapsed() > BAR_AFTER {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
         Ok(())
@@ -97,15 +97,15 @@ impl Output {
         self.bar.finish_and_clear();
         match self.sink {
             Sink::File(file, path) => file.persist(&path).map(drop).map_err(|error| unwritable(&path)(error.error)),
-            Sink::Stdout(mut stdout) | Sink::Terminal(mut stdout, _) => stdout.flush().map_err(gone()),
+            Sink::Stdout(mut stdout) | Sink::Terminal(mut stdout, _) => stdout.flush().map_err(stdout_failure()),
         }
     }
 }
 
-/// `piece` without bytes that a terminal interprets: control characters other than line ends and tabs, also the
-/// eight-bit ones (U+0080 to U+009F) in UTF-8. `last` is the byte before `piece`, because the sender determines the
-/// borders of the pieces.
-fn harmless(piece: &[u8], last: &mut u8) -> Vec<u8> {
+/// `piece` with `?` in place of bytes that a terminal interprets: control characters other than line ends and tabs,
+/// including the eight-bit ones (U+0080 to U+009F) in UTF-8. `last` is the byte before `piece`, because a character may
+/// be split between two pieces.
+fn printable(piece: &[u8], last: &mut u8) -> Vec<u8> {
     let mut shown = Vec::with_capacity(piece.len());
     for byte in piece {
         let control = (*byte < 0x20 && !matches!(byte, b'\n' | b'\t')) || *byte == 0x7f;
@@ -120,7 +120,7 @@ fn unwritable(path: &Path) -> impl FnOnce(std::io::Error) -> Failure {
     Failure::system(format!("can't write {}", path.display()))
 }
 
-fn gone() -> impl FnOnce(std::io::Error) -> Failure {
+fn stdout_failure() -> impl FnOnce(std::io::Error) -> Failure {
     Failure::system("can't write to standard output")
 }
 
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_appears_when_it_is_whole_and_not_before() {
+    fn a_file_is_created_only_when_the_body_is_complete() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let mut output = Output::open(Some(&path), Some(4)).unwrap();
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_never_replaced_by_one() {
+    fn only_a_regular_file_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         for taken in [folder.path(), Path::new("/dev/null"), Path::new("/dev/full")] {
             assert!(check(taken).is_err(), "{}", taken.display());
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_replaced_and_what_it_leads_to_stays() {
+    fn a_symbolic_link_is_replaced_and_its_target_is_unchanged() {
         let folder = tempfile::tempdir().unwrap();
         let (link, elsewhere) = (folder.path().join("link"), folder.path().join("elsewhere"));
         std::fs::write(&elsewhere, "mine").unwrap();
@@ -170,7 +170,7 @@ mod tests {
     fn a_terminal_gets_no_control_characters() {
         let shown = |pieces: &[&[u8]]| {
             let mut last = 0;
-            pieces.iter().flat_map(|piece| harmless(piece, &mut last)).collect::<Vec<_>>()
+            pieces.iter().flat_map(|piece| printable(piece, &mut last)).collect::<Vec<_>>()
         };
         assert_eq!(shown(&[b"a\x1b[31m\r\n\tb\x07\xc2\x9b\xc3\x9f"]), b"a?[31m?\n\tb?\xc2?\xc3\x9f");
         assert_eq!(shown(&[b"a\xc2", b"\x9b31m"]), b"a\xc2?31m", "a character split between pieces");

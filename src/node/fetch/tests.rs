@@ -11,7 +11,7 @@ use crate::{
     io::testing::origin,
     page::{self, PageReader, SearchPage, check::Check},
     requests::{
-        http::testing::OneExit,
+        http::testing::LocalExits,
         search::{Exits, Searcher},
     },
 };
@@ -28,7 +28,7 @@ struct Command {
 async fn client() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let overlay = OneExit::new().await;
+    let overlay = LocalExits::new().await;
     let (_, offers) = watch::channel(None);
     let page = SearchPage {
         searcher: Searcher::new(overlay.clone(), Exits::new(offers, None)),
@@ -41,13 +41,13 @@ async fn client() -> SocketAddr {
     address
 }
 
-/// Runs the command; returns its outcome and its output.
+/// Runs the command; returns the outcome, and the content of the output file.
 async fn fetch(control: SocketAddr, arguments: &[&str]) -> (Result<(), String>, Option<String>) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("body");
     let (control, output) = (control.to_string(), file.to_str().unwrap().to_owned());
-    let always = ["fetch", "--control", &control, "--output", &output];
-    let options = Command::try_parse_from(always.iter().chain(arguments)).unwrap().options;
+    let common = ["fetch", "--control", &control, "--output", &output];
+    let options = Command::try_parse_from(common.iter().chain(arguments)).unwrap().options;
     let outcome = timeout(DEADLINE, run(options)).await.unwrap();
     let written = std::fs::read_to_string(&file).ok();
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), usize::from(written.is_some()));
@@ -67,28 +67,28 @@ async fn a_body_is_fetched_by_an_exit_or_over_a_stream() {
     for via in ["request", "stream"] {
         let (outcome, written) = fetch(control, &["--via", via, "--header", "X-Mine: 1", &address]).await;
         outcome.unwrap();
-        let said = written.unwrap();
-        assert!(said.starts_with("GET /a%20path?query {") && said.contains("\"x-mine\": \"1\""), "{via}: {said}");
+        let body = written.unwrap();
+        assert!(body.starts_with("GET /a%20path?query {") && body.contains("\"x-mine\": \"1\""), "{via}: {body}");
     }
 }
 
 #[tokio::test]
-async fn method_fields_and_data_go_as_told() {
+async fn method_fields_and_data_are_sent_as_given() {
     let (control, target) = (client().await, http_origin(mirror).await);
     let address = format!("http://{target}/");
-    let said = fetch(control, &["--data", "text=1", &address]).await.1.unwrap();
-    assert!(said.starts_with("POST / ") && said.contains("\"content-length\": \"6\""), "{said}");
-    assert!(said.ends_with(" text=1"), "{said}");
+    let body = fetch(control, &["--data", "text=1", &address]).await.1.unwrap();
+    assert!(body.starts_with("POST / ") && body.contains("\"content-length\": \"6\""), "{body}");
+    assert!(body.ends_with(" text=1"), "{body}");
     let mut file = tempfile::NamedTempFile::new().unwrap();
     std::io::Write::write_all(&mut file, b"from a file").unwrap();
     let named = format!("@{}", file.path().display());
-    let said = fetch(control, &["-X", "PUT", "-H", "cookie: id=1", "--data", &named, &address]).await.1.unwrap();
-    assert!(said.starts_with("PUT / ") && said.ends_with(" from a file"), "{said}");
-    assert!(said.contains("\"content-length\": \"11\"") && !said.contains("cookie"), "{said}");
+    let body = fetch(control, &["-X", "PUT", "-H", "cookie: id=1", "--data", &named, &address]).await.1.unwrap();
+    assert!(body.starts_with("PUT / ") && body.ends_with(" from a file"), "{body}");
+    assert!(body.contains("\"content-length\": \"11\"") && !body.contains("cookie"), "{body}");
 }
 
 #[tokio::test]
-async fn what_breaks_off_is_an_error_and_no_file() {
+async fn a_truncated_answer_is_an_error_and_leaves_no_file() {
     let target = origin(|mut socket| async move {
         let _ = socket.read(&mut [0; 1024]).await;
         let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await;
@@ -97,14 +97,13 @@ async fn what_breaks_off_is_an_error_and_no_file() {
     let control = client().await;
     for via in ["request", "stream"] {
         let (outcome, written) = fetch(control, &["--via", via, &format!("http://{target}/")]).await;
-        // With an exit, the end of the stream may overtake the beginning of the answer.
         assert!(outcome.unwrap_err().contains("truncated"), "{via}");
         assert_eq!(written, None, "{via}");
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_is_no_success_is_an_error_that_says_which() {
+async fn the_error_for_a_failure_status_names_the_status() {
     let control = client().await;
     let target = http_origin(|request| async move {
         let mut response = Response::new(Full::<Bytes>::from("not this"));
@@ -125,7 +124,7 @@ async fn an_answer_that_is_no_success_is_an_error_that_says_which() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_asked_is_an_error_that_says_why() {
+async fn the_error_for_an_impossible_request_states_the_reason() {
     let control = client().await;
     for (arguments, words) in [
         (["--header", "nonsense", "http://a.example/"].as_slice(), "--header"),
@@ -139,9 +138,9 @@ async fn what_can_not_be_asked_is_an_error_that_says_why() {
         let failure = fetch(control, arguments).await.0.unwrap_err();
         assert!(failure.contains(words), "{arguments:?}: {failure}");
     }
-    let nobody = fetch("127.0.0.1:1".parse().unwrap(), &["http://a.example/"]).await.0.unwrap_err();
-    assert!(nobody.contains("umbel client"), "{nobody}");
-    let stranger = http_origin(|_| async { Response::new(Full::<Bytes>::from("hello")) }).await;
-    let stranger = fetch(stranger, &["http://a.example/"]).await.0.unwrap_err();
-    assert!(stranger.contains("not a client"), "{stranger}");
+    let no_client = fetch("127.0.0.1:1".parse().unwrap(), &["http://a.example/"]).await.0.unwrap_err();
+    assert!(no_client.contains("umbel client"), "{no_client}");
+    let other_server = http_origin(|_| async { Response::new(Full::<Bytes>::from("hello")) }).await;
+    let other_server = fetch(other_server, &["http://a.example/"]).await.0.unwrap_err();
+    assert!(other_server.contains("not a client"), "{other_server}");
 }

@@ -27,7 +27,7 @@ pub struct RelayConfig {
     /// between starts. Only one relay at a time can use a folder.
     pub data_dir: PathBuf,
     /// UDP address to listen on; port 0 for any free port. `None` for a volunteer, which needs no reachable port: it
-    /// keeps channels to public relays, and circuits reach it over those.
+    /// keeps channels to public relays, and circuits reach it over them.
     pub listen: Option<SocketAddr>,
     /// Addresses at which others reach a listening relay, at most one IPv4 and one IPv6. Empty for the listening
     /// address, which then must not be unspecified (`0.0.0.0`, `::`). Always empty for a volunteer.
@@ -36,11 +36,11 @@ pub struct RelayConfig {
 
 /// A relay that runs as tasks of the program that embeds it, and forwards circuits of others.
 ///
-/// It is a guard or middle, and never an exit: it opens no connection to targets. (`umbel relay` runs exits.) It uses a
-/// UDP socket for each address, two more for dials, and requests to the directory. All its links together buffer at
-/// most 256 MiB of received and 256 MiB of unacknowledged data.
+/// The relay is a guard or middle, never an exit, so it opens no connections to targets. (`umbel relay` runs exits.) It
+/// uses a UDP socket for the listening address, two for dials in each address family, and requests to the directory.
+/// All its links together buffer at most 256 MiB of received and 256 MiB of unacknowledged data.
 ///
-/// Dropping the handle stops the relay. [`Self::stop`] also waits until it has closed its links.
+/// A drop of the handle stops the relay. [`Self::stop`] also waits until the relay has closed its links.
 ///
 /// ```no_run
 /// # async fn example(authority: umbel::AuthorityId) -> Result<(), umbel::RelayError> {
@@ -64,12 +64,12 @@ pub struct EmbeddedRelay {
     identity: RelayId,
     updates: mpsc::Sender<Update>,
     ready: watch::Receiver<bool>,
-    /// Dropping it stops the relay.
+    /// A drop of this sender stops the relay.
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<(), Failure>>,
 }
 
-/// Why an embedded relay failed.
+/// The failure of an embedded relay.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
     /// The configuration or a file in the relay's folder can't be used.
@@ -101,7 +101,7 @@ impl EmbeddedRelay {
         let (identity, updates) = (assembly.identity, assembly.updates.clone());
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(assembly.run_until(async {
-            // An error only: nothing is sent, but the handle is dropped.
+            // Completes with an error at the drop of the sender. No value is ever sent.
             let _ = stopped.await;
         }));
         Ok(Self { identity, updates, ready, stop, task })
@@ -114,7 +114,7 @@ impl EmbeddedRelay {
     }
 
     /// Waits until the directory has accepted the descriptor of a listening relay, or until a volunteer is reachable
-    /// over a gateway. Without a directory or a gateway it waits for ever; the log (`tracing`) has the reasons.
+    /// over a gateway. Without a directory or a gateway, the wait does not end; the log (`tracing`) has the reasons.
     ///
     /// The directory lists a listening relay in its next consensus, after it has dialled the relay.
     ///
@@ -137,7 +137,7 @@ impl EmbeddedRelay {
     /// Stops the relay and waits, at most for a second, until its links are closed. Its circuits end.
     ///
     /// # Errors
-    /// When the relay had failed before.
+    /// The failure of a relay that had ended before.
     pub async fn stop(self) -> Result<(), RelayError> {
         drop(self.stop);
         match self.task.await {

@@ -17,8 +17,8 @@ use crate::{
 
 use super::task::Update;
 
-/// Shortest time between two reports, as a fraction of an interval (1/4).
-const SHORTEST_SHARE: u32 = 4;
+/// The interval divided by this number is the shortest time between two reports.
+const SHORTEST_DIVISOR: u32 = 4;
 
 /// Sends the reports of a gateway's volunteers: after a change and each interval.
 pub(super) struct Presences {
@@ -36,15 +36,15 @@ impl Presences {
         let (mut last_at, mut failing) = (0, false);
         loop {
             let volunteers = self.volunteers.borrow_and_update().clone();
-            let nobody = volunteers.is_empty();
-            let taken = self.report(volunteers, &mut last_at, &mut failing).await;
+            let is_empty = volunteers.is_empty();
+            let accepted = self.report(volunteers, &mut last_at, &mut failing).await;
             let Some(interval) = self.interval().await else { return };
-            let shortest = interval.checked_div(SHORTEST_SHARE).unwrap_or_default();
+            let shortest = interval.checked_div(SHORTEST_DIVISOR).unwrap_or_default();
             sleep(shortest).await;
             let rest = interval.saturating_sub(shortest);
-            let changed = match (taken, nobody) {
+            let changed = match (accepted, is_empty) {
                 (false, _) => continue,
-                // An accepted empty report is not repeated: wait for a volunteer.
+                // An accepted empty report is not repeated, so the next report follows the next volunteer.
                 (true, true) => self.volunteers.changed().await,
                 (true, false) => timeout(rest, self.volunteers.changed()).await.unwrap_or(Ok(())),
             };
@@ -59,11 +59,11 @@ impl Presences {
         volunteers.sort_unstable();
         volunteers.dedup();
         volunteers.truncate(MAX_PRESENT);
-        // No earlier report to withdraw.
+        // An empty report only withdraws an earlier one.
         if volunteers.is_empty() && *last_at == 0 {
             return true;
         }
-        // Later than the last report, even if the clock was set back.
+        // The time must increase from report to report, even if the clock was set back.
         let at_ms = wall_milliseconds().max(last_at.saturating_add(1));
         *last_at = at_ms;
         let count = volunteers.len();
@@ -93,7 +93,7 @@ impl Presences {
         !*failing
     }
 
-    /// The interval, once a consensus is available.
+    /// The interval, as soon as a consensus is available; `None` when the relay ends.
     async fn interval(&mut self) -> Option<Duration> {
         *self.interval.wait_for(Option::is_some).await.ok()?
     }

@@ -16,8 +16,8 @@ use crate::{
     transport::Core,
 };
 
-/// Commands taken before the core is drained.
-const COMMANDS_A_TURN: usize = 256;
+/// Largest number of commands of streams taken before the core is drained.
+const COMMANDS_PER_TURN: usize = 256;
 
 /// Commands to a relay's task.
 pub(super) enum Update {
@@ -31,13 +31,13 @@ pub(super) enum Update {
     Figures(oneshot::Sender<RelayFigures>),
 }
 
-/// The neighbours that matter to the directory, as the core reports them: the sending side.
+/// The sending side of [`Changes`].
 pub(super) struct RelayObservers {
     volunteers: watch::Sender<Vec<RelayId>>,
     gateways: watch::Sender<Vec<RelayId>>,
 }
 
-/// The receiving side of the same.
+/// Neighbours that the relay reports to directories, updated by the core.
 pub(super) struct Changes {
     /// Of a gateway: its reachable volunteers.
     pub(super) volunteers: watch::Receiver<Vec<RelayId>>,
@@ -91,7 +91,7 @@ impl TaskCore for RelayCore {
             taken = Poll::Ready(());
         }
         if let Some(exit) = &mut self.exit {
-            for _ in 0..COMMANDS_A_TURN {
+            for _ in 0..COMMANDS_PER_TURN {
                 let Poll::Ready((key, command)) = exit.poll_command(cx) else { break };
                 exit.handle_command(&mut self.relay, key, command);
                 taken = Poll::Ready(());

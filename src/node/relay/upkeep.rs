@@ -18,11 +18,10 @@ use super::{Progress, task::Update};
 
 /// Time between publications of the descriptor; authorities drop a relay after 18 h.
 const PUBLISH_EVERY: Duration = Duration::from_secs(60 * 60);
-/// Delay after a failure: first and largest.
+/// Delay after a failure: the first one and the largest.
 pub(super) const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
 
-/// A relay's profile, kept up to date: its current onion key, rotated at the end of its lifetime, and its current
-/// offer.
+/// The current profile of a relay, with its onion key, rotated at the end of its lifetime, and its offer.
 pub(super) struct Fresh {
     pub(super) folder: Folder,
     pub(super) updates: mpsc::Sender<Update>,
@@ -45,7 +44,7 @@ impl Fresh {
         &self.profile
     }
 
-    /// Waits until the relay offers more delegated services than before.
+    /// Waits until the relay offers additional delegated services.
     pub(super) async fn offer_grown(&self) {
         match &self.delegate {
             Some(delegate) => delegate.offer_grown().await,
@@ -78,7 +77,7 @@ impl Upkeep {
                     if !registered {
                         registered = true;
                         tracing::info!("registered with the directory");
-                        self.progress.tell(&Report::Registered);
+                        self.progress.send(&Report::Registered);
                     }
                     retry = RETRY.0;
                     PUBLISH_EVERY

@@ -22,14 +22,14 @@ use super::{
     upkeep::{Fresh, RETRY},
 };
 
-/// A new descriptor is signed at this interval even if nothing has changed.
+/// Age at which a new descriptor replaces the signed one.
 const RENEW_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
-/// Delay from a change of its gateways to the query for their confirmation.
-const ASK_AFTER_CHANGE: Duration = Duration::from_secs(1);
-/// The volunteer counts as unreachable after this number of consecutive answers without a gateway.
+/// Delay from a change of the gateways to the next registration, whose answer shows the gateways' reports.
+const CHANGE_DELAY: Duration = Duration::from_secs(1);
+/// The volunteer counts as unreachable after more than this number of consecutive answers without a gateway.
 const UNREACHABLE_AFTER: u32 = 4;
 
-/// Registers a volunteer and queries the directory each interval.
+/// Registers a volunteer with the directory once per interval.
 pub(super) struct Registrations {
     pub(super) identity: Arc<IdentityKey>,
     pub(super) updates: mpsc::Sender<Update>,
@@ -50,7 +50,7 @@ struct Signed {
 /// The reachability according to the last answers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reachability {
-    /// The number of consecutive answers that named no gateway.
+    /// The number of consecutive answers without a gateway.
     Waiting(u32),
     Reachable(usize),
     Unreachable,
@@ -63,16 +63,16 @@ impl Registrations {
     /// When the profile can't be signed.
     pub(super) async fn run(mut self, mut fresh: Fresh, publisher: DirectoryClient) -> Result<(), Failure> {
         let mut rng = randomness()?;
-        let (mut signed, mut standing, mut retry) = (None, Reachability::Waiting(0), RETRY.0);
+        let (mut signed, mut reachability, mut retry) = (None, Reachability::Waiting(0), RETRY.0);
         loop {
-            // Without a consensus, the seed of an answer can't be used for a ranking.
+            // The seed in an answer ranks the relays of a consensus, so the consensus is needed first.
             let interval = self.interval.wait_for(Option::is_some).await.ok().and_then(|interval| *interval);
             let Some(interval) = interval else { return Ok(()) };
             let offered = fresh.profile(&mut rng).await;
             let profile = volunteer_profile(offered);
             let left_out = offered.offer.engines.len().saturating_sub(profile.offer.engines.len());
-            let still_good = |signed: &Signed| signed.profile == profile && signed.at.elapsed() < RENEW_EVERY;
-            let current = match signed.take().filter(still_good) {
+            let is_current = |signed: &Signed| signed.profile == profile && signed.at.elapsed() < RENEW_EVERY;
+            let current = match signed.take().filter(is_current) {
                 Some(current) => current,
                 None => {
                     if left_out > 0 {
@@ -87,7 +87,7 @@ impl Registrations {
             self.gateways.borrow_and_update();
             match publisher.register(&current.bytes).await {
                 Ok(registration) => {
-                    standing = self.take(registration, standing).await;
+                    reachability = self.handle_registration(registration, reachability).await;
                     signed = Some(current);
                     retry = RETRY.0;
                     self.log_figures().await;
@@ -97,7 +97,7 @@ impl Registrations {
                     }
                 }
                 Err(error) => {
-                    // The next try signs a new descriptor: the directory may have refused this one as outdated.
+                    // The next try signs a new descriptor, because the directory may have refused this one as outdated.
                     tracing::warn!(%error, "the directory did not accept the registration; retrying");
                     sleep(retry).await;
                     retry = retry.saturating_mul(2).min(RETRY.1).min(interval.max(RETRY.0));
@@ -116,7 +116,7 @@ impl Registrations {
     }
 
     /// Passes an answer to the core, and logs and reports a change of reachability.
-    async fn take(&self, registration: Registration, before: Reachability) -> Reachability {
+    async fn handle_registration(&self, registration: Registration, before: Reachability) -> Reachability {
         let confirmed = registration.gateways.len();
         let _ = self.updates.send(Update::Registered(registration)).await;
         let now = match (confirmed, before) {
@@ -131,7 +131,7 @@ impl Registrations {
             Reachability::Reachable(gateways) if now != before => {
                 tracing::info!(gateways, "this volunteer can be reached");
                 if !matches!(before, Reachability::Reachable(_)) {
-                    self.progress.tell(&Report::Reachable { gateways });
+                    self.progress.send(&Report::Reachable { gateways });
                 }
             }
             Reachability::Unreachable if now != before => {
@@ -145,16 +145,16 @@ impl Registrations {
 
     async fn log_figures(&self) {
         let (reply, figures) = oneshot::channel();
-        let asked = self.updates.send(Update::Figures(reply)).await.is_ok();
-        if let Some(figures) = if asked { figures.await.ok() } else { None } {
+        let sent = self.updates.send(Update::Figures(reply)).await.is_ok();
+        if let Some(figures) = if sent { figures.await.ok() } else { None } {
             tracing::debug!(circuits = figures.circuits, cells = figures.cells_switched, "traffic of others");
         }
     }
 
-    /// Waits for the next interval, or until the gateways have had time to report a change.
+    /// Waits for the next interval. After a change of gateways, waits only until they have reported it.
     async fn wait(&mut self, interval: Duration) {
         if let Ok(Ok(())) = timeout(interval, self.gateways.changed()).await {
-            sleep(ASK_AFTER_CHANGE.min(interval)).await;
+            sleep(CHANGE_DELAY.min(interval)).await;
         }
     }
 }
@@ -183,7 +183,7 @@ mod tests {
     };
 
     #[test]
-    fn a_volunteer_of_more_engines_than_it_can_name_names_some() {
+    fn engines_beyond_the_size_limit_of_a_descriptor_are_omitted() {
         let engines: Vec<_> =
             (0..32).map(|number| EngineName::parse(&format!("engine-{number:02}")).unwrap()).collect();
         let offering = |count: usize| Profile {

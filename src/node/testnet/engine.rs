@@ -12,7 +12,7 @@ use crate::{io::files::write_atomically, node::Failure};
 /// Path of the Rust book in the user's cache, as `cargo xtask book` writes it.
 const BOOK: &str = "umbel-tools/rust-book/rust-book.zim";
 
-/// The running engine. Dropping it stops it.
+/// The running engine. A drop stops it.
 pub(super) enum TestnetEngine {
     Kiwix(Box<Kiwix>),
     Papers(Papers),
@@ -47,10 +47,10 @@ impl TestnetEngine {
     }
 
     /// A description of the engine for the user.
-    pub(super) fn to_words(&self) -> String {
+    pub(super) fn to_text(&self) -> String {
         match self {
-            Self::Kiwix(kiwix) => kiwix.to_words(),
-            Self::Papers(papers) => papers.to_words(),
+            Self::Kiwix(kiwix) => kiwix.to_text(),
+            Self::Papers(papers) => papers.to_text(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Chooses UDP ports for relays, which are configured before the start and must be free again at a restart.
 //!
-//! An ephemeral port can't be reserved: once closed, the system may assign it to any new socket, and every dial opens
-//! some. So these ports are below the ephemeral range.
+//! An ephemeral port can't be reserved: after its socket is closed, the system may assign it to any new socket, and
+//! every dial opens some. So these ports are below the ephemeral range.
 
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -20,7 +20,7 @@ const TRIES: usize = 200;
 /// Checks that relays can listen at `ip`.
 ///
 /// # Errors
-/// When it isn't a single address of this machine.
+/// When `ip` isn't a single address of this machine.
 pub(super) fn check(ip: IpAddr) -> Result<(), Failure> {
     // The unspecified address can't be dialled.
     if !ip.is_unspecified() && UdpSocket::bind((ip, 0)).is_ok() {
@@ -46,16 +46,16 @@ mod tests {
     use crate::node::drive::randomness;
 
     #[test]
-    fn a_relay_gets_a_port_that_the_system_gives_to_nobody_by_itself() {
+    fn a_relays_port_is_outside_the_ephemeral_range() {
         let address = free([127, 0, 0, 1].into(), &mut randomness().unwrap()).unwrap();
         assert!(RANGE.contains(&address.port()));
         UdpSocket::bind(address).unwrap();
     }
 
     #[test]
-    fn relays_can_be_at_one_address_of_this_machine_alone() {
+    fn only_a_single_address_of_this_machine_is_accepted() {
         check([127, 0, 0, 1].into()).unwrap();
-        // The first is the unspecified address, the second belongs to documentation.
+        // The first is the unspecified address, the second is reserved for documentation.
         for ip in [[0, 0, 0, 0], [198, 51, 100, 7]] {
             assert!(check(ip.into()).unwrap_err().to_string().contains("--address"));
         }

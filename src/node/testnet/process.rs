@@ -1,7 +1,7 @@
 //! The testnet's processes: starts them, receives their reports, stops them.
 //!
-//! None outlives the testnet: the standard input of each is the reading end of a pipe, and the process ends when the
-//! pipe closes ([`crate::node::supervised`]).
+//! No process outlives the testnet: the standard input of each process is the reading end of a pipe, and the process
+//! ends when the pipe closes ([`crate::node::supervised`]).
 
 use std::{
     fs::File,
@@ -67,7 +67,7 @@ struct NodeProcess {
 }
 
 impl Nodes {
-    /// No nodes yet; their logs are written to `folder`.
+    /// An empty set of nodes. Started nodes write their logs to `folder`.
     pub(super) fn new(folder: &Path) -> Result<Self, Failure> {
         let program = std::env::current_exe().map_err(Failure::system("can't find this program's file"))?;
         let (reporter, reports) = mpsc::channel(64);
@@ -93,7 +93,7 @@ impl Nodes {
     pub(super) fn spawn(&mut self, spawn: Spawn) -> Result<NodeIndex, Failure> {
         let failed = |error: io::Error| Failure::system(format!("can't start {}", spawn.name))(error);
         let log = File::create(self.log_path(&spawn.name)).map_err(failed)?;
-        // A separate process group: Ctrl-C reaches only the testnet, which then ends the nodes in order.
+        // In a separate process group, because Ctrl-C must reach only the testnet, which then ends the nodes in order.
         let mut process = Command::new(&self.program)
             .args(&spawn.arguments)
             .stdin(Stdio::piped())
@@ -141,7 +141,7 @@ impl Nodes {
         }
     }
 
-    /// Runs until the node `needed` ends; reports other nodes that end.
+    /// Runs until the node `needed` ends. Prints a message for each other node that ends.
     pub(super) async fn run(&mut self, needed: &str) -> Result<(), Failure> {
         loop {
             match self.reports.recv().await {
@@ -171,9 +171,9 @@ impl Nodes {
         }
     }
 
-    /// `what`, followed by the last lines of each log that isn't empty.
-    pub(super) fn tell_logs(&self, what: &str) -> String {
-        let mut text = what.to_owned();
+    /// `message`, followed by the last lines of each log that isn't empty.
+    pub(super) fn with_logs(&self, message: &str) -> String {
+        let mut text = message.to_owned();
         for node in &self.nodes {
             text.push_str(&self.log_tail(&node.name));
         }

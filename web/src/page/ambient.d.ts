@@ -1,2 +1,2 @@
-// The native client's page, which this shares parts with.
+// The keyboard shortcuts, shared with the native client's search page.
 declare module '@page/keys.js';

@@ -1,9 +1,9 @@
-// Elements, made in a line. Text is always text: nothing here takes HTML.
+// Creates and finds elements. Text is never parsed as HTML.
 
 type Child = Node | string | number | false | null | undefined;
 type Attributes = Record<string, string | number | boolean | undefined | ((event: Event) => void)>;
 
-// An element; attributes whose names begin with "on" are listeners.
+// An element. An attribute `on…` with a function as its value adds a listener.
 export function h<K extends keyof HTMLElementTagNameMap>(
   tag: K,
   attributes: Attributes = {},
@@ -21,14 +21,14 @@ export function h<K extends keyof HTMLElementTagNameMap>(
 
 const text = (child: Child): Node | string => (typeof child === 'number' ? String(child) : (child as Node | string));
 
-// What stands in the page under this identifier; the page is ours, so it does.
-export function the<E extends Element = HTMLElement>(id: string): E {
+// The element with this identifier, which the page's HTML must have.
+export function byId<E extends Element = HTMLElement>(id: string): E {
   const element = document.getElementById(id);
   if (!element) throw new Error(`the page has no #${id}`);
   return element as unknown as E;
 }
 
-// Writes only where something changes, so that a screen reader hears of changes alone.
+// Sets the text only if it differs, because a screen reader announces each write.
 export function write(element: Element, words: string): void {
   if (element.textContent !== words) element.textContent = words;
 }

@@ -1,4 +1,4 @@
-// How figures and failures are told to people who know nothing of relays.
+// Texts of quantities and failures for users without knowledge of relays.
 import type { UmbelError } from '../umbel';
 
 const UNITS = ['bytes', 'kB', 'MB', 'GB', 'TB'] as const;
@@ -7,7 +7,7 @@ const UNITS = ['bytes', 'kB', 'MB', 'GB', 'TB'] as const;
 export function bytes(count: number): string {
   let value = Number.isFinite(count) && count > 0 ? count : 0;
   let unit = 0;
-  // 999.5 would be written as 1000.
+  // 999.5 would be rounded to 1000.
   while (value >= 999.5 && unit < UNITS.length - 1) {
     value /= 1000;
     unit += 1;
@@ -24,23 +24,23 @@ export function time(milliseconds: number): string {
   return whole < 1000 ? `${whole} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
 }
 
-// A relay's identity, short enough to be read; the whole of it is for machines.
+// A short form of a relay's identity, for display.
 export const relayName = (identity: string): string => identity.slice(0, 8);
 
 export const capital = (text: string): string => text.replace(/^./u, (first) => first.toUpperCase());
 
-// A sentence that ends as one.
+// The text as a sentence: a capital first, a full stop last.
 export const sentence = (text: string): string => (text === '' || /[.!?]$/u.test(text) ? capital(text) : `${capital(text)}.`);
 
-export interface Told {
+export interface FailureText {
   title: string;
   words: string;
 }
 
 type Kind = UmbelError['kind'];
 
-// What each kind of failure is, and what can be done about it.
-const FAILURES: Record<Kind, Told> = {
+// Title and advice for each kind of failure.
+const FAILURES: Record<Kind, FailureText> = {
   'no-webrtc': {
     title: 'This browser can’t reach the relays',
     words:
@@ -101,13 +101,13 @@ const FAILURES: Record<Kind, Told> = {
   },
 };
 
-// Of these the machine itself says no more than stands above.
-const SAID: readonly Kind[] = ['no-webrtc', 'clock', 'storage'];
+// Kinds whose own message adds nothing to the texts above.
+const FULLY_EXPLAINED: readonly Kind[] = ['no-webrtc', 'clock', 'storage'];
 
-// A failure in words; what the machine itself said, if it says more, comes after them.
-export function explain(error: unknown): Told & { said: string } {
+// The texts for a failure. `detail` is the failure's own message, or empty if that adds nothing.
+export function explain(error: unknown): FailureText & { detail: string } {
   const kind = (error as Partial<UmbelError> | undefined)?.kind;
-  const said = error instanceof Error && !(SAID as readonly unknown[]).includes(kind) ? sentence(error.message) : '';
-  const told = kind !== undefined && Object.hasOwn(FAILURES, kind) ? FAILURES[kind] : undefined;
-  return { ...(told ?? { title: 'This page has failed', words: 'Reload it to try again. Nothing was sent unencrypted.' }), said };
+  const detail = error instanceof Error && !(FULLY_EXPLAINED as readonly unknown[]).includes(kind) ? sentence(error.message) : '';
+  const known = kind !== undefined && Object.hasOwn(FAILURES, kind) ? FAILURES[kind] : undefined;
+  return { ...(known ?? { title: 'This page has failed', words: 'Reload it to try again. Nothing was sent unencrypted.' }), detail };
 }

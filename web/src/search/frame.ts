@@ -1,19 +1,20 @@
 // The frame in which a foreign page is shown, cleaned.
 //
-// Its sandbox lets nothing run and nothing open, submit or navigate beyond itself; where it may navigate to, the content policy
-// of this page says: nowhere. `allow-same-origin` lets *this* page see when a link is followed; without `allow-scripts` it gives the
-// foreign page nothing.
+// The sandbox allows no scripts, no windows, no forms and no navigation of this page. The content security policy of this page allows
+// the frame to navigate nowhere. `allow-same-origin` lets *this* page handle clicks on links; without `allow-scripts`, it gives the
+// foreign page no access.
 import pageStyle from '@page/style.css?url';
 
 import ownStyle from '../page/page.css?url';
 import { h } from '../page/dom';
 
-// What the cleaned page may do by itself: look as this page's style says. Browsers differ in what 'self' is in such a frame.
+// The policy of the cleaned page, which allows only this page's style sheets. It names the origin, because browsers differ in the
+// meaning of 'self' in such a frame.
 const policy = () => `default-src 'none'; style-src ${location.origin}; base-uri 'none'; form-action 'none'`;
 
 const escape = (text: string): string => text.replace(/[&<>"]/g, (letter) => `&#${letter.charCodeAt(0)};`);
 
-// A frame with `html`, which is clean, as high as what is in it. `follow` is told the address of each link that is followed.
+// A frame with the cleaned `html`, as high as its content. `follow` is called with the address of each clicked link.
 export function frame(html: string, follow: (address: string) => void): HTMLIFrameElement {
   const style = [pageStyle, ownStyle].map((path) => `<link rel="stylesheet" href="${escape(new URL(path, location.href).href)}">`).join('');
   const source =

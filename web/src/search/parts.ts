@@ -1,4 +1,4 @@
-// Parts that every view of the search page is made of; the same, in the same words, as src/page/layout.rs has them.
+// Elements that the views of the search page share, with the texts of src/page/layout.rs.
 import icon from '@page/icon.svg';
 
 import { h } from '../page/dom';
@@ -25,8 +25,8 @@ const LANGUAGES: readonly [string, string][] = [
   ['zh', '中文'],
 ];
 
-// A link to a place within the page. Opened in another tab it leads to the same place there.
-export function lead(go: Go, place: Place, attributes: Record<string, string>, ...words: (string | Node)[]): HTMLAnchorElement {
+// An anchor to a place within the page. In another tab, it leads to the same place.
+export function anchorTo(go: Go, place: Place, attributes: Record<string, string>, ...words: (string | Node)[]): HTMLAnchorElement {
   const follow = (event: Event) => {
     if (event instanceof MouseEvent && (event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey)) return;
     event.preventDefault();
@@ -36,45 +36,45 @@ export function lead(go: Go, place: Place, attributes: Record<string, string>, .
 }
 
 export const brand = (go: Go): HTMLAnchorElement =>
-  lead(go, { at: 'home' }, { class: 'brand' }, h('img', { src: icon, alt: '', width: 28, height: 28 }), h('span', {}, 'Umbel'));
+  anchorTo(go, { at: 'home' }, { class: 'brand' }, h('img', { src: icon, alt: '', width: 28, height: 28 }), h('span', {}, 'Umbel'));
 
-// Puts the engines to choose from into a choice; the first is what most exits offer.
+// Fills a choice with engines. The first is the default.
 function fill(choice: HTMLSelectElement, engines: readonly string[], chosen: string | undefined): void {
   choice.replaceChildren(...engines.map((name) => h('option', { value: name, selected: name === chosen }, name)));
-  // Nothing to choose, nothing to show.
+  // A choice with one engine is hidden.
   if (choice.parentElement) choice.parentElement.hidden = engines.length < 2;
 }
 
-// Offers engines in the search box that is shown, once the network is known.
-export function offer(engines: readonly string[]): void {
+// Offers engines in the displayed search box, as soon as the network is known.
+export function offerEngines(engines: readonly string[]): void {
   const choice = document.querySelector<HTMLSelectElement>('select[name=engine]');
   if (choice) fill(choice, engines, choice.value);
 }
 
-// The search box. `asked` is what stands in it; the engines come once the network is known.
-export function form(go: Go, engines: readonly string[], asked: Query | undefined, focus: boolean): HTMLFormElement {
+// The search box with a query. The engines follow when the network is known.
+export function form(go: Go, engines: readonly string[], searchQuery: Query | undefined, focus: boolean): HTMLFormElement {
   const box = h('input', {
-    id: 'q', type: 'search', name: 'q', value: asked?.terms ?? '', placeholder: 'Search terms', 'aria-label': 'Search',
+    id: 'q', type: 'search', name: 'q', value: searchQuery?.terms ?? '', placeholder: 'Search terms', 'aria-label': 'Search',
     maxlength: MAX_TERMS, required: true, autofocus: focus, autocomplete: 'off', autocapitalize: 'none', spellcheck: 'false',
     enterkeyhint: 'search',
   });
   const engine = h('select', { name: 'engine' });
   const choice = h('label', {}, 'Engine ', engine);
-  fill(engine, engines, asked?.engine);
+  fill(engine, engines, searchQuery?.engine);
   const language = h(
     'select',
     { name: 'language' },
     h('option', { value: '' }, 'any'),
-    ...LANGUAGES.map(([tag, name]) => h('option', { value: tag, lang: tag, selected: tag === asked?.language }, name)),
+    ...LANGUAGES.map(([tag, name]) => h('option', { value: tag, lang: tag, selected: tag === searchQuery?.language }, name)),
   );
-  const ask = (event: Event) => {
+  const submit = (event: Event) => {
     event.preventDefault();
-    const next = query(box.value, engine.value || asked?.engine, language.value);
+    const next = query(box.value, engine.value || searchQuery?.engine, language.value);
     if (next.terms) go({ at: 'results', query: next });
   };
   return h(
     'form',
-    { class: 'ask', role: 'search', onsubmit: ask },
+    { class: 'ask', role: 'search', onsubmit: submit },
     h('div', { class: 'box' }, box, h('button', { type: 'submit' }, 'Search')),
     h(
       'div',

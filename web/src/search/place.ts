@@ -1,6 +1,6 @@
-// Where in the page one is. Places stand in the history's state and not in the address: a browser keeps addresses, and may copy
-// them to its maker. An address with a fragment leads to a place, so that a browser can search with `…/search#q=%s` and a
-// link can be opened in another tab; once read, it is taken out of the address.
+// Places within the page. They are stored in the state of history entries and not in the URL, because a browser stores URLs and may
+// send them to its vendor. A URL with a fragment leads to a place, so that a browser can search with `…/search#q=%s` and an anchor
+// can be opened in another tab. The page reads the fragment and removes it from the URL.
 
 export interface Query {
   terms: string;
@@ -22,7 +22,7 @@ const MAX_PAGE = 100;
 const NAME = /^[a-z0-9][a-z0-9._-]{0,63}$/;
 const LANGUAGE = /^[A-Za-z0-9-]{1,35}$/;
 
-// `text` as a link that may be followed: http or https, with a host, and nobody's name before it.
+// `text` as a URL that may be opened: http or https, with a host. User name and password are removed.
 export function link(text: string, base?: URL): URL | undefined {
   if (text.length > MAX_LINK) return undefined;
   let url: URL;
@@ -38,22 +38,22 @@ export function link(text: string, base?: URL): URL | undefined {
 }
 
 export function query(terms: string, engine?: string | null, language?: string | null, page = 1): Query {
-  const asked: Query = { terms: terms.trim().slice(0, MAX_TERMS), page: Math.min(Math.max(Math.trunc(page) || 1, 1), MAX_PAGE) };
-  if (engine && NAME.test(engine)) asked.engine = engine;
-  if (language && LANGUAGE.test(language)) asked.language = language;
-  return asked;
+  const wanted: Query = { terms: terms.trim().slice(0, MAX_TERMS), page: Math.min(Math.max(Math.trunc(page) || 1, 1), MAX_PAGE) };
+  if (engine && NAME.test(engine)) wanted.engine = engine;
+  if (language && LANGUAGE.test(language)) wanted.language = language;
+  return wanted;
 }
 
-// The place that a fragment leads to.
+// The place of a fragment.
 export function fromFragment(fragment: string): Place {
-  const said = new URLSearchParams(fragment.replace(/^#/, ''));
-  const read = link(said.get('read') ?? '');
+  const parameters = new URLSearchParams(fragment.replace(/^#/, ''));
+  const read = link(parameters.get('read') ?? '');
   if (read) return { at: 'reader', url: read.href };
-  const asked = query(said.get('q') ?? '', said.get('engine'), said.get('language'), Number(said.get('page') ?? 1));
-  return asked.terms ? { at: 'results', query: asked } : HOME;
+  const wanted = query(parameters.get('q') ?? '', parameters.get('engine'), parameters.get('language'), Number(parameters.get('page') ?? 1));
+  return wanted.terms ? { at: 'results', query: wanted } : HOME;
 }
 
-// The place in a history entry's state, which another version of this page may have left.
+// The place in a history entry's state, which another version of this page may have stored.
 export function fromState(state: unknown): Place | undefined {
   const place = state as Partial<{ at: string; url: unknown; query: Partial<Query> }> | null;
   if (place?.at === 'home') return HOME;
@@ -68,7 +68,7 @@ export function fromState(state: unknown): Place | undefined {
   return undefined;
 }
 
-// An address that leads to a place; only for links that may be opened in another tab.
+// The URL of a place, only for anchors that may be opened in another tab.
 export function address(place: Place): string {
   const own = new URL(location.href);
   own.search = '';
@@ -76,11 +76,11 @@ export function address(place: Place): string {
   if (place.at === 'reader') own.hash = new URLSearchParams({ read: place.url }).toString();
   if (place.at === 'results') {
     const { terms, engine, language, page } = place.query;
-    const said = new URLSearchParams({ q: terms });
-    if (engine) said.set('engine', engine);
-    if (language) said.set('language', language);
-    if (page > 1) said.set('page', String(page));
-    own.hash = said.toString();
+    const parameters = new URLSearchParams({ q: terms });
+    if (engine) parameters.set('engine', engine);
+    if (language) parameters.set('language', language);
+    if (page > 1) parameters.set('page', String(page));
+    own.hash = parameters.toString();
   }
   return own.href;
 }

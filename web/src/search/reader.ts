@@ -1,5 +1,5 @@
-// The reader view: a page fetched by an exit, cleaned, and shown as text. Unlike the native client's, the exit performs the request, so it
-// sees all of it; the view says so.
+// The reader view: a page fetched by an exit, cleaned, and shown as text. The exit performs the request and reads all of it, unlike for
+// the native client's reader view. The view states this.
 import { h } from '../page/dom';
 import { relayName, time } from '../page/words';
 import type { PageResponse, Umbel } from '../umbel';
@@ -11,27 +11,27 @@ import { address, fromFragment, link } from './place';
 const MAX_PAGE = 3 * 1024 * 1024;
 const MAX_REDIRECTS = 5;
 const FETCH_LIMIT = 45_000;
-// How far into a page its encoding may be told.
-const META_WITHIN = 1024;
+// Length of the first part of a page, in bytes, that may declare the encoding.
+const META_LIMIT = 1024;
 const REDIRECTS = [301, 302, 303, 307, 308];
 
 export interface Reading {
-  // Where it came from in the end.
+  // The URL after redirects.
   url: URL;
   content: Cleaned | { plain: string };
   exit: string | undefined;
   took: number;
-  // Every step of the way from exit to site was https.
-  sealed: boolean;
+  // Whether all requests, including redirects, used https.
+  encrypted: boolean;
 }
 
-// Why there is nothing to read, in words for the person.
+// The reason for a missing page, as text for the user.
 export class ReadError extends Error {}
 
 const field = (response: PageResponse, name: string): string | undefined =>
   response.headers.find(([own]) => own.toLowerCase() === name)?.[1];
 
-// The page at `start`.
+// Fetches the page at `start`.
 export async function read(umbel: Pick<Umbel, 'request'>, start: URL): Promise<Reading> {
   let late: ReturnType<typeof setTimeout> | undefined;
   const tooSlow = new Promise<never>((_, reject) => {
@@ -45,16 +45,16 @@ export async function read(umbel: Pick<Umbel, 'request'>, start: URL): Promise<R
 }
 
 async function fetchPage(umbel: Pick<Umbel, 'request'>, start: URL): Promise<Reading> {
-  const began = performance.now();
+  const startTime = performance.now();
   let url = start;
-  let sealed = true;
+  let encrypted = true;
   for (let step = 0; step <= MAX_REDIRECTS; step++) {
-    sealed &&= url.protocol === 'https:';
-    const asked = new URL(url);
-    // What is behind the # is for the reader alone.
-    asked.hash = '';
+    encrypted &&= url.protocol === 'https:';
+    const target = new URL(url);
+    // The fragment is not sent to the site.
+    target.hash = '';
     const response = await umbel.request({
-      url: asked.href,
+      url: target.href,
       headers: [['accept', 'text/html,application/xhtml+xml,text/plain;q=0.9,*/*;q=0.5']],
     });
     const location = field(response, 'location');
@@ -64,13 +64,13 @@ async function fetchPage(umbel: Pick<Umbel, 'request'>, start: URL): Promise<Rea
       url = next;
       continue;
     }
-    return { url, content: take(response, url), exit: response.path.at(-1)?.relay, took: performance.now() - began, sealed };
+    return { url, content: contentOf(response, url), exit: response.path.at(-1)?.relay, took: performance.now() - startTime, encrypted };
   }
   throw new ReadError('the site redirects too often');
 }
 
-// What of a response is shown.
-export function take(response: PageResponse, url: URL): Reading['content'] {
+// The displayed content of a response.
+export function contentOf(response: PageResponse, url: URL): Reading['content'] {
   const encoding = field(response, 'content-encoding');
   if (encoding !== undefined && encoding !== 'identity') throw new ReadError('the page has a content encoding that the reader doesn’t support');
   const kind = (field(response, 'content-type') ?? '').toLowerCase();
@@ -78,7 +78,7 @@ export function take(response: PageResponse, url: URL): Reading['content'] {
   const html = ['text/html', 'application/xhtml+xml', ''].includes(type);
   const failed = response.status < 200 || response.status >= 300;
   if (!html && !type.startsWith('text/') && type !== 'application/json') {
-    throw new ReadError(failed ? `the site answered ${response.status}` : `it is no page of text but a file of type ${type}`);
+    throw new ReadError(failed ? `the site answered ${response.status}` : `it is not a text page but a file of type ${type}`);
   }
   if (response.body.length > MAX_PAGE) throw new ReadError('the page is larger than 3 MB');
   if (failed && response.body.length === 0) throw new ReadError(`the site answered ${response.status}`);
@@ -89,21 +89,21 @@ export function take(response: PageResponse, url: URL): Reading['content'] {
   return cleaned;
 }
 
-// The text of `body`, by the encoding that its content type or the page itself tells.
+// The text of `body`, in the encoding that its content type or the page itself declares.
 export function decode(kind: string, body: Uint8Array, html: boolean): string {
   const label = (text: string) => /charset=\s*["']?\s*([a-z0-9_:.-]+)/i.exec(text)?.[1];
-  const told = label(kind) ?? (html ? label(new TextDecoder('latin1').decode(body.subarray(0, META_WITHIN))) : undefined);
-  // A byte-order mark goes before all of it.
+  const declared = label(kind) ?? (html ? label(new TextDecoder('latin1').decode(body.subarray(0, META_LIMIT))) : undefined);
+  // A byte-order mark takes precedence.
   const marked = body[0] === 0xfe && body[1] === 0xff ? 'utf-16be' : body[0] === 0xff && body[1] === 0xfe ? 'utf-16le' : undefined;
   const utf8 = body[0] === 0xef && body[1] === 0xbb && body[2] === 0xbf ? 'utf-8' : undefined;
   try {
-    return new TextDecoder(marked ?? utf8 ?? told ?? 'utf-8').decode(body);
+    return new TextDecoder(marked ?? utf8 ?? declared ?? 'utf-8').decode(body);
   } catch {
     return new TextDecoder().decode(body);
   }
 }
 
-// The page, under a bar that says what it is.
+// The page, with a bar that describes it.
 export function view(go: Go, reading: Reading): Node[] {
   const { url, content } = reading;
   const host = url.host;
@@ -141,7 +141,7 @@ export function view(go: Go, reading: Reading): Node[] {
     h(
       'main',
       { class: 'foreign' },
-      !reading.sealed && h('p', { class: 'warn' }, 'The page was not encrypted by ', h('b', {}, host), '. Anyone between the site and the exit could modify it.'),
+      !reading.encrypted && h('p', { class: 'warn' }, 'The page was not encrypted by ', h('b', {}, host), '. Anyone between the site and the exit could modify it.'),
       h('h1', { class: 'title', dir: 'auto' }, title),
       h('p', { class: 'where' }, url.href),
       'plain' in content ? h('pre', { class: 'plain', dir: 'auto' }, content.plain) : frame(content.html, follow),

@@ -1,9 +1,9 @@
-// The way a question took, hop by hop, in words.
+// The path of a query, hop by hop, as text.
 import { h } from '../page/dom';
 import { relayName, time } from '../page/words';
 import type { Hop, SearchAnswer } from '../umbel';
 
-// What a relay of the path is and knows.
+// The role of a relay of the path, and its knowledge, as text.
 export function hopWords(hop: Hop, place: number, count: number): { role: string; knows: string } {
   const volunteer = 'a volunteer’s browser or home computer: ';
   if (place === count - 1) {
@@ -15,9 +15,9 @@ export function hopWords(hop: Hop, place: number, count: number): { role: string
   return { role: 'Middle relay', knows: hop.volunteer ? volunteer + knows : knows };
 }
 
-const hop = (one: Hop, place: number, all: readonly Hop[]): HTMLLIElement => {
-  const { role, knows } = hopWords(one, place, all.length);
-  return h('li', {}, h('b', {}, role), ' ', h('code', { title: one.relay }, relayName(one.relay)), ' ', h('span', { class: 'ms' }, `(${time(one.ms)})`), ': ', knows);
+const hop = (relay: Hop, place: number, all: readonly Hop[]): HTMLLIElement => {
+  const { role, knows } = hopWords(relay, place, all.length);
+  return h('li', {}, h('b', {}, role), ' ', h('code', { title: relay.relay }, relayName(relay.relay)), ' ', h('span', { class: 'ms' }, `(${time(relay.ms)})`), ': ', knows);
 };
 
 export function route(answer: SearchAnswer): HTMLDetailsElement {

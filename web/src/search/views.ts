@@ -1,9 +1,9 @@
-// What the search page shows: the box alone, results, trouble, and the question before leaving the overlay. The words are those of
-// the native client's page (src/page), where they fit.
+// The views of the search page: search box, results, failures, and the confirmation before a page is opened outside of the overlay. The
+// texts are those of the native client's page (src/page) where possible.
 import { h } from '../page/dom';
-import { explain, time, type Told } from '../page/words';
+import { explain, time, type FailureText } from '../page/words';
 import type { SearchAnswer, SearchResult } from '../umbel';
-import { brand, form, lead, type Go } from './parts';
+import { brand, form, anchorTo, type Go } from './parts';
 import type { Query } from './place';
 import { route } from './route';
 
@@ -12,7 +12,7 @@ export interface Scene {
   engines: readonly string[];
 }
 
-// Where it is told how far the way into the network is.
+// The element with the progress of the client's start.
 export const progress = (): HTMLParagraphElement => h('p', { class: 'progress', id: 'progress', role: 'status' });
 
 export function home(scene: Scene): Node[] {
@@ -46,25 +46,25 @@ export function home(scene: Scene): Node[] {
   ];
 }
 
-export const top = (scene: Scene, asked?: Query): HTMLElement =>
-  h('header', { class: 'top' }, asked && h('a', { class: 'skip', href: '#results' }, 'Skip to the results'), brand(scene.go), form(scene.go, scene.engines, asked, false));
+export const top = (scene: Scene, searchQuery?: Query): HTMLElement =>
+  h('header', { class: 'top' }, searchQuery && h('a', { class: 'skip', href: '#results' }, 'Skip to the results'), brand(scene.go), form(scene.go, scene.engines, searchQuery, false));
 
-export function searching(scene: Scene, asked: Query): Node[] {
-  return [top(scene, asked), h('main', {}, progress())];
+export function searching(scene: Scene, searchQuery: Query): Node[] {
+  return [top(scene, searchQuery), h('main', {}, progress())];
 }
 
-export function results(scene: Scene, asked: Query, answer: SearchAnswer): Node[] {
+export function results(scene: Scene, searchQuery: Query, answer: SearchAnswer): Node[] {
   const shown = answer.results.length;
-  const page = asked.page > 1 ? `Page ${asked.page} of results` : shown === 1 ? 'One result' : `${shown} results`;
+  const page = searchQuery.page > 1 ? `Page ${searchQuery.page} of results` : shown === 1 ? 'One result' : `${shown} results`;
   return [
-    top(scene, { ...asked, engine: answer.engine }),
+    top(scene, { ...searchQuery, engine: answer.engine }),
     h(
       'main',
       {},
       h('p', { class: 'count', role: 'status' }, `${page} from ${answer.engine}, in ${time(answer.elapsedMs)}`),
       shown === 0 && h('p', {}, 'No results. Try other or fewer search terms.'),
-      h('ol', { class: 'results', id: 'results', tabindex: -1 }, ...answer.results.map((one) => result(scene.go, one))),
-      pages(scene.go, { ...asked, engine: answer.engine }, answer.more),
+      h('ol', { class: 'results', id: 'results', tabindex: -1 }, ...answer.results.map((found) => result(scene.go, found))),
+      pages(scene.go, { ...searchQuery, engine: answer.engine }, answer.more),
       route(answer),
     ),
   ];
@@ -74,16 +74,16 @@ function result(go: Go, { title, link, snippet }: SearchResult): HTMLLIElement {
   return h(
     'li',
     {},
-    h('h2', { dir: 'auto' }, lead(go, { at: 'reader', url: link }, {}, title || link)),
+    h('h2', { dir: 'auto' }, anchorTo(go, { at: 'reader', url: link }, {}, title || link)),
     h('p', { class: 'where' }, where(link)),
     snippet !== '' && h('p', { class: 'snippet', dir: 'auto' }, snippet),
     h('p', { class: 'aside' }, h('button', { type: 'button', class: 'plain', onclick: () => go({ at: 'leave', url: link }) }, 'open directly in this browser…')),
   );
 }
 
-// Where a result is, short: its host and path.
+// Host and path of a result, shortened.
 export function where(link: string): string {
-  const MOST = 80;
+  const MAX_LETTERS = 80;
   let url: URL;
   try {
     url = new URL(link);
@@ -92,52 +92,53 @@ export function where(link: string): string {
   }
   const whole = [url.host, ...url.pathname.split('/').filter(Boolean)].join(' › ');
   const letters = [...whole];
-  return letters.length <= MOST ? whole : `${letters.slice(0, MOST).join('')}…`;
+  return letters.length <= MAX_LETTERS ? whole : `${letters.slice(0, MAX_LETTERS).join('')}…`;
 }
 
-function pages(go: Go, asked: Query, more: boolean): Node {
-  if (asked.page === 1 && !more) return document.createTextNode('');
+function pages(go: Go, searchQuery: Query, more: boolean): Node {
+  if (searchQuery.page === 1 && !more) return document.createTextNode('');
   const to = (page: number, rel: string, kind: string, words: string) =>
-    lead(go, { at: 'results', query: { ...asked, page } }, { class: kind, rel }, words);
+    anchorTo(go, { at: 'results', query: { ...searchQuery, page } }, { class: kind, rel }, words);
   return h(
     'nav',
     { class: 'pages', 'aria-label': 'Pages of results' },
-    asked.page > 1 ? to(asked.page - 1, 'prev', 'button quiet', '← Previous') : h('span'),
-    h('span', {}, `Page ${asked.page}`),
-    more ? to(asked.page + 1, 'next', 'button', 'Next →') : h('span'),
+    searchQuery.page > 1 ? to(searchQuery.page - 1, 'prev', 'button quiet', '← Previous') : h('span'),
+    h('span', {}, `Page ${searchQuery.page}`),
+    more ? to(searchQuery.page + 1, 'next', 'button', 'Next →') : h('span'),
   );
 }
 
-// What went wrong, what to do, and what the machine itself said.
-export function trouble(scene: Scene, error: unknown, again: () => void, asked?: Query): Node[] {
-  const { title, words, said } = explain(error);
-  return [top(scene, asked), words_(title, [h('p', {}, words), said !== '' && h('p', { class: 'said' }, said), choices(button('Try again', again))])];
+// The view of a failure, with advice and the failure's own message.
+export function failureView(scene: Scene, error: unknown, retry: () => void, searchQuery?: Query): Node[] {
+  const { title, words, detail } = explain(error);
+  return [top(scene, searchQuery), messageView(title, [h('p', {}, words), detail !== '' && h('p', { class: 'said' }, detail), choices(button('Try again', retry))])];
 }
 
-export const words_ = (title: string, children: (Node | false)[]): HTMLElement =>
+export const messageView = (title: string, children: (Node | false)[]): HTMLElement =>
   h('main', { class: 'words', role: 'alert' }, h('h1', {}, title), ...children);
 
 export const choices = (...buttons: Node[]): HTMLElement => h('div', { class: 'choices' }, ...buttons);
 
-export const button = (words: string, act: () => void, kind = 'button'): HTMLButtonElement =>
-  h('button', { type: 'button', class: kind, onclick: act }, words);
+export const button = (words: string, action: () => void, kind = 'button'): HTMLButtonElement =>
+  h('button', { type: 'button', class: kind, onclick: action }, words);
 
-// What went wrong before anything was asked.
-export function warning(error: unknown, again: () => void): HTMLElement {
-  const { title, words, said } = explain(error);
+// A warning about a failure of the client's start.
+export function warning(error: unknown, retry: () => void): HTMLElement {
+  const { title, words, detail } = explain(error);
   return h(
     'div',
     { class: 'warn', role: 'alert' },
     h('b', {}, title),
     h('br'),
     words,
-    said !== '' && h('span', { class: 'said' }, ` ${said}`),
+    detail !== '' && h('span', { class: 'said' }, ` ${detail}`),
     ' ',
-    button('Try again', again, 'plain'),
+    button('Try again', retry, 'plain'),
   );
 }
 
-// Asked before anything opens outside. The way out is no link: browsers look up the names in links before anyone follows them.
+// The confirmation before a page is opened outside of the overlay. It has a button instead of an anchor, because browsers may resolve the
+// names of anchors in advance.
 export function leave(scene: Scene, url: URL): Node[] {
   const host = h('b', {}, url.host);
   return [
@@ -161,4 +162,4 @@ export function leave(scene: Scene, url: URL): Node[] {
   ];
 }
 
-export const told = ({ title, words }: Told, ...more: (Node | false)[]): HTMLElement => words_(title, [h('p', {}, words), ...more]);
+export const failureMessage = ({ title, words }: FailureText, ...more: (Node | false)[]): HTMLElement => messageView(title, [h('p', {}, words), ...more]);

@@ -1,4 +1,4 @@
-// What goes wrong, with a kind for programs and a sentence for persons.
+// Errors, with a kind for programs and a sentence for users.
 
 export type UmbelErrorKind =
   | 'no-webrtc' | 'clock' | 'consensus' | 'network' | 'storage' | 'exit' | 'engine' | 'target' | 'certificate' | 'refused' | 'closed'
@@ -14,8 +14,8 @@ export class UmbelError extends Error {
   }
 }
 
-/** What the core promised; what it rejects with is made an {@link UmbelError}. */
-export async function failed(promise: Promise<unknown>): Promise<unknown> {
+/** The result of a promise of the core. A rejection becomes an {@link UmbelError}. */
+export async function fromCore(promise: Promise<unknown>): Promise<unknown> {
   try {
     return await promise;
   } catch (error) {

@@ -1,27 +1,27 @@
-// HTTPS that ends in the page: a stream through the overlay, and the second WebAssembly module, which has TLS and HTTP in it.
+// HTTPS with TLS in the page: a stream through the overlay, and the second WebAssembly module, which has TLS and HTTP.
 //
-// The module is loaded when it is first needed, or when the client starts. It does no I/O: what the stream brings is handed to it, and what it has to say to
-// the stream. So the exit, at the stream's end, carries what it can't read.
+// The module is loaded at its first use or at the client's start. It does no I/O: this file passes bytes between the module and the
+// stream. So the exit forwards bytes that it can't read.
 import type { PageStream } from '../../wasm/umbel.js';
 import type { HttpsExchange, HttpsHead, HttpsTrust } from '../../wasm/umbel_https.js';
 import { asError, UmbelError } from './failure';
 
-/** Bytes a second that a body goes out with at the least: an answer may take as much longer. */
-const LEAST_RATE = 16 * 1024;
-/** The longest time that timers know, in ms. */
-const LONGEST = 0x7fff_ffff;
+/** Lowest expected sending rate of a request's body, in bytes per second. The time limit of the answer is extended accordingly. */
+const MIN_RATE = 16 * 1024;
+/** The longest delay of a timer, in ms. */
+const MAX_DELAY = 0x7fff_ffff;
 
-/** How long to wait. */
+/** The time limits of a request, and its abort signal. */
 export interface Limits {
-  /** In ms, for the head of an answer and for each piece of its body. */
+  /** Time limit in ms, for the head of an answer and for each piece of its body. */
   patience: number;
-  /** When the last of several requests must have its head, by `performance.now()`. */
+  /** Deadline for the head of the last answer after redirects, by `performance.now()`. */
   until: number;
   signal: AbortSignal | undefined;
 }
 
-/** A request, its address as `URL` writes it. */
-export interface Asked {
+/** A request, with the URL in the form that `URL` serialises. */
+export interface PreparedRequest {
   url: string;
   method: string;
   headers: [string, string][];
@@ -45,7 +45,7 @@ async function load(): Promise<Module> {
   }
 }
 
-/** Exchanges by https over streams that `open` opens. */
+/** HTTPS exchanges over the streams that `open` returns. */
 export class Https {
   readonly #open: (host: string, port: number, wake: () => void) => PageStream;
   readonly #trusted: Trusted;
@@ -55,21 +55,21 @@ export class Https {
     this.#open = open;
   }
 
-  /** Sends a request; gives the head of its response, and whoever gives the rest. */
-  async send(asked: Asked, limits: Limits): Promise<{ head: HttpsHead; talk: Talk }> {
+  /** Sends a request; returns the head of the response, and the exchange with its body. */
+  async send(request: PreparedRequest, limits: Limits): Promise<{ head: HttpsHead; transfer: Transfer }> {
     const { patience, signal } = limits;
-    // One for all that goes before the head: nothing that comes makes it later.
-    const until = Math.min(limits.until, performance.now() + patience + (asked.body.length / LEAST_RATE) * 1000);
-    const { trust } = await unless(this.#trusted.load(), signal, until);
-    const exchange = made(() => trust.exchange(asked.method, asked.url, asked.headers.flat(), asked.body));
-    // Whether it opens shows when it is used.
-    const talk = new Talk(exchange, (wake) => this.#open(exchange.host, exchange.port, wake), patience, signal);
-    // The head comes first.
-    return { head: (await talk.next(until)) as HttpsHead, talk };
+    // One deadline for all steps before the head, which received bytes don't extend.
+    const until = Math.min(limits.until, performance.now() + patience + (request.body.length / MIN_RATE) * 1000);
+    const { trust } = await bounded(this.#trusted.load(), signal, until);
+    const exchange = callModule(() => trust.exchange(request.method, request.url, request.headers.flat(), request.body));
+    // A failure to open the stream is reported when it is used.
+    const transfer = new Transfer(exchange, (wake) => this.#open(exchange.host, exchange.port, wake), patience, signal);
+    // The first event is the head.
+    return { head: (await transfer.next(until)) as HttpsHead, transfer };
   }
 }
 
-/** Whose certificates count: those that browsers trust, and further anchors. */
+/** The trusted authorities: those of browsers, and additional anchors. */
 export class Trusted {
   readonly #anchors: (string | Uint8Array)[];
   #trust: HttpsTrust | undefined;
@@ -81,31 +81,31 @@ export class Trusted {
   async load(): Promise<{ trust: HttpsTrust }> {
     const module = await load();
     const bytes = () => this.#anchors.map((anchor) => (typeof anchor === 'string' ? new TextEncoder().encode(anchor) : anchor));
-    this.#trust ??= made(() => new module.HttpsTrust(bytes()));
+    this.#trust ??= callModule(() => new module.HttpsTrust(bytes()));
     return { trust: this.#trust };
   }
 }
 
 /**
- * One exchange over its stream, until its response is whole, something fails, or nobody wants it any more: what wakes it doesn't hold
- * it, so that one whose response is forgotten goes with that, and its stream.
+ * One exchange over its stream, until the response is complete or the exchange fails. Callbacks hold only weak references to it, so an
+ * exchange whose response is no longer referenced is garbage-collected, with its stream.
  */
-export class Talk {
+export class Transfer {
   readonly #exchange: HttpsExchange;
   readonly #stream: PageStream;
   readonly #patience: number;
   readonly #signal: AbortSignal | undefined;
-  /** What there was no room for yet. */
+  /** Bytes for which the stream had no room yet. */
   #unsent: Uint8Array | undefined;
-  /** The stream brings no more. */
+  /** Whether the stream has ended. */
   #ended = false;
   #closed = false;
   readonly #aborted: () => void;
-  /** Goes on with what waits. */
+  /** Resumes a waiting call of `next`. */
   wake = () => {};
 
   constructor(exchange: HttpsExchange, open: (wake: () => void) => PageStream, patience: number, signal: AbortSignal | undefined) {
-    const self = new WeakRef<Talk>(this);
+    const self = new WeakRef<Transfer>(this);
     this.#exchange = exchange;
     this.#stream = opened(exchange, open, self);
     this.#patience = patience;
@@ -114,21 +114,21 @@ export class Talk {
     signal?.addEventListener('abort', this.#aborted);
   }
 
-  /** What comes next: the head, then pieces of the body, then `null`. Ends itself with the last, or an error. */
+  /** The next event: the head, then pieces of the body, then `null`. Closes the exchange after the last one, or on an error. */
   async next(until = performance.now() + this.#patience): Promise<HttpsHead | Uint8Array<ArrayBuffer> | null> {
     try {
       for (;;) {
         this.#signal?.throwIfAborted();
         if (this.#closed) throw new UmbelError('closed', 'This answer has been cancelled.');
-        const event = made(() => this.#exchange.event()) as HttpsHead | Uint8Array<ArrayBuffer> | null | undefined;
+        const event = callModule(() => this.#exchange.event()) as HttpsHead | Uint8Array<ArrayBuffer> | null | undefined;
         if (event === null) this.close();
         if (event !== undefined) return event;
-        if (performance.now() >= until) throw late();
-        if (!made(() => this.#pass())) await unless(new Promise<void>((resolve) => (this.wake = resolve)), this.#signal, until);
+        if (performance.now() >= until) throw timedOut();
+        if (!callModule(() => this.#transfer())) await bounded(new Promise<void>((resolve) => (this.wake = resolve)), this.#signal, until);
       }
     } catch (error) {
       this.close();
-      // The stream may have been closed for it before it showed here.
+      // If an abort has closed the stream, throws the reason of the abort instead.
       this.#signal?.throwIfAborted();
       throw error;
     }
@@ -142,53 +142,53 @@ export class Talk {
     try {
       this.#exchange.free();
     } catch {
-      // It broke within, and can't be freed.
+      // The module has failed within the exchange, which can't be freed then.
     }
     this.wake();
   };
 
-  /** Passes on what there is, both ways; whether there was anything. */
-  #pass(): boolean {
+  /** Passes the available bytes both ways; returns whether there were any. */
+  #transfer(): boolean {
     this.#unsent ??= this.#exchange.outgoing();
     const sent = this.#unsent ? this.#stream.write(this.#unsent) : 0;
     if (this.#unsent?.length === sent) this.#unsent = undefined;
     else this.#unsent = this.#unsent?.subarray(sent);
-    const came = this.#ended ? undefined : this.#stream.read();
-    if (came) this.#exchange.received(came);
-    this.#ended ||= came?.length === 0;
-    return sent > 0 || came !== undefined;
+    const received = this.#ended ? undefined : this.#stream.read();
+    if (received) this.#exchange.received(received);
+    this.#ended ||= received?.length === 0;
+    return sent > 0 || received !== undefined;
   }
 }
 
-// Outside of Talk, where they share no variables with what holds it.
-const waking = (talk: WeakRef<Talk>) => () => talk.deref()?.wake();
-const closing = (talk: WeakRef<Talk>) => () => talk.deref()?.close();
+// Outside of Talk, so that these closures hold no reference to it.
+const waking = (transfer: WeakRef<Transfer>) => () => transfer.deref()?.wake();
+const closing = (transfer: WeakRef<Transfer>) => () => transfer.deref()?.close();
 
-function opened(exchange: HttpsExchange, open: (wake: () => void) => PageStream, talk: WeakRef<Talk>): PageStream {
+function opened(exchange: HttpsExchange, open: (wake: () => void) => PageStream, transfer: WeakRef<Transfer>): PageStream {
   try {
-    return open(waking(talk));
+    return open(waking(transfer));
   } catch (error) {
     exchange.free();
     throw asError(error);
   }
 }
 
-const late = () => new UmbelError('target', 'The site sent nothing in time.');
+const timedOut = () => new UmbelError('target', 'The site sent nothing in time.');
 
-/** What `make` makes; what the module throws is made an {@link UmbelError}. */
-function made<T>(make: () => T): T {
+/** The result of `call`. An exception of the module becomes an {@link UmbelError}. */
+function callModule<T>(call: () => T): T {
   try {
-    return make();
+    return call();
   } catch (error) {
     throw asError(error);
   }
 }
 
-/** What `promise` gives, unless that takes longer than `until` or the caller gives up. */
-export function unless<T>(promise: Promise<T>, signal: AbortSignal | undefined, until = Infinity): Promise<T> {
+/** The result of `promise`. Rejects at the time `until`, or with the reason of `signal` when it aborts. */
+export function bounded<T>(promise: Promise<T>, signal: AbortSignal | undefined, until = Infinity): Promise<T> {
   return new Promise((resolve, reject) => {
     const left = until - performance.now();
-    const timer = left < LONGEST ? setTimeout(() => reject(late()), left) : undefined;
+    const timer = left < MAX_DELAY ? setTimeout(() => reject(timedOut()), left) : undefined;
     const aborted = () => reject(signal?.reason);
     if (signal?.aborted) aborted();
     signal?.addEventListener('abort', aborted);

@@ -1,4 +1,4 @@
-// The WebAssembly core: loaded once, whoever asks first.
+// Loads the WebAssembly core, once.
 import init from '../../wasm/umbel.js';
 import { UmbelError } from './failure';
 

@@ -1,4 +1,5 @@
-// What the browser tells about power and about the connection's cost; where it tells nothing, nothing is held against it.
+// The browser's information about power and the cost of the network. Without information, the device counts as plugged in and the
+// network as unmetered.
 
 interface Battery extends EventTarget { readonly charging: boolean }
 interface Connection extends EventTarget { readonly type?: string; readonly saveData?: boolean }
@@ -13,15 +14,15 @@ export class Power extends EventTarget {
     this.#battery = battery;
     this.#connection = connection;
     const { signal } = this.#listening;
-    const tell = () => this.dispatchEvent(new Event('change'));
-    battery?.addEventListener('chargingchange', tell, { signal });
-    connection?.addEventListener('change', tell, { signal });
+    const notify = () => this.dispatchEvent(new Event('change'));
+    battery?.addEventListener('chargingchange', notify, { signal });
+    connection?.addEventListener('change', notify, { signal });
   }
 
   static async watch(): Promise<Power> {
-    const told = navigator as { getBattery?: () => Promise<Battery>; connection?: Connection };
-    const battery = await told.getBattery?.().catch(() => undefined);
-    return new Power(battery, told.connection);
+    const source = navigator as { getBattery?: () => Promise<Battery>; connection?: Connection };
+    const battery = await source.getBattery?.().catch(() => undefined);
+    return new Power(battery, source.connection);
   }
 
   get onBattery(): boolean {

@@ -1,13 +1,13 @@
-// What a page keeps from one visit to the next: a few entries of bytes, by name, in IndexedDB. Where the browser denies that,
-// or its space is full, in memory, which lasts as long as the page.
+// The persistent storage of a page: named entries in IndexedDB. If the browser denies that, or its space is full, entries stay in
+// memory until the page ends.
 
 const DATABASE = 'umbel';
 const ENTRIES = 'entries';
-/** A database that another tab is changing may keep us waiting. */
-const PATIENCE = 3_000;
+/** Time limit for opening the database, in ms. An upgrade in another tab may block it. */
+const OPEN_LIMIT = 3_000;
 
 export interface Storage {
-  /** Whether what is put is kept beyond the page. */
+  /** Whether stored entries outlast the page. */
   readonly lasting: boolean;
   get(key: string): Promise<unknown>;
   put(key: string, value: unknown): Promise<void>;
@@ -25,11 +25,11 @@ export async function openStorage(): Promise<Storage> {
 function open(): Promise<IDBDatabase> {
   return new Promise((resolve, reject) => {
     const request = indexedDB.open(DATABASE, 1);
-    const late = setTimeout(() => reject(new Error('blocked')), PATIENCE);
+    const late = setTimeout(() => reject(new Error('blocked')), OPEN_LIMIT);
     request.onupgradeneeded = () => request.result.createObjectStore(ENTRIES);
     request.onsuccess = () => {
       clearTimeout(late);
-      // A later version of the page may want to change it.
+      // A later version of the page can upgrade the database only when it is closed here.
       request.result.onversionchange = () => request.result.close();
       resolve(request.result);
     };
@@ -56,7 +56,7 @@ class Memory implements Storage {
 class Kept implements Storage {
   lasting = true;
   readonly #database: IDBDatabase;
-  /** What could not be written, so that it holds for as long as the page. */
+  /** Entries that could not be written, kept until the page ends. */
   readonly #unwritten = new Map<string, unknown>();
 
   constructor(database: IDBDatabase) {
@@ -66,7 +66,7 @@ class Kept implements Storage {
   async get(key: string): Promise<unknown> {
     if (this.#unwritten.has(key)) return this.#unwritten.get(key);
     try {
-      return await this.#ask('readonly', (entries) => entries.get(key));
+      return await this.#run('readonly', (entries) => entries.get(key));
     } catch {
       return undefined;
     }
@@ -74,7 +74,7 @@ class Kept implements Storage {
 
   async put(key: string, value: unknown): Promise<void> {
     try {
-      await this.#ask('readwrite', (entries) => entries.put(value, key));
+      await this.#run('readwrite', (entries) => entries.put(value, key));
       this.#unwritten.delete(key);
     } catch {
       this.lasting = false;
@@ -82,10 +82,10 @@ class Kept implements Storage {
     }
   }
 
-  #ask<T>(mode: IDBTransactionMode, act: (entries: IDBObjectStore) => IDBRequest<T>): Promise<T> {
+  #run<T>(mode: IDBTransactionMode, action: (entries: IDBObjectStore) => IDBRequest<T>): Promise<T> {
     return new Promise((resolve, reject) => {
       const transaction = this.#database.transaction(ENTRIES, mode);
-      const request = act(transaction.objectStore(ENTRIES));
+      const request = action(transaction.objectStore(ENTRIES));
       transaction.oncomplete = () => resolve(request.result);
       transaction.onabort = transaction.onerror = () => reject(transaction.error ?? new Error('aborted'));
     });

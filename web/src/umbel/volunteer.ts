@@ -1,8 +1,8 @@
-// A volunteer in this page: the core relays, this looks after what is of pages alone. One tab at a time, pauses, limits of
-// the total, sleep and changes of network, what was relayed in all.
+// A volunteer in this page. The core forwards circuits; this file has the parts that only pages need: one tab at a time, pauses, the
+// limit of the total, sleep, changes of network, and the stored total.
 import { PageVolunteer } from '../../wasm/umbel.js';
 import { chooseEngines, type SearchEngine, type SearchEngineState } from './engines';
-import { asError, failed } from './failure';
+import { asError, fromCore } from './failure';
 import { load, requireWebRtc } from './module';
 import { findNetwork, type Network } from './network';
 import { Power } from './power';
@@ -11,33 +11,33 @@ import { openStorage, type Storage } from './storage';
 export interface VolunteerState {
   on: boolean;
   phase: 'off' | 'starting' | 'registering' | 'connecting' | 'reachable' | 'unreachable' | 'paused' | 'error';
-  /** In plain words, where there is something to say. */
+  /** The reason for the phase, as text for the user. */
   why?: string;
-  /** Relays over which others can reach this one now. */
+  /** Number of gateways over which others can reach this relay now. */
   gateways: number;
   circuits: number;
-  /** Bytes passed on in the last second. */
+  /** Bytes forwarded in the last second. */
   bytesNow: number;
-  /** Bytes passed on in all, visits before included. */
+  /** Bytes forwarded in total, including earlier visits. */
   bytesTotal: number;
   identity?: string;
-  /** Those of `searchEngines` that were chosen, and how each stands. */
+  /** The chosen engines, with their states. */
   searchEngines: SearchEngineState[];
-  /** Searches answered for others since the page began. */
+  /** Searches answered for others since the page was loaded. */
   searches: number;
 }
 
 export interface VolunteerLimits {
-  /** Bytes sent to relays a second, in the long run. Each that is passed on is received once and sent once. */
+  /** Average rate of sending to relays, in bytes per second. Each forwarded byte is received once and sent once. */
   bytesPerSecond?: number;
-  /** Bytes passed on in all, counted from when the limit is set anew; with those of searches, and of what engines answered. */
+  /** Forwarded bytes in total since the last change of this limit, including those of searches and of the engines' answers. */
   bytesTotal?: number;
-  /** Where the browser tells. */
+  /** This limit and the next one have an effect only in browsers that report the condition. */
   onlyOnPower?: boolean;
   onlyUnmetered?: boolean;
   /**
-   * Engines to search for others: names of those that the network's description has, or described here. None if left out. Each sees
-   * this browser's address ask what others want to know, and this browser sees what they ask, though not who.
+   * Engines to query for others: names of engines in the network's description, or descriptions. None by default. Each engine sees this
+   * browser's address with the queries of others. This browser reads the queries, but doesn't see who sent them.
    */
   searchEngines?: (string | SearchEngine)[];
 }
@@ -46,26 +46,25 @@ export interface Volunteer {
   readonly state: VolunteerState;
   setLimits(limits: VolunteerLimits): void;
   /**
-   * Takes no more circuits at once; those that carry something go on for up to three seconds. The promise is kept when all
-   * channels are closed.
+   * Accepts no more circuits. Those in use continue for up to three seconds. The promise resolves when all channels are closed.
    */
   stop(): Promise<void>;
 }
 
 export interface VolunteerOptions {
-  /** The network, or the address of its description; `./umbel.json` beside the page if left out. */
+  /** The network, or the URL of its description; `./umbel.json` beside the page by default. */
   network?: Network | string;
   limits?: VolunteerLimits;
   onstate: (state: VolunteerState) => void;
 }
 
-/** What the core tells. */
+/** The state that the core reports. */
 interface CoreState {
   phase: VolunteerState['phase'];
   why?: string;
   gateways: number;
   circuits: number;
-  /** Since the page began. */
+  /** Bytes forwarded since the page was loaded. */
   bytes: number;
   identity: string;
   engines: SearchEngineState[];
@@ -75,18 +74,18 @@ interface CoreState {
 const LOCK = 'umbel-volunteer';
 const TOTAL = 'relayed';
 const CERTIFICATE = 'certificate';
-/** How often the total is kept. */
-const KEEP_EVERY = 15_000;
-/** A page that has not run for so long has slept, and its links are gone. */
-const SLEPT = 15_000;
-const LOOK_EVERY = 2_000;
+/** Interval at which the total is stored, in ms. */
+const STORE_INTERVAL = 15_000;
+/** Time in ms since the last check after which the device counts as having slept, and its links as lost. */
+const SLEEP_THRESHOLD = 15_000;
+const CHECK_INTERVAL = 2_000;
 const DAY = 24 * 60 * 60 * 1000;
 
 const OTHER_TAB = 'Another tab of this browser is the volunteer; this tab takes over when that one closes.';
 const MEMORY_ONLY = 'This browser stores nothing for this page, so the next visit will be another volunteer.';
 
-/** Has the browser keep no list of what this page fetches: in it would stand what others ask. */
-function forgetAddresses(): void {
+/** Disables the browser's list of fetched URLs, which would contain the queries of others. */
+function disableResourceTiming(): void {
   performance.setResourceTimingBufferSize(0);
   performance.clearResourceTimings();
 }
@@ -115,27 +114,27 @@ class Page implements Volunteer {
   #limits: VolunteerLimits;
   readonly #onstate: (state: VolunteerState) => void;
   #core: PageVolunteer | undefined;
-  /** Engines that the network names. */
+  /** Engines in the network's description. */
   #engines: SearchEngine[] = [];
   #storage: Storage | undefined;
   #power: Power | undefined;
   #running = false;
   #stopped = false;
   #ending: Promise<void> | undefined;
-  /** The browser may keep the page for later; meanwhile it is no relay. */
-  #away = false;
-  /** This tab is the one. */
-  #chosen = false;
+  /** Whether the browser may have cached the page; if so, it is no relay. */
+  #cached = false;
+  /** Whether this tab holds the lock, so that it is the volunteer. */
+  #holdsLock = false;
   #release: (() => void) | undefined;
   readonly #listening = new AbortController();
-  #looking: ReturnType<typeof setInterval> | undefined;
-  /** Of earlier visits, and what this one adds to it. */
-  #before = 0;
-  #relayed = 0;
-  /** The total when the limit on it was set. */
+  #checkTimer: ReturnType<typeof setInterval> | undefined;
+  /** Bytes forwarded in earlier visits, and in this one. */
+  #earlierBytes = 0;
+  #bytes = 0;
+  /** The total at the time of setting the limit of the total. */
   #limitedFrom = 0;
-  #keptAt = 0;
-  #lookedAt = Date.now();
+  #storedAt = 0;
+  #checkedAt = Date.now();
   #samples: { at: number; bytes: number }[] = [];
 
   constructor(limits: VolunteerLimits, onstate: (state: VolunteerState) => void) {
@@ -148,13 +147,13 @@ class Page implements Volunteer {
     this.#power = power;
     this.#engines = network.engines ?? [];
     const before = await storage.get(TOTAL);
-    this.#before = typeof before === 'number' && before >= 0 ? before : 0;
-    this.#limitedFrom = this.#before;
-    await this.#beTheOnlyTab();
+    this.#earlierBytes = typeof before === 'number' && before >= 0 ? before : 0;
+    this.#limitedFrom = this.#earlierBytes;
+    await this.#takeLock();
     const certificate = await this.#certificate();
-    this.#core = (await failed(
+    this.#core = (await fromCore(
       PageVolunteer.make(network.directories, network.authorities, storage, certificate, (state: CoreState) =>
-        this.#told(state),
+        this.#handleCoreState(state),
       ),
     )) as PageVolunteer;
     this.setLimits(this.#limits);
@@ -163,15 +162,15 @@ class Page implements Volunteer {
   }
 
   setLimits(limits: VolunteerLimits): void {
-    // First, since only this can fail.
+    // Only these steps can fail, so they are first.
     const engines = chooseEngines(limits.searchEngines ?? [], this.#engines);
-    if (engines.length > 0) forgetAddresses();
+    if (engines.length > 0) disableResourceTiming();
     try {
       this.#core?.search_engines(engines.map(({ name }) => name), engines.map(({ description }) => description));
     } catch (error) {
       throw asError(error);
     }
-    if (limits.bytesTotal !== this.#limits.bytesTotal) this.#limitedFrom = this.#before + this.#relayed;
+    if (limits.bytesTotal !== this.#limits.bytesTotal) this.#limitedFrom = this.#earlierBytes + this.#bytes;
     this.#limits = { ...limits };
     const { bytesPerSecond } = limits;
     this.#core?.limit(bytesPerSecond && bytesPerSecond > 0 ? bytesPerSecond : undefined);
@@ -184,10 +183,10 @@ class Page implements Volunteer {
 
   async #end(): Promise<void> {
     this.#stopped = true;
-    clearInterval(this.#looking);
+    clearInterval(this.#checkTimer);
     this.#power?.close();
     this.#listening.abort();
-    // Off as the person sees it, though what others were in the middle of may still end.
+    // The user sees the off state at once, although circuits in use may still finish.
     this.show({ on: false, phase: 'off', why: undefined, gateways: 0, circuits: 0, bytesNow: 0 });
     const leaving = new AbortController();
     addEventListener('pagehide', () => this.#core?.pause(''), { signal: leaving.signal });
@@ -196,10 +195,10 @@ class Page implements Volunteer {
     } finally {
       leaving.abort();
     }
-    this.show({ bytesTotal: this.#before + this.#relayed });
-    // Another tab is the same relay.
+    this.show({ bytesTotal: this.#earlierBytes + this.#bytes });
+    // Another tab may now become the same relay.
     this.#release?.();
-    await this.#keepTotal();
+    await this.#storeTotal();
   }
 
   show(change: { [Key in keyof VolunteerState]?: VolunteerState[Key] | undefined }): void {
@@ -209,32 +208,32 @@ class Page implements Volunteer {
     this.#onstate(this.state);
   }
 
-  /** What the core tells, with what only the page knows. */
-  #told(told: CoreState): void {
-    this.#relayed = told.bytes;
+  /** Handles a state of the core, and adds the page's own values. */
+  #handleCoreState(core: CoreState): void {
+    this.#bytes = core.bytes;
     if (this.#stopped) return;
-    const { phase, gateways, circuits, identity, engines: searchEngines, searches } = told;
+    const { phase, gateways, circuits, identity, engines: searchEngines, searches } = core;
     const memoryOnly = phase === 'reachable' && this.#storage?.lasting === false ? MEMORY_ONLY : undefined;
-    const bytesTotal = this.#before + this.#relayed;
-    const why = told.why ?? memoryOnly;
-    this.show({ phase, why, gateways, circuits, identity, bytesTotal, bytesNow: this.#now(), searchEngines, searches });
-    // Whatever follows from it comes after the core has had its say.
+    const bytesTotal = this.#earlierBytes + this.#bytes;
+    const why = core.why ?? memoryOnly;
+    this.show({ phase, why, gateways, circuits, identity, bytesTotal, bytesNow: this.#bytesNow(), searchEngines, searches });
+    // Deferred, because the core must not be called within its callback.
     queueMicrotask(() => this.#decide());
   }
 
-  /** Bytes of the last second, from what has been seen since a little before it. */
-  #now(): number {
+  /** Bytes forwarded in the last second, from the samples since shortly before it. */
+  #bytesNow(): number {
     const at = performance.now();
-    this.#samples.push({ at, bytes: this.#relayed });
+    this.#samples.push({ at, bytes: this.#bytes });
     while (this.#samples.length > 2 && (this.#samples[1]?.at ?? at) < at - 1000) this.#samples.shift();
     const first = this.#samples[0];
     const took = first ? at - first.at : 0;
-    return first && took > 100 ? Math.round(((this.#relayed - first.bytes) * 1000) / Math.max(took, 1000)) : 0;
+    return first && took > 100 ? Math.round(((this.#bytes - first.bytes) * 1000) / Math.max(took, 1000)) : 0;
   }
 
-  /** Runs or pauses, as everything stands. */
+  /** Starts or pauses the core, by all conditions. */
   #decide(): void {
-    if (this.#stopped || this.#away || !this.#core) return;
+    if (this.#stopped || this.#cached || !this.#core) return;
     const why = this.#reasonToPause();
     if (why === undefined) {
       if (!this.#running) {
@@ -249,8 +248,8 @@ class Page implements Volunteer {
 
   #reasonToPause(): string | undefined {
     const { bytesTotal, onlyOnPower, onlyUnmetered } = this.#limits;
-    if (!this.#chosen) return OTHER_TAB;
-    if (bytesTotal !== undefined && bytesTotal > 0 && this.#before + this.#relayed - this.#limitedFrom >= bytesTotal) {
+    if (!this.#holdsLock) return OTHER_TAB;
+    if (bytesTotal !== undefined && bytesTotal > 0 && this.#earlierBytes + this.#bytes - this.#limitedFrom >= bytesTotal) {
       return 'The amount that you set has been forwarded.';
     }
     if (onlyOnPower && this.#power?.onBattery) return 'This device runs on its battery.';
@@ -263,57 +262,57 @@ class Page implements Volunteer {
     const { signal } = this.#listening;
     this.#power?.addEventListener('change', () => this.#decide(), { signal });
     addEventListener('offline', () => this.#decide(), { signal });
-    // Another network, other addresses: the links from before are worth nothing.
-    addEventListener('online', () => this.#startAnew(), { signal });
-    document.addEventListener('visibilitychange', () => this.#look(), { signal });
-    // Relays learn at once, instead of by our silence. The page may come back from the browser's cache.
+    // The addresses of another network differ, so the old links are lost.
+    addEventListener('online', () => this.#restart(), { signal });
+    document.addEventListener('visibilitychange', () => this.#check(), { signal });
+    // Notifies the relays at once, so that they need not wait for a timeout. The browser may cache and restore the page.
     addEventListener('pagehide', () => {
-      void this.#keepTotal();
-      this.#away = true;
+      void this.#storeTotal();
+      this.#cached = true;
       this.#running = false;
       this.#core?.pause('');
     }, { signal });
     addEventListener('pageshow', () => {
-      this.#away = false;
+      this.#cached = false;
       this.#decide();
     }, { signal });
-    this.#looking = setInterval(() => this.#look(), LOOK_EVERY);
+    this.#checkTimer = setInterval(() => this.#check(), CHECK_INTERVAL);
   }
 
-  /** Notices that the device has slept, and keeps the total. */
-  #look(): void {
+  /** Detects sleep of the device, stores the total, and checks all conditions. */
+  #check(): void {
     const now = Date.now();
-    // A hidden page's timers may come once a minute, but then its links live.
-    const slept = now - this.#lookedAt > SLEPT && !document.hidden;
-    this.#lookedAt = now;
-    if (slept && this.state.gateways === 0) this.#startAnew();
-    if (now - this.#keptAt > KEEP_EVERY) void this.#keepTotal();
+    // Timers of a hidden page may run once a minute, while its links stay open.
+    const slept = now - this.#checkedAt > SLEEP_THRESHOLD && !document.hidden;
+    this.#checkedAt = now;
+    if (slept && this.state.gateways === 0) this.#restart();
+    if (now - this.#storedAt > STORE_INTERVAL) void this.#storeTotal();
     this.#decide();
   }
 
-  #startAnew(): void {
+  #restart(): void {
     if (this.#running) this.#core?.start();
     else this.#decide();
   }
 
-  async #keepTotal(): Promise<void> {
-    this.#keptAt = Date.now();
-    if (this.#relayed > 0) await this.#storage?.put(TOTAL, this.#before + this.#relayed);
+  async #storeTotal(): Promise<void> {
+    this.#storedAt = Date.now();
+    if (this.#bytes > 0) await this.#storage?.put(TOTAL, this.#earlierBytes + this.#bytes);
   }
 
-  /** Two tabs with one identity would fight over it. */
-  async #beTheOnlyTab(): Promise<void> {
+  /** Takes the lock of the volunteer, or waits for it in the background, because two tabs must not have one identity. */
+  async #takeLock(): Promise<void> {
     const { locks } = navigator;
     if (!locks) {
-      this.#chosen = true;
+      this.#holdsLock = true;
       return;
     }
     const released = new Promise<void>((resolve) => (this.#release = resolve));
     const hold = async (lock: Lock | null) => {
       if (!lock) return false;
-      // Stopped while it waited.
+      // The volunteer was stopped while it waited for the lock.
       if (this.#stopped) return true;
-      this.#chosen = true;
+      this.#holdsLock = true;
       await released;
       return true;
     };
@@ -328,7 +327,7 @@ class Page implements Volunteer {
         const { signal } = this.#listening;
         const later = async (lock: Lock | null) => {
           const before = await this.#storage?.get(TOTAL);
-          if (typeof before === 'number') this.#before = before - this.#relayed;
+          if (typeof before === 'number') this.#earlierBytes = before - this.#bytes;
           const held = hold(lock);
           this.#decide();
           return held;
@@ -338,16 +337,16 @@ class Page implements Volunteer {
     });
   }
 
-  /** The certificate that this volunteer shows its neighbours, the same for as long as it lasts. */
+  /** The certificate that this volunteer presents to its neighbours, the same until it expires. */
   async #certificate(): Promise<RTCCertificate | undefined> {
     try {
-      const kept = await this.#storage?.get(CERTIFICATE);
-      if (kept instanceof RTCCertificate && kept.expires > Date.now() + DAY) return kept;
-      const made = await RTCPeerConnection.generateCertificate({ name: 'ECDSA', namedCurve: 'P-256' } as EcKeyGenParams);
-      await this.#storage?.put(CERTIFICATE, made);
-      return made;
+      const stored = await this.#storage?.get(CERTIFICATE);
+      if (stored instanceof RTCCertificate && stored.expires > Date.now() + DAY) return stored;
+      const created = await RTCPeerConnection.generateCertificate({ name: 'ECDSA', namedCurve: 'P-256' } as EcKeyGenParams);
+      await this.#storage?.put(CERTIFICATE, created);
+      return created;
     } catch {
-      // One is made for each link then.
+      // Without a certificate, the browser creates one for each link.
       return undefined;
     }
   }

@@ -1,28 +1,28 @@
-// Bytes a second over the last two minutes, as two paths in a picture of 240 by 60.
+// The forwarding rates of the last two minutes, in bytes per second, as two SVG paths in a picture of 240 by 60.
 
 export const WIDTH = 240;
 export const HEIGHT = 60;
-// Samples, one a second.
+// Number of samples, one per second.
 export const SPAN = 120;
-// Below this the picture would show noise as mountains.
-const LEAST_TOP = 10_000;
+// Lowest rate at the upper edge, because a smaller scale would magnify noise.
+const MIN_TOP = 10_000;
 
-export interface Drawn {
+export interface GraphPaths {
   line: string;
   area: string;
-  // What the upper edge stands for, in bytes a second.
+  // The rate at the upper edge, in bytes per second.
   top: number;
 }
 
-// The next of 1, 2, 5, 10, 20… that is not below `value`.
+// The smallest number of 1, 2, 5, 10, 20… that is at least `value` and the lowest rate.
 export function roundTop(value: number): number {
-  const least = Math.max(value, LEAST_TOP);
+  const least = Math.max(value, MIN_TOP);
   const power = 10 ** Math.floor(Math.log10(least));
   return [1, 2, 5, 10].map((step) => step * power).find((top) => top >= least) ?? least;
 }
 
-// The newest sample is the last, and stands at the right edge.
-export function draw(samples: readonly number[]): Drawn {
+// The paths of the samples. The last sample is the newest, at the right edge.
+export function draw(samples: readonly number[]): GraphPaths {
   const shown = samples.slice(-SPAN);
   const top = roundTop(Math.max(0, ...shown));
   if (shown.length < 2) return { line: '', area: '', top };
@@ -33,7 +33,7 @@ export function draw(samples: readonly number[]): Drawn {
   return { line, area: `${line}L${WIDTH} ${HEIGHT}L${first.toFixed(1)} ${HEIGHT}Z`, top };
 }
 
-// The last two minutes, one value for each second that has passed, however often values come: hidden tabs are woken rarely.
+// One value for each second of the last two minutes, independent of the number of calls, because hidden tabs run rarely.
 export class Samples {
   readonly values: number[] = [];
   #second: number | undefined;
@@ -43,7 +43,7 @@ export class Samples {
     const second = Math.floor(now / 1000);
     if (this.#second === undefined) this.values.push(value);
     else if (second > this.#second) {
-      // What happened in seconds that nobody looked at is taken to be as now.
+      // Seconds without a call get the current value.
       for (let missed = Math.min(second - this.#second, SPAN); missed > 0; missed--) this.values.push(value);
     } else this.values[this.values.length - 1] = value;
     this.#second = Math.max(second, this.#second ?? second);

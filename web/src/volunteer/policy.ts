@@ -1,13 +1,13 @@
-// What this page may fetch from, once it knows. The policy that it is served with can't name the network's directories, which may
-// be anywhere (web/vite.config.ts); so the page takes the rest away from itself, for as long as it is open. A browser lets a page
-// make its policy stricter and never less so.
+// Restricts the origins that this page may fetch from. The policy in the page can't name the network's directories, which may be on any
+// host (web/vite.config.ts). So the page adds a stricter policy when it knows the network. A browser lets a page make its policy
+// stricter, never less strict.
 import { h } from '../page/dom';
 
-// How a policy names where `address` leads. None if it is no address: the core says so, in words.
+// The policy's source expression for `address`. None for an invalid URL, which the core reports.
 function source(address: string): string[] {
   try {
     const { origin, protocol, hostname } = new URL(address);
-    // It has no way to name an IPv6 address, and browsers pass over what tries; so all hosts are let through, by this scheme.
+    // A policy can't name an IPv6 address, so all hosts of this scheme are allowed.
     return [hostname.startsWith('[') ? protocol : origin];
   } catch {
     return [];

@@ -1,8 +1,8 @@
-// What the volunteer has chosen, kept in this browser: on or off, and the limits. Nothing else is kept here.
+// The volunteer's settings, stored in this browser: on or off, and the limits.
 import type { VolunteerLimits } from '../umbel';
 
-// An engine as it was chosen: by its name, and where it was to be asked. What the name means is said by whoever serves the network's
-// description, each time; who has chosen one engine has not chosen another that is called the same.
+// A chosen engine: its name, and the origins of its queries at the time of the choice. The server of the network's description can
+// change the meaning of a name, so the choice is not valid for an engine of the same name with other origins.
 export interface ChosenEngine {
   name: string;
   origins: string[];
@@ -16,33 +16,33 @@ export interface Settings {
 }
 
 const KEY = 'umbel-volunteer';
-// As many as a network names.
-const MOST_ENGINES = 32;
+// Largest number of engines, as in a network's description.
+const MAX_ENGINES = 32;
 
-// Modest on purpose: who wants more says so.
+// Low by default. The user can raise them.
 export const DEFAULTS: Settings = { on: false, limits: { bytesPerSecond: 1_250_000, bytesTotal: 10_000_000_000, onlyUnmetered: true } };
 
-// What stands in `text`, as far as it can be read as settings; anything else is as if it had never been chosen.
+// The settings in `text`. Invalid parts count as absent.
 export function read(text: string | null): Settings {
-  let kept: unknown;
+  let stored: unknown;
   try {
-    kept = JSON.parse(text ?? '');
+    stored = JSON.parse(text ?? '');
   } catch {
     return DEFAULTS;
   }
-  if (typeof kept !== 'object' || kept === null) return DEFAULTS;
-  const { on, limits } = kept as { on?: unknown; limits?: unknown };
+  if (typeof stored !== 'object' || stored === null) return DEFAULTS;
+  const { on, limits } = stored as { on?: unknown; limits?: unknown };
   if (typeof limits !== 'object' || limits === null) return DEFAULTS;
-  const said = limits as Record<string, unknown>;
+  const values = limits as Record<string, unknown>;
   const count = (value: unknown) => typeof value === 'number' && Number.isSafeInteger(value) && value > 0;
   const read: Limits = {};
-  if (count(said['bytesPerSecond'])) read.bytesPerSecond = said['bytesPerSecond'] as number;
-  if (count(said['bytesTotal'])) read.bytesTotal = said['bytesTotal'] as number;
-  if (said['onlyOnPower'] === true) read.onlyOnPower = true;
-  if (said['onlyUnmetered'] === true) read.onlyUnmetered = true;
-  const engines = said['searchEngines'];
+  if (count(values['bytesPerSecond'])) read.bytesPerSecond = values['bytesPerSecond'] as number;
+  if (count(values['bytesTotal'])) read.bytesTotal = values['bytesTotal'] as number;
+  if (values['onlyOnPower'] === true) read.onlyOnPower = true;
+  if (values['onlyUnmetered'] === true) read.onlyUnmetered = true;
+  const engines = values['searchEngines'];
   if (Array.isArray(engines)) {
-    const chosen = engines.slice(0, MOST_ENGINES).filter(isChosen);
+    const chosen = engines.slice(0, MAX_ENGINES).filter(isChosen);
     if (chosen.length > 0) read.searchEngines = chosen.map(({ name, origins }) => ({ name, origins }));
   }
   return { on: on === true, limits: read };
@@ -54,13 +54,13 @@ function isChosen(engine: unknown): engine is ChosenEngine {
     origins.every((origin) => typeof origin === 'string');
 }
 
-// Whether an engine that was chosen is still asked where it was then.
+// Whether `now` has the name and the origins of the chosen engine.
 export function isSame(chosen: ChosenEngine, now: ChosenEngine): boolean {
   const places = ({ origins }: ChosenEngine) => [...origins].sort().join(' ');
   return chosen.name === now.name && places(chosen) === places(now);
 }
 
-// A browser that keeps nothing still volunteers, with what is chosen each time.
+// Without storage, each visit starts with the defaults.
 export function load(): Settings {
   try {
     return read(localStorage.getItem(KEY));
@@ -69,10 +69,10 @@ export function load(): Settings {
   }
 }
 
-export function keep(settings: Settings): void {
+export function store(settings: Settings): void {
   try {
     localStorage.setItem(KEY, JSON.stringify(settings));
   } catch {
-    // Said on the page where it matters: the key isn't kept either.
+    // The page reports missing storage when the relay is reachable, because the key isn't stored either.
   }
 }

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, path::PathBuf};
 
 /// A measurement condition, the same for all contenders.
 pub(super) struct Condition {
-    /// Its name for `--only`.
+    /// The name for `--only`.
     pub(super) name: &'static str,
     what: &'static str,
     /// Options of the labs.
@@ -15,7 +15,7 @@ pub(super) struct Condition {
 }
 
 impl Condition {
-    /// Whether the labs need namespaces for it, and therefore root.
+    /// Whether the labs need namespaces for this condition, and therefore root.
     pub(super) const fn is_namespaced(&self) -> bool {
         !self.options.is_empty()
     }
@@ -203,7 +203,7 @@ impl Results {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let of = match runs {
             1 => "One run of each".to_owned(),
-            runs => format!("Medians of {runs} runs by turns (least–most); ratios are medians of paired runs"),
+            runs => format!("Medians of {runs} alternating runs (minimum–maximum); ratios are medians of paired runs"),
         };
         let mut text = format!("{of}. Everything on {cores} cores. CPU, time and memory: less is better.");
         if tor && !self.tor_version.is_empty() {
@@ -259,12 +259,14 @@ pub(super) fn header(contenders: &[Contender]) -> String {
 /// Median, and the range if there are several values.
 fn summary(runs: &[(usize, f64)]) -> String {
     let values: Vec<f64> = runs.iter().map(|(_, value)| *value).collect();
-    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let minimum = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let maximum = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let several = values.len() > 1;
     match median(values) {
         None => "–".to_owned(),
-        Some(median) if several => format!("{} ({}–{})", significant(median), significant(least), significant(most)),
+        Some(median) if several => {
+            format!("{} ({}–{})", significant(median), significant(minimum), significant(maximum))
+        }
         Some(median) => significant(median),
     }
 }
@@ -299,14 +301,14 @@ mod tests {
     }
 
     #[test]
-    fn conditions_have_different_names() {
+    fn conditions_have_distinct_names() {
         for (number, condition) in CONDITIONS.iter().enumerate() {
             assert!(CONDITIONS[number + 1..].iter().all(|other| other.name != condition.name));
         }
     }
 
     #[test]
-    fn ratios_are_of_runs_that_both_have() {
+    fn ratios_compare_runs_that_both_contenders_have() {
         let mut results = Results::default();
         let condition = &CONDITIONS[1];
         for (contender, run, value) in [(0, 0, 10.0), (1, 0, 2.0), (0, 1, 90.0), (0, 2, 12.0), (1, 2, 3.0)] {
@@ -333,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_bytes_are_failures_and_failed_requests_are_told() {
+    fn wrong_bytes_are_failures_and_failed_requests_are_listed() {
         let mut results = Results::default();
         let output = "c0.bulk_1.errors 2 count\nc0.bulk_1.corrupt 1 count\nc0.bulk_1.foreign_cores 0.5 cores\n";
         results.add(&CONDITIONS[1], 0, 0, "loss-1, run 1, Umbel", output);
@@ -344,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn medians_and_digits() {
+    fn medians_and_significant_digits_are_computed() {
         assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(vec![4.0, 1.0]), Some(2.5));
         assert_eq!(median(Vec::new()), None);

@@ -12,9 +12,9 @@ use crate::{
 
 /// The engine of a description, if a page may query it.
 pub(in crate::browser) fn describe(name: &str, description: &str) -> Result<Engine, PageFailure> {
-    let called = EngineName::parse(name)
+    let engine_name = EngineName::parse(name)
         .ok_or_else(|| bad(format!("\"{name}\" is not a name of a search engine: at most 32 of a-z, 0-9 and -")))?;
-    let engine = Engine::describe_for_page(description.as_bytes(), Some(called))
+    let engine = Engine::describe_for_page(description.as_bytes(), Some(engine_name))
         .map_err(|error| bad(format!("the description of \"{name}\" is invalid: {error}")))?;
     // Otherwise a malicious description could make a visitor's browser send requests to the visitor's local network.
     if !is_local(&js::own_host()) && engine.origins().iter().any(|origin| is_local(&host(origin))) {
@@ -29,7 +29,7 @@ fn host(origin: &str) -> String {
 
 /// Suffixes of local names: RFC 6761, RFC 6762 with its appendix G, RFC 8375, ICANN's `internal`, and one that
 /// routers use.
-const OWN_NAMES: [&str; 11] = [
+const LOCAL_SUFFIXES: [&str; 11] = [
     "localhost",
     "local",
     "internal",
@@ -43,15 +43,15 @@ const OWN_NAMES: [&str; 11] = [
     "fritz.box",
 ];
 
-/// Whether `host`, as browsers serialise it, names this machine or the local network. Only the name is checked: a
-/// page can't see the address that a name resolves to.
+/// Whether `host`, as browsers serialise it, names this machine or the local network. Only the name is checked,
+/// because a page can't see the address that a name resolves to.
 fn is_local(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches([']', '.']);
     if let Ok(ip) = bare.parse::<IpAddr>() {
         return !is_global(ip);
     }
     let within = |end: &&str| bare.strip_suffix(*end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    !bare.is_empty() && !bare.contains('.') || OWN_NAMES.iter().any(within)
+    !bare.is_empty() && !bare.contains('.') || LOCAL_SUFFIXES.iter().any(within)
 }
 
 #[cfg(test)]
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_asks_no_engine_of_the_visitors_own_network() {
+    fn names_and_addresses_of_the_visitors_network_are_local() {
         for host in [
             "localhost",
             "a.localhost",

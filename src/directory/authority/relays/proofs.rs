@@ -50,7 +50,7 @@ struct Running {
 
 impl Running {
     fn of(entries: &RelayEntries) -> Self {
-        let running = || entries.entries.values().filter(|entry| entry.is_under_way());
+        let running = || entries.entries.values().filter(|entry| entry.is_running());
         let new = || running().filter(|entry| !entry.is_proved());
         Self {
             proved: running().count().saturating_sub(new().count()),
@@ -73,9 +73,9 @@ impl Running {
     }
 
     /// Whether another proof may run, of at most `most`. A half of them is for relays that are proved, a half for new
-    /// ones, unless they are `together`.
-    fn admits(&self, entry: &RelayEntry, most: usize, together: bool) -> bool {
-        if together {
+    /// ones, unless the caps are off.
+    fn admits(&self, entry: &RelayEntry, most: usize, uncapped: bool) -> bool {
+        if uncapped {
             return self.proved.saturating_add(self.new) < most;
         }
         let is_below = |counts: &BTreeMap<AddressPrefix, usize>, network: AddressPrefix, cap| {
@@ -93,16 +93,16 @@ impl Running {
 
 impl RelayEntries {
     /// Counts proofs that began `timeout` ago as failed.
-    pub(in super::super) fn time_out_proofs(&mut self, now: WallTime, timeout: Duration, again: Duration) {
+    pub(in super::super) fn time_out_proofs(&mut self, now: WallTime, timeout: Duration, interval: Duration) {
         for entry in self.entries.values_mut() {
-            if matches!(entry.proof, Proof::Asked { at, .. } if now >= at.after(timeout)) {
-                entry.failed(now, again);
+            if matches!(entry.proof, Proof::Running { at, .. } if now >= at.after(timeout)) {
+                entry.failed(now, interval);
             }
         }
     }
 
     /// Starts due proofs, of at most `most` running ones: of proved relays the longest due first, of new ones in turns.
-    pub(in super::super) fn wanted_proofs(&mut self, now: WallTime, most: usize) -> Vec<DialTarget> {
+    pub(in super::super) fn start_proofs(&mut self, now: WallTime, most: usize) -> Vec<DialTarget> {
         let mut running = Running::of(self);
         let (mut proved, mut new) = (Vec::new(), BTreeMap::<Publisher, Vec<(WallTime, RelayId)>>::new());
         for (relay, entry) in &self.entries {
@@ -147,12 +147,12 @@ impl RelayEntries {
 
     /// Starts the proof of `relay`, if there is room, and returns its dials.
     fn start(&mut self, now: WallTime, relay: &RelayId, running: &mut Running, most: usize) -> Vec<DialTarget> {
-        let together = self.together;
-        let Some(entry) = self.entries.get_mut(relay).filter(|entry| running.admits(entry, most, together)) else {
+        let uncapped = self.uncapped;
+        let Some(entry) = self.entries.get_mut(relay).filter(|entry| running.admits(entry, most, uncapped)) else {
             return Vec::new();
         };
         running.add(entry);
-        entry.ask(now)
+        entry.start_proof(now)
     }
 
     /// Forgets the turns of publishers without a relay here.
@@ -167,8 +167,8 @@ impl RelayEntries {
     pub(in super::super) fn next_deadline(&self, timeout: Duration, most: usize) -> Option<WallTime> {
         let running = Running::of(self);
         let deadline = |entry: &RelayEntry| match entry.proof {
-            Proof::Due(at) => running.admits(entry, most, self.together).then_some(at),
-            Proof::Asked { at, .. } => Some(at.after(timeout)),
+            Proof::Due(at) => running.admits(entry, most, self.uncapped).then_some(at),
+            Proof::Running { at, .. } => Some(at.after(timeout)),
         };
         self.entries.values().filter_map(deadline).min()
     }

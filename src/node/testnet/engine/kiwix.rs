@@ -16,10 +16,10 @@ const PROGRAM: &str = "kiwix-serve";
 const SHIPPED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/engines/kiwix.xml"));
 const SHIPPED_ADDRESS: &str = "127.0.0.1:8080";
 const START_LIMIT: Duration = Duration::from_secs(10);
-/// Number of starts; another program may take the port between the choice and the start.
+/// Number of starts, because another program may take the port between the choice and the start.
 const ATTEMPTS: usize = 3;
 
-/// A running `kiwix-serve`. Dropping it stops it; it also ends if the testnet is killed.
+/// A running `kiwix-serve`. A drop stops it. It also ends with the testnet's process.
 pub(in super::super) struct Kiwix {
     address: SocketAddr,
     zim: String,
@@ -27,10 +27,10 @@ pub(in super::super) struct Kiwix {
 }
 
 impl Kiwix {
-    /// Starts it over `zim` on a free port of 127.0.0.1 and waits until it answers.
+    /// Starts Kiwix over `zim` on a free port of 127.0.0.1 and waits until it answers.
     ///
     /// # Errors
-    /// When it isn't installed, or can't serve the file.
+    /// When Kiwix isn't installed, or can't serve the file.
     pub(super) async fn start(zim: &Path) -> Result<Self, Failure> {
         if !zim.is_file() {
             return Err(Failure::usage(format!("--zim: {} is not a file", zim.display())));
@@ -43,7 +43,7 @@ impl Kiwix {
         Err(Failure::failed(format!("{PROGRAM} can't serve {}: check that it is a ZIM file", zim.display())))
     }
 
-    /// `None` if it ended or did not answer in time.
+    /// Starts Kiwix once; `None` if it ended or did not answer in time.
     async fn attempt(zim: &Path) -> io::Result<Option<Self>> {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut process = Command::new(PROGRAM)
@@ -74,11 +74,11 @@ impl Kiwix {
     }
 
     /// A description of the engine for the user.
-    pub(super) fn to_words(&self) -> String {
+    pub(super) fn to_text(&self) -> String {
         format!("Kiwix over {}, http://{}", self.zim, self.address)
     }
 
-    /// Its OpenSearch description: the shipped one, with the address of this instance.
+    /// The OpenSearch description of this instance: the shipped one with another address.
     pub(super) fn description(&self) -> String {
         SHIPPED.replace(SHIPPED_ADDRESS, &self.address.to_string())
     }
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shipped_description_says_where_kiwix_is() {
+    fn the_shipped_description_has_the_replaced_address() {
         assert!(SHIPPED.contains(&format!("template=\"http://{SHIPPED_ADDRESS}/search?")));
     }
 }

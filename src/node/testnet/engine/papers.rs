@@ -1,7 +1,7 @@
 //! A search engine over Umbel's own papers, served from the testnet's process without further software.
 //!
-//! It serves an OpenSearch 1.1 description, results as RSS, and the pages of the results. It listens on loopback;
-//! queries are never logged, nor part of an answer.
+//! The engine serves an OpenSearch 1.1 description, results as RSS, and the pages of the results. It listens on
+//! loopback. Queries are neither logged nor repeated in answers.
 
 mod index;
 
@@ -26,7 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::index::{Index, Section};
 
-const RESULTS_A_PAGE: usize = 10;
+const RESULTS_PER_PAGE: usize = 10;
 const XML: PreEscaped<&str> = PreEscaped("<?xml version=\"1.0\" encoding=\"UTF-8\"?>");
 const OPENSEARCH: &str = "http://a9.com/-/spec/opensearch/1.1/";
 
@@ -43,6 +43,7 @@ const PAPERS: &[(&str, &str)] = papers![
     "docs/architecture.md",
     "docs/engines.md",
     "docs/performance.md",
+    "docs/resources.md",
     "docs/search.md",
     "docs/transport.md",
     "docs/web.md",
@@ -59,14 +60,14 @@ const PAPERS: &[(&str, &str)] = papers![
     "CHANGELOG.md",
 ];
 
-/// The running engine. Dropping it stops it.
+/// The running engine. A drop stops it.
 pub(in super::super) struct Papers {
     address: SocketAddr,
     _serving: AbortOnDropHandle<()>,
 }
 
 impl Papers {
-    /// Starts it on a free port of 127.0.0.1.
+    /// Starts the engine on a free port of 127.0.0.1.
     ///
     /// # Errors
     /// When no port is free.
@@ -82,19 +83,19 @@ impl Papers {
             .route("/", get(contents))
             .route("/{*path}", get(page))
             .with_state(Arc::new(Index::new(PAPERS)));
-        // The sender of the query detects a failed answer.
+        // Errors are ignored, because the client detects a failed answer.
         let listener = listener.tap_io(|socket| _ = socket.set_nodelay(true));
         let serving = tokio::spawn(async move { _ = axum::serve(listener, router).await });
         Ok(Self { address, _serving: AbortOnDropHandle::new(serving) })
     }
 
-    /// Its OpenSearch description.
+    /// The OpenSearch description of this instance.
     pub(super) fn description(&self) -> String {
         description(self.address)
     }
 
     /// A description of the engine for the user.
-    pub(super) fn to_words(&self) -> String {
+    pub(super) fn to_text(&self) -> String {
         format!("Umbel's own papers, http://{}", self.address)
     }
 }
@@ -117,7 +118,7 @@ fn description(address: SocketAddr) -> String {
     document.into_string()
 }
 
-/// The query of a search; a missing or invalid page number is page one.
+/// The query of a search. A missing or invalid page number counts as one.
 #[derive(Deserialize)]
 struct PapersQuery {
     #[serde(default)]
@@ -126,9 +127,9 @@ struct PapersQuery {
     page: String,
 }
 
-async fn search(State(index): State<Arc<Index>>, Query(asked): Query<PapersQuery>) -> Response {
-    let found = index.search(&asked.terms);
-    let before = asked.page.parse::<usize>().unwrap_or(1).saturating_sub(1).saturating_mul(RESULTS_A_PAGE);
+async fn search(State(index): State<Arc<Index>>, Query(query): Query<PapersQuery>) -> Response {
+    let found = index.search(&query.terms);
+    let before = query.page.parse::<usize>().unwrap_or(1).saturating_sub(1).saturating_mul(RESULTS_PER_PAGE);
     let document = html! {
         (XML)
         rss version="2.0" xmlns:opensearch=(OPENSEARCH) {
@@ -136,12 +137,12 @@ async fn search(State(index): State<Arc<Index>>, Query(asked): Query<PapersQuery
                 title { "Umbel's own papers" }
                 opensearch:totalResults { (found.len()) }
                 opensearch:startIndex { (before.saturating_add(1)) }
-                opensearch:itemsPerPage { (RESULTS_A_PAGE) }
-                @for section in found.iter().skip(before).take(RESULTS_A_PAGE) {
+                opensearch:itemsPerPage { (RESULTS_PER_PAGE) }
+                @for section in found.iter().skip(before).take(RESULTS_PER_PAGE) {
                     item {
                         title { (section.title) }
                         link { (section.path) }
-                        description { (section.snippet(&asked.terms)) }
+                        description { (section.snippet(&query.terms)) }
                     }
                 }
             }
@@ -177,7 +178,7 @@ fn document(title: &str, body: &Markup) -> Html<String> {
     Html(page.into_string())
 }
 
-/// A section's Markdown as HTML, with the subset that the papers need: code and tables verbatim, paragraphs, lists.
+/// A section's Markdown as HTML. Supports the subset that the papers use: code and tables verbatim, paragraphs, lists.
 fn rendered(section: &Section) -> Markup {
     let mut blocks = Vec::new();
     // Pieces with an odd number are code.
@@ -214,21 +215,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_description_promises_is_served() {
+    async fn the_urls_of_the_description_are_served() {
         let engine = Papers::start().await.unwrap();
         let (_, kind, description) = fetch(&format!("http://{}/description.xml", engine.address)).await;
         assert_eq!(kind, "application/opensearchdescription+xml");
         assert_eq!(description, engine.description());
         let template = description.split("template=\"").nth(1).unwrap().split('"').next().unwrap();
         let template = template.replace("&amp;", "&");
-        let ask = |terms: &str, page: &str| template.replace("{searchTerms}", terms).replace("{startPage?}", page);
-        let (_, kind, first) = fetch(&ask("guard%20sample", "")).await;
+        let search_url =
+            |terms: &str, page: &str| template.replace("{searchTerms}", terms).replace("{startPage?}", page);
+        let (_, kind, first) = fetch(&search_url("guard%20sample", "")).await;
         assert!(kind.starts_with("application/rss+xml"), "{kind}");
-        assert_eq!(first.matches("<item>").count(), RESULTS_A_PAGE, "{first}");
+        assert_eq!(first.matches("<item>").count(), RESULTS_PER_PAGE, "{first}");
         assert!(first.split("<item>").nth(1).unwrap().to_lowercase().contains("guard"), "{first}");
-        let (_, _, second) = fetch(&ask("guard%20sample", "2")).await;
+        let (_, _, second) = fetch(&search_url("guard%20sample", "2")).await;
         assert_ne!(first.split("<item>").nth(1), second.split("<item>").nth(1));
-        let (_, _, none) = fetch(&ask("%00%3Cnosuchword%3E%22", "99999999999999999999")).await;
+        let (_, _, none) = fetch(&search_url("%00%3Cnosuchword%3E%22", "99999999999999999999")).await;
         assert!(!none.contains("<item>") && !none.contains("nosuchword>"), "{none}");
         let link = first.split("<link>").nth(1).unwrap().split('<').next().unwrap();
         let (status, kind, page) = fetch(&format!("http://{}{link}", engine.address)).await;

@@ -9,26 +9,27 @@ const TITLE_WEIGHT: usize = 3;
 /// BM25's constants, as suggested by its authors.
 const K1: f64 = 1.2;
 const B: f64 = 0.75;
-/// Largest length of a snippet in characters, and how many of them may precede the matched word.
+/// Largest length of a snippet, in characters.
 const SNIPPET: usize = 240;
+/// Largest distance from the start of a snippet to the matched word, in bytes.
 const SNIPPET_BEFORE: usize = 60;
 
-/// A section of a paper: a page and a result.
+/// A section of a paper. Each section is one page and one search result.
 pub(super) struct Section {
-    /// Its path, such as `/proto/03-cells/fragments`.
+    /// The path, such as `/proto/03-cells/fragments`.
     pub(super) path: String,
     /// The headings of section and paper.
     pub(super) title: String,
-    /// Its Markdown without the heading.
+    /// The Markdown without the heading.
     pub(super) text: String,
 }
 
 /// The index.
 pub(super) struct Index {
     sections: Vec<Section>,
-    /// Section and weighted occurrences, for each word.
+    /// The sections of each word, with the number of its weighted occurrences.
     postings: BTreeMap<String, Vec<(usize, f64)>>,
-    /// The number of words of each section.
+    /// The number of words of each section, with a weighted title.
     lengths: Vec<f64>,
     mean_length: f64,
 }
@@ -55,7 +56,7 @@ impl Index {
         Self { sections, postings, lengths, mean_length }
     }
 
-    /// The sections that contain a word of `terms`, the best first; equal ones in the papers' order.
+    /// The sections that contain a word of `terms`, by descending score. Sections of equal score are in the papers' order.
     pub(super) fn search(&self, terms: &str) -> Vec<&Section> {
         let terms: BTreeSet<String> = words(terms).map(|(_, word)| word).collect();
         let mut scores: BTreeMap<usize, f64> = BTreeMap::new();
@@ -132,7 +133,7 @@ fn sections(name: &str, text: &str) -> Vec<Section> {
     sections
 }
 
-/// Markdown as plain text: without marks, URLs of references removed, white space collapsed.
+/// Markdown as plain text, without markup and URLs of references, with collapsed white space.
 pub(super) fn plain(markdown: &str) -> String {
     let mut text = String::with_capacity(markdown.len());
     let mut rest = markdown;
@@ -145,7 +146,7 @@ pub(super) fn plain(markdown: &str) -> String {
     text.split_whitespace().filter(|word| !word.chars().all(|mark| mark == '-')).collect::<Vec<_>>().join(" ")
 }
 
-/// The words of `text`: the position of each, and its index form in lower case without a plural's s.
+/// The words of `text`, each with its position and its form in the index: lower case, without a plural's s.
 fn words(text: &str) -> impl Iterator<Item = (usize, String)> {
     let mut after_word = false;
     let starts = text.char_indices().filter_map(move |(at, character)| {
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_section_that_says_most_comes_first() {
+    fn sections_are_ranked_by_relevance() {
         assert_eq!(found("cell")[0], "/one");
         assert_eq!(found("Relay CELLS")[0], "/two");
         assert_eq!(found("layers hop")[0], "/one/layers");
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn every_section_has_a_place_of_its_own() {
+    fn every_section_has_its_own_path() {
         let index = Index::new(PAPERS);
         let paths: BTreeSet<&str> = index.all().iter().map(|section| section.path.as_str()).collect();
         assert_eq!(paths.len(), index.all().len());
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snippet_is_plain_and_stands_around_what_was_found() {
+    fn a_snippet_is_plain_text_around_the_matched_word() {
         let text = format!("{}needle {}", "before ".repeat(50), "after ".repeat(100));
         let section = Section { path: String::new(), title: String::new(), text };
         let snippet = section.snippet("needles");

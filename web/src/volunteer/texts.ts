@@ -1,4 +1,4 @@
-// A volunteer's state in two lines.
+// Texts of a volunteer's state and limits.
 import type { VolunteerLimits, VolunteerState } from '../umbel';
 import { bytes, rate, sentence } from '../page/words';
 
@@ -11,7 +11,7 @@ const NUMBERS = ['no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'e
 
 export const number = (count: number): string => NUMBERS[count] ?? String(count);
 
-export function tell(state: VolunteerState): Lines {
+export function stateLines(state: VolunteerState): Lines {
   const why = sentence(state.why ?? '');
   switch (state.phase) {
     case 'off':
@@ -39,7 +39,7 @@ export function tell(state: VolunteerState): Lines {
   }
 }
 
-// The limits in a line.
+// The limits as one line.
 export function limitsInShort(limits: VolunteerLimits): string {
   const parts = [
     limits.bytesPerSecond === undefined ? 'no speed limit' : `at most ${rate(limits.bytesPerSecond)}`,

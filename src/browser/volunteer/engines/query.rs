@@ -17,9 +17,9 @@ use crate::{
 
 /// Largest answer in bytes. Smaller than in native nodes, because parsing blocks the page's thread, which also
 /// forwards cells.
-const MOST: usize = 256 * 1024;
+const MAX_ANSWER_LEN: usize = 256 * 1024;
 
-/// Why there is no answer.
+/// The reason for a missing answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EngineFailure {
     /// The browser returned nothing: no CORS, a network error, a TLS error, or the query was aborted.
@@ -28,8 +28,8 @@ pub(super) enum EngineFailure {
 }
 
 impl EngineFailure {
-    /// Whether the engine itself may be the cause, independent of the query.
-    pub(super) const fn casts_doubt(self) -> bool {
+    /// Whether the engine may have caused the failure, independent of the query.
+    pub(super) const fn suspects_engine(self) -> bool {
         use SearchRefusal::{EngineBlocked, EngineFailed, EngineTimedOut};
 
         matches!(self, Self::Unreadable | Self::Refused(EngineBlocked(_) | EngineTimedOut | EngineFailed))
@@ -51,7 +51,7 @@ pub(in super::super) fn count(carried: &Cell<u64>, bytes: usize) {
 }
 
 /// The answer of `engine` to `request`; its length is added to `carried`.
-pub(super) async fn ask(
+pub(super) async fn query(
     engine: &Engine,
     request: &SearchRequest,
     abort: &AbortController,
@@ -60,8 +60,8 @@ pub(super) async fn ask(
     if engine.lacks_page(request.page()) {
         return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
     }
-    let asked = clock::within(ENGINE_LIMIT, fetch(engine, request, abort, carried)).await;
-    let (url, status, body) = asked.unwrap_or_else(|| {
+    let outcome = clock::within(ENGINE_LIMIT, fetch(engine, request, abort, carried)).await;
+    let (url, status, body) = outcome.unwrap_or_else(|| {
         abort.abort();
         Err(EngineFailure::Refused(SearchRefusal::EngineTimedOut))
     })?;
@@ -86,15 +86,15 @@ async fn fetch(
     if response.type_() == ResponseType::Opaqueredirect {
         return Err(EngineFailure::Refused(SearchRefusal::EngineRedirected));
     }
-    let body = read_at_most(&response, MOST).await.map_err(unreadable)?;
-    count(carried, body.as_ref().map_or(MOST, Vec::len));
+    let body = read_at_most(&response, MAX_ANSWER_LEN).await.map_err(unreadable)?;
+    count(carried, body.as_ref().map_or(MAX_ANSWER_LEN, Vec::len));
     let body = body.ok_or(EngineFailure::Refused(SearchRefusal::EngineTooLarge))?;
     Ok((question.url, response.status(), body))
 }
 
 fn prepare(question: &engine::Question, abort: &AbortController) -> Result<Request, JsValue> {
     let (options, headers) = (RequestInit::new(), Headers::new()?);
-    // The two fields that CORS allows without a preflight.
+    // Both fields are CORS-safelisted, so the browser sends no preflight request.
     headers.set("accept", question.accept)?;
     headers.set("accept-language", &question.accept_language)?;
     options.set_headers(&headers);

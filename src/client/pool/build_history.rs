@@ -24,7 +24,7 @@ const AVOIDED: usize = 16;
 /// Failures of one guard within this time count as one.
 const ONE_FAILURE: Duration = Duration::from_secs(1);
 
-/// The history of builds.
+/// The history of builds: failures, pauses, times of hops, and relays to avoid.
 #[derive(Default)]
 pub(super) struct BuildHistory {
     failures: u32,
@@ -41,7 +41,7 @@ impl BuildHistory {
         self.next_at.is_none_or(|at| at <= now)
     }
 
-    /// Returns whether a pause has ended; once for each pause.
+    /// Returns whether a pause has ended, once for each pause.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
         self.next_at.take_if(|at| *at <= now).is_some()
     }
@@ -51,13 +51,15 @@ impl BuildHistory {
         self.next_at
     }
 
-    /// A circuit was built.
-    pub(super) fn handle_built(&mut self, hop_times: &[Duration]) {
+    /// A circuit was built; returns whether it is the first one.
+    pub(super) fn handle_built(&mut self, hop_times: &[Duration]) -> bool {
+        let first = self.hop_times.is_empty();
         self.failures = 0;
         self.next_at = None;
         self.hop_times.extend(hop_times);
         let surplus = self.hop_times.len().saturating_sub(HOP_TIMES);
         self.hop_times.drain(..surplus);
+        first
     }
 
     /// A build that began at `began` failed beyond its guard, at `relay` if known. Returns whether waiting requests
@@ -89,11 +91,11 @@ impl BuildHistory {
     /// A guard could not be reached. The next guard is tried at once, from the third failure on after a pause.
     pub(super) fn handle_guard_failed(&mut self, now: Instant, relay: RelayId) {
         // Each circuit that was being built through it reports the failure; it counts once.
-        let told = self
+        let counted = self
             .avoided
             .iter()
             .any(|(other, until)| *other == relay && until.since(now) > AVOID.saturating_sub(ONE_FAILURE));
-        if told {
+        if counted {
             return;
         }
         self.avoid(now, relay);
@@ -129,7 +131,7 @@ impl BuildHistory {
         self.avoided.push_back((relay, now.after(AVOID)));
     }
 
-    /// Relays that recently failed to answer.
+    /// Relays to avoid: they recently failed to answer.
     pub(super) fn avoided(&self, now: Instant) -> Vec<RelayId> {
         self.avoided.iter().filter(|(_, until)| *until > now).map(|(relay, _)| *relay).collect()
     }
@@ -147,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_build_is_tried_again_three_times_with_growing_pauses_and_then_given_up() {
+    fn a_failed_build_is_retried_three_times_with_growing_pauses() {
         let mut history = BuildHistory::default();
         let mut now = Instant::START;
         let mut pauses = Vec::new();
@@ -167,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_that_is_over_is_due_no_more() {
+    fn a_pause_ends_once() {
         let mut history = BuildHistory::default();
         history.handle_failed(Instant::START, Instant::START, None);
         let due = history.poll_timeout().unwrap();
@@ -180,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn builds_under_way_together_fail_as_one() {
+    fn builds_in_flight_together_count_as_one_failure() {
         let mut history = BuildHistory::default();
         let (began, now) = (Instant::START, Instant::START.after(Duration::from_secs(1)));
         for _ in 0..10 {
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_guards_are_tried_at_once_but_not_without_end() {
+    fn two_further_guards_are_tried_without_a_pause_and_others_after_one() {
         let mut history = BuildHistory::default();
         for guard in [1, 1, 2] {
             history.handle_guard_failed(Instant::START, RelayId::from_bytes([guard; 32]));

@@ -1,0 +1,74 @@
+//! The directory's documents in use: the consensus and the list of volunteers, with their expiry.
+
+use std::sync::Arc;
+
+use crate::{
+    base::{Instant, RelayId, WallTime},
+    directory::{Consensus, VolunteerList},
+    path::Relays,
+};
+
+/// The consensus and the volunteers that paths are chosen from.
+#[derive(Default)]
+pub(super) struct Documents {
+    consensus: ConsensusState,
+    /// The volunteers, and the expiry of their list.
+    volunteers: Option<(Arc<VolunteerList>, Instant)>,
+}
+
+#[derive(Default)]
+enum ConsensusState {
+    #[default]
+    Missing,
+    Valid {
+        consensus: Arc<Consensus>,
+        expires: Instant,
+    },
+    /// No path is chosen from it; open circuits over its relays stay.
+    Expired(Arc<Consensus>),
+}
+
+impl Documents {
+    /// Sets a verified consensus; `wall` is the wall-clock time at `now`.
+    pub(super) fn set_consensus(&mut self, now: Instant, wall: WallTime, consensus: Arc<Consensus>) {
+        let expires = now.after(consensus.valid_until().since(wall));
+        self.consensus = ConsensusState::Valid { consensus, expires };
+    }
+
+    /// Sets a verified list of volunteers; `wall` is the wall-clock time at `now`.
+    pub(super) fn set_volunteers(&mut self, now: Instant, wall: WallTime, list: Arc<VolunteerList>) {
+        let expires = now.after(list.valid_until().since(wall));
+        self.volunteers = Some((list, expires));
+    }
+
+    /// The consensus in use, expired or not.
+    pub(super) const fn consensus(&self) -> Option<&Arc<Consensus>> {
+        match &self.consensus {
+            ConsensusState::Missing => None,
+            ConsensusState::Valid { consensus, .. } | ConsensusState::Expired(consensus) => Some(consensus),
+        }
+    }
+
+    /// Whether the consensus has expired, as found by [`Self::handle_expiry`].
+    pub(super) const fn is_expired(&self) -> bool {
+        matches!(self.consensus, ConsensusState::Expired(_))
+    }
+
+    /// Returns whether the consensus has expired; once for each consensus.
+    pub(super) fn handle_expiry(&mut self, now: Instant) -> bool {
+        match &self.consensus {
+            ConsensusState::Valid { consensus, expires } if *expires <= now => {
+                self.consensus = ConsensusState::Expired(Arc::clone(consensus));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The input of path selection; `middle` fixes the relay behind the guard.
+    pub(super) fn relays(&self, now: Instant, middle: Option<RelayId>) -> Option<Relays<'_>> {
+        let consensus = self.consensus()?;
+        let volunteers = self.volunteers.as_ref().filter(|(_, expires)| now < *expires).map(|(list, _)| &**list);
+        Some(Relays { consensus, volunteers, middle, doubted: &[] })
+    }
+}

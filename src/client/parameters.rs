@@ -1,0 +1,42 @@
+//! Limits of a client.
+
+use core::time::Duration;
+
+use crate::{base::RelayId, channel::ChannelParameters};
+
+/// Limits of a client.
+#[derive(Clone, Debug)]
+pub struct ClientParameters {
+    /// Limits of its channels.
+    pub channels: ChannelParameters,
+    /// Spare circuits kept ready. Default 2.
+    pub spare_circuits: usize,
+    /// Cap on circuits. Beyond it, the circuits longest without a stream are closed. Default 512.
+    pub circuits: usize,
+    /// Cap on circuits that are being built. Default 16.
+    pub building: usize,
+    /// Cap on requests, open streams included. Default 8,192.
+    pub streams: usize,
+    /// Time for which a request waits for a circuit. Default 30 s.
+    pub circuit_wait: Duration,
+    /// Time for which an unused spare circuit is kept. Default 30 min.
+    pub spare_age: Duration,
+    /// The relay directly behind the guard on every circuit. For tests and measurements only, because it makes a
+    /// client distinguishable. Default none.
+    pub middle: Option<RelayId>,
+}
+
+impl Default for ClientParameters {
+    fn default() -> Self {
+        Self {
+            channels: ChannelParameters::default(),
+            spare_circuits: 2,
+            circuits: 512,
+            building: 16,
+            streams: 8192,
+            circuit_wait: Duration::from_secs(30),
+            spare_age: Duration::from_secs(30 * 60),
+            middle: None,
+        }
+    }
+}

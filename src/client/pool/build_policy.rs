@@ -1,0 +1,98 @@
+//! The policy of builds: when a circuit may be built, and over which path.
+
+use super::{build_history::BuildHistory, exit_separation::ExitSeparation, gone_reports::GoneReports};
+use crate::{
+    base::{Instant, RelayId},
+    delegated::Delegation,
+    handshake::RelayKeys,
+    path::{GuardSample, Path, PathError, PathRelay, Purpose, Relays, Requirement, choose, exits, replace},
+};
+
+use rand::CryptoRng;
+
+/// The delegated request of a purpose.
+pub(super) const fn delegation_of(purpose: &Purpose) -> Option<&Delegation> {
+    match purpose {
+        Purpose::Delegated(delegation) => Some(delegation),
+        Purpose::Streams | Purpose::Target(_) => None,
+    }
+}
+
+/// The history of builds, guards and exits that determines the next build.
+#[derive(Default)]
+pub(super) struct BuildPolicy {
+    pub(super) history: BuildHistory,
+    pub(super) gone_reports: GoneReports,
+    pub(super) exit_separation: ExitSeparation,
+}
+
+impl BuildPolicy {
+    /// Exits that `purpose` avoids while an unused exit remains: those with delegated requests, for a stream; those
+    /// with streams, for a delegated request, including the exits `carrying` streams now. Exits in `refused_by` don't
+    /// count as remaining, nor do volunteers where a listed relay offers the same. Otherwise a volunteer that offers it
+    /// would get the requests of all clients that use the listed exits for streams.
+    pub(super) fn avoided_exits(
+        &self,
+        now: Instant,
+        relays: &Relays<'_>,
+        purpose: &Purpose,
+        refused_by: &[RelayId],
+        carrying: impl Iterator<Item = RelayId>,
+    ) -> Vec<RelayId> {
+        let delegated = delegation_of(purpose).is_some();
+        let mut avoided: Vec<RelayId> = self.exit_separation.avoided(now, delegated).collect();
+        if delegated {
+            avoided.extend(carrying);
+        }
+        let free = |exit: RelayId| !avoided.contains(&exit) && !refused_by.contains(&exit);
+        let (listed, volunteers): (Vec<_>, Vec<_>) =
+            exits(relays, purpose).into_iter().partition(|exit| matches!(exit, PathRelay::Listed(_)));
+        let others = if listed.is_empty() { volunteers } else { listed };
+        if others.into_iter().any(|exit| free(exit.identity())) { avoided } else { Vec::new() }
+    }
+
+    /// Chooses a path. Relays that recently failed and the exits in `avoided` are chosen only if no others remain,
+    /// exits in `refused_by` never.
+    ///
+    /// # Errors
+    /// When there is no path.
+    pub(super) fn choose(
+        &self,
+        now: Instant,
+        relays: &Relays<'_>,
+        guards: &GuardSample,
+        purpose: Purpose,
+        (refused_by, avoided): (&[RelayId], &[RelayId]),
+        rng: &mut dyn CryptoRng,
+    ) -> Result<Path, PathError> {
+        let doubted = self.gone_reports.excluded_guards(now);
+        let relays = Relays { doubted: &doubted, ..*relays };
+        let mut avoid = self.history.avoided(now);
+        avoid.extend(refused_by);
+        avoid.extend(avoided);
+        let requirement = Requirement::three_hops(purpose);
+        let refused = |path: &Path| path.hops().last().is_some_and(|exit| refused_by.contains(exit));
+        let mut path = choose(&relays, guards, &requirement, &avoid, now, rng)?;
+        if refused(&path) {
+            path = choose(&relays, guards, &requirement, refused_by, now, rng)?;
+        }
+        if refused(&path) { Err(requirement.purpose.without_exit()) } else { Ok(path) }
+    }
+
+    /// Chooses another relay for `position` (from 0) of `path`; a volunteer only if `volunteer_follows`.
+    pub(super) fn substitute(
+        &self,
+        now: Instant,
+        relays: &Relays<'_>,
+        path: &[RelayKeys],
+        position: usize,
+        volunteer_follows: bool,
+        rng: &mut dyn CryptoRng,
+    ) -> Option<Path> {
+        let doubted = self.gone_reports.excluded_guards(now);
+        let relays = Relays { doubted: &doubted, ..*relays };
+        let mut avoid = self.history.avoided(now);
+        avoid.extend(path.get(position).map(|relay| relay.identity));
+        replace(&relays, path, position, volunteer_follows, &avoid, rng)
+    }
+}

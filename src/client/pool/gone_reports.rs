@@ -1,0 +1,76 @@
+//! Detection of guards that report too many volunteers as gone.
+//!
+//! Some reports are true, because volunteers come and go and the list is minutes old. But a guard could report all
+//! volunteers except its accomplices. A guard that reports more than half of the requested volunteers gets no
+//! volunteers behind it until the period ends.
+
+use core::time::Duration;
+use std::collections::BTreeMap;
+
+use crate::base::{Counter as _, Instant, RelayId};
+
+/// Period of one count of a guard's answers.
+const PERIOD: Duration = Duration::from_secs(600);
+/// Answers from which on the proportion counts.
+const MIN_ANSWERS: u32 = 8;
+
+/// The answers of one guard.
+#[derive(Clone, Copy)]
+struct Count {
+    since: Instant,
+    answers: u32,
+    gone: u32,
+}
+
+/// Recent answers of each guard. At most as many guards as in the sample.
+#[derive(Default)]
+pub(super) struct GoneReports(BTreeMap<RelayId, Count>);
+
+impl GoneReports {
+    /// Records the answer of `guard` to an EXTEND to a volunteer: `gone`, or extended.
+    pub(super) fn handle_answer(&mut self, now: Instant, guard: RelayId, gone: bool) {
+        self.0.retain(|_, count| now.since(count.since) < PERIOD);
+        let count = self.0.entry(guard).or_insert(Count { since: now, answers: 0, gone: 0 });
+        count.answers.increment();
+        count.gone = count.gone.saturating_add(u32::from(gone));
+    }
+
+    /// Guards that no volunteer may follow.
+    pub(super) fn excluded_guards(&self, now: Instant) -> Vec<RelayId> {
+        let exceeds = |count: &Count| {
+            now.since(count.since) < PERIOD && count.answers >= MIN_ANSWERS && count.gone > count.answers / 2
+        };
+        self.0.iter().filter(|(_, count)| exceeds(count)).map(|(guard, _)| *guard).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    use super::*;
+
+    const GUARD: RelayId = RelayId::from_bytes([1; 32]);
+
+    #[test]
+    fn a_guard_that_reports_most_volunteers_as_gone_gets_none_for_ten_minutes() {
+        let mut reports = GoneReports::default();
+        for _ in 0..7 {
+            reports.handle_answer(Instant::START, GUARD, true);
+            assert_eq!(reports.excluded_guards(Instant::START), []);
+        }
+        reports.handle_answer(Instant::START, GUARD, true);
+        assert_eq!(reports.excluded_guards(Instant::START), [GUARD]);
+        assert_eq!(reports.excluded_guards(Instant::START.after(PERIOD)), []);
+    }
+
+    #[test]
+    fn a_guard_that_reports_a_third_of_its_volunteers_as_gone_keeps_them() {
+        let mut reports = GoneReports::default();
+        for number in 0..100 {
+            reports.handle_answer(Instant::START, GUARD, number % 3 == 0);
+        }
+        assert_eq!(reports.excluded_guards(Instant::START), []);
+    }
+}
