@@ -33,7 +33,7 @@ impl SteadyClock {
         let passed = now.since(began);
         let expected = start.after(passed);
         let difference = wall.since(expected).max(expected.since(wall));
-        let has_jumped = difference > TOLERANCE.saturating_add(passed / GRADUAL);
+        let has_jumped = difference > TOLERANCE.saturating_add(passed.checked_div(GRADUAL).unwrap_or_default());
         if has_jumped && !self.has_jumped {
             tracing::warn!(
                 seconds = difference.as_secs(),

@@ -3,7 +3,7 @@ use std::{
     collections::HashMap,
     sync::{
         Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -215,8 +215,8 @@ struct Memory {
     relays: HashMap<RelayId, Vec<u8>>,
     consensus: Option<Vec<u8>>,
     writes: usize,
-    /// Writes wait for it.
-    blocked: Option<Arc<Mutex<()>>>,
+    /// Whether writes wait.
+    is_blocked: Arc<AtomicBool>,
 }
 
 impl AuthorityStore for MemoryStore {
@@ -226,8 +226,10 @@ impl AuthorityStore for MemoryStore {
     }
 
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
-        let blocked = self.0.lock().unwrap().blocked.clone();
-        let _blocked = blocked.as_ref().map(|blocked| blocked.lock().unwrap());
+        let is_blocked = Arc::clone(&self.0.lock().unwrap().is_blocked);
+        while is_blocked.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
         let mut memory = self.0.lock().unwrap();
         memory.writes += 1;
         for change in changes.iter().cloned() {
@@ -479,9 +481,7 @@ async fn beyond_its_share_a_source_is_told_to_try_again_and_a_slow_reader_soon_l
     assert!(head.contains(&format!("content-length: {}", body.len())), "{refused}");
     let served = async {
         let mut answer = [0; 12];
-        while !matches!(ask_from(source, address).await.read_exact(&mut answer).await, Ok(_) if answer == *b"HTTP/1.1 200")
-        {
-        }
+        while ask_from(source, address).await.read_exact(&mut answer).await.is_err() || answer != *b"HTTP/1.1 200" {}
     };
     timeout(DEADLINE, served).await.expect("slow readers keep their places");
 }
@@ -547,19 +547,17 @@ async fn a_slow_disk_delays_no_answer_and_what_it_missed_is_written_together() {
     let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
     // More relays than register, so that there is no consensus, which is stored before it is served.
     let directory = TestDirectory::start(20, &store, &hosts).await;
-    let blocked = Arc::new(Mutex::new(()));
-    store.0.lock().unwrap().blocked = Some(Arc::clone(&blocked));
-    {
-        let disk = blocked.lock().unwrap();
-        let publish = async {
-            for number in 1..=10 {
-                hosts.0.lock().unwrap().insert(key(number).id(), profile(number).dial_target());
-                client(directory.address).publish(&descriptor(number, profile(number), NOW)).await.unwrap();
-            }
-        };
-        timeout(DEADLINE, publish).await.expect("the disk delays answers");
-        drop(disk);
-    }
+    let is_blocked = Arc::clone(&store.0.lock().unwrap().is_blocked);
+    is_blocked.store(true, Ordering::Relaxed);
+    let publish = async {
+        for number in 1..=10 {
+            hosts.0.lock().unwrap().insert(key(number).id(), profile(number).dial_target());
+            client(directory.address).publish(&descriptor(number, profile(number), NOW)).await.unwrap();
+        }
+    };
+    let published = timeout(DEADLINE, publish).await;
+    is_blocked.store(false, Ordering::Relaxed);
+    published.expect("the disk delays answers");
     let written = async {
         while store.0.lock().unwrap().relays.len() < 10 {
             tokio::task::yield_now().await;
