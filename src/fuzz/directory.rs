@@ -57,7 +57,7 @@ fn descriptor(bytes: &[u8]) {
 
 fn signed_descriptor(bytes: &[u8]) {
     let mut authority = Authority::new(fixture::key(9), AuthorityConfig::testnet(1));
-    let accepted = authority.handle_descriptor(NOW, bytes);
+    let accepted = authority.handle_descriptor(NOW, bytes, None);
     let verified = UnverifiedDescriptor::decode(bytes).and_then(|descriptor| descriptor.verify(NOW));
     assert!(accepted.is_err() || verified.is_ok());
     if let Ok(descriptor) = verified {
@@ -145,7 +145,7 @@ fn signed_presence(bytes: &[u8]) {
     let mut authority = Authority::new(fixture::key(9), AuthorityConfig::testnet(1));
     let relay = fixture::profile(1);
     let target = relay.dial_target();
-    authority.handle_descriptor(NOW, &fixture::descriptor(1, relay, NOW)).unwrap();
+    authority.handle_descriptor(NOW, &fixture::descriptor(1, relay, NOW), None).unwrap();
     authority.handle_proof(NOW, &target, Ok(()));
     let accepted = authority.handle_presence(NOW, bytes);
     assert!(accepted.is_err() || authority.handle_presence(NOW, bytes).is_err(), "a report is accepted once");

@@ -52,7 +52,7 @@ impl Chain {
             let profile = profile(&world, node, &identity, &onion_secret);
             keys.push(profile.keys());
             let descriptor = Descriptor { profile, published: TODAY }.sign(&identity).unwrap();
-            authority.handle_descriptor(TODAY, &descriptor).unwrap();
+            authority.handle_descriptor(TODAY, &descriptor, None).unwrap();
             let relay = Relay::new(Arc::new(identity), OnionKeyring::new(onion_secret, None), parameters.clone());
             nodes.push(node);
             cores.push(relay);
