@@ -180,7 +180,7 @@ pub enum LinkEvent {
     },
 }
 
-/// A request of the core to a transport.
+/// An output of the core for a transport.
 #[derive(Clone, Debug)]
 pub enum Transmit {
     /// Open a link; answered by [`LinkEvent::Opened`] with `dialled` set, or by [`LinkEvent::DialFailed`].

@@ -22,7 +22,8 @@ pub trait LinkMachine {
     /// changes nothing.
     fn handle_batch_end(&mut self, now: Instant, rng: &mut dyn CryptoRng);
 
-    /// The next request to the transport. The `handle_…` calls do all other work.
+    /// The next output for the transport. Also refills the queues that sending has shortened to their low mark; the
+    /// `handle_…` calls do all other work.
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit>;
 
     /// The deadline for [`handle_timeout`](Self::handle_timeout), if there is one.

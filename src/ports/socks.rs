@@ -16,7 +16,7 @@
 //! | no exit of the network allows the target | 2, not allowed |
 //! | the target did not answer in time | 6, TTL expired, the only code for a timeout |
 //! | no consensus, too few relays, no guard reachable, or no circuit built | 3, network unreachable |
-//! | another failure | 1, general_failure failure |
+//! | another failure | 1, general failure |
 //!
 //! `tor-socksproto` has the codec of the handshake, which is limited to a kilobyte and ten seconds. Requests are never
 //! logged.
