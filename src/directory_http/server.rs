@@ -66,7 +66,7 @@ use crate::{
     io::clock::running_time,
 };
 
-use connections::{ConnectionCaps, ConnectionPlace, Connections};
+use connections::{ConnectionCaps, Connections, HttpConnectionPlace};
 use documents::{DOCUMENT, Shelf};
 use rates::SubmissionRates;
 pub use service::{Prover, run_authority};
@@ -220,7 +220,7 @@ async fn close(mut response: Response) -> Response {
     response
 }
 
-async fn serve_connection(socket: TcpStream, peer: IpAddr, mut place: ConnectionPlace, router: Router) {
+async fn serve_connection(socket: TcpStream, peer: IpAddr, mut place: HttpConnectionPlace, router: Router) {
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));

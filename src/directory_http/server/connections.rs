@@ -84,7 +84,7 @@ struct Open {
 }
 
 /// The place of an open connection. Dropped with it.
-pub(super) struct ConnectionPlace {
+pub(super) struct HttpConnectionPlace {
     connections: Arc<Connections>,
     number: u64,
     meter: Arc<Meter>,
@@ -97,7 +97,7 @@ impl Connections {
     }
 
     /// A place for a connection of `peer`; `None` if all places that it may have are taken by peers that aren't slow.
-    pub(super) fn admit(self: &Arc<Self>, now: Instant, peer: IpAddr) -> Option<ConnectionPlace> {
+    pub(super) fn admit(self: &Arc<Self>, now: Instant, peer: IpAddr) -> Option<HttpConnectionPlace> {
         let network = (self.caps.network)(peer);
         let mut table = self.table();
         if let Some(network) = network {
@@ -112,7 +112,7 @@ impl Connections {
         let (end, evicted) = oneshot::channel();
         let meter = Arc::new(Meter::default());
         let number = table.insert(Open { network, opened: now, meter: Arc::clone(&meter), _end: end });
-        Some(ConnectionPlace { connections: Arc::clone(self), number, meter, evicted })
+        Some(HttpConnectionPlace { connections: Arc::clone(self), number, meter, evicted })
     }
 
     /// Evicts the slowest peer, because this process has too many open files.
@@ -173,7 +173,7 @@ impl Open {
     }
 }
 
-impl ConnectionPlace {
+impl HttpConnectionPlace {
     /// The socket of the connection, with its bytes counted.
     pub(super) fn socket(&self, socket: TcpStream) -> MeteredSocket {
         // On failure the system's buffer is longer, and a slow reader shows later.
@@ -201,7 +201,7 @@ impl ConnectionPlace {
     }
 }
 
-impl Drop for ConnectionPlace {
+impl Drop for HttpConnectionPlace {
     fn drop(&mut self) {
         self.connections.table().remove(self.number);
     }

@@ -9,7 +9,7 @@ fn peer(address: &str) -> IpAddr {
 }
 
 /// Whether the connection was evicted.
-fn is_evicted(place: &mut ConnectionPlace) -> bool {
+fn is_evicted(place: &mut HttpConnectionPlace) -> bool {
     place.evicted.try_recv() == Err(oneshot::error::TryRecvError::Closed)
 }
 
