@@ -3,7 +3,7 @@
 use rand::CryptoRng;
 
 use crate::{
-    base::{Instant, StreamId},
+    base::{HopIndex, Instant, StreamId},
     channel::QUEUE_HIGH,
     onion::message_capacity,
     stream::{StreamCommand, StreamEvent, Streams},
@@ -37,13 +37,14 @@ impl Relay {
 
     /// Passes stream events of a circuit to the exit; refuses streams that this relay does not serve.
     fn collect_exit_events(&mut self, key: CircuitKey) {
-        let Some(exit_side) = self.table.circuit_mut(key).and_then(|circuit| circuit.exit_side.as_mut()) else {
-            return;
-        };
+        let Some(circuit) = self.table.circuit_mut(key) else { return };
+        // A first hop knows the origin's address; an exit there would know both ends (`proto/08-paths.md` §6).
+        let is_first = circuit.hop == HopIndex::FIRST;
+        let Some(exit_side) = circuit.exit_side.as_mut() else { return };
         while let Some((stream, event)) = exit_side.streams.poll_event() {
             let serves = match event {
-                StreamEvent::Begin(_) | StreamEvent::Resolve(_) => Some(self.parameters.exit),
-                StreamEvent::Request(_) => Some(self.parameters.delegate),
+                StreamEvent::Begin(_) | StreamEvent::Resolve(_) => Some(self.parameters.exit && !is_first),
+                StreamEvent::Request(_) => Some(self.parameters.delegate && !is_first),
                 _ => None,
             };
             match serves {

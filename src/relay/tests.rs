@@ -24,6 +24,7 @@ use crate::{
     },
 };
 
+mod exit;
 mod extend;
 mod reach;
 
@@ -507,24 +508,6 @@ fn under_memory_pressure_the_circuit_that_has_waited_longest_ends() {
     bench.settle();
     assert_eq!(bench.commands(links[0]), [Command::Destroy], "the first circuit has waited longest");
     assert_eq!(bench.commands(links[1]).len(), 14);
-}
-
-#[test]
-fn streams_of_a_circuit_that_ends_are_closed_at_the_exit() {
-    let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
-    let link = bench.client();
-    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
-    let target = Target { host: Host::parse("example.org").unwrap(), port: 443 };
-    let stream = StreamId::new(5).unwrap();
-    bench.send_message(link, upper(1), &mut layers, &RelayMessage::Begin { stream, target: target.clone() });
-    let Some(RelayEvent::Stream(exit, event)) = bench.relay.poll_event() else { panic!("no request") };
-    assert_eq!(event, StreamEvent::Begin(target));
-    bench.send(link, &Cell::destroy(upper(1)));
-    assert_eq!(bench.relay.poll_event(), Some(RelayEvent::Stream(exit, StreamEvent::Closed(EndReason::Reset))));
-    // Later calls of the exit for it have no effect.
-    bench.relay.handle_command(exit, StreamCommand::Connected(None));
-    assert_eq!((bench.relay.write(exit, b"late"), bench.relay.room(exit)), (0, 0));
-    assert_eq!(bench.relay.figures().exit_streams, 0);
 }
 
 #[test]
