@@ -33,7 +33,7 @@ use crate::{
         resolver::{LookupAnswers, Resolver},
         stream::{Hub, Stream, StreamKey, splice},
     },
-    relay::{ExitStream, Relay},
+    relay::{ExitOwner, ExitStream, Relay},
     stream::{StreamCommand, StreamEvent},
     wire::{EndReason, Host, Service, Target},
 };
@@ -87,21 +87,21 @@ impl Exit {
     }
 
     /// Connects to `target`. The stream is open at once, because an origin may send before the exit has connected.
-    fn connect(&mut self, key: StreamKey, target: Target) {
+    fn connect(&mut self, key: StreamKey, owner: ExitOwner, target: Target) {
         while self.tasks.try_join_next().is_some() {}
         if let Some(permit) = self.permit(key) {
             let stream = self.hub.open(key, 0);
-            self.tasks.spawn(serve_stream(Arc::clone(&self.shared), key, target, stream, permit));
+            self.tasks.spawn(serve_stream(Arc::clone(&self.shared), key, owner, target, stream, permit));
         }
     }
 
     /// Starts a lookup.
-    fn resolve(&mut self, key: StreamKey, host: Host) {
+    fn resolve(&mut self, key: StreamKey, owner: ExitOwner, host: Host) {
         while self.tasks.try_join_next().is_some() {}
         let Some(permit) = self.permit(key) else { return };
         let shared = Arc::clone(&self.shared);
         let lookup = self.tasks.spawn(async move {
-            let outcome = match shared.resolver.resolve(&host).await {
+            let outcome = match shared.resolver.resolve(Some(owner), &host).await {
                 Ok(LookupAnswers { ttl, answers }) => StreamCommand::Resolved { ttl, answers },
                 Err(reason) => StreamCommand::Reset(reason),
             };
@@ -113,7 +113,7 @@ impl Exit {
 
     /// Performs the request that arrives as the stream's bytes, and writes the answer there; the core has `room`
     /// bytes for it.
-    fn delegate(&mut self, key: StreamKey, service: Service, circuit: u64, room: usize) {
+    fn delegate(&mut self, key: StreamKey, owner: ExitOwner, service: Service, room: usize) {
         while self.tasks.try_join_next().is_some() {}
         let Some(delegate) = self.shared.delegate.clone() else {
             self.shared.tell(key, StreamCommand::Reset(EndReason::Policy));
@@ -124,7 +124,7 @@ impl Exit {
         let given_up = stream.failure();
         self.tasks.spawn(async move {
             tokio::select! {
-                () = delegate.serve(service, circuit, stream) => {}
+                () = delegate.serve(service, owner.circuit, stream) => {}
                 _ = given_up => {}
             }
             drop(permit);
@@ -189,15 +189,24 @@ impl Exit {
         }
     }
 
+    /// Begins what an origin requests.
+    fn serve(&mut self, key: StreamKey, owner: ExitOwner, event: StreamEvent, room: usize) {
+        match event {
+            StreamEvent::Begin(target) => self.connect(key, owner, target),
+            StreamEvent::Resolve(host) => self.resolve(key, owner, host),
+            StreamEvent::Request(service) => self.delegate(key, owner, service, room),
+            _ => {}
+        }
+    }
+
     /// Handles an event of the relay's core. Never blocks.
     pub(crate) fn handle_event(&mut self, relay: &Relay, stream: ExitStream, event: StreamEvent) {
         let key = stream.0;
         match event {
-            StreamEvent::Begin(target) => self.connect(key, target),
-            StreamEvent::Resolve(host) => self.resolve(key, host),
-            StreamEvent::Request(service) => {
-                if let Some(circuit) = relay.exit_circuit(stream) {
-                    self.delegate(key, service, circuit, relay.room(stream));
+            StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_) => {
+                // A stream without an owner has closed.
+                if let Some(owner) = relay.exit_owner(stream) {
+                    self.serve(key, owner, event, relay.room(stream));
                 }
             }
             StreamEvent::Data(bytes) => self.push(key, &bytes),
@@ -220,12 +229,15 @@ impl ExitShared {
 async fn serve_stream(
     shared: Arc<ExitShared>,
     key: StreamKey,
+    owner: ExitOwner,
     target: Target,
     stream: Stream,
     permit: OwnedSemaphorePermit,
 ) {
-    let connecting =
-        timeout(shared.options.connect, connect::connect(&shared.options.policy, &shared.resolver, &target));
+    let connecting = timeout(
+        shared.options.connect,
+        connect::connect(&shared.options.policy, &shared.resolver, Some(owner), &target),
+    );
     let connected = tokio::select! {
         connected = connecting => connected.unwrap_or(Err(EndReason::TimedOut)),
         // The origin has reset the stream.

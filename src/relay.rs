@@ -35,6 +35,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub use exit::ExitOwner;
+
 use core::time::Duration;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

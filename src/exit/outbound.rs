@@ -134,9 +134,9 @@ impl Outbound {
         let connected = match written {
             Some(ip) => {
                 let target = Target { host: Host::Ip(ip), port: target.port };
-                connect(&self.reach.written, &self.resolver, &target).await
+                connect(&self.reach.written, &self.resolver, None, &target).await
             }
-            None => connect(&self.reach.resolved, &self.resolver, target).await,
+            None => connect(&self.reach.resolved, &self.resolver, None, target).await,
         };
         connected.map(|connected| connected.socket).map_err(OutboundError::Connect)
     }

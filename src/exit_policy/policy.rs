@@ -107,6 +107,12 @@ impl Policy {
         readings.all(|ip| self.allows_reading(ip, port))
     }
 
+    /// Whether the rules also decide on private addresses and the exit's own.
+    #[must_use]
+    pub const fn private_addresses(&self) -> bool {
+        self.private_addresses
+    }
+
     fn allows_reading(&self, ip: IpAddr, port: u16) -> bool {
         let public = is_global(ip) && !self.own.contains(&ip);
         (self.private_addresses || public)

@@ -3,7 +3,7 @@
 use rand::CryptoRng;
 
 use crate::{
-    base::{HopIndex, Instant, StreamId},
+    base::{HopIndex, Instant, RelayId, StreamId},
     channel::QUEUE_HIGH,
     onion::message_capacity,
     stream::{StreamCommand, StreamEvent, Streams},
@@ -16,11 +16,22 @@ use super::{
     table::Side,
 };
 
+/// The circuit that a stream belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ExitOwner {
+    /// The relay before the exit.
+    pub neighbour: RelayId,
+    /// The circuit's number ([`Relay::exit_circuit`]).
+    pub circuit: u64,
+}
+
 impl Relay {
     /// Handles a stream message of an origin.
     pub(super) fn handle_message(&mut self, now: Instant, key: CircuitKey, message: RelayMessage) {
         let Some(circuit) = self.table.circuit_mut(key) else { return };
-        let exit_side = circuit.exit_side.get_or_insert_with(|| Box::new(ExitSide::new(self.parameters.flow.clone())));
+        let exit_side =
+            circuit.exit_side.get_or_insert_with(|| Box::new(ExitSide::new(now, self.parameters.flow.clone())));
+        exit_side.received_at = now;
         if let Err(error) = exit_side.streams.handle_message(now, message) {
             tracing::debug!(%error, class = %error.class(), "ending a circuit after an illegal message");
             return self.end(now, key);
@@ -48,6 +59,10 @@ impl Relay {
                 _ => None,
             };
             match serves {
+                Some(true) if !exit_side.takes(matches!(event, StreamEvent::Resolve(_))) => {
+                    exit_side.streams.handle_command(stream, StreamCommand::Reset(EndReason::ResourceLimit));
+                    continue;
+                }
                 Some(true) => {
                     let exit = ExitStream(self.next_exit);
                     self.next_exit = self.next_exit.saturating_add(1);
@@ -100,6 +115,14 @@ impl Relay {
     #[must_use]
     pub fn exit_circuit(&self, exit: ExitStream) -> Option<u64> {
         self.exits.get(&exit).map(|(key, _)| key.number())
+    }
+
+    /// The circuit of a stream and its neighbour, for the exit's shares. `None` if the stream has closed.
+    #[must_use]
+    pub fn exit_owner(&self, exit: ExitStream) -> Option<ExitOwner> {
+        let (key, _) = self.exits.get(&exit)?;
+        let neighbour = self.channels.peer(self.table.circuit(*key)?.previous.channel)?;
+        Some(ExitOwner { neighbour, circuit: key.number() })
     }
 
     /// Records that the target has finished its direction; returns whether the origin has too.

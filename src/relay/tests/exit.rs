@@ -130,3 +130,40 @@ fn streams_of_a_circuit_that_ends_are_closed_at_the_exit() {
     assert_eq!((bench.relay.write(exit, b"late"), bench.relay.room(exit)), (0, 0));
     assert_eq!(bench.relay.figures().exit_streams, 0);
 }
+
+#[test]
+fn streams_begin_no_faster_than_the_rate_of_their_circuit() {
+    let mut bench = exit();
+    let link = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
+    let (mut hasty, mut other) = (bench.create_second(link, upper(1)), bench.create_second(link, upper(2)));
+    let mut numbers = 1..;
+    // The number of requests that reach the exit, which refuses them at once.
+    let mut begin = |bench: &mut Bench, at: &mut SecondHop, resolves: bool, count: usize| {
+        let mut served = 0;
+        for number in numbers.by_ref().take(count) {
+            let stream = stream(number);
+            let message = match resolves {
+                true => RelayMessage::Resolve { stream, host: target().host },
+                false => RelayMessage::Begin { stream, target: target() },
+            };
+            bench.send_to_second(at, &message);
+            while let Some(event) = bench.relay.poll_event() {
+                let RelayEvent::Stream(exit, event) = event else { continue };
+                assert!(matches!(event, StreamEvent::Begin(_) | StreamEvent::Resolve(_)));
+                served += 1;
+                bench.relay.handle_command(exit, StreamCommand::Reset(EndReason::Refused));
+            }
+            bench.settle();
+        }
+        served
+    };
+    assert_eq!(begin(&mut bench, &mut hasty, false, 300), 256);
+    assert_eq!(begin(&mut bench, &mut hasty, true, 100), 64);
+    let limited =
+        |message: &RelayMessage| matches!(message, RelayMessage::End { reason: EndReason::ResourceLimit, .. });
+    assert_eq!(bench.answers(&mut hasty).iter().filter(|message| limited(message)).count(), 44 + 36);
+    assert_eq!(begin(&mut bench, &mut other, false, 100), 100, "another circuit has a rate of its own");
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(begin(&mut bench, &mut hasty, false, 100), 20);
+    assert_eq!(begin(&mut bench, &mut hasty, true, 100), 10);
+}
