@@ -67,11 +67,7 @@ pub trait Connector: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     /// When there is no circuit, or the exit can't connect to the target.
-    fn connect(
-        &self,
-        target: Target,
-        isolation: Isolation,
-    ) -> impl Future<Output = Result<Stream, ConnectError>> + Send;
+    fn open(&self, target: Target, isolation: Isolation) -> impl Future<Output = Result<Stream, ConnectError>> + Send;
 
     /// Resolves a name to addresses, or an address to names, by an exit.
     ///

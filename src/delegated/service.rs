@@ -2,7 +2,8 @@
 //!
 //! [`PartialQuery`] receives, admits and decodes one query. [`SearchService`] serves all streams of a node whose core
 //! and edges run in one loop, as in a page. In a process, each stream has a task instead (`exit::delegated`). Driven
-//! like every machine: inputs go to `handle_…`, then the owner calls [`SearchService::poll_event`] until `None`.
+//! like every machine: inputs go to `handle_…`, then the owner calls [`SearchService::poll_event`] until `None`. The
+//! inputs of a stream are the events of [`StreamEvent`](crate::stream::StreamEvent).
 //!
 //! Governed by `proto/09-delegated.md` §3 and §8. Clients are not trusted: caps bound the length of a query, the time
 //! to receive it and to send its answer, the rate and concurrency of queries, and the number of streams.
@@ -61,7 +62,7 @@ impl PartialQuery {
     ///
     /// # Errors
     /// The inner result fails if `admit` fails, or the query is malformed.
-    pub fn handle_finish<A>(
+    pub fn handle_finished<A>(
         self,
         admit: impl FnOnce() -> Result<A, Refusal>,
     ) -> Option<Result<(SearchRequest, A), Refused>> {
@@ -115,47 +116,47 @@ impl Default for ServiceParameters {
 
 /// An action that the owner must take.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServiceEvent {
+pub enum ServiceEvent<Id> {
     /// Query the engine, and pass the result to [`SearchService::handle_answer`].
     Query {
         /// The stream.
-        stream: u64,
+        stream: Id,
         /// The query.
         request: SearchRequest,
     },
-    /// Send the bytes of [`SearchService::unsent`].
-    Unsent {
+    /// Write the bytes of [`SearchService::unwritten`].
+    Write {
         /// The stream.
-        stream: u64,
+        stream: Id,
     },
-    /// Abort the query of this stream: its answer is no longer needed.
-    Dropped {
+    /// Cancel the query of this stream: its answer is no longer needed.
+    Cancel {
         /// The stream.
-        stream: u64,
+        stream: Id,
     },
-    /// End the stream with `reason`; the service has removed it.
-    Failed {
+    /// Reset the stream with `reason`; the service has removed it.
+    Reset {
         /// The stream.
-        stream: u64,
+        stream: Id,
         /// The reason in the END message.
         reason: EndReason,
     },
 }
 
-/// The search service of an exit. Stream numbers are never reused.
+/// The search service of an exit. `Id` is the exit's identifier of a stream, which is never reused.
 #[derive(Debug)]
-pub struct SearchService {
+pub struct SearchService<Id> {
     parameters: ServiceParameters,
     limits: RequestLimits,
     /// Unordered. The cap on streams is low enough for a linear search.
-    streams: Vec<Serving>,
+    streams: Vec<Serving<Id>>,
     /// At most two for each stream, because the owner drains them after each input.
-    events: VecDeque<ServiceEvent>,
+    events: VecDeque<ServiceEvent<Id>>,
 }
 
 #[derive(Debug)]
-struct Serving {
-    stream: u64,
+struct Serving<Id> {
+    stream: Id,
     circuit: u64,
     /// Whether the query counts as in progress: from its last byte to its answer. A slow sender or reader therefore
     /// occupies no place of the concurrency limit.
@@ -171,11 +172,11 @@ enum ServingState {
     Reading(PartialQuery),
     /// The owner queries the engine.
     Querying,
-    /// The framed answer, and the number of bytes sent.
+    /// The framed answer, and the number of bytes written.
     Writing(Vec<u8>, usize),
 }
 
-impl SearchService {
+impl<Id: Copy + PartialEq> SearchService<Id> {
     /// A service without streams.
     #[must_use]
     pub const fn new(parameters: ServiceParameters) -> Self {
@@ -183,11 +184,11 @@ impl SearchService {
         Self { parameters, limits, streams: Vec::new(), events: VecDeque::new() }
     }
 
-    /// Handles the begin of a stream of `circuit`. Emits [`ServiceEvent::Failed`] at the caps on streams.
-    pub fn handle_begin(&mut self, now: Instant, stream: u64, circuit: u64) {
+    /// Handles a stream to the service, on `circuit`. Emits [`ServiceEvent::Reset`] at the caps on streams.
+    pub fn handle_request(&mut self, now: Instant, stream: Id, circuit: u64) {
         let of_circuit = self.streams.iter().filter(|serving| serving.circuit == circuit).count();
         if self.streams.len() >= self.parameters.streams || of_circuit >= self.parameters.streams_of_circuit {
-            return self.events.push_back(ServiceEvent::Failed { stream, reason: EndReason::ResourceLimit });
+            return self.events.push_back(ServiceEvent::Reset { stream, reason: EndReason::ResourceLimit });
         }
         let due = now.after(self.parameters.query);
         self.streams.push(Serving {
@@ -200,7 +201,7 @@ impl SearchService {
     }
 
     /// Handles `bytes` from the client.
-    pub fn handle_data(&mut self, now: Instant, stream: u64, bytes: &[u8]) {
+    pub fn handle_data(&mut self, now: Instant, stream: Id, bytes: &[u8]) {
         let Some(Serving { state: ServingState::Reading(query), circuit, .. }) = self.serving_mut(stream) else {
             return;
         };
@@ -218,12 +219,12 @@ impl SearchService {
     }
 
     /// Handles the end of the client's direction.
-    pub fn handle_finish(&mut self, now: Instant, stream: u64) {
+    pub fn handle_finished(&mut self, now: Instant, stream: Id) {
         let until = now.after(self.parameters.engine);
         let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) else { return };
         let ServingState::Reading(query) = &mut serving.state else { return };
         let (limits, circuit, admitted) = (&mut self.limits, serving.circuit, &mut serving.admitted);
-        let received = core::mem::take(query).handle_finish(|| {
+        let received = core::mem::take(query).handle_finished(|| {
             limits.admit(now, circuit)?;
             *admitted = true;
             Ok(())
@@ -239,30 +240,30 @@ impl SearchService {
     }
 
     /// Handles the answer to the query of `stream`. Ignored unless the stream waits for it.
-    pub fn handle_answer(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
+    pub fn handle_answer(&mut self, now: Instant, stream: Id, answer: &SearchAnswer) {
         let is_querying = self.serving(stream).is_some_and(|serving| matches!(serving.state, ServingState::Querying));
         if is_querying {
             self.write(now, stream, answer);
         }
     }
 
-    /// The unsent bytes of the answer.
+    /// The bytes of the answer that are not written yet.
     #[must_use]
-    pub fn unsent(&self, stream: u64) -> &[u8] {
+    pub fn unwritten(&self, stream: Id) -> &[u8] {
         match self.serving(stream).map(|serving| &serving.state) {
-            Some(ServingState::Writing(answer, sent)) => answer.get(*sent..).unwrap_or_default(),
+            Some(ServingState::Writing(answer, written)) => answer.get(*written..).unwrap_or_default(),
             _ => &[],
         }
     }
 
-    /// Handles the sending of `bytes` more bytes of the answer. Returns true at the end of the answer: the service has
+    /// Handles the writing of `bytes` more bytes of the answer. Returns true at the end of the answer: the service has
     /// removed the stream, and the owner must finish it.
-    pub fn handle_sent(&mut self, stream: u64, bytes: usize) -> bool {
-        let Some(Serving { state: ServingState::Writing(answer, sent), .. }) = self.serving_mut(stream) else {
+    pub fn handle_written(&mut self, stream: Id, bytes: usize) -> bool {
+        let Some(Serving { state: ServingState::Writing(answer, written), .. }) = self.serving_mut(stream) else {
             return false;
         };
-        *sent = sent.saturating_add(bytes);
-        let is_complete = *sent >= answer.len();
+        *written = written.saturating_add(bytes);
+        let is_complete = *written >= answer.len();
         if is_complete {
             self.remove(stream);
         }
@@ -270,20 +271,20 @@ impl SearchService {
     }
 
     /// Handles the failure of the stream or its circuit: removes the stream.
-    pub fn handle_closed(&mut self, stream: u64) {
+    pub fn handle_closed(&mut self, stream: Id) {
         if let Some(Serving { state: ServingState::Querying, .. }) = self.remove(stream) {
-            self.events.push_back(ServiceEvent::Dropped { stream });
+            self.events.push_back(ServiceEvent::Cancel { stream });
         }
     }
 
     /// Ends streams past their deadlines.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let expired: Vec<u64> =
+        let expired: Vec<Id> =
             self.streams.iter().filter(|serving| serving.due <= now).map(|serving| serving.stream).collect();
         for stream in expired {
             match self.serving(stream).map(|serving| &serving.state) {
                 Some(ServingState::Querying) => {
-                    self.events.push_back(ServiceEvent::Dropped { stream });
+                    self.events.push_back(ServiceEvent::Cancel { stream });
                     self.refuse(now, stream, SearchRefusal::EngineTimedOut);
                 }
                 _ => self.fail(stream, EndReason::TimedOut),
@@ -304,23 +305,23 @@ impl SearchService {
     }
 
     /// The next action.
-    pub fn poll_event(&mut self) -> Option<ServiceEvent> {
+    pub fn poll_event(&mut self) -> Option<ServiceEvent<Id>> {
         self.events.pop_front()
     }
 
-    fn serving(&self, stream: u64) -> Option<&Serving> {
+    fn serving(&self, stream: Id) -> Option<&Serving<Id>> {
         self.streams.iter().find(|serving| serving.stream == stream)
     }
 
-    fn serving_mut(&mut self, stream: u64) -> Option<&mut Serving> {
+    fn serving_mut(&mut self, stream: Id) -> Option<&mut Serving<Id>> {
         self.streams.iter_mut().find(|serving| serving.stream == stream)
     }
 
-    fn refuse(&mut self, now: Instant, stream: u64, refusal: SearchRefusal) {
+    fn refuse(&mut self, now: Instant, stream: Id, refusal: SearchRefusal) {
         self.write(now, stream, &SearchAnswer::Refused(refusal));
     }
 
-    fn write(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
+    fn write(&mut self, now: Instant, stream: Id, answer: &SearchAnswer) {
         let Ok(framed) = answer.encode() else { return self.fail(stream, EndReason::Failed) };
         let until = now.after(self.parameters.stall);
         if let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) {
@@ -328,16 +329,16 @@ impl SearchService {
                 self.limits.release(serving.circuit);
             }
             (serving.state, serving.due) = (ServingState::Writing(framed, 0), until);
-            self.events.push_back(ServiceEvent::Unsent { stream });
+            self.events.push_back(ServiceEvent::Write { stream });
         }
     }
 
-    fn fail(&mut self, stream: u64, reason: EndReason) {
+    fn fail(&mut self, stream: Id, reason: EndReason) {
         self.remove(stream);
-        self.events.push_back(ServiceEvent::Failed { stream, reason });
+        self.events.push_back(ServiceEvent::Reset { stream, reason });
     }
 
-    fn remove(&mut self, stream: u64) -> Option<Serving> {
+    fn remove(&mut self, stream: Id) -> Option<Serving<Id>> {
         let index = self.streams.iter().position(|serving| serving.stream == stream)?;
         let serving = self.streams.swap_remove(index);
         if serving.admitted {

@@ -67,11 +67,11 @@ impl<C> Checked<C> {
 }
 
 impl<C: Connector> Connector for Checked<C> {
-    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+    async fn open(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
         if self.check.is_at(&target) {
             return Ok(serve());
         }
-        self.connector.connect(target, isolation).await
+        self.connector.open(target, isolation).await
     }
 
     async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
@@ -99,7 +99,7 @@ fn serve() -> Stream {
     stream
 }
 
-async fn answer(mut hub: Hub) {
+async fn answer(mut hub: Hub<u64>) {
     let mut head = Vec::new();
     let mut is_answered = false;
     loop {
@@ -161,7 +161,7 @@ mod tests {
         let direct = Direct::default();
         let checked = Checked::new(direct.clone(), check());
         let target = Target { host: Host::Ip(check().address.into()), port: PORT };
-        let mut stream = checked.connect(target, Isolation::of_listener("socks")).await.unwrap();
+        let mut stream = checked.open(target, Isolation::of_listener("socks")).await.unwrap();
         stream.write_all(b"GET /check.svg HTTP/1.1\r\nHost: x").await.unwrap();
         stream.write_all(b"\r\n\r\n").await.unwrap();
         let mut answer = String::new();
@@ -174,7 +174,7 @@ mod tests {
     async fn a_request_with_a_too_long_head_is_not_answered() {
         let checked = Checked::new(Direct::default(), check());
         let target = Target { host: Host::Ip(check().address.into()), port: PORT };
-        let mut stream = checked.connect(target, Isolation::of_listener("socks")).await.unwrap();
+        let mut stream = checked.open(target, Isolation::of_listener("socks")).await.unwrap();
         let _ = stream.write_all(&[b'x'; MAX_HEAD]).await;
         assert!(stream.read_to_end(&mut Vec::new()).await.is_err());
     }
@@ -184,7 +184,7 @@ mod tests {
         let direct = Direct::default();
         let checked = Checked::new(direct.clone(), check());
         for (host, port) in [(Host::Ip(check().address.into()), 443), (Host::Name("refused.test".into()), PORT)] {
-            assert!(checked.connect(Target { host, port }, Isolation::of_listener("socks")).await.is_err());
+            assert!(checked.open(Target { host, port }, Isolation::of_listener("socks")).await.is_err());
         }
         assert_eq!(direct.isolations().len(), 2);
     }

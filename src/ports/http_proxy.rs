@@ -140,7 +140,7 @@ async fn respond<C: Connector>(
         Err(explanation) => return text(StatusCode::BAD_REQUEST, explanation),
     };
     let isolation = isolation(request.headers());
-    let opening = connector.connect(target, isolation);
+    let opening = connector.open(target, isolation);
     let stream = match timeout(limits.connect, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
         Ok(stream) => stream,
         Err(error) => return failure(error),

@@ -88,8 +88,8 @@ async fn serve_one<C: Connector>(mut socket: TcpStream, connector: &C, limits: S
             let Some(host) = host(request.addr()) else {
                 return answer(socket, &request, Err(general_failure())).await;
             };
-            let connecting = connector.connect(Target { host, port: request.port() }, isolation);
-            match timeout(limits.connect, connecting).await.unwrap_or(Err(EndReason::TimedOut.into())) {
+            let opening = connector.open(Target { host, port: request.port() }, isolation);
+            match timeout(limits.connect, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
                 Ok(stream) => {
                     socket.write_all(&reply(&request, SocksStatus::SUCCEEDED, None)).await?;
                     splice(socket, stream, &early, None).await

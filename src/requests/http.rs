@@ -227,7 +227,7 @@ impl<C: Connector> Requester<C> {
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let host = target.host.to_text();
         let opened = timeout(IDLE_TIMEOUT, async {
-            let stream = self.connector.connect(target, isolation).await?;
+            let stream = self.connector.open(target, isolation).await?;
             Ok::<_, RequestError>(if is_https {
                 TargetStream::Tls(self.tls.connect(&host, stream).await.map_err(RequestError::Tls)?)
             } else {

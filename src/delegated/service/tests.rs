@@ -6,7 +6,7 @@ use crate::delegated::{EngineName, SearchResult};
 
 const NOW: Instant = Instant::START;
 
-fn service() -> SearchService {
+fn service() -> SearchService<u64> {
     SearchService::new(ServiceParameters::default())
 }
 
@@ -14,27 +14,27 @@ fn query() -> SearchRequest {
     SearchRequest::new(EngineName::parse("engine").unwrap(), "ownership", 1, None).unwrap()
 }
 
-fn events(service: &mut SearchService) -> Vec<ServiceEvent> {
+fn events(service: &mut SearchService<u64>) -> Vec<ServiceEvent<u64>> {
     core::iter::from_fn(|| service.poll_event()).collect()
 }
 
 /// Sends a query over `stream`.
-fn send_query(service: &mut SearchService, stream: u64, circuit: u64) {
-    service.handle_begin(NOW, stream, circuit);
+fn send_query(service: &mut SearchService<u64>, stream: u64, circuit: u64) {
+    service.handle_request(NOW, stream, circuit);
     service.handle_data(NOW, stream, &query().encode().unwrap());
-    service.handle_finish(NOW, stream);
+    service.handle_finished(NOW, stream);
 }
 
-/// Takes all unsent bytes of `stream`, and decodes the answer.
-fn take_answer(service: &mut SearchService, stream: u64) -> SearchAnswer {
-    let answer = SearchAnswer::decode(service.unsent(stream)).unwrap();
-    let all = service.unsent(stream).len();
-    assert!(!service.handle_sent(stream, all - 1));
-    assert!(service.handle_sent(stream, 1));
+/// Takes all unwritten bytes of `stream`, and decodes the answer.
+fn take_answer(service: &mut SearchService<u64>, stream: u64) -> SearchAnswer {
+    let answer = SearchAnswer::decode(service.unwritten(stream)).unwrap();
+    let all = service.unwritten(stream).len();
+    assert!(!service.handle_written(stream, all - 1));
+    assert!(service.handle_written(stream, 1));
     answer
 }
 
-fn refused(service: &mut SearchService, stream: u64) -> SearchRefusal {
+fn refused(service: &mut SearchService<u64>, stream: u64) -> SearchRefusal {
     match take_answer(service, stream) {
         SearchAnswer::Refused(refusal) => refusal,
         SearchAnswer::Results { .. } => panic!("answered"),
@@ -44,22 +44,22 @@ fn refused(service: &mut SearchService, stream: u64) -> SearchRefusal {
 #[test]
 fn a_query_in_pieces_is_emitted_once_and_its_answer_is_sent() {
     let mut service = service();
-    service.handle_begin(NOW, 7, 1);
+    service.handle_request(NOW, 7, 1);
     for piece in query().encode().unwrap().chunks(100) {
         service.handle_data(NOW, 7, piece);
         assert_eq!(events(&mut service), []);
     }
-    service.handle_finish(NOW, 7);
+    service.handle_finished(NOW, 7);
     assert_eq!(events(&mut service), [ServiceEvent::Query { stream: 7, request: query() }]);
     let result = SearchResult::new("Ownership", "https://book.example/", None, "").unwrap();
     let answer = SearchAnswer::Results { results: vec![result], total: Some(1), more: false };
     service.handle_answer(NOW, 7, &answer);
-    assert_eq!(events(&mut service), [ServiceEvent::Unsent { stream: 7 }]);
+    assert_eq!(events(&mut service), [ServiceEvent::Write { stream: 7 }]);
     assert_eq!(take_answer(&mut service, 7), answer);
     // A second answer is ignored.
     service.handle_answer(NOW, 7, &answer);
     assert_eq!(events(&mut service), []);
-    assert_eq!(service.unsent(7), b"");
+    assert_eq!(service.unwritten(7), b"");
     assert_eq!(service.poll_timeout(), None);
 }
 
@@ -69,7 +69,7 @@ fn a_query_that_is_too_long_counts_against_the_rate_limit() {
     let too_long = vec![0; longest(REQUEST_BUCKETS) + 1];
     // The burst of one circuit is eight queries.
     for stream in 0..9 {
-        service.handle_begin(NOW, stream, 1);
+        service.handle_request(NOW, stream, 1);
         service.handle_data(NOW, stream, &too_long);
         let expected = if stream < 8 { SearchRefusal::BadRequest } else { SearchRefusal::RateLimited };
         assert_eq!(refused(&mut service, stream), expected, "query {stream}");
@@ -86,15 +86,15 @@ fn a_malformed_query_is_refused_and_not_emitted() {
     *wrong.last_mut().unwrap() = 1;
     let too_long = vec![0; longest(REQUEST_BUCKETS) + 1];
     for (stream, bytes) in [(1, wrong), (2, too_long), (3, b"GET /".to_vec())] {
-        service.handle_begin(NOW, stream, stream);
+        service.handle_request(NOW, stream, stream);
         service.handle_data(NOW, stream, &bytes);
-        service.handle_finish(NOW, stream);
-        assert_eq!(events(&mut service), [ServiceEvent::Unsent { stream }]);
+        service.handle_finished(NOW, stream);
+        assert_eq!(events(&mut service), [ServiceEvent::Write { stream }]);
         assert_eq!(refused(&mut service, stream), SearchRefusal::BadRequest);
     }
-    service.handle_begin(NOW, 4, 4);
-    service.handle_finish(NOW, 4);
-    assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 4, reason: EndReason::Failed }]);
+    service.handle_request(NOW, 4, 4);
+    service.handle_finished(NOW, 4);
+    assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 4, reason: EndReason::Failed }]);
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn queries_above_the_limit_of_a_circuit_are_refused_and_those_of_others_are_not(
     (0..5).for_each(|stream| send_query(&mut service, stream, 1));
     let emitted = events(&mut service);
     assert_eq!(emitted.iter().filter(|event| matches!(event, ServiceEvent::Query { .. })).count(), 4);
-    assert_eq!(emitted.last(), Some(&ServiceEvent::Unsent { stream: 4 }));
+    assert_eq!(emitted.last(), Some(&ServiceEvent::Write { stream: 4 }));
     assert_eq!(refused(&mut service, 4), SearchRefusal::RateLimited);
     send_query(&mut service, 5, 2);
     assert_eq!(events(&mut service), [ServiceEvent::Query { stream: 5, request: query() }]);
@@ -113,12 +113,12 @@ fn queries_above_the_limit_of_a_circuit_are_refused_and_those_of_others_are_not(
 #[test]
 fn the_number_of_streams_is_bounded_and_a_closed_stream_frees_its_place() {
     let mut service = service();
-    (0..64).for_each(|stream| service.handle_begin(NOW, stream, stream));
+    (0..64).for_each(|stream| service.handle_request(NOW, stream, stream));
     assert_eq!(events(&mut service), []);
-    service.handle_begin(NOW, 64, 64);
-    assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 64, reason: EndReason::ResourceLimit }]);
+    service.handle_request(NOW, 64, 64);
+    assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 64, reason: EndReason::ResourceLimit }]);
     service.handle_closed(0);
-    service.handle_begin(NOW, 65, 65);
+    service.handle_request(NOW, 65, 65);
     assert_eq!(events(&mut service), []);
 }
 
@@ -126,12 +126,12 @@ fn the_number_of_streams_is_bounded_and_a_closed_stream_frees_its_place() {
 fn streams_without_a_query_do_not_block_queries_of_other_circuits() {
     let mut service = service();
     // The streams of one circuit are capped, and its open streams don't block queries of other circuits.
-    (0..9).for_each(|stream| service.handle_begin(NOW, stream, 1));
-    assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 8, reason: EndReason::ResourceLimit }]);
-    (0..8).for_each(|stream| service.handle_begin(NOW, 10 + stream, 2));
+    (0..9).for_each(|stream| service.handle_request(NOW, stream, 1));
+    assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 8, reason: EndReason::ResourceLimit }]);
+    (0..8).for_each(|stream| service.handle_request(NOW, 10 + stream, 2));
     let rates = Rates { concurrent: 1, ..Rates::default() };
     let mut limited = SearchService::new(ServiceParameters { rates, ..ServiceParameters::default() });
-    (0..8).for_each(|stream| limited.handle_begin(NOW, stream, 1));
+    (0..8).for_each(|stream| limited.handle_request(NOW, stream, 1));
     send_query(&mut limited, 10, 2);
     assert_eq!(events(&mut limited), [ServiceEvent::Query { stream: 10, request: query() }]);
     // A client that doesn't read its answer doesn't block other queries either.
@@ -148,7 +148,7 @@ fn a_closed_stream_frees_its_place_in_the_limits() {
     (0..4).for_each(|stream| send_query(&mut service, stream, 1));
     events(&mut service);
     service.handle_closed(2);
-    assert_eq!(events(&mut service), [ServiceEvent::Dropped { stream: 2 }]);
+    assert_eq!(events(&mut service), [ServiceEvent::Cancel { stream: 2 }]);
     send_query(&mut service, 4, 1);
     assert_eq!(events(&mut service), [ServiceEvent::Query { stream: 4, request: query() }]);
 }
@@ -157,18 +157,18 @@ fn a_closed_stream_frees_its_place_in_the_limits() {
 fn a_slow_client_is_ended_and_a_slow_engine_is_reported() {
     let mut service = service();
     let limits = ServiceParameters::default();
-    service.handle_begin(NOW, 1, 1);
+    service.handle_request(NOW, 1, 1);
     service.handle_data(NOW, 1, b"x");
     send_query(&mut service, 2, 2);
     events(&mut service);
     assert_eq!(service.poll_timeout(), Some(NOW.after(limits.query)));
     service.handle_timeout(NOW.after(limits.query));
-    assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 1, reason: EndReason::TimedOut }]);
+    assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 1, reason: EndReason::TimedOut }]);
     let engine_deadline = NOW.after(limits.engine);
     service.handle_timeout(engine_deadline);
-    assert_eq!(events(&mut service), [ServiceEvent::Dropped { stream: 2 }, ServiceEvent::Unsent { stream: 2 }]);
+    assert_eq!(events(&mut service), [ServiceEvent::Cancel { stream: 2 }, ServiceEvent::Write { stream: 2 }]);
     // A client that doesn't read its answer is ended too.
     service.handle_timeout(engine_deadline.after(limits.stall));
-    assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 2, reason: EndReason::TimedOut }]);
+    assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 2, reason: EndReason::TimedOut }]);
     assert_eq!(service.poll_timeout(), None);
 }

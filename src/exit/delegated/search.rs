@@ -35,7 +35,7 @@ use crate::{
     wire::EndReason,
 };
 
-use super::engines::{Engines, Reached};
+use super::engines::{Engines, ExitEngine};
 
 /// Maximum redirects within the engine's host.
 const MAX_REDIRECTS: usize = 3;
@@ -73,7 +73,8 @@ impl Default for SearchCaps {
 pub(crate) struct ExitSearch {
     engines: Engines,
     caps: SearchCaps,
-    /// Permits for parsing. A hostile answer can take a multiple of its length in memory, and a processor meanwhile.
+    /// Permits for parsing. The parsing of a hostile answer can use a multiple of its length in memory, and one
+    /// processor.
     readers: Arc<Semaphore>,
 }
 
@@ -92,12 +93,12 @@ impl ExitSearch {
         self.engines.grown().await;
     }
 
-    /// Refreshes the engines' descriptions, for ever.
+    /// Refreshes the engines' descriptions. Never ends.
     pub(crate) async fn keep_fresh(&self) {
         self.engines.keep_fresh().await;
     }
 
-    /// Answers the query that comes over `stream`, if `admit` allows. The admission lasts from the complete query to
+    /// Answers the query that arrives over `stream`, if `admit` allows. The admission lasts from the complete query to
     /// the engine's answer, so that a client that sends or reads slowly holds none.
     ///
     /// # Errors
@@ -117,7 +118,7 @@ impl ExitSearch {
             Ok(Err(_)) | Err(_) => return Err(Refusal::ClientGone),
         };
         let received = match query {
-            Ok(query) => query.handle_finish(admit).ok_or(Refusal::ClientGone)?,
+            Ok(query) => query.handle_finished(admit).ok_or(Refusal::ClientGone)?,
             // Admitted first, so that it counts against the limits.
             Err(refused) => match admit() {
                 Ok(_) => Err(refused),
@@ -149,13 +150,13 @@ impl ExitSearch {
 
     async fn answer(&self, request: SearchRequest) -> Result<SearchAnswer, Refused> {
         let unknown = Refused { answer: SearchRefusal::UnknownEngine, cause: Refusal::NotOffered };
-        let reached = self.engines.find(request.engine()).ok_or(unknown)?;
-        if reached.engine.lacks_page(request.page()) {
+        let offered = self.engines.find(request.engine()).ok_or(unknown)?;
+        if offered.engine.lacks_page(request.page()) {
             return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
         }
-        let asking = timeout(self.caps.engine, ask(&reached, &request, self.caps.answer)).await;
+        let querying = timeout(self.caps.engine, query_engine(&offered, &request, self.caps.answer)).await;
         let late = Refused { answer: SearchRefusal::EngineTimedOut, cause: Refusal::Silent };
-        let (url, status, body) = asking.unwrap_or(Err(late))?;
+        let (url, status, body) = querying.unwrap_or(Err(late))?;
         let busy = Refused { answer: SearchRefusal::RateLimited, cause: Refusal::Busy };
         let reader = timeout(self.caps.engine, Arc::clone(&self.readers).acquire_owned()).await;
         let reader = reader.ok().and_then(Result::ok).ok_or(busy)?;
@@ -163,7 +164,7 @@ impl ExitSearch {
             // Held until the parsing ends, also if the client has disconnected.
             let _reader = reader;
             let response = engine::Response { url: &url, status: status.as_u16(), body: &body };
-            reached.engine.read(&request, &response)
+            offered.engine.read(&request, &response)
         });
         let broken = Refused { answer: SearchRefusal::EngineMalformed, cause: Refusal::Misconfigured };
         match reading.await.map_err(|_| broken)? {
@@ -187,14 +188,14 @@ async fn read_query(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Result<
     }
 }
 
-/// The engine's answer, with its URL after redirects.
-async fn ask(
-    reached: &Arc<Reached>,
+/// Queries an engine; returns the URL after redirects, the status and the body of its answer, at most `most` bytes.
+async fn query_engine(
+    offered: &Arc<ExitEngine>,
     request: &SearchRequest,
     most: usize,
 ) -> Result<(Url, StatusCode, Vec<u8>), Refused> {
     let bad = Refused { answer: SearchRefusal::BadRequest, cause: Refusal::Malformed };
-    let engine::Question { url, accept, accept_language } = reached.engine.question(request).ok_or(bad)?;
+    let engine::Question { url, accept, accept_language } = offered.engine.question(request).ok_or(bad)?;
     let mut at = url;
     for _ in 0..=MAX_REDIRECTS {
         let request = Request::get(at.as_str())
@@ -203,7 +204,7 @@ async fn ask(
             .header(header::ACCEPT_LANGUAGE, accept_language.as_str())
             .body(Empty::<Bytes>::new())
             .map_err(|_| bad)?;
-        let response = reached.outbound.send(request).await?;
+        let response = offered.outbound.send(request).await?;
         if response.status().is_redirection() {
             at = redirect(&at, &response).ok_or(REDIRECTED)?;
             continue;

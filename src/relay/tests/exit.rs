@@ -6,6 +6,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 use super::*;
 use crate::{
     onion::{Forward, RelayLayer},
+    stream::StreamCommand,
     wire::Service,
 };
 
@@ -98,12 +99,12 @@ fn an_exit_serves_no_stream_at_the_first_hop() {
         bench.send_message(link, upper(1), &mut layers, &message);
     }
     assert_eq!(bench.events(), []);
-    let answers = reach::heard(&mut bench, link, &mut layers);
+    let answers = reach::received(&mut bench, link, &mut layers);
     let refused = |number| RelayMessage::End { stream: stream(number), reason: EndReason::Policy };
     assert_eq!(answers, [1, 2, 3].map(refused));
     let echo = Host::parse("0.0.0.0").unwrap();
     bench.send_message(link, upper(1), &mut layers, &RelayMessage::Resolve { stream: stream(4), host: echo });
-    let answers = reach::heard(&mut bench, link, &mut layers);
+    let answers = reach::received(&mut bench, link, &mut layers);
     assert!(matches!(answers[..], [RelayMessage::Resolved { .. }]), "a first hop answers echo requests");
 
     let link = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
@@ -116,7 +117,7 @@ fn an_exit_serves_no_stream_at_the_first_hop() {
 }
 
 #[test]
-fn streams_of_a_circuit_that_ends_are_closed_at_the_exit() {
+fn streams_of_an_ended_circuit_are_closed_at_the_exit() {
     let mut bench = exit();
     let link = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
     let mut second = bench.create_second(link, upper(1));

@@ -14,7 +14,7 @@ use crate::{
     exit::{
         delegated::{
             Delegate,
-            engines::{Engines, Ways},
+            engines::{Engines, Senders},
             http::{Http, HttpCaps, Tier},
             limits::{ExitLimits, Rates},
             search::{ExitSearch, SearchCaps},
@@ -48,13 +48,13 @@ impl LocalExits {
     pub(crate) async fn several(exits: u8) -> Self {
         let policy = Policy::parse(["accept *"], true).unwrap();
         let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
-        let reach = TargetPolicies { resolved: policy.clone(), written: policy };
+        let policies = TargetPolicies { resolved: policy.clone(), literal: policy };
         let resolver = Arc::new(Resolver::new(&options));
-        let outbound = Outbound::new(reach, resolver, Tls::default(), OutboundLimits::default());
+        let outbound = Outbound::new(policies, resolver, Tls::default(), OutboundLimits::default());
         let http = Http::new(Tier::Open(outbound.clone()), HttpCaps::default());
         let limits = ExitLimits::new(Rates::default(), Instant::now());
-        let ways = Ways { named: outbound.clone(), public: outbound };
-        let none = Engines::load::<&str>(&[], ways).await.unwrap();
+        let senders = Senders { configured: outbound.clone(), public: outbound };
+        let none = Engines::load::<&str>(&[], senders).await.unwrap();
         let search = ExitSearch::new(none, SearchCaps::default());
         Self { exit: Arc::new(Delegate::new(search, http, limits)), exits, isolations: Arc::default() }
     }
@@ -70,8 +70,8 @@ impl LocalExits {
 }
 
 impl Connector for LocalExits {
-    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
-        Direct::default().connect(target, isolation).await
+    async fn open(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+        Direct::default().open(target, isolation).await
     }
 
     async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {

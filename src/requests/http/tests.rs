@@ -17,7 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 struct ScriptedExit(&'static [u8]);
 
 impl Connector for ScriptedExit {
-    async fn connect(&self, _: Target, _: Isolation) -> Result<Stream, ConnectError> {
+    async fn open(&self, _: Target, _: Isolation) -> Result<Stream, ConnectError> {
         Err(PathError::NoExit.into())
     }
 

@@ -146,7 +146,7 @@ fn a_malformed_answer_is_refused() {
 struct Stalling;
 
 impl Connector for Stalling {
-    async fn connect(&self, _: Target, _: Isolation) -> Result<Stream, ConnectError> {
+    async fn open(&self, _: Target, _: Isolation) -> Result<Stream, ConnectError> {
         Err(EndReason::Policy.into())
     }
 

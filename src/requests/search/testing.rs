@@ -61,8 +61,8 @@ impl Overlay {
 }
 
 impl Connector for Overlay {
-    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
-        self.direct.connect(target, isolation).await
+    async fn open(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+        self.direct.open(target, isolation).await
     }
 
     async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
