@@ -26,6 +26,7 @@ use tokio::{
 };
 
 use crate::{
+    delegated::limits::RequestOwner,
     exit::delegated::Delegate,
     exit_policy::Policy,
     io::{
@@ -33,7 +34,7 @@ use crate::{
         resolver::{LookupAnswers, Resolver},
         stream::{Hub, Stream, splice},
     },
-    relay::{ExitOwner, ExitStream, Relay},
+    relay::{ExitStream, Relay},
     stream::{StreamCommand, StreamEvent},
     wire::{EndReason, Host, Service, Target},
 };
@@ -87,7 +88,7 @@ impl Exit {
     }
 
     /// Connects to `target`. The stream opens at once, because an origin may send before the exit has connected.
-    fn connect(&mut self, id: ExitStream, owner: ExitOwner, target: Target) {
+    fn connect(&mut self, id: ExitStream, owner: RequestOwner, target: Target) {
         while self.tasks.try_join_next().is_some() {}
         if let Some(permit) = self.permit(id) {
             let stream = self.hub.open(id, 0);
@@ -96,7 +97,7 @@ impl Exit {
     }
 
     /// Starts a lookup.
-    fn resolve(&mut self, id: ExitStream, owner: ExitOwner, host: Host) {
+    fn resolve(&mut self, id: ExitStream, owner: RequestOwner, host: Host) {
         while self.tasks.try_join_next().is_some() {}
         let Some(permit) = self.permit(id) else { return };
         let shared = Arc::clone(&self.shared);
@@ -113,7 +114,7 @@ impl Exit {
 
     /// Performs the request that arrives as the stream's bytes, and writes the answer there; the core has `room`
     /// bytes for it.
-    fn delegate(&mut self, id: ExitStream, owner: ExitOwner, service: Service, room: usize) {
+    fn delegate(&mut self, id: ExitStream, owner: RequestOwner, service: Service, room: usize) {
         while self.tasks.try_join_next().is_some() {}
         let Some(delegate) = self.shared.delegate.clone() else {
             self.shared.send_outcome(id, StreamCommand::Reset(EndReason::Policy));
@@ -124,7 +125,7 @@ impl Exit {
         let failure = stream.failure();
         self.tasks.spawn(async move {
             tokio::select! {
-                () = delegate.serve(service, owner.circuit, stream) => {}
+                () = delegate.serve(service, owner, stream) => {}
                 _ = failure => {}
             }
             drop(permit);
@@ -190,7 +191,7 @@ impl Exit {
     }
 
     /// Begins what an origin requests.
-    fn serve(&mut self, id: ExitStream, owner: ExitOwner, event: StreamEvent, room: usize) {
+    fn serve(&mut self, id: ExitStream, owner: RequestOwner, event: StreamEvent, room: usize) {
         match event {
             StreamEvent::Begin(target) => self.connect(id, owner, target),
             StreamEvent::Resolve(host) => self.resolve(id, owner, host),
@@ -204,7 +205,7 @@ impl Exit {
         match event {
             StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_) => {
                 // A stream without an owner has ended.
-                if let Some(owner) = relay.exit_owner(id) {
+                if let Some(owner) = relay.request_owner(id) {
                     self.serve(id, owner, event, relay.room(id));
                 }
             }
@@ -229,7 +230,7 @@ impl ExitShared {
 async fn serve_stream(
     shared: Arc<ExitShared>,
     id: ExitStream,
-    owner: ExitOwner,
+    owner: RequestOwner,
     target: Target,
     stream: Stream,
     permit: OwnedSemaphorePermit,

@@ -14,8 +14,8 @@ use tokio::{
 
 use super::resolver::{AddressLookup, Resolver};
 use crate::{
+    delegated::limits::RequestOwner,
     exit_policy::Policy,
-    relay::ExitOwner,
     wire::{EndReason, Host, Target},
 };
 
@@ -42,7 +42,7 @@ pub(crate) struct Connected {
 pub(crate) async fn connect(
     policy: &Policy,
     resolver: &Resolver,
-    owner: Option<ExitOwner>,
+    owner: Option<RequestOwner>,
     target: &Target,
 ) -> Result<Connected, EndReason> {
     let mut race = Race::new(policy, target.port);

@@ -30,8 +30,8 @@ use tokio::{
 
 use self::turns::{Turn, Turns};
 use crate::{
+    delegated::limits::RequestOwner,
     exit_policy::is_global,
-    relay::ExitOwner,
     wire::{EndReason, Host, ResolvedAnswer},
 };
 
@@ -114,7 +114,7 @@ impl Resolver {
     /// Looks up an origin's host: a name's addresses, or an address's names.
     pub(crate) async fn resolve(
         &self,
-        owner: Option<ExitOwner>,
+        owner: Option<RequestOwner>,
         host: &Host,
     ) -> Result<LookupAnswers<ResolvedAnswer>, EndReason> {
         match host {
@@ -133,7 +133,7 @@ impl Resolver {
     /// all are private.
     pub(crate) async fn addresses(
         &self,
-        owner: Option<ExitOwner>,
+        owner: Option<RequestOwner>,
         name: &str,
     ) -> Result<LookupAnswers<IpAddr>, EndReason> {
         let mut lookup = self.lookup(owner, name).await?;
@@ -154,7 +154,7 @@ impl Resolver {
 
     /// Starts a lookup of the addresses of `name`, in both families at once. `owner` is the circuit that asks; `None` if
     /// the exit itself asks, also for delegated requests.
-    pub(crate) async fn lookup(&self, owner: Option<ExitOwner>, name: &str) -> Result<AddressLookup, EndReason> {
+    pub(crate) async fn lookup(&self, owner: Option<RequestOwner>, name: &str) -> Result<AddressLookup, EndReason> {
         let deadline = now_after(self.timeout);
         let mut lookup = AddressLookup {
             queries: JoinSet::new(),
@@ -181,7 +181,7 @@ impl Resolver {
         Ok(lookup)
     }
 
-    async fn names(&self, owner: Option<ExitOwner>, ip: IpAddr) -> Result<LookupAnswers<String>, EndReason> {
+    async fn names(&self, owner: Option<RequestOwner>, ip: IpAddr) -> Result<LookupAnswers<String>, EndReason> {
         let ip = ip.to_canonical();
         if !self.private_addresses && !is_global(ip) {
             return Err(EndReason::Policy);
@@ -208,7 +208,7 @@ impl Resolver {
 
     async fn within_limits<T>(
         &self,
-        owner: Option<ExitOwner>,
+        owner: Option<RequestOwner>,
         lookup: impl Future<Output = Result<T, NetError>>,
     ) -> Result<T, EndReason> {
         let limited = async {

@@ -36,6 +36,7 @@ use crate::{
         check::{Check, Checked},
     },
     ports::{
+        destinations::ByDestination,
         http_proxy::{self, HttpLimits},
         socks::{self, SocksLimits},
     },
@@ -44,7 +45,7 @@ use crate::{
 };
 
 use super::{
-    Failure,
+    Failure, descriptors,
     drive::randomness,
     network,
     options::{ClientOptions, data_dir},
@@ -297,7 +298,7 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
         socks: port(&socks)?,
     };
     // The proxy check of the search page sends its request through these two ports.
-    let client = Checked::new(client, check);
+    let client = ByDestination::new(Checked::new(client, check), options.isolate_destination.unwrap_or(false));
     tracing::info!("client started; waiting for the first circuit");
     let announce = async {
         if ready.wait_for(|ready| *ready).await.is_ok() {
@@ -306,11 +307,12 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
         }
         core::future::pending::<()>().await;
     };
+    let applications = descriptors::applications();
     let (.., paged) = tokio::join!(
         announce,
-        socks::serve(socks, client.clone(), SocksLimits::default()),
-        http_proxy::serve(http, client, HttpLimits::default()),
-        page::serve(page, serving),
+        socks::serve(socks, client.clone(), SocksLimits { applications, ..SocksLimits::default() }),
+        http_proxy::serve(http, client, HttpLimits { applications, ..HttpLimits::default() }),
+        page::serve(page, serving, applications.min(page::MAX_CONNECTIONS)),
     );
     paged.map_err(Failure::system("the search page ended"))
 }

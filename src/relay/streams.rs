@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use rand::CryptoRng;
 
 use crate::{
-    base::{Deadlines, HopIndex, Instant, Rate, ReadyQueue, RelayId, StreamId, Ticket, TokenBucket},
+    base::{Deadlines, HopIndex, Instant, Rate, ReadyQueue, StreamId, Ticket, TokenBucket},
     flow::FlowParameters,
     stream::{StreamCommand, StreamError, StreamEvent, StreamRole, Streams},
     wire::{EndReason, RelayMessage},
@@ -38,15 +38,6 @@ impl From<ExitStream> for u64 {
 const BEGINS: Rate = Rate { a_second: 20, burst: 256 };
 /// RESOLVEs of a circuit.
 const RESOLVES: Rate = Rate { a_second: 10, burst: 64 };
-
-/// The owner of a stream in the exit's shares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ExitOwner {
-    /// The relay before the exit.
-    pub neighbour: RelayId,
-    /// The circuit's number ([`Relay::exit_circuit`](super::Relay::exit_circuit)).
-    pub circuit: u64,
-}
 
 /// The streams of one circuit.
 struct ExitCircuit {

@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{base::RelayId, relay::ExitOwner, wire::EndReason};
+use crate::{base::Neighbour, delegated::limits::RequestOwner, wire::EndReason};
 
 /// Lookups of a circuit that run at once.
 const OF_CIRCUIT: usize = 8;
@@ -31,7 +31,7 @@ const SLOW: Duration = Duration::from_secs(2);
 const CHECKS: u32 = 8;
 
 /// Whose lookup it is; `None` for the exit's own ones, which count as one neighbour.
-type Owner = Option<ExitOwner>;
+type Owner = Option<RequestOwner>;
 
 #[derive(Clone)]
 pub(super) struct Turns {
@@ -198,7 +198,7 @@ impl State {
 
 /// The numbers of lookups of each neighbour and circuit.
 struct Loads {
-    of_neighbour: BTreeMap<Option<RelayId>, usize>,
+    of_neighbour: BTreeMap<Option<Neighbour>, usize>,
     of_circuit: BTreeMap<Owner, usize>,
 }
 
@@ -220,7 +220,7 @@ impl Loads {
     }
 }
 
-fn neighbour(owner: Owner) -> Option<RelayId> {
+fn neighbour(owner: Owner) -> Option<Neighbour> {
     owner.map(|owner| owner.neighbour)
 }
 
@@ -247,6 +247,7 @@ impl Drop for WaitingGuard<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::RelayId;
 
     /// Less than in a node, because tests run in real time.
     const SLOW: Duration = Duration::from_millis(200);
@@ -256,7 +257,7 @@ mod tests {
     }
 
     fn owner(neighbour: u8, circuit: u64) -> Owner {
-        Some(ExitOwner { neighbour: RelayId::from_bytes([neighbour; 32]), circuit })
+        Some(RequestOwner { neighbour: Neighbour::Listed(RelayId::from_bytes([neighbour; 32])), circuit })
     }
 
     /// A lookup that runs until it has to make room, and reports the time that it waited.

@@ -5,7 +5,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
 use crate::{
-    onion::{Forward, RelayLayer},
+    onion::{ForwardContent, RelayLayer},
     stream::StreamCommand,
     wire::Service,
 };
@@ -42,7 +42,7 @@ impl Bench {
         let (mut plain, mut body) = (Vec::new(), CellBody::zero());
         message.encode(&mut plain).unwrap();
         at.layers.seal_message(HopIndex::new(2).unwrap(), &plain, &mut body).unwrap();
-        assert_eq!(at.first.open_forward(&mut body), Ok(Forward::Pass));
+        assert_eq!(at.first.open_forward(&mut body), Ok(ForwardContent::Pass));
         self.send(at.link, &Cell::new(at.circuit, Command::Relay, body));
     }
 
@@ -167,4 +167,20 @@ fn streams_begin_no_faster_than_the_rate_of_their_circuit() {
     bench.pass(Duration::from_secs(1));
     assert_eq!(begin(&mut bench, &mut hasty, false, 100), 20);
     assert_eq!(begin(&mut bench, &mut hasty, true, 100), 10);
+}
+
+#[test]
+fn a_neighbour_that_no_consensus_lists_counts_by_its_source() {
+    let mut bench = exit();
+    let listed = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
+    let stranger = bench.join(LocalRole::Relay(Arc::new(fixture::key(77))), None);
+    let client = bench.client();
+    let neighbours = [listed, stranger, client].map(|link| bench.relay.neighbour(ChannelId(link)));
+    assert_eq!(neighbours[0], Some(Neighbour::Listed(relay_id(PREVIOUS))));
+    assert!(matches!(neighbours[1], Some(Neighbour::Source(_))) && neighbours[1] == neighbours[2]);
+
+    let mut second = bench.create_second(stranger, upper(1));
+    bench.send_to_second(&mut second, &RelayMessage::Begin { stream: stream(1), target: target() });
+    let Some(RelayEvent::Stream(exit, _)) = bench.relay.poll_event() else { panic!("no request") };
+    assert_eq!(bench.relay.request_owner(exit).map(|owner| owner.neighbour), neighbours[1]);
 }
