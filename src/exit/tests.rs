@@ -282,7 +282,7 @@ async fn another_address_is_tried_when_the_first_refuses() {
 #[test]
 fn the_families_alternate_in_whichever_order_they_arrive() {
     let ips = |texts: &[&str]| texts.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
-    let mut waiting = connect::Waiting::default();
+    let mut waiting = connect::WaitingAddresses::default();
     ips(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "::1", "::2"]).into_iter().for_each(|ip| waiting.push(ip));
     let ordered: Vec<IpAddr> = core::iter::from_fn(|| waiting.pop()).collect();
     assert_eq!(ordered, ips(&["10.0.0.1", "::1", "10.0.0.2", "::2", "10.0.0.3"]));

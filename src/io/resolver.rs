@@ -28,7 +28,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use self::turns::{Turn, Turns};
+use self::turns::{LookupPlace, LookupPlaces};
 use crate::{
     delegated::limits::RequestOwner,
     exit_policy::is_global,
@@ -82,7 +82,7 @@ pub(crate) struct LookupAnswers<T> {
 /// A DNS resolver with limits.
 pub struct Resolver {
     inner: Option<TokioResolver>,
-    turns: Turns,
+    turns: LookupPlaces,
     timeout: Duration,
     private_addresses: bool,
 }
@@ -101,7 +101,7 @@ impl Resolver {
             .ok();
         Self {
             inner,
-            turns: Turns::new(options.concurrency),
+            turns: LookupPlaces::new(options.concurrency),
             timeout: options.timeout,
             private_addresses: options.private_addresses,
         }
@@ -242,11 +242,11 @@ pub(crate) struct AddressLookup {
     deadline: Instant,
     private_addresses: bool,
     failure: Option<EndReason>,
-    turn: Option<Turn>,
+    turn: Option<LookupPlace>,
 }
 
 /// Completes at `deadline`, or when the lookup has to make room for others.
-async fn ended(turn: Option<&mut Turn>, deadline: Instant) {
+async fn ended(turn: Option<&mut LookupPlace>, deadline: Instant) {
     let made_room = async {
         match turn {
             Some(turn) => turn.ended().await,
