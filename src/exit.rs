@@ -88,21 +88,21 @@ impl Exit {
     }
 
     /// Connects to `target`. The stream opens at once, because an origin may send before the exit has connected.
-    fn connect(&mut self, id: ExitStream, target: Target) {
+    fn connect(&mut self, id: ExitStream, owner: RequestOwner, target: Target) {
         while self.tasks.try_join_next().is_some() {}
         if let Some(permit) = self.permit(id) {
             let stream = self.hub.open(id, 0);
-            self.tasks.spawn(serve_stream(Arc::clone(&self.shared), id, target, stream, permit));
+            self.tasks.spawn(serve_stream(Arc::clone(&self.shared), id, owner, target, stream, permit));
         }
     }
 
     /// Starts a lookup.
-    fn resolve(&mut self, id: ExitStream, host: Host) {
+    fn resolve(&mut self, id: ExitStream, owner: RequestOwner, host: Host) {
         while self.tasks.try_join_next().is_some() {}
         let Some(permit) = self.permit(id) else { return };
         let shared = Arc::clone(&self.shared);
         let lookup = self.tasks.spawn(async move {
-            let outcome = match shared.resolver.resolve(&host).await {
+            let outcome = match shared.resolver.resolve(Some(owner), &host).await {
                 Ok(LookupAnswers { ttl, answers }) => StreamCommand::Resolved { ttl, answers },
                 Err(reason) => StreamCommand::Reset(reason),
             };
@@ -114,7 +114,7 @@ impl Exit {
 
     /// Performs the request that arrives as the stream's bytes, and writes the answer there; the core has `room`
     /// bytes for it.
-    fn delegate(&mut self, id: ExitStream, service: Service, owner: RequestOwner, room: usize) {
+    fn delegate(&mut self, id: ExitStream, owner: RequestOwner, service: Service, room: usize) {
         while self.tasks.try_join_next().is_some() {}
         let Some(delegate) = self.shared.delegate.clone() else {
             self.shared.send_outcome(id, StreamCommand::Reset(EndReason::Policy));
@@ -190,14 +190,23 @@ impl Exit {
         }
     }
 
+    /// Begins what an origin requests.
+    fn serve(&mut self, id: ExitStream, owner: RequestOwner, event: StreamEvent, room: usize) {
+        match event {
+            StreamEvent::Begin(target) => self.connect(id, owner, target),
+            StreamEvent::Resolve(host) => self.resolve(id, owner, host),
+            StreamEvent::Request(service) => self.delegate(id, owner, service, room),
+            _ => {}
+        }
+    }
+
     /// Handles an event of the relay's core. Never blocks.
     pub(crate) fn handle_event(&mut self, relay: &Relay, id: ExitStream, event: StreamEvent) {
         match event {
-            StreamEvent::Begin(target) => self.connect(id, target),
-            StreamEvent::Resolve(host) => self.resolve(id, host),
-            StreamEvent::Request(service) => {
+            StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_) => {
+                // A stream without an owner has ended.
                 if let Some(owner) = relay.request_owner(id) {
-                    self.delegate(id, service, owner, relay.room(id));
+                    self.serve(id, owner, event, relay.room(id));
                 }
             }
             StreamEvent::Data(bytes) => self.push(id, &bytes),
@@ -221,12 +230,15 @@ impl ExitShared {
 async fn serve_stream(
     shared: Arc<ExitShared>,
     id: ExitStream,
+    owner: RequestOwner,
     target: Target,
     stream: Stream,
     permit: OwnedSemaphorePermit,
 ) {
-    let connecting =
-        timeout(shared.options.connect, connect::connect(&shared.options.policy, &shared.resolver, &target));
+    let connecting = timeout(
+        shared.options.connect,
+        connect::connect(&shared.options.policy, &shared.resolver, Some(owner), &target),
+    );
     let connected = tokio::select! {
         connected = connecting => connected.unwrap_or(Err(EndReason::TimedOut)),
         // The origin has reset the stream.

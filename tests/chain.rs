@@ -88,8 +88,8 @@ fn bytes_cross_slow_and_lossy_paths_unchanged() {
 }
 
 #[test]
-fn circuits_of_one_and_of_eight_hops_carry_streams() {
-    for hops in [1, 8] {
+fn circuits_of_two_and_of_eight_hops_carry_streams() {
+    for hops in [2, 8] {
         let mut chain = Chain::new(SEED, 8);
         let origin = chain.origin;
         chain.build(origin, hops);

@@ -57,7 +57,7 @@ impl Rates {
 }
 
 /// The owner of a request, which shares limits with its other requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestOwner {
     /// The neighbour over whose channel the circuit comes.
     pub neighbour: Neighbour,

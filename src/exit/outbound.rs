@@ -134,9 +134,9 @@ impl Outbound {
         let connected = match literal {
             Some(ip) => {
                 let target = Target { host: Host::Ip(ip), port: target.port };
-                connect(&self.policies.literal, &self.resolver, &target).await
+                connect(&self.policies.literal, &self.resolver, None, &target).await
             }
-            None => connect(&self.policies.resolved, &self.resolver, target).await,
+            None => connect(&self.policies.resolved, &self.resolver, None, target).await,
         };
         connected.map(|connected| connected.socket).map_err(OutboundError::Connect)
     }

@@ -12,7 +12,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    base::RelayId,
+    base::{Neighbour, RelayId},
     client::StreamFailure,
     connector::{ConnectError, Connector, Delegated, Isolation},
     delegated::Delegation,
@@ -25,6 +25,9 @@ use crate::{
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The circuit of all streams, where a test names no other.
+const OWNER: RequestOwner = RequestOwner { neighbour: Neighbour::Listed(RelayId::from_bytes([1; 32])), circuit: 1 };
 
 /// A request of the client.
 enum Request {
@@ -154,11 +157,11 @@ async fn run(mut exit: Exit, mut requests: mpsc::UnboundedReceiver<Request>) {
                         core.forward.open(stream);
                         core.backward.open(stream);
                         core.connecting.insert(stream, answer);
-                        exit.connect(ExitStream(stream), target);
+                        exit.connect(ExitStream(stream), OWNER, target);
                     }
                     Request::Resolve(host, answer) => {
                         core.resolving.insert(stream, answer);
-                        exit.resolve(ExitStream(stream), host);
+                        exit.resolve(ExitStream(stream), OWNER, host);
                     }
                 }
             }
@@ -277,11 +280,43 @@ async fn another_address_is_tried_when_the_first_refuses() {
 }
 
 #[test]
-fn address_families_alternate_and_are_capped() {
-    let addresses: Vec<IpAddr> =
-        ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "::1", "::2"].iter().map(|ip| ip.parse().unwrap()).collect();
-    let ordered: Vec<String> = connect::alternating(&addresses).iter().map(ToString::to_string).collect();
-    assert_eq!(ordered, ["10.0.0.1", "::1", "10.0.0.2", "::2"]);
+fn the_families_alternate_in_whichever_order_they_arrive() {
+    let ips = |texts: &[&str]| texts.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
+    let mut waiting = connect::WaitingAddresses::default();
+    ips(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "::1", "::2"]).into_iter().for_each(|ip| waiting.push(ip));
+    let ordered: Vec<IpAddr> = core::iter::from_fn(|| waiting.pop()).collect();
+    assert_eq!(ordered, ips(&["10.0.0.1", "::1", "10.0.0.2", "::2", "10.0.0.3"]));
+    waiting.push(ips(&["::1"])[0]);
+    assert_eq!(waiting.pop(), Some(ips(&["::1"])[0]));
+    ips(&["::2", "10.0.0.1"]).into_iter().for_each(|ip| waiting.push(ip));
+    assert_eq!(waiting.pop(), Some(ips(&["10.0.0.1"])[0]));
+}
+
+#[tokio::test]
+async fn the_attempts_of_a_connect_are_capped() {
+    let (server, _) = crate::io::resolver::tests::name_server().await;
+    let options = ResolverOptions { servers: vec![server], private_addresses: true, ..ResolverOptions::default() };
+    for (last, within) in [(5, true), (6, false)] {
+        let policy = Policy::parse(["accept *"], true).unwrap();
+        let via = ViaExit::new(ExitOptions::new(policy), Resolver::new(&options));
+        let listener = TcpListener::bind((Ipv4Addr::new(127, 0, 0, last), 0)).await.unwrap();
+        // The name has the addresses 127.0.0.2 to 127.0.0.7.
+        let connected = open(&via, "six.example.net", listener.local_addr().unwrap().port()).await;
+        assert_eq!(connected.is_ok(), within, "127.0.0.{last}");
+    }
+}
+
+#[tokio::test]
+async fn a_silent_aaaa_costs_a_connect_nothing() {
+    let (server, _) = crate::io::resolver::tests::name_server().await;
+    let origin = echo_origin().await;
+    let options = ResolverOptions { servers: vec![server], private_addresses: true, ..ResolverOptions::default() };
+    let policy = Policy::parse(["accept *"], true).unwrap();
+    let via = ViaExit::new(ExitOptions::new(policy), Resolver::new(&options));
+    let start = std::time::Instant::now();
+    assert!(open(&via, "v4-only.example.net", origin.port()).await.is_ok());
+    // The silent query would take 6.7 s.
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
 #[tokio::test]

@@ -12,14 +12,22 @@ pub fn is_global(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether `ip` is a cloud metadata service, some of which have public addresses: AWS, Google, Azure and others,
-/// Alibaba, Oracle, Azure's agent, AWS over IPv6.
+/// Whether `ip` is a service of a cloud that gives its machines credentials, some of which have public addresses: AWS,
+/// Google, Azure and others; Amazon's containers; Alibaba, Oracle, Azure's agent; AWS and its containers over IPv6.
 pub(super) fn is_metadata(ip: IpAddr) -> bool {
-    const V4: [[u8; 4]; 4] = [[169, 254, 169, 254], [100, 100, 100, 200], [192, 0, 0, 192], [168, 63, 129, 16]];
-    const V6: [Ipv6Addr; 1] = [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)];
+    const V4: [[u8; 4]; 6] = [
+        [169, 254, 169, 254],
+        [169, 254, 170, 2],
+        [169, 254, 170, 23],
+        [100, 100, 100, 200],
+        [192, 0, 0, 192],
+        [168, 63, 129, 16],
+    ];
+    const V6: [Ipv6Addr; 2] =
+        [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)];
     match ip {
         IpAddr::V4(ip) => V4.contains(&ip.octets()),
-        IpAddr::V6(ip) => V6.contains(&ip) || embedded_v4(ip).is_some_and(|ip| is_metadata(IpAddr::V4(ip))),
+        IpAddr::V6(ip) => V6.contains(&ip) || embedded_v4(ip).any(|ip| is_metadata(IpAddr::V4(ip))),
     }
 }
 
@@ -28,8 +36,9 @@ pub(super) fn is_metadata(ip: IpAddr) -> bool {
 pub(super) fn is_host(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !(ip.octets()[0] == 0 || ip.is_multicast() || ip.is_broadcast()),
+        IpAddr::V6(ip) if ip.is_loopback() => true,
         IpAddr::V6(ip) => {
-            !(ip.is_unspecified() || ip.is_multicast()) && embedded_v4(ip).is_none_or(|ip| is_host(IpAddr::V4(ip)))
+            !(ip.is_unspecified() || ip.is_multicast()) && embedded_v4(ip).all(|ip| is_host(IpAddr::V4(ip)))
         }
     }
 }
@@ -44,10 +53,14 @@ fn is_global_v4(ip: Ipv4Addr) -> bool {
 }
 
 fn is_global_v6(ip: Ipv6Addr) -> bool {
-    if let Some(ip) = embedded_v4(ip) {
-        return is_global_v4(ip);
+    if !embedded_v4(ip).all(is_global_v4) {
+        return false;
     }
-    let [a, b, ..] = ip.segments();
+    let [a, b, c, d, e, f, ..] = ip.segments();
+    // Mapped addresses, and the NAT64 prefix whose translators are public (RFC 6052).
+    if [a, b, c, d, e, f] == [0, 0, 0, 0, 0, 0xffff] || [a, b, c, d, e, f] == [0x64, 0xff9b, 0, 0, 0, 0] {
+        return true;
+    }
     // Global unicast is 2000::/3, except Teredo and other protocol assignments (2001::/23) and documentation
     // (2001:db8::/32, 3fff::/20).
     let protocol_assignment = a == 0x2001 && b < 0x0200;
@@ -55,19 +68,34 @@ fn is_global_v6(ip: Ipv6Addr) -> bool {
     a & 0xe000 == 0x2000 && !protocol_assignment && !documentation
 }
 
-/// The IPv4 address to which a packet for `ip` may go: mapped (::ffff:0:0/96), NAT64 (64:ff9b::/96) or 6to4
-/// (2002::/16).
-fn embedded_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+/// The IPv4 addresses to which a packet for `ip` may go, through a translator or a tunnel.
+pub(super) fn embedded_v4(ip: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
     let from = |high: u16, low: u16| {
         let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
         Ipv4Addr::new(a, b, c, d)
     };
-    match ip.segments() {
-        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
-            Some(from(high, low))
+    let [a, b, c, d, e, f, high, low] = ip.segments();
+    let [first, second] = match [a, b, c, d, e, f] {
+        // IPv4-compatible (::/96), mapped (::ffff:0:0/96) and translated (::ffff:0:0:0/96).
+        [0, 0, 0, 0, 0, 0 | 0xffff] | [0, 0, 0, 0, 0xffff, 0] => [Some(from(high, low)), None],
+        // NAT64 (RFC 6052).
+        [0x64, 0xff9b, 0, 0, 0, 0] => [Some(from(high, low)), None],
+        // NAT64 of a local network (RFC 8215) with a prefix of 96 or of 48 bits.
+        [0x64, 0xff9b, 1, ..] => {
+            let ([_, third], [fourth, _]) = (e.to_be_bytes(), f.to_be_bytes());
+            [Some(from(high, low)), Some(from(d, u16::from_be_bytes([third, fourth])))]
         }
-        _ => None,
-    }
+        // 6to4 (RFC 3056).
+        [0x2002, high, low, ..] => [Some(from(high, low)), None],
+        // Teredo (RFC 4380): the server, and the client with its bits inverted.
+        [0x2001, 0, high_of_server, low_of_server, ..] => {
+            [Some(from(high_of_server, low_of_server)), Some(from(!high, !low))]
+        }
+        _ => [None, None],
+    };
+    // ISATAP (RFC 5214), behind any prefix.
+    let isatap = (matches!(e, 0 | 0x200) && f == 0x5efe).then(|| from(high, low));
+    [first, second, isatap].into_iter().flatten()
 }
 
 #[cfg(test)]
@@ -111,6 +139,10 @@ mod tests {
             "64:ff9b::7f00:1",
             "2002:7f00:1::",
             "64:ff9b:1::1",
+            "64:ff9b:1::1.1.1.1",
+            "::ffff:0:1.1.1.1",
+            "2606:4700::5efe:10.0.0.1",
+            "2606:4700::200:5efe:127.0.0.1",
             "100::1",
             "::127.0.0.1",
             "3fff::1",
@@ -121,9 +153,18 @@ mod tests {
 
     #[test]
     fn public_addresses_are_global() {
-        for text in
-            ["1.1.1.1", "100.128.0.1", "172.32.0.1", "192.0.1.1", "198.20.0.1", "2606:4700::1111", "64:ff9b::101:101"]
-        {
+        for text in [
+            "1.1.1.1",
+            "100.128.0.1",
+            "172.32.0.1",
+            "192.0.1.1",
+            "198.20.0.1",
+            "2606:4700::1111",
+            "64:ff9b::101:101",
+            "2002:101:101::1",
+            "::ffff:1.1.1.1",
+            "2606:4700::5efe:1.1.1.1",
+        ] {
             assert!(is_global(text.parse().unwrap()), "{text}");
         }
     }
@@ -137,6 +178,11 @@ mod tests {
             "fd00:ec2::254",
             "::ffff:169.254.169.254",
             "64:ff9b::a9fe:a9fe",
+            "169.254.170.2",
+            "169.254.170.23",
+            "fd00:ec2::23",
+            "64:ff9b:1::169.254.170.2",
+            "2001:0:101:101::5601:55fd",
         ] {
             assert!(is_metadata(text.parse().unwrap()), "{text}");
         }

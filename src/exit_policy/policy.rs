@@ -7,7 +7,7 @@ use core::{
 
 use super::{
     Summary,
-    address::{is_global, is_host, is_metadata},
+    address::{embedded_v4, is_global, is_host, is_metadata},
 };
 
 const MAX_RULES: usize = 256;
@@ -95,11 +95,28 @@ impl Policy {
     pub fn allows(&self, ip: IpAddr, port: u16) -> bool {
         // IPv4 addresses mapped into IPv6 count as IPv4.
         let ip = ip.to_canonical();
-        let public = is_global(ip) && !self.own.contains(&ip);
-        if port == 0 || !is_host(ip) || is_metadata(ip) || !(self.private_addresses || public) {
+        if port == 0 || !is_host(ip) || is_metadata(ip) {
             return false;
         }
-        self.rules.iter().find(|rule| rule.matches(ip, port)).is_some_and(|rule| rule.accept)
+        // A translator or a tunnel may take a packet for an IPv6 address to an IPv4 address in it.
+        let embedded = match ip {
+            IpAddr::V6(ip) if !ip.is_loopback() => Some(embedded_v4(ip)),
+            _ => None,
+        };
+        let mut readings = [ip].into_iter().chain(embedded.into_iter().flatten().map(IpAddr::V4));
+        readings.all(|ip| self.allows_reading(ip, port))
+    }
+
+    /// Whether the rules also decide on private addresses and the exit's own.
+    #[must_use]
+    pub const fn private_addresses(&self) -> bool {
+        self.private_addresses
+    }
+
+    fn allows_reading(&self, ip: IpAddr, port: u16) -> bool {
+        let public = is_global(ip) && !self.own.contains(&ip);
+        (self.private_addresses || public)
+            && self.rules.iter().find(|rule| rule.matches(ip, port)).is_some_and(|rule| rule.accept)
     }
 
     /// The ports accepted at most addresses, for path selection. Rules on part of an address family are left out: if
@@ -295,6 +312,48 @@ mod tests {
         assert!(!policy.allows(ip("::ffff:1.2.3.4"), 80));
     }
 
+    /// Every IPv6 form of an IPv4 address.
+    fn forms(ip: Ipv4Addr) -> Vec<Ipv6Addr> {
+        let [a, b, c, d] = ip.octets().map(u16::from);
+        let (high, low) = (a << 8 | b, c << 8 | d);
+        vec![
+            ip.to_ipv6_mapped(),
+            Ipv6Addr::new(0, 0, 0, 0, 0, 0, high, low),
+            Ipv6Addr::new(0, 0, 0, 0, 0xffff, 0, high, low),
+            Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, high, low),
+            Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, high, low),
+            Ipv6Addr::new(0x64, 0xff9b, 1, high, c, d << 8, 0, 0),
+            Ipv6Addr::new(0x2002, high, low, 0, 0, 0, 0, 1),
+            Ipv6Addr::new(0x2001, 0, high, low, 0, 0, 0xfefe, 0xfefe),
+            Ipv6Addr::new(0x2001, 0, 0x101, 0x101, 0, 0, !high, !low),
+            Ipv6Addr::new(0x2606, 0x4700, 0, 0, 0, 0x5efe, high, low),
+            Ipv6Addr::new(0x2606, 0x4700, 0, 0, 0x200, 0x5efe, high, low),
+        ]
+    }
+
+    #[test]
+    fn every_form_of_an_address_is_judged_like_the_address() {
+        let policy = |private| {
+            let policy = Policy::parse(["reject 192.31.0.0/16", "accept *"], private).unwrap();
+            policy.refusing_own([ip("9.8.7.6")])
+        };
+        for text in
+            ["127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "169.254.170.2", "9.8.7.6", "192.31.4.5"]
+        {
+            for form in forms(text.parse().unwrap()) {
+                assert!(!policy(false).allows(form.into(), 80), "{text} as {form}");
+            }
+        }
+        for text in ["169.254.169.254", "169.254.170.2", "169.254.170.23", "192.31.4.5", "0.0.0.0", "224.0.0.1"] {
+            for form in forms(text.parse().unwrap()) {
+                assert!(!policy(true).allows(form.into(), 80), "{text} as {form}, with private addresses allowed");
+            }
+        }
+        for form in ["64:ff9b::1.1.1.1", "2002:101:101::1", "::ffff:1.1.1.1"] {
+            assert!(policy(false).allows(ip(form), 80), "{form}");
+        }
+    }
+
     #[test]
     fn an_invalid_rule_is_an_error_with_its_text_and_the_cause() {
         let error = |rule: &str| Policy::parse([rule], false).unwrap_err();
@@ -333,6 +392,15 @@ mod tests {
     type PortRangePair = (u16, u16);
 
     proptest! {
+        #[test]
+        fn no_form_of_a_private_address_is_allowed(bits in any::<u32>(), network in 0..4_usize) {
+            let networks = [(0x0a00_0000, 8), (0x7f00_0000, 8), (0xac10_0000, 12), (0xc0a8_0000, 16)];
+            let (network, length) = networks[network];
+            for form in forms(Ipv4Addr::from_bits(network | bits >> length)) {
+                prop_assert!(!policy(&["accept *"]).allows(form.into(), 80), "{}", form);
+            }
+        }
+
         #[test]
         fn no_text_makes_the_parser_panic(text in ".{0,40}") {
             let _ = Policy::parse([text], false);

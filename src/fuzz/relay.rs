@@ -9,9 +9,9 @@ use super::{Choices, FuzzClock, FuzzTarget, wire::messages};
 use crate::{
     base::{CircuitId, HopIndex, Instant, LANES, LinkEvent, LinkId, LinkMachine as _, LinkOpened, Redacted, Transmit},
     channel::{ChannelEvent, ChannelParameters, Channels, LocalRole},
-    crypto::{IdentityKey, OnionSecret},
-    handshake::{ClientHandshake, OnionKeyring, RelayKeys},
-    onion::{OriginLayers, message_capacity},
+    crypto::{IdentityKey, LayerKey, OnionSecret},
+    handshake::{ClientHandshake, HopKeys, OnionKeyring, RelayKeys},
+    onion::{OriginLayers, RelayLayer, message_capacity},
     relay::{Relay, RelayEvent, RelayParameters},
     stream::{StreamCommand, StreamEvent},
     wire::{BODY_LEN, Cell, CellBody, Command, EndReason, create_cells},
@@ -23,11 +23,14 @@ pub(super) const TARGETS: &[FuzzTarget] =
 const LINK: LinkId = LinkId(1);
 const ROOM: usize = 1 << 20;
 
-/// A relay and a client with one channel between them, without a network.
+/// A relay and the channel of a first hop to it, without a network. The relay is the second hop, so that it serves
+/// streams.
 struct RelayHarness {
     relay: Relay,
     client: Channels,
     layers: OriginLayers,
+    /// The layer of the first hop, which the harness has.
+    first: RelayLayer,
     rng: ChaCha8Rng,
 }
 
@@ -35,11 +38,13 @@ impl RelayHarness {
     fn new() -> Self {
         let identity = Arc::new(IdentityKey::from_bytes(&[1; 32]));
         let keyring = OnionKeyring::new(OnionSecret::from_bytes([2; 32]), None);
+        let first = Arc::new(IdentityKey::from_bytes(&[5; 32]));
         let parameters = RelayParameters { exit: true, circuits: 16, half_built: 8, ..RelayParameters::default() };
         let mut harness = Self {
             relay: Relay::new(identity, keyring, parameters),
-            client: Channels::new(LocalRole::Anonymous, ChannelParameters::default()),
+            client: Channels::new(LocalRole::Relay(first), ChannelParameters::default()),
             layers: OriginLayers::new(),
+            first: RelayLayer::new(HopIndex::FIRST, first_keys()),
             rng: ChaCha8Rng::seed_from_u64(3),
         };
         let (client, relay) = ([3; 32], [4; 32]);
@@ -96,8 +101,8 @@ impl RelayHarness {
     /// Creates a circuit at the relay as an honest origin, unless the relay refuses.
     fn create(&mut self, now: Instant, circuit: CircuitId) {
         let keys = RelayKeys { identity: self.relay.identity(), onion_key: self.relay.onion_key() };
-        let (handshake, request) = ClientHandshake::start(&keys, HopIndex::FIRST, b"", &mut self.rng).unwrap();
-        for cell in create_cells(circuit, HopIndex::FIRST, &request).unwrap() {
+        let (handshake, request) = ClientHandshake::start(&keys, second(), b"", &mut self.rng).unwrap();
+        for cell in create_cells(circuit, second(), &request).unwrap() {
             self.send(cell);
         }
         let created = self.settle(now).into_iter().find(|cell| cell.command() == Command::Created);
@@ -105,6 +110,8 @@ impl RelayHarness {
         let mut fragments = crate::wire::Fragments::new();
         let reply = fragments.push(created.body()).unwrap().expect("a reply fits a cell");
         self.layers = OriginLayers::new();
+        self.first = RelayLayer::new(HopIndex::FIRST, first_keys());
+        self.layers.push(first_keys()).unwrap();
         self.layers.push(handshake.finish(&reply).expect("the relay is honest").keys).unwrap();
     }
 
@@ -160,9 +167,11 @@ fn hostile_origin(bytes: &[u8]) {
             _ => {
                 let circuit = circuit(choices.u8());
                 let message = choices.bytes();
-                let message = &message[..message.len().min(message_capacity(HopIndex::FIRST))];
+                let message = &message[..message.len().min(message_capacity(second()))];
                 let mut sealed = body(&[]);
-                if harness.layers.seal_message(HopIndex::FIRST, message, &mut sealed).is_ok() {
+                if harness.layers.seal_message(second(), message, &mut sealed).is_ok()
+                    && harness.first.open_forward(&mut sealed).is_ok()
+                {
                     harness.send(Cell::new(circuit, Command::Relay, sealed));
                 }
             }
@@ -172,6 +181,14 @@ fn hostile_origin(bytes: &[u8]) {
         harness.settle(now);
         assert!(harness.relay.figures().circuits <= 16);
     }
+}
+
+fn second() -> HopIndex {
+    HopIndex::new(2).unwrap()
+}
+
+fn first_keys() -> HopKeys {
+    HopKeys { forward: LayerKey::from_bytes([6; 32]), backward: LayerKey::from_bytes([7; 32]) }
 }
 
 fn body(bytes: &[u8]) -> CellBody {

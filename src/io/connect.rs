@@ -1,19 +1,20 @@
 //! TCP connections to targets: resolution, policy, and staggered attempts at several addresses (after RFC 8305).
 
 use core::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
-use std::io;
+use std::{collections::VecDeque, io, net::UdpSocket};
 
 use tokio::{
     net::TcpStream,
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
-use super::resolver::Resolver;
+use super::resolver::{AddressLookup, Resolver};
 use crate::{
+    delegated::limits::RequestOwner,
     exit_policy::Policy,
     wire::{EndReason, Host, Target},
 };
@@ -25,6 +26,9 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// Timeout of one attempt.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The limit on open files, of this process or of the machine.
+const TOO_MANY_FILES: [Option<i32>; 2] = [Some(libc::EMFILE), Some(libc::ENFILE)];
+
 /// A connection to a target.
 pub(crate) struct Connected {
     pub(crate) socket: TcpStream,
@@ -33,53 +37,154 @@ pub(crate) struct Connected {
     pub(crate) round_trip: Duration,
 }
 
-/// Connects to `target`: attempts the addresses that `policy` allows, and returns the first connection.
-pub(crate) async fn connect(policy: &Policy, resolver: &Resolver, target: &Target) -> Result<Connected, EndReason> {
-    let found = match &target.host {
-        Host::Ip(ip) => vec![*ip],
-        Host::Name(name) => resolver.addresses(name).await?.answers,
+/// Connects to `target`: attempts the addresses that `policy` allows, as the resolver finds them, and returns the first
+/// connection.
+pub(crate) async fn connect(
+    policy: &Policy,
+    resolver: &Resolver,
+    owner: Option<RequestOwner>,
+    target: &Target,
+) -> Result<Connected, EndReason> {
+    let mut race = Race::new(policy, target.port);
+    let lookup = match &target.host {
+        Host::Ip(ip) => {
+            race.add([*ip]);
+            None
+        }
+        Host::Name(name) => Some(resolver.lookup(owner, name).await?),
     };
-    // Only the checked addresses are used from here on.
-    let allowed: Vec<IpAddr> =
-        found.into_iter().map(|ip| ip.to_canonical()).filter(|ip| policy.allows(*ip, target.port)).collect();
-    if allowed.is_empty() {
-        return Err(EndReason::Policy);
-    }
-    race(&alternating(&allowed), target.port).await
+    race.run(lookup).await
 }
 
-/// At most [`MAX_ATTEMPTS`] of the addresses, of alternating families. IPv4 is first because most exits have it.
-pub(crate) fn alternating(addresses: &[IpAddr]) -> Vec<IpAddr> {
-    let (mut ipv4, mut ipv6) = (addresses.iter().filter(|ip| ip.is_ipv4()), addresses.iter().filter(|ip| ip.is_ipv6()));
-    let mut ordered = Vec::new();
-    loop {
-        let pair = [ipv4.next(), ipv6.next()];
-        if pair == [None, None] {
-            return ordered;
+/// Staggered attempts at the addresses of one target.
+struct Race<'a> {
+    policy: &'a Policy,
+    port: u16,
+    waiting: WaitingAddresses,
+    /// Number of attempts started.
+    attempts: usize,
+    running: JoinSet<Result<Connected, EndReason>>,
+    failure: Option<EndReason>,
+    /// Why the resolver found no more addresses, or that the policy allows none of them.
+    no_address: Option<EndReason>,
+}
+
+impl<'a> Race<'a> {
+    fn new(policy: &'a Policy, port: u16) -> Self {
+        let (waiting, running) = (WaitingAddresses::default(), JoinSet::new());
+        Self { policy, port, waiting, attempts: 0, running, failure: None, no_address: None }
+    }
+
+    /// Adds the addresses that the policy allows. Only these are used.
+    fn add(&mut self, found: impl IntoIterator<Item = IpAddr>) {
+        for ip in found.into_iter().map(|ip| ip.to_canonical()) {
+            if self.policy.allows(ip, self.port) {
+                self.waiting.push(ip);
+            } else {
+                self.no_address = Some(EndReason::Policy);
+            }
         }
-        ordered.extend(pair.into_iter().flatten().take(MAX_ATTEMPTS.saturating_sub(ordered.len())));
+    }
+
+    async fn run(mut self, mut lookup: Option<AddressLookup>) -> Result<Connected, EndReason> {
+        let mut next_start = Instant::now();
+        loop {
+            if self.attempts >= MAX_ATTEMPTS {
+                lookup = None;
+                self.waiting = WaitingAddresses::default();
+            }
+            let (looks, waits, runs) = (lookup.is_some(), !self.waiting.is_empty(), !self.running.is_empty());
+            if !(looks || waits || runs) {
+                return Err(self.failure.or(self.no_address).unwrap_or(EndReason::Failed));
+            }
+            tokio::select! {
+                found = next_addresses(&mut lookup), if looks => match found {
+                    Ok(found) => self.add(found),
+                    Err(reason) => {
+                        lookup = None;
+                        self.no_address = self.no_address.or(Some(reason));
+                    }
+                },
+                Some(joined) = self.running.join_next(), if runs => match joined.unwrap_or(Err(EndReason::Failed)) {
+                    Ok(connected) => return Ok(connected),
+                    Err(reason) => {
+                        self.failure = more_informative(self.failure, reason);
+                        next_start = Instant::now();
+                    }
+                },
+                () = sleep_until(next_start), if waits => {
+                    if self.start_next() {
+                        let now = Instant::now();
+                        next_start = now.checked_add(STAGGER).unwrap_or(now);
+                    }
+                }
+            }
+        }
     }
 }
 
-async fn race(addresses: &[IpAddr], port: u16) -> Result<Connected, EndReason> {
-    let mut waiting = addresses.iter();
-    let mut running = JoinSet::new();
-    let mut failure = None;
-    loop {
-        if let Some(ip) = waiting.next() {
-            running.spawn(attempt(*ip, port));
+impl Race<'_> {
+    /// Starts the next attempt, unless its target is this machine.
+    fn start_next(&mut self) -> bool {
+        let Some(ip) = self.waiting.pop() else { return false };
+        if !self.policy.private_addresses() && is_this_machine(ip, self.port) {
+            self.no_address = Some(EndReason::Policy);
+            return false;
         }
-        let more = waiting.len() > 0;
-        tokio::select! {
-            joined = running.join_next() => match joined {
-                Some(Ok(Ok(connected))) => return Ok(connected),
-                Some(Ok(Err(reason))) => failure = more_informative(failure, reason),
-                Some(Err(_)) => failure = more_informative(failure, EndReason::Failed),
-                // No attempt is running and no address is left.
-                None => return Err(failure.unwrap_or(EndReason::Failed)),
-            },
-            () = tokio::time::sleep(STAGGER), if more => {}
+        self.attempts = self.attempts.saturating_add(1);
+        self.running.spawn(attempt(ip, self.port));
+        true
+    }
+}
+
+/// Whether a connection to `ip` would leave from `ip` itself, so that it is an address of this machine, listed or not.
+fn is_this_machine(ip: IpAddr, port: u16) -> bool {
+    let any = match ip {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    match UdpSocket::bind((any, 0)) {
+        // This sends nothing; the kernel chooses the route and the source address.
+        Ok(socket) => {
+            socket.connect((ip, port)).and_then(|()| socket.local_addr()).is_ok_and(|source| source.ip() == ip)
         }
+        Err(error) => TOO_MANY_FILES.contains(&error.raw_os_error()),
+    }
+}
+
+async fn next_addresses(lookup: &mut Option<AddressLookup>) -> Result<Vec<IpAddr>, EndReason> {
+    let Some(lookup) = lookup else { return Err(EndReason::NotFound) };
+    match lookup.next().await {
+        Some(found) => Ok(found),
+        None => Err(lookup.failure()),
+    }
+}
+
+/// Addresses that wait for their attempt. The families alternate; IPv4 is first because most exits have it.
+#[derive(Default)]
+pub(crate) struct WaitingAddresses {
+    ipv4: VecDeque<IpAddr>,
+    ipv6: VecDeque<IpAddr>,
+    last_was_ipv4: bool,
+}
+
+impl WaitingAddresses {
+    pub(crate) fn push(&mut self, ip: IpAddr) {
+        if ip.is_ipv4() { self.ipv4.push_back(ip) } else { self.ipv6.push_back(ip) }
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<IpAddr> {
+        let (first, second) = match self.last_was_ipv4 {
+            true => (&mut self.ipv6, &mut self.ipv4),
+            false => (&mut self.ipv4, &mut self.ipv6),
+        };
+        let ip = first.pop_front().or_else(|| second.pop_front())?;
+        self.last_was_ipv4 = ip.is_ipv4();
+        Some(ip)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.ipv4.is_empty() && self.ipv6.is_empty()
     }
 }
 
@@ -107,8 +212,6 @@ const fn more_informative(known: Option<EndReason>, new: EndReason) -> Option<En
 }
 
 fn reason(error: &io::Error) -> EndReason {
-    /// The limit on open files, of this process or of the machine.
-    const TOO_MANY_FILES: [Option<i32>; 2] = [Some(libc::EMFILE), Some(libc::ENFILE)];
     match error.kind() {
         io::ErrorKind::ConnectionRefused => EndReason::Refused,
         io::ErrorKind::TimedOut => EndReason::TimedOut,
@@ -120,5 +223,19 @@ fn reason(error: &io::Error) -> EndReason {
         io::ErrorKind::ConnectionReset => EndReason::Reset,
         _ if TOO_MANY_FILES.contains(&error.raw_os_error()) => EndReason::ResourceLimit,
         _ => EndReason::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_the_machine_is_known_by_its_route() {
+        assert!(is_this_machine(Ipv4Addr::LOCALHOST.into(), 80));
+        // Wherever a route leads, and without one.
+        for text in ["192.0.2.1", "2001:db8::1"] {
+            assert!(!is_this_machine(text.parse().unwrap(), 80), "{text}");
+        }
     }
 }

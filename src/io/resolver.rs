@@ -1,9 +1,14 @@
 //! The DNS resolver of an exit.
 //!
 //! Origins select the names, so the machine's hosts file and search list are not used. Names of private networks are
-//! rejected unless the policy allows private addresses. Concurrent lookups, time, answers and memory are capped.
+//! rejected unless the policy allows private addresses. Concurrent lookups, time, answers and memory are capped. There is
+//! no cache: a cached answer would show a client that another one asked for the name.
+//!
+//! A lookup of a name queries A and AAAA at once and returns each family as it arrives (RFC 8305).
 //! Lookups are not logged here. The library logs names at debug level, so a node disables its log targets
 //! (`hickory_*`).
+
+mod turns;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -12,17 +17,20 @@ use core::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
-use std::time::Instant;
-
 use hickory_resolver::{
     TokioResolver,
-    config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
+    config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
     net::{NetError, runtime::TokioRuntimeProvider},
-    proto::rr::{Name, RData},
+    proto::rr::{Name, RData, RecordType},
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout, timeout_at},
+};
 
+use self::turns::{LookupPlace, LookupPlaces};
 use crate::{
+    delegated::limits::RequestOwner,
     exit_policy::is_global,
     wire::{EndReason, Host, ResolvedAnswer},
 };
@@ -31,11 +39,11 @@ use crate::{
 const MAX_ANSWERS: usize = 16;
 /// Most bytes of the names in one answer, limited by a relay message.
 const MAX_ANSWER_BYTES: usize = 512;
-/// The two TTLs in answers, in seconds. Exact TTLs would reveal earlier lookups by other clients.
-const SHORT_TTL: u32 = 300;
-const LONG_TTL: u32 = 3600;
-/// Most cached responses.
-const CACHE_SIZE: u64 = 1024;
+/// The TTL of all answers, in seconds. The remaining TTL of a record would reveal earlier lookups by other clients, from
+/// the cache of the name server.
+const TTL: u32 = 300;
+/// Wait of a RESOLVE for the second address family, after the first has answered.
+const SECOND_FAMILY: Duration = Duration::from_millis(250);
 
 /// Names that are never looked up. No public name server has them (RFC 6761, RFC 7686), and a lookup would reveal them.
 const SPECIAL: [&str; 2] = ["onion", "invalid"];
@@ -49,7 +57,8 @@ pub struct ResolverOptions {
     pub servers: Vec<SocketAddr>,
     /// Whether private addresses are valid answers, and private names may be looked up.
     pub private_addresses: bool,
-    /// Most concurrent lookups. Default 256. Further lookups wait, at most for their timeout.
+    /// Most concurrent lookups. Default 256. A circuit has 8, a neighbour a quarter. Further lookups wait, at most for
+    /// their timeout.
     pub concurrency: usize,
     /// Timeout of a lookup. Default 10 s.
     pub timeout: Duration,
@@ -73,7 +82,7 @@ pub(crate) struct LookupAnswers<T> {
 /// A DNS resolver with limits.
 pub struct Resolver {
     inner: Option<TokioResolver>,
-    permits: Semaphore,
+    turns: LookupPlaces,
     timeout: Duration,
     private_addresses: bool,
 }
@@ -92,7 +101,7 @@ impl Resolver {
             .ok();
         Self {
             inner,
-            permits: Semaphore::new(options.concurrency),
+            turns: LookupPlaces::new(options.concurrency),
             timeout: options.timeout,
             private_addresses: options.private_addresses,
         }
@@ -103,43 +112,81 @@ impl Resolver {
     }
 
     /// Looks up an origin's host: a name's addresses, or an address's names.
-    pub(crate) async fn resolve(&self, host: &Host) -> Result<LookupAnswers<ResolvedAnswer>, EndReason> {
+    pub(crate) async fn resolve(
+        &self,
+        owner: Option<RequestOwner>,
+        host: &Host,
+    ) -> Result<LookupAnswers<ResolvedAnswer>, EndReason> {
         match host {
             Host::Name(name) => {
-                let LookupAnswers { ttl, answers } = self.addresses(name).await?;
+                let LookupAnswers { ttl, answers } = self.addresses(owner, name).await?;
                 Ok(LookupAnswers { ttl, answers: answers.into_iter().map(ResolvedAnswer::Ip).collect() })
             }
             Host::Ip(ip) => {
-                let LookupAnswers { ttl, answers } = self.names(*ip).await?;
+                let LookupAnswers { ttl, answers } = self.names(owner, *ip).await?;
                 Ok(LookupAnswers { ttl, answers: answers.into_iter().map(ResolvedAnswer::Name).collect() })
             }
         }
     }
 
-    /// The addresses of `name`, without private addresses unless these are allowed. Fails with `Policy` if all are
-    /// private.
-    pub(crate) async fn addresses(&self, name: &str) -> Result<LookupAnswers<IpAddr>, EndReason> {
-        if self.is_loopback(name)? {
-            let loopback = vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-            return Ok(LookupAnswers { ttl: LONG_TTL, answers: loopback });
+    /// The addresses of `name`, IPv4 first, without private addresses unless these are allowed. Fails with `Policy` if
+    /// all are private.
+    pub(crate) async fn addresses(
+        &self,
+        owner: Option<RequestOwner>,
+        name: &str,
+    ) -> Result<LookupAnswers<IpAddr>, EndReason> {
+        let mut lookup = self.lookup(owner, name).await?;
+        let mut answers = Vec::new();
+        while let Some(found) = match answers.is_empty() {
+            true => lookup.next().await,
+            false => timeout(SECOND_FAMILY, lookup.next()).await.unwrap_or(None),
+        } {
+            answers.extend(found);
         }
-        let name = absolute(name)?;
-        let lookup = self.within_limits(self.inner()?.lookup_ip(name)).await?;
-        let allowed = |ip: &IpAddr| self.private_addresses || is_global(ip.to_canonical());
-        let answers: Vec<IpAddr> = lookup.iter().filter(allowed).take(MAX_ANSWERS).collect();
-        match (answers.is_empty(), lookup.iter().next()) {
-            (true, None) => Err(EndReason::NotFound),
-            (true, Some(_)) => Err(EndReason::Policy),
-            (false, _) => Ok(LookupAnswers { ttl: coarse_ttl(lookup.valid_until()), answers }),
+        if answers.is_empty() {
+            return Err(lookup.failure());
         }
+        answers.sort_by_key(IpAddr::is_ipv6);
+        answers.truncate(MAX_ANSWERS);
+        Ok(LookupAnswers { ttl: TTL, answers })
     }
 
-    async fn names(&self, ip: IpAddr) -> Result<LookupAnswers<String>, EndReason> {
+    /// Starts a lookup of the addresses of `name`, in both families at once. `owner` is the circuit that asks; `None` if
+    /// the exit itself asks, also for delegated requests.
+    pub(crate) async fn lookup(&self, owner: Option<RequestOwner>, name: &str) -> Result<AddressLookup, EndReason> {
+        let deadline = now_after(self.timeout);
+        let mut lookup = AddressLookup {
+            queries: JoinSet::new(),
+            deadline,
+            private_addresses: self.private_addresses,
+            failure: None,
+            turn: None,
+        };
+        if self.is_loopback(name)? {
+            lookup.queries.spawn(async { Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]) });
+            return Ok(lookup);
+        }
+        let name = absolute(name)?;
+        let inner = self.inner()?;
+        lookup.turn = Some(timeout_at(deadline, self.turns.take(owner)).await.unwrap_or(Err(EndReason::TimedOut))?);
+        for family in [RecordType::A, RecordType::AAAA] {
+            let (inner, name) = (inner.clone(), name.clone());
+            lookup.queries.spawn(async move {
+                let found = inner.lookup(name, family).await.map_err(|error| reason(&error))?;
+                let addresses = found.answers().iter().filter_map(|record| record.data.ip_addr());
+                Ok(addresses.take(MAX_ANSWERS).collect())
+            });
+        }
+        Ok(lookup)
+    }
+
+    async fn names(&self, owner: Option<RequestOwner>, ip: IpAddr) -> Result<LookupAnswers<String>, EndReason> {
         let ip = ip.to_canonical();
         if !self.private_addresses && !is_global(ip) {
             return Err(EndReason::Policy);
         }
-        let lookup = self.within_limits(self.inner()?.reverse_lookup(ip)).await?;
+        let lookup = self.within_limits(owner, self.inner()?.reverse_lookup(ip)).await?;
         let mut bytes = 0_usize;
         let names = lookup.answers().iter().filter_map(|record| match &record.data {
             RData::PTR(name) => Some(name.0.to_ascii().trim_end_matches('.').to_owned()),
@@ -156,13 +203,20 @@ impl Resolver {
         if answers.is_empty() {
             return Err(EndReason::NotFound);
         }
-        Ok(LookupAnswers { ttl: coarse_ttl(lookup.valid_until()), answers })
+        Ok(LookupAnswers { ttl: TTL, answers })
     }
 
-    async fn within_limits<T>(&self, lookup: impl Future<Output = Result<T, NetError>>) -> Result<T, EndReason> {
+    async fn within_limits<T>(
+        &self,
+        owner: Option<RequestOwner>,
+        lookup: impl Future<Output = Result<T, NetError>>,
+    ) -> Result<T, EndReason> {
         let limited = async {
-            let _permit = self.permits.acquire().await.map_err(|_| EndReason::Failed)?;
-            lookup.await.map_err(|error| reason(&error))
+            let mut turn = self.turns.take(owner).await?;
+            tokio::select! {
+                found = lookup => found.map_err(|error| reason(&error)),
+                () = turn.ended() => Err(EndReason::TimedOut),
+            }
         };
         timeout(self.timeout, limited).await.unwrap_or(Err(EndReason::TimedOut))
     }
@@ -178,6 +232,71 @@ impl Resolver {
         let loopback = is_under("localhost");
         let private = loopback || !name.contains('.') || PRIVATE.into_iter().any(is_under);
         if private && !self.private_addresses { Err(EndReason::Policy) } else { Ok(loopback) }
+    }
+}
+
+/// A running lookup of a name's addresses. Dropping it cancels its queries.
+pub(crate) struct AddressLookup {
+    /// One for each address family.
+    queries: JoinSet<Result<Vec<IpAddr>, EndReason>>,
+    deadline: Instant,
+    private_addresses: bool,
+    failure: Option<EndReason>,
+    turn: Option<LookupPlace>,
+}
+
+/// Completes at `deadline`, or when the lookup has to make room for others.
+async fn ended(turn: Option<&mut LookupPlace>, deadline: Instant) {
+    let made_room = async {
+        match turn {
+            Some(turn) => turn.ended().await,
+            None => core::future::pending().await,
+        }
+    };
+    let _ = timeout_at(deadline, made_room).await;
+}
+
+impl AddressLookup {
+    /// The next addresses, of one family, without private ones unless these are allowed; `None` when both families
+    /// have answered, or at the timeout. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Option<Vec<IpAddr>> {
+        loop {
+            let turn = self.turn.as_mut();
+            let joined = tokio::select! {
+                joined = self.queries.join_next() => joined?,
+                () = ended(turn, self.deadline) => {
+                    self.queries.shutdown().await;
+                    self.fail(EndReason::TimedOut);
+                    return None;
+                }
+            };
+            match joined.unwrap_or(Err(EndReason::Failed)) {
+                Ok(mut found) => {
+                    let none = found.is_empty();
+                    found.retain(|ip| self.private_addresses || is_global(ip.to_canonical()));
+                    match (found.is_empty(), none) {
+                        (false, _) => return Some(found),
+                        (true, true) => self.fail(EndReason::NotFound),
+                        (true, false) => self.fail(EndReason::Policy),
+                    }
+                }
+                Err(reason) => self.fail(reason),
+            }
+        }
+    }
+
+    /// Why the lookup has found no address.
+    pub(crate) fn failure(&self) -> EndReason {
+        self.failure.unwrap_or(EndReason::NotFound)
+    }
+
+    /// Private addresses show that the name exists; and a family without addresses says nothing of the other one.
+    fn fail(&mut self, reason: EndReason) {
+        self.failure = match (self.failure, reason) {
+            (Some(EndReason::Policy), _) => Some(EndReason::Policy),
+            (Some(known), EndReason::NotFound) => Some(known),
+            _ => Some(reason),
+        };
     }
 }
 
@@ -211,13 +330,16 @@ fn limit(options: &mut ResolverOpts, limits: &ResolverOptions) {
     const ATTEMPTS: usize = 2;
     options.timeout = limits.timeout.checked_div(3).unwrap_or(limits.timeout);
     options.attempts = ATTEMPTS;
-    options.cache_size = CACHE_SIZE;
+    options.cache_size = 0;
     options.use_hosts_file = ResolveHosts::Never;
-    options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-    options.max_active_requests = limits.concurrency;
-    options.positive_max_ttl = Some(Duration::from_secs(LONG_TTL.into()));
-    options.negative_max_ttl = Some(Duration::from_secs(SHORT_TTL.into()));
+    // A lookup has a query for each family.
+    options.max_active_requests = limits.concurrency.saturating_mul(2);
     options.case_randomization = true;
+}
+
+fn now_after(time: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(time).unwrap_or(now)
 }
 
 /// The name as a fully qualified one, so that no search list applies.
@@ -225,11 +347,6 @@ fn absolute(name: &str) -> Result<Name, EndReason> {
     let mut name = Name::from_ascii(name).map_err(|_| EndReason::NotFound)?;
     name.set_fqdn(true);
     Ok(name)
-}
-
-fn coarse_ttl(valid_until: Instant) -> u32 {
-    let left = valid_until.saturating_duration_since(Instant::now());
-    if left <= Duration::from_secs(SHORT_TTL.into()) { SHORT_TTL } else { LONG_TTL }
 }
 
 fn reason(error: &NetError) -> EndReason {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use rand::CryptoRng;
 
 use crate::{
-    base::{Deadlines, Instant, ReadyQueue, StreamId, Ticket},
+    base::{Deadlines, HopIndex, Instant, Rate, ReadyQueue, StreamId, Ticket, TokenBucket},
     flow::FlowParameters,
     stream::{StreamCommand, StreamError, StreamEvent, StreamRole, Streams},
     wire::{EndReason, RelayMessage},
@@ -34,8 +34,19 @@ impl From<ExitStream> for u64 {
     }
 }
 
+/// BEGINs and REQUESTs of a circuit; as many at once as it may have streams.
+const BEGINS: Rate = Rate { a_second: 20, burst: 256 };
+/// RESOLVEs of a circuit.
+const RESOLVES: Rate = Rate { a_second: 10, burst: 64 };
+
 /// The streams of one circuit.
 struct ExitCircuit {
+    /// This relay knows the origin's address; an exit here would know both ends (`proto/05-relay-messages.md` §4).
+    is_first_hop: bool,
+    /// Time of the origin's last stream message.
+    received_at: Instant,
+    begins: TokenBucket,
+    resolves: TokenBucket,
     streams: Streams,
     open: BTreeMap<StreamId, ExitStreamState>,
     /// Its place in the queue of circuits with messages to send.
@@ -69,6 +80,17 @@ pub(super) struct ExitStreams {
     events: VecDeque<(ExitStream, StreamEvent)>,
 }
 
+impl ExitCircuit {
+    /// Takes a request from the circuit's rate, without which one client could scan ports and flood name servers in the
+    /// exit's name (`proto/08-paths.md` §6).
+    fn is_within_rate(&mut self, request: &StreamEvent) -> bool {
+        match request {
+            StreamEvent::Resolve(_) => self.resolves.take(self.received_at, RESOLVES),
+            _ => self.begins.take(self.received_at, BEGINS),
+        }
+    }
+}
+
 impl ExitStreams {
     pub(super) fn new(parameters: &RelayParameters) -> Self {
         Self {
@@ -89,7 +111,7 @@ impl ExitStreams {
         self.streams.len()
     }
 
-    /// Handles a stream message of the origin of a circuit.
+    /// Handles a stream message of the origin of a circuit, at which this relay is `hop`.
     ///
     /// # Errors
     /// When the message is a violation or exceeds a cap: the circuit must end.
@@ -97,13 +119,19 @@ impl ExitStreams {
         &mut self,
         now: Instant,
         key: CircuitKey,
+        hop: HopIndex,
         message: RelayMessage,
     ) -> Result<(), StreamError> {
         let circuit = self.circuits.entry(key).or_insert_with(|| ExitCircuit {
+            is_first_hop: hop == HopIndex::FIRST,
+            received_at: now,
+            begins: TokenBucket::new(),
+            resolves: TokenBucket::new(),
             streams: Streams::new(StreamRole::Exit, self.flow.clone()),
             open: BTreeMap::new(),
             ready: Ticket::new(),
         });
+        circuit.received_at = now;
         circuit.streams.handle_message(now, message)?;
         self.settle(key, true);
         Ok(())
@@ -205,11 +233,15 @@ impl ExitStreams {
         let Some(circuit) = self.circuits.get_mut(&key) else { return };
         while let Some((id, event)) = circuit.streams.poll_event() {
             let serves = match event {
-                StreamEvent::Begin(_) | StreamEvent::Resolve(_) => Some(self.exit),
-                StreamEvent::Request(_) => Some(self.delegate),
+                StreamEvent::Begin(_) | StreamEvent::Resolve(_) => Some(self.exit && !circuit.is_first_hop),
+                StreamEvent::Request(_) => Some(self.delegate && !circuit.is_first_hop),
                 _ => None,
             };
             match serves {
+                Some(true) if !circuit.is_within_rate(&event) => {
+                    circuit.streams.handle_command(id, StreamCommand::Reset(EndReason::ResourceLimit));
+                    continue;
+                }
                 Some(true) => {
                     let stream = ExitStream(self.next);
                     self.next = self.next.saturating_add(1);

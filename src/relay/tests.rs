@@ -24,6 +24,7 @@ use crate::{
     },
 };
 
+mod exit;
 mod extend;
 mod reach;
 
@@ -507,41 +508,6 @@ fn the_circuit_that_has_waited_longest_ends_at_the_cap_of_queued_cells() {
     bench.settle();
     assert_eq!(bench.commands(links[0]), [Command::Destroy], "the first circuit has waited longest");
     assert_eq!(bench.commands(links[1]).len(), 14);
-}
-
-#[test]
-fn streams_of_an_ended_circuit_are_closed_at_the_exit() {
-    let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
-    let link = bench.client();
-    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
-    let target = Target { host: Host::parse("example.org").unwrap(), port: 443 };
-    let stream = StreamId::new(5).unwrap();
-    bench.send_message(link, upper(1), &mut layers, &RelayMessage::Begin { stream, target: target.clone() });
-    let Some(RelayEvent::Stream(exit, event)) = bench.relay.poll_event() else { panic!("no request") };
-    assert_eq!(event, StreamEvent::Begin(target));
-    bench.send(link, &Cell::destroy(upper(1)));
-    assert_eq!(bench.relay.poll_event(), Some(RelayEvent::Stream(exit, StreamEvent::Closed(EndReason::Reset))));
-    // Later calls of the exit for it have no effect.
-    bench.relay.handle_command(exit, StreamCommand::Connected(None));
-    assert_eq!((bench.relay.write(exit, b"late"), bench.relay.room(exit)), (0, 0));
-    assert_eq!(bench.relay.figures().exit_streams, 0);
-}
-
-#[test]
-fn a_neighbour_that_no_consensus_lists_counts_by_its_source() {
-    let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
-    let listed = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
-    let stranger = bench.join(LocalRole::Relay(Arc::new(fixture::key(77))), None);
-    let client = bench.client();
-    let [listed, stranger, anonymous] = [listed, stranger, client].map(|link| bench.relay.neighbour(ChannelId(link)));
-    assert_eq!(listed, Some(Neighbour::Listed(relay_id(PREVIOUS))));
-    assert!(matches!(stranger, Some(Neighbour::Source(_))) && stranger == anonymous);
-
-    let mut layers = bench.create(client, upper(1), HopIndex::FIRST);
-    let (stream, target) = (StreamId::new(1).unwrap(), Target { host: Host::parse("example.org").unwrap(), port: 80 });
-    bench.send_message(client, upper(1), &mut layers, &RelayMessage::Begin { stream, target });
-    let Some(RelayEvent::Stream(exit, _)) = bench.relay.poll_event() else { panic!("no request") };
-    assert_eq!(bench.relay.request_owner(exit).map(|owner| owner.neighbour), anonymous);
 }
 
 #[test]

@@ -35,7 +35,13 @@ fn answer(question: &Message) -> Option<Message> {
     let query = question.queries.first().unwrap();
     let name = query.name().to_ascii().to_ascii_lowercase();
     let records: Vec<RData> = match (name.as_str(), query.query_type()) {
-        ("silent.example.net.", _) => return None,
+        ("silent.example.net.", _)
+        | ("v4-only.example.net.", RecordType::AAAA)
+        | ("v6-only.example.net.", RecordType::A) => return None,
+        ("v4-only.example.net.", _) => vec![RData::A(Ipv4Addr::LOCALHOST.into())],
+        ("v6-only.example.net.", _) => vec![RData::AAAA(Ipv6Addr::LOCALHOST.into())],
+        ("six.example.net.", RecordType::A) => (2..8).map(|last| IpAddr::from([127, 0, 0, last]).into()).collect(),
+        ("long.example.net.", RecordType::A) => vec![GLOBAL.into()],
         ("both.example.net.", RecordType::A) => vec![RData::A(Ipv4Addr::LOCALHOST.into())],
         ("both.example.net.", RecordType::AAAA) => vec![RData::AAAA(Ipv6Addr::LOCALHOST.into())],
         ("mixed.example.net.", RecordType::A) => vec![PRIVATE_ADDRESS.into(), GLOBAL.into()],
@@ -44,16 +50,25 @@ fn answer(question: &Message) -> Option<Message> {
         ("14.215.184.93.in-addr.arpa.", RecordType::PTR) => {
             vec![RData::PTR(PTR(Name::from_ascii("host.example.net.").unwrap()))]
         }
-        ("both.example.net." | "mixed.example.net." | "private.example.net." | "many.example.net.", _) => Vec::new(),
+        (
+            "both.example.net."
+            | "mixed.example.net."
+            | "private.example.net."
+            | "six.example.net."
+            | "long.example.net."
+            | "many.example.net.",
+            _,
+        ) => Vec::new(),
         _ => {
             let mut message = Message::error_msg(question.id, question.op_code, ResponseCode::NXDomain);
             message.add_query(query.clone());
             return Some(message);
         }
     };
+    let ttl = if name.starts_with("long.") { 86_400 } else { 60 };
     let mut message = Message::response(question.id, question.op_code);
     message.add_query(query.clone());
-    message.add_answers(records.into_iter().map(|data| Record::from_rdata(query.name().clone(), 60, data)));
+    message.add_answers(records.into_iter().map(|data| Record::from_rdata(query.name().clone(), ttl, data)));
     Some(message)
 }
 
@@ -71,34 +86,33 @@ fn name(text: &str) -> Host {
 #[tokio::test]
 async fn names_resolve_to_addresses_and_addresses_to_names() {
     let (resolver, _) = resolver(true).await;
-    let found = resolver.addresses("both.example.net").await.unwrap();
-    assert_eq!(found.ttl, SHORT_TTL);
-    assert_eq!(found.answers.len(), 2);
-    let found = resolver.resolve(&Host::Ip(GLOBAL)).await.unwrap();
+    let found = resolver.addresses(None, "both.example.net").await.unwrap();
+    assert_eq!(found.answers, [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()]);
+    let found = resolver.resolve(None, &Host::Ip(GLOBAL)).await.unwrap();
     assert_eq!(found.answers, [ResolvedAnswer::Name("host.example.net".to_owned())]);
     for unknown in [name("none.example.net"), Host::Ip(IpAddr::from([93, 184, 215, 99]))] {
-        assert_eq!(resolver.resolve(&unknown).await, Err(EndReason::NotFound));
+        assert_eq!(resolver.resolve(None, &unknown).await, Err(EndReason::NotFound));
     }
 }
 
 #[tokio::test]
 async fn private_names_and_addresses_fail_with_policy_unless_allowed() {
     let (strict, queries) = resolver(false).await;
-    assert_eq!(strict.addresses("mixed.example.net").await.unwrap().answers, [GLOBAL]);
-    assert_eq!(strict.addresses("private.example.net").await, Err(EndReason::Policy));
+    assert_eq!(strict.addresses(None, "mixed.example.net").await.unwrap().answers, [GLOBAL]);
+    assert_eq!(strict.addresses(None, "private.example.net").await, Err(EndReason::Policy));
     let before = queries.load(Ordering::Relaxed);
     for private in
         ["localhost", "LOCALHOST.", "a.localhost", "printer.local", "box.lan", "x.home.arpa", "intranet", "127"]
     {
-        assert_eq!(strict.addresses(private).await, Err(EndReason::Policy), "{private}");
+        assert_eq!(strict.addresses(None, private).await, Err(EndReason::Policy), "{private}");
     }
-    assert_eq!(strict.resolve(&Host::Ip(PRIVATE_ADDRESS)).await, Err(EndReason::Policy));
+    assert_eq!(strict.resolve(None, &Host::Ip(PRIVATE_ADDRESS)).await, Err(EndReason::Policy));
     assert_eq!(queries.load(Ordering::Relaxed), before, "a private name was queried");
 
     let (lenient, queries) = resolver(true).await;
-    assert_eq!(lenient.addresses("private.example.net").await.unwrap().answers, [PRIVATE_ADDRESS]);
+    assert_eq!(lenient.addresses(None, "private.example.net").await.unwrap().answers, [PRIVATE_ADDRESS]);
     let before = queries.load(Ordering::Relaxed);
-    let loopback = lenient.addresses("localhost").await.unwrap().answers;
+    let loopback = lenient.addresses(None, "localhost").await.unwrap().answers;
     assert_eq!(loopback, [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]);
     assert_eq!(queries.load(Ordering::Relaxed), before, "localhost was queried");
 }
@@ -107,15 +121,52 @@ async fn private_names_and_addresses_fail_with_policy_unless_allowed() {
 async fn special_names_are_never_queried() {
     let (resolver, queries) = resolver(true).await;
     for special in ["abc.onion", "onion", "x.invalid", "a..b", &"a".repeat(200)] {
-        assert!(matches!(resolver.addresses(special).await, Err(EndReason::NotFound)), "{special}");
+        assert!(matches!(resolver.addresses(None, special).await, Err(EndReason::NotFound)), "{special}");
     }
     assert_eq!(queries.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]
+async fn every_answer_has_one_lifetime() {
+    let (resolver, _) = resolver(true).await;
+    for asked in ["both.example.net", "long.example.net", "localhost"] {
+        assert_eq!(resolver.addresses(None, asked).await.unwrap().ttl, TTL, "{asked}");
+    }
+    assert_eq!(resolver.resolve(None, &Host::Ip(GLOBAL)).await.unwrap().ttl, TTL);
+}
+
+#[tokio::test]
+async fn a_name_that_was_asked_for_before_is_asked_again() {
+    let (resolver, queries) = resolver(true).await;
+    for asked in ["both.example.net", "long.example.net", "none.example.net"] {
+        let mut counts = Vec::new();
+        for _ in 0..2 {
+            let before = queries.load(Ordering::Relaxed);
+            let _ = resolver.addresses(None, asked).await;
+            counts.push(queries.load(Ordering::Relaxed) - before);
+        }
+        assert!(counts[0] >= 2 && counts[0] == counts[1], "{asked}: {counts:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_silent_family_costs_a_lookup_a_quarter_second() {
+    let (resolver, _) = resolver(true).await;
+    for (asked, expected) in [
+        ("v4-only.example.net", IpAddr::from(Ipv4Addr::LOCALHOST)),
+        ("v6-only.example.net", Ipv6Addr::LOCALHOST.into()),
+    ] {
+        let start = Instant::now();
+        assert_eq!(resolver.addresses(None, asked).await.unwrap().answers, [expected]);
+        // The silent query takes 2 s.
+        assert!(start.elapsed() < Duration::from_secs(1), "{asked}: {:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
 async fn answers_are_capped() {
     let (resolver, _) = resolver(false).await;
-    assert_eq!(resolver.addresses("many.example.net").await.unwrap().answers.len(), MAX_ANSWERS);
+    assert_eq!(resolver.addresses(None, "many.example.net").await.unwrap().answers.len(), MAX_ANSWERS);
 }
 
 #[tokio::test]
@@ -130,9 +181,9 @@ async fn a_silent_server_times_out_and_lookups_beyond_the_cap_wait() {
     let resolver = Resolver::new(&options);
     let start = Instant::now();
     let (first, second) =
-        tokio::join!(resolver.addresses("silent.example.net"), resolver.addresses("mixed.example.net"));
+        tokio::join!(resolver.addresses(None, "silent.example.net"), resolver.addresses(None, "mixed.example.net"));
     assert_eq!(first, Err(EndReason::TimedOut));
     assert!(matches!(second, Err(EndReason::TimedOut) | Ok(_)));
     assert!(start.elapsed() < Duration::from_secs(3));
-    assert_eq!(resolver.addresses("mixed.example.net").await.unwrap().answers, [GLOBAL]);
+    assert_eq!(resolver.addresses(None, "mixed.example.net").await.unwrap().answers, [GLOBAL]);
 }

@@ -13,7 +13,7 @@ fn volunteer(bench: &mut Bench) -> LinkId {
 }
 
 /// The relay's messages to the origin in its cells over `link`.
-fn received(bench: &mut Bench, link: LinkId, layers: &mut OriginLayers) -> Vec<RelayMessage> {
+pub(super) fn received(bench: &mut Bench, link: LinkId, layers: &mut OriginLayers) -> Vec<RelayMessage> {
     let cells = bench.cells(link).into_iter();
     let messages = cells.map(|cell| {
         assert_eq!(cell.command(), Command::Relay);
