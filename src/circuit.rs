@@ -283,12 +283,6 @@ impl Origin {
         self.streams.iter().map(|(_, streams)| streams.len()).sum()
     }
 
-    /// Requests an echo from the last hop, to test whether the circuit still reaches it. Without an answer the circuit
-    /// ends with [`CircuitError::Silent`].
-    pub fn request_echo(&mut self, now: Instant) {
-        self.send_echo(now);
-    }
-
     /// Handles one cell of this circuit.
     pub fn handle_cell<R: CryptoRng + ?Sized>(&mut self, now: Instant, cell: Cell, rng: &mut R) {
         let outcome = match (&self.state, cell.command()) {

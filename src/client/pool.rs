@@ -13,6 +13,7 @@ mod build_policy;
 mod circuit;
 mod exit_separation;
 mod gone_reports;
+mod lost_relays;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
@@ -31,6 +32,7 @@ use crate::{
 };
 use build_policy::BuildPolicy;
 use circuit::Pooled;
+use lost_relays::LostRelays;
 
 /// The parts of the client that the pool uses.
 pub(super) struct PoolInputs<'a> {
@@ -92,6 +94,7 @@ pub(super) struct Pool {
     settling: Option<PooledCircuitKey>,
     deadlines: Deadlines<PooledCircuitKey>,
     policy: BuildPolicy,
+    lost: LostRelays,
     /// The kind and number of spare circuits for delegated requests.
     spare_delegated: Option<(Delegation, usize)>,
     /// Events apart from those of streams. At most two for each circuit, because every batch of inputs empties it.
@@ -109,8 +112,8 @@ impl Pool {
         self.policy.history.is_guard_unreachable()
     }
 
-    /// The open circuit for the request: one of its isolation first, then a spare. Of several, the one with the lowest
-    /// `load`.
+    /// The open circuit for the request: one without a relay of a recently lost circuit first, of these one of its
+    /// isolation, then a spare. Of several, the one with the lowest `load`.
     pub(super) fn open_circuit_for(
         &self,
         now: Instant,
@@ -125,7 +128,10 @@ impl Pool {
             .filter(|(_, circuit)| circuit.takes(demand, relays))
             // Streams may still join circuits that already carry some.
             .filter(|(_, circuit)| circuit.has_carried_streams() || circuit.is_permitted_by(&avoided))
-            .min_by_key(|(key, circuit)| (circuit.is_spare(), load(**key), **key))
+            .min_by_key(|(key, circuit)| {
+                let doubted = circuit.path().iter().any(|relay| self.lost.contains(now, &relay.identity));
+                (doubted, circuit.is_spare(), load(**key), **key)
+            })
             .map(|(key, _)| *key)
     }
 
@@ -386,20 +392,9 @@ impl Pool {
         if !circuit.was_open() {
             self.handle_unbuilt(now, &circuit, error, inputs.channels);
         } else if class != ErrorClass::Local {
-            self.probe_others(now, &circuit);
+            self.lost.handle_lost(now, circuit.relays());
         }
         PoolEvent::Ended(key)
-    }
-
-    /// An open circuit was lost, so one of its relays may be unreachable. Tests all other circuits over any of its
-    /// relays, before a request fails.
-    fn probe_others(&mut self, now: Instant, lost: &Pooled) {
-        for (key, circuit) in &mut self.circuits {
-            if circuit.is_open() && circuit.shares_relay_with(lost) {
-                circuit.probe(now);
-                self.ready.push(*key, &mut circuit.ready);
-            }
-        }
     }
 
     /// Retires circuits by age, unlisted relays, or if the consensus has `expired`. Closes retired ones without a
@@ -481,6 +476,11 @@ impl Pool {
     /// Counts a failed build, which starts a pause.
     pub(super) fn pause_builds(&mut self, now: Instant) {
         self.policy.history.handle_failed(now, now, None);
+    }
+
+    /// A circuit over `path` was lost.
+    pub(super) fn handle_lost(&mut self, now: Instant, path: Vec<RelayId>) {
+        self.lost.handle_lost(now, path);
     }
 
     /// Guards that no volunteer may follow.

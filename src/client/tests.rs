@@ -24,6 +24,7 @@ use crate::{
 
 mod circuits;
 mod delegated;
+mod linking;
 mod volunteers;
 
 const RELAYS: u16 = 7;
@@ -44,6 +45,8 @@ struct RelayParty {
     relay: Relay,
     serves: Serves,
     open: BTreeMap<ExitStream, Vec<u8>>,
+    /// All cells received.
+    received: Vec<linking::Received>,
 }
 
 impl RelayParty {
@@ -184,6 +187,11 @@ impl Party {
 
 impl LinkMachine for Party {
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
+        if let Self::Relay(party) = self
+            && party.serves == Serves::Echo
+        {
+            party.received.extend(linking::cells(now, &event));
+        }
         self.core().handle_link(now, event, rng);
     }
 
@@ -247,8 +255,8 @@ impl Net {
             profile.onion_key = relay.onion_key();
             relays.insert(profile.identity, node);
             all.push(profile);
-            world
-                .place(node, Party::Relay(Box::new(RelayParty { relay, serves: Serves::Echo, open: BTreeMap::new() })));
+            let party = RelayParty { relay, serves: Serves::Echo, open: BTreeMap::new(), received: Vec::new() };
+            world.place(node, Party::Relay(Box::new(party)));
         }
         let listed: Vec<_> = all.into_iter().map(|profile: Profile| listed(profile)).collect();
         let party = ClientParty {

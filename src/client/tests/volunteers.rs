@@ -30,7 +30,7 @@ impl Net {
         profile.onion_key = relay.onion_key();
         profile.offer.engines = engines;
         let gateways = gateway_ranking(&seed, &profile.identity, &consensus)[..3].to_vec();
-        let party = RelayParty { relay, serves: Serves::Echo, open: BTreeMap::new() };
+        let party = RelayParty { relay, serves: Serves::Echo, open: BTreeMap::new(), received: Vec::new() };
         self.world.place(node, Party::Relay(Box::new(party)));
         self.world.with(node, |_, _, _| ());
         (node, Volunteer { profile, gateways })
