@@ -14,6 +14,7 @@ mod circuit;
 mod exit_separation;
 mod gone_reports;
 mod lost_relays;
+mod spare_schedule;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
@@ -33,6 +34,7 @@ use crate::{
 use build_policy::BuildPolicy;
 use circuit::Pooled;
 use lost_relays::LostRelays;
+use spare_schedule::SpareSchedule;
 
 /// The parts of the client that the pool uses.
 pub(super) struct PoolInputs<'a> {
@@ -95,8 +97,10 @@ pub(super) struct Pool {
     deadlines: Deadlines<PooledCircuitKey>,
     policy: BuildPolicy,
     lost: LostRelays,
+    spares: SpareSchedule,
     /// The kind and number of spare circuits for delegated requests.
     spare_delegated: Option<(Delegation, usize)>,
+    delegated_spares: SpareSchedule,
     /// Events apart from those of streams. At most two for each circuit, because every batch of inputs empties it.
     events: VecDeque<PoolEvent>,
 }
@@ -172,7 +176,12 @@ impl Pool {
 
     /// Keeps `count` spare circuits for requests of this kind from now on, and none for other kinds.
     pub(super) fn keep_ready(&mut self, delegation: Delegation, count: usize) {
-        self.spare_delegated = Some((delegation, count));
+        let kept = self.spare_delegated.replace((delegation, count));
+        if kept.map(|(delegation, _)| delegation)
+            != self.spare_delegated.as_ref().map(|(delegation, _)| delegation.clone())
+        {
+            self.delegated_spares = SpareSchedule::default();
+        }
     }
 
     /// A channel to `relay` is open: starts the circuits that waited for it.
@@ -235,7 +244,7 @@ impl Pool {
         }
     }
 
-    /// Handles expired deadlines; returns whether a pause between builds has ended.
+    /// Handles expired deadlines; returns whether a build may be due.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
         while let Some(key) = self.deadlines.pop_due(now) {
             let Some(circuit) = self.circuits.get_mut(&key) else { continue };
@@ -247,12 +256,14 @@ impl Pool {
                 self.handle_guard_failed(now, guard);
             }
         }
-        self.policy.history.handle_timeout(now)
+        let spare = self.spares.handle_timeout(now) | self.delegated_spares.handle_timeout(now);
+        self.policy.history.handle_timeout(now) | spare
     }
 
-    /// The earliest deadline of a circuit.
+    /// The earliest deadline of a circuit, or the time of the next build of a spare.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines.earliest()
+        let deadlines = [self.deadlines.earliest(), self.spares.poll_timeout(), self.delegated_spares.poll_timeout()];
+        deadlines.into_iter().flatten().min()
     }
 
     /// The end of the pause between builds, if there is one.

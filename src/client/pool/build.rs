@@ -2,7 +2,7 @@
 
 use rand::CryptoRng;
 
-use super::{Pool, PoolEvent, PoolInputs, build_policy::delegation_of, circuit::Pooled};
+use super::{Pool, PoolEvent, PoolInputs, build_policy::delegation_of, circuit::Pooled, spare_schedule::SpareSchedule};
 use crate::{
     base::{HopIndex, Instant, RelayId},
     channel::{ChannelId, Channels},
@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl Pool {
-    /// Starts the spare circuits that are missing.
+    /// Starts the spare circuits that are missing and due.
     pub(in crate::client) fn keep_spares(
         &mut self,
         now: Instant,
@@ -25,7 +25,7 @@ impl Pool {
         }
     }
 
-    /// Starts the circuits that are missing from `count` spare ones for the purpose.
+    /// Starts the due circuits that are missing from `count` spare ones for the purpose.
     fn keep_spare(
         &mut self,
         now: Instant,
@@ -39,11 +39,24 @@ impl Pool {
             circuit.is_spare_for(delegation_of(purpose)) && circuit.exit().is_none_or(|exit| !avoided.contains(&exit))
         };
         let missing = count.saturating_sub(self.circuits.values().filter(spare).count());
-        for _ in 0..missing {
+        if missing == 0 {
+            if self.policy.history.has_built() {
+                self.spare_schedule(purpose).handle_complete();
+            }
+            return;
+        }
+        for left in (1..=missing).rev() {
+            if !self.spare_schedule(purpose).takes_due(now, left, rng) {
+                break;
+            }
             if !matches!(self.build(now, purpose.clone(), None, &[], inputs, rng), Ok(true)) {
                 break;
             }
         }
+    }
+
+    const fn spare_schedule(&mut self, purpose: &Purpose) -> &mut SpareSchedule {
+        if delegation_of(purpose).is_some() { &mut self.delegated_spares } else { &mut self.spares }
     }
 
     /// Ensures that a circuit for a waiting request is being built.

@@ -51,9 +51,14 @@ impl BuildHistory {
         self.next_at
     }
 
+    /// Whether a circuit was ever built.
+    pub(super) fn has_built(&self) -> bool {
+        !self.hop_times.is_empty()
+    }
+
     /// A circuit was built; returns whether it is the first one.
     pub(super) fn handle_built(&mut self, hop_times: &[Duration]) -> bool {
-        let first = self.hop_times.is_empty();
+        let first = !self.has_built();
         self.failures = 0;
         self.next_at = None;
         self.hop_times.extend(hop_times);

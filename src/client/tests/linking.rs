@@ -154,3 +154,42 @@ fn a_request_prefers_an_open_circuit_without_relays_of_a_recently_lost_one() {
     let stream = net.connected(1);
     assert_eq!(net.path_of(stream), first);
 }
+
+/// The delay until the next build after `event`, in milliseconds.
+fn delay_until_build(seed: u64, event: impl FnOnce(&mut Net)) -> u128 {
+    let mut net = Net::ready(seed, 3);
+    net.pass(3);
+    let (now, begun) = net.client(|party, now, _| (now, party.client.pool.begun()));
+    event(&mut net);
+    net.wait(31, |party| (party.client.pool.begun() > begun).then_some(()));
+    net.world.now().since(now).as_millis()
+}
+
+#[test]
+fn a_missing_spare_is_built_at_a_time_independent_of_the_use_or_end_of_another() {
+    let destroy = |net: &mut Net| {
+        net.client(|party, now, rng| {
+            let (channel, circuit) = party.client.pool.circuits().next().unwrap().1.endpoint().unwrap();
+            party.client.pool.handle_cell(now, channel, Cell::destroy(circuit), rng);
+        });
+    };
+    let events: [&dyn Fn(&mut Net); 2] = [&|net| _ = net.open(1), &destroy];
+    for event in events {
+        let mut delays: Vec<_> = (0..100).map(|seed| delay_until_build(710 + seed, event)).collect();
+        delays.sort_unstable();
+        // Quantiles of an exponential distribution with a mean of 4 s: 1.2, 2.8 and 5.5 s.
+        assert!((600..2000).contains(&delays[25]), "{delays:?}");
+        assert!((1900..4000).contains(&delays[50]), "{delays:?}");
+        assert!((4000..7500).contains(&delays[75]), "{delays:?}");
+    }
+}
+
+#[test]
+fn a_request_without_a_spare_circuit_has_one_built_at_once() {
+    let mut net = Net::ready(811, 3);
+    for isolation in 1..20 {
+        let began = net.world.now();
+        net.connected(isolation);
+        assert!(net.world.now().since(began) < Duration::from_millis(200), "isolation {isolation}");
+    }
+}

@@ -48,15 +48,6 @@ impl Net {
         self.client(|party, now, _| party.client.set_volunteers(now, NOW, list));
     }
 
-    /// Starts a circuit over the open channel to the guard.
-    fn build(&mut self) -> PooledCircuitKey {
-        self.open(250);
-        self.client(|party, _, _| {
-            let mut building = party.client.pool.circuits().filter(|(_, circuit)| circuit.is_building());
-            building.find(|(_, circuit)| circuit.endpoint().is_some()).expect("a circuit is being built").0
-        })
-    }
-
     /// The middle of a circuit under each of `isolations`.
     fn middles(&mut self, isolations: core::ops::Range<u8>) -> Vec<RelayId> {
         let middle = |isolation| {
@@ -179,7 +170,7 @@ fn gone_is_invalid_for_a_listed_middle_and_at_the_third_time() {
     for (gone, is_volunteer, goes_on) in [(0, false, false), (2, true, false), (1, true, true), (0, true, true)] {
         let mut net = with_share(Net::new(46, 2), 0);
         net.pass(1);
-        let key = net.build();
+        let key = net.building();
         net.client(|party, now, rng| {
             party.client.pool.circuit_mut(key).unwrap().set_gone(gone, is_volunteer);
             let (pool, _, inputs) = party.client.parts(now).unwrap();
@@ -194,7 +185,7 @@ fn gone_is_invalid_for_a_listed_middle_and_at_the_third_time() {
 fn gone_reports_of_listed_relays_do_not_count_against_a_guard() {
     let mut net = with_share(Net::new(47, 2), 0);
     net.pass(1);
-    let key = net.build();
+    let key = net.building();
     net.client(|party, now, rng| {
         let (pool, _, inputs) = party.client.parts(now).unwrap();
         for _ in 0..20 {
