@@ -60,7 +60,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     .await?;
 
     // The exit resolves the name, so this machine's resolver does not see it.
-    let mut stream = client.connect(&options.host, options.port).await?;
+    let mut stream = client.open(&options.host, options.port).await?;
     let request = format!("GET {} HTTP/1.0\r\nHost: {}\r\n\r\n", options.path, options.host);
     stream.write_all(request.as_bytes()).await?;
 

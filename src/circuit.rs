@@ -229,9 +229,9 @@ impl Origin {
     /// Opens a stream to `target` that exits at the last hop.
     ///
     /// # Errors
-    /// [`StreamError::Full`] at the maximum number of streams, or if the circuit isn't open.
-    pub fn begin(&mut self, now: Instant, target: Target) -> Result<StreamId, StreamError> {
-        let id = self.exit_streams().ok_or(StreamError::Full)?.begin(now, target)?;
+    /// [`StreamError::Full`] at the maximum number of streams; [`StreamError::NotOpen`] unless the circuit is open.
+    pub fn open(&mut self, now: Instant, target: Target) -> Result<StreamId, StreamError> {
+        let id = self.exit_streams().ok_or(StreamError::NotOpen)?.open(now, target)?;
         self.echo_if_silent(now);
         Ok(id)
     }
@@ -239,9 +239,9 @@ impl Origin {
     /// Opens a stream to a service of the last hop itself.
     ///
     /// # Errors
-    /// [`StreamError::Full`] at the maximum number of streams, or if the circuit isn't open.
+    /// [`StreamError::Full`] at the maximum number of streams; [`StreamError::NotOpen`] unless the circuit is open.
     pub fn request(&mut self, now: Instant, service: Service) -> Result<StreamId, StreamError> {
-        let id = self.exit_streams().ok_or(StreamError::Full)?.request(now, service)?;
+        let id = self.exit_streams().ok_or(StreamError::NotOpen)?.request(now, service)?;
         self.echo_if_silent(now);
         Ok(id)
     }
@@ -249,9 +249,9 @@ impl Origin {
     /// Resolves `host` at the last hop.
     ///
     /// # Errors
-    /// [`StreamError::Full`] at the maximum number of streams, or if the circuit isn't open.
+    /// [`StreamError::Full`] at the maximum number of streams; [`StreamError::NotOpen`] unless the circuit is open.
     pub fn resolve(&mut self, now: Instant, host: Host) -> Result<StreamId, StreamError> {
-        let id = self.exit_streams().ok_or(StreamError::Full)?.resolve(now, host)?;
+        let id = self.exit_streams().ok_or(StreamError::NotOpen)?.resolve(now, host)?;
         self.echo_if_silent(now);
         Ok(id)
     }

@@ -1,6 +1,7 @@
-//! The interface between listeners and client: [`Connector`] opens streams and resolves names under an isolation.
+//! The interface between the ports for applications and the client: opens streams and resolves names.
 //!
-//! The client's assembly implements [`Connector`]. The SOCKS and HTTP proxy ports are generic over it, as are tests.
+//! The client's assembly implements [`Connector`]. Ports, requests and the search page are generic over it, so that
+//! tests can replace the overlay.
 
 use core::{future::Future, time::Duration};
 
@@ -15,10 +16,10 @@ use crate::{
 
 pub use crate::client::Isolation;
 
-/// The reason why a stream could not be opened or a name not resolved.
+/// The reason why a stream was not opened, or a name not resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
-    /// The client found no path or built no circuit, or the exit ended the stream.
+    /// There is no path or circuit, or the exit ended the stream.
     #[error(transparent)]
     Stream(#[from] StreamFailure),
     /// The client is shutting down.
@@ -38,7 +39,7 @@ impl From<PathError> for ConnectError {
     }
 }
 
-/// A delegated request: the stream to the exit that performs it, open at once.
+/// The stream of a delegated request, which may be used before the exit confirms it.
 #[derive(Debug)]
 pub struct Delegated {
     /// The stream to the exit's service.
@@ -54,25 +55,21 @@ pub struct Delegated {
 pub struct Hop {
     /// The relay.
     pub relay: RelayId,
-    /// The time to add this hop when the circuit was built, from the first cell to the answer.
+    /// The time to add this hop when the circuit was built, from CREATE or EXTEND to its answer.
     pub took: Duration,
 }
 
 /// Opens streams and resolves names through the overlay. Cheap to clone.
 pub trait Connector: Clone + Send + Sync + 'static {
-    /// Opens a stream to `target`, on a circuit that carries no other isolation.
+    /// Opens a stream to `target`, on a circuit with streams of this isolation only.
     ///
     /// Dropping the future cancels the stream.
     ///
     /// # Errors
-    /// When there is no circuit, or the exit could not connect.
-    fn connect(
-        &self,
-        target: Target,
-        isolation: Isolation,
-    ) -> impl Future<Output = Result<Stream, ConnectError>> + Send;
+    /// When there is no circuit, or the exit can't connect to the target.
+    fn open(&self, target: Target, isolation: Isolation) -> impl Future<Output = Result<Stream, ConnectError>> + Send;
 
-    /// Resolves a name to addresses, or an address to names, at an exit.
+    /// Resolves a name to addresses, or an address to names, by an exit.
     ///
     /// # Errors
     /// When there is no circuit, or the exit has no answer.
@@ -82,10 +79,10 @@ pub trait Connector: Clone + Send + Sync + 'static {
         isolation: Isolation,
     ) -> impl Future<Output = Result<Vec<ResolvedAnswer>, ConnectError>> + Send;
 
-    /// Opens a delegated stream to an exit that offers `delegation` and isn't in `not_by`, over a separate circuit.
+    /// Opens a stream to an exit that offers `delegation` and isn't in `not_by`, on a separate circuit.
     ///
     /// # Errors
-    /// When there is no circuit; [`PathError::NotOffered`] when no other exit offers it.
+    /// When there is no circuit; [`PathError::NotOffered`] when no exit outside `not_by` offers `delegation`.
     fn delegate(
         &self,
         delegation: Delegation,

@@ -1,19 +1,24 @@
 //! Delegated requests: searches and HTTP requests that an exit performs for a client, and their messages.
 //!
-//! Pure types for both ends: an exit's offer ([`Offer`]), the offer that a circuit needs ([`Delegation`]), queries
-//! and answers ([`SearchRequest`], [`SearchAnswer`]) with their padded frames ([`frame`]), HTTP requests and responses
-//! ([`message`], [`binary_http`]), an exit's [`limits`], the client's and the exit's side of a search ([`query`],
-//! [`service`]), and statistics of exits by engine ([`ExitStatistics`]). `exit::delegated` performs requests at the
-//! exit; `engine` has the engines. Governed by `proto/09-delegated.md`. Threats addressed: neither the engine nor the
-//! exit learns the client's identity. The exit isn't trusted, so both ends check and clean all answers here.
+//! Types without I/O, for both ends:
+//!
+//! * an exit's offer ([`Offer`]), and the request that a circuit's exit must perform ([`Delegation`]);
+//! * queries and answers ([`SearchRequest`], [`SearchAnswer`]) with their padded frames ([`frame`]);
+//! * HTTP requests and responses ([`message`], [`binary_http`]);
+//! * an exit's [`limits`], and statistics of exits by engine ([`ExitStatistics`]);
+//! * the client's and the exit's side of a search ([`query`], [`service`]).
+//!
+//! `exit::delegated` performs requests at the exit; `engine` has the formats of engines. Governed by
+//! `proto/09-delegated.md`. Threats addressed: neither the engine nor the exit learns the client's identity. The exit
+//! isn't trusted, so both ends check and clean answers here.
 
 pub mod binary_http;
+pub mod clean_url;
 mod exit_statistics;
 mod exits;
 pub mod fields;
 pub mod frame;
 pub mod limits;
-pub mod link;
 pub mod message;
 mod offer;
 pub mod query;

@@ -1,11 +1,10 @@
 //! The directory: signed descriptors of relays, and the authorities' consensus.
 //!
 //! Documents are Protocol Buffers signed as bytes. Each is decoded as an `Unverified…` type, whose
-//! verification returns the type that the rest of the node trusts. Owns the document types and the [`authority`]
-//! core; files are outside (`io`), as are store and HTTP (`directory_http`). Driven by documents and wall-clock time
-//! from the caller. Governed by `proto/07-directory.md`. Threats addressed: relays with false statements about
-//! themselves, fewer than half of the authorities, and an adversary between a node and the directory
-//! (`threat-model.md`).
+//! verification returns the type that the rest of the node trusts. This module owns the document types and the core of
+//! an [`authority`]. Files (`io`), store and HTTP (`directory_http`) are outside. Driven by documents and wall-clock
+//! time from the caller. Governed by `proto/07-directory.md`. Threats addressed (`threat-model.md`): relays with false
+//! statements about themselves, up to half of the authorities, and an adversary between a node and the directory.
 
 pub mod authority;
 mod bounded;
@@ -63,18 +62,17 @@ pub const MAX_VOLUNTEER_LEN: usize = 1 << 10;
 pub const MAX_VOLUNTEER_PROFILE_LEN: usize = 400;
 /// Maximum volunteers of a list.
 pub const MAX_VOLUNTEERS: usize = 4_096;
-/// Maximum clock difference of two nodes. The validity of a document may begin as far in the future.
+/// Maximum clock difference of two nodes. The validity of a document may begin this far in the future.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(60 * 60);
 
 /// A directory authority's ed25519 public key (RFC 8032), configured in every node.
 ///
-/// Prints in full, as 52 characters of base 32, the form in which `umbel keys directory` shows it. Parses from it, in
-/// either case.
+/// Its text form is 52 characters of base 32, as `umbel keys directory` prints. Parsing ignores case.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AuthorityId(RelayId);
 
 impl AuthorityId {
-    /// The authority with these key bytes.
+    /// The authority of the public key `bytes`.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(RelayId::from_bytes(bytes))
@@ -92,7 +90,6 @@ impl AuthorityId {
 }
 
 impl From<RelayId> for AuthorityId {
-    /// The key as an authority's.
     fn from(key: RelayId) -> Self {
         Self(key)
     }
@@ -120,5 +117,5 @@ impl FromStr for AuthorityId {
 
 /// The error for a text that is not an [`AuthorityId`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no authority's key; a key is 52 characters of base 32, as `umbel keys directory` shows it")]
+#[error("not an authority's key; a key is 52 characters of base 32, as `umbel keys directory` prints")]
 pub struct NotAnAuthority;

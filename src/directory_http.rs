@@ -1,4 +1,4 @@
-//! The directory over HTTP: server, store of its documents, and client.
+//! The directory over HTTP: server, persistent store and client (`proto/07-directory.md` §7).
 
 pub mod client;
 pub mod server;

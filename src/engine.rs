@@ -1,11 +1,12 @@
-//! Formats of search engines: a query as an HTTP request from the engine's description, and the answer as results.
+//! Formats of search engines: converts a query to an HTTP request, and the engine's answer to results.
 //!
 //! An operator's OpenSearch 1.1 description defines an [`Engine`]. The client supplies only terms, page and language.
-//! URL and headers of the request follow from the description, so the request contains nothing that identifies the
-//! client. Answers are untrusted: each format has caps on length, depth and count, and results are plain text with
-//! cleaned URLs. The parsers of XML and JSON are in `native` for a process; for a page, `page` uses the browser's
-//! parsers and excludes HTML. No I/O here; `exit::delegated` drives it, and in a page `browser::volunteer`. Specified
-//! in `proto/09-delegated.md` §4.
+//! The description determines the rest of the request, so nothing in it identifies the client. Answers are untrusted:
+//! each format has caps on length, depth and count, and results are plain text with cleaned URLs.
+//!
+//! `native` has the parsers for a process. `page` uses the browser's parsers, and excludes HTML. This module has no
+//! I/O: `exit::delegated` sends the request, and `browser::volunteer` does so in a page. Governed by
+//! `proto/09-delegated.md` §4.
 
 mod blocked;
 mod description;
@@ -40,11 +41,13 @@ pub use self::{
     template::TemplateError,
     xml::XmlError,
 };
-use crate::delegated::{Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, link, url::Url};
+use crate::delegated::{
+    Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, clean_url, url::Url,
+};
 
-/// Results requested per page, where the engine has a parameter for it.
+/// Number of results to request per page, for engines with such a parameter.
 const RESULTS_PER_PAGE: u32 = 10;
-/// Longest input for a title or snippet, in characters; [`SearchResult`] truncates further.
+/// Maximum characters of a title or snippet; [`SearchResult`] truncates further.
 const MAX_CHARS: usize = 500;
 
 /// A search engine that an exit queries for clients.
@@ -53,7 +56,7 @@ pub struct Engine {
     name: EngineName,
     title: String,
     template: Template,
-    form: AnswerFormat,
+    format: AnswerFormat,
     index_offset: u32,
     page_offset: u32,
 }
@@ -72,7 +75,7 @@ enum AnswerFormat {
     Html(html::Selectors),
 }
 
-/// The request to an engine: a GET of this URL with these two headers, and with others that are the same for all
+/// The request to an engine: a GET of this URL with these two header fields. The other fields are the same for all
 /// clients.
 #[derive(Debug)]
 pub struct Question {
@@ -87,21 +90,21 @@ pub struct Question {
 /// An engine's answer after redirects.
 #[derive(Debug)]
 pub struct Response<'a> {
-    /// The URL that returned it.
+    /// The URL of the answer.
     pub url: &'a Url,
-    /// HTTP status.
+    /// The HTTP status code.
     pub status: u16,
-    /// The body, uncompressed, within the caller's cap.
+    /// The content, without content encoding. The caller caps its length.
     pub body: &'a [u8],
 }
 
-/// An answer is malformed.
+/// Why an answer can't be parsed.
 #[derive(Debug, PartialEq, Eq)]
-enum Unread {
+enum AnswerError {
     Malformed,
 }
 
-/// A result as found in the answer.
+/// A result as in the answer, with markup.
 struct RawResult {
     title: String,
     link: String,
@@ -116,10 +119,10 @@ struct AnswerResults {
 }
 
 impl RawResult {
-    /// As a result: plain text and a cleaned URL. `None` if the URL is invalid.
+    /// The result as plain text with a cleaned URL. `None` if cleaning removes the URL.
     fn cleaned(&self, base: &Url) -> Option<SearchResult> {
-        // First the URL, because the texts cost more.
-        link::clean(&self.link, Some(base))?;
+        // The URL is checked first, because cleaning texts takes more time.
+        clean_url::clean(&self.link, Some(base))?;
         let [title, snippet] = [&self.title, &self.snippet].map(|html| markup::stripped(html, MAX_CHARS));
         SearchResult::new(&title, &self.link, Some(base), &snippet)
     }
@@ -132,35 +135,36 @@ impl Engine {
         &self.name
     }
 
-    /// The title in its description.
+    /// The title in the description.
     #[must_use]
     pub fn title(&self) -> &str {
         &self.title
     }
 
-    /// The origins of its URLs, such as `https://engine.example`; several if the language determines the host.
+    /// The origins of request URLs, such as `https://engine.example`. There are several if the language determines the
+    /// host.
     #[must_use]
     pub fn origins(&self) -> Vec<String> {
         self.template.origins()
     }
 
-    /// The request for `request`. `None` if the terms don't fit the URL template.
+    /// The HTTP request for the query `request`. `None` if the URL template can't contain the terms.
     #[must_use]
     pub fn question(&self, request: &SearchRequest) -> Option<Question> {
-        let before = u32::from(request.page().saturating_sub(1));
+        let pages_before = u32::from(request.page().saturating_sub(1));
         let url = self.template.fill(&Values {
             terms: request.terms(),
             count: RESULTS_PER_PAGE,
-            start_index: before.saturating_mul(RESULTS_PER_PAGE).saturating_add(self.index_offset),
-            start_page: before.saturating_add(self.page_offset),
+            start_index: pages_before.saturating_mul(RESULTS_PER_PAGE).saturating_add(self.index_offset),
+            start_page: pages_before.saturating_add(self.page_offset),
             language: request.language(),
         })?;
         let accept_language =
             request.language().map_or_else(|| "en,*;q=0.5".to_owned(), |language| format!("{language},*;q=0.5"));
-        Some(Question { url, accept: self.form.accept(), accept_language })
+        Some(Question { url, accept: self.format.accept(), accept_language })
     }
 
-    /// Whether the engine has no page of that number, because it returns only one page.
+    /// Whether `page` is beyond the only page of an engine without pages.
     #[must_use]
     pub fn lacks_page(&self, page: u16) -> bool {
         page > 1 && !self.template.has_pages()
@@ -176,9 +180,9 @@ impl Engine {
         if !(200..300).contains(status) {
             return SearchAnswer::Refused(SearchRefusal::EngineFailed);
         }
-        let listed = self.form.read(body, url);
-        let empty = listed.as_ref().map_or(true, |listed| listed.results.is_empty());
-        if empty && self.may_ask(listed.is_err()) && blocked::asks(body) {
+        let listed = self.format.read(body, url);
+        let is_empty = listed.as_ref().map_or(true, |listed| listed.results.is_empty());
+        if is_empty && self.may_be_captcha(listed.is_err()) && blocked::is_captcha(body) {
             return SearchAnswer::Refused(SearchRefusal::EngineBlocked(Block::Captcha));
         }
         match listed {
@@ -186,18 +190,18 @@ impl Engine {
                 let more = self.has_more(request.page(), results.len(), total);
                 SearchAnswer::Results { results, total, more }
             }
-            Err(Unread::Malformed) => SearchAnswer::Refused(SearchRefusal::EngineMalformed),
+            Err(AnswerError::Malformed) => SearchAnswer::Refused(SearchRefusal::EngineMalformed),
         }
     }
 
-    /// Whether an answer may be a CAPTCHA page: HTML where another format was expected, or HTML without results.
-    const fn may_ask(&self, unread: bool) -> bool {
-        unread || self.form.is_html()
+    /// Whether an answer without results may be a CAPTCHA page: HTML, or malformed in another format.
+    const fn may_be_captcha(&self, is_malformed: bool) -> bool {
+        is_malformed || self.format.is_html()
     }
 
     fn has_more(&self, page: u16, results: usize, total: Option<u64>) -> bool {
-        let shown = u64::from(page).saturating_mul(u64::from(RESULTS_PER_PAGE));
-        results > 0 && self.template.has_pages() && total.is_none_or(|total| total > shown)
+        let returned = u64::from(page).saturating_mul(u64::from(RESULTS_PER_PAGE));
+        results > 0 && self.template.has_pages() && total.is_none_or(|total| total > returned)
     }
 }
 
@@ -220,9 +224,9 @@ impl AnswerFormat {
         }
     }
 
-    fn read(&self, body: &[u8], base: &Url) -> Result<AnswerResults, Unread> {
+    fn read(&self, body: &[u8], base: &Url) -> Result<AnswerResults, AnswerError> {
         match self {
-            Self::Feed => feed::read(str::from_utf8(body).map_err(|_| Unread::Malformed)?, base),
+            Self::Feed => feed::read(str::from_utf8(body).map_err(|_| AnswerError::Malformed)?, base),
             Self::Json(mapping) => json::read(body, mapping.as_ref(), base),
             Self::Suggestions => json::suggestions(body, base),
             #[cfg(feature = "native")]

@@ -2,8 +2,8 @@
 //!
 //! The task that owns the core owns the [`Exit`] too. It passes the events of the core's streams in, and applies the
 //! resulting commands to the core. Each stream or lookup waits in a separate task, so nothing here blocks the core.
-//! Governed by `proto/08-paths.md` ("Exit policies"): the policy judges each address after resolution, and the exit
-//! connects to the judged address. This protects the exit's local network.
+//! Governed by `proto/08-paths.md` ("Exit policies"): the policy decides on each address after resolution, and the exit
+//! connects to an address that it allowed. Threat addressed: use of an exit against its local network.
 //!
 //! Bounded: streams and lookups in total, time to connect, concurrent lookups, and bytes of each stream by its credit
 //! and room.
@@ -31,7 +31,7 @@ use crate::{
     io::{
         connect::{self, Connected},
         resolver::{LookupAnswers, Resolver},
-        stream::{Hub, Stream, StreamKey, splice},
+        stream::{Hub, Stream, splice},
     },
     relay::{ExitStream, Relay},
     stream::{StreamCommand, StreamEvent},
@@ -59,13 +59,13 @@ impl ExitOptions {
 
 /// The running streams and lookups of an exit.
 pub(crate) struct Exit {
-    hub: Hub,
+    hub: Hub<ExitStream>,
     shared: Arc<ExitShared>,
     tasks: JoinSet<()>,
     /// Running lookups, at most one for each task.
-    lookups: BTreeMap<StreamKey, AbortHandle>,
+    lookups: BTreeMap<ExitStream, AbortHandle>,
     /// Results of tasks, and refusals: at most one for each stream or lookup.
-    outcomes: mpsc::UnboundedReceiver<(StreamKey, StreamCommand)>,
+    outcomes: mpsc::UnboundedReceiver<(ExitStream, StreamCommand)>,
 }
 
 struct ExitShared {
@@ -73,7 +73,7 @@ struct ExitShared {
     resolver: Arc<Resolver>,
     delegate: Option<Arc<Delegate>>,
     permits: Arc<Semaphore>,
-    outcome: mpsc::UnboundedSender<(StreamKey, StreamCommand)>,
+    outcome: mpsc::UnboundedSender<(ExitStream, StreamCommand)>,
 }
 
 impl Exit {
@@ -86,78 +86,78 @@ impl Exit {
         Self { hub: Hub::new(), shared, tasks: JoinSet::new(), lookups: BTreeMap::new(), outcomes }
     }
 
-    /// Connects to `target`. The stream is open at once, because an origin may send before the exit has connected.
-    fn connect(&mut self, key: StreamKey, target: Target) {
+    /// Connects to `target`. The stream opens at once, because an origin may send before the exit has connected.
+    fn connect(&mut self, id: ExitStream, target: Target) {
         while self.tasks.try_join_next().is_some() {}
-        if let Some(permit) = self.permit(key) {
-            let stream = self.hub.open(key, 0);
-            self.tasks.spawn(serve_stream(Arc::clone(&self.shared), key, target, stream, permit));
+        if let Some(permit) = self.permit(id) {
+            let stream = self.hub.open(id, 0);
+            self.tasks.spawn(serve_stream(Arc::clone(&self.shared), id, target, stream, permit));
         }
     }
 
     /// Starts a lookup.
-    fn resolve(&mut self, key: StreamKey, host: Host) {
+    fn resolve(&mut self, id: ExitStream, host: Host) {
         while self.tasks.try_join_next().is_some() {}
-        let Some(permit) = self.permit(key) else { return };
+        let Some(permit) = self.permit(id) else { return };
         let shared = Arc::clone(&self.shared);
         let lookup = self.tasks.spawn(async move {
             let outcome = match shared.resolver.resolve(&host).await {
                 Ok(LookupAnswers { ttl, answers }) => StreamCommand::Resolved { ttl, answers },
                 Err(reason) => StreamCommand::Reset(reason),
             };
-            shared.tell(key, outcome);
+            shared.send_outcome(id, outcome);
             drop(permit);
         });
-        self.lookups.insert(key, lookup);
+        self.lookups.insert(id, lookup);
     }
 
     /// Performs the request that arrives as the stream's bytes, and writes the answer there; the core has `room`
     /// bytes for it.
-    fn delegate(&mut self, key: StreamKey, service: Service, circuit: u64, room: usize) {
+    fn delegate(&mut self, id: ExitStream, service: Service, circuit: u64, room: usize) {
         while self.tasks.try_join_next().is_some() {}
         let Some(delegate) = self.shared.delegate.clone() else {
-            self.shared.tell(key, StreamCommand::Reset(EndReason::Policy));
+            self.shared.send_outcome(id, StreamCommand::Reset(EndReason::Policy));
             return;
         };
-        let Some(permit) = self.permit(key) else { return };
-        let stream = self.hub.open(key, room);
-        let given_up = stream.failure();
+        let Some(permit) = self.permit(id) else { return };
+        let stream = self.hub.open(id, room);
+        let failure = stream.failure();
         self.tasks.spawn(async move {
             tokio::select! {
                 () = delegate.serve(service, circuit, stream) => {}
-                _ = given_up => {}
+                _ = failure => {}
             }
             drop(permit);
         });
     }
 
     /// Passes bytes from the origin to the target.
-    fn push(&mut self, key: StreamKey, bytes: &[u8]) {
-        self.hub.push(key, bytes);
+    fn push(&mut self, id: ExitStream, bytes: &[u8]) {
+        self.hub.push(id, bytes);
     }
 
-    /// The origin has ended its direction.
-    fn finish(&mut self, key: StreamKey) {
-        self.hub.finish(key);
+    /// The origin has finished its direction.
+    fn finish(&mut self, id: ExitStream) {
+        self.hub.finish(id);
     }
 
-    /// Sets the number of bytes from the target that the core can take.
-    fn set_room(&mut self, key: StreamKey, room: usize) {
-        self.hub.set_room(key, room);
+    /// Sets the number of bytes from the target that the core has room for.
+    fn set_room(&mut self, id: ExitStream, room: usize) {
+        self.hub.set_room(id, room);
     }
 
     /// Cancels a stream or lookup.
-    fn close(&mut self, key: StreamKey) {
-        if let Some(lookup) = self.lookups.remove(&key) {
+    fn close(&mut self, id: ExitStream) {
+        if let Some(lookup) = self.lookups.remove(&id) {
             lookup.abort();
         }
-        self.hub.fail(key, EndReason::Reset);
+        self.hub.fail(id, EndReason::Reset);
     }
 
-    fn permit(&self, key: StreamKey) -> Option<OwnedSemaphorePermit> {
+    fn permit(&self, id: ExitStream) -> Option<OwnedSemaphorePermit> {
         let permit = Arc::clone(&self.shared.permits).try_acquire_owned().ok();
         if permit.is_none() {
-            self.shared.tell(key, StreamCommand::Reset(EndReason::ResourceLimit));
+            self.shared.send_outcome(id, StreamCommand::Reset(EndReason::ResourceLimit));
         }
         permit
     }
@@ -168,42 +168,41 @@ impl Exit {
     }
 
     /// The next command for the core.
-    pub(crate) fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<(StreamKey, StreamCommand)> {
+    pub(crate) fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<(ExitStream, StreamCommand)> {
         // The outcome of a stream precedes its commands.
-        if let Poll::Ready(Some((key, outcome))) = self.outcomes.poll_recv(cx) {
-            self.lookups.remove(&key);
+        if let Poll::Ready(Some((id, outcome))) = self.outcomes.poll_recv(cx) {
+            self.lookups.remove(&id);
             if let StreamCommand::Reset(reason) = outcome {
-                self.hub.fail(key, reason);
+                self.hub.fail(id, reason);
             }
-            return Poll::Ready((key, outcome));
+            return Poll::Ready((id, outcome));
         }
         self.hub.poll_command(cx)
     }
 
     /// Passes a command to the relay's core.
-    pub(crate) fn handle_command(&mut self, relay: &mut Relay, key: StreamKey, command: StreamCommand) {
+    pub(crate) fn handle_command(&mut self, relay: &mut Relay, id: ExitStream, command: StreamCommand) {
         let changes_room = matches!(command, StreamCommand::Connected(_) | StreamCommand::Write(_));
-        relay.handle_command(ExitStream(key), command);
+        relay.handle_command(id, command);
         if changes_room {
-            self.set_room(key, relay.room(ExitStream(key)));
+            self.set_room(id, relay.room(id));
         }
     }
 
     /// Handles an event of the relay's core. Never blocks.
-    pub(crate) fn handle_event(&mut self, relay: &Relay, stream: ExitStream, event: StreamEvent) {
-        let key = stream.0;
+    pub(crate) fn handle_event(&mut self, relay: &Relay, id: ExitStream, event: StreamEvent) {
         match event {
-            StreamEvent::Begin(target) => self.connect(key, target),
-            StreamEvent::Resolve(host) => self.resolve(key, host),
+            StreamEvent::Begin(target) => self.connect(id, target),
+            StreamEvent::Resolve(host) => self.resolve(id, host),
             StreamEvent::Request(service) => {
-                if let Some(circuit) = relay.exit_circuit(stream) {
-                    self.delegate(key, service, circuit, relay.room(stream));
+                if let Some(circuit) = relay.exit_circuit(id) {
+                    self.delegate(id, service, circuit, relay.room(id));
                 }
             }
-            StreamEvent::Data(bytes) => self.push(key, &bytes),
-            StreamEvent::Finished => self.finish(key),
-            StreamEvent::Writable => self.set_room(key, relay.room(stream)),
-            StreamEvent::Closed(_) => self.close(key),
+            StreamEvent::Data(bytes) => self.push(id, &bytes),
+            StreamEvent::Finished => self.finish(id),
+            StreamEvent::Writable => self.set_room(id, relay.room(id)),
+            StreamEvent::Closed(_) => self.close(id),
             // Only at an origin.
             StreamEvent::Connected(_) | StreamEvent::Resolved { .. } => {}
         }
@@ -211,15 +210,16 @@ impl Exit {
 }
 
 impl ExitShared {
-    fn tell(&self, key: StreamKey, outcome: StreamCommand) {
-        // Fails only when the core's task has ended; then the outcome is obsolete.
-        let _ = self.outcome.send((key, outcome));
+    /// Queues the outcome of a task for the core.
+    fn send_outcome(&self, id: ExitStream, outcome: StreamCommand) {
+        // Fails only when the core's task has ended, which needs no outcome.
+        let _ = self.outcome.send((id, outcome));
     }
 }
 
 async fn serve_stream(
     shared: Arc<ExitShared>,
-    key: StreamKey,
+    id: ExitStream,
     target: Target,
     stream: Stream,
     permit: OwnedSemaphorePermit,
@@ -233,14 +233,14 @@ async fn serve_stream(
     };
     match connected {
         Ok(Connected { socket, address, round_trip }) => {
-            shared.tell(key, StreamCommand::Connected(Some(address)));
-            // On loopback a segment is longer than such a window.
+            shared.send_outcome(id, StreamCommand::Connected(Some(address)));
+            // On loopback, one segment is longer than a window of this length.
             let round_trip = (!address.is_loopback()).then_some(round_trip);
             if let Err(error) = splice(socket, stream, &[], round_trip).await {
                 tracing::debug!(kind = ?error.kind(), "a stream to a target ended early");
             }
         }
-        Err(reason) => shared.tell(key, StreamCommand::Reset(reason)),
+        Err(reason) => shared.send_outcome(id, StreamCommand::Reset(reason)),
     }
     drop(permit);
 }

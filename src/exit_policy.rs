@@ -1,8 +1,8 @@
 //! Exit policies: the operator's rules for targets, and their summary for path selection.
 //!
-//! Pure: decides on addresses from the exit's resolver, and does no I/O (`exit` does). Owns only the parsed
-//! rules. Governed by `proto/08-paths.md` ("Exit policies"). Threat addressed: use of an exit against its local
-//! network. Private, loopback and link-local addresses are refused unless the operator allows them.
+//! Has no I/O: `exit` resolves names and connects, and a policy decides on the addresses. Owns only the parsed rules.
+//! Governed by `proto/08-paths.md` ("Exit policies"). Threat addressed: use of an exit against its local network.
+//! Private, loopback and link-local addresses are refused unless the operator allows them.
 
 mod address;
 mod policy;

@@ -29,7 +29,7 @@
 //! })
 //! .await?;
 //!
-//! let mut stream = client.connect("example.org", 80).await?;
+//! let mut stream = client.open("example.org", 80).await?;
 //! stream.write_all(b"GET / HTTP/1.0\r\nHost: example.org\r\n\r\n").await?;
 //! let mut page = Vec::new();
 //! stream.read_to_end(&mut page).await?;

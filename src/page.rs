@@ -1,17 +1,18 @@
 //! The search page: a small HTTP server on a loopback port for the user's browser and command line.
 //!
-//! | request | answered |
+//! | request | answer |
 //! |---|---|
-//! | `GET /` | a search box |
+//! | `GET /` | the search form |
 //! | `GET /search?q=…` | results, and the path of the query |
 //! | `GET /read?url=…` | the reader view of a page, fetched through the overlay |
-//! | `GET /leave?url=…` | the consequences of leaving the overlay, and whether this browser uses it |
-//! | `GET /go?url=…` | a redirect to the URL, outside the overlay |
-//! | `GET /opensearch.xml` | this page as a search engine for a browser (OpenSearch 1.1) |
-//! | `/api/…` | the same for the command line ([`api`]) |
+//! | `GET /leave?url=…` | a confirmation before a URL is opened outside the overlay, with a proxy check |
+//! | `GET /go?url=…` | a redirect to the URL |
+//! | `GET /opensearch.xml` | the description of this search page for a browser (OpenSearch 1.1) |
+//! | `/api/…` | the API for the command line ([`api`]) |
 //!
-//! The pages work without scripts, load nothing from other sites and store nothing. Threats addressed: other pages of
-//! the same browser ([`guard`]); URLs or markup planted by exits ([`results`], [`reader`]).
+//! The pages work without scripts, load nothing from other sites and store nothing. Only the proxy check's image has
+//! another address ([`check`]). Threats addressed: other pages in the same browser ([`guard`]); URLs or markup planted
+//! by exits ([`results`], [`reader`]).
 
 pub(crate) mod api;
 pub(crate) mod check;
@@ -54,19 +55,20 @@ use crate::{
 
 use super::connector::Connector;
 use check::Check;
-use layout::trouble;
+use layout::failure_page;
 
 pub(crate) use reader::PageReader;
 #[cfg(any(test, fuzzing))]
 pub(crate) use reader::cleaned_page;
 
-/// Concurrent connections of browsers; further ones wait in the listener's backlog.
+/// Cap on TCP connections; further ones wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 256;
+/// Time limit of a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
-/// Bytes of a request's head. The longest query fits, percent-encoded.
+/// Maximum bytes of a request's head; enough for the longest query, percent-encoded.
 const MAX_HEAD: usize = 64 * 1024;
-/// Bytes of a URL that is read or opened.
-const MAX_LINK: usize = 8 * 1024;
+/// Maximum bytes of the parameter `url`.
+const MAX_URL: usize = 8 * 1024;
 
 const STYLE: &str = include_str!("page/style.css");
 const KEYS: &str = include_str!("page/keys.js");
@@ -79,11 +81,11 @@ pub(crate) struct SearchPage<C> {
     pub(crate) reader: PageReader<C>,
     pub(crate) requester: Requester<C>,
     pub(crate) check: Check,
-    /// The client's SOCKS port, shown to users who configure a browser to use it.
+    /// The client's SOCKS port, shown for the configuration of a browser.
     pub(crate) socks: SocketAddr,
 }
 
-/// Serves the page on `listener` for ever. Dropping the future ends its connections.
+/// Serves the page on `listener` until the future is dropped, which closes the connections.
 ///
 /// # Errors
 /// When the listener's address can't be read.
@@ -92,7 +94,7 @@ pub(crate) async fn serve<C: Connector>(listener: TcpListener, page: SearchPage<
     accept_each(listener, MAX_CONNECTIONS, |socket| {
         let router = router.clone();
         async move {
-            // An error of a browser's connection needs no action.
+            // A failed connection of a browser needs no action.
             let _ = serve_one(socket, router).await;
         }
     })
@@ -109,7 +111,7 @@ async fn serve_one(socket: TcpStream, router: Router) -> hyper::Result<()> {
         .await
 }
 
-fn router<C: Connector>(own: SocketAddr, page: SearchPage<C>) -> Router {
+fn router<C: Connector>(listener: SocketAddr, page: SearchPage<C>) -> Router {
     let file = |kind: &'static str, text: &'static str| {
         get(move || async move { ([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], text) })
     };
@@ -119,13 +121,15 @@ fn router<C: Connector>(own: SocketAddr, page: SearchPage<C>) -> Router {
         .route("/read", get(read))
         .route("/leave", get(leave))
         .route("/go", get(go))
-        .route("/opensearch.xml", get(move || async move { describe(own) }))
+        .route("/opensearch.xml", get(move || async move { describe(listener) }))
         .route("/style.css", file("text/css; charset=utf-8", STYLE))
         .route("/keys.js", file("text/javascript; charset=utf-8", KEYS))
         .route("/icon.svg", file("image/svg+xml", ICON))
         .merge(api::router())
-        .fallback(|| async { trouble(StatusCode::NOT_FOUND, "There is no such page", "Use the search box.", None) })
-        .layer(middleware::from_fn_with_state(Arc::new(own), guard::guard))
+        .fallback(|| async {
+            failure_page(StatusCode::NOT_FOUND, "There is no such page", "Use the search box.", None)
+        })
+        .layer(middleware::from_fn_with_state(Arc::new(listener), guard::guard))
         .with_state(page)
 }
 
@@ -133,7 +137,7 @@ async fn home<C: Connector>(State(page): State<SearchPage<C>>) -> Response {
     results::home(&page.searcher.engines())
 }
 
-/// The query parameters of a search; an empty one counts as absent.
+/// The query parameters of a search. An empty one is treated as absent.
 #[derive(Deserialize)]
 struct SearchParameters {
     #[serde(default)]
@@ -147,22 +151,22 @@ struct SearchParameters {
 
 async fn search<C: Connector>(
     State(page): State<SearchPage<C>>,
-    asked: Result<Query<SearchParameters>, QueryRejection>,
+    parameters: Result<Query<SearchParameters>, QueryRejection>,
 ) -> Response {
-    let Ok(Query(asked)) = asked else { return misread() };
+    let Ok(Query(parameters)) = parameters else { return invalid_request() };
     let engines = page.searcher.engines();
-    if asked.q.trim().is_empty() {
+    if parameters.q.trim().is_empty() {
         return results::home(&engines);
     }
-    let engine = match asked.engine.as_str() {
+    let engine = match parameters.engine.as_str() {
         "" => None,
         name => match EngineName::parse(name) {
             Some(engine) => Some(engine),
-            None => return misread(),
+            None => return invalid_request(),
         },
     };
-    let language = Some(asked.language).filter(|language| !language.is_empty());
-    let query = SearchQuery { terms: asked.q, engine, page: asked.page.unwrap_or(1), language };
+    let language = Some(parameters.language).filter(|language| !language.is_empty());
+    let query = SearchQuery { terms: parameters.q, engine, page: parameters.page.unwrap_or(1), language };
     match page.searcher.search(&query).await {
         Ok(found) => results::results(&query, &found, &engines),
         Err(failure) => results::failure(&query, failure, &engines),
@@ -175,53 +179,53 @@ struct UrlParameter {
 }
 
 impl UrlParameter {
-    /// The URL, if it is valid, at most [`MAX_LINK`] bytes long, and http or https.
-    fn parse(link: Result<Query<Self>, QueryRejection>) -> Option<Url> {
-        let Query(Self { url }) = link.ok()?;
-        if url.len() > MAX_LINK {
+    /// The cleaned URL. `None` unless it is an http or https URL of at most [`MAX_URL`] bytes.
+    fn parse(query: Result<Query<Self>, QueryRejection>) -> Option<Url> {
+        let Query(Self { url }) = query.ok()?;
+        if url.len() > MAX_URL {
             return None;
         }
-        crate::delegated::link::clean(&url, None)
+        crate::delegated::clean_url::clean(&url, None)
     }
 }
 
 async fn read<C: Connector>(
     State(page): State<SearchPage<C>>,
-    link: Result<Query<UrlParameter>, QueryRejection>,
+    query: Result<Query<UrlParameter>, QueryRejection>,
 ) -> Response {
-    let Some(url) = UrlParameter::parse(link) else { return misread() };
+    let Some(url) = UrlParameter::parse(query) else { return invalid_request() };
     match page.reader.read(url.clone()).await {
-        Ok(reading) => reader::reading(&reading),
-        Err(error) => reader::unread(&url, &error),
+        Ok(cleaned) => reader::reader_view(&cleaned),
+        Err(error) => reader::read_failure(&url, &error),
     }
 }
 
 async fn leave<C: Connector>(
     State(page): State<SearchPage<C>>,
-    link: Result<Query<UrlParameter>, QueryRejection>,
+    query: Result<Query<UrlParameter>, QueryRejection>,
 ) -> Response {
-    UrlParameter::parse(link).map_or_else(misread, |url| leave::ask(&url, page.check, page.socks))
+    UrlParameter::parse(query).map_or_else(invalid_request, |url| leave::confirm(&url, page.check, page.socks))
 }
 
-async fn go(link: Result<Query<UrlParameter>, QueryRejection>) -> Response {
-    UrlParameter::parse(link).map_or_else(misread, |url| leave::go(&url))
+async fn go(query: Result<Query<UrlParameter>, QueryRejection>) -> Response {
+    UrlParameter::parse(query).map_or_else(invalid_request, |url| leave::go(&url))
 }
 
-fn misread() -> Response {
-    let words = "The URL lacks a part, or it is not an http or https URL.";
-    trouble(StatusCode::BAD_REQUEST, "The URL is invalid", words, None)
+fn invalid_request() -> Response {
+    let text = "The URL lacks a part, or it is not an http or https URL.";
+    failure_page(StatusCode::BAD_REQUEST, "The URL is invalid", text, None)
 }
 
-/// The OpenSearch description by which a browser adds this page as a search engine.
-fn describe(own: SocketAddr) -> Response {
+/// The OpenSearch description with which a browser adds this page as a search engine.
+fn describe(listener: SocketAddr) -> Response {
     let text = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
          <OpenSearchDescription xmlns=\"http://a9.com/-/spec/opensearch/1.1/\">\n  \
            <ShortName>Umbel</ShortName>\n  \
-           <Description>Search through the Umbel overlay: the engine doesn't learn who asks</Description>\n  \
+           <Description>Search through the Umbel overlay: the engine doesn't learn your address</Description>\n  \
            <InputEncoding>UTF-8</InputEncoding>\n  \
-           <Image width=\"16\" height=\"16\" type=\"image/svg+xml\">http://{own}/icon.svg</Image>\n  \
-           <Url type=\"text/html\" method=\"get\" template=\"http://{own}/search?q={{searchTerms}}\"/>\n\
+           <Image width=\"16\" height=\"16\" type=\"image/svg+xml\">http://{listener}/icon.svg</Image>\n  \
+           <Url type=\"text/html\" method=\"get\" template=\"http://{listener}/search?q={{searchTerms}}\"/>\n\
          </OpenSearchDescription>\n"
     );
     let kind = HeaderValue::from_static("application/opensearchdescription+xml; charset=utf-8");

@@ -1,4 +1,4 @@
-//! The ports for applications: SOCKS5 and HTTP proxy.
+//! The ports for applications: a SOCKS proxy and an HTTP proxy.
 
 pub mod http_proxy;
 pub mod socks;

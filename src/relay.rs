@@ -1,10 +1,21 @@
 //! The core of a relay: creates circuits for neighbours, switches their cells, extends them, and terminates their
 //! streams.
 //!
-//! Owns the relay's [`Channels`], the table of circuits with this relay's layer of each, and the streams of circuits
-//! that end here. Driven as a [`LinkMachine`]. The exit's input and output are outside: [`Relay::poll_event`] returns
-//! the streams' events, and [`Relay::handle_command`] takes the answers. [`Relay::poll_transmit`] is due after each of
-//! those calls.
+//! Driven as a [`LinkMachine`]. The exit's input and output are outside: [`Relay::poll_event`] returns the streams'
+//! events, and [`Relay::handle_command`] takes the answers. [`LinkMachine::handle_batch_end`] is due after those calls:
+//! it sends the messages of streams that end here, once for all inputs of a batch.
+//!
+//! | part | owned by |
+//! |---|---|
+//! | channels to neighbours | [`Channels`] |
+//! | circuits, with this relay's layer and their deadlines | `table::Table` |
+//! | CREATEs that lack fragments | `half_built::HalfBuilt` |
+//! | circuits that wait for a channel to the next hop | `dialling::Dialling` |
+//! | streams of circuits that end here | `streams::ExitStreams` |
+//! | of a volunteer: its gateways | `gateways::Gateways` |
+//! | of a gateway: its volunteers | `volunteers::GatewayVolunteers` |
+//!
+//! `switch` and `build` handle cells: the first switches and reads them, the second builds circuits.
 //! Governed by `proto/02-channel.md` §4 and §5, `proto/03-cells.md` and `proto/04-handshake.md`.
 //!
 //! Threats addressed: neighbours and origins that send illegal messages, or too many. A violation inside a circuit
@@ -27,100 +38,44 @@
 //! | all others | as in [`stream`](crate::stream) |
 
 mod build;
-mod exit;
-mod exit_side;
+mod circuit;
+mod dialling;
 mod gateways;
+mod half_built;
+mod parameters;
+mod streams;
 mod switch;
 mod table;
 #[cfg(test)]
 mod tests;
+mod volunteers;
 
-use core::time::Duration;
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use rand::CryptoRng;
 
 use crate::{
-    base::{Deadlines, Instant, LinkEvent, LinkMachine, ReadyQueue, RelayId, StreamId, Transmit},
-    channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole, Overdue},
+    base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
+    channel::{ChannelEvent, ChannelId, Channels, LocalRole, Overdue},
     crypto::{IdentityKey, OnionPublic, OnionSecret},
     directory::{Consensus, Counted, KnownRelays, Registration},
-    flow::FlowParameters,
     handshake::OnionKeyring,
-    stream::StreamEvent,
+    stream::{StreamCommand, StreamEvent},
 };
 
-use build::HalfBuilt;
-use gateways::Gateways;
-use table::{Circuit, CircuitEndpoint, CircuitKey, Side, Table};
-
-/// Time limit from the first to the last fragment of one body.
-const FRAGMENTS_LIMIT: Duration = Duration::from_secs(5);
-/// Time without a cell after which a client's circuit ends that has no next hop and never had a stream.
-const UNUSED_LIMIT: Duration = Duration::from_secs(600);
-/// The same for a later hop, which may be the last of a circuit that a client keeps ready.
-const UNUSED_LATER_LIMIT: Duration = Duration::from_secs(3600);
-/// Time limit from EXTEND to the open channel: slightly more than the limit of a dial and its handshake.
-const DIAL_LIMIT: Duration = Duration::from_secs(22);
-/// Time limit from CREATE to the last fragment of CREATED.
-const CREATE_LIMIT: Duration = Duration::from_secs(10);
-/// A gateway stops reaching a volunteer that the directory has not counted for this many volunteer intervals. The
-/// volunteer replaces the gateway long before.
-const UNCOUNTED_INTERVALS: u32 = 10;
-
-/// Limits and settings of a relay.
-#[derive(Clone, Debug)]
-pub struct RelayParameters {
-    /// Parameters of its channels.
-    pub channel: ChannelParameters,
-    /// Congestion control of the circuits that end here.
-    pub flow: FlowParameters,
-    /// Cap on circuits; more are refused. Default 65,536 (about 1 KiB each without streams or waiting cells).
-    pub circuits: usize,
-    /// Cap on circuits whose CREATE lacks fragments, 4 KiB each; more are refused. Default 1,024, and 64 per channel.
-    pub half_built: usize,
-    /// Cap on circuits that wait for a channel to their next hop, 4 KiB each; beyond it, the circuit that extends
-    /// ends. Default 1,024, and 256 per channel, for at most 16 relays.
-    pub dialling: usize,
-    /// Whether it serves BEGIN and RESOLVE. Default no.
-    pub exit: bool,
-    /// Whether it serves REQUEST. Default no.
-    pub delegate: bool,
-    /// How circuits reach it. Default directly.
-    pub reach: Reach,
-}
-
-/// How circuits reach a relay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Reach {
-    /// It has a public address, accepts dials, and is a gateway of volunteers.
-    #[default]
-    Direct,
-    /// It is a volunteer: it can't be dialled, and circuits reach it over the channels that it keeps to its gateways.
-    Gateways,
-}
-
-impl Default for RelayParameters {
-    fn default() -> Self {
-        Self {
-            channel: ChannelParameters::default(),
-            flow: FlowParameters::default(),
-            circuits: 65_536,
-            half_built: 1024,
-            dialling: 1024,
-            exit: false,
-            delegate: false,
-            reach: Reach::Direct,
-        }
-    }
-}
-
-/// A stream or RESOLVE at this relay as an exit; never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ExitStream(pub u64);
+use self::{
+    circuit::CircuitEndpoint,
+    dialling::Dialling,
+    gateways::Gateways,
+    half_built::HalfBuilt,
+    streams::ExitStreams,
+    table::{CircuitKey, Side, Table},
+    volunteers::GatewayVolunteers,
+};
+pub use self::{
+    parameters::{Reach, RelayParameters},
+    streams::ExitStream,
+};
 
 /// An event for the relay's node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,26 +105,16 @@ pub struct RelayFigures {
 pub struct Relay {
     identity: RelayId,
     onion_keys: OnionKeyring,
-    parameters: RelayParameters,
     known: KnownRelays,
     channels: Channels,
     gateways: Gateways,
-    /// Channels over which volunteers are reached, and since when the directory has not counted the volunteer.
-    reached: BTreeMap<ChannelId, Option<Instant>>,
+    volunteers: GatewayVolunteers,
     table: Table,
-    /// CREATEs that lack fragments.
-    half_built: BTreeMap<CircuitEndpoint, HalfBuilt>,
-    half_built_deadlines: Deadlines<CircuitEndpoint>,
-    /// Circuits that wait for a channel.
-    dialling: BTreeMap<RelayId, BTreeSet<CircuitKey>>,
-    /// Deadlines of circuits; an entry may be earlier than the deadline.
-    deadlines: Deadlines<CircuitKey>,
-    /// Circuits whose streams may have pending messages.
-    ready: ReadyQueue<CircuitKey>,
-    exits: BTreeMap<ExitStream, (CircuitKey, StreamId)>,
-    next_exit: u64,
-    events: VecDeque<RelayEvent>,
+    half_built: HalfBuilt,
+    dialling: Dialling,
+    streams: ExitStreams,
     cells_switched: u64,
+    /// The buffer in which a relay message is encoded.
     scratch: Vec<u8>,
 }
 
@@ -185,20 +130,14 @@ impl Relay {
         Self {
             identity: own,
             onion_keys,
-            channels: Channels::new(role, parameters.channel.clone()),
-            gateways: Gateways::default(),
-            reached: BTreeMap::new(),
-            parameters,
             known: KnownRelays::default(),
-            table: Table::default(),
-            half_built: BTreeMap::new(),
-            half_built_deadlines: Deadlines::default(),
-            dialling: BTreeMap::new(),
-            deadlines: Deadlines::default(),
-            ready: ReadyQueue::new(),
-            exits: BTreeMap::new(),
-            next_exit: 1,
-            events: VecDeque::new(),
+            gateways: Gateways::default(),
+            volunteers: GatewayVolunteers::default(),
+            table: Table::new(parameters.circuits),
+            half_built: HalfBuilt::new(parameters.half_built),
+            dialling: Dialling::new(parameters.dialling),
+            streams: ExitStreams::new(&parameters),
+            channels: Channels::new(role, parameters.channel),
             cells_switched: 0,
             scratch: Vec::new(),
         }
@@ -251,32 +190,19 @@ impl Relay {
         self.channels.volunteers()
     }
 
-    /// For a gateway: handles the directory's list of the reported volunteers that it counts. Volunteers that have
-    /// not been counted for long are dropped, so that others can take their places.
+    /// For a gateway: handles the directory's list of the reported volunteers that it counts. Volunteers that it has
+    /// not counted for too long are dropped, so that others can take their places.
     pub fn handle_presence(&mut self, now: Instant, counted: &Counted) {
-        let Some(consensus) = self.known.current() else { return };
-        let patience = consensus.parameters().volunteer_interval().saturating_mul(UNCOUNTED_INTERVALS);
-        let before = self.reached.len();
-        let Self { reached, channels, .. } = self;
-        reached.retain(|channel, since| {
-            let counts = channels.peer(*channel).is_some_and(|it| counted.volunteers.binary_search(&it).is_ok());
-            // Measured from the first such answer: after an outage, the directory first needs a report of them.
-            *since = if counts { None } else { since.or(Some(now)) };
-            let stays = since.is_none_or(|since| now.since(since) < patience);
-            if !stays {
-                channels.stop_reaching(*channel);
-            }
-            stays
-        });
-        if self.reached.len() < before {
-            self.events.push_back(RelayEvent::VolunteersChanged);
+        if let Some(consensus) = self.known.current() {
+            let interval = consensus.parameters().volunteer_interval();
+            self.volunteers.handle_presence(now, counted, interval, &mut self.channels);
         }
     }
 
     /// Accepts no more circuits; existing circuits go on. Channels without circuits close, so that a gateway reports
     /// at once that this volunteer is gone. No channel is opened from now on.
     pub fn drain(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
-        self.parameters.circuits = 0;
+        self.table.close();
         let Self { channels, table, .. } = self;
         channels.wind_down(|channel| table.is_on(channel));
         self.handle_channel_events(now, rng);
@@ -294,9 +220,38 @@ impl Relay {
         self.channels.shut_down();
     }
 
+    /// Carries out a command of the exit for a stream or RESOLVE.
+    pub fn handle_command(&mut self, stream: ExitStream, command: StreamCommand) {
+        self.streams.handle_command(stream, command);
+    }
+
+    /// Takes bytes from the target, up to [`Self::room`], and returns how many.
+    pub fn write(&mut self, stream: ExitStream, bytes: &[u8]) -> usize {
+        self.streams.write(stream, bytes)
+    }
+
+    /// Bytes that [`Self::write`] takes now. [`StreamEvent::Writable`] reports growth.
+    #[must_use]
+    pub fn room(&self, stream: ExitStream) -> usize {
+        self.streams.room(stream)
+    }
+
+    /// Number of the stream's circuit: the same for all streams of a circuit, unique among this relay's circuits.
+    /// `None` if the stream has ended and its [`StreamEvent::Closed`] is the next event of it.
+    #[must_use]
+    pub fn exit_circuit(&self, stream: ExitStream) -> Option<u64> {
+        self.streams.circuit(stream).map(CircuitKey::number)
+    }
+
     /// The next event for the node.
     pub fn poll_event(&mut self) -> Option<RelayEvent> {
-        self.events.pop_front()
+        if self.volunteers.take_changed() {
+            return Some(RelayEvent::VolunteersChanged);
+        }
+        if self.gateways.take_changed() {
+            return Some(RelayEvent::GatewaysChanged);
+        }
+        self.streams.poll_event().map(|(stream, event)| RelayEvent::Stream(stream, event))
     }
 
     /// The current load.
@@ -305,7 +260,7 @@ impl Relay {
         RelayFigures {
             channels: self.channels.len(),
             circuits: self.table.len(),
-            exit_streams: self.exits.len(),
+            exit_streams: self.streams.len(),
             cells_switched: self.cells_switched,
         }
     }
@@ -332,8 +287,7 @@ impl Relay {
             ChannelEvent::Open { channel, peer: Some(relay), reach, .. } => {
                 self.gateways.handle_open(&relay);
                 if reach {
-                    self.reached.insert(channel, None);
-                    self.events.push_back(RelayEvent::VolunteersChanged);
+                    self.volunteers.handle_open(channel);
                 }
                 self.create_waiting(now, relay, channel, rng);
             }
@@ -341,7 +295,7 @@ impl Relay {
             ChannelEvent::DialFailed { relay, error } => {
                 tracing::debug!(%error, class = %error.class(), "can't open a channel to the next hop");
                 self.gateways.handle_failed(now, &relay);
-                for key in self.dialling.remove(&relay).unwrap_or_default() {
+                for (key, _) in self.dialling.take(&relay) {
                     self.end(now, key);
                 }
             }
@@ -353,34 +307,14 @@ impl Relay {
 
     fn handle_closed(&mut self, now: Instant, channel: ChannelId) {
         self.gateways.handle_closed(now, channel);
-        if self.reached.remove(&channel).is_some() {
-            self.events.push_back(RelayEvent::VolunteersChanged);
-        }
+        self.volunteers.handle_closed(channel);
         for (key, side) in self.table.on_channel(channel) {
             match side {
                 Side::Previous => self.end(now, key),
                 Side::Next => self.handle_next_closed(now, key),
             }
         }
-        let half_built: Vec<_> =
-            self.half_built.range(CircuitEndpoint::range(channel)).map(|(endpoint, _)| *endpoint).collect();
-        for endpoint in half_built {
-            self.forget_half_built(endpoint);
-        }
-    }
-
-    /// Moves the timer of `key` to its next deadline, if that is earlier.
-    fn schedule(&mut self, key: CircuitKey) {
-        let Some(due) = self.table.circuit(key).and_then(Circuit::poll_timeout) else { return };
-        self.deadlines.set_earlier(key, due);
-    }
-
-    fn handle_circuit_timeout(&mut self, now: Instant, key: CircuitKey) {
-        let Some(circuit) = self.table.circuit_mut(key) else { return };
-        if circuit.handle_timeout(now).is_err() {
-            return self.end(now, key);
-        }
-        self.after_streams(key);
+        self.half_built.remove_channel(channel);
     }
 }
 
@@ -393,37 +327,35 @@ impl LinkMachine for Relay {
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.channels.handle_timeout(now);
         self.handle_channel_events(now, rng);
-        while let Some(endpoint) = self.half_built_deadlines.pop_due(now) {
-            self.forget_half_built(endpoint);
+        while let Some(endpoint) = self.half_built.pop_late(now) {
             self.destroy(now, endpoint);
         }
-        while let Some(key) = self.deadlines.pop_due(now) {
-            self.handle_circuit_timeout(now, key);
+        while let Some(key) = self.table.poll_late(now).or_else(|| self.streams.handle_timeout(now)) {
+            self.end(now, key);
         }
     }
 
-    fn handle_batch_end(&mut self, now: Instant, _: &mut dyn CryptoRng) {
+    fn handle_batch_end(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.gateways.plan(now, &self.known, &mut self.channels);
-        if self.gateways.take_changed() {
-            self.events.push_back(RelayEvent::GatewaysChanged);
-        }
+        self.send_messages(now, rng);
     }
 
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
         loop {
-            self.send_messages(now, rng);
             let transmit = self.channels.poll_transmit(now);
             self.handle_channel_events(now, rng);
-            if transmit.is_some() || self.ready.is_empty() {
+            // Queues that have drained are filled again.
+            let filled = self.streams.has_ready();
+            self.send_messages(now, rng);
+            if transmit.is_some() || !filled {
                 return transmit;
             }
         }
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let half_built = self.half_built_deadlines.earliest();
-        let circuits = self.deadlines.earliest();
-        let gateways = self.gateways.poll_timeout();
-        [self.channels.poll_timeout(), half_built, circuits, gateways].into_iter().flatten().min()
+        let circuits = [self.table.poll_timeout(), self.half_built.poll_timeout(), self.streams.poll_timeout()];
+        let neighbours = [self.channels.poll_timeout(), self.gateways.poll_timeout()];
+        circuits.into_iter().chain(neighbours).flatten().min()
     }
 }

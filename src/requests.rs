@@ -1,4 +1,4 @@
-//! The client's side of requests that exits perform: searches, HTTP requests, and messages of Oblivious HTTP.
+//! The requests of a client: searches, HTTP requests and Oblivious HTTP.
 
 pub mod http;
 pub mod oblivious;

@@ -22,11 +22,11 @@
 //! | EXTEND, EXTENDED, GONE | violation (the circuit handles them) | violation |
 //!
 //! All layers from here to the sockets use the same events and commands. The layers above change only the identifier,
-//! from [`StreamId`] to `client::ClientStream` or `relay::ExitStream`, then to a key of `io::stream`.
+//! from [`StreamId`] to `client::ClientStream` or `relay::ExitStream`.
 //!
 //! | relay message | sent for | emits at the peer |
 //! |---|---|---|
-//! | BEGIN | [`Streams::begin`] | [`StreamEvent::Begin`] |
+//! | BEGIN | [`Streams::open`] | [`StreamEvent::Begin`] |
 //! | RESOLVE | [`Streams::resolve`] | [`StreamEvent::Resolve`] |
 //! | REQUEST | [`Streams::request`] | [`StreamEvent::Request`] |
 //! | CONNECTED | [`StreamCommand::Connected`] | [`StreamEvent::Connected`] |
@@ -86,18 +86,22 @@ const ECHO: Host = Host::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 /// The end of the circuit that this machine serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamRole {
-    /// The end that begins streams.
+    /// The end that opens streams.
     Origin,
     /// The hop that serves them.
     Exit,
 }
 
-/// A failed call or message. [`Self::Full`] concerns only the caller; all others end the circuit.
+/// A failed call or message. [`Self::Full`] and [`Self::NotOpen`] concern only the caller; all others end the
+/// circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
     /// The number of open streams is at its maximum, or no identifier is free.
     #[error("the circuit has the maximum number of streams")]
     Full,
+    /// The circuit is not built yet, or has ended.
+    #[error("the circuit is not open")]
+    NotOpen,
     /// The peer sent a message that is illegal from its end or in this stream's state.
     #[error("{0:?} is illegal from this end or in this state of the stream")]
     Illegal(MessageKind),
@@ -124,6 +128,7 @@ impl StreamError {
     pub const fn class(self) -> ErrorClass {
         match self {
             Self::Full => ErrorClass::Limit,
+            Self::NotOpen => ErrorClass::Local,
             Self::Illegal(_) | Self::BeyondCredit | Self::SurplusCredit | Self::Flow(_) | Self::TooManyAnswers => {
                 ErrorClass::Peer
             }
@@ -217,8 +222,8 @@ impl Streams {
     ///
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams.
-    pub fn begin(&mut self, now: Instant, target: Target) -> Result<StreamId, StreamError> {
-        let stream = self.open(now, StreamPhase::Beginning)?;
+    pub fn open(&mut self, now: Instant, target: Target) -> Result<StreamId, StreamError> {
+        let stream = self.add(now, StreamPhase::Beginning)?;
         self.control.push_back(RelayMessage::Begin { stream, target });
         Ok(stream)
     }
@@ -228,7 +233,7 @@ impl Streams {
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams.
     pub fn resolve(&mut self, now: Instant, host: Host) -> Result<StreamId, StreamError> {
-        let stream = self.open(now, StreamPhase::Resolving)?;
+        let stream = self.add(now, StreamPhase::Resolving)?;
         self.control.push_back(RelayMessage::Resolve { stream, host });
         Ok(stream)
     }
@@ -239,7 +244,7 @@ impl Streams {
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams.
     pub fn request(&mut self, now: Instant, service: Service) -> Result<StreamId, StreamError> {
-        let stream = self.open(now, StreamPhase::Open)?;
+        let stream = self.add(now, StreamPhase::Open)?;
         self.control.push_back(RelayMessage::Request { stream, service });
         Ok(stream)
     }
@@ -327,7 +332,8 @@ impl Streams {
         self.streams.len() >= usize::try_from(self.parameters.max_streams).unwrap_or(usize::MAX)
     }
 
-    fn open(&mut self, now: Instant, phase: StreamPhase) -> Result<StreamId, StreamError> {
+    /// Origin: adds a stream under a free identifier.
+    fn add(&mut self, now: Instant, phase: StreamPhase) -> Result<StreamId, StreamError> {
         if self.is_full() || self.control.len() >= MAX_CONTROL {
             return Err(StreamError::Full);
         }

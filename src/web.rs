@@ -2,14 +2,15 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /volunteer`, `/search` | the page; `/` redirects to the first |
+//! | `GET /volunteer`, `/search` | the page |
+//! | `GET /` | a redirect to `/volunteer` |
 //! | `GET /badge.js`, `/umbel.js`, `/umbel.d.ts`, `/assets/…` | the file |
 //! | `GET /umbel.json` | the network: directories and authorities, and search engines for volunteers |
 //!
-//! The files are built from `web/` and embedded in the program ([`embedded`]), if they existed at its build. The
-//! header fields of each answer limit what a page may load and run. Any site may read the answers, because other
-//! programs use the library. Pages use the network without this server: queries and requests never reach it. Threats
-//! addressed: other sites that frame the volunteer's switch; a server that serves modified pages ([`verify`]).
+//! The files are built from `web/`. The program contains those that existed at its build ([`embedded`]). Header fields
+//! of each answer restrict the sources and scripts of a page. Any site may read the answers, because other programs use
+//! the library. Pages send queries and requests to relays, never to this server. Threats addressed: other sites that
+//! frame the volunteer's page; a server that serves modified pages ([`verify`]).
 
 pub(crate) mod manifest;
 #[cfg(test)]
@@ -35,21 +36,23 @@ use tokio::{net::TcpListener, time::timeout};
 
 use crate::{crypto::sha256, directory::AuthorityId, io::listener::accept_each};
 
-/// Concurrent connections; further ones wait in the backlog.
+/// Cap on TCP connections; further ones wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 256;
+/// Time limit of a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
-/// Time limit of a connection, against clients that read slowly.
+/// Time limit of a connection, for clients that read slowly.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(180);
+/// Maximum bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Content security policy of pages. The pages also contain it as a `meta` element, for other servers (reasons in
-/// `web/vite.config.ts`). A `meta` element can't forbid framing.
+/// Content security policy of pages. The pages contain it as a `meta` element too, for other servers
+/// (`web/vite.config.ts` has the reasons). Only the header field can forbid framing.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data:; \
      connect-src http: https:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
-/// Content security policy of all other responses; it allows nothing.
+/// Content security policy of all other responses, which forbids all sources.
 const FILE_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 
-/// Header fields of each response of a handler.
+/// Header fields of each response.
 const FIELDS: [(HeaderName, &str); 8] = [
     (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
@@ -67,54 +70,56 @@ const FIELDS: [(HeaderName, &str); 8] = [
 /// One built file.
 #[derive(Clone, Copy)]
 pub(crate) struct File {
-    /// Its path in the folder of built files, such as `assets/a.js`.
+    /// The path in the folder of built files, such as `assets/a.js`.
     pub(crate) name: &'static str,
+    /// The uncompressed content.
     pub(crate) whole: &'static [u8],
-    /// The compressed file; `None` where that would not be smaller.
+    /// The content in the coding `br`; `None` if that is not smaller.
     pub(crate) brotli: Option<&'static [u8]>,
+    /// The content in the coding `gzip`; `None` if that is not smaller.
     pub(crate) gzip: Option<&'static [u8]>,
 }
 
-/// The pages embedded in this program; empty if they didn't exist at its build.
+/// The files embedded in this program; empty if they didn't exist at its build.
 pub(crate) fn embedded() -> &'static [File] {
     include!(concat!(env!("OUT_DIR"), "/pages.rs"))
 }
 
-/// The paths under which the file `name` is served.
+/// The paths of the file `name` on the server: without and with the suffix `.html`.
 pub(crate) fn paths(name: &str) -> impl Iterator<Item = &str> {
     [name.strip_suffix(".html"), Some(name)].into_iter().flatten()
 }
 
-/// The network that a page joins: its directories, trusted authorities, and search engines.
+/// The network that a page joins: directories, authorities and search engines.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct NetworkDescription {
     pub(crate) directories: Vec<String>,
     pub(crate) authorities: Vec<String>,
-    /// Search engines that volunteers' pages may query for other users.
+    /// Search engines that volunteers in pages may query for clients.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) engines: Vec<PageEngine>,
 }
 
-/// A search engine whose answers pages may read (CORS).
+/// A search engine that allows pages to read its answers (CORS).
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct PageEngine {
     pub(crate) name: String,
     #[serde(default)]
     pub(crate) title: String,
-    /// Its complete OpenSearch description, so that a page needs no other request for it.
+    /// The complete OpenSearch description, so that a page needs no other request for it.
     pub(crate) description: String,
 }
 
-/// The directories of the served pages.
+/// The directories for the served pages.
 #[derive(Clone, Debug)]
 pub(crate) enum PageDirectories {
-    /// This server is a directory; its URL is that of the request.
+    /// This server is the directory, at the origin of each request.
     Here,
-    /// At these URLs.
+    /// The directories are at these URLs.
     At(Vec<String>),
 }
 
-/// The router for `files`, with the network of `directories`, `authorities` and `engines`.
+/// The router for `files`, and for the network of `directories`, `authorities` and `engines`.
 pub(crate) fn router(
     files: &'static [File],
     directories: PageDirectories,
@@ -125,7 +130,7 @@ pub(crate) fn router(
     let known = NetworkDescription { directories: Vec::new(), authorities, engines };
     let network = move |fields: HeaderMap| {
         let (directories, known) = (directories.clone(), known.clone());
-        async move { tell_network(&fields, directories, known) }
+        async move { serve_network(&fields, directories, known) }
     };
     let mut router = Router::new()
         .route("/", get(|| async { with_fields(Redirect::temporary("/volunteer").into_response(), FILE_POLICY) }))
@@ -135,24 +140,32 @@ pub(crate) fn router(
         let tag = tag.unwrap_or(HeaderValue::from_static("\"\""));
         for path in paths(file.name) {
             let tag = tag.clone();
-            router = router
-                .route(&format!("/{path}"), get(move |fields: HeaderMap| async move { give(file, &tag, &fields) }));
+            router = router.route(
+                &format!("/{path}"),
+                get(move |fields: HeaderMap| async move { serve_file(file, &tag, &fields) }),
+            );
         }
     }
-    router
+    with_fallbacks(router)
 }
 
-/// The router of a program without pages: answers `words` as plain text with status 404.
-pub(crate) fn absent(words: &'static str) -> Router {
-    let say = move || async move {
-        let kind = (header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        with_fields((StatusCode::NOT_FOUND, [kind], words).into_response(), FILE_POLICY)
+/// The router of a program without pages, which answers requests for pages with status 404 and `text`.
+pub(crate) fn absent(text: &'static str) -> Router {
+    let answer = move || async move {
+        let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        with_fields((StatusCode::NOT_FOUND, [content_type], text).into_response(), FILE_POLICY)
     };
     let names = ["/", "/volunteer", "/search", "/volunteer.html", "/search.html"];
-    names.into_iter().fold(Router::new(), |router, name| router.route(name, get(say)))
+    with_fallbacks(names.into_iter().fold(Router::new(), |router, name| router.route(name, get(answer))))
 }
 
-/// Serves `router` on `listener` for ever. Dropping the future ends its connections.
+/// Answers other paths and methods with 404 and 405, with the header fields of the other answers.
+fn with_fallbacks(router: Router) -> Router {
+    let answer = |status: StatusCode| move || async move { with_fields(status.into_response(), FILE_POLICY) };
+    router.method_not_allowed_fallback(answer(StatusCode::METHOD_NOT_ALLOWED)).fallback(answer(StatusCode::NOT_FOUND))
+}
+
+/// Serves `router` on `listener` until the future is dropped, which closes the connections.
 pub(crate) async fn serve(listener: TcpListener, router: Router) {
     accept_each(listener, MAX_CONNECTIONS, |socket| {
         let service = TowerToHyperService::new(router.clone());
@@ -162,40 +175,40 @@ pub(crate) async fn serve(listener: TcpListener, router: Router) {
                 .header_read_timeout(HEAD_LIMIT)
                 .max_buf_size(MAX_HEAD)
                 .serve_connection(TokioIo::new(socket), service);
-            // An error of a browser's connection needs no action.
+            // A failed connection of a browser needs no action.
             _ = timeout(CONNECTION_LIMIT, connection).await;
         }
     })
     .await;
 }
 
-fn give(file: &'static File, tag: &HeaderValue, asked: &HeaderMap) -> Response {
+fn serve_file(file: &'static File, tag: &HeaderValue, request: &HeaderMap) -> Response {
     // Names under assets/ contain a hash of the content.
-    let keep = if file.name.starts_with("assets/") { "public, max-age=31536000, immutable" } else { "no-cache" };
-    let known = |value: &HeaderValue| value.as_bytes() == tag.as_bytes() || value.as_bytes() == b"*";
-    let mut response = if asked.get_all(header::IF_NONE_MATCH).iter().any(known) {
+    let caching = if file.name.starts_with("assets/") { "public, max-age=31536000, immutable" } else { "no-cache" };
+    let is_match = |value: &HeaderValue| value.as_bytes() == tag.as_bytes() || value.as_bytes() == b"*";
+    let mut response = if request.get_all(header::IF_NONE_MATCH).iter().any(is_match) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        let packed = [("br", file.brotli), ("gzip", file.gzip)];
-        let packed =
-            packed.into_iter().find_map(|(coding, bytes)| Some((coding, bytes?)).filter(|_| takes(asked, coding)));
-        let mut response = packed.map_or(file.whole, |(_, bytes)| bytes).into_response();
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind(file.name)));
-        if let Some((coding, _)) = packed {
+        let encoded = [("br", file.brotli), ("gzip", file.gzip)];
+        let encoded =
+            encoded.into_iter().find_map(|(coding, bytes)| Some((coding, bytes?)).filter(|_| accepts(request, coding)));
+        let mut response = encoded.map_or(file.whole, |(_, bytes)| bytes).into_response();
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(file.name)));
+        if let Some((coding, _)) = encoded {
             response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding));
         }
         response
     };
     response.headers_mut().insert(header::ETAG, tag.clone());
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static(keep));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static(caching));
     with_fields(response, if file.name.ends_with(".html") { PAGE_POLICY } else { FILE_POLICY })
 }
 
-fn tell_network(asked: &HeaderMap, directories: PageDirectories, known: NetworkDescription) -> Response {
+fn serve_network(request: &HeaderMap, directories: PageDirectories, known: NetworkDescription) -> Response {
     let directories = match directories {
         PageDirectories::At(directories) => directories,
-        PageDirectories::Here => match own_address(asked) {
-            Some(address) => vec![address],
+        PageDirectories::Here => match own_origin(request) {
+            Some(origin) => vec![origin],
             None => {
                 return with_fields(
                     (StatusCode::BAD_REQUEST, "the request's Host header field is missing or invalid").into_response(),
@@ -207,24 +220,25 @@ fn tell_network(asked: &HeaderMap, directories: PageDirectories, known: NetworkD
     let Ok(text) = serde_json::to_string(&NetworkDescription { directories, ..known }) else {
         return with_fields(StatusCode::INTERNAL_SERVER_ERROR.into_response(), FILE_POLICY);
     };
-    let kind = HeaderValue::from_static("application/json");
-    let mut response = ([(header::CONTENT_TYPE, kind)], text).into_response();
+    let content_type = HeaderValue::from_static("application/json");
+    let mut response = ([(header::CONTENT_TYPE, content_type)], text).into_response();
     // The answer depends on the request's header fields.
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     with_fields(response, FILE_POLICY)
 }
 
-/// The URL of this server in the request. A TLS proxy in front sets `x-forwarded-proto`; a forged field affects only
-/// its sender.
-fn own_address(asked: &HeaderMap) -> Option<String> {
-    let host: Authority = asked.get(header::HOST)?.to_str().ok()?.parse().ok()?;
+/// The origin of this server according to the request. A TLS proxy before the server sets `x-forwarded-proto`. A forged
+/// field affects only its sender.
+fn own_origin(request: &HeaderMap) -> Option<String> {
+    let host: Authority = request.get(header::HOST)?.to_str().ok()?.parse().ok()?;
     if host.as_str().contains('@') {
         return None;
     }
-    let sealed = asked.get("x-forwarded-proto").is_some_and(|scheme| scheme.as_bytes() == b"https");
-    Some(format!("{}://{host}", if sealed { "https" } else { "http" }))
+    let is_https = request.get("x-forwarded-proto").is_some_and(|scheme| scheme.as_bytes() == b"https");
+    Some(format!("{}://{host}", if is_https { "https" } else { "http" }))
 }
 
+/// Adds [`FIELDS`] and the content security policy.
 fn with_fields(mut response: Response, policy: &'static str) -> Response {
     let fields = response.headers_mut();
     fields.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
@@ -234,20 +248,20 @@ fn with_fields(mut response: Response, policy: &'static str) -> Response {
     response
 }
 
-/// Whether a client accepts `coding` (RFC 9110 §12.5.3) by name; `*` is ignored.
-fn takes(asked: &HeaderMap, coding: &str) -> bool {
-    let values = asked.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|offer| {
-        let mut parts = offer.split(';').map(str::trim);
-        let named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(coding));
-        // A weight of zero in any spelling: 0, 0.0, 0.000.
-        let refused =
+/// Whether `Accept-Encoding` contains `coding` with a weight above zero (RFC 9110 §12.5.3). `*` is ignored.
+fn accepts(request: &HeaderMap, coding: &str) -> bool {
+    let values = request.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|element| {
+        let mut parts = element.split(';').map(str::trim);
+        let has_name = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(coding));
+        // A weight of zero has several forms: 0, 0.0, 0.000.
+        let is_refused =
             parts.any(|part| part.strip_prefix("q=").is_some_and(|weight| weight.trim_matches(['0', '.']).is_empty()));
-        named && !refused
+        has_name && !is_refused
     })
 }
 
-fn kind(name: &str) -> &'static str {
+fn content_type(name: &str) -> &'static str {
     match name.rsplit('.').next().unwrap_or_default() {
         "html" => "text/html; charset=utf-8",
         "js" => "text/javascript; charset=utf-8",

@@ -175,7 +175,7 @@ impl Directories {
         if in_use.is_some_and(|in_use| in_use.digest() == document.digest()) {
             return Ok(None);
         }
-        if B::IS_KEPT {
+        if B::IS_STORED {
             self.store.write(StoreEntry::Consensus, &bytes);
         }
         Ok(Some(document))

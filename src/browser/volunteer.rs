@@ -35,7 +35,7 @@ use crate::{
     channel::ChannelParameters,
     delegated::SearchAnswer,
     directory::Consensus,
-    relay::{Reach, Relay, RelayEvent, RelayParameters},
+    relay::{ExitStream, Reach, Relay, RelayEvent, RelayParameters},
     transport::{Core, browser::BrowserCaps},
     wire::CELL_LEN,
 };
@@ -89,7 +89,7 @@ pub(super) struct VolunteerCore {
 
 impl VolunteerCore {
     /// Sends the answer to the query of `stream`.
-    fn answer(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
+    fn answer(&mut self, now: Instant, stream: ExitStream, answer: &SearchAnswer) {
         self.exit.answer(now, &mut self.relay, stream, answer);
     }
 }

@@ -166,7 +166,7 @@ impl Chain {
     /// A circuit with a connected stream.
     fn stream() -> (Self, Origin, StreamId) {
         let (mut chain, mut origin) = Self::build(3);
-        let id = origin.begin(chain.now, target()).unwrap();
+        let id = origin.open(chain.now, target()).unwrap();
         chain.settle(&mut origin);
         chain.hops[2].streams.handle_command(id, StreamCommand::Connected(None));
         chain.settle(&mut origin);
@@ -192,7 +192,7 @@ fn a_circuit_is_built_hop_by_hop_up_to_the_maximum_length() {
     for length in 1..=HopIndex::MAX {
         let mut chain = Chain::new(length);
         let mut origin = chain.origin();
-        assert!(origin.begin(chain.now, target()).is_err());
+        assert_eq!(origin.open(chain.now, target()), Err(StreamError::NotOpen));
         chain.settle(&mut origin);
         let received = events(&mut origin);
         assert_eq!(received.len(), usize::from(length) + 1);
@@ -228,7 +228,7 @@ fn bytes_pass_both_ways_over_three_hops() {
 #[test]
 fn streams_open_at_any_hop() {
     let (mut chain, mut origin) = Chain::build(3);
-    let id = origin.streams_at(hop(2)).unwrap().begin(chain.now, target()).unwrap();
+    let id = origin.streams_at(hop(2)).unwrap().open(chain.now, target()).unwrap();
     assert!(origin.streams_at(hop(4)).is_none());
     chain.settle(&mut origin);
     chain.hops[1].streams.handle_command(id, StreamCommand::Connected(None));
@@ -381,7 +381,7 @@ fn at_most_one_echo_is_outstanding_and_any_message_answers_it() {
 #[test]
 fn a_dead_circuit_is_detected_at_the_maximum_number_of_streams() {
     let (mut chain, mut origin, _) = Chain::stream();
-    while origin.begin(chain.now, target()).is_ok() {}
+    while origin.open(chain.now, target()).is_ok() {}
     while origin.poll_cell(chain.now, &mut chain.rng).is_some() {}
     assert_eq!(origin.open_streams(), usize::try_from(FlowParameters::default().max_streams).unwrap());
     advance_losing_cells(&mut chain, &mut origin);
@@ -468,6 +468,7 @@ fn the_class_of_an_error_matches_its_cause() {
         (HandshakeError::Forged.into(), ErrorClass::Peer),
         (StreamError::BeyondCredit.into(), ErrorClass::Peer),
         (StreamError::Full.into(), ErrorClass::Limit),
+        (StreamError::NotOpen.into(), ErrorClass::Local),
         (StreamError::Stalled.into(), ErrorClass::Network),
     ] {
         assert_eq!(error.class(), class, "{error}");

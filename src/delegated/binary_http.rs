@@ -1,26 +1,27 @@
 //! Codec of Binary HTTP messages (RFC 9292), without I/O; for processes and pages.
 //!
-//! A [`Decoder`] takes bytes in pieces of any size and returns the head and the content as they arrive. So content of
-//! any length takes no more memory than its pieces. Delegated requests and their responses have indeterminate length
-//! (`proto/09-delegated.md` §6); sealed ones (§7) also known length, and padding. The sender is not trusted: a length
-//! is checked before bytes are collected for it, heads are capped, informational responses and trailers are skipped,
-//! and a truncated message is an error, never an end.
+//! A [`Decoder`] takes bytes in pieces of any size and returns the head and the content as they arrive. It buffers a
+//! head, but no content. Delegated requests and their responses have indeterminate length (`proto/09-delegated.md`
+//! §6). Sealed responses (§7) may have known length and padding too.
+//!
+//! The sender is not trusted. Each length is checked before its bytes are buffered, and heads are capped.
+//! Informational responses and trailers are skipped. A truncated message is an error.
 
 #[cfg(test)]
 mod tests;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-/// Cap on bytes of a head, with preceding informational responses; also of the trailers.
+/// Cap on bytes of a head, including preceding informational responses; also on bytes of the trailers.
 pub const MAX_HEAD_LEN: usize = 64 * 1024;
 /// Cap on fields of a head.
 pub const MAX_FIELDS: usize = 128;
-/// Cap on fields, trailers included, and informational responses of a message.
+/// Cap on the number of fields (trailers included) and informational responses of a message.
 pub const MAX_PARTS: usize = 1024;
-/// The end of the content, and of the absent trailers, of a message of indeterminate length.
+/// The terminators of the content and of an empty trailer section, in a message of indeterminate length.
 pub const END: [u8; 2] = [0, 0];
 
-/// The kinds of message (RFC 9292 §3.3).
+// Framing indicators (RFC 9292 §3.3).
 const KNOWN_REQUEST: u64 = 0;
 const KNOWN_RESPONSE: u64 = 1;
 const REQUEST: u64 = 2;
@@ -32,7 +33,7 @@ pub enum BinaryHttpError {
     /// The message ends early.
     #[error("the message is truncated")]
     Truncated,
-    /// The bytes are no Binary HTTP message.
+    /// The bytes are not a Binary HTTP message.
     #[error("not a binary HTTP message: {0}")]
     Malformed(&'static str),
     /// The message exceeds a cap.
@@ -46,14 +47,14 @@ pub type Field = (Bytes, Bytes);
 /// The first part of a message.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Head {
-    /// Of a request.
+    /// The head of a request.
     Request {
         /// Method, scheme, authority and path, unchecked.
         control: [Bytes; 4],
         /// Checked fields.
         fields: Vec<Field>,
     },
-    /// Of a response.
+    /// The head of a response.
     Response {
         /// The final status, 200 to 599.
         status: u16,
@@ -65,7 +66,7 @@ pub enum Head {
 /// A part of a message.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Part {
-    /// Control data and fields. Comes once, before the others.
+    /// Control data and fields. The first part, once.
     Head(Head),
     /// The next bytes of the content; never empty.
     Content(Bytes),
@@ -75,21 +76,21 @@ pub enum Part {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DecoderState {
-    Kind,
-    /// The control data of a request, of which this many values have been taken.
+    FramingIndicator,
+    /// The control data of a request, and the number of values taken.
     Control(usize),
     Status,
     /// The fields of an informational response.
-    Hints,
+    InformationalFields,
     Fields,
-    /// Bytes left of the current chunk, and whether it is the first.
+    /// Remaining bytes of the current chunk, and whether it is the first chunk.
     Content(u64, bool),
     Trailers,
     End,
 }
 
-/// Decodes one message from its bytes. Append them to [`Self::buffer_mut`], and call [`Self::poll_part`] until it
-/// returns `None`.
+/// Decodes one message. The owner appends bytes to [`Self::buffer_mut`], and calls [`Self::poll_part`] until it returns
+/// `None`.
 pub struct Decoder {
     buffer: BytesMut,
     state: DecoderState,
@@ -97,18 +98,18 @@ pub struct Decoder {
     /// Whether the message may have a known length and padding.
     sealed: bool,
     /// Whether the message has a known length.
-    known: bool,
-    /// Bytes left of the content's cap.
-    cap: u64,
+    is_known_length: bool,
+    /// The cap on further bytes of content.
+    content_left: u64,
     control: [Bytes; 4],
     status: u16,
     fields: Vec<Field>,
     /// The name of a field whose value is incomplete.
     name: Option<Bytes>,
-    /// Bytes taken of the head, or of the trailers.
+    /// The number of bytes taken from the head, or from the trailers.
     taken: usize,
-    /// The end of the current field section by `taken`, if it is known.
-    section: Option<usize>,
+    /// The value of `taken` at the end of the current field section, in a message of known length.
+    section_end: Option<usize>,
     /// The number of fields and informational responses.
     parts: usize,
 }
@@ -126,7 +127,7 @@ impl Decoder {
         Self::new(false, false, cap)
     }
 
-    /// A decoder of a response of known or indeterminate length, perhaps with padding, and with at most `cap` bytes of
+    /// A decoder of a response of known or indeterminate length, with optional padding and at most `cap` bytes of
     /// content.
     #[must_use]
     pub fn sealed_response(cap: u64) -> Self {
@@ -136,31 +137,31 @@ impl Decoder {
     fn new(is_request: bool, sealed: bool, cap: u64) -> Self {
         Self {
             buffer: BytesMut::new(),
-            state: DecoderState::Kind,
+            state: DecoderState::FramingIndicator,
             is_request,
             sealed,
-            known: false,
-            cap,
+            is_known_length: false,
+            content_left: cap,
             control: Default::default(),
             status: 0,
             fields: Vec::new(),
             name: None,
             taken: 0,
-            section: None,
+            section_end: None,
             parts: 0,
         }
     }
 
-    /// The bytes that are not decoded yet. The owner appends received bytes.
+    /// The undecoded bytes, to which the owner appends received bytes.
     pub const fn buffer_mut(&mut self) -> &mut BytesMut {
         &mut self.buffer
     }
 
-    /// The next part; `None` if it needs more bytes. `ended` says that no bytes follow; then it returns a part or an
-    /// error.
+    /// The next part; `None` if more bytes are needed. If `ended` states that no bytes follow, the result is a part or
+    /// an error.
     ///
     /// # Errors
-    /// When the message is truncated, malformed or too large. No part follows an error.
+    /// When the message is truncated, malformed or too large. The owner must not call it again after an error.
     pub fn poll_part(&mut self, ended: bool) -> Result<Option<Part>, BinaryHttpError> {
         let part = self.step(ended)?;
         if part.is_none() && ended { Err(BinaryHttpError::Truncated) } else { Ok(part) }
@@ -171,23 +172,23 @@ impl Decoder {
             // A message may end where only empty parts would follow (RFC 9292 §3.8).
             let is_over = ended && self.buffer.is_empty();
             match self.state {
-                DecoderState::Kind => {
-                    let Some(kind) = self.number()? else { return Ok(None) };
-                    self.known = kind == KNOWN_RESPONSE;
-                    let wanted = if self.is_request { REQUEST } else { RESPONSE };
-                    if kind != wanted && !(self.sealed && self.known) {
+                DecoderState::FramingIndicator => {
+                    let Some(indicator) = self.number()? else { return Ok(None) };
+                    self.is_known_length = indicator == KNOWN_RESPONSE;
+                    let expected = if self.is_request { REQUEST } else { RESPONSE };
+                    if indicator != expected && !(self.sealed && self.is_known_length) {
                         return Err(BinaryHttpError::Malformed("the message is not of the expected kind"));
                     }
                     self.taken = 0;
                     self.state = if self.is_request { DecoderState::Control(0) } else { DecoderState::Status };
                 }
-                DecoderState::Control(place) => match self.control.get(place) {
+                DecoderState::Control(index) => match self.control.get(index) {
                     Some(_) => {
                         let Some(value) = self.vector()? else { return Ok(None) };
-                        if let Some(place) = self.control.get_mut(place) {
-                            *place = value;
+                        if let Some(slot) = self.control.get_mut(index) {
+                            *slot = value;
                         }
-                        self.state = DecoderState::Control(place.saturating_add(1));
+                        self.state = DecoderState::Control(index.saturating_add(1));
                     }
                     None => self.state = DecoderState::Fields,
                 },
@@ -196,34 +197,36 @@ impl Decoder {
                     self.state = match status {
                         100..200 => {
                             self.count_part()?;
-                            DecoderState::Hints
+                            DecoderState::InformationalFields
                         }
                         200..600 => DecoderState::Fields,
                         _ => return Err(BinaryHttpError::Malformed("the status is invalid")),
                     };
                     self.status = u16::try_from(status).unwrap_or_default();
                 }
-                DecoderState::Hints => {
+                DecoderState::InformationalFields => {
                     if !self.skip_fields(false)? {
                         return Ok(None);
                     }
                     self.state = DecoderState::Status;
                 }
                 DecoderState::Fields => {
-                    let is_missing = self.known && is_over && self.section.is_none();
+                    let is_missing = self.is_known_length && is_over && self.section_end.is_none();
                     if !is_missing && !self.take_fields()? {
                         return Ok(None);
                     }
                     self.state = DecoderState::Content(0, true);
                     return Ok(Some(Part::Head(self.take_head())));
                 }
-                DecoderState::Content(0, first) if is_over && (first || self.known) => self.state = DecoderState::End,
-                DecoderState::Content(0, false) if self.known => self.begin_trailers(),
+                DecoderState::Content(0, first) if is_over && (first || self.is_known_length) => {
+                    self.state = DecoderState::End;
+                }
+                DecoderState::Content(0, false) if self.is_known_length => self.begin_trailers(),
                 DecoderState::Content(0, _) => {
-                    // Each length is capped by itself.
+                    // The lengths of chunks don't count to the cap on the head.
                     self.taken = 0;
                     let Some(length) = self.number()? else { return Ok(None) };
-                    self.cap = self.cap.checked_sub(length).ok_or(BinaryHttpError::TooLarge)?;
+                    self.content_left = self.content_left.checked_sub(length).ok_or(BinaryHttpError::TooLarge)?;
                     match length {
                         0 => self.begin_trailers(),
                         _ => self.state = DecoderState::Content(length, false),
@@ -266,7 +269,7 @@ impl Decoder {
         }
     }
 
-    /// Takes the fields of the head. False if more bytes are needed.
+    /// Takes the fields of the head. Returns false if more bytes are needed.
     fn take_fields(&mut self) -> Result<bool, BinaryHttpError> {
         loop {
             let Some(field) = self.field()? else { return Ok(false) };
@@ -284,7 +287,7 @@ impl Decoder {
         }
     }
 
-    /// Takes and drops a field section; true at its end. It may be missing if the message `is_over`.
+    /// Takes and drops a field section. Returns true at its end. The section may be missing if the message `is_over`.
     fn skip_fields(&mut self, is_over: bool) -> Result<bool, BinaryHttpError> {
         if is_over && self.taken == 0 {
             return Ok(true);
@@ -300,12 +303,12 @@ impl Decoder {
 
     /// The next field, `Some(None)` at the end of the section, or `None` if more bytes are needed.
     fn field(&mut self) -> Result<Option<Option<Field>>, BinaryHttpError> {
-        if self.known && self.section.is_none() {
+        if self.is_known_length && self.section_end.is_none() {
             let Some(length) = self.number()? else { return Ok(None) };
-            self.section = Some(self.end(length)?);
+            self.section_end = Some(self.end(length)?);
         }
-        if self.section == Some(self.taken) && self.name.is_none() {
-            self.section = None;
+        if self.section_end == Some(self.taken) && self.name.is_none() {
+            self.section_end = None;
             return Ok(Some(None));
         }
         let name = match self.name.take() {
@@ -316,8 +319,9 @@ impl Decoder {
             }
         };
         if name.is_empty() {
-            let ends = !self.known;
-            return if ends { Ok(Some(None)) } else { Err(BinaryHttpError::Malformed("a field has no name")) };
+            // In indeterminate length, an empty name is the section's terminator.
+            let is_terminator = !self.is_known_length;
+            return if is_terminator { Ok(Some(None)) } else { Err(BinaryHttpError::Malformed("a field has no name")) };
         }
         let Some(value) = self.vector()? else {
             self.name = Some(name);
@@ -332,34 +336,34 @@ impl Decoder {
         if self.parts > MAX_PARTS { Err(BinaryHttpError::TooLarge) } else { Ok(()) }
     }
 
-    /// Takes a number.
+    /// Takes a variable-length integer.
     fn number(&mut self) -> Result<Option<u64>, BinaryHttpError> {
         let Some((number, length)) = self.peek_number() else { return Ok(None) };
         self.take(length, 0).map(|taken| taken.map(|_| number))
     }
 
-    /// Takes a length and as many bytes.
+    /// Takes a length, and the bytes of that length.
     fn vector(&mut self) -> Result<Option<Bytes>, BinaryHttpError> {
         let Some((length, prefix)) = self.peek_number() else { return Ok(None) };
         self.take(prefix, length)
     }
 
-    /// Takes `length` bytes after a prefix, which is dropped.
+    /// Drops `prefix` bytes, then takes `length` bytes. `None` if more bytes are needed.
     fn take(&mut self, prefix: usize, length: u64) -> Result<Option<Bytes>, BinaryHttpError> {
         let end = self.end(length.saturating_add(u64::try_from(prefix).unwrap_or(u64::MAX)))?;
-        if self.section.is_some_and(|section| end > section) {
+        if self.section_end.is_some_and(|section_end| end > section_end) {
             return Err(BinaryHttpError::Malformed("a field exceeds its section"));
         }
-        let whole = end.saturating_sub(self.taken);
-        if self.buffer.len() < whole {
+        let total = end.saturating_sub(self.taken);
+        if self.buffer.len() < total {
             return Ok(None);
         }
         self.taken = end;
         self.buffer.advance(prefix);
-        Ok(Some(self.buffer.split_to(whole.saturating_sub(prefix)).freeze()))
+        Ok(Some(self.buffer.split_to(total.saturating_sub(prefix)).freeze()))
     }
 
-    /// The position after `length` bytes more of the head, or of the trailers.
+    /// The value of `taken` after `length` more bytes, within the cap.
     fn end(&self, length: u64) -> Result<usize, BinaryHttpError> {
         let end = usize::try_from(length).ok().and_then(|length| self.taken.checked_add(length));
         end.filter(|end| *end <= MAX_HEAD_LEN).ok_or(BinaryHttpError::TooLarge)
@@ -381,17 +385,18 @@ impl core::fmt::Debug for Decoder {
     }
 }
 
-/// Whether `name` is a token in lower case (RFC 9292 §3.6).
+/// Whether `name` is a field name: a token in lower case (RFC 9110 §5.6.2, RFC 9292 §3.6).
 pub(super) fn is_name(name: &str) -> bool {
     let is_token = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !name.is_empty() && name.bytes().all(is_token)
 }
 
+/// Whether `value` has no control characters except tabs (RFC 9110 §5.5).
 pub(super) fn is_value(value: &[u8]) -> bool {
     value.iter().all(|byte| *byte == b'\t' || (*byte >= 0x20 && *byte != 0x7f))
 }
 
-/// Encodes the head of a request of indeterminate length: method, scheme, authority and path, and the fields.
+/// Encodes the head of a request of indeterminate length. `control` is method, scheme, authority and path.
 ///
 /// # Errors
 /// [`BinaryHttpError::TooLarge`].
@@ -424,7 +429,7 @@ pub fn response_head<'a>(
     end_head(bytes)
 }
 
-/// Encodes a whole request of known length.
+/// Encodes a complete request of known length. `control` is method, scheme, authority and path.
 ///
 /// # Errors
 /// [`BinaryHttpError::TooLarge`], for the head.
@@ -442,7 +447,7 @@ pub fn known_request<'a>(
         return Err(BinaryHttpError::TooLarge);
     }
     put_vector(content, &mut bytes);
-    // The absent trailers.
+    // An empty trailer section.
     bytes.push(0);
     Ok(bytes)
 }
@@ -472,7 +477,7 @@ fn end_head(mut head: Vec<u8>) -> Result<Vec<u8>, BinaryHttpError> {
     if head.len() > MAX_HEAD_LEN { Err(BinaryHttpError::TooLarge) } else { Ok(head) }
 }
 
-/// Appends a variable-length integer (RFC 9000 §16). Lengths are below 2^62.
+/// Appends a variable-length integer (RFC 9000 §16), below 2^62.
 pub fn put_number(number: u64, bytes: &mut Vec<u8>) {
     let (marked, skipped) = match number {
         0..0x40 => (number, 7),
@@ -483,8 +488,8 @@ pub fn put_number(number: u64, bytes: &mut Vec<u8>) {
     bytes.extend(marked.to_be_bytes().iter().skip(skipped));
 }
 
-/// Appends a length and as many bytes; a chunk of content has this form too, unless it is empty.
-pub fn put_vector(text: &[u8], bytes: &mut Vec<u8>) {
-    put_number(u64::try_from(text.len()).unwrap_or(u64::MAX), bytes);
-    bytes.extend_from_slice(text);
+/// Appends a length and `value`. A chunk of content has this form too. An empty one would end the content.
+pub fn put_vector(value: &[u8], bytes: &mut Vec<u8>) {
+    put_number(u64::try_from(value.len()).unwrap_or(u64::MAX), bytes);
+    bytes.extend_from_slice(value);
 }

@@ -1,8 +1,7 @@
 //! Statistics of exits by engine: successes, failures and blocks that this client observed.
 //!
-//! In memory only, for the exits of the consensus. Bounded: the least recently updated entry is evicted first. They
-//! keep a client from sending a query to an exit that an engine blocks. Such a query would fail, and disclose its terms
-//! to one more exit.
+//! A client avoids an exit that an engine blocks. A query through that exit would fail, and disclose its terms to one
+//! more exit. Statistics are in memory only. At the cap, the least recently updated entry is evicted.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
@@ -10,8 +9,9 @@ use std::collections::BTreeMap;
 use super::{Block, EngineName, MissReason, SearchRefusal};
 use crate::base::{Counter as _, Instant, RelayId};
 
-/// Time for which a client avoids an exit that an engine blocks: ten minutes.
+/// Time for which a client avoids an exit that an engine blocks (`proto/09-delegated.md` §3): ten minutes.
 pub const BLOCKED_FOR: Duration = Duration::from_secs(600);
+/// Cap on pairs of exit and engine.
 const MAX_COUNTS: usize = 4096;
 
 /// Statistics of one exit with one engine.
@@ -21,9 +21,9 @@ pub struct ExitCounts {
     pub answered: u32,
     /// Failed queries.
     pub failed: u32,
-    /// The kind of block by the engine, and its end.
+    /// How the engine blocked the exit, and the time until which the client avoids the exit.
     pub blocked: Option<(Block, Instant)>,
-    touched: Option<Instant>,
+    updated: Option<Instant>,
 }
 
 /// Statistics of all exits with all engines.
@@ -41,14 +41,14 @@ impl ExitStatistics {
         exit: RelayId,
         outcome: Result<(), MissReason>,
     ) {
-        let counts = self.touch(now, engine, exit);
-        let Err(why) = outcome else {
+        let counts = self.entry_mut(now, engine, exit);
+        let Err(reason) = outcome else {
             counts.answered.increment();
             counts.blocked = None;
             return;
         };
         counts.failed.increment();
-        if let MissReason::Refused(SearchRefusal::EngineBlocked(block)) = why {
+        if let MissReason::Refused(SearchRefusal::EngineBlocked(block)) = reason {
             counts.blocked = Some((block, now.after(BLOCKED_FOR)));
         }
     }
@@ -59,27 +59,27 @@ impl ExitStatistics {
         let blocked = |counts: &ExitCounts| counts.blocked.is_some_and(|(_, until)| until > now);
         self.counts
             .iter()
-            .filter(|((of, _), counts)| of == engine && blocked(counts))
+            .filter(|((name, _), counts)| name == engine && blocked(counts))
             .map(|((_, exit), _)| *exit)
             .collect()
     }
 
-    /// The statistics of the exit with the engine.
+    /// The statistics of one exit with one engine; zeros if there are none.
     #[must_use]
     pub fn counts(&self, engine: &EngineName, exit: &RelayId) -> ExitCounts {
         self.counts.get(&(engine.clone(), *exit)).copied().unwrap_or_default()
     }
 
-    fn touch(&mut self, now: Instant, engine: &EngineName, exit: RelayId) -> &mut ExitCounts {
+    fn entry_mut(&mut self, now: Instant, engine: &EngineName, exit: RelayId) -> &mut ExitCounts {
         let key = (engine.clone(), exit);
         if self.counts.len() >= MAX_COUNTS && !self.counts.contains_key(&key) {
-            let oldest = self.counts.iter().min_by_key(|(_, counts)| counts.touched).map(|(key, _)| key.clone());
+            let oldest = self.counts.iter().min_by_key(|(_, counts)| counts.updated).map(|(key, _)| key.clone());
             if let Some(oldest) = oldest {
                 self.counts.remove(&oldest);
             }
         }
         let counts = self.counts.entry(key).or_default();
-        counts.touched = Some(now);
+        counts.updated = Some(now);
         counts
     }
 }
@@ -94,7 +94,7 @@ mod tests {
     const EXIT: RelayId = RelayId::from_bytes([1; 32]);
 
     #[test]
-    fn a_blocked_exit_is_left_alone_for_its_time_and_that_engine_only() {
+    fn a_blocked_exit_is_avoided_for_ten_minutes_and_that_engine_only() {
         let (engine, other) = (EngineName::parse("a").unwrap(), EngineName::parse("b").unwrap());
         let mut statistics = ExitStatistics::default();
         let now = Instant::START;
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_the_oldest_goes_first() {
+    fn statistics_are_bounded_and_the_oldest_entry_is_evicted() {
         let engine = EngineName::parse("a").unwrap();
         let mut statistics = ExitStatistics::default();
         for number in 0..=MAX_COUNTS {

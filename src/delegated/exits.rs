@@ -1,4 +1,4 @@
-//! Offers of the network's exits, and failures of exits, for all kinds of clients.
+//! The engines that the network's exits offer, and the reasons why an exit returned no results.
 
 use core::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{EngineName, Offer, SearchRefusal};
 use crate::base::{Counter as _, RelayId};
 
-/// The offers of all exits; `None` while there is no list of relays yet.
+/// The offers of all exits; `None` before the first consensus.
 pub type Offers = Option<Vec<(RelayId, Offer)>>;
 
 /// The engines in `offers`, the default one first: `default` if it is offered, else the one that most exits offer.
@@ -27,7 +27,7 @@ pub fn exits_with<'a>(offers: &'a Offers, engine: &'a EngineName) -> impl Iterat
     offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine)).map(|(exit, _)| *exit)
 }
 
-/// An exit that gave no answer.
+/// A failed try of a search at an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Miss {
     /// The exit.
@@ -36,7 +36,7 @@ pub struct Miss {
     pub why: MissReason,
 }
 
-/// Why an exit gave no answer.
+/// Why an exit returned no results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MissReason {
     /// The exit refused the query.
@@ -51,9 +51,10 @@ pub enum MissReason {
 }
 
 impl MissReason {
-    /// Whether the cause is on the exit's side, so that another exit may succeed.
+    /// Whether a second try at another exit is reasonable. False for [`Self::Silent`], whose second try could take
+    /// 20 s more.
     #[must_use]
-    pub const fn is_the_exits(self) -> bool {
+    pub const fn allows_second_try(self) -> bool {
         match self {
             Self::Broken => true,
             Self::Silent => false,

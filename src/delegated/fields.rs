@@ -1,18 +1,18 @@
-//! Header fields of delegated requests and responses: which pass, and which are the same for all clients.
+//! Lists of header fields of delegated requests and responses: fields to remove, and fields with fixed values.
 //!
-//! Field names only, in lower case. The owner of the fields removes those that must not pass: the client before
-//! sending a request, and the exit again. Governed by `proto/09-delegated.md` §6.
+//! All names are in lower case. Both ends remove the listed fields from requests and from responses. Governed by
+//! `proto/09-delegated.md` §6.
 
 /// The `User-Agent` of every delegated request.
 pub const USER_AGENT: &str = "Mozilla/5.0 (compatible; Umbel)";
 /// Fields with the same value in every delegated request.
 pub const FIXED: [(&str, &str); 2] = [("user-agent", USER_AGENT), ("accept-encoding", "identity")];
-/// Fields of a delegated request, with the value where the client sends none.
+/// Fields of every delegated request, with their values for a client that sends none.
 pub const DEFAULTS: [(&str, &str); 2] = [("accept", "*/*"), ("accept-language", "en")];
-/// The field that carries only an exit's refusal.
+/// The field in which an exit sends its refusal (RFC 9209). Exits remove it from answers of targets.
 pub const PROXY_STATUS: &str = "proxy-status";
 
-/// Fields that reveal the client, its location or its intermediaries.
+/// Request fields that may identify the client, its network or its intermediaries, or that the exit sets itself.
 const IDENTIFYING: &[&str] = &[
     "alt-svc",
     "alt-used",
@@ -67,24 +67,24 @@ const IDENTIFYING: &[&str] = &[
 const IDENTIFYING_PREFIXES: &[&str] =
     &["sec-", "proxy-", "x-b3-", "x-forwarded", "x-real-", "x-client-", "x-device", "cf-"];
 
-/// Fields that make some servers treat a request as one of another method or address than the exit checked.
+/// Request fields by which some servers replace the method or the address that the exit checked.
 const OVERRIDING: &[&str] =
     &["x-host", "x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"];
 
-/// Hop-by-hop fields (RFC 9110 §7.6.1), with those of older drafts.
+/// Hop-by-hop fields (RFC 9110 §7.6.1), and `Trailer` (RFC 2616 §13.5.1).
 const HOP_BY_HOP: &[&str] =
     &["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
 
-/// Response fields that make a client store state or send requests by itself.
-const REMEMBERED: &[&str] = &["alt-svc", "nel", "report-to", "reporting-endpoints", "set-cookie", "set-cookie2"];
+/// Response fields that make a client store state or send reports.
+const STATEFUL: &[&str] = &["alt-svc", "nel", "report-to", "reporting-endpoints", "set-cookie", "set-cookie2"];
 
-/// Whether a field is hop-by-hop. Fields named in `Connection` are too, but aren't checked here.
+/// Whether a field is hop-by-hop. The caller checks the names listed in `Connection`.
 #[must_use]
 pub fn is_hop_by_hop(name: &str) -> bool {
     HOP_BY_HOP.contains(&name)
 }
 
-/// Whether a request's field reveals the sender, or changes the method or address of the request.
+/// Whether a request field is removed: it may identify the client, or override the method or address of the request.
 #[must_use]
 pub fn is_identifying(name: &str) -> bool {
     IDENTIFYING.contains(&name)
@@ -92,8 +92,8 @@ pub fn is_identifying(name: &str) -> bool {
         || IDENTIFYING_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Whether a response's field makes a client store state, or is reserved for the exit.
+/// Whether a response field is removed: it makes a client store state or send reports, or is reserved for the exit.
 #[must_use]
-pub fn is_remembered(name: &str) -> bool {
-    REMEMBERED.contains(&name) || name == PROXY_STATUS
+pub fn is_stateful(name: &str) -> bool {
+    STATEFUL.contains(&name) || name == PROXY_STATUS
 }

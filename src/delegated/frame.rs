@@ -1,7 +1,7 @@
 //! Padded frames of delegated messages, which reveal only the size bucket of a message's length.
 //!
 //! A frame is the message's length (4 bytes, big-endian), the message, and zeros up to the smallest bucket that holds
-//! both (`proto/09-delegated.md`, "Frames").
+//! both (`proto/09-delegated.md` §2).
 
 /// Bytes of the length field before a message.
 pub const HEADER_LEN: usize = 4;
@@ -13,7 +13,7 @@ pub const RESPONSE_BUCKETS: &[usize] = &[8 << 10, 16 << 10, 32 << 10, 64 << 10, 
 /// Why a frame is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// The message fits no bucket.
+    /// The message exceeds the largest bucket.
     #[error("the message is longer than the largest frame")]
     TooLong,
     /// The frame is truncated, or its length isn't that of its bucket.
@@ -27,7 +27,7 @@ pub enum FrameError {
 /// Pads `message` into the smallest of `buckets` that holds it.
 ///
 /// # Errors
-/// [`FrameError::TooLong`] when none does.
+/// [`FrameError::TooLong`] if `message` exceeds the largest bucket.
 pub fn encode(message: &[u8], buckets: &[usize]) -> Result<Vec<u8>, FrameError> {
     let length = u32::try_from(message.len()).map_err(|_| FrameError::TooLong)?;
     let size = bucket(message.len(), buckets).ok_or(FrameError::TooLong)?;
@@ -61,6 +61,7 @@ pub fn longest(buckets: &[usize]) -> usize {
     buckets.last().copied().unwrap_or(0)
 }
 
+/// The smallest of `buckets` that holds the length field and a message of `length` bytes.
 fn bucket(length: usize, buckets: &[usize]) -> Option<usize> {
     let needed = length.checked_add(HEADER_LEN)?;
     buckets.iter().copied().find(|size| *size >= needed)
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_must_be_zeros_and_the_bucket_the_smallest() {
+    fn padding_other_than_zeros_and_larger_buckets_are_refused() {
         let mut frame = encode(b"query", REQUEST_BUCKETS).unwrap();
         assert_eq!(decode(&frame, REQUEST_BUCKETS), Ok(&b"query"[..]));
         *frame.last_mut().unwrap() = 1;
@@ -97,13 +98,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_framed_is_found_again(message in proptest::collection::vec(any::<u8>(), 0..5000)) {
+        fn a_decoded_message_equals_the_framed_one(message in proptest::collection::vec(any::<u8>(), 0..5000)) {
             let frame = encode(&message, RESPONSE_BUCKETS).unwrap();
             prop_assert_eq!(decode(&frame, RESPONSE_BUCKETS), Ok(&message[..]));
         }
 
         #[test]
-        fn no_bytes_make_the_decoder_fall(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+        fn the_decoder_does_not_panic_on_any_input(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
             let _ = decode(&bytes, REQUEST_BUCKETS);
         }
     }

@@ -5,27 +5,28 @@ use std::collections::BTreeMap;
 use super::Refusal;
 use crate::base::{Counter as _, Instant, Rate, TokenBucket};
 
-/// Cap on circuits with a stored rate. Beyond it, requests of new circuits are refused until others have been idle.
+/// Cap on circuits with a token bucket. At the cap, all requests are refused until a circuit has been idle and its
+/// bucket is full.
 const MAX_CIRCUITS: usize = 16 * 1024;
-/// Burst size, in seconds' worth of requests.
+/// Burst, as seconds at the average rate.
 const BURST: u64 = 4;
 
 /// Rates and concurrency of requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Rates {
     /// Requests per second in total, on average.
-    pub in_all: u32,
+    pub in_total: u32,
     /// Requests per second of one circuit, on average.
     pub per_circuit: u32,
     /// Concurrent requests in total.
-    pub at_once: usize,
-    /// Concurrent requests of one circuit; a client uses a circuit for each request.
-    pub at_once_of_circuit: usize,
+    pub concurrent: usize,
+    /// Concurrent requests of one circuit. A client normally uses one circuit for each request.
+    pub concurrent_of_circuit: usize,
 }
 
 impl Default for Rates {
     fn default() -> Self {
-        Self { in_all: 100, per_circuit: 2, at_once: 256, at_once_of_circuit: 4 }
+        Self { in_total: 100, per_circuit: 2, concurrent: 256, concurrent_of_circuit: 4 }
     }
 }
 
@@ -36,32 +37,32 @@ struct CircuitUse {
     running: usize,
 }
 
-/// An exit's limits, with their current use.
+/// The limits of an exit and their current use.
 #[derive(Debug)]
 pub struct RequestLimits {
     rates: Rates,
-    in_all: TokenBucket,
+    in_total: TokenBucket,
     circuits: BTreeMap<u64, CircuitUse>,
     /// Requests in progress.
     running: usize,
 }
 
 impl RequestLimits {
-    /// Without requests in progress.
+    /// RequestLimits without requests in progress.
     #[must_use]
     pub const fn new(rates: Rates) -> Self {
-        Self { rates, in_all: TokenBucket::new(), circuits: BTreeMap::new(), running: 0 }
+        Self { rates, in_total: TokenBucket::new(), circuits: BTreeMap::new(), running: 0 }
     }
 
-    /// Admits one request of the circuit `number`. It is in progress until it is [released](Self::release).
+    /// Admits one request of the circuit `number`. The request is in progress until [`Self::release`].
     ///
     /// # Errors
-    /// [`Refusal::RateLimited`] and [`Refusal::Busy`].
+    /// [`Refusal::Busy`] at the cap on concurrent requests, [`Refusal::RateLimited`] at the other limits.
     pub fn admit(&mut self, now: Instant, number: u64) -> Result<(), Refusal> {
-        if self.running >= self.rates.at_once {
+        if self.running >= self.rates.concurrent {
             return Err(Refusal::Busy);
         }
-        let (rate, in_all) = (rate(self.rates.per_circuit), rate(self.rates.in_all));
+        let (rate, in_total) = (rate(self.rates.per_circuit), rate(self.rates.in_total));
         if self.circuits.len() >= MAX_CIRCUITS {
             // A circuit with a full bucket needs no entry.
             self.circuits.retain(|_, circuit| circuit.running > 0 || !circuit.bucket.is_full(now, rate));
@@ -69,14 +70,15 @@ impl RequestLimits {
                 return Err(Refusal::RateLimited);
             }
         }
-        let own = self.circuits.entry(number).or_default();
-        // The circuit's bucket comes first, so that a circuit beyond its rate takes nothing from others.
-        let within =
-            own.running < self.rates.at_once_of_circuit && own.bucket.take(now, rate) && self.in_all.take(now, in_all);
-        if !within {
+        let circuit = self.circuits.entry(number).or_default();
+        // The circuit's bucket is first, so that a circuit above its rate consumes nothing of the total rate.
+        let is_admitted = circuit.running < self.rates.concurrent_of_circuit
+            && circuit.bucket.take(now, rate)
+            && self.in_total.take(now, in_total);
+        if !is_admitted {
             return Err(Refusal::RateLimited);
         }
-        own.running.increment();
+        circuit.running.increment();
         self.running.increment();
         Ok(())
     }
@@ -126,16 +128,16 @@ mod tests {
     }
 
     #[test]
-    fn all_together_are_limited() {
-        let (mut limits, now) = limits(Rates { in_all: 10, ..Rates::default() });
+    fn all_circuits_together_are_limited() {
+        let (mut limits, now) = limits(Rates { in_total: 10, ..Rates::default() });
         let admitted = (0..100).filter(|circuit| limits.admit(now, *circuit).is_ok()).count();
         assert_eq!(admitted, 40);
         assert_eq!(limits.admit(later(now, 1), 200), Ok(()));
     }
 
     #[test]
-    fn so_many_at_a_time_and_no_more() {
-        let (mut limits, now) = limits(Rates { at_once: 1, ..Rates::default() });
+    fn concurrent_requests_are_limited() {
+        let (mut limits, now) = limits(Rates { concurrent: 1, ..Rates::default() });
         limits.admit(now, 1).unwrap();
         assert_eq!(limits.admit(now, 2), Err(Refusal::Busy));
         limits.release(1);
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn one_circuit_does_not_take_all_there_is() {
+    fn concurrent_requests_of_one_circuit_are_limited_and_others_are_admitted() {
         let (mut limits, now) = limits(Rates::default());
         (0..4).for_each(|_| limits.admit(now, 1).unwrap());
         let later = later(now, 5);
@@ -154,8 +156,8 @@ mod tests {
     }
 
     #[test]
-    fn circuits_without_number_take_no_memory_without_end() {
-        let (mut limits, now) = limits(Rates { in_all: u32::MAX, ..Rates::default() });
+    fn the_number_of_stored_circuits_is_bounded() {
+        let (mut limits, now) = limits(Rates { in_total: u32::MAX, ..Rates::default() });
         for circuit in 0..MAX_CIRCUITS as u64 {
             limits.admit(now, circuit).unwrap();
             limits.release(circuit);

@@ -1,8 +1,8 @@
-//! Whole HTTP requests and responses that cross the overlay as Binary HTTP, for messages in memory.
+//! The client's HTTP requests and responses in memory, as Binary HTTP.
 //!
-//! Checks a request before it is sent, and cleans a response: fields that must not pass are removed in both directions
-//! ([`super::fields`]). [`super::binary_http`] has the codec; `http_exchange::binary` forwards bodies in pieces instead.
-//! Governed by `proto/09-delegated.md` §6. Responses come from an untrusted exit.
+//! [`HttpRequest::new`] checks a request, and [`HttpResponse::decode`] cleans a response of an untrusted exit. Both
+//! remove fields ([`super::fields`]). [`super::binary_http`] has the codec. `http_exchange::binary` forwards bodies in
+//! pieces instead. Governed by `proto/09-delegated.md` §6.
 
 use bytes::{Bytes, BytesMut};
 
@@ -20,10 +20,10 @@ pub const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH",
 /// Why a request is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HttpRequestError {
-    /// The address isn't an absolute `http` or `https` URL, or contains a user name.
+    /// The URL isn't an absolute `http` or `https` URL, or contains a user name.
     #[error("the URL is not an http or https URL of a host")]
     Address,
-    /// No exit performs this method.
+    /// The method isn't in [`METHODS`].
     #[error("exits don't support this method")]
     Method,
     /// A field has an invalid name or value.
@@ -47,10 +47,11 @@ pub struct HttpRequest {
 }
 
 impl HttpRequest {
-    /// A request for `url`, without its fragment. Has the `fields` that may pass, and those that all requests have.
+    /// A request for `url` without its fragment. Removes fields that must not pass ([`fields`]), and adds those of
+    /// every request.
     ///
     /// # Errors
-    /// When the address, the method or a field is invalid.
+    /// When the URL, the method or a field is invalid.
     pub fn new(
         method: &str,
         url: &str,
@@ -74,13 +75,13 @@ impl HttpRequest {
         Ok(Self { method, scheme, authority: authority.to_owned(), host, path, fields, body })
     }
 
-    /// The target's host, in lower case, an IPv6 address without brackets.
+    /// The target's host in lower case; an IPv6 address has no brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// Whether it uses TLS.
+    /// Whether the URL's scheme is `https`.
     #[must_use]
     pub fn is_https(&self) -> bool {
         self.scheme == "https"
@@ -89,11 +90,11 @@ impl HttpRequest {
     /// The target's port.
     #[must_use]
     pub fn port(&self) -> u16 {
-        let named = self.authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-        named.unwrap_or(if self.is_https() { 443 } else { 80 })
+        let explicit = self.authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        explicit.unwrap_or(if self.is_https() { 443 } else { 80 })
     }
 
-    /// Its method.
+    /// The method, one of [`METHODS`].
     #[must_use]
     pub const fn method(&self) -> &'static str {
         self.method
@@ -111,19 +112,19 @@ impl HttpRequest {
         &self.path
     }
 
-    /// Names in lower case with their values, in sending order.
+    /// Field names in lower case with their values, in sending order.
     #[must_use]
     pub fn fields(&self) -> &[(String, String)] {
         &self.fields
     }
 
-    /// Its content.
+    /// The content.
     #[must_use]
     pub fn into_body(self) -> Vec<u8> {
         self.body
     }
 
-    /// Encodes it for the exit.
+    /// Encodes the request for the exit.
     ///
     /// # Errors
     /// [`HttpRequestError::TooLarge`].
@@ -161,12 +162,12 @@ fn host_of(authority: &str) -> Option<String> {
     (is_port && is_host).then(|| host.to_ascii_lowercase())
 }
 
-/// The fields to send: those given that may pass, and those that all requests have.
+/// The fields to send: the `given` ones that aren't removed, and those of every request.
 fn outgoing(
     given: impl IntoIterator<Item = (String, String)>,
     body_len: usize,
 ) -> Result<Vec<(String, String)>, HttpRequestError> {
-    let mut kept = Vec::new();
+    let mut sent = Vec::new();
     for (name, value) in given {
         let name = name.to_ascii_lowercase();
         if !is_name(&name) || !is_value(value.as_bytes()) {
@@ -174,16 +175,16 @@ fn outgoing(
         }
         let is_fixed = name == "content-length" || fields::FIXED.iter().any(|(fixed, _)| *fixed == name);
         if !is_fixed && !fields::is_hop_by_hop(&name) && !fields::is_identifying(&name) {
-            kept.push((name, value));
+            sent.push((name, value));
         }
     }
-    let has = |wanted: &str| kept.iter().any(|(name, _)| name == wanted);
+    let has = |expected: &str| sent.iter().any(|(name, _)| name == expected);
     let missing: Vec<_> = fields::DEFAULTS.into_iter().filter(|(name, _)| !has(name)).collect();
-    kept.extend(fields::FIXED.into_iter().chain(missing).map(|(name, value)| (name.to_owned(), value.to_owned())));
+    sent.extend(fields::FIXED.into_iter().chain(missing).map(|(name, value)| (name.to_owned(), value.to_owned())));
     if body_len > 0 {
-        kept.push(("content-length".to_owned(), body_len.to_string()));
+        sent.push(("content-length".to_owned(), body_len.to_string()));
     }
-    Ok(kept)
+    Ok(sent)
 }
 
 /// A response. Prints redacted.
@@ -191,20 +192,20 @@ fn outgoing(
 pub struct HttpResponse {
     /// The final status.
     pub status: u16,
-    /// Names in lower case.
+    /// Field names in lower case, and values.
     pub fields: Vec<(String, Vec<u8>)>,
-    /// Its content.
+    /// The content.
     pub body: Vec<u8>,
     /// The reason, if the exit refused the request.
     pub refusal: Option<Refusal>,
 }
 
 impl HttpResponse {
-    /// Decodes all bytes of a stream that ended cleanly. Drops informational responses, trailers, and fields that
-    /// must not pass.
+    /// Decodes all bytes of a stream that ended with END(Done). Drops informational responses, trailers, hop-by-hop
+    /// fields and those of [`fields::is_stateful`].
     ///
     /// # Errors
-    /// When the bytes are no such message, or its head is too large.
+    /// When the bytes are not a Binary HTTP response, or its head is too large.
     pub fn decode(bytes: Vec<u8>) -> Result<Self, BinaryHttpError> {
         let mut decoder = Decoder::response(u64::MAX);
         *decoder.buffer_mut() = BytesMut::from(Bytes::from(bytes));
@@ -219,13 +220,14 @@ impl HttpResponse {
             .into_iter()
             .map(|(name, value)| (String::from_utf8_lossy(&name).into_owned(), value.to_vec()))
             .collect();
-        let value = |wanted: &str| found.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_slice());
+        let value = |expected: &str| found.iter().find(|(name, _)| name == expected).map(|(_, value)| value.as_slice());
         let refusal = value(fields::PROXY_STATUS)
             .and_then(|value| core::str::from_utf8(value).ok())
             .and_then(|value| Refusal::of_answer(status, value));
-        let named = value("connection").map(|value| String::from_utf8_lossy(value).to_ascii_lowercase());
-        let is_named = |name: &str| named.iter().flat_map(|named| named.split(',')).any(|one| one.trim() == name);
-        let passes = |name: &str| !fields::is_hop_by_hop(name) && !fields::is_remembered(name) && !is_named(name);
+        let options = value("connection").map(|value| String::from_utf8_lossy(value).to_ascii_lowercase());
+        let is_option =
+            |name: &str| options.iter().flat_map(|list| list.split(',')).any(|option| option.trim() == name);
+        let passes = |name: &str| !fields::is_hop_by_hop(name) && !fields::is_stateful(name) && !is_option(name);
         let fields = found.iter().filter(|(name, _)| passes(name)).cloned().collect();
         Ok(Self { status, fields, body, refusal })
     }

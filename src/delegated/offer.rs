@@ -1,12 +1,12 @@
-//! Offers of exits for delegated requests, and the requests of clients.
+//! Offers of exits for delegated requests, and the request that a circuit's exit must perform.
 
 use core::fmt;
 
 use crate::wire::Service;
 
-/// Cap on engines that one exit offers.
+/// Cap on the number of engines in one exit's offer.
 pub const MAX_ENGINES: usize = 32;
-/// Cap on hosts of one exit's allow-list.
+/// Cap on the number of hosts in one exit's offer.
 pub const MAX_HOSTS: usize = 64;
 
 const MAX_NAME_LEN: usize = 32;
@@ -43,33 +43,33 @@ pub enum HttpOffer {
     /// None.
     #[default]
     None,
-    /// To these hosts: 1 to 64 names or addresses in lower case, ascending, each once.
+    /// Requests to these hosts: 1 to 64 names or addresses in lower case, ascending, each once.
     Hosts(Vec<String>),
-    /// To any host.
+    /// Requests to any host.
     Open,
 }
 
 /// An exit's offer of delegated requests; empty by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Offer {
-    /// Engines that it searches: at most 32, ascending, each once.
+    /// Engines that the exit searches: at most 32, ascending, each once.
     pub engines: Vec<EngineName>,
-    /// HTTP requests that it performs.
+    /// HTTP requests that the exit performs.
     pub requests: HttpOffer,
 }
 
 impl Offer {
-    /// Whether it offers nothing.
+    /// Whether the offer contains no engine and no requests.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.engines.is_empty() && self.requests == HttpOffer::None
     }
 
-    /// Whether the offer is valid: counts, lengths and order as in the fields' docs.
+    /// Whether counts, lengths, characters and order are as stated at the fields.
     #[must_use]
-    pub fn is_possible(&self) -> bool {
-        let ascending = self.engines.is_sorted_by(|one, next| one < next);
-        let hosts = match &self.requests {
+    pub fn is_valid(&self) -> bool {
+        let is_ascending = self.engines.is_sorted_by(|one, next| one < next);
+        let has_valid_hosts = match &self.requests {
             HttpOffer::None | HttpOffer::Open => true,
             HttpOffer::Hosts(hosts) => {
                 (1..=MAX_HOSTS).contains(&hosts.len())
@@ -77,7 +77,7 @@ impl Offer {
                     && hosts.iter().all(|host| is_host(host))
             }
         };
-        ascending && self.engines.len() <= MAX_ENGINES && hosts
+        is_ascending && self.engines.len() <= MAX_ENGINES && has_valid_hosts
     }
 }
 
@@ -92,15 +92,15 @@ fn is_host(host: &str) -> bool {
 pub enum Delegation {
     /// Search this engine.
     Search(EngineName),
-    /// Perform a request to this host, a name or address in lower case.
+    /// Perform an HTTP request to this host.
     Http {
-        /// The host.
+        /// A name or address in lower case.
         host: String,
     },
 }
 
 impl Delegation {
-    /// The service that performs it.
+    /// The service that performs the request.
     #[must_use]
     pub const fn service(&self) -> Service {
         match self {
@@ -109,7 +109,7 @@ impl Delegation {
         }
     }
 
-    /// Whether an exit with this offer performs it.
+    /// Whether an exit with this offer performs the request.
     #[must_use]
     pub fn is_offered(&self, offer: &Offer) -> bool {
         match (self, &offer.requests) {
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_has_a_short_plain_name() {
+    fn engine_names_are_short_and_have_lower_case_letters_digits_and_hyphens_only() {
         for bad in ["", "Wiki", "wiki pedia", "wikipédia", "a/b", "a\n", &"a".repeat(33)] {
             assert_eq!(EngineName::parse(bad), None, "{bad:?}");
         }
@@ -154,9 +154,9 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_in_no_order_or_with_too_much_is_impossible() {
+    fn an_offer_that_is_unordered_or_above_its_caps_is_invalid() {
         let good = Offer { engines: vec![engine("a"), engine("b")], requests: hosts(&["a.example", "b.example"]) };
-        assert!(good.is_possible());
+        assert!(good.is_valid());
         let many = (0..33).map(|number| engine(&format!("e{number:02}"))).collect();
         for bad in [
             Offer { engines: vec![engine("b"), engine("a")], ..good.clone() },
@@ -167,12 +167,12 @@ mod tests {
             Offer { requests: hosts(&["A.example"]), ..good.clone() },
             Offer { requests: hosts(&["a b"]), ..good },
         ] {
-            assert!(!bad.is_possible(), "{bad:?}");
+            assert!(!bad.is_valid(), "{bad:?}");
         }
     }
 
     #[test]
-    fn a_request_is_offered_by_exits_that_list_its_host_or_take_any() {
+    fn a_request_is_offered_by_exits_that_list_its_host_or_accept_any() {
         let wanted = Delegation::Http { host: "a.example".into() };
         let offer = |requests| Offer { engines: vec![engine("a")], requests };
         assert!(!wanted.is_offered(&offer(HttpOffer::None)));
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wanted_of_a_host_prints_redacted() {
+    fn an_http_delegation_prints_redacted() {
         let printed = format!("{:?}", Delegation::Http { host: "a.example".into() });
         assert!(!printed.contains("example"), "{printed}");
     }

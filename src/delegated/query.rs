@@ -1,10 +1,11 @@
 //! The client's side of a search: the choice of engine and exits, and the second try; for processes and pages.
 //!
 //! [`Query`] is one search without I/O. The owner sends its frame to an exit that is not in [`Query::not_by`], over a
-//! circuit that carries nothing else, and passes the outcome to [`Query::handle_outcome`], which says whether to repeat
-//! that. An exit that the engine blocks is not used for a while ([`ExitStatistics`]). Governed by
-//! `proto/09-delegated.md` §3. Exits are not trusted: an answer is bounded in length and time, decoded strictly and
-//! cleaned.
+//! circuit that carries nothing else. It passes the outcome to [`Query::handle_outcome`], which returns the result or
+//! requests a second try. Exits that the engine blocks are avoided for ten minutes ([`ExitStatistics`]).
+//!
+//! Governed by `proto/09-delegated.md` §3. Exits are not trusted: an answer is bounded in length and time, decoded
+//! strictly and cleaned.
 
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::base::{Instant, RelayId};
 
-/// Time limit for the exit's answer; the exit gives the engine eight seconds.
+/// Time limit of the exit's answer. The exit's own limit for the engine is 8 s ([`super::service::ENGINE_LIMIT`]).
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// A user's query. Prints redacted.
@@ -53,10 +54,10 @@ pub enum QueryError {
     /// The query is invalid.
     #[error("{0}")]
     Invalid(#[from] SearchError),
-    /// There is no list of relays yet.
+    /// The client has no consensus yet.
     #[error("there is no list of relays yet")]
     NotReady,
-    /// No exit offers to search.
+    /// No exit offers any engine.
     #[error("no exit of this network offers a search engine")]
     NoEngines,
     /// No exit offers this engine.
@@ -67,19 +68,19 @@ pub enum QueryError {
     AllBlocked,
 }
 
-/// Why one try has no results.
+/// Why one try failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TryError<E> {
     /// There is no circuit to an exit.
     NoCircuit(E),
-    /// The exit gave no results.
+    /// The exit returned no results.
     Missed(Miss),
 }
 
 /// The results in an exit's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Results {
-    /// In the engine's order.
+    /// The results, in the engine's order.
     pub results: Vec<SearchResult>,
     /// The total number of results, if the engine stated it.
     pub total: Option<u64>,
@@ -88,7 +89,7 @@ pub struct Results {
 }
 
 impl Results {
-    /// The results in the complete frame of an answer.
+    /// Decodes the complete frame of an answer.
     ///
     /// # Errors
     /// When the frame is invalid or contains a refusal.
@@ -106,11 +107,12 @@ pub struct Query {
     engine: EngineName,
     framed: Vec<u8>,
     not_by: Vec<RelayId>,
+    /// The failure of the first try, if it allowed a second.
     missed: Option<Miss>,
 }
 
 impl Query {
-    /// Begins the search `query`. Without an engine, it uses `default`, or else the engine that most exits offer.
+    /// Begins a search. The engine is that of `query`, or else `default`, or else the one that most exits offer.
     ///
     /// # Errors
     /// See [`QueryError`].
@@ -122,9 +124,9 @@ impl Query {
         statistics: &ExitStatistics,
     ) -> Result<Self, QueryError> {
         let offered = engines(offers, default);
-        let first =
+        let most_offered =
             offered.first().ok_or(if offers.is_none() { QueryError::NotReady } else { QueryError::NoEngines })?;
-        let engine = query.engine.as_ref().or(default).unwrap_or(first);
+        let engine = query.engine.as_ref().or(default).unwrap_or(most_offered);
         if !offered.contains(engine) {
             return Err(QueryError::NoSuchEngine);
         }
@@ -155,27 +157,27 @@ impl Query {
         &self.not_by
     }
 
-    /// Avoids `exit` too.
+    /// Adds `exit` to the exits to avoid.
     pub fn avoid(&mut self, exit: RelayId) {
         self.not_by.push(exit);
     }
 
-    /// The exit of the first try, if that failed and another followed.
+    /// The failure of the first try, if a second try followed.
     #[must_use]
     pub const fn missed(&self) -> Option<Miss> {
         self.missed
     }
 
-    /// Handles the outcome of a try. Returns the outcome of the search, or `None` for another try, by another exit: once,
-    /// if the first failed for a reason on its side.
+    /// Handles the outcome of a try. Returns the outcome of the search, or `None` for a second try at another exit. A
+    /// second try follows a first failure that [allows it](MissReason::allows_second_try).
     pub fn handle_outcome<T, E>(&mut self, outcome: Result<T, TryError<E>>) -> Option<Result<T, TryError<E>>> {
         match (outcome, self.missed) {
-            (Err(TryError::Missed(miss)), None) if miss.why.is_the_exits() => {
+            (Err(TryError::Missed(miss)), None) if miss.why.allows_second_try() => {
                 self.avoid(miss.exit);
                 self.missed = Some(miss);
                 None
             }
-            // There is no other exit.
+            // There is no other exit: report the first failure.
             (Err(TryError::NoCircuit(_)), Some(miss)) => Some(Err(TryError::Missed(miss))),
             (outcome, _) => Some(outcome),
         }

@@ -1,12 +1,12 @@
-//! Reasons for which an exit refuses a request: for its statistics, and as sent to the client.
+//! Reasons of an exit for refusing a request, in its statistics and in the answer to the client.
 //!
-//! The client gets a response of the exit with the field `Proxy-Status` (RFC 9209). Targets can't forge it, because
-//! the exit removes it from their responses.
+//! The exit answers a refused HTTP request itself, with the field `Proxy-Status` (RFC 9209). Targets can't forge this
+//! field, because the exit removes it from their responses.
 
-/// The exit's name in `Proxy-Status`.
-const SELF: &str = "umbel; error=";
+/// The start of the `Proxy-Status` value: the name of the intermediary, and the parameter's name.
+const PREFIX: &str = "umbel; error=";
 
-/// Why an exit did not perform a request, or not completely.
+/// Why an exit did not perform or did not complete a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
     /// The request is malformed or truncated.
@@ -18,10 +18,10 @@ pub enum Refusal {
     /// The exit doesn't offer the host, the method or the engine.
     #[error("the exit does not offer this host or method")]
     NotOffered,
-    /// Too many requests recently.
+    /// The circuit or the exit exceeded its rate of requests.
     #[error("the exit has reached its rate limit; try again later")]
     RateLimited,
-    /// Too many concurrent requests.
+    /// The exit has the maximum number of concurrent requests.
     #[error("the exit has the maximum number of concurrent requests; try again later")]
     Busy,
     /// The exit's policy forbids the target's address.
@@ -36,7 +36,7 @@ pub enum Refusal {
     /// The target can't be reached.
     #[error("the exit can't reach the target")]
     Unreachable,
-    /// The time limit for a connection has passed.
+    /// The target did not accept a connection within the time limit.
     #[error("the target did not answer the exit in time")]
     ConnectionTimedOut,
     /// The certificate doesn't authenticate the target.
@@ -45,7 +45,7 @@ pub enum Refusal {
     /// TLS with the target failed.
     #[error("the exit's TLS handshake with the target failed")]
     Tls,
-    /// The time limit for an answer has passed.
+    /// The target did not answer within the time limit.
     #[error("the target accepted the request but did not answer in time")]
     Silent,
     /// The answer isn't HTTP.
@@ -63,7 +63,8 @@ pub enum Refusal {
     /// The client closed the stream or stopped reading.
     #[error("the client closed the stream")]
     ClientGone,
-    /// The engine blocked the exit, failed, or sent an unreadable answer. The client gets the exact reason.
+    /// The engine blocked the exit, failed, or sent an unreadable answer. The client receives the exact reason as a
+    /// `SearchRefusal`.
     #[error("the engine returned no results")]
     NoResults,
     /// The exit's configuration is incomplete.
@@ -71,8 +72,8 @@ pub enum Refusal {
     Misconfigured,
 }
 
-/// Status and error type (RFC 9209 §2.3) of each refusal; each pair occurs once.
-const TOLD: [(Refusal, u16, &str); 20] = [
+/// Status code and error type (RFC 9209 §2.3) of each refusal. Each pair occurs once.
+const ANSWERS: [(Refusal, u16, &str); 20] = [
     (Refusal::Malformed, 400, "http_request_error"),
     (Refusal::RequestTooLarge, 413, "http_request_error"),
     (Refusal::NotOffered, 403, "http_request_denied"),
@@ -98,12 +99,12 @@ const TOLD: [(Refusal, u16, &str); 20] = [
 impl Refusal {
     /// All refusals.
     pub fn all() -> impl Iterator<Item = Self> {
-        TOLD.into_iter().map(|(refusal, ..)| refusal)
+        ANSWERS.into_iter().map(|(refusal, ..)| refusal)
     }
 
-    /// A word for the log.
+    /// The name in the log.
     #[must_use]
-    pub const fn word(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
             Self::RequestTooLarge => "request-too-large",
@@ -128,19 +129,20 @@ impl Refusal {
         }
     }
 
-    /// Status and `Proxy-Status` value of a response with this refusal.
+    /// Status code and `Proxy-Status` value of a response with this refusal.
     #[must_use]
     pub fn to_answer(self) -> (u16, String) {
-        let told = TOLD.into_iter().find(|(refusal, ..)| *refusal == self);
-        told.map_or((502, String::new()), |(_, status, error)| (status, format!("{SELF}{error}")))
+        let answer = ANSWERS.into_iter().find(|(refusal, ..)| *refusal == self);
+        answer.map_or((502, String::new()), |(_, status, error)| (status, format!("{PREFIX}{error}")))
     }
 
-    /// The refusal of a response with this status and `Proxy-Status` value, if it is one.
+    /// The refusal in a response with this status code and `Proxy-Status` value; `None` if an exit doesn't send the
+    /// value.
     #[must_use]
     pub fn of_answer(status: u16, proxy_status: &str) -> Option<Self> {
-        let error = proxy_status.strip_prefix(SELF)?;
-        let told = TOLD.into_iter().find(|(_, code, text)| *code == status && *text == error);
-        // Newer exits may have reasons unknown here.
-        Some(told.map_or(Self::Misconfigured, |(refusal, ..)| refusal))
+        let error = proxy_status.strip_prefix(PREFIX)?;
+        let known = ANSWERS.into_iter().find(|(_, code, text)| *code == status && *text == error);
+        // A newer exit may have other reasons.
+        Some(known.map_or(Self::Misconfigured, |(refusal, ..)| refusal))
     }
 }

@@ -1,13 +1,13 @@
-//! Search queries and answers.
+//! Search queries and answers (`proto/09-delegated.md` §3).
 //!
-//! The same code checks both where they are made and where they arrive: neither end trusts the other.
+//! The sender and the receiver check them by the same code, because neither end trusts the other.
 
 use core::fmt;
 
 use super::{
-    EngineName,
+    EngineName, clean_url,
     frame::{self, FrameError, REQUEST_BUCKETS, RESPONSE_BUCKETS},
-    link, schema, text,
+    schema, text,
     url::Url,
 };
 use prost::Message as _;
@@ -20,9 +20,12 @@ pub const MAX_PAGE: u16 = 50;
 pub const MAX_RESULTS: usize = 50;
 
 const MAX_LANGUAGE_LEN: usize = 35;
+/// Maximum characters of a title.
 const MAX_TITLE: usize = 200;
+/// Maximum characters of a snippet.
 const MAX_SNIPPET: usize = 500;
-/// An empty result is two bytes long. Answers with more results than this are not decoded.
+/// Cap on results of a received answer, before cleaning. An empty result has two bytes, so the frame's length is not a
+/// sufficient cap.
 const MAX_ENCODED_RESULTS: usize = 64;
 
 /// Why a query or an answer is invalid.
@@ -40,18 +43,18 @@ pub enum SearchError {
     /// The page is out of range.
     #[error("the page is not a number from 1 to 50")]
     Page,
-    /// The language is no valid tag.
+    /// The language is not a valid tag.
     #[error("the language is not a tag such as \"en\" or \"pt-BR\"")]
     Language,
     /// The frame is invalid.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// The message doesn't decode, or has invalid content.
+    /// The message is not valid Protocol Buffers, or has invalid content.
     #[error("not a message of this kind")]
     Malformed,
 }
 
-/// A search query, without any identity of its client. Prints redacted.
+/// A search query as sent to an exit. Prints redacted.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SearchRequest {
     engine: EngineName,
@@ -61,10 +64,10 @@ pub struct SearchRequest {
 }
 
 impl SearchRequest {
-    /// A query to `engine` for `terms`, trimmed.
+    /// A query to `engine` for `terms`. White space around the terms is removed.
     ///
     /// # Errors
-    /// When a part exceeds the bounds that [`SearchError`] states.
+    /// When the terms, the page or the language are out of bounds.
     pub fn new(engine: EngineName, terms: &str, page: u16, language: Option<&str>) -> Result<Self, SearchError> {
         let terms = terms.trim();
         if terms.is_empty() {
@@ -109,10 +112,10 @@ impl SearchRequest {
         self.language.as_deref()
     }
 
-    /// Encodes it for the exit.
+    /// Encodes the query as a frame.
     ///
     /// # Errors
-    /// [`SearchError::Frame`], which the bounds of a query prevent.
+    /// [`SearchError::Frame`]; not possible within the bounds of a query.
     pub fn encode(&self) -> Result<Vec<u8>, SearchError> {
         let message = schema::SearchRequest {
             engine: self.engine.as_str().to_owned(),
@@ -126,7 +129,7 @@ impl SearchRequest {
     /// Decodes a complete frame.
     ///
     /// # Errors
-    /// When the frame is invalid, or its query is out of bounds.
+    /// When the frame or the message is invalid, or the query is out of bounds.
     pub fn decode(framed: &[u8]) -> Result<Self, SearchError> {
         let message = frame::decode(framed, REQUEST_BUCKETS)?;
         let message = schema::SearchRequest::decode(message).map_err(|_| SearchError::Malformed)?;
@@ -143,6 +146,7 @@ impl fmt::Debug for SearchRequest {
     }
 }
 
+/// Whether `tag` has the form of a language tag (RFC 5646): subtags with hyphens between.
 fn is_language(tag: &str) -> bool {
     let is_subtag =
         |subtag: &str| (1..=8).contains(&subtag.len()) && subtag.bytes().all(|byte| byte.is_ascii_alphanumeric());
@@ -154,17 +158,17 @@ fn is_language(tag: &str) -> bool {
 pub struct SearchResult {
     /// One line, never empty, at most 200 characters.
     pub title: String,
-    /// Its URL: http or https, cleaned ([`link::clean`]).
+    /// The URL of the page: http or https, cleaned ([`clean_url::clean`]).
     pub link: Url,
     /// One line, at most 500 characters.
     pub snippet: String,
 }
 
 impl SearchResult {
-    /// A result with its texts and URL cleaned; `None` if the URL is unusable. The host replaces an empty title.
+    /// A result with cleaned texts and URL. `None` if cleaning removes the URL. The host replaces an empty title.
     #[must_use]
     pub fn new(title: &str, link: &str, base: Option<&Url>, snippet: &str) -> Option<Self> {
-        let link = link::clean(link, base)?;
+        let link = clean_url::clean(link, base)?;
         let mut title = text::plain(title, MAX_TITLE);
         if title.is_empty() {
             link.host_str()?.clone_into(&mut title);
@@ -182,15 +186,15 @@ impl fmt::Debug for SearchResult {
 /// How an engine blocks an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Block {
-    /// It sent a CAPTCHA.
+    /// By a CAPTCHA page.
     Captcha,
-    /// It answered 403.
+    /// By the status 403.
     Forbidden,
-    /// It answered 429.
+    /// By the status 429.
     TooManyRequests,
 }
 
-/// Why there are no results, as coarse as on the wire.
+/// Why an answer has no results. The wire format has the same reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SearchRefusal {
     /// The exit doesn't offer the engine.
@@ -202,7 +206,7 @@ pub enum SearchRefusal {
     /// The exit has reached a rate or concurrency limit.
     #[error("the exit has reached its rate limit")]
     RateLimited,
-    /// The engine can't be reached, or not securely.
+    /// The exit can't reach the engine, or can't verify its certificate.
     #[error("the exit could not reach the engine")]
     EngineUnreachable,
     /// The engine exceeded the time limit.
@@ -217,10 +221,10 @@ pub enum SearchRefusal {
     /// The engine's answer was malformed.
     #[error("the engine's answer is malformed")]
     EngineMalformed,
-    /// The engine redirected the exit to another host.
+    /// The engine redirected the exit to another host or too often.
     #[error("the engine redirected the exit to another host")]
     EngineRedirected,
-    /// The engine reported a failure, or the exit's reason is unknown here.
+    /// The engine reported a failure, or the received reason is unknown.
     #[error("the engine reported a failure")]
     EngineFailed,
 }
@@ -268,7 +272,7 @@ impl SearchRefusal {
 pub enum SearchAnswer {
     /// The engine's results.
     Results {
-        /// In the engine's order, at most 50.
+        /// The results in the engine's order, at most 50.
         results: Vec<SearchResult>,
         /// The total number of results, if the engine stated it.
         total: Option<u64>,
@@ -280,11 +284,11 @@ pub enum SearchAnswer {
 }
 
 impl SearchAnswer {
-    /// Encodes it for the client.
+    /// Encodes the answer as a frame.
     ///
     /// # Errors
-    /// [`SearchError::Frame`] when the results exceed the longest frame, which results of [`SearchResult::new`]
-    /// don't.
+    /// [`SearchError::Frame`] when the results exceed the longest frame; not possible with results of
+    /// [`SearchResult::new`].
     pub fn encode(&self) -> Result<Vec<u8>, SearchError> {
         let message = match self {
             Self::Results { results, total, more } => schema::SearchResponse {
@@ -301,11 +305,11 @@ impl SearchAnswer {
         Ok(frame::encode(&message.encode_to_vec(), RESPONSE_BUCKETS)?)
     }
 
-    /// Decodes a complete frame. Results are cleaned again, because the sender isn't trusted. Results with unusable
-    /// URLs are dropped.
+    /// Decodes a complete frame. Results are cleaned again, because the sender isn't trusted. A result whose URL is
+    /// removed by cleaning is dropped.
     ///
     /// # Errors
-    /// When the frame or its answer is invalid.
+    /// When the frame or the message is invalid.
     pub fn decode(framed: &[u8]) -> Result<Self, SearchError> {
         let message = frame::decode(framed, RESPONSE_BUCKETS)?;
         let message = schema::SearchResponse::decode(message).map_err(|_| SearchError::Malformed)?;
@@ -348,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_out_of_bounds_is_none_and_says_which() {
+    fn a_query_out_of_bounds_is_refused_with_the_reason() {
         assert_eq!(request(" \t "), Err(SearchError::NoTerms));
         assert_eq!(request(&"q".repeat(2049)), Err(SearchError::TermsTooLong));
         assert_eq!(request("a\0b"), Err(SearchError::ControlCharacters));
@@ -361,15 +365,15 @@ mod tests {
     }
 
     #[test]
-    fn a_query_in_any_script_arrives_as_it_was_asked() {
+    fn a_decoded_query_equals_the_encoded_one_in_any_script() {
         for terms in ["rust ownership", "所有権とは何か", "ما هي الملكية", "c++ & \"move\" #1 %41"] {
-            let asked = SearchRequest::new(engine(), terms, 3, Some("pt-BR")).unwrap();
-            assert_eq!(SearchRequest::decode(&asked.encode().unwrap()), Ok(asked));
+            let query = SearchRequest::new(engine(), terms, 3, Some("pt-BR")).unwrap();
+            assert_eq!(SearchRequest::decode(&query.encode().unwrap()), Ok(query));
         }
     }
 
     #[test]
-    fn queries_of_usual_length_all_look_alike() {
+    fn queries_of_usual_length_have_frames_of_one_length() {
         let lengths: Vec<_> =
             [1, 20, 900].map(|length| request(&"q".repeat(length)).unwrap().encode().unwrap().len()).into();
         assert_eq!(lengths, [1024; 3]);
@@ -385,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn every_refusal_arrives_as_it_was_given() {
+    fn a_decoded_refusal_equals_the_encoded_one() {
         for reason in 1..=12 {
             let reason = schema::search_refusal::Reason::try_from(reason).unwrap();
             let answer = SearchAnswer::Refused(SearchRefusal::decode(reason));
@@ -396,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_lying_exit_sends_is_cleaned_or_left_out() {
+    fn results_of_a_hostile_exit_are_cleaned_or_dropped() {
         let hostile = |title: &str, link: &str| schema::SearchResult {
             title: title.to_owned(),
             link: link.to_owned(),
@@ -419,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_countless_empty_results_is_not_taken() {
+    fn an_answer_with_too_many_empty_results_is_refused() {
         let results = vec![schema::SearchResult::default(); 65];
         let message = schema::SearchResponse { results, ..schema::SearchResponse::default() };
         let framed = frame::encode(&message.encode_to_vec(), RESPONSE_BUCKETS).unwrap();
@@ -428,7 +432,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_the_decoders_fall(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
+        fn decoders_do_not_panic_on_any_input(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
             for buckets in [REQUEST_BUCKETS, RESPONSE_BUCKETS] {
                 let framed = frame::encode(&bytes, buckets).unwrap();
                 let _ = SearchRequest::decode(&framed);

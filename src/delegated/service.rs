@@ -1,10 +1,12 @@
 //! The exit's side of searches over streams: decodes queries, encodes and sends answers.
 //!
 //! [`PartialQuery`] receives, admits and decodes one query. [`SearchService`] serves all streams of a node whose core
-//! and edges run in one loop, as in a page. In a process each stream has a task instead (`exit::delegated`). Driven like every machine: inputs go to `handle_…`, then the owner calls
-//! [`SearchService::poll_event`] until `None`. Governed by `proto/09-delegated.md` §3 and §8. Clients are not
-//! trusted: caps bound the length of a query, the time to receive it and to send its answer, the rate and concurrency
-//! of queries, and the number of streams.
+//! and edges run in one loop, as in a page. In a process, each stream has a task instead (`exit::delegated`). Driven
+//! like every machine: inputs go to `handle_…`, then the owner calls [`SearchService::poll_event`] until `None`. The
+//! inputs of a stream are the events of [`StreamEvent`](crate::stream::StreamEvent).
+//!
+//! Governed by `proto/09-delegated.md` §3 and §8. Clients are not trusted: caps bound the length of a query, the time
+//! to receive it and to send its answer, the rate and concurrency of queries, and the number of streams.
 
 #[cfg(test)]
 mod tests;
@@ -21,18 +23,18 @@ use crate::{base::Instant, wire::EndReason};
 
 /// Time limit of receiving a query.
 pub const QUERY_LIMIT: Duration = Duration::from_secs(15);
-/// Time limit of the engine, from the query to the end of its answer, redirects included.
+/// Time limit of the engine, from the first request to the end of the answer, redirects included.
 pub const ENGINE_LIMIT: Duration = Duration::from_secs(8);
 /// Time limit of sending the answer to the client.
 pub const STALL_LIMIT: Duration = Duration::from_secs(60);
 
-/// The reason why a query has no results: as sent to the client, and as the operator counts it.
+/// The reason why a query has no results, in two forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// For the client.
-    pub told: SearchRefusal,
-    /// For the operator.
-    pub counted: Refusal,
+    /// The form that is sent to the client.
+    pub answer: SearchRefusal,
+    /// The form for the operator's statistics.
+    pub cause: Refusal,
 }
 
 /// The received part of a query.
@@ -40,12 +42,13 @@ pub struct Refused {
 pub struct PartialQuery(Vec<u8>);
 
 impl PartialQuery {
-    const MALFORMED: Refused = Refused { told: SearchRefusal::BadRequest, counted: Refusal::Malformed };
+    const MALFORMED: Refused = Refused { answer: SearchRefusal::BadRequest, cause: Refusal::Malformed };
 
     /// Handles `bytes` from the client.
     ///
     /// # Errors
-    /// When they are more than any query has.
+    /// When the query exceeds the longest frame. The caller admits the query before it refuses it, so that the query
+    /// counts against the limits.
     pub fn handle_data(&mut self, bytes: &[u8]) -> Result<(), Refused> {
         if self.0.len().saturating_add(bytes.len()) > longest(REQUEST_BUCKETS) {
             return Err(Self::MALFORMED);
@@ -54,16 +57,19 @@ impl PartialQuery {
         Ok(())
     }
 
-    /// The client has finished its direction. Returns the query with its admission; `None` if it sent none. A malformed
-    /// query is admitted before it is refused, so that it counts against the limits.
-    pub fn handle_finish<A>(
+    /// Handles the end of the client's direction. Returns the query and its admission; `None` if the client sent no
+    /// bytes. A malformed query is admitted before it is refused, so that it counts against the limits.
+    ///
+    /// # Errors
+    /// The inner result fails if `admit` fails, or the query is malformed.
+    pub fn handle_finished<A>(
         self,
         admit: impl FnOnce() -> Result<A, Refusal>,
     ) -> Option<Result<(SearchRequest, A), Refused>> {
         if self.0.is_empty() {
             return None;
         }
-        let admitted = admit().map_err(|counted| Refused { told: SearchRefusal::RateLimited, counted });
+        let admitted = admit().map_err(|cause| Refused { answer: SearchRefusal::RateLimited, cause });
         Some(admitted.and_then(|admitted| {
             let request = SearchRequest::decode(&self.0).map_err(|_| Self::MALFORMED)?;
             Ok((request, admitted))
@@ -85,11 +91,11 @@ pub struct ServiceParameters {
     /// Cap on streams, including those whose query will be refused. Default 64, each of at most 4 KiB until the query
     /// is complete and 256 KiB afterwards.
     pub streams: usize,
-    /// Cap on streams of one circuit, so that it can't use up all of them. Default 8.
+    /// Cap on streams of one circuit, so that one circuit can't occupy all streams. Default 8.
     pub streams_of_circuit: usize,
     /// Time limit of receiving a query. Default [`QUERY_LIMIT`].
     pub query: Duration,
-    /// Time limit of the answer. Default 20 s; the code that queries the engine observes [`ENGINE_LIMIT`].
+    /// Time limit of the owner's answer. Default 20 s. The owner applies [`ENGINE_LIMIT`] to the engine itself.
     pub engine: Duration,
     /// Time limit of sending the answer. Default [`STALL_LIMIT`].
     pub stall: Duration,
@@ -108,54 +114,54 @@ impl Default for ServiceParameters {
     }
 }
 
-/// An action for the owner.
+/// An action that the owner must take.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServiceEvent {
+pub enum ServiceEvent<Id> {
     /// Query the engine, and pass the result to [`SearchService::handle_answer`].
     Query {
         /// The stream.
-        stream: u64,
+        stream: Id,
         /// The query.
         request: SearchRequest,
     },
-    /// There are bytes to send ([`SearchService::unsent`]).
-    Unsent {
+    /// Write the bytes of [`SearchService::unwritten`].
+    Write {
         /// The stream.
-        stream: u64,
+        stream: Id,
     },
-    /// The answer to this stream's query is no longer needed.
-    Dropped {
+    /// Cancel the query of this stream: its answer is no longer needed.
+    Cancel {
         /// The stream.
-        stream: u64,
+        stream: Id,
     },
-    /// End the stream with an error; the service has removed it.
-    Failed {
+    /// Reset the stream with `reason`; the service has removed it.
+    Reset {
         /// The stream.
-        stream: u64,
-        /// The reason for the other end.
+        stream: Id,
+        /// The reason in the END message.
         reason: EndReason,
     },
 }
 
-/// The search service of an exit. Stream numbers are never reused.
+/// The search service of an exit. `Id` is the exit's identifier of a stream, which is never reused.
 #[derive(Debug)]
-pub struct SearchService {
+pub struct SearchService<Id> {
     parameters: ServiceParameters,
     limits: RequestLimits,
-    /// Unordered; few enough for a linear search.
-    streams: Vec<Serving>,
+    /// Unordered. The cap on streams is low enough for a linear search.
+    streams: Vec<Serving<Id>>,
     /// At most two for each stream, because the owner drains them after each input.
-    events: VecDeque<ServiceEvent>,
+    events: VecDeque<ServiceEvent<Id>>,
 }
 
 #[derive(Debug)]
-struct Serving {
-    stream: u64,
+struct Serving<Id> {
+    stream: Id,
     circuit: u64,
-    /// Whether its query counts as in progress: from its complete arrival to its answer. So slow senders and readers
-    /// don't block others.
+    /// Whether the query counts as in progress: from its last byte to its answer. A slow sender or reader therefore
+    /// occupies no place of the concurrency limit.
     admitted: bool,
-    /// The deadline of its state.
+    /// The deadline of the state.
     due: Instant,
     state: ServingState,
 }
@@ -164,25 +170,25 @@ struct Serving {
 enum ServingState {
     /// The received part of the query.
     Reading(PartialQuery),
-    /// The engine is queried.
-    Asking,
-    /// The answer, and the number of bytes sent.
+    /// The owner queries the engine.
+    Querying,
+    /// The framed answer, and the number of bytes written.
     Writing(Vec<u8>, usize),
 }
 
-impl SearchService {
-    /// Without streams.
+impl<Id: Copy + PartialEq> SearchService<Id> {
+    /// A service without streams.
     #[must_use]
     pub const fn new(parameters: ServiceParameters) -> Self {
         let limits = RequestLimits::new(parameters.rates);
         Self { parameters, limits, streams: Vec::new(), events: VecDeque::new() }
     }
 
-    /// Begins the stream `stream` of the circuit `circuit`.
-    pub fn handle_begin(&mut self, now: Instant, stream: u64, circuit: u64) {
+    /// Handles a stream to the service, on `circuit`. Emits [`ServiceEvent::Reset`] at the caps on streams.
+    pub fn handle_request(&mut self, now: Instant, stream: Id, circuit: u64) {
         let of_circuit = self.streams.iter().filter(|serving| serving.circuit == circuit).count();
         if self.streams.len() >= self.parameters.streams || of_circuit >= self.parameters.streams_of_circuit {
-            return self.events.push_back(ServiceEvent::Failed { stream, reason: EndReason::ResourceLimit });
+            return self.events.push_back(ServiceEvent::Reset { stream, reason: EndReason::ResourceLimit });
         }
         let due = now.after(self.parameters.query);
         self.streams.push(Serving {
@@ -195,80 +201,90 @@ impl SearchService {
     }
 
     /// Handles `bytes` from the client.
-    pub fn handle_data(&mut self, now: Instant, stream: u64, bytes: &[u8]) {
-        let Some(Serving { state: ServingState::Reading(query), .. }) = self.serving_mut(stream) else { return };
-        if let Err(refused) = query.handle_data(bytes) {
-            self.refuse(now, stream, refused.told);
-        }
+    pub fn handle_data(&mut self, now: Instant, stream: Id, bytes: &[u8]) {
+        let Some(Serving { state: ServingState::Reading(query), circuit, .. }) = self.serving_mut(stream) else {
+            return;
+        };
+        let Err(refused) = query.handle_data(bytes) else { return };
+        let circuit = *circuit;
+        // The query is admitted before it is refused, so that it counts against the limits.
+        let refusal = match self.limits.admit(now, circuit) {
+            Ok(()) => {
+                self.limits.release(circuit);
+                refused.answer
+            }
+            Err(_) => SearchRefusal::RateLimited,
+        };
+        self.refuse(now, stream, refusal);
     }
 
-    /// The client has finished its direction.
-    pub fn handle_finish(&mut self, now: Instant, stream: u64) {
+    /// Handles the end of the client's direction.
+    pub fn handle_finished(&mut self, now: Instant, stream: Id) {
         let until = now.after(self.parameters.engine);
         let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) else { return };
         let ServingState::Reading(query) = &mut serving.state else { return };
         let (limits, circuit, admitted) = (&mut self.limits, serving.circuit, &mut serving.admitted);
-        let received = core::mem::take(query).handle_finish(|| {
+        let received = core::mem::take(query).handle_finished(|| {
             limits.admit(now, circuit)?;
             *admitted = true;
             Ok(())
         });
         match received {
             None => self.fail(stream, EndReason::Failed),
-            Some(Err(refused)) => self.refuse(now, stream, refused.told),
+            Some(Err(refused)) => self.refuse(now, stream, refused.answer),
             Some(Ok((request, ()))) => {
-                (serving.state, serving.due) = (ServingState::Asking, until);
+                (serving.state, serving.due) = (ServingState::Querying, until);
                 self.events.push_back(ServiceEvent::Query { stream, request });
             }
         }
     }
 
-    /// Handles the answer to the query of `stream`; ignored if it is no longer needed.
-    pub fn handle_answer(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
-        let asked = self.serving(stream).is_some_and(|serving| matches!(serving.state, ServingState::Asking));
-        if asked {
+    /// Handles the answer to the query of `stream`. Ignored unless the stream waits for it.
+    pub fn handle_answer(&mut self, now: Instant, stream: Id, answer: &SearchAnswer) {
+        let is_querying = self.serving(stream).is_some_and(|serving| matches!(serving.state, ServingState::Querying));
+        if is_querying {
             self.write(now, stream, answer);
         }
     }
 
-    /// The unsent bytes of the answer.
+    /// The bytes of the answer that are not written yet.
     #[must_use]
-    pub fn unsent(&self, stream: u64) -> &[u8] {
+    pub fn unwritten(&self, stream: Id) -> &[u8] {
         match self.serving(stream).map(|serving| &serving.state) {
-            Some(ServingState::Writing(answer, sent)) => answer.get(*sent..).unwrap_or_default(),
+            Some(ServingState::Writing(answer, written)) => answer.get(*written..).unwrap_or_default(),
             _ => &[],
         }
     }
 
-    /// `bytes` more of the answer were sent. Returns true at the end of the answer: the owner finishes the stream,
-    /// which is removed here.
-    pub fn handle_sent(&mut self, stream: u64, bytes: usize) -> bool {
-        let Some(Serving { state: ServingState::Writing(answer, sent), .. }) = self.serving_mut(stream) else {
+    /// Handles the writing of `bytes` more bytes of the answer. Returns true at the end of the answer: the service has
+    /// removed the stream, and the owner must finish it.
+    pub fn handle_written(&mut self, stream: Id, bytes: usize) -> bool {
+        let Some(Serving { state: ServingState::Writing(answer, written), .. }) = self.serving_mut(stream) else {
             return false;
         };
-        *sent = sent.saturating_add(bytes);
-        let over = *sent >= answer.len();
-        if over {
+        *written = written.saturating_add(bytes);
+        let is_complete = *written >= answer.len();
+        if is_complete {
             self.remove(stream);
         }
-        over
+        is_complete
     }
 
-    /// The stream is void.
-    pub fn handle_closed(&mut self, stream: u64) {
-        if let Some(Serving { state: ServingState::Asking, .. }) = self.remove(stream) {
-            self.events.push_back(ServiceEvent::Dropped { stream });
+    /// Handles the failure of the stream or its circuit: removes the stream.
+    pub fn handle_closed(&mut self, stream: Id) {
+        if let Some(Serving { state: ServingState::Querying, .. }) = self.remove(stream) {
+            self.events.push_back(ServiceEvent::Cancel { stream });
         }
     }
 
-    /// Ends streams beyond their deadlines.
+    /// Ends streams past their deadlines.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let late: Vec<u64> =
+        let expired: Vec<Id> =
             self.streams.iter().filter(|serving| serving.due <= now).map(|serving| serving.stream).collect();
-        for stream in late {
+        for stream in expired {
             match self.serving(stream).map(|serving| &serving.state) {
-                Some(ServingState::Asking) => {
-                    self.events.push_back(ServiceEvent::Dropped { stream });
+                Some(ServingState::Querying) => {
+                    self.events.push_back(ServiceEvent::Cancel { stream });
                     self.refuse(now, stream, SearchRefusal::EngineTimedOut);
                 }
                 _ => self.fail(stream, EndReason::TimedOut),
@@ -289,23 +305,23 @@ impl SearchService {
     }
 
     /// The next action.
-    pub fn poll_event(&mut self) -> Option<ServiceEvent> {
+    pub fn poll_event(&mut self) -> Option<ServiceEvent<Id>> {
         self.events.pop_front()
     }
 
-    fn serving(&self, stream: u64) -> Option<&Serving> {
+    fn serving(&self, stream: Id) -> Option<&Serving<Id>> {
         self.streams.iter().find(|serving| serving.stream == stream)
     }
 
-    fn serving_mut(&mut self, stream: u64) -> Option<&mut Serving> {
+    fn serving_mut(&mut self, stream: Id) -> Option<&mut Serving<Id>> {
         self.streams.iter_mut().find(|serving| serving.stream == stream)
     }
 
-    fn refuse(&mut self, now: Instant, stream: u64, refusal: SearchRefusal) {
+    fn refuse(&mut self, now: Instant, stream: Id, refusal: SearchRefusal) {
         self.write(now, stream, &SearchAnswer::Refused(refusal));
     }
 
-    fn write(&mut self, now: Instant, stream: u64, answer: &SearchAnswer) {
+    fn write(&mut self, now: Instant, stream: Id, answer: &SearchAnswer) {
         let Ok(framed) = answer.encode() else { return self.fail(stream, EndReason::Failed) };
         let until = now.after(self.parameters.stall);
         if let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) {
@@ -313,18 +329,18 @@ impl SearchService {
                 self.limits.release(serving.circuit);
             }
             (serving.state, serving.due) = (ServingState::Writing(framed, 0), until);
-            self.events.push_back(ServiceEvent::Unsent { stream });
+            self.events.push_back(ServiceEvent::Write { stream });
         }
     }
 
-    fn fail(&mut self, stream: u64, reason: EndReason) {
+    fn fail(&mut self, stream: Id, reason: EndReason) {
         self.remove(stream);
-        self.events.push_back(ServiceEvent::Failed { stream, reason });
+        self.events.push_back(ServiceEvent::Reset { stream, reason });
     }
 
-    fn remove(&mut self, stream: u64) -> Option<Serving> {
-        let place = self.streams.iter().position(|serving| serving.stream == stream)?;
-        let serving = self.streams.swap_remove(place);
+    fn remove(&mut self, stream: Id) -> Option<Serving<Id>> {
+        let index = self.streams.iter().position(|serving| serving.stream == stream)?;
+        let serving = self.streams.swap_remove(index);
         if serving.admitted {
             self.limits.release(serving.circuit);
         }

@@ -1,8 +1,8 @@
 //! Cleaning of untrusted text for display.
 //!
 //! Titles and snippets come from an engine through an exit; neither is trusted. [`plain`] removes characters that
-//! move the cursor, reverse the direction of text, hide a mark, or exceed the given length. It doesn't handle markup:
-//! parsers of HTML remove it before, and writers of HTML escape afterwards. Pure; called by both ends
+//! move the cursor, reverse the direction of text, or can carry a hidden mark, and truncates the text. Markup is kept:
+//! the parser of an answer removes it before, and a page escapes the text afterwards. Both ends call [`plain`]
 //! (`proto/09-delegated.md` §5).
 
 /// `text` as one line of at most `max_chars` characters. Invisible characters are removed. White space is collapsed
@@ -10,21 +10,21 @@
 #[must_use]
 pub fn plain(text: &str, max_chars: usize) -> String {
     let mut plain = String::with_capacity(text.len().min(max_chars.saturating_mul(2)));
-    let (mut chars, mut gap) = (0_usize, false);
+    let (mut chars, mut has_gap) = (0_usize, false);
     for character in text.chars() {
         if character.is_whitespace() {
-            gap = chars > 0;
+            has_gap = chars > 0;
             continue;
         }
         if is_hidden(character) {
             continue;
         }
-        let wanted = if gap { 2 } else { 1 };
-        chars = chars.saturating_add(wanted);
+        let added = if has_gap { 2 } else { 1 };
+        chars = chars.saturating_add(added);
         if chars > max_chars {
             break;
         }
-        if core::mem::take(&mut gap) {
+        if core::mem::take(&mut has_gap) {
             plain.push(' ');
         }
         plain.push(character);
@@ -32,9 +32,9 @@ pub fn plain(text: &str, max_chars: usize) -> String {
     plain
 }
 
-/// Whether `character` is invisible and not needed by any script: controls, overrides and isolates of direction,
-/// invisible signs and tags (which could mark a text), and non-characters. Joiners and plain direction marks stay,
-/// because Persian, Hebrew, Arabic and several Indic scripts need them.
+/// Whether `character` has no visible form that all readers share: controls, overrides and isolates of direction,
+/// invisible signs and tags (which could mark a text), private-use characters, and non-characters. Joiners and
+/// direction marks stay, because Persian, Hebrew, Arabic and several Indic scripts need them.
 const fn is_hidden(character: char) -> bool {
     matches!(
         character,
@@ -66,14 +66,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_turns_text_around_or_moves_the_cursor() {
+    fn controls_and_direction_overrides_are_removed() {
         assert_eq!(plain("\u{1b}[31mred\u{7}\u{9b}", 100), "[31mred");
         assert_eq!(plain("exe\u{202e}gpj.\u{2066}x\u{2069}", 100), "exegpj.x");
         assert_eq!(plain("a\u{0}b\u{ad}c\u{200b}d\u{feff}e\u{e0041}f", 100), "abcdef");
     }
 
     #[test]
-    fn scripts_keep_what_they_are_written_with() {
+    fn characters_that_scripts_need_are_kept() {
         for text in [
             "所有権とは何か",
             "ما هي الملكية؟",
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_cut_at_a_character() {
+    fn text_is_truncated_at_a_character() {
         assert_eq!(plain("所有権とは", 3), "所有権");
         assert_eq!(plain("ab cd", 3), "ab");
         assert_eq!(plain("ab cd", 4), "ab c");
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_plain_stays_as_it_is() {
+    fn cleaning_is_idempotent() {
         let once = plain("  a\u{202e} b\u{85}c  d", 5);
         assert_eq!(plain(&once, 5), once);
     }

@@ -1,8 +1,7 @@
-//! URLs, after the WHATWG URL Standard: the crate `url`, or in a page the browser's parser.
+//! URLs of the WHATWG URL Standard, parsed by the crate `url` or, in a page, by the browser.
 //!
-//! A browser contains an implementation with the tables of international names, which would be a large part of a
-//! page's download. Both follow the standard, so their results are the same. The browser's type has the calls that
-//! are needed here.
+//! In a page, the crate's tables of international names would be a large part of the download. Both parsers follow the
+//! standard, so their results are equal. The type for a page has only the methods that this crate calls.
 
 #[cfg(test)]
 mod tests;
@@ -50,7 +49,7 @@ mod browser {
         }
     }
 
-    /// A text that is no URL.
+    /// The text is not a URL.
     #[derive(Clone, Copy, Debug)]
     pub struct NoUrl;
 
@@ -58,7 +57,7 @@ mod browser {
         /// Parses an absolute URL.
         ///
         /// # Errors
-        /// When `text` is no absolute URL.
+        /// When `text` is not an absolute URL.
         pub fn parse(text: &str) -> Result<Self, NoUrl> {
             web_sys::Url::new(text).map(|url| Self::read(&url)).map_err(|_| NoUrl)
         }
@@ -66,7 +65,7 @@ mod browser {
         /// Parses `text` relative to this URL.
         ///
         /// # Errors
-        /// When the result is no URL.
+        /// When the result is not a URL.
         pub fn join(&self, text: &str) -> Result<Self, NoUrl> {
             web_sys::Url::new_with_base(text, &self.href).map(|url| Self::read(&url)).map_err(|_| NoUrl)
         }

@@ -1,5 +1,7 @@
-//! Test vectors of `proto/vectors/delegated.json`: framed queries and answers, valid and invalid. On failure, the
-//! test prints the file as it should be. The file omits the padding of a frame and has its length instead.
+//! Test vectors of `proto/vectors/delegated.json`: framed queries and answers, valid and invalid.
+//!
+//! The file omits the padding of a frame and has its length instead. If the file differs from the code, the test prints
+//! the expected file.
 
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
@@ -15,16 +17,16 @@ use crate::crypto::vectors::{bytes, cases, read};
 
 const FILE: &str = include_str!("../../proto/vectors/delegated.json");
 
-/// A frame in the file's form.
-fn written(framed: &[u8]) -> Value {
+/// A frame as JSON.
+fn to_json(framed: &[u8]) -> Value {
     let end = framed.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     json!({ "begins": HEXLOWER.encode(&framed[..end]), "length": framed.len() })
 }
 
-/// A frame in its form on the wire.
-fn framed(written: &Value) -> Vec<u8> {
-    let mut framed = bytes(&written["begins"]);
-    framed.resize(usize::try_from(written["length"].as_u64().unwrap()).unwrap(), 0);
+/// A frame from JSON.
+fn framed(value: &Value) -> Vec<u8> {
+    let mut framed = bytes(&value["begins"]);
+    framed.resize(usize::try_from(value["length"].as_u64().unwrap()).unwrap(), 0);
     framed
 }
 
@@ -48,7 +50,7 @@ fn queries() -> Vec<Value> {
             "terms": request.terms(),
             "page": request.page(),
             "language": request.language(),
-            "frame": written(&request.encode().unwrap()),
+            "frame": to_json(&request.encode().unwrap()),
         })
     })
     .to_vec()
@@ -79,12 +81,12 @@ fn answers() -> Vec<Value> {
         ("kept out", SearchAnswer::Refused(SearchRefusal::EngineBlocked(Block::Captcha))),
     ]
     .map(
-        |(name, answer)| json!({ "name": name, "says": outcome(&answer), "frame": written(&answer.encode().unwrap()) }),
+        |(name, answer)| json!({ "name": name, "says": outcome(&answer), "frame": to_json(&answer.encode().unwrap()) }),
     )
     .to_vec()
 }
 
-/// A field of a message whose value is bytes.
+/// A length-delimited field of a Protocol Buffers message.
 fn field(number: u8, value: &[u8]) -> Vec<u8> {
     [&[number << 3 | 2, u8::try_from(value.len()).unwrap()], value].concat()
 }
@@ -118,11 +120,11 @@ fn bad_queries() -> Vec<Value> {
         ("page 51", message(&[engine.clone(), field(2, b"x"), page(51)])),
         ("no language tag", message(&[engine, field(2, b"x"), page(1), field(4, b"en_GB")])),
     ]
-    .map(|(name, framed)| json!({ "name": name, "frame": written(&framed) }))
+    .map(|(name, framed)| json!({ "name": name, "frame": to_json(&framed) }))
     .to_vec()
 }
 
-/// Answers of an exit that doesn't clean, and the client's results of them.
+/// An answer of an exit that doesn't clean results, and the results after the client has cleaned them.
 fn unclean_answers() -> Vec<Value> {
     let result = |title: &str, link: &str, snippet: &str| {
         let fields = [(1, title), (2, link), (3, snippet)];
@@ -137,12 +139,12 @@ fn unclean_answers() -> Vec<Value> {
     ];
     let framed = encode(&unclean.concat(), RESPONSE_BUCKETS).unwrap();
     let says = outcome(&SearchAnswer::decode(&framed).unwrap());
-    vec![json!({ "name": "what a client makes of it", "says": says, "frame": written(&framed) })]
+    vec![json!({ "name": "what a client makes of it", "says": says, "frame": to_json(&framed) })]
 }
 
 #[test]
-fn the_vectors_hold() {
-    let wanted = json!({
+fn the_vector_file_equals_the_encoded_messages() {
+    let expected = json!({
         "specification": "proto/09-delegated.md sections 2, 3 and 5",
         "queries": queries(),
         "answers": answers(),
@@ -151,14 +153,14 @@ fn the_vectors_hold() {
     });
     let found: Value = serde_json::from_str(FILE).unwrap_or_default();
     assert!(
-        found == wanted,
+        found == expected,
         "proto/vectors/delegated.json must be\n{}",
-        serde_json::to_string_pretty(&wanted).unwrap()
+        serde_json::to_string_pretty(&expected).unwrap()
     );
 }
 
 #[test]
-fn the_frames_of_the_vectors_are_read_as_they_say() {
+fn the_frames_of_the_vector_file_decode_to_its_values() {
     let file = read(FILE);
     for case in cases(&file, "queries") {
         let request = SearchRequest::decode(&framed(&case["frame"])).unwrap();

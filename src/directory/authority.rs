@@ -1,12 +1,11 @@
-//! The directory authority: accepts descriptors, has each relay dialled to prove it, and signs the consensus.
+//! The directory authority: accepts descriptors, requests a proof of each relay's addresses, and signs the consensus.
 //!
-//! Owns the state of every relay, the last consensus and its key. Driven by descriptors, outcomes of proofs and
-//! wall-clock time. The owner dials ([`AuthorityEvent::Prove`]), stores ([`AuthorityEvent::Remember`]) and serves
-//! ([`AuthorityEvent::Publish`]). Governed by `proto/07-directory.md`, "Authorities". Threats addressed: relays that
-//! claim another node's address aren't listed, and claimed weights are never used.
+//! Owns the authority's key, the state of every relay and volunteer, and the last consensus. Driven by descriptors,
+//! reports, outcomes of dials and wall-clock time. The owner dials ([`AuthorityEvent::Prove`]), stores
+//! ([`AuthorityEvent::StoreRecord`]) and serves ([`AuthorityEvent::Publish`]). Governed by `proto/07-directory.md` §6
+//! and §9. Threats addressed: a relay with another node's address isn't listed, and no weight is taken from a relay.
 //!
-//! This authority signs its own list. With several authorities, each would put its list to a vote between `list` and
-//! [`Consensus::sign`].
+//! Votes of several authorities aren't implemented: this authority signs its own list.
 
 mod relays;
 mod volunteers;
@@ -30,18 +29,18 @@ use crate::{
 use relays::{RelayEntries, RelayEntry};
 use volunteers::Volunteers;
 
-/// Cap on concurrent proofs.
+/// Cap on proofs in progress.
 const MAX_PROOFS: usize = 32;
 /// Time after which a proof without an outcome counts as failed.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Bytes of a signed document that are reserved for signatures.
-const SIGNATURE_ROOM: usize = 1024;
+/// Bytes reserved for the signatures of a signed consensus.
+const SIGNATURE_RESERVE: usize = 1024;
 
 /// Settings of an authority.
 #[derive(Clone, Debug)]
 pub struct AuthorityConfig {
-    /// Number of relays that the first consensus requires; 0 counts as 1.
+    /// The number of proved relays that the first consensus requires; 0 counts as 1.
     pub publish_when: usize,
     /// Interval between two consensuses.
     pub interval: Duration,
@@ -49,16 +48,17 @@ pub struct AuthorityConfig {
     pub lifetime: Duration,
     /// Interval between two proofs of a relay.
     pub prove_every: Duration,
-    /// Age from which on a relay is stable. A relay older than half of the relays is stable too.
+    /// The time since the first descriptor of a relay after which it is stable. A relay known for at least the median
+    /// time is stable too.
     pub stable_after: Duration,
-    /// Whether relays at private and loopback addresses are listed, and any number of them in one network.
+    /// Whether relays may have private and loopback addresses. If so, the caps on relays of one network are off too.
     pub private_addresses: bool,
     /// The parameters of the consensus.
     pub parameters: Parameters,
 }
 
 impl Default for AuthorityConfig {
-    /// A network on the Internet: a consensus each half hour, valid for a day.
+    /// The settings of a network on the Internet: a consensus each half hour, valid for a day.
     fn default() -> Self {
         Self {
             publish_when: 3,
@@ -73,7 +73,8 @@ impl Default for AuthorityConfig {
 }
 
 impl AuthorityConfig {
-    /// A network of `relays` relays on one machine: the first consensus once all have registered, then one each 20 s.
+    /// The settings of a testnet of `relays` relays on one machine: the first consensus lists all relays, and a new one
+    /// follows each 20 s.
     #[must_use]
     pub fn testnet(relays: usize) -> Self {
         Self {
@@ -99,24 +100,24 @@ pub enum ProofError {
     Identity,
 }
 
-/// Actions for the owner, to perform in the order of their return.
+/// Actions that the owner must perform in the order of [`Authority::poll_event`].
 #[derive(Debug)]
 pub enum AuthorityEvent {
-    /// Dial this relay at this one address, check that it proves its identity, and call [`Authority::handle_proof`].
+    /// Dial the relay at the one address of the target, check its identity, and call [`Authority::handle_proof`].
     Prove(DialTarget),
-    /// Serve this consensus in place of the last, and store it for [`Authority::restore`].
+    /// Store this consensus for [`Authority::restore`], then serve it in place of the last one.
     Publish(SignedConsensus),
-    /// Serve this volunteer list in place of the last. It isn't stored.
+    /// Serve this volunteer list in place of the last one. It isn't stored.
     PublishVolunteers(SignedVolunteerList),
-    /// Store this record for [`Authority::restore`], in place of the relay's last.
-    Remember {
+    /// Store this record for [`Authority::restore`], in place of the relay's last record.
+    StoreRecord {
         /// The relay.
         relay: RelayId,
         /// An encoded `RelayRecord`.
         record: Vec<u8>,
     },
     /// Delete the relay's record.
-    Forget(RelayId),
+    DeleteRecord(RelayId),
 }
 
 /// The state machine of an authority. Drain [`Self::poll_event`] after each call.
@@ -131,27 +132,27 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// An authority that signs with `key`, without relays.
+    /// An authority without relays that signs with `key`.
     #[must_use]
     pub fn new(key: IdentityKey, config: AuthorityConfig) -> Self {
         let (relays, events) = (RelayEntries::new(config.private_addresses), VecDeque::new());
         Self { key, config, relays, volunteers: Volunteers::default(), last: None, next_consensus: None, events }
     }
 
-    /// The key its consensus is signed with.
+    /// The public key, under which nodes verify the consensus.
     #[must_use]
     pub fn id(&self) -> AuthorityId {
         self.key.id().into()
     }
 
-    /// Number of relays that a consensus made at `now` would list.
+    /// The number of relays whose proof is valid at `now`. Caps may reduce the number in a consensus.
     #[must_use]
     pub fn listed(&self, now: WallTime) -> usize {
         self.relays.listed(now).count()
     }
 
-    /// Restores stored state: the records of relays and the last consensus, which is published again if it is still
-    /// valid. Records that are malformed or stale are skipped, and so is a consensus that is malformed or of another
+    /// Restores stored state: the records of relays and the last consensus. A consensus that hasn't expired is
+    /// published again. Malformed or stale records are skipped, and so is a consensus that is malformed or of another
     /// authority.
     pub fn restore<'a>(
         &mut self,
@@ -164,9 +165,9 @@ impl Authority {
                 self.relays.insert(entry);
             }
         }
-        let own = [self.id()];
+        let authorities = [self.id()];
         let verified = consensus.and_then(|bytes| {
-            let consensus = UnverifiedConsensus::decode(bytes).ok()?.verify_signatures(&own).ok()?;
+            let consensus = UnverifiedConsensus::decode(bytes).ok()?.verify_signatures(&authorities).ok()?;
             Some((consensus, bytes))
         });
         if let Some((consensus, bytes)) = verified {
@@ -179,16 +180,16 @@ impl Authority {
         self.handle_timeout(now);
     }
 
-    /// Handles a published descriptor (an encoded `SignedDescriptor`). The relay is listed once it has proved itself.
-    /// A known descriptor has no effect and is no error.
+    /// Handles a published descriptor (an encoded `SignedDescriptor`). The relay is listed after a successful proof. A
+    /// descriptor equal to the stored one has no effect and is no error.
     ///
     /// # Errors
     /// When the descriptor is refused; the text may be shown to the sender.
     pub fn handle_descriptor(&mut self, now: WallTime, bytes: &[u8]) -> Result<RelayId, DescriptorError> {
         let descriptor = UnverifiedDescriptor::decode(bytes)?.verify(now)?;
         let identity = descriptor.profile.identity;
-        let public = descriptor.profile.addresses.iter().all(|address| is_global(address.ip()));
-        if !public && !self.config.private_addresses {
+        let is_public = descriptor.profile.addresses.iter().all(|address| is_global(address.ip()));
+        if !is_public && !self.config.private_addresses {
             return Err(DescriptorError::PrivateAddress);
         }
         match self.relays.entry(&identity) {
@@ -197,25 +198,25 @@ impl Authority {
             Some(known) => known.replace(descriptor, bytes, now),
             None => self.add(RelayEntry::new(descriptor, bytes, now))?,
         }
-        self.remember(&identity);
+        self.store(&identity);
         self.handle_timeout(now);
         Ok(identity)
     }
 
-    /// Handles the outcome of one requested dial. A relay is proved once the dials of all its addresses have
-    /// succeeded. A success at an address that its descriptor no longer has doesn't count.
+    /// Handles the outcome of one requested dial. A proof succeeds once the dials of all addresses have succeeded. A
+    /// success doesn't count if the relay's dial target has changed since the request.
     pub fn handle_proof(&mut self, now: WallTime, target: &DialTarget, outcome: Result<(), ProofError>) {
         let Some(entry) = self.relays.entry(&target.relay) else { return };
         if let Err(error) = &outcome {
             tracing::info!(relay = %target.relay, %error, "the proof of a relay's address failed");
         }
-        entry.dialled(now, target, outcome, self.config.prove_every);
-        self.remember(&target.relay);
+        entry.handle_dial(now, target, outcome, self.config.prove_every);
+        self.store(&target.relay);
         self.handle_timeout(now);
     }
 
-    /// Handles a volunteer's registration (an encoded `SignedVolunteer`). It is listed once gateways of its ranking
-    /// have reported it. The same bytes again return its gateways.
+    /// Handles a volunteer's registration (an encoded `SignedVolunteer`). The volunteer is listed once a gateway of its
+    /// ranking has reported it. A repeated registration returns its current gateways.
     ///
     /// # Errors
     /// When the registration is refused; the text may be shown to the sender.
@@ -228,8 +229,8 @@ impl Authority {
         self.volunteers.register(now, bytes, self.last.as_ref(), rng)
     }
 
-    /// Handles a gateway's report of the volunteers with a channel to it (an encoded `SignedPresence`), and returns
-    /// the volunteers for which it counts.
+    /// Handles a gateway's report of the volunteers with a channel to it (an encoded `SignedPresence`). Returns the
+    /// volunteers for which the report counts.
     ///
     /// # Errors
     /// When the report is refused; the text may be shown to the sender.
@@ -237,14 +238,14 @@ impl Authority {
         self.volunteers.report(now, bytes, self.last.as_ref())
     }
 
-    /// Handles deadlines: drops stale relays, requests proofs, makes a consensus and a volunteer list.
+    /// Handles deadlines: drops stale relays, requests proofs, signs a consensus and a volunteer list.
     pub fn handle_timeout(&mut self, now: WallTime) {
         for relay in self.relays.remove_stale(now) {
             tracing::info!(%relay, "dropping a relay whose descriptor is too old");
-            self.events.push_back(AuthorityEvent::Forget(relay));
+            self.events.push_back(AuthorityEvent::DeleteRecord(relay));
         }
         self.relays.time_out_proofs(now, PROOF_TIMEOUT, self.config.prove_every);
-        for target in self.relays.wanted_proofs(now, MAX_PROOFS) {
+        for target in self.relays.start_proofs(now, MAX_PROOFS) {
             self.events.push_back(AuthorityEvent::Prove(target));
         }
         if self.is_consensus_due(now) {
@@ -272,12 +273,12 @@ impl Authority {
         }
     }
 
-    /// Signs a new consensus. An empty one isn't made, because the last stays usable until it expires.
+    /// Signs a new consensus, unless no relay is listed: the last consensus then stays usable until it expires.
     fn publish(&mut self, now: WallTime) {
         self.next_consensus = Some(now.after(self.config.interval));
         let mut list = self.relays.list(now, self.config.stable_after, MAX_RELAYS);
         if list.is_empty() {
-            tracing::warn!("no relay is proved; not making a consensus");
+            tracing::warn!("no relay is proved; there is no new consensus");
             return;
         }
         let last = self.last.as_ref().map(Consensus::valid_after);
@@ -286,48 +287,49 @@ impl Authority {
             let relays = list.len();
             let body = ConsensusBody::new(self.config.parameters.clone(), list);
             match Consensus::new(&dates, &body) {
-                Ok((consensus, encoded)) if encoded.len() <= MAX_CONSENSUS_LEN.saturating_sub(SIGNATURE_ROOM) => {
-                    tracing::info!(relays, "made a consensus");
+                Ok((consensus, encoded)) if encoded.len() <= MAX_CONSENSUS_LEN.saturating_sub(SIGNATURE_RESERVE) => {
+                    tracing::info!(relays, "signed a consensus");
                     self.last = Some(consensus);
                     self.events.push_back(AuthorityEvent::Publish(Consensus::sign(encoded, [&self.key])));
                     return;
                 }
-                // Too long: the youngest relays are left out.
+                // The consensus is too long.
                 Ok(_) | Err(DocumentError::Malformed(_)) if relays > 1 => {
                     let most = relays.saturating_sub(relays.div_ceil(16));
-                    tracing::warn!(relays, most, "the consensus is too long; omitting the youngest relays");
+                    tracing::warn!(relays, most, "the consensus is too long; omitting the relays known shortest");
                     list = self.relays.list(now, self.config.stable_after, most);
                 }
-                Ok(_) => return tracing::error!("can't make a consensus: the entry of one relay is too long"),
-                Err(error) => return tracing::error!(%error, "can't make a consensus"),
+                Ok(_) => return tracing::error!("can't create a consensus: the entry of one relay is too long"),
+                Err(error) => return tracing::error!(%error, "can't create a consensus"),
             }
         }
     }
 
-    /// Signs a new volunteer list, if one is due. It may be empty; without a consensus there is none.
+    /// Signs a new volunteer list, if one is due and there is a consensus. The list may be empty.
     fn publish_volunteers(&mut self, now: WallTime) {
         let Some(consensus) = &self.last else { return };
-        let names = |relay: &RelayId, volunteer: &RelayId| self.relays.names(relay, volunteer);
-        if let Some(encoded) = self.volunteers.list(now, consensus, names) {
+        let names_family = |relay: &RelayId, volunteer: &RelayId| self.relays.names_family(relay, volunteer);
+        if let Some(encoded) = self.volunteers.list(now, consensus, names_family) {
             let signed = VolunteerList::sign(encoded, [&self.key]);
             self.events.push_back(AuthorityEvent::PublishVolunteers(signed));
         }
     }
 
-    /// Adds a new relay. Identities are free, so unproved relays are evicted to make room.
+    /// Adds a new relay. At the caps, unproved relays are evicted, because new identities cost nothing.
     fn add(&mut self, entry: RelayEntry) -> Result<(), DescriptorError> {
-        let mut forgotten = self.relays.make_room(&entry);
+        let mut evicted = self.relays.make_room(&entry);
         if self.relays.len() >= MAX_RELAYS {
-            forgotten.push(self.relays.evict_unproved().ok_or(DescriptorError::Full)?);
+            evicted.push(self.relays.evict_unproved().ok_or(DescriptorError::Full)?);
         }
-        self.events.extend(forgotten.into_iter().map(AuthorityEvent::Forget));
+        self.events.extend(evicted.into_iter().map(AuthorityEvent::DeleteRecord));
         self.relays.insert(entry);
         Ok(())
     }
 
-    fn remember(&mut self, relay: &RelayId) {
-        if let Some(entry) = self.relays.entry(relay).filter(|entry| entry.is_kept()) {
-            self.events.push_back(AuthorityEvent::Remember { relay: *relay, record: entry.encode() });
+    /// Requests the storage of the relay's record, once the relay has been proved.
+    fn store(&mut self, relay: &RelayId) {
+        if let Some(entry) = self.relays.entry(relay).filter(|entry| entry.is_stored()) {
+            self.events.push_back(AuthorityEvent::StoreRecord { relay: *relay, record: entry.encode() });
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Bounded decoding: checks a Protocol Buffers message before it is decoded into allocations.
+//! Bounded decoding of Protocol Buffers: checks lengths and counts of elements before any allocation
+//! (`proto/07-directory.md` §1).
 //!
-//! An empty element of a repeated field is two bytes long but takes a hundred in memory. So the length of a document
-//! alone does not bound the memory for decoding it.
+//! An empty element of a repeated field has two bytes in the encoding but about a hundred in memory. Therefore a cap on
+//! the encoded length alone would not bound the memory.
 
 use prost::{
     Message,
@@ -12,26 +13,26 @@ use prost::{
 /// Why bytes are not decoded as a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BoundError {
-    /// Longer than the maximum of this kind.
-    #[error("the document is longer than {0} bytes")]
+    /// The document or an element of a repeated field is longer than this maximum, in bytes.
+    #[error("the document or an element of it is longer than {0} bytes")]
     TooLong(usize),
-    /// More elements of one field than the maximum.
+    /// A repeated field has more elements than this maximum.
     #[error("a field has more than {0} elements")]
     TooMany(usize),
-    /// Not a Protocol Buffers message of this schema.
+    /// The bytes are not a Protocol Buffers message of this schema.
     #[error("not a document of this schema")]
     Malformed,
 }
 
 /// The bounds of a message.
 pub(crate) struct Bounds {
-    /// Total bytes.
+    /// Maximum bytes of the message.
     pub(crate) len: usize,
     /// Repeated fields: field number, maximum elements, maximum bytes of one element.
     pub(crate) fields: &'static [(u32, usize, usize)],
 }
 
-/// Decodes `bytes` as `M` if they are within `bounds`.
+/// Decodes `bytes` as an `M` within `bounds`.
 pub(crate) fn decode<M: Message + Default>(bytes: &[u8], bounds: &Bounds) -> Result<M, BoundError> {
     if bytes.len() > bounds.len {
         return Err(BoundError::TooLong(bounds.len));

@@ -1,4 +1,4 @@
-//! The consensus: the list of relays that every node uses.
+//! The consensus: the authorities' signed list of relays and parameters (`proto/07-directory.md` §4).
 
 use std::sync::Arc;
 
@@ -15,23 +15,23 @@ use crate::{
     handshake::RelayKeys,
 };
 
-/// A consensus: verified, or made by this authority.
+/// A consensus that was verified, or created by this authority.
 pub type Consensus = Document<ConsensusBody>;
 /// A published consensus: an encoded `SignedConsensus`.
 pub type SignedConsensus = SignedDocument<ConsensusBody>;
 /// A signed consensus with unverified signatures.
 pub type UnverifiedConsensus = UnverifiedDocument<ConsensusBody>;
 
-/// The authorities' flags of a relay. Bits as in `ListedRelay.flags`.
+/// The authorities' flags of a relay, with the bits of `ListedRelay.flags`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flags(u32);
 
 impl Flags {
-    /// May be a guard.
+    /// The relay may be a guard.
     pub const GUARD: Self = Self(1);
-    /// Forwards to some ports.
+    /// The relay's exit policy accepts some ports.
     pub const EXIT: Self = Self(2);
-    /// Has been known for long enough, compared with others, to be relied on.
+    /// The relay has been known for a week, or for the median time of all relays.
     pub const STABLE: Self = Self(4);
 
     /// Whether all of `flags` are set.
@@ -62,24 +62,24 @@ pub struct ConsensusRelay {
     pub profile: Profile,
     /// The authorities' flags.
     pub flags: Flags,
-    /// Its weight in path selection, relative to others.
+    /// The weight in path selection, relative to other relays.
     pub weight: u32,
 }
 
 impl ConsensusRelay {
-    /// Its long-term key.
+    /// The relay's long-term key.
     #[must_use]
     pub const fn identity(&self) -> RelayId {
         self.profile.identity
     }
 
-    /// Its dial target.
+    /// The relay's dial target.
     #[must_use]
     pub fn dial_target(&self) -> DialTarget {
         self.profile.dial_target()
     }
 
-    /// Its keys for a handshake.
+    /// The relay's keys for a handshake.
     #[must_use]
     pub fn keys(&self) -> RelayKeys {
         self.profile.keys()
@@ -104,7 +104,7 @@ pub struct ConsensusBody {
 }
 
 impl ConsensusBody {
-    /// The content with `relays`, in any order, at most [`MAX_RELAYS`].
+    /// Content with at most [`MAX_RELAYS`] relays, in any order.
     pub(super) fn new(parameters: Parameters, relays: impl IntoIterator<Item = ConsensusRelay>) -> Self {
         let mut relays: Vec<_> = relays.into_iter().collect();
         relays.sort_unstable_by_key(ConsensusRelay::identity);
@@ -123,8 +123,8 @@ impl DocumentKind for ConsensusBody {
     fn decode(document: schema::Consensus) -> Result<(Self, Dates), DocumentError> {
         let parameters = Parameters::decode(document.parameters)?;
         let relays = document.relays.into_iter().map(ConsensusRelay::decode).collect::<Result<Vec<_>, _>>()?;
-        let ascending = relays.is_sorted_by(|one, next| one.identity() < next.identity());
-        require(ascending, "relays are out of order or duplicated")?;
+        let is_ascending = relays.is_sorted_by(|one, next| one.identity() < next.identity());
+        require(is_ascending, "relays are out of order or duplicated")?;
         let dates = Dates::from_unix(document.valid_after, document.fresh_until, document.valid_until);
         Ok((Self { parameters, relays }, dates))
     }
@@ -147,7 +147,7 @@ impl fmt::Debug for ConsensusBody {
 }
 
 impl Consensus {
-    /// Its parameters.
+    /// The network's parameters.
     #[must_use]
     pub const fn parameters(&self) -> &Parameters {
         &self.body().parameters
@@ -167,8 +167,8 @@ impl Consensus {
     }
 }
 
-/// The relays to which a relay extends circuits: those of its current consensus, and of the previous one, which
-/// clients may still use.
+/// The relays to which a relay extends circuits: those of its current and its previous consensus. Clients may still use
+/// the previous one.
 #[derive(Clone, Debug, Default)]
 pub struct KnownRelays {
     current: Option<Arc<Consensus>>,
@@ -176,7 +176,7 @@ pub struct KnownRelays {
 }
 
 impl KnownRelays {
-    /// Sets a new consensus; the one in use becomes the previous. The same consensus again has no effect.
+    /// Sets the current consensus. The replaced one becomes the previous one. The same consensus has no effect.
     pub fn update(&mut self, consensus: Arc<Consensus>) {
         if self.current.as_ref().is_some_and(|current| current.digest() == consensus.digest()) {
             return;

@@ -1,8 +1,6 @@
-//! Signatures of the authorities, and how many of them a document needs to count.
-//!
-//! The same for each document that they sign (`proto/07-directory.md`, "When a consensus counts").
+//! Signatures of authorities, and the majority that a document requires (`proto/07-directory.md` §4).
 
-use super::{AuthorityId, profile::exactly, schema};
+use super::{AuthorityId, profile::to_array, schema};
 use crate::crypto::{self, IdentityKey};
 
 /// Maximum signatures of a document.
@@ -16,24 +14,24 @@ pub enum NotCounted {
     /// No authority is configured, so no document counts.
     #[error("no authority key is configured")]
     NoAuthorities,
-    /// Half or fewer of the configured authorities have signed it.
+    /// At most half of the configured authorities have signed the document.
     #[error("signed by {signed} of {configured} configured authorities; more than half are required")]
     TooFewSignatures {
-        /// Configured authorities with valid signatures.
+        /// The number of configured authorities with valid signatures.
         signed: usize,
-        /// Configured authorities.
+        /// The number of configured authorities.
         configured: usize,
     },
-    /// It is no longer valid.
+    /// The document is no longer valid.
     #[error("expired; check the clock, and that the directory works")]
     Expired,
-    /// It is not valid yet.
+    /// The document is not valid yet.
     #[error("not valid yet; check the clock")]
     NotYetValid,
-    /// A newer one is in use.
+    /// A newer document is in use.
     #[error("older than the one in use")]
     Older,
-    /// Another with the same date is in use: the authorities have signed two.
+    /// A different document with the same date is in use: the authorities have signed both.
     #[error("differs from the document in use, which has the same date; the authorities contradict themselves")]
     Conflicting,
 }
@@ -63,7 +61,7 @@ pub(super) fn check_signatures(
     signatures: &[schema::AuthoritySignature],
 ) -> Result<(), NotCounted> {
     let mut configured: Vec<&AuthorityId> = Vec::new();
-    // At most a few.
+    // There are few authorities, so a linear search is sufficient.
     authorities.iter().for_each(|authority| {
         if !configured.contains(&authority) {
             configured.push(authority);
@@ -74,7 +72,7 @@ pub(super) fn check_signatures(
     }
     let has_signed = |authority: &&&AuthorityId| {
         let found = signatures.iter().find(|signature| signature.authority == authority.as_bytes());
-        let signature = found.and_then(|signature| exactly(&signature.signature));
+        let signature = found.and_then(|signature| to_array(&signature.signature));
         signature.is_some_and(|signature| crypto::verify(authority.key(), context, document, &signature).is_ok())
     };
     let signed = configured.iter().filter(has_signed).count();

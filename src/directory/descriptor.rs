@@ -16,37 +16,37 @@ use crate::{
     crypto::IdentityKey,
 };
 
-/// Time for which a descriptor counts. Relays publish a new one well before.
+/// Time for which a descriptor is valid. Relays publish a new one at least every six hours.
 pub const DESCRIPTOR_LIFETIME: Duration = Duration::from_secs(18 * 60 * 60);
 
-/// Why a descriptor is refused. Every text may be shown to its sender.
+/// Why a descriptor is refused. The messages may be shown to the sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptorError {
-    /// The bytes are no descriptor.
+    /// The bytes are not a descriptor within its bounds.
     #[error("descriptor: {0}")]
     Malformed(#[from] BoundError),
-    /// Its identity has not signed it.
+    /// The signature is not of the identity in the descriptor.
     #[error("descriptor: not signed by the identity in it")]
     BadSignature,
-    /// It is too old.
+    /// The descriptor is older than [`DESCRIPTOR_LIFETIME`].
     #[error("descriptor: made too long ago; check the relay's clock")]
     Stale,
-    /// Its date is in the future.
+    /// The date is more than [`CLOCK_SKEW`] in the future.
     #[error("descriptor: made in the future; check the relay's clock")]
     FromTheFuture,
-    /// It contradicts itself or the specification.
+    /// The content is invalid.
     #[error("descriptor: {0}")]
     Impossible(#[from] Impossible),
-    /// A descriptor of the same relay, at least as new, is stored.
+    /// The stored descriptor of the same relay is as new or newer.
     #[error("descriptor: not newer than the known one")]
     Older,
-    /// Its addresses aren't globally reachable.
+    /// An address is not global.
     #[error("descriptor: the address is private or reserved, and this network lists public addresses only")]
     PrivateAddress,
-    /// The relay has an address in the consensus, so it is no volunteer.
-    #[error("descriptor: a volunteer has no address")]
+    /// A volunteer's identity is that of a relay in the consensus.
+    #[error("descriptor: the consensus lists this identity as a relay; a volunteer needs another identity")]
     Public,
-    /// The directory has reached its cap on relays.
+    /// The directory has reached its cap on relays or volunteers.
     #[error("descriptor: the directory is full")]
     Full,
 }
@@ -55,8 +55,8 @@ pub enum DescriptorError {
 pub trait Described: Sized {
     /// The purpose of the signature.
     const PURPOSE: &'static str;
-    /// Maximum bytes of the descriptor, signed or not. So short that decoding takes little memory; counts of elements
-    /// are checked afterwards.
+    /// Maximum bytes of the descriptor, signed or not. It also bounds the memory for decoding, since counts of elements
+    /// are checked only afterwards.
     const MAX_LEN: usize;
     /// The descriptor's schema.
     type Schema: Message + Default;
@@ -67,7 +67,7 @@ pub trait Described: Sized {
     /// Checks the profile.
     ///
     /// # Errors
-    /// When it contradicts itself or the specification.
+    /// When the profile is invalid.
     fn check(&self) -> Result<(), Impossible>;
 
     /// The profile in a document, and the document's date in Unix seconds.
@@ -80,12 +80,12 @@ pub trait Described: Sized {
     fn document(&self, published: u64) -> Self::Schema;
 }
 
-/// A node's statement about itself: verified, or made by this node.
+/// A node's dated profile: verified, or created by this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeDescriptor<P> {
-    /// Its content.
+    /// The profile.
     pub profile: P,
-    /// Its date.
+    /// The time of creation.
     pub published: WallTime,
 }
 
@@ -95,7 +95,7 @@ pub type Descriptor = NodeDescriptor<Profile>;
 pub type UnverifiedDescriptor = UnverifiedStatement<Descriptor>;
 
 impl<P: Described> NodeDescriptor<P> {
-    /// The encoded, signed descriptor, as it is published.
+    /// The encoded, signed descriptor.
     ///
     /// # Errors
     /// [`DescriptorError::Impossible`] when the profile is invalid, or its identity isn't `key`'s.
@@ -103,7 +103,7 @@ impl<P: Described> NodeDescriptor<P> {
         Ok(statement::sign(self, key)?)
     }
 
-    /// Whether it is too old to count at `now`.
+    /// Whether the descriptor is older than [`DESCRIPTOR_LIFETIME`] at `now`.
     #[must_use]
     pub fn is_stale(&self, now: WallTime) -> bool {
         now.since(self.published) > DESCRIPTOR_LIFETIME

@@ -1,8 +1,8 @@
-//! Documents that authorities sign: decoding, signatures, validity and encoding, the same for each kind.
+//! Documents that authorities sign, of any kind: decoding, signatures, validity and encoding.
 //!
-//! Bytes are decoded as an [`UnverifiedDocument`]. Its verification returns the [`Document`] that the rest of the node
-//! trusts. An authority signs an encoded document into a [`SignedDocument`], which is published. A kind of document is
-//! a [`DocumentKind`]. Governed by `proto/07-directory.md`, "When a consensus counts".
+//! Bytes are decoded as an [`UnverifiedDocument`], whose verification returns the [`Document`] that the rest of the
+//! node trusts. [`Document::sign`] returns the [`SignedDocument`] that an authority publishes. Each kind of document
+//! implements [`DocumentKind`]. Governed by `proto/07-directory.md` §4.
 
 use core::{fmt, marker::PhantomData, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
 
 /// A kind of document: its content without the dates, its schema and its limits.
 pub trait DocumentKind: Sized {
-    /// The name in errors and in the log.
+    /// The name in the log.
     const NAME: &'static str;
     /// The purpose of the signatures.
     const PURPOSE: &'static str;
@@ -39,23 +39,23 @@ pub trait DocumentKind: Sized {
     /// The content and the dates of a decoded document. The dates are not checked yet.
     ///
     /// # Errors
-    /// When the content contradicts itself or the specification.
+    /// When the content is invalid.
     fn decode(document: Self::Schema) -> Result<(Self, Dates), DocumentError>;
 
-    /// The document with these dates, to be encoded.
+    /// The message of the document with these dates.
     fn encode(&self, dates: &Dates) -> Self::Schema;
 }
 
 /// Why a document is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DocumentError {
-    /// The bytes are no document of this kind.
+    /// The bytes are not a document of this kind within its bounds.
     #[error(transparent)]
     Malformed(#[from] BoundError),
-    /// Too few authorities have signed it, or its dates exclude it.
+    /// Too few authorities have signed the document, or its dates exclude it.
     #[error(transparent)]
     NotCounted(#[from] NotCounted),
-    /// It contradicts itself or the specification.
+    /// The content is invalid.
     #[error(transparent)]
     Impossible(#[from] Impossible),
     /// A parameter is invalid.
@@ -63,7 +63,7 @@ pub enum DocumentError {
     Parameter(#[from] ParameterError),
 }
 
-/// An encoded document with its signatures. The schemas of all kinds have these fields.
+/// An encoded document with its signatures: the common schema of all kinds.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Envelope {
     #[prost(bytes = "vec", tag = "1")]
@@ -79,18 +79,18 @@ pub struct SignedDocument<B> {
 }
 
 impl<B: DocumentKind> SignedDocument<B> {
-    /// The document `bytes`, which was verified or is about to be.
+    /// Wraps the encoding of a signed document, without checks.
     pub(super) const fn from_bytes(bytes: Vec<u8>) -> Self {
         Self { bytes, kind: PhantomData }
     }
 
-    /// Its bytes.
+    /// The encoding.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Converts it into its bytes.
+    /// Converts into the encoding.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
@@ -122,11 +122,11 @@ impl<B: DocumentKind> UnverifiedDocument<B> {
         Ok(Self { envelope: bounded::decode(bytes, &Self::BOUNDS)?, kind: PhantomData })
     }
 
-    /// The document, if more than half of `authorities` have signed it, it is valid at `now` and not older than
-    /// `in_use`.
+    /// Returns the document if more than half of `authorities` have signed it, it is valid at `now`, and it is not
+    /// older than the document `in_use`.
     ///
     /// # Errors
-    /// One for each reason (`proto/07-directory.md`, "When a consensus counts").
+    /// One for each reason (`proto/07-directory.md` §4).
     pub fn verify(
         self,
         authorities: &[AuthorityId],
@@ -138,7 +138,7 @@ impl<B: DocumentKind> UnverifiedDocument<B> {
         Ok(document)
     }
 
-    /// The document, if more than half of `authorities` have signed it, with any dates.
+    /// Returns the document if more than half of `authorities` have signed it. Dates aren't compared with the clock.
     pub(super) fn verify_signatures(&self, authorities: &[AuthorityId]) -> Result<Document<B>, DocumentError> {
         let Envelope { document, signatures } = &self.envelope;
         check_signatures(authorities, B::PURPOSE, document, signatures)?;
@@ -146,7 +146,7 @@ impl<B: DocumentKind> UnverifiedDocument<B> {
     }
 }
 
-/// A document: verified, or made by this authority.
+/// A document that was verified, or created by this authority.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Document<B> {
     dates: Dates,
@@ -158,7 +158,7 @@ pub struct Document<B> {
 impl<B: DocumentKind> Document<B> {
     const BOUNDS: Bounds = Bounds { len: B::MAX_LEN, fields: B::REPEATED };
 
-    /// A document with its encoding. A document that others would reject is not made, so that it isn't signed.
+    /// A document and its encoding. The encoding is decoded again, so that an authority signs no invalid document.
     ///
     /// # Errors
     /// When the dates are out of order or too far apart, or the body is invalid or too long.
@@ -179,7 +179,7 @@ impl<B: DocumentKind> Document<B> {
         Ok(Self { dates, body, digest: crypto::sha256(bytes) })
     }
 
-    /// Checks that the document counts at `now` and is not older than `in_use`.
+    /// Checks that the document is valid at `now`, and not older than the document `in_use`.
     fn check(&self, now: WallTime, in_use: Option<&Self>) -> Result<(), NotCounted> {
         if self.valid_after() > now.after(CLOCK_SKEW) {
             return Err(NotCounted::NotYetValid);
@@ -196,42 +196,42 @@ impl<B: DocumentKind> Document<B> {
         }
     }
 
-    /// Its content.
+    /// The content.
     pub(super) const fn body(&self) -> &B {
         &self.body
     }
 
-    /// Start of its validity.
+    /// The start of validity.
     #[must_use]
     pub const fn valid_after(&self) -> WallTime {
         self.dates.valid_after
     }
 
-    /// Time from which on a newer one should be fetched.
+    /// The end of freshness, after which nodes fetch a newer document.
     #[must_use]
     pub const fn fresh_until(&self) -> WallTime {
         self.dates.fresh_until
     }
 
-    /// End of its validity.
+    /// The end of validity.
     #[must_use]
     pub const fn valid_until(&self) -> WallTime {
         self.dates.valid_until
     }
 
-    /// Whether its validity has ended at `now`.
+    /// Whether the validity has ended at `now`.
     #[must_use]
     pub fn is_expired(&self, now: WallTime) -> bool {
         now >= self.dates.valid_until
     }
 
-    /// Time of the next fetch: random within half an interval after `fresh_until`, so that the fetches of nodes are
-    /// spread.
+    /// The time of the next fetch: random within half an interval after `fresh_until`, so that nodes don't fetch at the
+    /// same time.
     pub fn next_fetch<R: CryptoRng + ?Sized>(&self, rng: &mut R) -> WallTime {
         self.dates.next_fetch(rng)
     }
 
-    /// SHA-256 of the signed bytes: identical for identical documents.
+    /// SHA-256 of the signed bytes.
     #[must_use]
     pub const fn digest(&self) -> &[u8; 32] {
         &self.digest

@@ -1,4 +1,4 @@
-//! Fixture: relays, volunteers and signed documents for tests and fuzzers.
+//! Relays, volunteers and signed documents for tests and fuzzers.
 #![allow(clippy::unwrap_used, reason = "tests construct valid values")]
 
 use prost::Message as _;
@@ -16,8 +16,9 @@ use crate::{
 
 /// The date of test documents.
 pub(crate) const NOW: WallTime = WallTime::from_unix(1_800_000_000);
-/// Seconds for which consensuses are fresh, and valid.
+/// Seconds for which a consensus is fresh.
 pub(crate) const FRESH: u64 = 1_800;
+/// Seconds for which a consensus is valid.
 pub(crate) const VALID: u64 = 86_400;
 
 /// The identity key of relay (or authority) `number`.
@@ -27,7 +28,7 @@ pub(crate) fn key(number: u16) -> IdentityKey {
     IdentityKey::from_bytes(&seed)
 }
 
-/// Relay `number`, no exit, in a separate /16.
+/// The profile of relay `number`: not an exit, and in a separate /16.
 pub(crate) fn profile(number: u16) -> Profile {
     let [high, low] = number.to_be_bytes();
     Profile {
@@ -45,7 +46,7 @@ pub(crate) fn profile(number: u16) -> Profile {
     }
 }
 
-/// Relay `number`, an exit with the policy `rules`.
+/// The profile of relay `number`: an exit with the policy `rules`.
 pub(crate) fn exit_profile(number: u16, rules: &[&str]) -> Profile {
     Profile { exit: Policy::parse(rules, true).unwrap().summary(), ..profile(number) }
 }
@@ -55,13 +56,13 @@ pub(crate) fn descriptor(number: u16, profile: Profile, published: WallTime) -> 
     Descriptor { profile, published }.sign(&key(number)).unwrap()
 }
 
-/// As listed by authorities: stable, a guard, and an exit if its profile has an exit policy.
+/// A listed relay: stable, a guard, and an exit if the profile has an exit policy.
 pub(crate) fn listed(profile: Profile) -> ConsensusRelay {
     let flags = (Flags::STABLE | Flags::GUARD).with_if(Flags::EXIT, !profile.exit.is_empty());
     ConsensusRelay { profile, flags, weight: 1000 }
 }
 
-/// A consensus made at `valid_after` of `relays`.
+/// A consensus of `relays`, valid after `valid_after`, and its encoding.
 pub(crate) fn consensus_at(
     valid_after: WallTime,
     relays: impl IntoIterator<Item = ConsensusRelay>,
@@ -72,12 +73,12 @@ pub(crate) fn consensus_at(
     Consensus::new(&dates, &ConsensusBody::new(parameters.clone(), relays)).unwrap()
 }
 
-/// A consensus made at [`NOW`] of `relays`.
+/// A consensus of `relays`, valid after [`NOW`].
 pub(crate) fn consensus(relays: impl IntoIterator<Item = ConsensusRelay>) -> Consensus {
     consensus_at(NOW, relays, &Parameters::default()).0
 }
 
-/// A consensus made at `valid_after` of relays 1 to 3, signed by these authorities.
+/// A consensus of relays 1 to 3, valid after `valid_after`, signed by these authorities.
 pub(crate) fn signed_by(authorities: &[u16], valid_after: WallTime) -> SignedConsensus {
     let relays = (1..=3).map(|number| listed(profile(number)));
     let (_, encoded) = consensus_at(valid_after, relays, &Parameters::default());
@@ -85,28 +86,28 @@ pub(crate) fn signed_by(authorities: &[u16], valid_after: WallTime) -> SignedCon
     Consensus::sign(encoded, &keys)
 }
 
-/// Any `descriptor`, signed by relay `number`.
+/// Signs the bytes `descriptor` as relay `number`, without a check.
 pub(crate) fn sign_descriptor(number: u16, descriptor: &[u8]) -> Vec<u8> {
     let signature = key(number).sign(Descriptor::PURPOSE, descriptor).to_vec();
     schema::SignedDescriptor { descriptor: descriptor.to_vec(), signature }.encode_to_vec()
 }
 
-/// The content of a signed descriptor.
+/// The signed bytes of a descriptor.
 pub(crate) fn unsigned_descriptor(signed: &[u8]) -> Vec<u8> {
     schema::SignedDescriptor::decode(signed).unwrap().descriptor
 }
 
-/// Any `document` of this kind, signed by authority `number`.
+/// Signs the bytes `document` as authority `number`, without a check.
 pub(crate) fn sign_document<B: DocumentKind>(number: u16, document: &[u8]) -> Vec<u8> {
     Document::<B>::sign(document.to_vec(), [&key(number)]).into_bytes()
 }
 
-/// The content of a signed document of any kind.
+/// The signed bytes of a document of any kind.
 pub(crate) fn unsigned_document(signed: &[u8]) -> Vec<u8> {
     Envelope::decode(signed).unwrap().document
 }
 
-/// Volunteer `number`. Relays and volunteers share one range of numbers.
+/// The profile of volunteer `number`. Relays and volunteers share one range of numbers.
 pub(crate) fn volunteer_profile(number: u16) -> VolunteerProfile {
     let Profile { identity, onion_key, family, operator, offer, version, .. } = profile(number);
     VolunteerProfile { identity, onion_key, family, operator, offer, version }
@@ -117,17 +118,18 @@ pub(crate) fn volunteer(number: u16, profile: VolunteerProfile, published: WallT
     VolunteerDescriptor { profile, published }.sign(&key(number)).unwrap()
 }
 
-/// Volunteer `number` as listed by authorities with these gateways.
+/// Listed volunteer `number` with these gateways.
 pub(crate) fn listed_volunteer(number: u16, gateways: &[u16]) -> Volunteer {
     let gateways = gateways.iter().map(|gateway| key(*gateway).id()).collect();
     Volunteer { profile: volunteer_profile(number), gateways }
 }
 
-/// Seconds for which volunteer lists are fresh, and valid.
+/// Seconds for which a volunteer list is fresh.
 pub(crate) const LIST_FRESH: u64 = 60;
+/// Seconds for which a volunteer list is valid.
 pub(crate) const LIST_VALID: u64 = 300;
 
-/// A list made at `valid_after` of `volunteers`.
+/// A list of `volunteers`, valid after `valid_after`, and its encoding.
 pub(crate) fn volunteers_at(
     valid_after: WallTime,
     volunteers: impl IntoIterator<Item = Volunteer>,
@@ -137,12 +139,13 @@ pub(crate) fn volunteers_at(
     VolunteerList::new(&dates, &VolunteerListBody::new(volunteers)).unwrap()
 }
 
-/// A list made at [`NOW`] of `volunteers`.
+/// A list of `volunteers`, valid after [`NOW`].
 pub(crate) fn volunteers(volunteers: impl IntoIterator<Item = Volunteer>) -> VolunteerList {
     volunteers_at(NOW, volunteers).0
 }
 
-/// A list made at `valid_after` of volunteers 21 and 22 with relays 1 to 3 as gateways, signed by these authorities.
+/// A list of volunteers 21 and 22 with relays 1 to 3 as gateways, valid after `valid_after`, signed by these
+/// authorities.
 pub(crate) fn volunteers_signed_by(authorities: &[u16], valid_after: WallTime) -> SignedVolunteerList {
     let listed = [listed_volunteer(21, &[3, 1, 2]), listed_volunteer(22, &[2])];
     let keys: Vec<IdentityKey> = authorities.iter().map(|number| key(*number)).collect();

@@ -1,9 +1,9 @@
-//! Following the directories: which one to fetch a document from, and when; for processes and pages.
+//! Following the directories: the choice of directory and time for each fetch; for processes and pages.
 //!
-//! [`FetchRound`] is one fetch: each directory at most once, beginning with the one that served last. [`Schedule`] is the time
-//! of the next fetch. Both are without I/O; the owner sends the requests and waits. Governed by
-//! `proto/07-directory.md`. Directories are not trusted: one that has no newer document than a stale one counts as
-//! failed; otherwise it could keep nodes on an old list.
+//! [`FetchRound`] is one fetch: each directory at most once, beginning with the last successful one. [`Schedule`] is the
+//! time of the next fetch. Both have no I/O: the owner sends the requests and waits. Governed by
+//! `proto/07-directory.md` §7. Directories are not trusted: if the document in use is stale, an answer without a newer
+//! one is a failure. Otherwise a directory could withhold new documents from nodes.
 
 #[cfg(test)]
 mod tests;
@@ -15,26 +15,27 @@ use rand::CryptoRng;
 use super::{Consensus, ConsensusBody, Document, DocumentKind, VolunteerList, VolunteerListBody};
 use crate::base::WallTime;
 
-/// First delay between retries; the delays double.
+/// The first delay between retries; it doubles with each retry.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
-/// Longest wait before the wall clock is read again: the clock may be set, and a device may sleep.
+/// Maximum wait until the wall clock is read again, because a clock may be set and a device may be suspended.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// A kind of document that nodes follow.
 pub trait Followed: DocumentKind {
-    /// The last part of its path at a directory.
+    /// The last segment of the document's path at a directory.
     const PATH: &'static str;
-    /// Whether nodes store it for their next start.
-    const IS_KEPT: bool;
+    /// Whether nodes store the document for their next start.
+    const IS_STORED: bool;
 
-    /// The longest delay between retries; shorter without a document in use, for networks that are starting.
+    /// The maximum delay between retries.
     fn longest_retry(in_use: Option<&Document<Self>>) -> Duration;
 }
 
 impl Followed for ConsensusBody {
     const PATH: &'static str = "consensus";
-    const IS_KEPT: bool = true;
+    const IS_STORED: bool = true;
 
+    /// Shorter before the first consensus, which a new network signs within seconds.
     fn longest_retry(in_use: Option<&Consensus>) -> Duration {
         Duration::from_secs(if in_use.is_some() { 60 } else { 1 })
     }
@@ -42,8 +43,8 @@ impl Followed for ConsensusBody {
 
 impl Followed for VolunteerListBody {
     const PATH: &'static str = "volunteers";
-    // A volunteer list is useless after a few minutes.
-    const IS_KEPT: bool = false;
+    // A volunteer list expires within minutes.
+    const IS_STORED: bool = false;
 
     fn longest_retry(in_use: Option<&VolunteerList>) -> Duration {
         let interval = |list: &VolunteerList| list.fresh_until().since(list.valid_after());
@@ -53,7 +54,7 @@ impl Followed for VolunteerListBody {
     }
 }
 
-/// One request that any of the directories can answer.
+/// One fetch, for which each directory is queried at most once.
 #[derive(Clone, Copy, Debug)]
 pub struct FetchRound {
     directories: usize,
@@ -64,27 +65,27 @@ pub struct FetchRound {
 }
 
 impl FetchRound {
-    /// A round over this many directories, at least one, beginning with the `first`.
+    /// A round over `directories` directories, at least one, beginning with number `first`.
     #[must_use]
     pub const fn new(directories: usize, first: usize) -> Self {
         Self { directories, index: first, tried: 0, is_stale: false }
     }
 
-    /// The fetch of a newer document than `in_use` at `now`.
+    /// Sets the document `in_use`: from the end of its freshness, an answer without a newer document is a failure.
     #[must_use]
     pub fn newer_than<B: DocumentKind>(self, now: WallTime, in_use: Option<&Document<B>>) -> Self {
         Self { is_stale: in_use.is_some_and(|in_use| now >= in_use.fresh_until()), ..self }
     }
 
-    /// The directory to use now. After the round, the one to begin the next round with.
+    /// The number of the directory to query now; after the round, of the first directory in the next round.
     #[must_use]
     pub const fn index(&self) -> usize {
         self.index
     }
 
-    /// Handles the outcome at that directory: `None` in it if the directory has nothing newer, which is the error
-    /// `nothing_newer` if the document in use is no longer fresh. Returns the outcome of the round at its end: the first
-    /// success, or the last error.
+    /// Handles the outcome of the query; `Ok(None)` states that the directory has no newer document. If the document
+    /// in use is no longer fresh, this is the error `nothing_newer`. Returns the outcome of the round at its end: the
+    /// first success, or the last error.
     pub fn handle_outcome<T, E>(
         &mut self,
         outcome: Result<Option<T>, E>,
@@ -119,19 +120,19 @@ enum Due {
 }
 
 impl Default for Schedule {
-    /// The first fetch is due now.
+    /// A schedule whose first fetch is due now.
     fn default() -> Self {
         Self { due: Due::Now, retry: FIRST_RETRY }
     }
 }
 
 impl Schedule {
-    /// The first fetch is due when the document in use is no longer fresh.
+    /// A schedule whose first fetch is due after the freshness of the document `in_use`.
     pub fn after<B: DocumentKind, R: CryptoRng + ?Sized>(in_use: &Document<B>, rng: &mut R) -> Self {
         Self { due: Due::At(in_use.next_fetch(rng)), ..Self::default() }
     }
 
-    /// The time to wait; then call it again. `None` if a fetch is due.
+    /// The time to wait before the next call; `None` if a fetch is due.
     pub fn poll_wait(&mut self, now: WallTime) -> Option<Duration> {
         let wait = match self.due {
             Due::Now => Duration::ZERO,
@@ -144,7 +145,7 @@ impl Schedule {
         Some(wait).filter(|wait| !wait.is_zero())
     }
 
-    /// Schedules the next fetch after one, with the document `in_use` afterwards, which may be new.
+    /// Schedules the next fetch after a fetch. `is_new` states whether it returned the document `in_use`.
     pub fn handle_fetch<B: Followed, R: CryptoRng + ?Sized>(
         &mut self,
         now: WallTime,

@@ -1,4 +1,4 @@
-//! Consensus parameters: numbers that all nodes share, so that no node is distinguishable by them.
+//! Consensus parameters: numbers that all nodes share (`proto/07-directory.md` §5).
 
 use std::collections::BTreeMap;
 
@@ -23,8 +23,8 @@ pub enum ParameterError {
 
 /// The parameters of one consensus, by name.
 ///
-/// Each has a default for a consensus without it, and bounds to which its value is clamped. The table is in
-/// `proto/07-directory.md`, "Parameters". Unknown names are kept and never used.
+/// Each parameter has a default for a consensus without it, and bounds to which its value is clamped. Unknown names are
+/// kept and never used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parameters {
     values: BTreeMap<String, u64>,
@@ -52,18 +52,18 @@ parameters! {
     cells_per_tag = "flow.cells-per-mark", 32, 32, 256;
     /// Congestion window of a new circuit, in DATA cells.
     initial_window = "flow.initial-window", 128, 64, 8192;
-    /// The largest congestion window, in DATA cells. At most a relay's queue for a circuit (`proto/02-channel.md`
-    /// §7).
+    /// The largest congestion window, in DATA cells; shorter than a relay's queue for a circuit
+    /// (`proto/02-channel.md` §7).
     largest_window = "flow.largest-window", 16_384, 512, 16_384;
-    /// Queueing delay of a cell that a congestion window may cause on a path, in milliseconds.
+    /// The queueing delay that a congestion window keeps on its path, in milliseconds.
     queue_milliseconds = "flow.queue-milliseconds", 40, 5, 500;
-    /// The smallest such queue, in cells.
+    /// The minimum of that queue, in cells.
     smallest_queue = "flow.smallest-queue", 16, 8, 1024;
-    /// The largest such queue, in cells.
+    /// The maximum of that queue, in cells.
     largest_queue = "flow.largest-queue", 1024, 64, 8192;
     /// The largest credit of one stream, in bytes.
     stream_credit = "flow.stream-credit", 16 << 20, 128 << 10, 16 << 20;
-    /// Seconds after its first use for which a circuit takes new streams.
+    /// Seconds from a circuit's first use for which the circuit takes new streams.
     circuit_age = "circuit.age-seconds", 600, 10, 86_400;
     /// Guards in a client's sample.
     guard_sample = "path.guard-sample", 20, 3, 60;
@@ -71,13 +71,13 @@ parameters! {
     guards_in_use = "path.guards-in-use", 1, 1, 2;
     /// Days for which a guard is kept.
     guard_lifetime_days = "path.guard-lifetime-days", 120, 1, 720;
-    /// Maximum probability in percent that a circuit's middle is a volunteer, if its guard is the gateway of one.
+    /// Maximum probability in percent that a circuit's middle is a volunteer, if its guard is a volunteer's gateway.
     volunteer_share = "path.volunteer-share", 50, 0, 100;
     /// Maximum probability in percent that a volunteer performs a delegated request which listed relays offer too.
     volunteer_exit_share = "path.volunteer-exit-share", 10, 0, 100;
     /// Seconds between two volunteer lists.
     volunteer_interval_seconds = "volunteer.interval-seconds", 60, 1, 600;
-    /// 1: relays with similar addresses may be on one path. For testnets.
+    /// 1 if relays with similar addresses may be on one path, as in testnets.
     similar_addresses = "path.similar-addresses", 0, 0, 1;
 }
 
@@ -85,7 +85,7 @@ impl Parameters {
     /// The same parameters with `name` set to `value`.
     ///
     /// # Errors
-    /// When `name` is no parameter name or there are too many.
+    /// When `name` is not a parameter name, or there are too many parameters.
     pub fn with(mut self, name: &str, value: u64) -> Result<Self, ParameterError> {
         if !is_name(name) {
             return Err(ParameterError::Name(name.to_owned()));
@@ -94,8 +94,8 @@ impl Parameters {
         if self.values.len() > MAX_PARAMETERS { Err(ParameterError::Order) } else { Ok(self) }
     }
 
-    /// The congestion control of circuits. The values are consistent for every consensus: the smallest window holds
-    /// two tags, and the initial window lies between the smallest and the largest.
+    /// The parameters of congestion control. They are consistent for every consensus: the smallest window contains two
+    /// tags, and the initial window is between the smallest and the largest.
     #[must_use]
     pub fn flow(&self) -> FlowParameters {
         let cells = |value| u32::try_from(value).unwrap_or(u32::MAX);
@@ -122,13 +122,13 @@ impl Parameters {
         self.similar_addresses() == 1
     }
 
-    /// Interval between two volunteer lists, and between two reports of volunteers and gateways.
+    /// Interval between two volunteer lists, and between two reports of a volunteer or a gateway.
     #[must_use]
     pub fn volunteer_interval(&self) -> Duration {
         Duration::from_secs(self.volunteer_interval_seconds())
     }
 
-    /// The parameters of a testnet: similar addresses are allowed, and volunteers are listed within a second.
+    /// These parameters, changed for a testnet: similar addresses are allowed, and the volunteer interval is 1 s.
     pub(super) fn of_testnet(mut self) -> Self {
         self.values.insert("path.similar-addresses".to_owned(), 1);
         self.values.insert("volunteer.interval-seconds".to_owned(), 1);
@@ -148,7 +148,7 @@ impl Parameters {
             return Err(ParameterError::Name(bad.name.chars().take(MAX_NAME_LEN).collect()));
         }
         let mut values = BTreeMap::new();
-        // One by one: `collect` would sort them first, and a page has no sorting code.
+        // `collect` would link the library's sorting code, which a page doesn't contain.
         values.extend(parameters.into_iter().map(|parameter| (parameter.name, parameter.value)));
         Ok(Self { values })
     }
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_the_consensus_says_a_parameter_keeps_within_its_bounds() {
+    fn a_parameter_is_clamped_to_its_bounds() {
         for (name, default, least, most) in TABLE {
             assert!(least <= default && default <= most, "{name}");
         }
@@ -179,19 +179,19 @@ mod tests {
     }
 
     #[test]
-    fn no_consensus_lets_a_window_outgrow_the_queue_of_a_relay() {
+    fn the_largest_window_fits_into_the_queue_of_a_relay() {
         let most = Parameters::default().with("flow.largest-window", u64::MAX).unwrap().flow().window_max;
         let queue = crate::channel::ChannelParameters::default().circuit_queue;
         assert!(usize::try_from(most).unwrap() + 256 < queue, "the queue needs room for control cells too");
     }
 
     #[test]
-    fn a_silent_consensus_paces_circuits_by_the_defaults() {
+    fn a_consensus_without_parameters_has_the_default_flow_parameters() {
         assert_eq!(Parameters::default().flow(), FlowParameters::default());
     }
 
     #[test]
-    fn the_figures_of_flow_fit_each_other_whatever_the_consensus_says() {
+    fn flow_parameters_are_consistent_for_every_consensus() {
         let names = TABLE.iter().map(|(name, ..)| *name).filter(|name| name.starts_with("flow."));
         let names: Vec<&str> = names.collect();
         for extremes in 0_u32..1 << names.len() {
@@ -204,13 +204,13 @@ mod tests {
             assert!(flow.tag_every * 2 <= flow.window_min, "{flow:?}");
             assert!(flow.window_min <= flow.window_initial && flow.window_initial <= flow.window_max, "{flow:?}");
             assert!(flow.queue_min <= flow.queue_max, "{flow:?}");
-            // A receiver owes at most 1,024 SENDMEs.
+            // A receiver may have at most 1,024 pending SENDMEs.
             assert!(flow.window_max / flow.tag_every <= 512, "{flow:?}");
         }
     }
 
     #[test]
-    fn parameters_out_of_order_twice_or_badly_named_are_refused() {
+    fn unordered_repeated_and_invalid_parameters_are_refused() {
         let decode = |names: &[&str]| {
             Parameters::decode(names.iter().map(|name| schema::Parameter { name: (*name).into(), value: 1 }).collect())
         };

@@ -1,4 +1,4 @@
-//! Profiles: a relay's statements about itself, the same in its descriptor and in the consensus.
+//! Profiles: a relay's statements about itself, in its descriptor and in the consensus (`proto/07-directory.md` §2).
 
 use core::{
     fmt,
@@ -18,41 +18,41 @@ const MAX_FAMILY: usize = 64;
 const MAX_OPERATOR_LEN: usize = 64;
 const MAX_VERSION_LEN: usize = 32;
 
-/// Why a well-formed and correctly signed document is invalid.
+/// Why the content of a well-formed document is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Impossible(pub(super) &'static str);
 
-/// A relay's profile. Prints its identity only.
+/// A relay's profile. `Debug` prints the identity only.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Profile {
-    /// Its long-term key.
+    /// The relay's long-term key.
     pub identity: RelayId,
-    /// UDP addresses at which it listens, the preferred first: one IPv4 or IPv6 address, or one of each; none
+    /// The UDP addresses of the relay, the preferred one first: one IPv4 or IPv6 address, or one of each. No address is
     /// IPv4-mapped.
     pub addresses: Vec<SocketAddr>,
     /// ICE user-name fragment (RFC 8839 §5.4): 4 to 256 letters, digits, `+` or `/`.
     pub ice_ufrag: String,
     /// ICE password (RFC 8839 §5.4): 22 to 256 letters, digits, `+` or `/`. Public.
     pub ice_password: String,
-    /// SHA-256 of its DTLS certificate (DER).
+    /// SHA-256 of the relay's DTLS certificate (DER).
     pub fingerprint: [u8; 32],
-    /// Its current onion key.
+    /// The current onion key.
     pub onion_key: OnionPublic,
-    /// Relays under the same control by its statement, at most 64.
+    /// Relays of the same operator, at most 64. Counts only if they name this relay too.
     pub family: Vec<RelayId>,
-    /// Its operator, empty if not stated: at most 64 bytes of printable ASCII.
+    /// The operator, empty if not stated: at most 64 bytes of printable ASCII.
     pub operator: String,
-    /// The summary of its exit policy; empty for no exit.
+    /// The summary of the exit policy; empty if the relay is not an exit.
     pub exit: Summary,
-    /// The delegated requests that it performs; empty for none.
+    /// The delegated requests that the relay performs; empty for none.
     pub offer: Offer,
-    /// Its software: at most 32 bytes of printable ASCII.
+    /// The software and its version: at most 32 bytes of printable ASCII.
     pub version: String,
 }
 
 impl Profile {
-    /// Its dial target.
+    /// The relay's dial target.
     #[must_use]
     pub fn dial_target(&self) -> DialTarget {
         DialTarget {
@@ -64,19 +64,21 @@ impl Profile {
         }
     }
 
-    /// Its keys for a handshake.
+    /// The relay's keys for a handshake.
     #[must_use]
     pub fn keys(&self) -> RelayKeys {
         RelayKeys { identity: self.identity, onion_key: self.onion_key }
     }
 
+    /// Checks the profile (`proto/07-directory.md` §2).
+    ///
     /// # Errors
-    /// When the profile is invalid (`proto/07-directory.md`, "Profiles").
+    /// When the profile is invalid.
     pub(super) fn check(&self) -> Result<(), Impossible> {
-        let fours = self.addresses.iter().filter(|address| address.is_ipv4()).count();
-        let sixes = self.addresses.len().saturating_sub(fours);
-        let one_each = fours <= 1 && sixes <= 1 && !self.addresses.is_empty();
-        require(one_each, "the addresses are not one of IPv4 or IPv6, or one of each")?;
+        let ipv4 = self.addresses.iter().filter(|address| address.is_ipv4()).count();
+        let ipv6 = self.addresses.len().saturating_sub(ipv4);
+        let is_one_each = ipv4 <= 1 && ipv6 <= 1 && !self.addresses.is_empty();
+        require(is_one_each, "the addresses are not one of IPv4 or IPv6, or one of each")?;
         require(self.addresses.iter().all(|address| address.port() != 0), "an address has port 0")?;
         require(self.addresses.iter().all(|address| is_unicast(address.ip())), "an address is not a single host's")?;
         require(is_ice_text(&self.ice_ufrag, 4), "the ICE ufrag is not 4 to 256 ICE characters")?;
@@ -108,7 +110,7 @@ impl Profile {
             addresses: addresses.ok_or(Impossible("an address is not one of IPv4 or IPv6 with a port"))?,
             ice_ufrag: profile.ice_ufrag,
             ice_password: profile.ice_password,
-            fingerprint: exactly(&profile.fingerprint).ok_or(Impossible("the fingerprint is not 32 bytes"))?,
+            fingerprint: to_array(&profile.fingerprint).ok_or(Impossible("the fingerprint is not 32 bytes"))?,
             onion_key: decode_onion_key(&profile.onion_key)?,
             family: decode_family(&profile.family)?,
             operator: profile.operator,
@@ -130,7 +132,7 @@ impl fmt::Debug for Profile {
     }
 }
 
-/// The fields that the profiles of relays and volunteers have in common.
+/// The common fields of the profiles of relays and volunteers.
 pub(super) struct ProfileFields<'a> {
     pub(super) identity: &'a RelayId,
     pub(super) onion_key: &'a OnionPublic,
@@ -141,33 +143,36 @@ pub(super) struct ProfileFields<'a> {
 }
 
 impl ProfileFields<'_> {
+    /// Checks the fields (`proto/07-directory.md` §2).
+    ///
     /// # Errors
-    /// When a statement is invalid (`proto/07-directory.md`, "Profiles").
+    /// When a field is invalid.
     pub(super) fn check(&self) -> Result<(), Impossible> {
         require(self.onion_key.0 != [0; 32], "the onion key is zero")?;
         require(self.family.len() <= MAX_FAMILY, "the family has more than 64 relays")?;
         require(!self.family.contains(self.identity), "the relay names itself as its family")?;
         require(is_printable(self.operator, MAX_OPERATOR_LEN), "the operator is not at most 64 printable characters")?;
-        require(self.offer.is_possible(), "the offer is out of order or too long")?;
+        require(self.offer.is_valid(), "the offer is out of order or too long")?;
         require(is_printable(self.version, MAX_VERSION_LEN), "the version is not at most 32 printable characters")
     }
 }
 
-pub(super) fn require(holds: bool, otherwise: &'static str) -> Result<(), Impossible> {
-    if holds { Ok(()) } else { Err(Impossible(otherwise)) }
+/// The error `reason` unless `condition` is true.
+pub(super) fn require(condition: bool, reason: &'static str) -> Result<(), Impossible> {
+    if condition { Ok(()) } else { Err(Impossible(reason)) }
 }
 
-/// The bytes as an array, if their number is `N`.
-pub(super) fn exactly<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
+/// `bytes` as an array; `None` unless their number is `N`.
+pub(super) fn to_array<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
     bytes.try_into().ok()
 }
 
 pub(crate) fn decode_identity(bytes: &[u8]) -> Option<RelayId> {
-    exactly(bytes).map(RelayId::from_bytes)
+    to_array(bytes).map(RelayId::from_bytes)
 }
 
 pub(super) fn decode_onion_key(bytes: &[u8]) -> Result<OnionPublic, Impossible> {
-    exactly(bytes).map(OnionPublic).ok_or(Impossible("the onion key is not 32 bytes"))
+    to_array(bytes).map(OnionPublic).ok_or(Impossible("the onion key is not 32 bytes"))
 }
 
 pub(super) fn decode_family(family: &[Vec<u8>]) -> Result<Vec<RelayId>, Impossible> {
@@ -208,8 +213,8 @@ fn encode_address(address: &SocketAddr) -> schema::Address {
 
 fn decode_address(address: &schema::Address) -> Option<SocketAddr> {
     let ip = match address.ip.len() {
-        4 => Ipv4Addr::from(exactly::<4>(&address.ip)?).into(),
-        _ => Ipv6Addr::from(exactly::<16>(&address.ip)?).into(),
+        4 => Ipv4Addr::from(to_array::<4>(&address.ip)?).into(),
+        _ => Ipv6Addr::from(to_array::<16>(&address.ip)?).into(),
     };
     Some(SocketAddr::new(ip, address.port.try_into().ok()?))
 }
@@ -256,8 +261,8 @@ fn decode_summary(summary: &schema::ExitSummary) -> Option<Summary> {
         let decode =
             |range: &schema::PortRange| PortRange::new(range.first.try_into().ok()?, range.last.try_into().ok()?);
         let ranges: Vec<PortRange> = ranges.iter().map(decode).collect::<Option<_>>()?;
-        let ascending = ranges.is_sorted_by(|one, next| one.last() < next.first());
-        (ascending && ranges.len() <= MAX_RANGES).then_some(ranges)
+        let is_ascending = ranges.is_sorted_by(|one, next| one.last() < next.first());
+        (is_ascending && ranges.len() <= MAX_RANGES).then_some(ranges)
     };
     Some(Summary::new(decode(&summary.ipv4)?, decode(&summary.ipv6)?, summary.private_addresses))
 }

@@ -1,13 +1,13 @@
-//! Statements that a node signs about itself: decoding, signature, date and encoding, the same for each kind.
+//! Statements that a node signs, of any kind: decoding, signature, date and encoding.
 //!
 //! Bytes are decoded as an [`UnverifiedStatement`], whose verification returns the statement that the directory
-//! trusts. A kind of statement implements [`Statement`]. Governed by `proto/07-directory.md`.
+//! trusts. Each kind of statement implements [`Statement`]. Governed by `proto/07-directory.md` §1.
 
 use prost::Message;
 
 use super::{
     bounded::{self, BoundError, Bounds},
-    profile::{Impossible, exactly, require},
+    profile::{Impossible, require, to_array},
 };
 use crate::{
     base::{RelayId, WallTime},
@@ -24,37 +24,37 @@ pub trait Statement: Sized {
     const REPEATED: &'static [(u32, usize, usize)];
     /// The statement's schema.
     type Schema: Message + Default;
-    /// Why a statement is refused.
+    /// The reason why a statement is refused.
     type Error: From<BoundError> + From<Impossible>;
-    /// The signature is not the signer's.
+    /// The error for a signature that isn't the signer's.
     const BAD_SIGNATURE: Self::Error;
 
-    /// The node that signs it.
+    /// The node that signs the statement.
     fn signer(&self) -> &RelayId;
 
     /// Checks the content.
     ///
     /// # Errors
-    /// When it contradicts itself or the specification.
+    /// When the content is invalid.
     fn check(&self) -> Result<(), Impossible>;
 
-    /// Checks that the statement counts at `now`.
+    /// Checks the date at the time `now`.
     ///
     /// # Errors
-    /// When it is too old, or its date is in the future.
+    /// When the statement is too old, or its date is in the future.
     fn check_date(&self, now: WallTime) -> Result<(), Self::Error>;
 
-    /// The statement of a decoded document; the caller checks the content.
+    /// The statement in a decoded message. The caller checks the content.
     ///
     /// # Errors
     /// When a part is missing or malformed.
     fn decode(document: Self::Schema) -> Result<Self, Impossible>;
 
-    /// The document, to be encoded.
+    /// The message of the statement.
     fn encode(&self) -> Self::Schema;
 }
 
-/// An encoded statement with its signature. The schemas of all kinds have these fields.
+/// An encoded statement with its signature: the common schema of all kinds.
 #[derive(Clone, PartialEq, Message)]
 struct StatementEnvelope {
     #[prost(bytes = "vec", tag = "1")]
@@ -66,7 +66,7 @@ struct StatementEnvelope {
 /// Encodes a statement and signs it.
 ///
 /// # Errors
-/// [`Impossible`] when the content is invalid, or the signer isn't the owner of `key`.
+/// [`Impossible`] when the content is invalid, or `key` is not the signer's.
 pub(super) fn sign<S: Statement>(statement: &S, key: &IdentityKey) -> Result<Vec<u8>, Impossible> {
     statement.check()?;
     require(key.id() == *statement.signer(), "the identity is not the signer's")?;
@@ -86,7 +86,7 @@ impl<S: Statement> UnverifiedStatement<S> {
     /// Decodes a signed statement.
     ///
     /// # Errors
-    /// When the bytes are no statement of this kind, or the content is invalid.
+    /// When the bytes are not a statement of this kind, or the content is invalid.
     pub fn decode(bytes: &[u8]) -> Result<Self, S::Error> {
         let envelope: StatementEnvelope = bounded::decode(bytes, &Bounds { len: S::MAX_LEN, fields: &[] })?;
         let bounds = Bounds { len: S::MAX_LEN, fields: S::REPEATED };
@@ -95,27 +95,28 @@ impl<S: Statement> UnverifiedStatement<S> {
         Ok(Self { envelope, claimed })
     }
 
-    /// Its unverified content: to recognise or refuse it before its signature is verified.
+    /// The unverified content, by which the directory may recognise or refuse the statement before it verifies the
+    /// signature.
     #[must_use]
     pub const fn claimed(&self) -> &S {
         &self.claimed
     }
 
-    /// SHA-256 of the signed bytes and the signature: the same for the same statement in any encoding.
+    /// SHA-256 over the signed bytes and the signature. It doesn't depend on the encoding around them.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
-        // The part of fixed length comes first, so that no byte can move between the parts. The signature is
-        // included, because otherwise anyone who can guess the content could repeat the statement.
+        // The first part has a fixed length, so that the boundary between the parts is unambiguous. The signature is
+        // included: otherwise a node that guesses the content could repeat the statement without the key.
         crypto::sha256_parts(&[&crypto::sha256(&self.envelope.statement), &self.envelope.signature])
     }
 
-    /// The statement, if its signer has signed it and it counts at `now`.
+    /// Returns the statement if its date is valid at `now` and the signature is the signer's.
     ///
     /// # Errors
-    /// When it is too old, from the future or badly signed.
+    /// When the statement is too old, from the future, or not signed by its signer.
     pub fn verify(self, now: WallTime) -> Result<S, S::Error> {
         self.claimed.check_date(now)?;
-        let signature = exactly(&self.envelope.signature).ok_or(S::BAD_SIGNATURE)?;
+        let signature = to_array(&self.envelope.signature).ok_or(S::BAD_SIGNATURE)?;
         crypto::verify(self.claimed.signer(), S::PURPOSE, &self.envelope.statement, &signature)
             .map_err(|_| S::BAD_SIGNATURE)?;
         Ok(self.claimed)

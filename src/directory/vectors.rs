@@ -1,5 +1,7 @@
-//! Test vectors of `proto/vectors/directory.json`: documents, and whether they count. Signatures are deterministic,
-//! so the file follows from the fixture. On failure, the test prints the file as it should be.
+//! Test vectors of `proto/vectors/directory.json`: documents and the outcomes of their verification.
+//!
+//! Signatures are deterministic, so the fixture determines the file. If the file differs, the test prints the expected
+//! file.
 
 use core::time::Duration;
 
@@ -72,8 +74,8 @@ fn consensus_case(
     expected: &str,
 ) -> Value {
     let authorities: Vec<_> = configured.iter().map(|number| key(*number).id().into()).collect();
-    let everyone: Vec<u16> = (100..110).collect();
-    let in_use = in_use.map(|valid_after| signed_by(&everyone, valid_after));
+    let all_authorities: Vec<u16> = (100..110).collect();
+    let in_use = in_use.map(|valid_after| signed_by(&all_authorities, valid_after));
     let previous = in_use
         .as_ref()
         .map(|signed| UnverifiedConsensus::decode(signed.as_bytes()).unwrap().verify_signatures(&authorities).unwrap());
@@ -110,16 +112,16 @@ fn consensuses() -> Vec<Value> {
 }
 
 #[test]
-fn the_vectors_hold() {
-    let wanted = json!({
+fn the_vector_file_equals_the_generated_documents() {
+    let expected = json!({
         "specification": "proto/07-directory.md sections 3 and 4",
         "descriptors": descriptors(),
         "consensuses": consensuses(),
     });
     let found: Value = serde_json::from_str(FILE).unwrap_or_default();
     assert!(
-        found == wanted,
+        found == expected,
         "proto/vectors/directory.json must be\n{}",
-        serde_json::to_string_pretty(&wanted).unwrap()
+        serde_json::to_string_pretty(&expected).unwrap()
     );
 }

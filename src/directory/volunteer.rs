@@ -1,9 +1,9 @@
-//! Volunteers: relays that can't be dialled, reached over channels that they keep to gateways.
+//! Documents of volunteers: relays that can't be dialled, and are reached over their channels to gateways.
 //!
-//! Contains a volunteer's statement about itself ([`VolunteerDescriptor`]), the directory's answer
-//! ([`Registration`]), the ranking of its gateways ([`gateway_ranking`]), the gateways' reports ([`Presence`]), and
-//! the resulting list ([`VolunteerList`]). Governed by `proto/07-directory.md`, "Volunteers". Volunteers can't choose
-//! their gateways, nor gateways their volunteers.
+//! Contains a volunteer's descriptor ([`VolunteerDescriptor`]), the directory's answer ([`Registration`]), the ranking
+//! of gateways ([`gateway_ranking`]), the gateways' reports ([`Presence`]), and the resulting list ([`VolunteerList`]).
+//! Governed by `proto/07-directory.md` §9. Threat addressed: volunteers can't choose their gateways, and gateways can't
+//! choose their volunteers.
 
 mod list;
 mod presence;
@@ -33,31 +33,31 @@ pub use registration::{Registration, RegistrationError};
 
 const MAX_FAMILY: usize = 8;
 
-/// A volunteer's profile, at most [`MAX_VOLUNTEER_PROFILE_LEN`] bytes when encoded. Prints its identity only.
+/// A volunteer's profile, at most [`MAX_VOLUNTEER_PROFILE_LEN`] bytes when encoded. `Debug` prints the identity only.
 #[derive(Clone, PartialEq, Eq)]
 pub struct VolunteerProfile {
-    /// Its long-term key.
+    /// The volunteer's long-term key.
     pub identity: RelayId,
-    /// Its current onion key.
+    /// The current onion key.
     pub onion_key: OnionPublic,
-    /// Relays and volunteers under the same control by its statement, at most 8.
+    /// Relays and volunteers of the same operator, at most 8.
     pub family: Vec<RelayId>,
-    /// Its operator, empty if not stated: at most 64 bytes of printable ASCII.
+    /// The operator, empty if not stated: at most 64 bytes of printable ASCII.
     pub operator: String,
-    /// The delegated requests that it performs; empty for none.
+    /// The delegated requests that the volunteer performs; empty for none.
     pub offer: Offer,
-    /// Its software: at most 32 bytes of printable ASCII.
+    /// The software and its version: at most 32 bytes of printable ASCII.
     pub version: String,
 }
 
 impl VolunteerProfile {
-    /// Its keys for a handshake.
+    /// The volunteer's keys for a handshake.
     #[must_use]
     pub fn keys(&self) -> RelayKeys {
         RelayKeys { identity: self.identity, onion_key: self.onion_key }
     }
 
-    /// Whether its encoding is within [`MAX_VOLUNTEER_PROFILE_LEN`].
+    /// Whether the encoding is within [`MAX_VOLUNTEER_PROFILE_LEN`].
     #[must_use]
     pub fn fits(&self) -> bool {
         self.encode().encoded_len() <= MAX_VOLUNTEER_PROFILE_LEN
@@ -67,7 +67,7 @@ impl VolunteerProfile {
         let Self { identity, onion_key, family, operator, offer, version } = self;
         ProfileFields { identity, onion_key, family, operator, offer, version }.check()?;
         require(family.len() <= MAX_FAMILY, "the family of a volunteer has more than 8 relays")?;
-        require(self.fits(), "the description of a volunteer has more than 400 bytes; reduce its offer or its family")
+        require(self.fits(), "the profile of a volunteer has more than 400 bytes; reduce its offer or its family")
     }
 
     fn encode(&self) -> schema::VolunteerProfile {
@@ -101,7 +101,7 @@ impl fmt::Debug for VolunteerProfile {
     }
 }
 
-/// A volunteer's statement about itself.
+/// A volunteer's descriptor.
 pub type VolunteerDescriptor = NodeDescriptor<VolunteerProfile>;
 /// A signed volunteer descriptor with an unverified signature.
 pub type UnverifiedVolunteer = UnverifiedStatement<VolunteerDescriptor>;

@@ -1,9 +1,9 @@
-//! The client of directories over HTTP: publishes a node's documents, fetches the consensus and the volunteer list.
+//! The client of directories over HTTP: publishes a node's documents, and fetches the consensus and the volunteer list.
 //!
-//! Owns the HTTP client, the entity tags and the cache file of the consensus. `directory::follow` has the choice of
-//! directory and the times. Driven by the node's calls or by [`DirectoryClient::follow`]. Governed by
-//! `proto/07-directory.md`, "HTTP". Directories are not trusted: lengths and times are capped. A consensus is accepted
-//! only with the authorities' signatures, and never replaced by an older one.
+//! Owns the HTTP client, the entity tags and the cache file of the consensus. `directory::follow` chooses the directory
+//! and the times. Driven by the node's calls or by [`DirectoryClient::follow`]. Governed by `proto/07-directory.md` §7.
+//! Directories are not trusted: lengths and times are capped. A consensus is accepted only with the authorities'
+//! signatures, and never replaced by an older one.
 
 mod document;
 
@@ -26,13 +26,13 @@ use crate::{
         http_client::{innermost_cause, read_at_most},
     },
 };
-use document::Paged;
+use document::FetchedBody;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 const POST_TIMEOUT: Duration = Duration::from_secs(15);
-/// Bytes read of a refusal's text.
+/// Maximum bytes of a refusal's text in an error.
 const MAX_REASON_LEN: usize = 200;
 /// Maximum bytes of the answer to a registration.
 const MAX_REGISTRATION_LEN: usize = 1 << 10;
@@ -40,15 +40,15 @@ const MAX_REGISTRATION_LEN: usize = 1 << 10;
 /// The directories to use and the authorities to trust.
 #[derive(Clone, Debug)]
 pub struct DirectoryConfig {
-    /// Base URLs of directories, `http` or `https`; tried in order.
+    /// Base URLs of directories, `http` or `https`, in the order of queries.
     pub directories: Vec<String>,
-    /// The authorities' keys; more than half of them must have signed a consensus.
+    /// The keys of the authorities. More than half of them must have signed a document.
     pub authorities: Vec<AuthorityId>,
     /// The cache file of the last consensus; `None` for no cache.
     pub cache: Option<PathBuf>,
 }
 
-/// The reason why a directory's answer is not used. The text names no host.
+/// The reason why a directory's answer is not used. The message contains no host except that of an invalid URL.
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     /// The configuration has no directory, or a URL that isn't `http` or `https`.
@@ -68,13 +68,13 @@ pub enum DirectoryError {
     NothingNewer,
     /// The directory answered "not modified" to a request without an entity tag.
     #[error("the directory answered \"not modified\" to an unconditional request")]
-    NotAsked,
+    UnexpectedNotModified,
     /// The directory refused the request, with a reason.
     #[error("the directory refused ({status}): {reason}")]
     Refused {
-        /// HTTP status code.
+        /// The HTTP status code.
         status: u16,
-        /// The directory's text, shortened, without control characters.
+        /// The directory's text, truncated to 200 bytes, without control characters.
         reason: String,
     },
     /// The answer exceeds the maximum length of such a document.
@@ -83,7 +83,7 @@ pub enum DirectoryError {
     /// The document is invalid.
     #[error("{name}: {error}")]
     Document {
-        /// The name of its kind.
+        /// The kind of document.
         name: &'static str,
         /// The reason.
         error: DocumentError,
@@ -106,12 +106,13 @@ impl From<reqwest::Error> for DirectoryError {
 pub struct DirectoryClient {
     http: Client,
     directories: Vec<Directory>,
-    /// The index of the directory to try first.
+    /// The index of the first directory in the next round.
     preferred: usize,
     authorities: Vec<AuthorityId>,
     cache: Option<PathBuf>,
 }
 
+/// The URLs of one directory.
 struct Directory {
     consensus: DocumentUrl,
     volunteers: DocumentUrl,
@@ -120,7 +121,7 @@ struct Directory {
     presence: Url,
 }
 
-/// The URL of a document.
+/// A document that the directory serves.
 struct DocumentUrl {
     url: Url,
     /// The entity tag of the document in use.
@@ -138,7 +139,7 @@ impl DirectoryClient {
         if directories.is_empty() {
             return Err(DirectoryError::Url(String::new()));
         }
-        // No proxy from the environment and no redirects: only the configured addresses count.
+        // A proxy of the environment or a redirect would reveal the requests to other hosts.
         let http = Client::builder()
             .no_proxy()
             .redirect(redirect::Policy::none())
@@ -167,12 +168,12 @@ impl DirectoryClient {
         }
     }
 
-    /// Fetches a newer consensus than `in_use` from the first directory that has one, and writes it to the cache
-    /// file. `None` if `in_use` is still fresh and a directory has no newer one. If `in_use` is no longer fresh, a
-    /// directory without a newer one counts as failed; otherwise it could keep clients on an old list.
+    /// Fetches a newer consensus than `in_use`, and writes it to the cache file. Queries the directories in order until
+    /// one succeeds. `None` if that directory has no newer consensus, and `in_use` is still fresh. If `in_use` is no
+    /// longer fresh, an answer without a newer consensus is a failure.
     ///
     /// # Errors
-    /// When all directories failed: the last one's error.
+    /// When all directories failed: the error of the last one.
     pub async fn fetch(
         &mut self,
         now: WallTime,
@@ -181,10 +182,10 @@ impl DirectoryClient {
         self.fetch_document(now, in_use).await
     }
 
-    /// Fetches a newer volunteer list than `in_use`, by the same rules. The list is not cached.
+    /// Fetches a newer volunteer list than `in_use`, as [`Self::fetch`] does. The list is not cached.
     ///
     /// # Errors
-    /// When all directories failed: the last one's error.
+    /// When all directories failed: the error of the last one.
     pub async fn fetch_volunteers(
         &mut self,
         now: WallTime,
@@ -193,7 +194,7 @@ impl DirectoryClient {
         self.fetch_document(now, in_use).await
     }
 
-    async fn fetch_document<B: Paged>(
+    async fn fetch_document<B: FetchedBody>(
         &mut self,
         now: WallTime,
         in_use: Option<&Document<B>>,
@@ -211,33 +212,33 @@ impl DirectoryClient {
     /// Sends a signed descriptor to every directory.
     ///
     /// # Errors
-    /// When no directory accepts it: the last one's error.
+    /// When no directory accepts the descriptor: the error of the last one.
     pub async fn publish(&self, descriptor: &[u8]) -> Result<(), DirectoryError> {
         self.post_to_all(|directory| &directory.descriptor, descriptor).await.map(drop)
     }
 
-    /// Registers a signed volunteer with every directory. The same bytes again query the state of the registration.
-    /// Returns the first answer.
+    /// Sends a volunteer's signed descriptor to every directory, and returns the first answer. A repeated call returns
+    /// the current gateways.
     ///
     /// # Errors
-    /// When no directory accepts it: the last one's error.
+    /// When no directory accepts the descriptor: the error of the last one.
     pub async fn register(&self, volunteer: &[u8]) -> Result<Registration, DirectoryError> {
         let response = self.post_to_all(|directory| &directory.volunteer, volunteer).await?;
         let bytes = read_at_most(response, MAX_REGISTRATION_LEN).await?.ok_or(DirectoryError::TooLong)?;
         Ok(Registration::decode(&bytes)?)
     }
 
-    /// Sends a gateway's signed report to every directory; returns the first answer.
+    /// Sends a gateway's signed report to every directory, and returns the first answer.
     ///
     /// # Errors
-    /// When no directory accepts it: the last one's error.
+    /// When no directory accepts the report: the error of the last one.
     pub async fn report(&self, presence: &[u8]) -> Result<Counted, DirectoryError> {
         let response = self.post_to_all(|directory| &directory.presence, presence).await?;
         let bytes = read_at_most(response, MAX_COUNTED_LEN).await?.ok_or(DirectoryError::TooLong)?;
         Ok(Counted::decode(&bytes)?)
     }
 
-    /// Posts `body` to every directory; returns the first success or the last failure.
+    /// Posts `body` to every directory. Returns the first success, or else the last failure.
     async fn post_to_all(&self, url: impl Fn(&Directory) -> &Url, body: &[u8]) -> Result<Response, DirectoryError> {
         let mut outcome = Err(DirectoryError::NoneYet);
         for directory in &self.directories {
@@ -254,9 +255,9 @@ impl DirectoryClient {
         outcome
     }
 
-    /// Keeps `consensus` up to date until its receivers are gone: the cached one at once, then a new one whenever the
-    /// current one is no longer fresh. While no directory answers, the current one stays; its users check whether it
-    /// has expired.
+    /// Sends the cached consensus to `consensus`, then fetches and sends a new one whenever the current one is no
+    /// longer fresh. Ends when all receivers are dropped. While fetches fail, the current consensus stays, even if it
+    /// expires.
     pub async fn follow<R: CryptoRng + Send>(
         self,
         consensus: watch::Sender<Option<Arc<Consensus>>>,
@@ -267,7 +268,7 @@ impl DirectoryClient {
         self.follow_document(in_use, consensus, clock, rng).await;
     }
 
-    /// Keeps `list` up to date in the same way, without a cached one at the start.
+    /// Fetches the volunteer list and sends it to `list`, as [`Self::follow`] does, but without a cache.
     pub async fn follow_volunteers<R: CryptoRng + Send>(
         self,
         list: watch::Sender<Option<Arc<VolunteerList>>>,
@@ -277,7 +278,7 @@ impl DirectoryClient {
         self.follow_document(None, list, clock, rng).await;
     }
 
-    async fn follow_document<B: Paged, R: CryptoRng + Send>(
+    async fn follow_document<B: FetchedBody, R: CryptoRng + Send>(
         mut self,
         in_use: Option<Document<B>>,
         sender: watch::Sender<Option<Arc<Document<B>>>>,
@@ -313,43 +314,43 @@ impl DirectoryClient {
         }
     }
 
-    async fn fetch_from<B: Paged>(
+    async fn fetch_from<B: FetchedBody>(
         &mut self,
         index: usize,
         now: WallTime,
         in_use: Option<&Document<B>>,
     ) -> Result<Option<Document<B>>, DirectoryError> {
         let Some(directory) = self.directories.get_mut(index) else { return Err(DirectoryError::NoneYet) };
-        let page = B::page(directory);
-        let mut request = self.http.get(page.url.clone());
-        let known = page.etag.as_ref().filter(|_| in_use.is_some());
-        let asked = known.is_some();
+        let resource = B::resource(directory);
+        let mut request = self.http.get(resource.url.clone());
+        let known = resource.etag.as_ref().filter(|_| in_use.is_some());
+        let is_conditional = known.is_some();
         if let Some(etag) = known {
             request = request.header(header::IF_NONE_MATCH, etag.clone());
         }
         let response = request.send().await?;
         match response.status() {
             StatusCode::OK => {}
-            StatusCode::NOT_MODIFIED if asked => return Ok(None),
-            StatusCode::NOT_MODIFIED => return Err(DirectoryError::NotAsked),
+            StatusCode::NOT_MODIFIED if is_conditional => return Ok(None),
+            StatusCode::NOT_MODIFIED => return Err(DirectoryError::UnexpectedNotModified),
             StatusCode::NOT_FOUND => return Err(DirectoryError::NoneYet),
             _ => return Err(refusal(response).await),
         }
         let etag = response.headers().get(header::ETAG).cloned();
         let bytes = read_at_most(response, B::MAX_LEN).await?.ok_or(DirectoryError::TooLong)?;
         let document = verify(&bytes, &self.authorities, now, in_use)?;
-        page.etag = etag;
+        resource.etag = etag;
         if in_use.is_some_and(|in_use| in_use.digest() == document.digest()) {
             return Ok(None);
         }
-        if B::IS_KEPT {
-            self.keep(bytes).await;
+        if B::IS_STORED {
+            self.write_cache(bytes).await;
         }
         Ok(Some(document))
     }
 
-    /// Writes the consensus to the cache file. On failure, the consensus is used all the same.
-    async fn keep(&self, bytes: Vec<u8>) {
+    /// Writes the consensus to the cache file. A failure is logged, and the consensus is used nevertheless.
+    async fn write_cache(&self, bytes: Vec<u8>) {
         let Some(path) = self.cache.clone() else { return };
         match tokio::task::spawn_blocking(move || write_atomically(&path, &bytes)).await {
             Ok(Ok(())) => {}
@@ -368,10 +369,10 @@ impl Directory {
             url.path_segments_mut().map_err(|()| bad())?.pop_if_empty().extend(["v1", path]);
             Ok(url)
         };
-        let page = |path| Ok::<_, DirectoryError>(DocumentUrl { url: join(path)?, etag: None });
+        let resource = |path| Ok::<_, DirectoryError>(DocumentUrl { url: join(path)?, etag: None });
         Ok(Self {
-            consensus: page(ConsensusBody::PATH)?,
-            volunteers: page(VolunteerListBody::PATH)?,
+            consensus: resource(ConsensusBody::PATH)?,
+            volunteers: resource(VolunteerListBody::PATH)?,
             descriptor: join("descriptor")?,
             volunteer: join("volunteer")?,
             presence: join("presence")?,
@@ -379,7 +380,7 @@ impl Directory {
     }
 }
 
-/// The document of these bytes, if it counts at `now`.
+/// Decodes and verifies a document at the time `now`.
 fn verify<B: DocumentKind>(
     bytes: &[u8],
     authorities: &[AuthorityId],
@@ -390,11 +391,12 @@ fn verify<B: DocumentKind>(
     document.map_err(|error| DirectoryError::Document { name: B::NAME, error })
 }
 
+/// The error of a response with another status than expected.
 async fn refusal(mut response: Response) -> DirectoryError {
     let status = response.status().as_u16();
     let chunk = response.chunk().await.ok().flatten().unwrap_or_default();
     let text = String::from_utf8_lossy(chunk.get(..MAX_REASON_LEN).unwrap_or(&chunk)).into_owned();
-    let reason = text.chars().filter(|letter| !letter.is_control()).collect();
+    let reason = text.chars().filter(|character| !character.is_control()).collect();
     DirectoryError::Refused { status, reason }
 }
 

@@ -1,19 +1,20 @@
-//! The HTTP server of a directory: accepts descriptors, volunteers and gateways' reports; serves consensus and
-//! volunteer list.
+//! The HTTP server of a directory: accepts descriptors, registrations of volunteers and reports of gateways; serves
+//! the consensus and the volunteer list.
 //!
 //! | request | answer |
 //! |---|---|
 //! | `POST /v1/descriptor`, a signed descriptor | 202, or 400 with the reason as text |
-//! | `POST /v1/volunteer`, a signed volunteer | 200 with its registration, 503 when all places are taken, or 400 |
-//! | `POST /v1/presence`, a gateway's signed report | 200 with the volunteers that it counts for, or 400 |
-//! | `GET /v1/consensus` | 200 with a signed consensus and its `ETag`; 304; 404 before there is one |
+//! | `POST /v1/volunteer`, a volunteer's signed descriptor | 200 with the registration, 503 at the cap, or 400 |
+//! | `POST /v1/presence`, a gateway's signed report | 200 with the volunteers for which it counts, or 400 |
+//! | `GET /v1/consensus` | 200 with a signed consensus and its `ETag`; 304; 404 before the first one |
 //! | `GET /v1/volunteers` | the same for the signed volunteer list |
-//! | others | those of [`crate::web`], if the pages are served |
+//! | others | the answer of [`crate::web`], if the pages are served |
 //!
-//! CORS admits pages of any origin, because all of it is public.
+//! Every POST is answered with 503 while the queue for the authority is full, and with 413 if its body is too long.
+//! CORS admits pages of any origin, because all documents are public.
 //!
 //! Owns the HTTP side and the task that drives an [`Authority`] ([`run_authority`]). Governed by
-//! `proto/07-directory.md`, "HTTP". Against floods, connections, bodies and times are capped. Peers' addresses are
+//! `proto/07-directory.md` §7. Floods are bounded by caps on connections, bodies and times. Peers' addresses are
 //! neither read nor logged.
 //!
 //! [`Authority`]: crate::directory::Authority
@@ -56,19 +57,20 @@ use crate::{
 
 pub use service::{Prover, run_authority};
 
-/// Maximum bytes of a request's body.
+/// Maximum bytes of a request's content.
 const MAX_BODY_LEN: usize = 64 << 10;
-/// Concurrent connections; further ones wait in the backlog. Each serves one request, because a client returns after
-/// an interval at the earliest.
+/// Cap on TCP connections; further ones wait in the listener's backlog. Each connection serves one request, because a
+/// client sends the next one after an interval at the earliest.
 const MAX_CONNECTIONS: usize = 512;
-/// Submissions queued for the authority; further ones get status 503.
+/// Cap on submissions queued for the authority; further ones are answered with 503.
 const MAX_SUBMISSIONS: usize = 256;
-/// How long a browser may cache the CORS preflight (`Access-Control-Max-Age`).
+/// Time for which a browser may cache the answer to a CORS preflight (`Access-Control-Max-Age`).
 const CORS_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// Time limit of a connection, against clients that read the answer slowly.
+/// Time limit of a connection, for clients that read the answer slowly.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(180);
+/// Pause after a failed `accept`.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A submission for the authority, with the channel for its answer.
@@ -76,7 +78,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub enum Submission {
     /// A signed descriptor.
     Descriptor(Bytes, oneshot::Sender<Result<(), DescriptorError>>),
-    /// A signed volunteer.
+    /// A volunteer's signed descriptor.
     Volunteer(Bytes, oneshot::Sender<Result<Registration, DescriptorError>>),
     /// A gateway's signed report.
     Presence(Bytes, oneshot::Sender<Result<Counted, PresenceError>>),
@@ -86,13 +88,13 @@ pub enum Submission {
 #[derive(Clone)]
 pub struct DirectoryServer {
     submissions: mpsc::Sender<Submission>,
-    consensus: Arc<Shelf>,
-    volunteers: Arc<Shelf>,
+    consensus: Arc<Publication>,
+    volunteers: Arc<Publication>,
     web: Option<Router>,
 }
 
 /// The current document of one kind.
-type Shelf = watch::Sender<Option<Served>>;
+type Publication = watch::Sender<Option<Served>>;
 
 #[derive(Clone)]
 struct Served {
@@ -101,15 +103,15 @@ struct Served {
 }
 
 impl DirectoryServer {
-    /// A directory without a consensus yet, and the receiver of its submissions.
+    /// A server without documents, and the receiver of its submissions.
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<Submission>) {
         let (submissions, receiver) = mpsc::channel(MAX_SUBMISSIONS);
-        let shelf = || Arc::new(watch::Sender::new(None));
-        (Self { submissions, consensus: shelf(), volunteers: shelf(), web: None }, receiver)
+        let publication = || Arc::new(watch::Sender::new(None));
+        (Self { submissions, consensus: publication(), volunteers: publication(), web: None }, receiver)
     }
 
-    /// Adds `web` as the router for all other paths.
+    /// Sets the router for all other paths.
     #[must_use]
     pub(crate) fn with_web(mut self, web: Router) -> Self {
         self.web = Some(web);
@@ -118,18 +120,18 @@ impl DirectoryServer {
 
     /// Sets the consensus to serve.
     pub fn publish(&self, consensus: &SignedConsensus) {
-        put(&self.consensus, consensus.as_bytes());
+        publish_document(&self.consensus, consensus.as_bytes());
     }
 
     /// Sets the volunteer list to serve.
     pub fn publish_volunteers(&self, list: &SignedVolunteerList) {
-        put(&self.volunteers, list.as_bytes());
+        publish_document(&self.volunteers, list.as_bytes());
     }
 
-    /// Accepts connections on `listener` and answers their requests, until dropped.
+    /// Accepts connections on `listener` and answers their requests, until the future is dropped.
     ///
     /// # Errors
-    /// Never; after a failed `accept` it pauses and retries.
+    /// Never in practice: a failed `accept` is retried after a pause.
     pub async fn serve(self, listener: TcpListener) -> io::Result<Infallible> {
         let router = self.router();
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -140,7 +142,7 @@ impl DirectoryServer {
                     let router = router.clone();
                     tokio::spawn(async move {
                         let _permit = permit;
-                        // An error of a peer's connection needs no action.
+                        // A failed connection of a peer needs no action.
                         _ = timeout(CONNECTION_TIMEOUT, serve_connection(socket, router)).await;
                     });
                 }
@@ -161,11 +163,11 @@ impl DirectoryServer {
             .expose_headers([header::ETAG])
             .max_age(CORS_AGE);
         Router::new()
-            .route("/v1/descriptor", post(take_descriptor))
-            .route("/v1/volunteer", post(take_volunteer))
-            .route("/v1/presence", post(take_presence))
-            .route("/v1/consensus", get(give_consensus))
-            .route("/v1/volunteers", get(give_volunteers))
+            .route("/v1/descriptor", post(post_descriptor))
+            .route("/v1/volunteer", post(post_volunteer))
+            .route("/v1/presence", post(post_presence))
+            .route("/v1/consensus", get(get_consensus))
+            .route("/v1/volunteers", get(get_volunteers))
             .route_layer(cors)
             .route_layer(map_response(close))
             .layer(DefaultBodyLimit::disable())
@@ -173,7 +175,7 @@ impl DirectoryServer {
             .layer(CompressionLayer::new())
             .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_TIMEOUT))
             .with_state(self)
-            // Merged without these layers: the pages' router accepts small requests only and serves compressed files.
+            // The pages' router is merged without these layers, because it has its own limits and compressed files.
             .merge(web)
     }
 
@@ -183,23 +185,23 @@ impl DirectoryServer {
         body: Bytes,
         submission: impl FnOnce(Bytes, oneshot::Sender<T>) -> Submission,
     ) -> Option<T> {
-        let (answer, verdict) = oneshot::channel();
-        self.submissions.try_send(submission(body, answer)).ok()?;
-        verdict.await.ok()
+        let (sender, answer) = oneshot::channel();
+        self.submissions.try_send(submission(body, sender)).ok()?;
+        answer.await.ok()
     }
 }
 
-fn put(shelf: &Shelf, document: &[u8]) {
+fn publish_document(publication: &Publication, document: &[u8]) {
     let document = Bytes::copy_from_slice(document);
-    // A weak tag, because it is the same for every compression.
+    // A weak tag, because it is the same for all content encodings (RFC 9110 §8.8.1).
     let etag = format!("W/\"{}\"", HEXLOWER.encode(&sha256(&document)));
     match HeaderValue::try_from(etag) {
-        Ok(etag) => _ = shelf.send_replace(Some(Served { document, etag })),
-        Err(error) => tracing::error!(%error, "can't compute the entity tag; not serving a document"),
+        Ok(etag) => _ = publication.send_replace(Some(Served { document, etag })),
+        Err(error) => tracing::error!(%error, "can't compute the entity tag; the document is not served"),
     }
 }
 
-/// Closes the connection after its response, so that no client holds one between requests.
+/// Closes the connection after the response, so that idle clients hold no connection.
 async fn close(mut response: Response) -> Response {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
@@ -214,7 +216,7 @@ async fn serve_connection(socket: TcpStream, router: Router) -> hyper::Result<()
         .await
 }
 
-async fn take_descriptor(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
+async fn post_descriptor(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
     match directory.submit(body, Submission::Descriptor).await {
         Some(Ok(())) => {
             (StatusCode::ACCEPTED, "accepted; the relay is listed after the proof of its addresses").into_response()
@@ -224,16 +226,16 @@ async fn take_descriptor(State(directory): State<DirectoryServer>, body: Bytes) 
     }
 }
 
-async fn take_volunteer(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
+async fn post_volunteer(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
     match directory.submit(body, Submission::Volunteer).await {
         Some(Ok(registration)) => (DOCUMENT, registration.encode()).into_response(),
-        // Places become free from one interval to the next.
+        // The authority evicts volunteers each interval, so a later try may succeed.
         Some(Err(DescriptorError::Full)) | None => busy(),
         Some(Err(error)) => refused(&error),
     }
 }
 
-async fn take_presence(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
+async fn post_presence(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
     match directory.submit(body, Submission::Presence).await {
         Some(Ok(counted)) => (DOCUMENT, counted.encode()).into_response(),
         Some(Err(error)) => refused(&error),
@@ -251,25 +253,26 @@ fn busy() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, "the directory is busy; try again later").into_response()
 }
 
-async fn give_consensus(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
-    give(&directory.consensus, &headers, "no consensus yet: not enough relays have registered")
+async fn get_consensus(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
+    serve_document(&directory.consensus, &headers, "no consensus yet: not enough relays have registered")
 }
 
-async fn give_volunteers(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
-    give(&directory.volunteers, &headers, "no volunteer list yet: there is no consensus")
+async fn get_volunteers(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
+    serve_document(&directory.volunteers, &headers, "no volunteer list yet: there is no consensus")
 }
 
-fn give(shelf: &Shelf, headers: &HeaderMap, none_yet: &'static str) -> Response {
-    let Some(served) = shelf.borrow().clone() else { return (StatusCode::NOT_FOUND, none_yet).into_response() };
+/// The document, 304 if the request has its entity tag, or 404 with the text `none_yet`.
+fn serve_document(publication: &Publication, headers: &HeaderMap, none_yet: &'static str) -> Response {
+    let Some(served) = publication.borrow().clone() else { return (StatusCode::NOT_FOUND, none_yet).into_response() };
     let tag = [(header::ETAG, served.etag.clone()), (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))];
-    if headers.get_all(header::IF_NONE_MATCH).iter().any(|value| names(value, &served.etag)) {
+    if headers.get_all(header::IF_NONE_MATCH).iter().any(|value| matches_etag(value, &served.etag)) {
         return (StatusCode::NOT_MODIFIED, tag).into_response();
     }
     (tag, DOCUMENT, served.document).into_response()
 }
 
-/// Whether an `If-None-Match` value (RFC 9110 §13.1.2) contains `etag`, compared weakly.
-fn names(value: &HeaderValue, etag: &HeaderValue) -> bool {
+/// Whether an `If-None-Match` value (RFC 9110 §13.1.2) contains `etag`, by weak comparison.
+fn matches_etag(value: &HeaderValue, etag: &HeaderValue) -> bool {
     let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
     let (Ok(value), Ok(etag)) = (value.to_str(), etag.to_str()) else { return false };
     value.trim() == "*" || value.split(',').any(|tag| opaque(tag) == opaque(etag))

@@ -1,7 +1,8 @@
 //! The persistent store of a directory authority.
 //!
 //! [`AuthorityStore`] is a trait, so that a directory of several machines can use another implementation. [`FileStore`] stores
-//! all in one file (`redb`). The authority's core decides what to store ([`crate::directory::AuthorityEvent`]).
+//! all records in one file (`redb`). The authority's core requests the changes
+//! ([`crate::directory::AuthorityEvent`]).
 
 use std::path::{Path, PathBuf};
 
@@ -25,40 +26,40 @@ pub struct StoreError {
 /// One change of the stored records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Stores this record of a relay, replacing its previous one.
-    Remember {
+    /// Stores the record of a relay in place of the previous one.
+    Put {
         /// The relay.
         relay: RelayId,
         /// The record.
         record: Vec<u8>,
     },
-    /// Deletes a relay's record.
-    Forget(RelayId),
-    /// Stores this consensus, replacing the previous one.
+    /// Deletes the record of a relay.
+    Delete(RelayId),
+    /// Stores the consensus in place of the previous one.
     Publish(Vec<u8>),
 }
 
 /// The stored records of an authority.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct StoredRecords {
     /// The records of relays.
     pub relays: Vec<Vec<u8>>,
     /// The last consensus.
     pub consensus: Option<Vec<u8>>,
 }
 
-/// Stores an authority's records. Its methods block.
+/// Persistent storage of an authority's records. The methods block.
 pub trait AuthorityStore: Send + Sync + 'static {
     /// Reads all records.
     ///
     /// # Errors
-    /// When they can't be read.
-    fn load(&self) -> Result<Kept, StoreError>;
+    /// When the records can't be read.
+    fn load(&self) -> Result<StoredRecords, StoreError>;
 
-    /// Applies the changes in order, all or none; they are durable when this returns.
+    /// Applies all changes in order, or none of them. The changes are durable when the call returns.
     ///
     /// # Errors
-    /// When they can't be written.
+    /// When the changes can't be written.
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError>;
 }
 
@@ -69,10 +70,10 @@ pub struct FileStore {
 }
 
 impl FileStore {
-    /// Opens the store in the file at `path`; creates it if absent.
+    /// Opens the store in the file at `path`. Creates the file if absent.
     ///
     /// # Errors
-    /// When the file can't be created, is no store, or is open in another process.
+    /// When the file can't be created, is not a store, or is already open.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         match Database::create(path) {
             Ok(database) => Ok(Self { path: path.to_owned(), database }),
@@ -80,24 +81,24 @@ impl FileStore {
         }
     }
 
-    fn read(&self) -> Result<Kept, redb::Error> {
+    fn read(&self) -> Result<StoredRecords, redb::Error> {
         let transaction = self.database.begin_read()?;
-        let mut kept = Kept::default();
+        let mut stored = StoredRecords::default();
         match transaction.open_table(RELAYS) {
             Ok(relays) => {
                 for entry in relays.iter()? {
-                    kept.relays.push(entry?.1.value().to_vec());
+                    stored.relays.push(entry?.1.value().to_vec());
                 }
             }
             Err(TableError::TableDoesNotExist(_)) => {}
             Err(error) => return Err(error.into()),
         }
         match transaction.open_table(DOCUMENTS) {
-            Ok(documents) => kept.consensus = documents.get(CONSENSUS)?.map(|value| value.value().to_vec()),
+            Ok(documents) => stored.consensus = documents.get(CONSENSUS)?.map(|value| value.value().to_vec()),
             Err(TableError::TableDoesNotExist(_)) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(kept)
+        Ok(stored)
     }
 
     fn write(&self, changes: &[Change]) -> Result<(), redb::Error> {
@@ -107,10 +108,10 @@ impl FileStore {
             let mut documents = transaction.open_table(DOCUMENTS)?;
             for change in changes {
                 match change {
-                    Change::Remember { relay, record } => {
+                    Change::Put { relay, record } => {
                         relays.insert(relay.as_bytes(), record.as_slice())?;
                     }
-                    Change::Forget(relay) => {
+                    Change::Delete(relay) => {
                         relays.remove(relay.as_bytes())?;
                     }
                     Change::Publish(consensus) => {
@@ -129,7 +130,7 @@ impl FileStore {
 }
 
 impl AuthorityStore for FileStore {
-    fn load(&self) -> Result<Kept, StoreError> {
+    fn load(&self) -> Result<StoredRecords, StoreError> {
         self.read().map_err(self.failed("read it"))
     }
 
@@ -146,24 +147,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_there_after_a_restart() {
+    fn written_records_are_read_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("directory.redb");
         let relay = |number| RelayId::from_bytes([number; 32]);
-        let remember = |number, record: &[u8]| Change::Remember { relay: relay(number), record: record.to_vec() };
+        let put = |number, record: &[u8]| Change::Put { relay: relay(number), record: record.to_vec() };
         {
             let store = FileStore::open(&path).unwrap();
-            assert_eq!(store.load().unwrap(), Kept::default());
-            store.apply(&[remember(1, b"one"), remember(2, b"two"), Change::Publish(b"first".to_vec())]).unwrap();
-            store.apply(&[remember(1, b"uno"), Change::Forget(relay(2)), Change::Publish(b"second".to_vec())]).unwrap();
+            assert_eq!(store.load().unwrap(), StoredRecords::default());
+            store.apply(&[put(1, b"one"), put(2, b"two"), Change::Publish(b"first".to_vec())]).unwrap();
+            store.apply(&[put(1, b"uno"), Change::Delete(relay(2)), Change::Publish(b"second".to_vec())]).unwrap();
             store.apply(&[]).unwrap();
         }
-        let kept = FileStore::open(&path).unwrap().load().unwrap();
-        assert_eq!(kept, Kept { relays: vec![b"uno".to_vec()], consensus: Some(b"second".to_vec()) });
+        let stored = FileStore::open(&path).unwrap().load().unwrap();
+        assert_eq!(stored, StoredRecords { relays: vec![b"uno".to_vec()], consensus: Some(b"second".to_vec()) });
     }
 
     #[test]
-    fn a_file_that_is_no_store_is_refused_with_its_path() {
+    fn a_file_that_is_not_a_store_is_refused_with_its_path() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("directory.redb");
         std::fs::write(&path, b"something else entirely").unwrap();
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_is_open_in_one_place_only() {
+    fn a_store_cannot_be_opened_twice() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("directory.redb");
         let _open = FileStore::open(&path).unwrap();

@@ -2,11 +2,11 @@
 
 use crate::delegated::Block;
 
-/// Bytes of a page that are searched for the signs.
+/// Maximum bytes of a page that are searched.
 const MAX_BYTES: usize = 64 * 1024;
 
-/// Text of CAPTCHA pages, in lower case.
-const SIGNS: &[&str] = &[
+/// Texts of CAPTCHA pages, in lower case.
+const CAPTCHA_TEXTS: &[&str] = &[
     "captcha",
     "cf-challenge",
     "challenge-platform",
@@ -19,19 +19,19 @@ const SIGNS: &[&str] = &[
     "sorry/index",
 ];
 
-/// The kind of block, if `status` or a page without an answer indicates one.
+/// The kind of block that `status` and `body` indicate, if any.
 pub(super) fn by_status(status: u16, body: &[u8]) -> Option<Block> {
     match status {
-        401 | 403 | 405 | 503 if asks(body) => Some(Block::Captcha),
+        401 | 403 | 405 | 503 if is_captcha(body) => Some(Block::Captcha),
         429 => Some(Block::TooManyRequests),
         403 => Some(Block::Forbidden),
         _ => None,
     }
 }
 
-/// Whether `body` is a CAPTCHA page.
-pub(super) fn asks(body: &[u8]) -> bool {
+/// Whether `body` looks like a CAPTCHA page.
+pub(super) fn is_captcha(body: &[u8]) -> bool {
     let page = body.get(..MAX_BYTES.min(body.len())).unwrap_or_default();
     let page = String::from_utf8_lossy(page).to_ascii_lowercase();
-    page.contains('<') && SIGNS.iter().any(|sign| page.contains(sign))
+    page.contains('<') && CAPTCHA_TEXTS.iter().any(|text| page.contains(text))
 }

@@ -1,8 +1,8 @@
-//! OpenSearch 1.1 description documents, with extensions.
+//! Parser of OpenSearch 1.1 description documents, with extensions.
 //!
-//! A description comes from an operator's file or from a URL that the operator configures. The caps apply to both,
-//! because the content of a URL may change. Formats of answers other than RSS, Atom and SearXNG's JSON are described
-//! by extension elements (`urn:umbel:engine`), which other readers ignore:
+//! A description is an operator's file, or the document at a URL that the operator configures. The caps apply to both,
+//! because the document at a URL may change. Extension elements (`urn:umbel:engine`) describe formats of answers other
+//! than RSS, Atom, SearXNG's JSON and suggestions. Other software ignores them:
 //!
 //! ```xml
 //! <umbel:engine name="wikipedia"/>
@@ -17,37 +17,37 @@ use std::mem;
 use super::html::{Selectors, selector};
 use super::{
     AnswerFormat, DescriptionError, Engine, MAX_DESCRIPTION_LEN,
-    description_error::{OPENSEARCH, OURS},
+    description_error::{EXTENSION, OPENSEARCH},
     json::{Mapping, Pattern, pointer},
     parser::xml::walk,
     template::{Languages, Template},
-    xml::{Attributes, Piece, XmlError},
+    xml::{Attributes, XmlError, XmlEvent},
 };
 use crate::{
     base::Counter as _,
     delegated::{EngineName, text, url::Url},
 };
 
-/// Largest number of `Url`, `Language` and `results` elements, of each; the rest is ignored.
+/// Maximum number of `Url` elements, of `Language` elements and of `results` elements. Further ones are ignored.
 const MAX_ELEMENTS: usize = 64;
-/// Longest title in characters.
+/// Maximum characters of a title.
 const MAX_TITLE: usize = 60;
 
 impl Engine {
-    /// Parses a description for a page. Results in HTML are ignored, because a page can't bound their tree.
+    /// Parses a description for an exit in a page. Formats in HTML are ignored, because a page can't bound the tree of
+    /// an HTML document.
     ///
     /// # Errors
-    /// As [`Self::describe`], and when no other format is left.
+    /// As [`Self::describe`], and when HTML is the only format.
     pub fn describe_for_page(document: &[u8], name: Option<EngineName>) -> Result<Self, DescriptionError> {
         DescriptionParser::of(document)?.engine(None, name, false)
     }
 
-    /// Parses a description. `origin` is the URL that it was fetched from, if any, and `name` the operator's name for
-    /// the engine. Without `name`, the name is the one in the description, or the letters and digits of its short
-    /// name.
+    /// Parses a description. `origin` is the URL of the document, if it was fetched. `name` is the operator's name for
+    /// the engine. Its default is the name in the description, or else the letters and digits of the short name.
     ///
     /// # Errors
-    /// When it is no valid description, or no format of its results is supported.
+    /// When the description is invalid, or contains no supported format.
     #[cfg(feature = "native")]
     pub fn describe(document: &[u8], origin: Option<&Url>, name: Option<EngineName>) -> Result<Self, DescriptionError> {
         DescriptionParser::of(document)?.engine(origin, name, true)
@@ -59,8 +59,8 @@ impl Engine {
 struct DescriptionParser {
     depth: usize,
     is_description: bool,
-    /// The element whose text is being parsed.
-    text: Option<TextOf>,
+    /// The open element, if its text is used.
+    text: Option<TextElement>,
     short_name: String,
     language: String,
     languages: Vec<String>,
@@ -70,7 +70,7 @@ struct DescriptionParser {
 }
 
 #[derive(Clone, Copy)]
-enum TextOf {
+enum TextElement {
     ShortName,
     Language,
 }
@@ -98,36 +98,36 @@ impl DescriptionParser {
             return Err(DescriptionError::TooLong);
         }
         let document = str::from_utf8(document).map_err(|_| XmlError::Encoding)?;
-        let mut read = Self::default();
-        walk(document.trim_start_matches('\u{feff}').trim_start(), |piece| read.piece(piece))?;
-        Ok(read)
+        let mut parser = Self::default();
+        walk(document.trim_start_matches('\u{feff}').trim_start(), |event| parser.handle_event(event))?;
+        Ok(parser)
     }
 
-    fn piece(&mut self, piece: Piece<'_>) {
-        match piece {
-            Piece::Open { namespace, name, attributes } => {
+    fn handle_event(&mut self, event: XmlEvent<'_>) {
+        match event {
+            XmlEvent::Open { namespace, name, attributes } => {
                 self.depth.increment();
                 self.text = None;
                 match (self.depth, namespace, name) {
                     (1, OPENSEARCH, "OpenSearchDescription") => self.is_description = true,
-                    (2, OPENSEARCH, "ShortName") => self.text = Some(TextOf::ShortName),
-                    (2, OPENSEARCH, "Language") => self.text = Some(TextOf::Language),
+                    (2, OPENSEARCH, "ShortName") => self.text = Some(TextElement::ShortName),
+                    (2, OPENSEARCH, "Language") => self.text = Some(TextElement::Language),
                     (2, OPENSEARCH, "Url") if self.urls.len() < MAX_ELEMENTS => {
                         self.urls.extend(UrlElement::read(attributes));
                     }
-                    (2, OURS, "engine") => self.name = attributes.value("name"),
-                    (2, OURS, "results") if self.results.len() < MAX_ELEMENTS => {
+                    (2, EXTENSION, "engine") => self.name = attributes.value("name"),
+                    (2, EXTENSION, "results") if self.results.len() < MAX_ELEMENTS => {
                         self.results.push(ResultsElement::read(attributes));
                     }
                     _ => {}
                 }
             }
-            Piece::Text(text) => match self.text {
-                Some(TextOf::ShortName) => self.short_name.push_str(text),
-                Some(TextOf::Language) => self.language.push_str(text),
+            XmlEvent::Text(text) => match self.text {
+                Some(TextElement::ShortName) => self.short_name.push_str(text),
+                Some(TextElement::Language) => self.language.push_str(text),
                 None => {}
             },
-            Piece::Close => {
+            XmlEvent::Close => {
                 self.depth.decrement();
                 let language = mem::take(&mut self.language).trim().to_owned();
                 if is_language(&language) && self.languages.len() < MAX_ELEMENTS {
@@ -145,20 +145,20 @@ impl DescriptionParser {
         let title = text::plain(&self.short_name, MAX_TITLE);
         let name = match (name, self.name) {
             (Some(name), _) => Some(name),
-            (None, Some(given)) => EngineName::parse(&given),
+            (None, Some(described)) => EngineName::parse(&described),
             (None, None) => EngineName::parse(&name_of(&title)),
         };
         let name = name.ok_or(DescriptionError::Name)?;
         let languages = Languages(self.languages);
         let mut found: Option<(u8, Engine)> = None;
-        let (mut failed, mut passed) = (None, false);
+        let (mut failed, mut has_html) = (None, false);
         for url in self.urls {
             let results = self.results.iter().find(|results| results.media == url.media);
             if !html && is_html(&url.media) {
-                passed |= results.is_some();
+                has_html |= results.is_some();
                 continue;
             }
-            let Some((rank, form)) = form(&url.media, results)? else { continue };
+            let Some((rank, format)) = format(&url.media, results)? else { continue };
             if found.as_ref().is_some_and(|(best, _)| *best <= rank) {
                 continue;
             }
@@ -166,7 +166,7 @@ impl DescriptionParser {
                 Ok(template) => {
                     let (index_offset, page_offset) = (url.index_offset, url.page_offset);
                     let (name, title) = (name.clone(), title.clone());
-                    found = Some((rank, Engine { name, title, template, form, index_offset, page_offset }));
+                    found = Some((rank, Engine { name, title, template, format, index_offset, page_offset }));
                 }
                 Err(error) => failed = Some(error),
             }
@@ -174,15 +174,15 @@ impl DescriptionParser {
         match (found, failed) {
             (Some((_, engine)), _) => Ok(engine),
             (None, Some(error)) => Err(error.into()),
-            (None, None) if passed => Err(DescriptionError::OnlyHtml),
+            (None, None) if has_html => Err(DescriptionError::OnlyHtml),
             (None, None) => Err(DescriptionError::NoUrl),
         }
     }
 }
 
-/// The parser for answers of the type `media`, and its priority: the smaller, the better.
-fn form(media: &str, results: Option<&ResultsElement>) -> Result<Option<(u8, AnswerFormat)>, DescriptionError> {
-    let form = match (media, results) {
+/// The format of answers of the media type `media`, and its rank: the lowest is preferred. `None` if unsupported.
+fn format(media: &str, results: Option<&ResultsElement>) -> Result<Option<(u8, AnswerFormat)>, DescriptionError> {
+    let format = match (media, results) {
         ("application/json", Some(results)) => (0, AnswerFormat::Json(Some(results.mapping()?))),
         #[cfg(feature = "native")]
         (media, Some(results)) if is_html(media) => (1, AnswerFormat::Html(results.selectors()?)),
@@ -191,7 +191,7 @@ fn form(media: &str, results: Option<&ResultsElement>) -> Result<Option<(u8, Ans
         ("application/x-suggestions+json", _) => (4, AnswerFormat::Suggestions),
         _ => return Ok(None),
     };
-    Ok(Some(form))
+    Ok(Some(format))
 }
 
 fn is_html(media: &str) -> bool {
@@ -199,14 +199,14 @@ fn is_html(media: &str) -> bool {
 }
 
 impl UrlElement {
-    /// `None` if it is not for results, or its method is not GET.
+    /// `None` if the element is not for results, or its method is not GET.
     fn read(attributes: Attributes<'_>) -> Option<Self> {
         let rel = attributes.value("rel");
-        let wanted = |rel: &str| matches!(rel, "results" | "suggestions");
-        let for_results = rel.is_none_or(|rel| rel.split_ascii_whitespace().any(wanted));
-        let by_get = attributes.value("method").is_none_or(|method| method.eq_ignore_ascii_case("get"));
+        let is_results = |rel: &str| matches!(rel, "results" | "suggestions");
+        let is_for_results = rel.is_none_or(|rel| rel.split_ascii_whitespace().any(is_results));
+        let is_get = attributes.value("method").is_none_or(|method| method.eq_ignore_ascii_case("get"));
         let number = |name| attributes.value(name).and_then(|value| value.trim().parse().ok()).unwrap_or(1);
-        (for_results && by_get).then_some(Self {
+        (is_for_results && is_get).then_some(Self {
             template: attributes.value("template")?.trim().to_owned(),
             media: media(&attributes.value("type")?),
             index_offset: number("indexOffset"),
@@ -228,16 +228,16 @@ impl ResultsElement {
         }
     }
 
-    fn needs<'a>(value: Option<&'a String>, name: &'static str) -> Result<&'a str, DescriptionError> {
+    fn require<'a>(value: Option<&'a String>, name: &'static str) -> Result<&'a str, DescriptionError> {
         value.map(String::as_str).ok_or(DescriptionError::Attribute(name))
     }
 
     fn mapping(&self) -> Result<Mapping, DescriptionError> {
         Ok(Mapping {
-            results: pointer(Self::needs(self.select.as_ref(), "select")?)?,
+            results: pointer(Self::require(self.select.as_ref(), "select")?)?,
             total: self.total.as_deref().map(pointer).transpose()?,
-            title: Pattern::parse(Self::needs(self.title.as_ref(), "title")?)?,
-            link: Pattern::parse(Self::needs(self.link.as_ref(), "link")?)?,
+            title: Pattern::parse(Self::require(self.title.as_ref(), "title")?)?,
+            link: Pattern::parse(Self::require(self.link.as_ref(), "link")?)?,
             snippet: self.snippet.as_deref().map(Pattern::parse).transpose()?,
         })
     }
@@ -245,9 +245,9 @@ impl ResultsElement {
     #[cfg(feature = "native")]
     fn selectors(&self) -> Result<Selectors, DescriptionError> {
         Ok(Selectors {
-            result: selector(Self::needs(self.select.as_ref(), "select")?)?,
-            title: selector(Self::needs(self.title.as_ref(), "title")?)?,
-            link: selector(Self::needs(self.link.as_ref(), "link")?)?,
+            result: selector(Self::require(self.select.as_ref(), "select")?)?,
+            title: selector(Self::require(self.title.as_ref(), "title")?)?,
+            link: selector(Self::require(self.link.as_ref(), "link")?)?,
             snippet: self.snippet.as_deref().map(selector).transpose()?,
         })
     }
@@ -263,7 +263,7 @@ fn is_language(text: &str) -> bool {
         || (1..=35).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
-/// The letters and digits of a title, in lower case, with hyphens between its words.
+/// The words of a title in lower case, joined by hyphens. Words consist of ASCII letters and digits.
 fn name_of(title: &str) -> String {
     let lower = title.to_ascii_lowercase();
     let words = lower.split(|character: char| !character.is_ascii_alphanumeric()).filter(|word| !word.is_empty());

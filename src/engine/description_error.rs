@@ -1,45 +1,45 @@
-//! Why a search engine's description can't be used, with the limits and namespaces that the messages name.
+//! Errors of a search engine's description, with the limits and namespaces in their messages.
 
 use super::{TemplateError, XmlError};
 
 /// The namespace of OpenSearch 1.1.
 pub(super) const OPENSEARCH: &str = "http://a9.com/-/spec/opensearch/1.1/";
 /// The namespace of the extensions.
-pub(super) const OURS: &str = "urn:umbel:engine";
+pub(super) const EXTENSION: &str = "urn:umbel:engine";
 
-/// Longest description in bytes.
+/// Maximum bytes of a description.
 pub const MAX_DESCRIPTION_LEN: usize = 64 * 1024;
 
 /// Why a description can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptionError {
-    /// It exceeds the length limit.
+    /// The description exceeds [`MAX_DESCRIPTION_LEN`].
     #[error("the description is longer than {MAX_DESCRIPTION_LEN} bytes")]
     TooLong,
-    /// It is invalid XML.
+    /// The description is not valid XML.
     #[error(transparent)]
     Xml(#[from] XmlError),
-    /// Its root is another element.
+    /// The root element is not `OpenSearchDescription`.
     #[error("the document is not an OpenSearch 1.1 description: its root is not OpenSearchDescription of {OPENSEARCH}")]
     Root,
-    /// It defines no usable name of the engine.
+    /// The description has no valid engine name.
     #[error(
-        "the ShortName has no letters, digits or hyphens for an engine name: add <umbel:engine name=\"…\"/> (xmlns:umbel=\"{OURS}\") or \
+        "the ShortName has no letters, digits or hyphens for an engine name: add <umbel:engine name=\"…\"/> (xmlns:umbel=\"{EXTENSION}\") or \
          write NAME= before it"
     )]
     Name,
-    /// It has no `Url` for results in a supported format.
+    /// The description has no `Url` for results in a supported format.
     #[error(
         "the description has no Url for results as RSS, Atom or JSON, nor one as HTML with an <umbel:results type=\"text/html\" …/> \
-         (xmlns:umbel=\"{OURS}\")"
+         (xmlns:umbel=\"{EXTENSION}\")"
     )]
     NoUrl,
-    /// It has only results in HTML, and a page is to query it.
+    /// The only format is HTML, which an exit in a page doesn't support.
     #[error(
         "the description has results only as HTML, which pages don't support: it needs a Url for RSS, Atom or JSON"
     )]
     OnlyHtml,
-    /// The template of its only such `Url` can't be used.
+    /// No `Url` in a supported format has a usable template.
     #[error(transparent)]
     Template(#[from] TemplateError),
     /// An `umbel:results` element lacks an attribute.

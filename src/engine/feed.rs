@@ -1,32 +1,32 @@
-//! Parses results in RSS (0.9 to 2.0) or Atom, with OpenSearch's total number of results.
+//! Parser of results in RSS (0.9 to 2.0) or Atom, with OpenSearch's total number of results.
 //!
-//! No feed library is used. Engines mark matched words by elements within a description (`<b>`), which feed libraries
-//! take for its end, and the walk that rejects entities and depth reads the whole document anyway.
+//! No feed library is used, for two reasons. Engines mark matched words by elements within a description (`<b>`), which
+//! feed libraries treat as its end. And the check of entities and depth must parse the document in any case.
 
 use core::mem;
 
 use super::{
-    AnswerResults, RawResult, Unread,
+    AnswerError, AnswerResults, RawResult,
     description_error::OPENSEARCH,
     parser::xml::walk,
-    xml::{Attributes, Piece},
+    xml::{Attributes, XmlEvent},
 };
 use crate::{
     base::Counter as _,
     delegated::{MAX_RESULTS, SearchResult, url::Url},
 };
 
-/// OpenSearch 1.0's namespace for the same element.
+/// The namespace of `totalResults` in OpenSearch 1.0.
 const OPENSEARCH_RSS: &str = "http://a9.com/-/spec/opensearchrss/1.0/";
 
 /// Parses the results in `body`.
-pub(super) fn read(body: &str, base: &Url) -> Result<AnswerResults, Unread> {
-    let mut reading = FeedParser::new(base);
-    let walked = walk(body.trim_start_matches('\u{feff}').trim_start(), |piece| reading.piece(piece));
-    if walked.is_err() || !reading.is_feed {
-        return Err(Unread::Malformed);
+pub(super) fn read(body: &str, base: &Url) -> Result<AnswerResults, AnswerError> {
+    let mut parser = FeedParser::new(base);
+    let outcome = walk(body.trim_start_matches('\u{feff}').trim_start(), |event| parser.handle_event(event));
+    if outcome.is_err() || !parser.is_feed {
+        return Err(AnswerError::Malformed);
     }
-    Ok(AnswerResults { results: reading.results, total: reading.total.trim().parse().ok() })
+    Ok(AnswerResults { results: parser.results, total: parser.total.trim().parse().ok() })
 }
 
 /// The state of parsing a feed.
@@ -36,7 +36,7 @@ struct FeedParser<'a> {
     depth: usize,
     /// The current item or entry, with its depth and namespace.
     item: Option<(usize, String, Item)>,
-    /// The field to which the current text belongs, and its depth.
+    /// The field of the current text, and the depth of its element.
     field: Option<(usize, FeedField)>,
     results: Vec<SearchResult>,
     total: String,
@@ -47,7 +47,7 @@ enum FeedField {
     Title,
     Link,
     Snippet,
-    /// The snippet if there is no better field.
+    /// The snippet of an item without a description or summary.
     Content,
     Total,
 }
@@ -65,18 +65,18 @@ impl<'a> FeedParser<'a> {
         Self { base, is_feed: false, depth: 0, item: None, field: None, results: Vec::new(), total: String::new() }
     }
 
-    fn piece(&mut self, piece: Piece<'_>) {
-        match piece {
-            Piece::Open { namespace, name, attributes } => {
+    fn handle_event(&mut self, event: XmlEvent<'_>) {
+        match event {
+            XmlEvent::Open { namespace, name, attributes } => {
                 self.depth.increment();
                 self.open(namespace, name, attributes);
             }
-            Piece::Text(text) => {
+            XmlEvent::Text(text) => {
                 if let Some(field) = self.text() {
                     field.push_str(text);
                 }
             }
-            Piece::Close => {
+            XmlEvent::Close => {
                 if self.field.is_some_and(|(depth, _)| depth == self.depth) {
                     self.field = None;
                 }
@@ -95,7 +95,7 @@ impl<'a> FeedParser<'a> {
         if self.depth == 1 {
             self.is_feed = matches!(name, "rss" | "RDF" | "feed");
         } else if let Some(text) = self.text() {
-            // An element within a text is kept as markup, and stripped later together with escaped markup.
+            // An element within a text becomes markup again, and is removed later together with escaped markup.
             text.extend(["<", name, ">"]);
         } else if let Some((depth, item_namespace, item)) = &mut self.item {
             if depth.saturating_add(1) == self.depth && namespace == item_namespace {
@@ -108,6 +108,7 @@ impl<'a> FeedParser<'a> {
         }
     }
 
+    /// The text of the current field.
     fn text(&mut self) -> Option<&mut String> {
         let (_, field) = self.field?;
         if field == FeedField::Total {
@@ -125,7 +126,7 @@ impl<'a> FeedParser<'a> {
 }
 
 impl Item {
-    /// The field that the text of the element `name` belongs to. An Atom URL is an attribute.
+    /// The field of the text in the element `name`. Stores the URL of an Atom entry, which is an attribute.
     fn field(&mut self, name: &str, attributes: Attributes<'_>) -> Option<FeedField> {
         match name {
             "title" => Some(FeedField::Title),
@@ -133,8 +134,8 @@ impl Item {
             "content" => Some(FeedField::Content),
             "link" => match attributes.value("href") {
                 Some(link) => {
-                    let alternate = attributes.value("rel").is_none_or(|rel| rel == "alternate");
-                    if alternate && self.link.is_empty() {
+                    let is_alternate = attributes.value("rel").is_none_or(|rel| rel == "alternate");
+                    if is_alternate && self.link.is_empty() {
                         self.link = link;
                     }
                     None

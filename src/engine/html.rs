@@ -1,12 +1,12 @@
-//! Parses results from an HTML page, by CSS selectors in the description.
+//! Parser of results in HTML, by CSS selectors in the description.
 //!
-//! An HTML parser builds a tree from any input. A few bytes can make it repeat all open elements, nest them deeply,
-//! or compare thousands of attributes with each other. So the page is fed in small pieces, and the tree is checked
-//! after each: a tree that is too deep or too large is rejected.
+//! An HTML parser builds a tree from any input. A few bytes can cause the repetition of all open elements, deep
+//! nesting, or comparisons of thousands of attributes with each other. Therefore the input is fed in small pieces, and
+//! the tree is checked after each. A tree that is too deep or too large is rejected.
 
 use core::cell::Cell;
 
-use super::{AnswerResults, DescriptionError, RawResult, Unread};
+use super::{AnswerError, AnswerResults, DescriptionError, RawResult};
 use crate::delegated::{MAX_RESULTS, url::Url};
 use html5ever::{
     TokenizerResult,
@@ -15,33 +15,33 @@ use html5ever::{
 };
 use scraper::{ElementRef, Html, HtmlTreeSink, Node, Selector};
 
-/// Largest part of a page that is parsed, in bytes; the rest is ignored.
+/// Maximum bytes of a page that are parsed; the rest is ignored.
 const MAX_BYTES: usize = 512 * 1024;
-/// Bytes fed at a time.
-const PIECE: usize = 64;
-/// Largest number of nodes of the tree.
+/// Bytes fed to the parser at a time.
+const PIECE_LEN: usize = 64;
+/// Maximum nodes of the tree.
 const MAX_NODES: usize = 50_000;
-/// Largest depth of elements.
+/// Maximum depth of elements.
 const MAX_DEPTH: usize = 256;
-/// Largest size of texts and attributes in the tree, as a multiple of the page's length.
-const MAX_REPEATED: usize = 4;
-/// Attributes kept of an element.
+/// Maximum bytes of texts and attributes in the tree, as a multiple of the page's length.
+const MAX_GROWTH: usize = 4;
+/// Maximum attributes of an element; further ones are dropped.
 const MAX_ATTRIBUTES: usize = 64;
-/// Largest number of separators in an unfinished tag: the parser compares each attribute of a tag with all before it.
-const MAX_UNFINISHED: usize = 4096;
-/// Longest selector in bytes.
+/// Maximum separators in an incomplete tag. The parser compares each attribute of a tag with all previous ones.
+const MAX_SEPARATORS: usize = 4096;
+/// Maximum bytes of a selector.
 const MAX_SELECTOR: usize = 256;
 
 /// The CSS selectors of the results on a page.
 #[derive(Debug)]
 pub(super) struct Selectors {
-    /// Each result.
+    /// The elements of the results. The other selectors apply within each of them.
     pub(super) result: Selector,
-    /// Within it, the title.
+    /// The title.
     pub(super) title: Selector,
-    /// Within it, the element whose `href` is the URL.
+    /// The element whose `href` is the URL.
     pub(super) link: Selector,
-    /// Within it, the snippet, if there is one.
+    /// The snippet.
     pub(super) snippet: Option<Selector>,
 }
 
@@ -55,9 +55,9 @@ pub(super) fn selector(text: &str) -> Result<Selector, DescriptionError> {
 }
 
 /// Parses the results in `page`.
-pub(super) fn read(page: &str, selectors: &Selectors, base: &Url) -> Result<AnswerResults, Unread> {
+pub(super) fn read(page: &str, selectors: &Selectors, base: &Url) -> Result<AnswerResults, AnswerError> {
     let page = page.get(..page.floor_char_boundary(MAX_BYTES)).unwrap_or_default();
-    let html = bounded(page, MAX_NODES).ok_or(Unread::Malformed)?;
+    let html = bounded(page, MAX_NODES).ok_or(AnswerError::Malformed)?;
     let results = html.select(&selectors.result).filter_map(|result| {
         let link = result.select(&selectors.link).next()?.value().attr("href")?;
         let title = result.select(&selectors.title).next()?.inner_html();
@@ -68,43 +68,43 @@ pub(super) fn read(page: &str, selectors: &Selectors, base: &Url) -> Result<Answ
     Ok(AnswerResults { results: results.take(MAX_RESULTS).collect(), total: None })
 }
 
-/// The tree of `page`; `None` if it exceeds `most_nodes`, the depth limit, or the size limit.
+/// The tree of `page`; `None` if it exceeds `most_nodes`, [`MAX_DEPTH`], [`MAX_GROWTH`] or [`MAX_SEPARATORS`].
 pub(crate) fn bounded(page: &str, most_nodes: usize) -> Option<Html> {
-    let most_bytes = page.len().saturating_mul(MAX_REPEATED);
+    let most_bytes = page.len().saturating_mul(MAX_GROWTH);
     let sink = HtmlTreeSink::new(Html::new_document());
     let builder = TreeBuilder::new(sink, TreeBuilderOpts::default());
-    let tokenizer = Tokenizer::new(Guarded::new(builder), TokenizerOpts::default());
+    let tokenizer = Tokenizer::new(TokenGuard::new(builder), TokenizerOpts::default());
     let input = BufferQueue::default();
-    let (mut rest, mut seen, mut repeated, mut unfinished) = (page, 0_usize, 0_usize, 0_usize);
+    let (mut rest, mut checked, mut attributes, mut separators) = (page, 0_usize, 0_usize, 0_usize);
     while !rest.is_empty() {
-        let (piece, after) = rest.split_at(rest.ceil_char_boundary(PIECE));
+        let (piece, after) = rest.split_at(rest.ceil_char_boundary(PIECE_LEN));
         input.push_back(piece.into());
-        // The parser pauses for scripts to run and for declared encodings.
+        // The parser pauses at scripts and at declared encodings.
         while !matches!(tokenizer.feed(&input), TokenizerResult::Done) {}
         rest = after;
-        if tokenizer.sink.got_on.take() {
-            unfinished = 0;
+        if tokenizer.sink.got_token.take() {
+            separators = 0;
         }
-        unfinished = unfinished.saturating_add(piece.bytes().filter(|byte| may_separate(*byte)).count());
+        separators = separators.saturating_add(piece.bytes().filter(|byte| may_separate(*byte)).count());
         let html = tokenizer.sink.builder.sink.0.borrow();
         let count = html.tree.nodes().len();
-        // Every new node is checked, because the last need not be the deepest: a comment after `</body>` is attached
-        // at the top.
-        let too_deep = html.tree.nodes().rev().take(count.saturating_sub(seen)).any(|node| {
-            repeated = repeated.saturating_add(attribute_bytes(node.value()));
+        // All new nodes are checked. The last one need not be the deepest: a comment after `</body>` is added at the
+        // top.
+        let is_too_deep = html.tree.nodes().rev().take(count.saturating_sub(checked)).any(|node| {
+            attributes = attributes.saturating_add(attribute_bytes(node.value()));
             node.ancestors().nth(MAX_DEPTH).is_some()
         });
-        seen = count;
-        if count > most_nodes || too_deep || repeated > most_bytes || unfinished > MAX_UNFINISHED {
+        checked = count;
+        if count > most_nodes || is_too_deep || attributes > most_bytes || separators > MAX_SEPARATORS {
             return None;
         }
     }
     tokenizer.end();
     let html = tokenizer.sink.builder.sink.finish();
     let bytes = html.tree.values().map(bytes).fold(0_usize, usize::saturating_add);
-    // Checked again, because the parser may have moved nodes.
-    let too_deep = html.tree.nodes().any(|node| node.ancestors().nth(MAX_DEPTH).is_some());
-    (bytes <= most_bytes && !too_deep).then_some(html)
+    // The depth is checked again, because the parser may have moved nodes.
+    let is_too_deep = html.tree.nodes().any(|node| node.ancestors().nth(MAX_DEPTH).is_some());
+    (bytes <= most_bytes && !is_too_deep).then_some(html)
 }
 
 /// Whether an attribute may begin after this byte.
@@ -124,43 +124,44 @@ fn bytes(node: &Node) -> usize {
     }
 }
 
-/// Passes a page's tokens to the tree builder, with a cap on attributes.
-struct Guarded<S> {
+/// Passes tokens to the tree builder, with a cap on attributes.
+struct TokenGuard<S> {
     builder: S,
-    /// Whether a token was received since the last check.
-    got_on: Cell<bool>,
-    /// Whether the tag of the whole document was received; attributes of further ones would be merged into its own.
-    rooted: [Cell<bool>; 2],
+    /// Whether a token has been received since the last check.
+    got_token: Cell<bool>,
+    /// Whether start tags of `html` and of `body` have been received. The tree builder adds the attributes of further
+    /// ones to the first element.
+    has_root: [Cell<bool>; 2],
 }
 
-impl<S> Guarded<S> {
+impl<S> TokenGuard<S> {
     const fn new(builder: S) -> Self {
-        Self { builder, got_on: Cell::new(false), rooted: [Cell::new(false), Cell::new(false)] }
+        Self { builder, got_token: Cell::new(false), has_root: [Cell::new(false), Cell::new(false)] }
     }
 
     fn most_attributes(&self, name: &str, kind: TagKind) -> usize {
-        let [html, body] = &self.rooted;
-        let again = match (name, kind) {
+        let [html, body] = &self.has_root;
+        let is_repeated = match (name, kind) {
             ("html", TagKind::StartTag) => html.replace(true),
             ("body", TagKind::StartTag) => body.replace(true),
             _ => false,
         };
-        if again { 0 } else { MAX_ATTRIBUTES }
+        if is_repeated { 0 } else { MAX_ATTRIBUTES }
     }
 }
 
-impl<S: TokenSink> TokenSink for Guarded<S> {
+impl<S: TokenSink> TokenSink for TokenGuard<S> {
     type Handle = S::Handle;
 
     fn process_token(&self, mut token: Token, line: u64) -> TokenSinkResult<S::Handle> {
         match &mut token {
-            // An error may occur within a tag.
+            // A parse error may occur within a tag, so it doesn't complete the tag.
             Token::ParseError(_) => {}
             Token::TagToken(tag) => {
-                self.got_on.set(true);
+                self.got_token.set(true);
                 tag.attrs.truncate(self.most_attributes(&tag.name, tag.kind));
             }
-            _ => self.got_on.set(true),
+            _ => self.got_token.set(true),
         }
         self.builder.process_token(token, line)
     }

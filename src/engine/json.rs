@@ -1,8 +1,8 @@
-//! Parses results in JSON: SearXNG's format, OpenSearch suggestions, and any format with a mapping in the
+//! Parser of results in JSON: SearXNG's format, OpenSearch suggestions, and any format with a mapping in the
 //! description.
 
 use super::{
-    AnswerResults, DescriptionError, RawResult, Unread, json_value::Json, parser::json::Tree, template::encoded,
+    AnswerError, AnswerResults, DescriptionError, RawResult, json_value::Json, parser::json::Tree, template::encoded,
 };
 use crate::delegated::{MAX_RESULTS, url::Url};
 
@@ -11,24 +11,24 @@ use crate::delegated::{MAX_RESULTS, url::Url};
 pub(super) struct Mapping {
     /// The array of results.
     pub(super) results: String,
-    /// The total number of results, if the answer has it.
+    /// The total number of results.
     pub(super) total: Option<String>,
-    /// The title, within a result.
+    /// The title within a result.
     pub(super) title: Pattern,
-    /// Within a result, the URL.
+    /// The URL within a result.
     pub(super) link: Pattern,
-    /// Within a result, the snippet.
+    /// The snippet within a result.
     pub(super) snippet: Option<Pattern>,
 }
 
-/// A pointer into a result, or a text with pointers in braces: `/url`, `https://engine.example/page/{/key}`.
+/// A pointer into a result, such as `/url`, or a text with pointers in braces, such as
+/// `https://engine.example/page/{/key}`.
 #[derive(Clone, Debug)]
 pub(super) struct Pattern(Vec<PatternPart>);
 
 #[derive(Clone, Debug)]
 enum PatternPart {
     Literal(String),
-    /// A pointer. In a text with other parts the value is percent-encoded.
     Pointer(String),
 }
 
@@ -55,12 +55,22 @@ impl Pattern {
         Ok(Self(parts))
     }
 
+    /// The pattern as a text with the values in `result`; `None` if a value is missing.
     fn text(&self, result: &impl Json) -> Option<String> {
-        let alone = self.0.len() == 1;
+        self.filled(result, |value| value)
+    }
+
+    /// The pattern as a URL with the values in `result`; `None` if a value is missing. The value of a single pointer is
+    /// a URL. Values in a text are percent-encoded.
+    fn url(&self, result: &impl Json) -> Option<String> {
+        let is_pointer = self.0.len() == 1;
+        self.filled(result, |value| if is_pointer { value } else { encoded(&value) })
+    }
+
+    fn filled(&self, result: &impl Json, value: impl Fn(String) -> String) -> Option<String> {
         let part = |part: &PatternPart| match part {
             PatternPart::Literal(text) => Some(text.clone()),
-            PatternPart::Pointer(pointer) if alone => result.at(pointer)?.words(),
-            PatternPart::Pointer(pointer) => result.at(pointer)?.words().map(|text| encoded(&text)),
+            PatternPart::Pointer(pointer) => result.at(pointer)?.scalar_text().map(&value),
         };
         self.0.iter().map(part).collect()
     }
@@ -72,55 +82,56 @@ pub(super) fn pointer(text: &str) -> Result<String, DescriptionError> {
 }
 
 /// Parses the results in `body`, by `mapping` or in SearXNG's format.
-pub(super) fn read(body: &[u8], mapping: Option<&Mapping>, base: &Url) -> Result<AnswerResults, Unread> {
-    let body = Tree::parse(body).ok_or(Unread::Malformed)?;
+pub(super) fn read(body: &[u8], mapping: Option<&Mapping>, base: &Url) -> Result<AnswerResults, AnswerError> {
+    let body = Tree::parse(body).ok_or(AnswerError::Malformed)?;
     match mapping {
         Some(mapping) => mapped(&body.root(), mapping, base),
         None => searxng(&body.root(), base),
     }
 }
 
-fn mapped(body: &impl Json, mapping: &Mapping, base: &Url) -> Result<AnswerResults, Unread> {
-    let results = body.at(&mapping.results).and_then(|results| results.items()).ok_or(Unread::Malformed)?;
+fn mapped(body: &impl Json, mapping: &Mapping, base: &Url) -> Result<AnswerResults, AnswerError> {
+    let results = body.at(&mapping.results).and_then(|results| results.items()).ok_or(AnswerError::Malformed)?;
     let results = results.iter().filter_map(|result| {
         let snippet = mapping.snippet.as_ref().and_then(|snippet| snippet.text(result)).unwrap_or_default();
-        RawResult { title: mapping.title.text(result)?, link: mapping.link.text(result)?, snippet }.cleaned(base)
+        RawResult { title: mapping.title.text(result)?, link: mapping.link.url(result)?, snippet }.cleaned(base)
     });
     let total = mapping.total.as_ref().and_then(|total| body.at(total)).and_then(|total| total.number());
     Ok(AnswerResults { results: results.take(MAX_RESULTS).collect(), total: total.and_then(count) })
 }
 
-fn searxng(body: &impl Json, base: &Url) -> Result<AnswerResults, Unread> {
-    let results = body.at("/results").and_then(|results| results.items()).ok_or(Unread::Malformed)?;
+fn searxng(body: &impl Json, base: &Url) -> Result<AnswerResults, AnswerError> {
+    let results = body.at("/results").and_then(|results| results.items()).ok_or(AnswerError::Malformed)?;
     let results = results.iter().filter_map(|result| {
-        let snippet = result.at("/content").and_then(|text| text.words()).unwrap_or_default();
-        RawResult { title: result.at("/title")?.words()?, link: result.at("/url")?.text()?, snippet }.cleaned(base)
+        let snippet = result.at("/content").and_then(|text| text.scalar_text()).unwrap_or_default();
+        RawResult { title: result.at("/title")?.scalar_text()?, link: result.at("/url")?.text()?, snippet }
+            .cleaned(base)
     });
-    // SearXNG returns 0 for an unknown total.
+    // In SearXNG's format, 0 is an unknown total.
     let total = body.at("/number_of_results").and_then(|total| total.number()).and_then(count);
     Ok(AnswerResults { results: results.take(MAX_RESULTS).collect(), total: total.filter(|total| *total > 0) })
 }
 
-/// A number of results as an integer.
+/// A number of results as an integer; `None` if negative.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative; the conversion saturates")]
 fn count(number: f64) -> Option<u64> {
     (number >= 0.0).then_some(number as u64)
 }
 
-/// Parses OpenSearch suggestions: arrays of the query, completions, descriptions and URLs. Completions with a URL are
-/// results.
-pub(super) fn suggestions(body: &[u8], base: &Url) -> Result<AnswerResults, Unread> {
-    let body = Tree::parse(body).ok_or(Unread::Malformed)?;
-    columns(&body.root(), base)
+/// Parses OpenSearch suggestions: the query, and arrays of completions, descriptions and URLs. Each completion with a
+/// URL is a result.
+pub(super) fn suggestions(body: &[u8], base: &Url) -> Result<AnswerResults, AnswerError> {
+    let body = Tree::parse(body).ok_or(AnswerError::Malformed)?;
+    suggested(&body.root(), base)
 }
 
-fn columns(body: &impl Json, base: &Url) -> Result<AnswerResults, Unread> {
+fn suggested(body: &impl Json, base: &Url) -> Result<AnswerResults, AnswerError> {
     let column = |pointer: &str| body.at(pointer).and_then(|column| column.items());
-    let titles = column("/1").ok_or(Unread::Malformed)?;
+    let titles = column("/1").ok_or(AnswerError::Malformed)?;
     let (snippets, links) = (column("/2").unwrap_or_default(), column("/3").unwrap_or_default());
     let results = titles.iter().zip(&links).enumerate().filter_map(|(index, (title, link))| {
-        let snippet = snippets.get(index).and_then(Json::words).unwrap_or_default();
-        RawResult { title: title.words()?, link: link.text()?, snippet }.cleaned(base)
+        let snippet = snippets.get(index).and_then(Json::scalar_text).unwrap_or_default();
+        RawResult { title: title.scalar_text()?, link: link.text()?, snippet }.cleaned(base)
     });
     Ok(AnswerResults { results: results.take(MAX_RESULTS).collect(), total: None })
 }

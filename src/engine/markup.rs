@@ -1,19 +1,19 @@
 //! Converts untrusted HTML to plain text.
 //!
-//! One pass without a tree, so the cost is linear in the length. Entities are decoded once; tags, comments, scripts
-//! and styles are removed.
+//! The conversion is one pass without a tree, in time linear in the length. Tags, comments, scripts and styles are
+//! removed, and entities are decoded once.
 
 use super::parser::entities::decoded;
 use crate::delegated::text;
 
-/// Bytes of input for each character of output, because tags take space.
+/// Maximum bytes of input for each character of output. Tags take a part of the input.
 const BYTES_PER_CHAR: usize = 16;
 
 /// At most `max_chars` characters of the text in `html`, cleaned for display.
 pub(super) fn stripped(html: &str, max_chars: usize) -> String {
     let html = beginning(html, max_chars.saturating_mul(BYTES_PER_CHAR));
-    let words = if html.contains('<') { untagged(html) } else { html.to_owned() };
-    if words.contains('&') { text::plain(&decoded(&words), max_chars) } else { text::plain(&words, max_chars) }
+    let text = if html.contains('<') { untagged(html) } else { html.to_owned() };
+    if text.contains('&') { text::plain(&decoded(&text), max_chars) } else { text::plain(&text, max_chars) }
 }
 
 /// At most `max_bytes` of `html`, without a partial tag at the end.
@@ -23,65 +23,67 @@ fn beginning(html: &str, max_bytes: usize) -> &str {
     }
     let beginning = html.get(..html.floor_char_boundary(max_bytes)).unwrap_or_default();
     match beginning.rsplit_once('<') {
-        Some((whole, piece)) if !piece.contains('>') => whole,
+        Some((before, tag)) if !tag.contains('>') => before,
         _ => beginning,
     }
 }
 
-/// The text in `html`; a remaining `<` is replaced by an entity.
+/// `html` without tags, comments and the content of some elements. A `<` that begins no tag becomes an entity.
 fn untagged(html: &str) -> String {
-    let (mut words, mut rest) = (String::with_capacity(html.len()), html);
+    let (mut text, mut rest) = (String::with_capacity(html.len()), html);
     while let Some((before, after)) = rest.split_once('<') {
-        words.push_str(before);
-        rest = match behind_tag(after, &mut words) {
-            Some(behind) => behind,
+        text.push_str(before);
+        rest = match after_tag(after, &mut text) {
+            Some(after) => after,
             None => {
-                words.push_str("&lt;");
+                text.push_str("&lt;");
                 after
             }
         };
     }
-    words.push_str(rest);
-    words
+    text.push_str(rest);
+    text
 }
 
-/// The text after the tag, comment or similar at the beginning of `rest`, which lacks its `<`; empty if it doesn't
-/// end. `None` if it is no tag.
-fn behind_tag<'a>(rest: &'a str, words: &mut String) -> Option<&'a str> {
-    let behind = |end: &str| rest.split_once(end).map_or("", |(_, behind)| behind);
+/// The text after the tag, comment or declaration at the beginning of `rest`, whose `<` is missing. Empty if the tag
+/// doesn't end. `None` if `rest` begins with none of these. Adds a space to `text` if the element separates words.
+fn after_tag<'a>(rest: &'a str, text: &mut String) -> Option<&'a str> {
+    let after = |end: &str| rest.split_once(end).map_or("", |(_, after)| after);
     if rest.starts_with("!--") {
-        // The empty comment <!--> is treated alike: what follows it is a comment for most parsers.
-        return Some(behind("-->"));
+        // The comment <!--> is treated as unclosed. Parsers differ on it, so its successor isn't displayed.
+        return Some(after("-->"));
     }
-    let (ends, named) = rest.strip_prefix('/').map_or((false, rest), |named| (true, named));
-    let begins_name = named.starts_with(|letter: char| letter.is_ascii_alphabetic());
+    let (is_end, named) = rest.strip_prefix('/').map_or((false, rest), |named| (true, named));
+    let begins_name = named.starts_with(|character: char| character.is_ascii_alphabetic());
     if !begins_name {
-        return (ends || rest.starts_with(['!', '?'])).then(|| behind(">"));
+        return (is_end || rest.starts_with(['!', '?'])).then(|| after(">"));
     }
     if !begins_tag(named) {
         return None;
     }
-    let end = named.find(|letter: char| letter.is_whitespace() || matches!(letter, '/' | '>')).unwrap_or(named.len());
+    let end = named
+        .find(|character: char| character.is_whitespace() || matches!(character, '/' | '>'))
+        .unwrap_or(named.len());
     let (name, attributes) = named.split_at_checked(end)?;
     let name = name.to_ascii_lowercase();
-    if parts_words(&name) {
-        words.push(' ');
+    if separates_words(&name) {
+        text.push(' ');
     }
-    let behind = behind_attributes(attributes);
-    Some(if !ends && is_silent(&name) { behind_element(behind, &name) } else { behind })
+    let after = after_attributes(attributes);
+    Some(if !is_end && is_hidden(&name) { after_element(after, &name) } else { after })
 }
 
-/// The text after the `>` that ends a tag; a `>` in a quoted value doesn't end it.
-fn behind_attributes(text: &str) -> &str {
+/// The text after the `>` that ends a tag. A `>` in a quoted value doesn't end the tag.
+fn after_attributes(text: &str) -> &str {
     let mut rest = text;
-    while let Some((before, behind)) = rest.split_once(['=', '>']) {
+    while let Some((before, after)) = rest.split_once(['=', '>']) {
         if rest.get(before.len()..).is_some_and(|from| from.starts_with('>')) {
-            return behind;
+            return after;
         }
-        rest = behind.trim_start();
+        rest = after.trim_start();
         for quote in ['"', '\''] {
             if let Some(value) = rest.strip_prefix(quote) {
-                rest = value.split_once(quote).map_or("", |(_, behind)| behind);
+                rest = value.split_once(quote).map_or("", |(_, after)| after);
                 break;
             }
         }
@@ -89,23 +91,23 @@ fn behind_attributes(text: &str) -> &str {
     ""
 }
 
-/// The text after the end of the element `name`, whose content is dropped.
-fn behind_element<'a>(text: &'a str, name: &str) -> &'a str {
-    let ends = text.match_indices("</").find_map(|(at, mark)| {
-        let named = text.get(at.saturating_add(mark.len())..)?;
+/// The text after the end tag of the element `name`. Empty if there is no end tag.
+fn after_element<'a>(text: &'a str, name: &str) -> &'a str {
+    let end_tag = text.match_indices("</").find_map(|(position, mark)| {
+        let named = text.get(position.saturating_add(mark.len())..)?;
         let attributes = named.get(name.len()..)?;
         named.get(..name.len()).is_some_and(|found| found.eq_ignore_ascii_case(name)).then_some(attributes)
     });
-    ends.map_or("", behind_attributes)
+    end_tag.map_or("", after_attributes)
 }
 
-/// Whether the element's content is not displayed text.
-fn is_silent(name: &str) -> bool {
+/// Whether browsers don't display the content of the element as text.
+fn is_hidden(name: &str) -> bool {
     matches!(name, "script" | "style" | "noscript" | "iframe" | "noembed" | "noframes" | "xmp")
 }
 
-/// Whether a `<` followed by `rest`, which begins with a letter, begins a tag. An unknown element name is unescaped
-/// text: `Rc<T>`.
+/// Whether a `<` before `rest`, which begins with a letter, begins a tag. With an unknown element name, it is unescaped
+/// text, such as `Rc<T>`.
 fn begins_tag(rest: &str) -> bool {
     let end = rest.find(|character: char| !character.is_ascii_alphanumeric() && character != '-' && character != ':');
     let name = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default().to_ascii_lowercase();
@@ -265,7 +267,7 @@ const ELEMENTS: &[&str] = &[
 ];
 
 /// Whether the element separates the words before and after it.
-fn parts_words(name: &str) -> bool {
+fn separates_words(name: &str) -> bool {
     matches!(
         name,
         "address"
@@ -303,7 +305,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tags_go_and_entities_are_decoded_once() {
+    fn tags_are_removed_and_entities_are_decoded_once() {
         let cases = [
             ("<b>own</b>ership &amp; borrowing", "ownership & borrowing"),
             ("a<br>b<p>c</p>d", "a b c d"),
@@ -331,12 +333,12 @@ mod tests {
     }
 
     #[test]
-    fn elements_are_in_order_to_be_found() {
+    fn element_names_are_sorted_for_binary_search() {
         assert!(ELEMENTS.is_sorted());
     }
 
     #[test]
-    fn a_text_is_cut_whatever_it_is_made_of() {
+    fn any_text_is_truncated() {
         assert_eq!(stripped("所有権&amp;", 2), "所有");
         assert_eq!(stripped(&"<b a=1>x".repeat(100_000), 10), "x".repeat(10));
         assert_eq!(stripped(&"<b>".repeat(100_000), 10), "");

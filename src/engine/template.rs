@@ -1,8 +1,8 @@
 //! URL templates of OpenSearch 1.1, such as `https://engine.example/search?q={searchTerms}&start={startIndex?}`.
 //!
-//! The template comes from the operator, the values come from the client. So each value is percent-encoded
-//! completely, no value can be part of the host, and the filled URL is parsed again. The one exception,
-//! `https://{language}.engine.example/`, allows only the languages that the description lists.
+//! The template is the operator's, and the values are the client's. Therefore each value is percent-encoded, no value
+//! can be a part of the host, and the filled URL is parsed again. As an exception, the host may begin with
+//! `{language}.`, which takes only languages that the description lists.
 
 use url::form_urlencoded;
 
@@ -11,10 +11,10 @@ use crate::delegated::url::Url;
 /// Why a template can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
-    /// It is no http or https URL.
+    /// The template is not an http or https URL.
     #[error("the template \"{0}\" is not an http or https URL with a host")]
     Url(String),
-    /// It is relative, but the description is a file.
+    /// The template is relative, and the description is a file.
     #[error("the template \"{0}\" is relative, but the description is a file; write an absolute URL")]
     Relative(String),
     /// A brace is unmatched.
@@ -23,10 +23,10 @@ pub enum TemplateError {
     /// A required parameter is unknown.
     #[error("the template needs the unknown parameter \"{0}\"")]
     Parameter(String),
-    /// It has no parameter for the terms.
+    /// The template has no parameter for the terms.
     #[error("the template \"{0}\" has no {{searchTerms}}")]
     NoTerms(String),
-    /// A parameter would determine the host.
+    /// A parameter is in the host.
     #[error(
         "the template \"{0}\" has a parameter in its host: only {{language}}. may begin it, and <Language> elements must list \
          the languages"
@@ -34,7 +34,7 @@ pub enum TemplateError {
     Host(String),
 }
 
-/// The languages of an engine, as its description lists them; an empty list, or `*`, means any.
+/// The languages in an engine's description. An empty list and the language `*` mean any language.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Languages(pub(super) Vec<String>);
 
@@ -43,20 +43,20 @@ impl Languages {
         self.0.is_empty() || self.0.iter().any(|language| language == "*")
     }
 
-    /// The engine's language that matches `wanted`, if there is one: equal, or equal without the region.
-    fn matching<'a>(&'a self, wanted: Option<&'a str>) -> Option<&'a str> {
-        let wanted = wanted?;
+    /// The listed language that equals `requested`, or else one with the same primary subtag.
+    fn matching<'a>(&'a self, requested: Option<&'a str>) -> Option<&'a str> {
+        let requested = requested?;
         if self.is_any() {
-            return Some(wanted);
+            return Some(requested);
         }
         let primary = |language: &'a str| language.split('-').next().unwrap_or(language);
-        let same = self.0.iter().find(|language| language.eq_ignore_ascii_case(wanted));
-        let near = || self.0.iter().find(|language| primary(language).eq_ignore_ascii_case(primary(wanted)));
-        same.or_else(near).map(String::as_str)
+        let equal = self.0.iter().find(|language| language.eq_ignore_ascii_case(requested));
+        let similar = || self.0.iter().find(|language| primary(language).eq_ignore_ascii_case(primary(requested)));
+        equal.or_else(similar).map(String::as_str)
     }
 
-    /// The default where a language is required.
-    fn any(&self) -> &str {
+    /// The value of a required language parameter without a matching language.
+    fn default(&self) -> &str {
         self.0.first().map_or("*", String::as_str)
     }
 }
@@ -64,9 +64,9 @@ impl Languages {
 /// The values for a template.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Values<'a> {
-    /// The terms.
+    /// The search terms.
     pub(super) terms: &'a str,
-    /// Results per page.
+    /// The number of results per page.
     pub(super) count: u32,
     /// The index of the first result.
     pub(super) start_index: u32,
@@ -81,7 +81,7 @@ pub(super) struct Values<'a> {
 pub(super) struct Template {
     /// The part before the question mark.
     base: Vec<TemplatePart>,
-    /// The parts between ampersands after it.
+    /// The parts of each pair `key=value` of the query.
     pairs: Vec<Vec<TemplatePart>>,
     languages: Languages,
 }
@@ -100,15 +100,15 @@ enum Parameter {
     StartPage,
     Language,
     Encoding,
-    /// An unknown parameter, always empty.
+    /// An unknown optional parameter, which never has a value.
     Unknown,
 }
 
 impl Template {
-    /// Parses `text`. It may be relative if the description came from a URL, `origin`.
+    /// Parses `text`, which may be relative to `origin`, the URL of the description.
     pub(super) fn parse(text: &str, origin: Option<&Url>, languages: Languages) -> Result<Self, TemplateError> {
         let quoted = || text.to_owned();
-        let whole = match (text.strip_prefix('/'), origin) {
+        let absolute = match (text.strip_prefix('/'), origin) {
             (Some(rest), Some(origin)) if !rest.starts_with('/') => {
                 format!("{}{text}", origin.origin().ascii_serialization())
             }
@@ -116,13 +116,11 @@ impl Template {
             _ if text.contains("://") => return Err(TemplateError::Url(quoted())),
             _ => return Err(TemplateError::Relative(quoted())),
         };
-        check_host(&whole, &languages)?;
-        let without_fragment = whole.split('#').next().unwrap_or_default();
-        let (base, query) = without_fragment.split_once('?').map_or_else(
-            // A question mark within braces marks a parameter as optional.
-            || (without_fragment, None),
-            |_| question_mark(without_fragment),
-        );
+        check_host(&absolute, &languages)?;
+        let without_fragment = absolute.split('#').next().unwrap_or_default();
+        let (base, query) = without_fragment
+            .split_once('?')
+            .map_or_else(|| (without_fragment, None), |_| split_query(without_fragment));
         let base = parts(base)?;
         let pairs = query.map(|query| query.split('&').map(parts).collect()).transpose()?.unwrap_or_default();
         let template = Self { base, pairs, languages };
@@ -131,18 +129,18 @@ impl Template {
         }
         let probe = Values { terms: "x", count: 1, start_index: 1, start_page: 1, language: None };
         let url = template.fill(&probe).ok_or_else(|| TemplateError::Url(quoted()))?;
-        let plain = url.host_str().is_some_and(|host| !host.is_empty())
+        let is_valid = url.host_str().is_some_and(|host| !host.is_empty())
             && url.username().is_empty()
             && url.password().is_none();
-        if plain { Ok(template) } else { Err(TemplateError::Url(quoted())) }
+        if is_valid { Ok(template) } else { Err(TemplateError::Url(quoted())) }
     }
 
-    /// Whether it has a parameter for the page.
+    /// Whether the template has a parameter for the page.
     pub(super) fn has_pages(&self) -> bool {
         self.has(&[Parameter::StartIndex, Parameter::StartPage])
     }
 
-    /// The origins of its URLs: several if the language determines the host.
+    /// The origins of filled URLs. There are several if the language determines the host.
     pub(super) fn origins(&self) -> Vec<String> {
         let languages = self.languages.0.iter().map(|language| Some(language.as_str()));
         let mut origins: Vec<String> = Vec::new();
@@ -154,14 +152,15 @@ impl Template {
         origins
     }
 
-    fn has(&self, wanted: &[Parameter]) -> bool {
+    /// Whether the template has any of `parameters`.
+    fn has(&self, parameters: &[Parameter]) -> bool {
         let parts = self.base.iter().chain(self.pairs.iter().flatten());
         parts
             .into_iter()
-            .any(|part| matches!(part, TemplatePart::Parameter { parameter, .. } if wanted.contains(parameter)))
+            .any(|part| matches!(part, TemplatePart::Parameter { parameter, .. } if parameters.contains(parameter)))
     }
 
-    /// The URL filled with `values`. `None` if they make no valid URL, for example the terms `..` in the path.
+    /// The URL filled with `values`. `None` if the result is no valid URL, or if terms in the path are only dots.
     pub(super) fn fill(&self, values: &Values<'_>) -> Option<Url> {
         let terms_in_path =
             self.base.iter().any(|part| matches!(part, TemplatePart::Parameter { parameter: Parameter::Terms, .. }));
@@ -170,7 +169,7 @@ impl Template {
         }
         let mut text: String = self.base.iter().map(|part| self.value(part, values).unwrap_or_default()).collect();
         let mut separator = '?';
-        for pair in self.pairs.iter().filter(|pair| !self.is_left_out(pair, values)) {
+        for pair in self.pairs.iter().filter(|pair| !self.is_omitted(pair, values)) {
             text.push(separator);
             separator = '&';
             text.extend(pair.iter().map(|part| self.value(part, values).unwrap_or_default()));
@@ -178,9 +177,9 @@ impl Template {
         Url::parse(&text).ok()
     }
 
-    /// Whether a `key={parameter?}` is omitted for lack of a value: engines more often reject an empty value than a
-    /// missing one.
-    fn is_left_out(&self, pair: &[TemplatePart], values: &Values<'_>) -> bool {
+    /// Whether a pair `key={parameter?}` is omitted because the parameter has no value. Engines reject an empty value
+    /// more often than a missing pair.
+    fn is_omitted(&self, pair: &[TemplatePart], values: &Values<'_>) -> bool {
         pair.iter().any(|part| {
             matches!(part, TemplatePart::Parameter { optional: true, .. }) && self.value(part, values).is_none()
         })
@@ -192,7 +191,7 @@ impl Template {
             TemplatePart::Parameter { parameter, optional } => (parameter, *optional),
         };
         let language = || match self.languages.matching(values.language) {
-            None if !optional => Some(self.languages.any()),
+            None if !optional => Some(self.languages.default()),
             matching => matching,
         };
         match parameter {
@@ -207,32 +206,33 @@ impl Template {
     }
 }
 
-/// `text` with all characters percent-encoded that could have a meaning in a URL.
+/// `text` percent-encoded except for ASCII letters, digits and `*-._`.
 pub(super) fn encoded(text: &str) -> String {
-    // A form encodes a space as a plus, which only form decoders accept.
+    // Form encoding writes a space as `+`, which is not a space in a path.
     form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
-fn check_host(whole: &str, languages: &Languages) -> Result<(), TemplateError> {
-    let (_, rest) = whole.split_once("://").unwrap_or_default();
+/// Checks that the host has no parameter except `{language}.` at its start, with listed languages.
+fn check_host(template: &str, languages: &Languages) -> Result<(), TemplateError> {
+    let (_, rest) = template.split_once("://").unwrap_or_default();
     let language = rest.strip_prefix("{language}.").or_else(|| rest.strip_prefix("{language?}."));
     if language.is_some() && languages.is_any() {
-        return Err(TemplateError::Host(whole.to_owned()));
+        return Err(TemplateError::Host(template.to_owned()));
     }
     let fixed = language.unwrap_or(rest);
     let authority = fixed.split(['/', '?', '#', '\\']).next().unwrap_or_default();
-    if authority.contains(['{', '}']) { Err(TemplateError::Host(whole.to_owned())) } else { Ok(()) }
+    if authority.contains(['{', '}']) { Err(TemplateError::Host(template.to_owned())) } else { Ok(()) }
 }
 
-/// Splits at the first question mark outside braces.
-fn question_mark(text: &str) -> (&str, Option<&str>) {
-    let mut within = false;
-    for (at, character) in text.char_indices() {
+/// Splits at the first question mark outside braces. Within braces, it marks an optional parameter.
+fn split_query(text: &str) -> (&str, Option<&str>) {
+    let mut in_braces = false;
+    for (position, character) in text.char_indices() {
         match character {
-            '{' => within = true,
-            '}' => within = false,
-            '?' if !within => {
-                let (base, query) = text.split_at_checked(at).unwrap_or((text, ""));
+            '{' => in_braces = true,
+            '}' => in_braces = false,
+            '?' if !in_braces => {
+                let (base, query) = text.split_at_checked(position).unwrap_or((text, ""));
                 return (base, query.strip_prefix('?'));
             }
             _ => {}

@@ -6,7 +6,7 @@ fn name(text: &str) -> EngineName {
     EngineName::parse(text).unwrap()
 }
 
-fn asked(terms: &str, page: u16, language: Option<&str>) -> SearchRequest {
+fn request(terms: &str, page: u16, language: Option<&str>) -> SearchRequest {
     SearchRequest::new(name("engine"), terms, page, language).unwrap()
 }
 
@@ -37,7 +37,7 @@ fn question(template: &str, request: &SearchRequest) -> String {
 
 fn answer(engine: &Engine, status: u16, body: &str) -> SearchAnswer {
     let url = Url::parse("http://engine.example/search?q=x").unwrap();
-    engine.read(&asked("x", 1, None), &Response { url: &url, status, body: body.as_bytes() })
+    engine.read(&request("x", 1, None), &Response { url: &url, status, body: body.as_bytes() })
 }
 
 fn results(engine: &Engine, body: &str) -> (Vec<(String, String, String)>, Option<u64>, bool) {
@@ -62,8 +62,8 @@ fn row(title: &str, link: &str, snippet: &str) -> (String, String, String) {
 }
 
 #[test]
-fn a_request_holds_what_the_client_said_and_nothing_else() {
-    let request = asked("a&b=c #d/é", 3, Some("de-AT"));
+fn a_request_contains_only_terms_page_and_language_of_the_client() {
+    let request = request("a&b=c #d/é", 3, Some("de-AT"));
     assert_eq!(
         question(
             "https://engine.example/s?q={searchTerms}&n={count}&i={startIndex}&p={startPage}&l={language?}",
@@ -78,32 +78,32 @@ fn a_request_holds_what_the_client_said_and_nothing_else() {
 }
 
 #[test]
-fn what_is_optional_and_not_known_is_left_out() {
+fn optional_parameters_without_a_value_are_omitted() {
     let template = "https://engine.example/?q={searchTerms}&l={language?}&a={some:thing?}&b=1&c={other?}x";
-    assert_eq!(question(template, &asked("x", 1, None)), "https://engine.example/?q=x&b=1");
+    assert_eq!(question(template, &request("x", 1, None)), "https://engine.example/?q=x&b=1");
     assert_eq!(
-        question("https://engine.example/{language?}/?q={searchTerms}", &asked("x", 1, None)),
+        question("https://engine.example/{language?}/?q={searchTerms}", &request("x", 1, None)),
         "https://engine.example//?q=x"
     );
 }
 
 #[test]
-fn terms_in_any_script_arrive_as_they_are() {
+fn terms_in_any_script_are_sent_unchanged() {
     for terms in ["所有権", "ما هي الملكية", "🦀 + %41 & \"quoted\""] {
-        let url = Url::parse(&question("https://engine.example/?q={searchTerms}", &asked(terms, 1, None))).unwrap();
+        let url = Url::parse(&question("https://engine.example/?q={searchTerms}", &request(terms, 1, None))).unwrap();
         assert_eq!(url.query_pairs().next().unwrap().1, terms);
     }
 }
 
 #[test]
-fn terms_never_leave_their_place() {
+fn terms_change_no_other_part_of_the_url() {
     let body = url("application/rss+xml", "https://engine.example/a/{searchTerms}?b=1");
     let engine = described(&body).unwrap();
     for terms in [".", "..", "..."] {
-        assert!(engine.question(&asked(terms, 1, None)).is_none(), "{terms}");
+        assert!(engine.question(&request(terms, 1, None)).is_none(), "{terms}");
     }
     for terms in ["../../admin", "%2e%2e", "@evil.example", "?c=2", "\\..\\x", "//evil.example/"] {
-        let url = engine.question(&asked(terms, 1, None)).unwrap().url;
+        let url = engine.question(&request(terms, 1, None)).unwrap().url;
         assert_eq!(url.host_str(), Some("engine.example"), "{terms}");
         assert_eq!(url.path_segments().unwrap().count(), 2, "{terms}: {url}");
         assert_eq!(url.query(), Some("b=1"), "{terms}");
@@ -111,10 +111,10 @@ fn terms_never_leave_their_place() {
 }
 
 #[test]
-fn a_language_chooses_a_host_only_among_those_listed() {
+fn a_language_selects_only_listed_hosts() {
     let template = url("application/rss+xml", "https://{language}.engine.example/?q={searchTerms}");
     let engine = described(&(template.clone() + "<Language>en</Language><Language>pt-BR</Language>")).unwrap();
-    let host = |language| engine.question(&asked("x", 1, language)).unwrap().url.host_str().unwrap().to_owned();
+    let host = |language| engine.question(&request("x", 1, language)).unwrap().url.host_str().unwrap().to_owned();
     assert_eq!(host(None), "en.engine.example");
     assert_eq!(host(Some("PT-br")), "pt-br.engine.example");
     assert_eq!(host(Some("pt")), "pt-br.engine.example");
@@ -126,7 +126,7 @@ fn a_language_chooses_a_host_only_among_those_listed() {
 }
 
 #[test]
-fn a_template_that_cannot_work_says_why() {
+fn an_invalid_template_is_refused_with_the_reason() {
     let failed = |template: &str| match described(&url("application/rss+xml", template)) {
         Err(DescriptionError::Template(error)) => error,
         other => panic!("{template}: {other:?}"),
@@ -147,7 +147,7 @@ fn a_template_that_cannot_work_says_why() {
 }
 
 #[test]
-fn a_description_that_cannot_work_says_why() {
+fn an_invalid_description_is_refused_with_the_reason() {
     let failed = |document: &str| Engine::describe(document.as_bytes(), None, None).unwrap_err();
     assert_eq!(failed(""), DescriptionError::Xml(XmlError::Malformed));
     assert_eq!(failed("<a>"), DescriptionError::Xml(XmlError::Malformed));
@@ -173,14 +173,14 @@ fn a_description_that_cannot_work_says_why() {
 }
 
 #[test]
-fn a_page_is_given_no_html_to_take_apart() {
+fn a_description_for_a_page_excludes_html() {
     let for_page = |body: &str| Engine::describe_for_page(document(body).as_bytes(), None);
     let html = url("text/html", "https://engine.example/html?q={searchTerms}")
         + r#"<umbel:results type="text/html" select="p" title="b" link="a"/>"#;
     assert_eq!(for_page(&html).unwrap_err(), DescriptionError::OnlyHtml);
     let both = html + &url("application/rss+xml", "https://engine.example/rss?q={searchTerms}");
-    let asked = for_page(&both).unwrap().question(&asked("x", 1, None)).unwrap();
-    assert_eq!(asked.url.path(), "/rss");
+    let question = for_page(&both).unwrap().question(&request("x", 1, None)).unwrap();
+    assert_eq!(question.url.path(), "/rss");
     // Without any answer format, the error is the same as outside a page.
     assert_eq!(for_page("").unwrap_err(), DescriptionError::NoUrl);
     let relative = url("application/rss+xml", "/rss?q={searchTerms}");
@@ -188,7 +188,7 @@ fn a_page_is_given_no_html_to_take_apart() {
 }
 
 #[test]
-fn where_an_engine_may_be_asked_is_known_before() {
+fn origins_of_an_engine_are_known_from_its_description() {
     let origins = |body: &str| described(body).unwrap().origins();
     let one = url("application/rss+xml", "http://engine.example:8080/?q={searchTerms}&l={language?}");
     assert_eq!(origins(&(one + "<Language>en</Language><Language>de</Language>")), ["http://engine.example:8080"]);
@@ -198,10 +198,10 @@ fn where_an_engine_may_be_asked_is_known_before() {
 }
 
 #[test]
-fn no_entity_is_expanded_and_no_depth_followed() {
+fn custom_entities_and_deep_documents_are_refused() {
     let failed = |document: &str| Engine::describe(document.as_bytes(), None, None).unwrap_err();
-    let laughs = r#"<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><a>&c;</a>"#;
-    assert_eq!(failed(laughs), DescriptionError::Xml(XmlError::Entities));
+    let expanding = r#"<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><a>&c;</a>"#;
+    assert_eq!(failed(expanding), DescriptionError::Xml(XmlError::Entities));
     let external = r#"<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>"#;
     assert_eq!(failed(external), DescriptionError::Xml(XmlError::Entities));
     assert_eq!(failed(&document("<a>&other;</a>")), DescriptionError::Xml(XmlError::Entities));
@@ -215,7 +215,7 @@ fn no_entity_is_expanded_and_no_depth_followed() {
 }
 
 #[test]
-fn the_form_that_says_most_is_chosen() {
+fn the_preferred_format_is_used() {
     let body = [
         url("text/html", "https://engine.example/html?q={searchTerms}"),
         r#"<Url type="application/rss+xml" method="post" template="https://engine.example/post?q={searchTerms}"/>"#
@@ -226,27 +226,27 @@ fn the_form_that_says_most_is_chosen() {
         url("application/json", "https://engine.example/json?q={searchTerms}"),
     ]
     .concat();
-    let path = |engine: &Engine| engine.question(&asked("x", 1, None)).unwrap().url.path().to_owned();
+    let path = |engine: &Engine| engine.question(&request("x", 1, None)).unwrap().url.path().to_owned();
     assert_eq!(path(&described(&body).unwrap()), "/atom");
     let mapped = body + r#"<umbel:results type="application/json" select="/a" title="/b" link="/c"/>"#;
     assert_eq!(path(&described(&mapped).unwrap()), "/json");
 }
 
 #[test]
-fn an_engine_that_describes_itself_may_leave_out_where_it_is() {
+fn a_template_may_be_relative_to_the_url_of_the_description() {
     let origin = Url::parse("http://127.0.0.1:8080/search/searchdescription.xml").unwrap();
     let kiwix = include_bytes!("tests/kiwix-description.xml");
     let engine = Engine::describe(kiwix, Some(&origin), None).unwrap();
     assert_eq!(engine.name(), &name("fulltext-articles-search"));
-    let url = engine.question(&asked("own", 2, None)).unwrap().url;
+    let url = engine.question(&request("own", 2, None)).unwrap().url;
     assert_eq!(url.as_str(), "http://127.0.0.1:8080/search?format=xml&pattern=own&pageLength=10&start=10");
     let other_host = document(&self::url("application/rss+xml", "//evil.example/?q={searchTerms}"));
     assert!(Engine::describe(other_host.as_bytes(), Some(&origin), None).is_err());
 }
 
 #[test]
-fn the_descriptions_that_ship_are_good() {
-    let request = asked("rust ownership", 2, Some("ja"));
+fn the_shipped_descriptions_are_valid() {
+    let request = request("rust ownership", 2, Some("ja"));
     for (file, expected) in [
         (
             "wikipedia",
@@ -264,7 +264,7 @@ fn the_descriptions_that_ship_are_good() {
 }
 
 #[test]
-fn rss_of_kiwix_is_read() {
+fn rss_of_kiwix_is_parsed() {
     let (results, total, more) = results(&engine("application/rss+xml", ""), include_str!("tests/kiwix.xml"));
     assert_eq!(total, Some(11));
     assert!(more);
@@ -281,7 +281,7 @@ fn rss_of_kiwix_is_read() {
 }
 
 #[test]
-fn atom_is_read() {
+fn atom_is_parsed() {
     let body = r#"<feed xmlns="http://www.w3.org/2005/Atom" xmlns:os="http://a9.com/-/spec/opensearch/1.1/">
         <title>Search</title><os:totalResults>7</os:totalResults>
         <entry><title type="html">&lt;b&gt;One&lt;/b&gt; &amp;amp; two</title>
@@ -299,7 +299,7 @@ fn atom_is_read() {
 }
 
 #[test]
-fn json_of_searxng_is_read() {
+fn json_of_searxng_is_parsed() {
     let body = r#"{"query": "x", "number_of_results": 0, "results": [
         {"url": "https://example.org/a?fbclid=1", "title": "A & <b>b</b>", "content": null, "score": 1.0},
         {"url": "javascript:alert(1)", "title": "bad", "content": ""},
@@ -317,7 +317,7 @@ fn json_of_searxng_is_read() {
 }
 
 #[test]
-fn json_is_read_where_the_description_says() {
+fn json_is_parsed_by_the_mapping_of_the_description() {
     let mapping = r#"<umbel:results type="application/json" select="/query/search" total="/query/searchinfo/totalhits"
         title="/title" link="/wiki/{/title}?id={/pageid}" snippet="/snippet"/>"#;
     let body = r#"{"query": {"searchinfo": {"totalhits": 31}, "search": [
@@ -329,6 +329,16 @@ fn json_is_read_where_the_description_says() {
 }
 
 #[test]
+fn values_in_titles_and_snippets_are_not_percent_encoded() {
+    let mapping = r#"<umbel:results type="application/json" select="/hits" title="{/title} ({/year})" link="/{/title}"
+        snippet="by {/author}"/>"#;
+    let body = r#"{"hits": [{"title": "Größe & Maß", "year": 1999, "author": "Ä. B"}]}"#;
+    let (results, ..) = results(&engine("application/json", mapping), body);
+    let link = "http://engine.example/Gr%C3%B6%C3%9Fe%20%26%20Ma%C3%9F";
+    assert_eq!(results, [row("Größe & Maß (1999)", link, "by Ä. B")]);
+}
+
+#[test]
 fn suggestions_with_links_are_results() {
     let body = r#"["x", ["A", "B", "C"], ["first"], ["https://example.org/a", 7, "https://example.org/c"]]"#;
     let (results, ..) = results(&engine("application/x-suggestions+json", ""), body);
@@ -336,7 +346,7 @@ fn suggestions_with_links_are_results() {
 }
 
 #[test]
-fn html_is_read_by_selectors() {
+fn html_is_parsed_by_selectors() {
     let mapping = r#"<umbel:results type="text/html" select="div.result" title="h2" link="h2 a" snippet=".text"/>"#;
     let body = r#"<!DOCTYPE html><title>x</title><div class="ad"><h2><a href="http://ad.example/">Ad</a></h2></div>
         <div class=result><h2><a href="//duckduckgo.com/l/?uddg=https%3A%2F%2Fexample.org%2F&rut=1">O<b>n</b>e</a></h2>
@@ -350,7 +360,7 @@ fn html_is_read_by_selectors() {
 }
 
 #[test]
-fn answers_that_are_none_are_refused() {
+fn malformed_answers_are_refused() {
     for media in ["application/rss+xml", "application/json", "application/x-suggestions+json"] {
         let engine = engine(media, "");
         for body in ["", "<", "{", "[]", "{}", "<html><p>hello", "null", "\u{0}", "<a/>", "<rss version='2.0'>"] {
@@ -358,8 +368,8 @@ fn answers_that_are_none_are_refused() {
         }
     }
     let rss = engine("application/rss+xml", "");
-    let laughs = r#"<!DOCTYPE rss [<!ENTITY a "a">]><rss version="2.0"><channel><title>&a;</title></channel></rss>"#;
-    assert_eq!(refusal(&rss, 200, laughs), SearchRefusal::EngineMalformed);
+    let expanding = r#"<!DOCTYPE rss [<!ENTITY a "a">]><rss version="2.0"><channel><title>&a;</title></channel></rss>"#;
+    assert_eq!(refusal(&rss, 200, expanding), SearchRefusal::EngineMalformed);
     let deep = format!("<rss version='2.0'>{}{}</rss>", "<channel>".repeat(100), "</channel>".repeat(100));
     assert_eq!(refusal(&rss, 200, &deep), SearchRefusal::EngineMalformed);
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
@@ -367,10 +377,10 @@ fn answers_that_are_none_are_refused() {
 }
 
 #[test]
-fn html_that_would_grow_without_bound_is_given_up() {
+fn html_with_a_growing_tree_is_refused() {
     let mapping = r#"<umbel:results type="text/html" select="p" title="b" link="a"/>"#;
     let engine = engine("text/html", mapping);
-    // Each paragraph would repeat all open formatting elements.
+    // The parser repeats all open formatting elements in each paragraph.
     let formatting: String = (0..5000).map(|number| format!("<b id={number}>")).collect();
     for body in ["<div>".repeat(100_000), formatting + &"<p>x".repeat(50_000), "<br>".repeat(200_000)] {
         assert_eq!(refusal(&engine, 200, &body), SearchRefusal::EngineMalformed);
@@ -378,24 +388,24 @@ fn html_that_would_grow_without_bound_is_given_up() {
 }
 
 #[test]
-fn html_is_not_nested_out_of_sight() {
-    // The elements before a comment after the body count towards the depth.
+fn html_nested_before_a_comment_is_refused() {
+    // The last node, a comment after the body, is not the deepest one.
     let hidden = "<dl><dl><dl><dl><dl><dl><dl><dl><dl><dl><i></i></body><!--abc-->".repeat(4000);
-    assert_eq!(hidden.len() % 64, 0, "text after the comment is read too");
+    assert_eq!(hidden.len() % 64, 0, "a piece ends with a comment");
     assert!(bounded_html(&hidden, 50_000).is_none());
-    // Such comments alone are harmless.
+    // Such comments without nesting are accepted.
     assert!(bounded_html(&"<p>a</p></body><!-- b -->".repeat(1000), 50_000).is_some());
 }
 
 #[test]
-fn html_with_attributes_without_number_is_soon_given_up() {
+fn html_with_too_many_attributes_is_refused() {
     let attributes = |count: usize| (0..count).map(|number| format!(" a{number:x}")).collect::<String>();
-    // The parser compares each attribute with all before it.
+    // The parser compares each attribute with all previous ones.
     assert!(bounded_html(&format!("<b{}>", attributes(80_000)), 50_000).is_none());
-    // Each paragraph would repeat them.
+    // The parser repeats the attributes in each paragraph.
     let repeating = format!("<p><b{}>x</p>", attributes(3000)) + &"<p>x</p>".repeat(15_000);
     assert!(bounded_html(&repeating, 50_000).is_none());
-    // The attributes of each further tag would be merged into the existing ones.
+    // The parser adds the attributes of each further tag to the first element.
     let html: String =
         (0..60).map(|tag| format!("<html{}>", attributes(2000).replace('a', &format!("a{tag}x")))).collect();
     let html = bounded_html(&html, 50_000).unwrap();
@@ -403,7 +413,7 @@ fn html_with_attributes_without_number_is_soon_given_up() {
 }
 
 #[test]
-fn html_keeps_what_pages_have() {
+fn ordinary_html_is_unchanged() {
     let html = bounded_html(
         r#"<html lang="en"><body class="x"><!-- c --><p id="1">a&amp;b<img src="data:image/png;base64,//+//"><svg><a/></svg></html>"#,
         100,
@@ -417,7 +427,7 @@ fn html_keeps_what_pages_have() {
 }
 
 #[test]
-fn an_engine_without_results_has_none() {
+fn an_answer_without_results_is_empty() {
     let rss = r#"<rss version="2.0" xmlns:o="http://a9.com/-/spec/opensearch/1.1/"><channel><title>x</title>
         <o:totalResults>0</o:totalResults></channel></rss>"#;
     assert_eq!(results(&engine("application/rss+xml", ""), rss), (vec![], Some(0), false));
@@ -425,13 +435,13 @@ fn an_engine_without_results_has_none() {
 }
 
 #[test]
-fn no_more_results_are_taken_than_an_answer_may_have() {
+fn the_number_of_results_is_capped() {
     let many = format!(r#"{{"results": [{}0]}}"#, r#"{"url": "http://a/", "title": "a"},"#.repeat(100));
     assert_eq!(results(&engine("application/json", ""), &many).0.len(), 50);
 }
 
 #[test]
-fn an_engine_that_keeps_the_exit_out_is_reported_as_such() {
+fn a_block_by_the_engine_is_reported() {
     let (rss, json) = (engine("application/rss+xml", ""), engine("application/json", ""));
     let captcha = "<html><form><div class=\"g-recaptcha\"></div></form>";
     let blocked = SearchRefusal::EngineBlocked;
@@ -445,13 +455,13 @@ fn an_engine_that_keeps_the_exit_out_is_reported_as_such() {
     for status in [400, 404, 500, 502, 503, 302] {
         assert_eq!(refusal(&rss, status, "<p>broken"), SearchRefusal::EngineFailed, "{status}");
     }
-    // Results about the word are no sign of a block.
+    // Results about captchas don't indicate a block.
     let about = r#"{"results": [{"url": "http://a/", "title": "What is a <b>captcha</b>?"}]}"#;
     assert_eq!(results(&json, about).0.len(), 1);
 }
 
 #[test]
-fn an_engine_without_pages_has_one() {
+fn an_engine_without_pages_has_only_the_first() {
     let single = described(&url("application/rss+xml", "https://engine.example/?q={searchTerms}")).unwrap();
     assert!(single.lacks_page(2) && !single.lacks_page(1));
     assert!(!engine("application/rss+xml", "").lacks_page(2));

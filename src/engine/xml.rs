@@ -1,72 +1,72 @@
-//! Walks over an untrusted XML document that contains only elements and text.
+//! Events and limits of a walk over an untrusted XML document.
 //!
 //! A document type is rejected, and with it all entities except XML's five predefined ones and character references.
-//! So nothing is fetched and no entity expands. Depth and attributes per element are capped, and in a page the number
-//! of elements; the caller caps the length. Only UTF-8 is accepted, whatever encoding the document declares.
-//! Otherwise a later reader could interpret the checked bytes differently.
+//! Therefore nothing is fetched, and no entity expands. Depth and attributes of an element are capped, and in a page
+//! the number of elements too. The caller caps the length. Only UTF-8 is accepted, also as the declared encoding.
+//! Otherwise another parser could interpret the checked bytes differently.
 
-/// Largest depth of elements.
+/// Maximum depth of elements.
 pub(super) const MAX_DEPTH: usize = 32;
-/// Largest number of attributes of one element.
+/// Maximum attributes of one element.
 pub(super) const MAX_ATTRIBUTES: usize = 32;
 
-/// Largest number of tags, comments and the like in a document that is parsed into a tree.
+/// Maximum tags, comments, CDATA sections and processing instructions of a document that is parsed into a tree.
 #[cfg(any(test, feature = "browser"))]
-const MAX_PIECES: usize = 16 * 1024;
+const MAX_MARKUP: usize = 16 * 1024;
 
 /// Why a document is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum XmlError {
-    /// It is no well-formed XML document.
+    /// The document is not well-formed.
     #[error("the document is not well-formed XML")]
     Malformed,
-    /// It is not in UTF-8, or declares another encoding.
+    /// The document is not UTF-8, or declares another encoding.
     #[error("the document is not UTF-8")]
     Encoding,
-    /// It has a document type or a custom entity.
+    /// The document has a document type or a custom entity.
     #[error("the document has a document type or custom entities, which are not supported")]
     Entities,
-    /// Its elements are too deep, or have too many attributes.
+    /// An element is too deep, or has too many attributes.
     #[error("the document has elements deeper than {MAX_DEPTH} or with more than {MAX_ATTRIBUTES} attributes")]
     TooDeep,
-    /// It has too many elements for a tree.
+    /// The document has too many elements for a tree.
     #[error("the document has too many elements")]
     TooMany,
 }
 
 /// An event of a walk.
-pub(super) enum Piece<'a> {
+pub(super) enum XmlEvent<'a> {
     /// An element begins.
     Open {
-        /// The URI of its namespace, empty if it has none.
+        /// The URI of the element's namespace, empty if there is none.
         namespace: &'a str,
-        /// Its local name.
+        /// The local name.
         name: &'a str,
-        /// Its attributes.
+        /// The attributes.
         attributes: Attributes<'a>,
     },
-    /// Text within the innermost open element; one text may be split into pieces.
+    /// Text within the innermost open element. A text may be split into several events.
     Text(&'a str),
     /// The innermost open element ends.
     Close,
 }
 
-/// The attributes of an element; the function returns the value of a name without prefix.
+/// The attributes of an element, as a function from a name without prefix to the value.
 #[derive(Clone, Copy)]
 pub(super) struct Attributes<'a>(pub(super) &'a dyn Fn(&str) -> Option<String>);
 
 impl Attributes<'_> {
-    /// The value of `name`, which has no prefix.
+    /// The value of the attribute `name` without prefix.
     pub(super) fn value(&self, name: &str) -> Option<String> {
         (self.0)(name)
     }
 }
 
-/// Rejects a document that would take long to parse into a tree. It reads each byte once, and recognises tags as such
-/// a parser would, up to the first error in the XML.
+/// Rejects a document that would take long to parse into a tree. Scans each byte once, and recognises the same tags as
+/// a parser, up to the first error in the XML.
 ///
 /// # Errors
-/// When it has too many elements, elements too deep, an element with too many attributes, or no end.
+/// When the document has too many elements, an element that is too deep or has too many attributes, or is truncated.
 #[cfg(any(test, feature = "browser"))]
 #[cfg_attr(
     all(feature = "native", not(test)),
@@ -76,23 +76,23 @@ pub(super) fn check_extent(document: &str) -> Result<(), XmlError> {
     fn after<'a>(text: &'a str, end: &str) -> Result<&'a str, XmlError> {
         text.split_once(end).map(|(_, rest)| rest).ok_or(XmlError::Malformed)
     }
-    let (mut rest, mut pieces, mut depth) = (document, 0_usize, 0_usize);
-    while let Some((_, piece)) = rest.split_once('<') {
-        pieces = pieces.saturating_add(1);
-        if pieces > MAX_PIECES {
+    let (mut rest, mut count, mut depth) = (document, 0_usize, 0_usize);
+    while let Some((_, markup)) = rest.split_once('<') {
+        count = count.saturating_add(1);
+        if count > MAX_MARKUP {
             return Err(XmlError::TooMany);
         }
-        rest = if let Some(comment) = piece.strip_prefix("!--") {
+        rest = if let Some(comment) = markup.strip_prefix("!--") {
             after(comment, "-->")?
-        } else if let Some(text) = piece.strip_prefix("![CDATA[") {
+        } else if let Some(text) = markup.strip_prefix("![CDATA[") {
             after(text, "]]>")?
-        } else if let Some(instruction) = piece.strip_prefix('?') {
+        } else if let Some(instruction) = markup.strip_prefix('?') {
             after(instruction, "?>")?
-        } else if let Some(close) = piece.strip_prefix('/') {
+        } else if let Some(close) = markup.strip_prefix('/') {
             depth = depth.saturating_sub(1);
             after(close, ">")?
         } else {
-            let (is_empty, rest) = after_tag(piece)?;
+            let (is_empty, rest) = after_tag(markup)?;
             depth = depth.saturating_add(1);
             if depth > MAX_DEPTH {
                 return Err(XmlError::TooDeep);
@@ -104,7 +104,7 @@ pub(super) fn check_extent(document: &str) -> Result<(), XmlError> {
     Ok(())
 }
 
-/// Whether the element with the tag at the beginning of `text` is empty, and the text after the tag.
+/// Scans the tag at the beginning of `text`. Returns whether the tag is of an empty element, and the text after it.
 #[cfg(any(test, feature = "browser"))]
 #[cfg_attr(
     all(feature = "native", not(test)),
@@ -112,7 +112,7 @@ pub(super) fn check_extent(document: &str) -> Result<(), XmlError> {
 )]
 fn after_tag(text: &str) -> Result<(bool, &str), XmlError> {
     let (mut attributes, mut quote, mut last) = (0_usize, None, b' ');
-    for (at, byte) in text.bytes().enumerate() {
+    for (position, byte) in text.bytes().enumerate() {
         match (quote, byte) {
             (Some(open), _) if byte == open => quote = None,
             (Some(_), _) => {}
@@ -123,7 +123,7 @@ fn after_tag(text: &str) -> Result<(bool, &str), XmlError> {
                     return Err(XmlError::TooDeep);
                 }
             }
-            (None, b'>') => return Ok((last == b'/', text.get(at.saturating_add(1)..).unwrap_or_default())),
+            (None, b'>') => return Ok((last == b'/', text.get(position.saturating_add(1)..).unwrap_or_default())),
             (None, _) => {}
         }
         last = byte;
@@ -139,23 +139,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_would_keep_a_parser_busy_is_found_before_it_is_parsed() {
+    fn a_document_that_would_take_long_to_parse_is_refused() {
         let wide = |count| (0..count).map(|number| format!(" a{number}='=>'")).collect::<String>();
         assert_eq!(check_extent(&format!("<a><b{}/></a>", wide(MAX_ATTRIBUTES))), Ok(()));
         assert_eq!(check_extent(&format!("<a><b{}/></a>", wide(MAX_ATTRIBUTES + 1))), Err(XmlError::TooDeep));
         let many = |count: usize| format!("<a>{}</a>", "<b/>".repeat(count));
-        assert_eq!(check_extent(&many(MAX_PIECES - 2)), Ok(()));
-        assert_eq!(check_extent(&many(MAX_PIECES - 1)), Err(XmlError::TooMany));
+        assert_eq!(check_extent(&many(MAX_MARKUP - 2)), Ok(()));
+        assert_eq!(check_extent(&many(MAX_MARKUP - 1)), Err(XmlError::TooMany));
         let deep = |count: usize| "<a>".repeat(count) + &"</a>".repeat(count);
         assert_eq!(check_extent(&deep(MAX_DEPTH)), Ok(()));
         assert_eq!(check_extent(&deep(MAX_DEPTH + 1)), Err(XmlError::TooDeep));
-        for none in ["<a", "<a b='>", "<!-- <a>", "<![CDATA[<a>", "<?a >", "<a></a"] {
-            assert_eq!(check_extent(none), Err(XmlError::Malformed), "{none}");
+        for truncated in ["<a", "<a b='>", "<!-- <a>", "<![CDATA[<a>", "<?a >", "<a></a"] {
+            assert_eq!(check_extent(truncated), Err(XmlError::Malformed), "{truncated}");
         }
     }
 
     #[test]
-    fn what_only_looks_like_tags_and_attributes_is_none() {
+    fn tags_within_comments_and_values_do_not_count() {
         let equals = "=".repeat(100);
         for good in [
             format!("<a>{equals}</a>"),

@@ -41,7 +41,8 @@ impl Delegate {
         self.search.grown().await;
     }
 
-    /// Performs the request that comes over `stream`, and answers there. `circuit` is the number of its circuit.
+    /// Performs the request that arrives over `stream`, and writes the answer there. `circuit` is the number of its
+    /// circuit.
     pub(crate) async fn serve<S>(&self, service: Service, circuit: u64, stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -56,7 +57,7 @@ impl Delegate {
         }
     }
 
-    /// Logs counts of refusals once an hour and refreshes the engines' descriptions, for ever.
+    /// Logs counts of refusals once an hour and refreshes the engines' descriptions. Never ends.
     pub(crate) async fn keep(&self) {
         tokio::join!(self.limits.report(), self.search.keep_fresh());
     }

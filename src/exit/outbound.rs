@@ -1,9 +1,9 @@
 //! HTTP requests that an exit performs: each over a new connection to an address that its policy allows.
 //!
-//! Names are resolved here. The policy judges each address, and only a judged address is connected to, so a changing
-//! DNS answer can't redirect the request. `https` certificates are verified. Redirects are not followed; a caller
-//! that follows one sends again and is judged again. Governed by `proto/09-delegated.md`. This protects the exit's
-//! local network.
+//! Names are resolved here. The policy decides on each address, and the connection goes to an address that it allowed,
+//! so a changing DNS answer can't redirect the request. `https` certificates are verified. Redirects are not followed;
+//! a caller that follows one sends a new request, with a new decision. Governed by `proto/09-delegated.md`. Threat
+//! addressed: use of an exit against its local network.
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -40,10 +40,10 @@ use crate::{
 /// The policies for the targets of requests.
 #[derive(Clone, Debug)]
 pub(crate) struct TargetPolicies {
-    /// Judges the addresses of resolved names.
+    /// For the addresses of resolved names.
     pub(crate) resolved: Policy,
-    /// Judges address literals, and `localhost`.
-    pub(crate) written: Policy,
+    /// For address literals, and `localhost`.
+    pub(crate) literal: Policy,
 }
 
 /// Limits on a target's time and size.
@@ -67,7 +67,7 @@ impl Default for OutboundLimits {
     }
 }
 
-/// The reason why a request has no response. The text names nothing of the request.
+/// The reason why a request has no response. The text contains nothing of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum OutboundError {
     /// The URL is not an absolute `http` or `https` one, or has a user name.
@@ -87,15 +87,15 @@ pub(crate) enum OutboundError {
 /// Sends requests of an exit. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Outbound {
-    reach: Arc<TargetPolicies>,
+    policies: Arc<TargetPolicies>,
     resolver: Arc<Resolver>,
     tls: Tls,
     limits: OutboundLimits,
 }
 
 impl Outbound {
-    pub(crate) fn new(reach: TargetPolicies, resolver: Arc<Resolver>, tls: Tls, limits: OutboundLimits) -> Self {
-        Self { reach: Arc::new(reach), resolver, tls, limits }
+    pub(crate) fn new(policies: TargetPolicies, resolver: Arc<Resolver>, tls: Tls, limits: OutboundLimits) -> Self {
+        Self { policies: Arc::new(policies), resolver, tls, limits }
     }
 
     /// Sends `request`, whose URL must be absolute, and returns the response. The request is changed only in `Host`,
@@ -127,16 +127,16 @@ impl Outbound {
 
     async fn connect(&self, target: &Target) -> Result<tokio::net::TcpStream, OutboundError> {
         const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let written = match &target.host {
+        let literal = match &target.host {
             Host::Ip(ip) => Some(*ip),
             Host::Name(name) => name.eq_ignore_ascii_case("localhost").then_some(LOOPBACK),
         };
-        let connected = match written {
+        let connected = match literal {
             Some(ip) => {
                 let target = Target { host: Host::Ip(ip), port: target.port };
-                connect(&self.reach.written, &self.resolver, &target).await
+                connect(&self.policies.literal, &self.resolver, &target).await
             }
-            None => connect(&self.reach.resolved, &self.resolver, target).await,
+            None => connect(&self.policies.resolved, &self.resolver, target).await,
         };
         connected.map(|connected| connected.socket).map_err(OutboundError::Connect)
     }

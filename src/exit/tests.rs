@@ -26,19 +26,20 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-enum Ask {
-    Connect(Target, oneshot::Sender<Result<Stream, ConnectError>>),
+/// A request of the client.
+enum Request {
+    Open(Target, oneshot::Sender<Result<Stream, ConnectError>>),
     Resolve(Host, oneshot::Sender<Result<Vec<ResolvedAnswer>, ConnectError>>),
 }
 
 /// A client connected to an exit directly through a queue, without circuits.
 #[derive(Clone)]
-struct ViaExit(mpsc::UnboundedSender<Ask>);
+struct ViaExit(mpsc::UnboundedSender<Request>);
 
 impl ViaExit {
     fn new(options: ExitOptions, resolver: Resolver) -> Self {
-        let (sender, asks) = mpsc::unbounded_channel();
-        tokio::spawn(run(Exit::new(options, Arc::new(resolver), None), asks));
+        let (sender, requests) = mpsc::unbounded_channel();
+        tokio::spawn(run(Exit::new(options, Arc::new(resolver), None), requests));
         Self(sender)
     }
 
@@ -55,15 +56,15 @@ impl ViaExit {
 }
 
 impl Connector for ViaExit {
-    async fn connect(&self, target: Target, _: Isolation) -> Result<Stream, ConnectError> {
+    async fn open(&self, target: Target, _: Isolation) -> Result<Stream, ConnectError> {
         let (sender, answer) = oneshot::channel();
-        self.0.send(Ask::Connect(target, sender)).unwrap_or_else(|_| panic!("the core has ended"));
+        self.0.send(Request::Open(target, sender)).unwrap_or_else(|_| panic!("the core has ended"));
         answer.await.unwrap()
     }
 
     async fn resolve(&self, host: Host, _: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
         let (sender, answer) = oneshot::channel();
-        self.0.send(Ask::Resolve(host, sender)).unwrap_or_else(|_| panic!("the core has ended"));
+        self.0.send(Request::Resolve(host, sender)).unwrap_or_else(|_| panic!("the core has ended"));
         answer.await.unwrap()
     }
 
@@ -75,109 +76,109 @@ impl Connector for ViaExit {
 /// Both ends' core.
 #[derive(Default)]
 struct Core {
-    next: StreamKey,
-    hub: Option<Hub>,
+    next: u64,
+    hub: Option<Hub<u64>>,
     forward: Flows,
     backward: Flows,
-    connecting: HashMap<StreamKey, oneshot::Sender<Result<Stream, ConnectError>>>,
-    resolving: HashMap<StreamKey, oneshot::Sender<Result<Vec<ResolvedAnswer>, ConnectError>>>,
+    connecting: HashMap<u64, oneshot::Sender<Result<Stream, ConnectError>>>,
+    resolving: HashMap<u64, oneshot::Sender<Result<Vec<ResolvedAnswer>, ConnectError>>>,
 }
 
 impl Core {
-    fn hub(&mut self) -> &mut Hub {
+    fn hub(&mut self) -> &mut Hub<u64> {
         self.hub.as_mut().unwrap()
     }
 
     /// Moves bytes in both directions as far as credit allows; updates the exit's room.
-    fn pump(&mut self, exit: &mut Exit, key: StreamKey) {
+    fn pump(&mut self, exit: &mut Exit, stream: u64) {
         let mut finished = false;
-        let room = self.forward.pump(key, |bytes| exit.push(key, bytes), || finished = true);
-        self.hub().set_room(key, room);
+        let room = self.forward.pump(stream, |bytes| exit.push(ExitStream(stream), bytes), || finished = true);
+        self.hub().set_room(stream, room);
         if finished {
-            exit.finish(key);
+            exit.finish(ExitStream(stream));
         }
         let mut finished = false;
         let hub = self.hub.as_mut().unwrap();
-        let room = self.backward.pump(key, |bytes| hub.push(key, bytes), || finished = true);
-        exit.set_room(key, room);
+        let room = self.backward.pump(stream, |bytes| hub.push(stream, bytes), || finished = true);
+        exit.set_room(ExitStream(stream), room);
         if finished {
-            hub.finish(key);
+            hub.finish(stream);
         }
     }
 
-    fn forget(&mut self, key: StreamKey) {
-        self.forward.remove(key);
-        self.backward.remove(key);
+    fn forget(&mut self, stream: u64) {
+        self.forward.remove(stream);
+        self.backward.remove(stream);
     }
 }
 
 impl Core {
-    fn handle_command(&mut self, key: StreamKey, command: StreamCommand) {
+    fn handle_command(&mut self, stream: u64, command: StreamCommand) {
         match command {
             StreamCommand::Connected(_) => {
-                let stream = self.hub().open(key, ROOM);
-                let _ = self.connecting.remove(&key).unwrap().send(Ok(stream));
+                let opened = self.hub().open(stream, ROOM);
+                let _ = self.connecting.remove(&stream).unwrap().send(Ok(opened));
             }
             StreamCommand::Resolved { answers, .. } => {
-                let _ = self.resolving.remove(&key).unwrap().send(Ok(answers));
+                let _ = self.resolving.remove(&stream).unwrap().send(Ok(answers));
             }
-            StreamCommand::Write(bytes) => self.backward.write(key, &bytes),
-            StreamCommand::Consumed(bytes) => self.forward.credit(key, bytes),
-            StreamCommand::Finish => self.backward.finish(key),
-            StreamCommand::Reset(reason) => self.fail(key, reason),
+            StreamCommand::Write(bytes) => self.backward.write(stream, &bytes),
+            StreamCommand::Consumed(bytes) => self.forward.credit(stream, bytes),
+            StreamCommand::Finish => self.backward.finish(stream),
+            StreamCommand::Reset(reason) => self.fail(stream, reason),
         }
     }
 
-    fn fail(&mut self, key: StreamKey, reason: EndReason) {
-        if let Some(sender) = self.connecting.remove(&key) {
+    fn fail(&mut self, stream: u64, reason: EndReason) {
+        if let Some(sender) = self.connecting.remove(&stream) {
             let _ = sender.send(Err(reason.into()));
         }
-        if let Some(sender) = self.resolving.remove(&key) {
+        if let Some(sender) = self.resolving.remove(&stream) {
             let _ = sender.send(Err(reason.into()));
         }
-        self.hub().fail(key, reason);
-        self.forget(key);
+        self.hub().fail(stream, reason);
+        self.forget(stream);
     }
 }
 
-async fn run(mut exit: Exit, mut asks: mpsc::UnboundedReceiver<Ask>) {
+async fn run(mut exit: Exit, mut requests: mpsc::UnboundedReceiver<Request>) {
     let mut core = Core { hub: Some(Hub::new()), ..Core::default() };
     loop {
         let hub = core.hub.as_mut().unwrap();
         tokio::select! {
-            Some(ask) = asks.recv() => {
+            Some(request) = requests.recv() => {
                 core.next += 1;
-                let key = core.next;
-                match ask {
-                    Ask::Connect(target, answer) => {
-                        core.forward.open(key);
-                        core.backward.open(key);
-                        core.connecting.insert(key, answer);
-                        exit.connect(key, target);
+                let stream = core.next;
+                match request {
+                    Request::Open(target, answer) => {
+                        core.forward.open(stream);
+                        core.backward.open(stream);
+                        core.connecting.insert(stream, answer);
+                        exit.connect(ExitStream(stream), target);
                     }
-                    Ask::Resolve(host, answer) => {
-                        core.resolving.insert(key, answer);
-                        exit.resolve(key, host);
+                    Request::Resolve(host, answer) => {
+                        core.resolving.insert(stream, answer);
+                        exit.resolve(ExitStream(stream), host);
                     }
                 }
             }
-            (key, command) = poll_fn(|cx| hub.poll_command(cx)) => {
+            (stream, command) = poll_fn(|cx| hub.poll_command(cx)) => {
                 match command {
-                    StreamCommand::Write(bytes) => core.forward.write(key, &bytes),
-                    StreamCommand::Finish => core.forward.finish(key),
-                    StreamCommand::Consumed(bytes) => core.backward.credit(key, bytes),
+                    StreamCommand::Write(bytes) => core.forward.write(stream, &bytes),
+                    StreamCommand::Finish => core.forward.finish(stream),
+                    StreamCommand::Consumed(bytes) => core.backward.credit(stream, bytes),
                     StreamCommand::Reset(_) => {
-                        core.forget(key);
-                        exit.close(key);
+                        core.forget(stream);
+                        exit.close(ExitStream(stream));
                         continue;
                     }
                     StreamCommand::Connected(_) | StreamCommand::Resolved { .. } => panic!("{command:?} of a stream"),
                 }
-                core.pump(&mut exit, key);
+                core.pump(&mut exit, stream);
             }
-            (key, command) = poll_fn(|cx| exit.poll_command(cx)) => {
-                core.handle_command(key, command);
-                core.pump(&mut exit, key);
+            (ExitStream(stream), command) = poll_fn(|cx| exit.poll_command(cx)) => {
+                core.handle_command(stream, command);
+                core.pump(&mut exit, stream);
             }
         }
     }
@@ -188,7 +189,7 @@ fn target(host: &str, port: u16) -> Target {
 }
 
 async fn open(via: &ViaExit, host: &str, port: u16) -> Result<Stream, ConnectError> {
-    timeout(DEADLINE, via.connect(target(host, port), Isolation::of_listener("test"))).await.unwrap()
+    timeout(DEADLINE, via.open(target(host, port), Isolation::of_listener("test"))).await.unwrap()
 }
 
 #[tokio::test]
@@ -206,7 +207,7 @@ async fn a_stream_reaches_its_target_by_name_and_address_and_half_closes() {
 }
 
 #[tokio::test]
-async fn the_target_finishing_first_leaves_the_other_direction_open() {
+async fn the_other_direction_stays_open_after_the_target_has_finished() {
     let (sender, received) = oneshot::channel();
     let sender = std::sync::Mutex::new(Some(sender));
     let origin = origin(move |mut socket| {
@@ -221,16 +222,16 @@ async fn the_target_finishing_first_leaves_the_other_direction_open() {
     })
     .await;
     let mut stream = open(&ViaExit::private(), "127.0.0.1", origin.port()).await.unwrap();
-    let mut said = String::new();
-    timeout(DEADLINE, stream.read_to_string(&mut said)).await.unwrap().unwrap();
-    assert_eq!(said, "no further event");
+    let mut text = String::new();
+    timeout(DEADLINE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
+    assert_eq!(text, "no further event");
     stream.write_all(b"not quite").await.unwrap();
     stream.shutdown().await.unwrap();
     assert_eq!(timeout(DEADLINE, received).await.unwrap().unwrap(), "not quite");
 }
 
 #[tokio::test]
-async fn each_failure_has_its_reason() {
+async fn each_failure_to_connect_has_its_reason() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let via = ViaExit::private();
     let reason = async |host: &str, port: u16| match open(&via, host, port).await {
@@ -243,7 +244,7 @@ async fn each_failure_has_its_reason() {
 }
 
 #[tokio::test]
-async fn the_policy_judges_what_a_name_resolves_to() {
+async fn the_policy_decides_on_the_addresses_of_a_name() {
     let (server, _) = crate::io::resolver::tests::name_server().await;
     let origin = echo_origin().await;
     let policy = |private| Policy::parse(["accept *"], private).unwrap();
@@ -276,7 +277,7 @@ async fn another_address_is_tried_when_the_first_refuses() {
 }
 
 #[test]
-fn the_families_take_turns_and_are_capped() {
+fn address_families_alternate_and_are_capped() {
     let addresses: Vec<IpAddr> =
         ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "::1", "::2"].iter().map(|ip| ip.parse().unwrap()).collect();
     let ordered: Vec<String> = connect::alternating(&addresses).iter().map(ToString::to_string).collect();
@@ -303,7 +304,7 @@ async fn streams_beyond_the_cap_are_refused_until_others_end() {
 }
 
 #[tokio::test]
-async fn resets_cross_in_both_directions_even_when_no_one_reads() {
+async fn a_reset_crosses_in_both_directions_without_a_reader() {
     let origin = origin(|mut socket| async move {
         socket.read_exact(&mut [0; 1]).await.unwrap();
         crate::io::stream::reset_on_close(&socket);
@@ -328,7 +329,7 @@ async fn resets_cross_in_both_directions_even_when_no_one_reads() {
     .await;
     let mut stream = open(&via, "127.0.0.1", stuck.port()).await.unwrap();
     let block = vec![0; 64 * 1024];
-    // The kernel's buffers are of unknown size: they are full once a write waits for so long. No event tells it.
+    // The kernel's buffers are of unknown size. They count as full once a write waits this long; no event shows it.
     while let Ok(written) = timeout(Duration::from_millis(200), stream.write(&block)).await {
         written.unwrap();
     }
@@ -337,7 +338,7 @@ async fn resets_cross_in_both_directions_even_when_no_one_reads() {
 }
 
 #[tokio::test]
-async fn questions_are_answered() {
+async fn names_are_resolved_at_the_exit() {
     let via = ViaExit::private();
     let isolation = Isolation::of_listener("test");
     let found = via.resolve(Host::parse("localhost").unwrap(), isolation).await.unwrap();

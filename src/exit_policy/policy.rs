@@ -82,8 +82,8 @@ impl Policy {
         Ok(Self { rules: parsed, private_addresses, own: Vec::new() })
     }
 
-    /// Refuses the exit's addresses like private ones. A connection from there would come from the exit's machine
-    /// itself, which a target may trust.
+    /// Refuses the exit's addresses like private ones. A connection to one of them would have the exit's machine
+    /// as its source, which a target there may trust.
     #[must_use]
     pub fn refusing_own(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
         self.own.extend(addresses.into_iter().map(|ip| ip.to_canonical()));
@@ -99,7 +99,7 @@ impl Policy {
         if port == 0 || !is_host(ip) || is_metadata(ip) || !(self.private_addresses || public) {
             return false;
         }
-        self.rules.iter().find(|rule| rule.fits(ip, port)).is_some_and(|rule| rule.accept)
+        self.rules.iter().find(|rule| rule.matches(ip, port)).is_some_and(|rule| rule.accept)
     }
 
     /// The ports accepted at most addresses, for path selection. Rules on part of an address family are left out: if
@@ -127,7 +127,7 @@ struct Rule {
 impl Rule {
     fn parse(text: &str) -> Result<Self, PolicyError> {
         let mut words = text.split_whitespace();
-        let (Some(verb), Some(what), None) = (words.next(), words.next(), words.next()) else {
+        let (Some(verb), Some(pattern), None) = (words.next(), words.next(), words.next()) else {
             return Err(PolicyError::Form(text.to_owned()));
         };
         let accept = match verb {
@@ -135,7 +135,7 @@ impl Rule {
             "reject" => false,
             _ => return Err(PolicyError::Verb(text.to_owned())),
         };
-        let (network, ports) = split(what);
+        let (network, ports) = split(pattern);
         Ok(Self {
             accept,
             network: Subnet::parse(network).ok_or_else(|| PolicyError::Address(text.to_owned()))?,
@@ -143,22 +143,22 @@ impl Rule {
         })
     }
 
-    fn fits(&self, ip: IpAddr, port: u16) -> bool {
+    fn matches(&self, ip: IpAddr, port: u16) -> bool {
         self.ports.contains(&port) && self.network.contains(ip)
     }
 }
 
 /// Address part and port part of a rule; `*` if missing.
-fn split(what: &str) -> (&str, &str) {
-    let only_ports = !what.is_empty() && what.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+fn split(pattern: &str) -> (&str, &str) {
+    let only_ports = !pattern.is_empty() && pattern.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
     if only_ports {
-        return ("*", what);
+        return ("*", pattern);
     }
     // The colon between an IPv6 address and a port follows a bracket.
-    let ipv6_without_port = !what.contains(']') && what.bytes().filter(|byte| *byte == b':').count() > 1;
-    match what.rsplit_once(':') {
+    let ipv6_without_port = !pattern.contains(']') && pattern.bytes().filter(|byte| *byte == b':').count() > 1;
+    match pattern.rsplit_once(':') {
         Some((network, ports)) if !ipv6_without_port && !ports.contains(']') => (network, ports),
-        _ => (what, "*"),
+        _ => (pattern, "*"),
     }
 }
 
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_rule_that_fits_decides_and_nothing_fits_nothing() {
+    fn the_first_matching_rule_decides_and_a_target_without_one_is_refused() {
         let policy = policy(&["reject 1.2.3.0/24", "reject *:25", "accept 1-1024"]);
         assert!(policy.allows(ip("1.1.1.1"), 443));
         assert!(policy.allows(ip("2606:4700::1"), 443));
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_with_ports_are_read_in_both_families() {
+    fn addresses_with_ports_are_parsed_in_both_families() {
         let policy = policy(&[
             "accept 1.2.3.4:80",
             "accept [2606:4700::]/32:443",
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn private_addresses_are_refused_whatever_the_rules_unless_allowed() {
+    fn private_addresses_are_refused_under_any_rules_unless_allowed() {
         let rules = ["accept *", "accept 10.0.0.0/8"];
         let (strict, lenient) = (Policy::parse(rules, false).unwrap(), Policy::parse(rules, true).unwrap());
         for text in ["10.0.0.1", "127.0.0.1", "169.254.1.1", "::1", "fe80::1", "::ffff:127.0.0.1", "fd00::1"] {
@@ -290,13 +290,13 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv4_rule_also_fits_the_address_mapped_into_ipv6() {
+    fn an_ipv4_rule_matches_the_address_mapped_into_ipv6() {
         let policy = policy(&["reject 1.2.3.4", "accept *"]);
         assert!(!policy.allows(ip("::ffff:1.2.3.4"), 80));
     }
 
     #[test]
-    fn a_bad_rule_is_named_with_what_is_wrong() {
+    fn an_invalid_rule_is_an_error_with_its_text_and_the_cause() {
         let error = |rule: &str| Policy::parse([rule], false).unwrap_err();
         assert_eq!(error("allow 80"), PolicyError::Verb("allow 80".into()));
         assert_eq!(error("accept"), PolicyError::Form("accept".into()));
@@ -339,7 +339,7 @@ mod tests {
         }
 
         #[test]
-        fn what_the_summary_accepts_the_policy_allows_at_an_ordinary_address(
+        fn summary_and_policy_agree_at_an_ordinary_address(
             rules in proptest::collection::vec((any::<bool>(), 1u16..2000, 0u16..500), 0..8),
             port in 1u16..2500,
         ) {

@@ -127,14 +127,14 @@ mod tests {
     }
 
     #[test]
-    fn private_targets_go_only_to_exits_that_take_them() {
+    fn private_targets_are_accepted_only_by_exits_that_allow_them() {
         let loopback = "127.0.0.1".parse().unwrap();
         assert!(!Policy::parse(["accept *"], false).unwrap().summary().may_allow(loopback, 80));
         assert!(Policy::parse(["accept *"], true).unwrap().summary().may_allow(loopback, 80));
     }
 
     #[test]
-    fn a_summary_never_holds_more_ranges_than_it_may() {
+    fn the_ranges_of_a_summary_are_capped() {
         let ranges = Summary::ranges((1..1000).filter(|port| port % 2 == 0));
         assert_eq!(ranges.len(), MAX_RANGES);
     }

@@ -116,7 +116,7 @@ fn hostile_hop(bytes: &[u8]) {
             0 => origin.handle_timeout(now),
             1 => {
                 let target = crate::wire::Target { host: crate::wire::Host::parse("example.org").unwrap(), port: 443 };
-                let _ = origin.begin(now, target);
+                let _ = origin.open(now, target);
             }
             2 => {
                 let command = [Command::Created, Command::Create, Command::Destroy][usize::from(choices.u8() % 3)];

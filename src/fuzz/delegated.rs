@@ -2,8 +2,8 @@
 
 use super::FuzzTarget;
 use crate::delegated::{
-    Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, fields, frame::REQUEST_BUCKETS,
-    frame::RESPONSE_BUCKETS, frame::longest, link, message::HttpResponse, text, url::Url,
+    Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, clean_url, fields,
+    frame::REQUEST_BUCKETS, frame::RESPONSE_BUCKETS, frame::longest, message::HttpResponse, text, url::Url,
 };
 
 pub(super) const TARGETS: &[FuzzTarget] = &[
@@ -58,13 +58,13 @@ fn link(bytes: &[u8]) {
     let input = String::from_utf8_lossy(bytes);
     let base = Url::parse("https://engine.example/search?q=x").unwrap();
     for base in [None, Some(&base)] {
-        let Some(cleaned) = link::clean(&input, base) else { continue };
+        let Some(cleaned) = clean_url::clean(&input, base) else { continue };
         assert!(matches!(cleaned.scheme(), "http" | "https") && cleaned.host_str().is_some());
         // The authority must contain no user name and no password.
         let authority = cleaned.as_str().split('/').nth(2).unwrap_or_default();
         assert!(!authority.contains('@'));
-        assert!(cleaned.as_str().len() <= link::MAX_LINK_LEN);
-        assert_eq!(link::clean(cleaned.as_str(), None).unwrap().as_str(), cleaned.as_str());
+        assert!(cleaned.as_str().len() <= clean_url::MAX_URL_LEN);
+        assert_eq!(clean_url::clean(cleaned.as_str(), None).unwrap().as_str(), cleaned.as_str());
     }
 }
 
@@ -103,7 +103,7 @@ fn http_response(bytes: &[u8]) {
     let Ok(response) = HttpResponse::decode(bytes.to_vec()) else { return };
     assert!((200..600).contains(&response.status));
     assert!(response.body.len() < bytes.len());
-    let is_permitted = |name: &str| !fields::is_hop_by_hop(name) && !fields::is_remembered(name);
+    let is_permitted = |name: &str| !fields::is_hop_by_hop(name) && !fields::is_stateful(name);
     assert!(response.fields.iter().all(|(name, _)| is_permitted(name)));
 }
 

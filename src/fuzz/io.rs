@@ -41,7 +41,7 @@ pub(super) const TARGETS: &[FuzzTarget] = &[
 struct Nowhere;
 
 impl Connector for Nowhere {
-    async fn connect(&self, _: Target, _: Isolation) -> Result<Stream, ConnectError> {
+    async fn open(&self, _: Target, _: Isolation) -> Result<Stream, ConnectError> {
         Err(EndReason::Refused.into())
     }
 

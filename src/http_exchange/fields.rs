@@ -9,7 +9,7 @@ use hyper::{
 };
 
 use crate::{
-    delegated::fields::{self, is_identifying, is_remembered},
+    delegated::fields::{self, is_identifying, is_stateful},
     http_exchange::http1::strip,
 };
 
@@ -32,7 +32,7 @@ pub(crate) fn fix_request(headers: &mut HeaderMap) {
 /// Removes hop-by-hop fields from a response, and fields with an effect beyond this request.
 pub(crate) fn fix_response(headers: &mut HeaderMap) {
     strip(headers);
-    remove(headers, is_remembered);
+    remove(headers, is_stateful);
 }
 
 fn remove(headers: &mut HeaderMap, is_removed: impl Fn(&str) -> bool) {

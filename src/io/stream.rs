@@ -4,14 +4,15 @@
 //! two sides share a small state for each stream, and one queue of streams with pending output for the core:
 //!
 //! ```text
-//! core's task   Hub::push ────────▶ inbound ──────▶ poll_read    application's, SOCKS's or exit's task
-//!               StreamCommand ◀──── outbound ◀──── poll_write
+//! core's task   Hub::push ────────▶ received ─────▶ poll_read    application's, SOCKS's or exit's task
+//!               StreamCommand ◀──── outgoing ◀──── poll_write
 //! ```
 //!
-//! Both directions are capped in bytes, not in messages. The stream's credit caps the inbound bytes, which count as
-//! consumed (`StreamCommand::Consumed`) once they are read. Small pieces are packed, so that many small messages occupy
-//! little more memory than their bytes. The core's room (`Hub::set_room`) caps the outbound bytes. A stream is in the
-//! queue at most once, so the queue is no longer than the number of streams.
+//! The directions of a stream are those of this end, at an origin as at an exit: it receives and sends. Both are capped
+//! in bytes, not in messages. The stream's credit caps the received bytes, which count as consumed
+//! (`StreamCommand::Consumed`) once they are read. Small pieces are packed, so that many small messages occupy little
+//! more memory than their bytes. The core's room (`Hub::set_room`) caps the outgoing bytes. A stream is in the queue at
+//! most once, so the queue is no longer than the number of streams.
 //!
 //! A reader gets the end of the stream only if the other end finished cleanly. Any other end is an error, which follows
 //! the bytes received before it.
@@ -42,7 +43,7 @@ use tokio::{
 use crate::wire::EndReason;
 
 pub(crate) use self::{
-    hub::{Hub, StreamKey},
+    hub::Hub,
     splice::{reset_on_close, splice},
 };
 
@@ -100,7 +101,7 @@ impl Stream {
             match state.failed {
                 Some(reason) => Poll::Ready(reason),
                 None => {
-                    store_waker(&mut state.watcher, cx);
+                    store_waker(&mut state.failure, cx);
                     Poll::Pending
                 }
             }
@@ -109,7 +110,7 @@ impl Stream {
 
     /// Resets the stream. The other end gets the reason.
     pub fn reset(self, reason: EndReason) {
-        self.shared.lock().abandoned = Some(reason);
+        self.shared.lock().dropped = Some(reason);
     }
 }
 
@@ -122,9 +123,9 @@ impl fmt::Debug for Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        state.abandoned.get_or_insert(EndReason::Reset);
-        state.inbound.clear();
-        self.shared.ring(&mut state);
+        state.dropped.get_or_insert(EndReason::Reset);
+        state.received.clear();
+        self.shared.enqueue(&mut state);
     }
 }
 
@@ -164,7 +165,7 @@ pub struct StreamReader {
     /// Chunks moved out of the shared state, so that copies need no lock.
     chunks: VecDeque<BytesMut>,
     /// Bytes read and not reported to the core.
-    untold: usize,
+    unreported: usize,
 }
 
 impl fmt::Debug for StreamReader {
@@ -174,16 +175,16 @@ impl fmt::Debug for StreamReader {
 }
 
 impl StreamReader {
-    fn tell_consumed(&mut self) {
+    fn report_consumed(&mut self) {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
-        self.tell_consumed_locked(&mut state);
+        self.report_consumed_locked(&mut state);
     }
 
-    fn tell_consumed_locked(&mut self, state: &mut DuplexState) {
-        state.consumed = state.consumed.saturating_add(core::mem::take(&mut self.untold));
+    fn report_consumed_locked(&mut self, state: &mut DuplexState) {
+        state.consumed = state.consumed.saturating_add(core::mem::take(&mut self.unreported));
         if state.consumed >= CONSUMED_STEP {
-            self.shared.ring(state);
+            self.shared.enqueue(state);
         }
     }
 
@@ -194,8 +195,8 @@ impl StreamReader {
         }
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
-        self.tell_consumed_locked(&mut state);
-        core::mem::swap(&mut self.chunks, &mut state.inbound);
+        self.report_consumed_locked(&mut state);
+        core::mem::swap(&mut self.chunks, &mut state.received);
         if !self.chunks.is_empty() {
             return Poll::Ready(Ok(true));
         }
@@ -213,13 +214,13 @@ impl StreamReader {
         if let Some(chunk) = self.chunks.front_mut() {
             let amount = amount.min(chunk.len());
             chunk.advance(amount);
-            self.untold = self.untold.saturating_add(amount);
+            self.unreported = self.unreported.saturating_add(amount);
             if chunk.is_empty() {
                 self.chunks.pop_front();
             }
         }
-        if self.untold >= CONSUMED_STEP {
-            self.tell_consumed();
+        if self.unreported >= CONSUMED_STEP {
+            self.report_consumed();
         }
     }
 }
@@ -280,7 +281,7 @@ impl StreamWriter {
         if state.finished {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        match state.room.saturating_sub(state.outbound.len()) {
+        match state.room.saturating_sub(state.outgoing.len()) {
             0 => {
                 store_waker(&mut state.writer, cx);
                 Poll::Pending
@@ -290,14 +291,14 @@ impl StreamWriter {
     }
 
     /// Queues a buffer within the room of [`Self::poll_room`]. The buffer is not copied if the queue is empty.
-    pub(crate) fn hand_over(&self, buffer: BytesMut) {
+    pub(crate) fn write_buffer(&self, buffer: BytesMut) {
         let mut state = self.shared.lock();
-        if state.outbound.is_empty() {
-            state.outbound = buffer;
+        if state.outgoing.is_empty() {
+            state.outgoing = buffer;
         } else {
-            state.outbound.extend_from_slice(&buffer);
+            state.outgoing.extend_from_slice(&buffer);
         }
-        self.shared.ring(&mut state);
+        self.shared.enqueue(&mut state);
     }
 
     /// Finishes this direction after the bytes already written.
@@ -305,7 +306,7 @@ impl StreamWriter {
         let mut state = self.shared.lock();
         if !state.finished {
             state.finished = true;
-            self.shared.ring(&mut state);
+            self.shared.enqueue(&mut state);
         }
     }
 }
@@ -318,8 +319,8 @@ impl AsyncWrite for StreamWriter {
         let mut state = self.shared.lock();
         let room = core::task::ready!(Self::poll_room_locked(&mut state, cx))?;
         let taken = buf.get(..room.min(buf.len())).unwrap_or_default();
-        state.outbound.extend_from_slice(taken);
-        self.shared.ring(&mut state);
+        state.outgoing.extend_from_slice(taken);
+        self.shared.enqueue(&mut state);
         Poll::Ready(Ok(taken.len()))
     }
 
@@ -336,38 +337,39 @@ impl AsyncWrite for StreamWriter {
 
 /// The state that hub and stream share.
 struct StreamShared {
-    key: StreamKey,
+    /// The core's identifier of the stream, as a number.
+    id: u64,
     /// The queue of streams with pending output for the core.
-    bell: mpsc::UnboundedSender<Arc<StreamShared>>,
+    queue: mpsc::UnboundedSender<Arc<StreamShared>>,
     state: Mutex<DuplexState>,
 }
 
 #[derive(Default)]
 struct DuplexState {
     /// Bytes from the other end that the reader has not taken; at most the stream's credit.
-    inbound: VecDeque<BytesMut>,
-    /// The other end finished cleanly. All its bytes have been appended to `inbound`.
+    received: VecDeque<BytesMut>,
+    /// The other end finished cleanly. All its bytes have been appended to `received`.
     peer_finished: bool,
     /// The stream failed for this reason; no bytes move in either direction.
     failed: Option<EndReason>,
     /// Bytes read that the core has not taken into account.
     consumed: usize,
     /// Bytes for the other end that the core has not taken; at most `room`.
-    outbound: BytesMut,
-    /// Largest length of `outbound`.
+    outgoing: BytesMut,
+    /// Largest length of `outgoing`.
     room: usize,
     /// This end has finished writing.
     finished: bool,
-    /// The core has been notified of `finished`.
-    finish_told: bool,
+    /// `finished` was reported to the core.
+    finish_reported: bool,
     /// The stream was dropped. Unless both directions have finished, it is reset for this reason.
-    abandoned: Option<EndReason>,
+    dropped: Option<EndReason>,
     /// The stream is in the core's queue.
-    rung: bool,
+    queued: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
     /// The task that waits for a failure.
-    watcher: Option<Waker>,
+    failure: Option<Waker>,
 }
 
 impl StreamShared {
@@ -376,28 +378,28 @@ impl StreamShared {
     }
 
     /// Adds the stream to the core's queue unless it is in the queue.
-    fn ring(self: &Arc<Self>, state: &mut DuplexState) {
-        if !state.rung {
-            state.rung = true;
+    fn enqueue(self: &Arc<Self>, state: &mut DuplexState) {
+        if !state.queued {
+            state.queued = true;
             // An error means that the core's task has ended; all streams have failed then.
-            let _ = self.bell.send(Arc::clone(self));
+            let _ = self.queue.send(Arc::clone(self));
         }
     }
 }
 
 impl DuplexState {
-    /// Appends to `inbound`, packed into chunks.
+    /// Appends to `received`, packed into chunks.
     fn append(&mut self, bytes: &[u8]) {
-        if let Some(last) = self.inbound.back_mut()
+        if let Some(last) = self.received.back_mut()
             && last.capacity().saturating_sub(last.len()) >= bytes.len()
         {
             last.extend_from_slice(bytes);
             return;
         }
-        let size = if self.inbound.is_empty() { FIRST_CHUNK } else { NEXT_CHUNK };
+        let size = if self.received.is_empty() { FIRST_CHUNK } else { NEXT_CHUNK };
         let mut chunk = BytesMut::with_capacity(size.max(bytes.len()));
         chunk.extend_from_slice(bytes);
-        self.inbound.push_back(chunk);
+        self.received.push_back(chunk);
     }
 }
 

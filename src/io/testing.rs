@@ -26,7 +26,7 @@ use crate::{
 
 use super::{
     listener::accept_each,
-    stream::{Hub, Stream, StreamKey, splice},
+    stream::{Hub, Stream, splice},
 };
 
 /// Bytes of one DATA message.
@@ -45,94 +45,94 @@ struct Flow {
 
 /// One direction of all streams.
 #[derive(Default)]
-pub(crate) struct Flows(HashMap<StreamKey, Flow>);
+pub(crate) struct Flows(HashMap<u64, Flow>);
 
 impl Flows {
-    pub(crate) fn open(&mut self, key: StreamKey) {
-        self.0.insert(key, Flow { buffered: BytesMut::new(), credit: CREDIT, finishing: false });
+    pub(crate) fn open(&mut self, stream: u64) {
+        self.0.insert(stream, Flow { buffered: BytesMut::new(), credit: CREDIT, finishing: false });
     }
 
-    pub(crate) fn write(&mut self, key: StreamKey, bytes: &Bytes) {
-        let Some(flow) = self.0.get_mut(&key) else { return };
+    pub(crate) fn write(&mut self, stream: u64, bytes: &Bytes) {
+        let Some(flow) = self.0.get_mut(&stream) else { return };
         flow.buffered.extend_from_slice(bytes);
         assert!(flow.buffered.len() <= ROOM, "bytes were written without room");
     }
 
-    pub(crate) fn finish(&mut self, key: StreamKey) {
-        if let Some(flow) = self.0.get_mut(&key) {
+    pub(crate) fn finish(&mut self, stream: u64) {
+        if let Some(flow) = self.0.get_mut(&stream) {
             flow.finishing = true;
         }
     }
 
-    pub(crate) fn credit(&mut self, key: StreamKey, bytes: usize) {
-        if let Some(flow) = self.0.get_mut(&key) {
+    pub(crate) fn credit(&mut self, stream: u64, bytes: usize) {
+        if let Some(flow) = self.0.get_mut(&stream) {
             flow.credit += bytes;
             assert!(flow.credit <= CREDIT, "more bytes consumed than received");
         }
     }
 
-    pub(crate) fn remove(&mut self, key: StreamKey) {
-        self.0.remove(&key);
+    pub(crate) fn remove(&mut self, stream: u64) {
+        self.0.remove(&stream);
     }
 
     /// Moves bytes within the credit, and the end of the stream after them; returns the remaining room.
-    pub(crate) fn pump(&mut self, key: StreamKey, mut push: impl FnMut(&[u8]), finish: impl FnOnce()) -> usize {
-        let Some(flow) = self.0.get_mut(&key) else { return 0 };
+    pub(crate) fn pump(&mut self, stream: u64, mut push: impl FnMut(&[u8]), finish: impl FnOnce()) -> usize {
+        let Some(flow) = self.0.get_mut(&stream) else { return 0 };
         let taken = flow.buffered.split_to(flow.credit.min(flow.buffered.len()));
         flow.credit -= taken.len();
         taken.chunks(MESSAGE).for_each(&mut push);
         let room = ROOM - flow.buffered.len();
         if flow.finishing && flow.buffered.is_empty() {
-            self.0.remove(&key);
+            self.0.remove(&stream);
             finish();
         }
         room
     }
 }
 
-/// Joins the streams of `hubs` that have the same key, without end.
-pub(crate) async fn join_hubs(mut hubs: [Hub; 2], keys: Vec<StreamKey>) {
+/// Joins the streams of `hubs` that have the same number, without end.
+pub(crate) async fn join_hubs(mut hubs: [Hub<u64>; 2], streams: Vec<u64>) {
     let mut flows = [Flows::default(), Flows::default()];
-    for key in keys {
-        flows.iter_mut().for_each(|flows| flows.open(key));
+    for stream in streams {
+        flows.iter_mut().for_each(|flows| flows.open(stream));
     }
     loop {
         let [left, right] = &mut hubs;
-        let (from, (key, command)) = tokio::select! {
+        let (from, (stream, command)) = tokio::select! {
             command = poll_fn(|cx| left.poll_command(cx)) => (0, command),
             command = poll_fn(|cx| right.poll_command(cx)) => (1, command),
         };
         let to = 1 - from;
         match command {
             StreamCommand::Write(bytes) => {
-                flows[from].write(key, &bytes);
-                pump(&mut hubs, &mut flows, from, key);
+                flows[from].write(stream, &bytes);
+                pump(&mut hubs, &mut flows, from, stream);
             }
             StreamCommand::Finish => {
-                flows[from].finish(key);
-                pump(&mut hubs, &mut flows, from, key);
+                flows[from].finish(stream);
+                pump(&mut hubs, &mut flows, from, stream);
             }
             StreamCommand::Consumed(bytes) => {
-                flows[to].credit(key, bytes);
-                pump(&mut hubs, &mut flows, to, key);
+                flows[to].credit(stream, bytes);
+                pump(&mut hubs, &mut flows, to, stream);
             }
             StreamCommand::Reset(reason) => {
-                hubs[to].fail(key, reason);
-                flows.iter_mut().for_each(|flows| flows.remove(key));
+                hubs[to].fail(stream, reason);
+                flows.iter_mut().for_each(|flows| flows.remove(stream));
             }
             StreamCommand::Connected(_) | StreamCommand::Resolved { .. } => panic!("{command:?} of an open stream"),
         }
     }
 }
 
-fn pump(hubs: &mut [Hub; 2], flows: &mut [Flows; 2], from: usize, key: StreamKey) {
+fn pump(hubs: &mut [Hub<u64>; 2], flows: &mut [Flows; 2], from: usize, stream: u64) {
     let to = &mut hubs[1 - from];
     let mut finished = false;
-    let room = flows[from].pump(key, |bytes| to.push(key, bytes), || finished = true);
+    let room = flows[from].pump(stream, |bytes| to.push(stream, bytes), || finished = true);
     if finished {
-        to.finish(key);
+        to.finish(stream);
     } else {
-        hubs[from].set_room(key, room);
+        hubs[from].set_room(stream, room);
     }
 }
 
@@ -190,7 +190,7 @@ impl Direct {
 }
 
 impl Connector for Direct {
-    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+    async fn open(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
         self.requests.lock().unwrap().push((target.clone(), isolation));
         let ip = Self::address(&target.host).await?;
         let socket = TcpStream::connect((ip, target.port)).await.map_err(|_| EndReason::Refused)?;

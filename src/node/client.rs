@@ -78,7 +78,7 @@ pub struct ClientConfig {
 /// # async fn example(client: umbel::Client) -> Result<(), umbel::ConnectError> {
 /// // Streams that must not be linked to each other use separate handles, and so separate circuits.
 /// let (work, home) = (client.isolated(), client.isolated());
-/// let stream = work.connect("example.org", 443).await?;
+/// let stream = work.open("example.org", 443).await?;
 /// let addresses = home.resolve("example.net").await?;
 /// # Ok(()) }
 /// ```
@@ -220,9 +220,9 @@ impl Client {
     ///
     /// # Errors
     /// When `host` is neither a name nor an address, no circuit is available, or the exit could not connect.
-    pub async fn connect(&self, host: &str, port: u16) -> Result<Stream, ConnectError> {
+    pub async fn open(&self, host: &str, port: u16) -> Result<Stream, ConnectError> {
         let host = Host::parse(host).map_err(|_| ConnectError::from(EndReason::NotFound))?;
-        Connector::connect(self, Target { host, port }, self.isolation).await
+        Connector::open(self, Target { host, port }, self.isolation).await
     }
 
     /// Resolves `name` to its IPv4 and IPv6 addresses, at an exit.
@@ -247,8 +247,8 @@ impl Client {
 }
 
 impl Connector for Client {
-    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
-        self.call(|reply| ClientCommand::Connect { target, isolation, reply }).await
+    async fn open(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+        self.call(|reply| ClientCommand::Open { target, isolation, reply }).await
     }
 
     async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {

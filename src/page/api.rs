@@ -1,13 +1,14 @@
-//! The JSON API of a running client, used by the command line.
+//! The API of a running client for the command line, in JSON and Binary HTTP.
 //!
-//! | request | answered |
+//! | request | answer |
 //! |---|---|
-//! | `POST /api/search`, a [`ApiSearch`] | [`Searched`], or [`Compared`] for a search through several exits |
+//! | `POST /api/search`, an [`ApiSearch`] | [`Searched`], or [`Compared`] for a search through several exits |
 //! | `GET /api/engines` | a list of [`OfferedEngine`] |
-//! | `POST /api/request`, a request in Binary HTTP | its response in Binary HTTP ([`request`]) |
+//! | `POST /api/request`, a request in Binary HTTP | the response in Binary HTTP ([`request`]) |
 //!
-//! A failure is a [`Failed`] with a status: 400 the query, 429 a limit, 503 the network, 502 the exit or the engine. The
-//! checks of the page apply, and a header field of the API is required ([`super::guard`]).
+//! The answer to a failed request is a [`Failed`] with a status: 400 for an invalid request, 429 for a limit, 503 for a
+//! failure of the network, 502 for one of the exit, the engine or the target. The access checks of the page apply, and
+//! a header field is required ([`super::guard`]).
 
 pub(crate) mod request;
 
@@ -32,7 +33,7 @@ use super::{SearchPage, layout::address};
 
 pub(crate) use super::guard::API_FIELD;
 
-/// Bytes of a request's body.
+/// Maximum bytes of a search request's content.
 const MAX_BODY: usize = 64 * 1024;
 
 /// A search request.
@@ -46,7 +47,7 @@ pub(crate) struct ApiSearch {
     pub(crate) page: Option<u16>,
     #[serde(default)]
     pub(crate) language: Option<String>,
-    /// The number of exits to query; the results of two or more are compared.
+    /// The number of exits to query. The results of two or more exits are compared.
     #[serde(default)]
     pub(crate) exits: Option<usize>,
 }
@@ -63,7 +64,7 @@ pub(crate) struct Searched {
     /// The circuit's path, from guard to exit.
     pub(crate) path: Vec<PathHop>,
     pub(crate) shared_exit: bool,
-    /// The exit of the first attempt, if that attempt failed.
+    /// The failed exit of the first try, if there was a second try.
     pub(crate) missed: Option<Missed>,
 }
 
@@ -75,15 +76,15 @@ pub(crate) struct SearchedResult {
     pub(crate) snippet: String,
 }
 
-/// One relay of a path.
+/// One hop of a path.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct PathHop {
     pub(crate) relay: String,
-    /// Milliseconds that the circuit took to reach this relay when it was built.
+    /// The time to add this hop when the circuit was built, in milliseconds.
     pub(crate) took_ms: f64,
 }
 
-/// An exit that gave no answer.
+/// An exit that returned no results.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Missed {
     pub(crate) exit: String,
@@ -93,13 +94,13 @@ pub(crate) struct Missed {
 /// The results of one query through several exits.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Compared {
-    /// Whether all exits that answered gave the same results.
+    /// Whether all successful exits returned the same results.
     pub(crate) agree: bool,
     pub(crate) exits: Vec<ComparedExit>,
     pub(crate) rows: Vec<ComparedRow>,
 }
 
-/// One exit of several.
+/// The outcome of one exit in a comparison.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct ComparedExit {
     pub(crate) exit: String,
@@ -107,14 +108,14 @@ pub(crate) struct ComparedExit {
     pub(crate) answer: Option<Searched>,
 }
 
-/// One result that at least one of several exits gave.
+/// A result of at least one exit in a comparison.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct ComparedRow {
     #[serde(flatten)]
     pub(crate) result: SearchedResult,
-    /// The rank at each exit, from 1; absent where the exit didn't give it.
+    /// The rank at each exit, from 1; absent for exits that didn't return the result.
     pub(crate) places: Vec<Option<usize>>,
-    /// Whether title and snippet are the same at all exits that gave it.
+    /// Whether title and snippet are equal at all exits that returned the result.
     pub(crate) same_words: bool,
 }
 
@@ -122,28 +123,28 @@ pub(crate) struct ComparedRow {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct OfferedEngine {
     pub(crate) engine: String,
-    /// Whether searches without an engine use this one.
+    /// Whether this is the engine of searches without an engine.
     pub(crate) default: bool,
     pub(crate) exits: Vec<EngineExit>,
 }
 
-/// The answers and failures of one exit with one engine since the client's start.
+/// The number of answers and failures of one exit with one engine since the client's start.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct EngineExit {
     pub(crate) exit: String,
     pub(crate) answered: u32,
     pub(crate) failed: u32,
-    /// Seconds until the client uses this exit for the engine again, after the engine blocked it.
+    /// Seconds until the client uses this exit for the engine again, if the engine blocked the exit.
     pub(crate) blocked_for: Option<u64>,
 }
 
-/// The reason of a failure.
+/// The reason for a failure.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Failed {
     pub(crate) error: String,
 }
 
-/// The path and query of the reader view of `link` on the search page.
+/// The path and query of the reader view of the URL `link` on the search page.
 pub(crate) fn read_address(link: &str) -> String {
     address("/read", &[("url", link)])
 }
@@ -188,11 +189,11 @@ async fn engines<C: Connector>(State(page): State<SearchPage<C>>) -> Response {
         exit: report.exit.to_string(),
         answered: report.counts.answered,
         failed: report.counts.failed,
-        blocked_for: report.blocked_for.map(|left| left.as_secs().max(1)),
+        blocked_for: report.blocked_for.map(|time| time.as_secs().max(1)),
     };
-    let engines = page.searcher.engines().into_iter().enumerate().map(|(place, engine)| OfferedEngine {
+    let engines = page.searcher.engines().into_iter().enumerate().map(|(index, engine)| OfferedEngine {
         exits: page.searcher.exit_statistics(&engine).into_iter().map(exit).collect(),
-        default: place == 0,
+        default: index == 0,
         engine: engine.to_string(),
     });
     json(StatusCode::OK, &engines.collect::<Vec<_>>())
@@ -213,10 +214,10 @@ fn searched(found: &Found, page: u16) -> Searched {
 }
 
 fn compared(comparison: &Comparison, page: u16) -> Compared {
-    let exits = comparison.asked.iter().map(|asked| ComparedExit {
-        exit: asked.exit.to_string(),
-        error: asked.outcome.as_ref().err().map(ToString::to_string),
-        answer: asked.outcome.as_ref().ok().map(|found| searched(found, page)),
+    let exits = comparison.outcomes.iter().map(|exit| ComparedExit {
+        exit: exit.exit.to_string(),
+        error: exit.outcome.as_ref().err().map(ToString::to_string),
+        answer: exit.outcome.as_ref().ok().map(|found| searched(found, page)),
     });
     let rows = comparison.rows.iter().map(|row| ComparedRow {
         result: result(&row.result),
@@ -258,7 +259,7 @@ fn refused(failure: SearchFailure) -> Response {
     failed(status, failure.to_string())
 }
 
-/// The status if a circuit or stream is missing.
+/// The HTTP status code for a failure to open a circuit or stream.
 pub(super) fn connect_status(error: ConnectError) -> StatusCode {
     let ConnectError::Stream(failure) = error else { return StatusCode::SERVICE_UNAVAILABLE };
     match failure.class() {

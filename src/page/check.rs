@@ -1,8 +1,9 @@
-//! The proxy check: an image that only the client's proxy ports serve, which shows whether a browser uses the overlay.
+//! The proxy check: an image that only the client's proxy ports serve. It shows whether a browser uses the overlay.
 //!
-//! The image's address is an interface-local multicast one (RFC 4291 §2.7) with 96 random bits. Without a proxy the
-//! system refuses to connect to it, so nothing leaves the machine. A browser that uses our SOCKS or HTTP proxy port
-//! requests it there; this module answers instead of an exit. A page that lacks the random bits can't request it.
+//! The image's host is an interface-local multicast address (RFC 4291 §2.7) with 96 random bits. Without a proxy, the
+//! system refuses to connect to this address, so nothing leaves the machine. With the client's SOCKS or HTTP proxy
+//! port, the browser requests the image there, and this module answers instead of an exit. Other sites can't use the
+//! check, because they don't know the random bits.
 
 use core::{future::poll_fn, net::Ipv6Addr, time::Duration};
 
@@ -19,10 +20,11 @@ use crate::{
 };
 
 const PORT: u16 = 80;
+/// The key of the only stream of a hub.
 const KEY: u64 = 1;
 /// Maximum bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
-/// Time limit for request and answer together.
+/// Time limit of request and answer together.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 const IMAGE: &str = include_str!("check.svg");
 
@@ -33,7 +35,7 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    /// Picks a random address.
+    /// A check at a random address.
     pub(crate) fn new(rng: &mut impl CryptoRng) -> Self {
         let mut octets = [0; 16];
         rng.fill_bytes(&mut octets);
@@ -51,7 +53,7 @@ impl Check {
     }
 }
 
-/// A connector that answers the check itself and forwards everything else to another connector.
+/// A connector that answers requests to the check's address, and passes others to another connector.
 #[derive(Clone)]
 pub(crate) struct Checked<C> {
     connector: C,
@@ -65,11 +67,11 @@ impl<C> Checked<C> {
 }
 
 impl<C: Connector> Connector for Checked<C> {
-    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+    async fn open(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
         if self.check.is_at(&target) {
             return Ok(serve());
         }
-        self.connector.connect(target, isolation).await
+        self.connector.open(target, isolation).await
     }
 
     async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
@@ -86,26 +88,26 @@ impl<C: Connector> Connector for Checked<C> {
     }
 }
 
-/// A stream whose other end serves the image.
+/// A stream to a local server of the image.
 fn serve() -> Stream {
     let mut hub = Hub::new();
     let stream = hub.open(KEY, MAX_HEAD);
     tokio::spawn(async move {
-        // Dropping the hub ends its streams. The image has been read by then.
+        // The hub is dropped at the end, which ends its streams. The image has been read by then.
         let _ = timeout(EXCHANGE_TIMEOUT, answer(hub)).await;
     });
     stream
 }
 
-async fn answer(mut hub: Hub) {
+async fn answer(mut hub: Hub<u64>) {
     let mut head = Vec::new();
-    let mut answered = false;
+    let mut is_answered = false;
     loop {
         match poll_fn(|cx| hub.poll_command(cx)).await.1 {
-            StreamCommand::Write(bytes) if !answered => {
+            StreamCommand::Write(bytes) if !is_answered => {
                 head.extend_from_slice(&bytes);
-                answered = head.windows(4).any(|end| end == b"\r\n\r\n");
-                if answered {
+                is_answered = head.windows(4).any(|end| end == b"\r\n\r\n");
+                if is_answered {
                     hub.push(KEY, response().as_bytes());
                     hub.finish(KEY);
                 } else if head.len() >= MAX_HEAD {
@@ -141,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn its_address_never_leaves_the_interface() {
+    fn the_address_is_interface_local_and_random() {
         let address = check().address;
         assert!(address.is_multicast());
         assert_eq!(address.octets()[..4], [0xFF, 0x11, 0, 0]);
@@ -149,17 +151,17 @@ mod tests {
     }
 
     #[test]
-    fn the_system_refuses_to_connect_to_it() {
+    fn the_system_refuses_to_connect_to_the_address() {
         let error = std::net::TcpStream::connect((check().address, PORT)).unwrap_err();
         assert_ne!(error.kind(), std::io::ErrorKind::TimedOut);
     }
 
     #[tokio::test]
-    async fn what_is_asked_through_a_port_is_the_image_and_no_exit_hears_of_it() {
+    async fn the_image_is_served_without_an_exit() {
         let direct = Direct::default();
         let checked = Checked::new(direct.clone(), check());
         let target = Target { host: Host::Ip(check().address.into()), port: PORT };
-        let mut stream = checked.connect(target, Isolation::of_listener("socks")).await.unwrap();
+        let mut stream = checked.open(target, Isolation::of_listener("socks")).await.unwrap();
         stream.write_all(b"GET /check.svg HTTP/1.1\r\nHost: x").await.unwrap();
         stream.write_all(b"\r\n\r\n").await.unwrap();
         let mut answer = String::new();
@@ -169,20 +171,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_endless_head_gets_no_answer() {
+    async fn a_request_with_a_too_long_head_is_not_answered() {
         let checked = Checked::new(Direct::default(), check());
         let target = Target { host: Host::Ip(check().address.into()), port: PORT };
-        let mut stream = checked.connect(target, Isolation::of_listener("socks")).await.unwrap();
+        let mut stream = checked.open(target, Isolation::of_listener("socks")).await.unwrap();
         let _ = stream.write_all(&[b'x'; MAX_HEAD]).await;
         assert!(stream.read_to_end(&mut Vec::new()).await.is_err());
     }
 
     #[tokio::test]
-    async fn everything_else_is_passed_on() {
+    async fn other_targets_are_passed_to_the_connector() {
         let direct = Direct::default();
         let checked = Checked::new(direct.clone(), check());
         for (host, port) in [(Host::Ip(check().address.into()), 443), (Host::Name("refused.test".into()), PORT)] {
-            assert!(checked.connect(Target { host, port }, Isolation::of_listener("socks")).await.is_err());
+            assert!(checked.open(Target { host, port }, Isolation::of_listener("socks")).await.is_err());
         }
         assert_eq!(direct.isolations().len(), 2);
     }

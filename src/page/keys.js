@@ -1,5 +1,5 @@
-// Keys for the search page; everything works without them. "/" goes to the search box, j and k from result to result,
-// n and p to the next and the previous page.
+// Optional keyboard shortcuts of the search page: "/" focuses the search box, j and k the next and the previous result;
+// n and p open the next and the previous page.
 'use strict';
 document.addEventListener('keydown', (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || event.target.closest('input, select, textarea')) return;

@@ -1,4 +1,4 @@
-//! The shared parts of all pages: head, search form, footer, and the content security policy of each kind of page.
+//! The common parts of all pages: head, search form, footer, and the content security policy of each kind of page.
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -8,7 +8,7 @@ use maud::{DOCTYPE, Markup, html};
 
 use crate::delegated::{EngineName, MAX_TERMS_LEN};
 
-/// Languages in the form's list; the URL may contain any other tag.
+/// The languages in the form's list. The URL may contain any other language tag.
 const LANGUAGES: [(&str, &str); 16] = [
     ("ar", "العربية"),
     ("cs", "Čeština"),
@@ -31,11 +31,11 @@ const LANGUAGES: [(&str, &str); 16] = [
 /// The kind of a page, which selects its content security policy.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum PageKind {
-    /// Our text and a search form.
+    /// A page with Umbel's content only.
     Own,
-    /// Cleaned content of another site: scripts are forbidden, in case the cleaning missed one.
+    /// A page with cleaned content of another site. The policy forbids scripts, in case the cleaning failed.
     Foreign,
-    /// Our text, and the image of the proxy check.
+    /// A page with Umbel's content and the image of the proxy check.
     Leave,
 }
 
@@ -50,7 +50,7 @@ impl PageKind {
                 "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; \
                  frame-ancestors 'none'; sandbox allow-same-origin allow-forms"
             }
-            // A policy can't name an IPv6 address, hence `http:`. This page's only foreign content is text.
+            // A policy can't contain an IPv6 address, hence `http:`. The only foreign content of this page is text.
             Self::Leave => {
                 "default-src 'none'; style-src 'self'; img-src 'self' http:; form-action 'self'; base-uri 'none'; \
                  frame-ancestors 'none'"
@@ -67,7 +67,7 @@ pub(super) struct Form<'a> {
     pub(super) language: Option<&'a str>,
     /// The engines that the network's exits offer.
     pub(super) engines: &'a [EngineName],
-    /// Whether the search box takes the keyboard focus on load.
+    /// Whether the search box has the keyboard focus on load.
     pub(super) focus: bool,
 }
 
@@ -111,7 +111,7 @@ impl Form<'_> {
     }
 }
 
-/// The name and logo, with the URL of the search form.
+/// The logo and name, which open the search form.
 pub(super) fn brand() -> Markup {
     html! { a.brand href="/" { img src="/icon.svg" alt="" width="28" height="28"; span { "Umbel" } } }
 }
@@ -142,11 +142,11 @@ pub(super) fn page(kind: PageKind, status: StatusCode, title: &str, body: &Marku
     (status, fields, markup.into_string()).into_response()
 }
 
-/// A page that describes a failure and what to do.
-pub(super) fn trouble(status: StatusCode, title: &str, words: &str, form: Option<Form<'_>>) -> Response {
+/// A page with the title and text of a failure.
+pub(super) fn failure_page(status: StatusCode, title: &str, text: &str, form: Option<Form<'_>>) -> Response {
     let body = html! {
         header.top { (brand()) @if let Some(form) = form { (form.markup()) } }
-        main.words { h1 { (title) } p { (words) } }
+        main.words { h1 { (title) } p { (text) } }
         (foot())
     };
     page(PageKind::Own, status, title, &body)
@@ -160,7 +160,7 @@ pub(super) fn foot() -> Markup {
     }
 }
 
-/// `/path?key=value…`, percent-encoded.
+/// The URL `path?key=value&…` with percent-encoded pairs.
 pub(super) fn address(path: &str, pairs: &[(&str, &str)]) -> String {
     let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
     format!("{path}?{query}")

@@ -1,7 +1,7 @@
-//! The page for leaving the overlay: the consequences, the proxy check of this browser, and the redirect to the URL.
+//! The confirmation before a URL is opened outside the overlay: the consequences, the proxy check, and the redirect.
 //!
-//! The page has a redirect instead of the target's URL. Browsers resolve the names in URLs of a page before anyone
-//! clicks them, and the lookup of a planted name would reveal this machine.
+//! The page contains the URL of the redirect instead of the target's. Browsers resolve the host names of a page's URLs
+//! in advance, and the lookup of a planted name would reveal this machine.
 
 use std::net::SocketAddr;
 
@@ -17,8 +17,8 @@ use super::{
     layout::{PageKind, address, brand, foot, page},
 };
 
-/// The page that asks whether to open `url` outside the overlay; `socks` is the address of the client's SOCKS port.
-pub(super) fn ask(url: &Url, check: Check, socks: SocketAddr) -> Response {
+/// The confirmation for `url`. `socks` is the address of the client's SOCKS port.
+pub(super) fn confirm(url: &Url, check: Check, socks: SocketAddr) -> Response {
     let host = url.host_str().unwrap_or_default();
     let body = html! {
         header.top { (brand()) }

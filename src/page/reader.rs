@@ -1,7 +1,7 @@
 //! The reader view: fetches a web page through the overlay, ends TLS here, and shows the page as cleaned text.
 //!
 //! The page is untrusted. Its length, redirects and fetch time are capped. Blocking threads clean a few pages at a
-//! time, and the result loads nothing and runs nothing ([`clean`]). Each page has its own isolation.
+//! time. The result loads nothing and contains no scripts ([`clean`]). Each page has a separate isolation.
 
 mod clean;
 mod view;
@@ -21,7 +21,7 @@ use crate::{
     requests::http::{RequestError, Requester, ResponseBody},
 };
 
-pub(super) use view::{reading, unread};
+pub(super) use view::{read_failure, reader_view};
 
 /// The title and the cleaned content of an HTML page; `kind` is its content type.
 #[cfg(any(test, fuzzing))]
@@ -32,9 +32,9 @@ pub(crate) fn cleaned_page(kind: &str, body: &[u8], url: &Url) -> Option<(String
 /// Maximum bytes of a page.
 const MAX_PAGE_LEN: usize = 3 << 20;
 const MAX_REDIRECTS: usize = 5;
-/// Time limit for fetching a page with its redirects.
+/// Time limit of a fetch with its redirects.
 const FETCH_LIMIT: Duration = Duration::from_secs(45);
-/// Pages cleaned concurrently; more wait.
+/// Cap on pages cleaned concurrently; others wait.
 const MAX_CLEANING: usize = 2;
 
 /// A cleaned page.
@@ -43,7 +43,7 @@ pub(super) struct CleanedPage {
     url: Url,
     title: String,
     content: CleanedContent,
-    /// Whether all requests used TLS that ended here.
+    /// Whether all requests used TLS, which ends in this client.
     verified: bool,
 }
 
@@ -93,7 +93,7 @@ impl<C: Connector> PageReader<C> {
             .map_err(|_| ReadError::TooSlow)??;
         let permit = Arc::clone(&self.cleaning).acquire_owned().await.map_err(|_| ReadError::Unreadable)?;
         let cleaned = tokio::task::spawn_blocking(move || {
-            // Held until the cleaning ends, also if the browser has disconnected.
+            // The permit is released at the end of the cleaning, even if the browser has disconnected.
             let _permit = permit;
             fetched.clean()
         });
@@ -107,7 +107,7 @@ impl<C: Connector> PageReader<C> {
             let response = self.get(&url, isolation).await?;
             match redirect(&url, &response) {
                 Some(next) => url = next?,
-                None => return take(url, response, verified).await,
+                None => return read_page(url, response, verified).await,
             }
         }
         Err(ReadError::Redirects)
@@ -123,7 +123,7 @@ impl<C: Connector> PageReader<C> {
     }
 }
 
-/// The target of a redirect; `None` if the response is no redirect.
+/// The target of a redirect; `None` if the response is not a redirect.
 fn redirect(url: &Url, response: &Response<ResponseBody>) -> Option<Result<Url, ReadError>> {
     const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
     if !REDIRECTS.contains(&response.status().as_u16()) {
@@ -132,15 +132,15 @@ fn redirect(url: &Url, response: &Response<ResponseBody>) -> Option<Result<Url, 
     let next = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
     let mut next = next.and_then(|next| url.join(next).ok()).filter(|next| matches!(next.scheme(), "http" | "https"));
     if let Some(next) = &mut next {
-        // Neither is sent, and a user name before the host could be mistaken for the host.
+        // A user name before the host could be mistaken for the host. Neither it nor the fragment is sent.
         next.set_fragment(None);
         let _ = (next.set_username(""), next.set_password(None));
     }
     Some(next.ok_or(ReadError::Redirects))
 }
 
-/// Reads the body of a page of a supported content type, or fails.
-async fn take(url: Url, response: Response<ResponseBody>, verified: bool) -> Result<FetchedPage, ReadError> {
+/// Reads the content of a response with a supported content type.
+async fn read_page(url: Url, response: Response<ResponseBody>, verified: bool) -> Result<FetchedPage, ReadError> {
     let (head, body) = response.into_parts();
     if head.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         return Err(ReadError::Encoded);
@@ -149,7 +149,7 @@ async fn take(url: Url, response: Response<ResponseBody>, verified: bool) -> Res
     let html = match kind.split(';').next().unwrap_or_default().trim() {
         "text/html" | "application/xhtml+xml" | "" => true,
         kind if kind.starts_with("text/") || kind == "application/json" => false,
-        // For an error response, the status is more informative than the content type.
+        // For an error status, the status is the better reason than the content type.
         _ if !head.status.is_success() => return Err(ReadError::Status(head.status)),
         kind => return Err(ReadError::Kind(text::plain(kind, 60))),
     };
@@ -171,7 +171,7 @@ fn kind(fields: &HeaderMap) -> String {
     kind.unwrap_or_default().to_ascii_lowercase()
 }
 
-/// A fetched page before the cleaning.
+/// A fetched page before its cleaning.
 struct FetchedPage {
     url: Url,
     kind: String,

@@ -1,7 +1,7 @@
-//! The search page's home and results: the search form, the results, and the path of the query.
+//! The home page and the results: the search form, the results, and the path of the query.
 //!
-//! Results come from an exit and are untrusted. They are shown as text, and their URLs open the reader view. Opened
-//! directly in a browser that doesn't use the overlay, a planted URL would reveal the user's address.
+//! Results are from an exit and untrusted. They are shown as text, and their URLs open in the reader view. A planted
+//! URL would reveal the user's address if a browser opened it outside the overlay.
 
 use core::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{
 
 use super::{
     api::connect_status,
-    layout::{Form, PageKind, address, brand, foot, page, trouble},
+    layout::{Form, PageKind, address, brand, failure_page, foot, page},
 };
 
 /// The home page, with an empty search form.
@@ -76,10 +76,10 @@ pub(super) fn results(query: &SearchQuery, found: &Found, engines: &[EngineName]
     page(PageKind::Own, StatusCode::OK, &format!("{} · Umbel search", query.terms), &body)
 }
 
-/// The page for a failed query.
+/// A page with the reason of a failed search.
 pub(super) fn failure(query: &SearchQuery, failure: SearchFailure, engines: &[EngineName]) -> Response {
-    let (status, title, words) = explain(failure);
-    trouble(status, title, &words, Some(form(query, query.engine.as_ref(), engines)))
+    let (status, title, text) = explain(failure);
+    failure_page(status, title, &text, Some(form(query, query.engine.as_ref(), engines)))
 }
 
 fn form<'a>(query: &'a SearchQuery, engine: Option<&'a EngineName>, engines: &'a [EngineName]) -> Form<'a> {
@@ -88,11 +88,11 @@ fn form<'a>(query: &'a SearchQuery, engine: Option<&'a EngineName>, engines: &'a
 
 /// The status, title and text of a failure.
 fn explain(failure: SearchFailure) -> (StatusCode, &'static str, String) {
-    let said = failure.to_string();
+    let message = failure.to_string();
     match failure {
-        SearchFailure::Query(QueryError::NotReady) => unconnected(StreamFailure::NoConsensus.into()),
+        SearchFailure::Query(QueryError::NotReady) => connect_failure(StreamFailure::NoConsensus.into()),
         SearchFailure::Query(QueryError::Invalid(_)) => {
-            (StatusCode::BAD_REQUEST, "The query is invalid", format!("{}. Nothing was sent.", capital(&said)))
+            (StatusCode::BAD_REQUEST, "The query is invalid", format!("{}. Nothing was sent.", capital(&message)))
         }
         SearchFailure::Query(QueryError::NoEngines) => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -112,18 +112,18 @@ fn explain(failure: SearchFailure) -> (StatusCode, &'static str, String) {
              Nothing was sent."
                 .to_owned(),
         ),
-        SearchFailure::TooFewExits(_) => (StatusCode::BAD_REQUEST, "Too few exits", format!("{}.", capital(&said))),
-        SearchFailure::Connect(error) => unconnected(error),
+        SearchFailure::TooFewExits(_) => (StatusCode::BAD_REQUEST, "Too few exits", format!("{}.", capital(&message))),
+        SearchFailure::Connect(error) => connect_failure(error),
         SearchFailure::Missed(miss) => (
             StatusCode::BAD_GATEWAY,
             "The search failed",
-            format!("{} (exit {}). Try again; another exit may succeed.", capital(&said), miss.exit),
+            format!("{} (exit {}). Try again; another exit may succeed.", capital(&message), miss.exit),
         ),
     }
 }
 
-/// The status and title for a failure to get a circuit or stream, and its text.
-pub(super) fn unconnected(error: ConnectError) -> (StatusCode, &'static str, String) {
+/// The status, title and text of a failure to open a circuit or stream.
+pub(super) fn connect_failure(error: ConnectError) -> (StatusCode, &'static str, String) {
     let title = match error {
         ConnectError::Stream(StreamFailure::Ended(_)) => "The stream failed",
         ConnectError::Stream(StreamFailure::NoConsensus) => "The client has no consensus yet",
@@ -138,26 +138,26 @@ pub(super) fn unconnected(error: ConnectError) -> (StatusCode, &'static str, Str
 
 /// `text` with a capital first letter.
 pub(super) fn capital(text: &str) -> String {
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+    let mut characters = text.chars();
+    characters.next().map_or_else(String::new, |first| first.to_uppercase().chain(characters).collect())
 }
 
 fn count(query: &SearchQuery, found: &Found) -> String {
     let page = if query.page > 1 { format!("page {} of ", query.page) } else { String::new() };
-    let many = match (found.total, found.results.len()) {
+    let results = match (found.total, found.results.len()) {
         (Some(1), _) | (None, 1) => "one result".to_owned(),
         (Some(total), _) => format!("{} results", grouped(total)),
-        (None, shown) => format!("{shown} results"),
+        (None, count) => format!("{count} results"),
     };
-    capital(&format!("{page}{many} from {}, in {}", found.engine, time(found.route.took)))
+    capital(&format!("{page}{results} from {}, in {}", found.engine, time(found.route.took)))
 }
 
-/// Digits in groups of three.
+/// The decimal digits of `number` in groups of three.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && digits.len().saturating_sub(place).is_multiple_of(3) {
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && digits.len().saturating_sub(index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -175,26 +175,26 @@ fn result_markup(result: &SearchResult) -> Markup {
     html! {
         li {
             h2 dir="auto" { a href=(address("/read", &[("url", link)])) { (result.title) } }
-            p.where { (place(result)) }
+            p.where { (host_and_path(result)) }
             @if !result.snippet.is_empty() { p.snippet dir="auto" { (result.snippet) } }
             p.aside { a href=(address("/leave", &[("url", link)])) { "open directly in this browser…" } }
         }
     }
 }
 
-/// Host and path of a result, at most 80 characters. A non-ASCII host name is shown in its encoded form (IDNA), so
-/// that it can't imitate another.
-fn place(result: &SearchResult) -> String {
-    const MOST: usize = 80;
+/// The host and path of a result, at most 80 characters. An internationalised host name is shown in its ASCII form, so
+/// that it can't imitate another one.
+fn host_and_path(result: &SearchResult) -> String {
+    const MAX_CHARS: usize = 80;
     let host = result.link.host_str().unwrap_or_default();
     let host = result.link.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
     let parts = result.link.path_segments().into_iter().flatten().filter(|part| !part.is_empty());
     let whole = core::iter::once(host.as_str()).chain(parts).collect::<Vec<_>>().join(" › ");
-    if whole.chars().count() <= MOST { whole } else { whole.chars().take(MOST).chain(['…']).collect() }
+    if whole.chars().count() <= MAX_CHARS { whole } else { whole.chars().take(MAX_CHARS).chain(['…']).collect() }
 }
 
 fn pages(query: &SearchQuery, found: &Found) -> Markup {
-    let to = |page: u16| {
+    let url = |page: u16| {
         let page = page.to_string();
         let mut pairs = vec![("q", query.terms.as_str()), ("engine", found.engine.as_str()), ("page", &page)];
         pairs.extend(query.language.as_deref().map(|language| ("language", language)));
@@ -205,16 +205,16 @@ fn pages(query: &SearchQuery, found: &Found) -> Markup {
         @if query.page > 1 || found.more {
             nav.pages aria-label="Pages of results" {
                 @if query.page > 1 {
-                    a.button.quiet rel="prev" href=(to(query.page.saturating_sub(1))) { "← Previous" }
+                    a.button.quiet rel="prev" href=(url(query.page.saturating_sub(1))) { "← Previous" }
                 } @else { span {} }
                 span { "Page " (query.page) }
-                @if found.more && next <= MAX_PAGE { a.button rel="next" href=(to(next)) { "Next →" } } @else { span {} }
+                @if found.more && next <= MAX_PAGE { a.button rel="next" href=(url(next)) { "Next →" } } @else { span {} }
             }
         }
     }
 }
 
-/// The path of a query, hop by hop.
+/// The path of a query with the role of each hop.
 fn route(engine: &EngineName, route: &Route, missed: Option<&Miss>) -> Markup {
     let last = route.hops.len().saturating_sub(1);
     html! {
@@ -242,7 +242,7 @@ fn route(engine: &EngineName, route: &Route, missed: Option<&Miss>) -> Markup {
                 "each relay when it was built."
             }
             @if let Some(miss) = missed {
-                p.note { "The query was first sent to another exit, " code { (miss.exit) } ", which failed: " (blocked_words(*miss)) }
+                p.note { "The query was first sent to another exit, " code { (miss.exit) } ", which failed: " (failure_reason(*miss)) }
             }
             @if route.shared_exit {
                 p.warn {
@@ -256,7 +256,7 @@ fn route(engine: &EngineName, route: &Route, missed: Option<&Miss>) -> Markup {
 
 const ROLES: [&str; 3] = ["First relay", "Middle relay", "Exit"];
 
-fn blocked_words(miss: Miss) -> String {
+fn failure_reason(miss: Miss) -> String {
     match miss.why {
         MissReason::Refused(SearchRefusal::EngineBlocked(block)) => {
             let how = match block {

@@ -9,17 +9,17 @@ use crate::{
     delegated::{Block, SearchAnswer, SearchRefusal, SearchRequest},
     exit::outbound::testing::{TestRoot, https_origin},
     io::{testing::origin, tls::Tls},
-    requests::search::testing::{Deed, Overlay, ScriptedReply, honest, refusing, result},
+    requests::search::testing::{ExitScript, Overlay, ScriptedReply, honest, refusing, result},
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Starts a search page over this overlay; returns its address.
+/// Starts a search page over `overlay`, and returns its address.
 async fn start(overlay: &Overlay) -> SocketAddr {
-    start_believing(overlay, Tls::default()).await
+    start_with_tls(overlay, Tls::default()).await
 }
 
-async fn start_believing(overlay: &Overlay, tls: Tls) -> SocketAddr {
+async fn start_with_tls(overlay: &Overlay, tls: Tls) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let requester = Requester::new(overlay.clone(), tls);
@@ -34,38 +34,38 @@ async fn start_believing(overlay: &Overlay, tls: Tls) -> SocketAddr {
     address
 }
 
-async fn started(exits: &[Deed]) -> SocketAddr {
+async fn started(exits: &[ExitScript]) -> SocketAddr {
     start(&Overlay::new(exits)).await
 }
 
-/// The response for `path`, requested with these header fields in addition to those of every client.
-async fn ask(address: SocketAddr, path: &str, fields: &[(&str, &str)]) -> (u16, HeaderMap, String) {
+/// The response to a GET of `path` with additional header fields.
+async fn request(address: SocketAddr, path: &str, fields: &[(&str, &str)]) -> (u16, HeaderMap, String) {
     let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-    let mut request = client.get(format!("http://{address}{path}"));
+    let mut builder = client.get(format!("http://{address}{path}"));
     for (name, value) in fields {
-        request = request.header(*name, *value);
+        builder = builder.header(*name, *value);
     }
-    let response = timeout(DEADLINE, request.send()).await.unwrap().unwrap();
+    let response = timeout(DEADLINE, builder.send()).await.unwrap().unwrap();
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     (status, headers, response.text().await.unwrap())
 }
 
 async fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    let (status, _, text) = ask(address, path, &[]).await;
+    let (status, _, text) = request(address, path, &[]).await;
     (status, text)
 }
 
-/// All values of an attribute.
+/// All values of an attribute in `html`.
 fn values<'a>(html: &'a str, attribute: &str) -> Vec<&'a str> {
     html.split(&format!(" {attribute}=\"")).skip(1).filter_map(|rest| rest.split('"').next()).collect()
 }
 
-/// Asserts that nothing in `html` leads a browser to another site, loads from one or runs.
+/// Asserts that `html` has no URL of another site, no script and no style.
 fn assert_harmless(html: &str) {
     for attribute in ["href", "src", "action"] {
         for value in values(html, attribute) {
-            let here = value.starts_with('/') && !value.starts_with("//") || value.starts_with('#');
-            assert!(here, "{attribute}={value}");
+            let is_local = value.starts_with('/') && !value.starts_with("//") || value.starts_with('#');
+            assert!(is_local, "{attribute}={value}");
         }
     }
     let html = html.to_ascii_lowercase();
@@ -86,7 +86,7 @@ fn assert_harmless(html: &str) {
 }
 
 #[tokio::test]
-async fn results_are_text_that_links_to_the_reader_view_and_shows_its_way() {
+async fn results_are_text_with_urls_of_the_reader_view_and_the_path() {
     let address = started(&[|_| {
         let hostile =
             result("<script>alert(1)</script>", "https://a.example/?x=\"><img src=x onerror=y>", "<b onclick=x>'\"");
@@ -111,7 +111,7 @@ async fn results_are_text_that_links_to_the_reader_view_and_shows_its_way() {
 }
 
 #[tokio::test]
-async fn pages_lead_to_the_next_and_the_previous_one() {
+async fn pages_have_urls_of_the_next_and_the_previous_one() {
     let address = started(&[honest]).await;
     let (_, first) = get(address, "/search?q=a+b").await;
     assert!(first.contains("/search?q=a+b&amp;engine=kiwix&amp;page=2") && !first.contains("rel=\"prev\""), "{first}");
@@ -120,7 +120,7 @@ async fn pages_lead_to_the_next_and_the_previous_one() {
 }
 
 #[tokio::test]
-async fn queries_of_any_script_are_shown_and_impossible_ones_explained() {
+async fn queries_in_any_script_are_shown_and_invalid_ones_explained() {
     let address = started(&[honest]).await;
     for (encoded, terms) in [("%E6%89%80%E6%9C%89%E6%A8%A9", "所有権"), ("%D9%85%D9%84%D9%83%D9%8A%D8%A9", "ملكية")]
     {
@@ -143,7 +143,7 @@ async fn queries_of_any_script_are_shown_and_impossible_ones_explained() {
 }
 
 #[tokio::test]
-async fn an_exit_that_could_not_help_is_named_with_its_reason() {
+async fn a_failed_exit_is_shown_with_the_reason() {
     let address = started(&[|_| refusing(SearchRefusal::EngineBlocked(Block::Captcha)), honest]).await;
     let (status, html) = get(address, "/search?q=a").await;
     assert_eq!(status, 200);
@@ -154,7 +154,7 @@ async fn an_exit_that_could_not_help_is_named_with_its_reason() {
 }
 
 #[tokio::test]
-async fn other_pages_of_the_same_browser_are_refused() {
+async fn requests_of_pages_of_other_sites_are_refused() {
     let overlay = Overlay::new(&[honest]);
     let address = start(&overlay).await;
     let own = format!("http://{address}");
@@ -174,12 +174,12 @@ async fn other_pages_of_the_same_browser_are_refused() {
     ];
     for fields in refused {
         for path in ["/search?q=a", "/read?url=http://origin.test/", "/go?url=http://a.example/"] {
-            let (status, _, text) = ask(address, path, fields).await;
+            let (status, _, text) = request(address, path, fields).await;
             assert!(matches!(status, 403 | 421 | 503), "{path} {fields:?}: {status}");
             assert!(!text.contains("About"), "{text}");
         }
     }
-    assert!(overlay.asked().is_empty() && overlay.direct.isolations().is_empty());
+    assert!(overlay.queried().is_empty() && overlay.direct.isolations().is_empty());
     let allowed: &[&[(&str, &str)]] = &[
         &[],
         &[("sec-fetch-site", "none")],
@@ -188,22 +188,22 @@ async fn other_pages_of_the_same_browser_are_refused() {
         &[("host", &format!("localhost:{}", address.port()))],
     ];
     for fields in allowed {
-        assert_eq!(ask(address, "/search?q=a", fields).await.0, 200, "{fields:?}");
+        assert_eq!(request(address, "/search?q=a", fields).await.0, 200, "{fields:?}");
     }
 }
 
 #[tokio::test]
-async fn the_interface_of_the_command_line_is_closed_to_browsers() {
+async fn the_api_of_the_command_line_is_closed_to_browsers() {
     let address = started(&[honest]).await;
     let page: &[(&str, &str)] = &[("umbel-api", "1"), ("sec-fetch-site", "same-origin")];
     let origin: &[(&str, &str)] = &[("umbel-api", "1"), ("origin", &format!("http://{address}"))];
     for fields in [&[], page, origin] {
-        assert_eq!(ask(address, "/api/engines", fields).await.0, 403, "{fields:?}");
+        assert_eq!(request(address, "/api/engines", fields).await.0, 403, "{fields:?}");
     }
-    let (status, _, text) = ask(address, "/api/engines", &[("umbel-api", "1")]).await;
+    let (status, _, text) = request(address, "/api/engines", &[("umbel-api", "1")]).await;
     assert_eq!(status, 200);
     assert!(text.contains("\"kiwix\""), "{text}");
-    // The preflight request of a page that would set that field.
+    // The preflight request of a page that sets the field.
     let preflight = reqwest::Client::builder().no_proxy().build().unwrap();
     let preflight = preflight
         .request(reqwest::Method::OPTIONS, format!("http://{address}/api/search"))
@@ -215,7 +215,7 @@ async fn the_interface_of_the_command_line_is_closed_to_browsers() {
 }
 
 #[tokio::test]
-async fn every_answer_keeps_itself_to_itself() {
+async fn every_answer_has_the_security_header_fields() {
     let address = started(&[honest]).await;
     let paths = [
         "/",
@@ -226,7 +226,7 @@ async fn every_answer_keeps_itself_to_itself() {
     ];
     let files = ["/style.css", "/keys.js", "/icon.svg", "/opensearch.xml", "/nowhere", "/api/engines"];
     for path in paths.into_iter().chain(files) {
-        let (_, fields, _) = ask(address, path, &[]).await;
+        let (_, fields, _) = request(address, path, &[]).await;
         let field = |name: &str| fields.get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default();
         let policy = field("content-security-policy");
         assert!(
@@ -271,7 +271,7 @@ fn html_page(body: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_hostile_page_is_read_without_anything_that_loads_runs_or_leads_away() {
+async fn a_hostile_page_is_shown_without_scripts_styles_and_foreign_urls() {
     let body = r##"<!doctype html><html><head><title>Evil &lt;b&gt; title</title><base href="http://other.example/dir/">
         <meta http-equiv="refresh" content="0;url=http://evil.example/"><link rel="stylesheet" href="http://evil.example/a.css">
         <style>body { background: url(http://evil.example/b) }</style></head><body onload="evil()" style="color:red">
@@ -293,14 +293,14 @@ async fn a_hostile_page_is_read_without_anything_that_loads_runs_or_leads_away()
     assert!(html.contains("href=\"#page-one\"") && html.contains("id=\"page-one\""), "{html}");
     assert!(html.contains("href=\"/read?url=http%3A%2F%2Fother.example%2Fother#page-two\""), "{html}");
     assert!(html.contains("was not encrypted by"), "{html}");
-    assert!(!html.contains("<script"), "no script at all beside a foreign page: {html}");
+    assert!(!html.contains("<script"), "a page with foreign content has no script: {html}");
 }
 
 #[tokio::test]
-async fn over_https_the_certificate_must_prove_the_site() {
+async fn a_page_over_https_requires_a_valid_certificate() {
     let root = TestRoot::new();
     let tls = Tls::new([root.file.path()]).unwrap();
-    let address = start_believing(&Overlay::new(&[]), tls).await;
+    let address = start_with_tls(&Overlay::new(&[]), tls).await;
     for (name, status) in [("origin.test", 200), ("other.test", 502)] {
         let site = https_origin(root.server(&[name]), |_| async {
             let page = http_body_util::Full::new(axum::body::Bytes::from_static(b"<p>Sealed words.</p>"));
@@ -314,7 +314,7 @@ async fn over_https_the_certificate_must_prove_the_site() {
 }
 
 #[tokio::test]
-async fn the_main_part_of_a_page_is_read_and_its_frame_left_out() {
+async fn the_reader_view_shows_the_main_part_of_a_page() {
     let long = "Word after word. ".repeat(40);
     let body =
         format!("<body><nav>Menu menu</nav><main><h1>Head</h1><p>{long}</p></main><footer>Imprint</footer></body>");
@@ -324,7 +324,7 @@ async fn the_main_part_of_a_page_is_read_and_its_frame_left_out() {
 }
 
 #[tokio::test]
-async fn pages_nested_without_end_are_read_in_time() {
+async fn deeply_nested_pages_are_handled_in_bounded_size() {
     let address = started(&[]).await;
     let endless = |piece: &str| piece.repeat((1 << 20) / piece.len());
     let fonts: String = (0..20_000).map(|number| format!("<font color={number}>")).collect();
@@ -342,7 +342,7 @@ async fn pages_nested_without_end_are_read_in_time() {
 }
 
 #[tokio::test]
-async fn text_comes_as_text_and_other_files_not_at_all() {
+async fn plain_text_is_shown_and_other_content_types_are_refused() {
     let address = started(&[]).await;
     let read = |response: &str| {
         let response = response.to_owned();
@@ -367,7 +367,7 @@ async fn text_comes_as_text_and_other_files_not_at_all() {
 }
 
 #[tokio::test]
-async fn a_page_in_an_older_encoding_is_read_right() {
+async fn a_page_in_a_legacy_encoding_is_decoded() {
     let shift_jis = [0x83, 0x65, 0x83, 0x58, 0x83, 0x67];
     let decoded = |kind: &str, head: &str| {
         let bytes: Vec<u8> = head.bytes().chain(shift_jis).collect();
@@ -379,7 +379,7 @@ async fn a_page_in_an_older_encoding_is_read_right() {
 }
 
 #[tokio::test]
-async fn each_page_is_read_under_an_isolation_of_its_own_and_redirects_stay_with_it() {
+async fn each_page_has_a_separate_isolation_including_its_redirects() {
     let last = site(html_page("<p>There.</p>")).await;
     let moved = format!("HTTP/1.1 301 Moved\r\nLocation: http://user@origin.test:{}/\r\n\r\n", last.port());
     let first = site(moved).await;
@@ -395,7 +395,7 @@ async fn each_page_is_read_under_an_isolation_of_its_own_and_redirects_stay_with
 }
 
 #[tokio::test]
-async fn leaving_takes_a_step_of_its_own_and_no_page_names_the_target_in_a_link() {
+async fn the_confirmation_has_no_url_of_the_target() {
     let address = started(&[]).await;
     let (status, html) = get(address, "/leave?url=https%3A%2F%2Fplanted.example%2Fonly-you").await;
     assert_eq!(status, 200);
@@ -404,14 +404,14 @@ async fn leaving_takes_a_step_of_its_own_and_no_page_names_the_target_in_a_link(
     assert!(outside.is_empty(), "{outside:?}");
     let images: Vec<_> = values(&html, "src").into_iter().filter(|value| !value.starts_with('/')).collect();
     assert!(images.len() == 1 && images[0].starts_with("http://[ff11:"), "{images:?}");
-    let (status, fields, _) = ask(address, "/go?url=https%3A%2F%2Fplanted.example%2Fonly-you", &[]).await;
+    let (status, fields, _) = request(address, "/go?url=https%3A%2F%2Fplanted.example%2Fonly-you", &[]).await;
     assert_eq!((status, fields["location"].to_str().unwrap()), (303, "https://planted.example/only-you"));
 }
 
 #[tokio::test]
-async fn a_browser_can_add_the_page_as_a_search_engine() {
+async fn the_page_has_an_opensearch_description() {
     let address = started(&[honest]).await;
-    let (_, fields, text) = ask(address, "/opensearch.xml", &[]).await;
+    let (_, fields, text) = request(address, "/opensearch.xml", &[]).await;
     assert!(fields["content-type"].to_str().unwrap().starts_with("application/opensearchdescription+xml"));
     let template = format!("http://{address}/search?q={{searchTerms}}");
     assert!(text.contains(&template), "{text}");
@@ -420,15 +420,15 @@ async fn a_browser_can_add_the_page_as_a_search_engine() {
 }
 
 #[tokio::test]
-async fn the_command_line_gets_results_comparisons_and_reasons() {
-    fn lying(request: &SearchRequest) -> ScriptedReply {
+async fn the_api_returns_results_comparisons_and_reasons() {
+    fn reversed(request: &SearchRequest) -> ScriptedReply {
         let ScriptedReply::Answer(SearchAnswer::Results { mut results, total, more }) = honest(request) else {
             panic!()
         };
         results.reverse();
         ScriptedReply::Answer(SearchAnswer::Results { results, total, more })
     }
-    let address = started(&[honest, lying]).await;
+    let address = started(&[honest, reversed]).await;
     let post = |body: &'static str| async move {
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let request = client.post(format!("http://{address}/api/search")).header("umbel-api", "1").body(body);

@@ -1,15 +1,16 @@
 //! The HTTP proxy port for applications (RFC 9110 §7.6, RFC 9112 §3.2).
 //!
-//! | request | answered |
+//! | request | answer |
 //! |---|---|
 //! | `CONNECT host:port` | 200, then a stream |
-//! | `GET http://host/…` and other methods | forwarded over a separate stream |
-//! | `GET /…` (origin form) | 400: from a web page that requests this port, or a user who takes it for a web server |
-//! | `GET https://…` | 400: `https` needs CONNECT |
+//! | `GET http://host/…` and other methods | that of the target, over a separate stream |
+//! | `GET /…` (origin form) | 400: this port is not a web server |
+//! | `GET https://…` | 400: `https` requires CONNECT |
 //!
-//! Hop-by-hop fields are removed. `Proxy-Authorization`, with any content, is the isolation and never forwarded. A
-//! failure is answered with a status and a text: 403 no exit allows the target, 502 the target, 503 the network or a
-//! limit, 504 a timeout. Requests are never logged, and answers of this port don't repeat the host.
+//! Hop-by-hop fields are removed. The value of `Proxy-Authorization` selects the isolation; the field is never
+//! forwarded. Failures have a status and a text: 403 if no exit allows the target, 502 for a failure of the target, 503
+//! for a failure of the network or a limit, 504 for a timeout. Requests are never logged, and the texts don't contain
+//! the host.
 
 #[cfg(test)]
 mod tests;
@@ -54,17 +55,17 @@ const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resour
 /// Limits of the HTTP proxy port.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpLimits {
-    /// Time limit for a request's head, also between two requests; 30 s.
+    /// Time limit of a request's head, including the pause after the previous request. Default 30 s.
     pub head: Duration,
-    /// Time limit for opening a stream; a minute.
+    /// Time limit for opening a stream. Default 60 s.
     pub connect: Duration,
-    /// Time limit from the last byte of the request to the origin's head; two minutes.
+    /// Time limit from the end of the request to the head of the response. Default 120 s.
     pub response: Duration,
-    /// Bytes of a request's head; 64 KiB.
+    /// Maximum bytes of a request's or response's head. Default 64 KiB.
     pub head_bytes: usize,
-    /// Fields of a request's head; 128.
+    /// Maximum fields of a request's or response's head. Default 128.
     pub fields: usize,
-    /// Concurrent connections of applications; 1,024. Further ones wait in the backlog.
+    /// Cap on TCP connections of applications; further ones wait in the listener's backlog. Default 1,024.
     pub applications: usize,
 }
 
@@ -81,7 +82,7 @@ impl Default for HttpLimits {
     }
 }
 
-/// Serves the HTTP proxy on `listener` for ever. Dropping the future ends its connections.
+/// Serves the HTTP proxy on `listener` until the future is dropped, which closes the connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: HttpLimits) {
     accept_each(listener, limits.applications, |socket| {
         let connector = connector.clone();
@@ -94,7 +95,7 @@ pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: Ht
     .await;
 }
 
-/// The upgrade and stream of an accepted CONNECT, for use after its answer.
+/// The upgrade and the stream of an accepted CONNECT (RFC 9110 §9.3.6), which are joined after the response.
 type Tunnel = Arc<Mutex<Option<(OnUpgrade, Stream)>>>;
 
 async fn serve_one<C: Connector>(socket: TcpStream, connector: C, limits: HttpLimits) -> io::Result<()> {
@@ -112,7 +113,7 @@ async fn serve_one<C: Connector>(socket: TcpStream, connector: C, limits: HttpLi
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
     if let Err(error) = Pin::new(&mut serving).await {
-        // Reset, so that a truncated body can't look complete to an application that reads until the end.
+        // A reset prevents that an application which reads to the end treats a truncated body as complete.
         if let (true, Some(parts)) = (error.is_user(), serving.into_parts()) {
             reset_on_close(parts.io.inner());
         }
@@ -124,7 +125,7 @@ async fn serve_one<C: Connector>(socket: TcpStream, connector: C, limits: HttpLi
     splice(parts.io.into_inner(), stream, &parts.read_buf, None).await
 }
 
-/// An answer: our text, or the origin's body.
+/// A response with this port's text, or with the target's content.
 type ProxyResponse = Response<Either<Full<Bytes>, StreamedBody>>;
 
 async fn respond<C: Connector>(
@@ -133,25 +134,25 @@ async fn respond<C: Connector>(
     tunnel: &Tunnel,
     limits: HttpLimits,
 ) -> ProxyResponse {
-    let connecting = *request.method() == Method::CONNECT;
-    let target = match if connecting { connect_target(request.uri()) } else { absolute_target(request.uri()) } {
+    let is_connect = *request.method() == Method::CONNECT;
+    let target = match if is_connect { connect_target(request.uri()) } else { absolute_target(request.uri()) } {
         Ok(target) => target,
         Err(explanation) => return text(StatusCode::BAD_REQUEST, explanation),
     };
     let isolation = isolation(request.headers());
-    let opening = connector.connect(target, isolation);
+    let opening = connector.open(target, isolation);
     let stream = match timeout(limits.connect, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
         Ok(stream) => stream,
         Err(error) => return failure(error),
     };
-    if connecting {
+    if is_connect {
         let upgrade = hyper::upgrade::on(&mut request);
         *tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, stream));
         return Response::new(Either::Left(Full::default()));
     }
     let limits = ExchangeLimits {
         head: limits.response,
-        // The application and its target decide how long a body may pause.
+        // A pause within a body is not limited, as over a direct connection.
         idle: None,
         head_bytes: limits.head_bytes,
         fields: limits.fields,
@@ -189,7 +190,7 @@ fn absolute_target(uri: &Uri) -> Result<Target, &'static str> {
         return Err("a URL with a user name is not forwarded");
     }
     let host = Host::parse(authority.host()).map_err(|_| "the host is neither a name nor an address")?;
-    // An invalid port must not count as an absent one.
+    // `port_u16` returns `None` for an invalid port as for an absent one.
     let port = match authority.as_str().strip_prefix(authority.host()) {
         Some("" | ":") => HTTP,
         _ => authority.port_u16().filter(|port| *port != 0).ok_or("the port is not a number from 1 to 65535")?,
@@ -218,15 +219,15 @@ fn failure(error: ConnectError) -> ProxyResponse {
     text(status, &error.to_string())
 }
 
-fn text(status: StatusCode, words: &str) -> ProxyResponse {
-    let mut response = Response::new(Either::Left(Full::from(format!("Umbel: {words}\n"))));
+fn text(status: StatusCode, text: &str) -> ProxyResponse {
+    let mut response = Response::new(Either::Left(Full::from(format!("Umbel: {text}\n"))));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    // A web page that probes this port must not see whether there is an answer.
+    // These fields hide from a probing web page whether this port answers.
     headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
     headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    // The rest of the request's body isn't read.
+    // The rest of the request's content isn't read, so the connection can't be reused.
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }

@@ -1,24 +1,25 @@
 //! The SOCKS proxy port for applications (RFC 1928, RFC 1929, SOCKS 4 and 4a, and Tor's two additions).
 //!
-//! | command | answered |
+//! | command | answer |
 //! |---|---|
 //! | CONNECT to a name, IPv4 or IPv6 | a stream |
 //! | RESOLVE (0xF0) | the first address of the name |
 //! | RESOLVE_PTR (0xF1) | the first name of the address |
 //! | BIND, UDP ASSOCIATE | 7, command not supported |
 //!
-//! Any user name and password are accepted. They select the isolation: other credentials get other circuits.
+//! Any user name and password are accepted. They select the isolation: different credentials use different circuits.
 //!
 //! | failure | reply |
 //! |---|---|
 //! | the target refused the connection | 5, refused |
 //! | target unreachable from the exit; name without address | 4, host unreachable |
 //! | no exit of the network allows the target | 2, not allowed |
-//! | the target did not answer in time | 6, TTL expired: the only code for a timeout |
+//! | the target did not answer in time | 6, TTL expired, the only code for a timeout |
 //! | no consensus, too few relays, no guard reachable, or no circuit built | 3, network unreachable |
-//! | anything else | 1, general failure |
+//! | another failure | 1, general_failure failure |
 //!
-//! The handshake is `tor-socksproto`'s. It is limited to a kilobyte and ten seconds. Requests are never logged.
+//! `tor-socksproto` has the codec of the handshake, which is limited to a kilobyte and ten seconds. Requests are never
+//! logged.
 
 #[cfg(test)]
 mod tests;
@@ -47,12 +48,12 @@ use crate::{
 /// Limits of the SOCKS port.
 #[derive(Clone, Copy, Debug)]
 pub struct SocksLimits {
-    /// Time limit for the handshake; ten seconds.
+    /// Time limit of the handshake. Default 10 s.
     pub handshake: Duration,
-    /// Time limit for opening a stream or for a lookup; a minute.
+    /// Time limit for opening a stream or for a lookup. Default 60 s.
     pub connect: Duration,
-    /// Concurrent connections of applications, a few kilobytes each without their streams; 1,024. Further ones wait
-    /// in the backlog.
+    /// Cap on TCP connections of applications; further ones wait in the listener's backlog. Default 1,024, of a few
+    /// kilobytes each without their streams.
     pub applications: usize,
 }
 
@@ -62,7 +63,7 @@ impl Default for SocksLimits {
     }
 }
 
-/// Serves SOCKS on `listener` for ever. Dropping the future ends its connections.
+/// Serves SOCKS on `listener` until the future is dropped, which closes the connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: SocksLimits) {
     accept_each(listener, limits.applications, |socket| {
         let connector = connector.clone();
@@ -79,14 +80,16 @@ async fn serve_one<C: Connector>(mut socket: TcpStream, connector: &C, limits: S
     let handshake = timeout(limits.handshake, shake_hands(&mut socket)).await??;
     let (request, early) = match handshake {
         Ok(accepted) => accepted,
-        Err(reply) => return refuse(socket, &reply).await,
+        Err(reply) => return send_last(socket, &reply).await,
     };
     let isolation = isolation(request.auth());
     match request.command() {
         SocksCmd::CONNECT => {
-            let Some(host) = host(request.addr()) else { return answer(socket, &request, Err(general())).await };
-            let connecting = connector.connect(Target { host, port: request.port() }, isolation);
-            match timeout(limits.connect, connecting).await.unwrap_or(Err(EndReason::TimedOut.into())) {
+            let Some(host) = host(request.addr()) else {
+                return answer(socket, &request, Err(general_failure())).await;
+            };
+            let opening = connector.open(Target { host, port: request.port() }, isolation);
+            match timeout(limits.connect, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
                 Ok(stream) => {
                     socket.write_all(&reply(&request, SocksStatus::SUCCEEDED, None)).await?;
                     splice(socket, stream, &early, None).await
@@ -106,16 +109,16 @@ async fn serve_one<C: Connector>(mut socket: TcpStream, connector: &C, limits: S
     }
 }
 
-/// The request and the bytes read after it, or else the reply to send before closing.
+/// Performs the handshake. Returns the request and the bytes read after it, or else the reply to a failed handshake.
 async fn shake_hands(socket: &mut TcpStream) -> io::Result<Result<(SocksRequest, Vec<u8>), Vec<u8>>> {
     let mut handshake = SocksProxyHandshake::new();
     let mut buffer = Buffer::new();
     let mut version = None;
-    let mut chose_method = false;
+    let mut has_chosen_method = false;
     loop {
         match handshake.step(&mut buffer) {
             Ok(NextStep::Send(bytes)) => {
-                chose_method = true;
+                has_chosen_method = true;
                 socket.write_all(&bytes).await?;
             }
             Ok(NextStep::Recv(mut step)) => {
@@ -126,17 +129,17 @@ async fn shake_hands(socket: &mut TcpStream) -> io::Result<Result<(SocksRequest,
                 }
             }
             Ok(NextStep::Finished(finished)) => return Ok(Ok(finished.into_output_and_vec())),
-            Err(error) => return Ok(Err(refusal(&error, version, chose_method))),
+            Err(error) => return Ok(Err(refusal(&error, version, has_chosen_method))),
         }
     }
 }
 
-/// The reply to an invalid handshake; empty if the application would not understand one.
-fn refusal(error: &Error, version: Option<u8>, chose_method: bool) -> Vec<u8> {
+/// The reply to an invalid handshake. Empty if the protocol has no reply in this state.
+fn refusal(error: &Error, version: Option<u8>, has_chosen_method: bool) -> Vec<u8> {
     match (version, error) {
         (Some(4), _) => vec![0, 0x5B, 0, 0, 0, 0, 0, 0],
-        (Some(5), Error::NotImplemented(_)) if !chose_method => vec![5, 0xFF],
-        (Some(5), _) if !chose_method => Vec::new(),
+        (Some(5), Error::NotImplemented(_)) if !has_chosen_method => vec![5, 0xFF],
+        (Some(5), _) if !has_chosen_method => Vec::new(),
         (Some(5), Error::NotImplemented(_)) => bare_reply(SocksStatus::COMMAND_NOT_SUPPORTED),
         (Some(5), Error::Decode(_)) => bare_reply(SocksStatus::ADDRTYPE_NOT_SUPPORTED),
         (Some(5), _) => bare_reply(SocksStatus::GENERAL_FAILURE),
@@ -145,8 +148,8 @@ fn refusal(error: &Error, version: Option<u8>, chose_method: bool) -> Vec<u8> {
     }
 }
 
-/// The answer to HTTP clients that take this port for an HTTP proxy. A web page that probes the port must not see
-/// whether there is an answer.
+/// The answer to HTTP clients that use this port as an HTTP proxy. Its fields hide from a probing web page whether this
+/// port answers.
 const HTTP_ON_SOCKS: &[u8] = b"HTTP/1.0 501 Not an HTTP proxy\r\nContent-Type: text/plain\r\nConnection: close\r\n\
     Cross-Origin-Resource-Policy: same-origin\r\nX-Frame-Options: DENY\r\n\r\n\
     This is Umbel's SOCKS port. Set it as a SOCKS5 proxy, or use Umbel's HTTP proxy port.\n";
@@ -164,18 +167,18 @@ async fn answer(socket: TcpStream, request: &SocksRequest, answer: Result<SocksA
         Ok(address) => reply(request, SocksStatus::SUCCEEDED, Some(address)),
         Err(status) => reply(request, *status, None),
     };
-    refuse(socket, &reply).await
+    send_last(socket, &reply).await
 }
 
-/// Sends the last bytes, then reads the rest of the input: closing with unread input would make the system discard
-/// them.
-async fn refuse(mut socket: TcpStream, last: &[u8]) -> io::Result<()> {
-    const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Sends the last bytes, then reads the rest of the input. If a socket is closed with unread input, TCP sends a reset,
+/// and the last bytes may be lost.
+async fn send_last(mut socket: TcpStream, last: &[u8]) -> io::Result<()> {
+    const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
     const MAX_IGNORED: u64 = 64 * 1024;
     socket.write_all(last).await?;
     socket.shutdown().await?;
     let mut ignored = socket.take(MAX_IGNORED);
-    let _ = timeout(REFUSAL_TIMEOUT, tokio::io::copy(&mut ignored, &mut tokio::io::sink())).await;
+    let _ = timeout(DRAIN_TIMEOUT, tokio::io::copy(&mut ignored, &mut tokio::io::sink())).await;
     Ok(())
 }
 
@@ -184,8 +187,9 @@ async fn resolve<C: Connector>(
     connector: &C,
     isolation: Isolation,
 ) -> Result<SocksAddr, SocksStatus> {
-    let usable = |ip: &IpAddr| request.version() == SocksVersion::V5 || ip.is_ipv4();
-    let host = host(request.addr()).ok_or_else(general)?;
+    // SOCKS 4 has no IPv6 addresses.
+    let is_usable = |ip: &IpAddr| request.version() == SocksVersion::V5 || ip.is_ipv4();
+    let host = host(request.addr()).ok_or_else(general_failure)?;
     if let Host::Ip(ip) = host {
         return Ok(SocksAddr::Ip(ip));
     }
@@ -194,7 +198,7 @@ async fn resolve<C: Connector>(
         ResolvedAnswer::Ip(ip) => Some(*ip),
         ResolvedAnswer::Name(_) => None,
     });
-    addresses.filter(usable).map(SocksAddr::Ip).next().ok_or(SocksStatus::HOST_UNREACHABLE)
+    addresses.filter(is_usable).map(SocksAddr::Ip).next().ok_or(SocksStatus::HOST_UNREACHABLE)
 }
 
 async fn resolve_ptr<C: Connector>(
@@ -227,7 +231,7 @@ fn isolation(auth: &SocksAuth) -> Isolation {
     }
 }
 
-const fn general() -> SocksStatus {
+const fn general_failure() -> SocksStatus {
     SocksStatus::GENERAL_FAILURE
 }
 
@@ -239,12 +243,12 @@ fn status(error: ConnectError) -> SocksStatus {
             EndReason::Unreachable | EndReason::NotFound => SocksStatus::HOST_UNREACHABLE,
             EndReason::Policy => SocksStatus::NOT_ALLOWED,
             EndReason::TimedOut => SocksStatus::TTL_EXPIRED,
-            EndReason::Done | EndReason::Reset | EndReason::ResourceLimit | EndReason::Failed => general(),
+            EndReason::Done | EndReason::Reset | EndReason::ResourceLimit | EndReason::Failed => general_failure(),
         },
         ConnectError::Stream(failure) => match failure.class() {
             ErrorClass::Network => SocksStatus::NETWORK_UNREACHABLE,
             ErrorClass::Local => SocksStatus::NOT_ALLOWED,
-            ErrorClass::Limit | ErrorClass::Peer | ErrorClass::Bug => general(),
+            ErrorClass::Limit | ErrorClass::Peer | ErrorClass::Bug => general_failure(),
         },
     }
 }

@@ -22,19 +22,20 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 /// An open gateway without the directory's confirmation for this many volunteer intervals counts as failed.
 const UNCONFIRMED_INTERVALS: u32 = 4;
 
-/// The state of a ranked relay.
+/// The state of the channel to a ranked relay.
 #[derive(Clone, Copy)]
 enum GatewayState {
-    Dialled,
+    Dialling,
     /// The channel, and the time since which the directory has not confirmed it.
     Open(ChannelId, Option<Instant>),
     /// Not to be retried before this time.
     Failed(Instant),
 }
 
+/// A ranked relay that was tried.
 #[derive(Clone, Copy)]
 struct Candidate {
-    standing: GatewayState,
+    state: GatewayState,
     /// Failed dials and lost or unconfirmed channels since the directory last confirmed it.
     failures: u32,
 }
@@ -72,18 +73,18 @@ impl Gateways {
 
     /// Handles the directory's confirmations, and drops open gateways that have lacked one for too long.
     pub(super) fn confirm(&mut self, now: Instant, confirmed: &[RelayId], interval: Duration, channels: &mut Channels) {
-        let patience = interval.saturating_mul(UNCONFIRMED_INTERVALS);
-        let mut useless = Vec::new();
+        let limit = interval.saturating_mul(UNCONFIRMED_INTERVALS);
+        let mut late = Vec::new();
         for (relay, candidate) in &mut self.tried {
-            let GatewayState::Open(channel, unconfirmed) = &mut candidate.standing else { continue };
+            let GatewayState::Open(channel, unconfirmed) = &mut candidate.state else { continue };
             if confirmed.contains(relay) {
                 *unconfirmed = None;
                 candidate.failures = 0;
-            } else if now.since(*unconfirmed.get_or_insert(now)) >= patience {
-                useless.push((*relay, *channel));
+            } else if now.since(*unconfirmed.get_or_insert(now)) >= limit {
+                late.push((*relay, *channel));
             }
         }
-        for (relay, channel) in useless {
+        for (relay, channel) in late {
             channels.keep(channel, false);
             self.changed = true;
             self.handle_failed(now, &relay);
@@ -100,7 +101,7 @@ impl Gateways {
 
     /// The gateways whose channels are open, ascending.
     pub(super) fn open(&self) -> Vec<RelayId> {
-        let open = self.tried.iter().filter(|(_, candidate)| matches!(candidate.standing, GatewayState::Open(..)));
+        let open = self.tried.iter().filter(|(_, candidate)| matches!(candidate.state, GatewayState::Open(..)));
         open.map(|(relay, _)| *relay).collect()
     }
 
@@ -119,15 +120,14 @@ impl Gateways {
         if let Some(candidate) = self.tried.get_mut(relay) {
             let wait = FIRST_RETRY.saturating_mul(1 << candidate.failures.min(16)).min(LAST_RETRY);
             candidate.failures.increment();
-            candidate.standing = GatewayState::Failed(now.after(wait));
+            candidate.state = GatewayState::Failed(now.after(wait));
             self.replan = true;
         }
     }
 
     /// Handles a closed channel.
     pub(super) fn handle_closed(&mut self, now: Instant, channel: ChannelId) {
-        let is_lost =
-            |candidate: &Candidate| matches!(candidate.standing, GatewayState::Open(open, _) if open == channel);
+        let is_lost = |candidate: &Candidate| matches!(candidate.state, GatewayState::Open(open, _) if open == channel);
         let lost = self.tried.iter().find(|(_, candidate)| is_lost(candidate)).map(|(relay, _)| *relay);
         if let Some(relay) = lost {
             self.changed = true;
@@ -140,23 +140,23 @@ impl Gateways {
         if !core::mem::take(&mut self.replan) && self.poll_timeout().is_none_or(|due| due > now) {
             return;
         }
-        self.let_go(channels);
-        let is_under_way = |candidate: &Candidate| !matches!(candidate.standing, GatewayState::Failed(_));
-        let mut lacking = KEPT.saturating_sub(self.tried.values().filter(|candidate| is_under_way(candidate)).count());
+        self.release_unranked(channels);
+        let is_active = |candidate: &Candidate| !matches!(candidate.state, GatewayState::Failed(_));
+        let mut lacking = KEPT.saturating_sub(self.tried.values().filter(|candidate| is_active(candidate)).count());
         for relay in &self.ranking {
             let tried = self.tried.get(relay).copied();
-            let due = match tried.map(|candidate| candidate.standing) {
+            let due = match tried.map(|candidate| candidate.state) {
                 None => lacking > 0,
                 Some(GatewayState::Failed(until)) => lacking > 0 && until <= now,
                 // It may have opened meanwhile; a repeated `connect` has no other effect.
-                Some(GatewayState::Dialled) => true,
+                Some(GatewayState::Dialling) => true,
                 Some(GatewayState::Open(..)) => false,
             };
             let Some(listed) = known.relay(relay).filter(|_| due) else { continue };
-            if !tried.as_ref().is_some_and(is_under_way) {
+            if !tried.as_ref().is_some_and(is_active) {
                 lacking.decrement();
             }
-            let standing = match channels.connect(now, &listed.dial_target()) {
+            let state = match channels.connect(now, &listed.dial_target()) {
                 // Opened before the relay was a gateway; closes when it is idle.
                 Some(channel) if !channels.has_requested_reach(channel) => GatewayState::Failed(now.after(LAST_RETRY)),
                 Some(channel) => {
@@ -164,19 +164,19 @@ impl Gateways {
                     self.changed = true;
                     GatewayState::Open(channel, Some(now))
                 }
-                None => GatewayState::Dialled,
+                None => GatewayState::Dialling,
             };
             let failures = tried.map_or(0, |candidate| candidate.failures);
-            self.tried.insert(*relay, Candidate { standing, failures });
+            self.tried.insert(*relay, Candidate { state, failures });
         }
     }
 
     /// Releases the channels of relays that are no longer ranked.
-    fn let_go(&mut self, channels: &mut Channels) {
+    fn release_unranked(&mut self, channels: &mut Channels) {
         let Self { ranking, tried, changed, .. } = self;
         tried.retain(|relay, candidate| {
             let ranked = ranking.contains(relay);
-            if let (false, GatewayState::Open(channel, _)) = (ranked, candidate.standing) {
+            if let (false, GatewayState::Open(channel, _)) = (ranked, candidate.state) {
                 channels.keep(channel, false);
                 *changed = true;
             }
@@ -186,11 +186,11 @@ impl Gateways {
 
     /// The time of the next retry, if gateways are lacking.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let retry = |candidate: &Candidate| match candidate.standing {
+        let retry = |candidate: &Candidate| match candidate.state {
             GatewayState::Failed(until) => Some(until),
-            GatewayState::Dialled | GatewayState::Open(..) => None,
+            GatewayState::Dialling | GatewayState::Open(..) => None,
         };
-        let under_way = self.tried.values().filter(|candidate| retry(candidate).is_none()).count();
-        if under_way >= KEPT { None } else { self.tried.values().filter_map(retry).min() }
+        let active = self.tried.values().filter(|candidate| retry(candidate).is_none()).count();
+        if active >= KEPT { None } else { self.tried.values().filter_map(retry).min() }
     }
 }

@@ -1,18 +1,19 @@
-//! Switching, reading and ending of a relay's cells and circuits.
+//! Switching of a relay's cells from channel to channel, reading of those for the relay itself, and ends of circuits.
 
 use bytes::Bytes;
 use rand::CryptoRng;
 
 use crate::{
     base::Instant,
-    channel::ChannelId,
+    channel::{ChannelId, QUEUE_HIGH},
     onion::{Forward, message_capacity},
     wire::{Cell, CellBody, Command, RelayMessage},
 };
 
 use super::{
-    CircuitEndpoint, CircuitKey, Relay,
-    table::{NextHop, Side},
+    Relay,
+    circuit::{CircuitEndpoint, NextHop},
+    table::{CircuitKey, Side},
 };
 
 impl Relay {
@@ -27,7 +28,7 @@ impl Relay {
             (Command::Created, Some((key, Side::Next))) => self.handle_created(now, key, cell.body()),
             (Command::Create | Command::Created, Some((key, _))) => self.end(now, key),
             (Command::Destroy, Some((key, _))) => self.end_except(now, key, Some(endpoint)),
-            (Command::Destroy, None) => drop(self.forget_half_built(endpoint)),
+            (Command::Destroy, None) => drop(self.half_built.remove(endpoint)),
             // A late cell of a circuit that has ended.
             (Command::Relay | Command::Created, None) | (Command::Padding, _) => {}
         }
@@ -46,7 +47,10 @@ impl Relay {
                 let plaintext = Bytes::from(body).slice(..capacity);
                 match RelayMessage::decode(&plaintext) {
                     Ok(RelayMessage::Extend { fragment }) => self.handle_extend(now, key, &fragment, rng),
-                    Ok(message) => self.handle_message(now, key, message),
+                    Ok(message) => {
+                        circuit.has_streams = true;
+                        self.handle_message(now, key, message);
+                    }
                     Err(error) => {
                         tracing::debug!(%error, "ending a circuit after a malformed message");
                         self.end(now, key);
@@ -76,6 +80,37 @@ impl Relay {
         }
     }
 
+    /// Handles a stream message of an origin.
+    fn handle_message(&mut self, now: Instant, key: CircuitKey, message: RelayMessage) {
+        if let Err(error) = self.streams.handle_message(now, key, message) {
+            tracing::debug!(%error, class = %error.class(), "ending a circuit after an illegal message");
+            self.end(now, key);
+        }
+    }
+
+    /// Handles a circuit's queue that has room again.
+    pub(super) fn handle_drained(&mut self, endpoint: CircuitEndpoint) {
+        if let Some((key, Side::Previous)) = self.table.find(endpoint) {
+            self.streams.handle_drained(key);
+        }
+    }
+
+    /// Sends pending stream messages to origins while the queues of their circuits have room.
+    pub(super) fn send_messages(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        while let Some(key) = self.streams.poll_ready() {
+            let Some(circuit) = self.table.circuit(key) else { continue };
+            let (previous, capacity) = (circuit.previous, message_capacity(circuit.hop));
+            while self.channels.queued(previous.channel, previous.circuit) < QUEUE_HIGH {
+                let Some(message) = self.streams.poll_message(now, key, capacity, rng) else { break };
+                if !self.send_message(key, &message) {
+                    self.end(now, key);
+                    break;
+                }
+            }
+            self.streams.handle_sent(key);
+        }
+    }
+
     /// Sends a relay message of this relay to the origin. `false` if the circuit must end.
     pub(super) fn send_message(&mut self, key: CircuitKey, message: &RelayMessage) -> bool {
         let Some(circuit) = self.table.circuit_mut(key) else { return true };
@@ -96,26 +131,20 @@ impl Relay {
     /// Ends a circuit, to both sides except `except`, which has sent DESTROY.
     fn end_except(&mut self, now: Instant, key: CircuitKey, except: Option<CircuitEndpoint>) {
         let Some(circuit) = self.table.remove(key) else { return };
-        self.deadlines.remove(key);
-        if let NextHop::Dialling { relay, .. } = &circuit.next
-            && let Some(waiting) = self.dialling.get_mut(relay)
-        {
-            waiting.remove(&key);
-            if waiting.is_empty() {
-                self.dialling.remove(relay);
-            }
+        if let NextHop::Dialling(relay) = &circuit.next {
+            self.dialling.remove(relay, key);
         }
         for endpoint in [Some(circuit.previous), circuit.next.endpoint()].into_iter().flatten() {
             if Some(endpoint) != except {
                 self.destroy(now, endpoint);
             }
         }
-        self.close_exits(circuit.exit_side);
+        self.streams.handle_closed(key);
     }
 
     /// Sends DESTROY to a neighbour.
     pub(super) fn destroy(&mut self, now: Instant, endpoint: CircuitEndpoint) {
-        // A DESTROY always finds room, or costs the neighbour its channel.
+        // A DESTROY always finds room; at the cap, the neighbour's channel closes.
         let _ = self.channels.send(endpoint.channel, Cell::destroy(endpoint.circuit));
         self.channels.forget_circuit(now, endpoint.channel, endpoint.circuit);
     }

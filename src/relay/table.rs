@@ -1,32 +1,15 @@
-//! The table of a relay's circuits, by the channel and identifier of either side.
+//! The table of a relay's circuits, by the channel and identifier of either side, with their deadlines.
 
-use core::ops::RangeInclusive;
 use std::collections::HashMap;
 
 use slab::Slab;
 
 use crate::{
-    base::{CircuitId, HopIndex, Instant, RelayId, Ticket},
+    base::{CircuitId, Deadlines, Instant},
     channel::ChannelId,
-    onion::RelayLayer,
-    wire::Fragments,
 };
 
-use super::{UNUSED_LATER_LIMIT, UNUSED_LIMIT, exit_side::ExitSide};
-
-/// A circuit on one channel: its endpoint towards the origin, or towards the next hop.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct CircuitEndpoint {
-    pub(super) channel: ChannelId,
-    pub(super) circuit: CircuitId,
-}
-
-impl CircuitEndpoint {
-    /// All possible endpoints of a channel.
-    pub(super) fn range(channel: ChannelId) -> RangeInclusive<Self> {
-        Self { channel, circuit: CircuitId::LOWEST }..=Self { channel, circuit: CircuitId::HIGHEST }
-    }
-}
+use super::circuit::{Circuit, CircuitEndpoint};
 
 /// The endpoint by which a circuit was found.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,7 +21,7 @@ pub(super) enum Side {
 }
 
 /// The key of a circuit, never reused.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct CircuitKey {
     slot: usize,
     generation: u64,
@@ -51,102 +34,36 @@ impl CircuitKey {
     }
 }
 
-/// The state of a circuit's next hop.
-pub(super) enum NextHop {
-    /// The circuit ends here.
-    None,
-    /// The channel to the next hop is being dialled; `request` is sent once it is open.
-    Dialling { relay: RelayId, request: Vec<u8> },
-    /// CREATE is sent; CREATED is incomplete.
-    Creating { endpoint: CircuitEndpoint, volunteer: bool, reply: Fragments },
-    /// The next hop has answered.
-    Open(CircuitEndpoint),
-}
-
-impl NextHop {
-    /// The endpoint towards the next hop, if there is one.
-    pub(super) const fn endpoint(&self) -> Option<CircuitEndpoint> {
-        match self {
-            Self::Creating { endpoint, .. } | Self::Open(endpoint) => Some(*endpoint),
-            Self::None | Self::Dialling { .. } => None,
-        }
-    }
-}
-
-/// One circuit.
-pub(super) struct Circuit {
-    pub(super) hop: HopIndex,
-    pub(super) previous: CircuitEndpoint,
-    pub(super) next: NextHop,
-    pub(super) layer: RelayLayer,
-    /// The fragments of an incomplete EXTEND.
-    pub(super) extend: Fragments,
-    /// Number of GONE messages sent.
-    pub(super) gone: u8,
-    /// The deadline of a running EXTEND.
-    pub(super) deadline: Option<Instant>,
-    /// The time of the last cell from the origin.
-    pub(super) last_cell: Instant,
-    /// The streams that end here, from the first stream message on.
-    pub(super) exit_side: Option<Box<ExitSide>>,
-    /// Its place in the queue of circuits with pending messages.
-    pub(super) ready: Ticket,
-}
-
-/// A deadline has passed, and the circuit must end.
-pub(super) struct DeadlinePassed;
-
-impl Circuit {
-    pub(super) const fn new(now: Instant, hop: HopIndex, previous: CircuitEndpoint, layer: RelayLayer) -> Self {
-        Self {
-            hop,
-            previous,
-            next: NextHop::None,
-            layer,
-            extend: Fragments::new(),
-            gone: 0,
-            deadline: None,
-            last_cell: now,
-            exit_side: None,
-            ready: Ticket::new(),
-        }
-    }
-
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let exit_side = self.exit_side.as_ref().and_then(|exit_side| exit_side.streams.poll_timeout());
-        [self.deadline, exit_side, self.unused_until()].into_iter().flatten().min()
-    }
-
-    /// When the circuit ends as unused; `None` once it is extended or has had a stream.
-    fn unused_until(&self) -> Option<Instant> {
-        let unused = matches!(self.next, NextHop::None) && self.exit_side.is_none();
-        let limit = if self.hop == HopIndex::FIRST { UNUSED_LIMIT } else { UNUSED_LATER_LIMIT };
-        unused.then(|| self.last_cell.after(limit))
-    }
-
-    pub(super) fn handle_timeout(&mut self, now: Instant) -> Result<(), DeadlinePassed> {
-        if [self.deadline, self.unused_until()].into_iter().flatten().any(|due| due <= now) {
-            return Err(DeadlinePassed);
-        }
-        match self.exit_side.as_mut().map(|exit_side| exit_side.streams.handle_timeout(now)) {
-            Some(Err(_)) => Err(DeadlinePassed),
-            Some(Ok(())) | None => Ok(()),
-        }
-    }
-}
-
 /// All circuits. Lookup takes constant time.
-#[derive(Default)]
 pub(super) struct Table {
     /// Each circuit with its generation, since slots are reused.
     slots: Slab<(u64, Circuit)>,
     endpoints: HashMap<ChannelId, HashMap<CircuitId, (CircuitKey, Side)>>,
+    /// Deadlines of circuits; an entry may be earlier than the deadline.
+    deadlines: Deadlines<CircuitKey>,
     next_generation: u64,
+    /// The cap on circuits.
+    cap: usize,
 }
 
 impl Table {
+    /// An empty table for at most `cap` circuits.
+    pub(super) fn new(cap: usize) -> Self {
+        Self { slots: Slab::new(), endpoints: HashMap::new(), deadlines: Deadlines::default(), next_generation: 0, cap }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Whether no further circuit is admitted.
+    pub(super) fn is_full(&self) -> bool {
+        self.slots.len() >= self.cap
+    }
+
+    /// Admits no further circuit from now on.
+    pub(super) const fn close(&mut self) {
+        self.cap = 0;
     }
 
     pub(super) fn insert(&mut self, circuit: Circuit) -> CircuitKey {
@@ -156,6 +73,7 @@ impl Table {
         let slot = self.slots.insert((generation, circuit));
         let key = CircuitKey { slot, generation };
         self.insert_endpoint(previous, key, Side::Previous);
+        self.schedule(key);
         key
     }
 
@@ -194,6 +112,7 @@ impl Table {
     pub(super) fn remove(&mut self, key: CircuitKey) -> Option<Circuit> {
         self.circuit_mut(key)?;
         let (_, circuit) = self.slots.try_remove(key.slot)?;
+        self.deadlines.remove(key);
         self.remove_endpoint(circuit.previous);
         if let Some(endpoint) = circuit.next.endpoint() {
             self.remove_endpoint(endpoint);
@@ -214,5 +133,36 @@ impl Table {
     /// The circuits with an endpoint on a channel, and the side of that endpoint.
     pub(super) fn on_channel(&self, channel: ChannelId) -> Vec<(CircuitKey, Side)> {
         self.endpoints.get(&channel).into_iter().flat_map(HashMap::values).copied().collect()
+    }
+
+    /// Moves the deadline of a circuit earlier after a change.
+    pub(super) fn schedule(&mut self, key: CircuitKey) {
+        if let Some(due) = self.circuit(key).and_then(Circuit::poll_timeout) {
+            self.deadlines.set_earlier(key, due);
+        }
+    }
+
+    /// The next circuit whose deadline is `now` or earlier: it must end.
+    pub(super) fn poll_late(&mut self, now: Instant) -> Option<CircuitKey> {
+        while let Some(key) = self.deadlines.pop_due(now) {
+            match self.circuit(key).and_then(Circuit::poll_timeout) {
+                Some(due) if due <= now => return Some(key),
+                // The deadline has moved since.
+                Some(due) => self.deadlines.set(key, due),
+                None => {}
+            }
+        }
+        None
+    }
+
+    /// The time of the next [`Self::poll_late`].
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines.earliest()
+    }
+
+    /// The number of circuits with a deadline.
+    #[cfg(test)]
+    pub(super) fn deadlines(&self) -> usize {
+        self.deadlines.len()
     }
 }

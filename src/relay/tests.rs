@@ -1,6 +1,7 @@
 //! Tests of a relay against misbehaving neighbours, cell by cell.
 
-use core::net::SocketAddr;
+use core::{net::SocketAddr, time::Duration};
+use std::collections::{BTreeMap, BTreeSet};
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -11,13 +12,12 @@ use rand::{SeedableRng, rngs::ChaCha20Rng};
 
 use super::*;
 use crate::{
-    base::{CircuitId, HopIndex, LANES, Lane, LinkId, LinkOpened, Rate, Redacted, Slots},
-    channel::LocalRole,
-    crypto::{IdentityKey, LayerKey},
+    base::{CircuitId, HopIndex, LANES, Lane, LinkId, LinkOpened, Rate, Redacted, Slots, StreamId},
+    channel::ChannelParameters,
+    crypto::LayerKey,
     directory::fixture,
     handshake::{ClientHandshake, HopKeys, RelayKeys},
     onion::OriginLayers,
-    stream::StreamCommand,
     wire::{
         BODY_LEN, Cell, CellBody, Command, EndReason, Fragments, Host, RelayMessage, Target, create_cells,
         encode_extend, split,
@@ -229,7 +229,7 @@ fn extended(bench: &mut Bench) -> (LinkId, LinkId, CircuitId, OriginLayers) {
 }
 
 #[test]
-fn cells_of_unknown_circuits_are_dropped_quietly() {
+fn cells_of_unknown_circuits_are_dropped_without_an_answer() {
     let mut bench = Bench::new(RelayParameters::default());
     let link = bench.client();
     for circuit in [upper(1), CircuitId::LOWEST] {
@@ -256,7 +256,7 @@ fn a_create_on_an_identifier_in_use_ends_the_circuit() {
 }
 
 #[test]
-fn an_identifier_can_be_used_again_after_destroy() {
+fn an_identifier_is_free_again_after_destroy() {
     let mut bench = Bench::new(RelayParameters::default());
     let link = bench.client();
     for _ in 0..3 {
@@ -267,19 +267,19 @@ fn an_identifier_can_be_used_again_after_destroy() {
 }
 
 #[test]
-fn a_create_that_makes_no_sense_is_refused() {
+fn an_invalid_create_is_refused() {
     let mut bench = Bench::new(RelayParameters::default());
     let client = bench.client();
     let previous = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
     let third = HopIndex::new(3).unwrap();
-    for (link, hop, says) in
+    for (link, hop, number) in
         [(client, third, 3), (previous, HopIndex::FIRST, 1), (client, HopIndex::FIRST, 9), (client, HopIndex::FIRST, 0)]
     {
         let (_, request) = ClientHandshake::start(&bench.keys, hop, &[], &mut bench.rng).unwrap();
         let mut body = create_cells(upper(1), hop, &request).unwrap().remove(0).into_body();
-        body[0] = says;
+        body[0] = number;
         bench.send(link, &Cell::new(upper(1), Command::Create, body));
-        assert_eq!(bench.commands(link), [Command::Destroy], "hop {says}");
+        assert_eq!(bench.commands(link), [Command::Destroy], "hop {number}");
     }
     bench.send(client, &Cell::new(upper(2), Command::Create, CellBody::from([1; BODY_LEN])));
     assert_eq!(bench.commands(client), [Command::Destroy], "incomplete fragments");
@@ -287,32 +287,32 @@ fn a_create_that_makes_no_sense_is_refused() {
 }
 
 /// The first of two cells of a CREATE.
-fn half_a_create(circuit: CircuitId) -> Cell {
+fn incomplete_create(circuit: CircuitId) -> Cell {
     let body = [7; BODY_LEN + 100];
     create_cells(circuit, HopIndex::FIRST, &body).unwrap().remove(0)
 }
 
 #[test]
-fn half_a_create_is_refused_in_time_and_forgotten_at_destroy() {
+fn an_incomplete_create_is_refused_at_its_deadline_and_removed_at_destroy() {
     let mut bench = Bench::new(RelayParameters::default());
     let link = bench.client();
-    bench.send(link, &half_a_create(upper(1)));
-    bench.send(link, &half_a_create(upper(2)));
+    bench.send(link, &incomplete_create(upper(1)));
+    bench.send(link, &incomplete_create(upper(2)));
     bench.send(link, &Cell::destroy(upper(2)));
-    assert_eq!(bench.relay.half_built.len(), 1);
+    assert_eq!(bench.relay.half_built.len(), (1, 1));
     bench.pass(Duration::from_secs(5));
     assert_eq!(bench.commands(link), [Command::Destroy]);
-    assert!(bench.relay.half_built.is_empty() && bench.relay.half_built_deadlines.is_empty());
+    assert_eq!(bench.relay.half_built.len(), (0, 0));
 }
 
 #[test]
-fn half_built_circuits_are_capped_for_a_channel_and_in_all() {
+fn half_built_circuits_are_capped_per_channel_and_in_total() {
     let mut bench = Bench::new(RelayParameters { half_built: 100, ..RelayParameters::default() });
     let links = [bench.client(), bench.client()];
     for link in links {
-        (1..=70).for_each(|number| bench.send(link, &half_a_create(upper(number))));
+        (1..=70).for_each(|number| bench.send(link, &incomplete_create(upper(number))));
     }
-    assert_eq!(bench.relay.half_built.len(), 100);
+    assert_eq!(bench.relay.half_built.len(), (100, 100));
     assert_eq!((bench.commands(links[0]).len(), bench.commands(links[1]).len()), (6, 34));
 }
 
@@ -348,7 +348,7 @@ fn an_extend_dials_once_and_creates_when_the_channel_opens() {
 }
 
 #[test]
-fn circuits_that_wait_for_a_channel_are_capped_for_a_channel_and_in_all() {
+fn circuits_that_wait_for_a_dial_are_capped_per_channel_and_in_total() {
     for (dialling, clients, expected) in [(3, 1, 3), (300, 2, 300), (1024, 1, 256)] {
         let creates_of_client = Rate { a_second: 50, burst: 260 };
         let channel = ChannelParameters { creates_of_client, ..ChannelParameters::default() };
@@ -361,12 +361,12 @@ fn circuits_that_wait_for_a_channel_are_capped_for_a_channel_and_in_all() {
                 bench.cells(link);
             }
         }
-        assert_eq!((bench.circuits(), bench.relay.dialling[&relay_id(NEXT)].len()), (expected, expected));
+        assert_eq!((bench.circuits(), bench.relay.dialling.len(&relay_id(NEXT))), (expected, expected));
     }
 }
 
 #[test]
-fn circuits_of_one_channel_wait_for_sixteen_relays_and_dial_no_more() {
+fn circuits_of_one_channel_wait_for_at_most_sixteen_relays() {
     let mut bench = Bench::new(RelayParameters::default());
     let listed = (1..=30).map(|number| fixture::listed(fixture::profile(number)));
     bench.relay.set_consensus(Arc::new(fixture::consensus(listed)));
@@ -383,7 +383,7 @@ fn circuits_of_one_channel_wait_for_sixteen_relays_and_dial_no_more() {
 }
 
 #[test]
-fn a_flood_of_creates_is_refused_unanswered_and_others_are_served() {
+fn creates_beyond_the_rate_of_a_channel_are_refused_and_other_channels_are_served() {
     let mut bench = Bench::new(RelayParameters::default());
     let links = [bench.client(), bench.client()];
     let (_, request) = ClientHandshake::start(&bench.keys, HopIndex::FIRST, &[], &mut bench.rng).unwrap();
@@ -399,7 +399,7 @@ fn a_flood_of_creates_is_refused_unanswered_and_others_are_served() {
 }
 
 #[test]
-fn a_circuit_that_is_never_used_ends_and_one_that_is_extended_does_not() {
+fn an_unused_circuit_ends_and_an_extended_one_stays() {
     let mut bench = Bench::new(RelayParameters::default());
     let (link, next, circuit, _) = extended(&mut bench);
     let mut body = CellBody::zero();
@@ -427,7 +427,7 @@ fn a_circuit_that_is_never_used_ends_and_one_that_is_extended_does_not() {
 }
 
 #[test]
-fn stalled_links_full_of_refusals_end_no_honest_circuit() {
+fn refusals_queued_for_stalled_links_end_no_circuit_of_another_link() {
     let channel = ChannelParameters { queued: 300, ..ChannelParameters::default() };
     let mut bench = Bench::new(RelayParameters { channel, exit: true, ..RelayParameters::default() });
     let honest = bench.client();
@@ -448,8 +448,8 @@ fn stalled_links_full_of_refusals_end_no_honest_circuit() {
     }
     for number in 1..=300 {
         for link in &hostile {
-            let nonsense = Cell::new(upper(number), Command::Create, CellBody::from([9; BODY_LEN]));
-            bench.send(*link, &nonsense);
+            let invalid = Cell::new(upper(number), Command::Create, CellBody::from([9; BODY_LEN]));
+            bench.send(*link, &invalid);
         }
     }
     assert_eq!(bench.circuits(), 1);
@@ -460,7 +460,7 @@ fn stalled_links_full_of_refusals_end_no_honest_circuit() {
 }
 
 #[test]
-fn a_circuit_whose_queue_is_full_ends_and_frees_it() {
+fn a_circuit_with_a_full_queue_ends_and_its_queue_is_freed() {
     let channel = ChannelParameters { circuit_queue: 50, ..ChannelParameters::default() };
     let mut bench = Bench::new(RelayParameters { channel, ..RelayParameters::default() });
     let (link, next, circuit, _) = extended(&mut bench);
@@ -481,7 +481,7 @@ fn a_circuit_whose_queue_is_full_ends_and_frees_it() {
 }
 
 #[test]
-fn under_memory_pressure_the_circuit_that_has_waited_longest_ends() {
+fn the_circuit_that_has_waited_longest_ends_at_the_cap_of_queued_cells() {
     let channel = ChannelParameters { queued: 20, ..ChannelParameters::default() };
     let parameters = RelayParameters { channel, exit: true, ..RelayParameters::default() };
     let mut bench = Bench::new(parameters);
@@ -510,7 +510,7 @@ fn under_memory_pressure_the_circuit_that_has_waited_longest_ends() {
 }
 
 #[test]
-fn streams_of_a_circuit_that_ends_are_closed_at_the_exit() {
+fn streams_of_an_ended_circuit_are_closed_at_the_exit() {
     let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
     let link = bench.client();
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
@@ -528,7 +528,7 @@ fn streams_of_a_circuit_that_ends_are_closed_at_the_exit() {
 }
 
 #[test]
-fn a_relay_message_that_is_not_an_origins_ends_the_circuit() {
+fn a_relay_message_that_is_illegal_from_an_origin_ends_the_circuit() {
     let stream = StreamId::new(1).unwrap();
     for message in [
         RelayMessage::Extended { fragment: Bytes::from_static(b"x") },
@@ -547,10 +547,10 @@ fn a_relay_message_that_is_not_an_origins_ends_the_circuit() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever sequence two neighbours send: no panic, no circuit beyond the created ones, and no state after both
+    /// Any sequence of cells of two neighbours: no panic, no circuit beyond the created ones, and no state after both
     /// have disconnected.
     #[test]
-    fn no_sequence_of_cells_leaves_anything_behind(
+    fn no_sequence_of_cells_leaves_state_after_its_channels_close(
         steps in proptest::collection::vec((any::<bool>(), 1..5_u32, any::<bool>(), 0..7_u8, any::<u8>()), 0..120),
     ) {
         let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
@@ -564,7 +564,7 @@ proptest! {
                     let (_, request) = ClientHandshake::start(&bench.keys, hop, &[], &mut bench.rng).unwrap();
                     create_cells(upper(number), hop, &request).unwrap().remove(0)
                 }
-                2 => half_a_create(upper(number)),
+                2 => incomplete_create(upper(number)),
                 3 => Cell::new(of, Command::Relay, CellBody::from([byte; BODY_LEN])),
                 4 => Cell::new(CircuitId::new(number).unwrap(), Command::Created, CellBody::from([byte; BODY_LEN])),
                 5 => { bench.pass(Duration::from_secs(1)); continue }
@@ -572,13 +572,15 @@ proptest! {
             };
             bench.send(link, &cell);
             prop_assert!(bench.circuits() <= 8 && bench.closed.is_empty());
-            prop_assert_eq!(bench.relay.half_built.len(), bench.relay.half_built_deadlines.len());
+            let (half_built, deadlines) = bench.relay.half_built.len();
+            prop_assert_eq!(half_built, deadlines);
         }
         for link in links {
             let reason = crate::base::LinkClose::ByPeer;
             bench.relay.handle_link(bench.now, LinkEvent::Closed { link, reason }, &mut bench.rng);
         }
         prop_assert_eq!(bench.circuits(), 0);
-        prop_assert!(bench.relay.half_built.is_empty() && bench.relay.deadlines.is_empty());
+        prop_assert_eq!((bench.relay.half_built.len(), bench.relay.table.deadlines()), ((0, 0), 0));
+        prop_assert!(bench.relay.streams.poll_timeout().is_none());
     }
 }

@@ -1,8 +1,8 @@
-//! HTTP requests of a client: performed by an exit, or sent over a stream to the target, with TLS that ends here.
+//! HTTP requests of a client: performed by an exit, or sent over a stream to the target, with TLS in this client.
 //!
-//! Each request has a separate stream. Bodies are forwarded in pieces. The other end is not trusted: heads and
-//! silence are limited, and a truncated message is an error. Governed by `proto/09-delegated.md`, "HTTP". A request
-//! that an exit performs, and thus reads, has no field that identifies the sender (`crate::http_exchange::fields`).
+//! Each request has a separate stream. Bodies are forwarded in pieces. The other end is not trusted: heads and pauses
+//! are limited, and a truncated message is an error. An exit reads the requests that it performs, so identifying fields
+//! are removed from these (`crate::http_exchange::fields`). Governed by `proto/09-delegated.md` §6.
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -48,16 +48,16 @@ use crate::{
     path::PathError,
 };
 
-/// Time limit from the request to the head of the answer, between two pieces of the answer, and for sending one
+/// Time limit from the request to the head of the response, between two pieces of the response, and for sending one
 /// piece.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const LIMITS: ExchangeLimits =
     ExchangeLimits { head: IDLE_TIMEOUT, idle: Some(IDLE_TIMEOUT), head_bytes: 64 * 1024, fields: 128 };
 
-/// The reason why the response is missing or truncated. The text names nothing of the request.
+/// The reason why a response is missing or truncated. The message contains no part of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// The URL is not an absolute `http` or `https` one, or has a user name.
+    /// The URL is not an absolute `http` or `https` URL, or has a user name.
     #[error("the URL is not an http or https URL of a host")]
     Address,
     /// No exit performs requests to this host.
@@ -72,10 +72,10 @@ pub enum RequestError {
     /// The TLS handshake with the target failed; the exit may have interfered.
     #[error("{0}")]
     Tls(TlsError),
-    /// No bytes arrived for a minute.
+    /// No bytes arrived for [`IDLE_TIMEOUT`].
     #[error("no answer arrived in time")]
     Silent,
-    /// The answer is no HTTP response, or too large.
+    /// The answer is not an HTTP response, or its head is too large.
     #[error("the answer is not HTTP")]
     NotHttp,
     /// The answer is truncated.
@@ -116,13 +116,13 @@ pub(crate) struct Performed {
     pub(crate) path: Vec<Hop>,
 }
 
-/// The body of a response, in pieces. A truncated body ends with an error; only a complete one ends with `None`.
+/// The body of a response, in pieces. A complete body ends with `None`, and a truncated one with an error.
 #[derive(Debug)]
 pub struct ResponseBody(BodySource);
 
 #[derive(Debug)]
 enum BodySource {
-    /// The sending task goes on, because a target may answer before it has the whole request.
+    /// The request is sent in a task, because a target may answer before it has received the whole request.
     Exit {
         body: Piped,
         _sending: AbortOnDropHandle<Result<(), MessageError>>,
@@ -166,7 +166,7 @@ impl Body for ResponseBody {
 pub(crate) struct Requester<C> {
     connector: C,
     tls: Tls,
-    /// The number of isolations assigned so far.
+    /// The number of assigned isolations.
     isolations: Arc<AtomicU64>,
 }
 
@@ -181,7 +181,7 @@ impl<C: Connector> Requester<C> {
         Isolation::new("request", &number.to_be_bytes(), &[])
     }
 
-    /// Sends `request` to an exit that performs it, isn't in `not_by`, and offers requests to this host.
+    /// Sends `request` to an exit that performs it. The exit offers requests to the host and isn't in `not_by`.
     ///
     /// # Errors
     /// See [`RequestError`].
@@ -196,7 +196,7 @@ impl<C: Connector> Requester<C> {
         match request.body().size_hint().exact() {
             Some(0) => drop(request.headers_mut().remove(header::CONTENT_LENGTH)),
             Some(length) => drop(request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length))),
-            // The caller's field stays.
+            // The length is unknown, so the caller's field is kept.
             None => {}
         }
         let head = request_head(&request)?;
@@ -211,7 +211,7 @@ impl<C: Connector> Requester<C> {
         receive(reader, sending).await.map(|response| Performed { response, path })
     }
 
-    /// Sends `request` over a stream to its target; with `https` the exit can't read it.
+    /// Sends `request` over a stream to its target. The exit can't read a request to an `https` URL.
     ///
     /// # Errors
     /// See [`RequestError`].
@@ -220,15 +220,15 @@ impl<C: Connector> Requester<C> {
         mut request: Request<B>,
         isolation: Isolation,
     ) -> Result<Response<ResponseBody>, RequestError> {
-        let (secure, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
+        let (is_https, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
         let headers = request.headers_mut();
         headers.entry(header::USER_AGENT).or_insert(USER_AGENT);
         headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("*/*"));
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let host = target.host.to_text();
         let opened = timeout(IDLE_TIMEOUT, async {
-            let stream = self.connector.connect(target, isolation).await?;
-            Ok::<_, RequestError>(if secure {
+            let stream = self.connector.open(target, isolation).await?;
+            Ok::<_, RequestError>(if is_https {
                 TargetStream::Tls(self.tls.connect(&host, stream).await.map_err(RequestError::Tls)?)
             } else {
                 TargetStream::Plain(stream)
@@ -254,13 +254,14 @@ async fn send<B: Body<Error: Into<BodyError>>>(
     Ok(())
 }
 
+/// Reads the head of the response, while `sending` sends the request.
 async fn receive(
     reader: ReadHalf<Stream>,
     mut sending: AbortOnDropHandle<Result<(), MessageError>>,
 ) -> Result<Response<ResponseBody>, RequestError> {
-    let patience = async {
+    let failure = async {
         match (&mut sending).await {
-            // The stream has failed. The reader gets the reason, or an answer sent before the failure.
+            // After a failure of the stream, the reader still returns the reason or an earlier answer.
             Ok(Ok(()) | Err(MessageError::Broken)) => sleep(IDLE_TIMEOUT).await,
             Ok(Err(error)) => return RequestError::from(error),
             Err(_) => return RequestError::Body,
@@ -270,7 +271,7 @@ async fn receive(
     let (mut response, mut content) = tokio::select! {
         biased;
         read = read_response(reader, u64::MAX) => read?,
-        error = patience => return Err(error),
+        error = failure => return Err(error),
     };
     if let Some(refusal) = Refusal::from_response(response.status(), response.headers()) {
         return Err(RequestError::Refused(refusal));
@@ -278,7 +279,7 @@ async fn receive(
     fix_response(response.headers_mut());
     let (pipe, body) = Piped::unread();
     let receiving = AbortOnDropHandle::new(tokio::spawn(async move {
-        // Errors appear in the body.
+        // An error is passed on in the body.
         let _ = fill(&mut content, pipe, IDLE_TIMEOUT).await;
     }));
     Ok(response.map(|()| ResponseBody(BodySource::Exit { body, _sending: sending, _receiving: receiving })))

@@ -1,10 +1,9 @@
-//! Oblivious HTTP (RFC 9458): requests sealed to a gateway, so that the exit that forwards them can't read them.
+//! Oblivious HTTP (RFC 9458): requests sealed to a gateway, which the forwarding exit can't read.
 //!
-//! The exit sees the gateway and a sealed message; the gateway sees the request and the exit. The weak point is the
-//! gateway's key: the exit that fetches the key configuration could substitute another. So two different exits fetch
-//! it, and it is used only if both copies are equal. The same test detects a gateway that identifies clients by
-//! individual keys. Gateway and exits are not trusted: their data is capped and never makes the decoders panic.
-//! Governed by `proto/09-delegated.md`, "Oblivious HTTP".
+//! The exit sees the gateway and a sealed message. The gateway sees the request and the exit. An exit that fetches the
+//! gateway's key configuration could substitute it. Therefore two different exits fetch it, and both copies must be
+//! equal. This also detects a gateway that identifies clients by individual keys. Gateway and exits are not trusted:
+//! their data is capped and causes no panic. Governed by `proto/09-delegated.md` §7.
 
 #[cfg(test)]
 mod tests;
@@ -41,19 +40,21 @@ const KEYS: HeaderValue = HeaderValue::from_static("application/ohttp-keys");
 const REQUEST: HeaderValue = HeaderValue::from_static("message/ohttp-req");
 const RESPONSE: HeaderValue = HeaderValue::from_static("message/ohttp-res");
 
-/// Maximum bytes of a key configuration, of a request's body and of a sealed response.
+/// Maximum bytes of the key configurations.
 const MAX_KEYS: usize = 16 * 1024;
+/// Maximum bytes of a request's content.
 const MAX_REQUEST: usize = 1024 * 1024;
+/// Maximum bytes of a sealed response.
 const MAX_RESPONSE: usize = 16 * 1024 * 1024;
-/// Requests are padded to a multiple of this many bytes, so that the length reveals little to the exit.
+/// Requests are padded to a multiple of this number of bytes, so that the length reveals little to the exit.
 const BUCKET: usize = 1024;
 
-/// Time limits for a complete transfer. Partial data is useless, so slow transfers get no extension.
+/// Time limits of complete transfers. Progress doesn't extend them, because partial data is useless.
 #[derive(Clone, Copy, Debug)]
 struct TransferTimeouts {
-    /// For fetching the keys through one exit; a minute.
+    /// Time limit of a fetch of the keys by one exit. Default 1 min.
     keys: Duration,
-    /// For the sealed answer; ten minutes.
+    /// Time limit of the sealed answer. Default 10 min.
     answer: Duration,
 }
 
@@ -63,7 +64,7 @@ impl Default for TransferTimeouts {
     }
 }
 
-/// Cipher suites, one of which a configuration must offer; the library supports no others.
+/// The cipher suites that the library supports. A usable configuration has one of them.
 const SUITES: [SymmetricSuite; 2] = [
     SymmetricSuite::new(Kdf::HkdfSha256, Aead::ChaCha20Poly1305),
     SymmetricSuite::new(Kdf::HkdfSha256, Aead::Aes128Gcm),
@@ -86,19 +87,20 @@ pub enum ObliviousError {
     /// The key configuration is malformed or has no supported key.
     #[error("the gateway has no supported key")]
     Keys,
-    /// The gateway's answer is no Oblivious HTTP response.
+    /// The gateway's answer is not an Oblivious HTTP response.
     #[error("the gateway answered with status {0} instead of an oblivious response")]
     Gateway(StatusCode),
     /// The sealed answer can't be decrypted or decoded.
     #[error("the gateway's answer can't be decrypted")]
     Sealed,
-    /// The request's or the response's body is too large for one sealed message.
+    /// The content of the request or the response exceeds its cap.
     #[error("the body is too large for an oblivious request")]
     TooLarge,
 }
 
 impl<C: Connector> Requester<C> {
-    /// Sends `request`, whose URL must be absolute, sealed to `gateway`; returns the decrypted response.
+    /// Seals `request` to `gateway`, sends it, and returns the decrypted response. The URL of `request` must be
+    /// absolute.
     ///
     /// # Errors
     /// See [`ObliviousError`].
@@ -116,39 +118,40 @@ impl<C: Connector> Requester<C> {
         request: Request<B>,
         limits: TransferTimeouts,
     ) -> Result<Response<Full<Bytes>>, ObliviousError> {
-        let late = |_| ObliviousError::from(RequestError::Silent);
-        let gateway = address(gateway).ok_or(RequestError::Address)?;
+        let timed_out = |_| ObliviousError::from(RequestError::Silent);
+        let gateway = gateway_uri(gateway).ok_or(RequestError::Address)?;
         let (head, body) = request.into_parts();
         let body = Limited::new(body, MAX_REQUEST).collect().await.map_err(too_large_or(RequestError::Body))?;
         let message = encode(&Request::from_parts(head, body.to_bytes()))?;
-        let (keys, first) = timeout(limits.keys, self.keys(&gateway, Vec::new())).await.map_err(late)??;
-        let again = timeout(limits.keys, self.keys(&gateway, vec![first])).await.map_err(late)?;
-        let (again, _) = again.map_err(|error| match error {
+        let (keys, first) = timeout(limits.keys, self.keys(&gateway, Vec::new())).await.map_err(timed_out)??;
+        let second = timeout(limits.keys, self.keys(&gateway, vec![first])).await.map_err(timed_out)?;
+        let (second_keys, _) = second.map_err(|error| match error {
             ObliviousError::Request(RequestError::NoExit) => ObliviousError::NoSecondExit,
             error => error,
         })?;
-        if keys != again {
+        if keys != second_keys {
             return Err(ObliviousError::KeysDiffer);
         }
         let (sealed, opener) = seal(&keys, &message)?;
-        timeout(limits.answer, self.carry(gateway, sealed, opener)).await.map_err(late)?
+        timeout(limits.answer, self.send_sealed(gateway, sealed, opener)).await.map_err(timed_out)?
     }
 
-    /// The gateway's key configurations and the exit that fetched them, which isn't in `not_by`.
+    /// The gateway's key configurations, and the exit that fetched them. The exit isn't in `not_by`.
     async fn keys(&self, gateway: &Uri, not_by: Vec<RelayId>) -> Result<(Bytes, RelayId), ObliviousError> {
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.uri_mut() = gateway.clone();
         request.headers_mut().insert(header::ACCEPT, KEYS);
         let Performed { response, path } = self.perform(request, not_by.clone(), self.isolation()).await?;
         let exit = path.last().map(|hop| hop.relay).ok_or(ObliviousError::NoSecondExit)?;
-        // The connector was to exclude these exits. Checked again, because the comparison depends on it.
+        // The connector excludes these exits. The comparison depends on this, so it is checked here too.
         if not_by.contains(&exit) {
             return Err(ObliviousError::NoSecondExit);
         }
-        Ok((whole(response, &KEYS, MAX_KEYS).await?, exit))
+        Ok((read_content(response, &KEYS, MAX_KEYS).await?, exit))
     }
 
-    async fn carry(
+    /// Sends a sealed message to the gateway, and opens the answer.
+    async fn send_sealed(
         &self,
         gateway: Uri,
         sealed: Vec<u8>,
@@ -159,19 +162,24 @@ impl<C: Connector> Requester<C> {
         *request.uri_mut() = gateway;
         request.headers_mut().insert(header::CONTENT_TYPE, REQUEST);
         let Performed { response, .. } = self.perform(request, Vec::new(), self.isolation()).await?;
-        let sealed = whole(response, &RESPONSE, MAX_RESPONSE).await?;
+        let sealed = read_content(response, &RESPONSE, MAX_RESPONSE).await?;
         let opened = opener.decapsulate(&sealed).map_err(|_| ObliviousError::Sealed)?;
         decode(opened).ok_or(ObliviousError::Sealed)
     }
 }
 
-fn address(gateway: &Url) -> Option<Uri> {
-    let whole = if gateway.path() == "/" { gateway.join(WELL_KNOWN).ok()? } else { gateway.clone() };
-    whole.as_str().parse().ok()
+/// The URI of a gateway, with [`WELL_KNOWN`] in place of an empty path.
+fn gateway_uri(gateway: &Url) -> Option<Uri> {
+    let url = if gateway.path() == "/" { gateway.join(WELL_KNOWN).ok()? } else { gateway.clone() };
+    url.as_str().parse().ok()
 }
 
-/// The body of a response with status 200 and content type `kind`.
-async fn whole(response: Response<ResponseBody>, kind: &HeaderValue, cap: usize) -> Result<Bytes, ObliviousError> {
+/// The complete content of a response with status 200 and content type `kind`.
+async fn read_content(
+    response: Response<ResponseBody>,
+    kind: &HeaderValue,
+    cap: usize,
+) -> Result<Bytes, ObliviousError> {
     if response.status() != StatusCode::OK || response.headers().get(header::CONTENT_TYPE) != Some(kind) {
         return Err(ObliviousError::Gateway(response.status()));
     }
@@ -183,17 +191,17 @@ fn too_large_or(otherwise: RequestError) -> impl Fn(BodyError) -> ObliviousError
     move |error| if error.is::<LengthLimitError>() { ObliviousError::TooLarge } else { otherwise.into() }
 }
 
-/// `message` sealed to the first supported key of `keys`, and the state that opens the answer.
+/// Seals `message` to the first supported key of `keys`. Returns the state for opening the answer too.
 pub(crate) fn seal(keys: &[u8], message: &[u8]) -> Result<(Vec<u8>, ClientResponse), ObliviousError> {
     let configurations = KeyConfig::decode_list(keys).map_err(|_| ObliviousError::Keys)?;
-    // The library requires a configuration with a supported suite; the list may contain others.
-    let usable = |keys: &KeyConfig| SUITES.into_iter().any(|suite| keys.select(suite).is_ok());
-    let mut chosen = configurations.into_iter().find(usable).ok_or(ObliviousError::Keys)?;
+    // The list may contain configurations without a supported suite, which the library refuses.
+    let is_usable = |keys: &KeyConfig| SUITES.into_iter().any(|suite| keys.select(suite).is_ok());
+    let mut chosen = configurations.into_iter().find(is_usable).ok_or(ObliviousError::Keys)?;
     let sealing = ClientRequest::from_config(&mut chosen).map_err(|_| ObliviousError::Keys)?;
     sealing.encapsulate(message).map_err(|_| ObliviousError::Keys)
 }
 
-/// The request in Binary HTTP, padded with zeros (RFC 9292 §3.8).
+/// Encodes a request in Binary HTTP, padded with zeros (RFC 9292 §3.8).
 fn encode(request: &Request<Bytes>) -> Result<Vec<u8>, ObliviousError> {
     let control = control(request).ok_or(RequestError::Address)?;
     let mut headers = request.headers().clone();

@@ -1,9 +1,9 @@
 //! Searches of a client over a [`Connector`], and comparisons of exits.
 //!
-//! [`Query`] chooses engine and exits and decides on a second try. This module sends it over streams, each with its own
-//! isolation and thus its own circuit, and owns the record of each exit's answers and failures with each engine
-//! ([`ExitStatistics`]). Governed by `proto/09-delegated.md`, "Search". Exits are not trusted: an answer is bounded in
-//! length and time, and the answers of several exits can be compared.
+//! [`Query`] chooses the engine and the exits, and requests a second try. This module sends each query over a stream
+//! with a separate isolation, and so on a separate circuit. This module owns the statistics of exits by engine
+//! ([`ExitStatistics`]). Governed by `proto/09-delegated.md` §3. Exits are not trusted: an answer is bounded in length
+//! and time, and the answers of several exits can be compared.
 
 mod comparison;
 #[cfg(test)]
@@ -45,23 +45,23 @@ pub use crate::delegated::{
 };
 pub use comparison::{Comparison, ExitOutcome, MAX_COMPARED, Row};
 
-/// Time limit for getting a circuit, longer than the client's, whose error says why there is none.
+/// Time limit for a circuit. It is longer than the client's own limit, whose error has the reason.
 const CONNECT_LIMIT: Duration = Duration::from_secs(35);
 
 /// The results of a query, and its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// The engine that answered.
+    /// The engine.
     pub engine: EngineName,
     /// The results, in the engine's order.
     pub results: Vec<SearchResult>,
-    /// The total number of results, if the engine gave it.
+    /// The total number of results, if the engine stated it.
     pub total: Option<u64>,
     /// Whether there is a further page.
     pub more: bool,
     /// The path of query and answer.
     pub route: Route,
-    /// The exit of the first attempt, if that attempt failed.
+    /// The failed exit of the first try, if there was a second try.
     pub missed: Option<Miss>,
 }
 
@@ -82,13 +82,13 @@ pub enum SearchFailure {
     /// The query was not sent.
     #[error("{0}")]
     Query(#[from] QueryError),
-    /// Fewer exits are available than the comparison needs.
+    /// Fewer exits are available than the comparison requires.
     #[error("only {0} exits of this network are available for this query")]
     TooFewExits(usize),
     /// There is no circuit.
     #[error("{0}")]
     Connect(#[from] ConnectError),
-    /// The exit gave no results, and neither did a second one where a retry was possible; the last exit's reason.
+    /// The last try failed, for this reason of its exit.
     #[error("{}", .0.why)]
     Missed(Miss),
 }
@@ -105,23 +105,23 @@ impl From<TryError<ConnectError>> for SearchFailure {
     }
 }
 
-/// The record of one exit with one engine.
+/// The statistics of one exit with one engine.
 #[derive(Clone, Copy, Debug)]
 pub struct ExitReport {
     /// The exit.
     pub exit: RelayId,
-    /// Its answers and failures.
+    /// The number of answers and failures.
     pub counts: ExitCounts,
-    /// The remaining time of its block, if any.
+    /// The remaining time for which the client avoids the exit, if the engine blocked it.
     pub blocked_for: Option<Duration>,
 }
 
-/// The exits with their offers and records; outlives each [`Searcher`]. Cheap to clone; clones share their state.
+/// The exits with their offers and statistics, which outlive each [`Searcher`]. Cheap to clone; clones share the state.
 #[derive(Clone, Debug)]
-pub struct Exits(Arc<Known>);
+pub struct Exits(Arc<ExitsState>);
 
 #[derive(Debug)]
-struct Known {
+struct ExitsState {
     offers: watch::Receiver<Offers>,
     default: Option<EngineName>,
     exit_statistics: Mutex<ExitStatistics>,
@@ -134,7 +134,13 @@ impl Exits {
     #[must_use]
     pub fn new(offers: watch::Receiver<Offers>, default: Option<EngineName>) -> Self {
         let start = std::time::Instant::now();
-        Self(Arc::new(Known { offers, default, exit_statistics: Mutex::default(), queries: AtomicU64::new(0), start }))
+        Self(Arc::new(ExitsState {
+            offers,
+            default,
+            exit_statistics: Mutex::default(),
+            queries: AtomicU64::new(0),
+            start,
+        }))
     }
 }
 
@@ -146,7 +152,7 @@ pub struct Searcher<C> {
 }
 
 impl<C: Connector> Searcher<C> {
-    /// A searcher over `connector` that uses `exits`, which must be of the same network.
+    /// A searcher over `connector` with the exits of the same network.
     #[must_use]
     pub const fn new(connector: C, exits: Exits) -> Self {
         Self { connector, exits }
@@ -158,19 +164,19 @@ impl<C: Connector> Searcher<C> {
         engines(&self.known().offers.borrow(), self.known().default.as_ref())
     }
 
-    /// Reports on the exits that offer `engine`.
+    /// The statistics of the exits that offer `engine`.
     #[must_use]
     pub fn exit_statistics(&self, engine: &EngineName) -> Vec<ExitReport> {
         let (now, statistics) = (self.now(), self.lock());
         let report = |exit: RelayId| {
             let counts = statistics.counts(engine, &exit);
-            let left = |until: Instant| Some(until.since(now)).filter(|left| !left.is_zero());
-            ExitReport { exit, counts, blocked_for: counts.blocked.and_then(|(_, until)| left(until)) }
+            let remaining = |until: Instant| Some(until.since(now)).filter(|time| !time.is_zero());
+            ExitReport { exit, counts, blocked_for: counts.blocked.and_then(|(_, until)| remaining(until)) }
         };
         exits_with(&self.known().offers.borrow(), engine).map(report).collect()
     }
 
-    /// Sends the query to an exit, and to another one if the first fails for a reason on its side.
+    /// Sends the query to an exit, and to a second one if the first failure [allows it](MissReason::allows_second_try).
     ///
     /// # Errors
     /// See [`SearchFailure`].
@@ -178,7 +184,7 @@ impl<C: Connector> Searcher<C> {
         let mut query = self.begin(query)?;
         loop {
             let outcome = match self.open(&query).await {
-                Ok(delegated) => self.converse(&query, delegated).await,
+                Ok(delegated) => self.send(&query, delegated).await,
                 Err(error) => Err(TryError::NoCircuit(error)),
             };
             if let Some(outcome) = query.handle_outcome(outcome) {
@@ -188,7 +194,8 @@ impl<C: Connector> Searcher<C> {
     }
 
     fn begin(&self, query: &SearchQuery) -> Result<Query, QueryError> {
-        // The mutex before the offers, as everywhere: the client's task writes the offers and must never wait for it.
+        // The mutex is locked before the offers are borrowed, as everywhere. Otherwise the client's task could wait for
+        // the mutex when it writes the offers.
         let (known, statistics) = (self.known(), self.lock());
         Query::new(self.now(), query, &known.offers.borrow(), known.default.as_ref(), &statistics)
     }
@@ -203,13 +210,13 @@ impl<C: Connector> Searcher<C> {
     }
 
     /// Sends the query to the exit at the end of `delegated`, and records the outcome.
-    async fn converse(&self, query: &Query, delegated: Delegated) -> Result<Found, TryError<ConnectError>> {
+    async fn send(&self, query: &Query, delegated: Delegated) -> Result<Found, TryError<ConnectError>> {
         let Some(exit) = delegated.path.last().map(|hop| hop.relay) else {
             return Err(TryError::NoCircuit(StreamFailure::NoCircuit.into()));
         };
-        let began = std::time::Instant::now();
+        let start = std::time::Instant::now();
         let exchanged = timeout(ANSWER_LIMIT, exchange(delegated.stream, query.framed())).await;
-        let took = began.elapsed();
+        let took = start.elapsed();
         let outcome = match exchanged {
             Ok(Ok(answer)) => Results::decode(&answer),
             Ok(Err(_)) => Err(MissReason::Broken),
@@ -222,7 +229,7 @@ impl<C: Connector> Searcher<C> {
         Ok(Found { engine: engine.clone(), results, total, more, route, missed: None })
     }
 
-    fn known(&self) -> &Known {
+    fn known(&self) -> &ExitsState {
         &self.exits.0
     }
 

@@ -63,7 +63,7 @@ impl Pair {
 
     /// A connected stream.
     fn stream(&mut self) -> StreamId {
-        let id = self.origin.begin(self.now, target()).unwrap();
+        let id = self.origin.open(self.now, target()).unwrap();
         self.settle();
         assert_eq!(self.exit.poll_event(), Some((id, StreamEvent::Begin(target()))));
         self.exit.handle_command(id, StreamCommand::Connected(None));
@@ -127,7 +127,7 @@ fn a_half_closed_stream_continues_in_the_other_direction() {
 #[test]
 fn bytes_written_before_connected_are_sent_after_it() {
     let mut pair = Pair::new();
-    let id = pair.origin.begin(pair.now, target()).unwrap();
+    let id = pair.origin.open(pair.now, target()).unwrap();
     pair.origin.write(id, b"early");
     pair.origin.handle_command(id, StreamCommand::Finish);
     pair.settle();
@@ -192,7 +192,7 @@ fn at_most_one_echo_request_is_outstanding_and_it_is_no_stream() {
         pair.settle();
     }
     pair.origin.echo();
-    pair.origin.begin(pair.now, target()).unwrap();
+    pair.origin.open(pair.now, target()).unwrap();
     // A refusal also ends the echo request.
     let Some(RelayMessage::Resolve { stream, .. }) = pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng) else {
         panic!("no request")
@@ -261,7 +261,7 @@ fn a_late_message_that_arrives_twice_is_a_breach() {
     let resolved = |stream| RelayMessage::Resolved { stream, ttl: 1, answers: vec![ResolvedAnswer::Name("a".into())] };
     let end = |stream, reason| RelayMessage::End { stream, reason };
 
-    let begun = pair.origin.begin(pair.now, target()).unwrap();
+    let begun = pair.origin.open(pair.now, target()).unwrap();
     while pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng).is_some() {}
     pair.origin.handle_command(begun, StreamCommand::Reset(EndReason::Reset));
     assert!(pair.origin.handle_message(pair.now, resolved(begun)).is_err(), "RESOLVED for a BEGIN");
@@ -390,7 +390,7 @@ fn an_unacknowledged_window_stops_data_and_then_times_out() {
 #[test]
 fn an_unanswered_begin_times_out_at_either_end() {
     let mut pair = Pair::new();
-    let id = pair.origin.begin(pair.now, target()).unwrap();
+    let id = pair.origin.open(pair.now, target()).unwrap();
     pair.settle();
     events(&mut pair.exit);
     let at = pair.exit.poll_timeout().unwrap();
@@ -409,7 +409,7 @@ fn streams_beyond_the_cap_are_refused() {
     let mut pair = Pair::with(FlowParameters { max_streams: 2, ..Default::default() });
     pair.stream();
     pair.stream();
-    assert_eq!(pair.origin.begin(pair.now, target()), Err(StreamError::Full));
+    assert_eq!(pair.origin.open(pair.now, target()), Err(StreamError::Full));
     let third = StreamId::new(77).unwrap();
     pair.exit.handle_message(pair.now, RelayMessage::Begin { stream: third, target: target() }).unwrap();
     let answer = pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng);
@@ -454,7 +454,7 @@ fn writable_is_emitted_when_half_the_buffer_is_free() {
 /// An action of one of the two applications, or a delivery of messages.
 #[derive(Clone, Debug)]
 enum Action {
-    Begin,
+    Open,
     Connect(usize),
     Write(bool, usize, usize),
     Finish(bool, usize),
@@ -465,7 +465,7 @@ enum Action {
 
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
-        Just(Action::Begin),
+        Just(Action::Open),
         (0..4_usize).prop_map(Action::Connect),
         (any::<bool>(), 0..4_usize, 1..200_000_usize)
             .prop_map(|(end, stream, bytes)| Action::Write(end, stream, bytes)),
@@ -485,7 +485,7 @@ proptest! {
         for action in actions {
             let now = pair.now;
             match action {
-                Action::Begin => ids.extend(pair.origin.begin(now, target())),
+                Action::Open => ids.extend(pair.origin.open(now, target())),
                 Action::Connect(at) => if let Some(id) = pick(&ids, at) { pair.exit.handle_command(id, StreamCommand::Connected(None)) },
                 Action::Write(end, at, bytes) => if let Some(id) = pick(&ids, at) {
                     let streams = if end { &mut pair.exit } else { &mut pair.origin };
@@ -521,7 +521,7 @@ proptest! {
     fn arbitrary_messages_of_a_peer_cause_no_panic(messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..60), exit in any::<bool>()) {
         let role = if exit { StreamRole::Exit } else { StreamRole::Origin };
         let mut streams = Streams::new(role, FlowParameters::default());
-        let _ = streams.begin(Instant::START, target());
+        let _ = streams.open(Instant::START, target());
         for bytes in messages {
             if let Ok(message) = RelayMessage::decode(&Bytes::from(bytes)) {
                 let _ = streams.handle_message(Instant::START, message);

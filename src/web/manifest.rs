@@ -1,4 +1,4 @@
-//! The manifest of the pages: names and SHA-256 hashes of their files, in the format of `sha256sum`.
+//! The manifest of the pages: the names and SHA-256 hashes of their files, in the format of `sha256sum`.
 
 use core::fmt;
 use std::collections::BTreeMap;
@@ -10,15 +10,16 @@ use crate::crypto::sha256;
 
 /// Maximum files of a manifest.
 const MAX_FILES: usize = 256;
+/// Maximum bytes of a file's name.
 const MAX_NAME: usize = 128;
 
-/// The names and hashes of a release's files.
+/// The names and hashes of the files of a release.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Manifest {
     files: BTreeMap<String, [u8; 32]>,
 }
 
-/// The reason why a text is no manifest.
+/// The reason why a text is not a manifest.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum ManifestError {
     #[error("line {0} is not a hash and a file name, as `umbel web manifest` prints them")]
@@ -35,21 +36,20 @@ impl Manifest {
         Self { files: files.iter().map(|file| (file.name.to_owned(), sha256(file.whole))).collect() }
     }
 
-    /// Parses lines of 64 hexadecimal digits, two spaces and a name. Empty lines and those that begin with `#` are
+    /// Parses lines of 64 hexadecimal digits, two spaces and a name. Empty lines and lines that begin with `#` are
     /// skipped.
     ///
     /// # Errors
-    /// When a line is malformed, a name is invalid (it could leave the folder) or repeated, or there are too many
-    /// files or none.
+    /// When a line is malformed, a name is repeated or could be outside the folder, or there are no files or too many.
     pub(crate) fn parse(text: &str) -> Result<Self, ManifestError> {
         let mut files = BTreeMap::new();
-        for (place, line) in text.lines().enumerate() {
+        for (index, line) in text.lines().enumerate() {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let (name, hash) = entry(line).ok_or(ManifestError::Line(place.saturating_add(1)))?;
+            let (name, hash) = entry(line).ok_or(ManifestError::Line(index.saturating_add(1)))?;
             if files.insert(name.to_owned(), hash).is_some() {
-                return Err(ManifestError::Line(place.saturating_add(1)));
+                return Err(ManifestError::Line(index.saturating_add(1)));
             }
             if files.len() > MAX_FILES {
                 return Err(ManifestError::TooMany);
@@ -67,15 +67,16 @@ impl Manifest {
     }
 }
 
+/// The name and hash in a line, if both are valid.
 fn entry(line: &str) -> Option<(&str, [u8; 32])> {
     let (hash, name) = line.split_once("  ")?;
     let hash = HEXLOWER.decode(hash.as_bytes()).ok()?.try_into().ok()?;
-    let plain = |part: &str| {
+    let is_plain = |part: &str| {
         !part.is_empty()
             && !part.starts_with('.')
             && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
     };
-    (name.len() <= MAX_NAME && name.split('/').all(plain)).then_some((name, hash))
+    (name.len() <= MAX_NAME && name.split('/').all(is_plain)).then_some((name, hash))
 }
 
 impl fmt::Display for Manifest {

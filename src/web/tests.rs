@@ -13,7 +13,7 @@ use super::{
 };
 use crate::directory::fixture::key;
 
-/// Time limit of a wait before the test fails.
+/// Time limit of each wait.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 const PAGE: &[u8] = b"<!doctype html><title>Volunteer</title>";
@@ -24,12 +24,12 @@ const fn file(name: &'static str, whole: &'static [u8]) -> File {
 }
 
 static FILES: &[File] = &[
-    File { brotli: Some(b"packed by brotli"), gzip: Some(b"packed by gzip"), ..file("assets/a-1234.js", SCRIPT) },
+    File { brotli: Some(b"encoded as br"), gzip: Some(b"encoded as gzip"), ..file("assets/a-1234.js", SCRIPT) },
     file("badge.js", b"badge"),
     file("volunteer.html", PAGE),
 ];
 
-/// A server of `files` on loopback, which ends when dropped.
+/// A server on loopback, which ends when dropped.
 struct Server {
     address: SocketAddr,
     task: JoinHandle<()>,
@@ -71,7 +71,7 @@ impl Server {
 }
 
 #[tokio::test]
-async fn a_page_is_served_under_both_its_names_and_may_load_only_its_own() {
+async fn a_page_is_served_under_both_names_with_its_policy() {
     let server = serving(FILES).await;
     for path in ["/volunteer", "/volunteer.html"] {
         let answer = server.get(path, "").await;
@@ -93,35 +93,53 @@ async fn a_page_is_served_under_both_its_names_and_may_load_only_its_own() {
 }
 
 #[tokio::test]
-async fn nothing_but_the_files_is_served() {
+async fn other_paths_and_methods_are_refused_with_the_security_header_fields() {
     let server = serving(FILES).await;
     for path in
         ["/volunteer/", "/assets", "/assets/", "/assets/../badge.js", "/%2e%2e/etc/passwd", "//badge.js", "/search"]
     {
         let answer = server.get(path, "").await;
         assert!(answer.starts_with("http/1.1 404"), "{path}: {answer}");
+        assert_security_fields(&answer);
     }
-    let answer =
-        server.raw("POST /badge.js HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
-    assert!(answer.starts_with("http/1.1 405"), "{answer}");
+    let post = "POST /badge.js HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let answer = server.raw(post).await;
+    assert!(answer.starts_with("http/1.1 405") && answer.contains("allow: get"), "{answer}");
+    assert_security_fields(&answer);
+    let without_pages = start(absent("no pages")).await;
+    for path in ["/volunteer", "/other"] {
+        assert_security_fields(&without_pages.get(path, "").await);
+    }
+    assert_security_fields(&without_pages.raw(&post.replace("/badge.js", "/volunteer")).await);
+}
+
+fn assert_security_fields(answer: &str) {
+    for field in [
+        "content-security-policy: default-src 'none'; frame-ancestors 'none'",
+        "x-frame-options: deny",
+        "x-content-type-options: nosniff",
+        "referrer-policy: no-referrer",
+    ] {
+        assert!(answer.contains(field), "{field} of {answer}");
+    }
 }
 
 #[tokio::test]
-async fn a_file_comes_packed_only_to_those_who_take_it_so() {
+async fn a_file_has_only_accepted_content_encodings() {
     let server = serving(FILES).await;
     let cases = [
         ("", "export const a = 1;", None),
-        ("accept-encoding: gzip, deflate, br\r\n", "packed by brotli", Some("br")),
-        ("accept-encoding: GZIP\r\n", "packed by gzip", Some("gzip")),
-        ("accept-encoding: br;q=0, gzip;q=0.5\r\n", "packed by gzip", Some("gzip")),
+        ("accept-encoding: gzip, deflate, br\r\n", "encoded as br", Some("br")),
+        ("accept-encoding: GZIP\r\n", "encoded as gzip", Some("gzip")),
+        ("accept-encoding: br;q=0, gzip;q=0.5\r\n", "encoded as gzip", Some("gzip")),
         ("accept-encoding: br; q=0.000, gzip;q=0\r\n", "export const a = 1;", None),
         ("accept-encoding: brotli\r\n", "export const a = 1;", None),
     ];
-    for (asked, body, coding) in cases {
-        let answer = server.get("/assets/a-1234.js", asked).await;
-        assert!(answer.ends_with(&format!("\r\n\r\n{body}")), "{asked}: {answer}");
-        let said = answer.lines().find_map(|line| line.strip_prefix("content-encoding: "));
-        assert_eq!(said, coding, "{asked}");
+    for (fields, body, coding) in cases {
+        let answer = server.get("/assets/a-1234.js", fields).await;
+        assert!(answer.ends_with(&format!("\r\n\r\n{body}")), "{fields}: {answer}");
+        let found = answer.lines().find_map(|line| line.strip_prefix("content-encoding: "));
+        assert_eq!(found, coding, "{fields}");
         assert!(answer.contains("vary: accept-encoding"), "{answer}");
         assert!(answer.contains("cache-control: public, max-age=31536000, immutable"), "{answer}");
         assert!(answer.contains("access-control-allow-origin: *"), "{answer}");
@@ -129,7 +147,7 @@ async fn a_file_comes_packed_only_to_those_who_take_it_so() {
 }
 
 #[tokio::test]
-async fn what_a_browser_has_already_is_not_sent_again() {
+async fn an_unchanged_file_is_answered_with_not_modified() {
     let server = serving(FILES).await;
     let answer = server.get("/badge.js", "").await;
     let tag = answer.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap().to_owned();
@@ -142,7 +160,7 @@ async fn what_a_browser_has_already_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn the_network_names_the_directory_as_it_was_asked_for() {
+async fn the_network_has_the_origin_of_the_request_as_directory() {
     let server = serving(FILES).await;
     let authority = AuthorityId::from(key(100).id()).to_string();
     let body =
@@ -150,9 +168,9 @@ async fn the_network_names_the_directory_as_it_was_asked_for() {
     let plain = body(server.get("/umbel.json", "").await);
     assert_eq!(plain.directories, ["http://here:1"]);
     assert_eq!(plain.authorities, [authority.to_ascii_lowercase()]);
-    let sealed = server.get("/umbel.json", "x-forwarded-proto: https\r\n").await;
-    assert!(sealed.contains("cache-control: no-store"), "{sealed}");
-    assert_eq!(body(sealed).directories, ["https://here:1"]);
+    let https = server.get("/umbel.json", "x-forwarded-proto: https\r\n").await;
+    assert!(https.contains("cache-control: no-store"), "{https}");
+    assert_eq!(body(https).directories, ["https://here:1"]);
     for odd in ["user@host", "a b", "", "a/b"] {
         let answer = server.raw(&format!("GET /umbel.json HTTP/1.1\r\nhost: {odd}\r\nconnection: close\r\n\r\n")).await;
         assert!(answer.starts_with("http/1.1 400"), "{odd}: {answer}");
@@ -160,7 +178,7 @@ async fn the_network_names_the_directory_as_it_was_asked_for() {
 }
 
 #[tokio::test]
-async fn a_relay_names_the_directories_that_it_was_given() {
+async fn the_network_has_the_configured_directories() {
     let at = PageDirectories::At(vec!["https://directory.example".to_owned()]);
     let server = start(router(FILES, at.clone(), &[], Vec::new())).await;
     let answer = server.get("/umbel.json", "").await;
@@ -174,7 +192,7 @@ async fn a_relay_names_the_directories_that_it_was_given() {
 }
 
 #[tokio::test]
-async fn what_is_as_the_manifest_says_has_no_difference() {
+async fn files_as_in_the_manifest_have_no_difference() {
     let server = serving(const { &[file("assets/a-1234.js", SCRIPT), file("volunteer.html", PAGE)] }).await;
     let manifest = Manifest::of(&[file("assets/a-1234.js", SCRIPT), file("volunteer.html", PAGE)]);
     for under in ["", "/", "/volunteer", "/volunteer.html?x#y"] {
@@ -185,20 +203,20 @@ async fn what_is_as_the_manifest_says_has_no_difference() {
         assert_eq!(outcome.network.unwrap().directories, [format!("http://{}", server.address)]);
         let other = AuthorityId::from(key(101).id()).to_string();
         let outcome = verify(&folder, &manifest, &[other]).await.unwrap();
-        assert_eq!(outcome.differences, [Difference { path: "umbel.json".to_owned(), what: Mismatch::Network }]);
+        assert_eq!(outcome.differences, [Difference { path: "umbel.json".to_owned(), kind: Mismatch::Network }]);
     }
 }
 
 #[tokio::test]
-async fn a_file_that_is_another_or_missing_is_told() {
+async fn a_changed_or_missing_file_is_a_difference() {
     let server =
         serving(const { &[file("volunteer.html", b"another page"), file("extra.js", b"not asked for")] }).await;
     let manifest = Manifest::of(FILES);
     let differences = server.differences(&manifest).await;
-    let told: Vec<_> = differences.iter().map(ToString::to_string).collect();
+    let messages: Vec<_> = differences.iter().map(ToString::to_string).collect();
     let other = HEXLOWER.encode(&sha256(b"another page"));
     assert_eq!(
-        told,
+        messages,
         [
             "assets/a-1234.js: HTTP status 404 instead of the file".to_owned(),
             "badge.js: HTTP status 404 instead of the file".to_owned(),
@@ -209,7 +227,7 @@ async fn a_file_that_is_another_or_missing_is_told() {
 }
 
 #[tokio::test]
-async fn a_page_under_one_of_its_names_is_enough_but_the_other_may_not_be_another() {
+async fn a_page_may_have_one_name_but_both_must_be_equal() {
     let page = || async { String::from_utf8_lossy(PAGE).into_owned() };
     let manifest = Manifest::of(&[file("volunteer.html", PAGE)]);
     let server = start(Router::new().route("/volunteer", get(page))).await;
@@ -220,26 +238,26 @@ async fn a_page_under_one_of_its_names_is_enough_but_the_other_may_not_be_anothe
 }
 
 #[tokio::test]
-async fn a_redirect_or_a_field_that_leads_elsewhere_is_a_difference() {
+async fn a_redirect_or_loading_field_is_a_difference() {
     let manifest = Manifest::of(&[file("volunteer.html", PAGE), file("badge.js", b"badge")]);
-    let leading =
+    let loading =
         || async { ([(header::LINK, "<https://elsewhere.example/x.css>; rel=stylesheet")], PAGE).into_response() };
-    let away = || async { Redirect::temporary("https://elsewhere.example/").into_response() };
-    let server = start(Router::new().route("/volunteer", get(leading)).route("/badge.js", get(away))).await;
-    let what: Vec<_> = server.differences(&manifest).await.into_iter().map(|difference| difference.what).collect();
-    assert_eq!(what, [Mismatch::Status(307), Mismatch::Leads("link")]);
+    let redirecting = || async { Redirect::temporary("https://elsewhere.example/").into_response() };
+    let server = start(Router::new().route("/volunteer", get(loading)).route("/badge.js", get(redirecting))).await;
+    let kind: Vec<_> = server.differences(&manifest).await.into_iter().map(|difference| difference.kind).collect();
+    assert_eq!(kind, [Mismatch::Status(307), Mismatch::LoadingField("link")]);
 }
 
 #[tokio::test]
-async fn endless_answers_are_cut_off() {
+async fn a_too_long_answer_is_a_difference() {
     let manifest = Manifest::of(&[file("badge.js", b"badge")]);
     let server = start(Router::new().route("/badge.js", get(|| async { vec![b'x'; 9 << 20] }))).await;
-    let what: Vec<_> = server.differences(&manifest).await.into_iter().map(|difference| difference.what).collect();
-    assert_eq!(what, [Mismatch::TooLong]);
+    let kind: Vec<_> = server.differences(&manifest).await.into_iter().map(|difference| difference.kind).collect();
+    assert_eq!(kind, [Mismatch::TooLong]);
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_is_told_apart() {
+async fn an_unreachable_server_is_an_error() {
     let manifest = Manifest::of(FILES);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -249,7 +267,7 @@ async fn a_server_that_is_not_there_is_told_apart() {
 }
 
 #[test]
-fn only_web_addresses_are_compared() {
+fn only_http_urls_are_compared() {
     let manifest = Manifest::of(FILES);
     for bad in ["", "umbel.example", "file:///x", "javascript:x"] {
         assert!(matches!(folder(bad, &manifest), Err(VerifyError::Url(_))), "{bad}");
@@ -260,7 +278,7 @@ fn only_web_addresses_are_compared() {
 }
 
 #[tokio::test]
-async fn where_there_are_no_pages_whoever_asks_for_one_is_told_why() {
+async fn a_server_without_pages_answers_with_the_reason() {
     let server = start(absent("Run `cargo xtask web`.\n")).await;
     for path in ["/", "/volunteer", "/search", "/search.html"] {
         let answer = server.get(path, "").await;
@@ -271,7 +289,7 @@ async fn where_there_are_no_pages_whoever_asks_for_one_is_told_why() {
 }
 
 #[test]
-fn a_manifest_is_read_as_it_is_written() {
+fn a_parsed_manifest_equals_the_written_one() {
     let manifest = Manifest::of(FILES);
     let text = manifest.to_string();
     assert_eq!(text.lines().count(), 3);
@@ -280,7 +298,7 @@ fn a_manifest_is_read_as_it_is_written() {
 }
 
 #[test]
-fn a_manifest_that_names_odd_files_is_none() {
+fn a_manifest_with_invalid_lines_is_refused() {
     let hash = "0".repeat(64);
     for name in
         ["", "/etc/passwd", "../x", "a/../b", "a//b", ".hidden", "a\\b", "a b", "http://x", "a?b", &"x".repeat(200)]
@@ -295,9 +313,8 @@ fn a_manifest_that_names_odd_files_is_none() {
     assert_eq!(Manifest::parse(&many), Err(ManifestError::TooMany));
 }
 
-/// The embedded pages, if the program was built with them, contain the policy and name no other host.
 #[test]
-fn embedded_pages_carry_their_policy_and_name_no_other_host() {
+fn embedded_pages_contain_their_policy_and_no_other_host() {
     for page in embedded().iter().filter(|file| file.name.ends_with(".html")) {
         let text = core::str::from_utf8(page.whole).unwrap();
         let own = PAGE_POLICY.split("; frame-ancestors").next().unwrap();

@@ -1,6 +1,6 @@
-//! Compares the pages that a server serves with a release's manifest.
+//! Comparison of the pages of a server with the manifest of a release.
 //!
-//! The result holds for one server, one time and one client: the server may answer other clients differently. Answers
+//! The result is valid for one server, time and client, because a server may answer other clients differently. Answers
 //! are capped in length and time. Redirects are not followed, because only the given URL is verified.
 
 use core::{fmt, time::Duration};
@@ -16,32 +16,34 @@ use crate::{
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const READ_LIMIT: Duration = Duration::from_secs(15);
-/// Time limit for one file.
+/// Time limit of one file.
 const FILE_LIMIT: Duration = Duration::from_secs(60);
-/// Maximum bytes of a file, decompressed.
+/// Maximum bytes of a file without content encoding.
 const MAX_FILE: usize = 8 << 20;
+/// Maximum bytes of the network's description.
 const MAX_NETWORK: usize = 256 << 10;
-/// Header fields by which a server can make a browser show or load something other than the page.
-const LEADING: [&str; 2] = ["link", "refresh"];
+/// Header fields by which a browser loads other content in addition to the page or in its place.
+const LOADING_FIELDS: [&str; 2] = ["link", "refresh"];
 
 /// A difference from the manifest.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Difference {
     /// The requested path.
     pub(crate) path: String,
-    pub(crate) what: Mismatch,
+    pub(crate) kind: Mismatch,
 }
 
+/// The kind of a difference.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Mismatch {
-    /// Other contents, with this hash.
+    /// The content has this other hash.
     Other([u8; 32]),
-    /// An HTTP status other than 200; redirects count.
+    /// The HTTP status code is not 200, as for a redirect.
     Status(u16),
     /// The file exceeds the maximum length.
     TooLong,
-    /// The right file, with a header field by which a browser shows or loads something else.
-    Leads(&'static str),
+    /// The file is equal, but the answer has one of [`LOADING_FIELDS`].
+    LoadingField(&'static str),
     /// The network description is missing or invalid, or has other authorities than expected.
     Network,
 }
@@ -49,11 +51,11 @@ pub(crate) enum Mismatch {
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = &self.path;
-        match &self.what {
+        match &self.kind {
             Mismatch::Other(hash) => write!(f, "{path}: the contents differ; SHA-256 {}", HEXLOWER.encode(hash)),
             Mismatch::Status(status) => write!(f, "{path}: HTTP status {status} instead of the file"),
             Mismatch::TooLong => write!(f, "{path}: longer than the maximum for a file"),
-            Mismatch::Leads(field) => write!(
+            Mismatch::LoadingField(field) => write!(
                 f,
                 "{path}: identical, but with a header field \"{field}\" that makes browsers show or load something else"
             ),
@@ -66,7 +68,7 @@ impl fmt::Display for Difference {
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) differences: Vec<Difference>,
-    /// The network that the pages would join, if the server describes one.
+    /// The network that the pages would join; `None` if the server has no valid description of it.
     pub(crate) network: Option<NetworkDescription>,
 }
 
@@ -87,19 +89,19 @@ impl From<reqwest::Error> for VerifyError {
     }
 }
 
-/// The base URL of the pages at `text`, which may be the URL of one of them.
+/// The base URL of the pages. `text` is this URL or that of a page.
 ///
 /// # Errors
-/// When it is no `http` or `https` URL.
+/// When `text` is not an `http` or `https` URL.
 pub(crate) fn folder(text: &str, manifest: &Manifest) -> Result<Url, VerifyError> {
     let bad = || VerifyError::Url(text.to_owned());
     let mut url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(bad)?;
     url.set_query(None);
     url.set_fragment(None);
     let last = url.path_segments().and_then(|mut parts| parts.next_back()).unwrap_or_default().to_owned();
-    let page = manifest.files().any(|(name, _)| paths(name).any(|path| path == last));
+    let is_file = manifest.files().any(|(name, _)| paths(name).any(|path| path == last));
     let mut parts = url.path_segments_mut().map_err(|()| bad())?;
-    if page {
+    if is_file {
         parts.pop();
     }
     parts.pop_if_empty().push("");
@@ -107,11 +109,11 @@ pub(crate) fn folder(text: &str, manifest: &Manifest) -> Result<Url, VerifyError
     Ok(url)
 }
 
-/// Fetches every file of `manifest` from `folder` and compares. The network must have exactly `authorities`, unless
-/// empty.
+/// Fetches every file of `manifest` from `folder`, and compares it. Unless `authorities` is empty, the network must
+/// have exactly these.
 ///
 /// # Errors
-/// When the server can't be reached or a transfer is cut off.
+/// When the server can't be reached, or a transfer is truncated.
 pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[String]) -> Result<Outcome, VerifyError> {
     let client = Client::builder()
         .no_proxy()
@@ -128,8 +130,8 @@ pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[Str
         for path in paths(name) {
             match compare(&client, folder, path, hash).await? {
                 None => found = true,
-                // A host may serve a page with or without the suffix; either one, if served, must be right.
-                Some(difference) if difference.what == Mismatch::Status(404) => missing = missing.or(Some(difference)),
+                // A server may have a page with or without the suffix. One path is sufficient, and both must be equal.
+                Some(difference) if difference.kind == Mismatch::Status(404) => missing = missing.or(Some(difference)),
                 Some(difference) => {
                     found = true;
                     differences.push(difference);
@@ -139,7 +141,7 @@ pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[Str
         differences.extend(missing.filter(|_| !found));
     }
     let network = network(&client, folder).await?;
-    let told = |network: &NetworkDescription| {
+    let has_authorities = |network: &NetworkDescription| {
         let sorted = |names: &[String]| {
             let mut names: Vec<_> = names.iter().map(|name| name.to_ascii_lowercase()).collect();
             names.sort();
@@ -147,8 +149,8 @@ pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[Str
         };
         sorted(&network.authorities) == sorted(authorities)
     };
-    if !authorities.is_empty() && !network.as_ref().is_some_and(told) {
-        differences.push(Difference { path: "umbel.json".to_owned(), what: Mismatch::Network });
+    if !authorities.is_empty() && !network.as_ref().is_some_and(has_authorities) {
+        differences.push(Difference { path: "umbel.json".to_owned(), kind: Mismatch::Network });
     }
     Ok(Outcome { differences, network })
 }
@@ -159,25 +161,25 @@ async fn compare(
     path: &str,
     hash: &[u8; 32],
 ) -> Result<Option<Difference>, VerifyError> {
-    let differs = |what| Ok(Some(Difference { path: path.to_owned(), what }));
-    let response = ask(client, folder, path).await?;
+    let differs = |kind| Ok(Some(Difference { path: path.to_owned(), kind }));
+    let response = get(client, folder, path).await?;
     if response.status() != StatusCode::OK {
         return differs(Mismatch::Status(response.status().as_u16()));
     }
-    let leading = LEADING.into_iter().find(|field| response.headers().contains_key(*field));
+    let loading = LOADING_FIELDS.into_iter().find(|field| response.headers().contains_key(*field));
     let Some(bytes) = read_at_most(response, MAX_FILE).await? else { return differs(Mismatch::TooLong) };
     let found = sha256(&bytes);
     if found != *hash {
         return differs(Mismatch::Other(found));
     }
-    match leading {
-        Some(field) => differs(Mismatch::Leads(field)),
+    match loading {
+        Some(field) => differs(Mismatch::LoadingField(field)),
         None => Ok(None),
     }
 }
 
 async fn network(client: &Client, folder: &Url) -> Result<Option<NetworkDescription>, VerifyError> {
-    let response = ask(client, folder, "umbel.json").await?;
+    let response = get(client, folder, "umbel.json").await?;
     if response.status() != StatusCode::OK {
         return Ok(None);
     }
@@ -185,8 +187,8 @@ async fn network(client: &Client, folder: &Url) -> Result<Option<NetworkDescript
     Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
-async fn ask(client: &Client, folder: &Url, path: &str) -> Result<Response, VerifyError> {
+async fn get(client: &Client, folder: &Url, path: &str) -> Result<Response, VerifyError> {
     let url = folder.join(path).map_err(|_| VerifyError::Url(folder.to_string()))?;
-    // An intermediate cache may differ from what the server serves now.
+    // An intermediate cache may have another version than the server.
     Ok(client.get(url).header(header::CACHE_CONTROL, "no-cache").send().await?)
 }

@@ -104,7 +104,7 @@ impl Chain {
         self.world.with(origin, |tapped, now, _| {
             let party = tapped.origin();
             let target = Target { host: Host::parse("example.org").unwrap(), port: 443 };
-            party.stream = Some(party.origin.as_mut().unwrap().1.begin(now, target).unwrap());
+            party.stream = Some(party.origin.as_mut().unwrap().1.open(now, target).unwrap());
         });
     }
 
@@ -174,7 +174,9 @@ fn publish(authority: &mut Authority) -> Consensus {
                 let unverified = UnverifiedConsensus::decode(signed.as_bytes()).unwrap();
                 return unverified.verify(&[id], TODAY, None).unwrap();
             }
-            AuthorityEvent::PublishVolunteers(_) | AuthorityEvent::Remember { .. } | AuthorityEvent::Forget(_) => {}
+            AuthorityEvent::PublishVolunteers(_)
+            | AuthorityEvent::StoreRecord { .. }
+            | AuthorityEvent::DeleteRecord(_) => {}
         }
     }
     panic!("the authority did not publish");

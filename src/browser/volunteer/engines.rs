@@ -34,6 +34,7 @@ use crate::{
     },
     delegated::{EngineName, MAX_ENGINES, SearchAnswer, SearchRefusal, SearchRequest},
     engine::Engine,
+    relay::ExitStream,
 };
 
 /// Delay between trials of an engine that failed the last one.
@@ -46,7 +47,7 @@ const UNREADABLE: &str = "web pages can't read its answers: it doesn't allow tha
 
 /// A query to perform.
 pub(super) struct PendingSearch {
-    pub(super) stream: u64,
+    pub(super) stream: ExitStream,
     pub(super) request: SearchRequest,
     /// Aborts the query after the end of its stream.
     pub(super) abort: AbortController,

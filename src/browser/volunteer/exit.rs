@@ -21,11 +21,11 @@ use crate::{
 };
 
 /// Rate limits of a tab. All queries have the address of one person, which an engine may block for too many queries.
-const RATES: Rates = Rates { in_all: 4, per_circuit: 1, at_once: 8, at_once_of_circuit: 4 };
+const RATES: Rates = Rates { in_total: 4, per_circuit: 1, concurrent: 8, concurrent_of_circuit: 4 };
 
 /// The exit's state in the loop.
 pub(super) struct VolunteerExit {
-    service: SearchService,
+    service: SearchService<ExitStream>,
     /// Whether any engine is offered; if not, queries are refused.
     has_offers: Rc<Cell<bool>>,
     /// Whether new queries are refused. Those in flight may finish.
@@ -33,7 +33,7 @@ pub(super) struct VolunteerExit {
     /// Queries that [`Self::poll_query`] has not yet returned; the service caps their number.
     queries: VecDeque<PendingSearch>,
     /// The streams of queries in flight.
-    in_flight: Vec<(u64, AbortController)>,
+    in_flight: Vec<(ExitStream, AbortController)>,
     /// Rings after the arrival of a query.
     bell: Bell,
     /// Bytes of queries and answers.
@@ -50,24 +50,23 @@ impl VolunteerExit {
     }
 
     /// Handles an event of a stream of `relay`.
-    pub(super) fn handle_event(&mut self, now: Instant, relay: &mut Relay, exit: ExitStream, event: StreamEvent) {
-        let stream = exit.0;
+    pub(super) fn handle_event(&mut self, now: Instant, relay: &mut Relay, stream: ExitStream, event: StreamEvent) {
         match event {
             StreamEvent::Request(Service::Search) if self.has_offers.get() && !self.draining => {
-                if let Some(circuit) = relay.exit_circuit(exit) {
-                    self.service.handle_begin(now, stream, circuit);
+                if let Some(circuit) = relay.exit_circuit(stream) {
+                    self.service.handle_request(now, stream, circuit);
                 }
             }
             // The relay's core refuses the last two itself.
             StreamEvent::Request(_) | StreamEvent::Begin(_) | StreamEvent::Resolve(_) => {
-                relay.handle_command(exit, StreamCommand::Reset(EndReason::Policy));
+                relay.handle_command(stream, StreamCommand::Reset(EndReason::Policy));
             }
             StreamEvent::Data(bytes) => {
                 count(&self.carried, bytes.len());
                 self.service.handle_data(now, stream, &bytes);
-                relay.handle_command(exit, StreamCommand::Consumed(bytes.len()));
+                relay.handle_command(stream, StreamCommand::Consumed(bytes.len()));
             }
-            StreamEvent::Finished => self.service.handle_finish(now, stream),
+            StreamEvent::Finished => self.service.handle_finished(now, stream),
             StreamEvent::Writable => self.write(relay, stream),
             StreamEvent::Closed(_) => self.service.handle_closed(stream),
             // Events that only origins receive.
@@ -77,7 +76,7 @@ impl VolunteerExit {
     }
 
     /// Sends the answer to the query of `stream`.
-    pub(super) fn answer(&mut self, now: Instant, relay: &mut Relay, stream: u64, answer: &SearchAnswer) {
+    pub(super) fn answer(&mut self, now: Instant, relay: &mut Relay, stream: ExitStream, answer: &SearchAnswer) {
         self.remove_query(stream);
         self.service.handle_answer(now, stream, answer);
         self.settle(now, relay);
@@ -111,21 +110,21 @@ impl VolunteerExit {
         while let Some(event) = self.service.poll_event() {
             match event {
                 ServiceEvent::Query { stream, request } => self.start_query(now, stream, request),
-                ServiceEvent::Unsent { stream } => self.write(relay, stream),
-                ServiceEvent::Dropped { stream } => {
+                ServiceEvent::Write { stream } => self.write(relay, stream),
+                ServiceEvent::Cancel { stream } => {
                     if let Some((_, abort)) = self.remove_query(stream) {
                         abort.abort();
                     }
                     self.queries.retain(|query| query.stream != stream);
                 }
-                ServiceEvent::Failed { stream, reason } => {
-                    relay.handle_command(ExitStream(stream), StreamCommand::Reset(reason));
+                ServiceEvent::Reset { stream, reason } => {
+                    relay.handle_command(stream, StreamCommand::Reset(reason));
                 }
             }
         }
     }
 
-    fn start_query(&mut self, now: Instant, stream: u64, request: SearchRequest) {
+    fn start_query(&mut self, now: Instant, stream: ExitStream, request: SearchRequest) {
         let Ok(abort) = AbortController::new() else {
             let refused = SearchAnswer::Refused(crate::delegated::SearchRefusal::EngineUnreachable);
             return self.service.handle_answer(now, stream, &refused);
@@ -135,26 +134,25 @@ impl VolunteerExit {
         self.bell.ring();
     }
 
-    fn remove_query(&mut self, stream: u64) -> Option<(u64, AbortController)> {
+    fn remove_query(&mut self, stream: ExitStream) -> Option<(ExitStream, AbortController)> {
         let place = self.in_flight.iter().position(|(other, _)| *other == stream)?;
         Some(self.in_flight.swap_remove(place))
     }
 
     /// Writes as much of an answer as the stream has room for.
-    fn write(&mut self, relay: &mut Relay, stream: u64) {
-        let exit = ExitStream(stream);
+    fn write(&mut self, relay: &mut Relay, stream: ExitStream) {
         loop {
-            let unsent = self.service.unsent(stream);
-            if unsent.is_empty() {
+            let unwritten = self.service.unwritten(stream);
+            if unwritten.is_empty() {
                 return;
             }
-            let written = relay.write(exit, unsent);
+            let written = relay.write(stream, unwritten);
             if written == 0 {
                 return;
             }
             count(&self.carried, written);
-            if self.service.handle_sent(stream, written) {
-                return relay.handle_command(exit, StreamCommand::Finish);
+            if self.service.handle_written(stream, written) {
+                return relay.handle_command(stream, StreamCommand::Finish);
             }
         }
     }

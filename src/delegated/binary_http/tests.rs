@@ -28,7 +28,7 @@ fn decode_in(mut decoder: Decoder, bytes: &[u8], size: usize) -> Decoded {
     }
 }
 
-/// Decodes `bytes` whole and byte by byte, with the same outcome.
+/// Decodes `bytes` in one piece and byte by byte, and checks that both results are equal.
 fn decode(decoder: fn(u64) -> Decoder, bytes: &[u8], cap: u64) -> Decoded {
     let whole = decode_in(decoder(cap), bytes, bytes.len().max(1));
     let single = decode_in(decoder(cap), bytes, 1);
@@ -51,7 +51,7 @@ fn field(name: &'static str, value: &'static str) -> Field {
     (Bytes::from_static(name.as_bytes()), Bytes::from_static(value.as_bytes()))
 }
 
-/// The message of `head` with one chunk of content.
+/// A message of `head` and one chunk of content.
 fn message(head: &[u8], content: &[u8]) -> Vec<u8> {
     let mut bytes = head.to_vec();
     put_vector(content, &mut bytes);
@@ -59,7 +59,7 @@ fn message(head: &[u8], content: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_request_comes_out_as_it_went_in() {
+fn a_decoded_request_equals_the_encoded_one() {
     let control = ["POST", "https", "example.org:8443", "/path?query=1"];
     let head = request_head(control, [("x-twice", &b"1"[..]), ("x-twice", b"2")].into_iter()).unwrap();
     let (decoded, content) = decode(Decoder::request, &message(&head, b"body"), 4).unwrap();
@@ -69,7 +69,7 @@ fn a_request_comes_out_as_it_went_in() {
 }
 
 #[test]
-fn a_message_that_breaks_off_anywhere_is_an_error_but_for_the_two_places_where_it_may_end() {
+fn a_truncated_message_is_an_error_except_after_its_head_or_its_content() {
     let head = response_head(200, [("etag", &b"1"[..])].into_iter()).unwrap();
     let whole = message(&head, b"body");
     for length in 0..whole.len() {
@@ -83,8 +83,8 @@ fn a_message_that_breaks_off_anywhere_is_an_error_but_for_the_two_places_where_i
             assert_eq!(outcome, Err(BinaryHttpError::Truncated), "{length}");
         }
     }
-    let more = [whole, vec![0]].concat();
-    assert!(matches!(response(&more, u64::MAX), Err(BinaryHttpError::Malformed(_))), "bytes behind its end");
+    let longer = [whole, vec![0]].concat();
+    assert!(matches!(response(&longer, u64::MAX), Err(BinaryHttpError::Malformed(_))), "bytes after its end");
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn informational_responses_and_trailers_are_skipped() {
 }
 
 #[test]
-fn what_is_too_large_is_refused_before_bytes_are_collected_for_it() {
+fn a_length_above_its_cap_is_refused_before_its_bytes_arrive() {
     let huge = [vec![3, 0x40, 200, 1, b'a'], vec![0xff; 8]].concat();
     assert_eq!(response(&huge, 0), Err(BinaryHttpError::TooLarge));
     let many: Vec<u8> = [vec![3, 0x40, 200], [1, b'a', 1, b'b'].repeat(MAX_FIELDS + 1), vec![0]].concat();
@@ -120,7 +120,7 @@ fn what_is_too_large_is_refused_before_bytes_are_collected_for_it() {
 }
 
 #[test]
-fn what_is_no_message_is_refused() {
+fn invalid_messages_are_refused() {
     for bad in [
         &b"\x00\x00"[..],
         b"\x02\x40\xc8\x00",
@@ -165,25 +165,25 @@ fn a_sealed_message_may_have_a_known_length_and_padding() {
 }
 
 #[test]
-fn a_message_of_more_parts_than_any_has_is_not_decoded() {
-    // Fields with one-letter names and empty values; and informational responses without fields.
-    let (fields, hints) = (b"\x01a\x00".repeat(MAX_PARTS + 1), b"\x40\x67\x00".repeat(MAX_PARTS + 1));
-    assert_eq!(fields.len(), 0x0c03, "which is the length below");
+fn the_number_of_fields_and_informational_responses_is_capped() {
+    // Fields with one-letter names and empty values, and informational responses without fields.
+    let (fields, informational) = (b"\x01a\x00".repeat(MAX_PARTS + 1), b"\x40\x67\x00".repeat(MAX_PARTS + 1));
+    assert_eq!(fields.len(), 0x0c03, "the length encoded below");
     let section = [&[0x4c, 0x03], fields.as_slice()].concat();
     let known = |parts: &[&[u8]]| [b"\x01".as_slice(), &parts.concat()].concat();
     let unknown = |parts: &[&[u8]]| [b"\x03".as_slice(), &parts.concat()].concat();
     for bad in [
         known(&[b"\x40\xc8\x00\x00", &section]),
-        known(&[&hints, b"\x40\xc8"]),
+        known(&[&informational, b"\x40\xc8"]),
         unknown(&[b"\x40\xc8\x00\x00", &fields, b"\x00"]),
-        unknown(&[&hints, b"\x40\xc8\x00\x00\x00"]),
+        unknown(&[&informational, b"\x40\xc8\x00\x00\x00"]),
     ] {
         assert_eq!(sealed(&bad).err(), Some(BinaryHttpError::TooLarge));
     }
 }
 
 #[test]
-fn integers_have_every_length() {
+fn integers_of_every_length_are_decoded() {
     for value in [0, 63, 64, 16_383, 16_384, (1 << 30) - 1, 1 << 30, (1 << 62) - 1] {
         let mut decoder = Decoder::response(0);
         let mut bytes = Vec::new();
@@ -196,7 +196,7 @@ fn integers_have_every_length() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_decoders_fall(bytes in proptest::collection::vec(any::<u8>(), 0..500)) {
+    fn decoders_do_not_panic_on_any_input(bytes in proptest::collection::vec(any::<u8>(), 0..500)) {
         for start in [b"".as_slice(), b"\x03\x40\xc8", b"\x01\x40\xc8", b"\x02"] {
             let bytes = [start, &bytes].concat();
             let _ = sealed(&bytes);

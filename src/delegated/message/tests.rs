@@ -18,7 +18,7 @@ fn decode(bytes: &[u8]) -> Result<HttpResponse, BinaryHttpError> {
     HttpResponse::decode(bytes.to_vec())
 }
 
-/// Encodes a response like an exit.
+/// Encodes a response as an exit does.
 fn response(status: u64, fields: &[(&str, &str)], chunks: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::new();
     put_number(3, &mut bytes);
@@ -35,7 +35,7 @@ fn response(status: u64, fields: &[(&str, &str)], chunks: &[&[u8]]) -> Vec<u8> {
 }
 
 #[test]
-fn an_address_is_taken_apart_and_one_that_is_none_refused() {
+fn a_url_is_split_and_an_invalid_one_is_refused() {
     let request = get("https://Example.org:8443/path?query=1#part").unwrap();
     assert_eq!((request.host(), request.path.as_str()), ("example.org", "/path?query=1"));
     assert_eq!(get("http://[2001:db8::1]?a").unwrap().host(), "2001:db8::1");
@@ -56,7 +56,7 @@ fn an_address_is_taken_apart_and_one_that_is_none_refused() {
 }
 
 #[test]
-fn fields_that_tell_who_asks_stay_and_common_ones_are_the_same_for_all() {
+fn identifying_fields_are_removed_and_fixed_fields_are_equal_for_all_clients() {
     let given = [("Cookie", "a=1"), ("X-Forwarded-For", "192.0.2.1"), ("User-Agent", "mine"), ("TE", "trailers")];
     let request = HttpRequest::new("get", "http://a.example/", fields(&given), Vec::new()).unwrap();
     assert_eq!(request, get("http://a.example/").unwrap());
@@ -74,7 +74,7 @@ fn fields_that_tell_who_asks_stay_and_common_ones_are_the_same_for_all() {
 
 #[cfg(feature = "native")]
 #[tokio::test]
-async fn exits_read_a_request_as_it_was_meant() {
+async fn an_exit_decodes_the_request_that_the_client_encoded() {
     use crate::http_exchange::binary::read_request;
 
     let body = vec![7; 70_000];
@@ -94,18 +94,18 @@ async fn exits_read_a_request_as_it_was_meant() {
 }
 
 #[test]
-fn a_response_comes_whole_without_what_must_not_pass() {
+fn a_decoded_response_is_complete_without_removed_fields() {
     let given = [("etag", "1"), ("set-cookie", "id=1"), ("connection", "x-mine"), ("x-mine", "1")];
     let mut bytes = response(200, &given, &[b"one ", &[b'x'; 5000], b" two"]);
     let read = decode(&bytes).unwrap();
     assert_eq!((read.status, read.body.len(), read.refusal), (200, 5008, None));
     assert_eq!(read.fields, [("etag".to_owned(), b"1".to_vec())]);
     bytes.push(0);
-    assert!(matches!(decode(&bytes), Err(BinaryHttpError::Malformed(_))), "bytes behind its end");
+    assert!(matches!(decode(&bytes), Err(BinaryHttpError::Malformed(_))), "bytes after its end");
 }
 
 #[test]
-fn informational_responses_are_dropped_and_a_head_may_be_all() {
+fn informational_responses_are_dropped_and_a_response_may_consist_of_a_head() {
     let mut bytes = vec![3];
     put_number(103, &mut bytes);
     bytes.push(0);
@@ -116,27 +116,27 @@ fn informational_responses_are_dropped_and_a_head_may_be_all() {
 }
 
 #[test]
-fn a_refusal_of_the_exit_is_told_from_an_answer_of_the_target() {
-    let (status, told) = Refusal::RateLimited.to_answer();
-    let read = decode(&response(status.into(), &[("proxy-status", &told)], &[])).unwrap();
+fn a_refusal_of_the_exit_differs_from_an_answer_of_the_target() {
+    let (status, value) = Refusal::RateLimited.to_answer();
+    let read = decode(&response(status.into(), &[("proxy-status", &value)], &[])).unwrap();
     assert_eq!(read.refusal, Some(Refusal::RateLimited));
     assert!(read.fields.is_empty());
     assert_eq!(decode(&response(429, &[], &[])).unwrap().refusal, None);
 }
 
 #[test]
-fn what_breaks_off_anywhere_is_no_response() {
+fn a_truncated_response_is_refused() {
     let bytes = response(200, &[("etag", "1")], &[b"content"]);
-    // It may end after its head, and trailers may be missing.
+    // A message may end after its head, and trailers may be missing.
     let head = bytes.len() - b"content".len() - 3;
-    let whole = [head, bytes.len() - 1, bytes.len()];
+    let complete = [head, bytes.len() - 1, bytes.len()];
     for end in 0..=bytes.len() {
-        assert_eq!(decode(&bytes[..end]).is_ok(), whole.contains(&end), "after {end} bytes");
+        assert_eq!(decode(&bytes[..end]).is_ok(), complete.contains(&end), "after {end} bytes");
     }
 }
 
 #[test]
-fn a_head_out_of_bounds_is_refused() {
+fn an_invalid_or_too_large_head_is_refused() {
     let many: Vec<_> = (0..=MAX_FIELDS).map(|_| ("a", "1")).collect();
     assert_eq!(decode(&response(200, &many, &[])), Err(BinaryHttpError::TooLarge));
     let long = "x".repeat(MAX_HEAD_LEN);
@@ -161,7 +161,7 @@ fn requests_and_responses_print_redacted() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_decoder_fall(bytes in proptest::collection::vec(any::<u8>(), 0..500)) {
+    fn the_decoder_does_not_panic_on_any_input(bytes in proptest::collection::vec(any::<u8>(), 0..500)) {
         let _ = decode(&bytes);
         let _ = decode(&[&[3, 0x40, 200][..], &bytes].concat());
     }

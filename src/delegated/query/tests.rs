@@ -32,7 +32,7 @@ fn begin(query: &SearchQuery, offers: &Offers, default: Option<&str>) -> Result<
 }
 
 #[test]
-fn the_engine_is_the_named_one_or_the_default_or_the_one_that_most_offer() {
+fn the_engine_is_the_requested_one_the_default_or_the_one_of_most_exits() {
     let offers = offers(&[(1, &["a", "b"]), (2, &["b"])]);
     let any = SearchQuery::new("x");
     let named = |name: &str| SearchQuery { engine: Some(engine(name)), ..SearchQuery::new("x") };
@@ -49,7 +49,7 @@ fn the_engine_is_the_named_one_or_the_default_or_the_one_that_most_offer() {
 }
 
 #[test]
-fn exits_that_the_engine_blocks_are_avoided_until_they_are_all_that_offer_it() {
+fn blocked_exits_are_avoided_and_a_query_fails_if_all_exits_are_blocked() {
     let offers = offers(&[(1, &["a"]), (2, &["a"]), (3, &["b"])]);
     let mut statistics = ExitStatistics::default();
     statistics.handle_outcome(NOW, &engine("a"), exit(1), Err(CAPTCHA));
@@ -61,7 +61,7 @@ fn exits_that_the_engine_blocks_are_avoided_until_they_are_all_that_offer_it() {
 }
 
 #[test]
-fn an_exit_that_fails_is_replaced_once() {
+fn a_failed_try_is_repeated_once_at_another_exit() {
     let offers = offers(&[(1, &["a"]), (2, &["a"]), (3, &["a"])]);
     let begin = || begin(&SearchQuery::new("x"), &offers, None).unwrap();
     let (mut query, found): (_, Outcome) = (begin(), Ok("found"));
@@ -81,7 +81,7 @@ fn an_exit_that_fails_is_replaced_once() {
 }
 
 #[test]
-fn what_another_exit_would_not_mend_is_not_asked_elsewhere() {
+fn failures_that_are_not_the_fault_of_the_exit_are_not_repeated() {
     let offers = offers(&[(1, &["a"]), (2, &["a"])]);
     for outcome in [
         missed(1, MissReason::Silent),

@@ -6,7 +6,7 @@ use crate::delegated::{EngineName, SearchResult};
 
 const NOW: Instant = Instant::START;
 
-fn service() -> SearchService {
+fn service() -> SearchService<u64> {
     SearchService::new(ServiceParameters::default())
 }
 
@@ -14,146 +14,161 @@ fn query() -> SearchRequest {
     SearchRequest::new(EngineName::parse("engine").unwrap(), "ownership", 1, None).unwrap()
 }
 
-fn events(service: &mut SearchService) -> Vec<ServiceEvent> {
+fn events(service: &mut SearchService<u64>) -> Vec<ServiceEvent<u64>> {
     core::iter::from_fn(|| service.poll_event()).collect()
 }
 
 /// Sends a query over `stream`.
-fn ask(service: &mut SearchService, stream: u64, circuit: u64) {
-    service.handle_begin(NOW, stream, circuit);
+fn send_query(service: &mut SearchService<u64>, stream: u64, circuit: u64) {
+    service.handle_request(NOW, stream, circuit);
     service.handle_data(NOW, stream, &query().encode().unwrap());
-    service.handle_finish(NOW, stream);
+    service.handle_finished(NOW, stream);
 }
 
-/// Takes all unsent bytes of `stream`.
-fn told(service: &mut SearchService, stream: u64) -> SearchAnswer {
-    let answer = SearchAnswer::decode(service.unsent(stream)).unwrap();
-    let all = service.unsent(stream).len();
-    assert!(!service.handle_sent(stream, all - 1));
-    assert!(service.handle_sent(stream, 1));
+/// Takes all unwritten bytes of `stream`, and decodes the answer.
+fn take_answer(service: &mut SearchService<u64>, stream: u64) -> SearchAnswer {
+    let answer = SearchAnswer::decode(service.unwritten(stream)).unwrap();
+    let all = service.unwritten(stream).len();
+    assert!(!service.handle_written(stream, all - 1));
+    assert!(service.handle_written(stream, 1));
     answer
 }
 
-fn refused(service: &mut SearchService, stream: u64) -> SearchRefusal {
-    match told(service, stream) {
+fn refused(service: &mut SearchService<u64>, stream: u64) -> SearchRefusal {
+    match take_answer(service, stream) {
         SearchAnswer::Refused(refusal) => refusal,
         SearchAnswer::Results { .. } => panic!("answered"),
     }
 }
 
 #[test]
-fn a_query_that_comes_in_pieces_is_asked_once_and_its_answer_written() {
+fn a_query_in_pieces_is_emitted_once_and_its_answer_is_sent() {
     let mut service = service();
-    service.handle_begin(NOW, 7, 1);
+    service.handle_request(NOW, 7, 1);
     for piece in query().encode().unwrap().chunks(100) {
         service.handle_data(NOW, 7, piece);
         assert_eq!(events(&mut service), []);
     }
-    service.handle_finish(NOW, 7);
+    service.handle_finished(NOW, 7);
     assert_eq!(events(&mut service), [ServiceEvent::Query { stream: 7, request: query() }]);
     let result = SearchResult::new("Ownership", "https://book.example/", None, "").unwrap();
     let answer = SearchAnswer::Results { results: vec![result], total: Some(1), more: false };
     service.handle_answer(NOW, 7, &answer);
-    assert_eq!(events(&mut service), [ServiceEvent::Unsent { stream: 7 }]);
-    assert_eq!(told(&mut service, 7), answer);
+    assert_eq!(events(&mut service), [ServiceEvent::Write { stream: 7 }]);
+    assert_eq!(take_answer(&mut service, 7), answer);
     // A second answer is ignored.
     service.handle_answer(NOW, 7, &answer);
     assert_eq!(events(&mut service), []);
-    assert_eq!(service.unsent(7), b"");
+    assert_eq!(service.unwritten(7), b"");
     assert_eq!(service.poll_timeout(), None);
 }
 
 #[test]
-fn what_is_no_query_is_refused_and_not_asked() {
+fn a_query_that_is_too_long_counts_against_the_rate_limit() {
     let mut service = service();
-    let mut wrong = query().encode().unwrap();
-    *wrong.last_mut().unwrap() = 1;
-    let endless = vec![0; longest(REQUEST_BUCKETS) + 1];
-    for (stream, bytes) in [(1, wrong), (2, endless), (3, b"GET /".to_vec())] {
-        service.handle_begin(NOW, stream, stream);
-        service.handle_data(NOW, stream, &bytes);
-        service.handle_finish(NOW, stream);
-        assert_eq!(events(&mut service), [ServiceEvent::Unsent { stream }]);
-        assert_eq!(refused(&mut service, stream), SearchRefusal::BadRequest);
+    let too_long = vec![0; longest(REQUEST_BUCKETS) + 1];
+    // The burst of one circuit is eight queries.
+    for stream in 0..9 {
+        service.handle_request(NOW, stream, 1);
+        service.handle_data(NOW, stream, &too_long);
+        let expected = if stream < 8 { SearchRefusal::BadRequest } else { SearchRefusal::RateLimited };
+        assert_eq!(refused(&mut service, stream), expected, "query {stream}");
     }
-    service.handle_begin(NOW, 4, 4);
-    service.handle_finish(NOW, 4);
-    assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 4, reason: EndReason::Failed }]);
+    events(&mut service);
+    send_query(&mut service, 9, 2);
+    assert_eq!(events(&mut service), [ServiceEvent::Query { stream: 9, request: query() }]);
 }
 
 #[test]
-fn a_circuit_that_asks_too_often_is_told_so_and_others_are_served() {
+fn a_malformed_query_is_refused_and_not_emitted() {
+    let mut service = service();
+    let mut wrong = query().encode().unwrap();
+    *wrong.last_mut().unwrap() = 1;
+    let too_long = vec![0; longest(REQUEST_BUCKETS) + 1];
+    for (stream, bytes) in [(1, wrong), (2, too_long), (3, b"GET /".to_vec())] {
+        service.handle_request(NOW, stream, stream);
+        service.handle_data(NOW, stream, &bytes);
+        service.handle_finished(NOW, stream);
+        assert_eq!(events(&mut service), [ServiceEvent::Write { stream }]);
+        assert_eq!(refused(&mut service, stream), SearchRefusal::BadRequest);
+    }
+    service.handle_request(NOW, 4, 4);
+    service.handle_finished(NOW, 4);
+    assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 4, reason: EndReason::Failed }]);
+}
+
+#[test]
+fn queries_above_the_limit_of_a_circuit_are_refused_and_those_of_others_are_not() {
     let mut service = service();
     // Four concurrent queries.
-    (0..5).for_each(|stream| ask(&mut service, stream, 1));
-    let asked = events(&mut service);
-    assert_eq!(asked.iter().filter(|event| matches!(event, ServiceEvent::Query { .. })).count(), 4);
-    assert_eq!(asked.last(), Some(&ServiceEvent::Unsent { stream: 4 }));
+    (0..5).for_each(|stream| send_query(&mut service, stream, 1));
+    let emitted = events(&mut service);
+    assert_eq!(emitted.iter().filter(|event| matches!(event, ServiceEvent::Query { .. })).count(), 4);
+    assert_eq!(emitted.last(), Some(&ServiceEvent::Write { stream: 4 }));
     assert_eq!(refused(&mut service, 4), SearchRefusal::RateLimited);
-    ask(&mut service, 5, 2);
+    send_query(&mut service, 5, 2);
     assert_eq!(events(&mut service), [ServiceEvent::Query { stream: 5, request: query() }]);
 }
 
 #[test]
-fn streams_in_all_are_bounded_and_one_that_ends_makes_room() {
+fn the_number_of_streams_is_bounded_and_a_closed_stream_frees_its_place() {
     let mut service = service();
-    (0..64).for_each(|stream| service.handle_begin(NOW, stream, stream));
+    (0..64).for_each(|stream| service.handle_request(NOW, stream, stream));
     assert_eq!(events(&mut service), []);
-    service.handle_begin(NOW, 64, 64);
-    assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 64, reason: EndReason::ResourceLimit }]);
+    service.handle_request(NOW, 64, 64);
+    assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 64, reason: EndReason::ResourceLimit }]);
     service.handle_closed(0);
-    service.handle_begin(NOW, 65, 65);
+    service.handle_request(NOW, 65, 65);
     assert_eq!(events(&mut service), []);
 }
 
 #[test]
-fn streams_that_ask_nothing_take_no_others_turn() {
+fn streams_without_a_query_do_not_block_queries_of_other_circuits() {
     let mut service = service();
-    // One circuit gets no more than its share of the streams, and its open streams don't block other circuits'
-    // queries.
-    (0..9).for_each(|stream| service.handle_begin(NOW, stream, 1));
-    assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 8, reason: EndReason::ResourceLimit }]);
-    (0..8).for_each(|stream| service.handle_begin(NOW, 10 + stream, 2));
-    let rates = Rates { at_once: 1, ..Rates::default() };
-    let mut narrow = SearchService::new(ServiceParameters { rates, ..ServiceParameters::default() });
-    (0..8).for_each(|stream| narrow.handle_begin(NOW, stream, 1));
-    ask(&mut narrow, 10, 2);
-    assert_eq!(events(&mut narrow), [ServiceEvent::Query { stream: 10, request: query() }]);
-    // Nor does a client that doesn't read the answer.
-    ask(&mut narrow, 11, 3);
-    assert_eq!(refused(&mut narrow, 11), SearchRefusal::RateLimited);
-    narrow.handle_answer(NOW, 10, &SearchAnswer::Refused(SearchRefusal::EngineFailed));
-    ask(&mut narrow, 12, 3);
-    events(&mut narrow).iter().find(|event| matches!(event, ServiceEvent::Query { stream: 12, .. })).unwrap();
+    // The streams of one circuit are capped, and its open streams don't block queries of other circuits.
+    (0..9).for_each(|stream| service.handle_request(NOW, stream, 1));
+    assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 8, reason: EndReason::ResourceLimit }]);
+    (0..8).for_each(|stream| service.handle_request(NOW, 10 + stream, 2));
+    let rates = Rates { concurrent: 1, ..Rates::default() };
+    let mut limited = SearchService::new(ServiceParameters { rates, ..ServiceParameters::default() });
+    (0..8).for_each(|stream| limited.handle_request(NOW, stream, 1));
+    send_query(&mut limited, 10, 2);
+    assert_eq!(events(&mut limited), [ServiceEvent::Query { stream: 10, request: query() }]);
+    // A client that doesn't read its answer doesn't block other queries either.
+    send_query(&mut limited, 11, 3);
+    assert_eq!(refused(&mut limited, 11), SearchRefusal::RateLimited);
+    limited.handle_answer(NOW, 10, &SearchAnswer::Refused(SearchRefusal::EngineFailed));
+    send_query(&mut limited, 12, 3);
+    events(&mut limited).iter().find(|event| matches!(event, ServiceEvent::Query { stream: 12, .. })).unwrap();
 }
 
 #[test]
-fn a_client_that_goes_frees_what_it_held() {
+fn a_closed_stream_frees_its_place_in_the_limits() {
     let mut service = service();
-    (0..4).for_each(|stream| ask(&mut service, stream, 1));
+    (0..4).for_each(|stream| send_query(&mut service, stream, 1));
     events(&mut service);
     service.handle_closed(2);
-    assert_eq!(events(&mut service), [ServiceEvent::Dropped { stream: 2 }]);
-    ask(&mut service, 4, 1);
+    assert_eq!(events(&mut service), [ServiceEvent::Cancel { stream: 2 }]);
+    send_query(&mut service, 4, 1);
     assert_eq!(events(&mut service), [ServiceEvent::Query { stream: 4, request: query() }]);
 }
 
 #[test]
-fn who_asks_slowly_is_ended_and_an_engine_that_is_slow_is_told() {
+fn a_slow_client_is_ended_and_a_slow_engine_is_reported() {
     let mut service = service();
     let limits = ServiceParameters::default();
-    service.handle_begin(NOW, 1, 1);
+    service.handle_request(NOW, 1, 1);
     service.handle_data(NOW, 1, b"x");
-    ask(&mut service, 2, 2);
+    send_query(&mut service, 2, 2);
     events(&mut service);
     assert_eq!(service.poll_timeout(), Some(NOW.after(limits.query)));
     service.handle_timeout(NOW.after(limits.query));
-    assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 1, reason: EndReason::TimedOut }]);
-    let late = NOW.after(limits.engine);
-    service.handle_timeout(late);
-    assert_eq!(events(&mut service), [ServiceEvent::Dropped { stream: 2 }, ServiceEvent::Unsent { stream: 2 }]);
-    // Likewise a client that doesn't read the answer.
-    service.handle_timeout(late.after(limits.stall));
-    assert_eq!(events(&mut service), [ServiceEvent::Failed { stream: 2, reason: EndReason::TimedOut }]);
+    assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 1, reason: EndReason::TimedOut }]);
+    let engine_deadline = NOW.after(limits.engine);
+    service.handle_timeout(engine_deadline);
+    assert_eq!(events(&mut service), [ServiceEvent::Cancel { stream: 2 }, ServiceEvent::Write { stream: 2 }]);
+    // A client that doesn't read its answer is ended too.
+    service.handle_timeout(engine_deadline.after(limits.stall));
+    assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 2, reason: EndReason::TimedOut }]);
     assert_eq!(service.poll_timeout(), None);
 }

@@ -1,14 +1,14 @@
-//! Tests that the crate `url` and a browser's parser give the same results. They run natively and, with the feature
+//! Tests that the crate `url` and a browser's parser have the same results. They run natively and, with the feature
 //! `browser`, as WebAssembly.
 
-use super::super::link::clean;
+use super::super::clean_url::clean;
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
-/// Texts, and the cleaned URL of each.
+/// Texts with their cleaned URLs; `None` if cleaning removes the URL.
 #[rustfmt::skip]
-const NASTY: &[(&str, Option<&str>)] = &[
+const EDGE_CASES: &[(&str, Option<&str>)] = &[
     ("http://EXAMPLE.org:80/", Some("http://example.org/")),
     ("https://example.org:443", Some("https://example.org/")),
     ("https://example.org:8443/", Some("https://example.org:8443/")),
@@ -105,10 +105,10 @@ const NASTY: &[(&str, Option<&str>)] = &[
 ];
 
 #[test]
-fn both_parsers_make_the_same_of_nasty_links() {
-    let differing = NASTY.iter().filter_map(|(text, expected)| {
-        let left = clean(text, None).map(|link| link.as_str().to_owned());
-        (left.as_deref() != *expected).then(|| format!("{text:?}: {left:?}, not {expected:?}"))
+fn both_parsers_have_the_expected_results_for_edge_cases() {
+    let differing = EDGE_CASES.iter().filter_map(|(text, expected)| {
+        let found = clean(text, None).map(|url| url.as_str().to_owned());
+        (found.as_deref() != *expected).then(|| format!("{text:?}: {found:?}, not {expected:?}"))
     });
     let differing: Vec<_> = differing.collect();
     assert!(differing.is_empty(), "{}", differing.join("\n"));

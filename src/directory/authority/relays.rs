@@ -1,4 +1,4 @@
-//! An authority's state of each relay: proofs, caps, and listing in the consensus.
+//! An authority's state of each relay: proofs, caps, and listing in the consensus (`proto/07-directory.md` §6).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,134 +12,136 @@ use crate::{
     directory::{ConsensusRelay, Descriptor, Flags, UnverifiedDescriptor, schema},
 };
 
-/// The weight of every relay, because bandwidth isn't measured.
+/// The weight of every relay; bandwidth isn't measured.
 const WEIGHT: u32 = 1000;
 /// Consecutive failed proofs after which a relay is no longer listed.
 const MAX_FAILURES: u32 = 2;
+/// The time from a first failed proof to the next try, and the minimum time between proofs after a new descriptor.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 /// Maximum listed relays of one [`AddressPrefix::source`].
-const MAX_LISTED_TOGETHER: usize = 8;
+const MAX_LISTED_OF_SOURCE: usize = 8;
 /// Maximum unproved relays of one [`AddressPrefix::network`].
-const MAX_UNPROVED_TOGETHER: usize = 32;
-/// Maximum running proofs of one [`AddressPrefix::network`].
-const MAX_PROOFS_TOGETHER: usize = 4;
+const MAX_UNPROVED_OF_NETWORK: usize = 32;
+/// Maximum proofs in progress in one [`AddressPrefix::network`].
+const MAX_PROOFS_OF_NETWORK: usize = 4;
 
 /// One relay.
 pub(super) struct RelayEntry {
     pub(super) descriptor: Descriptor,
     signed: schema::SignedDescriptor,
     first_seen: WallTime,
-    /// The time of its last proof at the addresses of its descriptor.
+    /// The time of the last successful proof with the current dial target.
     proved: Option<WallTime>,
-    /// Whether it has ever proved itself, at any address.
+    /// Whether any proof has succeeded, with any dial target.
     proved_once: bool,
-    /// Failed proofs since its last proof, or since it is known.
+    /// Failed proofs since the last successful one.
     failures: u32,
-    /// The time of the last request for a proof.
-    asked: Option<WallTime>,
+    /// The start of the last proof.
+    started: Option<WallTime>,
     proof: Proof,
 }
 
+/// The next proof of a relay.
 enum Proof {
     /// Due at this time.
     Due(WallTime),
-    /// Requested at this time; `left` are the dials that have not succeeded yet. `outdated`: the relay has moved
-    /// since.
-    Asked { at: WallTime, left: Vec<DialTarget>, outdated: bool },
+    /// In progress since `at`. `pending` are the dials without success yet. `outdated` states whether the relay's dial
+    /// target has changed since.
+    Running { at: WallTime, pending: Vec<DialTarget>, outdated: bool },
 }
 
 impl RelayEntry {
     pub(super) fn new(descriptor: Descriptor, signed: &[u8], now: WallTime) -> Self {
         let (signed, proof) = (decode_signed(signed), Proof::Due(now));
-        let (proved, proved_once, failures, asked) = (None, false, 0, None);
-        Self { descriptor, signed, first_seen: now, proved, proved_once, failures, asked, proof }
+        let (proved, proved_once, failures, started) = (None, false, 0, None);
+        Self { descriptor, signed, first_seen: now, proved, proved_once, failures, started, proof }
     }
 
-    /// Handles a newer descriptor. A proof stays valid while the dial target is unchanged. An unproved relay gets no
-    /// earlier dial by it: otherwise descriptors with another node's address would direct dials there.
+    /// Handles a newer descriptor. A proof stays valid while the dial target is unchanged. The next proof of an
+    /// unproved relay isn't advanced. Otherwise, descriptors with another node's address could direct many dials there.
     pub(super) fn replace(&mut self, descriptor: Descriptor, signed: &[u8], now: WallTime) {
-        let moved = self.descriptor.profile.dial_target() != descriptor.profile.dial_target();
-        let wanted = self.proved.is_some() && (moved || self.failures > 0);
+        let is_moved = self.descriptor.profile.dial_target() != descriptor.profile.dial_target();
+        let is_advanced = self.proved.is_some() && (is_moved || self.failures > 0);
         match &mut self.proof {
-            Proof::Due(at) if wanted => {
-                let least = self.asked.map_or(now, |asked| asked.after(FIRST_RETRY).max(now));
-                *at = least.min(*at);
+            Proof::Due(at) if is_advanced => {
+                let earliest = self.started.map_or(now, |started| started.after(FIRST_RETRY).max(now));
+                *at = earliest.min(*at);
             }
-            // A running proof is awaited, so that descriptors in quick succession don't multiply dials.
-            Proof::Asked { outdated, .. } => *outdated |= moved,
+            // A proof in progress isn't restarted, so that descriptors in quick succession don't multiply dials.
+            Proof::Running { outdated, .. } => *outdated |= is_moved,
             Proof::Due(_) => {}
         }
-        if moved && self.proved.take().is_some() {
+        if is_moved && self.proved.take().is_some() {
             self.failures = 0;
         }
         self.descriptor = descriptor;
         self.signed = decode_signed(signed);
     }
 
-    /// Handles the outcome of one dial. The relay is proved once all dials have succeeded. Outcomes that weren't
-    /// requested are ignored.
-    pub(super) fn dialled(
+    /// Handles the outcome of one dial. The proof succeeds once all dials have succeeded. The next one is due after
+    /// `interval`. The outcome of a dial that isn't pending is ignored.
+    pub(super) fn handle_dial(
         &mut self,
         now: WallTime,
         target: &DialTarget,
         outcome: Result<(), ProofError>,
-        again: Duration,
+        interval: Duration,
     ) {
-        let Proof::Asked { left, outdated, .. } = &mut self.proof else { return };
-        let Some(position) = left.iter().position(|one| one == target) else { return };
+        let Proof::Running { pending, outdated, .. } = &mut self.proof else { return };
+        let Some(position) = pending.iter().position(|dial| dial == target) else { return };
         match outcome {
-            // The authority's fault, so it doesn't count against the relay.
+            // The authority has no route or socket for the address, which isn't the relay's failure.
             Err(ProofError::Dial(DialError::Unable)) => self.proof = Proof::Due(now.after(FIRST_RETRY)),
             Ok(()) if !*outdated => {
-                left.swap_remove(position);
-                if left.is_empty() {
-                    self.proved(now, again);
+                pending.swap_remove(position);
+                if pending.is_empty() {
+                    self.proved(now, interval);
                 }
             }
-            // A success at an outdated address doesn't count.
-            Ok(()) | Err(_) => self.failed(now, again),
+            // A success with an outdated dial target doesn't count.
+            Ok(()) | Err(_) => self.failed(now, interval),
         }
     }
 
-    pub(super) fn proved(&mut self, now: WallTime, again: Duration) {
+    pub(super) fn proved(&mut self, now: WallTime, interval: Duration) {
         self.proved = Some(now);
         self.proved_once = true;
         self.failures = 0;
-        self.proof = Proof::Due(now.after(again));
+        self.proof = Proof::Due(now.after(interval));
     }
 
-    /// Schedules the next try: soon, then with doubled intervals up to `again`.
-    fn failed(&mut self, now: WallTime, again: Duration) {
+    /// Schedules the next try: soon, then with doubled intervals up to `interval`.
+    fn failed(&mut self, now: WallTime, interval: Duration) {
         let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(16));
         self.failures.increment();
-        self.proof = Proof::Due(now.after(wait.min(again)));
+        self.proof = Proof::Due(now.after(wait.min(interval)));
     }
 
-    /// Whether its record is stored: only once it has proved itself, because identities are free.
-    pub(super) const fn is_kept(&self) -> bool {
+    /// Whether the record is stored on disk: only after a first proof, because new identities cost nothing.
+    pub(super) const fn is_stored(&self) -> bool {
         self.proved_once
     }
 
-    /// Starts a proof and returns its dials, one for each address, so that no unproved address is listed.
-    fn ask(&mut self, now: WallTime) -> Vec<DialTarget> {
-        let whole = self.descriptor.profile.dial_target();
-        let one = |address| DialTarget { addresses: vec![address], ..whole.clone() };
-        let left: Vec<DialTarget> = whole.addresses.iter().copied().map(one).collect();
-        self.asked = Some(now);
-        self.proof = Proof::Asked { at: now, left: left.clone(), outdated: false };
-        left
+    /// Starts a proof and returns its dials: one for each address, so that no unproved address is listed.
+    fn start_proof(&mut self, now: WallTime) -> Vec<DialTarget> {
+        let target = self.descriptor.profile.dial_target();
+        let at_address = |address| DialTarget { addresses: vec![address], ..target.clone() };
+        let dials: Vec<DialTarget> = target.addresses.iter().copied().map(at_address).collect();
+        self.started = Some(now);
+        self.proof = Proof::Running { at: now, pending: dials.clone(), outdated: false };
+        dials
     }
 
-    const fn is_under_way(&self) -> bool {
-        matches!(self.proof, Proof::Asked { .. })
+    const fn is_running(&self) -> bool {
+        matches!(self.proof, Proof::Running { .. })
     }
 
-    /// The prefixes of its addresses.
+    /// The prefixes of the relay's addresses.
     fn prefixes(&self, of: fn(IpAddr) -> AddressPrefix) -> impl Iterator<Item = AddressPrefix> {
         self.descriptor.profile.addresses.iter().map(move |address| of(address.ip()))
     }
 
-    /// The networks of its addresses.
+    /// The networks of the relay's addresses.
     fn networks(&self) -> impl Iterator<Item = AddressPrefix> {
         self.prefixes(AddressPrefix::network)
     }
@@ -157,16 +159,16 @@ impl RelayEntry {
         .encode_to_vec()
     }
 
-    /// Decodes the output of [`Self::encode`], if the descriptor still counts. A proof is due at once; the relay
-    /// stays listed meanwhile.
+    /// Decodes the output of [`Self::encode`], unless the descriptor is invalid or stale. A proof is due at once, and a
+    /// proved relay is listed meanwhile.
     pub(super) fn decode(record: &[u8], now: WallTime) -> Option<Self> {
         let record = schema::RelayRecord::decode(record).ok()?;
         let signed = record.descriptor?;
         let descriptor = UnverifiedDescriptor::decode(&signed.encode_to_vec()).ok()?.verify(now).ok()?;
         let proved = Some(record.proved).filter(|proved| *proved > 0).map(WallTime::from_unix);
         let first_seen = WallTime::from_unix(record.first_seen).min(now);
-        let (proved_once, failures, asked, proof) = (true, 0, None, Proof::Due(now));
-        Some(Self { descriptor, signed, first_seen, proved, proved_once, failures, asked, proof })
+        let (proved_once, failures, started, proof) = (true, 0, None, Proof::Due(now));
+        Some(Self { descriptor, signed, first_seen, proved, proved_once, failures, started, proof })
     }
 }
 
@@ -174,13 +176,14 @@ impl RelayEntry {
 fn count(prefixes: impl Iterator<Item = AddressPrefix>) -> BTreeMap<AddressPrefix, usize> {
     let mut counts = BTreeMap::new();
     for prefix in prefixes {
-        let counted: &mut usize = counts.entry(prefix).or_default();
-        counted.increment();
+        let count: &mut usize = counts.entry(prefix).or_default();
+        count.increment();
     }
     counts
 }
 
-/// The encoding was verified before. If it doesn't decode, the record is empty and is skipped when it is restored.
+/// Decodes a descriptor that was verified before. An empty result, which the caller excludes, would be skipped when the
+/// record is restored.
 fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
     schema::SignedDescriptor::decode(bytes).unwrap_or_default()
 }
@@ -188,13 +191,13 @@ fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
 /// All relays, by identity.
 pub(super) struct RelayEntries {
     entries: BTreeMap<RelayId, RelayEntry>,
-    /// Whether the caps on relays of one network are off, as at one site.
-    together: bool,
+    /// Whether the caps on relays of one address or network are off, as in a testnet.
+    uncapped: bool,
 }
 
 impl RelayEntries {
-    pub(super) const fn new(together: bool) -> Self {
-        Self { entries: BTreeMap::new(), together }
+    pub(super) const fn new(uncapped: bool) -> Self {
+        Self { entries: BTreeMap::new(), uncapped }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -209,17 +212,17 @@ impl RelayEntries {
         self.entries.get_mut(relay)
     }
 
-    /// Whether `relay` names `other` as its family.
-    pub(super) fn names(&self, relay: &RelayId, other: &RelayId) -> bool {
+    /// Whether the descriptor of `relay` names `other` as family.
+    pub(super) fn names_family(&self, relay: &RelayId, other: &RelayId) -> bool {
         self.entries.get(relay).is_some_and(|entry| entry.descriptor.profile.family.contains(other))
     }
 
-    /// Evicts an unproved relay from the network with most of them: the one with most failures, and among these the
-    /// longest known. Relays that are being dialled stay, so that their dials stay counted.
+    /// Evicts an unproved relay from the network with most unproved relays: the one with most failures, and among these
+    /// the longest known. Relays with a proof in progress stay, so that the caps on proofs hold.
     pub(super) fn evict_unproved(&mut self) -> Option<RelayId> {
         let counts = self.unproved();
         let fullest = |entry: &RelayEntry| entry.networks().filter_map(|network| counts.get(&network)).max().copied();
-        let unproved = self.entries.iter().filter(|(_, entry)| entry.proved.is_none() && !entry.is_under_way());
+        let unproved = self.entries.iter().filter(|(_, entry)| entry.proved.is_none() && !entry.is_running());
         let (relay, _) =
             unproved.max_by_key(|(_, entry)| (fullest(entry), entry.failures, core::cmp::Reverse(entry.first_seen)))?;
         let relay = *relay;
@@ -227,20 +230,20 @@ impl RelayEntries {
         Some(relay)
     }
 
-    /// Evicts one unproved relay from each network of `new` that has reached its cap.
+    /// Evicts one unproved relay from each network of `new` that is at the cap. Returns the evicted relays.
     pub(super) fn make_room(&mut self, new: &RelayEntry) -> Vec<RelayId> {
-        if self.together {
+        if self.uncapped {
             return Vec::new();
         }
         let counts = self.unproved();
-        let full = |network: &AddressPrefix| counts.get(network).is_some_and(|count| *count >= MAX_UNPROVED_TOGETHER);
+        let full = |network: &AddressPrefix| counts.get(network).is_some_and(|count| *count >= MAX_UNPROVED_OF_NETWORK);
         let mut removed = Vec::new();
         for network in new.networks().filter(full) {
             let inside = self.entries.iter().filter(|(_, entry)| {
-                entry.proved.is_none() && !entry.is_under_way() && entry.networks().any(|other| other == network)
+                entry.proved.is_none() && !entry.is_running() && entry.networks().any(|other| other == network)
             });
-            let worst = inside.max_by_key(|(_, entry)| (entry.failures, core::cmp::Reverse(entry.first_seen)));
-            if let Some(relay) = worst.map(|(relay, _)| *relay) {
+            let evicted = inside.max_by_key(|(_, entry)| (entry.failures, core::cmp::Reverse(entry.first_seen)));
+            if let Some(relay) = evicted.map(|(relay, _)| *relay) {
                 self.entries.remove(&relay);
                 removed.push(relay);
             }
@@ -248,7 +251,7 @@ impl RelayEntries {
         removed
     }
 
-    /// Number of unproved relays in each network.
+    /// The number of unproved relays in each network.
     fn unproved(&self) -> BTreeMap<AddressPrefix, usize> {
         count(self.entries.values().filter(|entry| entry.proved.is_none()).flat_map(RelayEntry::networks))
     }
@@ -261,20 +264,20 @@ impl RelayEntries {
         self.entries.values().filter(move |entry| entry.is_listed(now))
     }
 
-    /// Counts proofs that began `timeout` ago as failed.
-    pub(super) fn time_out_proofs(&mut self, now: WallTime, timeout: Duration, again: Duration) {
+    /// Treats proofs that have been in progress for `timeout` as failed.
+    pub(super) fn time_out_proofs(&mut self, now: WallTime, timeout: Duration, interval: Duration) {
         for entry in self.entries.values_mut() {
-            if matches!(entry.proof, Proof::Asked { at, .. } if now >= at.after(timeout)) {
-                entry.failed(now, again);
+            if matches!(entry.proof, Proof::Running { at, .. } if now >= at.after(timeout)) {
+                entry.failed(now, interval);
             }
         }
     }
 
-    /// Starts due proofs, the longest due first, with at most `most` running in total and [`MAX_PROOFS_TOGETHER`] in
-    /// one network.
-    pub(super) fn wanted_proofs(&mut self, now: WallTime, most: usize) -> Vec<DialTarget> {
-        let mut free = most.saturating_sub(self.proofs_under_way());
-        let mut networks = self.dialled_networks();
+    /// Starts due proofs, the longest due first. At most `most` are in progress in total, and at most
+    /// [`MAX_PROOFS_OF_NETWORK`] in one network. Returns the dials.
+    pub(super) fn start_proofs(&mut self, now: WallTime, most: usize) -> Vec<DialTarget> {
+        let mut free = most.saturating_sub(self.running_proofs());
+        let mut networks = self.proofs_by_network();
         let mut due: Vec<(WallTime, &mut RelayEntry)> = Vec::new();
         for entry in self.entries.values_mut() {
             if let Proof::Due(at) = entry.proof
@@ -284,56 +287,57 @@ impl RelayEntries {
             }
         }
         due.sort_by_key(|(at, _)| *at);
-        let mut wanted = Vec::new();
+        let mut dials = Vec::new();
         for (_, entry) in due {
             if free == 0 {
                 break;
             }
-            if !self.together && is_full(&networks, entry) {
+            if !self.uncapped && is_full(&networks, entry) {
                 continue;
             }
             free.decrement();
             for network in entry.networks() {
-                let dialled = networks.entry(network).or_default();
-                dialled.increment();
+                let running = networks.entry(network).or_default();
+                running.increment();
             }
-            wanted.extend(entry.ask(now));
+            dials.extend(entry.start_proof(now));
         }
-        wanted
+        dials
     }
 
-    /// The next time at which a proof is due, unless `most` are running, or fails after `timeout`.
+    /// The next time at which a proof can start or times out. `most` and `timeout` are those of [`Self::start_proofs`]
+    /// and [`Self::time_out_proofs`].
     pub(super) fn next_deadline(&self, timeout: Duration, most: usize) -> Option<WallTime> {
-        let full = self.proofs_under_way() >= most;
-        let networks = self.dialled_networks();
+        let full = self.running_proofs() >= most;
+        let networks = self.proofs_by_network();
         let deadline = |entry: &RelayEntry| match entry.proof {
-            Proof::Due(at) => (!full && (self.together || !is_full(&networks, entry))).then_some(at),
-            Proof::Asked { at, .. } => Some(at.after(timeout)),
+            Proof::Due(at) => (!full && (self.uncapped || !is_full(&networks, entry))).then_some(at),
+            Proof::Running { at, .. } => Some(at.after(timeout)),
         };
         self.entries.values().filter_map(deadline).min()
     }
 
-    fn proofs_under_way(&self) -> usize {
-        self.entries.values().filter(|entry| entry.is_under_way()).count()
+    fn running_proofs(&self) -> usize {
+        self.entries.values().filter(|entry| entry.is_running()).count()
     }
 
-    /// Running proofs in each network.
-    fn dialled_networks(&self) -> BTreeMap<AddressPrefix, usize> {
-        count(self.entries.values().filter(|entry| entry.is_under_way()).flat_map(RelayEntry::networks))
+    /// The number of proofs in progress in each network.
+    fn proofs_by_network(&self) -> BTreeMap<AddressPrefix, usize> {
+        count(self.entries.values().filter(|entry| entry.is_running()).flat_map(RelayEntry::networks))
     }
 
-    /// The relays of a consensus made at `now`: of those at one address the longest known, and in total the `most`
-    /// longest known.
+    /// The relays to list in a consensus at `now`: of each address the [`MAX_LISTED_OF_SOURCE`] longest known ones, and
+    /// of these the `most` longest known.
     pub(super) fn list(&self, now: WallTime, stable_after: Duration, most: usize) -> Vec<ConsensusRelay> {
         let mut listed: Vec<&RelayEntry> = self.listed(now).collect();
         listed.sort_by_key(|entry| entry.first_seen);
-        if !self.together {
+        if !self.uncapped {
             let mut counts: BTreeMap<AddressPrefix, usize> = BTreeMap::new();
             listed.retain(|entry| {
-                let fits = |place| counts.get(&place).is_none_or(|count| *count < MAX_LISTED_TOGETHER);
+                let fits = |source| counts.get(&source).is_none_or(|count| *count < MAX_LISTED_OF_SOURCE);
                 let fits = entry.prefixes(AddressPrefix::source).all(fits);
-                for place in entry.prefixes(AddressPrefix::source).filter(|_| fits) {
-                    let count = counts.entry(place).or_default();
+                for source in entry.prefixes(AddressPrefix::source).filter(|_| fits) {
+                    let count = counts.entry(source).or_default();
                     count.increment();
                 }
                 fits
@@ -350,7 +354,7 @@ impl RelayEntries {
             .collect();
         let list = |entry: &&RelayEntry| {
             let mut profile = entry.descriptor.profile.clone();
-            // A family counts if both name each other (proto/08-paths.md, "Families").
+            // Only mutual family counts (proto/07-directory.md §6).
             let names_back =
                 |other: &RelayId| families.get(other).is_some_and(|names| names.contains(&profile.identity));
             let family: BTreeSet<RelayId> = profile.family.iter().copied().filter(names_back).collect();
@@ -365,6 +369,7 @@ impl RelayEntries {
     }
 }
 
+/// Whether a network of `entry` is at its cap on proofs in progress.
 fn is_full(networks: &BTreeMap<AddressPrefix, usize>, entry: &RelayEntry) -> bool {
-    entry.networks().any(|network| networks.get(&network).is_some_and(|count| *count >= MAX_PROOFS_TOGETHER))
+    entry.networks().any(|network| networks.get(&network).is_some_and(|count| *count >= MAX_PROOFS_OF_NETWORK))
 }

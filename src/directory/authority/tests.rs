@@ -17,7 +17,7 @@ fn authority(config: AuthorityConfig) -> Authority {
 
 /// The actions that the authority requested.
 #[derive(Default)]
-struct Asked {
+struct Actions {
     proofs: Vec<DialTarget>,
     published: Vec<Vec<u8>>,
     volunteers: Vec<Vec<u8>>,
@@ -25,36 +25,36 @@ struct Asked {
     forgotten: Vec<RelayId>,
 }
 
-fn drain(authority: &mut Authority) -> Asked {
-    let mut asked = Asked::default();
+fn drain(authority: &mut Authority) -> Actions {
+    let mut actions = Actions::default();
     while let Some(event) = authority.poll_event() {
         match event {
-            AuthorityEvent::Prove(target) => asked.proofs.push(target),
-            AuthorityEvent::Publish(consensus) => asked.published.push(consensus.into_bytes()),
-            AuthorityEvent::PublishVolunteers(list) => asked.volunteers.push(list.into_bytes()),
-            AuthorityEvent::Remember { record, .. } => asked.records.push(record),
-            AuthorityEvent::Forget(relay) => asked.forgotten.push(relay),
+            AuthorityEvent::Prove(target) => actions.proofs.push(target),
+            AuthorityEvent::Publish(consensus) => actions.published.push(consensus.into_bytes()),
+            AuthorityEvent::PublishVolunteers(list) => actions.volunteers.push(list.into_bytes()),
+            AuthorityEvent::StoreRecord { record, .. } => actions.records.push(record),
+            AuthorityEvent::DeleteRecord(relay) => actions.forgotten.push(relay),
         }
     }
-    asked
+    actions
 }
 
 fn verified(bytes: &[u8], now: WallTime) -> Consensus {
     UnverifiedConsensus::decode(bytes).unwrap().verify(&[key(100).id().into()], now, None).unwrap()
 }
 
-/// The consensus of the only publication.
+/// The published consensus, of which there is at most one.
 fn published(authority: &mut Authority, now: WallTime) -> Option<Consensus> {
-    let asked = drain(authority);
-    assert!(asked.published.len() <= 1);
-    asked.published.first().map(|bytes| verified(bytes, now))
+    let actions = drain(authority);
+    assert!(actions.published.len() <= 1);
+    actions.published.first().map(|bytes| verified(bytes, now))
 }
 
 fn submit(authority: &mut Authority, number: u16, profile: Profile, now: WallTime) {
     authority.handle_descriptor(now, &descriptor(number, profile, now)).unwrap();
 }
 
-/// Registers the relay, and reports its proof.
+/// Submits the relay's descriptor, and reports a successful proof.
 fn register(authority: &mut Authority, number: u16, profile: Profile, now: WallTime) {
     let target = profile.dial_target();
     submit(authority, number, profile, now);
@@ -83,24 +83,24 @@ fn the_first_consensus_waits_for_all_relays_and_the_next_for_the_interval() {
 }
 
 #[test]
-fn a_consensus_is_always_later_than_the_last_even_if_the_clock_is_set_back() {
+fn a_consensus_is_later_than_the_last_one_even_if_the_clock_is_set_back() {
     let mut authority = authority(AuthorityConfig { interval: Duration::ZERO, ..AuthorityConfig::testnet(1) });
     register(&mut authority, 1, profile(1), NOW);
-    let (mut last, mut made) = (None, 0);
+    let (mut last, mut count) = (None, 0);
     for now in [NOW, NOW, later(5), NOW.before(Duration::from_secs(60)), later(5)] {
         authority.handle_timeout(now);
         for bytes in drain(&mut authority).published {
             let consensus = verified(&bytes, later(10));
             assert!(last.is_none_or(|last| last < consensus.valid_after()));
             last = Some(consensus.valid_after());
-            made += 1;
+            count += 1;
         }
     }
-    assert!(made > 2, "{made} consensuses");
+    assert!(count > 2, "{count} consensuses");
 }
 
 #[test]
-fn a_relay_is_dialled_where_it_says_and_listed_only_once_it_has_proved_itself() {
+fn a_relay_is_dialled_at_its_address_and_listed_only_after_a_proof() {
     let mut authority = authority(AuthorityConfig::testnet(1));
     submit(&mut authority, 1, profile(1), NOW);
     assert_eq!(drain(&mut authority).proofs, [profile(1).dial_target()]);
@@ -116,7 +116,7 @@ fn a_relay_is_dialled_where_it_says_and_listed_only_once_it_has_proved_itself() 
 }
 
 #[test]
-fn a_proof_at_one_address_does_not_count_for_another() {
+fn a_proof_at_one_address_does_not_count_at_another() {
     let mut authority = authority(AuthorityConfig::testnet(1));
     submit(&mut authority, 1, profile(1), NOW);
     let moved = Profile { addresses: profile(9).addresses, ..profile(1) };
@@ -149,7 +149,7 @@ fn a_new_onion_key_needs_no_new_proof() {
 }
 
 #[test]
-fn a_relay_that_fails_its_proofs_again_and_again_is_listed_no_more_until_it_passes_one() {
+fn a_relay_is_not_listed_after_two_failed_proofs_until_it_passes_one() {
     let mut authority = authority(AuthorityConfig::testnet(1));
     register(&mut authority, 1, profile(1), NOW);
     let target = profile(1).dial_target();
@@ -169,7 +169,7 @@ fn a_relay_that_fails_its_proofs_again_and_again_is_listed_no_more_until_it_pass
 }
 
 #[test]
-fn a_proof_of_which_nothing_is_heard_counts_as_failed() {
+fn a_proof_without_outcome_times_out() {
     let mut authority = authority(AuthorityConfig::testnet(1));
     submit(&mut authority, 1, profile(1), NOW);
     drain(&mut authority);
@@ -181,7 +181,7 @@ fn a_proof_of_which_nothing_is_heard_counts_as_failed() {
 }
 
 #[test]
-fn only_so_many_relays_are_dialled_at_once() {
+fn the_number_of_proofs_in_progress_is_capped() {
     let mut authority = authority(AuthorityConfig::testnet(100));
     for number in 1..=MAX_PROOFS as u16 + 5 {
         submit(&mut authority, number, profile(number), NOW);
@@ -194,22 +194,22 @@ fn only_so_many_relays_are_dialled_at_once() {
 }
 
 #[test]
-fn a_relay_that_no_longer_publishes_is_dropped() {
+fn a_relay_with_a_stale_descriptor_is_dropped() {
     let mut authority = authority(AuthorityConfig::testnet(1));
     register(&mut authority, 1, profile(1), NOW);
     drain(&mut authority);
     let stale = NOW.after(DESCRIPTOR_LIFETIME + Duration::from_secs(1));
     authority.handle_timeout(stale);
-    let asked = drain(&mut authority);
-    assert_eq!(asked.forgotten, [key(1).id()]);
-    assert!(asked.published.is_empty(), "an empty consensus is not made");
+    let actions = drain(&mut authority);
+    assert_eq!(actions.forgotten, [key(1).id()]);
+    assert!(actions.published.is_empty(), "an empty consensus is not made");
 }
 
 #[test]
 fn descriptors_are_refused_with_the_reason() {
     let mut strict = authority(AuthorityConfig { private_addresses: false, ..AuthorityConfig::testnet(1) });
-    let error = |authority: &mut Authority, profile: Profile, made: WallTime| {
-        authority.handle_descriptor(NOW, &descriptor(1, profile, made)).err()
+    let error = |authority: &mut Authority, profile: Profile, published: WallTime| {
+        authority.handle_descriptor(NOW, &descriptor(1, profile, published)).err()
     };
     let at = |address: &str| Profile { addresses: vec![address.parse().unwrap()], ..profile(1) };
     for private in ["127.0.0.1:1", "10.0.0.1:1", "[::1]:1", "169.254.169.254:80"] {
@@ -224,12 +224,12 @@ fn descriptors_are_refused_with_the_reason() {
     assert_eq!(
         error(&mut authority(AuthorityConfig::testnet(1)), at("127.0.0.1:1"), NOW),
         None,
-        "a testnet lists them"
+        "a testnet accepts private addresses"
     );
 }
 
 #[test]
-fn relays_that_never_proved_themselves_make_room_for_new_ones() {
+fn unproved_relays_are_evicted_for_new_ones() {
     let mut authority = authority(AuthorityConfig::testnet(1));
     register(&mut authority, 1, profile(1), NOW);
     for number in 2..=MAX_RELAYS as u16 {
@@ -248,12 +248,12 @@ fn relays_that_never_proved_themselves_make_room_for_new_ones() {
 }
 
 #[test]
-fn what_was_remembered_is_listed_again_after_a_restart_and_proved_again() {
+fn stored_relays_are_listed_and_dialled_again_after_a_restart() {
     let mut before = authority(AuthorityConfig::testnet(2));
     register(&mut before, 1, profile(1), NOW);
     register(&mut before, 2, exit_profile(2, &["accept *"]), NOW);
-    let asked = drain(&mut before);
-    let (records, consensus) = (&asked.records, &asked.published[0]);
+    let actions = drain(&mut before);
+    let (records, consensus) = (&actions.records, &actions.published[0]);
 
     let restart = |now: WallTime, key_number: u16, damaged: bool| {
         let mut after = Authority::new(key(key_number), AuthorityConfig::testnet(2));
@@ -265,13 +265,13 @@ fn what_was_remembered_is_listed_again_after_a_restart_and_proved_again() {
     };
     let mut after = restart(later(5), 100, true);
     assert_eq!(after.listed(later(5)), 2);
-    let asked = drain(&mut after);
+    let actions = drain(&mut after);
     assert_eq!(
-        asked.published,
+        actions.published,
         core::slice::from_ref(consensus),
-        "the last consensus at once, and no other before its time"
+        "the stored consensus is published at once, and the next one at its time"
     );
-    assert_eq!(asked.proofs.len(), 2);
+    assert_eq!(actions.proofs.len(), 2);
     after.handle_timeout(later(20));
     let next = published(&mut after, later(20)).unwrap();
     assert_eq!(next.relays().len(), 2);
@@ -282,12 +282,12 @@ fn what_was_remembered_is_listed_again_after_a_restart_and_proved_again() {
     assert!(drain(&mut much_later).published.is_empty(), "an expired consensus is not served");
 
     let mut other = restart(later(5), 101, false);
-    let asked = drain(&mut other).published;
-    assert!(!asked.contains(consensus), "another authority's consensus is not served as its own");
+    let actions = drain(&mut other).published;
+    assert!(!actions.contains(consensus), "another authority's consensus is not served as its own");
 }
 
 #[test]
-fn only_families_that_name_each_other_and_are_listed_stand_in_the_consensus() {
+fn the_consensus_lists_only_mutual_family_of_listed_relays() {
     let mut authority = authority(AuthorityConfig::testnet(3));
     let family = |numbers: &[u16]| numbers.iter().map(|number| key(*number).id()).collect::<Vec<_>>();
     register(&mut authority, 1, Profile { family: family(&[2, 3, 9]), ..profile(1) }, NOW);
@@ -301,7 +301,7 @@ fn only_families_that_name_each_other_and_are_listed_stand_in_the_consensus() {
 }
 
 #[test]
-fn stable_are_those_known_long_enough_and_in_a_young_network_the_older_half() {
+fn relays_are_stable_after_the_configured_time_or_the_median_time() {
     let hour = 60 * 60;
     let day = Duration::from_secs(24 * hour);
     let young = AuthorityConfig {
@@ -333,7 +333,7 @@ fn at(number: u16, addresses: &[&str]) -> Profile {
 }
 
 #[test]
-fn a_relay_is_listed_only_once_it_has_proved_itself_at_each_of_its_addresses() {
+fn a_relay_is_listed_only_after_a_proof_at_each_address() {
     let mut authority = authority(AuthorityConfig::testnet(1));
     submit(&mut authority, 1, at(1, &["20.0.0.1:1", "[2606:4700::1]:1"]), NOW);
     let proofs = drain(&mut authority).proofs;
@@ -355,7 +355,7 @@ fn a_relay_is_listed_only_once_it_has_proved_itself_at_each_of_its_addresses() {
 }
 
 #[test]
-fn an_address_added_while_the_others_are_dialled_is_not_listed_unproved() {
+fn an_address_added_during_a_proof_is_not_listed_unproved() {
     let mut authority = authority(AuthorityConfig::testnet(1));
     submit(&mut authority, 1, at(1, &["20.0.0.1:1"]), NOW);
     submit(&mut authority, 1, at(1, &["20.0.0.1:1", "[2606:4700::1]:1"]), later(1));
@@ -365,7 +365,7 @@ fn an_address_added_while_the_others_are_dialled_is_not_listed_unproved() {
 }
 
 #[test]
-fn new_descriptors_bring_a_relay_that_never_proved_itself_no_earlier_dial() {
+fn new_descriptors_of_an_unproved_relay_do_not_advance_its_proof() {
     let mut authority = authority(AuthorityConfig::testnet(1));
     submit(&mut authority, 1, profile(1), NOW);
     let mut dials = 0;
@@ -374,14 +374,14 @@ fn new_descriptors_bring_a_relay_that_never_proved_itself_no_earlier_dial() {
             dials += 1;
             authority.handle_proof(later(second), &target, FAILED);
         }
-        // Alternates between this address and another.
+        // The descriptors alternate between two addresses.
         submit(&mut authority, 1, at(1, &[["20.0.0.1:1", "20.0.0.2:1"][second as usize % 2]]), later(second));
     }
-    assert!((25..=35).contains(&dials), "{dials}: one in 20 s, as to a relay that does not change");
+    assert!((25..=35).contains(&dials), "{dials}: one in 20 s, as with a constant descriptor");
 }
 
 #[test]
-fn what_the_authority_cannot_dial_is_not_the_relays_failure() {
+fn an_address_that_the_authority_cannot_dial_is_no_failure() {
     let mut authority = authority(AuthorityConfig::testnet(1));
     register(&mut authority, 1, profile(1), NOW);
     for second in (20..100).step_by(5) {
@@ -394,23 +394,23 @@ fn what_the_authority_cannot_dial_is_not_the_relays_failure() {
 }
 
 #[test]
-fn only_a_few_relays_of_one_network_are_dialled_at_once_and_only_so_many_kept_unproved() {
+fn proofs_and_unproved_relays_of_one_network_are_capped() {
     let mut authority = public();
-    let mut asked = Asked::default();
+    let mut actions = Actions::default();
     for number in 0..40 {
         submit(&mut authority, number, at(number, &[&format!("20.0.0.{number}:1")]), NOW);
         let more = drain(&mut authority);
-        asked.proofs.extend(more.proofs);
-        asked.forgotten.extend(more.forgotten);
+        actions.proofs.extend(more.proofs);
+        actions.forgotten.extend(more.forgotten);
     }
-    assert_eq!((asked.proofs.len(), asked.forgotten.len()), (4, 8));
+    assert_eq!((actions.proofs.len(), actions.forgotten.len()), (4, 8));
     assert!(authority.poll_timeout().unwrap() > NOW, "a relay that can't be dialled yet sets no deadline");
     submit(&mut authority, 50, at(50, &["20.0.1.1:1"]), NOW);
     assert_eq!(drain(&mut authority).proofs.len(), 1, "proofs in another network are not delayed");
 }
 
 #[test]
-fn a_relay_is_kept_on_disk_only_once_it_has_proved_itself() {
+fn a_record_is_stored_only_after_a_proof() {
     let mut authority = public();
     submit(&mut authority, 1, profile(1), NOW);
     authority.handle_proof(NOW, &profile(1).dial_target(), FAILED);
@@ -421,7 +421,7 @@ fn a_relay_is_kept_on_disk_only_once_it_has_proved_itself() {
 }
 
 #[test]
-fn at_one_address_only_the_eight_longest_known_relays_are_listed() {
+fn the_eight_longest_known_relays_of_one_address_are_listed() {
     let mut authority = public();
     for number in 1..=9 {
         register(&mut authority, number, at(number, &[&format!("20.0.0.1:{number}")]), later(u64::from(number)));
@@ -436,7 +436,7 @@ fn at_one_address_only_the_eight_longest_known_relays_are_listed() {
 }
 
 #[test]
-fn a_consensus_that_would_be_too_long_leaves_out_the_youngest() {
+fn a_consensus_that_would_be_too_long_omits_the_relays_known_shortest() {
     let mut authority = public();
     let most = MAX_RELAYS as u16;
     let ports: Vec<String> = (0..60).map(|port| format!("accept {}", 1000 + 2 * port)).collect();

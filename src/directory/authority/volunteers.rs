@@ -1,8 +1,8 @@
 //! An authority's state of volunteers: registrations, reports of gateways, and the resulting list.
 //!
-//! Governed by `proto/07-directory.md`, "Volunteers". All state is in memory only: after a restart, volunteers and
-//! gateways send it again within an interval. Identities are free, so a volunteer that no gateway confirms is
-//! evicted, and only gateways of its ranking can confirm it.
+//! Governed by `proto/07-directory.md` §9. All state is in memory only: after a restart, volunteers and gateways send
+//! their documents again within an interval. New identities cost nothing, so a volunteer is removed unless a gateway of
+//! its ranking confirms it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,18 +19,19 @@ use crate::{
     },
 };
 
-/// Time after which a volunteer without a gateway is removed; two intervals if those are longer.
-const UNCONFIRMED_FOR: Duration = Duration::from_secs(60);
-/// Time for which a volunteer keeps its seed, and so its gateways.
+/// Minimum time after which an unconfirmed volunteer is removed; two intervals if those are longer.
+const MIN_UNCONFIRMED: Duration = Duration::from_secs(60);
+/// Time for which a volunteer has the same seed, and so the same ranking.
 const SEED_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// Cap on stored seeds of volunteers that left; the earliest to leave is evicted. A flood doesn't affect the seeds of
-/// volunteers that stay.
-const MAX_LEFT_SEEDS: usize = 65_536;
-/// A volunteer is not evicted before it has been known for an interval, and for at least this time: enough to dial
-/// gateways and be reported.
-const SHORTEST_CHANCE: Duration = Duration::from_secs(15);
+/// Cap on stored seeds of removed volunteers; the earliest removed is evicted. Seeds of current volunteers are not
+/// affected.
+const MAX_REMOVED_SEEDS: usize = 65_536;
+/// Minimum time from a volunteer's registration to its eviction; an interval if that is longer. The volunteer dials its
+/// gateways and is reported within this time.
+const MIN_STAY: Duration = Duration::from_secs(15);
 /// Intervals for which a report counts.
 const REPORT_INTERVALS: u32 = 3;
+/// Intervals for which a list is valid.
 const LIST_INTERVALS: u32 = 5;
 
 /// One volunteer.
@@ -40,15 +41,15 @@ struct VolunteerEntry {
     digest: [u8; 32],
     seed: Seed,
     first_seen: WallTime,
-    /// The time of the last report by a gateway of its ranking.
+    /// The time of the last report by a gateway of the ranking.
     confirmed: Option<WallTime>,
-    /// The gateways whose last report counted for it.
+    /// The gateways whose last report counted for the volunteer.
     reported_by: BTreeSet<RelayId>,
     ranking: Ranking,
 }
 
-/// The ranking of a volunteer, and the consensus it was made by. Made only for volunteers that a gateway reports: it
-/// takes a digest of each relay, and registration is open to all.
+/// The ranking of a volunteer's gateways, and the digest of its consensus. Computed only for volunteers that a gateway
+/// reports, because registration is open to all and a ranking takes a hash for each guard.
 #[derive(Default)]
 struct Ranking {
     consensus: Option<[u8; 32]>,
@@ -56,16 +57,16 @@ struct Ranking {
 }
 
 impl VolunteerEntry {
-    /// Its ranking by `consensus`, made once for each consensus.
+    /// The ranking by `consensus`, computed once for each consensus.
     fn ranking(&mut self, consensus: &Consensus) -> &[RelayId] {
         if self.ranking.consensus.as_ref() != Some(consensus.digest()) {
-            let gateways = gateway_ranking(&self.seed.drawn, &self.descriptor.profile.identity, consensus);
+            let gateways = gateway_ranking(&self.seed.value, &self.descriptor.profile.identity, consensus);
             self.ranking = Ranking { consensus: Some(*consensus.digest()), gateways };
         }
         &self.ranking.gateways
     }
 
-    /// The time since which no gateway has confirmed it.
+    /// The time of the last confirmation, or else of the registration.
     fn unconfirmed_since(&self) -> WallTime {
         self.confirmed.unwrap_or(self.first_seen)
     }
@@ -74,8 +75,8 @@ impl VolunteerEntry {
 /// A gateway's last report.
 struct GatewayReport {
     at_ms: u64,
-    came: WallTime,
-    /// The volunteers for which it counted.
+    received: WallTime,
+    /// The volunteers for which the report counted.
     volunteers: Vec<RelayId>,
 }
 
@@ -83,16 +84,15 @@ struct GatewayReport {
 #[derive(Default)]
 pub(super) struct Volunteers {
     entries: BTreeMap<RelayId, VolunteerEntry>,
-    left: LeftSeeds,
+    removed: RemovedSeeds,
     reports: BTreeMap<RelayId, GatewayReport>,
-    /// The date of the last list.
-    listed: Option<WallTime>,
+    /// `valid_after` of the last list.
+    last_list: Option<WallTime>,
     next_list: Option<WallTime>,
 }
 
 impl Volunteers {
-    /// Handles a registration. For the same bytes again, only the current state is returned, without verification of
-    /// a signature.
+    /// Handles a registration. A repeated one is recognised by its digest, and its signature isn't verified again.
     pub(super) fn register(
         &mut self,
         now: WallTime,
@@ -115,7 +115,7 @@ impl Volunteers {
             None => {
                 let descriptor = unverified.verify(now)?;
                 self.make_room(now, consensus)?;
-                let seed = self.left.take(&identity).unwrap_or_else(|| Seed::draw(now, rng));
+                let seed = self.removed.take(&identity).unwrap_or_else(|| Seed::draw(now, rng));
                 let (reported_by, ranking) = (BTreeSet::new(), Ranking::default());
                 let entry =
                     VolunteerEntry { descriptor, digest, seed, first_seen: now, confirmed: None, reported_by, ranking };
@@ -123,16 +123,17 @@ impl Volunteers {
             }
         }
         let Some(entry) = self.entries.get_mut(&identity) else { return Err(DescriptorError::Full) };
-        if now.since(entry.seed.at) >= SEED_LIFETIME {
+        if now.since(entry.seed.drawn_at) >= SEED_LIFETIME {
             (entry.seed, entry.ranking) = (Seed::draw(now, rng), Ranking::default());
         }
-        let seed = entry.seed.drawn;
-        let gateways = consensus.map(|consensus| reached_by(entry, &self.reports, consensus, now)).unwrap_or_default();
+        let seed = entry.seed.value;
+        let gateways =
+            consensus.map(|consensus| reporting_gateways(entry, &self.reports, consensus, now)).unwrap_or_default();
         Ok(Registration { seed, gateways })
     }
 
-    /// Handles a gateway's report, which is complete: volunteers missing from it have left. Returns the volunteers
-    /// for which it counts.
+    /// Handles a gateway's report. It replaces the gateway's last report. Returns the volunteers for which it counts:
+    /// registered ones whose ranking contains the gateway.
     pub(super) fn report(
         &mut self,
         now: WallTime,
@@ -151,20 +152,20 @@ impl Volunteers {
             let Some(entry) = self.entries.get_mut(volunteer) else { return false };
             entry.ranking(consensus).contains(&gateway)
         });
-        self.withdraw(&gateway);
+        self.remove_report(&gateway);
         for volunteer in &presence.volunteers {
             let Some(entry) = self.entries.get_mut(volunteer) else { continue };
             entry.confirmed = Some(now);
             entry.reported_by.insert(gateway);
         }
         let counted = Counted { volunteers: presence.volunteers.clone() };
-        let report = GatewayReport { at_ms: presence.at_ms, came: now, volunteers: presence.volunteers };
+        let report = GatewayReport { at_ms: presence.at_ms, received: now, volunteers: presence.volunteers };
         self.reports.insert(gateway, report);
         Ok(counted)
     }
 
     /// Removes a gateway's last report.
-    fn withdraw(&mut self, gateway: &RelayId) {
+    fn remove_report(&mut self, gateway: &RelayId) {
         let Some(report) = self.reports.remove(gateway) else { return };
         for volunteer in &report.volunteers {
             if let Some(entry) = self.entries.get_mut(volunteer) {
@@ -173,74 +174,75 @@ impl Volunteers {
         }
     }
 
-    /// The time of the next list, once there is a consensus.
+    /// The time of the next list; `None` before the first consensus.
     pub(super) const fn next_list(&self) -> Option<WallTime> {
         self.next_list
     }
 
-    /// The encoded list, if one is due. `names` returns whether a relay names a volunteer as its family.
+    /// The encoded list, if one is due. `names_family` returns whether a relay names a volunteer as family.
     pub(super) fn list(
         &mut self,
         now: WallTime,
         consensus: &Consensus,
-        names: impl Fn(&RelayId, &RelayId) -> bool,
+        names_family: impl Fn(&RelayId, &RelayId) -> bool,
     ) -> Option<Vec<u8>> {
         if self.next_list.is_some_and(|next| now < next) {
             return None;
         }
         let interval = consensus.parameters().volunteer_interval();
         self.next_list = Some(now.after(interval));
-        self.forget(now, interval);
-        let listed = self.reached(now, consensus, names);
-        let dates = Dates::of_next(now, self.listed, interval, interval.saturating_mul(LIST_INTERVALS));
+        self.remove_expired(now, interval);
+        let listed = self.reachable(now, consensus, names_family);
+        let dates = Dates::of_next(now, self.last_list, interval, interval.saturating_mul(LIST_INTERVALS));
         match VolunteerList::new(&dates, &VolunteerListBody::new(listed)) {
             Ok((list, encoded)) => {
-                tracing::debug!(volunteers = list.volunteers().len(), "made a volunteer list");
-                self.listed = Some(list.valid_after());
+                tracing::debug!(volunteers = list.volunteers().len(), "created a volunteer list");
+                self.last_list = Some(list.valid_after());
                 Some(encoded)
             }
             Err(error) => {
-                tracing::error!(%error, "can't make a volunteer list");
+                tracing::error!(%error, "can't create a volunteer list");
                 None
             }
         }
     }
 
-    /// The volunteers that can be reached.
-    fn reached(
+    /// The volunteers for which a gateway's report counts. Relays of the consensus are excluded.
+    fn reachable(
         &mut self,
         now: WallTime,
         consensus: &Consensus,
-        names: impl Fn(&RelayId, &RelayId) -> bool,
+        names_family: impl Fn(&RelayId, &RelayId) -> bool,
     ) -> Vec<Volunteer> {
-        let mut reached = Vec::new();
+        let mut reachable = Vec::new();
         for (identity, entry) in &mut self.entries {
-            let gateways = reached_by(entry, &self.reports, consensus, now);
+            let gateways = reporting_gateways(entry, &self.reports, consensus, now);
             if !gateways.is_empty() && consensus.relay(identity).is_none() {
-                reached.push(Volunteer { profile: entry.descriptor.profile.clone(), gateways });
+                reachable.push(Volunteer { profile: entry.descriptor.profile.clone(), gateways });
             }
         }
-        let naming = |one: &RelayId, other: &RelayId| match self.entries.get(one) {
-            Some(entry) => entry.descriptor.profile.family.contains(other),
-            None => names(one, other),
+        let names = |member: &RelayId, volunteer: &RelayId| match self.entries.get(member) {
+            Some(entry) => entry.descriptor.profile.family.contains(volunteer),
+            None => names_family(member, volunteer),
         };
-        for volunteer in &mut reached {
-            // A family counts if both name each other (proto/08-paths.md, "Families").
+        for volunteer in &mut reachable {
+            // Only mutual family counts (proto/07-directory.md §9).
             let identity = volunteer.profile.identity;
-            volunteer.profile.family.retain(|member| naming(member, &identity));
+            volunteer.profile.family.retain(|member| names(member, &identity));
             volunteer.profile.family.sort_unstable();
             volunteer.profile.family.dedup();
         }
-        reached
+        reachable
     }
 
-    /// Removes volunteers with stale descriptors or without confirmation, and reports too old to be replayed.
-    fn forget(&mut self, now: WallTime, interval: Duration) {
-        let patience = UNCONFIRMED_FOR.max(interval.saturating_mul(2));
+    /// Removes volunteers that are stale or have been unconfirmed for too long. Removes reports once their replay would
+    /// be refused for its time.
+    fn remove_expired(&mut self, now: WallTime, interval: Duration) {
+        let max_unconfirmed = MIN_UNCONFIRMED.max(interval.saturating_mul(2));
         self.entries.retain(|identity, entry| {
-            let stays = now.since(entry.unconfirmed_since()) < patience && !entry.descriptor.is_stale(now);
+            let stays = now.since(entry.unconfirmed_since()) < max_unconfirmed && !entry.descriptor.is_stale(now);
             if !stays {
-                self.left.keep(*identity, entry.seed);
+                self.removed.insert(*identity, entry.seed);
             }
             stays
         });
@@ -248,28 +250,28 @@ impl Volunteers {
         let old: Vec<_> =
             self.reports.iter().filter(|(_, report)| is_old(report)).map(|(gateway, _)| *gateway).collect();
         for gateway in old {
-            self.withdraw(&gateway);
+            self.remove_report(&gateway);
         }
     }
 
-    /// Makes room for one more: evicts volunteers that were never confirmed, the longest known first, then those
-    /// without a recent confirmation. Each first has an interval, and at least [`SHORTEST_CHANCE`], to be confirmed;
-    /// otherwise a flood would evict all before their confirmation.
+    /// Evicts a volunteer if there are [`MAX_VOLUNTEERS`]: first the longest known one without any confirmation, then
+    /// the one with the oldest confirmation that no longer counts. A volunteer stays for an interval, and at least
+    /// [`MIN_STAY`]. Otherwise a flood would evict volunteers before their confirmation.
     fn make_room(&mut self, now: WallTime, consensus: Option<&Consensus>) -> Result<(), DescriptorError> {
         if self.entries.len() < MAX_VOLUNTEERS {
             return Ok(());
         }
         let interval = consensus.map_or_else(Parameters::default, |it| it.parameters().clone()).volunteer_interval();
-        let (chance, counts_for) = (interval.max(SHORTEST_CHANCE), interval.saturating_mul(REPORT_INTERVALS));
-        let gives_way = |entry: &VolunteerEntry| match entry.confirmed {
-            None => now.since(entry.first_seen) >= chance,
-            Some(at) => now.since(at) >= counts_for,
+        let (min_stay, report_lifetime) = (interval.max(MIN_STAY), interval.saturating_mul(REPORT_INTERVALS));
+        let is_evictable = |entry: &VolunteerEntry| match entry.confirmed {
+            None => now.since(entry.first_seen) >= min_stay,
+            Some(at) => now.since(at) >= report_lifetime,
         };
-        let candidates = self.entries.iter().filter(|(_, entry)| gives_way(entry));
-        let first = candidates.min_by_key(|(_, entry)| (entry.confirmed, entry.first_seen));
-        let first = *first.ok_or(DescriptorError::Full)?.0;
-        if let Some(entry) = self.entries.remove(&first) {
-            self.left.keep(first, entry.seed);
+        let candidates = self.entries.iter().filter(|(_, entry)| is_evictable(entry));
+        let evicted = candidates.min_by_key(|(_, entry)| (entry.confirmed, entry.first_seen));
+        let evicted = *evicted.ok_or(DescriptorError::Full)?.0;
+        if let Some(entry) = self.entries.remove(&evicted) {
+            self.removed.insert(evicted, entry.seed);
         }
         Ok(())
     }
@@ -279,15 +281,15 @@ fn report_lifetime(consensus: &Consensus) -> Duration {
     consensus.parameters().volunteer_interval().saturating_mul(REPORT_INTERVALS)
 }
 
-/// The gateways over which the volunteer can be reached, the best ranked first.
-fn reached_by(
+/// The first gateways of the volunteer's ranking whose reports count, at most [`MAX_GATEWAYS`], the best ranked first.
+fn reporting_gateways(
     entry: &mut VolunteerEntry,
     reports: &BTreeMap<RelayId, GatewayReport>,
     consensus: &Consensus,
     now: WallTime,
 ) -> Vec<RelayId> {
-    let counts_for = report_lifetime(consensus);
-    let counts = |gateway: &&RelayId| reports.get(*gateway).is_some_and(|report| now.since(report.came) < counts_for);
+    let lifetime = report_lifetime(consensus);
+    let counts = |gateway: &&RelayId| reports.get(*gateway).is_some_and(|report| now.since(report.received) < lifetime);
     let reporting: BTreeSet<RelayId> = entry.reported_by.iter().filter(counts).copied().collect();
     if reporting.is_empty() {
         return Vec::new();
@@ -299,34 +301,34 @@ fn reached_by(
 /// The seed of a volunteer's ranking.
 #[derive(Clone, Copy)]
 struct Seed {
-    drawn: [u8; 32],
-    at: WallTime,
+    value: [u8; 32],
+    drawn_at: WallTime,
 }
 
 impl Seed {
     fn draw(now: WallTime, rng: &mut dyn CryptoRng) -> Self {
-        let mut drawn = [0; 32];
-        rng.fill_bytes(&mut drawn);
-        Self { drawn, at: now }
+        let mut value = [0; 32];
+        rng.fill_bytes(&mut value);
+        Self { value, drawn_at: now }
     }
 }
 
-/// The seeds of volunteers that left. Without them, an identity could register again until it gets certain
+/// The seeds of removed volunteers. Without them, an identity could register repeatedly until its ranking has certain
 /// gateways.
 #[derive(Default)]
-struct LeftSeeds {
+struct RemovedSeeds {
     seeds: BTreeMap<RelayId, (u64, Seed)>,
-    /// By the order in which they left.
+    /// The volunteers by number, in the order of their removal.
     order: BTreeMap<u64, RelayId>,
     next: u64,
 }
 
-impl LeftSeeds {
-    fn keep(&mut self, volunteer: RelayId, seed: Seed) {
-        if self.seeds.len() >= MAX_LEFT_SEEDS
-            && let Some((_, longest)) = self.order.pop_first()
+impl RemovedSeeds {
+    fn insert(&mut self, volunteer: RelayId, seed: Seed) {
+        if self.seeds.len() >= MAX_REMOVED_SEEDS
+            && let Some((_, earliest)) = self.order.pop_first()
         {
-            self.seeds.remove(&longest);
+            self.seeds.remove(&earliest);
         }
         self.seeds.insert(volunteer, (self.next, seed));
         self.order.insert(self.next, volunteer);

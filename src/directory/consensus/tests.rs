@@ -28,11 +28,11 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 #[test]
-fn a_consensus_signed_by_the_only_authority_comes_back_as_it_was() {
+fn a_verified_consensus_equals_the_signed_one() {
     let parameters = Parameters::default().with("flow.largest-window", 600).unwrap();
-    let (wanted, encoded) = consensus_at(NOW, (1..=3).map(|number| listed(profile(number))), &parameters);
+    let (expected, encoded) = consensus_at(NOW, (1..=3).map(|number| listed(profile(number))), &parameters);
     let found = verify(&Consensus::sign(encoded, [&key(100)]), &[100], NOW).unwrap();
-    assert_eq!(found, wanted);
+    assert_eq!(found, expected);
     assert_eq!(found.parameters().largest_window(), 600);
     let relay = found.relay(&key(2).id()).unwrap();
     assert_eq!(relay.dial_target().fingerprint, [2; 32]);
@@ -66,20 +66,20 @@ fn more_than_half_of_the_configured_authorities_must_have_signed() {
 }
 
 #[test]
-fn an_authority_counts_once_however_often_it_signs_or_is_configured() {
-    let thrice = signed_by(&[100, 100, 100], NOW);
+fn repeated_signatures_and_configured_keys_count_once() {
+    let three_times = signed_by(&[100, 100, 100], NOW);
     assert_eq!(
-        verify(&thrice, &[100, 101, 102], NOW),
+        verify(&three_times, &[100, 101, 102], NOW),
         Err(DocumentError::NotCounted(NotCounted::TooFewSignatures { signed: 1, configured: 3 }))
     );
     assert_eq!(
-        verify(&thrice, &[100, 100, 101], NOW),
+        verify(&three_times, &[100, 100, 101], NOW),
         Err(DocumentError::NotCounted(NotCounted::TooFewSignatures { signed: 1, configured: 2 }))
     );
 }
 
 #[test]
-fn signatures_over_other_bytes_don_t_count() {
+fn signatures_over_other_bytes_do_not_count() {
     let signed = |at| schema::SignedConsensus::decode(signed_by(&[100], at).as_bytes()).unwrap();
     let mixed = schema::SignedConsensus { consensus: signed(NOW.after(seconds(1))).consensus, ..signed(NOW) };
     let mixed = SignedConsensus::from_bytes(mixed.encode_to_vec());
@@ -90,7 +90,7 @@ fn signatures_over_other_bytes_don_t_count() {
 }
 
 #[test]
-fn expired_and_not_yet_valid_are_told_apart() {
+fn an_expired_consensus_and_a_future_one_are_refused_with_different_reasons() {
     let signed = signed_by(&[100], NOW);
     assert!(verify(&signed, &[100], NOW.before(CLOCK_SKEW)).is_ok());
     let early = NOW.before(CLOCK_SKEW + seconds(1));
@@ -117,7 +117,7 @@ fn an_older_consensus_never_replaces_a_newer_one() {
 }
 
 #[test]
-fn a_consensus_that_contradicts_itself_is_refused_even_if_signed() {
+fn a_signed_consensus_with_invalid_content_is_refused() {
     let refused = |change: &dyn Fn(&mut schema::Consensus)| {
         let (_, encoded) = consensus_at(NOW, (1..=3).map(|number| listed(profile(number))), &Parameters::default());
         let mut document = schema::Consensus::decode(encoded.as_slice()).unwrap();
@@ -132,12 +132,12 @@ fn a_consensus_that_contradicts_itself_is_refused_even_if_signed() {
     assert!(matches!(refused(&|it| it.valid_until += 7 * 86_400), DocumentError::Impossible(_)));
     let parameter = schema::Parameter { name: "B".into(), value: 1 };
     assert!(matches!(refused(&|it| it.parameters = vec![parameter.clone()]), DocumentError::Parameter(_)));
-    let never = Dates { valid_after: NOW, fresh_until: NOW, valid_until: NOW };
-    assert!(Consensus::new(&never, &ConsensusBody::new(Parameters::default(), [])).is_err());
+    let empty_validity = Dates { valid_after: NOW, fresh_until: NOW, valid_until: NOW };
+    assert!(Consensus::new(&empty_validity, &ConsensusBody::new(Parameters::default(), [])).is_err());
 }
 
 #[test]
-fn a_flood_of_empty_elements_is_refused_before_it_is_decoded() {
+fn too_many_empty_elements_are_refused_before_decoding() {
     let relays = [0x2a, 0].repeat(MAX_RELAYS + 1);
     let flood = Consensus::sign(relays, [&key(100)]);
     assert_eq!(verify(&flood, &[100], NOW), Err(DocumentError::Malformed(BoundError::TooMany(MAX_RELAYS))));
@@ -148,7 +148,7 @@ fn a_flood_of_empty_elements_is_refused_before_it_is_decoded() {
 }
 
 #[test]
-fn relays_are_known_by_the_current_consensus_or_else_by_the_one_before() {
+fn relays_of_the_current_and_the_previous_consensus_are_known() {
     let of = |at: u64, numbers: &[u16]| {
         let relays = numbers.iter().map(|number| listed(profile(*number)));
         Arc::new(consensus_at(NOW.after(seconds(at)), relays, &Parameters::default()).0)
@@ -168,13 +168,13 @@ fn relays_are_known_by_the_current_consensus_or_else_by_the_one_before() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn the_decoder_does_not_panic_on_any_input(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = verify(&SignedConsensus::from_bytes(bytes.clone()), &[100], NOW);
         let _ = verify(&Consensus::sign(bytes, [&key(100)]), &[100], NOW);
     }
 
     #[test]
-    fn one_changed_bit_anywhere_is_refused(position in any::<prop::sample::Index>(), bit in 0u8..8) {
+    fn a_consensus_with_one_changed_bit_is_refused(position in any::<prop::sample::Index>(), bit in 0u8..8) {
         let mut bytes = signed_by(&[100], NOW).into_bytes();
         let position = position.index(bytes.len());
         bytes[position] ^= 1 << bit;

@@ -15,14 +15,14 @@ fn verify(bytes: &[u8], now: WallTime) -> Result<Descriptor, DescriptorError> {
     UnverifiedDescriptor::decode(bytes)?.verify(now)
 }
 
-/// Signs any `document`, unlike an honest encoder.
+/// Signs `document` without a check of its content.
 fn signed(document: &schema::Descriptor) -> Vec<u8> {
     let descriptor = document.encode_to_vec();
     let signature = key(1).sign(Descriptor::PURPOSE, &descriptor).to_vec();
     schema::SignedDescriptor { descriptor, signature }.encode_to_vec()
 }
 
-/// The descriptor of relay 1 with its profile changed.
+/// A signed descriptor of relay 1 with a changed profile.
 fn changed(change: impl FnOnce(&mut schema::Profile)) -> Vec<u8> {
     let mut profile = exit_profile(1, &["accept 80", "accept 443"]).encode();
     change(&mut profile);
@@ -30,13 +30,13 @@ fn changed(change: impl FnOnce(&mut schema::Profile)) -> Vec<u8> {
 }
 
 #[test]
-fn a_signed_descriptor_comes_back_as_it_was() {
-    let mut wanted = exit_profile(1, &["accept 80", "accept [::]/0:443"]);
-    wanted.addresses.push("[2606:4700::1]:443".parse().unwrap());
-    wanted.family = vec![key(2).id()];
-    wanted.operator = "someone".into();
-    let found = verify(&descriptor(1, wanted.clone(), NOW), NOW).unwrap();
-    assert_eq!(found, Descriptor { profile: wanted, published: NOW });
+fn a_verified_descriptor_equals_the_signed_one() {
+    let mut expected = exit_profile(1, &["accept 80", "accept [::]/0:443"]);
+    expected.addresses.push("[2606:4700::1]:443".parse().unwrap());
+    expected.family = vec![key(2).id()];
+    expected.operator = "someone".into();
+    let found = verify(&descriptor(1, expected.clone(), NOW), NOW).unwrap();
+    assert_eq!(found, Descriptor { profile: expected, published: NOW });
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn a_signature_for_another_purpose_is_refused() {
 }
 
 #[test]
-fn a_descriptor_counts_from_an_hour_before_its_date_until_its_lifetime_is_over() {
+fn a_descriptor_is_valid_from_an_hour_before_its_date_to_the_end_of_its_lifetime() {
     let bytes = descriptor(1, profile(1), NOW);
     assert!(verify(&bytes, NOW.before(CLOCK_SKEW)).is_ok());
     assert_eq!(verify(&bytes, NOW.before(CLOCK_SKEW + Duration::from_secs(1))), Err(DescriptorError::FromTheFuture));
@@ -69,7 +69,7 @@ fn a_descriptor_counts_from_an_hour_before_its_date_until_its_lifetime_is_over()
 }
 
 #[test]
-fn an_impossible_descriptor_is_refused_with_the_reason() {
+fn a_descriptor_with_invalid_content_is_refused_with_the_reason() {
     let address = |ip: &[u8], port| schema::Address { ip: ip.to_vec(), port };
     let reason = |change: &dyn Fn(&mut schema::Profile)| match verify(&changed(change), NOW) {
         Err(DescriptorError::Impossible(reason)) => reason.to_string(),
@@ -112,45 +112,45 @@ fn an_impossible_descriptor_is_refused_with_the_reason() {
     ];
     for (change, expected) in cases {
         let reason = reason(change);
-        assert!(reason.contains(expected), "{reason} / {expected}");
+        assert!(reason.contains(expected), "{reason}; expected {expected}");
     }
     let none = signed(&schema::Descriptor { profile: None, published: NOW.as_unix() });
     assert!(matches!(verify(&none, NOW), Err(DescriptorError::Impossible(_))));
 }
 
 #[test]
-fn a_summary_of_any_policy_passes_as_part_of_a_descriptor() {
+fn a_descriptor_with_the_summary_of_a_long_policy_is_valid() {
     let rules: Vec<String> = (1..=200).map(|port| format!("accept {}", port * 2)).collect();
     let exit = Policy::parse(&rules, false).unwrap().summary();
-    let wanted = Profile { exit, ..profile(1) };
-    assert_eq!(verify(&descriptor(1, wanted.clone(), NOW), NOW).unwrap().profile, wanted);
+    let expected = Profile { exit, ..profile(1) };
+    assert_eq!(verify(&descriptor(1, expected.clone(), NOW), NOW).unwrap().profile, expected);
 }
 
 #[test]
-fn the_largest_offer_passes_as_part_of_a_descriptor() {
+fn a_descriptor_with_the_largest_offer_is_valid() {
     let engines = (0..32).map(|number| EngineName::parse(&format!("{number:032}")).unwrap()).collect();
     let hosts = (0..64).map(|number| format!("{number:0100}")).collect();
     let offer = Offer { engines, requests: HttpOffer::Hosts(hosts) };
-    let wanted = Profile { offer, ..profile(1) };
-    assert_eq!(verify(&descriptor(1, wanted.clone(), NOW), NOW).unwrap().profile, wanted);
+    let expected = Profile { offer, ..profile(1) };
+    assert_eq!(verify(&descriptor(1, expected.clone(), NOW), NOW).unwrap().profile, expected);
 }
 
 #[test]
-fn a_descriptor_that_is_too_long_is_not_even_decoded() {
+fn a_descriptor_that_is_too_long_is_refused_before_decoding() {
     let bytes = vec![0; MAX_DESCRIPTOR_LEN + 1];
     assert_eq!(verify(&bytes, NOW), Err(DescriptorError::Malformed(BoundError::TooLong(MAX_DESCRIPTOR_LEN))));
 }
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn the_decoder_does_not_panic_on_any_input(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = verify(&bytes, NOW);
         let document = schema::SignedDescriptor { descriptor: bytes, signature: vec![0; 64] };
         let _ = verify(&document.encode_to_vec(), NOW);
     }
 
     #[test]
-    fn one_changed_bit_anywhere_is_refused(position in any::<prop::sample::Index>(), bit in 0u8..8) {
+    fn a_descriptor_with_one_changed_bit_is_refused(position in any::<prop::sample::Index>(), bit in 0u8..8) {
         let whole = descriptor(1, profile(1), NOW);
         let mut bytes = whole.clone();
         bytes[position.index(whole.len())] ^= 1 << bit;

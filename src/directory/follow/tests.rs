@@ -18,7 +18,7 @@ fn rng() -> ChaCha20Rng {
     ChaCha20Rng::seed_from_u64(1)
 }
 
-/// The delays until a fetch is due, while the clock moves by them.
+/// The waits until a fetch is due, with the clock advanced by each.
 fn waits(schedule: &mut Schedule, mut now: WallTime) -> Vec<Duration> {
     let mut waits = Vec::new();
     while let Some(wait) = schedule.poll_wait(now) {
@@ -29,7 +29,7 @@ fn waits(schedule: &mut Schedule, mut now: WallTime) -> Vec<Duration> {
 }
 
 #[test]
-fn a_round_tries_each_directory_once_and_the_next_begins_where_one_served() {
+fn a_round_queries_each_directory_once_from_the_last_successful_one() {
     let failed: Outcome = Err("failed");
     let mut round = FetchRound::new(3, 2);
     assert_eq!(round.index(), 2);
@@ -45,7 +45,7 @@ fn a_round_tries_each_directory_once_and_the_next_begins_where_one_served() {
 }
 
 #[test]
-fn a_directory_that_has_nothing_newer_than_a_stale_document_has_failed() {
+fn an_answer_without_a_newer_document_is_a_failure_if_the_document_in_use_is_stale() {
     let (in_use, nothing): (_, Outcome) = (consensus([]), Ok(None));
     let mut fresh = FetchRound::new(2, 0).newer_than(later(FRESH - 1), Some(&in_use));
     assert_eq!(fresh.handle_outcome(nothing, "old"), Some(Ok(None)));
@@ -55,7 +55,7 @@ fn a_directory_that_has_nothing_newer_than_a_stale_document_has_failed() {
 }
 
 #[test]
-fn the_next_fetch_comes_within_half_an_interval_after_the_document_is_no_longer_fresh() {
+fn the_next_fetch_is_due_within_half_an_interval_after_freshness() {
     let in_use = consensus([]);
     let mut after = Schedule::after(&in_use, &mut rng());
     let mut fetched = Schedule::default();
@@ -63,8 +63,8 @@ fn the_next_fetch_comes_within_half_an_interval_after_the_document_is_no_longer_
     fetched.handle_fetch(NOW, true, Some(&in_use), &mut rng());
     for schedule in [&mut after, &mut fetched] {
         let waits = waits(schedule, NOW);
-        let whole = waits.iter().sum::<Duration>().as_secs();
-        assert!((FRESH..=FRESH + FRESH / 2).contains(&whole), "{whole}");
+        let total = waits.iter().sum::<Duration>().as_secs();
+        assert!((FRESH..=FRESH + FRESH / 2).contains(&total), "{total}");
         assert!(waits.iter().all(|wait| *wait <= MAX_WAIT));
     }
     // The clock may be set.
@@ -73,7 +73,7 @@ fn the_next_fetch_comes_within_half_an_interval_after_the_document_is_no_longer_
 }
 
 #[test]
-fn retries_slow_down_to_the_longest_delay_until_there_is_a_new_document() {
+fn delays_between_retries_double_up_to_the_maximum_until_a_new_document() {
     let mut schedule = Schedule::default();
     let mut delays = Vec::new();
     for _ in 0..5 {

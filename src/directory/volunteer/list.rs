@@ -1,4 +1,4 @@
-//! The volunteer list: volunteers and their gateways, valid for a few minutes.
+//! The volunteer list: volunteers and their gateways, valid for five intervals.
 
 use core::{fmt, time::Duration};
 
@@ -17,10 +17,10 @@ use crate::{
 /// Maximum gateways of one volunteer.
 pub const MAX_GATEWAYS: usize = 3;
 
-/// Maximum bytes of a listed volunteer with its gateways, which take slightly more than a hundred.
+/// Maximum bytes of a listed volunteer: its profile, and about a hundred bytes of gateways.
 const MAX_LISTED_LEN: usize = 512;
 
-/// A list of volunteers: verified, or made by this authority.
+/// A list of volunteers that was verified, or created by this authority.
 pub type VolunteerList = Document<VolunteerListBody>;
 /// A published volunteer list: an encoded `SignedVolunteerList`.
 pub type SignedVolunteerList = SignedDocument<VolunteerListBody>;
@@ -30,20 +30,20 @@ pub type UnverifiedVolunteerList = UnverifiedDocument<VolunteerListBody>;
 /// A volunteer of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volunteer {
-    /// Its statement about itself; its family is reduced to the members that name it too.
+    /// The volunteer's profile. Its family contains only members that name the volunteer too.
     pub profile: VolunteerProfile,
-    /// The relays over which it can be reached, the best ranked first: 1 to [`MAX_GATEWAYS`].
+    /// The gateways over which circuits reach the volunteer, the best ranked first: 1 to [`MAX_GATEWAYS`].
     pub gateways: Vec<RelayId>,
 }
 
 impl Volunteer {
-    /// Its long-term key.
+    /// The volunteer's long-term key.
     #[must_use]
     pub const fn identity(&self) -> RelayId {
         self.profile.identity
     }
 
-    /// Its keys for a handshake.
+    /// The volunteer's keys for a handshake.
     #[must_use]
     pub fn keys(&self) -> RelayKeys {
         self.profile.keys()
@@ -56,9 +56,10 @@ impl Volunteer {
             (1..=MAX_GATEWAYS).contains(&gateways.len()),
             "the number of a volunteer's gateways is not one to three",
         )?;
-        let once =
-            |(at, gateway): (usize, &RelayId)| !gateways.iter().skip(at.saturating_add(1)).any(|it| it == gateway);
-        require(gateways.iter().enumerate().all(once), "a gateway is listed twice")?;
+        let is_last = |(index, gateway): (usize, &RelayId)| {
+            !gateways.iter().skip(index.saturating_add(1)).any(|other| other == gateway)
+        };
+        require(gateways.iter().enumerate().all(is_last), "a gateway is listed twice")?;
         require(!gateways.contains(&profile.identity), "a volunteer is its own gateway")?;
         Ok(Self { profile, gateways })
     }
@@ -77,7 +78,7 @@ pub struct VolunteerListBody {
 }
 
 impl VolunteerListBody {
-    /// The content with `volunteers`, in any order, at most [`MAX_VOLUNTEERS`].
+    /// Content with at most [`MAX_VOLUNTEERS`] volunteers, in any order.
     pub(in crate::directory) fn new(volunteers: impl IntoIterator<Item = Volunteer>) -> Self {
         let mut volunteers: Vec<_> = volunteers.into_iter().collect();
         volunteers.sort_unstable_by_key(Volunteer::identity);
@@ -95,8 +96,8 @@ impl DocumentKind for VolunteerListBody {
 
     fn decode(document: schema::VolunteerList) -> Result<(Self, Dates), DocumentError> {
         let volunteers = document.volunteers.into_iter().map(Volunteer::decode).collect::<Result<Vec<_>, _>>()?;
-        let ascending = volunteers.is_sorted_by(|one, next| one.identity() < next.identity());
-        require(ascending, "volunteers are out of order or duplicated")?;
+        let is_ascending = volunteers.is_sorted_by(|one, next| one.identity() < next.identity());
+        require(is_ascending, "volunteers are out of order or duplicated")?;
         let dates = Dates::from_unix(document.valid_after, document.fresh_until, document.valid_until);
         Ok((Self { volunteers }, dates))
     }
@@ -131,7 +132,7 @@ impl VolunteerList {
         self.volunteers().get(position)
     }
 
-    /// The volunteers that can be reached over this gateway.
+    /// The volunteers of this gateway.
     pub fn reached_by(&self, gateway: &RelayId) -> impl Iterator<Item = &Volunteer> {
         let gateway = *gateway;
         self.volunteers().iter().filter(move |volunteer| volunteer.gateways.contains(&gateway))

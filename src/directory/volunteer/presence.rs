@@ -1,5 +1,5 @@
-//! Presence reports: gateways report the volunteers with a channel to them, and the directory answers which of them
-//! it counts.
+//! Presence reports: a gateway reports the volunteers with a channel to it. The directory's answer lists the volunteers
+//! for which the report counts.
 
 use prost::Message;
 
@@ -23,25 +23,25 @@ const COUNTED_BOUNDS: Bounds = Bounds { len: MAX_COUNTED_LEN, fields: &[(1, MAX_
 /// Maximum bytes of an answer to a report.
 pub const MAX_COUNTED_LEN: usize = MAX_LEN;
 
-/// Why a report is refused. Every text may be shown to its sender.
+/// Why a report is refused. The messages may be shown to the sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PresenceError {
-    /// The bytes are no report.
+    /// The bytes are not a report within its bounds.
     #[error("presence: {0}")]
     Malformed(#[from] BoundError),
-    /// Its gateway has not signed it.
+    /// The signature is not of the gateway in the report.
     #[error("presence: not signed by the gateway in it")]
     BadSignature,
-    /// Its date is too far from the current time.
+    /// The date differs from the current time by more than [`CLOCK_SKEW`].
     #[error("presence: made too long ago or in the future; check the relay's clock")]
     WrongTime,
-    /// It contradicts itself or the specification.
+    /// The content is invalid.
     #[error("presence: {0}")]
     Impossible(#[from] Impossible),
-    /// The gateway is no relay of the last consensus.
+    /// The last consensus doesn't list the gateway.
     #[error("presence: the gateway is not listed")]
     NotListed,
-    /// A report of the same gateway, at least as new, is stored.
+    /// The last report of the same gateway is as new or newer.
     #[error("presence: not newer than the previous one")]
     Older,
 }
@@ -49,14 +49,14 @@ pub enum PresenceError {
 /// A signed report with an unverified signature.
 pub type UnverifiedPresence = UnverifiedStatement<Presence>;
 
-/// A gateway's report: verified, or made by this node.
+/// A gateway's report: verified, or created by this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Presence {
-    /// The relay that reports.
+    /// The gateway, which signs the report.
     pub gateway: RelayId,
-    /// Its date in Unix milliseconds, later than that of the last report.
+    /// The date in Unix milliseconds, later than that of the last report.
     pub at_ms: u64,
-    /// All volunteers with a channel to it, ascending, at most [`MAX_PRESENT`].
+    /// All volunteers with a channel to the gateway, ascending, at most [`MAX_PRESENT`].
     pub volunteers: Vec<RelayId>,
 }
 
@@ -110,7 +110,7 @@ impl Statement for Presence {
 
 /// The directory's answer to a report.
 ///
-/// It isn't signed: a directory that falsifies it could as well leave the volunteers out of the list.
+/// It isn't signed: a directory that falsifies it could equally omit the volunteers from the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counted {
     /// The volunteers for which the report counted, ascending.
@@ -118,7 +118,7 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// Encodes it.
+    /// Encodes the answer.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         schema::Counted { volunteers: encode_identities(&self.volunteers) }.encode_to_vec()

@@ -37,17 +37,17 @@ fn verify_list(bytes: &[u8], by: &[u16], now: WallTime) -> Result<VolunteerList,
 }
 
 #[test]
-fn a_signed_volunteer_comes_back_as_it_was() {
-    let mut wanted = volunteer_profile(21);
-    wanted.family = vec![key(2).id()];
-    wanted.operator = "someone".into();
-    let found = verify(&volunteer(21, wanted.clone(), NOW), NOW).unwrap();
-    assert_eq!(found, VolunteerDescriptor { profile: wanted, published: NOW });
+fn a_verified_volunteer_descriptor_equals_the_signed_one() {
+    let mut expected = volunteer_profile(21);
+    expected.family = vec![key(2).id()];
+    expected.operator = "someone".into();
+    let found = verify(&volunteer(21, expected.clone(), NOW), NOW).unwrap();
+    assert_eq!(found, VolunteerDescriptor { profile: expected, published: NOW });
     assert_eq!(found.profile.keys().identity, key(21).id());
 }
 
 #[test]
-fn a_volunteer_signed_by_another_or_for_another_purpose_is_refused() {
+fn a_volunteer_descriptor_of_another_signer_or_purpose_is_refused() {
     let good = volunteer(21, volunteer_profile(21), NOW);
     let document = schema::SignedVolunteer::decode(good.as_slice()).unwrap();
     for signature in [
@@ -63,7 +63,7 @@ fn a_volunteer_signed_by_another_or_for_another_purpose_is_refused() {
 }
 
 #[test]
-fn a_volunteer_counts_as_long_as_a_descriptor_does() {
+fn a_volunteer_descriptor_is_valid_for_the_lifetime_of_a_descriptor() {
     let bytes = volunteer(21, volunteer_profile(21), NOW);
     assert!(verify(&bytes, NOW.before(CLOCK_SKEW)).is_ok());
     assert_eq!(verify(&bytes, NOW.before(CLOCK_SKEW + seconds(1))), Err(DescriptorError::FromTheFuture));
@@ -72,7 +72,7 @@ fn a_volunteer_counts_as_long_as_a_descriptor_does() {
 }
 
 #[test]
-fn an_impossible_volunteer_is_refused_with_the_reason() {
+fn a_volunteer_descriptor_with_invalid_content_is_refused_with_the_reason() {
     let reason = |change: &dyn Fn(&mut schema::VolunteerProfile)| {
         let mut profile = volunteer_profile(21).encode();
         change(&mut profile);
@@ -90,7 +90,7 @@ fn an_impossible_volunteer_is_refused_with_the_reason() {
         (&|it| it.onion_key = vec![1; 31], "onion key"),
         (&|it| it.family = vec![vec![1; 33]], "family member"),
         (&|it| it.family = vec![vec![1; 32]; 9], "8 relays"),
-        (&|it| *it = longest_profile(401).encode(), "400 bytes"),
+        (&|it| *it = profile_of_length(401).encode(), "400 bytes"),
         (&|it| it.family = vec![it.identity.clone()], "itself"),
         (&|it| it.operator = "o\u{202e}".into(), "operator"),
         (&|it| it.version = "v".repeat(33), "version"),
@@ -102,8 +102,8 @@ fn an_impossible_volunteer_is_refused_with_the_reason() {
     }
 }
 
-/// Volunteer 21, with a profile of `length` bytes.
-fn longest_profile(length: usize) -> VolunteerProfile {
+/// A profile of volunteer 21 with an encoding of `length` bytes.
+fn profile_of_length(length: usize) -> VolunteerProfile {
     let with = |host: usize| {
         let requests = crate::delegated::HttpOffer::Hosts(vec!["h".repeat(host)]);
         let offer = Offer { requests, ..Offer::default() };
@@ -113,19 +113,19 @@ fn longest_profile(length: usize) -> VolunteerProfile {
 }
 
 #[test]
-fn a_volunteer_that_is_too_long_is_neither_signed_nor_decoded() {
+fn a_volunteer_profile_that_is_too_long_is_neither_signed_nor_decoded() {
     let sign = |profile| VolunteerDescriptor { profile, published: NOW }.sign(&key(21));
-    assert!(verify(&sign(longest_profile(MAX_VOLUNTEER_PROFILE_LEN)).unwrap(), NOW).is_ok());
-    let long = sign(longest_profile(MAX_VOLUNTEER_PROFILE_LEN + 1)).unwrap_err().to_string();
+    assert!(verify(&sign(profile_of_length(MAX_VOLUNTEER_PROFILE_LEN)).unwrap(), NOW).is_ok());
+    let long = sign(profile_of_length(MAX_VOLUNTEER_PROFILE_LEN + 1)).unwrap_err().to_string();
     assert!(long.contains("400 bytes"), "{long}");
     let too_long = DescriptorError::Malformed(BoundError::TooLong(MAX_VOLUNTEER_LEN));
     assert_eq!(verify(&vec![0; MAX_VOLUNTEER_LEN + 1], NOW), Err(too_long));
 }
 
 #[test]
-fn as_many_volunteers_as_there_may_be_fit_into_one_list_however_long_they_are() {
+fn the_maximum_number_of_longest_profiles_fits_into_one_list() {
     let longest = |number| {
-        let profile = VolunteerProfile { identity: key(number).id(), ..longest_profile(MAX_VOLUNTEER_PROFILE_LEN) };
+        let profile = VolunteerProfile { identity: key(number).id(), ..profile_of_length(MAX_VOLUNTEER_PROFILE_LEN) };
         Volunteer { profile, gateways: (1..=3).map(|number| key(number).id()).collect() }
     };
     let (_, encoded) = volunteers_at(NOW, (1000..).take(MAX_VOLUNTEERS).map(longest));
@@ -135,7 +135,7 @@ fn as_many_volunteers_as_there_may_be_fit_into_one_list_however_long_they_are() 
 }
 
 #[test]
-fn a_registration_comes_back_as_it_was_and_nothing_else_is_one() {
+fn a_decoded_registration_equals_the_encoded_one_and_others_are_refused() {
     let registration = Registration { seed: [7; 32], gateways: vec![key(2).id(), key(1).id()] };
     assert_eq!(Registration::decode(&registration.encode()), Ok(registration.clone()));
     let none = Registration { gateways: Vec::new(), ..registration.clone() };
@@ -153,17 +153,17 @@ fn presence(volunteers: &[u16]) -> Presence {
 }
 
 #[test]
-fn a_signed_presence_comes_back_as_it_was() {
+fn a_verified_presence_equals_the_signed_one() {
     for volunteers in [&[][..], &[21, 22, 23]] {
-        let wanted = presence(volunteers);
-        let unverified = UnverifiedPresence::decode(&wanted.sign(&key(1)).unwrap()).unwrap();
-        assert_eq!(unverified.claimed(), &wanted);
-        assert_eq!(unverified.verify(NOW), Ok(wanted));
+        let expected = presence(volunteers);
+        let unverified = UnverifiedPresence::decode(&expected.sign(&key(1)).unwrap()).unwrap();
+        assert_eq!(unverified.claimed(), &expected);
+        assert_eq!(unverified.verify(NOW), Ok(expected));
     }
 }
 
 #[test]
-fn a_presence_signed_by_another_or_made_at_another_time_is_refused() {
+fn a_presence_of_another_signer_or_time_is_refused() {
     let bytes = presence(&[21]).sign(&key(1)).unwrap();
     let mut forged = schema::SignedPresence::decode(bytes.as_slice()).unwrap();
     forged.signature = key(2).sign(Presence::PURPOSE, &forged.presence).to_vec();
@@ -173,11 +173,11 @@ fn a_presence_signed_by_another_or_made_at_another_time_is_refused() {
     assert!(at(NOW.before(CLOCK_SKEW)).is_ok() && at(NOW.after(CLOCK_SKEW)).is_ok());
     assert_eq!(at(NOW.before(CLOCK_SKEW + seconds(1))), Err(PresenceError::WrongTime));
     assert_eq!(at(NOW.after(CLOCK_SKEW + seconds(1))), Err(PresenceError::WrongTime));
-    assert!(presence(&[21]).sign(&key(2)).is_err(), "a document is valid under its own identity's signature only");
+    assert!(presence(&[21]).sign(&key(2)).is_err(), "a presence must be signed by its gateway");
 }
 
 #[test]
-fn a_presence_out_of_order_or_of_too_many_is_refused() {
+fn an_unordered_or_too_long_presence_is_refused() {
     let mut many = presence(&(1000..1512).collect::<Vec<_>>());
     assert!(UnverifiedPresence::decode(&many.sign(&key(1)).unwrap()).is_ok());
     many.volunteers.push(RelayId::from_bytes([255; 32]));
@@ -190,10 +190,10 @@ fn a_presence_out_of_order_or_of_too_many_is_refused() {
 }
 
 #[test]
-fn an_answer_to_a_report_comes_back_as_it_was_and_nothing_else_is_one() {
+fn a_decoded_answer_to_a_report_equals_the_encoded_one_and_others_are_refused() {
     for volunteers in [&[][..], &[21, 22, 23]] {
-        let wanted = Counted { volunteers: presence(volunteers).volunteers };
-        assert_eq!(Counted::decode(&wanted.encode()), Ok(wanted));
+        let expected = Counted { volunteers: presence(volunteers).volunteers };
+        assert_eq!(Counted::decode(&expected.encode()), Ok(expected));
     }
     let twice = Counted { volunteers: vec![key(21).id(); 2] };
     assert!(matches!(Counted::decode(&twice.encode()), Err(PresenceError::Impossible(_))));
@@ -202,7 +202,7 @@ fn an_answer_to_a_report_comes_back_as_it_was_and_nothing_else_is_one() {
 }
 
 #[test]
-fn a_signed_list_comes_back_as_it_was() {
+fn a_verified_list_equals_the_signed_one() {
     let bytes = volunteers_signed_by(&[100], NOW).into_bytes();
     let found = verify_list(&bytes, &[100], NOW).unwrap();
     assert_eq!(found, volunteers([listed_volunteer(22, &[2]), listed_volunteer(21, &[3, 1, 2])]));
@@ -217,37 +217,37 @@ fn a_signed_list_comes_back_as_it_was() {
 }
 
 #[test]
-fn a_list_counts_by_the_same_rules_as_a_consensus() {
+fn a_list_is_verified_by_the_rules_of_a_consensus() {
     let at = |signers: &[u16], valid_after, configured: &[u16], now| {
         verify_list(volunteers_signed_by(signers, valid_after).as_bytes(), configured, now)
     };
-    let not = |outcome: Result<VolunteerList, DocumentError>| match outcome {
+    let reason = |outcome: Result<VolunteerList, DocumentError>| match outcome {
         Err(DocumentError::NotCounted(reason)) => reason,
         other => panic!("{other:?}"),
     };
     assert!(at(&[100, 102], NOW, &[100, 101, 102], NOW).is_ok());
     assert_eq!(
-        not(at(&[100; 3], NOW, &[100, 101, 102], NOW)),
+        reason(at(&[100; 3], NOW, &[100, 101, 102], NOW)),
         NotCounted::TooFewSignatures { signed: 1, configured: 3 }
     );
-    assert_eq!(not(at(&[100], NOW, &[], NOW)), NotCounted::NoAuthorities);
+    assert_eq!(reason(at(&[100], NOW, &[], NOW)), NotCounted::NoAuthorities);
     assert!(at(&[100], NOW, &[100], NOW.after(seconds(LIST_VALID - 1))).is_ok());
-    assert_eq!(not(at(&[100], NOW, &[100], NOW.after(seconds(LIST_VALID)))), NotCounted::Expired);
-    assert_eq!(not(at(&[100], NOW.after(CLOCK_SKEW + seconds(1)), &[100], NOW)), NotCounted::NotYetValid);
+    assert_eq!(reason(at(&[100], NOW, &[100], NOW.after(seconds(LIST_VALID)))), NotCounted::Expired);
+    assert_eq!(reason(at(&[100], NOW.after(CLOCK_SKEW + seconds(1)), &[100], NOW)), NotCounted::NotYetValid);
 
     let previous = at(&[100], NOW, &[100], NOW).unwrap();
     let against = |bytes: &[u8]| {
         UnverifiedVolunteerList::decode(bytes).unwrap().verify(&authorities(&[100]), NOW, Some(&previous))
     };
     let older = volunteers_signed_by(&[100], NOW.before(seconds(1)));
-    assert_eq!(not(against(older.as_bytes())), NotCounted::Older);
+    assert_eq!(reason(against(older.as_bytes())), NotCounted::Older);
     assert!(against(volunteers_signed_by(&[100], NOW).as_bytes()).is_ok());
     let other = VolunteerList::sign(volunteers_at(NOW, []).1, [&key(100)]);
-    assert_eq!(not(against(other.as_bytes())), NotCounted::Conflicting);
+    assert_eq!(reason(against(other.as_bytes())), NotCounted::Conflicting);
 }
 
 #[test]
-fn a_consensus_is_no_volunteer_list() {
+fn a_consensus_is_not_accepted_as_a_volunteer_list() {
     let signed = crate::directory::fixture::signed_by(&[100], NOW);
     let document = schema::SignedConsensus::decode(signed.as_bytes()).unwrap();
     let list = schema::SignedVolunteerList { list: document.consensus, signatures: document.signatures };
@@ -256,7 +256,7 @@ fn a_consensus_is_no_volunteer_list() {
 }
 
 #[test]
-fn a_list_that_contradicts_itself_is_refused_even_if_signed() {
+fn a_signed_list_with_invalid_content_is_refused() {
     let refused = |change: &dyn Fn(&mut schema::VolunteerList)| {
         let listed = [listed_volunteer(21, &[3, 1, 2]), listed_volunteer(22, &[2])];
         let mut document = schema::VolunteerList::decode(volunteers_at(NOW, listed).1.as_slice()).unwrap();
@@ -287,7 +287,7 @@ fn a_list_that_contradicts_itself_is_refused_even_if_signed() {
 }
 
 #[test]
-fn a_flood_of_empty_volunteers_is_refused_before_it_is_decoded() {
+fn too_many_empty_volunteers_are_refused_before_decoding() {
     let flood = VolunteerList::sign([0x22, 0].repeat(MAX_VOLUNTEERS + 1), [&key(100)]);
     let too_many = Err(DocumentError::Malformed(BoundError::TooMany(MAX_VOLUNTEERS)));
     assert_eq!(verify_list(flood.as_bytes(), &[100], NOW), too_many);
@@ -298,7 +298,7 @@ fn relays(numbers: impl IntoIterator<Item = u16>) -> Consensus {
 }
 
 #[test]
-fn a_ranking_holds_the_first_eight_guards_whatever_else_is_listed() {
+fn a_ranking_contains_the_first_eight_guards() {
     let guards = relays(1..=40);
     let ranking = gateway_ranking(&[7; 32], &key(21).id(), &guards);
     assert_eq!(ranking.len(), RANKED_GATEWAYS);
@@ -314,7 +314,7 @@ fn a_ranking_holds_the_first_eight_guards_whatever_else_is_listed() {
 }
 
 #[test]
-fn seeds_spread_a_volunteer_over_all_guards_alike() {
+fn seeds_distribute_a_volunteer_evenly_over_all_guards() {
     let guards = relays(1..=10);
     let mut firsts = std::collections::BTreeMap::<RelayId, u32>::new();
     for seed in 0_u16..1000 {
@@ -328,7 +328,7 @@ fn seeds_spread_a_volunteer_over_all_guards_alike() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_decoders_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn decoders_do_not_panic_on_any_input(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = verify(&bytes, NOW);
         let _ = Registration::decode(&bytes);
         let _ = UnverifiedPresence::decode(&bytes);
@@ -337,7 +337,7 @@ proptest! {
     }
 
     #[test]
-    fn one_changed_bit_anywhere_in_a_list_is_refused(position in any::<prop::sample::Index>(), bit in 0u8..8) {
+    fn a_list_with_one_changed_bit_is_refused(position in any::<prop::sample::Index>(), bit in 0u8..8) {
         let mut bytes = volunteers_signed_by(&[100], NOW).into_bytes();
         let position = position.index(bytes.len());
         bytes[position] ^= 1 << bit;

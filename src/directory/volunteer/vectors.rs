@@ -1,4 +1,4 @@
-//! Test vectors of `proto/vectors/volunteers.json`, which the second implementation wrote.
+//! Test vectors of `proto/vectors/volunteers.json`, which the reference implementation generates.
 
 use core::fmt::Display;
 
@@ -40,7 +40,7 @@ fn assert_outcome<T, E: Display>(case: &Value, outcome: Result<T, E>) {
 }
 
 #[test]
-fn rankings_are_those_of_the_reference() {
+fn rankings_equal_those_of_the_reference() {
     for case in cases("rankings") {
         let guard = |identity| {
             let relay = listed(profile(1));
@@ -54,7 +54,7 @@ fn rankings_are_those_of_the_reference() {
 }
 
 #[test]
-fn descriptors_fare_as_the_reference_says() {
+fn outcomes_of_descriptors_equal_those_of_the_reference() {
     for case in cases("descriptors") {
         let verify = |bytes: &[u8]| UnverifiedVolunteer::decode(bytes)?.verify(now(&case));
         assert_outcome(&case, verify(&vectors::bytes(&case["signed"])));
@@ -62,34 +62,34 @@ fn descriptors_fare_as_the_reference_says() {
 }
 
 #[test]
-fn registrations_are_those_of_the_reference() {
+fn registrations_equal_those_of_the_reference() {
     for case in cases("registrations") {
-        let wanted = Registration {
+        let expected = Registration {
             seed: vectors::bytes(&case["seed"]).try_into().unwrap(),
             gateways: identities(&case["gateways"]),
         };
-        assert_eq!(wanted.encode(), vectors::bytes(&case["encoded"]));
-        assert_eq!(Registration::decode(&vectors::bytes(&case["encoded"])), Ok(wanted));
+        assert_eq!(expected.encode(), vectors::bytes(&case["encoded"]));
+        assert_eq!(Registration::decode(&vectors::bytes(&case["encoded"])), Ok(expected));
     }
 }
 
 #[test]
-fn presences_fare_as_the_reference_says() {
+fn outcomes_of_presences_equal_those_of_the_reference() {
     for case in cases("presences") {
-        let wanted = Presence {
+        let expected = Presence {
             gateway: identity(&case["gateway"]),
             at_ms: case["at_ms"].as_u64().unwrap(),
             volunteers: identities(&case["volunteers"]),
         };
         let verify = |bytes: &[u8]| UnverifiedPresence::decode(bytes)?.verify(now(&case));
         let outcome = verify(&vectors::bytes(&case["signed"]));
-        assert!(outcome.as_ref().is_err() || outcome == Ok(wanted));
+        assert!(outcome.as_ref().is_err() || outcome == Ok(expected));
         assert_outcome(&case, outcome);
     }
 }
 
 #[test]
-fn lists_fare_as_the_reference_says() {
+fn outcomes_of_lists_equal_those_of_the_reference() {
     for case in cases("lists") {
         let authorities: Vec<AuthorityId> = identities(&case["authorities"]).into_iter().map(Into::into).collect();
         let in_use = case["in_use"].as_str().map(|_| {

@@ -1,4 +1,4 @@
-//! The differences between the two documents that a process follows: consensus and volunteer list.
+//! The differences between fetches of the consensus and of the volunteer list.
 
 use super::{Directory, DirectoryError, DocumentUrl};
 use crate::{
@@ -6,16 +6,17 @@ use crate::{
     directory::{Consensus, ConsensusBody, Document, VolunteerList, VolunteerListBody, follow::Followed},
 };
 
-/// A kind of document that a process follows.
-pub(super) trait Paged: Followed + Send + Sync + 'static {
-    fn page(directory: &mut Directory) -> &mut DocumentUrl;
+/// A kind of document that [`super::DirectoryClient`] fetches.
+pub(super) trait FetchedBody: Followed + Send + Sync + 'static {
+    /// The document's URL and entity tag at a directory.
+    fn resource(directory: &mut Directory) -> &mut DocumentUrl;
 
-    /// Whether a failure to get a newer document than `in_use` is logged as a warning.
+    /// Whether a failure to fetch a newer document than `in_use` is logged as a warning.
     fn is_alarming(error: &DirectoryError, in_use: Option<&Document<Self>>, now: WallTime) -> bool;
 }
 
-impl Paged for ConsensusBody {
-    fn page(directory: &mut Directory) -> &mut DocumentUrl {
+impl FetchedBody for ConsensusBody {
+    fn resource(directory: &mut Directory) -> &mut DocumentUrl {
         &mut directory.consensus
     }
 
@@ -24,14 +25,15 @@ impl Paged for ConsensusBody {
     }
 }
 
-impl Paged for VolunteerListBody {
-    fn page(directory: &mut Directory) -> &mut DocumentUrl {
+impl FetchedBody for VolunteerListBody {
+    fn resource(directory: &mut Directory) -> &mut DocumentUrl {
         &mut directory.volunteers
     }
 
     fn is_alarming(error: &DirectoryError, in_use: Option<&VolunteerList>, now: WallTime) -> bool {
-        // The fetch is due in the second in which the authority makes the list, so it is sometimes too early.
-        let early = matches!(error, DirectoryError::NothingNewer) && in_use.is_some_and(|list| !list.is_expired(now));
-        !matches!(error, DirectoryError::NoneYet) && !early
+        // The fetch is due in the second in which the authority signs the next list, and may precede it.
+        let is_early =
+            matches!(error, DirectoryError::NothingNewer) && in_use.is_some_and(|list| !list.is_expired(now));
+        !matches!(error, DirectoryError::NoneYet) && !is_early
     }
 }

@@ -22,23 +22,24 @@ use crate::directory::{
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A directory that answers as the test prescribes.
+/// A directory that answers every request with the same body, or with 404 without one.
 #[derive(Clone, Default)]
-struct Fake {
+struct FakeDirectory {
     body: Arc<Mutex<Option<Vec<u8>>>>,
-    asked: Arc<AtomicUsize>,
+    /// The number of requests.
+    requests: Arc<AtomicUsize>,
 }
 
-impl Fake {
+impl FakeDirectory {
     fn with(body: Vec<u8>) -> Self {
-        Self { body: Arc::new(Mutex::new(Some(body))), asked: Arc::default() }
+        Self { body: Arc::new(Mutex::new(Some(body))), requests: Arc::default() }
     }
 
     async fn start(&self) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let answer = |State(fake): State<Self>| async move {
-            fake.asked.fetch_add(1, Ordering::Relaxed);
+            fake.requests.fetch_add(1, Ordering::Relaxed);
             match fake.body.lock().unwrap().clone() {
                 Some(body) => Body::from(body).into_response(),
                 None => StatusCode::NOT_FOUND.into_response(),
@@ -66,17 +67,17 @@ fn later(seconds: u64) -> WallTime {
 }
 
 /// An address without a listener.
-async fn nobody() -> SocketAddr {
+async fn unused_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
 #[tokio::test]
-async fn a_consensus_that_does_not_count_is_refused_with_its_own_error() {
+async fn an_invalid_consensus_is_refused_with_the_reason() {
     let older = signed_by(&[100], NOW.before(Duration::from_secs(60)));
     let in_use = UnverifiedConsensus::decode(signed_by(&[100], NOW).as_bytes()).unwrap();
     let in_use = in_use.verify(&[key(100).id().into()], NOW, None).unwrap();
     let fetch = async |body: Vec<u8>, now: WallTime| {
-        let address = Fake::with(body).start().await;
+        let address = FakeDirectory::with(body).start().await;
         client(&[address]).fetch(now, Some(&in_use)).await
     };
     let signed = |at| signed_by(&[100], at).into_bytes();
@@ -101,56 +102,56 @@ async fn a_consensus_that_does_not_count_is_refused_with_its_own_error() {
 }
 
 #[tokio::test]
-async fn an_answer_that_swells_when_decompressed_is_dropped_at_the_cap() {
-    let address = Fake::with(vec![0; MAX_CONSENSUS_LEN + 1]).start().await;
+async fn an_answer_is_refused_above_the_cap_on_decompressed_bytes() {
+    let address = FakeDirectory::with(vec![0; MAX_CONSENSUS_LEN + 1]).start().await;
     assert!(matches!(client(&[address]).fetch(NOW, None).await, Err(DirectoryError::TooLong)));
 }
 
 #[tokio::test]
-async fn when_one_directory_is_down_or_lies_the_next_is_asked() {
-    let good = Fake::with(signed_by(&[100], NOW).into_bytes()).start().await;
-    let lying = Fake::with(signed_by(&[101], NOW).into_bytes()).start().await;
-    let down = nobody().await;
-    assert!(matches!(client(&[down, lying, good]).fetch(NOW, None).await, Ok(Some(_))));
-    let error = client(&[lying, down]).fetch(NOW, None).await.unwrap_err();
+async fn after_a_failed_or_invalid_answer_the_next_directory_is_queried() {
+    let good = FakeDirectory::with(signed_by(&[100], NOW).into_bytes()).start().await;
+    let forged = FakeDirectory::with(signed_by(&[101], NOW).into_bytes()).start().await;
+    let down = unused_address().await;
+    assert!(matches!(client(&[down, forged, good]).fetch(NOW, None).await, Ok(Some(_))));
+    let error = client(&[forged, down]).fetch(NOW, None).await.unwrap_err();
     assert!(matches!(error, DirectoryError::Unreachable(_)));
     assert!(!error.to_string().contains("127.0.0.1"), "{error}");
 }
 
 #[tokio::test]
-async fn a_directory_that_stands_still_does_not_hold_its_clients_to_an_old_consensus() {
-    let frozen = Fake::with(signed_by(&[100], NOW).into_bytes()).start().await;
-    let alive = Fake::with(signed_by(&[100], later(FRESH)).into_bytes()).start().await;
-    let mut client = client(&[frozen, alive]);
+async fn an_outdated_directory_is_skipped_once_the_consensus_is_no_longer_fresh() {
+    let outdated = FakeDirectory::with(signed_by(&[100], NOW).into_bytes()).start().await;
+    let current = FakeDirectory::with(signed_by(&[100], later(FRESH)).into_bytes()).start().await;
+    let mut client = client(&[outdated, current]);
     let in_use = client.fetch(NOW, None).await.unwrap().unwrap();
     assert!(matches!(client.fetch(later(FRESH - 1), Some(&in_use)).await, Ok(None)), "still fresh");
     let next = client.fetch(later(FRESH), Some(&in_use)).await.unwrap().unwrap();
     assert_eq!(next.valid_after(), later(FRESH));
-    let mut pinned = super::DirectoryClient::new(config(&[frozen], None)).unwrap();
-    assert!(matches!(pinned.fetch(later(FRESH), Some(&in_use)).await, Err(DirectoryError::NothingNewer)));
+    let mut single = super::DirectoryClient::new(config(&[outdated], None)).unwrap();
+    assert!(matches!(single.fetch(later(FRESH), Some(&in_use)).await, Err(DirectoryError::NothingNewer)));
 }
 
 #[tokio::test]
-async fn a_directory_that_says_not_modified_unasked_is_passed_over() {
+async fn a_not_modified_answer_to_an_unconditional_request_is_a_failure() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let lazy = listener.local_addr().unwrap();
+    let faulty = listener.local_addr().unwrap();
     let router = Router::new().route("/v1/consensus", get(async || StatusCode::NOT_MODIFIED));
     tokio::spawn(async move { axum::serve(listener, router).await });
-    assert!(matches!(client(&[lazy]).fetch(NOW, None).await, Err(DirectoryError::NotAsked)));
-    let good = Fake::with(signed_by(&[100], NOW).into_bytes()).start().await;
-    assert!(matches!(client(&[lazy, good]).fetch(NOW, None).await, Ok(Some(_))));
+    assert!(matches!(client(&[faulty]).fetch(NOW, None).await, Err(DirectoryError::UnexpectedNotModified)));
+    let good = FakeDirectory::with(signed_by(&[100], NOW).into_bytes()).start().await;
+    assert!(matches!(client(&[faulty, good]).fetch(NOW, None).await, Ok(Some(_))));
 }
 
 #[tokio::test]
-async fn a_client_uses_what_is_on_disk_while_the_directory_is_down_until_it_expires() {
+async fn a_cached_consensus_is_used_without_a_directory_until_it_expires() {
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().join("consensus");
-    let up = Fake::with(signed_by(&[100], NOW).into_bytes()).start().await;
+    let up = FakeDirectory::with(signed_by(&[100], NOW).into_bytes()).start().await;
     let mut first = DirectoryClient::new(config(&[up], Some(cache.clone()))).unwrap();
     assert!(first.cached(NOW).is_none());
     let fetched = first.fetch(NOW, None).await.unwrap().unwrap();
 
-    let after_restart = DirectoryClient::new(config(&[nobody().await], Some(cache.clone()))).unwrap();
+    let after_restart = DirectoryClient::new(config(&[unused_address().await], Some(cache.clone()))).unwrap();
     assert_eq!(after_restart.cached(later(VALID - 1)), Some(fetched.clone()));
     assert_eq!(after_restart.cached(later(VALID)), None);
 
@@ -161,23 +162,23 @@ async fn a_client_uses_what_is_on_disk_while_the_directory_is_down_until_it_expi
     assert_eq!(receiver.borrow().as_deref(), Some(&fetched));
 
     std::fs::write(&cache, b"nonsense").unwrap();
-    let damaged = DirectoryClient::new(config(&[nobody().await], Some(cache))).unwrap();
+    let damaged = DirectoryClient::new(config(&[unused_address().await], Some(cache))).unwrap();
     assert_eq!(damaged.cached(NOW), None);
 }
 
 #[tokio::test]
-async fn a_client_that_follows_gets_the_first_consensus_soon_and_each_next_one() {
-    let fake = Fake::default();
+async fn following_returns_the_first_consensus_and_each_later_one() {
+    let fake = FakeDirectory::default();
     let address = fake.start().await;
     let (sender, mut receiver) = watch::channel(None);
     let task = tokio::spawn(client(&[address]).follow(sender, || later(2 * FRESH), ChaCha20Rng::seed_from_u64(1)));
-    // The directory gets one only after it has refused a request.
-    let asked = async {
-        while fake.asked.load(Ordering::Relaxed) == 0 {
+    // The directory has no consensus before the first request.
+    let first_request = async {
+        while fake.requests.load(Ordering::Relaxed) == 0 {
             tokio::task::yield_now().await;
         }
     };
-    timeout(DEADLINE, asked).await.expect("never asked");
+    timeout(DEADLINE, first_request).await.expect("no request in time");
     for at in [0, 1, 2] {
         *fake.body.lock().unwrap() = Some(signed_by(&[100], later(at)).into_bytes());
         timeout(DEADLINE, receiver.changed()).await.expect("no consensus in time").unwrap();
@@ -188,10 +189,10 @@ async fn a_client_that_follows_gets_the_first_consensus_soon_and_each_next_one()
 }
 
 #[tokio::test]
-async fn a_volunteer_list_is_fetched_by_the_same_rules_as_a_consensus() {
+async fn a_volunteer_list_is_fetched_by_the_rules_of_a_consensus() {
     let signed = |by: u16, at| volunteers_signed_by(&[by], at).into_bytes();
     let fetch = async |body: Vec<u8>, now, in_use: Option<&VolunteerList>| {
-        let address = Fake::with(body).start().await;
+        let address = FakeDirectory::with(body).start().await;
         client(&[address]).fetch_volunteers(now, in_use).await
     };
     let first = fetch(signed(100, NOW), NOW, None).await.unwrap().unwrap();
@@ -200,24 +201,24 @@ async fn a_volunteer_list_is_fetched_by_the_same_rules_as_a_consensus() {
     assert!(matches!(fetch(signed(100, NOW), NOW, Some(&first)).await, Ok(None)));
     let stale = fetch(signed(100, NOW), later(LIST_FRESH), Some(&first)).await;
     assert!(matches!(stale, Err(DirectoryError::NothingNewer)));
-    let not = async |body, now| match fetch(body, now, Some(&first)).await {
+    let reason = async |body, now| match fetch(body, now, Some(&first)).await {
         Err(DirectoryError::Document { name: "volunteer list", error: DocumentError::NotCounted(reason) }) => reason,
         other => panic!("{other:?}"),
     };
-    assert_eq!(not(signed(100, NOW.before(Duration::from_secs(1))), NOW).await, NotCounted::Older);
-    assert_eq!(not(signed(100, later(1)), later(1 + LIST_VALID)).await, NotCounted::Expired);
+    assert_eq!(reason(signed(100, NOW.before(Duration::from_secs(1))), NOW).await, NotCounted::Older);
+    assert_eq!(reason(signed(100, later(1)), later(1 + LIST_VALID)).await, NotCounted::Expired);
     let too_few = NotCounted::TooFewSignatures { signed: 0, configured: 1 };
-    assert_eq!(not(signed(101, later(1)), NOW).await, too_few);
-    assert_eq!(not(signed_by(&[100], NOW).into_bytes(), NOW).await, too_few, "a consensus is not a volunteer list");
-    let swollen = fetch(vec![0; MAX_VOLUNTEER_LIST_LEN + 1], NOW, None).await;
-    assert!(matches!(swollen, Err(DirectoryError::TooLong)));
+    assert_eq!(reason(signed(101, later(1)), NOW).await, too_few);
+    assert_eq!(reason(signed_by(&[100], NOW).into_bytes(), NOW).await, too_few, "a consensus is not a volunteer list");
+    let too_long = fetch(vec![0; MAX_VOLUNTEER_LIST_LEN + 1], NOW, None).await;
+    assert!(matches!(too_long, Err(DirectoryError::TooLong)));
 }
 
 #[tokio::test]
-async fn a_client_that_follows_the_volunteer_list_never_writes_it_where_the_consensus_is() {
+async fn a_followed_volunteer_list_is_not_written_to_the_cache_file() {
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().join("consensus");
-    let fake = Fake::with(volunteers_signed_by(&[100], NOW).into_bytes());
+    let fake = FakeDirectory::with(volunteers_signed_by(&[100], NOW).into_bytes());
     let follower = DirectoryClient::new(config(&[fake.start().await], Some(cache.clone()))).unwrap();
     let (sender, mut receiver) = watch::channel(None);
     let task = tokio::spawn(follower.follow_volunteers(sender, || later(2), ChaCha20Rng::seed_from_u64(1)));
@@ -229,18 +230,19 @@ async fn a_client_that_follows_the_volunteer_list_never_writes_it_where_the_cons
 }
 
 #[tokio::test]
-async fn an_answer_to_a_registration_that_is_none_is_refused() {
-    let register = async |body: Vec<u8>| client(&[Fake::with(body).start().await]).register(b"a volunteer").await;
+async fn an_invalid_answer_to_a_registration_is_refused() {
+    let register =
+        async |body: Vec<u8>| client(&[FakeDirectory::with(body).start().await]).register(b"a volunteer").await;
     let good = Registration { seed: [7; 32], gateways: vec![key(1).id()] };
     assert_eq!(register(good.encode()).await.unwrap(), good);
     assert!(matches!(register(b"nonsense".to_vec()).await, Err(DirectoryError::Registration(_))));
     assert!(matches!(register(vec![0; 1 << 20]).await, Err(DirectoryError::TooLong)));
-    let second = Fake::with(good.encode()).start().await;
-    assert_eq!(client(&[nobody().await, second]).register(b"a volunteer").await.unwrap(), good);
+    let second = FakeDirectory::with(good.encode()).start().await;
+    assert_eq!(client(&[unused_address().await, second]).register(b"a volunteer").await.unwrap(), good);
 }
 
 #[test]
-fn what_is_no_url_of_a_directory_is_refused_by_name() {
+fn an_invalid_directory_url_is_refused_with_the_url() {
     for url in ["", "192.0.2.1:9360", "ftp://192.0.2.1", "directory"] {
         let directories = vec![url.to_owned()];
         let error = DirectoryClient::new(DirectoryConfig { directories, authorities: Vec::new(), cache: None }).err();

@@ -17,26 +17,25 @@ use crate::{
     directory_http::store::{AuthorityStore, Change, StoreError},
 };
 
-/// Shorter than the authority's timeout, so that the authority gets the outcome.
+/// Time limit of a dial; shorter than the authority's timeout of a proof, so that the authority receives the outcome.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(20);
-/// Shortest wait. Wall time has whole seconds, so a deadline within the current second is checked again after this
-/// time.
-const SHORTEST_WAIT: Duration = Duration::from_millis(100);
-/// Longest wait before the wall clock is read again, since the clock may be set.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Minimum wait for a deadline. Wall time has whole seconds, so the time to a deadline may be rounded to zero.
+const MIN_WAIT: Duration = Duration::from_millis(100);
+/// Maximum wait until the wall clock is read again, because the clock may be set.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// Proves relays for an authority by dialling them.
+/// Checks for an authority that a relay is at its address.
 pub trait Prover: Send + Sync + 'static {
-    /// Opens a new link to the target, regardless of existing ones, and verifies that the relay there has the
-    /// expected identity. Dropped at the timeout.
+    /// Opens a new link to the target, even if there is an open one, and verifies the identity of the relay. The future
+    /// is dropped at the timeout.
     fn prove(&self, target: DialTarget) -> impl Future<Output = Result<(), ProofError>> + Send;
 }
 
-/// Drives `authority`: takes `submissions`, lets `server` serve the documents, restores the records of `store`, and
-/// uses `rng` for randomness. Ends when the server and all its clones are dropped.
+/// Drives `authority`: restores the records of `store`, passes `submissions` to the authority, and publishes its
+/// documents at `server`. `rng` draws the seeds of volunteers. Ends when the submissions end.
 ///
 /// # Errors
-/// When the store can't be read. A failed write is logged, and the documents are served all the same.
+/// When the store can't be read. A failed write is logged, and the documents are served nevertheless.
 pub async fn run_authority<S: AuthorityStore, P: Prover, R: CryptoRng>(
     authority: Authority,
     (server, submissions): (DirectoryServer, mpsc::Receiver<Submission>),
@@ -47,9 +46,9 @@ pub async fn run_authority<S: AuthorityStore, P: Prover, R: CryptoRng>(
 ) -> Result<(), StoreError> {
     let (store, prover) = (Arc::new(store), Arc::new(prover));
     let mut service = DirectoryService { authority, server, store, prover, rng, proofs: JoinSet::new() };
-    let kept = service.store.load()?;
-    let records = kept.relays.iter().map(Vec::as_slice);
-    service.authority.restore(clock(), records, kept.consensus.as_deref());
+    let stored = service.store.load()?;
+    let records = stored.relays.iter().map(Vec::as_slice);
+    service.authority.restore(clock(), records, stored.consensus.as_deref());
     service.run(submissions, clock).await;
     Ok(())
 }
@@ -66,50 +65,51 @@ struct DirectoryService<S, P, R> {
 impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
     async fn run(&mut self, mut submissions: mpsc::Receiver<Submission>, clock: impl Fn() -> WallTime) {
         loop {
-            // Checked here too, because a constant flow of submissions must not delay the deadline.
+            // The deadline is checked before each submission, so that constant submissions can't delay it.
             if self.authority.poll_timeout().is_some_and(|deadline| deadline <= clock()) {
                 self.authority.handle_timeout(clock());
             }
             self.drain().await;
-            let wait = self.authority.poll_timeout().map_or(LONGEST_WAIT, |deadline| deadline.since(clock()));
+            let wait = self.authority.poll_timeout().map_or(MAX_WAIT, |deadline| deadline.since(clock()));
             tokio::select! {
                 submission = submissions.recv() => match submission {
-                    Some(submission) => self.take(clock(), submission),
+                    Some(submission) => self.handle_submission(clock(), submission),
                     None => return,
                 },
                 Some(proof) = self.proofs.join_next() => match proof {
                     Ok((target, outcome)) => self.authority.handle_proof(clock(), &target, outcome),
                     Err(error) => tracing::error!(%error, "the dial for a proof ended without a result"),
                 },
-                () = sleep(wait.clamp(SHORTEST_WAIT, LONGEST_WAIT)) => self.authority.handle_timeout(clock()),
+                () = sleep(wait.clamp(MIN_WAIT, MAX_WAIT)) => self.authority.handle_timeout(clock()),
             }
         }
     }
 
-    /// Passes a submission to the authority and returns its answer. A failed return means that the client is gone.
-    fn take(&mut self, now: WallTime, submission: Submission) {
+    /// Passes a submission to the authority, and sends the answer. A failed send needs no action: the client has closed
+    /// its connection.
+    fn handle_submission(&mut self, now: WallTime, submission: Submission) {
         match submission {
-            Submission::Descriptor(bytes, answer) => {
-                let verdict = self.authority.handle_descriptor(now, &bytes);
-                match &verdict {
+            Submission::Descriptor(bytes, sender) => {
+                let outcome = self.authority.handle_descriptor(now, &bytes);
+                match &outcome {
                     Ok(relay) => tracing::debug!(%relay, "accepted a descriptor"),
                     Err(error) => tracing::info!(%error, "refused a descriptor"),
                 }
-                _ = answer.send(verdict.map(|_| ()));
+                _ = sender.send(outcome.map(|_| ()));
             }
-            Submission::Volunteer(bytes, answer) => {
-                let verdict = self.authority.handle_volunteer(now, &bytes, &mut self.rng);
-                if let Err(error) = &verdict {
+            Submission::Volunteer(bytes, sender) => {
+                let outcome = self.authority.handle_volunteer(now, &bytes, &mut self.rng);
+                if let Err(error) = &outcome {
                     tracing::info!(%error, "refused a volunteer's registration");
                 }
-                _ = answer.send(verdict);
+                _ = sender.send(outcome);
             }
-            Submission::Presence(bytes, answer) => {
-                let verdict = self.authority.handle_presence(now, &bytes);
-                if let Err(error) = &verdict {
+            Submission::Presence(bytes, sender) => {
+                let outcome = self.authority.handle_presence(now, &bytes);
+                if let Err(error) = &outcome {
                     tracing::info!(%error, "refused a gateway's report");
                 }
-                _ = answer.send(verdict);
+                _ = sender.send(outcome);
             }
         }
     }
@@ -121,8 +121,8 @@ impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
         while let Some(event) = self.authority.poll_event() {
             match event {
                 AuthorityEvent::Prove(target) => self.prove(target),
-                AuthorityEvent::Remember { relay, record } => changes.push(Change::Remember { relay, record }),
-                AuthorityEvent::Forget(relay) => changes.push(Change::Forget(relay)),
+                AuthorityEvent::StoreRecord { relay, record } => changes.push(Change::Put { relay, record }),
+                AuthorityEvent::DeleteRecord(relay) => changes.push(Change::Delete(relay)),
                 AuthorityEvent::PublishVolunteers(list) => self.server.publish_volunteers(&list),
                 AuthorityEvent::Publish(consensus) => {
                     changes.push(Change::Publish(consensus.as_bytes().to_vec()));

@@ -24,11 +24,11 @@ use crate::{
     },
     directory_http::{
         client::{DirectoryClient, DirectoryConfig, DirectoryError},
-        store::{AuthorityStore, Change, Kept, StoreError},
+        store::{AuthorityStore, Change, StoreError, StoredRecords},
     },
 };
 
-/// Time limit of a wait before the test fails.
+/// Time limit of each wait.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 async fn listen() -> (TcpListener, SocketAddr) {
@@ -43,12 +43,12 @@ fn client(address: SocketAddr) -> DirectoryClient {
     DirectoryClient::new(DirectoryConfig { directories, authorities, cache: None }).unwrap()
 }
 
-/// The bytes of the answer to a raw HTTP request.
+/// The answer to a raw HTTP request.
 async fn exchange(address: SocketAddr, request: &[u8]) -> String {
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all(request).await.unwrap();
     let mut answer = Vec::new();
-    // A server that closes with unread bytes sends a reset after its answer.
+    // TCP sends a reset after the answer if the server closes the socket with unread bytes.
     _ = timeout(DEADLINE, socket.read_to_end(&mut answer)).await.expect("no answer in time");
     String::from_utf8_lossy(&answer).into_owned()
 }
@@ -57,7 +57,8 @@ fn get_consensus(headers: &str) -> Vec<u8> {
     format!("GET /v1/consensus HTTP/1.1\r\nhost: directory\r\nconnection: close\r\n{headers}\r\n").into_bytes()
 }
 
-fn served() -> (DirectoryServer, mpsc::Receiver<Submission>) {
+/// A server with a consensus.
+fn server() -> (DirectoryServer, mpsc::Receiver<Submission>) {
     let (server, submissions) = DirectoryServer::new();
     server.publish(&signed_by(&[100], NOW));
     (server, submissions)
@@ -65,7 +66,7 @@ fn served() -> (DirectoryServer, mpsc::Receiver<Submission>) {
 
 /// A directory that refuses every descriptor with `error`, and every report.
 async fn serve_refusals(error: DescriptorError) -> SocketAddr {
-    let (server, mut submissions) = served();
+    let (server, mut submissions) = server();
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
     tokio::spawn(async move {
@@ -81,8 +82,8 @@ async fn serve_refusals(error: DescriptorError) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn the_consensus_comes_with_a_tag_compressed_if_asked_and_once_only_if_it_is_known() {
-    let (server, _submissions) = served();
+async fn the_consensus_has_an_entity_tag_and_is_compressed_on_request() {
+    let (server, _submissions) = server();
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
     let plain = exchange(address, &get_consensus("")).await;
@@ -102,7 +103,7 @@ async fn the_consensus_comes_with_a_tag_compressed_if_asked_and_once_only_if_it_
 }
 
 #[tokio::test]
-async fn before_the_first_consensus_the_answer_says_so() {
+async fn a_request_before_the_first_consensus_is_answered_with_not_found() {
     let (server, _submissions) = DirectoryServer::new();
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
@@ -112,21 +113,21 @@ async fn before_the_first_consensus_the_answer_says_so() {
 }
 
 #[tokio::test]
-async fn pages_beside_a_directory_change_none_of_its_own_answers() {
-    let (server, _submissions) = served();
+async fn pages_at_a_directory_do_not_change_its_own_answers() {
+    let (server, _submissions) = server();
     let (listener, address) = listen().await;
     let pages = Router::new().route("/volunteer", get(|| async { "a page" }));
     tokio::spawn(server.with_web(pages).serve(listener));
-    let ask = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").into_bytes();
-    let answer = exchange(address, &ask("/volunteer")).await;
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").into_bytes();
+    let answer = exchange(address, &get("/volunteer")).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("a page"), "{answer}");
     let answer = exchange(address, &get_consensus("origin: https://elsewhere.example\r\n")).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("access-control-allow-origin: *"), "{answer}");
-    assert!(exchange(address, &ask("/other")).await.starts_with("HTTP/1.1 404"));
+    assert!(exchange(address, &get("/other")).await.starts_with("HTTP/1.1 404"));
 }
 
 #[tokio::test]
-async fn bad_requests_are_answered_not_endured() {
+async fn invalid_requests_are_answered_with_an_error_status() {
     let address = serve_refusals(DescriptorError::Stale).await;
     let post = |len: usize, body: &[u8]| {
         let head =
@@ -150,16 +151,15 @@ async fn bad_requests_are_answered_not_endured() {
 }
 
 #[tokio::test]
-async fn a_flood_of_descriptors_is_told_that_the_directory_is_busy() {
-    let (server, submissions) = served();
+async fn descriptors_above_the_cap_are_answered_with_busy() {
+    let (server, submissions) = server();
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
     let mut senders = JoinSet::new();
     for _ in 0..MAX_SUBMISSIONS + 10 {
         senders.spawn(async move { client(address).publish(b"abc").await.unwrap_err().to_string() });
     }
-    // No authority runs: submissions over the cap are answered at once, the others when the authority's end is
-    // dropped.
+    // There is no authority. Submissions above the cap are answered at once, the others when the receiver is dropped.
     for _ in 0..10 {
         let reason = timeout(DEADLINE, senders.join_next()).await.expect("the flood was not answered");
         let reason = reason.unwrap().unwrap();
@@ -173,7 +173,7 @@ async fn a_flood_of_descriptors_is_told_that_the_directory_is_busy() {
     }
 }
 
-/// Proves a relay if its dial target equals that in the map.
+/// A prover that accepts the dial targets in the map.
 #[derive(Default)]
 struct KnownHosts(Mutex<HashMap<RelayId, DialTarget>>);
 
@@ -187,7 +187,7 @@ impl Prover for Arc<KnownHosts> {
     }
 }
 
-/// Keeps the records in memory.
+/// A store in memory.
 #[derive(Clone, Default)]
 struct MemoryStore(Arc<Mutex<Memory>>);
 
@@ -198,39 +198,39 @@ struct Memory {
 }
 
 impl AuthorityStore for MemoryStore {
-    fn load(&self) -> Result<Kept, StoreError> {
-        let kept = self.0.lock().unwrap();
-        Ok(Kept { relays: kept.relays.values().cloned().collect(), consensus: kept.consensus.clone() })
+    fn load(&self) -> Result<StoredRecords, StoreError> {
+        let memory = self.0.lock().unwrap();
+        Ok(StoredRecords { relays: memory.relays.values().cloned().collect(), consensus: memory.consensus.clone() })
     }
 
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
-        let mut kept = self.0.lock().unwrap();
+        let mut memory = self.0.lock().unwrap();
         for change in changes.iter().cloned() {
             match change {
-                Change::Remember { relay, record } => _ = kept.relays.insert(relay, record),
-                Change::Forget(relay) => _ = kept.relays.remove(&relay),
-                Change::Publish(consensus) => kept.consensus = Some(consensus),
+                Change::Put { relay, record } => _ = memory.relays.insert(relay, record),
+                Change::Delete(relay) => _ = memory.relays.remove(&relay),
+                Change::Publish(consensus) => memory.consensus = Some(consensus),
             }
         }
         Ok(())
     }
 }
 
-/// A complete directory, whose clock the test sets.
-struct Whole {
+/// A directory with authority and server, whose clock the test sets.
+struct TestDirectory {
     address: SocketAddr,
     clock: Arc<AtomicU64>,
     tasks: Vec<JoinHandle<()>>,
 }
 
-impl Whole {
+impl TestDirectory {
     async fn start(relays: usize, store: &MemoryStore, hosts: &Arc<KnownHosts>) -> Self {
         let (server, submissions) = DirectoryServer::new();
         let (listener, address) = listen().await;
         let clock = Arc::new(AtomicU64::new(NOW.as_unix()));
         let authority = Authority::new(key(100), AuthorityConfig::testnet(relays));
-        let told = Arc::clone(&clock);
-        let time = move || WallTime::from_unix(told.load(Ordering::Relaxed));
+        let shared = Arc::clone(&clock);
+        let time = move || WallTime::from_unix(shared.load(Ordering::Relaxed));
         let (store, hosts, served) = (store.clone(), Arc::clone(hosts), server.clone());
         let tasks = vec![
             tokio::spawn(async move { _ = served.serve(listener).await }),
@@ -242,13 +242,13 @@ impl Whole {
         Self { address, clock, tasks }
     }
 
-    /// Fetches until `wanted` holds of the consensus.
-    async fn fetch_until(&self, wanted: impl Fn(&Consensus) -> bool) -> Consensus {
+    /// Fetches until the consensus satisfies `condition`.
+    async fn fetch_until(&self, condition: impl Fn(&Consensus) -> bool) -> Consensus {
         let fetch = async {
             loop {
                 let now = WallTime::from_unix(self.clock.load(Ordering::Relaxed));
                 match client(self.address).fetch(now, None).await {
-                    Ok(Some(consensus)) if wanted(&consensus) => return consensus,
+                    Ok(Some(consensus)) if condition(&consensus) => return consensus,
                     Ok(_) | Err(DirectoryError::NoneYet) => tokio::task::yield_now().await,
                     Err(error) => panic!("{error}"),
                 }
@@ -257,14 +257,14 @@ impl Whole {
         timeout(DEADLINE, fetch).await.expect("no such consensus in time")
     }
 
-    /// Advances the clock by a second, and fetches until `wanted` holds of the volunteer list.
-    async fn volunteers_until(&self, wanted: impl Fn(&VolunteerList) -> bool) -> VolunteerList {
+    /// Advances the clock by a second, and fetches until the volunteer list satisfies `condition`.
+    async fn volunteers_until(&self, condition: impl Fn(&VolunteerList) -> bool) -> VolunteerList {
         let now = WallTime::from_unix(self.clock.fetch_add(1, Ordering::Relaxed) + 1);
         let fetch = async {
             loop {
                 match client(self.address).fetch_volunteers(now, None).await {
-                    Ok(Some(list)) if wanted(&list) => return list,
-                    // Makes the service read the clock.
+                    Ok(Some(list)) if condition(&list) => return list,
+                    // A submission makes the service read the clock.
                     Ok(_) | Err(DirectoryError::NoneYet) => _ = client(self.address).report(b"nothing").await,
                     Err(error) => panic!("{error}"),
                 }
@@ -279,9 +279,9 @@ impl Whole {
 }
 
 #[tokio::test]
-async fn relays_that_prove_themselves_are_listed_once_all_have_registered_and_again_after_a_restart() {
+async fn proved_relays_are_listed_before_and_after_a_restart() {
     let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
-    let directory = Whole::start(3, &store, &hosts).await;
+    let directory = TestDirectory::start(3, &store, &hosts).await;
     for number in 1..=3 {
         let profile = if number == 3 { exit_profile(3, &["accept *"]) } else { profile(number) };
         hosts.0.lock().unwrap().insert(profile.identity, profile.dial_target());
@@ -291,11 +291,11 @@ async fn relays_that_prove_themselves_are_listed_once_all_have_registered_and_ag
     assert_eq!(first.relays().len(), 3);
     directory.stop();
 
-    let directory = Whole::start(3, &store, &hosts).await;
-    let kept = directory.fetch_until(|_| true).await;
-    assert_eq!(kept, first, "the last consensus is served again at once");
+    let directory = TestDirectory::start(3, &store, &hosts).await;
+    let restored = directory.fetch_until(|_| true).await;
+    assert_eq!(restored, first, "the last consensus is served again at once");
     directory.clock.fetch_add(20, Ordering::Relaxed);
-    // Makes the service read the clock.
+    // A submission makes the service read the clock.
     client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
     let next = directory.fetch_until(|consensus| *consensus != first).await;
     assert!(next.valid_after() > first.valid_after());
@@ -304,9 +304,9 @@ async fn relays_that_prove_themselves_are_listed_once_all_have_registered_and_ag
 }
 
 #[tokio::test]
-async fn a_volunteer_that_its_gateway_reports_is_listed_and_told_so() {
+async fn a_reported_volunteer_is_listed_and_receives_its_gateways() {
     let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
-    let directory = Whole::start(1, &store, &hosts).await;
+    let directory = TestDirectory::start(1, &store, &hosts).await;
     hosts.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
     let client = client(directory.address);
     client.publish(&descriptor(1, profile(1), NOW)).await.unwrap();
@@ -320,23 +320,23 @@ async fn a_volunteer_that_its_gateway_reports_is_listed_and_told_so() {
     assert_eq!(client.report(&presence).await.unwrap().volunteers, [key(21).id()]);
     let again = client.report(&presence).await.unwrap_err().to_string();
     assert!(again.contains("not newer"), "{again}");
-    let told = client.register(&signed).await.unwrap();
-    assert_eq!((told.seed, told.gateways), (registration.seed, vec![key(1).id()]));
+    let updated = client.register(&signed).await.unwrap();
+    assert_eq!((updated.seed, updated.gateways), (registration.seed, vec![key(1).id()]));
     let list = directory.volunteers_until(|list| !list.volunteers().is_empty()).await;
     assert_eq!(list.volunteer(&key(21).id()).unwrap().gateways, [key(1).id()]);
     directory.stop();
 }
 
 #[tokio::test]
-async fn a_volunteer_for_whom_there_is_no_place_is_told_to_try_again() {
+async fn a_registration_at_the_cap_is_answered_with_busy() {
     let address = serve_refusals(DescriptorError::Full).await;
     let refusal = client(address).register(b"anything").await.unwrap_err();
     assert!(matches!(refusal, DirectoryError::Refused { status: 503, .. }), "{refusal}");
 }
 
 #[tokio::test]
-async fn a_page_of_any_origin_may_ask_for_everything() {
-    let (server, mut submissions) = served();
+async fn pages_of_any_origin_may_send_all_requests() {
+    let (server, mut submissions) = server();
     server.publish_volunteers(&volunteers_signed_by(&[100], NOW));
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
@@ -347,41 +347,41 @@ async fn a_page_of_any_origin_may_ask_for_everything() {
             }
         }
     });
-    let ask = async |line: &str, more: &str| {
+    let request = async |line: &str, more: &str| {
         let request = format!("{line} HTTP/1.1\r\nhost: a\r\norigin: https://example.org\r\n{more}\r\n");
         exchange(address, request.as_bytes()).await
     };
     for path in ["consensus", "volunteers"] {
-        let answer = ask(&format!("GET /v1/{path}"), "").await;
+        let answer = request(&format!("GET /v1/{path}"), "").await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         for expected in ["access-control-allow-origin: *", "access-control-expose-headers: etag", "connection: close"] {
             assert!(answer.contains(expected), "{path}: {expected}: {answer}");
         }
         let preflight = "access-control-request-method: GET\r\naccess-control-request-headers: if-none-match\r\n";
-        let answer = ask(&format!("OPTIONS /v1/{path}"), preflight).await;
+        let answer = request(&format!("OPTIONS /v1/{path}"), preflight).await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("access-control-allow-headers: *"), "{answer}");
     }
     for path in ["descriptor", "volunteer", "presence"] {
         let preflight = "access-control-request-method: POST\r\naccess-control-request-headers: content-type\r\n";
-        let answer = ask(&format!("OPTIONS /v1/{path}"), preflight).await;
+        let answer = request(&format!("OPTIONS /v1/{path}"), preflight).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         for expected in ["access-control-allow-origin: *", "access-control-allow-methods: GET,POST"] {
             assert!(answer.contains(expected), "{path}: {expected}: {answer}");
         }
     }
-    let answer = ask("POST /v1/volunteer", "content-length: 0\r\n").await;
+    let answer = request("POST /v1/volunteer", "content-length: 0\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("access-control-allow-origin: *"), "{answer}");
 }
 
 #[tokio::test]
-async fn a_relay_that_names_another_s_address_is_never_listed() {
+async fn a_relay_with_the_address_of_another_is_not_listed() {
     let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
-    let directory = Whole::start(1, &store, &hosts).await;
+    let directory = TestDirectory::start(1, &store, &hosts).await;
     let honest = profile(1);
     hosts.0.lock().unwrap().insert(honest.identity, honest.dial_target());
-    // Claims the honest relay's address and certificate.
-    let thief = crate::directory::Profile { identity: key(2).id(), ..honest.clone() };
-    client(directory.address).publish(&descriptor(2, thief, NOW)).await.unwrap();
+    // The second relay claims the address and the certificate of the first.
+    let impostor = crate::directory::Profile { identity: key(2).id(), ..honest.clone() };
+    client(directory.address).publish(&descriptor(2, impostor, NOW)).await.unwrap();
     client(directory.address).publish(&descriptor(1, honest, NOW)).await.unwrap();
     let consensus = directory.fetch_until(|_| true).await;
     assert!(consensus.relay(&key(1).id()).is_some());

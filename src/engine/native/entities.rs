@@ -1,4 +1,4 @@
-//! Decodes HTML entities by html5ever's tokenizer.
+//! Decoding of HTML entities by html5ever's tokenizer.
 
 use core::cell::RefCell;
 
@@ -7,12 +7,12 @@ use html5ever::{
     tokenizer::{BufferQueue, Token, TokenSink, TokenSinkResult, Tokenizer, TokenizerOpts},
 };
 
-/// `text`, which has no tags, with its entities decoded.
+/// `text` with decoded entities. `text` has no tags.
 pub(in crate::engine) fn decoded(text: &str) -> String {
     let tokenizer = Tokenizer::new(Characters::default(), TokenizerOpts::default());
     let input = BufferQueue::default();
     input.push_back(StrTendril::from_slice(text));
-    // It pauses for scripts to run, which this sink never requests.
+    // The tokenizer pauses only at the request of its sink. This sink sends no requests.
     let _ = tokenizer.feed(&input);
     tokenizer.end();
     tokenizer.sink.0.take()

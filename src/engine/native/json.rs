@@ -1,14 +1,14 @@
-//! Parses JSON by `serde_json`.
+//! JSON by `serde_json`.
 
 use serde_json::Value;
 
 use crate::engine::json_value::Json;
 
-/// A complete answer.
+/// A parsed answer.
 pub(in crate::engine) struct Tree(Value);
 
 impl Tree {
-    /// Parses `body`. The library bounds the depth.
+    /// Parses `body`; `None` if it is not JSON. `serde_json` bounds the depth.
     pub(in crate::engine) fn parse(body: &[u8]) -> Option<Self> {
         serde_json::from_slice(body).ok().map(Self)
     }
@@ -36,7 +36,7 @@ impl Json for &Value {
         self.as_f64()
     }
 
-    fn words(&self) -> Option<String> {
+    fn scalar_text(&self) -> Option<String> {
         match self {
             Value::Number(number) => Some(number.to_string()),
             value => value.text(),

@@ -1,4 +1,4 @@
-//! Walks over XML by quick-xml's reader, without a tree.
+//! Walk over an XML document by quick-xml's reader, without a tree.
 
 use quick_xml::{
     events::{BytesStart, Event},
@@ -8,7 +8,7 @@ use quick_xml::{
 
 use crate::{
     base::Counter as _,
-    engine::xml::{Attributes, MAX_ATTRIBUTES, MAX_DEPTH, Piece, XmlError},
+    engine::xml::{Attributes, MAX_ATTRIBUTES, MAX_DEPTH, XmlError, XmlEvent},
 };
 
 impl From<quick_xml::Error> for XmlError {
@@ -21,24 +21,24 @@ impl From<quick_xml::Error> for XmlError {
     }
 }
 
-/// Walks over all of `document`.
-pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(Piece<'_>)) -> Result<(), XmlError> {
+/// Passes all events of `document` to `visit`.
+pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(XmlEvent<'_>)) -> Result<(), XmlError> {
     let mut reader = NsReader::from_str(document);
     reader.config_mut().expand_empty_elements = true;
-    let (mut depth, mut seen) = (0_usize, false);
+    let (mut depth, mut has_root) = (0_usize, false);
     loop {
         let (namespace, event) = reader.read_resolved_event()?;
         match event {
             Event::Decl(declaration) => {
-                let named = declaration.encoding().transpose().map_err(|_| XmlError::Malformed)?;
-                if named.is_some_and(|named| !named.eq_ignore_ascii_case("utf-8")) {
+                let encoding = declaration.encoding().transpose().map_err(|_| XmlError::Malformed)?;
+                if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case("utf-8")) {
                     return Err(XmlError::Encoding);
                 }
             }
             Event::Start(start) => {
                 depth.increment();
                 // A document has one root element.
-                if depth == 1 && core::mem::replace(&mut seen, true) {
+                if depth == 1 && core::mem::replace(&mut has_root, true) {
                     return Err(XmlError::Malformed);
                 }
                 check(&start, depth)?;
@@ -48,32 +48,32 @@ pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(Piece<'_>)) 
                     ResolveResult::Unknown(_) => return Err(XmlError::Malformed),
                 };
                 let value = |name: &str| value(&start, name);
-                visit(Piece::Open { namespace, name: start.local_name().as_ref(), attributes: Attributes(&value) });
+                visit(XmlEvent::Open { namespace, name: start.local_name().as_ref(), attributes: Attributes(&value) });
             }
             Event::End(_) => {
                 depth.decrement();
-                visit(Piece::Close);
+                visit(XmlEvent::Close);
             }
-            Event::Text(text) => visit(Piece::Text(&text)),
-            Event::CData(text) => visit(Piece::Text(&text)),
+            Event::Text(text) => visit(XmlEvent::Text(&text)),
+            Event::CData(text) => visit(XmlEvent::Text(&text)),
             Event::GeneralRef(reference) => {
-                let by_number = reference.resolve_char_ref()?;
+                let character = reference.resolve_char_ref()?;
                 let mut buffer = [0; 4];
-                let text = match by_number {
+                let text = match character {
                     Some(character) => &*character.encode_utf8(&mut buffer),
                     None => quick_xml::escape::resolve_predefined_entity(&reference).ok_or(XmlError::Entities)?,
                 };
-                visit(Piece::Text(text));
+                visit(XmlEvent::Text(text));
             }
             Event::DocType(_) => return Err(XmlError::Entities),
-            Event::Eof => return if depth == 0 && seen { Ok(()) } else { Err(XmlError::Malformed) },
+            Event::Eof => return if depth == 0 && has_root { Ok(()) } else { Err(XmlError::Malformed) },
             Event::Empty(_) | Event::Comment(_) | Event::PI(_) => {}
         }
     }
 }
 
 fn check(start: &BytesStart<'_>, depth: usize) -> Result<(), XmlError> {
-    // The reader's check for duplicates is off, because it takes quadratic time.
+    // The reader's check for duplicates takes quadratic time, so it is off.
     let mut attributes = start.attributes();
     let attributes = attributes.with_checks(false);
     if depth > MAX_DEPTH || attributes.by_ref().take(MAX_ATTRIBUTES.saturating_add(1)).count() > MAX_ATTRIBUTES {

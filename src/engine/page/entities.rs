@@ -1,8 +1,8 @@
-//! Decodes HTML entities by the browser's parser.
+//! Decoding of HTML entities by the browser's parser.
 
 use web_sys::{DomParser, SupportedType};
 
-/// `text`, which has no tags, with its entities decoded: a document with one text node.
+/// `text` with decoded entities. `text` has no tags, so it is parsed as a document with one text node.
 pub(in crate::engine) fn decoded(text: &str) -> String {
     let parsed = DomParser::new().and_then(|parser| parser.parse_from_string(text, SupportedType::TextHtml));
     // The parser accepts any text.

@@ -35,7 +35,7 @@ use crate::{
 
 /// Interval between two fetches of a URL.
 const REFRESH_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
-/// First and longest delay between retries of a URL that has given no engine yet; doubled each time.
+/// First and longest delay between retries of a URL without an engine yet; doubled each time.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
 /// Time limit for one description, and at the start for all of them.
 const DESCRIPTION_TIMEOUT: Duration = Duration::from_secs(20);
@@ -61,7 +61,7 @@ pub(crate) enum EngineError {
     /// Two engines have the same name.
     #[error("two engines have the name \"{0}\"; write another name before one, as in other=FILE")]
     Twice(EngineName),
-    /// An engine for pages is given as a URL.
+    /// An engine for pages is configured as a URL.
     #[error("engine \"{0}\" is a URL; for pages, write a file with the description")]
     NoFile(String),
     /// There are too many engines.
@@ -97,18 +97,18 @@ pub(crate) enum FetchError {
     TimedOut,
 }
 
-/// The senders of an exit's requests, by the trust in the URL.
+/// The senders of an exit's requests to engines, by the source of the URL.
 #[derive(Clone, Debug)]
-pub(crate) struct Ways {
-    /// For URLs that the operator wrote, local network included.
-    pub(crate) named: Outbound,
-    /// For URLs of other origin.
+pub(crate) struct Senders {
+    /// For URLs from the operator's configuration, local network included.
+    pub(crate) configured: Outbound,
+    /// For URLs from other hosts' descriptions.
     pub(crate) public: Outbound,
 }
 
 /// An engine, and the sender of its requests.
 #[derive(Debug)]
-pub(crate) struct Reached {
+pub(crate) struct ExitEngine {
     pub(crate) engine: Engine,
     pub(crate) outbound: Outbound,
 }
@@ -141,9 +141,9 @@ struct Remote {
 /// All engines of an exit.
 #[derive(Debug)]
 pub(crate) struct Engines {
-    ways: Ways,
+    senders: Senders,
     remote: Vec<Remote>,
-    engines: RwLock<BTreeMap<EngineName, Arc<Reached>>>,
+    engines: RwLock<BTreeMap<EngineName, Arc<ExitEngine>>>,
     /// Notified when an engine is added.
     grown: Notify,
 }
@@ -154,7 +154,7 @@ impl Engines {
     ///
     /// # Errors
     /// When a description can't be used, so that an exit with a configuration error doesn't start.
-    pub(crate) async fn load<S: AsRef<str>>(written: &[S], ways: Ways) -> Result<Self, EngineError> {
+    pub(crate) async fn load<S: AsRef<str>>(written: &[S], senders: Senders) -> Result<Self, EngineError> {
         if written.len() > MAX_ENGINES {
             return Err(EngineError::TooMany);
         }
@@ -162,23 +162,24 @@ impl Engines {
         let mut sources: Vec<_> = (1..).zip(sources.collect::<Result<Vec<_>, _>>()?).collect();
         // Files first, so that an error in one is reported at once.
         sources.sort_by_key(|(_, source)| source.is_remote());
-        let (mut engines, mut remote, mut taken) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
+        let (mut engines, mut remote, mut names) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
         let by = after(DESCRIPTION_TIMEOUT);
         for (number, source) in sources {
             let late = |_| Err(EngineError::Unreachable(source.written.clone(), FetchError::TimedOut));
-            let reached = match timeout_at(by, source.describe(source.name.clone(), &ways)).await.unwrap_or_else(late) {
+            let engine = match timeout_at(by, source.describe(source.name.clone(), &senders)).await.unwrap_or_else(late)
+            {
                 Err(error @ EngineError::Unreachable(..)) => {
                     tracing::warn!(number, reason = error.reason(), "can't offer an engine yet; retrying its URL");
                     None
                 }
                 read => Some(read?),
             };
-            let name = reached.as_ref().map(|reached| reached.engine.name()).or(source.name.as_ref()).cloned();
-            if let Some(name) = name.clone().filter(|name| !taken.insert(name.clone())) {
+            let name = engine.as_ref().map(|offered| offered.engine.name()).or(source.name.as_ref()).cloned();
+            if let Some(name) = name.clone().filter(|name| !names.insert(name.clone())) {
                 return Err(EngineError::Twice(name));
             }
-            let offered = name.zip(reached).map(|(name, reached)| {
-                engines.insert(name.clone(), Arc::new(reached));
+            let offered = name.zip(engine).map(|(name, engine)| {
+                engines.insert(name.clone(), Arc::new(engine));
                 name
             });
             if source.is_remote() {
@@ -186,7 +187,7 @@ impl Engines {
                 remote.push(Remote { source, number, offered });
             }
         }
-        Ok(Self { ways, remote, engines: RwLock::new(engines), grown: Notify::new() })
+        Ok(Self { senders, remote, engines: RwLock::new(engines), grown: Notify::new() })
     }
 
     /// The engines' names, ascending.
@@ -194,7 +195,7 @@ impl Engines {
         self.engines.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 
-    pub(crate) fn find(&self, name: &EngineName) -> Option<Arc<Reached>> {
+    pub(crate) fn find(&self, name: &EngineName) -> Option<Arc<ExitEngine>> {
         self.engines.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
@@ -203,8 +204,8 @@ impl Engines {
         self.grown.notified().await;
     }
 
-    /// Refreshes descriptions from URLs daily, and retries failed URLs sooner, for ever. After a failure, the
-    /// previous description stays.
+    /// Refreshes descriptions from URLs daily, and retries failed URLs sooner. After a failure, the previous
+    /// description stays. Never ends.
     pub(crate) async fn keep_fresh(&self) {
         let wait = |remote: &Remote| if remote.offered.get().is_some() { REFRESH_EVERY } else { RETRY.0 };
         let mut due: Vec<_> = self.remote.iter().map(|remote| (after(wait(remote)), RETRY.0, remote)).collect();
@@ -229,8 +230,8 @@ impl Engines {
     async fn renew(&self, remote: &Remote) {
         let number = remote.number;
         let name = remote.offered.get().or(remote.source.name.as_ref()).cloned();
-        let read = remote.source.describe(name, &self.ways).await;
-        let Err(error) = read.and_then(|reached| self.take(remote, reached)) else { return };
+        let read = remote.source.describe(name, &self.senders).await;
+        let Err(error) = read.and_then(|engine| self.offer(remote, engine)) else { return };
         if remote.offered.get().is_some() {
             tracing::warn!(number, reason = error.reason(), "can't refresh an engine's description");
         } else {
@@ -238,14 +239,14 @@ impl Engines {
         }
     }
 
-    /// Offers the engine of `remote` from now on.
-    fn take(&self, remote: &Remote, reached: Reached) -> Result<(), EngineError> {
-        let name = reached.engine.name().clone();
+    /// Offers the engine of `remote` from now on, or its new description.
+    fn offer(&self, remote: &Remote, offered: ExitEngine) -> Result<(), EngineError> {
+        let name = offered.engine.name().clone();
         let mut engines = self.engines.write().unwrap_or_else(PoisonError::into_inner);
         if remote.offered.get().is_none() && engines.contains_key(&name) {
             return Err(EngineError::Twice(name));
         }
-        engines.insert(name.clone(), Arc::new(reached));
+        engines.insert(name.clone(), Arc::new(offered));
         drop(engines);
         if remote.offered.set(name).is_ok() {
             tracing::info!(number = remote.number, "received an engine's description; offering the engine");
@@ -307,7 +308,7 @@ impl DescriptionSource {
         matches!(self.place, Place::Url(_))
     }
 
-    async fn describe(&self, name: Option<EngineName>, ways: &Ways) -> Result<Reached, EngineError> {
+    async fn describe(&self, name: Option<EngineName>, senders: &Senders) -> Result<ExitEngine, EngineError> {
         let written = || self.written.clone();
         let (document, origin) = match &self.place {
             Place::File(path) => {
@@ -315,24 +316,25 @@ impl DescriptionSource {
                 (read.map_err(|error| EngineError::File(written(), error))?, None)
             }
             Place::Url(url) => {
-                let fetched =
-                    timeout(DESCRIPTION_TIMEOUT, fetch(url, &ways.named)).await.unwrap_or(Err(FetchError::TimedOut));
+                let fetched = timeout(DESCRIPTION_TIMEOUT, fetch(url, &senders.configured))
+                    .await
+                    .unwrap_or(Err(FetchError::TimedOut));
                 (fetched.map_err(|error| EngineError::Unreachable(written(), error))?, Some(url))
             }
         };
         let engine =
             Engine::describe(&document, origin, name).map_err(|error| EngineError::Description(written(), error))?;
-        let named = origin.is_none_or(|origin| is_at(&engine, origin));
-        let outbound = if named { ways.named.clone() } else { ways.public.clone() };
-        Ok(Reached { engine, outbound })
+        let configured = origin.is_none_or(|origin| is_at(&engine, origin));
+        let outbound = if configured { senders.configured.clone() } else { senders.public.clone() };
+        Ok(ExitEngine { engine, outbound })
     }
 }
 
 /// Whether `engine` has the same host as the URL of its description.
 fn is_at(engine: &Engine, origin: &Url) -> bool {
     let probe = SearchRequest::new(engine.name().clone(), "x", 1, None).ok();
-    let asked = probe.and_then(|probe| engine.question(&probe));
-    asked.is_some_and(|question| question.url.host() == origin.host())
+    let question = probe.and_then(|probe| engine.question(&probe));
+    question.is_some_and(|question| question.url.host() == origin.host())
 }
 
 async fn read_file(path: &PathBuf) -> std::io::Result<Vec<u8>> {

@@ -2,7 +2,7 @@
 //!
 //! Bodies are forwarded in pieces, concurrently in both directions, with backpressure. A request that the operator
 //! doesn't offer is refused before any name is resolved. Other failures have a response too ([`Refusal`]). A
-//! truncated response resets the stream, so that it never looks complete.
+//! truncated response resets the stream, so that the client never takes it as complete.
 
 mod allow;
 #[cfg(test)]
@@ -41,7 +41,7 @@ pub(crate) struct HttpCaps {
     pub(crate) body: u64,
     /// Time limit for a request's head and the first piece of its body; 15 s.
     pub(crate) head: Duration,
-    /// Time limit for the client to take a piece of the response; 60 s.
+    /// Time limit for the client to receive a piece of the response; 60 s.
     pub(crate) stall: Duration,
     /// Time limit of a request; 15 minutes.
     pub(crate) time: Duration,
@@ -90,11 +90,11 @@ impl Http {
         }
     }
 
-    /// Performs the request that comes over `stream`, unless `admitted` is a refusal. Drops `admitted` after the
+    /// Performs the request that arrives over `stream`, unless `admitted` is a refusal. Drops `admitted` after the
     /// answer.
     ///
     /// # Errors
-    /// The reason why the request was not performed or not completed. The client has it too.
+    /// The reason why the request was not performed or not completed. The client gets it too.
     pub(crate) async fn serve<S, A>(&self, stream: S, admitted: Result<A, Refusal>) -> Result<(), Refusal>
     where
         A: Send,
@@ -107,12 +107,12 @@ impl Http {
                 Ok(_) => self.perform(&mut reader, &mut writer).await,
             }
         };
-        let told = timeout(self.caps.time, performing).await.unwrap_or(Err(Refusal::Silent))?;
+        let outcome = timeout(self.caps.time, performing).await.unwrap_or(Err(Refusal::Silent))?;
         let _ = writer.shutdown().await;
         drop(admitted);
         // Dropping the stream before the client has finished would reset it, and discard the answer in flight.
         let _ = timeout(self.caps.stall, tokio::io::copy(&mut reader.take(LEFT_OVER), &mut tokio::io::sink())).await;
-        told.map_or(Ok(()), Err)
+        outcome.map_or(Ok(()), Err)
     }
 
     /// Performs a request. The answer, or refusal, is complete unless this returns an error.
@@ -127,8 +127,8 @@ impl Http {
             Ok(read) => read,
             Err(refusal) => return self.refuse(writer, refusal).await,
         };
-        let (request, outbound) = match self.judge(request, first.is_some()) {
-            Ok(judged) => judged,
+        let (request, outbound) = match self.check(request, first.is_some()) {
+            Ok(checked) => checked,
             Err(refusal) => return self.refuse(writer, refusal).await,
         };
         let (pipe, body) = Piped::new(first);
@@ -152,14 +152,14 @@ impl Http {
     }
 
     /// The request to send and its sender, if the operator offers the request.
-    fn judge(&self, mut request: Request<()>, has_body: bool) -> Result<(Request<()>, &Outbound), Refusal> {
+    fn check(&self, mut request: Request<()>, has_body: bool) -> Result<(Request<()>, &Outbound), Refusal> {
         let (secure, target) = target_of(request.uri()).ok_or(Refusal::Malformed)?;
         let method = request.method();
         if !METHODS.contains(&method.as_str()) {
             return Err(Refusal::NotOffered);
         }
         let outbound = match &self.tier {
-            Tier::Listed(list, outbound) if list.iter().any(|allow| allow.fits(method, secure, &target)) => outbound,
+            Tier::Listed(list, outbound) if list.iter().any(|allow| allow.matches(method, secure, &target)) => outbound,
             Tier::None | Tier::Listed(..) => return Err(Refusal::NotOffered),
             Tier::Open(outbound) => outbound,
         };

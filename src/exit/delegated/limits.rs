@@ -80,8 +80,9 @@ impl ExitLimits {
             sleep(REPORT_EVERY).await;
             let counts = self.take_counts();
             if !counts.is_empty() {
-                let words: Vec<String> = counts.iter().map(|(why, count)| format!("{} {count}", why.word())).collect();
-                tracing::info!(refused = words.join(", "), "delegated requests refused in the last hour");
+                let counts: Vec<String> =
+                    counts.iter().map(|(refusal, count)| format!("{} {count}", refusal.name())).collect();
+                tracing::info!(refused = counts.join(", "), "delegated requests refused in the last hour");
             }
         }
     }
@@ -92,9 +93,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_under_way_until_it_is_dropped() {
+    fn a_request_is_in_progress_until_it_is_dropped() {
         let now = Instant::now();
-        let limits = ExitLimits::new(Rates { at_once: 1, ..Rates::default() }, now);
+        let limits = ExitLimits::new(Rates { concurrent: 1, ..Rates::default() }, now);
         let first = limits.admit(now, 1).unwrap();
         assert_eq!(limits.admit(now, 2).unwrap_err(), Refusal::Busy);
         drop(first);

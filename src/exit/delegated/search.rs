@@ -35,7 +35,7 @@ use crate::{
     wire::EndReason,
 };
 
-use super::engines::{Engines, Reached};
+use super::engines::{Engines, ExitEngine};
 
 /// Maximum redirects within the engine's host.
 const MAX_REDIRECTS: usize = 3;
@@ -73,7 +73,8 @@ impl Default for SearchCaps {
 pub(crate) struct ExitSearch {
     engines: Engines,
     caps: SearchCaps,
-    /// Permits for parsing. A hostile answer can take a multiple of its length in memory, and a processor meanwhile.
+    /// Permits for parsing. The parsing of a hostile answer can use a multiple of its length in memory, and one
+    /// processor.
     readers: Arc<Semaphore>,
 }
 
@@ -92,12 +93,12 @@ impl ExitSearch {
         self.engines.grown().await;
     }
 
-    /// Refreshes the engines' descriptions, for ever.
+    /// Refreshes the engines' descriptions. Never ends.
     pub(crate) async fn keep_fresh(&self) {
         self.engines.keep_fresh().await;
     }
 
-    /// Answers the query that comes over `stream`, if `admit` allows. The admission lasts from the complete query to
+    /// Answers the query that arrives over `stream`, if `admit` allows. The admission lasts from the complete query to
     /// the engine's answer, so that a client that sends or reads slowly holds none.
     ///
     /// # Errors
@@ -117,11 +118,11 @@ impl ExitSearch {
             Ok(Err(_)) | Err(_) => return Err(Refusal::ClientGone),
         };
         let received = match query {
-            Ok(query) => query.handle_finish(admit).ok_or(Refusal::ClientGone)?,
+            Ok(query) => query.handle_finished(admit).ok_or(Refusal::ClientGone)?,
             // Admitted first, so that it counts against the limits.
             Err(refused) => match admit() {
                 Ok(_) => Err(refused),
-                Err(counted) => Err(Refused { told: SearchRefusal::RateLimited, counted }),
+                Err(cause) => Err(Refused { answer: SearchRefusal::RateLimited, cause }),
             },
         };
         let answered = match received {
@@ -132,9 +133,9 @@ impl ExitSearch {
             }
             Err(refused) => Err(refused),
         };
-        let (answer, counted) = match answered {
+        let (answer, outcome) = match answered {
             Ok(answer) => (answer, Ok(())),
-            Err(Refused { told, counted }) => (SearchAnswer::Refused(told), Err(counted)),
+            Err(Refused { answer, cause }) => (SearchAnswer::Refused(answer), Err(cause)),
         };
         let framed = answer.encode().map_err(|_| Refusal::AnswerTooLarge)?;
         let writing = async {
@@ -142,32 +143,32 @@ impl ExitSearch {
             stream.shutdown().await
         };
         match timeout(self.caps.stall, writing).await {
-            Ok(Ok(())) => counted,
+            Ok(Ok(())) => outcome,
             Ok(Err(_)) | Err(_) => Err(Refusal::ClientGone),
         }
     }
 
     async fn answer(&self, request: SearchRequest) -> Result<SearchAnswer, Refused> {
-        let unknown = Refused { told: SearchRefusal::UnknownEngine, counted: Refusal::NotOffered };
-        let reached = self.engines.find(request.engine()).ok_or(unknown)?;
-        if reached.engine.lacks_page(request.page()) {
+        let unknown = Refused { answer: SearchRefusal::UnknownEngine, cause: Refusal::NotOffered };
+        let offered = self.engines.find(request.engine()).ok_or(unknown)?;
+        if offered.engine.lacks_page(request.page()) {
             return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
         }
-        let asking = timeout(self.caps.engine, ask(&reached, &request, self.caps.answer)).await;
-        let late = Refused { told: SearchRefusal::EngineTimedOut, counted: Refusal::Silent };
-        let (url, status, body) = asking.unwrap_or(Err(late))?;
-        let busy = Refused { told: SearchRefusal::RateLimited, counted: Refusal::Busy };
+        let querying = timeout(self.caps.engine, query_engine(&offered, &request, self.caps.answer)).await;
+        let late = Refused { answer: SearchRefusal::EngineTimedOut, cause: Refusal::Silent };
+        let (url, status, body) = querying.unwrap_or(Err(late))?;
+        let busy = Refused { answer: SearchRefusal::RateLimited, cause: Refusal::Busy };
         let reader = timeout(self.caps.engine, Arc::clone(&self.readers).acquire_owned()).await;
         let reader = reader.ok().and_then(Result::ok).ok_or(busy)?;
         let reading = tokio::task::spawn_blocking(move || {
             // Held until the parsing ends, also if the client has disconnected.
             let _reader = reader;
             let response = engine::Response { url: &url, status: status.as_u16(), body: &body };
-            reached.engine.read(&request, &response)
+            offered.engine.read(&request, &response)
         });
-        let broken = Refused { told: SearchRefusal::EngineMalformed, counted: Refusal::Misconfigured };
+        let broken = Refused { answer: SearchRefusal::EngineMalformed, cause: Refusal::Misconfigured };
         match reading.await.map_err(|_| broken)? {
-            SearchAnswer::Refused(told) => Err(Refused { told, counted: Refusal::NoResults }),
+            SearchAnswer::Refused(answer) => Err(Refused { answer, cause: Refusal::NoResults }),
             results => Ok(results),
         }
     }
@@ -187,14 +188,14 @@ async fn read_query(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Result<
     }
 }
 
-/// The engine's answer, with its URL after redirects.
-async fn ask(
-    reached: &Arc<Reached>,
+/// Queries an engine; returns the URL after redirects, the status and the body of its answer, at most `most` bytes.
+async fn query_engine(
+    offered: &Arc<ExitEngine>,
     request: &SearchRequest,
     most: usize,
 ) -> Result<(Url, StatusCode, Vec<u8>), Refused> {
-    let bad = Refused { told: SearchRefusal::BadRequest, counted: Refusal::Malformed };
-    let engine::Question { url, accept, accept_language } = reached.engine.question(request).ok_or(bad)?;
+    let bad = Refused { answer: SearchRefusal::BadRequest, cause: Refusal::Malformed };
+    let engine::Question { url, accept, accept_language } = offered.engine.question(request).ok_or(bad)?;
     let mut at = url;
     for _ in 0..=MAX_REDIRECTS {
         let request = Request::get(at.as_str())
@@ -203,7 +204,7 @@ async fn ask(
             .header(header::ACCEPT_LANGUAGE, accept_language.as_str())
             .body(Empty::<Bytes>::new())
             .map_err(|_| bad)?;
-        let response = reached.outbound.send(request).await?;
+        let response = offered.outbound.send(request).await?;
         if response.status().is_redirection() {
             at = redirect(&at, &response).ok_or(REDIRECTED)?;
             continue;
@@ -211,7 +212,7 @@ async fn ask(
         let encoded = response.headers().get(header::CONTENT_ENCODING);
         if encoded.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             // The request forbade encodings. Decompressed, the answer could be of any length, so it is refused.
-            return Err(Refused { told: SearchRefusal::EngineMalformed, counted: Refusal::NotHttp });
+            return Err(Refused { answer: SearchRefusal::EngineMalformed, cause: Refusal::NotHttp });
         }
         let status = response.status();
         return Ok((at, status, read_whole(response.into_body(), most).await?));
@@ -219,7 +220,7 @@ async fn ask(
     Err(REDIRECTED)
 }
 
-const REDIRECTED: Refused = Refused { told: SearchRefusal::EngineRedirected, counted: Refusal::NoResults };
+const REDIRECTED: Refused = Refused { answer: SearchRefusal::EngineRedirected, cause: Refusal::NoResults };
 
 /// The target of a redirect, if it has the same host, and either the same scheme and port or `https` instead of
 /// `http`.
@@ -233,7 +234,7 @@ fn redirect(at: &Url, response: &Response<StreamedBody>) -> Option<Url> {
 
 impl From<OutboundError> for Refused {
     fn from(error: OutboundError) -> Self {
-        let told = match error {
+        let answer = match error {
             OutboundError::Connect(EndReason::TimedOut) | OutboundError::Exchange(ExchangeError::Silent) => {
                 SearchRefusal::EngineTimedOut
             }
@@ -246,7 +247,7 @@ impl From<OutboundError> for Refused {
                 SearchRefusal::EngineUnreachable
             }
         };
-        Self { told, counted: error.into() }
+        Self { answer, cause: error.into() }
     }
 }
 

@@ -20,14 +20,14 @@ fn policy(private: bool) -> Policy {
     Policy::parse(["accept *"], private).unwrap()
 }
 
-/// Reaches this machine by its address or `localhost`, and public addresses otherwise.
+/// Connects to this machine by its address or `localhost`, and to public addresses otherwise.
 fn outbound(tls: Tls) -> Outbound {
     let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
-    let reach = TargetPolicies { resolved: policy(false), written: policy(true) };
+    let policies = TargetPolicies { resolved: policy(false), literal: policy(true) };
     let mut limits = OutboundLimits::default();
     limits.exchange.head = Duration::from_millis(300);
     limits.exchange.idle = Some(Duration::from_millis(300));
-    Outbound::new(reach, Arc::new(Resolver::new(&options)), tls, limits)
+    Outbound::new(policies, Arc::new(Resolver::new(&options)), tls, limits)
 }
 
 fn get(address: impl core::fmt::Display) -> Request<Empty<Bytes>> {
@@ -57,41 +57,44 @@ async fn a_request_reaches_a_server_and_its_answer_comes_back() {
         .header("accept-encoding", "gzip")
         .body(Full::<Bytes>::from(vec![0_u8; 1000]))
         .unwrap();
-    let said = body(outbound(Tls::default()).send(request).await.unwrap()).await;
-    assert!(said.starts_with("POST /path?query"), "{said}");
-    assert!(said.contains(&format!("\"host\": \"{address}\"")), "{said}");
-    assert!(said.contains("\"accept-encoding\": \"identity\"") && !said.contains("x-hop"), "{said}");
-    assert!(said.ends_with(" 1000"), "{said}");
+    let response_body = body(outbound(Tls::default()).send(request).await.unwrap()).await;
+    assert!(response_body.starts_with("POST /path?query"), "{response_body}");
+    assert!(response_body.contains(&format!("\"host\": \"{address}\"")), "{response_body}");
+    assert!(
+        response_body.contains("\"accept-encoding\": \"identity\"") && !response_body.contains("x-hop"),
+        "{response_body}"
+    );
+    assert!(response_body.ends_with(" 1000"), "{response_body}");
 }
 
 #[tokio::test]
-async fn https_needs_a_certificate_that_proves_the_name() {
+async fn https_needs_a_certificate_for_the_name() {
     let root = TestRoot::new();
     let tls = Tls::new([root.file.path()]).unwrap();
-    let proving = https_origin(root.server(&["localhost"]), mirror).await;
+    let verified = https_origin(root.server(&["localhost"]), mirror).await;
     let response =
-        outbound(tls.clone()).send(get(format_args!("https://localhost:{}/", proving.port()))).await.unwrap();
+        outbound(tls.clone()).send(get(format_args!("https://localhost:{}/", verified.port()))).await.unwrap();
     assert!(body(response).await.starts_with("GET /"));
     let other = https_origin(root.server(&["other.example"]), mirror).await;
-    let not_proven = OutboundError::Tls(TlsError::Certificate);
-    assert_eq!(failing(&outbound(tls.clone()), format_args!("https://localhost:{}/", other.port())).await, not_proven);
+    let unverified = OutboundError::Tls(TlsError::Certificate);
+    assert_eq!(failing(&outbound(tls.clone()), format_args!("https://localhost:{}/", other.port())).await, unverified);
     // A certificate of an untrusted root fails too.
-    let strangers = Tls::new([TestRoot::new().file.path()]).unwrap();
-    assert_eq!(failing(&outbound(strangers), format_args!("https://localhost:{}/", proving.port())).await, not_proven);
+    let untrusted = Tls::new([TestRoot::new().file.path()]).unwrap();
+    assert_eq!(failing(&outbound(untrusted), format_args!("https://localhost:{}/", verified.port())).await, unverified);
     let plain = http_origin(mirror).await;
     let error = failing(&outbound(tls), format_args!("https://localhost:{}/", plain.port())).await;
     assert!(matches!(error, OutboundError::Tls(TlsError::Handshake | TlsError::Broken)), "{error}");
 }
 
 #[tokio::test]
-async fn a_file_without_certificates_is_no_file_of_roots() {
+async fn a_file_of_roots_without_certificates_is_an_error() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let error = Tls::new([file.path()]).unwrap_err().to_string();
     assert!(error.contains(&*file.path().to_string_lossy()), "{error}");
 }
 
 #[tokio::test]
-async fn a_public_name_leads_to_no_private_address() {
+async fn a_resolved_name_reaches_no_private_address() {
     let (server, _) = name_server().await;
     let address = http_origin(mirror).await;
     let resolver = |private_addresses| {
@@ -101,33 +104,33 @@ async fn a_public_name_leads_to_no_private_address() {
             ..ResolverOptions::default()
         }))
     };
-    let reach = |private| TargetPolicies { resolved: policy(private), written: policy(true) };
+    let policies = |private| TargetPolicies { resolved: policy(private), literal: policy(true) };
     let limits = OutboundLimits::default();
     let url = format!("http://both.example.net:{}/", address.port());
-    let allowed = Outbound::new(reach(true), resolver(true), Tls::default(), limits);
+    let allowed = Outbound::new(policies(true), resolver(true), Tls::default(), limits);
     assert!(allowed.send(get(&url)).await.is_ok());
-    // The resolver drops private addresses. Without that, the policy still judges the connected address.
+    // The resolver drops private addresses. Without that, the policy still decides on the connected address.
     for private_answers in [false, true] {
-        let refusing = Outbound::new(reach(false), resolver(private_answers), Tls::default(), limits);
+        let refusing = Outbound::new(policies(false), resolver(private_answers), Tls::default(), limits);
         assert_eq!(failing(&refusing, &url).await, OutboundError::Connect(EndReason::Policy));
     }
 }
 
 #[tokio::test]
-async fn written_addresses_are_judged_too() {
+async fn the_policy_decides_on_address_literals() {
     let address = http_origin(mirror).await;
     let mut outbound = outbound(Tls::default());
     for metadata in ["http://169.254.169.254/", "http://[fd00:ec2::254]/", "http://[::ffff:169.254.169.254]/"] {
         assert_eq!(failing(&outbound, metadata).await, OutboundError::Connect(EndReason::Policy), "{metadata}");
     }
-    outbound.reach = Arc::new(TargetPolicies { resolved: policy(false), written: policy(false) });
-    for here in [format!("http://{address}/"), format!("http://localhost:{}/", address.port())] {
-        assert_eq!(failing(&outbound, here).await, OutboundError::Connect(EndReason::Policy));
+    outbound.policies = Arc::new(TargetPolicies { resolved: policy(false), literal: policy(false) });
+    for own in [format!("http://{address}/"), format!("http://localhost:{}/", address.port())] {
+        assert_eq!(failing(&outbound, own).await, OutboundError::Connect(EndReason::Policy));
     }
 }
 
 #[tokio::test]
-async fn what_is_no_web_address_is_refused() {
+async fn a_url_that_is_not_http_or_https_is_refused() {
     let outbound = outbound(Tls::default());
     for address in
         ["ftp://a.test/", "/path", "http://me@a.test/", "http://a.test:0/", "http://a.test:99999/", "http://a~b/"]
@@ -137,23 +140,23 @@ async fn what_is_no_web_address_is_refused() {
 }
 
 #[tokio::test]
-async fn a_silent_slow_or_strange_target_has_its_own_error() {
+async fn a_silent_slow_or_non_http_target_has_its_own_error() {
     let outbound = outbound(Tls::default());
-    for (says, error) in [
+    for (bytes, error) in [
         ("", ExchangeError::Silent),
         ("what?\r\n\r\n", ExchangeError::NotHttp),
         ("HTTP/1.1 200 OK\r\nX: 1", ExchangeError::Silent),
     ] {
         let address = origin(move |mut socket| async move {
             let _ = socket.read(&mut [0; 1024]).await;
-            let _ = socket.write_all(says.as_bytes()).await;
+            let _ = socket.write_all(bytes.as_bytes()).await;
             core::future::pending::<()>().await;
         })
         .await;
         assert_eq!(
             failing(&outbound, format_args!("http://{address}/")).await,
             OutboundError::Exchange(error),
-            "{says}"
+            "{bytes}"
         );
     }
     let flood = origin(|mut socket| async move {
@@ -167,9 +170,9 @@ async fn a_silent_slow_or_strange_target_has_its_own_error() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_pauses_or_is_too_long_is_an_error() {
+async fn a_truncated_stalled_or_oversized_body_is_an_error() {
     let outbound = outbound(Tls::default());
-    for (says, ends, error) in [
+    for (bytes, ends, error) in [
         ("Content-Length: 10\r\n\r\nhalf", true, ExchangeError::Broken),
         ("Content-Length: 10\r\n\r\nhalf", false, ExchangeError::Silent),
         ("Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", true, ExchangeError::Broken),
@@ -178,19 +181,19 @@ async fn a_body_that_breaks_off_pauses_or_is_too_long_is_an_error() {
     ] {
         let address = origin(move |mut socket| async move {
             let _ = socket.read(&mut [0; 1024]).await;
-            let _ = socket.write_all(format!("HTTP/1.1 200 OK\r\n{says}").as_bytes()).await;
+            let _ = socket.write_all(format!("HTTP/1.1 200 OK\r\n{bytes}").as_bytes()).await;
             if !ends {
                 core::future::pending::<()>().await;
             }
         })
         .await;
         let response = outbound.send(get(format_args!("http://{address}/"))).await.unwrap();
-        assert_eq!(timeout(DEADLINE, read_whole(response.into_body(), 20)).await.unwrap(), Err(error), "{says}");
+        assert_eq!(timeout(DEADLINE, read_whole(response.into_body(), 20)).await.unwrap(), Err(error), "{bytes}");
     }
 }
 
 #[tokio::test]
-async fn a_redirect_is_given_back_and_not_followed() {
+async fn a_redirect_is_returned_and_not_followed() {
     let address = http_origin(|_| async {
         Response::builder()
             .status(302)

@@ -132,7 +132,7 @@ async fn from_socket(
                 return Ok(());
             }
             Ok(read) => {
-                writer.hand_over(buffer);
+                writer.write_buffer(buffer);
                 moved.fetch_add(1, Ordering::Relaxed);
                 read
             }

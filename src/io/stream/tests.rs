@@ -18,7 +18,7 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The next command, if one is ready.
-fn command(hub: &mut Hub) -> Option<(StreamKey, StreamCommand)> {
+fn command(hub: &mut Hub<u64>) -> Option<(u64, StreamCommand)> {
     match hub.poll_command(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(command) => Some(command),
         Poll::Pending => None,
@@ -79,7 +79,7 @@ async fn a_dropped_stream_is_an_error_at_the_other_end_after_earlier_bytes() {
 
 #[tokio::test]
 async fn a_stream_finished_both_ways_is_not_reset_when_dropped() {
-    let mut hub = Hub::new();
+    let mut hub = Hub::<u64>::new();
     let mut stream = hub.open(7, 100);
     stream.write_all(b"all").await.unwrap();
     stream.shutdown().await.unwrap();
@@ -93,7 +93,7 @@ async fn a_stream_finished_both_ways_is_not_reset_when_dropped() {
 
 #[tokio::test]
 async fn a_reset_reports_its_reason() {
-    let mut hub = Hub::new();
+    let mut hub = Hub::<u64>::new();
     hub.open(7, 100).reset(EndReason::TimedOut);
     assert_eq!(command(&mut hub), Some((7, StreamCommand::Reset(EndReason::TimedOut))));
     assert_eq!(command(&mut hub), None);
@@ -102,7 +102,7 @@ async fn a_reset_reports_its_reason() {
 
 #[tokio::test]
 async fn received_bytes_are_read_before_a_failure_and_do_not_end_cleanly() {
-    let mut hub = Hub::new();
+    let mut hub = Hub::<u64>::new();
     let mut stream = hub.open(7, 100);
     hub.push(7, b"some");
     hub.push(7, b"thing");
@@ -114,7 +114,7 @@ async fn received_bytes_are_read_before_a_failure_and_do_not_end_cleanly() {
 
 #[tokio::test]
 async fn streams_fail_when_the_hub_is_dropped() {
-    let mut hub = Hub::new();
+    let mut hub = Hub::<u64>::new();
     let mut stream = hub.open(7, 100);
     let reading = tokio::spawn(async move { stream.read(&mut [0; 8]).await });
     tokio::task::yield_now().await;
@@ -124,7 +124,7 @@ async fn streams_fail_when_the_hub_is_dropped() {
 
 #[tokio::test]
 async fn a_writer_stops_at_the_room_and_continues_with_more_room() {
-    let mut hub = Hub::new();
+    let mut hub = Hub::<u64>::new();
     let mut stream = hub.open(7, 10);
     assert_eq!(stream.write(&[1; 64]).await.unwrap(), 10);
     let mut writing = tokio::spawn(async move {
@@ -143,18 +143,18 @@ async fn a_writer_stops_at_the_room_and_continues_with_more_room() {
 
 #[tokio::test]
 async fn small_pieces_occupy_little_more_memory_than_their_bytes() {
-    let mut hub = Hub::new();
+    let mut hub = Hub::<u64>::new();
     let stream = hub.open(7, 10);
     for _ in 0..1_000_000 {
         hub.push(7, b"x");
     }
-    let capacity: usize = stream.shared.lock().inbound.iter().map(BytesMut::capacity).sum();
+    let capacity: usize = stream.shared.lock().received.iter().map(BytesMut::capacity).sum();
     assert!(capacity < 1_000_000 + 2 * NEXT_CHUNK, "{capacity} bytes held");
 }
 
 #[tokio::test]
 async fn single_byte_writes_queue_a_stream_once() {
-    let mut hub = Hub::new();
+    let mut hub = Hub::<u64>::new();
     let mut stream = hub.open(7, 10_000);
     for _ in 0..5_000 {
         stream.write_all(b"x").await.unwrap();

@@ -18,7 +18,7 @@ use crate::{
     io::{
         clock::wall_time,
         files::Folder,
-        stream::{Hub, Stream, StreamKey},
+        stream::{Hub, Stream},
     },
     node::{
         Failure,
@@ -48,7 +48,7 @@ type ReplySender<T> = oneshot::Sender<Result<T, ConnectError>>;
 /// Requests of the handles to the task.
 pub(super) enum ClientCommand {
     /// Opens a stream to `target`.
-    Connect {
+    Open {
         /// The target.
         target: Target,
         /// The isolation of the stream's circuit.
@@ -114,7 +114,7 @@ pub(super) fn drive(
 /// The client's core with its edges.
 pub(super) struct ClientCore {
     client: ClientMachine,
-    hub: Hub,
+    hub: Hub<ClientStream>,
     requests: mpsc::Receiver<ClientCommand>,
     waiting: BTreeMap<ClientStream, WaitingRequester>,
     folder: Option<Folder>,
@@ -164,7 +164,7 @@ struct Reported {
 impl ClientCore {
     fn handle_request(&mut self, now: Instant, request: ClientCommand, rng: &mut StdRng) {
         match request {
-            ClientCommand::Connect { target, isolation, reply } => {
+            ClientCommand::Open { target, isolation, reply } => {
                 let stream = self.client.open(now, target, isolation);
                 self.waiting.insert(stream, WaitingRequester::Stream(reply));
             }
@@ -216,11 +216,11 @@ impl ClientCore {
         self.observers.offers.send_replace(offers);
     }
 
-    fn handle_command(&mut self, key: StreamKey, command: StreamCommand) {
+    fn handle_command(&mut self, stream: ClientStream, command: StreamCommand) {
         let changes_room = matches!(command, StreamCommand::Write(_));
-        self.client.handle_command(ClientStream(key), command);
+        self.client.handle_command(stream, command);
         if changes_room {
-            self.hub.set_room(key, self.client.room(ClientStream(key)));
+            self.hub.set_room(stream, self.client.room(stream));
         }
     }
 
@@ -237,7 +237,7 @@ impl ClientCore {
             ClientEvent::Delegated { stream, path, hops, shared_exit } => {
                 if let Some(WaitingRequester::Delegated(reply)) = self.waiting.remove(&stream) {
                     let hops = path.into_iter().zip(hops).map(|(relay, took)| Hop { relay, took }).collect();
-                    let opened = self.hub.open(stream.0, self.client.room(stream));
+                    let opened = self.hub.open(stream, self.client.room(stream));
                     let _ = reply.send(Ok(Delegated { stream: opened, path: hops, shared_exit }));
                 }
             }
@@ -251,7 +251,7 @@ impl ClientCore {
             StreamEvent::Connected(_) => {
                 if let Some(WaitingRequester::Stream(reply)) = self.waiting.remove(&stream) {
                     // If the requester no longer waits, the stream is dropped, which resets it.
-                    let _ = reply.send(Ok(self.hub.open(stream.0, self.client.room(stream))));
+                    let _ = reply.send(Ok(self.hub.open(stream, self.client.room(stream))));
                 }
             }
             StreamEvent::Resolved { answers, .. } => {
@@ -259,9 +259,9 @@ impl ClientCore {
                     let _ = reply.send(Ok(answers));
                 }
             }
-            StreamEvent::Data(bytes) => self.hub.push(stream.0, &bytes),
-            StreamEvent::Finished => self.hub.finish(stream.0),
-            StreamEvent::Writable => self.hub.set_room(stream.0, self.client.room(stream)),
+            StreamEvent::Data(bytes) => self.hub.push(stream, &bytes),
+            StreamEvent::Finished => self.hub.finish(stream),
+            StreamEvent::Writable => self.hub.set_room(stream, self.client.room(stream)),
             StreamEvent::Closed(reason) => self.close(stream, StreamFailure::Ended(reason)),
             // Events that only exits receive.
             StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_) => {}
@@ -274,7 +274,7 @@ impl ClientCore {
             Some(WaitingRequester::Stream(reply)) => _ = reply.send(Err(failure.into())),
             Some(WaitingRequester::Answer(reply)) => _ = reply.send(Err(failure.into())),
             Some(WaitingRequester::Delegated(reply)) => _ = reply.send(Err(failure.into())),
-            None => self.hub.fail(stream.0, end_reason(failure)),
+            None => self.hub.fail(stream, end_reason(failure)),
         }
     }
 
@@ -297,6 +297,15 @@ impl ClientCore {
     }
 }
 
+impl Drop for ClientCore {
+    /// The task ends by a drop of its future.
+    fn drop(&mut self) {
+        if self.client.take_guard_changes() {
+            self.store_guards();
+        }
+    }
+}
+
 const fn end_reason(failure: StreamFailure) -> EndReason {
     match failure {
         StreamFailure::Ended(reason) => reason,
@@ -313,8 +322,8 @@ impl TaskCore for ClientCore {
             taken = Poll::Ready(());
         }
         for _ in 0..COMMANDS_PER_TURN {
-            let Poll::Ready((key, command)) = self.hub.poll_command(cx) else { break };
-            self.handle_command(key, command);
+            let Poll::Ready((stream, command)) = self.hub.poll_command(cx) else { break };
+            self.handle_command(stream, command);
             taken = Poll::Ready(());
         }
         taken

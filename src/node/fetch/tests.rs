@@ -11,7 +11,7 @@ use crate::{
     io::testing::origin,
     page::{self, PageReader, SearchPage, check::Check},
     requests::{
-        http::testing::OneExit,
+        http::testing::LocalExits,
         search::{Exits, Searcher},
     },
 };
@@ -28,7 +28,7 @@ struct Command {
 async fn client() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let overlay = OneExit::new().await;
+    let overlay = LocalExits::new().await;
     let (_, offers) = watch::channel(None);
     let page = SearchPage {
         searcher: Searcher::new(overlay.clone(), Exits::new(offers, None)),

@@ -6,7 +6,7 @@ use crate::{
     exit::{
         delegated::{
             Delegate,
-            engines::{Engines, Ways},
+            engines::{Engines, Senders},
             http::{Allow, Http, HttpCaps, Tier},
             limits::{ExitLimits, Rates},
             search::{ExitSearch, SearchCaps},
@@ -47,10 +47,10 @@ pub(super) async fn delegate(
         Ok::<_, Failure>(parsed.refusing_own(own.iter().copied()))
     };
     let tls = Tls::new(options.delegate_root.iter().flatten()).map_err(Failure::invalid("delegate-root"))?;
-    let outbound = |reach| Outbound::new(reach, Arc::clone(resolver), tls.clone(), OutboundLimits::default());
+    let outbound = |policies| Outbound::new(policies, Arc::clone(resolver), tls.clone(), OutboundLimits::default());
     let all = |private| policy(&["accept *"], private);
     // An address that the operator configured is allowed, even if it is private.
-    let named = outbound(TargetPolicies { resolved: all(private)?, written: all(true)? });
+    let configured = outbound(TargetPolicies { resolved: all(private)?, literal: all(true)? });
     let http = match tier {
         DelegateTier::Search if options.engine.iter().flatten().next().is_none() => {
             return Err(Failure::usage("delegate: \"search\" needs an engine; add --engine"));
@@ -62,16 +62,16 @@ pub(super) async fn delegate(
             if list.is_empty() {
                 return Err(Failure::usage("delegate: \"allow-list\" needs allowed requests; add --allow-request"));
             }
-            Tier::Listed(list, named.clone())
+            Tier::Listed(list, configured.clone())
         }
         DelegateTier::Open => {
             let open = exit.cloned().map_or_else(|| policy(&OPEN, private), Ok)?;
-            Tier::Open(outbound(TargetPolicies { resolved: open.clone(), written: open }))
+            Tier::Open(outbound(TargetPolicies { resolved: open.clone(), literal: open }))
         }
     };
     let (rates, caps) = (Rates::default(), HttpCaps::default());
     let rates = Rates {
-        in_all: options.delegated_rate.unwrap_or(rates.in_all),
+        in_total: options.delegated_rate.unwrap_or(rates.in_total),
         per_circuit: options.delegated_circuit_rate.unwrap_or(rates.per_circuit),
         ..rates
     };
@@ -80,14 +80,14 @@ pub(super) async fn delegate(
         time: options.delegated_time.map_or(caps.time, core::time::Duration::from_secs),
         ..caps
     };
-    let public = outbound(TargetPolicies { resolved: all(private)?, written: all(private)? });
-    let search = search(options, Ways { named, public }).await?;
+    let public = outbound(TargetPolicies { resolved: all(private)?, literal: all(private)? });
+    let search = search(options, Senders { configured, public }).await?;
     Ok(Some(Delegate::new(search, Http::new(http, caps), ExitLimits::new(rates, Instant::now()))))
 }
 
-/// The search service with the engines of `options`, reached by `ways`.
-async fn search(options: &RelayOptions, ways: Ways) -> Result<ExitSearch, Failure> {
+/// The search service with the engines of `options`, whose requests `senders` send.
+async fn search(options: &RelayOptions, senders: Senders) -> Result<ExitSearch, Failure> {
     let written: Vec<&String> = options.engine.iter().flatten().collect();
-    let engines = Engines::load(&written, ways).await.map_err(Failure::usage)?;
+    let engines = Engines::load(&written, senders).await.map_err(Failure::usage)?;
     Ok(ExitSearch::new(engines, SearchCaps::default()))
 }

@@ -1,6 +1,7 @@
-//! The API for HTTP requests of the command line: a request and its response as Binary HTTP (RFC 9292), both streamed.
+//! The API for HTTP requests of the command line: requests and responses as Binary HTTP (RFC 9292), both streamed.
 //!
-//! The header field [`VIA`] selects how the client sends the request. A truncated response is truncated here too.
+//! The header field [`VIA`] selects whether an exit performs the request. If a response is truncated, the answer is
+//! truncated too.
 
 use axum::{
     BoxError, Router,
@@ -24,28 +25,28 @@ use crate::{
 
 use super::{connect_status, failed};
 
-/// The header field that selects how the request is sent: [`BY_EXIT`] or [`BY_STREAM`].
+/// The header field with the way of the request: [`BY_EXIT`] or [`BY_STREAM`].
 pub(crate) const VIA: &str = "umbel-via";
-/// An exit performs the request.
+/// The value of [`VIA`] for a request that an exit performs.
 pub(crate) const BY_EXIT: &str = "request";
-/// The client sends the request over a stream to the target.
+/// The value of [`VIA`] for a request that the client sends over a stream to the target.
 pub(crate) const BY_STREAM: &str = "stream";
-/// The header field with the gateway URL of an oblivious request, which an exit forwards sealed.
+/// The header field with the URL of the Oblivious HTTP gateway to which an exit forwards the sealed request.
 pub(crate) const GATEWAY: &str = "umbel-gateway";
-/// The media type of both bodies (RFC 9292 §7).
+/// The media type of both messages (RFC 9292 §7).
 pub(crate) const KIND: HeaderValue = HeaderValue::from_static("message/bhttp");
 
-/// Time limit for a piece of the body: generous, because the command line may wait for its input.
+/// Time limit of each piece of the request's content. It is long, because the command line may wait for its input.
 const PIECE_TIMEOUT: core::time::Duration = core::time::Duration::from_secs(24 * 60 * 60);
 
 pub(super) fn router<C: Connector>() -> Router<SearchPage<C>> {
     Router::new().route("/api/request", post(request))
 }
 
-async fn request<C: Connector>(State(page): State<SearchPage<C>>, asked: Request) -> Response {
-    let gateway = asked.headers().get(GATEWAY).map(|value| value.to_str().ok()?.parse::<Url>().ok());
-    let by_exit = asked.headers().get(VIA).map(HeaderValue::as_bytes) == Some(BY_EXIT.as_bytes());
-    let bytes = BodyDataStream::new(asked.into_body().map_err(std::io::Error::other));
+async fn request<C: Connector>(State(page): State<SearchPage<C>>, call: Request) -> Response {
+    let gateway = call.headers().get(GATEWAY).map(|value| value.to_str().ok()?.parse::<Url>().ok());
+    let by_exit = call.headers().get(VIA).map(HeaderValue::as_bytes) == Some(BY_EXIT.as_bytes());
+    let bytes = BodyDataStream::new(call.into_body().map_err(std::io::Error::other));
     let request = match read(StreamReader::new(bytes)).await {
         Ok(request) => request,
         Err(error) => return failed(StatusCode::BAD_REQUEST, error.to_string()),
@@ -69,7 +70,7 @@ where
 {
     let (request, mut content) = read_request(reader, u64::MAX).await?;
     let (pipe, body) = Piped::new(content.piece().await?);
-    // Ends when the body is complete or its reader is gone.
+    // The task ends when the content is complete or its reader is dropped.
     tokio::spawn(async move { fill(&mut content, pipe, PIECE_TIMEOUT).await });
     Ok(request.map(|()| body))
 }

@@ -11,21 +11,21 @@ use crate::io::{
     tls::Tls,
 };
 
-/// Time limit of a wait before the test fails.
+/// Time limit of each wait.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Yields to the runtime until `holds`.
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < DEADLINE, "not in time: {what}");
+/// Yields to the runtime until `condition` is true.
+async fn until(description: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < DEADLINE, "not in time: {description}");
         tokio::task::yield_now().await;
     }
 }
 
 #[test]
-fn pages_that_nobody_waits_for_any_more_count_while_they_are_cleaned() {
-    // The only blocking thread is kept busy, so that cleaning waits for as long as the test needs.
+fn pages_without_a_client_count_to_the_cap_until_their_cleaning_ends() {
+    // The only blocking thread is occupied, so that the cleaning waits.
     let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
     runtime.block_on(async {
         let (release, busy) = mpsc::channel::<()>();
@@ -39,7 +39,7 @@ fn pages_that_nobody_waits_for_any_more_count_while_they_are_cleaned() {
         let reader = PageReader::new(Requester::new(Direct::default(), Tls::default()));
         let (reading, url) = (reader.clone(), format!("http://{site}/").parse().unwrap());
         let browser = tokio::spawn(async move { reading.read(url).await.is_ok() });
-        until("the page is there", || reader.cleaning.available_permits() < MAX_CLEANING).await;
+        until("the page is fetched", || reader.cleaning.available_permits() < MAX_CLEANING).await;
         browser.abort();
         assert!(browser.await.unwrap_err().is_cancelled());
         assert_eq!(reader.cleaning.available_permits(), MAX_CLEANING - 1);

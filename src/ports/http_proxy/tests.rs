@@ -17,8 +17,8 @@ async fn port(connector: &Direct, limits: HttpLimits) -> SocketAddr {
     address
 }
 
-/// Sends `request` and returns all bytes of the answer until the end.
-async fn converse(address: SocketAddr, request: &[u8]) -> String {
+/// Sends `request` and returns the complete answer.
+async fn exchange_raw(address: SocketAddr, request: &[u8]) -> String {
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all(request).await.unwrap();
     let mut answer = Vec::new();
@@ -27,10 +27,10 @@ async fn converse(address: SocketAddr, request: &[u8]) -> String {
 }
 
 async fn answer_to(request: &str) -> String {
-    converse(port(&Direct::default(), HttpLimits::default()).await, request.as_bytes()).await
+    exchange_raw(port(&Direct::default(), HttpLimits::default()).await, request.as_bytes()).await
 }
 
-/// An origin that returns each request's head as the body.
+/// An origin server that returns the head of the request as the content.
 async fn mirror() -> SocketAddr {
     origin(|mut socket| async move {
         let mut head = Vec::new();
@@ -48,7 +48,7 @@ async fn mirror() -> SocketAddr {
 }
 
 #[tokio::test]
-async fn connect_opens_a_stream_and_carries_what_was_sent_early() {
+async fn connect_opens_a_stream_and_forwards_early_bytes() {
     let origin = echo_origin().await;
     let address = port(&Direct::default(), HttpLimits::default()).await;
     let mut socket = TcpStream::connect(address).await.unwrap();
@@ -67,7 +67,7 @@ async fn connect_opens_a_stream_and_carries_what_was_sent_early() {
 }
 
 #[tokio::test]
-async fn a_plain_request_reaches_the_origin_without_what_was_for_the_proxy() {
+async fn a_request_is_forwarded_without_hop_by_hop_and_proxy_fields() {
     let origin = mirror().await;
     let connector = Direct::default();
     let address = port(&connector, HttpLimits::default()).await;
@@ -76,7 +76,7 @@ async fn a_plain_request_reaches_the_origin_without_what_was_for_the_proxy() {
          Proxy-Connection: keep-alive\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nTE: trailers\r\nX-End: 2\r\n\r\n",
         origin.port()
     );
-    let answer = converse(address, request.as_bytes()).await;
+    let answer = exchange_raw(address, request.as_bytes()).await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 OK"));
     assert!(head.contains("x-public: 1") && !head.contains("x-private"), "{head}");
@@ -84,20 +84,20 @@ async fn a_plain_request_reaches_the_origin_without_what_was_for_the_proxy() {
     assert!(body.starts_with("get /path?query=1 http/1.1\r\n"), "{body}");
     assert!(body.contains(&format!("host: origin.test:{}\r\n", origin.port())), "{body}");
     assert!(body.contains("x-end: 2"), "{body}");
-    for gone in ["proxy-", "x-hop", "secret", "elsewhere", "te:", "connection"] {
-        assert!(!body.contains(gone), "{gone} in {body}");
+    for removed in ["proxy-", "x-hop", "secret", "elsewhere", "te:", "connection"] {
+        assert!(!body.contains(removed), "{removed} in {body}");
     }
-    converse(address, format!("GET http://origin.test:{}/ HTTP/1.0\r\n\r\n", origin.port()).as_bytes()).await;
+    exchange_raw(address, format!("GET http://origin.test:{}/ HTTP/1.0\r\n\r\n", origin.port()).as_bytes()).await;
     let isolations = connector.isolations();
     assert_ne!(isolations[0], isolations[1], "credentials did not isolate");
 }
 
 #[tokio::test]
-async fn an_ordinary_client_gets_bodies_both_ways() {
+async fn bodies_are_forwarded_in_both_directions() {
     let origin = origin(|mut socket| async move {
-        let mut got = Vec::new();
-        while !got.ends_with(b"0\r\n\r\n") && !got.ends_with(&[b'x'; 300_000]) {
-            assert_ne!(socket.read_buf(&mut got).await.unwrap(), 0);
+        let mut received = Vec::new();
+        while !received.ends_with(b"0\r\n\r\n") && !received.ends_with(&[b'x'; 300_000]) {
+            assert_ne!(socket.read_buf(&mut received).await.unwrap(), 0);
         }
         let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
         socket.write_all(head).await.unwrap();
@@ -130,14 +130,14 @@ async fn origin_form_is_refused_with_an_explanation() {
         assert!(answer.contains("not a web server") && !answer.contains("9351"), "{answer}");
         let head = answer.to_ascii_lowercase();
         assert!(!head.contains("access-control"), "{answer}");
-        // Otherwise a page of another site could detect the client by this answer.
+        // Without these fields, a page of another site could detect the client by this answer.
         assert!(head.contains("cross-origin-resource-policy: same-origin"), "{answer}");
         assert!(head.contains("x-frame-options: deny"), "{answer}");
     }
 }
 
 #[tokio::test]
-async fn each_failure_has_its_status_and_words_but_not_the_host() {
+async fn each_failure_has_its_status_and_text_without_the_host() {
     for (name, status, words) in [
         ("refused.test", 502, "the target refused the connection"),
         ("unreachable.test", 502, "the exit can't reach the target"),
@@ -167,7 +167,7 @@ async fn each_failure_has_its_status_and_words_but_not_the_host() {
 }
 
 #[tokio::test]
-async fn what_can_not_be_forwarded_is_refused() {
+async fn requests_that_cannot_be_forwarded_are_refused() {
     for request in [
         "CONNECT origin.test HTTP/1.1\r\n\r\n",
         "CONNECT origin.test:0 HTTP/1.1\r\n\r\n",
@@ -183,7 +183,7 @@ async fn what_can_not_be_forwarded_is_refused() {
 }
 
 #[tokio::test]
-async fn an_origin_that_does_not_speak_http_or_not_at_all_is_told() {
+async fn an_origin_without_an_http_response_is_reported() {
     let nonsense = origin(|mut socket| async move {
         let _ = socket.read(&mut [0; 1024]).await;
         let _ = socket.write_all(b"what?\r\n\r\n").await;
@@ -199,37 +199,37 @@ async fn an_origin_that_does_not_speak_http_or_not_at_all_is_told() {
     .await;
     let limits = HttpLimits { response: Duration::from_millis(50), ..HttpLimits::default() };
     let request = format!("GET http://origin.test:{}/ HTTP/1.1\r\n\r\n", silent.port());
-    let answer = converse(port(&Direct::default(), limits).await, request.as_bytes()).await;
+    let answer = exchange_raw(port(&Direct::default(), limits).await, request.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_an_error_at_the_application() {
+async fn a_truncated_body_is_an_error_at_the_application() {
     for head in ["HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n", "HTTP/1.0 200 OK\r\n\r\n"] {
-        let arrived = Arc::new(Notify::new());
-        let has_half = Arc::clone(&arrived);
+        let half_received = Arc::new(Notify::new());
+        let notify = Arc::clone(&half_received);
         let origin = origin(move |mut socket| {
-            let arrived = Arc::clone(&arrived);
+            let half_received = Arc::clone(&half_received);
             async move {
                 let _ = socket.read(&mut [0; 1024]).await;
                 socket.write_all(head.as_bytes()).await.unwrap();
                 socket.write_all(b"half").await.unwrap();
-                arrived.notified().await;
+                half_received.notified().await;
                 crate::io::stream::reset_on_close(&socket);
             }
         })
         .await;
         let address = port(&Direct::default(), HttpLimits::default()).await;
         let mut socket = TcpStream::connect(address).await.unwrap();
-        // A client of HTTP/1.0, for which the end of the connection is the end of the body.
+        // With HTTP/1.0, the end of the connection is the end of the body.
         let request = format!("GET http://origin.test:{}/ HTTP/1.0\r\n\r\n", origin.port());
         socket.write_all(request.as_bytes()).await.unwrap();
-        let mut come = Vec::new();
-        while !come.ends_with(b"half") {
-            assert!(timeout(DEADLINE, socket.read_buf(&mut come)).await.unwrap().unwrap() > 0, "{head}");
+        let mut received = Vec::new();
+        while !received.ends_with(b"half") {
+            assert!(timeout(DEADLINE, socket.read_buf(&mut received)).await.unwrap().unwrap() > 0, "{head}");
         }
-        has_half.notify_one();
-        let ended = timeout(DEADLINE, socket.read_to_end(&mut come)).await.unwrap();
+        notify.notify_one();
+        let ended = timeout(DEADLINE, socket.read_to_end(&mut received)).await.unwrap();
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset, "{head}");
     }
 }
@@ -238,9 +238,9 @@ async fn a_body_that_breaks_off_is_an_error_at_the_application() {
 async fn slow_and_oversized_heads_end_the_connection() {
     let limits = HttpLimits { head: Duration::from_millis(100), ..HttpLimits::default() };
     let address = port(&Direct::default(), limits).await;
-    converse(address, b"GET http://origin.te").await;
+    exchange_raw(address, b"GET http://origin.te").await;
     let many = format!("GET http://origin.test/ HTTP/1.1\r\n{}\r\n", "X-Field: 1\r\n".repeat(200));
-    assert!(converse(address, many.as_bytes()).await.starts_with("HTTP/1.1 431 "));
+    assert!(exchange_raw(address, many.as_bytes()).await.starts_with("HTTP/1.1 431 "));
     let mut socket = TcpStream::connect(address).await.unwrap();
     let _ = socket.write_all(format!("GET http://origin.test/{} ", "a".repeat(200_000)).as_bytes()).await;
     let ended = timeout(DEADLINE, socket.read_to_end(&mut Vec::new())).await;
@@ -248,7 +248,7 @@ async fn slow_and_oversized_heads_end_the_connection() {
 }
 
 #[tokio::test]
-async fn garbage_closes_the_connection_and_nothing_else() {
+async fn invalid_input_closes_only_its_connection() {
     let seed = 0xfeed_u64;
     let mut state = seed;
     let mut next = || {
@@ -275,7 +275,7 @@ async fn garbage_closes_the_connection_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_length_beside_a_transfer_encoding_is_not_forwarded() {
+async fn content_length_with_transfer_encoding_is_not_forwarded() {
     let origin = mirror().await;
     let address = port(&Direct::default(), HttpLimits::default()).await;
     let request = format!(
@@ -283,14 +283,14 @@ async fn a_length_beside_a_transfer_encoding_is_not_forwarded() {
          Connection: close\r\n\r\n1\r\na\r\n0\r\n\r\n",
         origin.port()
     );
-    let answer = converse(address, request.as_bytes()).await;
+    let answer = exchange_raw(address, request.as_bytes()).await;
     // A refusal satisfies the assertion too.
-    let seen = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_ascii_lowercase();
-    assert!(!seen.contains("content-length"), "{answer}");
+    let forwarded = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_ascii_lowercase();
+    assert!(!forwarded.contains("content-length"), "{answer}");
 }
 
 #[tokio::test]
-async fn what_is_no_port_is_refused_and_not_taken_for_the_usual_one() {
+async fn an_invalid_port_is_refused() {
     for port in ["99999", "65536", "0"] {
         let answer = answer_to(&format!("GET http://origin.test:{port}/ HTTP/1.1\r\nHost: x\r\n\r\n")).await;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{port}: {answer}");

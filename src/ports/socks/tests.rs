@@ -7,7 +7,7 @@ use crate::io::testing::{Direct, echo_origin, origin};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Runs the SOCKS port in front of `connector`.
+/// Runs the SOCKS port with `connector`.
 async fn port(connector: &Direct, limits: SocksLimits) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -21,8 +21,8 @@ async fn dial() -> (TcpStream, Direct) {
     (TcpStream::connect(address).await.unwrap(), connector)
 }
 
-/// Sends `request` and returns all bytes of the answer until the end.
-async fn converse(request: &[u8]) -> Vec<u8> {
+/// Sends `request` and returns the complete answer.
+async fn exchange(request: &[u8]) -> Vec<u8> {
     let (mut socket, _) = dial().await;
     socket.write_all(request).await.unwrap();
     let mut answer = Vec::new();
@@ -32,7 +32,7 @@ async fn converse(request: &[u8]) -> Vec<u8> {
 
 const NO_AUTH: &[u8] = &[5, 1, 0];
 
-fn to_name(command: u8, name: &str, port: u16) -> Vec<u8> {
+fn request_to_name(command: u8, name: &str, port: u16) -> Vec<u8> {
     let mut bytes = vec![5, command, 0, 3, name.len() as u8];
     bytes.extend_from_slice(name.as_bytes());
     bytes.extend_from_slice(&port.to_be_bytes());
@@ -40,7 +40,7 @@ fn to_name(command: u8, name: &str, port: u16) -> Vec<u8> {
 }
 
 async fn reply_to(request: &[u8]) -> Vec<u8> {
-    let answer = converse(&[NO_AUTH, request].concat()).await;
+    let answer = exchange(&[NO_AUTH, request].concat()).await;
     assert_eq!(answer.get(..2), Some(&[5, 0][..]));
     answer[2..].to_vec()
 }
@@ -52,16 +52,16 @@ async fn read(socket: &mut TcpStream, length: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn connect_by_name_ipv4_and_ipv6_carries_bytes_and_a_half_close() {
+async fn connect_by_name_ipv4_and_ipv6_forwards_bytes_and_a_half_close() {
     let origin = echo_origin().await;
     let mut by_ipv4 = vec![5, 1, 0, 1, 127, 0, 0, 1];
     by_ipv4.extend_from_slice(&origin.port().to_be_bytes());
     let mut by_ipv6 = vec![5, 1, 0, 4];
     by_ipv6.extend_from_slice(&std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets());
     by_ipv6.extend_from_slice(&origin.port().to_be_bytes());
-    for request in [to_name(1, "origin.test", origin.port()), by_ipv4, by_ipv6] {
+    for request in [request_to_name(1, "origin.test", origin.port()), by_ipv4, by_ipv6] {
         let (mut socket, _) = dial().await;
-        // Byte by byte, as a slow application would.
+        // The request is sent byte by byte, as by a slow application.
         for byte in [NO_AUTH, &request].concat() {
             socket.write_all(&[byte]).await.unwrap();
         }
@@ -77,10 +77,10 @@ async fn connect_by_name_ipv4_and_ipv6_carries_bytes_and_a_half_close() {
 }
 
 #[tokio::test]
-async fn bytes_sent_before_the_reply_reach_the_target() {
+async fn bytes_sent_before_the_reply_are_forwarded() {
     let origin = echo_origin().await;
     let (mut socket, _) = dial().await;
-    let request = to_name(1, "origin.test", origin.port());
+    let request = request_to_name(1, "origin.test", origin.port());
     socket.write_all(&[NO_AUTH, &request, b"eager"].concat()).await.unwrap();
     read(&mut socket, 12).await;
     assert_eq!(read(&mut socket, 5).await, b"eager");
@@ -105,39 +105,39 @@ async fn each_failure_has_its_reply() {
         ("circuit.test", 3),
         ("not a name", 1),
     ] {
-        assert_eq!(reply_to(&to_name(1, name, 80)).await, [5, code, 0, 1, 0, 0, 0, 0, 0, 0], "{name}");
+        assert_eq!(reply_to(&request_to_name(1, name, 80)).await, [5, code, 0, 1, 0, 0, 0, 0, 0, 0], "{name}");
     }
 }
 
 #[tokio::test]
-async fn an_open_that_takes_too_long_is_a_time_out() {
+async fn an_open_past_the_time_limit_is_a_timeout() {
     let connector = Direct::default();
     let limits = SocksLimits { connect: Duration::from_millis(50), ..SocksLimits::default() };
     let mut socket = TcpStream::connect(port(&connector, limits).await).await.unwrap();
-    socket.write_all(&[NO_AUTH, &to_name(1, "never.test", 80)].concat()).await.unwrap();
+    socket.write_all(&[NO_AUTH, &request_to_name(1, "never.test", 80)].concat()).await.unwrap();
     assert_eq!(read(&mut socket, 4).await, [5, 0, 5, 6]);
 }
 
 #[tokio::test]
 async fn names_and_addresses_are_resolved() {
-    assert_eq!(reply_to(&to_name(0xF0, "origin.test", 0)).await, [5, 0, 0, 1, 127, 0, 0, 1, 0, 0]);
+    assert_eq!(reply_to(&request_to_name(0xF0, "origin.test", 0)).await, [5, 0, 0, 1, 127, 0, 0, 1, 0, 0]);
     assert_eq!(reply_to(&[5, 0xF0, 0, 1, 10, 1, 2, 3, 0, 0]).await, [5, 0, 0, 1, 10, 1, 2, 3, 0, 0]);
-    assert_eq!(reply_to(&to_name(0xF0, "notfound.test", 0)).await[1], 4);
+    assert_eq!(reply_to(&request_to_name(0xF0, "notfound.test", 0)).await[1], 4);
     let pointer = reply_to(&[5, 0xF1, 0, 1, 127, 0, 0, 1, 0, 0]).await;
     assert_eq!(pointer, [&[5, 0, 0, 3, 11], &b"origin.test"[..], &[0, 0]].concat());
-    assert_eq!(reply_to(&to_name(0xF1, "origin.test", 0)).await[1], 8);
+    assert_eq!(reply_to(&request_to_name(0xF1, "origin.test", 0)).await[1], 8);
 }
 
 #[tokio::test]
-async fn what_is_not_supported_is_said_so() {
+async fn unsupported_requests_have_their_reply_codes() {
     assert_eq!(reply_to(&[5, 3, 0, 1, 0, 0, 0, 0, 0, 0]).await[..2], [5, 7], "UDP ASSOCIATE");
     assert_eq!(reply_to(&[5, 2, 0, 1, 127, 0, 0, 1, 0, 80]).await[..2], [5, 7], "BIND");
     assert_eq!(reply_to(&[5, 1, 0, 9, 127, 0, 0, 1, 0, 80]).await[..2], [5, 8], "an unknown kind of address");
-    assert_eq!(reply_to(&to_name(1, "origin.test", 0)).await[..2], [5, 1], "port zero");
-    assert_eq!(converse(&[5, 1, 0x80]).await, [5, 0xFF], "an unknown method");
-    let page = String::from_utf8(converse(b"GET / HTTP/1.1\r\n\r\n").await).unwrap();
+    assert_eq!(reply_to(&request_to_name(1, "origin.test", 0)).await[..2], [5, 1], "port zero");
+    assert_eq!(exchange(&[5, 1, 0x80]).await, [5, 0xFF], "an unknown method");
+    let page = String::from_utf8(exchange(b"GET / HTTP/1.1\r\n\r\n").await).unwrap();
     assert!(page.starts_with("HTTP/1.0 501 "), "{page}");
-    // A page of another site must not detect the client by the answer.
+    // Without these fields, a page of another site could detect the client by this answer.
     assert!(
         page.contains("Cross-Origin-Resource-Policy: same-origin") && page.contains("X-Frame-Options: DENY"),
         "{page}"
@@ -145,7 +145,7 @@ async fn what_is_not_supported_is_said_so() {
 }
 
 #[tokio::test]
-async fn socks_4_and_4a_work_with_their_own_replies() {
+async fn socks_4_and_4a_have_their_own_replies() {
     let origin = echo_origin().await;
     let [high, low] = origin.port().to_be_bytes();
     let plain = [4, 1, high, low, 127, 0, 0, 1, b'm', b'e', 0];
@@ -157,15 +157,15 @@ async fn socks_4_and_4a_work_with_their_own_replies() {
         socket.write_all(b"old").await.unwrap();
         assert_eq!(read(&mut socket, 3).await, b"old");
     }
-    assert_eq!(converse(&[4, 2, 0, 80, 127, 0, 0, 1, 0]).await[..2], [0, 0x5B]);
+    assert_eq!(exchange(&[4, 2, 0, 80, 127, 0, 0, 1, 0]).await[..2], [0, 0x5B]);
 }
 
 #[tokio::test]
-async fn credentials_are_the_isolation_and_any_are_taken() {
+async fn any_credentials_are_accepted_and_select_the_isolation() {
     let origin = echo_origin().await;
     let connector = Direct::default();
     let address = port(&connector, SocksLimits::default()).await;
-    let request = to_name(1, "origin.test", origin.port());
+    let request = request_to_name(1, "origin.test", origin.port());
     for (user, password) in [("a", "b"), ("a", "b"), ("ab", ""), ("", "ab")] {
         let mut socket = TcpStream::connect(address).await.unwrap();
         socket.write_all(&[5, 2, 0, 2]).await.unwrap();
@@ -190,16 +190,16 @@ async fn credentials_are_the_isolation_and_any_are_taken() {
 }
 
 #[tokio::test]
-async fn a_stream_that_breaks_is_a_reset_at_the_application_and_no_end() {
+async fn a_failed_stream_is_a_reset_at_the_application() {
     let origin = origin(|mut socket| async move {
         socket.write_all(b"half of ").await.unwrap();
-        // The application has received the bytes, so any later error is about the end.
+        // This byte states that the application has received the others, so a later error is that of the reset.
         socket.read_exact(&mut [0; 1]).await.unwrap();
         crate::io::stream::reset_on_close(&socket);
     })
     .await;
     let (mut socket, _) = dial().await;
-    socket.write_all(&[NO_AUTH, &to_name(1, "origin.test", origin.port())].concat()).await.unwrap();
+    socket.write_all(&[NO_AUTH, &request_to_name(1, "origin.test", origin.port())].concat()).await.unwrap();
     read(&mut socket, 12).await;
     assert_eq!(read(&mut socket, 8).await, b"half of ");
     socket.write_all(b"!").await.unwrap();
@@ -208,7 +208,7 @@ async fn a_stream_that_breaks_is_a_reset_at_the_application_and_no_end() {
 }
 
 #[tokio::test]
-async fn a_slow_handshake_ends_and_makes_way_for_the_next() {
+async fn a_slow_handshake_is_ended_and_frees_its_place() {
     let origin = echo_origin().await;
     let connector = Direct::default();
     let limits = SocksLimits { handshake: Duration::from_millis(100), applications: 1, ..SocksLimits::default() };
@@ -216,14 +216,14 @@ async fn a_slow_handshake_ends_and_makes_way_for_the_next() {
     let mut slow = TcpStream::connect(address).await.unwrap();
     slow.write_all(&[5]).await.unwrap();
     let mut next = TcpStream::connect(address).await.unwrap();
-    next.write_all(&[NO_AUTH, &to_name(1, "origin.test", origin.port())].concat()).await.unwrap();
+    next.write_all(&[NO_AUTH, &request_to_name(1, "origin.test", origin.port())].concat()).await.unwrap();
     assert_eq!(read(&mut next, 4).await, [5, 0, 5, 0]);
     let ended = timeout(DEADLINE, slow.read(&mut [0; 1])).await.unwrap();
     assert!(matches!(ended, Ok(0) | Err(_)), "the slow application is still served");
 }
 
 #[tokio::test]
-async fn garbage_and_pieces_of_handshakes_close_the_socket_and_nothing_else() {
+async fn invalid_and_truncated_handshakes_close_only_their_connection() {
     let seed = 0x5eed_u64;
     let mut state = seed;
     let mut next = || {
@@ -232,7 +232,7 @@ async fn garbage_and_pieces_of_handshakes_close_the_socket_and_nothing_else() {
     };
     let connector = Direct::default();
     let address = port(&connector, SocksLimits::default()).await;
-    let valid = [NO_AUTH, &to_name(1, "refused.test", 80)].concat();
+    let valid = [NO_AUTH, &request_to_name(1, "refused.test", 80)].concat();
     let mut inputs: Vec<Vec<u8>> = (0..valid.len()).map(|cut| valid[..cut].to_vec()).collect();
     inputs.extend((0..200).map(|_| (0..usize::from(next()) * 16).map(|_| next()).collect()));
     inputs.extend((0..200).map(|_| {
@@ -241,7 +241,7 @@ async fn garbage_and_pieces_of_handshakes_close_the_socket_and_nothing_else() {
         changed[at] = next();
         changed
     }));
-    // Longer than any handshake: a SOCKS 4 user name without terminator.
+    // A SOCKS 4 user name without terminator, longer than any handshake.
     inputs.push([&[4, 1, 0, 80, 1, 2, 3, 4][..], &[b'a'; 100_000]].concat());
     for input in inputs {
         let mut socket = TcpStream::connect(address).await.unwrap();
@@ -254,7 +254,7 @@ async fn garbage_and_pieces_of_handshakes_close_the_socket_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn curl_downloads_byte_for_byte() {
+async fn curl_downloads_the_exact_bytes() {
     let Ok(version) = tokio::process::Command::new("curl").arg("--version").output().await else { return };
     assert!(version.status.success());
     let body: Vec<u8> = (0..5_000_000_u32).map(|at| (at ^ (at >> 7)) as u8).collect();

@@ -6,7 +6,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 use super::*;
 
 #[test]
-fn extending_to_itself_the_predecessor_or_twice_ends_the_circuit() {
+fn an_extend_to_this_or_the_previous_relay_and_a_second_extend_end_the_circuit() {
     for (hop, to) in [(1, 1), (2, PREVIOUS)] {
         let mut bench = Bench::new(RelayParameters::default());
         let link = if hop == 1 {
@@ -36,7 +36,7 @@ fn extending_to_itself_the_predecessor_or_twice_ends_the_circuit() {
 }
 
 #[test]
-fn an_extend_that_lacks_fragments_or_an_answer_ends_in_time() {
+fn an_extend_without_its_last_fragment_or_an_answer_ends_the_circuit_at_the_deadline() {
     let mut bench = Bench::new(RelayParameters::default());
     let link = bench.client();
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
@@ -65,7 +65,7 @@ fn an_extend_that_lacks_fragments_or_an_answer_ends_in_time() {
 }
 
 #[test]
-fn a_next_hop_that_answers_out_of_turn_ends_the_circuit() {
+fn a_cell_of_the_next_hop_that_is_illegal_in_the_state_ends_the_circuit() {
     for command in [Command::Relay, Command::Created] {
         let mut bench = Bench::new(RelayParameters::default());
         let (link, next, circuit, _) = extended(&mut bench);
@@ -85,7 +85,7 @@ fn a_next_hop_that_answers_out_of_turn_ends_the_circuit() {
 }
 
 #[test]
-fn a_forward_cell_for_a_next_hop_that_is_not_there_ends_the_circuit() {
+fn a_forward_cell_without_a_next_hop_ends_the_circuit() {
     let mut bench = Bench::new(RelayParameters::default());
     let link = bench.client();
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
@@ -98,13 +98,13 @@ fn a_forward_cell_for_a_next_hop_that_is_not_there_ends_the_circuit() {
 }
 
 #[test]
-fn a_channel_that_closes_takes_its_circuits_along() {
+fn a_closed_channel_ends_its_circuits_and_half_built_circuits() {
     let mut bench = Bench::new(RelayParameters::default());
     let (link, next, ..) = extended(&mut bench);
-    bench.send(link, &half_a_create(upper(2)));
+    bench.send(link, &incomplete_create(upper(2)));
     let reason = crate::base::LinkClose::ByPeer;
     bench.relay.handle_link(bench.now, LinkEvent::Closed { link, reason }, &mut bench.rng);
     bench.settle();
     assert_eq!(bench.commands(next), [Command::Destroy]);
-    assert!(bench.circuits() == 0 && bench.relay.half_built.is_empty());
+    assert_eq!((bench.circuits(), bench.relay.half_built.len()), (0, (0, 0)));
 }

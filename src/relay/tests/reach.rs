@@ -12,8 +12,8 @@ fn volunteer(bench: &mut Bench) -> LinkId {
     bench.join_volunteer(Arc::new(fixture::key(VOLUNTEER)))
 }
 
-/// The relay's messages to the origin in the cells it sent over `link`.
-fn heard(bench: &mut Bench, link: LinkId, layers: &mut OriginLayers) -> Vec<RelayMessage> {
+/// The relay's messages to the origin in its cells over `link`.
+fn received(bench: &mut Bench, link: LinkId, layers: &mut OriginLayers) -> Vec<RelayMessage> {
     let cells = bench.cells(link).into_iter();
     let messages = cells.map(|cell| {
         assert_eq!(cell.command(), Command::Relay);
@@ -31,24 +31,24 @@ fn changes(bench: &mut Bench) -> Vec<RelayEvent> {
 #[test]
 fn a_circuit_is_extended_to_a_volunteer_over_the_channel_that_it_dialled() {
     let mut bench = Bench::new(RelayParameters::default());
-    let (link, reached) = (bench.client(), volunteer(&mut bench));
+    let (link, volunteer_link) = (bench.client(), volunteer(&mut bench));
     assert_eq!(changes(&mut bench), [RelayEvent::VolunteersChanged]);
     assert_eq!(bench.relay.volunteers(), [relay_id(VOLUNTEER)]);
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
     bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
-    let creates = bench.cells(reached);
+    let creates = bench.cells(volunteer_link);
     assert_eq!(creates.iter().map(Cell::command).collect::<Vec<_>>(), [Command::Create]);
     assert!(!creates[0].circuit().unwrap().of_dialler());
     assert!(bench.dialled.is_empty());
 }
 
 #[test]
-fn a_volunteer_that_is_not_there_is_gone_and_the_circuit_goes_on_to_another() {
+fn an_extend_to_an_absent_volunteer_is_answered_by_gone_and_can_be_repeated() {
     let mut bench = Bench::new(RelayParameters::default());
     let link = bench.client();
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
     bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
-    assert_eq!(heard(&mut bench, link, &mut layers), [RelayMessage::Gone]);
+    assert_eq!(received(&mut bench, link, &mut layers), [RelayMessage::Gone]);
     bench.extend(link, upper(1), &mut layers, relay_id(NEXT));
     assert_eq!(bench.dialled, [relay_id(NEXT)]);
     let next = bench.next();
@@ -57,53 +57,53 @@ fn a_volunteer_that_is_not_there_is_gone_and_the_circuit_goes_on_to_another() {
 }
 
 #[test]
-fn a_relay_that_dials_like_any_other_is_not_extended_to_unless_it_is_listed() {
+fn an_unlisted_relay_that_dials_without_reach_gets_no_circuit() {
     let mut bench = Bench::new(RelayParameters::default());
     let link = bench.client();
     let other = bench.join(LocalRole::Relay(Arc::new(fixture::key(VOLUNTEER))), None);
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
     bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
-    assert_eq!(heard(&mut bench, link, &mut layers), [RelayMessage::Gone]);
+    assert_eq!(received(&mut bench, link, &mut layers), [RelayMessage::Gone]);
     assert_eq!(bench.cells(other), []);
 }
 
 #[test]
-fn the_fifth_relay_that_is_gone_ends_the_circuit() {
+fn the_fifth_gone_ends_the_circuit() {
     let mut bench = Bench::new(RelayParameters::default());
     let link = bench.client();
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
     for _ in 0..4 {
         bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
-        assert_eq!(heard(&mut bench, link, &mut layers), [RelayMessage::Gone]);
+        assert_eq!(received(&mut bench, link, &mut layers), [RelayMessage::Gone]);
     }
     bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
     assert_eq!((bench.circuits(), bench.commands(link)), (0, vec![Command::Destroy]));
 }
 
 #[test]
-fn a_volunteer_that_goes_before_it_answers_is_gone_and_one_that_goes_later_ends_the_circuit() {
-    for answers in [false, true] {
+fn a_volunteer_lost_before_created_is_gone_and_one_lost_later_ends_the_circuit() {
+    for answered in [false, true] {
         let mut bench = Bench::new(RelayParameters::default());
-        let (link, reached) = (bench.client(), volunteer(&mut bench));
+        let (link, volunteer_link) = (bench.client(), volunteer(&mut bench));
         let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
         bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
-        let create = bench.cells(reached).remove(0);
-        if answers {
+        let create = bench.cells(volunteer_link).remove(0);
+        if answered {
             let mut body = CellBody::zero();
             body[..3].copy_from_slice(&[0, 1, 9]);
-            bench.send(reached, &Cell::new(create.circuit().unwrap(), Command::Created, body));
+            bench.send(volunteer_link, &Cell::new(create.circuit().unwrap(), Command::Created, body));
             let fragment = RelayMessage::Extended { fragment: Bytes::from_static(&[0, 1, 9]) };
-            assert_eq!(heard(&mut bench, link, &mut layers), [fragment]);
+            assert_eq!(received(&mut bench, link, &mut layers), [fragment]);
         }
         changes(&mut bench);
-        let event = LinkEvent::Closed { link: reached, reason: crate::base::LinkClose::TimedOut };
+        let event = LinkEvent::Closed { link: volunteer_link, reason: crate::base::LinkClose::TimedOut };
         bench.relay.handle_link(bench.now, event, &mut bench.rng);
         bench.settle();
         assert_eq!(changes(&mut bench), [RelayEvent::VolunteersChanged]);
-        if answers {
+        if answered {
             assert_eq!((bench.circuits(), bench.commands(link)), (0, vec![Command::Destroy]));
         } else {
-            assert_eq!(heard(&mut bench, link, &mut layers), [RelayMessage::Gone]);
+            assert_eq!(received(&mut bench, link, &mut layers), [RelayMessage::Gone]);
             assert_eq!(bench.circuits(), 1);
         }
     }
@@ -123,28 +123,28 @@ fn volunteer_with_gateways() -> (Bench, Vec<RelayId>) {
     (bench, ranking)
 }
 
-/// The same with channels to the first three of the ranking.
+/// A volunteer with channels to the first three gateways of its ranking.
 fn reachable_volunteer() -> (Bench, Vec<RelayId>) {
     let (mut bench, ranking) = volunteer_with_gateways();
     for relay in &ranking[..3] {
-        answer_dial(&mut bench, *relay);
+        open_dialled(&mut bench, *relay);
     }
     bench.dialled.clear();
     (bench, ranking)
 }
 
-fn answer_dial(bench: &mut Bench, relay: RelayId) {
+fn open_dialled(bench: &mut Bench, relay: RelayId) {
     let number = (1..=9).find(|number| relay_id(*number) == relay).unwrap();
     bench.join(LocalRole::Relay(Arc::new(fixture::key(number))), Some(relay));
 }
 
 #[test]
-fn a_volunteer_that_the_directory_does_not_count_leaves_its_place_after_ten_intervals() {
+fn a_volunteer_that_the_directory_does_not_count_is_dropped_after_ten_intervals() {
     let mut bench = Bench::new(RelayParameters::default());
     let (link, counted) = (bench.client(), volunteer(&mut bench));
     let other = bench.join_volunteer(Arc::new(fixture::key(78)));
     let answer = Counted { volunteers: vec![relay_id(VOLUNTEER)] };
-    // Also after a time without answers.
+    // The directory's answers start late.
     for interval in 0..30 {
         assert_eq!(bench.relay.volunteers().len(), 2, "{interval}");
         if interval >= 20 {
@@ -159,11 +159,11 @@ fn a_volunteer_that_the_directory_does_not_count_leaves_its_place_after_ten_inte
     bench.relay.handle_presence(bench.now, &answer);
     assert_eq!(bench.relay.volunteers(), [relay_id(VOLUNTEER)]);
     assert_eq!(changes(&mut bench), [RelayEvent::VolunteersChanged]);
-    // For clients that build circuits it is gone.
+    // An EXTEND to it is answered by GONE.
     let link = bench.client();
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
     bench.extend(link, upper(1), &mut layers, relay_id(78));
-    assert_eq!(heard(&mut bench, link, &mut layers), [RelayMessage::Gone]);
+    assert_eq!(received(&mut bench, link, &mut layers), [RelayMessage::Gone]);
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn a_relay_that_shuts_down_closes_its_channels_and_opens_none() {
 }
 
 #[test]
-fn a_relay_that_drains_closes_what_carries_nothing_and_takes_no_more_while_its_circuits_go_on() {
+fn a_draining_relay_closes_unused_channels_refuses_circuits_and_serves_existing_ones() {
     let mut bench = Bench::new(RelayParameters::default());
     let (link, idle) = (bench.client(), bench.client());
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
@@ -202,11 +202,11 @@ fn a_relay_that_drains_closes_what_carries_nothing_and_takes_no_more_while_its_c
     }
     assert_eq!(bench.commands(link), [Command::Destroy]);
     bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
-    assert_eq!(heard(&mut bench, link, &mut layers), [RelayMessage::Gone]);
+    assert_eq!(received(&mut bench, link, &mut layers), [RelayMessage::Gone]);
 }
 
 #[test]
-fn a_volunteer_that_drains_leaves_the_gateways_that_bring_it_nothing_and_dials_no_more() {
+fn a_draining_volunteer_closes_gateways_without_circuits_and_dials_none() {
     let (mut bench, _) = reachable_volunteer();
     bench.relay.drain(bench.now, &mut bench.rng);
     bench.settle();
@@ -216,7 +216,7 @@ fn a_volunteer_that_drains_leaves_the_gateways_that_bring_it_nothing_and_dials_n
 }
 
 #[test]
-fn a_relay_that_hangs_up_tells_both_sides_of_each_circuit() {
+fn the_end_of_all_circuits_sends_destroy_to_both_sides_of_each() {
     let mut bench = Bench::new(RelayParameters::default());
     let (link, next, ..) = extended(&mut bench);
     bench.relay.end_circuits(bench.now);
@@ -231,7 +231,7 @@ fn a_volunteer_dials_the_first_three_of_its_ranking_and_keeps_them() {
     assert_eq!(bench.dialled, ranking[..3]);
     assert!(!ranking.contains(&bench.relay.identity()));
     for relay in &ranking[..3] {
-        answer_dial(&mut bench, *relay);
+        open_dialled(&mut bench, *relay);
     }
     let mut expected = ranking[..3].to_vec();
     expected.sort_unstable();
@@ -248,16 +248,16 @@ fn a_volunteer_dials_the_first_three_of_its_ranking_and_keeps_them() {
 }
 
 #[test]
-fn a_gateway_that_fails_is_replaced_by_the_next_ranked_and_none_behind_the_eighth_is_tried() {
+fn a_failed_gateway_is_replaced_by_the_next_ranked_up_to_the_eighth() {
     let (mut bench, ranking) = volunteer_with_gateways();
-    answer_dial(&mut bench, ranking[0]);
+    open_dialled(&mut bench, ranking[0]);
     for relay in &ranking[1..3] {
         let event = LinkEvent::DialFailed { relay: *relay, error: crate::base::DialError::TimedOut };
         bench.relay.handle_link(bench.now, event, &mut bench.rng);
     }
     bench.settle();
     assert_eq!(bench.dialled, ranking[..5]);
-    // Whichever dials fail, and however often.
+    // All further dials fail, repeatedly.
     for _ in 0..100 {
         for relay in bench.dialled.split_off(0) {
             assert!(ranking[..8].contains(&relay));
@@ -271,19 +271,19 @@ fn a_gateway_that_fails_is_replaced_by_the_next_ranked_and_none_behind_the_eight
 }
 
 #[test]
-fn a_gateway_that_is_lost_is_dialled_again_or_replaced() {
+fn a_lost_gateway_is_replaced() {
     let (mut bench, ranking) = reachable_volunteer();
     let event = LinkEvent::Closed { link: LinkId(1), reason: crate::base::LinkClose::TimedOut };
     bench.relay.handle_link(bench.now, event, &mut bench.rng);
     bench.settle();
     assert_eq!(bench.relay.gateways().len(), 2);
     assert_eq!(bench.dialled, [ranking[3]]);
-    answer_dial(&mut bench, ranking[3]);
+    open_dialled(&mut bench, ranking[3]);
     assert_eq!(bench.relay.gateways().len(), 3);
 }
 
 #[test]
-fn a_gateway_that_the_directory_never_hears_of_gives_way_to_the_next() {
+fn an_unconfirmed_gateway_is_replaced_by_the_next_ranked() {
     let (mut bench, ranking) = reachable_volunteer();
     for _ in 0..6 {
         bench.relay.handle_registration(bench.now, &registration(&ranking[1..3]));

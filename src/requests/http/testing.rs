@@ -1,4 +1,4 @@
-//! A test overlay whose exits perform requests.
+//! An overlay for tests, whose exits perform requests.
 
 use core::time::Duration;
 use std::{
@@ -14,7 +14,7 @@ use crate::{
     exit::{
         delegated::{
             Delegate,
-            engines::{Engines, Ways},
+            engines::{Engines, Senders},
             http::{Http, HttpCaps, Tier},
             limits::{ExitLimits, Rates},
             search::{ExitSearch, SearchCaps},
@@ -32,15 +32,15 @@ use crate::{
     wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
-/// An overlay of one or several identical exits, which perform requests at this machine and open streams to it.
+/// An overlay of one or several identical exits in this process, which send requests to this machine.
 #[derive(Clone)]
-pub(crate) struct OneExit {
+pub(crate) struct LocalExits {
     exit: Arc<Delegate>,
     exits: u8,
-    asked: Arc<Mutex<Vec<Isolation>>>,
+    isolations: Arc<Mutex<Vec<Isolation>>>,
 }
 
-impl OneExit {
+impl LocalExits {
     pub(crate) async fn new() -> Self {
         Self::several(1).await
     }
@@ -48,15 +48,15 @@ impl OneExit {
     pub(crate) async fn several(exits: u8) -> Self {
         let policy = Policy::parse(["accept *"], true).unwrap();
         let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
-        let reach = TargetPolicies { resolved: policy.clone(), written: policy };
+        let policies = TargetPolicies { resolved: policy.clone(), literal: policy };
         let resolver = Arc::new(Resolver::new(&options));
-        let outbound = Outbound::new(reach, resolver, Tls::default(), OutboundLimits::default());
+        let outbound = Outbound::new(policies, resolver, Tls::default(), OutboundLimits::default());
         let http = Http::new(Tier::Open(outbound.clone()), HttpCaps::default());
         let limits = ExitLimits::new(Rates::default(), Instant::now());
-        let ways = Ways { named: outbound.clone(), public: outbound };
-        let none = Engines::load::<&str>(&[], ways).await.unwrap();
+        let senders = Senders { configured: outbound.clone(), public: outbound };
+        let none = Engines::load::<&str>(&[], senders).await.unwrap();
         let search = ExitSearch::new(none, SearchCaps::default());
-        Self { exit: Arc::new(Delegate::new(search, http, limits)), exits, asked: Arc::default() }
+        Self { exit: Arc::new(Delegate::new(search, http, limits)), exits, isolations: Arc::default() }
     }
 
     pub(crate) fn requester(self) -> Requester<Self> {
@@ -64,14 +64,14 @@ impl OneExit {
     }
 
     /// The isolations of all requests.
-    pub(crate) fn asked(&self) -> Vec<Isolation> {
-        self.asked.lock().unwrap().clone()
+    pub(crate) fn isolations(&self) -> Vec<Isolation> {
+        self.isolations.lock().unwrap().clone()
     }
 }
 
-impl Connector for OneExit {
-    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
-        Direct::default().connect(target, isolation).await
+impl Connector for LocalExits {
+    async fn open(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+        Direct::default().open(target, isolation).await
     }
 
     async fn resolve(&self, _: Host, _: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
@@ -84,7 +84,7 @@ impl Connector for OneExit {
         not_by: Vec<RelayId>,
         isolation: Isolation,
     ) -> Result<Delegated, ConnectError> {
-        self.asked.lock().unwrap().push(isolation);
+        self.isolations.lock().unwrap().push(isolation);
         let mut exits = (0..self.exits).map(|number| RelayId::from_bytes([number; 32]));
         let chosen = exits.find(|exit| !not_by.contains(exit) && delegation.is_offered(&self.exit.offer()));
         let relay = chosen.ok_or(PathError::NotOffered)?;

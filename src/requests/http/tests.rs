@@ -3,7 +3,7 @@ use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt as _, AsyncWrite};
 
-use super::{testing::OneExit, *};
+use super::{testing::LocalExits, *};
 use crate::{
     exit::outbound::testing::{TestRoot, http_origin, https_origin},
     io::testing::{Direct, origin, stream_pair},
@@ -14,10 +14,10 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 /// An overlay whose exit sends these bytes.
 #[derive(Clone)]
-struct Liar(&'static [u8]);
+struct ScriptedExit(&'static [u8]);
 
-impl Connector for Liar {
-    async fn connect(&self, _: Target, _: Isolation) -> Result<Stream, ConnectError> {
+impl Connector for ScriptedExit {
+    async fn open(&self, _: Target, _: Isolation) -> Result<Stream, ConnectError> {
         Err(PathError::NoExit.into())
     }
 
@@ -27,9 +27,9 @@ impl Connector for Liar {
 
     async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {
         let (near, mut far) = stream_pair();
-        let says = self.0;
+        let bytes = self.0;
         tokio::spawn(async move {
-            far.write_all(says).await.unwrap();
+            far.write_all(bytes).await.unwrap();
             far.shutdown().await.unwrap();
             let _ = tokio::io::copy(&mut far, &mut tokio::io::sink()).await;
         });
@@ -61,24 +61,27 @@ async fn text(response: Response<ResponseBody>) -> String {
 }
 
 #[tokio::test]
-async fn a_request_is_performed_by_an_exit_and_each_has_an_isolation_of_its_own() {
+async fn an_exit_performs_each_request_under_a_separate_isolation() {
     let address = http_origin(mirror).await;
-    let overlay = OneExit::new().await;
+    let overlay = LocalExits::new().await;
     let requester = overlay.clone().requester();
     let request = Request::post(format!("http://{address}/path")).header("cookie", "id=1").body(Full::from("body"));
     let response = perform(&requester, request.unwrap()).await.unwrap();
     assert!(!response.headers().contains_key("set-cookie"));
-    let said = text(response).await;
-    assert!(said.starts_with("POST /path") && said.ends_with(" 4") && !said.contains("cookie"), "{said}");
-    assert!(said.contains("\"content-length\": \"4\""), "{said}");
+    let received = text(response).await;
+    assert!(
+        received.starts_with("POST /path") && received.ends_with(" 4") && !received.contains("cookie"),
+        "{received}"
+    );
+    assert!(received.contains("\"content-length\": \"4\""), "{received}");
     perform(&requester, get(format_args!("http://{address}/"))).await.unwrap();
-    let asked = overlay.asked();
-    assert_ne!(asked[0], asked[1]);
+    let isolations = overlay.isolations();
+    assert_ne!(isolations[0], isolations[1]);
 }
 
 #[tokio::test]
-async fn what_the_exit_refuses_is_told() {
-    let requester = OneExit::new().await.requester();
+async fn a_refusal_of_the_exit_is_returned() {
+    let requester = LocalExits::new().await.requester();
     for (address, refusal) in [
         ("http://127.0.0.1:1/", Refusal::ConnectionRefused),
         ("http://none.invalid/", Refusal::NoName),
@@ -86,8 +89,8 @@ async fn what_the_exit_refuses_is_told() {
     ] {
         assert_eq!(perform(&requester, get(address)).await.unwrap_err(), RequestError::Refused(refusal), "{address}");
     }
-    let many = Request::builder().method("TRACE").uri("http://127.0.0.1/").body(Empty::<Bytes>::new()).unwrap();
-    assert_eq!(perform(&requester, many).await.unwrap_err(), RequestError::Refused(Refusal::NotOffered));
+    let trace = Request::builder().method("TRACE").uri("http://127.0.0.1/").body(Empty::<Bytes>::new()).unwrap();
+    assert_eq!(perform(&requester, trace).await.unwrap_err(), RequestError::Refused(Refusal::NotOffered));
     assert_eq!(perform(&requester, get("ftp://a.example/")).await.unwrap_err(), RequestError::Address);
     for _ in 0..8 {
         if perform(&requester, get("http://127.0.0.1:1/")).await.unwrap_err()
@@ -96,41 +99,41 @@ async fn what_the_exit_refuses_is_told() {
             return;
         }
     }
-    panic!("a circuit has no rate");
+    panic!("the rate of a circuit is not limited");
 }
 
 #[tokio::test]
-async fn no_exit_that_offers_it_is_an_error_of_its_own() {
+async fn a_request_that_no_exit_offers_has_a_separate_error() {
     let requester = Requester::new(Direct::default(), Tls::default());
     assert_eq!(perform(&requester, get("http://a.example/")).await.unwrap_err(), RequestError::NoExit);
 }
 
 #[tokio::test]
-async fn an_exit_that_breaks_off_or_talks_nonsense_is_found_out() {
-    for (says, error) in [
+async fn truncated_and_malformed_responses_are_errors() {
+    for (bytes, error) in [
         (b"".as_slice(), RequestError::Broken),
         (b"HTTP/1.1 200 OK\r\n\r\n", RequestError::NotHttp),
         (b"\x03\x40\xc8\x01a", RequestError::Broken),
         (b"\x03\x42\x58\x00\x00\x00", RequestError::NotHttp),
     ] {
-        let requester = Requester::new(Liar(says), Tls::default());
-        assert_eq!(perform(&requester, get("http://a.example/")).await.unwrap_err(), error, "{says:?}");
+        let requester = Requester::new(ScriptedExit(bytes), Tls::default());
+        assert_eq!(perform(&requester, get("http://a.example/")).await.unwrap_err(), error, "{bytes:?}");
     }
-    // Status 200 with four bytes of a ten-byte chunk; then a complete body followed by another byte.
-    for (says, error) in [
+    // The first has four bytes of a ten-byte chunk. The second has a complete body and an additional byte.
+    for (bytes, error) in [
         (b"\x03\x40\xc8\x00\x0ahalf".as_slice(), RequestError::Broken),
         (b"\x03\x40\xc8\x00\x04body\x00\x00\x00", RequestError::NotHttp),
     ] {
-        let requester = Requester::new(Liar(says), Tls::default());
+        let requester = Requester::new(ScriptedExit(bytes), Tls::default());
         let response = perform(&requester, get("http://a.example/")).await.unwrap();
-        assert_eq!(response.into_body().collect().await.unwrap_err(), error, "{says:?}");
+        assert_eq!(response.into_body().collect().await.unwrap_err(), error, "{bytes:?}");
     }
 }
 
 #[tokio::test]
-async fn a_body_that_fails_at_the_client_fails_the_request() {
+async fn a_failed_body_of_the_client_fails_the_request() {
     let address = http_origin(mirror).await;
-    let requester = OneExit::new().await.requester();
+    let requester = LocalExits::new().await.requester();
     let (pipe, body) = Piped::unread();
     pipe.send(Ok(Bytes::from_static(b"half"))).await.unwrap();
     pipe.send(Err(MessageError::Source)).await.unwrap();
@@ -139,7 +142,7 @@ async fn a_body_that_fails_at_the_client_fails_the_request() {
 }
 
 #[tokio::test]
-async fn over_a_stream_tls_ends_at_the_client() {
+async fn tls_over_a_stream_is_verified_by_the_client() {
     let root = TestRoot::new();
     let tls = Tls::new([root.file.path()]).unwrap();
     let good = https_origin(root.server(&["origin.test"]), mirror).await;
@@ -154,71 +157,71 @@ async fn over_a_stream_tls_ends_at_the_client() {
 }
 
 const LARGE: usize = 100 * 1024 * 1024;
-/// Maximum bytes in flight between the two ends: credit and room of the stream, sockets' buffers, some pieces.
-const BETWEEN: usize = 16 * 1024 * 1024;
+/// Maximum bytes in flight between the two ends: credit and buffer of the stream, the sockets' buffers, some pieces.
+const MAX_IN_FLIGHT: usize = 16 * 1024 * 1024;
 
-/// Writes 100 MiB, and fails if more bytes are in flight than allowed.
-async fn pour(mut sink: impl AsyncWrite + Unpin, taken: tokio::sync::watch::Receiver<usize>) {
+/// Writes 100 MiB, and fails if more than [`MAX_IN_FLIGHT`] bytes are in flight.
+async fn write_large(mut sink: impl AsyncWrite + Unpin, received: tokio::sync::watch::Receiver<usize>) {
     let piece = vec![7; 64 * 1024];
-    let mut poured = 0;
-    while poured < LARGE {
+    let mut sent = 0;
+    while sent < LARGE {
         sink.write_all(&piece).await.unwrap();
-        poured += piece.len();
-        let underway = poured - *taken.borrow();
-        assert!(underway <= BETWEEN, "{underway} bytes are underway");
+        sent += piece.len();
+        let in_flight = sent - *received.borrow();
+        assert!(in_flight <= MAX_IN_FLIGHT, "{in_flight} bytes are in flight");
     }
     sink.flush().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_megabytes_pass_down_with_bounded_memory() {
-    let (took, taken) = tokio::sync::watch::channel(0);
+async fn a_large_response_takes_bounded_memory() {
+    let (progress, received) = tokio::sync::watch::channel(0);
     let address = origin(move |mut socket| {
-        let taken = taken.clone();
+        let received = received.clone();
         async move {
             let _ = socket.read(&mut [0; 4096]).await;
             let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n");
             socket.write_all(head.as_bytes()).await.unwrap();
-            pour(socket, taken).await;
+            write_large(socket, received).await;
         }
     })
     .await;
-    let requester = OneExit::new().await.requester();
+    let requester = LocalExits::new().await.requester();
     let mut body = perform(&requester, get(format_args!("http://{address}/"))).await.unwrap().into_body();
     let mut length = 0;
     while let Some(frame) = timeout(DEADLINE, body.frame()).await.unwrap() {
         length += frame.unwrap().into_data().unwrap().len();
-        took.send_replace(length);
+        progress.send_replace(length);
     }
     assert_eq!(length, LARGE);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_megabytes_pass_up_with_bounded_memory() {
-    let (took, taken) = tokio::sync::watch::channel(0);
+async fn a_large_request_takes_bounded_memory() {
+    let (progress, received) = tokio::sync::watch::channel(0);
     let address = http_origin(move |request: Request<Incoming>| {
-        let took = took.clone();
+        let progress = progress.clone();
         async move {
             let mut body = request.into_body();
             let mut length = 0;
             while let Some(frame) = body.frame().await {
                 length += frame.unwrap().into_data().unwrap().len();
-                took.send_replace(length);
+                progress.send_replace(length);
             }
             Response::new(Full::<Bytes>::from(length.to_string()))
         }
     })
     .await;
-    let requester = OneExit::new().await.requester();
+    let requester = LocalExits::new().await.requester();
     let (pipe, body) = Piped::unread();
     tokio::spawn(async move {
         let piece = Bytes::from(vec![7; 64 * 1024]);
-        let mut poured = 0;
-        while poured < LARGE {
+        let mut sent = 0;
+        while sent < LARGE {
             pipe.send(Ok(piece.clone())).await.unwrap();
-            poured += piece.len();
-            let underway = poured - *taken.borrow();
-            assert!(underway <= BETWEEN, "{underway} bytes are underway");
+            sent += piece.len();
+            let in_flight = sent - *received.borrow();
+            assert!(in_flight <= MAX_IN_FLIGHT, "{in_flight} bytes are in flight");
         }
     });
     let response = perform(&requester, Request::put(format!("http://{address}/")).body(body).unwrap()).await.unwrap();

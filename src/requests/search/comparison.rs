@@ -1,6 +1,6 @@
-//! Comparison of the answers of several exits to one query, which reveals an exit that falsifies an engine's answers.
+//! Comparison of the answers of several exits to one query. It reveals an exit that falsifies an engine's answers.
 //!
-//! Each of these exits sees the query.
+//! All these exits see the query.
 
 use std::sync::Arc;
 
@@ -17,54 +17,54 @@ use super::{Found, SearchFailure, SearchQuery, Searcher};
 /// Maximum exits in a comparison.
 pub const MAX_COMPARED: usize = 8;
 
-/// One query's answers from several exits.
+/// The answers of several exits to one query.
 #[derive(Clone, Debug)]
 pub struct Comparison {
-    /// Each exit's answer, in the order in which the exits were chosen.
-    pub asked: Vec<ExitOutcome>,
+    /// The outcome of each exit, in the order of their choice.
+    pub outcomes: Vec<ExitOutcome>,
     /// All results, each once.
     pub rows: Vec<Row>,
 }
 
-/// One exit's answer.
+/// The outcome of the query at one exit.
 #[derive(Clone, Debug)]
 pub struct ExitOutcome {
     /// The exit.
     pub exit: RelayId,
-    /// The outcome of the query there.
+    /// The results, or the reason of the failure.
     pub outcome: Result<Found, SearchFailure>,
 }
 
 /// One result, and its rank at each exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// The result, with title and snippet of the first exit that gave it.
+    /// The result, with title and snippet of the first exit that returned it.
     pub result: SearchResult,
-    /// The rank at each exit, from 1; `None` where the exit didn't give it.
+    /// The rank at each exit, from 1; `None` for exits that didn't return the result.
     pub places: Vec<Option<usize>>,
-    /// Whether title and snippet are the same at all exits that gave it.
+    /// Whether title and snippet are equal at all exits that returned the result.
     pub same_words: bool,
 }
 
 impl Comparison {
-    fn new(asked: Vec<ExitOutcome>) -> Self {
+    fn new(outcomes: Vec<ExitOutcome>) -> Self {
         let lists: Vec<&[SearchResult]> =
-            asked.iter().map(|asked| asked.outcome.as_ref().map_or(&[][..], |found| &found.results)).collect();
+            outcomes.iter().map(|exit| exit.outcome.as_ref().map_or(&[][..], |found| &found.results)).collect();
         let longest = lists.iter().map(|list| list.len()).max().unwrap_or(0);
         let mut rows: Vec<Row> = Vec::new();
-        // Interleaved by rank, so that no exit's list precedes the others'.
-        for result in (0..longest).flat_map(|place| lists.iter().filter_map(move |list| list.get(place))) {
+        // The lists are interleaved by rank, so that no exit has precedence.
+        for result in (0..longest).flat_map(|index| lists.iter().filter_map(move |list| list.get(index))) {
             if rows.iter().all(|row| row.result.link != result.link) {
                 rows.push(row(result, &lists));
             }
         }
-        Self { asked, rows }
+        Self { outcomes, rows }
     }
 
-    /// Whether all exits that answered gave the same results in the same order.
+    /// Whether all successful exits returned the same results in the same order.
     #[must_use]
     pub fn agrees(&self) -> bool {
-        let answered: Vec<bool> = self.asked.iter().map(|asked| asked.outcome.is_ok()).collect();
+        let answered: Vec<bool> = self.outcomes.iter().map(|exit| exit.outcome.is_ok()).collect();
         self.rows.iter().all(|row| {
             let mut places =
                 row.places.iter().zip(&answered).filter(|(_, answered)| **answered).map(|(place, _)| place);
@@ -90,15 +90,15 @@ impl<C: Connector> Searcher<C> {
     /// circuit.
     ///
     /// # Errors
-    /// When fewer exits are available, or the query is invalid. An exit's failure is one of the answers.
+    /// When fewer exits are available, or the query is invalid. The failure of an exit is its outcome.
     pub async fn compare(&self, query: &SearchQuery, exits: usize) -> Result<Comparison, SearchFailure> {
         let mut query = self.begin(query)?;
-        let is_able = |exit: &RelayId| !query.not_by().contains(exit);
-        let able = exits_with(&self.known().offers.borrow(), query.engine()).filter(is_able).count();
-        if able < exits.min(MAX_COMPARED) {
-            return Err(SearchFailure::TooFewExits(able));
+        let is_available = |exit: &RelayId| !query.not_by().contains(exit);
+        let available = exits_with(&self.known().offers.borrow(), query.engine()).filter(is_available).count();
+        if available < exits.min(MAX_COMPARED) {
+            return Err(SearchFailure::TooFewExits(available));
         }
-        // Opened in sequence, so that each exit is a different one. The queries then run concurrently.
+        // The streams are opened in sequence, so that all exits differ. The queries then run concurrently.
         let mut opened = Vec::new();
         for _ in 0..exits.min(MAX_COMPARED) {
             let delegated = self.open(&query).await?;
@@ -107,16 +107,16 @@ impl<C: Connector> Searcher<C> {
             opened.push((exit, delegated));
         }
         let query = Arc::new(query);
-        let mut asking = JoinSet::new();
-        for (place, (exit, delegated)) in opened.into_iter().enumerate() {
+        let mut queries = JoinSet::new();
+        for (index, (exit, delegated)) in opened.into_iter().enumerate() {
             let (searcher, query) = (self.clone(), Arc::clone(&query));
-            asking.spawn(async move {
-                let outcome = searcher.converse(&query, delegated).await.map_err(SearchFailure::from);
-                (place, ExitOutcome { exit, outcome })
+            queries.spawn(async move {
+                let outcome = searcher.send(&query, delegated).await.map_err(SearchFailure::from);
+                (index, ExitOutcome { exit, outcome })
             });
         }
-        let mut asked = asking.join_all().await;
-        asked.sort_by_key(|(place, _)| *place);
-        Ok(Comparison::new(asked.into_iter().map(|(_, asked)| asked).collect()))
+        let mut outcomes = queries.join_all().await;
+        outcomes.sort_by_key(|(index, _)| *index);
+        Ok(Comparison::new(outcomes.into_iter().map(|(_, outcome)| outcome).collect()))
     }
 }

@@ -1,4 +1,4 @@
-//! A test overlay without relays, whose exits answer over real streams as the test prescribes.
+//! An overlay for tests, without relays. Its exits send scripted answers over real streams.
 
 use core::time::Duration;
 use std::sync::{Arc, Mutex};
@@ -23,28 +23,28 @@ use crate::{
 
 use super::{Exits, Searcher};
 
-/// The reply of an exit to a query.
-pub(crate) type Deed = fn(&SearchRequest) -> ScriptedReply;
+/// An exit's function from a query to its reply.
+pub(crate) type ExitScript = fn(&SearchRequest) -> ScriptedReply;
 
-/// The kinds of replies.
+/// The reply of an exit.
 pub(crate) enum ScriptedReply {
     Answer(SearchAnswer),
     Bytes(Vec<u8>),
     Reset,
 }
 
-/// Connects directly to loopback, and has exits that perform searches.
+/// An overlay with scripted exits for searches. Its streams connect directly to loopback.
 #[derive(Clone)]
 pub(crate) struct Overlay {
     pub(crate) direct: Direct,
-    exits: Arc<Vec<Deed>>,
+    exits: Arc<Vec<ExitScript>>,
     /// The exit and isolation of each query.
-    pub(crate) asked: Arc<Mutex<Vec<(RelayId, Isolation)>>>,
+    pub(crate) queries: Arc<Mutex<Vec<(RelayId, Isolation)>>>,
 }
 
 impl Overlay {
-    pub(crate) fn new(exits: &[Deed]) -> Self {
-        Self { direct: Direct::default(), exits: Arc::new(exits.to_vec()), asked: Arc::default() }
+    pub(crate) fn new(exits: &[ExitScript]) -> Self {
+        Self { direct: Direct::default(), exits: Arc::new(exits.to_vec()), queries: Arc::default() }
     }
 
     /// A searcher over these exits, all of which offer the engine `kiwix`.
@@ -54,14 +54,15 @@ impl Overlay {
         Searcher::new(self.clone(), Exits::new(watch::channel(Some(offers)).1, None))
     }
 
-    pub(crate) fn asked(&self) -> Vec<RelayId> {
-        self.asked.lock().unwrap().iter().map(|(exit, _)| *exit).collect()
+    /// The exits of all queries.
+    pub(crate) fn queried(&self) -> Vec<RelayId> {
+        self.queries.lock().unwrap().iter().map(|(exit, _)| *exit).collect()
     }
 }
 
 impl Connector for Overlay {
-    async fn connect(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
-        self.direct.connect(target, isolation).await
+    async fn open(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
+        self.direct.open(target, isolation).await
     }
 
     async fn resolve(&self, host: Host, isolation: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
@@ -74,21 +75,21 @@ impl Connector for Overlay {
         not_by: Vec<RelayId>,
         isolation: Isolation,
     ) -> Result<Delegated, ConnectError> {
-        let mut able = self.exits.iter().enumerate().filter(|(number, _)| !not_by.contains(&exit(*number)));
-        let (number, deed) = able.next().ok_or(PathError::NotOffered)?;
-        self.asked.lock().unwrap().push((exit(number), isolation));
+        let mut available = self.exits.iter().enumerate().filter(|(number, _)| !not_by.contains(&exit(*number)));
+        let (number, script) = available.next().ok_or(PathError::NotOffered)?;
+        self.queries.lock().unwrap().push((exit(number), isolation));
         let (near, far) = stream_pair();
-        tokio::spawn(answer(far, *deed));
+        tokio::spawn(answer(far, *script));
         let took = Duration::from_millis(7);
         let path = [90, 91, number].map(|number| Hop { relay: exit(number), took }).to_vec();
         Ok(Delegated { stream: near, path, shared_exit: false })
     }
 }
 
-async fn answer(mut stream: Stream, deed: Deed) {
+async fn answer(mut stream: Stream, script: ExitScript) {
     let mut framed = Vec::new();
     stream.read_to_end(&mut framed).await.unwrap();
-    let bytes = match deed(&SearchRequest::decode(&framed).unwrap()) {
+    let bytes = match script(&SearchRequest::decode(&framed).unwrap()) {
         ScriptedReply::Answer(answer) => answer.encode().unwrap(),
         ScriptedReply::Bytes(bytes) => bytes,
         ScriptedReply::Reset => return,

@@ -18,8 +18,8 @@ fn broken(_: &SearchRequest) -> ScriptedReply {
     ScriptedReply::Reset
 }
 
-/// Like the honest exit, but with a planted URL in the first result.
-fn lying(request: &SearchRequest) -> ScriptedReply {
+/// The reply of [`honest`] with a planted URL in the first result.
+fn falsified(request: &SearchRequest) -> ScriptedReply {
     let ScriptedReply::Answer(SearchAnswer::Results { mut results, total, more }) = honest(request) else { panic!() };
     results[0].link = "https://planted.example/".parse().unwrap();
     ScriptedReply::Answer(SearchAnswer::Results { results, total, more })
@@ -30,7 +30,7 @@ fn query() -> SearchQuery {
 }
 
 #[tokio::test]
-async fn a_query_comes_back_with_results_and_the_way_it_took() {
+async fn a_search_returns_results_and_the_path() {
     let overlay = Overlay::new(&[honest]);
     let found = overlay.searcher().search(&query()).await.unwrap();
     assert_eq!(found.results[0].title, "About rust ownership");
@@ -40,68 +40,68 @@ async fn a_query_comes_back_with_results_and_the_way_it_took() {
 }
 
 #[tokio::test]
-async fn queries_in_any_script_come_back_right_and_impossible_ones_go_nowhere() {
+async fn queries_in_any_script_are_answered_and_invalid_ones_are_not_sent() {
     let overlay = Overlay::new(&[honest]);
     let searcher = overlay.searcher();
     for terms in ["所有権とは何か", "ما هي الملكية", "c++ \"move\" & <b>"] {
         let found = searcher.search(&SearchQuery::new(terms)).await.unwrap();
         assert_eq!(found.results[0].title, format!("About {terms}"));
     }
-    let sent = overlay.asked().len();
+    let sent = overlay.queried().len();
     for terms in ["", "  ", &"q".repeat(10_000), "a\u{7}b"] {
         let failure = searcher.search(&SearchQuery::new(terms)).await.unwrap_err();
         assert!(matches!(failure, SearchFailure::Query(_)), "{failure}");
     }
-    assert_eq!(overlay.asked().len(), sent);
+    assert_eq!(overlay.queried().len(), sent);
 }
 
 #[tokio::test]
-async fn each_query_goes_under_an_isolation_of_its_own() {
+async fn each_query_has_a_separate_isolation() {
     let overlay = Overlay::new(&[honest]);
     let searcher = overlay.searcher();
     for _ in 0..3 {
         searcher.search(&query()).await.unwrap();
     }
-    let isolations: BTreeSet<_> = overlay.asked.lock().unwrap().iter().map(|(_, isolation)| *isolation).collect();
+    let isolations: BTreeSet<_> = overlay.queries.lock().unwrap().iter().map(|(_, isolation)| *isolation).collect();
     assert_eq!(isolations.len(), 3);
 }
 
 #[tokio::test]
-async fn an_exit_that_the_engine_keeps_out_is_replaced_once_and_then_left_alone() {
+async fn a_blocked_exit_is_replaced_once_and_then_avoided() {
     let overlay = Overlay::new(&[captcha, honest]);
     let searcher = overlay.searcher();
     let found = searcher.search(&query()).await.unwrap();
     let blocked = MissReason::Refused(SearchRefusal::EngineBlocked(Block::Captcha));
     assert_eq!(found.missed, Some(Miss { exit: exit(0), why: blocked }));
     searcher.search(&query()).await.unwrap();
-    assert_eq!(overlay.asked(), [exit(0), exit(1), exit(1)]);
+    assert_eq!(overlay.queried(), [exit(0), exit(1), exit(1)]);
     let reports = searcher.exit_statistics(&engine("kiwix"));
-    assert!(reports[0].blocked_for.is_some_and(|left| left > Duration::from_secs(590)));
+    assert!(reports[0].blocked_for.is_some_and(|time| time > Duration::from_secs(590)));
     assert_eq!((reports[0].counts.failed, reports[1].counts.answered), (1, 2));
 }
 
 #[tokio::test]
-async fn when_all_exits_are_kept_out_no_more_of_them_see_the_query() {
+async fn a_query_is_not_sent_if_all_exits_are_blocked() {
     let overlay = Overlay::new(&[captcha, captcha, captcha]);
     let searcher = overlay.searcher();
     assert!(matches!(searcher.search(&query()).await, Err(SearchFailure::Missed(_))));
-    assert_eq!(overlay.asked().len(), 2, "one query at each of two exits");
+    assert_eq!(overlay.queried().len(), 2, "one query at each of two exits");
     assert!(matches!(searcher.search(&query()).await, Err(SearchFailure::Missed(_))));
     assert_eq!(searcher.search(&query()).await, Err(QueryError::AllBlocked.into()));
-    assert_eq!(overlay.asked().len(), 3);
+    assert_eq!(overlay.queried().len(), 3);
 }
 
 #[tokio::test]
-async fn what_another_exit_would_not_mend_is_not_asked_elsewhere() {
+async fn a_failure_of_the_engine_is_not_repeated_at_another_exit() {
     let overlay = Overlay::new(&[malformed, honest]);
     let failure = overlay.searcher().search(&query()).await.unwrap_err();
     assert!(matches!(failure, SearchFailure::Missed(Miss { why: MissReason::Refused(_), .. })), "{failure}");
-    assert_eq!(overlay.asked(), [exit(0)]);
+    assert_eq!(overlay.queried(), [exit(0)]);
 }
 
 #[tokio::test]
-async fn an_exit_that_breaks_off_or_talks_nonsense_is_replaced() {
-    let hostile: [super::testing::Deed; 6] = [
+async fn an_exit_with_a_truncated_or_malformed_answer_is_replaced() {
+    let hostile: [super::testing::ExitScript; 6] = [
         broken,
         |_| ScriptedReply::Bytes(Vec::new()),
         |_| ScriptedReply::Bytes(vec![0xFF; 8192]),
@@ -112,15 +112,15 @@ async fn an_exit_that_breaks_off_or_talks_nonsense_is_replaced() {
             _ => panic!(),
         },
     ];
-    for deed in hostile {
-        let overlay = Overlay::new(&[deed, honest]);
+    for script in hostile {
+        let overlay = Overlay::new(&[script, honest]);
         let found = overlay.searcher().search(&query()).await.unwrap();
         assert_eq!(found.missed, Some(Miss { exit: exit(0), why: MissReason::Broken }));
     }
 }
 
 #[tokio::test]
-async fn results_are_cleaned_again_whatever_the_exit_did() {
+async fn results_are_cleaned_by_the_client() {
     let overlay = Overlay::new(&[|_| {
         let results = vec![
             result("<b>bold</b>\u{202e}", "https://a.example/?utm_source=x&id=1", "a\u{7}\nb"),
@@ -137,25 +137,25 @@ async fn results_are_cleaned_again_whatever_the_exit_did() {
 }
 
 #[tokio::test]
-async fn comparing_exits_shows_the_one_that_lies() {
-    let overlay = Overlay::new(&[honest, lying, honest, captcha]);
+async fn a_comparison_shows_an_exit_with_falsified_results() {
+    let overlay = Overlay::new(&[honest, falsified, honest, captcha]);
     let searcher = overlay.searcher();
     let comparison = searcher.compare(&query(), 4).await.unwrap();
-    let exits: BTreeSet<_> = overlay.asked().into_iter().collect();
+    let exits: BTreeSet<_> = overlay.queried().into_iter().collect();
     assert_eq!(exits.len(), 4, "each query uses another exit");
     assert!(!comparison.agrees());
     let planted = comparison.rows.iter().find(|row| row.result.link.host_str() == Some("planted.example")).unwrap();
     assert_eq!(planted.places, [None, Some(1), None, None]);
-    assert!(comparison.asked[3].outcome.is_err());
+    assert!(comparison.outcomes[3].outcome.is_err());
 
-    let honest_ones = Overlay::new(&[honest, honest]);
-    assert!(honest_ones.searcher().compare(&query(), 2).await.unwrap().agrees());
-    let failure = honest_ones.searcher().compare(&query(), 3).await.unwrap_err();
+    let equal = Overlay::new(&[honest, honest]);
+    assert!(equal.searcher().compare(&query(), 2).await.unwrap().agrees());
+    let failure = equal.searcher().compare(&query(), 3).await.unwrap_err();
     assert_eq!(failure, SearchFailure::TooFewExits(2));
 }
 
 #[tokio::test]
-async fn words_that_one_exit_changed_show_too() {
+async fn a_comparison_shows_a_changed_snippet() {
     let overlay = Overlay::new(&[honest, |request| {
         let ScriptedReply::Answer(SearchAnswer::Results { mut results, total, more }) = honest(request) else {
             panic!()
@@ -168,7 +168,7 @@ async fn words_that_one_exit_changed_show_too() {
 }
 
 #[test]
-fn the_default_engine_stands_first_and_otherwise_the_one_that_most_offer() {
+fn the_default_engine_is_first_or_else_the_most_offered_one() {
     let offer =
         |names: &[&str]| Offer { engines: names.iter().map(|name| engine(name)).collect(), requests: HttpOffer::None };
     let offers: Offers = Some(vec![(exit(1), offer(&["a", "b"])), (exit(2), offer(&["b", "c"]))]);
@@ -179,7 +179,7 @@ fn the_default_engine_stands_first_and_otherwise_the_one_that_most_offer() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_said() {
+async fn missing_engines_and_offers_are_reported() {
     let overlay = Overlay::new(&[]);
     assert_eq!(overlay.searcher().search(&query()).await, Err(QueryError::NoEngines.into()));
     let unready = Searcher::new(overlay, Exits::new(watch::channel(None).1, None));

@@ -10,7 +10,7 @@ use crate::directory::{
     fixture::{NOW, descriptor, key, profile, volunteer, volunteer_profile},
 };
 
-const V: u16 = 900;
+const VOLUNTEER: u16 = 900;
 /// The interval of a testnet.
 const INTERVAL: u64 = 1;
 
@@ -24,15 +24,16 @@ struct World {
     rng: ChaCha20Rng,
     consensus: Option<Consensus>,
     list: Option<VolunteerList>,
-    /// Lists received since the last [`Self::settle`].
-    came: usize,
+    /// The number of lists published during the last [`Self::settle`].
+    new_lists: usize,
 }
 
 impl World {
     /// A network of relays 1 to `relays`, all listed.
     fn of(relays: u16, config: AuthorityConfig) -> Self {
         let authority = Authority::new(key(100), config);
-        let mut world = Self { authority, rng: ChaCha20Rng::seed_from_u64(7), consensus: None, list: None, came: 0 };
+        let mut world =
+            Self { authority, rng: ChaCha20Rng::seed_from_u64(7), consensus: None, list: None, new_lists: 0 };
         (1..=relays).for_each(|number| world.add(number, profile(number), NOW));
         world.settle(NOW);
         assert_eq!(world.consensus.as_ref().map_or(0, |it| it.relays().len()), usize::from(relays));
@@ -49,21 +50,21 @@ impl World {
         self.authority.handle_proof(now, &target, Ok(()));
     }
 
-    /// Handles deadlines, and takes the publications.
+    /// Handles deadlines, and takes the published documents.
     fn settle(&mut self, now: WallTime) {
         self.authority.handle_timeout(now);
-        self.came = 0;
-        let by = [key(100).id().into()];
+        self.new_lists = 0;
+        let authorities = [key(100).id().into()];
         while let Some(event) = self.authority.poll_event() {
             match event {
                 AuthorityEvent::Publish(signed) => {
                     let consensus = UnverifiedConsensus::decode(signed.as_bytes()).unwrap();
-                    self.consensus = Some(consensus.verify(&by, now, self.consensus.as_ref()).unwrap());
+                    self.consensus = Some(consensus.verify(&authorities, now, self.consensus.as_ref()).unwrap());
                 }
                 AuthorityEvent::PublishVolunteers(signed) => {
                     let list = UnverifiedVolunteerList::decode(signed.as_bytes()).unwrap();
-                    self.list = Some(list.verify(&by, now, self.list.as_ref()).unwrap());
-                    self.came += 1;
+                    self.list = Some(list.verify(&authorities, now, self.list.as_ref()).unwrap());
+                    self.new_lists += 1;
                 }
                 _ => {}
             }
@@ -78,7 +79,7 @@ impl World {
         self.register_as(now, &volunteer(number, volunteer_profile(number), NOW)).unwrap()
     }
 
-    /// The ranking of a volunteer's gateways, best first, as numbers of relays.
+    /// The numbers of the relays in a volunteer's ranking, the best first.
     fn ranking(&self, seed: &[u8; 32], number: u16) -> Vec<u16> {
         let ranking = gateway_ranking(seed, &key(number).id(), self.consensus.as_ref().unwrap());
         ranking.iter().map(|relay| (1..=100).find(|number| key(*number).id() == *relay).unwrap()).collect()
@@ -105,63 +106,63 @@ fn presence(gateway: u16, volunteers: &[u16], at_ms: u64) -> Vec<u8> {
 }
 
 #[test]
-fn a_volunteer_is_listed_with_the_gateways_that_report_it_the_best_ranked_first() {
+fn a_volunteer_is_listed_with_the_best_ranked_gateways_that_report_it() {
     let mut world = World::testnet(10);
-    let registration = world.register(V, NOW);
+    let registration = world.register(VOLUNTEER, NOW);
     assert!(registration.gateways.is_empty(), "no gateway has confirmed the volunteer yet");
-    let ranking = world.ranking(&registration.seed, V);
+    let ranking = world.ranking(&registration.seed, VOLUNTEER);
     for gateway in [ranking[2], ranking[0], ranking[7], ranking[4]] {
         assert_eq!(
-            world.report(gateway, &[V, V + 1], later(1)).unwrap().volunteers,
-            ids(&[V]),
+            world.report(gateway, &[VOLUNTEER, VOLUNTEER + 1], later(1)).unwrap().volunteers,
+            ids(&[VOLUNTEER]),
             "the volunteers for which the report counts"
         );
     }
     let best = ids(&[ranking[0], ranking[2], ranking[4]]);
-    assert_eq!(world.register(V, later(1)).gateways, best);
+    assert_eq!(world.register(VOLUNTEER, later(1)).gateways, best);
     world.settle(later(1));
-    assert_eq!(world.listed(V), Some(best));
-    let found = world.list.as_ref().unwrap().volunteer(&key(V).id()).unwrap();
-    assert_eq!(found.profile, volunteer_profile(V));
+    assert_eq!(world.listed(VOLUNTEER), Some(best));
+    let found = world.list.as_ref().unwrap().volunteer(&key(VOLUNTEER).id()).unwrap();
+    assert_eq!(found.profile, volunteer_profile(VOLUNTEER));
 }
 
 #[test]
-fn a_gateway_can_t_claim_a_volunteer_to_whom_it_doesn_t_fall() {
+fn a_report_does_not_count_for_volunteers_that_rank_other_gateways() {
     let mut world = World::testnet(12);
-    let seed = world.register(V, NOW).seed;
-    let ranking = world.ranking(&seed, V);
+    let seed = world.register(VOLUNTEER, NOW).seed;
+    let ranking = world.ranking(&seed, VOLUNTEER);
     assert_eq!(ranking.len(), RANKED_GATEWAYS);
     let strangers = (1..=12).filter(|number| !ranking.contains(number)).collect::<Vec<_>>();
     assert_eq!(strangers.len(), 12 - RANKED_GATEWAYS);
     for gateway in strangers {
         assert!(
-            world.report(gateway, &[V], later(1)).unwrap().volunteers.is_empty(),
+            world.report(gateway, &[VOLUNTEER], later(1)).unwrap().volunteers.is_empty(),
             "the gateway receives the result"
         );
     }
-    assert!(world.register(V, later(1)).gateways.is_empty());
+    assert!(world.register(VOLUNTEER, later(1)).gateways.is_empty());
     world.settle(later(1));
-    assert_eq!(world.listed(V), None);
+    assert_eq!(world.listed(VOLUNTEER), None);
 }
 
 #[test]
-fn a_gateway_can_t_make_up_volunteers_that_have_not_registered() {
+fn a_report_does_not_count_for_unregistered_volunteers() {
     let mut world = World::testnet(3);
     for gateway in 1..=3 {
-        world.report(gateway, &[V], later(1)).unwrap();
+        world.report(gateway, &[VOLUNTEER], later(1)).unwrap();
     }
     world.settle(later(1));
-    assert_eq!(world.listed(V), None);
-    // Nor does a report from before its registration count.
-    assert!(world.register(V, later(1)).gateways.is_empty());
+    assert_eq!(world.listed(VOLUNTEER), None);
+    // A report before the registration doesn't count either.
+    assert!(world.register(VOLUNTEER, later(1)).gateways.is_empty());
 }
 
 #[test]
-fn only_listed_relays_report_and_only_about_themselves() {
+fn reports_of_unlisted_relays_and_forged_reports_are_refused() {
     let mut world = World::testnet(3);
-    world.register(V, NOW);
-    assert_eq!(world.report(50, &[V], later(1)), Err(PresenceError::NotListed));
-    let good = presence(1, &[V], later(1).as_unix() * 1000);
+    world.register(VOLUNTEER, NOW);
+    assert_eq!(world.report(50, &[VOLUNTEER], later(1)), Err(PresenceError::NotListed));
+    let good = presence(1, &[VOLUNTEER], later(1).as_unix() * 1000);
     let forged = [&good[..good.len() - 1], &[good[good.len() - 1] ^ 1]].concat();
     assert_eq!(world.authority.handle_presence(later(1), &forged), Err(PresenceError::BadSignature));
     let mut none = Authority::new(key(100), AuthorityConfig::testnet(3));
@@ -169,103 +170,110 @@ fn only_listed_relays_report_and_only_about_themselves() {
 }
 
 #[test]
-fn a_report_played_again_or_older_than_the_last_changes_nothing() {
+fn replayed_and_older_reports_are_refused() {
     let mut world = World::testnet(3);
-    world.register(V, NOW);
+    world.register(VOLUNTEER, NOW);
     let at = later(1).as_unix() * 1000;
-    let there = presence(1, &[V], at);
+    let there = presence(1, &[VOLUNTEER], at);
     world.authority.handle_presence(later(1), &there).unwrap();
     world.authority.handle_presence(later(1), &presence(1, &[], at + 1)).unwrap();
-    for (again, at) in [(there.clone(), 1), (there, 2), (presence(1, &[V], at + 1), 2), (presence(1, &[V], 5), 2)] {
+    for (again, at) in
+        [(there.clone(), 1), (there, 2), (presence(1, &[VOLUNTEER], at + 1), 2), (presence(1, &[VOLUNTEER], 5), 2)]
+    {
         assert_eq!(world.authority.handle_presence(later(at), &again), Err(PresenceError::Older));
     }
-    assert!(world.register(V, later(2)).gateways.is_empty());
-    // Not even long after, when all other state is removed.
+    assert!(world.register(VOLUNTEER, later(2)).gateways.is_empty());
+    // A replay is refused even after all other state has been removed.
     world.settle(later(3600));
-    let old = presence(1, &[V], at + 1);
+    let old = presence(1, &[VOLUNTEER], at + 1);
     assert_eq!(world.authority.handle_presence(later(3600), &old), Err(PresenceError::Older));
     world.settle(later(3700));
     assert_eq!(world.authority.handle_presence(later(3700), &old), Err(PresenceError::WrongTime));
 }
 
 #[test]
-fn a_report_counts_for_three_intervals_and_stands_for_all_that_the_gateway_knows() {
+fn a_report_counts_for_three_intervals_and_replaces_the_previous_one() {
     let mut world = World::testnet(3);
-    for number in [V, V + 1] {
+    for number in [VOLUNTEER, VOLUNTEER + 1] {
         world.register(number, NOW);
     }
-    world.report(1, &[V, V + 1], NOW).unwrap();
+    world.report(1, &[VOLUNTEER, VOLUNTEER + 1], NOW).unwrap();
     world.settle(later(INTERVAL));
-    assert_eq!((world.listed(V), world.listed(V + 1)), (Some(ids(&[1])), Some(ids(&[1]))));
-    world.report(1, &[V + 1], later(INTERVAL)).unwrap();
+    assert_eq!((world.listed(VOLUNTEER), world.listed(VOLUNTEER + 1)), (Some(ids(&[1])), Some(ids(&[1]))));
+    world.report(1, &[VOLUNTEER + 1], later(INTERVAL)).unwrap();
     world.settle(later(2 * INTERVAL));
     assert_eq!(
-        (world.listed(V), world.listed(V + 1)),
+        (world.listed(VOLUNTEER), world.listed(VOLUNTEER + 1)),
         (None, Some(ids(&[1]))),
-        "a volunteer that is not in the report has left"
+        "a volunteer that is not in the report has removed"
     );
     world.settle(later(3 * INTERVAL));
-    assert_eq!(world.listed(V + 1), Some(ids(&[1])));
+    assert_eq!(world.listed(VOLUNTEER + 1), Some(ids(&[1])));
     world.settle(later(4 * INTERVAL));
-    assert_eq!(world.listed(V + 1), None, "the gateway no longer reports");
+    assert_eq!(world.listed(VOLUNTEER + 1), None, "the gateway no longer reports");
 }
 
 #[test]
-fn the_seed_stays_the_same_for_a_day_whatever_is_registered_again() {
+fn the_seed_is_constant_for_a_day_across_registrations() {
     let mut world = World::testnet(3);
-    let seed = world.register(V, NOW).seed;
-    assert_ne!(seed, world.register(V + 1, NOW).seed);
-    assert_eq!(world.register(V, later(5)).seed, seed);
-    let newer = volunteer(V, VolunteerProfile { operator: "me".into(), ..volunteer_profile(V) }, later(6));
+    let seed = world.register(VOLUNTEER, NOW).seed;
+    assert_ne!(seed, world.register(VOLUNTEER + 1, NOW).seed);
+    assert_eq!(world.register(VOLUNTEER, later(5)).seed, seed);
+    let newer =
+        volunteer(VOLUNTEER, VolunteerProfile { operator: "me".into(), ..volunteer_profile(VOLUNTEER) }, later(6));
     assert_eq!(world.register_as(later(6), &newer).unwrap().seed, seed);
-    // Removed, because no gateway confirms it; the seed is kept.
+    // The volunteer is removed, because no gateway confirms it. The seed is kept.
     world.settle(later(100));
-    let again = volunteer(V, volunteer_profile(V), later(1));
+    let again = volunteer(VOLUNTEER, volunteer_profile(VOLUNTEER), later(1));
     assert_eq!(
         world.register_as(later(101), &again).unwrap().seed,
         seed,
-        "older than the last report, which was deleted"
+        "a descriptor older than the removed one is accepted"
     );
     let day = SEED_LIFETIME.as_secs();
-    let daily = volunteer(V, volunteer_profile(V), later(day - 1));
+    let daily = volunteer(VOLUNTEER, volunteer_profile(VOLUNTEER), later(day - 1));
     assert_eq!(world.register_as(later(day - 1), &daily).unwrap().seed, seed);
     assert_ne!(world.register_as(later(day), &daily).unwrap().seed, seed);
 }
 
 #[test]
-fn seeds_can_t_be_foreseen_by_who_registers() {
+fn seeds_depend_on_the_randomness_of_the_authority() {
     let first = |seed| {
         let mut world = World::testnet(3);
         world.rng = ChaCha20Rng::seed_from_u64(seed);
-        world.register(V, NOW).seed
+        world.register(VOLUNTEER, NOW).seed
     };
     assert_ne!(first(1), first(2), "gateways depend on the authority's randomness, not on the identity");
 }
 
 #[test]
-fn the_same_bytes_are_known_again_and_older_ones_refused() {
+fn a_repeated_registration_is_accepted_and_an_older_one_is_refused() {
     let mut world = World::testnet(3);
-    let old = volunteer(V, volunteer_profile(V), NOW);
-    let new = volunteer(V, VolunteerProfile { onion_key: profile(7).onion_key, ..volunteer_profile(V) }, later(1));
+    let old = volunteer(VOLUNTEER, volunteer_profile(VOLUNTEER), NOW);
+    let new = volunteer(
+        VOLUNTEER,
+        VolunteerProfile { onion_key: profile(7).onion_key, ..volunteer_profile(VOLUNTEER) },
+        later(1),
+    );
     world.register_as(NOW, &old).unwrap();
     world.register_as(later(1), &new).unwrap();
     assert_eq!(world.register_as(later(2), &old), Err(DescriptorError::Older));
     assert!(world.register_as(later(2), &new).is_ok());
-    world.report(1, &[V], later(2)).unwrap();
+    world.report(1, &[VOLUNTEER], later(2)).unwrap();
     world.settle(later(2));
-    let found = world.list.as_ref().unwrap().volunteer(&key(V).id()).unwrap();
+    let found = world.list.as_ref().unwrap().volunteer(&key(VOLUNTEER).id()).unwrap();
     assert_eq!(found.keys().onion_key, profile(7).onion_key);
-    let mut forged = volunteer(V, volunteer_profile(V), later(3));
+    let mut forged = volunteer(VOLUNTEER, volunteer_profile(VOLUNTEER), later(3));
     let last = forged.len() - 1;
     forged[last] ^= 1;
     assert_eq!(world.register_as(later(3), &forged), Err(DescriptorError::BadSignature));
-    assert!(world.register_as(later(4), &new).is_ok(), "a refused report changes nothing");
+    assert!(world.register_as(later(4), &new).is_ok(), "a refused registration changes nothing");
 }
 
 #[test]
-fn the_same_registration_wrapped_in_other_bytes_is_known_again_and_a_guess_at_it_is_not() {
+fn a_registration_in_another_encoding_is_recognised_and_a_forged_one_is_refused() {
     let mut world = World::testnet(3);
-    let registered = volunteer(V, volunteer_profile(V), NOW);
+    let registered = volunteer(VOLUNTEER, volunteer_profile(VOLUNTEER), NOW);
     let first = world.register_as(NOW, &registered).unwrap();
     // An unknown field, number 15, before the others.
     let wrapped = [&[0x7a, 1, 0], registered.as_slice()].concat();
@@ -276,34 +284,34 @@ fn the_same_registration_wrapped_in_other_bytes_is_known_again_and_a_guess_at_it
 }
 
 #[test]
-fn a_listed_relay_is_no_volunteer() {
+fn a_listed_relay_is_refused_as_a_volunteer() {
     let mut world = World::testnet(3);
     let own = volunteer(1, volunteer_profile(1), NOW);
     assert_eq!(world.register_as(NOW, &own), Err(DescriptorError::Public));
     // A volunteer that has become a relay isn't listed either.
-    world.register(V, NOW);
-    world.report(1, &[V], NOW).unwrap();
-    world.add(V, profile(V), NOW);
+    world.register(VOLUNTEER, NOW);
+    world.report(1, &[VOLUNTEER], NOW).unwrap();
+    world.add(VOLUNTEER, profile(VOLUNTEER), NOW);
     world.settle(later(20));
-    assert!(world.consensus.as_ref().unwrap().relay(&key(V).id()).is_some());
-    world.report(1, &[V], later(20)).unwrap();
+    assert!(world.consensus.as_ref().unwrap().relay(&key(VOLUNTEER).id()).is_some());
+    world.report(1, &[VOLUNTEER], later(20)).unwrap();
     world.settle(later(21));
-    assert_eq!(world.listed(V), None);
+    assert_eq!(world.listed(VOLUNTEER), None);
 }
 
 #[test]
-fn whom_nobody_confirms_is_forgotten_and_whom_somebody_does_stays_until_it_is_stale() {
+fn an_unconfirmed_volunteer_is_removed_and_a_confirmed_one_stays_until_it_is_stale() {
     let mut world = World::testnet(3);
-    for number in [V, V + 1] {
+    for number in [VOLUNTEER, VOLUNTEER + 1] {
         world.register(number, NOW);
     }
     let lifetime = DESCRIPTOR_LIFETIME.as_secs();
     for at in (1..lifetime + 10).step_by(30) {
-        world.report(1, &[V + 1], later(at)).unwrap();
+        world.report(1, &[VOLUNTEER + 1], later(at)).unwrap();
         world.settle(later(at + 1));
         let forgotten = world.authority.volunteers.entries.len() == 1;
         assert_eq!(forgotten, at >= 59, "{at}");
-        assert_eq!(world.listed(V + 1).is_some(), at < lifetime, "{at}");
+        assert_eq!(world.listed(VOLUNTEER + 1).is_some(), at < lifetime, "{at}");
         if at + 31 > lifetime {
             return;
         }
@@ -311,121 +319,123 @@ fn whom_nobody_confirms_is_forgotten_and_whom_somebody_does_stays_until_it_is_st
 }
 
 #[test]
-fn a_full_directory_makes_room_by_who_had_a_chance_to_be_confirmed_and_else_refuses() {
+fn a_full_directory_evicts_unconfirmed_volunteers_after_their_minimum_stay() {
     let mut world = World::testnet(3);
     let numbers: Vec<u16> = (1000..).take(MAX_VOLUNTEERS).collect();
     for (at, number) in numbers.iter().enumerate() {
         world.register(*number, later(at as u64 / 1000));
     }
-    let chance = SHORTEST_CHANCE.as_secs();
-    world.report(1, &numbers[..1], later(chance - 3)).unwrap();
-    world.report(2, &numbers[1..3], later(chance)).unwrap();
+    let min_stay = MIN_STAY.as_secs();
+    world.report(1, &numbers[..1], later(min_stay - 3)).unwrap();
+    world.report(2, &numbers[1..3], later(min_stay)).unwrap();
     let newcomer = |number: u16| volunteer(number, volunteer_profile(number), NOW);
-    // However many register, no volunteer is evicted before its time.
-    let too_early = world.register_as(later(chance - 1), &newcomer(V));
+    // No volunteer is evicted before its minimum stay, regardless of the number of registrations.
+    let too_early = world.register_as(later(min_stay - 1), &newcomer(VOLUNTEER));
     assert_eq!(too_early, Err(DescriptorError::Full));
     let known = |world: &World, number: u16| world.authority.volunteers.entries.contains_key(&key(number).id());
     assert!(numbers.iter().all(|number| known(&world, *number)));
-    // Then the oldest volunteer without any confirmation is evicted, before one with an old confirmation.
+    // Afterwards, the longest known volunteers without any confirmation are evicted first.
     for number in (0..997).map(|number| 10_000 + number) {
-        world.register_as(later(chance), &newcomer(number)).unwrap();
+        world.register_as(later(min_stay), &newcomer(number)).unwrap();
     }
     assert!(numbers[3..1000].iter().all(|number| !known(&world, *number)));
     assert!(numbers[..3].iter().chain(&numbers[1000..]).all(|number| known(&world, *number)));
-    let now = later(chance + 1);
-    let left: Vec<u16> = numbers[1..3].iter().chain(&numbers[1000..]).copied().chain(10_000..10_997).collect();
-    for (at, some) in left.chunks(MAX_PRESENT).enumerate() {
-        world.authority.handle_presence(now, &presence(1, some, now.as_unix() * 1000 + at as u64)).unwrap();
+    let now = later(min_stay + 1);
+    let remaining: Vec<u16> = numbers[1..3].iter().chain(&numbers[1000..]).copied().chain(10_000..10_997).collect();
+    for (at, present) in remaining.chunks(MAX_PRESENT).enumerate() {
+        world.authority.handle_presence(now, &presence(1, present, now.as_unix() * 1000 + at as u64)).unwrap();
     }
-    world.register_as(now, &newcomer(V)).unwrap();
-    assert!(!known(&world, numbers[0]) && known(&world, V));
+    world.register_as(now, &newcomer(VOLUNTEER)).unwrap();
+    assert!(!known(&world, numbers[0]) && known(&world, VOLUNTEER));
     // All are confirmed or new, so none is evicted.
-    assert_eq!(world.register_as(now, &newcomer(V + 1)), Err(DescriptorError::Full));
+    assert_eq!(world.register_as(now, &newcomer(VOLUNTEER + 1)), Err(DescriptorError::Full));
     assert!(
-        world.register_as(later(chance + 4), &newcomer(V + 1)).is_ok(),
+        world.register_as(later(min_stay + 4), &newcomer(VOLUNTEER + 1)).is_ok(),
         "volunteers without a recent confirmation are removed"
     );
 }
 
 #[test]
-fn nobody_is_ranked_but_whom_a_gateway_reports() {
+fn only_volunteers_reported_by_a_gateway_are_ranked() {
     let mut world = World::testnet(3);
     let ranked = |world: &World, number: u16| {
         let entry = &world.authority.volunteers.entries[&key(number).id()];
         entry.ranking.consensus == world.consensus.as_ref().map(|consensus| *consensus.digest())
     };
-    for number in [V, V + 1] {
+    for number in [VOLUNTEER, VOLUNTEER + 1] {
         world.register(number, NOW);
     }
-    world.report(1, &[V], later(1)).unwrap();
+    world.report(1, &[VOLUNTEER], later(1)).unwrap();
     for now in [1, 20, 21].map(later) {
         world.settle(now);
-        world.register(V + 1, now);
-        assert!(!ranked(&world, V + 1));
+        world.register(VOLUNTEER + 1, now);
+        assert!(!ranked(&world, VOLUNTEER + 1));
     }
-    assert!(!ranked(&world, V), "no gateway reports the volunteer, and there is another consensus");
-    world.report(1, &[V], later(21)).unwrap();
-    assert!(ranked(&world, V));
+    assert!(!ranked(&world, VOLUNTEER), "no gateway has reported the volunteer since the new consensus");
+    world.report(1, &[VOLUNTEER], later(21)).unwrap();
+    assert!(ranked(&world, VOLUNTEER));
 }
 
 #[test]
-fn a_list_is_made_each_interval_once_there_is_a_consensus_and_may_be_empty() {
-    let mut world = World { came: 0, ..World::testnet(3) };
+fn a_list_is_created_each_interval_after_the_first_consensus_and_may_be_empty() {
+    let mut world = World { new_lists: 0, ..World::testnet(3) };
     assert!(world.list.as_ref().is_some_and(|list| list.volunteers().is_empty()));
     assert_eq!(world.list.as_ref().unwrap().valid_until(), later(5 * INTERVAL));
     assert_eq!(world.list.as_ref().unwrap().fresh_until(), later(INTERVAL));
     assert_eq!(world.authority.poll_timeout(), Some(later(INTERVAL)));
     world.settle(NOW);
-    assert_eq!(world.came, 0);
+    assert_eq!(world.new_lists, 0);
     world.settle(later(INTERVAL));
-    assert_eq!(world.came, 1);
+    assert_eq!(world.new_lists, 1);
     let parameters = AuthorityConfig::testnet(1).parameters.with("volunteer.interval-seconds", 30).unwrap();
     let mut slower = World::of(1, AuthorityConfig { parameters, ..AuthorityConfig::testnet(1) });
     slower.settle(later(29));
-    assert_eq!(slower.came, 0);
+    assert_eq!(slower.new_lists, 0);
     slower.settle(later(30));
-    assert_eq!(slower.came, 1);
+    assert_eq!(slower.new_lists, 1);
     assert_eq!(slower.list.unwrap().valid_until(), later(30 + 150));
-    let mut alone = World::of(0, AuthorityConfig::testnet(3));
-    alone.settle(later(60));
-    assert!(alone.list.is_none(), "there is no list without a consensus");
+    let mut without_consensus = World::of(0, AuthorityConfig::testnet(3));
+    without_consensus.settle(later(60));
+    assert!(without_consensus.list.is_none(), "there is no list without a consensus");
 }
 
 #[test]
-fn a_list_is_always_later_than_the_last_even_if_the_clock_is_set_back() {
+fn a_list_is_later_than_the_last_one_even_if_the_clock_is_set_back() {
     let mut world = World::testnet(1);
     let mut last = world.list.as_ref().unwrap().valid_after();
     for now in [later(1), later(2), later(2), NOW.before(Duration::from_secs(60)), later(3), later(9)] {
         // `verify` checks that each list is newer than the last.
         world.settle(now);
         let found = world.list.as_ref().unwrap().valid_after();
-        assert!(found > last || world.came == 0);
+        assert!(found > last || world.new_lists == 0);
         last = found;
     }
 }
 
 #[test]
-fn family_is_listed_where_both_say_so() {
+fn only_mutual_family_is_listed() {
     let mut world = World::testnet(0);
     let naming = |number, family: &[u16]| Profile { family: ids(family), ..profile(number) };
     world.authority = Authority::new(key(100), AuthorityConfig::testnet(3));
-    for (number, family) in [(1, &[V][..]), (2, &[]), (3, &[])] {
+    for (number, family) in [(1, &[VOLUNTEER][..]), (2, &[]), (3, &[])] {
         world.add(number, naming(number, family), NOW);
     }
     world.settle(NOW);
-    for (number, family) in [(V, &[V + 1, 1, 2, V + 2][..]), (V + 1, &[V]), (V + 2, &[])] {
+    for (number, family) in
+        [(VOLUNTEER, &[VOLUNTEER + 1, 1, 2, VOLUNTEER + 2][..]), (VOLUNTEER + 1, &[VOLUNTEER]), (VOLUNTEER + 2, &[])]
+    {
         let profile = VolunteerProfile { family: ids(family), ..volunteer_profile(number) };
         world.register_as(NOW, &volunteer(number, profile, NOW)).unwrap();
     }
-    world.report(2, &[V, V + 1, V + 2], NOW).unwrap();
+    world.report(2, &[VOLUNTEER, VOLUNTEER + 1, VOLUNTEER + 2], NOW).unwrap();
     world.settle(later(1));
     let family =
         |number: u16| world.list.as_ref().unwrap().volunteer(&key(number).id()).unwrap().profile.family.clone();
-    let mut mutual = ids(&[1, V + 1]);
+    let mut mutual = ids(&[1, VOLUNTEER + 1]);
     mutual.sort_unstable();
-    assert_eq!(family(V), mutual);
-    assert_eq!(family(V + 1), ids(&[V]));
-    assert!(family(V + 2).is_empty());
+    assert_eq!(family(VOLUNTEER), mutual);
+    assert_eq!(family(VOLUNTEER + 1), ids(&[VOLUNTEER]));
+    assert!(family(VOLUNTEER + 2).is_empty());
 }
 
 fn id(number: usize) -> RelayId {
@@ -435,30 +445,34 @@ fn id(number: usize) -> RelayId {
 }
 
 #[test]
-fn no_flood_of_registrations_costs_a_registered_volunteer_its_seed() {
+fn a_flood_of_registrations_does_not_change_the_seed_of_a_registered_volunteer() {
     let mut world = World::testnet(3);
-    let (seed, leaver) = (world.register(V, NOW).seed, world.register(V + 1, NOW).seed);
+    let (seed, removed_seed) = (world.register(VOLUNTEER, NOW).seed, world.register(VOLUNTEER + 1, NOW).seed);
     for at in (0..100).step_by(10) {
-        world.report(1, &[V], later(at)).unwrap();
+        world.report(1, &[VOLUNTEER], later(at)).unwrap();
         world.settle(later(at));
     }
-    assert_eq!(world.authority.volunteers.entries.len(), 1, "the other volunteer has left");
-    for number in 0..MAX_LEFT_SEEDS {
+    assert_eq!(world.authority.volunteers.entries.len(), 1, "the other volunteer is removed");
+    for number in 0..MAX_REMOVED_SEEDS {
         let seed = Seed::draw(NOW, &mut world.rng);
-        world.authority.volunteers.left.keep(id(number), seed);
+        world.authority.volunteers.removed.insert(id(number), seed);
     }
-    assert_eq!(world.register(V, later(100)).seed, seed);
-    assert_ne!(world.register(V + 1, later(100)).seed, leaver, "volunteers that left first are deleted first");
+    assert_eq!(world.register(VOLUNTEER, later(100)).seed, seed);
+    assert_ne!(
+        world.register(VOLUNTEER + 1, later(100)).seed,
+        removed_seed,
+        "the seed that was stored first is deleted first"
+    );
 }
 
 #[test]
-fn seeds_of_those_that_left_are_kept_once_each_and_so_many() {
-    let (mut left, mut rng) = (LeftSeeds::default(), ChaCha20Rng::seed_from_u64(1));
-    for number in (0..=MAX_LEFT_SEEDS).chain([7; 3]) {
-        let seed = left.take(&id(number)).unwrap_or_else(|| Seed::draw(NOW, &mut rng));
-        left.keep(id(number), seed);
+fn seeds_of_removed_volunteers_are_stored_once_each_and_capped() {
+    let (mut removed, mut rng) = (RemovedSeeds::default(), ChaCha20Rng::seed_from_u64(1));
+    for number in (0..=MAX_REMOVED_SEEDS).chain([7; 3]) {
+        let seed = removed.take(&id(number)).unwrap_or_else(|| Seed::draw(NOW, &mut rng));
+        removed.insert(id(number), seed);
     }
-    assert_eq!((left.seeds.len(), left.order.len()), (MAX_LEFT_SEEDS, MAX_LEFT_SEEDS));
-    assert!(left.take(&id(0)).is_none() && left.take(&id(1)).is_some());
-    assert_eq!((left.seeds.len(), left.order.len()), (MAX_LEFT_SEEDS - 1, MAX_LEFT_SEEDS - 1));
+    assert_eq!((removed.seeds.len(), removed.order.len()), (MAX_REMOVED_SEEDS, MAX_REMOVED_SEEDS));
+    assert!(removed.take(&id(0)).is_none() && removed.take(&id(1)).is_some());
+    assert_eq!((removed.seeds.len(), removed.order.len()), (MAX_REMOVED_SEEDS - 1, MAX_REMOVED_SEEDS - 1));
 }

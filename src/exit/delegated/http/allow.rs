@@ -8,7 +8,7 @@ use crate::{
     wire::{Host, Target},
 };
 
-/// The reason why a text is no valid entry. Contains the entry.
+/// The reason why an entry is invalid. Each variant has the entry's text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AllowError {
     /// The entry isn't two words.
@@ -56,15 +56,15 @@ impl Allow {
         let methods = methods.ok_or_else(|| AllowError::Method(entry.to_owned()))?;
         let address = if address.contains("://") { address.to_owned() } else { format!("https://{address}") };
         let uri = address.parse::<Uri>().ok().filter(|uri| uri.path() == "/" && uri.query().is_none());
-        let found = uri.as_ref().and_then(target_of);
-        let (secure, target) = found.ok_or_else(|| AllowError::Host(entry.to_owned()))?;
+        let address = uri.as_ref().and_then(target_of);
+        let (secure, target) = address.ok_or_else(|| AllowError::Host(entry.to_owned()))?;
         Ok(Self { methods, secure, target: Target { host: lower(&target.host), port: target.port } })
     }
 
     /// Whether the entry allows this request.
-    pub(super) fn fits(&self, method: &Method, secure: bool, target: &Target) -> bool {
-        let same_place = self.secure == secure && self.target.port == target.port;
-        same_place && self.target.host == lower(&target.host) && self.methods.contains(method)
+    pub(super) fn matches(&self, method: &Method, secure: bool, target: &Target) -> bool {
+        let same_target = self.secure == secure && self.target.port == target.port;
+        same_target && self.target.host == lower(&target.host) && self.methods.contains(method)
     }
 }
 
@@ -87,28 +87,28 @@ pub(super) fn hosts(list: &[Allow]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn fits(entry: &str, method: Method, address: &str) -> bool {
+    fn allows(entry: &str, method: Method, address: &str) -> bool {
         let (secure, target) = target_of(&address.parse().unwrap()).unwrap();
-        Allow::parse(entry).unwrap().fits(&method, secure, &target)
+        Allow::parse(entry).unwrap().matches(&method, secure, &target)
     }
 
     #[test]
     fn an_entry_allows_its_methods_at_its_host_and_port_by_https() {
         let entry = "GET,HEAD Example.org";
-        assert!(fits(entry, Method::GET, "https://example.org/path?query"));
-        assert!(fits(entry, Method::HEAD, "https://EXAMPLE.org:443/"));
-        assert!(!fits(entry, Method::POST, "https://example.org/"));
-        assert!(!fits(entry, Method::GET, "http://example.org/"));
-        assert!(!fits(entry, Method::GET, "http://example.org:443/"));
-        assert!(!fits(entry, Method::GET, "https://example.org:8443/"));
-        assert!(!fits(entry, Method::GET, "https://www.example.org/"));
-        assert!(!fits(entry, Method::GET, "https://example.org.evil.example/"));
-        assert!(fits("GET http://192.0.2.1:8080", Method::GET, "http://192.0.2.1:8080/"));
-        assert!(fits("POST [2001:db8::1]:8443", Method::POST, "https://[2001:db8:0::1]:8443/"));
+        assert!(allows(entry, Method::GET, "https://example.org/path?query"));
+        assert!(allows(entry, Method::HEAD, "https://EXAMPLE.org:443/"));
+        assert!(!allows(entry, Method::POST, "https://example.org/"));
+        assert!(!allows(entry, Method::GET, "http://example.org/"));
+        assert!(!allows(entry, Method::GET, "http://example.org:443/"));
+        assert!(!allows(entry, Method::GET, "https://example.org:8443/"));
+        assert!(!allows(entry, Method::GET, "https://www.example.org/"));
+        assert!(!allows(entry, Method::GET, "https://example.org.evil.example/"));
+        assert!(allows("GET http://192.0.2.1:8080", Method::GET, "http://192.0.2.1:8080/"));
+        assert!(allows("POST [2001:db8::1]:8443", Method::POST, "https://[2001:db8:0::1]:8443/"));
     }
 
     #[test]
-    fn what_is_no_entry_is_an_error_that_names_it() {
+    fn an_invalid_entry_is_an_error_with_its_text() {
         for entry in [
             "",
             "GET",
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_offered_is_each_host_once() {
+    fn the_offer_has_each_host_once() {
         let list = Allow::parse_all(["GET b.example", "POST B.example:8443", "GET a.example"]).unwrap();
         assert_eq!(hosts(&list), ["a.example", "b.example"]);
     }

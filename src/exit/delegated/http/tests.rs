@@ -25,11 +25,11 @@ const DEADLINE: Duration = Duration::from_secs(20);
 fn outbound(private: bool, tls: Tls) -> Outbound {
     let policy = Policy::parse(["accept *"], private).unwrap();
     let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
-    let reach = TargetPolicies { resolved: policy.clone(), written: policy };
+    let policies = TargetPolicies { resolved: policy.clone(), literal: policy };
     let mut limits = OutboundLimits::default();
     limits.exchange.head = Duration::from_millis(500);
     limits.exchange.idle = Some(Duration::from_millis(500));
-    Outbound::new(reach, Arc::new(Resolver::new(&options)), tls, limits)
+    Outbound::new(policies, Arc::new(Resolver::new(&options)), tls, limits)
 }
 
 fn open() -> Http {
@@ -92,7 +92,7 @@ async fn mirror(request: Request<Incoming>) -> Response<Full<Bytes>> {
 }
 
 #[tokio::test]
-async fn a_request_is_performed_without_what_tells_of_the_client() {
+async fn a_request_is_performed_without_fields_that_identify_the_client() {
     let address = http_origin(mirror).await;
     let request = Request::post(format!("http://{address}/path?query"))
         .header("cookie", "id=1")
@@ -105,17 +105,17 @@ async fn a_request_is_performed_without_what_tells_of_the_client() {
     let (response, served) = performed(open(), request).await;
     assert_eq!((response.status().as_u16(), served), (200, Ok(())));
     assert!(!response.headers().contains_key("set-cookie") && !response.headers().contains_key("proxy-status"));
-    let said = String::from_utf8(response.into_body().unwrap()).unwrap();
-    assert!(said.starts_with("POST /path?query") && said.ends_with(" 100000"), "{said}");
-    assert!(said.contains("Bearer token") && said.contains("compatible; Umbel"), "{said}");
-    assert!(said.contains("\"content-length\": \"100000\"") && !said.contains("transfer-encoding"), "{said}");
-    for gone in ["cookie", "this one", "192.0.2.1"] {
-        assert!(!said.contains(gone), "{gone}: {said}");
+    let echoed = String::from_utf8(response.into_body().unwrap()).unwrap();
+    assert!(echoed.starts_with("POST /path?query") && echoed.ends_with(" 100000"), "{echoed}");
+    assert!(echoed.contains("Bearer token") && echoed.contains("compatible; Umbel"), "{echoed}");
+    assert!(echoed.contains("\"content-length\": \"100000\"") && !echoed.contains("transfer-encoding"), "{echoed}");
+    for removed in ["cookie", "this one", "192.0.2.1"] {
+        assert!(!echoed.contains(removed), "{removed}: {echoed}");
     }
 }
 
 #[tokio::test]
-async fn https_is_verified_by_the_exit() {
+async fn the_exit_verifies_certificates() {
     let root = TestRoot::new();
     let good = https_origin(root.server(&["localhost"]), mirror).await;
     let bad = https_origin(root.server(&["other.example"]), mirror).await;
@@ -177,7 +177,7 @@ async fn private_and_metadata_addresses_are_refused() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_none_is_answered_and_ended() {
+async fn an_invalid_request_is_refused_with_a_response() {
     for bytes in [b"GET / HTTP/1.1\r\n\r\n".as_slice(), b"\x02", b"", &[0xff; 100]] {
         let (mut stream, serving) = serve(open());
         stream.write_all(bytes).await.unwrap();
@@ -190,7 +190,7 @@ async fn a_request_that_is_none_is_answered_and_ended() {
 }
 
 #[tokio::test]
-async fn bodies_beyond_the_cap_are_refused_either_way() {
+async fn bodies_beyond_the_cap_are_refused_in_both_directions() {
     let address = http_origin(mirror).await;
     let small = || {
         let caps = HttpCaps { body: 1000, ..HttpCaps::default() };
@@ -212,7 +212,7 @@ async fn bodies_beyond_the_cap_are_refused_either_way() {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_does_not_look_whole() {
+async fn a_truncated_answer_does_not_look_complete() {
     let address = origin(|mut socket| async move {
         let _ = socket.read(&mut [0; 1024]).await;
         let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await;
@@ -223,7 +223,7 @@ async fn an_answer_that_breaks_off_does_not_look_whole() {
 }
 
 #[tokio::test]
-async fn a_target_that_is_silent_or_gone_is_told() {
+async fn a_silent_closed_or_unknown_target_has_its_own_refusal() {
     let silent = origin(|socket| async move {
         core::future::pending::<()>().await;
         drop(socket);
@@ -235,7 +235,7 @@ async fn a_target_that_is_silent_or_gone_is_told() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_is_given_up() {
+async fn a_client_that_reads_nothing_times_out() {
     let address = http_origin(|_| async { Response::new(Full::<Bytes>::from(vec![0; 4 << 20])) }).await;
     let caps = HttpCaps { stall: Duration::from_millis(50), ..HttpCaps::default() };
     let (mut stream, serving) = serve(Http::new(Tier::Open(outbound(true, Tls::default())), caps));
@@ -246,11 +246,11 @@ async fn a_client_that_takes_nothing_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_end_takes_up_nothing_once_it_is_answered() {
+async fn an_answered_request_is_released_before_its_client_has_finished() {
     // The target answers before it has the request's body.
     let address = http_origin(|_| async { Response::new(Full::<Bytes>::from("no need")) }).await;
     let (mut near, far) = stream_pair();
-    let (admitted, let_go) = tokio::sync::oneshot::channel::<()>();
+    let (admitted, released) = tokio::sync::oneshot::channel::<()>();
     tokio::spawn(async move { open().serve(far, Ok(admitted)).await });
     let request = Request::post(format!("http://{address}/")).body(()).unwrap();
     near.write_all(&request_head(&request).unwrap()).await.unwrap();
@@ -258,7 +258,7 @@ async fn a_client_that_does_not_end_takes_up_nothing_once_it_is_answered() {
     let (response, _) = timeout(DEADLINE, read_response(&mut near, 0)).await.unwrap().unwrap();
     assert_eq!(response.status(), 200);
     // The channel is closed, because the admission was dropped.
-    assert!(timeout(DEADLINE, let_go).await.unwrap().is_err());
+    assert!(timeout(DEADLINE, released).await.unwrap().is_err());
 }
 
 #[tokio::test]

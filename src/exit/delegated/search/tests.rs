@@ -12,7 +12,7 @@ use super::*;
 use crate::{
     delegated::{Block, SearchResult, frame},
     exit::{
-        delegated::engines::Ways,
+        delegated::engines::Senders,
         outbound::{
             Outbound, OutboundLimits, TargetPolicies,
             testing::{TestRoot, http_origin, https_origin},
@@ -48,31 +48,31 @@ fn described(media: &str, template: &str) -> String {
     )
 }
 
-/// Ways to this machine for addresses that the operator wrote, and to public addresses otherwise; `servers` resolve
-/// names.
-fn ways(servers: Vec<SocketAddr>, tls: Tls) -> Ways {
+/// Senders to this machine for addresses in the operator's configuration, and to public addresses otherwise. `servers`
+/// resolve names.
+fn senders(servers: Vec<SocketAddr>, tls: Tls) -> Senders {
     let policy = |private| Policy::parse(["accept *"], private).unwrap();
     let options = ResolverOptions { servers, private_addresses: true, ..ResolverOptions::default() };
     let resolver = Arc::new(Resolver::new(&options));
-    let outbound = |written| {
-        let reach = TargetPolicies { resolved: policy(false), written: policy(written) };
-        Outbound::new(reach, Arc::clone(&resolver), tls.clone(), OutboundLimits::default())
+    let outbound = |private| {
+        let policies = TargetPolicies { resolved: policy(false), literal: policy(private) };
+        Outbound::new(policies, Arc::clone(&resolver), tls.clone(), OutboundLimits::default())
     };
-    Ways { named: outbound(true), public: outbound(false) }
+    Senders { configured: outbound(true), public: outbound(false) }
 }
 
-fn nowhere() -> Vec<SocketAddr> {
+fn no_server() -> Vec<SocketAddr> {
     vec!["127.0.0.1:9".parse().unwrap()]
 }
 
 async fn service(media: &str, template: &str) -> ExitSearch {
-    service_by(media, template, ways(nowhere(), Tls::default())).await
+    service_by(media, template, senders(no_server(), Tls::default())).await
 }
 
-async fn service_by(media: &str, template: &str, ways: Ways) -> ExitSearch {
+async fn service_by(media: &str, template: &str, senders: Senders) -> ExitSearch {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(described(media, template).as_bytes()).unwrap();
-    let engines = Engines::load(&[file.path().to_str().unwrap()], ways).await.unwrap();
+    let engines = Engines::load(&[file.path().to_str().unwrap()], senders).await.unwrap();
     let caps = SearchCaps { engine: Duration::from_millis(700), ..SearchCaps::default() };
     ExitSearch::new(engines, caps)
 }
@@ -107,8 +107,8 @@ async fn refused(search: ExitSearch, request: &SearchRequest) -> SearchRefusal {
 
 /// An engine whose only result contains the request.
 async fn mirror(request: Request<Incoming>) -> Response<Full<Bytes>> {
-    let asked = format!("{} {:?}", request.uri(), request.headers());
-    let result = serde_json::json!({"url": "https://example.org/?utm_source=x", "title": asked, "content": asked});
+    let echoed = format!("{} {:?}", request.uri(), request.headers());
+    let result = serde_json::json!({"url": "https://example.org/?utm_source=x", "title": echoed, "content": echoed});
     let body = serde_json::json!({"results": [result], "number_of_results": 31});
     Response::builder().header("set-cookie", "id=1").body(Full::from(body.to_string())).unwrap()
 }
@@ -120,7 +120,7 @@ fn only(answer: SearchAnswer) -> SearchResult {
     }
 }
 
-/// An engine that gives this answer to every request.
+/// An engine that answers every request by this.
 async fn answering(status: u16, headers: &'static [(&'static str, &'static str)], body: Vec<u8>) -> SocketAddr {
     let body = Bytes::from(body);
     http_origin(move |_| {
@@ -135,27 +135,27 @@ async fn answering(status: u16, headers: &'static [(&'static str, &'static str)]
 }
 
 #[tokio::test]
-async fn a_query_is_asked_by_the_exit_with_fields_that_are_the_same_for_all() {
+async fn a_request_to_an_engine_has_the_same_fields_for_all_clients() {
     let address = http_origin(mirror).await;
     let answer = searched(service_at(address).await, &query("rust ownership")).await;
     let SearchAnswer::Results { total, more, .. } = &answer else { panic!("no results") };
     assert_eq!((*total, *more), (Some(31), true));
     let result = only(answer);
     assert_eq!(result.link.as_str(), "https://example.org/");
-    let asked = result.snippet;
-    assert!(asked.starts_with("/search?q=rust%20ownership&p=1"), "{asked}");
+    let echoed = result.snippet;
+    assert!(echoed.starts_with("/search?q=rust%20ownership&p=1"), "{echoed}");
     let fields = [
         r#""accept": "application/json""#,
         r#""accept-encoding": "identity""#,
         r#""accept-language": "en,*;q=0.5""#,
         r#""user-agent": "Mozilla/5.0 (compatible; Umbel)""#,
     ];
-    assert!(fields.iter().all(|field| asked.contains(field)), "{asked}");
-    assert_eq!(asked.matches("\": \"").count(), fields.len() + 1, "the host differs: {asked}");
+    assert!(fields.iter().all(|field| echoed.contains(field)), "{echoed}");
+    assert_eq!(echoed.matches("\": \"").count(), fields.len() + 1, "the host differs: {echoed}");
 }
 
 #[tokio::test]
-async fn each_query_has_a_connection_of_its_own_and_no_cookie() {
+async fn each_query_has_a_separate_connection_and_no_cookie() {
     let connections = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&connections);
     let address = origin(move |socket| {
@@ -178,14 +178,14 @@ async fn each_query_has_a_connection_of_its_own_and_no_cookie() {
         near.shutdown().await.unwrap();
         let mut answer = Vec::new();
         near.read_to_end(&mut answer).await.unwrap();
-        let asked = only(SearchAnswer::decode(&answer).unwrap()).snippet;
-        assert!(!asked.contains("cookie"), "{asked}");
+        let echoed = only(SearchAnswer::decode(&answer).unwrap()).snippet;
+        assert!(!echoed.contains("cookie"), "{echoed}");
         assert_eq!(connections.load(Ordering::Relaxed), expected);
     }
 }
 
 #[tokio::test]
-async fn queries_in_japanese_and_arabic_reach_the_engine_as_they_are() {
+async fn queries_in_japanese_and_arabic_reach_the_engine_unchanged() {
     let address = http_origin(|request: Request<Incoming>| async move {
         let url = Url::parse(&format!("http://engine.example{}", request.uri())).unwrap();
         let terms = url.query_pairs().next().unwrap().1.into_owned();
@@ -210,7 +210,7 @@ async fn answers_are_as_long_as_their_bucket() {
 }
 
 #[tokio::test]
-async fn what_is_no_query_is_refused_and_never_asked() {
+async fn an_invalid_query_is_refused_as_a_bad_request() {
     let address = answering(200, &[], b"{}".to_vec()).await;
     let terms = |terms: &[u8]| {
         let mut message = vec![0x0a, 6];
@@ -258,7 +258,7 @@ async fn what_is_no_query_is_refused_and_never_asked() {
 }
 
 #[tokio::test]
-async fn what_is_beyond_the_limits_is_told() {
+async fn a_query_beyond_the_limits_is_refused_with_the_reason() {
     let search = service_at(answering(200, &[], b"{}".to_vec()).await).await;
     let (mut near, far) = stream_pair();
     let serving = tokio::spawn(async move { search.serve(far, || Err::<(), _>(Refusal::RateLimited)).await });
@@ -271,34 +271,34 @@ async fn what_is_beyond_the_limits_is_told() {
 }
 
 #[tokio::test]
-async fn who_sends_slowly_or_takes_slowly_takes_no_others_turn() {
-    struct Turn(tokio::sync::mpsc::UnboundedSender<&'static str>);
-    impl Drop for Turn {
+async fn a_client_that_sends_or_reads_slowly_holds_no_admission() {
+    struct Admission(tokio::sync::mpsc::UnboundedSender<&'static str>);
+    impl Drop for Admission {
         fn drop(&mut self) {
-            self.0.send("let go").unwrap();
+            self.0.send("released").unwrap();
         }
     }
 
     let search = service_at(answering(200, &[], b"{}".to_vec()).await).await;
     let (mut near, far) = stream_pair();
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (events, mut received) = tokio::sync::mpsc::unbounded_channel();
     let admit = move || {
-        tell.send("admitted").unwrap();
-        Ok(Turn(tell))
+        events.send("admitted").unwrap();
+        Ok(Admission(events))
     };
     tokio::spawn(async move { search.serve(far, admit).await });
     let query = query("x").encode().unwrap();
     near.write_all(&query).await.unwrap();
-    assert!(told.try_recv().is_err(), "the body is incomplete");
+    assert!(received.try_recv().is_err(), "the body is incomplete");
     near.shutdown().await.unwrap();
     // The client doesn't read the answer here.
-    for expected in ["admitted", "let go"] {
-        assert_eq!(timeout(DEADLINE, told.recv()).await.unwrap(), Some(expected));
+    for expected in ["admitted", "released"] {
+        assert_eq!(timeout(DEADLINE, received.recv()).await.unwrap(), Some(expected));
     }
 }
 
 #[tokio::test]
-async fn an_engine_that_the_exit_does_not_have_is_not_searched() {
+async fn a_query_for_an_unknown_engine_is_refused() {
     let request = SearchRequest::new(name("other"), "x", 1, None).unwrap();
     let search = service_at(answering(200, &[], b"{}".to_vec()).await).await;
     assert_eq!(refused(search, &request).await, SearchRefusal::UnknownEngine);
@@ -315,7 +315,7 @@ async fn an_engine_that_is_down_is_reported_as_unreachable() {
 }
 
 #[tokio::test]
-async fn an_engine_that_is_slow_is_given_up() {
+async fn a_slow_engine_times_out() {
     let silent = origin(|mut socket| async move {
         let _ = socket.read_u8().await;
         core::future::pending::<()>().await;
@@ -334,7 +334,7 @@ async fn an_engine_that_is_slow_is_given_up() {
 }
 
 #[tokio::test]
-async fn only_so_many_answers_are_read_at_a_time() {
+async fn concurrent_parsing_of_answers_is_capped() {
     let search = service_at(http_origin(mirror).await).await;
     let reader = Arc::clone(&search.readers);
     let all = u32::try_from(reader.available_permits()).unwrap();
@@ -343,7 +343,7 @@ async fn only_so_many_answers_are_read_at_a_time() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_too_long_is_not_taken() {
+async fn an_answer_beyond_the_cap_is_refused() {
     let long = answering(200, &[], vec![b' '; 3 << 20]).await;
     assert_eq!(refused(service_at(long).await, &query("x")).await, SearchRefusal::EngineTooLarge);
     let endless = origin(|mut socket| async move {
@@ -361,7 +361,7 @@ async fn an_answer_that_is_too_long_is_not_taken() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_none_is_reported_as_such() {
+async fn an_invalid_answer_is_reported_as_malformed() {
     for body in ["", "{", "<html>hello", "[1, 2]"] {
         let address = answering(200, &[], body.into()).await;
         assert_eq!(refused(service_at(address).await, &query("x")).await, SearchRefusal::EngineMalformed, "{body}");
@@ -380,7 +380,7 @@ async fn an_answer_that_is_none_is_reported_as_such() {
 }
 
 #[tokio::test]
-async fn a_compressed_answer_is_not_unpacked() {
+async fn a_compressed_answer_is_not_decompressed() {
     for encoding in ["gzip", "GZIP", "br", "deflate, gzip"] {
         // The decompressed content is irrelevant, because nothing is decompressed.
         let headers: &'static [_] = Box::leak(Box::new([("content-encoding", encoding)]));
@@ -390,7 +390,7 @@ async fn a_compressed_answer_is_not_unpacked() {
 }
 
 #[tokio::test]
-async fn an_engine_that_keeps_the_exit_out_is_told_apart_from_one_that_fails() {
+async fn a_blocking_engine_and_a_failed_one_have_different_refusals() {
     let captcha = b"<html><title>Are you a robot?</title><div class='g-recaptcha'></div>";
     for (status, body, expected) in [
         (403, &b"no"[..], SearchRefusal::EngineBlocked(Block::Forbidden)),
@@ -409,8 +409,8 @@ async fn an_engine_that_keeps_the_exit_out_is_told_apart_from_one_that_fails() {
 async fn redirecting(
     location: impl Fn(usize) -> Option<String> + Clone + Send + Sync + 'static,
 ) -> (SocketAddr, Arc<AtomicUsize>) {
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&asked);
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&requests);
     let address = http_origin(move |request: Request<Incoming>| {
         let location = location(counter.fetch_add(1, Ordering::Relaxed));
         async move {
@@ -423,22 +423,22 @@ async fn redirecting(
         }
     })
     .await;
-    (address, asked)
+    (address, requests)
 }
 
 #[tokio::test]
-async fn redirects_are_followed_within_the_engines_host_alone() {
-    let (address, _) = redirecting(|asked| (asked < 3).then(|| format!("/moved/{asked}?q=x"))).await;
+async fn redirects_are_followed_only_within_the_engines_host() {
+    let (address, _) = redirecting(|requests| (requests < 3).then(|| format!("/moved/{requests}?q=x"))).await;
     let result = only(searched(service_at(address).await, &query("x")).await);
     assert!(result.title.starts_with("/moved/2?q=x"), "{}", result.title);
-    let (address, asked) = redirecting(|asked| Some(format!("/round/{asked}"))).await;
+    let (address, requests) = redirecting(|requests| Some(format!("/round/{requests}"))).await;
     assert_eq!(refused(service_at(address).await, &query("x")).await, SearchRefusal::EngineRedirected);
-    assert_eq!(asked.load(Ordering::Relaxed), 4);
+    assert_eq!(requests.load(Ordering::Relaxed), 4);
 }
 
 #[tokio::test]
 async fn a_redirect_to_another_host_or_a_private_address_is_not_followed() {
-    let (target, reached) = redirecting(|_| None).await;
+    let (target, target_requests) = redirecting(|_| None).await;
     for location in [
         format!("http://{target}/"),
         format!("http://localhost:{}/", target.port()),
@@ -452,52 +452,52 @@ async fn a_redirect_to_another_host_or_a_private_address_is_not_followed() {
         String::new(),
     ] {
         let to = location.clone();
-        let (address, asked) = redirecting(move |asked| (asked < 9).then(|| to.clone())).await;
+        let (address, requests) = redirecting(move |requests| (requests < 9).then(|| to.clone())).await;
         assert_eq!(
             refused(service_at(address).await, &query("x")).await,
             SearchRefusal::EngineRedirected,
             "{location}"
         );
-        assert!(asked.load(Ordering::Relaxed) <= 4);
+        assert!(requests.load(Ordering::Relaxed) <= 4);
     }
-    assert_eq!(reached.load(Ordering::Relaxed), 0);
+    assert_eq!(target_requests.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]
-async fn a_name_that_comes_to_mean_this_network_leads_nowhere() {
+async fn a_name_rebound_to_this_network_is_refused() {
     let (server, questions) = name_server().await;
-    let (address, asked) = redirecting(|_| None).await;
+    let (address, requests) = redirecting(|_| None).await;
     // The name resolves to this machine, as after a rebinding when the description has been read.
     let template = format!("http://both.example.net:{}/?q={{searchTerms}}", address.port());
-    let search = service_by(JSON, &template, ways(vec![server], Tls::default())).await;
+    let search = service_by(JSON, &template, senders(vec![server], Tls::default())).await;
     let (answer, counted) = exchanged(search, &query("x").encode().unwrap()).await;
     assert_eq!(SearchAnswer::decode(&answer), Ok(SearchAnswer::Refused(SearchRefusal::EngineUnreachable)));
     assert_eq!(counted, Err(Refusal::Prohibited));
     assert!(questions.load(Ordering::Relaxed) > 0);
-    assert_eq!(asked.load(Ordering::Relaxed), 0);
+    assert_eq!(requests.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]
-async fn https_engines_prove_who_they_are() {
+async fn certificates_of_engines_are_verified() {
     let root = TestRoot::new();
     let tls = Tls::new([root.file.path()]).unwrap();
-    let proving = https_origin(root.server(&["localhost"]), mirror).await;
+    let verified = https_origin(root.server(&["localhost"]), mirror).await;
     let template = |address: SocketAddr| format!("https://localhost:{}/?q={{searchTerms}}", address.port());
-    let search = service_by(JSON, &template(proving), ways(nowhere(), tls.clone())).await;
+    let search = service_by(JSON, &template(verified), senders(no_server(), tls.clone())).await;
     only(searched(search, &query("x")).await);
     let other = https_origin(root.server(&["other.example"]), mirror).await;
-    let search = service_by(JSON, &template(other), ways(nowhere(), tls)).await;
+    let search = service_by(JSON, &template(other), senders(no_server(), tls)).await;
     let (answer, counted) = exchanged(search, &query("x").encode().unwrap()).await;
     assert_eq!(SearchAnswer::decode(&answer), Ok(SearchAnswer::Refused(SearchRefusal::EngineUnreachable)));
     assert_eq!(counted, Err(Refusal::Certificate));
 }
 
 #[tokio::test]
-async fn an_engine_without_pages_has_no_second() {
-    let (address, asked) = redirecting(|_| None).await;
+async fn an_engine_without_pages_has_no_second_page() {
+    let (address, requests) = redirecting(|_| None).await;
     let request = SearchRequest::new(name("engine"), "x", 2, None).unwrap();
     let search = service(JSON, &format!("http://{address}/?q={{searchTerms}}")).await;
     let expected = SearchAnswer::Results { results: Vec::new(), total: None, more: false };
     assert_eq!(searched(search, &request).await, expected);
-    assert_eq!(asked.load(Ordering::Relaxed), 0);
+    assert_eq!(requests.load(Ordering::Relaxed), 0);
 }

@@ -13,11 +13,11 @@ async fn describing(document: Arc<Mutex<String>>) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_description_from_a_url_is_read_again_and_kept_when_it_fails() {
+async fn a_description_from_a_url_is_refreshed_and_kept_after_a_failure() {
     let (address, _) = redirecting(|_| None).await;
     let document = Arc::new(Mutex::new(described(JSON, &format!("http://{address}/old?q={{searchTerms}}"))));
     let url = format!("mine=http://{}/description.xml?a=b", describing(Arc::clone(&document)).await);
-    let engines = Engines::load(&[url], ways(nowhere(), Tls::default())).await.unwrap();
+    let engines = Engines::load(&[url], senders(no_server(), Tls::default())).await.unwrap();
     let path = || {
         let request = SearchRequest::new(name("mine"), "x", 1, None).unwrap();
         engines.find(&name("mine")).unwrap().engine.question(&request).unwrap().url.path().to_owned()
@@ -32,12 +32,12 @@ async fn a_description_from_a_url_is_read_again_and_kept_when_it_fails() {
 }
 
 #[tokio::test]
-async fn an_engine_whose_url_fails_at_the_start_is_offered_once_it_comes() {
+async fn an_engine_whose_url_fails_at_the_start_is_offered_after_a_retry() {
     let long = answering(200, &[], vec![b' '; 70_000]).await;
     let document = Arc::new(Mutex::new(String::new()));
     let late = describing(Arc::clone(&document)).await;
     let urls = [format!("http://{long}/"), "http://127.0.0.1:1/".to_owned(), format!("http://{late}/")];
-    let engines = Engines::load(&urls, ways(nowhere(), Tls::default())).await.unwrap();
+    let engines = Engines::load(&urls, senders(no_server(), Tls::default())).await.unwrap();
     assert_eq!(engines.names(), []);
     *document.lock().unwrap() = described(JSON, "https://engine.example/?q={searchTerms}");
     let grown = async {
@@ -51,44 +51,44 @@ async fn an_engine_whose_url_fails_at_the_start_is_offered_once_it_comes() {
 }
 
 #[tokio::test]
-async fn an_engine_that_comes_late_takes_no_other_s_name() {
+async fn an_engine_with_a_late_description_replaces_none_of_the_same_name() {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(described(JSON, "https://first.example/?q={searchTerms}").as_bytes()).unwrap();
     let first = file.path().to_str().unwrap().to_owned();
     let document = Arc::new(Mutex::new(String::new()));
     let late = format!("http://{}/", describing(Arc::clone(&document)).await);
-    let engines = Engines::load(&[late, first], ways(nowhere(), Tls::default())).await.unwrap();
+    let engines = Engines::load(&[late, first], senders(no_server(), Tls::default())).await.unwrap();
     *document.lock().unwrap() = described(JSON, "https://second.example/?q={searchTerms}");
     engines.refresh().await;
-    let asked = engines.find(&name("engine")).unwrap().engine.question(&query("x")).unwrap().url;
-    assert_eq!((engines.names(), asked.host_str()), (vec![name("engine")], Some("first.example")));
+    let url = engines.find(&name("engine")).unwrap().engine.question(&query("x")).unwrap().url;
+    assert_eq!((engines.names(), url.host_str()), (vec![name("engine")], Some("first.example")));
 }
 
 #[tokio::test]
-async fn a_description_from_elsewhere_leads_to_no_address_of_this_network() {
-    let (address, asked) = redirecting(|_| None).await;
+async fn a_description_from_another_host_reaches_no_address_of_this_network() {
+    let (address, requests) = redirecting(|_| None).await;
     // The origin has this machine's address, under another name.
     let template = format!("http://127.0.0.1:{}/?q={{searchTerms}}", address.port());
     let document = Arc::new(Mutex::new(described(JSON, &template)));
     let port = describing(document).await.port();
-    for (host, reaches) in [("localhost", false), ("127.0.0.1", true)] {
+    for (host, allowed) in [("localhost", false), ("127.0.0.1", true)] {
         let url = format!("http://{host}:{port}/");
-        let engines = Engines::load(&[url], ways(nowhere(), Tls::default())).await.unwrap();
+        let engines = Engines::load(&[url], senders(no_server(), Tls::default())).await.unwrap();
         let (answer, counted) =
             exchanged(ExitSearch::new(engines, SearchCaps::default()), &query("x").encode().unwrap()).await;
-        if reaches {
+        if allowed {
             only(SearchAnswer::decode(&answer).unwrap());
         } else {
             assert_eq!(counted, Err(Refusal::Prohibited));
         }
     }
-    assert_eq!(asked.load(Ordering::Relaxed), 1);
+    assert_eq!(requests.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
-async fn an_engine_that_cannot_be_offered_says_why() {
+async fn each_reason_against_an_engine_has_its_own_error() {
     let load = async |written: &[String]| {
-        Engines::load(written, ways(nowhere(), Tls::default())).await.map(drop).unwrap_err().to_string()
+        Engines::load(written, senders(no_server(), Tls::default())).await.map(drop).unwrap_err().to_string()
     };
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(described(JSON, "https://engine.example/?q={searchTerms}").as_bytes()).unwrap();
@@ -107,6 +107,7 @@ async fn an_engine_that_cannot_be_offered_says_why() {
     );
     let many: Vec<String> = (0..33).map(|number| format!("e{number}={good}")).collect();
     assert_eq!(load(&many).await, "the number of engines exceeds 32");
-    let both = Engines::load(&[good.clone(), format!("other={good}")], ways(nowhere(), Tls::default())).await.unwrap();
+    let both =
+        Engines::load(&[good.clone(), format!("other={good}")], senders(no_server(), Tls::default())).await.unwrap();
     assert_eq!(both.names(), [name("engine"), name("other")]);
 }

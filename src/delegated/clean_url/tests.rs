@@ -4,11 +4,11 @@ use super::*;
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 fn cleaned(text: &str) -> Option<String> {
-    clean(text, None).map(|link| link.as_str().to_owned())
+    clean(text, None).map(|url| url.as_str().to_owned())
 }
 
 #[test]
-fn only_web_links_with_a_host_remain() {
+fn only_http_urls_with_a_host_remain() {
     for text in [
         "",
         "   ",
@@ -34,9 +34,9 @@ fn only_web_links_with_a_host_remain() {
 }
 
 #[test]
-fn a_relative_link_belongs_to_its_base() {
+fn a_relative_url_is_resolved_against_its_base() {
     let base = Url::parse("http://127.0.0.1:8080/search?pattern=x").unwrap();
-    let clean = |text| clean(text, Some(&base)).map(|link| link.as_str().to_owned());
+    let clean = |text| clean(text, Some(&base)).map(|url| url.as_str().to_owned());
     assert_eq!(clean("/book/a.html").unwrap(), "http://127.0.0.1:8080/book/a.html");
     assert_eq!(clean("//example.org/a").unwrap(), "http://example.org/a");
     assert_eq!(clean("https://example.org/").unwrap(), "https://example.org/");
@@ -50,7 +50,7 @@ fn user_names_and_passwords_are_dropped() {
 }
 
 #[test]
-fn tracking_parameters_are_dropped_and_others_stay_as_they_are() {
+fn tracking_parameters_are_dropped_and_others_are_unchanged() {
     let cases = [
         (
             "https://example.org/?utm_source=x&a=1&UTM_medium=y&b=%C3%A4+ö&fbclid=z",
@@ -68,13 +68,13 @@ fn tracking_parameters_are_dropped_and_others_stay_as_they_are() {
         ("https://example.org/a#:~:text=words", "https://example.org/a"),
         ("https://example.org/a#b:~:text=words", "https://example.org/a#b"),
     ];
-    for (link, expected) in cases {
-        assert_eq!(cleaned(link).as_deref(), Some(expected), "{link}");
+    for (url, expected) in cases {
+        assert_eq!(cleaned(url).as_deref(), Some(expected), "{url}");
     }
 }
 
 #[test]
-fn redirecters_are_taken_away() {
+fn redirectors_are_removed() {
     let cases = [
         ("https://www.google.com/url?sa=t&q=https%3A%2F%2Fexample.org%2Fa%3Fb%3D1&usg=x", "https://example.org/a?b=1"),
         ("https://www.google.de/url?url=http://example.org/", "http://example.org/"),
@@ -94,20 +94,20 @@ fn redirecters_are_taken_away() {
         ),
     ];
     let base = Url::parse("https://engine.example/").unwrap();
-    for (link, expected) in cases {
-        assert_eq!(clean(link, Some(&base)).map(|link| link.as_str().to_owned()).as_deref(), Some(expected), "{link}");
+    for (url, expected) in cases {
+        assert_eq!(clean(url, Some(&base)).map(|url| url.as_str().to_owned()).as_deref(), Some(expected), "{url}");
     }
 }
 
 #[test]
-fn a_redirecter_leads_nowhere_but_to_web_links() {
-    for link in [
+fn only_http_targets_of_known_redirectors_are_unwrapped() {
+    for url in [
         "https://www.google.com/url?q=javascript:alert(1)",
         "https://www.google.com/url?q=/search",
         "https://www.bing.com/ck/a?u=a1!!!",
         "https://www.bing.com/ck/a?u=a1_w",
     ] {
-        assert_eq!(cleaned(link).as_deref(), Some(link), "the URL is unchanged");
+        assert_eq!(cleaned(url).as_deref(), Some(url), "the URL is unchanged");
     }
     assert_eq!(
         cleaned("https://google.evil.example/url?q=https://example.org/").unwrap(),
@@ -120,27 +120,27 @@ fn a_redirecter_leads_nowhere_but_to_web_links() {
 }
 
 #[test]
-fn wrappers_without_end_are_no_link() {
-    let mut link = "https://example.org/".to_owned();
-    for _ in 0..=MAX_WRAPPERS {
-        link = format!("https://href.li/?{link}");
+fn a_url_with_too_many_nested_redirectors_is_removed() {
+    let mut url = "https://example.org/".to_owned();
+    for _ in 0..=MAX_NESTING {
+        url = format!("https://href.li/?{url}");
     }
-    assert_eq!(cleaned(&link), None);
+    assert_eq!(cleaned(&url), None);
 }
 
 #[test]
-fn a_link_that_is_too_long_is_none() {
+fn a_url_that_is_too_long_is_removed() {
     let long = |length: usize| format!("https://example.org/{}", "a".repeat(length));
-    assert!(cleaned(&long(MAX_LINK_LEN - 20)).is_some());
-    assert_eq!(cleaned(&long(MAX_LINK_LEN - 19)), None);
-    // Percent-encoding makes it longer.
+    assert!(cleaned(&long(MAX_URL_LEN - 20)).is_some());
+    assert_eq!(cleaned(&long(MAX_URL_LEN - 19)), None);
+    // Percent-encoding lengthens the URL beyond the maximum.
     assert_eq!(cleaned(&format!("https://example.org/{}", "ä".repeat(500))), None);
 }
 
 #[test]
-fn what_is_clean_stays_as_it_is() {
-    for link in ["https://example.org/?a=%zz&b=+#c=d", "https://example.org/?a?b", "http://[2001:db8::1]/%41"] {
-        let once = cleaned(link).unwrap();
+fn cleaning_is_idempotent() {
+    for url in ["https://example.org/?a=%zz&b=+#c=d", "https://example.org/?a?b", "http://[2001:db8::1]/%41"] {
+        let once = cleaned(url).unwrap();
         assert_eq!(cleaned(&once).unwrap(), once);
     }
 }

@@ -1,0 +1,149 @@
+//! One circuit at a relay: its endpoints, this relay's layer, and the state of its next hop.
+
+use core::{ops::RangeInclusive, time::Duration};
+
+use crate::{
+    base::{CircuitId, Counter as _, HopIndex, Instant, RelayId},
+    channel::ChannelId,
+    onion::RelayLayer,
+    wire::{BODY_LEN, Fragments},
+};
+
+/// Time without a cell after which a client's circuit ends that has no next hop and never had a stream.
+const UNUSED_LIMIT: Duration = Duration::from_secs(600);
+/// The same for a later hop, which may be the last of a circuit that a client keeps ready.
+const UNUSED_LATER_LIMIT: Duration = Duration::from_secs(3600);
+/// Time limit from the first to the last fragment of one CREATE or EXTEND.
+pub(super) const FRAGMENTS_LIMIT: Duration = Duration::from_secs(5);
+/// Time limit from EXTEND to the open channel: slightly more than the limit of a dial and its handshake.
+const DIAL_LIMIT: Duration = Duration::from_secs(22);
+/// Time limit from CREATE to the last fragment of CREATED.
+const CREATE_LIMIT: Duration = Duration::from_secs(10);
+/// Cap on GONE messages of one circuit (`proto/05-relay-messages.md` §7).
+const MAX_GONE: u8 = 4;
+
+/// A circuit on one channel: its endpoint towards the origin, or towards the next hop.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct CircuitEndpoint {
+    pub(super) channel: ChannelId,
+    pub(super) circuit: CircuitId,
+}
+
+impl CircuitEndpoint {
+    /// All possible endpoints of a channel.
+    pub(super) fn range(channel: ChannelId) -> RangeInclusive<Self> {
+        Self { channel, circuit: CircuitId::LOWEST }..=Self { channel, circuit: CircuitId::HIGHEST }
+    }
+}
+
+/// The state of a circuit's next hop.
+pub(super) enum NextHop {
+    /// The circuit ends here.
+    None,
+    /// The channel to the next hop is being dialled.
+    Dialling(RelayId),
+    /// CREATE is sent; CREATED is incomplete.
+    Creating { endpoint: CircuitEndpoint, volunteer: bool, reply: Fragments },
+    /// The next hop has answered.
+    Open(CircuitEndpoint),
+}
+
+impl NextHop {
+    /// The endpoint towards the next hop, if there is one.
+    pub(super) const fn endpoint(&self) -> Option<CircuitEndpoint> {
+        match self {
+            Self::Creating { endpoint, .. } | Self::Open(endpoint) => Some(*endpoint),
+            Self::None | Self::Dialling(_) => None,
+        }
+    }
+}
+
+/// One circuit.
+pub(super) struct Circuit {
+    pub(super) hop: HopIndex,
+    pub(super) previous: CircuitEndpoint,
+    pub(super) next: NextHop,
+    pub(super) layer: RelayLayer,
+    /// The time of the last cell from the origin.
+    pub(super) last_cell: Instant,
+    /// Whether a stream message of the origin has arrived.
+    pub(super) has_streams: bool,
+    /// The fragments of an incomplete EXTEND.
+    extend: Fragments,
+    /// Number of GONE messages sent.
+    gone: u8,
+    /// The deadline of an EXTEND in progress.
+    deadline: Option<Instant>,
+}
+
+impl Circuit {
+    pub(super) const fn new(now: Instant, hop: HopIndex, previous: CircuitEndpoint, layer: RelayLayer) -> Self {
+        Self {
+            hop,
+            previous,
+            next: NextHop::None,
+            layer,
+            last_cell: now,
+            has_streams: false,
+            extend: Fragments::new(),
+            gone: 0,
+            deadline: None,
+        }
+    }
+
+    /// Adds a fragment of an EXTEND: `Some(None)` while fragments are missing, `None` if the circuit must end.
+    pub(super) fn push_extend(&mut self, now: Instant, fragment: &[u8]) -> Option<Option<Vec<u8>>> {
+        if !matches!(self.next, NextHop::None) || self.hop.next().is_none() {
+            return None;
+        }
+        let body = self.extend.push(fragment).ok()?;
+        if body.is_none() {
+            self.deadline.get_or_insert(now.after(FRAGMENTS_LIMIT));
+        }
+        Some(body)
+    }
+
+    /// The channel to the next hop is being dialled.
+    pub(super) fn set_dialling(&mut self, now: Instant, relay: RelayId) {
+        self.next = NextHop::Dialling(relay);
+        self.deadline = Some(now.after(DIAL_LIMIT));
+    }
+
+    /// CREATE is sent to the next hop.
+    pub(super) fn set_creating(&mut self, now: Instant, endpoint: CircuitEndpoint, volunteer: bool) {
+        self.next = NextHop::Creating { endpoint, volunteer, reply: Fragments::new() };
+        self.deadline = Some(now.after(CREATE_LIMIT));
+    }
+
+    /// The next hop can't be reached. The circuit ends here again; `None` if it must end.
+    pub(super) fn set_gone(&mut self) -> Option<()> {
+        self.gone.increment();
+        self.next = NextHop::None;
+        self.deadline = None;
+        (self.gone <= MAX_GONE).then_some(())
+    }
+
+    /// Adds a fragment of the next hop's CREATED: `Some(None)` while fragments are missing, `None` if the circuit must
+    /// end.
+    pub(super) fn push_created(&mut self, body: &[u8; BODY_LEN]) -> Option<Option<Vec<u8>>> {
+        let NextHop::Creating { endpoint, reply, .. } = &mut self.next else { return None };
+        let created = reply.push(body).ok()?;
+        if created.is_some() {
+            self.next = NextHop::Open(*endpoint);
+            self.deadline = None;
+        }
+        Some(created)
+    }
+
+    /// The time at which the circuit ends if nothing changes.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        [self.deadline, self.unused_until()].into_iter().flatten().min()
+    }
+
+    /// The time at which the circuit ends as unused; `None` once it is extended or has had a stream.
+    fn unused_until(&self) -> Option<Instant> {
+        let unused = matches!(self.next, NextHop::None) && !self.has_streams;
+        let limit = if self.hop == HopIndex::FIRST { UNUSED_LIMIT } else { UNUSED_LATER_LIMIT };
+        unused.then(|| self.last_cell.after(limit))
+    }
+}

@@ -1,0 +1,65 @@
+//! The volunteers of a gateway: the channels over which circuits reach them.
+
+use core::time::Duration;
+use std::collections::BTreeMap;
+
+use crate::{
+    base::Instant,
+    channel::{ChannelId, Channels},
+    directory::Counted,
+};
+
+/// A gateway stops reaching a volunteer that the directory has not counted for this many volunteer intervals. The
+/// volunteer replaces the gateway long before.
+const UNCOUNTED_INTERVALS: u32 = 10;
+
+/// The volunteers whose channels are open.
+#[derive(Default)]
+pub(super) struct GatewayVolunteers {
+    /// By channel, with the time since which the directory has not counted the volunteer.
+    volunteers: BTreeMap<ChannelId, Option<Instant>>,
+    /// The set of volunteers has changed since `take_changed`.
+    changed: bool,
+}
+
+impl GatewayVolunteers {
+    /// Handles an open channel to a volunteer.
+    pub(super) fn handle_open(&mut self, channel: ChannelId) {
+        self.volunteers.insert(channel, None);
+        self.changed = true;
+    }
+
+    /// Handles a closed channel.
+    pub(super) fn handle_closed(&mut self, channel: ChannelId) {
+        self.changed |= self.volunteers.remove(&channel).is_some();
+    }
+
+    /// Handles the directory's list of the reported volunteers that it counts: drops those that it has not counted for
+    /// too long. `interval` is the interval of volunteers' registrations.
+    pub(super) fn handle_presence(
+        &mut self,
+        now: Instant,
+        counted: &Counted,
+        interval: Duration,
+        channels: &mut Channels,
+    ) {
+        let limit = interval.saturating_mul(UNCOUNTED_INTERVALS);
+        let Self { volunteers, changed } = self;
+        volunteers.retain(|channel, since| {
+            let counts = channels.peer(*channel).is_some_and(|relay| counted.volunteers.binary_search(&relay).is_ok());
+            // Measured from the first answer without it: after an outage, the directory first needs a report of it.
+            *since = if counts { None } else { since.or(Some(now)) };
+            let stays = since.is_none_or(|since| now.since(since) < limit);
+            if !stays {
+                channels.stop_reaching(*channel);
+                *changed = true;
+            }
+            stays
+        });
+    }
+
+    /// Whether the set of volunteers has changed since the last call.
+    pub(super) fn take_changed(&mut self) -> bool {
+        core::mem::take(&mut self.changed)
+    }
+}
