@@ -9,6 +9,7 @@
 
 mod build;
 mod build_history;
+mod build_pauses;
 mod build_policy;
 mod circuit;
 mod exit_separation;
@@ -21,7 +22,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rand::CryptoRng;
 
-use super::{ClientParameters, PooledCircuitKey, requests::Demand};
+use super::{ClientParameters, Isolation, PooledCircuitKey, requests::Demand};
 use crate::{
     base::{CircuitId, Deadlines, ErrorClass, Instant, ReadyQueue, RelayId, StreamId},
     channel::{ChannelId, Channels, QUEUE_HIGH},
@@ -76,8 +77,8 @@ pub(super) enum PoolEvent {
     BuildFailed {
         /// The guard and the next relay, if the first hop was built.
         behind: Option<GuardPair>,
-        /// The retries are used up.
-        give_up: bool,
+        /// The isolation whose retries are used up.
+        give_up: Option<Isolation>,
     },
     /// A relay ended an open circuit before or soon after its first use.
     EndedEarly(GuardPair),
@@ -315,8 +316,8 @@ impl Pool {
         deadlines.into_iter().flatten().min()
     }
 
-    /// The end of the pause between builds, if there is one.
-    pub(super) const fn pause_end(&self) -> Option<Instant> {
+    /// The earliest end of a pause between builds.
+    pub(super) fn pause_end(&self) -> Option<Instant> {
         self.policy.history.poll_timeout()
     }
 
@@ -422,7 +423,7 @@ impl Pool {
     fn handle_built(&mut self, key: PooledCircuitKey) -> Option<PoolEvent> {
         let circuit = self.circuits.get_mut(&key)?;
         let channel = circuit.handle_built();
-        let first = self.policy.history.handle_built(circuit.hop_times());
+        let first = self.policy.history.handle_built(circuit.isolation(), circuit.hop_times());
         let (path, pair, hops) = (circuit.relays(), circuit.guard_pair(), circuit.hop_times().to_vec());
         Some(PoolEvent::Built { first, path, channel, hops, pair })
     }
@@ -538,9 +539,9 @@ impl Pool {
         self.last
     }
 
-    /// Counts a failed build, which starts a pause.
+    /// Counts a failed build of a spare circuit, which starts a pause.
     pub(super) fn pause_builds(&mut self, now: Instant) {
-        self.policy.history.handle_failed(now, now, None);
+        self.policy.history.handle_failed(now, None, now, None);
     }
 
     /// A circuit over `path` was lost.

@@ -98,7 +98,7 @@ impl Pool {
         rng: &mut dyn CryptoRng,
     ) -> Result<bool, PathError> {
         let building = self.circuits.values().filter(|circuit| circuit.is_building()).count();
-        if building >= inputs.parameters.building || !self.policy.history.may_build(now) {
+        if building >= inputs.parameters.building || !self.policy.history.may_build(now, isolation) {
             return Ok(false);
         }
         let delegation = delegation_of(&purpose).cloned();
@@ -167,9 +167,9 @@ impl Pool {
         });
         let Some(origin) = origin else {
             // The guard takes no more circuits, or its onion key is unusable.
-            let (began, guard) = (circuit.began(), circuit.guard());
-            self.remove(key);
-            return self.handle_build_failed(now, began, None, guard);
+            let guard = circuit.guard();
+            let Some(circuit) = self.remove(key) else { return };
+            return self.handle_build_failed(now, &circuit, None, guard);
         };
         self.by_channel.insert((channel, origin.circuit()), key);
         circuit.start(now, channel, origin);
@@ -223,25 +223,33 @@ impl Pool {
             let behind = circuit.guard_pair().filter(|_| circuit.has_channel(channels));
             if circuit.is_retired() {
                 // No request waits for it.
-                return self.events.push_back(PoolEvent::BuildFailed { behind, give_up: false });
+                return self.events.push_back(PoolEvent::BuildFailed { behind, give_up: None });
             }
             let relay = circuit.path().get(reached).map(|relay| relay.identity);
-            return self.handle_build_failed(now, circuit.began(), behind, relay);
+            return self.handle_build_failed(now, circuit, behind, relay);
         }
         if channels.peer(channel) != Some(guard) {
             return self.handle_guard_silent(guard, circuit.began());
         }
         // A guard that refuses a circuit, or is slow, is reachable: it stays the guard.
         if !matches!(error, CircuitError::BuildTimedOut(_)) || self.has_answered_since(&guard, circuit.began()) {
-            return self.handle_build_failed(now, circuit.began(), None, None);
+            return self.handle_build_failed(now, circuit, None, None);
         }
         channels.close(channel);
         self.handle_guard_silent(guard, circuit.began());
     }
 
-    /// A build that began at `began` failed, `behind` its guard if that was built, at `relay` if known.
-    fn handle_build_failed(&mut self, now: Instant, began: Instant, behind: Option<GuardPair>, relay: Option<RelayId>) {
-        let give_up = self.policy.history.handle_failed(now, began, relay);
+    /// The build of a circuit failed, `behind` its guard if that was built, at `relay` if known.
+    fn handle_build_failed(
+        &mut self,
+        now: Instant,
+        circuit: &Pooled,
+        behind: Option<GuardPair>,
+        relay: Option<RelayId>,
+    ) {
+        let isolation = circuit.isolation();
+        let given_up = self.policy.history.handle_failed(now, isolation, circuit.began(), relay);
+        let give_up = isolation.filter(|_| given_up);
         self.events.push_back(PoolEvent::BuildFailed { behind, give_up });
     }
 

@@ -253,6 +253,14 @@ impl Pooled {
         self.delegation.is_some() && self.assignment == Assignment::Retired && self.is_idle()
     }
 
+    /// The isolation whose requests it takes; `None` for a spare or retired circuit.
+    pub(in crate::client) const fn isolation(&self) -> Option<Isolation> {
+        match self.assignment {
+            Assignment::Isolation(isolation) => Some(isolation),
+            Assignment::Spare | Assignment::Retired => None,
+        }
+    }
+
     /// Whether it takes requests of any isolation.
     pub(super) fn is_spare(&self) -> bool {
         self.assignment == Assignment::Spare

@@ -74,7 +74,7 @@ impl SpareSchedule {
 
 /// The shortest of `missing` independent delays.
 fn delay(missing: usize, rng: &mut dyn CryptoRng) -> Duration {
-    let missing = u32::try_from(missing).unwrap_or(u32::MAX).max(1);
+    let missing = u32::try_from(missing).map_or(f64::MAX, f64::from).max(1.0);
     let exponential = -(1.0 - rng.random::<f64>()).ln();
-    (MEAN_DELAY / missing).mul_f64(exponential).min(LONGEST_DELAY)
+    MEAN_DELAY.mul_f64(exponential / missing).min(LONGEST_DELAY)
 }

@@ -193,3 +193,39 @@ fn a_request_without_a_spare_circuit_has_one_built_at_once() {
         assert!(net.world.now().since(began) < Duration::from_millis(200), "isolation {isolation}");
     }
 }
+
+#[test]
+fn builds_that_fail_for_one_isolation_delay_no_other() {
+    let mut net = Net::ready(820, 3);
+    net.client(|party, _, _| party.client.parameters.spare_circuits = 0);
+    for isolation in 1..3 {
+        net.connected(isolation);
+    }
+    let failing = net.open(3);
+    let mut others = Vec::new();
+    for step in 0..2000 {
+        net.client(|party, now, rng| {
+            let mut endpoints = Vec::new();
+            for (_, circuit) in party.client.pool.circuits() {
+                if circuit.is_building() && circuit.isolation() == Some(Isolation([3; 32])) {
+                    endpoints.extend(circuit.endpoint());
+                }
+            }
+            for (channel, circuit) in endpoints {
+                party.client.pool.handle_cell(now, channel, Cell::destroy(circuit), rng);
+            }
+        });
+        if step % 50 == 0 {
+            let isolation = u8::try_from(4 + step / 50).unwrap();
+            others.push((net.world.now(), net.open(isolation)));
+        }
+        net.world.run_until(Duration::from_millis(5), |_| None::<()>);
+    }
+    net.client(|party, _, _| {
+        assert_eq!(party.seen(failing).closed, Some(StreamFailure::NoCircuit));
+        for (began, stream) in others {
+            let connected = party.seen(stream).connected.expect("not connected");
+            assert!(connected.since(began) < Duration::from_millis(200), "{:?}", connected.since(began));
+        }
+    });
+}
