@@ -11,7 +11,7 @@
 //! | CREATED | while the first hop is built | |
 //! | EXTENDED | while a later hop is built | the last built hop |
 //! | GONE | while a later hop is built, after its EXTEND and before its EXTENDED | the last built hop |
-//! | DROP | always | any hop |
+//! | DROP | never, because no padding is negotiated | |
 //! | others (table of `stream`) | after streams were opened at the hop | any hop |
 //! | DESTROY | always | |
 //!
@@ -283,12 +283,6 @@ impl Origin {
         self.streams.iter().map(|(_, streams)| streams.len()).sum()
     }
 
-    /// Requests an echo from the last hop, to test whether the circuit still reaches it. Without an answer the circuit
-    /// ends with [`CircuitError::Silent`].
-    pub fn request_echo(&mut self, now: Instant) {
-        self.send_echo(now);
-    }
-
     /// Handles one cell of this circuit.
     pub fn handle_cell<R: CryptoRng + ?Sized>(&mut self, now: Instant, cell: Cell, rng: &mut R) {
         let outcome = match (&self.state, cell.command()) {
@@ -396,7 +390,7 @@ impl Origin {
             self.echo = None;
         }
         match message {
-            RelayMessage::Drop => Ok(()),
+            RelayMessage::Drop => Err(CircuitError::Illegal { hop, kind }),
             RelayMessage::Extended { fragment } => self.handle_extended(now, hop, &fragment, rng),
             RelayMessage::Gone => self.handle_gone(hop),
             message => match self.streams.iter_mut().find(|(other, _)| *other == hop) {

@@ -303,8 +303,9 @@ impl ClientMachine {
         self.events.push_back(ClientEvent::GuardsChanged);
     }
 
-    fn fail_waiting(&mut self, failure: StreamFailure) {
-        let failed = self.placement.remove_waiting();
+    /// Fails the waiting requests of one isolation; without one, all.
+    fn fail_waiting(&mut self, isolation: Option<Isolation>, failure: StreamFailure) {
+        let failed = self.placement.remove_waiting(isolation);
         self.events.extend(failed.into_iter().map(|stream| ClientEvent::Failed(stream, failure)));
     }
 
@@ -348,8 +349,8 @@ impl ClientMachine {
                 if let Some(pair) = behind {
                     self.count_circuit(now, pair, false);
                 }
-                if give_up {
-                    self.fail_waiting(StreamFailure::NoCircuit);
+                if give_up.is_some() {
+                    self.fail_waiting(give_up, StreamFailure::NoCircuit);
                 }
                 self.replan = true;
             }
@@ -400,7 +401,7 @@ impl ClientMachine {
     fn sweep(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         if self.documents.handle_expiry(now) {
             self.events.push_back(ClientEvent::ConsensusExpired);
-            self.fail_waiting(StreamFailure::ConsensusExpired);
+            self.fail_waiting(None, StreamFailure::ConsensusExpired);
         }
         self.dial_guards(now);
         if self.store_at.is_some_and(|at| at <= now) && self.take_guard_changes() {

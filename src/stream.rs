@@ -11,14 +11,14 @@
 //! | message | at the origin | at the exit |
 //! |---|---|---|
 //! | BEGIN, RESOLVE | violation | new stream, refused beyond the cap |
-//! | CONNECTED, RESOLVED | answer to BEGIN or RESOLVE, once; or a recently closed stream | violation |
+//! | CONNECTED, RESOLVED | answer to BEGIN or RESOLVE, once; also of a recently closed stream | violation |
 //! | REQUEST | violation | new stream, open without an answer; refused beyond the cap |
 //! | DATA | open stream, or a recently closed one, within credit | the same, also before CONNECTED |
-//! | END (Done) | open stream, once, or a recently closed one | the same, also before CONNECTED |
-//! | END (other) | open or unanswered stream, or a recently closed one | the same |
-//! | CREDIT | open stream, or a recently closed one | the same |
+//! | END (Done) | open stream or a recently closed one, once | the same, also before CONNECTED |
+//! | END (other) | open or unanswered stream or a recently closed one, once | the same |
+//! | CREDIT | open stream or a recently closed one, as much as an honest reader of the sent bytes grants | the same |
 //! | SENDME | echo of the oldest outstanding tag | the same |
-//! | DROP | ignored | ignored |
+//! | DROP | violation | violation |
 //! | EXTEND, EXTENDED, GONE | violation (the circuit handles them) | violation |
 //!
 //! All layers from here to the sockets use the same events and commands. The layers above change only the identifier,
@@ -44,6 +44,7 @@
 //! answers (more end the circuit).
 
 mod command;
+mod credit;
 mod late;
 mod receive;
 mod send;
@@ -107,6 +108,9 @@ pub enum StreamError {
     /// The peer sent more bytes than its credit.
     #[error("the peer sent more bytes than the stream's credit")]
     BeyondCredit,
+    /// The peer sent more CREDIT than a reader of the sent bytes can grant.
+    #[error("the peer sent more CREDIT than the stream's bytes allow")]
+    SurplusCredit,
     /// The peer violated congestion control.
     #[error(transparent)]
     Flow(#[from] FlowError),
@@ -125,7 +129,9 @@ impl StreamError {
         match self {
             Self::Full => ErrorClass::Limit,
             Self::NotOpen => ErrorClass::Local,
-            Self::Illegal(_) | Self::BeyondCredit | Self::Flow(_) | Self::TooManyAnswers => ErrorClass::Peer,
+            Self::Illegal(_) | Self::BeyondCredit | Self::SurplusCredit | Self::Flow(_) | Self::TooManyAnswers => {
+                ErrorClass::Peer
+            }
             Self::Stalled => ErrorClass::Network,
         }
     }
@@ -361,8 +367,8 @@ impl Streams {
 
     /// Closes a stream. `late_bytes` is the number of its bytes that the peer may still send.
     fn close(&mut self, id: StreamId, late_bytes: u64) {
-        if self.take(id).is_some() {
-            self.late.insert(id, late_bytes);
+        if let Some(stream) = self.take(id) {
+            self.late.insert(id, &stream, late_bytes);
         }
     }
 

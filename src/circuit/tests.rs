@@ -252,13 +252,15 @@ fn a_message_from_a_hop_without_streams_ends_the_circuit() {
 }
 
 #[test]
-fn drop_is_legal_from_any_hop() {
-    let (mut chain, mut origin) = Chain::build(3);
+fn a_drop_from_any_hop_ends_the_circuit() {
     for number in 1..=3 {
+        let (mut chain, mut origin, _) = Chain::stream();
         let cell = chain.seal(hop(number), &RelayMessage::Drop);
         origin.handle_cell(chain.now, cell, &mut chain.rng);
+        let error = CircuitError::Illegal { hop: hop(number), kind: MessageKind::Drop };
+        assert_eq!(events(&mut origin).last(), Some(&CircuitEvent::Closed(error)));
+        assert_eq!(origin.poll_cell(chain.now, &mut chain.rng).unwrap().command(), Command::Destroy);
     }
-    assert!(origin.is_open());
 }
 
 #[test]
@@ -359,12 +361,13 @@ fn advance_losing_cells(chain: &mut Chain, origin: &mut Origin) -> usize {
 
 #[test]
 fn at_most_one_echo_is_outstanding_and_any_message_answers_it() {
-    let (mut chain, mut origin, _) = Chain::stream();
+    let (mut chain, mut origin, id) = Chain::stream();
+    let data = RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"x") };
     let mut sent = 0;
     for _ in 0..600 {
         sent += advance_losing_cells(&mut chain, &mut origin);
         chain.now = chain.now.after(Duration::from_millis(1));
-        let cell = chain.seal(hop(3), &RelayMessage::Drop);
+        let cell = chain.seal(hop(3), &data);
         origin.handle_cell(chain.now, cell, &mut chain.rng);
         assert_eq!(origin.open_streams(), 1);
     }

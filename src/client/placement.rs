@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use rand::CryptoRng;
 
 use super::{
-    ClientStream, PooledCircuitKey,
+    ClientStream, Isolation, PooledCircuitKey,
     pool::{DelegatedCircuit, Pool, PoolInputs},
     requests::{Demand, Requests, StreamPosition},
 };
@@ -62,9 +62,9 @@ impl Placement {
         self.requests.waiting()
     }
 
-    /// Removes all waiting requests.
-    pub(super) fn remove_waiting(&mut self) -> Vec<ClientStream> {
-        self.requests.remove_waiting()
+    /// Removes the waiting requests of one isolation; without one, all.
+    pub(super) fn remove_waiting(&mut self, isolation: Option<Isolation>) -> Vec<ClientStream> {
+        self.requests.remove_waiting(isolation)
     }
 
     /// Removes waiting requests beyond their deadlines.

@@ -9,17 +9,20 @@
 
 mod build;
 mod build_history;
+mod build_pauses;
 mod build_policy;
 mod circuit;
 mod exit_separation;
 mod gone_reports;
+mod lost_relays;
+mod spare_schedule;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 
 use rand::CryptoRng;
 
-use super::{ClientParameters, PooledCircuitKey, requests::Demand};
+use super::{ClientParameters, Isolation, PooledCircuitKey, requests::Demand};
 use crate::{
     base::{CircuitId, Deadlines, ErrorClass, Instant, ReadyQueue, RelayId, StreamId},
     channel::{ChannelId, Channels, QUEUE_HIGH},
@@ -31,6 +34,8 @@ use crate::{
 };
 use build_policy::BuildPolicy;
 use circuit::Pooled;
+use lost_relays::LostRelays;
+use spare_schedule::SpareSchedule;
 
 /// The parts of the client that the pool uses.
 pub(super) struct PoolInputs<'a> {
@@ -72,8 +77,8 @@ pub(super) enum PoolEvent {
     BuildFailed {
         /// The guard and the next relay, if the first hop was built.
         behind: Option<GuardPair>,
-        /// The retries are used up.
-        give_up: bool,
+        /// The isolation whose retries are used up.
+        give_up: Option<Isolation>,
     },
     /// A relay ended an open circuit before or soon after its first use.
     EndedEarly(GuardPair),
@@ -111,8 +116,11 @@ pub(super) struct Pool {
     settling: Option<PooledCircuitKey>,
     deadlines: Deadlines<PooledCircuitKey>,
     policy: BuildPolicy,
+    lost: LostRelays,
+    spares: SpareSchedule,
     /// The kind and number of spare circuits for delegated requests.
     spare_delegated: Option<(Delegation, usize)>,
+    delegated_spares: SpareSchedule,
     /// Events apart from those of streams. At most two for each circuit, because every batch of inputs empties it.
     events: VecDeque<PoolEvent>,
 }
@@ -128,8 +136,8 @@ impl Pool {
         self.policy.history.is_guard_unreachable()
     }
 
-    /// The open circuit for the request: one of its isolation first, then a spare. Of several, the one with the lowest
-    /// `load`.
+    /// The open circuit for the request: one without a relay of a recently lost circuit first, of these one of its
+    /// isolation, then a spare. Of several, the one with the lowest `load`.
     pub(super) fn open_circuit_for(
         &self,
         now: Instant,
@@ -144,7 +152,10 @@ impl Pool {
             .filter(|(_, circuit)| circuit.takes(demand, relays))
             // Streams may still join circuits that already carry some.
             .filter(|(_, circuit)| circuit.has_carried_streams() || circuit.is_permitted_by(&avoided))
-            .min_by_key(|(key, circuit)| (circuit.is_spare(), load(**key), **key))
+            .min_by_key(|(key, circuit)| {
+                let doubted = circuit.path().iter().any(|relay| self.lost.contains(now, &relay.identity));
+                (doubted, circuit.is_spare(), load(**key), **key)
+            })
             .map(|(key, _)| *key)
     }
 
@@ -185,7 +196,12 @@ impl Pool {
 
     /// Keeps `count` spare circuits for requests of this kind from now on, and none for other kinds.
     pub(super) fn keep_ready(&mut self, delegation: Delegation, count: usize) {
-        self.spare_delegated = Some((delegation, count));
+        let kept = self.spare_delegated.replace((delegation, count));
+        if kept.map(|(delegation, _)| delegation)
+            != self.spare_delegated.as_ref().map(|(delegation, _)| delegation.clone())
+        {
+            self.delegated_spares = SpareSchedule::default();
+        }
     }
 
     /// A channel to `relay` is open: starts the circuits that waited for it.
@@ -278,7 +294,7 @@ impl Pool {
         }
     }
 
-    /// Handles expired deadlines; returns whether a pause between builds has ended.
+    /// Handles expired deadlines; returns whether a build may be due.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
         while let Some(key) = self.deadlines.pop_due(now) {
             let Some(circuit) = self.circuits.get_mut(&key) else { continue };
@@ -290,16 +306,18 @@ impl Pool {
                 self.handle_guard_failed(now, guard);
             }
         }
-        self.policy.history.handle_timeout(now)
+        let spare = self.spares.handle_timeout(now) | self.delegated_spares.handle_timeout(now);
+        self.policy.history.handle_timeout(now) | spare
     }
 
-    /// The earliest deadline of a circuit.
+    /// The earliest deadline of a circuit, or the time of the next build of a spare.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines.earliest()
+        let deadlines = [self.deadlines.earliest(), self.spares.poll_timeout(), self.delegated_spares.poll_timeout()];
+        deadlines.into_iter().flatten().min()
     }
 
-    /// The end of the pause between builds, if there is one.
-    pub(super) const fn pause_end(&self) -> Option<Instant> {
+    /// The earliest end of a pause between builds.
+    pub(super) fn pause_end(&self) -> Option<Instant> {
         self.policy.history.poll_timeout()
     }
 
@@ -405,7 +423,7 @@ impl Pool {
     fn handle_built(&mut self, key: PooledCircuitKey) -> Option<PoolEvent> {
         let circuit = self.circuits.get_mut(&key)?;
         let channel = circuit.handle_built();
-        let first = self.policy.history.handle_built(circuit.hop_times());
+        let first = self.policy.history.handle_built(circuit.isolation(), circuit.hop_times());
         let (path, pair, hops) = (circuit.relays(), circuit.guard_pair(), circuit.hop_times().to_vec());
         Some(PoolEvent::Built { first, path, channel, hops, pair })
     }
@@ -440,20 +458,9 @@ impl Pool {
         if !circuit.was_open() {
             self.handle_unbuilt(now, &circuit, error, inputs.channels);
         } else if class != ErrorClass::Local {
-            self.probe_others(now, &circuit);
+            self.lost.handle_lost(now, circuit.relays());
         }
         PoolEvent::Ended(key)
-    }
-
-    /// An open circuit was lost, so one of its relays may be unreachable. Tests all other circuits over any of its
-    /// relays, before a request fails.
-    fn probe_others(&mut self, now: Instant, lost: &Pooled) {
-        for (key, circuit) in &mut self.circuits {
-            if circuit.is_open() && circuit.shares_relay_with(lost) {
-                circuit.probe(now);
-                self.ready.push(*key, &mut circuit.ready);
-            }
-        }
     }
 
     /// Retires circuits by age, unlisted relays, or if the consensus has `expired`. Closes retired ones without a
@@ -532,9 +539,14 @@ impl Pool {
         self.last
     }
 
-    /// Counts a failed build, which starts a pause.
+    /// Counts a failed build of a spare circuit, which starts a pause.
     pub(super) fn pause_builds(&mut self, now: Instant) {
-        self.policy.history.handle_failed(now, now, None);
+        self.policy.history.handle_failed(now, None, now, None);
+    }
+
+    /// A circuit over `path` was lost.
+    pub(super) fn handle_lost(&mut self, now: Instant, path: Vec<RelayId>) {
+        self.lost.handle_lost(now, path);
     }
 
     /// Guards that no volunteer may follow.

@@ -201,9 +201,12 @@ impl Requests {
         true
     }
 
-    /// Removes all waiting requests.
-    pub(super) fn remove_waiting(&mut self) -> Vec<ClientStream> {
-        let waiting = self.waiting();
+    /// Removes the waiting requests of one isolation; without one, all.
+    pub(super) fn remove_waiting(&mut self, isolation: Option<Isolation>) -> Vec<ClientStream> {
+        let mut waiting = self.waiting();
+        waiting.retain(|stream| {
+            isolation.is_none_or(|isolation| self.demand(*stream).is_some_and(|demand| demand.isolation == isolation))
+        });
         for stream in &waiting {
             self.remove(*stream);
         }

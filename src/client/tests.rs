@@ -25,6 +25,7 @@ use crate::{
 mod circuits;
 mod delegated;
 mod guards;
+mod linking;
 mod names;
 mod volunteers;
 
@@ -48,6 +49,8 @@ struct RelayParty {
     open: BTreeMap<ExitStream, Vec<u8>>,
     /// The number of received BEGINs.
     begun: usize,
+    /// All cells received.
+    received: Vec<linking::Received>,
 }
 
 impl RelayParty {
@@ -190,6 +193,11 @@ impl Party {
 
 impl LinkMachine for Party {
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
+        if let Self::Relay(party) = self
+            && party.serves == Serves::Echo
+        {
+            party.received.extend(linking::cells(now, &event));
+        }
         self.core().handle_link(now, event, rng);
     }
 
@@ -256,10 +264,9 @@ impl Net {
             profile.onion_key = relay.onion_key();
             relays.insert(profile.identity, node);
             all.push(profile);
-            world.place(
-                node,
-                Party::Relay(Box::new(RelayParty { relay, serves: Serves::Echo, open: BTreeMap::new(), begun: 0 })),
-            );
+            let open = BTreeMap::new();
+            let party = RelayParty { relay, serves: Serves::Echo, open, begun: 0, received: Vec::new() };
+            world.place(node, Party::Relay(Box::new(party)));
         }
         let listed: Vec<_> = all.into_iter().map(|profile: Profile| listed(profile)).collect();
         let party = ClientParty {
@@ -338,6 +345,20 @@ impl Net {
 
     fn open(&mut self, isolation: u8) -> ClientStream {
         self.client(|party, now, _| party.client.open(now, target(443), Isolation([isolation; 32])))
+    }
+
+    /// Opens streams of further isolations until none has a spare circuit left; returns the circuit that is being built.
+    fn building(&mut self) -> PooledCircuitKey {
+        (200..=250)
+            .find_map(|isolation| {
+                self.open(isolation);
+                self.client(|party, _, _| {
+                    let mut circuits = party.client.pool.circuits();
+                    let found = circuits.find(|(_, it)| it.is_building() && it.endpoint().is_some());
+                    found.map(|(key, _)| key)
+                })
+            })
+            .expect("a circuit is being built")
     }
 
     fn connected(&mut self, isolation: u8) -> ClientStream {
@@ -424,7 +445,7 @@ fn streams_share_a_circuit_if_and_only_if_they_share_their_isolation() {
         }
     }
     // Two more circuits are spare.
-    net.pass(5);
+    net.pass(60);
     net.client(|party, _, _| {
         assert_eq!(party.client.pool.circuits().filter(|(_, circuit)| circuit.is_open()).count(), 5);
     });

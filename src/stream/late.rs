@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::{
+    credit::SentBytes,
+    state::{Receiving, StreamPhase, StreamState},
+};
 use crate::base::StreamId;
 
 const MAX_STREAMS: usize = 1024;
-/// Maximum late messages of one stream, other than DATA.
-const MAX_MESSAGES: u8 = 64;
 
 /// Recently closed streams. Holds at most 1,024 entries; the oldest is evicted first.
 #[derive(Default)]
@@ -19,13 +21,27 @@ pub(super) struct LateStreams {
 struct Late {
     number: u64,
     bytes_left: u64,
-    messages_left: u8,
+    sent: SentBytes,
+    /// CONNECTED may arrive.
+    connected: bool,
+    /// RESOLVED may arrive.
+    resolved: bool,
+    /// END(Done) may arrive.
+    finish: bool,
 }
 
 impl LateStreams {
-    pub(super) fn insert(&mut self, id: StreamId, late_bytes: u64) {
+    /// Adds a closed stream, on which the peer may still send `late_bytes`.
+    pub(super) fn insert(&mut self, id: StreamId, stream: &StreamState, late_bytes: u64) {
         self.inserted = self.inserted.saturating_add(1);
-        let late = Late { number: self.inserted, bytes_left: late_bytes, messages_left: MAX_MESSAGES };
+        let late = Late {
+            number: self.inserted,
+            bytes_left: late_bytes,
+            sent: stream.sent,
+            connected: stream.phase == StreamPhase::Beginning,
+            resolved: stream.phase == StreamPhase::Resolving,
+            finish: stream.carries_data() && stream.receiving == Receiving::Open,
+        };
         self.streams.insert(id, late);
         self.order.push_back((id, self.inserted));
         // `order` may name streams that were removed or inserted again.
@@ -42,9 +58,10 @@ impl LateStreams {
         self.streams.contains_key(&id)
     }
 
-    /// Removes a stream after the peer's last message, or when its identifier is reused.
-    pub(super) fn remove(&mut self, id: StreamId) {
-        self.streams.remove(&id);
+    /// Removes a stream after the peer's last message, or when its identifier is reused; returns whether there was
+    /// one.
+    pub(super) fn remove(&mut self, id: StreamId) -> bool {
+        self.streams.remove(&id).is_some()
     }
 
     /// Whether `bytes` of DATA may still arrive on the stream; counts them.
@@ -59,15 +76,26 @@ impl LateStreams {
         }
     }
 
-    /// Whether one more message other than DATA may arrive on the stream; counts it.
-    pub(super) fn takes_message(&mut self, id: StreamId) -> bool {
-        let Some(late) = self.streams.get_mut(&id) else { return false };
-        match late.messages_left.checked_sub(1) {
-            Some(left) => {
-                late.messages_left = left;
-                true
-            }
-            None => false,
-        }
+    /// Whether a CREDIT of `bytes` may still arrive on the stream; counts it.
+    pub(super) fn takes_credit(&mut self, id: StreamId, bytes: u32) -> bool {
+        self.streams.get_mut(&id).is_some_and(|late| late.sent.takes_credit(bytes))
+    }
+
+    /// Whether CONNECTED may still arrive on the stream, which it may once.
+    pub(super) fn takes_connected(&mut self, id: StreamId) -> bool {
+        self.streams.get_mut(&id).is_some_and(|late| core::mem::take(&mut late.connected))
+    }
+
+    /// Whether END(Done) may still arrive on the stream, which it may once. No bytes follow it.
+    pub(super) fn takes_finish(&mut self, id: StreamId) -> bool {
+        self.streams.get_mut(&id).is_some_and(|late| {
+            late.bytes_left = 0;
+            core::mem::take(&mut late.finish)
+        })
+    }
+
+    /// Whether RESOLVED may still arrive on the stream. It is the peer's last message.
+    pub(super) fn takes_resolved(&mut self, id: StreamId) -> bool {
+        self.streams.get(&id).is_some_and(|late| late.resolved) && self.remove(id)
     }
 }

@@ -4,7 +4,7 @@ use core::net::{IpAddr, Ipv4Addr};
 
 use bytes::Bytes;
 
-use super::{MAX_CONTROL, Receiving, Sending, StreamError, StreamEvent, StreamPhase, StreamRole, Streams};
+use super::{MAX_CONTROL, Receiving, Sending, StreamError, StreamEvent, StreamPhase, StreamRole, StreamState, Streams};
 use crate::{
     base::{Instant, StreamId},
     flow::SendmeTag,
@@ -59,8 +59,7 @@ impl Streams {
                 }
                 Ok(())
             }
-            RelayMessage::Drop => Ok(()),
-            RelayMessage::Extend { .. } | RelayMessage::Extended { .. } | RelayMessage::Gone => {
+            RelayMessage::Drop | RelayMessage::Extend { .. } | RelayMessage::Extended { .. } | RelayMessage::Gone => {
                 Err(StreamError::Illegal(kind))
             }
         }
@@ -72,11 +71,7 @@ impl Streams {
         }
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let Some(stream) = self.streams.get_mut(&id) else {
-            return if self.late.takes_data(id, length) {
-                Ok(())
-            } else {
-                Err(StreamError::Illegal(MessageKind::Data))
-            };
+            return late(self.late.takes_data(id, length), StreamError::Illegal(MessageKind::Data));
         };
         let receives =
             matches!(stream.phase, StreamPhase::Open | StreamPhase::Serving) && stream.receiving == Receiving::Open;
@@ -95,17 +90,23 @@ impl Streams {
     }
 
     fn handle_credit(&mut self, id: StreamId, bytes: u32) -> Result<(), StreamError> {
-        let Some(stream) = self.streams.get_mut(&id) else { return self.handle_late(id, MessageKind::Credit) };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return late(self.late.takes_credit(id, bytes), StreamError::SurplusCredit);
+        };
         if !matches!(stream.phase, StreamPhase::Open) {
             return Err(StreamError::Illegal(MessageKind::Credit));
         }
-        stream.credit = stream.credit.saturating_add(bytes.into());
+        if !stream.sent.takes_credit(bytes) {
+            return Err(StreamError::SurplusCredit);
+        }
         self.make_ready(id);
         Ok(())
     }
 
     fn handle_finished(&mut self, id: StreamId) -> Result<(), StreamError> {
-        let Some(stream) = self.streams.get_mut(&id) else { return self.handle_late(id, MessageKind::End) };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return late(self.late.takes_finish(id), StreamError::Illegal(MessageKind::End));
+        };
         let receives =
             matches!(stream.phase, StreamPhase::Open | StreamPhase::Serving) && stream.receiving == Receiving::Open;
         if !receives {
@@ -131,13 +132,14 @@ impl Streams {
             self.events.push_back((id, StreamEvent::Closed(reason)));
             return self.answer(RelayMessage::End { stream: id, reason: EndReason::Reset });
         }
-        self.handle_late(id, MessageKind::End)?;
-        self.late.remove(id);
-        Ok(())
+        // The peer's last message of the stream.
+        late(self.late.remove(id), StreamError::Illegal(MessageKind::End))
     }
 
     fn handle_connected(&mut self, id: StreamId, address: Option<IpAddr>) -> Result<(), StreamError> {
-        let Some(stream) = self.streams.get_mut(&id) else { return self.handle_late(id, MessageKind::Connected) };
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return late(self.late.takes_connected(id), StreamError::Illegal(MessageKind::Connected));
+        };
         if stream.phase != StreamPhase::Beginning {
             return Err(StreamError::Illegal(MessageKind::Connected));
         }
@@ -161,11 +163,7 @@ impl Streams {
                 Ok(())
             }
             Some(_) => Err(StreamError::Illegal(MessageKind::Resolved)),
-            None => {
-                self.handle_late(id, MessageKind::Resolved)?;
-                self.late.remove(id);
-                Ok(())
-            }
+            None => late(self.late.takes_resolved(id), StreamError::Illegal(MessageKind::Resolved)),
         }
     }
 
@@ -185,7 +183,7 @@ impl Streams {
         }
         self.late.remove(id);
         if self.is_full() {
-            self.late.insert(id, super::INITIAL_CREDIT.into());
+            self.late.insert(id, &StreamState::new(phase), super::INITIAL_CREDIT.into());
             self.answer(RelayMessage::End { stream: id, reason: EndReason::ResourceLimit })?;
             return Ok(false);
         }
@@ -201,8 +199,9 @@ impl Streams {
         self.control.push_back(message);
         Ok(())
     }
+}
 
-    fn handle_late(&mut self, id: StreamId, kind: MessageKind) -> Result<(), StreamError> {
-        if self.late.takes_message(id) { Ok(()) } else { Err(StreamError::Illegal(kind)) }
-    }
+/// The outcome of a message for a stream that isn't open.
+const fn late(legal: bool, error: StreamError) -> Result<(), StreamError> {
+    if legal { Ok(()) } else { Err(error) }
 }

@@ -65,10 +65,10 @@ impl Streams {
         }
         let id = self.ready.pop()?;
         let stream = self.streams.get_mut(&id)?;
-        let credit = usize::try_from(stream.credit).unwrap_or(usize::MAX);
+        let credit = usize::try_from(stream.sent.credit()).unwrap_or(usize::MAX);
         let length = capacity.min(credit).min(stream.outgoing.len());
         let bytes = stream.outgoing.split_to(length).freeze();
-        stream.credit = stream.credit.saturating_sub(u64::try_from(length).unwrap_or(u64::MAX));
+        stream.sent.handle_sent(length);
         if stream.above_threshold && stream.outgoing.len() <= SEND_BUFFER / 2 {
             stream.above_threshold = false;
             if stream.sending == Sending::Open {

@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 
-use super::{INITIAL_CREDIT, SEND_BUFFER};
+use super::{INITIAL_CREDIT, SEND_BUFFER, credit::SentBytes};
 use crate::base::Ticket;
 
 /// The phase of a stream.
@@ -42,8 +42,8 @@ pub(super) struct StreamState {
     pub(super) phase: StreamPhase,
     pub(super) sending: Sending,
     pub(super) outgoing: BytesMut,
-    /// Bytes that this end may still send.
-    pub(super) credit: u64,
+    /// The bytes sent, and the peer's credit for them.
+    pub(super) sent: SentBytes,
     /// The stream's place in the queue of streams that may send bytes.
     pub(super) ready: Ticket,
     /// Whether more than half the send buffer was used. `Writable` follows when half of it is free.
@@ -69,7 +69,7 @@ impl StreamState {
             phase,
             sending: Sending::Open,
             outgoing: BytesMut::new(),
-            credit: initial,
+            sent: SentBytes::default(),
             ready: Ticket::new(),
             above_threshold: false,
             receiving: Receiving::Open,
@@ -96,7 +96,7 @@ impl StreamState {
     }
 
     pub(super) fn may_send(&self) -> bool {
-        self.phase == StreamPhase::Open && self.credit > 0 && !self.outgoing.is_empty()
+        self.phase == StreamPhase::Open && self.sent.credit() > 0 && !self.outgoing.is_empty()
     }
 
     /// Counts received bytes; `false` if they exceed the credit.

@@ -255,6 +255,36 @@ fn late_bytes_are_bounded_by_the_remaining_credit() {
 }
 
 #[test]
+fn a_late_message_that_arrives_twice_is_a_breach() {
+    let mut pair = Pair::new();
+    let connected = |stream| RelayMessage::Connected { stream, address: None };
+    let resolved = |stream| RelayMessage::Resolved { stream, ttl: 1, answers: vec![ResolvedAnswer::Name("a".into())] };
+    let end = |stream, reason| RelayMessage::End { stream, reason };
+
+    let begun = pair.origin.open(pair.now, target()).unwrap();
+    while pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng).is_some() {}
+    pair.origin.handle_command(begun, StreamCommand::Reset(EndReason::Reset));
+    assert!(pair.origin.handle_message(pair.now, resolved(begun)).is_err(), "RESOLVED for a BEGIN");
+    for message in [connected(begun), end(begun, EndReason::Done)] {
+        pair.origin.handle_message(pair.now, message.clone()).unwrap();
+        assert!(pair.origin.handle_message(pair.now, message.clone()).is_err(), "{message:?}");
+    }
+    let data = RelayMessage::Data { stream: begun, tag: None, bytes: Bytes::from_static(b"x") };
+    assert!(pair.origin.handle_message(pair.now, data).is_err(), "DATA after END(Done)");
+    pair.origin.handle_message(pair.now, end(begun, EndReason::Reset)).unwrap();
+    assert!(pair.origin.handle_message(pair.now, end(begun, EndReason::Reset)).is_err());
+
+    let asked = pair.origin.resolve(pair.now, Host::parse("umbel.test").unwrap()).unwrap();
+    while pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng).is_some() {}
+    pair.origin.handle_command(asked, StreamCommand::Reset(EndReason::Reset));
+    for message in [connected(asked), end(asked, EndReason::Done)] {
+        assert!(pair.origin.handle_message(pair.now, message.clone()).is_err(), "{message:?} for a RESOLVE");
+    }
+    pair.origin.handle_message(pair.now, resolved(asked)).unwrap();
+    assert!(pair.origin.handle_message(pair.now, resolved(asked)).is_err());
+}
+
+#[test]
 fn crossing_resets_end_the_stream_at_both_ends() {
     let mut pair = Pair::new();
     let id = pair.stream();
@@ -295,7 +325,9 @@ fn a_message_of_the_other_role_is_a_breach() {
     assert!(pair.exit.handle_message(pair.now, RelayMessage::Connected { stream: id, address: None }).is_err());
     assert!(pair.origin.handle_message(pair.now, RelayMessage::Connected { stream: id, address: None }).is_err());
     assert!(pair.exit.handle_message(pair.now, RelayMessage::Begin { stream: id, target: target() }).is_err());
-    assert!(pair.exit.handle_message(pair.now, RelayMessage::Drop).is_ok());
+    for end in [&mut pair.origin, &mut pair.exit] {
+        assert_eq!(end.handle_message(pair.now, RelayMessage::Drop), Err(StreamError::Illegal(MessageKind::Drop)));
+    }
 }
 
 #[test]

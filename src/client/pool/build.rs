@@ -2,7 +2,9 @@
 
 use rand::CryptoRng;
 
-use super::{GuardPair, Pool, PoolEvent, PoolInputs, build_policy::delegation_of, circuit::Pooled};
+use super::{
+    GuardPair, Pool, PoolEvent, PoolInputs, build_policy::delegation_of, circuit::Pooled, spare_schedule::SpareSchedule,
+};
 use crate::{
     base::{HopIndex, Instant, RelayId},
     channel::{ChannelId, Channels},
@@ -12,7 +14,7 @@ use crate::{
 };
 
 impl Pool {
-    /// Starts the spare circuits that are missing.
+    /// Starts the spare circuits that are missing and due.
     pub(in crate::client) fn keep_spares(
         &mut self,
         now: Instant,
@@ -25,7 +27,7 @@ impl Pool {
         }
     }
 
-    /// Starts the circuits that are missing from `count` spare ones for the purpose.
+    /// Starts the due circuits that are missing from `count` spare ones for the purpose.
     fn keep_spare(
         &mut self,
         now: Instant,
@@ -39,11 +41,24 @@ impl Pool {
             circuit.is_spare_for(delegation_of(purpose)) && circuit.exit().is_none_or(|exit| !avoided.contains(&exit))
         };
         let missing = count.saturating_sub(self.circuits.values().filter(spare).count());
-        for _ in 0..missing {
+        if missing == 0 {
+            if self.policy.history.has_built() {
+                self.spare_schedule(purpose).handle_complete();
+            }
+            return;
+        }
+        for left in (1..=missing).rev() {
+            if !self.spare_schedule(purpose).takes_due(now, left, rng) {
+                break;
+            }
             if !matches!(self.build(now, purpose.clone(), None, &[], inputs, rng), Ok(true)) {
                 break;
             }
         }
+    }
+
+    const fn spare_schedule(&mut self, purpose: &Purpose) -> &mut SpareSchedule {
+        if delegation_of(purpose).is_some() { &mut self.delegated_spares } else { &mut self.spares }
     }
 
     /// Ensures that a circuit for a waiting request is being built.
@@ -83,7 +98,7 @@ impl Pool {
         rng: &mut dyn CryptoRng,
     ) -> Result<bool, PathError> {
         let building = self.circuits.values().filter(|circuit| circuit.is_building()).count();
-        if building >= inputs.parameters.building || !self.policy.history.may_build(now) {
+        if building >= inputs.parameters.building || !self.policy.history.may_build(now, isolation) {
             return Ok(false);
         }
         let delegation = delegation_of(&purpose).cloned();
@@ -152,9 +167,9 @@ impl Pool {
         });
         let Some(origin) = origin else {
             // The guard takes no more circuits, or its onion key is unusable.
-            let (began, guard) = (circuit.began(), circuit.guard());
-            self.remove(key);
-            return self.handle_build_failed(now, began, None, guard);
+            let guard = circuit.guard();
+            let Some(circuit) = self.remove(key) else { return };
+            return self.handle_build_failed(now, &circuit, None, guard);
         };
         self.by_channel.insert((channel, origin.circuit()), key);
         circuit.start(now, channel, origin);
@@ -208,25 +223,33 @@ impl Pool {
             let behind = circuit.guard_pair().filter(|_| circuit.has_channel(channels));
             if circuit.is_retired() {
                 // No request waits for it.
-                return self.events.push_back(PoolEvent::BuildFailed { behind, give_up: false });
+                return self.events.push_back(PoolEvent::BuildFailed { behind, give_up: None });
             }
             let relay = circuit.path().get(reached).map(|relay| relay.identity);
-            return self.handle_build_failed(now, circuit.began(), behind, relay);
+            return self.handle_build_failed(now, circuit, behind, relay);
         }
         if channels.peer(channel) != Some(guard) {
             return self.handle_guard_silent(guard, circuit.began());
         }
         // A guard that refuses a circuit, or is slow, is reachable: it stays the guard.
         if !matches!(error, CircuitError::BuildTimedOut(_)) || self.has_answered_since(&guard, circuit.began()) {
-            return self.handle_build_failed(now, circuit.began(), None, None);
+            return self.handle_build_failed(now, circuit, None, None);
         }
         channels.close(channel);
         self.handle_guard_silent(guard, circuit.began());
     }
 
-    /// A build that began at `began` failed, `behind` its guard if that was built, at `relay` if known.
-    fn handle_build_failed(&mut self, now: Instant, began: Instant, behind: Option<GuardPair>, relay: Option<RelayId>) {
-        let give_up = self.policy.history.handle_failed(now, began, relay);
+    /// The build of a circuit failed, `behind` its guard if that was built, at `relay` if known.
+    fn handle_build_failed(
+        &mut self,
+        now: Instant,
+        circuit: &Pooled,
+        behind: Option<GuardPair>,
+        relay: Option<RelayId>,
+    ) {
+        let isolation = circuit.isolation();
+        let given_up = self.policy.history.handle_failed(now, isolation, circuit.began(), relay);
+        let give_up = isolation.filter(|_| given_up);
         self.events.push_back(PoolEvent::BuildFailed { behind, give_up });
     }
 

@@ -3,13 +3,12 @@
 use core::time::Duration;
 use std::collections::VecDeque;
 
-use crate::base::{Counter as _, Instant, RelayId};
+use super::build_pauses::{BuildPauses, doubled};
+use crate::{
+    base::{Counter as _, Instant, RelayId},
+    client::Isolation,
+};
 
-/// The pauses before the retries of a failed build.
-const PAUSES: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(2)];
-/// The pause after the last of [`PAUSES`], doubled each time, up to [`LONGEST_PAUSE`].
-const LONG_PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Guards tried in sequence without a pause.
 const GUARDS_AT_ONCE: u32 = 3;
 
@@ -32,65 +31,59 @@ const ONE_FAILURE: Duration = Duration::from_secs(1);
 /// The history of builds: failures, pauses, times of hops, and relays to avoid.
 #[derive(Default)]
 pub(super) struct BuildHistory {
-    failures: u32,
+    pauses: BuildPauses,
     guard_failures: u32,
-    last_failure: Option<Instant>,
-    next_at: Option<Instant>,
+    /// The end of the pause after failed dials of guards.
+    guard_pause: Option<Instant>,
     hop_times: VecDeque<Duration>,
     avoided: VecDeque<(RelayId, Instant)>,
 }
 
 impl BuildHistory {
-    /// Whether a build may start now.
-    pub(super) fn may_build(&self, now: Instant) -> bool {
-        self.next_at.is_none_or(|at| at <= now)
+    /// Whether a build for the isolation may start now; without one, a spare circuit.
+    pub(super) fn may_build(&self, now: Instant, isolation: Option<Isolation>) -> bool {
+        self.guard_pause.is_none_or(|at| at <= now) && self.pauses.may_build(now, isolation)
     }
 
     /// Returns whether a pause has ended, once for each pause.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
-        self.next_at.take_if(|at| *at <= now).is_some()
+        self.guard_pause.take_if(|at| *at <= now).is_some() | self.pauses.handle_timeout(now)
     }
 
-    /// The end of the pause, if there is one.
-    pub(super) const fn poll_timeout(&self) -> Option<Instant> {
-        self.next_at
+    /// The earliest end of a pause.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        [self.guard_pause, self.pauses.poll_timeout()].into_iter().flatten().min()
     }
 
-    /// A circuit was built; returns whether it is the first one.
-    pub(super) fn handle_built(&mut self, hop_times: &[Duration]) -> bool {
-        let first = self.hop_times.is_empty();
-        self.failures = 0;
-        self.next_at = None;
+    /// Whether a circuit was ever built.
+    pub(super) fn has_built(&self) -> bool {
+        !self.hop_times.is_empty()
+    }
+
+    /// A circuit for the isolation was built; returns whether it is the first one.
+    pub(super) fn handle_built(&mut self, isolation: Option<Isolation>, hop_times: &[Duration]) -> bool {
+        let first = !self.has_built();
+        self.pauses.handle_built(isolation);
+        self.guard_pause = None;
         self.hop_times.extend(hop_times);
         let surplus = self.hop_times.len().saturating_sub(HOP_TIMES);
         self.hop_times.drain(..surplus);
         first
     }
 
-    /// A build that began at `began` failed beyond its guard, at `relay` if known. Returns whether waiting requests
-    /// should fail, which is after the build and three retries. Builds that began before the last failure count as
-    /// one with it.
-    pub(super) fn handle_failed(&mut self, now: Instant, began: Instant, relay: Option<RelayId>) -> bool {
+    /// A build for `isolation` that began at `began` failed beyond its guard, at `relay` if known. Returns whether
+    /// waiting requests of the isolation should fail.
+    pub(super) fn handle_failed(
+        &mut self,
+        now: Instant,
+        isolation: Option<Isolation>,
+        began: Instant,
+        relay: Option<RelayId>,
+    ) -> bool {
         if let Some(relay) = relay {
             self.avoid(now, relay);
         }
-        if self.last_failure.is_some_and(|last| began < last) {
-            return false;
-        }
-        self.last_failure = Some(now);
-        self.failures.increment();
-        let index = usize::try_from(self.failures.saturating_sub(1)).unwrap_or(usize::MAX);
-        match PAUSES.get(index) {
-            Some(pause) => {
-                self.next_at = Some(now.after(*pause));
-                false
-            }
-            None => {
-                let doublings = u32::try_from(index.saturating_sub(PAUSES.len())).unwrap_or(u32::MAX);
-                self.next_at = Some(now.after(doubled(LONG_PAUSE, doublings)));
-                true
-            }
-        }
+        self.pauses.handle_failed(now, isolation, began)
     }
 
     /// A guard could not be reached. The next guard is tried at once, from the third failure on after a pause.
@@ -106,14 +99,14 @@ impl BuildHistory {
         self.avoid(now, relay);
         self.guard_failures.increment();
         if let Some(doublings) = self.guard_failures.checked_sub(GUARDS_AT_ONCE) {
-            self.next_at = Some(now.after(doubled(Duration::from_secs(1), doublings).min(LONGEST_GUARD_PAUSE)));
+            self.guard_pause = Some(now.after(doubled(Duration::from_secs(1), doublings).min(LONGEST_GUARD_PAUSE)));
         }
     }
 
     /// A channel to a guard is open. A pause after failed dials ends.
     pub(super) const fn handle_guard_reached(&mut self) {
         if self.guard_failures >= GUARDS_AT_ONCE {
-            self.next_at = None;
+            self.guard_pause = None;
         }
         self.guard_failures = 0;
     }
@@ -153,10 +146,6 @@ impl BuildHistory {
     }
 }
 
-fn doubled(pause: Duration, doublings: u32) -> Duration {
-    pause.saturating_mul(1 << doublings.min(16)).min(LONGEST_PAUSE)
-}
-
 #[cfg(test)]
 mod tests {
     #[cfg(target_arch = "wasm32")]
@@ -171,30 +160,30 @@ mod tests {
         let mut pauses = Vec::new();
         let mut given_up = Vec::new();
         for _ in 0..5 {
-            assert!(history.may_build(now));
-            given_up.push(history.handle_failed(now, now, None));
-            assert!(!history.may_build(now));
+            assert!(history.may_build(now, None));
+            given_up.push(history.handle_failed(now, None, now, None));
+            assert!(!history.may_build(now, None));
             let next = history.poll_timeout().unwrap();
             pauses.push(next.since(now).as_millis());
             now = next;
         }
         assert_eq!(pauses, [50, 500, 2000, 5000, 10_000]);
         assert_eq!(given_up, [false, false, false, true, true]);
-        history.handle_built(&[Duration::from_millis(5)]);
-        assert!(!history.handle_failed(now, now, None));
+        history.handle_built(None, &[Duration::from_millis(5)]);
+        assert!(!history.handle_failed(now, None, now, None));
     }
 
     #[test]
     fn a_pause_ends_once() {
         let mut history = BuildHistory::default();
-        history.handle_failed(Instant::START, Instant::START, None);
+        history.handle_failed(Instant::START, None, Instant::START, None);
         let due = history.poll_timeout().unwrap();
         assert!(!history.handle_timeout(Instant::START));
         assert_eq!(history.poll_timeout(), Some(due));
         assert!(history.handle_timeout(due));
         assert_eq!(history.poll_timeout(), None);
         assert!(!history.handle_timeout(due));
-        assert!(history.may_build(due));
+        assert!(history.may_build(due, None));
     }
 
     #[test]
@@ -202,16 +191,16 @@ mod tests {
         let mut history = BuildHistory::default();
         let (began, now) = (Instant::START, Instant::START.after(Duration::from_secs(1)));
         for _ in 0..10 {
-            assert!(!history.handle_failed(now, began, None));
+            assert!(!history.handle_failed(now, None, began, None));
         }
-        assert_eq!(history.failures, 1);
+        assert_eq!(history.poll_timeout(), Some(now.after(Duration::from_millis(50))), "the pause of one failure");
     }
 
     #[test]
     fn a_relay_that_failed_is_avoided_for_a_minute() {
         let mut history = BuildHistory::default();
         for number in 0..40 {
-            history.handle_failed(Instant::START, Instant::START, Some(RelayId::from_bytes([number; 32])));
+            history.handle_failed(Instant::START, None, Instant::START, Some(RelayId::from_bytes([number; 32])));
         }
         assert_eq!(history.avoided(Instant::START).len(), AVOIDED);
         assert_eq!(history.avoided(Instant::START.after(AVOID)), []);
@@ -223,8 +212,8 @@ mod tests {
         for guard in [1, 1, 2] {
             history.handle_guard_failed(Instant::START, RelayId::from_bytes([guard; 32]));
         }
-        assert!(history.may_build(Instant::START), "two guards failed, one of them reported twice");
+        assert!(history.may_build(Instant::START, None), "two guards failed, one of them reported twice");
         history.handle_guard_failed(Instant::START, RelayId::from_bytes([3; 32]));
-        assert!(!history.may_build(Instant::START));
+        assert!(!history.may_build(Instant::START, None));
     }
 }

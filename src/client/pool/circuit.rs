@@ -170,11 +170,6 @@ impl Pooled {
         self.path.get(position).is_some_and(|relay| self.volunteers.contains(&relay.identity))
     }
 
-    /// Whether a relay is on both paths.
-    pub(super) fn shares_relay_with(&self, other: &Self) -> bool {
-        self.path.iter().any(|relay| other.path.contains(relay))
-    }
-
     /// Whether the consensus lists all its relays, volunteers apart. The gateway of a volunteer ends the circuit when
     /// the volunteer disconnects.
     pub(super) fn is_listed(&self, consensus: &Consensus) -> bool {
@@ -256,6 +251,14 @@ impl Pooled {
     /// Whether its one delegated request is done.
     pub(super) fn is_spent(&self) -> bool {
         self.delegation.is_some() && self.assignment == Assignment::Retired && self.is_idle()
+    }
+
+    /// The isolation whose requests it takes; `None` for a spare or retired circuit.
+    pub(in crate::client) const fn isolation(&self) -> Option<Isolation> {
+        match self.assignment {
+            Assignment::Isolation(isolation) => Some(isolation),
+            Assignment::Spare | Assignment::Retired => None,
+        }
     }
 
     /// Whether it takes requests of any isolation.
@@ -442,13 +445,6 @@ impl Pooled {
     pub(super) fn close(&mut self) {
         if let Some((_, origin)) = self.origin_mut() {
             origin.close();
-        }
-    }
-
-    /// Tests whether it still reaches its exit.
-    pub(super) fn probe(&mut self, now: Instant) {
-        if let Some((_, origin)) = self.origin_mut() {
-            origin.request_echo(now);
         }
     }
 

@@ -30,7 +30,8 @@ impl Net {
         profile.onion_key = relay.onion_key();
         profile.offer.engines = engines;
         let gateways = gateway_ranking(&seed, &profile.identity, &consensus)[..3].to_vec();
-        let party = RelayParty { relay, serves: Serves::Echo, open: BTreeMap::new(), begun: 0 };
+        let open = BTreeMap::new();
+        let party = RelayParty { relay, serves: Serves::Echo, open, begun: 0, received: Vec::new() };
         self.world.place(node, Party::Relay(Box::new(party)));
         self.world.with(node, |_, _, _| ());
         (node, Volunteer { profile, gateways })
@@ -46,15 +47,6 @@ impl Net {
     fn list(&mut self, volunteers: impl IntoIterator<Item = Volunteer>) {
         let list = Arc::new(fixture::volunteers(volunteers));
         self.client(|party, now, _| party.client.set_volunteers(now, NOW, list));
-    }
-
-    /// Starts a circuit over the open channel to the guard.
-    fn build(&mut self) -> PooledCircuitKey {
-        self.open(250);
-        self.client(|party, _, _| {
-            let mut building = party.client.pool.circuits().filter(|(_, circuit)| circuit.is_building());
-            building.find(|(_, circuit)| circuit.endpoint().is_some()).expect("a circuit is being built").0
-        })
     }
 
     /// The middle of a circuit under each of `isolations`.
@@ -179,7 +171,7 @@ fn gone_is_invalid_for_a_listed_middle_and_at_the_third_time() {
     for (gone, is_volunteer, goes_on) in [(0, false, false), (2, true, false), (1, true, true), (0, true, true)] {
         let mut net = with_share(Net::new(46, 2), 0);
         net.pass(1);
-        let key = net.build();
+        let key = net.building();
         net.client(|party, now, rng| {
             party.client.pool.circuit_mut(key).unwrap().set_gone(gone, is_volunteer);
             let (pool, _, inputs) = party.client.parts(now).unwrap();
@@ -194,7 +186,7 @@ fn gone_is_invalid_for_a_listed_middle_and_at_the_third_time() {
 fn gone_reports_of_listed_relays_do_not_count_against_a_guard() {
     let mut net = with_share(Net::new(47, 2), 0);
     net.pass(1);
-    let key = net.build();
+    let key = net.building();
     net.client(|party, now, rng| {
         let (pool, _, inputs) = party.client.parts(now).unwrap();
         for _ in 0..20 {

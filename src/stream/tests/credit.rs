@@ -108,3 +108,40 @@ fn bytes_beyond_the_credit_are_a_breach() {
     }
     assert_eq!(pair.origin.handle_message(pair.now, data), Err(StreamError::BeyondCredit));
 }
+
+/// Sends `bytes` of a connected stream to the exit, which doesn't read them.
+fn sent(bytes: usize) -> (Pair, StreamId) {
+    let mut pair = Pair::new();
+    let id = pair.stream();
+    assert_eq!(pair.origin.write(id, &vec![1; bytes]), bytes);
+    pair.settle();
+    (pair, id)
+}
+
+#[test]
+fn more_credits_than_quarters_of_the_initial_allowance_sent_are_a_breach() {
+    for (bytes, legal) in [(0, 0), (32_767, 0), (32_768, 1), (100_000, 3), (131_072, 4)] {
+        for late in [false, true] {
+            let (mut pair, stream) = sent(bytes);
+            if late {
+                pair.origin.handle_command(stream, StreamCommand::Reset(EndReason::Reset));
+            }
+            let credit = RelayMessage::Credit { stream, bytes: 1 };
+            for _ in 0..legal {
+                pair.origin.handle_message(pair.now, credit.clone()).unwrap();
+            }
+            assert_eq!(pair.origin.handle_message(pair.now, credit), Err(StreamError::SurplusCredit), "{bytes}");
+        }
+    }
+}
+
+#[test]
+fn credit_far_beyond_the_sent_bytes_is_a_breach() {
+    let credit = |stream, bytes| RelayMessage::Credit { stream, bytes };
+    let (mut pair, id) = sent(65_536);
+    pair.origin.handle_message(pair.now, credit(id, 16 << 20)).unwrap();
+    pair.origin.handle_message(pair.now, credit(id, 65_536)).unwrap();
+    let (mut pair, id) = sent(65_536);
+    let surplus = credit(id, (16 << 20) + 65_537);
+    assert_eq!(pair.origin.handle_message(pair.now, surplus), Err(StreamError::SurplusCredit));
+}

@@ -1,0 +1,120 @@
+//! Pauses between builds after failures, for each isolation.
+//!
+//! Failures of one isolation must not delay another. Otherwise a relay that fails a build would see, at its other
+//! circuits, the pause of the same client.
+
+use core::time::Duration;
+use std::collections::BTreeMap;
+
+use crate::{
+    base::{Counter as _, Instant},
+    client::Isolation,
+};
+
+/// The pauses before the retries of a failed build.
+const PAUSES: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(2)];
+/// The pause after the last of [`PAUSES`], doubled each time, up to [`LONGEST_PAUSE`].
+const LONG_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Cap on isolations with failures. Beyond it, the one whose last failure is oldest is forgotten.
+const ISOLATIONS: usize = 512;
+
+/// The failures since the last built circuit of each isolation; those of spare circuits have none.
+#[derive(Default)]
+pub(super) struct BuildPauses(BTreeMap<Option<Isolation>, Failures>);
+
+struct Failures {
+    count: u32,
+    last: Instant,
+    next_at: Option<Instant>,
+}
+
+impl BuildPauses {
+    /// Whether a build for the isolation may start now.
+    pub(super) fn may_build(&self, now: Instant, isolation: Option<Isolation>) -> bool {
+        self.0.get(&isolation).and_then(|failures| failures.next_at).is_none_or(|at| at <= now)
+    }
+
+    /// Returns whether a pause has ended, once for each pause.
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
+        let mut ended = false;
+        for failures in self.0.values_mut() {
+            ended |= failures.next_at.take_if(|at| *at <= now).is_some();
+        }
+        ended
+    }
+
+    /// The earliest end of a pause.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.0.values().filter_map(|failures| failures.next_at).min()
+    }
+
+    /// A circuit for the isolation was built.
+    pub(super) fn handle_built(&mut self, isolation: Option<Isolation>) {
+        self.0.remove(&isolation);
+    }
+
+    /// A build for the isolation failed that began at `began`. Returns whether waiting requests should fail, which is
+    /// after the build and three retries. Builds that began before the last failure count as one with it.
+    pub(super) fn handle_failed(&mut self, now: Instant, isolation: Option<Isolation>, began: Instant) -> bool {
+        if self.0.get(&isolation).is_some_and(|failures| began < failures.last) {
+            return false;
+        }
+        if self.0.len() >= ISOLATIONS && !self.0.contains_key(&isolation) {
+            let oldest = self.0.iter().min_by_key(|(_, failures)| failures.last).map(|(isolation, _)| *isolation);
+            oldest.map(|isolation| self.0.remove(&isolation));
+        }
+        let failures = self.0.entry(isolation).or_insert(Failures { count: 0, last: now, next_at: None });
+        failures.last = now;
+        failures.count.increment();
+        let index = usize::try_from(failures.count.saturating_sub(1)).unwrap_or(usize::MAX);
+        let long = u32::try_from(index.saturating_sub(PAUSES.len())).unwrap_or(u32::MAX);
+        let pause = PAUSES.get(index).copied().unwrap_or_else(|| doubled(LONG_PAUSE, long));
+        failures.next_at = Some(now.after(pause));
+        index >= PAUSES.len()
+    }
+}
+
+/// The pause, doubled several times, at most [`LONGEST_PAUSE`].
+pub(super) fn doubled(pause: Duration, doublings: u32) -> Duration {
+    pause.saturating_mul(1 << doublings.min(16)).min(LONGEST_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    use super::*;
+
+    const A: Option<Isolation> = Some(Isolation([1; 32]));
+    const B: Option<Isolation> = Some(Isolation([2; 32]));
+
+    #[test]
+    fn failures_for_one_isolation_pause_no_other() {
+        let mut pauses = BuildPauses::default();
+        let now = Instant::START;
+        for _ in 0..4 {
+            pauses.handle_failed(now, A, now);
+        }
+        assert!(!pauses.may_build(now, A));
+        assert!(pauses.may_build(now, B) && pauses.may_build(now, None));
+        assert!(!pauses.handle_failed(now, B, now), "the first failure");
+        pauses.handle_built(B);
+        assert!(pauses.handle_failed(now, A, now));
+    }
+
+    #[test]
+    fn isolations_with_failures_are_capped() {
+        let mut pauses = BuildPauses::default();
+        for number in 0..2000_u16 {
+            let [a, b] = number.to_be_bytes();
+            let mut isolation = [0; 32];
+            (isolation[0], isolation[1]) = (a, b);
+            let now = Instant::from_nanos(number.into());
+            pauses.handle_failed(now, Some(Isolation(isolation)), now);
+        }
+        assert_eq!(pauses.0.len(), ISOLATIONS);
+        assert!(pauses.0.values().all(|failures| failures.last >= Instant::from_nanos(2000 - 512)));
+    }
+}

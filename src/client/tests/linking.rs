@@ -1,0 +1,231 @@
+//! Tests of what relays beyond the guard see of one circuit when an event concerns another.
+
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+use super::*;
+use crate::{
+    base::{CircuitId, Lane, LinkId},
+    wire::{Cell, Command},
+};
+
+/// A cell that a relay received.
+#[derive(Clone, Copy)]
+pub(super) struct Received {
+    at: Instant,
+    link: LinkId,
+    lane: Lane,
+    circuit: CircuitId,
+    command: Command,
+}
+
+/// The cells in a link's event.
+pub(super) fn cells(at: Instant, event: &LinkEvent) -> Vec<Received> {
+    let LinkEvent::Message { link, lane, message } = event else { return Vec::new() };
+    let slots = message.clone().into_full().unwrap_or_default();
+    let cells = slots.into_iter().filter_map(|slot| Cell::decode(slot).ok());
+    cells
+        .filter_map(|cell| {
+            Some(Received { at, link: *link, lane: *lane, circuit: cell.circuit()?, command: cell.command() })
+        })
+        .collect()
+}
+
+/// Isolations with a stream. Those with even numbers send all the time.
+const ISOLATIONS: u8 = 5;
+/// The cells that each of these streams sends while the relays are watched, in about half a minute.
+const CELLS: usize = 50;
+
+/// The cells that relays beyond the guard receive, by the identifier of the circuit between two relays.
+type Transcripts = BTreeMap<CircuitId, Vec<(NodeId, Instant, Command)>>;
+
+/// The far end of a circuit as seen by a relay, which receives its cells from there.
+type FarEnd = (NodeId, CircuitId);
+
+struct Watch {
+    /// Circuits that were open when the watch began.
+    far_ends: Vec<FarEnd>,
+    transcripts: Transcripts,
+}
+
+impl Net {
+    fn received(&mut self, node: NodeId) -> Vec<Received> {
+        self.relay(node, |party| party.received.clone()).unwrap_or_default()
+    }
+
+    fn relay_nodes(&self) -> Vec<NodeId> {
+        self.relays.values().copied().collect()
+    }
+
+    /// Delivers a DESTROY from the far end of a circuit to a relay.
+    fn destroy(&mut self, (node, circuit): FarEnd) {
+        let Received { link, lane, .. } = self
+            .received(node)
+            .into_iter()
+            .find(|received| received.circuit == circuit && received.command == Command::Created)
+            .unwrap();
+        let message = core::iter::once(Cell::destroy(circuit).encode()).collect();
+        let event = LinkEvent::Message { link, lane, message };
+        self.world.with(node, |party, now, rng| {
+            party.handle_link(now, event, rng);
+            party.handle_batch_end(now, rng);
+        });
+    }
+
+    /// Writes on one stream after the other. Cells of one instant would delay each other on the line to the guard.
+    fn write_on(&mut self, streams: &[ClientStream]) {
+        for stream in streams {
+            self.client(|party, _, _| party.client.write(*stream, &[1; 200]));
+            self.world.run_until(Duration::from_millis(300), |_| None::<()>);
+        }
+    }
+}
+
+/// A client with idle and busy streams and with spare circuits is watched for half a minute, after the DESTROY of a
+/// circuit if there is one.
+fn watch(seed: u64, destroyed: Option<FarEnd>) -> Watch {
+    let mut net = Net::ready(seed, 3);
+    let guard = net.client(|party, _, _| party.built[0][0]);
+    let guard = net.relays[&guard];
+    let streams: Vec<_> = (1..=ISOLATIONS).map(|isolation| net.connected(isolation)).collect();
+    let busy: Vec<_> = streams.into_iter().skip(1).step_by(2).collect();
+    net.pass(60);
+    let began = net.world.now();
+    let mut far_ends = Vec::new();
+    for node in net.relay_nodes() {
+        let created = net.received(node).into_iter().filter(|received| received.command == Command::Created);
+        far_ends.extend(created.map(|received| (node, received.circuit)));
+    }
+    far_ends.sort_unstable();
+    far_ends.dedup();
+    if let Some(far_end) = destroyed {
+        net.destroy(far_end);
+    }
+    for _ in 0..CELLS {
+        net.write_on(&busy);
+    }
+    let mut transcripts = Transcripts::new();
+    for node in net.relay_nodes().into_iter().filter(|node| *node != guard) {
+        for Received { at, circuit, command, .. } in net.received(node) {
+            let seen = transcripts.entry(circuit).or_default();
+            if at >= began {
+                seen.push((node, at, command));
+            }
+        }
+    }
+    Watch { far_ends, transcripts }
+}
+
+#[test]
+fn a_destroyed_circuit_causes_no_cell_beyond_the_guard_on_another() {
+    let seed = 700;
+    let Watch { far_ends, transcripts: expected } = watch(seed, None);
+    let streams = usize::from(ISOLATIONS);
+    assert!(far_ends.len() >= 2 * (streams + 2), "two far ends for each circuit: {}", far_ends.len());
+    assert!(expected.values().filter(|cells| !cells.is_empty()).count() >= 2 * streams, "each stream causes cells");
+    let mut changes = 0;
+    for far_end in far_ends {
+        let Watch { transcripts, .. } = watch(seed, Some(far_end));
+        let changed: Vec<_> = expected.iter().filter(|(id, cells)| transcripts.get(id) != Some(cells)).collect();
+        // The circuit itself has two identifiers beyond the guard.
+        assert!(changed.len() <= 2, "{far_end:?} changed {} of {}", changed.len(), expected.len());
+        assert!(changed.is_empty() || changed.iter().any(|(id, _)| **id == far_end.1), "{far_end:?}, another changed");
+        changes += changed.len();
+    }
+    assert!(changes >= streams, "the ends of circuits with streams are visible on themselves");
+}
+
+#[test]
+fn a_request_prefers_an_open_circuit_without_relays_of_a_recently_lost_one() {
+    let mut net = Net::ready(701, 3);
+    let (first, second) =
+        (net.client(|party, _, _| party.built[0].clone()), net.client(|party, _, _| party.built[1].clone()));
+    let only_in = |path: &[RelayId], other: &[RelayId]| path.iter().copied().find(|relay| !other.contains(relay));
+    for (lost, other) in [(&first, &second), (&second, &first)] {
+        let mut net = Net::ready(701, 3);
+        let lost = vec![lost[0], only_in(lost, other).unwrap()];
+        net.client(|party, now, _| party.client.pool.handle_lost(now, lost));
+        let stream = net.connected(1);
+        assert_eq!(&net.path_of(stream), other);
+    }
+    // After ten seconds either circuit serves.
+    net.client(|party, now, _| party.client.pool.handle_lost(now, first.clone()));
+    net.pass(11);
+    let stream = net.connected(1);
+    assert_eq!(net.path_of(stream), first);
+}
+
+/// The delay until the next build after `event`, in milliseconds.
+fn delay_until_build(seed: u64, event: impl FnOnce(&mut Net)) -> u128 {
+    let mut net = Net::ready(seed, 3);
+    net.pass(3);
+    let (now, begun) = net.client(|party, now, _| (now, party.client.pool.begun()));
+    event(&mut net);
+    net.wait(31, |party| (party.client.pool.begun() > begun).then_some(()));
+    net.world.now().since(now).as_millis()
+}
+
+#[test]
+fn a_missing_spare_is_built_at_a_time_independent_of_the_use_or_end_of_another() {
+    let destroy = |net: &mut Net| {
+        net.client(|party, now, rng| {
+            let (channel, circuit) = party.client.pool.circuits().next().unwrap().1.endpoint().unwrap();
+            party.client.pool.handle_cell(now, channel, Cell::destroy(circuit), rng);
+        });
+    };
+    let events: [&dyn Fn(&mut Net); 2] = [&|net| _ = net.open(1), &destroy];
+    for event in events {
+        let mut delays: Vec<_> = (0..100).map(|seed| delay_until_build(710 + seed, event)).collect();
+        delays.sort_unstable();
+        // Quantiles of an exponential distribution with a mean of 4 s: 1.2, 2.8 and 5.5 s.
+        assert!((600..2000).contains(&delays[25]), "{delays:?}");
+        assert!((1900..4000).contains(&delays[50]), "{delays:?}");
+        assert!((4000..7500).contains(&delays[75]), "{delays:?}");
+    }
+}
+
+#[test]
+fn a_request_without_a_spare_circuit_has_one_built_at_once() {
+    let mut net = Net::ready(811, 3);
+    for isolation in 1..20 {
+        let began = net.world.now();
+        net.connected(isolation);
+        assert!(net.world.now().since(began) < Duration::from_millis(200), "isolation {isolation}");
+    }
+}
+
+#[test]
+fn builds_that_fail_for_one_isolation_delay_no_other() {
+    let mut net = Net::ready(820, 3);
+    net.client(|party, _, _| party.client.parameters.spare_circuits = 0);
+    for isolation in 1..3 {
+        net.connected(isolation);
+    }
+    let failing = net.open(3);
+    let mut others = Vec::new();
+    for step in 0..2000 {
+        net.client(|party, now, rng| {
+            let mut endpoints = Vec::new();
+            for (_, circuit) in party.client.pool.circuits() {
+                if circuit.is_building() && circuit.isolation() == Some(Isolation([3; 32])) {
+                    endpoints.extend(circuit.endpoint());
+                }
+            }
+            for (channel, circuit) in endpoints {
+                party.client.pool.handle_cell(now, channel, Cell::destroy(circuit), rng);
+            }
+        });
+        if step % 50 == 0 {
+            let isolation = u8::try_from(4 + step / 50).unwrap();
+            others.push((net.world.now(), net.open(isolation)));
+        }
+        net.world.run_until(Duration::from_millis(5), |_| None::<()>);
+    }
+    net.client(|party, _, _| {
+        assert_eq!(party.seen(failing).closed, Some(StreamFailure::NoCircuit));
+        for (began, stream) in others {
+            let connected = party.seen(stream).connected.expect("not connected");
+            assert!(connected.since(began) < Duration::from_millis(200), "{:?}", connected.since(began));
+        }
+    });
+}
