@@ -6,8 +6,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 ///
 /// | prefix | IPv4 | IPv6 | assigned to | limits |
 /// |---|---|---|---|---|
-/// | [`source`](Self::source) | /32 | /64 | one machine | accepted links and their memory, half-open channels, volunteers of a gateway, listed relays |
-/// | [`network`](Self::network) | /24 | /48 | one customer | accepted links and their memory, unproved relays, running proofs |
+/// | [`source`](Self::source) | /32 | /64 | one machine | accepted links and their memory, half-open channels, circuits, volunteers of a gateway, listed relays |
+/// | [`network`](Self::network) | /24 | /48 | one customer | accepted links and their memory, circuits, unproved relays, running proofs |
 /// | [`block`](Self::block) | /16 | /32 | one provider | relays of one path |
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AddressPrefix {
