@@ -9,6 +9,8 @@
 //! |---|---|
 //! | channels to neighbours | [`Channels`] |
 //! | circuits, with this relay's layer and their deadlines | `table::Table` |
+//! | the share of each owner in the table | `owners::CircuitOwners` |
+//! | rates of CREATE for each owner | `allowances::CreateAllowances` |
 //! | CREATEs that lack fragments | `half_built::HalfBuilt` |
 //! | circuits that wait for a channel to the next hop | `dialling::Dialling` |
 //! | streams of circuits that end here | `streams::ExitStreams` |
@@ -37,11 +39,13 @@
 //! | EXTENDED, GONE | ends the circuit |
 //! | all others | as in [`stream`](crate::stream) |
 
+mod allowances;
 mod build;
 mod circuit;
 mod dialling;
 mod gateways;
 mod half_built;
+mod owners;
 mod parameters;
 mod streams;
 mod switch;
@@ -64,6 +68,7 @@ use crate::{
 };
 
 use self::{
+    allowances::CreateAllowances,
     circuit::CircuitEndpoint,
     dialling::Dialling,
     gateways::Gateways,
@@ -111,6 +116,7 @@ pub struct Relay {
     volunteers: GatewayVolunteers,
     table: Table,
     half_built: HalfBuilt,
+    allowances: CreateAllowances,
     dialling: Dialling,
     streams: ExitStreams,
     cells_switched: u64,
@@ -135,6 +141,7 @@ impl Relay {
             volunteers: GatewayVolunteers::default(),
             table: Table::new(parameters.circuits),
             half_built: HalfBuilt::new(parameters.half_built),
+            allowances: CreateAllowances::new(parameters.creates_of_source, parameters.channel.creates_of_relay),
             dialling: Dialling::new(parameters.dialling),
             streams: ExitStreams::new(&parameters),
             channels: Channels::new(role, parameters.channel),
@@ -305,6 +312,12 @@ impl Relay {
         }
     }
 
+    /// The next circuit that must end because of a deadline.
+    fn poll_late(&mut self, now: Instant) -> Option<CircuitKey> {
+        let Self { table, streams, .. } = self;
+        table.poll_late(now, |key| streams.last_use(now, key)).or_else(|| streams.handle_timeout(now))
+    }
+
     fn handle_closed(&mut self, now: Instant, channel: ChannelId) {
         self.gateways.handle_closed(now, channel);
         self.volunteers.handle_closed(channel);
@@ -330,7 +343,7 @@ impl LinkMachine for Relay {
         while let Some(endpoint) = self.half_built.pop_late(now) {
             self.destroy(now, endpoint);
         }
-        while let Some(key) = self.table.poll_late(now).or_else(|| self.streams.handle_timeout(now)) {
+        while let Some(key) = self.poll_late(now) {
             self.end(now, key);
         }
     }

@@ -3,7 +3,7 @@
 use rand::CryptoRng;
 
 use crate::{
-    base::{HopIndex, Instant, RelayId},
+    base::{AtCap, HopIndex, Instant, Owner, RelayId},
     channel::ChannelId,
     directory::ConsensusRelay,
     handshake::respond,
@@ -53,9 +53,8 @@ impl Relay {
             Some(partial) if partial.hop == hop => partial,
             Some(_) => return None,
             // The caps come before any work.
-            None if self.table.is_full() => return None,
-            None if !self.channels.may_create(now, endpoint.channel) => return None,
-            None => PartialCreate::new(now, hop),
+            None if self.may_create(now, endpoint.channel) => PartialCreate::new(now, hop),
+            None => return None,
         };
         match partial.request.push(fragment).ok()? {
             Some(request) => Some(Some((hop, request))),
@@ -71,7 +70,8 @@ impl Relay {
         request: &[u8],
         rng: &mut dyn CryptoRng,
     ) -> Option<()> {
-        if self.table.is_full() {
+        let owner = self.owner(endpoint.channel)?;
+        if self.table.check(&owner) == Err(AtCap::Part) {
             return None;
         }
         let answer = respond(&self.identity, &self.onion_keys, hop, request, rng)
@@ -84,8 +84,36 @@ impl Relay {
         for cell in cells {
             self.channels.send(endpoint.channel, cell).ok()?;
         }
-        self.table.insert(Circuit::new(now, hop, endpoint, RelayLayer::new(hop, answer.keys)));
-        Some(())
+        if self.table.check(&owner).is_err() {
+            self.make_room(now);
+        }
+        self.table.insert(Circuit::new(now, hop, owner, endpoint, RelayLayer::new(hop, answer.keys))).map(|_| ())
+    }
+
+    /// Whether the shares and rates of the table, the owner and the channel admit one more circuit.
+    fn may_create(&mut self, now: Instant, channel: ChannelId) -> bool {
+        let Some(owner) = self.owner(channel) else { return false };
+        self.table.check(&owner) != Err(AtCap::Part)
+            && self.channels.may_create(now, channel)
+            && self.allowances.take(now, &owner)
+    }
+
+    /// The owner of the circuits that come over a channel: a listed relay, or else the source of the neighbour's
+    /// address. A neighbour may claim any identity, so an unlisted one is no owner.
+    fn owner(&mut self, channel: ChannelId) -> Option<Owner> {
+        let listed = self.channels.peer(channel).filter(|relay| self.known.relay(relay).is_some());
+        // A volunteer that this relay reaches has a channel with room for circuits in both directions.
+        self.channels.set_listed(channel, listed.is_some() || self.channels.reaches(channel));
+        listed.map(Owner::Relay).or_else(|| self.channels.owner(channel))
+    }
+
+    /// Ends the least used circuit of the owner that is closest to its share.
+    fn make_room(&mut self, now: Instant) {
+        let Self { table, streams, .. } = self;
+        if let Some(key) = table.least_used(|key| streams.has_open(key)) {
+            tracing::debug!("ending the least used circuit of the fullest owner");
+            self.end(now, key);
+        }
     }
 
     /// Handles an EXTEND, or a fragment of one.

@@ -1,6 +1,9 @@
 //! Tests of a relay against misbehaving neighbours, cell by cell.
 
-use core::{net::SocketAddr, time::Duration};
+use core::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[cfg(target_arch = "wasm32")]
@@ -25,6 +28,7 @@ use crate::{
 };
 
 mod extend;
+mod owners;
 mod reach;
 
 const ROOM: usize = 1 << 30;
@@ -38,6 +42,8 @@ struct Bench {
     relay: Relay,
     keys: RelayKeys,
     links: u64,
+    /// The address of the neighbours that join.
+    address: IpAddr,
     /// The neighbours, by link.
     neighbours: BTreeMap<LinkId, Channels>,
     /// Cells from the relay to them.
@@ -61,6 +67,7 @@ impl Bench {
             relay,
             keys,
             links: 0,
+            address: [192, 0, 2, 1].into(),
             neighbours: BTreeMap::new(),
             cells: BTreeMap::new(),
             dialled: Vec::new(),
@@ -83,7 +90,7 @@ impl Bench {
     fn join_channels(&mut self, mut channels: Channels, relay_dials: Option<RelayId>) -> LinkId {
         self.links += 1;
         let link = LinkId(self.links);
-        let address: SocketAddr = "192.0.2.1:1".parse().unwrap();
+        let address = SocketAddr::new(self.address, 1);
         let opened = |dialled, local, peer| LinkEvent::Opened {
             link,
             opened: LinkOpened {
@@ -157,11 +164,16 @@ impl Bench {
 
     /// A neighbour sends a cell, unchanged.
     fn send(&mut self, link: LinkId, cell: &Cell) {
+        self.deliver(link, cell);
+        self.settle();
+    }
+
+    /// As [`Self::send`]; the relay doesn't answer yet.
+    fn deliver(&mut self, link: LinkId, cell: &Cell) {
         let message = Slots::from_iter([cell.clone().encode()]);
         let lane = cell.circuit().map_or(0, |circuit| (circuit.value() % u32::from(LANES)) as u8);
         let event = LinkEvent::Message { link, lane: Lane::new(lane).unwrap(), message };
         self.relay.handle_link(self.now, event, &mut self.rng);
-        self.settle();
     }
 
     /// A neighbour creates a circuit at the relay.
@@ -317,8 +329,8 @@ fn half_built_circuits_are_capped_per_channel_and_in_total() {
 }
 
 #[test]
-fn circuits_are_capped() {
-    let mut bench = Bench::new(RelayParameters { circuits: 2, ..RelayParameters::default() });
+fn circuits_of_a_source_are_capped() {
+    let mut bench = Bench::new(RelayParameters { circuits: 32, ..RelayParameters::default() });
     let link = bench.client();
     bench.create(link, upper(1), HopIndex::FIRST);
     bench.create(link, upper(2), HopIndex::FIRST);
@@ -353,7 +365,8 @@ fn circuits_that_wait_for_a_dial_are_capped_per_channel_and_in_total() {
         let creates_of_client = Rate { a_second: 50, burst: 260 };
         let channel = ChannelParameters { creates_of_client, ..ChannelParameters::default() };
         let mut bench = Bench::new(RelayParameters { dialling, channel, ..RelayParameters::default() });
-        for _ in 0..clients {
+        for client in 0..clients {
+            bench.address = [198, 51, client, 1].into();
             let link = bench.client();
             for number in 1..=260 {
                 let mut layers = bench.create(link, upper(number), HopIndex::FIRST);
