@@ -9,10 +9,10 @@
 //! |---|---|
 //! | channels to neighbours | [`Channels`] |
 //! | circuits, with this relay's layer and their deadlines | `table::Table` |
-//! | the share of each owner in the table | `owners::CircuitOwners` |
 //! | rates of CREATE for each owner | `allowances::CreateAllowances` |
 //! | CREATEs that lack fragments | `half_built::HalfBuilt` |
 //! | circuits that wait for a channel to the next hop | `dialling::Dialling` |
+//! | the share of each owner in each of these tables | `owners::Owned` |
 //! | streams of circuits that end here | `streams::ExitStreams` |
 //! | of a volunteer: its gateways | `gateways::Gateways` |
 //! | of a gateway: its volunteers | `volunteers::GatewayVolunteers` |

@@ -35,7 +35,7 @@ impl RelayHarness {
     fn new() -> Self {
         let identity = Arc::new(IdentityKey::from_bytes(&[1; 32]));
         let keyring = OnionKeyring::new(OnionSecret::from_bytes([2; 32]), None);
-        let parameters = RelayParameters { exit: true, circuits: 256, half_built: 8, ..RelayParameters::default() };
+        let parameters = RelayParameters { exit: true, circuits: 256, half_built: 128, ..RelayParameters::default() };
         let mut world = Self {
             relay: Relay::new(identity, keyring, parameters),
             client: Channels::new(LocalRole::Anonymous, ChannelParameters::default()),

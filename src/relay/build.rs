@@ -49,16 +49,22 @@ impl Relay {
         if (hop == HopIndex::FIRST) != self.channels.peer(endpoint.channel).is_none() {
             return None;
         }
+        let owner = self.owner(endpoint.channel)?;
         let mut partial = match partial {
             Some(partial) if partial.hop == hop => partial,
             Some(_) => return None,
             // The caps come before any work.
-            None if self.may_create(now, endpoint.channel) => PartialCreate::new(now, hop),
+            None if self.may_create(now, endpoint.channel, &owner) => PartialCreate::new(now, hop, owner),
             None => return None,
         };
         match partial.request.push(fragment).ok()? {
             Some(request) => Some(Some((hop, request))),
-            None => self.half_built.insert(endpoint, partial).then_some(None),
+            None => {
+                if let Some(evicted) = self.half_built.insert(endpoint, partial).ok()? {
+                    self.destroy(now, evicted);
+                }
+                Some(None)
+            }
         }
     }
 
@@ -91,11 +97,10 @@ impl Relay {
     }
 
     /// Whether the shares and rates of the table, the owner and the channel admit one more circuit.
-    fn may_create(&mut self, now: Instant, channel: ChannelId) -> bool {
-        let Some(owner) = self.owner(channel) else { return false };
-        self.table.check(&owner) != Err(AtCap::Part)
+    fn may_create(&mut self, now: Instant, channel: ChannelId, owner: &Owner) -> bool {
+        self.table.check(owner) != Err(AtCap::Part)
             && self.channels.may_create(now, channel)
-            && self.allowances.take(now, &owner)
+            && self.allowances.take(now, owner)
     }
 
     /// The owner of the circuits that come over a channel: a listed relay, or else the source of the neighbour's
@@ -132,7 +137,7 @@ impl Relay {
         rng: &mut dyn CryptoRng,
     ) -> Option<()> {
         let circuit = self.table.circuit_mut(key)?;
-        let previous = circuit.previous.channel;
+        let (previous, owner) = (circuit.previous.channel, circuit.owner);
         let Some(body) = circuit.push_extend(now, fragment)? else {
             self.table.schedule(key);
             return Some(());
@@ -148,16 +153,18 @@ impl Relay {
                 None => self.send_gone(key),
             };
         };
-        if self.channels.lookup(&relay).is_none() && !self.dialling.has_room(previous, &relay) {
+        if self.channels.lookup(&relay).is_none() && !self.dialling.has_room(&owner, &relay) {
             return None;
         }
         if let Some(channel) = self.channels.connect(now, &target) {
             return self.create(now, key, channel, request, rng);
         }
+        if let Some(longest) = self.dialling.to_evict(&owner) {
+            self.end(now, longest);
+        }
         self.table.circuit_mut(key)?.set_dialling(now, relay);
         self.table.schedule(key);
-        self.dialling.insert(relay, key, previous, request.to_vec());
-        Some(())
+        self.dialling.insert(now, relay, key, owner, request.to_vec()).then_some(())
     }
 
     /// Answers GONE to the origin: the next relay can't be reached. The circuit stays as it was. `None` if the

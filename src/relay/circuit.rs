@@ -66,7 +66,7 @@ pub(super) struct Circuit {
     pub(super) hop: HopIndex,
     pub(super) previous: CircuitEndpoint,
     pub(super) owner: Owner,
-    /// Its use as of the last visit by [`CircuitOwners`](super::owners::CircuitOwners).
+    /// Its use as of the last visit by [`Owned`](super::owners::Owned).
     pub(super) known_use: CircuitUse,
     pub(super) next: NextHop,
     pub(super) layer: RelayLayer,

@@ -1,10 +1,8 @@
-//! The owners of a relay's circuits: the share of each in the table, and its circuits in the order of their use.
+//! Shares of a relay's caps: items of a cap by owner, and which of them makes room.
 
 use std::collections::{BTreeSet, HashMap};
 
 use crate::base::{AtCap, Instant, Owner, Shares};
-
-use super::table::CircuitKey;
 
 /// The use of a circuit. Of an owner's circuits, the one with the least use makes room.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,70 +13,70 @@ pub(super) struct CircuitUse {
     pub(super) last_cell: Instant,
 }
 
-/// The circuits of all owners.
+/// The items of all owners, each owner's ordered by rank. At the cap, the lowest one of the fullest owner makes room.
 ///
-/// The order keeps the use of a circuit as of its last visit, so a cell changes nothing here. A choice visits each
+/// Circuits have the rank of their use at their last visit, so a cell changes nothing here. A choice visits each
 /// circuit that had cells since its last visit, and each visit is paid for by a cell.
-pub(super) struct CircuitOwners {
+pub(super) struct Owned<R, K> {
     shares: Shares,
-    by_use: HashMap<Owner, BTreeSet<(CircuitUse, CircuitKey)>>,
+    by_rank: HashMap<Owner, BTreeSet<(R, K)>>,
 }
 
-impl CircuitOwners {
+impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
     pub(super) fn new(cap: usize) -> Self {
-        Self { shares: Shares::new(cap), by_use: HashMap::new() }
+        Self { shares: Shares::new(cap), by_rank: HashMap::new() }
     }
 
-    /// Admits no further circuit from now on.
+    /// Admits nothing from now on.
     pub(super) const fn close(&mut self) {
         self.shares.close();
     }
 
-    /// Whether `owner` may have one more circuit.
+    /// Whether `owner` may have one more.
     pub(super) fn check(&self, owner: &Owner) -> Result<(), AtCap> {
         self.shares.check(owner)
     }
 
-    /// Adds a circuit. The caller has checked the share.
-    pub(super) fn insert(&mut self, owner: Owner, usage: CircuitUse, key: CircuitKey) -> Result<(), AtCap> {
+    /// Adds an item within the shares.
+    pub(super) fn insert(&mut self, owner: Owner, rank: R, key: K) -> Result<(), AtCap> {
         self.shares.take(&owner)?;
-        self.by_use.entry(owner).or_default().insert((usage, key));
+        self.by_rank.entry(owner).or_default().insert((rank, key));
         Ok(())
     }
 
-    /// Removes a circuit that has ended. `usage`: as of its last visit.
-    pub(super) fn remove(&mut self, owner: &Owner, usage: CircuitUse, key: CircuitKey) {
+    /// Removes an item.
+    pub(super) fn remove(&mut self, owner: &Owner, rank: R, key: K) {
         self.shares.give_back(owner);
-        if let Some(circuits) = self.by_use.get_mut(owner) {
-            circuits.remove(&(usage, key));
-            if circuits.is_empty() {
-                self.by_use.remove(owner);
+        if let Some(items) = self.by_rank.get_mut(owner) {
+            items.remove(&(rank, key));
+            if items.is_empty() {
+                self.by_rank.remove(owner);
             }
         }
     }
 
-    /// The circuit of the fullest owner that had the least use at its last visit, with that use.
-    pub(super) fn least_used(&self) -> Option<(CircuitUse, CircuitKey)> {
-        self.by_use.get(&self.shares.fullest()?)?.first().copied()
+    /// The lowest item of the fullest owner, with its rank.
+    pub(super) fn lowest(&self) -> Option<(R, K)> {
+        self.by_rank.get(&self.shares.fullest()?)?.first().copied()
     }
 
-    /// Sets the use of a circuit, `before` as of its last visit.
-    pub(super) fn set_use(&mut self, owner: &Owner, before: CircuitUse, usage: CircuitUse, key: CircuitKey) {
-        if let Some(circuits) = self.by_use.get_mut(owner) {
-            circuits.remove(&(before, key));
-            circuits.insert((usage, key));
+    /// Changes the rank of an item.
+    pub(super) fn set_rank(&mut self, owner: &Owner, before: R, rank: R, key: K) {
+        if let Some(items) = self.by_rank.get_mut(owner) {
+            items.remove(&(before, key));
+            items.insert((rank, key));
         }
     }
 
-    /// The number of circuits of an owner.
+    /// The number of items of an owner.
     #[cfg(test)]
     pub(super) fn held(&self, owner: &Owner) -> usize {
         self.shares.held(owner)
     }
 
-    /// The numbers of circuits in the shares and in the order, and of owners.
+    /// The numbers of items in the shares and in the order, and of owners.
     #[cfg(test)]
     pub(super) fn len(&self) -> (usize, usize, usize) {
-        (self.shares.len(), self.by_use.values().map(BTreeSet::len).sum(), self.by_use.len())
+        (self.shares.len(), self.by_rank.values().map(BTreeSet::len).sum(), self.by_rank.len())
     }
 }

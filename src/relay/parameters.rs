@@ -16,10 +16,12 @@ pub struct RelayParameters {
     /// Rate at which a source may open circuits over all its channels, and a quarter of the rate of its network. A
     /// listed relay has the rate of a channel, over all its channels. Default 100 a second, 400 at once.
     pub creates_of_source: Rate,
-    /// Cap on circuits whose CREATE lacks fragments, 4 KiB each; more are refused. Default 1,024, and 64 per channel.
+    /// Cap on circuits whose CREATE lacks fragments, 4 KiB each, with the shares of `circuits`. At the cap, the oldest
+    /// of the owner closest to its share is refused. Default 1,024.
     pub half_built: usize,
-    /// Cap on circuits that wait for a channel to their next hop, 4 KiB each; beyond it, the circuit that extends
-    /// ends. Default 1,024, and 256 per channel, for at most 16 relays.
+    /// Cap on circuits that wait for a channel to their next hop, 4 KiB each, with the shares of `circuits`. Beyond its
+    /// share, the circuit that extends ends; at the cap, the longest waiting one of the owner closest to its share. The
+    /// circuits of a source wait for at most 16 relays, those of a listed relay for 64. Default 4,096.
     pub dialling: usize,
     /// Whether it serves BEGIN and RESOLVE. Default no.
     pub exit: bool,
@@ -47,7 +49,7 @@ impl Default for RelayParameters {
             circuits: 65_536,
             creates_of_source: Rate { a_second: 100, burst: 400 },
             half_built: 1024,
-            dialling: 1024,
+            dialling: 4096,
             exit: false,
             delegate: false,
             reach: Reach::Direct,

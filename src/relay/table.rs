@@ -11,7 +11,7 @@ use crate::{
 
 use super::{
     circuit::{Circuit, CircuitEndpoint},
-    owners::CircuitOwners,
+    owners::{CircuitUse, Owned},
 };
 
 /// The endpoint by which a circuit was found.
@@ -46,7 +46,7 @@ pub(super) struct Table {
     deadlines: Deadlines<CircuitKey>,
     next_generation: u64,
     /// The cap on circuits, and the share of each owner.
-    owners: CircuitOwners,
+    owners: Owned<CircuitUse, CircuitKey>,
 }
 
 impl Table {
@@ -57,7 +57,7 @@ impl Table {
             endpoints: HashMap::new(),
             deadlines: Deadlines::default(),
             next_generation: 0,
-            owners: CircuitOwners::new(cap),
+            owners: Owned::new(cap),
         }
     }
 
@@ -74,7 +74,7 @@ impl Table {
     /// stream is open on a circuit.
     pub(super) fn least_used(&mut self, has_stream: impl Fn(CircuitKey) -> bool) -> Option<CircuitKey> {
         loop {
-            let (known, key) = self.owners.least_used()?;
+            let (known, key) = self.owners.lowest()?;
             let circuit = self.circuit_mut(key)?;
             let current = circuit.current_use(has_stream(key));
             if current <= known {
@@ -82,7 +82,7 @@ impl Table {
             }
             circuit.known_use = current;
             let owner = circuit.owner;
-            self.owners.set_use(&owner, known, current, key);
+            self.owners.set_rank(&owner, known, current, key);
         }
     }
 
@@ -198,7 +198,7 @@ impl Table {
     }
 
     #[cfg(test)]
-    pub(super) const fn owners(&self) -> &CircuitOwners {
+    pub(super) const fn owners(&self) -> &Owned<CircuitUse, CircuitKey> {
         &self.owners
     }
 

@@ -318,17 +318,6 @@ fn an_incomplete_create_is_refused_at_its_deadline_and_removed_at_destroy() {
 }
 
 #[test]
-fn half_built_circuits_are_capped_per_channel_and_in_total() {
-    let mut bench = Bench::new(RelayParameters { half_built: 100, ..RelayParameters::default() });
-    let links = [bench.client(), bench.client()];
-    for link in links {
-        (1..=70).for_each(|number| bench.send(link, &incomplete_create(upper(number))));
-    }
-    assert_eq!(bench.relay.half_built.len(), (100, 100));
-    assert_eq!((bench.commands(links[0]).len(), bench.commands(links[1]).len()), (6, 34));
-}
-
-#[test]
 fn circuits_of_a_source_are_capped() {
     let mut bench = Bench::new(RelayParameters { circuits: 32, ..RelayParameters::default() });
     let link = bench.client();
@@ -357,42 +346,6 @@ fn an_extend_dials_once_and_creates_when_the_channel_opens() {
     bench.extend(link, upper(3), &mut layers, relay_id(NEXT));
     assert_eq!(bench.commands(next), [Command::Create]);
     assert_eq!(bench.dialled.len(), 1);
-}
-
-#[test]
-fn circuits_that_wait_for_a_dial_are_capped_per_channel_and_in_total() {
-    for (dialling, clients, expected) in [(3, 1, 3), (300, 2, 300), (1024, 1, 256)] {
-        let creates_of_client = Rate { a_second: 50, burst: 260 };
-        let channel = ChannelParameters { creates_of_client, ..ChannelParameters::default() };
-        let mut bench = Bench::new(RelayParameters { dialling, channel, ..RelayParameters::default() });
-        for client in 0..clients {
-            bench.address = [198, 51, client, 1].into();
-            let link = bench.client();
-            for number in 1..=260 {
-                let mut layers = bench.create(link, upper(number), HopIndex::FIRST);
-                bench.extend(link, upper(number), &mut layers, relay_id(NEXT));
-                bench.cells(link);
-            }
-        }
-        assert_eq!((bench.circuits(), bench.relay.dialling.len(&relay_id(NEXT))), (expected, expected));
-    }
-}
-
-#[test]
-fn circuits_of_one_channel_wait_for_at_most_sixteen_relays() {
-    let mut bench = Bench::new(RelayParameters::default());
-    let listed = (1..=30).map(|number| fixture::listed(fixture::profile(number)));
-    bench.relay.set_consensus(Arc::new(fixture::consensus(listed)));
-    let links = [bench.client(), bench.client()];
-    for (link, dials) in links.into_iter().zip([16, 17]) {
-        for number in 2..=20 {
-            let mut layers = bench.create(link, upper(number.into()), HopIndex::FIRST);
-            bench.extend(link, upper(number.into()), &mut layers, relay_id(if link == links[0] { number } else { 25 }));
-            bench.cells(link);
-        }
-        assert_eq!(bench.dialled.len(), dials);
-    }
-    assert_eq!(bench.circuits(), 16 + 19);
 }
 
 #[test]

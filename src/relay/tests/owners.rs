@@ -159,6 +159,75 @@ fn many_links_and_new_links_of_a_source_bring_no_more_creates() {
     assert_eq!(flood(&mut bench, other, 1, 1, 20), 0);
 }
 
+#[test]
+fn half_built_circuits_of_one_source_leave_room_for_others() {
+    let mut bench = Bench::new(RelayParameters { half_built: 64, ..RelayParameters::default() });
+    let incomplete = |bench: &mut Bench, network: u8, links: usize| {
+        bench.address = [198, 51, network, 1].into();
+        let links: Vec<_> = (0..links).map(|_| bench.client()).collect();
+        for link in &links {
+            (1..=5).for_each(|number| bench.send(*link, &incomplete_create(upper(number))));
+        }
+        links.iter().map(|link| bench.commands(*link).len()).sum::<usize>()
+    };
+    assert_eq!(incomplete(&mut bench, 1, 3), 15 - 4, "a sixteenth");
+    assert_eq!((2..=16).map(|network| incomplete(&mut bench, network, 1)).sum::<usize>(), 15);
+    assert_eq!(bench.relay.half_built.len(), (64, 64));
+    bench.address = [203, 0, 113, 1].into();
+    let honest = bench.client();
+    bench.send(honest, &incomplete_create(upper(1)));
+    assert_eq!((bench.commands(honest), bench.relay.half_built.len()), (vec![], (64, 64)));
+    bench.pass(Duration::from_secs(5));
+    assert_eq!(bench.relay.half_built.len(), (0, 0));
+}
+
+/// Creates a circuit and extends it to a relay without a channel.
+fn extend_to(bench: &mut Bench, link: LinkId, number: u32, relay: u16) {
+    let mut layers = bench.create(link, upper(number), HopIndex::FIRST);
+    bench.extend(link, upper(number), &mut layers, relay_id(relay));
+    bench.cells(link);
+}
+
+#[test]
+fn circuits_of_one_source_that_wait_for_channels_leave_room_for_others() {
+    let mut bench = Bench::new(RelayParameters { dialling: 64, ..RelayParameters::default() });
+    let mut links = Vec::new();
+    for network in 1..=16 {
+        bench.address = [198, 51, network, 1].into();
+        for _ in 0..2 {
+            let link = bench.client();
+            (1..=3).for_each(|number| extend_to(&mut bench, link, number, NEXT));
+            links.push(link);
+        }
+        let expected = 4 * usize::from(network);
+        assert_eq!((bench.circuits(), bench.relay.dialling.len(&relay_id(NEXT))), (expected, expected));
+    }
+    bench.address = [203, 0, 113, 1].into();
+    let honest = bench.client();
+    extend_to(&mut bench, honest, 1, NEXT);
+    assert!(stands(&bench, honest, 1));
+    assert_eq!((bench.circuits(), bench.relay.dialling.len(&relay_id(NEXT))), (64, 64));
+    let next = bench.next();
+    assert_eq!(bench.commands(next).len(), 64);
+    assert!(bench.relay.dialling.is_empty());
+}
+
+#[test]
+fn circuits_of_one_source_wait_for_at_most_sixteen_relays() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let listed = (1..=30).map(|number| fixture::listed(fixture::profile(number)));
+    bench.relay.set_consensus(Arc::new(fixture::consensus(listed)));
+    let links = [bench.client(), bench.client()];
+    for number in 2..=20 {
+        extend_to(&mut bench, links[usize::from(number % 2)], number.into(), number);
+    }
+    assert_eq!((bench.dialled.len(), bench.circuits()), (16, 16));
+    bench.address = [203, 0, 113, 1].into();
+    let other = bench.client();
+    extend_to(&mut bench, other, 1, 25);
+    assert_eq!((bench.dialled.len(), bench.circuits()), (17, 17));
+}
+
 /// Passes minutes in which padding keeps a link alive.
 fn minutes(bench: &mut Bench, link: LinkId, minutes: u64) {
     for _ in 0..minutes {
