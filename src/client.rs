@@ -44,7 +44,7 @@ use crate::{
 };
 use documents::Documents;
 use placement::{Placement, StreamOutcome};
-use pool::{DelegatedCircuit, Pool, PoolEvent, PoolInputs};
+use pool::{DelegatedCircuit, GuardPair, Pool, PoolEvent, PoolInputs};
 use requests::{Demand, StreamPosition, Wanted};
 
 pub use event::{ClientEvent, StreamFailure};
@@ -73,6 +73,10 @@ struct PooledCircuitKey(u64);
 
 /// Interval of the check of the ages of circuits and consensus.
 const SWEEP: Duration = Duration::from_secs(1);
+/// Time after which counts of circuits are stored with the guards.
+const STORE_COUNTS: Duration = Duration::from_secs(10 * 60);
+/// Interval of the circuits that measure a suspect guard.
+const MEASURE: Duration = Duration::from_secs(60);
 
 /// A client of the overlay.
 ///
@@ -90,6 +94,9 @@ pub struct ClientMachine {
     replan: bool,
     /// The next check of ages, from the first consensus on.
     sweep_at: Option<Instant>,
+    /// The time to store the guards, with the counts of circuits since the last time.
+    store_at: Option<Instant>,
+    measure_at: Option<Instant>,
     events: VecDeque<ClientEvent>,
 }
 
@@ -106,6 +113,8 @@ impl ClientMachine {
             placement: Placement::default(),
             replan: false,
             sweep_at: None,
+            store_at: None,
+            measure_at: None,
             events: VecDeque::new(),
         }
     }
@@ -119,22 +128,33 @@ impl ClientMachine {
         rng: &mut R,
     ) {
         if self.guards.update(&consensus, rng) {
-            self.events.push_back(ClientEvent::GuardsChanged);
+            self.report_guards();
         }
-        self.documents.set_consensus(now, wall, consensus);
+        if self.documents.set_consensus(now, wall, consensus) {
+            self.guards.handle_contact(now);
+        }
         self.replan = true;
         self.sweep_at.get_or_insert_with(|| now.after(SWEEP));
     }
 
     /// Sets a verified list of volunteers; `wall` is the wall-clock time at `now`. Open circuits stay.
     pub fn set_volunteers(&mut self, now: Instant, wall: WallTime, list: Arc<VolunteerList>) {
-        self.documents.set_volunteers(now, wall, list);
+        if self.documents.set_volunteers(now, wall, list) {
+            self.guards.handle_contact(now);
+        }
     }
 
     /// The guard sample, for storage.
     #[must_use]
     pub const fn guards(&self) -> &GuardSample {
         &self.guards
+    }
+
+    /// Returns whether the guard sample has changed since the last [`ClientEvent::GuardsChanged`], once. The owner
+    /// stores it before the client ends.
+    pub const fn take_guard_changes(&mut self) -> bool {
+        self.store_at = None;
+        self.guards.take_counted()
     }
 
     /// The consensus in use, expired or not.
@@ -256,6 +276,16 @@ impl ClientMachine {
         }
     }
 
+    fn count_circuit(&mut self, now: Instant, GuardPair { guard, next }: GuardPair, built: bool) {
+        self.guards.handle_circuit(&guard, next, built);
+        self.store_at.get_or_insert_with(|| now.after(STORE_COUNTS));
+    }
+
+    fn report_guards(&mut self) {
+        self.take_guard_changes();
+        self.events.push_back(ClientEvent::GuardsChanged);
+    }
+
     fn fail_waiting(&mut self, failure: StreamFailure) {
         let failed = self.placement.remove_waiting();
         self.events.extend(failed.into_iter().map(|stream| ClientEvent::Failed(stream, failure)));
@@ -280,28 +310,33 @@ impl ClientMachine {
                     StreamOutcome::Ignore => {}
                 }
             }
-            PoolEvent::GuardReached(guard) => self.guards.handle_reached(&guard),
+            PoolEvent::GuardAnswered(guard) => self.guards.handle_answered(&guard),
+            PoolEvent::GuardSilent { guard, began } => {
+                self.guards.handle_silent(now, &guard, began);
+                self.replan = true;
+            }
             PoolEvent::GuardFailed(guard) => {
                 self.guards.handle_unreachable(now, &guard);
                 self.replan = true;
             }
-            PoolEvent::Built { first, path, channel, hops } => {
-                if let Some(guard) = path.first() {
-                    self.guards.handle_circuit(guard, true);
+            PoolEvent::Built { first, path, channel, hops, pair } => {
+                if let Some(pair) = pair {
+                    self.count_circuit(now, pair, true);
                 }
                 self.events.push_back(ClientEvent::CircuitBuilt { path, channel, hops });
                 self.events.extend(first.then_some(ClientEvent::Ready));
                 self.replan = true;
             }
             PoolEvent::BuildFailed { behind, give_up } => {
-                if let Some(guard) = behind {
-                    self.guards.handle_circuit(&guard, false);
+                if let Some(pair) = behind {
+                    self.count_circuit(now, pair, false);
                 }
                 if give_up {
                     self.fail_waiting(StreamFailure::NoCircuit);
                 }
                 self.replan = true;
             }
+            PoolEvent::EndedEarly(GuardPair { guard, next }) => self.guards.handle_early_end(&guard, next),
             PoolEvent::Ended(circuit) => {
                 self.placement.handle_circuit_ended(circuit);
                 self.replan = true;
@@ -317,7 +352,9 @@ impl ClientMachine {
                     self.pool.handle_drained(now, channel, circuit, &mut self.channels, rng);
                 }
                 ChannelEvent::Open { channel, peer: Some(relay), .. } => {
-                    self.guards.handle_reached(&relay);
+                    let superseded = self.guards.handle_opened(now, &relay);
+                    self.replan |= !superseded.is_empty();
+                    self.pool.handle_superseded(&superseded);
                     if let Some((pool, _, mut inputs)) = self.parts(now) {
                         pool.handle_channel_open(now, channel, &relay, &mut inputs, rng);
                     }
@@ -333,15 +370,35 @@ impl ClientMachine {
         }
     }
 
+    /// Dials unreachable guards again. No circuit waits for these dials.
+    fn dial_guards(&mut self, now: Instant) {
+        let Some(consensus) = self.documents.consensus().filter(|_| !self.documents.is_expired()) else { return };
+        for guard in self.guards.due(consensus, now) {
+            // An open channel is reported by its events.
+            let _ = self.channels.connect(now, &guard.dial_target());
+        }
+    }
+
     /// Checks the ages of the consensus and of all circuits.
-    fn sweep(&mut self, now: Instant) {
+    fn sweep(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         if self.documents.handle_expiry(now) {
             self.events.push_back(ClientEvent::ConsensusExpired);
             self.fail_waiting(StreamFailure::ConsensusExpired);
         }
+        self.dial_guards(now);
+        if self.store_at.is_some_and(|at| at <= now) && self.take_guard_changes() {
+            self.report_guards();
+        }
         let expired = self.documents.is_expired();
-        if let Some((pool, _, inputs)) = self.parts(now) {
+        let measures = !expired && self.measure_at.is_none_or(|at| at <= now);
+        if measures {
+            self.measure_at = Some(now.after(MEASURE));
+        }
+        if let Some((pool, _, mut inputs)) = self.parts(now) {
             pool.sweep(now, &inputs, expired);
+            if measures {
+                pool.measure(now, &mut inputs, rng);
+            }
             self.replan = true;
         }
     }
@@ -349,7 +406,6 @@ impl ClientMachine {
 
 impl LinkMachine for ClientMachine {
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
-        // A guard whose link timed out has not answered for seconds: a new dial would only wait once more.
         let silent = match event {
             LinkEvent::Closed { link, reason: LinkClose::TimedOut } => self.channels.peer(ChannelId(link)),
             _ => None,
@@ -357,7 +413,7 @@ impl LinkMachine for ClientMachine {
         self.channels.handle_link(now, event, rng);
         self.handle_channel_events(now, rng);
         if let Some(guard) = silent {
-            self.pool.handle_guard_failed(now, guard);
+            self.pool.handle_guard_silent(guard, now);
         }
     }
 
@@ -374,7 +430,7 @@ impl LinkMachine for ClientMachine {
             self.events.push_back(ClientEvent::Failed(stream, failure));
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
-            self.sweep(now);
+            self.sweep(now, rng);
             self.sweep_at = Some(now.after(SWEEP));
         }
     }

@@ -13,7 +13,7 @@ mod restrict;
 mod weigh;
 
 pub(crate) use choose::exits;
-pub use choose::{Path, PathError, Purpose, Requirement, choose, replace, suits};
+pub use choose::{Path, PathError, Purpose, Requirement, choose, measure, replace, suits};
 pub use guards::{GuardSample, GuardSampleError};
 pub(crate) use hop::PathRelay;
 pub use hop::Relays;

@@ -109,6 +109,10 @@ impl PageCore {
         Self { client, streams: OpenStreams::default(), exchanges: BTreeMap::new(), store, steps }
     }
 
+    fn store_guards(&self) {
+        self.store.write(StoreEntry::Guards, &self.client.guards().encode());
+    }
+
     fn handle_event(&mut self, now: Instant, event: ClientEvent) {
         if self.streams.handle_event(&event) {
             return;
@@ -118,7 +122,7 @@ impl PageCore {
                 self.steps.ready.set(true);
                 self.steps.bell.ring();
             }
-            ClientEvent::GuardsChanged => self.store.write(StoreEntry::Guards, &self.client.guards().encode()),
+            ClientEvent::GuardsChanged => self.store_guards(),
             ClientEvent::Delegated { stream, path, hops, shared_exit } => {
                 if let Some(exchange) = self.exchanges.get_mut(&stream) {
                     let hops = path.into_iter().zip(hops).map(|(relay, took)| ExchangeHop { relay, took }).collect();
@@ -235,5 +239,11 @@ impl Core for PageCore {
             delivered = true;
         }
         delivered
+    }
+
+    fn shut_down(&mut self, _: Instant) {
+        if self.client.take_guard_changes() {
+            self.store_guards();
+        }
     }
 }

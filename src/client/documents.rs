@@ -29,16 +29,22 @@ enum ConsensusState {
 }
 
 impl Documents {
-    /// Sets a verified consensus; `wall` is the wall-clock time at `now`.
-    pub(super) fn set_consensus(&mut self, now: Instant, wall: WallTime, consensus: Arc<Consensus>) {
+    /// Sets a verified consensus; `wall` is the wall-clock time at `now`. Returns whether it is newer than the one
+    /// before it.
+    pub(super) fn set_consensus(&mut self, now: Instant, wall: WallTime, consensus: Arc<Consensus>) -> bool {
+        let newer = self.consensus().is_some_and(|old| old.valid_after() < consensus.valid_after());
         let expires = now.after(consensus.valid_until().since(wall));
         self.consensus = ConsensusState::Valid { consensus, expires };
+        newer
     }
 
-    /// Sets a verified list of volunteers; `wall` is the wall-clock time at `now`.
-    pub(super) fn set_volunteers(&mut self, now: Instant, wall: WallTime, list: Arc<VolunteerList>) {
+    /// Sets a verified list of volunteers; `wall` is the wall-clock time at `now`. Returns whether it is newer than the
+    /// one before it.
+    pub(super) fn set_volunteers(&mut self, now: Instant, wall: WallTime, list: Arc<VolunteerList>) -> bool {
+        let newer = self.volunteers.as_ref().is_some_and(|(old, _)| old.valid_after() < list.valid_after());
         let expires = now.after(list.valid_until().since(wall));
         self.volunteers = Some((list, expires));
+        newer
     }
 
     /// The consensus in use, expired or not.

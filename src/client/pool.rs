@@ -44,9 +44,16 @@ pub(super) struct PoolInputs<'a> {
 pub(super) enum PoolEvent {
     /// An event of a stream at the exit of a circuit.
     Stream(PooledCircuitKey, StreamId, StreamEvent),
-    /// A guard has answered.
-    GuardReached(RelayId),
-    /// A guard can't be reached, or no longer answers.
+    /// A guard built the first hop of a circuit.
+    GuardAnswered(RelayId),
+    /// A guard no longer answers.
+    GuardSilent {
+        /// The guard.
+        guard: RelayId,
+        /// The start of the channel or circuit that the guard left unanswered.
+        began: Instant,
+    },
+    /// A dial of a guard failed, or did not succeed in time.
     GuardFailed(RelayId),
     /// A circuit is open.
     Built {
@@ -58,16 +65,28 @@ pub(super) enum PoolEvent {
         channel: Duration,
         /// Time of each hop.
         hops: Vec<Duration>,
+        /// Its guard and next relay.
+        pair: Option<GuardPair>,
     },
     /// A build failed. The guard is reachable.
     BuildFailed {
-        /// The guard, if the hop to it was built.
-        behind: Option<RelayId>,
+        /// The guard and the next relay, if the first hop was built.
+        behind: Option<GuardPair>,
         /// The retries are used up.
         give_up: bool,
     },
+    /// A relay ended an open circuit before or soon after its first use.
+    EndedEarly(GuardPair),
     /// A circuit has ended. The events of its streams came before.
     Ended(PooledCircuitKey),
+}
+
+/// The first two relays of a circuit, by which circuits are counted.
+#[derive(Clone, Copy)]
+pub(super) struct GuardPair {
+    pub(super) guard: RelayId,
+    /// The relay behind the guard; `None` for a volunteer.
+    pub(super) next: Option<RelayId>,
 }
 
 /// The circuit of a delegated request.
@@ -194,13 +213,43 @@ impl Pool {
         }
     }
 
-    /// The guard can't be reached, or no longer answers. Circuits no longer wait for a channel to it.
+    /// The guard can't be reached. Circuits no longer wait for a channel to it.
     pub(super) fn handle_guard_failed(&mut self, now: Instant, guard: RelayId) {
-        self.policy.history.handle_guard_failed(now, guard);
-        for key in self.connecting_to(&guard) {
+        let waiting = self.connecting_to(&guard);
+        // A dial for which no circuit waits delays no build.
+        if !waiting.is_empty() {
+            self.policy.history.handle_guard_failed(now, guard);
+        }
+        for key in waiting {
             self.remove(key);
         }
         self.events.push_back(PoolEvent::GuardFailed(guard));
+    }
+
+    /// The guard left a channel or circuit unanswered that began at `began`.
+    pub(super) fn handle_guard_silent(&mut self, guard: RelayId, began: Instant) {
+        self.events.push_back(PoolEvent::GuardSilent { guard, began });
+    }
+
+    /// A guard that precedes `guards` is usable again: unused circuits through these are replaced.
+    pub(super) fn handle_superseded(&mut self, guards: &[RelayId]) {
+        for guard in guards {
+            for key in self.connecting_to(guard) {
+                self.remove(key);
+            }
+        }
+        let through = |circuit: &Pooled| circuit.guard().is_some_and(|guard| guards.contains(&guard));
+        let mut closed = Vec::new();
+        for (key, circuit) in self.circuits.iter_mut().filter(|(_, circuit)| circuit.is_spare() && through(circuit)) {
+            // A circuit that is being built closes once it is open.
+            circuit.retire();
+            if circuit.is_idle() {
+                closed.push(*key);
+            }
+        }
+        for key in closed {
+            self.close(key);
+        }
     }
 
     /// Handles a cell of a channel. Cells of unknown circuits are dropped.
@@ -341,7 +390,7 @@ impl Pool {
         match built {
             1 => {
                 self.policy.history.handle_guard_reached();
-                Some(PoolEvent::GuardReached(guard))
+                Some(PoolEvent::GuardAnswered(guard))
             }
             2 => {
                 if circuit.is_volunteer(1) {
@@ -357,7 +406,8 @@ impl Pool {
         let circuit = self.circuits.get_mut(&key)?;
         let channel = circuit.handle_built();
         let first = self.policy.history.handle_built(circuit.hop_times());
-        Some(PoolEvent::Built { first, path: circuit.relays(), channel, hops: circuit.hop_times().to_vec() })
+        let (path, pair, hops) = (circuit.relays(), circuit.guard_pair(), circuit.hop_times().to_vec());
+        Some(PoolEvent::Built { first, path, channel, hops, pair })
     }
 
     /// Removes a circuit that has ended with `error`.
@@ -370,6 +420,10 @@ impl Pool {
         rng: &mut dyn CryptoRng,
     ) -> PoolEvent {
         let Some(mut circuit) = self.remove(key) else { return PoolEvent::Ended(key) };
+        let by_relay = matches!(error, CircuitError::Destroyed) && circuit.has_channel(inputs.channels);
+        if by_relay && circuit.is_unproved(now) {
+            self.events.extend(circuit.guard_pair().map(PoolEvent::EndedEarly));
+        }
         if let Some((channel, origin)) = circuit.origin_mut() {
             // DESTROY is sent however full the queue is.
             if let Some(destroy) = origin.poll_cell(now, rng) {

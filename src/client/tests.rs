@@ -24,6 +24,7 @@ use crate::{
 
 mod circuits;
 mod delegated;
+mod guards;
 mod volunteers;
 
 const RELAYS: u16 = 7;
@@ -115,6 +116,7 @@ struct ClientParty {
     ready: usize,
     expired: bool,
     guards_changed: bool,
+    dialled: Vec<RelayId>,
 }
 
 impl ClientParty {
@@ -196,16 +198,19 @@ impl LinkMachine for Party {
     }
 
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
-        let transmit = self.core().poll_transmit(now, rng);
-        if transmit.is_some() {
-            return transmit;
+        let mut transmit = self.core().poll_transmit(now, rng);
+        if transmit.is_none() {
+            match self {
+                Self::Client(party) => party.work(now),
+                Self::Relay(party) => party.work(),
+            }
+            self.core().handle_batch_end(now, rng);
+            transmit = self.core().poll_transmit(now, rng);
         }
-        match self {
-            Self::Client(party) => party.work(now),
-            Self::Relay(party) => party.work(),
+        if let (Self::Client(party), Some(Transmit::Dial(target))) = (self, &transmit) {
+            party.dialled.push(target.relay);
         }
-        self.core().handle_batch_end(now, rng);
-        self.core().poll_transmit(now, rng)
+        transmit
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
@@ -258,6 +263,7 @@ impl Net {
             ready: 0,
             expired: false,
             guards_changed: false,
+            dialled: Vec::new(),
         };
         world.place(client, Party::Client(Box::new(party)));
         let mut net = Self { seed, world, client, relays, listed };

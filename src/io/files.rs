@@ -34,7 +34,7 @@ use keyfile::KeyFile;
 pub const ONION_KEY_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 const MAX_SECRET_LEN: u64 = 64 << 10;
-const MAX_GUARDS_LEN: u64 = 64 << 10;
+const MAX_GUARDS_LEN: u64 = 256 << 10;
 const IDENTITY: &str = "identity.key";
 const AUTHORITY: &str = "authority.key";
 const ONION: &str = "onion.key";

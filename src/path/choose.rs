@@ -13,7 +13,7 @@ use super::{
     weigh::{ExitShare, one_in, pick},
 };
 use crate::{
-    base::{ErrorClass, HopIndex, Instant, RelayId},
+    base::{ErrorClass, HopIndex, RelayId},
     delegated::Delegation,
     directory::{ConsensusRelay, Flags},
     handshake::RelayKeys,
@@ -146,11 +146,10 @@ pub fn choose<R: CryptoRng + ?Sized>(
     guards: &GuardSample,
     requirement: &Requirement,
     avoid: &[RelayId],
-    now: Instant,
     rng: &mut R,
 ) -> Result<Path, PathError> {
-    let guards = guards.candidates(relays.consensus, now, rng);
-    if guards.is_empty() {
+    let candidates = guards.candidates(relays.consensus, rng);
+    if candidates.is_empty() {
         return Err(PathError::NoGuard);
     }
     let exits = exits(relays, &requirement.purpose);
@@ -159,11 +158,24 @@ pub fn choose<R: CryptoRng + ?Sized>(
     }
     let choice = Choice { relays, exits, hops: usize::from(requirement.hops.clamp(2, HopIndex::MAX)) };
     // An adversary that fails circuits can fill `avoid`, so `avoid` must not change the guard either.
-    let path = guards.iter().find_map(|guard| match choice.path_through(guard, avoid, rng) {
-        None if !avoid.is_empty() => choice.path_through(guard, &[], rng),
-        path => path,
+    let path = candidates.iter().find_map(|guard| {
+        let distrusted = guards.distrusted(relays.consensus, &guard.identity());
+        match choice.path_through(guard, avoid, &distrusted, rng) {
+            None if !avoid.is_empty() => choice.path_through(guard, &[], &distrusted, rng),
+            path => path,
+        }
     });
     path.ok_or(PathError::TooFewRelays)
+}
+
+/// A path for a circuit without requests that measures whether a suspect guard or the relays behind it fail circuits:
+/// it begins with another primary guard and one of these relays. `None` if no guard is suspect, or nothing is left to
+/// measure.
+pub fn measure<R: CryptoRng + ?Sized>(relays: &Relays<'_>, guards: &GuardSample, rng: &mut R) -> Option<Path> {
+    let (guard, next) = guards.measurement(relays.consensus, rng)?;
+    let relays = Relays { middle: Some(next), ..*relays };
+    let choice = Choice { relays: &relays, exits: exits(&relays, &Purpose::Streams), hops: 3 };
+    choice.path_through(guard, &[], &[], rng)
 }
 
 /// Replaces the unreachable relay at `position` (from 0); the other relays of the path stay. A volunteer is chosen only
@@ -223,11 +235,12 @@ impl<'a> Choice<'a, '_> {
         !avoid.contains(&hop.identity()) && !path.iter().any(|other| related(hop, other, parameters))
     }
 
-    /// Chooses a path that begins with `guard`.
+    /// Chooses a path that begins with `guard`. A relay in `distrusted` follows it only if no other remains.
     fn path_through<R: CryptoRng + ?Sized>(
         &self,
         guard: &'a ConsensusRelay,
         avoid: &[RelayId],
+        distrusted: &[RelayId],
         rng: &mut R,
     ) -> Option<Path> {
         let mut path = vec![PathRelay::Listed(guard)];
@@ -239,7 +252,13 @@ impl<'a> Choice<'a, '_> {
         path.push(self.exit(&exits, volunteers_alone, rng)?);
         while path.len() < self.hops {
             let position = path.len().saturating_sub(1);
-            path.insert(position, self.middle(&path, position, true, avoid, rng)?);
+            let trusted = if position == 1 && !distrusted.is_empty() {
+                self.middle(&path, position, true, &[avoid, distrusted].concat(), rng)
+            } else {
+                None
+            };
+            let middle = trusted.or_else(|| self.middle(&path, position, true, avoid, rng))?;
+            path.insert(position, middle);
         }
         Some(Path::of(&path))
     }

@@ -3,6 +3,9 @@
 //! All dates are dates of consensuses, not of the client's clock. They are precise enough, and a stored sample doesn't
 //! reveal when the client ran.
 
+mod bias;
+mod reachability;
+
 use core::{fmt, time::Duration};
 
 use prost::Message;
@@ -13,9 +16,11 @@ use super::{
     weigh::{ExitShare, pick},
 };
 use crate::{
-    base::{Counter as _, Instant, RelayId, WallTime},
+    base::{Instant, RelayId, WallTime},
     directory::{Consensus, ConsensusRelay, Flags, decode_identity, schema},
 };
+use bias::{MAX_NEXT, NextRelays};
+use reachability::{GuardReach, PRIMARIES, Reserve};
 
 /// Maximum guards of the sample, listed or not.
 const MAX_GUARDS: usize = 120;
@@ -24,8 +29,6 @@ const MIN_GUARDS: usize = 3;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Days without a listing after which a guard is removed.
 const UNLISTED_DAYS: u32 = 20;
-const FIRST_RETRY: Duration = Duration::from_secs(10);
-const LAST_RETRY: Duration = Duration::from_secs(30 * 60);
 
 /// A stored guard sample can't be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +39,13 @@ pub struct GuardSampleError;
 #[derive(Clone, Default)]
 pub struct GuardSample {
     guards: Vec<Guard>,
+    /// The date of the last consensus.
+    today: Option<WallTime>,
+    reserve: Reserve,
+    /// The consensus at which the counts of next relays were last halved.
+    halved: Option<WallTime>,
+    /// Circuits were counted since the sample was stored.
+    counted: bool,
 }
 
 #[derive(Clone)]
@@ -46,14 +56,8 @@ struct Guard {
     listed: WallTime,
     circuits_begun: u64,
     circuits_built: u64,
-    unreachable: Option<Unreachable>,
-}
-
-/// The state after a failed dial. Not stored on disk.
-#[derive(Clone, Copy)]
-struct Unreachable {
-    failures: u32,
-    retry: Instant,
+    next: NextRelays,
+    reachability: GuardReach,
 }
 
 impl GuardSample {
@@ -65,19 +69,31 @@ impl GuardSample {
         let sample = schema::GuardSample::decode(bytes).map_err(|_| GuardSampleError)?;
         let guards: Option<Vec<Guard>> = sample.guards.iter().map(Guard::decode).collect();
         let guards = guards.filter(|guards| guards.len() <= MAX_GUARDS).ok_or(GuardSampleError)?;
-        Ok(Self { guards })
+        let pairs = guards.iter().map(|guard| guard.next.len()).fold(0, usize::saturating_add);
+        if pairs > PRIMARIES.saturating_mul(MAX_NEXT) {
+            return Err(GuardSampleError);
+        }
+        let halved = (sample.halved > 0).then(|| WallTime::from_unix(sample.halved));
+        Ok(Self { guards, halved, ..Self::default() })
     }
 
     /// Encodes the sample for storage.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        schema::GuardSample { guards: self.guards.iter().map(Guard::encode).collect() }.encode_to_vec()
+        let mut guards: Vec<_> = self.guards.iter().map(Guard::encode).collect();
+        if self.today.is_some() {
+            let primaries: Vec<_> = self.primaries().map(|guard| guard.identity).collect();
+            let others = guards.iter_mut().zip(&self.guards).filter(|(_, guard)| !primaries.contains(&guard.identity));
+            others.for_each(|(encoded, _)| encoded.next_relays.clear());
+        }
+        schema::GuardSample { guards, halved: self.halved.map_or(0, WallTime::as_unix) }.encode_to_vec()
     }
 
-    /// Updates the sample to a new consensus: removes guards past their lifetime or unlisted for too long, and adds
-    /// guards. Returns whether guards were added or removed, so that the sample should be stored.
+    /// Updates the sample to a new consensus: removes guards past their lifetime, unlisted for too long, or convicted
+    /// of path bias, and adds guards. Returns whether guards were added or removed, so that the sample should be stored.
     pub fn update<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
         let today = consensus.valid_after();
+        self.today = Some(today);
         for guard in &mut self.guards {
             if is_guard(consensus, &guard.identity).is_some() {
                 guard.listed = today;
@@ -88,64 +104,119 @@ impl GuardSample {
         self.guards.retain(|guard| {
             today.since(guard.added) <= lifetime && today.since(guard.listed) <= DAY.saturating_mul(UNLISTED_DAYS)
         });
+        self.judge(consensus);
         let removed = self.guards.len() != before;
         let added = self.fill(consensus, rng);
         removed || added
     }
 
-    /// Records that the guard was reached.
-    pub fn handle_reached(&mut self, relay: &RelayId) {
+    /// Records that the guard built the first hop of a circuit.
+    pub fn handle_answered(&mut self, relay: &RelayId) {
         if let Some(guard) = self.guard(relay) {
-            guard.unreachable = None;
+            guard.reachability = GuardReach::Usable;
         }
     }
 
-    /// Records that the guard could not be reached. Other guards precede it until its retry: after 10 s, doubled for
-    /// each failure, at most half an hour.
+    /// Records that a channel to the guard opened. Returns the guards that it precedes from now on: circuits through
+    /// these were built only because this guard was unreachable. All unreachable guards are dialled again at once.
+    pub fn handle_opened(&mut self, now: Instant, relay: &RelayId) -> Vec<RelayId> {
+        let Some(position) = self.listed().position(|guard| guard.identity == *relay) else { return Vec::new() };
+        self.reserve.handle_opened(position < PRIMARIES);
+        let returned = self.guard(relay).is_some_and(|guard| {
+            let unreachable = !guard.reachability.is_usable();
+            guard.reachability.handle_opened(now);
+            unreachable
+        });
+        for guard in &mut self.guards {
+            guard.reachability.retry_at_once(now);
+        }
+        let later = self.listed().skip(position.saturating_add(1)).map(|guard| guard.identity);
+        if returned { later.collect() } else { Vec::new() }
+    }
+
+    /// Records that the guard left a channel or circuit unanswered that began at `began`. It stays first: the next
+    /// circuit dials it again. Only if it is silent once more, before it has built a first hop, it is unreachable.
+    pub fn handle_silent(&mut self, now: Instant, relay: &RelayId, began: Instant) {
+        let offline = self.is_offline_without(relay);
+        if let Some(guard) = self.guard(relay) {
+            guard.reachability.handle_silent(now, began, offline);
+        }
+    }
+
+    /// Records that a dial of the guard failed, or did not succeed in time. Other guards precede it until a channel to
+    /// it opens. It is dialled again after 5 s, then each time after twice as long, at most a minute; at most 15 s
+    /// while no guard is reachable.
     pub fn handle_unreachable(&mut self, now: Instant, relay: &RelayId) {
+        let offline = self.is_offline_without(relay);
         if let Some(guard) = self.guard(relay) {
-            let failures = guard.unreachable.map_or(0, |unreachable| unreachable.failures);
-            let wait = FIRST_RETRY.saturating_mul(1 << failures.min(16)).min(LAST_RETRY);
-            guard.unreachable = Some(Unreachable { failures: failures.saturating_add(1), retry: now.after(wait) });
+            guard.reachability.handle_unreachable(now, offline);
         }
     }
 
-    /// Counts a circuit whose first hop, the guard, was reached, and whether the circuit was `built` completely.
-    /// Failures beyond a guard never change the guard. Otherwise relays that fail circuits could move a client to their
-    /// own guard.
-    pub fn handle_circuit(&mut self, relay: &RelayId, built: bool) {
-        if let Some(guard) = self.guard(relay) {
-            guard.circuits_begun.increment();
-            guard.circuits_built = guard.circuits_built.saturating_add(u64::from(built));
-            let suspicious = guard.circuits_built < guard.circuits_begun / 2;
-            if suspicious && guard.circuits_begun % 100 == 0 {
-                tracing::warn!("most circuits through one guard fail beyond it");
-            }
+    /// Records that something other than a guard answered, a directory for example. One more guard beyond the primaries
+    /// is used if this happened twice, ten minutes apart, and all guards in use were unreachable throughout.
+    pub fn handle_contact(&mut self, now: Instant) {
+        if self.in_use().next().is_some() && self.in_use().all(|guard| !guard.reachability.is_usable()) {
+            self.reserve.handle_contact(now);
         }
     }
 
-    /// Listed guards in the order to try: those in use (shuffled), the others without a pending retry, then the
-    /// unreachable ones by their retry times.
+    /// The unreachable guards in use whose next dial is due.
+    pub fn due<'a>(&self, consensus: &'a Consensus, now: Instant) -> Vec<&'a ConsensusRelay> {
+        let due = self.in_use().filter(|guard| guard.reachability.retry().is_some_and(|retry| retry <= now));
+        due.filter_map(|guard| is_guard(consensus, &guard.identity)).collect()
+    }
+
+    /// Whether circuits were counted since the last call.
+    pub const fn take_counted(&mut self) -> bool {
+        core::mem::replace(&mut self.counted, false)
+    }
+
+    /// Listed guards in the order to try: the usable ones in use (shuffled if the consensus demands two), then the
+    /// unreachable ones by the times of their next dials. The other guards follow, for networks in which no path leads
+    /// through a guard in use.
     pub(super) fn candidates<'a, R: CryptoRng + ?Sized>(
         &self,
         consensus: &'a Consensus,
-        now: Instant,
         rng: &mut R,
     ) -> Vec<&'a ConsensusRelay> {
-        let retry = |guard: &Guard| guard.unreachable.map(|unreachable| unreachable.retry).filter(|retry| *retry > now);
-        let mut guards: Vec<(Option<Instant>, &ConsensusRelay)> = Vec::new();
-        // Inserts each guard behind those with the same time. The list is short.
-        for (due, relay) in
-            self.guards.iter().filter_map(|guard| Some((retry(guard), is_guard(consensus, &guard.identity)?)))
-        {
-            guards.insert(guards.partition_point(|(before, _)| *before <= due), (due, relay));
-        }
-        let usable = guards.iter().filter(|(retry, _)| retry.is_none()).count();
+        let listed = self.guards.iter().filter_map(|guard| Some((guard, is_guard(consensus, &guard.identity)?)));
+        let limit = self.limit();
+        let mut guards: Vec<_> = listed
+            .enumerate()
+            .map(|(position, (guard, relay))| (position >= limit, guard.reachability.retry(), relay))
+            .collect();
+        let usable = guards.iter().filter(|(beyond, retry, _)| !beyond && retry.is_none()).count();
+        // The sort is stable.
+        guards.sort_by_key(|(beyond, retry, _)| (*beyond, *retry));
         let in_use = usize::try_from(consensus.parameters().guards_in_use()).unwrap_or(1);
         if in_use.min(usable) == 2 && rng.random() {
             guards.swap(0, 1);
         }
-        guards.into_iter().map(|(_, relay)| relay).collect()
+        guards.into_iter().map(|(_, _, relay)| relay).collect()
+    }
+
+    /// The guards that the last consensus listed.
+    fn listed(&self) -> impl Iterator<Item = &Guard> {
+        self.guards.iter().filter(|guard| Some(guard.listed) == self.today)
+    }
+
+    fn primaries(&self) -> impl Iterator<Item = &Guard> {
+        self.listed().take(PRIMARIES)
+    }
+
+    /// The number of guards in use: the primaries, and those beyond.
+    const fn limit(&self) -> usize {
+        PRIMARIES.saturating_add(self.reserve.guards())
+    }
+
+    fn in_use(&self) -> impl Iterator<Item = &Guard> {
+        self.listed().take(self.limit())
+    }
+
+    /// Whether no guard in use except `relay` is usable.
+    fn is_offline_without(&self, relay: &RelayId) -> bool {
+        !self.in_use().any(|guard| guard.identity != *relay && guard.reachability.is_usable())
     }
 
     fn guard(&mut self, relay: &RelayId) -> Option<&mut Guard> {
@@ -191,8 +262,15 @@ impl Guard {
     fn new<R: CryptoRng + ?Sized>(identity: RelayId, consensus: &Consensus, rng: &mut R) -> Self {
         let tenth = lifetime(consensus).as_secs() / 10;
         let added = consensus.valid_after().before(Duration::from_secs(rng.random_range(0..=tenth)));
-        let listed = consensus.valid_after();
-        Self { identity, added, listed, circuits_begun: 0, circuits_built: 0, unreachable: None }
+        Self {
+            identity,
+            added,
+            listed: consensus.valid_after(),
+            circuits_begun: 0,
+            circuits_built: 0,
+            next: NextRelays::default(),
+            reachability: GuardReach::default(),
+        }
     }
 
     fn encode(&self) -> schema::SampledGuard {
@@ -202,6 +280,7 @@ impl Guard {
             listed: self.listed.as_unix(),
             circuits_begun: self.circuits_begun,
             circuits_built: self.circuits_built,
+            next_relays: self.next.encode(),
         }
     }
 
@@ -212,7 +291,8 @@ impl Guard {
             listed: WallTime::from_unix(guard.listed),
             circuits_begun: guard.circuits_begun,
             circuits_built: guard.circuits_built,
-            unreachable: None,
+            next: NextRelays::decode(&guard.next_relays)?,
+            reachability: GuardReach::default(),
         })
     }
 }

@@ -69,6 +69,8 @@ struct NetworkInterface {
     certificate: [u8; 32],
     listens: bool,
     alive: bool,
+    /// The end of an outage of its line.
+    offline_until: Instant,
     events: VecDeque<LinkEvent>,
 }
 
@@ -118,7 +120,14 @@ impl Network {
         let mut certificate = [0; 32];
         self.rng.fill_bytes(&mut certificate);
         let node = NodeId(self.ports.len());
-        self.ports.push(NetworkInterface { address, certificate, listens, alive: true, events: VecDeque::new() });
+        self.ports.push(NetworkInterface {
+            address,
+            certificate,
+            listens,
+            alive: true,
+            offline_until: Instant::START,
+            events: VecDeque::new(),
+        });
         node
     }
 
@@ -145,6 +154,25 @@ impl Network {
         for link in orphans {
             self.schedule(now.after(SILENCE_LIMIT), ScheduledEvent::Closure { link, by_silence: true });
         }
+    }
+
+    /// Interrupts the line of `node` for `duration`, at least 3 s: its links end by silence, and a dial
+    /// succeeds only if it outlasts the outage.
+    pub fn interrupt(&mut self, now: Instant, node: NodeId, duration: Duration) {
+        if let Some(port) = self.ports.get_mut(node.0) {
+            port.offline_until = now.after(duration.max(SILENCE_LIMIT));
+        }
+        let own = self.ends.iter().filter(|(_, end)| end.node == node);
+        let links: Vec<_> = own.flat_map(|(link, end)| [*link, end.other]).collect();
+        for link in links {
+            self.schedule(now.after(SILENCE_LIMIT), ScheduledEvent::Closure { link, by_silence: true });
+        }
+    }
+
+    /// The end of the outage of `node` or `other`, at the earliest `now`.
+    fn online_at(&self, now: Instant, nodes: [Option<NodeId>; 2]) -> Instant {
+        let ports = nodes.into_iter().flatten().filter_map(|node| self.ports.get(node.0));
+        ports.map(|port| port.offline_until).fold(now, Instant::max)
     }
 
     /// The network as `node`'s transport.
@@ -176,13 +204,11 @@ impl Network {
         let to =
             self.ports.iter().position(|port| port.listens && port.alive && target.addresses.contains(&port.address));
         let round_trips = 3;
-        let duration = if to.is_some() { self.profile.delay.saturating_mul(2 * round_trips) } else { DIAL_LIMIT };
-        let event = ScheduledEvent::DialResult {
-            from,
-            relay: target.relay,
-            fingerprint: target.fingerprint,
-            to: to.map(NodeId),
-        };
+        let outage = self.online_at(now, [Some(from), to.map(NodeId)]).since(now);
+        let to = to.map(NodeId).filter(|_| outage < DIAL_LIMIT);
+        let handshake = self.profile.delay.saturating_mul(2 * round_trips);
+        let duration = if to.is_some() { outage.saturating_add(handshake) } else { DIAL_LIMIT };
+        let event = ScheduledEvent::DialResult { from, relay: target.relay, fingerprint: target.fingerprint, to };
         self.schedule(now.after(duration), event);
     }
 
@@ -193,13 +219,17 @@ impl Network {
         end.buffered = end.buffered.saturating_add(message.len());
         let departs = end.sends_until.max(now).after(at_rate(message.len(), profile.rate));
         end.sends_until = departs;
-        let other = end.other;
+        let (node, other) = (end.node, end.other);
         let mut arrives = departs.after(profile.delay).after(extra_delay);
         if let Some(lane_until) = end.lanes_until.get_mut(usize::from(lane.value())) {
             arrives = arrives.max(*lane_until);
             *lane_until = arrives;
         }
+        let other_node = self.ends.get(&other).map(|end| end.node);
         self.schedule(departs, ScheduledEvent::Departure { link, bytes: message.len() });
+        if self.online_at(now, [Some(node), other_node]) > now {
+            return;
+        }
         self.schedule(arrives, ScheduledEvent::Arrival { link: other, lane: lane.value(), message });
     }
 

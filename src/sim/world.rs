@@ -69,6 +69,11 @@ impl<M: LinkMachine> World<M> {
         }
     }
 
+    /// Interrupts the line of `node` for `duration`, at least 3 s.
+    pub fn interrupt(&mut self, node: NodeId, duration: Duration) {
+        self.network.interrupt(self.now, node, duration);
+    }
+
     /// Calls `operation` on the core at `node`, then sends the node's output.
     pub fn with<T>(
         &mut self,

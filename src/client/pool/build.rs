@@ -2,13 +2,13 @@
 
 use rand::CryptoRng;
 
-use super::{Pool, PoolEvent, PoolInputs, build_policy::delegation_of, circuit::Pooled};
+use super::{GuardPair, Pool, PoolEvent, PoolInputs, build_policy::delegation_of, circuit::Pooled};
 use crate::{
     base::{HopIndex, Instant, RelayId},
     channel::{ChannelId, Channels},
     circuit::{CircuitError, Origin},
     client::{Isolation, PooledCircuitKey, requests::Demand},
-    path::{PathError, Purpose},
+    path::{PathError, Purpose, measure},
 };
 
 impl Pool {
@@ -95,19 +95,42 @@ impl Pool {
             // No request would be placed on it.
             return Ok(false);
         }
-        let guard = relays.first().and_then(|guard| inputs.relays.consensus.relay(guard));
-        let guard = guard.ok_or(PathError::TooFewRelays)?.dial_target();
         if self.circuits.len() >= inputs.parameters.circuits && !self.make_room() {
             return Ok(false);
         }
+        self.connect(now, Pooled::new(now, path, delegation, isolation, uses_avoided_exit), inputs, rng)?;
+        Ok(true)
+    }
+
+    /// Starts a circuit without requests if a guard is suspect. It closes once it is open.
+    pub(in crate::client) fn measure(&mut self, now: Instant, inputs: &mut PoolInputs<'_>, rng: &mut dyn CryptoRng) {
+        if self.circuits.len() < inputs.parameters.circuits
+            && let Some(path) = measure(&inputs.relays, inputs.guards, rng)
+        {
+            let mut circuit = Pooled::new(now, path, None, None, false);
+            circuit.retire();
+            let _ = self.connect(now, circuit, inputs, rng);
+        }
+    }
+
+    /// Adds a circuit, and starts it once the channel to its guard is open.
+    fn connect(
+        &mut self,
+        now: Instant,
+        circuit: Pooled,
+        inputs: &mut PoolInputs<'_>,
+        rng: &mut dyn CryptoRng,
+    ) -> Result<(), PathError> {
+        let guard = circuit.guard().and_then(|guard| inputs.relays.consensus.relay(&guard));
+        let guard = guard.ok_or(PathError::TooFewRelays)?.dial_target();
         self.last = self.last.saturating_add(1);
         let key = PooledCircuitKey(self.last);
-        self.circuits.insert(key, Pooled::new(now, path, delegation, isolation, uses_avoided_exit));
-        self.deadlines.set(key, now.after(self.policy.history.hop_timeout()));
+        self.circuits.insert(key, circuit);
+        self.deadlines.set(key, now.after(self.policy.history.dial_timeout()));
         if let Some(channel) = inputs.channels.connect(now, &guard) {
             self.start(now, key, channel, inputs, rng);
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Starts the first hop of a circuit whose channel is open.
@@ -181,22 +204,28 @@ impl Pool {
         let (Some(guard), Some((channel, _))) = (circuit.guard(), circuit.endpoint()) else { return };
         let reached = circuit.hop_times().len();
         if reached > 0 {
+            // The end of the channel says nothing about the relays behind the guard.
+            let behind = circuit.guard_pair().filter(|_| circuit.has_channel(channels));
+            if circuit.is_retired() {
+                // No request waits for it.
+                return self.events.push_back(PoolEvent::BuildFailed { behind, give_up: false });
+            }
             let relay = circuit.path().get(reached).map(|relay| relay.identity);
-            return self.handle_build_failed(now, circuit.began(), Some(guard), relay);
+            return self.handle_build_failed(now, circuit.began(), behind, relay);
         }
         if channels.peer(channel) != Some(guard) {
-            return self.handle_guard_failed(now, guard);
+            return self.handle_guard_silent(guard, circuit.began());
         }
         // A guard that refuses a circuit, or is slow, is reachable: it stays the guard.
         if !matches!(error, CircuitError::BuildTimedOut(_)) || self.has_answered_since(&guard, circuit.began()) {
             return self.handle_build_failed(now, circuit.began(), None, None);
         }
         channels.close(channel);
-        self.handle_guard_failed(now, guard);
+        self.handle_guard_silent(guard, circuit.began());
     }
 
     /// A build that began at `began` failed, `behind` its guard if that was built, at `relay` if known.
-    fn handle_build_failed(&mut self, now: Instant, began: Instant, behind: Option<RelayId>, relay: Option<RelayId>) {
+    fn handle_build_failed(&mut self, now: Instant, began: Instant, behind: Option<GuardPair>, relay: Option<RelayId>) {
         let give_up = self.policy.history.handle_failed(now, began, relay);
         self.events.push_back(PoolEvent::BuildFailed { behind, give_up });
     }

@@ -17,6 +17,11 @@ const HOP_TIMEOUT_UNKNOWN: Duration = Duration::from_secs(5);
 const HOP_TIMEOUT_MIN: Duration = Duration::from_millis(1500);
 const HOP_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 const HOP_TIMES: usize = 32;
+/// Bounds of the time for which circuits wait for a dial of a guard.
+const DIAL_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+const DIAL_TIMEOUT_MAX: Duration = Duration::from_secs(3);
+/// The longest pause after failed dials of guards. Short, so that a client recovers soon after its line does.
+const LONGEST_GUARD_PAUSE: Duration = Duration::from_secs(5);
 
 /// Time for which an unresponsive relay is avoided, and the cap on such relays.
 const AVOID: Duration = Duration::from_secs(60);
@@ -101,12 +106,15 @@ impl BuildHistory {
         self.avoid(now, relay);
         self.guard_failures.increment();
         if let Some(doublings) = self.guard_failures.checked_sub(GUARDS_AT_ONCE) {
-            self.next_at = Some(now.after(doubled(Duration::from_secs(1), doublings)));
+            self.next_at = Some(now.after(doubled(Duration::from_secs(1), doublings).min(LONGEST_GUARD_PAUSE)));
         }
     }
 
-    /// A channel to a guard is open.
+    /// A channel to a guard is open. A pause after failed dials ends.
     pub(super) const fn handle_guard_reached(&mut self) {
+        if self.guard_failures >= GUARDS_AT_ONCE {
+            self.next_at = None;
+        }
         self.guard_failures = 0;
     }
 
@@ -120,6 +128,14 @@ impl BuildHistory {
         match self.hop_times.iter().max() {
             None => HOP_TIMEOUT_UNKNOWN,
             Some(slowest) => slowest.saturating_mul(5).clamp(HOP_TIMEOUT_MIN, HOP_TIMEOUT_MAX),
+        }
+    }
+
+    /// The time for which circuits wait for a dial of a guard. The dial itself continues.
+    pub(super) fn dial_timeout(&self) -> Duration {
+        match self.hop_times.iter().max() {
+            None => HOP_TIMEOUT_UNKNOWN,
+            Some(slowest) => slowest.saturating_mul(5).clamp(DIAL_TIMEOUT_MIN, DIAL_TIMEOUT_MAX),
         }
     }
 

@@ -72,9 +72,9 @@ impl BuildPolicy {
         avoid.extend(avoided);
         let requirement = Requirement::three_hops(purpose);
         let refused = |path: &Path| path.hops().last().is_some_and(|exit| refused_by.contains(exit));
-        let mut path = choose(&relays, guards, &requirement, &avoid, now, rng)?;
+        let mut path = choose(&relays, guards, &requirement, &avoid, rng)?;
         if refused(&path) {
-            path = choose(&relays, guards, &requirement, refused_by, now, rng)?;
+            path = choose(&relays, guards, &requirement, refused_by, rng)?;
         }
         if refused(&path) { Err(requirement.purpose.without_exit()) } else { Ok(path) }
     }

@@ -4,9 +4,10 @@ use core::time::Duration;
 
 use rand::CryptoRng;
 
+use super::GuardPair;
 use crate::{
     base::{CircuitId, Counter as _, Instant, RelayId, StreamId, Ticket},
-    channel::ChannelId,
+    channel::{ChannelId, Channels},
     circuit::{CircuitEvent, Origin},
     client::{
         Isolation,
@@ -23,6 +24,9 @@ use crate::{
 /// Cap on credible reports of a relay as gone during one build. The first allows another volunteer as the substitute,
 /// the second only a relay of the consensus.
 const MAX_GONE: u8 = 2;
+
+/// Time after its first use in which the end of a circuit counts as a failure of its path.
+const EARLY_USE: Duration = Duration::from_secs(10);
 
 /// A circuit, from the start of its build to its end.
 pub(in crate::client) struct Pooled {
@@ -135,6 +139,25 @@ impl Pooled {
 
     pub(in crate::client) fn exit(&self) -> Option<RelayId> {
         self.path.last().map(|relay| relay.identity)
+    }
+
+    /// Its guard and the relay behind it.
+    pub(super) fn guard_pair(&self) -> Option<GuardPair> {
+        let next = self.path.get(1).map(|relay| relay.identity).filter(|_| !self.is_volunteer(1));
+        Some(GuardPair { guard: self.guard()?, next })
+    }
+
+    /// Whether the channel to its guard is open.
+    pub(super) fn has_channel(&self, channels: &Channels) -> bool {
+        self.endpoint().is_some_and(|(channel, _)| channels.peer(channel) == self.guard())
+    }
+
+    /// Whether it is open and was first used at most [`EARLY_USE`] ago, or never.
+    pub(super) fn is_unproved(&self, now: Instant) -> bool {
+        match &self.state {
+            PooledState::Connecting | PooledState::Building(_) => false,
+            PooledState::Open(open) => open.used.as_ref().is_none_or(|used| now.since(used.since) < EARLY_USE),
+        }
     }
 
     /// The delegated request that it was built for; `None` for streams.

@@ -297,6 +297,15 @@ impl ClientCore {
     }
 }
 
+impl Drop for ClientCore {
+    /// The task ends by a drop of its future.
+    fn drop(&mut self) {
+        if self.client.take_guard_changes() {
+            self.store_guards();
+        }
+    }
+}
+
 const fn end_reason(failure: StreamFailure) -> EndReason {
     match failure {
         StreamFailure::Ended(reason) => reason,

@@ -52,7 +52,7 @@ fn a_path_has_three_different_relays_and_always_the_same_guard() {
     let mut firsts = BTreeMap::new();
     for _ in 0..200 {
         let requirement = Requirement::three_hops(target("example.org", 443));
-        let path = choose(&(&consensus).into(), &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+        let path = choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap();
         let hops = path.hops();
         assert_eq!(hops.len(), 3);
         assert!(hops[0] != hops[1] && hops[1] != hops[2] && hops[0] != hops[2], "seed {SEED}");
@@ -68,11 +68,11 @@ fn paths_have_the_required_length() {
     let guards = sample(&consensus, &mut rng);
     for (hops, length) in [(2, 2), (5, 5), (0, 2), (6, 6)] {
         let requirement = Requirement { hops, purpose: Purpose::Streams };
-        let path = choose(&(&consensus).into(), &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+        let path = choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap();
         assert_eq!(path.hops().len(), length);
     }
     let requirement = Requirement { hops: 8, purpose: Purpose::Streams };
-    let error = choose(&(&consensus).into(), &guards, &requirement, &[], Instant::START, &mut rng).unwrap_err();
+    let error = choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap_err();
     assert_eq!(error, PathError::TooFewRelays);
 }
 
@@ -84,7 +84,7 @@ fn the_policy_of_the_exit_allows_the_target() {
     let consensus = consensus([mail(), web6()].into_iter().chain((3..=7).map(|number| listed(profile(number)))));
     let guards = sample(&consensus, &mut rng);
     let mut exit = |purpose: Purpose| {
-        choose(&(&consensus).into(), &guards, &Requirement::three_hops(purpose), &[], Instant::START, &mut rng)
+        choose(&(&consensus).into(), &guards, &Requirement::three_hops(purpose), &[], &mut rng)
             .map(|path| path.hops()[2])
     };
     assert_eq!(exit(target("example.org", 25)), Ok(id(1)));
@@ -116,7 +116,7 @@ fn no_two_hops_share_family_operator_or_network() {
         (0..100).any(|_| {
             let guards = sample(&consensus, &mut rng);
             let requirement = Requirement::three_hops(Purpose::Streams);
-            let path = choose(&(&consensus).into(), &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+            let path = choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap();
             path.hops().contains(&id(3))
         })
     };
@@ -151,7 +151,7 @@ fn the_next_guard_is_used_if_no_exit_fits_the_first() {
     for _ in 0..20 {
         let guards = sample(&consensus, &mut rng);
         let requirement = Requirement::three_hops(Purpose::Streams);
-        let path = choose(&(&consensus).into(), &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+        let path = choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap();
         assert!([id(2), id(4)].contains(&path.hops()[0]), "seed {SEED}");
     }
 }
@@ -162,8 +162,7 @@ fn relays_to_avoid_are_used_only_if_no_others_remain() {
     let guards = sample(&consensus, &mut rng);
     let mut exits = |avoid: &[RelayId]| -> Vec<RelayId> {
         let requirement = Requirement::three_hops(Purpose::Streams);
-        let mut choose =
-            || choose(&(&consensus).into(), &guards, &requirement, avoid, Instant::START, &mut rng).unwrap();
+        let mut choose = || choose(&(&consensus).into(), &guards, &requirement, avoid, &mut rng).unwrap();
         (0..50).map(|_| choose().hops()[2]).collect()
     };
     assert!(exits(&[id(1)]).iter().all(|exit| *exit == id(2)));
@@ -186,7 +185,7 @@ fn relays_to_avoid_never_change_the_guard() {
         let guards = sample(&consensus, &mut rng);
         let mut guard = |avoid: &[RelayId]| {
             let requirement = Requirement::three_hops(Purpose::Streams);
-            choose(&(&consensus).into(), &guards, &requirement, avoid, Instant::START, &mut rng).unwrap().hops()[0]
+            choose(&(&consensus).into(), &guards, &requirement, avoid, &mut rng).unwrap().hops()[0]
         };
         assert_eq!(guard(&[id(1)]), guard(&[]), "seed {SEED}");
     }
@@ -207,7 +206,7 @@ fn relays_are_chosen_in_proportion_to_their_weight() {
     for _ in 0..ROUNDS {
         let guards = sample(&consensus, &mut rng);
         let requirement = Requirement { hops: 2, purpose: Purpose::Streams };
-        let path = choose(&(&consensus).into(), &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+        let path = choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap();
         for hop in path.hops() {
             *counts.entry(hop).or_default() += 1;
         }
@@ -242,7 +241,7 @@ fn a_network_of_exits_only_or_with_one_exit_has_paths() {
         for _ in 0..50 {
             let guards = sample(&consensus, &mut rng);
             let requirement = Requirement::three_hops(target("example.org", 80));
-            choose(&(&consensus).into(), &guards, &requirement, &[], Instant::START, &mut rng).unwrap();
+            choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap();
         }
     }
 }
@@ -255,8 +254,7 @@ fn missing_guards_exits_and_relays_have_errors_of_their_own() {
     let mut error = |relays: Vec<ConsensusRelay>| {
         let consensus = consensus(relays);
         let guards = sample(&consensus, &mut rng);
-        choose(&(&consensus).into(), &guards, &Requirement::three_hops(Purpose::Streams), &[], Instant::START, &mut rng)
-            .unwrap_err()
+        choose(&(&consensus).into(), &guards, &Requirement::three_hops(Purpose::Streams), &[], &mut rng).unwrap_err()
     };
     assert_eq!(error(vec![no_guard]), PathError::NoGuard);
     assert_eq!(error((1..=3).map(|number| listed(profile(number))).collect()), PathError::NoExit);

@@ -22,8 +22,8 @@ fn days(days: u32) -> Duration {
     DAY * days
 }
 
-fn order(guards: &GuardSample, consensus: &Consensus, now: Instant) -> Vec<RelayId> {
-    guards.candidates(consensus, now, &mut rng()).into_iter().map(ConsensusRelay::identity).collect()
+fn order(guards: &GuardSample, consensus: &Consensus) -> Vec<RelayId> {
+    guards.candidates(consensus, &mut rng()).into_iter().map(ConsensusRelay::identity).collect()
 }
 
 fn sampled(consensus: &Consensus) -> GuardSample {
@@ -36,11 +36,11 @@ fn sampled(consensus: &Consensus) -> GuardSample {
 fn the_sample_has_its_configured_size_and_ignores_new_relays() {
     let first = consensus(relays(1..=50));
     let mut guards = sampled(&first);
-    let before = order(&guards, &first, Instant::START);
+    let before = order(&guards, &first);
     assert_eq!(before.len(), 20);
     let next = consensus_at(NOW.after(days(1)), relays(1..=100), &Parameters::default()).0;
     assert!(!guards.update(&next, &mut rng()), "new relays change nothing");
-    assert_eq!(order(&guards, &next, Instant::START), before);
+    assert_eq!(order(&guards, &next), before);
 }
 
 #[test]
@@ -48,42 +48,167 @@ fn a_stored_sample_decodes_to_an_equal_one() {
     let consensus = consensus(relays(1..=30));
     let guards = sampled(&consensus);
     let stored = GuardSample::decode(&guards.encode()).unwrap();
-    assert_eq!(order(&stored, &consensus, Instant::START), order(&guards, &consensus, Instant::START));
+    assert_eq!(order(&stored, &consensus), order(&guards, &consensus));
     assert_eq!(stored.encode(), guards.encode());
     assert!(GuardSample::decode(&[1, 2, 3]).is_err());
-    let invalid = schema::GuardSample { guards: vec![schema::SampledGuard::default()] };
+    let invalid = schema::GuardSample { guards: vec![schema::SampledGuard::default()], halved: 0 };
     assert!(GuardSample::decode(&invalid.encode_to_vec()).is_err());
 }
 
+fn after(seconds: u64) -> Instant {
+    Instant::START.after(Duration::from_secs(seconds))
+}
+
+/// A sample with its order, its guards and a consensus of thirty relays.
+fn twenty() -> (GuardSample, Vec<RelayId>, Consensus) {
+    let consensus = consensus(relays(1..=30));
+    let guards = sampled(&consensus);
+    let all = order(&guards, &consensus);
+    (guards, all, consensus)
+}
+
+fn first(guards: &GuardSample, consensus: &Consensus) -> RelayId {
+    order(guards, consensus)[0]
+}
+
+fn due(guards: &GuardSample, consensus: &Consensus, now: Instant) -> Vec<RelayId> {
+    guards.due(consensus, now).into_iter().map(ConsensusRelay::identity).collect()
+}
+
 #[test]
-fn an_unreachable_guard_follows_the_others_until_its_retry() {
-    let consensus = consensus(relays(1..=5));
-    let mut guards = sampled(&consensus);
-    let before = order(&guards, &consensus, Instant::START);
-    guards.handle_unreachable(Instant::START, &before[0]);
-    let after = |seconds| Instant::START.after(Duration::from_secs(seconds));
-    let rotated = [&before[1..], &before[..1]].concat();
-    assert_eq!(order(&guards, &consensus, after(9)), rotated);
-    assert_eq!(order(&guards, &consensus, after(10)), before, "the retry is due");
-    guards.handle_unreachable(after(10), &before[0]);
-    assert_eq!(order(&guards, &consensus, after(29)), rotated, "the second wait is twice as long");
-    guards.handle_reached(&before[0]);
-    assert_eq!(order(&guards, &consensus, after(29)), before);
-    for guard in &before {
-        guards.handle_unreachable(after(30), guard);
+fn a_silent_guard_is_dialled_again_before_any_other() {
+    let (mut guards, all, consensus) = twenty();
+    guards.handle_silent(after(3), &all[0], after(3));
+    assert_eq!(first(&guards, &consensus), all[0], "the first silence causes a new dial");
+    guards.handle_silent(after(4), &all[0], after(2));
+    assert_eq!(first(&guards, &consensus), all[0], "a circuit of the time before the silence is no second one");
+    guards.handle_opened(after(4), &all[0]);
+    guards.handle_answered(&all[0]);
+    guards.handle_silent(after(10), &all[0], after(10));
+    assert_eq!(first(&guards, &consensus), all[0], "an answer ends the doubt");
+    guards.handle_silent(after(12), &all[0], after(11));
+    assert_eq!(first(&guards, &consensus), all[1], "a second silence is a failed dial");
+}
+
+#[test]
+fn an_unreachable_guard_follows_the_other_primaries_until_it_answers() {
+    let (mut guards, all, consensus) = twenty();
+    guards.handle_unreachable(after(0), &all[0]);
+    assert_eq!(order(&guards, &consensus)[..3], [all[1], all[2], all[0]]);
+    assert_eq!(due(&guards, &consensus, after(4)), []);
+    assert_eq!(due(&guards, &consensus, after(5)), [all[0]]);
+    guards.handle_unreachable(after(5), &all[0]);
+    assert_eq!(due(&guards, &consensus, after(14)), []);
+    for _ in 0..10 {
+        guards.handle_unreachable(after(15), &all[0]);
     }
-    assert_eq!(order(&guards, &consensus, after(31)).len(), 5, "all guards are tried if none can be reached");
+    assert_eq!(due(&guards, &consensus, after(75)), [all[0]], "the longest wait is a minute");
+    assert_eq!(order(&guards, &consensus)[..3], [all[1], all[2], all[0]], "a due dial changes no circuit's guard");
+    assert_eq!(guards.handle_opened(after(76), &all[0]), all[1..], "circuits through later guards are superseded");
+    assert_eq!(order(&guards, &consensus), all);
+    assert_eq!(guards.handle_opened(after(77), &all[0]), []);
+}
+
+#[test]
+fn while_no_guard_answers_only_primaries_are_dialled() {
+    let (mut guards, all, consensus) = twenty();
+    let mut now = after(0);
+    while now < after(3600) {
+        let guard = first(&guards, &consensus);
+        assert!(all[..3].contains(&guard));
+        guards.handle_unreachable(now, &guard);
+        let waits = due(&guards, &consensus, now.after(Duration::from_secs(15)));
+        assert!(now < after(10) || waits.len() == 3, "each primary is dialled at least every 15 s");
+        now = now.after(Duration::from_secs(5));
+    }
+    guards.handle_opened(now, &all[1]);
+    assert_eq!(first(&guards, &consensus), all[1]);
+    assert_eq!(due(&guards, &consensus, now), [all[0], all[2]], "an answer causes new dials of all others");
+    guards.handle_opened(now, &all[0]);
+    assert_eq!(first(&guards, &consensus), all[0]);
+}
+
+#[test]
+fn datagrams_dropped_again_and_again_lead_to_no_fourth_guard() {
+    let (mut guards, all, consensus) = twenty();
+    // For an hour, the line fails for 3 s in each 10 s, and the directory answers in between.
+    for round in 0..360 {
+        let now = after(round * 10 + 3);
+        let guard = first(&guards, &consensus);
+        assert_eq!(guard, all[0], "round {round}");
+        guards.handle_silent(now, &guard, now);
+        if round % 2 == 0 {
+            // The line returns too late for the first dials.
+            for guard in &all[..3] {
+                guards.handle_unreachable(now, guard);
+            }
+        }
+        guards.handle_contact(now);
+        for guard in due(&guards, &consensus, after(round * 10 + 8)) {
+            guards.handle_opened(now, &guard);
+            guards.handle_answered(&guard);
+        }
+        guards.handle_answered(&all[0]);
+    }
+}
+
+#[test]
+fn a_fourth_guard_is_used_only_if_something_else_answers_for_ten_minutes() {
+    let (mut guards, all, consensus) = twenty();
+    for guard in &all[..3] {
+        guards.handle_contact(after(0));
+        guards.handle_unreachable(after(1), guard);
+    }
+    assert_eq!(first(&guards, &consensus), all[0], "no wait alone leads to another guard");
+    guards.handle_contact(after(5000));
+    guards.handle_contact(after(5599));
+    assert_eq!(first(&guards, &consensus), all[0]);
+    guards.handle_contact(after(5600));
+    assert_eq!(first(&guards, &consensus), all[3]);
+    guards.handle_unreachable(after(5610), &all[3]);
+    assert_ne!(first(&guards, &consensus), all[4]);
+    guards.handle_contact(after(5611));
+    guards.handle_contact(after(6211));
+    assert_eq!(first(&guards, &consensus), all[4], "each further guard takes as long");
+    guards.handle_opened(after(6300), &all[2]);
+    assert_eq!(first(&guards, &consensus), all[2]);
+    guards.handle_unreachable(after(6301), &all[2]);
+    assert!(all[..3].contains(&first(&guards, &consensus)), "a primary that answers ends the use of the others");
+}
+
+#[test]
+fn a_contact_before_a_guard_answers_does_not_count_later() {
+    let (mut guards, all, consensus) = twenty();
+    let fail_all =
+        |guards: &mut GuardSample, now| all[..3].iter().for_each(|guard| guards.handle_unreachable(now, guard));
+    fail_all(&mut guards, after(0));
+    guards.handle_contact(after(1));
+    guards.handle_opened(after(2), &all[1]);
+    fail_all(&mut guards, after(700));
+    guards.handle_contact(after(701));
+    assert!(all[..3].contains(&first(&guards, &consensus)));
+}
+
+#[test]
+fn a_guard_that_opens_channels_and_answers_nothing_else_is_dialled_ever_less_often() {
+    let (mut guards, all, consensus) = twenty();
+    guards.handle_unreachable(after(0), &all[0]);
+    guards.handle_opened(after(5), &all[0]);
+    guards.handle_silent(after(7), &all[0], after(6));
+    assert_eq!(first(&guards, &consensus), all[1]);
+    assert_eq!(due(&guards, &consensus, after(16)), [], "its failures are remembered");
+    assert_eq!(due(&guards, &consensus, after(17)), [all[0]]);
 }
 
 #[test]
 fn failures_beyond_a_guard_never_change_it() {
     let consensus = consensus(relays(1..=5));
     let mut guards = sampled(&consensus);
-    let before = order(&guards, &consensus, Instant::START);
+    let before = order(&guards, &consensus);
     for _ in 0..1000 {
-        guards.handle_circuit(&before[0], false);
+        guards.handle_circuit(&before[0], None, false);
     }
-    assert_eq!(order(&guards, &consensus, Instant::START), before);
+    assert_eq!(order(&guards, &consensus), before);
 }
 
 #[test]
@@ -101,26 +226,34 @@ fn guards_expire_after_their_lifetime_and_at_different_times() {
 }
 
 #[test]
+fn counts_of_circuits_survive_a_restart() {
+    let (mut guards, all, _) = twenty();
+    assert!(!guards.take_counted());
+    guards.handle_circuit(&all[0], Some(all[5]), true);
+    guards.handle_circuit(&all[0], None, false);
+    assert!(guards.take_counted() && !guards.take_counted());
+    let stored = GuardSample::decode(&guards.encode()).unwrap();
+    let counts = |guard: &Guard| (guard.circuits_begun, guard.circuits_built);
+    assert_eq!(stored.guards.iter().map(counts).collect::<Vec<_>>()[..2], [(2, 1), (0, 0)]);
+}
+
+#[test]
 fn an_unlisted_guard_is_skipped_and_removed_after_twenty_days() {
     let first = consensus(relays(1..=3));
     let mut guards = sampled(&first);
-    let gone = order(&guards, &first, Instant::START)[0];
+    let gone = order(&guards, &first)[0];
     let mut without = |day| {
         let others = relays(1..=3).filter(|relay| relay.identity() != gone);
         let later = consensus_at(NOW.after(days(day)), others, &Parameters::default()).0;
         guards.update(&later, &mut rng());
-        (order(&guards, &later, Instant::START).len(), guards.guards.len())
+        (order(&guards, &later).len(), guards.guards.len())
     };
     assert_eq!(without(1), (2, 3));
     assert_eq!(without(20), (2, 3));
     assert_eq!(without(21), (2, 2));
     let back = consensus_at(NOW.after(days(22)), relays(1..=3), &Parameters::default()).0;
     guards.update(&back, &mut rng());
-    assert_eq!(
-        *order(&guards, &back, Instant::START).last().unwrap(),
-        gone,
-        "a guard that is listed again is added at the end"
-    );
+    assert_eq!(*order(&guards, &back).last().unwrap(), gone, "a guard that is listed again is added at the end");
 }
 
 #[test]
@@ -150,7 +283,7 @@ fn two_guards_in_use_are_first_about_equally_often() {
     let mut rng = rng();
     let mut firsts = std::collections::BTreeMap::new();
     for _ in 0..1000 {
-        let first = guards.candidates(&consensus, Instant::START, &mut rng)[0].identity();
+        let first = guards.candidates(&consensus, &mut rng)[0].identity();
         *firsts.entry(first).or_insert(0) += 1;
     }
     assert_eq!(firsts.len(), 2);

@@ -23,7 +23,7 @@ fn one_each() -> VolunteerList {
 
 /// The number of the guard that a client with this sample uses.
 fn guard_of(consensus: &Consensus, guards: &GuardSample, rng: &mut ChaCha20Rng) -> u16 {
-    let guard = choose(&consensus.into(), guards, &streams(2), &[], Instant::START, rng).unwrap().hops()[0];
+    let guard = choose(&consensus.into(), guards, &streams(2), &[], rng).unwrap().hops()[0];
     (1..=7).find(|number| id(*number) == guard).unwrap()
 }
 
@@ -46,8 +46,7 @@ fn a_volunteer_is_only_the_hop_behind_its_gateway() {
     let guards = sample(&consensus, &mut rng);
     let list = many_behind(guard_of(&consensus, &guards, &mut rng));
     for hops in [2, 3, 4, 5] {
-        let path =
-            choose(&relays_of(&consensus, &list), &guards, &streams(hops), &[], Instant::START, &mut rng).unwrap();
+        let path = choose(&relays_of(&consensus, &list), &guards, &streams(hops), &[], &mut rng).unwrap();
         let is_volunteer = |hop: &RelayId| list.volunteer(hop).is_some();
         let at: Vec<usize> = (0..path.hops().len()).filter(|at| is_volunteer(&path.hops()[*at])).collect();
         assert_eq!(at, if hops == 2 { vec![] } else { vec![1] }, "seed {SEED}");
@@ -68,7 +67,7 @@ fn no_volunteer_follows_a_doubted_guard_and_avoided_volunteers_are_not_used() {
     let avoided: Vec<RelayId> = (21..=27).map(id).collect();
     let doubting = Relays { doubted: &doubted, ..relays_of(&consensus, &list) };
     for (relays, avoid) in [(doubting, &[][..]), (relays_of(&consensus, &list), &avoided)] {
-        let path = choose(&relays, &guards, &streams(3), avoid, Instant::START, &mut rng).unwrap();
+        let path = choose(&relays, &guards, &streams(3), avoid, &mut rng).unwrap();
         assert!(list.volunteer(&path.hops()[1]).is_none());
     }
 }
@@ -88,7 +87,7 @@ fn a_volunteer_is_not_on_a_path_with_an_exit_of_its_operator() {
         volunteer
     };
     let list = volunteers((21..=27).map(operated));
-    let path = choose(&relays_of(&consensus, &list), &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
+    let path = choose(&relays_of(&consensus, &list), &guards, &streams(3), &[], &mut rng).unwrap();
     assert!(list.volunteer(&path.hops()[1]).is_none(), "the exit is of the same operator");
 }
 
@@ -103,7 +102,7 @@ fn a_volunteer_is_not_on_a_path_with_an_exit_of_its_listed_family() {
         volunteer
     };
     let list = volunteers((1000..2000).map(related_to_exits));
-    let path = choose(&relays_of(&consensus, &list), &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
+    let path = choose(&relays_of(&consensus, &list), &guards, &streams(3), &[], &mut rng).unwrap();
     assert!(list.volunteer(&path.hops()[1]).is_none(), "both exits are of its family");
 }
 
@@ -114,13 +113,13 @@ fn a_required_middle_is_used_or_there_is_no_path() {
     for (number, guard) in [(23, Some(3)), (25, Some(5)), (6, None)] {
         let relays = Relays { middle: Some(id(number)), ..relays_of(&consensus, &list) };
         for _ in 0..20 {
-            let path = choose(&relays, &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
+            let path = choose(&relays, &guards, &streams(3), &[], &mut rng).unwrap();
             assert_eq!(path.hops()[1], id(number));
             assert!(guard.is_none_or(|guard| path.hops()[0] == id(guard)));
         }
     }
     let unknown = Relays { middle: Some(id(99)), ..relays_of(&consensus, &list) };
-    let error = choose(&unknown, &guards, &streams(3), &[], Instant::START, &mut rng).unwrap_err();
+    let error = choose(&unknown, &guards, &streams(3), &[], &mut rng).unwrap_err();
     assert_eq!(error, PathError::TooFewRelays);
 }
 
@@ -131,7 +130,7 @@ fn the_replacement_of_a_middle_keeps_the_other_hops() {
     let list = many_behind(guard_of(&consensus, &guards, &mut rng));
     let relays = relays_of(&consensus, &list);
     for volunteers in [true, false] {
-        let path = choose(&relays, &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
+        let path = choose(&relays, &guards, &streams(3), &[], &mut rng).unwrap();
         let (keys, _) = path.clone().into_keys();
         let gone = path.hops()[1];
         let other = replace(&relays, &keys, 1, volunteers, &[gone], &mut rng).unwrap().hops();
@@ -159,7 +158,7 @@ fn a_volunteer_with_an_offer_is_the_last_hop_behind_its_gateway() {
     for _ in 0..50 {
         let requirement = Requirement::three_hops(purpose.clone());
         let relays = relays_of(&consensus, &list);
-        let path = choose(&relays, &guards, &requirement, &[], Instant::START, &mut rng).unwrap().hops();
+        let path = choose(&relays, &guards, &requirement, &[], &mut rng).unwrap().hops();
         assert!(list.volunteer(&path[2]).unwrap().gateways.contains(&path[1]), "seed {SEED}");
         assert!(path[0] != path[1]);
     }
@@ -193,7 +192,7 @@ fn volunteers_that_fit_no_guard_do_not_change_the_guard() {
     let requirement = Requirement::three_hops(Purpose::Delegated(Delegation::Search(engine.clone())));
     for _ in 0..50 {
         let relays = relays_of(&consensus, &list);
-        let path = choose(&relays, &guards, &requirement, &[], Instant::START, &mut rng).unwrap().hops();
+        let path = choose(&relays, &guards, &requirement, &[], &mut rng).unwrap().hops();
         assert_eq!(path[0], id(guard), "seed {SEED}");
         assert!(list.volunteer(&path[2]).is_none());
     }
@@ -219,7 +218,7 @@ fn avoiding_all_listed_exits_at_most_doubles_the_share_of_volunteers() {
     let relays = relays_of(&consensus, &list);
     let mut by_volunteers = 0;
     for _ in 0..400 {
-        let path = choose(&relays, &guards, &requirement, &[id(1), id(2)], Instant::START, &mut rng).unwrap();
+        let path = choose(&relays, &guards, &requirement, &[id(1), id(2)], &mut rng).unwrap();
         by_volunteers += u32::from(list.volunteer(&path.hops()[2]).is_some());
     }
     // At most twice a tenth: one choice with the avoided exits excluded, and one without.
@@ -235,7 +234,7 @@ fn few_volunteers_get_at_most_their_proportion() {
     let relays = relays_of(&consensus, &list);
     let mut over = 0;
     for _ in 0..400 {
-        let path = choose(&relays, &guards, &streams(3), &[], Instant::START, &mut rng).unwrap();
+        let path = choose(&relays, &guards, &streams(3), &[], &mut rng).unwrap();
         over += u32::from(path.hops()[1] == id(21));
     }
     // One of six candidates.
