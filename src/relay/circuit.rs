@@ -9,7 +9,7 @@ use crate::{
     wire::{BODY_LEN, Fragments},
 };
 
-use super::owners::CircuitUse;
+use super::owners::CircuitRank;
 
 /// Time after which a client's circuit ends that has no next hop and never had a stream that the relay served.
 const UNUSED_LIMIT: Duration = Duration::from_secs(600);
@@ -67,7 +67,7 @@ pub(super) struct Circuit {
     pub(super) previous: CircuitEndpoint,
     pub(super) owner: Owner,
     /// Its use as of the last visit by [`Owned`](super::owners::Owned).
-    pub(super) known_use: CircuitUse,
+    pub(super) known_use: CircuitRank,
     pub(super) next: NextHop,
     pub(super) layer: RelayLayer,
     /// The time of the last cell from the origin.
@@ -96,7 +96,7 @@ impl Circuit {
             hop,
             previous,
             owner,
-            known_use: CircuitUse { serves: false, last_cell: now },
+            known_use: CircuitRank { serves: false, last_cell: now },
             next: NextHop::None,
             layer,
             last_cell: now,
@@ -153,8 +153,8 @@ impl Circuit {
     }
 
     /// Its use now. `has_stream`: whether a stream is open on it.
-    pub(super) const fn current_use(&self, has_stream: bool) -> CircuitUse {
-        CircuitUse { serves: has_stream || matches!(self.next, NextHop::Open(_)), last_cell: self.last_cell }
+    pub(super) const fn current_use(&self, has_stream: bool) -> CircuitRank {
+        CircuitRank { serves: has_stream || matches!(self.next, NextHop::Open(_)), last_cell: self.last_cell }
     }
 
     /// The time at which the circuit ends if nothing changes.

@@ -4,9 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use crate::base::{AtCap, Instant, Owner, Shares};
 
-/// The use of a circuit. Of an owner's circuits, the one with the least use makes room.
+/// The use of a circuit, by which its owner's circuits are ordered. The one with the least use makes room.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct CircuitUse {
+pub(super) struct CircuitRank {
     /// Whether the circuit has a next hop or an open stream.
     pub(super) serves: bool,
     /// The time of the last cell from the origin.

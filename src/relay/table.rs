@@ -11,7 +11,7 @@ use crate::{
 
 use super::{
     circuit::{Circuit, CircuitEndpoint},
-    owners::{CircuitUse, Owned},
+    owners::{CircuitRank, Owned},
 };
 
 /// The endpoint by which a circuit was found.
@@ -46,7 +46,7 @@ pub(super) struct Table {
     deadlines: Deadlines<CircuitKey>,
     next_generation: u64,
     /// The cap on circuits, and the share of each owner.
-    owners: Owned<CircuitUse, CircuitKey>,
+    owners: Owned<CircuitRank, CircuitKey>,
 }
 
 impl Table {
@@ -198,7 +198,7 @@ impl Table {
     }
 
     #[cfg(test)]
-    pub(super) const fn owners(&self) -> &Owned<CircuitUse, CircuitKey> {
+    pub(super) const fn owners(&self) -> &Owned<CircuitRank, CircuitKey> {
         &self.owners
     }
 
