@@ -1,5 +1,5 @@
 //! Types shared by every layer: time, identifiers, links, message buffers, error classes, redaction, deadlines, ready
-//! queues, rate limits, address prefixes, shares of caps, counters.
+//! queues, rate limits, address prefixes, neighbours, shares of caps, counters.
 //!
 //! No I/O and no protocol logic. Every other module may depend on this one.
 
@@ -10,6 +10,7 @@ mod error_class;
 mod id;
 mod link;
 mod machine;
+mod neighbour;
 mod ready_queue;
 mod redact;
 mod shares;
@@ -26,6 +27,7 @@ pub use link::{
     DialError, DialTarget, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, MESSAGE_CELLS, Transmit,
 };
 pub use machine::LinkMachine;
+pub use neighbour::Neighbour;
 pub use ready_queue::{ReadyQueue, Ticket};
 pub use redact::Redacted;
 pub use shares::{AtCap, Owner, Shares};

@@ -38,7 +38,7 @@ use crate::{
     channel::{ChannelEvent, ChannelId, Channels, LocalRole},
     delegated::Delegation,
     directory::{Consensus, VolunteerList},
-    path::GuardSample,
+    path::{GuardSample, SpecialHost},
     stream::{StreamCommand, Streams},
     wire::{Host, Target},
 };
@@ -227,12 +227,13 @@ impl ClientMachine {
 
     fn request(&mut self, now: Instant, demand: Demand) -> ClientStream {
         let stream = self.placement.next();
+        let host_refusal = self.refusal(now, &demand);
         let refused = if self.documents.is_expired() {
             Some(StreamFailure::ConsensusExpired)
         } else if self.placement.len() >= self.parameters.streams {
             Some(StreamFailure::LimitReached)
         } else {
-            None
+            host_refusal
         };
         if let Some(failure) = refused {
             self.events.push_back(ClientEvent::Failed(stream, failure));
@@ -241,6 +242,17 @@ impl ClientMachine {
             self.replan = true;
         }
         stream
+    }
+
+    /// The failure of a request whose host is sent to no exit. Without a consensus, private hosts are judged later.
+    fn refusal(&self, now: Instant, demand: &Demand) -> Option<StreamFailure> {
+        let refused = match demand.special_host()? {
+            SpecialHost::Reserved => true,
+            SpecialHost::Private => {
+                self.documents.relays(now, None).is_some_and(|relays| !relays.take_private_targets())
+            }
+        };
+        refused.then_some(StreamFailure::NotPublic)
     }
 
     /// Calls `act` with a connected stream.
@@ -262,6 +274,11 @@ impl ClientMachine {
             return;
         }
         for stream in self.placement.waiting() {
+            if let Some(failure) = self.placement.demand(stream).and_then(|demand| self.refusal(now, demand)) {
+                self.placement.remove(stream);
+                self.events.push_back(ClientEvent::Failed(stream, failure));
+                continue;
+            }
             let Some((pool, placement, mut inputs)) = self.parts(now) else { return };
             match placement.place(now, stream, pool, &mut inputs, rng) {
                 Ok(None) => {}
@@ -362,7 +379,7 @@ impl ClientMachine {
                 // A client accepts no links from others.
                 ChannelEvent::Open { channel, peer: None, .. } => self.channels.close(channel),
                 ChannelEvent::DialFailed { relay, error } => {
-                    tracing::debug!(%relay, %error, class = %error.class(), "a guard can't be reached");
+                    tracing::debug!(%error, class = %error.class(), "a guard can't be reached");
                     self.pool.handle_guard_failed(now, relay);
                 }
                 ChannelEvent::Closed { channel } => self.pool.handle_channel_closed(channel),

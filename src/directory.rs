@@ -20,13 +20,14 @@ mod parameters;
 mod profile;
 pub(crate) mod schema;
 mod statement;
+mod steady_clock;
 #[cfg(test)]
 mod vectors;
 mod volunteer;
 
 use core::{fmt, str::FromStr, time::Duration};
 
-pub use authority::{Authority, AuthorityConfig, AuthorityEvent, ProofError};
+pub use authority::{Authority, AuthorityConfig, AuthorityEvent, ProofError, Publisher};
 pub use consensus::{
     Consensus, ConsensusBody, ConsensusRelay, Flags, KnownRelays, SignedConsensus, UnverifiedConsensus,
 };
@@ -40,6 +41,7 @@ pub use parameters::{ParameterError, Parameters};
 pub(crate) use profile::decode_identity;
 pub use profile::{Impossible, Profile};
 pub use statement::{Statement, UnverifiedStatement};
+pub use steady_clock::SteadyClock;
 pub use volunteer::{
     Counted, MAX_COUNTED_LEN, MAX_GATEWAYS, MAX_PRESENT, Presence, PresenceError, RANKED_GATEWAYS, Registration,
     RegistrationError, SignedVolunteerList, UnverifiedPresence, UnverifiedVolunteer, UnverifiedVolunteerList,

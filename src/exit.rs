@@ -26,6 +26,7 @@ use tokio::{
 };
 
 use crate::{
+    delegated::limits::RequestOwner,
     exit::delegated::Delegate,
     exit_policy::Policy,
     io::{
@@ -113,7 +114,7 @@ impl Exit {
 
     /// Performs the request that arrives as the stream's bytes, and writes the answer there; the core has `room`
     /// bytes for it.
-    fn delegate(&mut self, id: ExitStream, service: Service, circuit: u64, room: usize) {
+    fn delegate(&mut self, id: ExitStream, service: Service, owner: RequestOwner, room: usize) {
         while self.tasks.try_join_next().is_some() {}
         let Some(delegate) = self.shared.delegate.clone() else {
             self.shared.send_outcome(id, StreamCommand::Reset(EndReason::Policy));
@@ -124,7 +125,7 @@ impl Exit {
         let failure = stream.failure();
         self.tasks.spawn(async move {
             tokio::select! {
-                () = delegate.serve(service, circuit, stream) => {}
+                () = delegate.serve(service, owner, stream) => {}
                 _ = failure => {}
             }
             drop(permit);
@@ -195,8 +196,8 @@ impl Exit {
             StreamEvent::Begin(target) => self.connect(id, target),
             StreamEvent::Resolve(host) => self.resolve(id, host),
             StreamEvent::Request(service) => {
-                if let Some(circuit) = relay.exit_circuit(id) {
-                    self.delegate(id, service, circuit, relay.room(id));
+                if let Some(owner) = relay.request_owner(id) {
+                    self.delegate(id, service, owner, relay.room(id));
                 }
             }
             StreamEvent::Data(bytes) => self.push(id, &bytes),

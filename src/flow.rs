@@ -1,9 +1,9 @@
 //! Congestion control of a circuit: how many DATA cells may be in flight between the origin and one hop.
 //!
 //! Owns the sender's [`CongestionWindow`] and the receiver's [`Acknowledger`]. Driven by `stream::Streams`, which has
-//! one of each for its end of a (circuit, hop). Governed by `proto/06-flow.md`. Threat: a peer that acknowledges
-//! cells it has not received, so that the sender floods the relays between. Therefore a SENDME must echo 16 random
-//! bytes of the cell that it acknowledges.
+//! one of each at each end, for the streams between an origin and one hop. Governed by `proto/06-flow.md`. Threat: a
+//! peer that acknowledges cells it has not received, so that the sender floods the relays between. Therefore a SENDME
+//! must echo 16 random bytes of the cell that it acknowledges.
 
 mod window;
 
@@ -14,10 +14,10 @@ pub use window::CongestionWindow;
 
 use crate::wire::SENDME_TAG_LEN;
 
-/// The random bytes of a tagged DATA cell that its SENDME echoes.
+/// The random bytes in a DATA cell that a SENDME echoes.
 pub type SendmeTag = [u8; SENDME_TAG_LEN];
 
-/// The maximum number of tags without a SENDME at a receiver. An honest sender's window holds half of them.
+/// The maximum number of tags without a SENDME at a receiver. A window of the default maximum holds half as many.
 const MAX_UNSENT_TAGS: usize = 1024;
 
 /// Parameters of a circuit's congestion control and of the streams' credit. From the consensus.
@@ -32,22 +32,23 @@ pub struct FlowParameters {
     pub window_min: u32,
     /// Largest window, in DATA cells; a relay ends a circuit that queues more. Default 16,384 (16 MiB).
     pub window_max: u32,
-    /// Length of the queue that the window keeps in the path, as a time at the delivery rate. Default 40 ms.
+    /// Length of the queue that the window keeps in the path, as the time of its delivery. Default 40 ms.
     pub queue_time: Duration,
-    /// The smallest such queue, in cells, for slow paths. Default 16.
+    /// Smallest queue that the window keeps in the path, in cells, for slow paths. Default 16.
     pub queue_min: u32,
-    /// The largest such queue, in cells, for fast paths. Default 1,024.
+    /// Largest queue that the window keeps in the path, in cells, for fast paths. Default 1,024.
     pub queue_max: u32,
-    /// Time for which the smallest measured round trip is valid; at least ten round trips. Default 3 s.
+    /// Time for which the min RTT, the smallest measured round-trip time, is valid; at least ten round trips. Default
+    /// 3 s.
     pub min_rtt_age: Duration,
     /// Largest credit of one stream beyond its initial credit, in bytes. It bounds the memory that one stalled reader
     /// takes. Default 16 MiB: 20 MiB/s over a round trip of 0.8 s.
     pub stream_credit_max: u32,
-    /// Largest total credit of all streams of a circuit and hop beyond their initial credit, in bytes. One stream takes
-    /// at most four times the remaining credit. Default 20 MiB.
+    /// Largest total credit of all streams to one hop of a circuit beyond their initial credit, in bytes. One stream
+    /// takes at most four times the remaining credit. Default 20 MiB.
     pub circuit_credit_max: u32,
-    /// Maximum open streams of a circuit and hop. Default 256. Worst-case memory of one end of a circuit: `max_streams`
-    /// × initial credit + `circuit_credit_max` = 52 MiB.
+    /// Maximum open streams to one hop of a circuit. Default 256. Worst-case memory of one end of a circuit:
+    /// `max_streams` × initial credit + `circuit_credit_max` = 52 MiB.
     pub max_streams: u32,
 }
 
@@ -75,12 +76,12 @@ pub enum FlowError {
     /// A SENDME does not echo the oldest outstanding tag.
     #[error("the SENDME does not echo the oldest outstanding tag")]
     WrongTag,
-    /// More tags have no SENDME than any window holds.
+    /// More than the maximum number of tags have no SENDME.
     #[error("more than {MAX_UNSENT_TAGS} tags are without a SENDME")]
     TooManyTags,
 }
 
-/// The receiver's side: received tags, in order, until a SENDME echoes each.
+/// The received tags that no SENDME has echoed yet, in order.
 ///
 /// Holds at most 1,024 tags; more are a violation by the sender.
 #[derive(Default)]
@@ -92,7 +93,7 @@ impl Acknowledger {
     /// Takes the tag of a received cell.
     ///
     /// # Errors
-    /// When more tags are queued than an honest sender has outstanding.
+    /// When the maximum number of tags is queued already.
     pub fn handle_tag(&mut self, tag: SendmeTag) -> Result<(), FlowError> {
         if self.tags.len() >= MAX_UNSENT_TAGS {
             return Err(FlowError::TooManyTags);
@@ -101,7 +102,7 @@ impl Acknowledger {
         Ok(())
     }
 
-    /// The next tag to echo.
+    /// Removes the next tag to echo.
     pub fn poll_tag(&mut self) -> Option<SendmeTag> {
         self.tags.pop_front()
     }

@@ -1,15 +1,16 @@
 //! Fuzz targets for each decoder and state machine that processes bytes of a peer.
 //!
-//! A [`FuzzTarget`] is a function of bytes that must not panic, hang or grow without bound, and that checks invariants
-//! of the decoded value. `fuzz/` passes each target to libFuzzer. The tests below replay the corpora, with a limited
-//! number of mutations, on the stable compiler. Compiled only for tests and fuzzers.
+//! A [`FuzzTarget`] runs a decoder or machine on an input, and panics if an invariant is violated. No input may cause a
+//! panic, a hang or unbounded memory. `fuzz/` passes each target to libFuzzer. The tests in `fuzz/tests.rs` replay the
+//! corpora, with a limited number of mutations, on the stable compiler. Compiled only for tests and fuzzers.
 //!
-//! `cargo test --lib fuzz::tests::write_seeds -- --ignored` rewrites the seeds of all targets after a change to the
-//! wire format.
+//! After a change of the wire format, run `cargo test --lib fuzz::tests::write_seeds -- --ignored`. It rewrites the
+//! seeds, and adds the programs and manifest entries of new targets.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
     clippy::indexing_slicing,
+    clippy::panic,
     clippy::unwrap_used,
     reason = "a fuzz target fails by panicking"
 )]
@@ -38,7 +39,7 @@ use crate::base::Instant;
 
 /// A fuzz target.
 pub struct FuzzTarget {
-    /// Its name, also that of its program in `fuzz/fuzz_targets` and its folder in `fuzz/corpus`.
+    /// The name of the target, of the program in `fuzz/fuzz_targets` and of the folder in `fuzz/corpus`.
     pub name: &'static str,
     /// Processes one input.
     pub run: fn(&[u8]),
@@ -68,13 +69,14 @@ pub const TARGETS: &[&[FuzzTarget]] = &[
 /// Runs the target `name` on one input.
 ///
 /// # Panics
-/// When there is no such target, or an invariant is violated.
+/// When no target has this name, or an invariant is violated.
 pub fn run(name: &str, bytes: &[u8]) {
-    let target = TARGETS.iter().copied().flatten().find(|target| target.name == name).expect("the target exists");
+    let target = TARGETS.iter().copied().flatten().find(|target| target.name == name);
+    let target = target.unwrap_or_else(|| panic!("no fuzz target is named {name}; see TARGETS"));
     (target.run)(bytes);
 }
 
-/// An input read as choices, which determine a sequence of operations. All choices after its end are zero.
+/// An input, read as a sequence of choices of operations. Choices after the end of the input are zero.
 struct Choices<'a> {
     rest: &'a [u8],
 }
@@ -98,7 +100,7 @@ impl<'a> Choices<'a> {
         u16::from_be_bytes([self.u8(), self.u8()])
     }
 
-    /// Bytes, prefixed by their length.
+    /// A byte string, prefixed by its length; shorter if the input ends before.
     fn bytes(&mut self) -> &'a [u8] {
         let length = usize::from(self.u16()).min(self.rest.len());
         let (bytes, rest) = self.rest.split_at(length);
@@ -107,7 +109,7 @@ impl<'a> Choices<'a> {
     }
 }
 
-/// A clock advanced by choices.
+/// A virtual clock. Choices of the input advance it.
 struct FuzzClock(Instant);
 
 impl FuzzClock {

@@ -2,7 +2,7 @@
 //!
 //! The handshake follows ntor (Goldberg, Stebila, Ustaoglu 2013). The origin's ephemeral X25519 key is combined with
 //! the relay's onion key and with the relay's ephemeral key; each direction carries a sealed payload. Each state is a
-//! value that its step consumes. No state outlives its handshake. Driven by the circuit at the origin and by the
+//! value that the next step consumes. No state outlives its handshake. Driven by the circuit at the origin and by the
 //! relay. Governed by `proto/04-handshake.md`. Threat: relays that impersonate a later hop. The keys are bound to
 //! identity, onion key, hop number and type, and only the holder of the onion key can answer.
 
@@ -13,7 +13,7 @@ mod transcript;
 #[cfg(test)]
 mod tests;
 
-pub use origin::{ClientHandshake, Established};
+pub use origin::{ClientHandshake, EstablishedHop};
 pub use relay::{HandshakeAnswer, OnionKeyring, VerifiedRequest, respond};
 
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
 /// The longest payload in either direction, in bytes.
 pub const MAX_PAYLOAD_LEN: usize = 1024;
 
-/// The keys of a relay that an origin needs for the handshake; the consensus lists both.
+/// The keys of a relay that an origin needs for the handshake. The consensus lists both keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayKeys {
     /// The relay's identity.
@@ -56,7 +56,7 @@ pub enum HandshakeError {
     /// The other end's key is of small order.
     #[error(transparent)]
     Key(#[from] CryptoError),
-    /// The message was modified, is for another relay or hop, or its sender doesn't hold the onion key.
+    /// The message was modified or is for another relay or hop, or the sender doesn't hold the onion key.
     #[error("the handshake message is not authentic")]
     Forged,
     /// The payload to send is longer than [`MAX_PAYLOAD_LEN`].
@@ -65,7 +65,7 @@ pub enum HandshakeError {
 }
 
 impl HandshakeError {
-    /// Its class.
+    /// The class of the error.
     #[must_use]
     pub const fn class(self) -> ErrorClass {
         match self {

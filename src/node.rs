@@ -8,6 +8,7 @@ mod bench;
 pub mod cli;
 pub mod client;
 mod control;
+mod descriptors;
 mod directory;
 mod drive;
 mod failure;

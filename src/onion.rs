@@ -2,9 +2,9 @@
 //!
 //! Owns the cell keys and counters of a circuit: one [`RelayLayer`] at each relay, [`OriginLayers`] at the origin.
 //! Driven by the machines that switch cells. Works in place on a body, without allocation. Governed by
-//! `proto/03-cells.md`. Threat: relays that mark traffic by modifying it. A cell that was modified, replayed, reordered
-//! or dropped fails at the next honest hop in the forward direction, and at the origin in the backward direction. After
-//! such a failure the direction has ended and the circuit must end.
+//! `proto/03-cells.md`. Threat: relays that mark traffic by modifying it. A modified, replayed or reordered cell, or
+//! the cell after a dropped one, fails at the next honest hop in the forward direction, and at the origin in the
+//! backward direction. After a failure to open a layer the direction has ended and the circuit must end.
 
 mod cipher;
 mod origin;
@@ -14,7 +14,7 @@ mod relay;
 mod tests;
 
 pub use origin::OriginLayers;
-pub use relay::{Forward, RelayLayer};
+pub use relay::{ForwardContent, RelayLayer};
 
 use crate::{
     base::{ErrorClass, HopIndex},
@@ -54,7 +54,7 @@ pub enum OnionError {
 }
 
 impl OnionError {
-    /// Its class.
+    /// The class of the error.
     #[must_use]
     pub const fn class(self) -> ErrorClass {
         match self {

@@ -11,15 +11,15 @@
 //! | `/api/…` | the API for the command line ([`api`]) |
 //!
 //! The pages work without scripts, load nothing from other sites and store nothing. Only the proxy check's image has
-//! another address ([`check`]). Threats addressed: other pages in the same browser ([`guard`]); URLs or markup planted
-//! by exits ([`results`], [`reader`]).
+//! another address ([`check`]). Threats addressed: other pages in the same browser ([`request_check`]); URLs or markup
+//! planted by exits ([`results`], [`reader`]).
 
 pub(crate) mod api;
 pub(crate) mod check;
-mod guard;
 mod layout;
 mod leave;
 mod reader;
+mod request_check;
 mod results;
 #[cfg(test)]
 mod tests;
@@ -46,7 +46,7 @@ use url::Url;
 
 use crate::{
     delegated::EngineName,
-    io::listener::accept_each,
+    io::listener::{accept_or_shed, refuse_http},
     requests::{
         http::Requester,
         search::{SearchQuery, Searcher},
@@ -61,8 +61,8 @@ pub(crate) use reader::PageReader;
 #[cfg(any(test, fuzzing))]
 pub(crate) use reader::cleaned_page;
 
-/// Cap on TCP connections; further ones wait in the listener's backlog.
-const MAX_CONNECTIONS: usize = 256;
+/// Cap on TCP connections; further ones are answered 503.
+pub(crate) const MAX_CONNECTIONS: usize = 256;
 /// Time limit of a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 /// Maximum bytes of a request's head; enough for the longest query, percent-encoded.
@@ -85,20 +85,25 @@ pub(crate) struct SearchPage<C> {
     pub(crate) socks: SocketAddr,
 }
 
-/// Serves the page on `listener` until the future is dropped, which closes the connections.
+/// Serves the page on `listener` until the future is dropped, which closes the connections. Beyond the cap `connections`,
+/// a connection is answered 503.
 ///
 /// # Errors
 /// When the listener's address can't be read.
-pub(crate) async fn serve<C: Connector>(listener: TcpListener, page: SearchPage<C>) -> std::io::Result<()> {
+pub(crate) async fn serve<C: Connector>(
+    listener: TcpListener,
+    page: SearchPage<C>,
+    connections: usize,
+) -> std::io::Result<()> {
     let router = router(listener.local_addr()?, page);
-    accept_each(listener, MAX_CONNECTIONS, |socket| {
+    let serve = |socket| {
         let router = router.clone();
         async move {
             // A failed connection of a browser needs no action.
             let _ = serve_one(socket, router).await;
         }
-    })
-    .await;
+    };
+    accept_or_shed(listener, connections, serve, refuse_http).await;
     Ok(())
 }
 
@@ -129,7 +134,7 @@ fn router<C: Connector>(listener: SocketAddr, page: SearchPage<C>) -> Router {
         .fallback(|| async {
             failure_page(StatusCode::NOT_FOUND, "There is no such page", "Use the search box.", None)
         })
-        .layer(middleware::from_fn_with_state(Arc::new(listener), guard::guard))
+        .layer(middleware::from_fn_with_state(Arc::new(listener), request_check::restrict_access))
         .with_state(page)
 }
 

@@ -9,6 +9,7 @@
 mod choose;
 mod guards;
 mod hop;
+mod names;
 mod restrict;
 mod weigh;
 
@@ -17,3 +18,4 @@ pub use choose::{Path, PathError, Purpose, Requirement, choose, measure, replace
 pub use guards::{GuardSample, GuardSampleError};
 pub(crate) use hop::PathRelay;
 pub use hop::Relays;
+pub(crate) use names::SpecialHost;

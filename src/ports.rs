@@ -1,4 +1,6 @@
 //! The ports for applications: a SOCKS proxy and an HTTP proxy.
 
+pub(crate) mod destinations;
 pub mod http_proxy;
+mod places;
 pub mod socks;

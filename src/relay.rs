@@ -59,9 +59,10 @@ use std::sync::Arc;
 use rand::CryptoRng;
 
 use crate::{
-    base::{Instant, LinkEvent, LinkMachine, RelayId, Transmit},
+    base::{Instant, LinkEvent, LinkMachine, Neighbour, RelayId, Transmit},
     channel::{ChannelEvent, ChannelId, Channels, LocalRole, Overdue},
     crypto::{IdentityKey, OnionPublic, OnionSecret},
+    delegated::limits::RequestOwner,
     directory::{Consensus, Counted, KnownRelays, Registration},
     handshake::OnionKeyring,
     stream::{StreamCommand, StreamEvent},
@@ -74,7 +75,7 @@ use self::{
     gateways::Gateways,
     half_built::HalfBuilt,
     streams::ExitStreams,
-    table::{CircuitKey, Side, Table},
+    table::{Side, Table},
     volunteers::GatewayVolunteers,
 };
 pub use self::{
@@ -243,11 +244,21 @@ impl Relay {
         self.streams.room(stream)
     }
 
-    /// Number of the stream's circuit: the same for all streams of a circuit, unique among this relay's circuits.
-    /// `None` if the stream has ended and its [`StreamEvent::Closed`] is the next event of it.
+    /// The owner of the stream's request: its circuit, by a number that is unique among this relay's circuits, and the
+    /// neighbour over which the circuit comes. `None` if the stream has ended and its [`StreamEvent::Closed`] is the next
+    /// event of it.
     #[must_use]
-    pub fn exit_circuit(&self, stream: ExitStream) -> Option<u64> {
-        self.streams.circuit(stream).map(CircuitKey::number)
+    pub fn request_owner(&self, stream: ExitStream) -> Option<RequestOwner> {
+        let key = self.streams.circuit(stream)?;
+        let channel = self.table.circuit(key)?.previous.channel;
+        let neighbour = self.neighbour(channel)?;
+        Some(RequestOwner { neighbour, circuit: key.number() })
+    }
+
+    /// The neighbour at the other end of a channel, for limits.
+    fn neighbour(&self, channel: ChannelId) -> Option<Neighbour> {
+        let listed = self.channels.peer(channel).filter(|relay| self.known.relay(relay).is_some());
+        listed.map(Neighbour::Listed).or_else(|| self.channels.source(channel).map(Neighbour::Source))
     }
 
     /// The next event for the node.

@@ -34,7 +34,11 @@ use hyper_util::{
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, time::timeout};
 
-use crate::{crypto::sha256, directory::AuthorityId, io::listener::accept_each};
+use crate::{
+    crypto::sha256,
+    directory::AuthorityId,
+    io::{content_coding::is_accepted, listener::accept_each},
+};
 
 /// Cap on TCP connections; further ones wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 256;
@@ -190,8 +194,9 @@ fn serve_file(file: &'static File, tag: &HeaderValue, request: &HeaderMap) -> Re
         StatusCode::NOT_MODIFIED.into_response()
     } else {
         let encoded = [("br", file.brotli), ("gzip", file.gzip)];
-        let encoded =
-            encoded.into_iter().find_map(|(coding, bytes)| Some((coding, bytes?)).filter(|_| accepts(request, coding)));
+        let encoded = encoded
+            .into_iter()
+            .find_map(|(coding, bytes)| Some((coding, bytes?)).filter(|_| is_accepted(request, coding)));
         let mut response = encoded.map_or(file.whole, |(_, bytes)| bytes).into_response();
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(file.name)));
         if let Some((coding, _)) = encoded {
@@ -246,19 +251,6 @@ fn with_fields(mut response: Response, policy: &'static str) -> Response {
         fields.insert(name, HeaderValue::from_static(value));
     }
     response
-}
-
-/// Whether `Accept-Encoding` contains `coding` with a weight above zero (RFC 9110 §12.5.3). `*` is ignored.
-fn accepts(request: &HeaderMap, coding: &str) -> bool {
-    let values = request.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|element| {
-        let mut parts = element.split(';').map(str::trim);
-        let has_name = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(coding));
-        // A weight of zero has several forms: 0, 0.0, 0.000.
-        let is_refused =
-            parts.any(|part| part.strip_prefix("q=").is_some_and(|weight| weight.trim_matches(['0', '.']).is_empty()));
-        has_name && !is_refused
-    })
 }
 
 fn content_type(name: &str) -> &'static str {

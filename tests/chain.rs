@@ -25,7 +25,7 @@ use umbel::{
     circuit::CircuitError,
     onion::sealed_len,
     relay::RelayParameters,
-    sim::{NodeId, PathProfile},
+    sim::{LinkProperties, NodeId},
     wire::{BODY_LEN, EndReason},
 };
 
@@ -71,7 +71,7 @@ fn bytes_cross_three_hops_both_ways_unchanged_and_end_cleanly() {
 fn bytes_cross_slow_and_lossy_paths_unchanged() {
     for seed in 1..=8 {
         let (delay, jitter) = (Duration::from_millis(5 * seed), Duration::from_millis(3 * seed));
-        let paths = PathProfile { delay, jitter, loss: 0.02, rate: 2_000_000 * seed };
+        let paths = LinkProperties { delay, jitter, loss: 0.02, rate: 2_000_000 * seed };
         let parameters = RelayParameters { exit: true, ..RelayParameters::default() };
         let mut chain = Chain::over(seed, paths, 3, &parameters);
         let origin = chain.origin;
@@ -272,7 +272,7 @@ fn a_relay_refuses_to_extend_to_itself_back_or_to_an_unlisted_relay() {
 #[test]
 fn a_next_hop_that_is_gone_ends_the_circuit() {
     let mut chain = Chain::new(SEED, 3);
-    chain.world.vanish(chain.relays[1]);
+    chain.world.crash(chain.relays[1]);
     chain.start(chain.origin, chain.keys.clone());
     let origin = chain.origin;
     assert!(chain.until(|chain| chain.origin_is(origin, |party| party.closed.is_some())));
@@ -297,7 +297,7 @@ fn a_relay_that_vanishes_in_mid_stream_is_an_error_and_never_a_clean_end() {
         transfer(&mut chain, origin, 3);
         assert!(chain.until(|chain| chain.origin_is(origin, |party| party.received.len() > 50_000)));
         let node = chain.relays[number - 1];
-        chain.world.vanish(node);
+        chain.world.crash(node);
         assert!(chain.until(|chain| chain.origin_is(origin, |party| party.ended.is_some())), "relay {number}");
         assert!(chain.origin_is(origin, |party| !party.finished && is_pattern(&party.received)));
     }

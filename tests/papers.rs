@@ -76,3 +76,59 @@ fn every_relative_url_in_the_papers_exists() {
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
+
+/// The files of the modules in `list`: `a::b` is `src/a/b.rs`, and `a::{b, c}` is two files.
+fn module_files(list: &str) -> Vec<PathBuf> {
+    let module = |path: String| root().join("src").join(path.replace("::", "/")).with_extension("rs");
+    let files = quoted(list).flat_map(|path| match path.split_once('{') {
+        Some((parent, children)) => {
+            children.trim_end_matches('}').split(", ").map(|child| module(format!("{parent}{child}"))).collect()
+        }
+        None => vec![module(path.to_owned())],
+    });
+    files.collect()
+}
+
+/// Whether `code` names the type of `path` (`Type::function`, `Enum::Variant`, `Type` or `function`) and defines its
+/// function.
+fn defines(code: &str, path: &str) -> bool {
+    let is_type = |name: &str| name.starts_with(|first: char| first.is_ascii_uppercase());
+    let (qualifier, name) = path.rsplit_once("::").unwrap_or(("", path));
+    let of_type = qualifier.rsplit("::").next().is_none_or(|owner| !is_type(owner) || code.contains(owner));
+    let defined = if is_type(name) {
+        code.contains(name)
+    } else {
+        [format!("fn {name}("), format!("fn {name}<")].iter().any(|function| code.contains(function))
+    };
+    of_type && defined
+}
+
+/// The steps of the sections "The way of …": the title, and the list of modules with the text behind it.
+fn steps(architecture: &str) -> Vec<(&str, String)> {
+    let sections = architecture.split("\n## ").filter(|section| section.starts_with("The way of "));
+    let mut steps: Vec<(&str, String)> = Vec::new();
+    for line in sections.flat_map(str::lines) {
+        if let Some((title, text)) = line.split_once("** (") {
+            steps.push((title, text.to_owned()));
+        } else if let Some((_, text)) = steps.last_mut().filter(|_| line.starts_with("   ")) {
+            text.push(' ');
+            text.push_str(line.trim_start());
+        }
+    }
+    steps
+}
+
+#[test]
+fn every_name_in_the_way_of_a_cell_and_of_a_byte_is_in_the_modules_of_its_step() {
+    let architecture = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let steps = steps(&architecture);
+    assert_eq!(steps.len(), 20, "each step lists its modules");
+    let mut missing = Vec::new();
+    for (title, step) in &steps {
+        let (list, text) = step.split_once(')').unwrap();
+        let code: Vec<String> = module_files(list).iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+        let absent = quoted(text).filter(|name| !code.iter().any(|code| defines(code, name)));
+        missing.extend(absent.map(|name| format!("{title}: {name}")));
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}

@@ -59,7 +59,7 @@ fn consensus(relay: &IdentityKey, onion: &OnionSecret) -> Consensus {
     let mut authority = Authority::new(IdentityKey::from_bytes(&[9; 32]), AuthorityConfig::testnet(1));
     let id = authority.id();
     let descriptor = Descriptor { profile: profile(relay, onion), published: TODAY }.sign(relay).unwrap();
-    authority.handle_descriptor(TODAY, &descriptor).unwrap();
+    authority.handle_descriptor(TODAY, &descriptor, None).unwrap();
     while let Some(event) = authority.poll_event() {
         match event {
             AuthorityEvent::Prove(target) => authority.handle_proof(TODAY, &target, Ok(())),

@@ -6,13 +6,13 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 ///
 /// | prefix | IPv4 | IPv6 | assigned to | limits |
 /// |---|---|---|---|---|
-/// | [`source`](Self::source) | /32 | /64 | one machine | accepted links and their memory, half-open channels, circuits, volunteers of a gateway, listed relays |
-/// | [`network`](Self::network) | /24 | /48 | one customer | accepted links and their memory, circuits, unproved relays, running proofs |
-/// | [`block`](Self::block) | /16 | /32 | one provider | relays of one path |
+/// | [`source`](Self::source) | /32 | /64 | one machine | accepted links and their memory, half-open channels, circuits, volunteers of a gateway, proved and listed relays |
+/// | [`network`](Self::network) | /24 | /48 | one customer | accepted links and their memory, circuits, connections of a directory, unproved, proved and listed relays, running proofs |
+/// | [`block`](Self::block) | /16 | /32 | one provider | relays of one path, proved and listed relays |
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AddressPrefix {
     /// The first address of the prefix: all bits after `length` are zero.
-    first: IpAddr,
+    first_address: IpAddr,
     length: u8,
 }
 
@@ -39,11 +39,11 @@ impl AddressPrefix {
         match address {
             IpAddr::V4(address) => {
                 let mask = u32::MAX.checked_shl(32_u32.saturating_sub(ipv4.into())).unwrap_or(0);
-                Self { first: Ipv4Addr::from_bits(address.to_bits() & mask).into(), length: ipv4 }
+                Self { first_address: Ipv4Addr::from_bits(address.to_bits() & mask).into(), length: ipv4 }
             }
             IpAddr::V6(address) => {
                 let mask = u128::MAX.checked_shl(128_u32.saturating_sub(ipv6.into())).unwrap_or(0);
-                Self { first: Ipv6Addr::from_bits(address.to_bits() & mask).into(), length: ipv6 }
+                Self { first_address: Ipv6Addr::from_bits(address.to_bits() & mask).into(), length: ipv6 }
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Deadlines by key, at most one for each, ordered by time.
+//! Deadlines by key, at most one deadline for each key, ordered by time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,7 @@ impl<K> Default for Deadlines<K> {
 }
 
 impl<K: Copy + Ord> Deadlines<K> {
-    /// Sets the deadline of `key`; replaces its previous one.
+    /// Sets the deadline of `key`; replaces the key's previous deadline.
     pub fn set(&mut self, key: K, deadline: Instant) {
         if let Some(old) = self.by_key.insert(key, deadline) {
             self.order.remove(&(old, key));
@@ -28,23 +28,24 @@ impl<K: Copy + Ord> Deadlines<K> {
         self.order.insert((deadline, key));
     }
 
-    /// Sets the deadline of `key` unless it has an earlier one.
+    /// Sets the deadline of `key` unless the key has an earlier deadline.
     ///
-    /// Suits a deadline that often moves later. The earlier one expires once, and its owner then sets the current one.
+    /// Saves work for a deadline that often moves later. The earlier deadline expires once, and the owner then sets the
+    /// current deadline.
     pub fn set_earlier(&mut self, key: K, deadline: Instant) {
         if self.by_key.get(&key).is_none_or(|old| deadline < *old) {
             self.set(key, deadline);
         }
     }
 
-    /// Removes the deadline of `key`, if it has one.
+    /// Removes the deadline of `key`, if the key has one.
     pub fn remove(&mut self, key: K) {
         if let Some(deadline) = self.by_key.remove(&key) {
             self.order.remove(&(deadline, key));
         }
     }
 
-    /// Removes the first key whose deadline is `now` or earlier.
+    /// Removes and returns the key with the earliest deadline, if that deadline is `now` or earlier.
     pub fn pop_due(&mut self, now: Instant) -> Option<K> {
         let (deadline, key) = *self.order.first()?;
         if deadline > now {

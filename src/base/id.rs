@@ -94,7 +94,7 @@ impl HopIndex {
         }
     }
 
-    /// The position, from 1.
+    /// The position, counted from 1.
     #[must_use]
     pub const fn value(self) -> u8 {
         self.0.get()
@@ -109,7 +109,7 @@ impl HopIndex {
 
 /// A relay's identity: its long-term ed25519 public key (RFC 8032), 32 bytes.
 ///
-/// Prints its first eight base-32 characters. Relays are public but paths are not, so the hops of a circuit are never
+/// Prints the first eight base-32 characters. Relays are public but paths are not, so the hops of a circuit are never
 /// printed together.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelayId([u8; 32]);

@@ -49,7 +49,7 @@ impl Lane {
 pub struct DialTarget {
     /// The identity that the other end must prove.
     pub relay: RelayId,
-    /// Its addresses, in order of preference; never empty.
+    /// The relay's addresses, in order of preference; never empty.
     pub addresses: Vec<SocketAddr>,
     /// ICE user-name fragment (RFC 8839 §5.4), 4 to 256 characters.
     pub ice_ufrag: String,
@@ -68,11 +68,11 @@ impl fmt::Debug for DialTarget {
 /// Properties of a link that the transport established when it opened.
 #[derive(Clone, Debug)]
 pub struct LinkOpened {
-    /// The relay this node dialled; `None` if the other end dialled.
+    /// The relay that this node dialled; `None` if the other end dialled.
     pub dialled: Option<RelayId>,
-    /// SHA-256 of the certificate this end presented (DER).
+    /// SHA-256 of the certificate (DER) that this end presented.
     pub local_certificate: [u8; 32],
-    /// SHA-256 of the certificate the other end presented (DER).
+    /// SHA-256 of the certificate (DER) that the other end presented.
     pub peer_certificate: [u8; 32],
     /// The source address of the other end's datagrams.
     pub peer_address: Redacted<SocketAddr>,
@@ -98,7 +98,7 @@ pub enum DialError {
 }
 
 impl DialError {
-    /// Its class.
+    /// The class of the error.
     #[must_use]
     pub const fn class(self) -> ErrorClass {
         match self {
@@ -136,7 +136,7 @@ pub enum LinkEvent {
     Opened {
         /// The new link.
         link: LinkId,
-        /// Its properties.
+        /// The properties of the link.
         opened: LinkOpened,
     },
     /// A dial requested by [`Transmit::Dial`] failed.
@@ -148,11 +148,11 @@ pub enum LinkEvent {
     },
     /// One whole data-channel message was received.
     Message {
-        /// The link that received it.
+        /// The link of the message.
         link: LinkId,
-        /// The lane that received it.
+        /// The lane of the message.
         lane: Lane,
-        /// Its bytes, at most 64 KiB.
+        /// The bytes of the message, at most 64 KiB.
         message: Slots,
     },
     /// The link accepts `bytes` more until its send buffer reaches its threshold; `bytes` may be zero. Replaces the
@@ -164,8 +164,8 @@ pub enum LinkEvent {
         /// The room, in bytes.
         bytes: usize,
     },
-    /// The link's keys are close to their limit. The core puts no new circuits on the link and opens a second link
-    /// for them. The link carries its present circuits until they end or [`LinkEvent::Closed`] reports
+    /// The link's keys are close to their limit. The core puts no new circuits on the link, and opens a second link for
+    /// new circuits. The first link carries its present circuits until they end or [`LinkEvent::Closed`] reports
     /// [`LinkClose::KeyLimit`]. Reported once.
     Retire {
         /// The link.
@@ -180,13 +180,13 @@ pub enum LinkEvent {
     },
 }
 
-/// A request of the core to a transport.
+/// An output of the core for a transport.
 #[derive(Clone, Debug)]
 pub enum Transmit {
     /// Open a link; answered by [`LinkEvent::Opened`] with `dialled` set, or by [`LinkEvent::DialFailed`].
     Dial(DialTarget),
     /// Send one message. The core sends no more bytes than the last [`LinkEvent::Room`] allows, except that the last
-    /// message may exceed it.
+    /// message may exceed this room.
     Message {
         /// The link.
         link: LinkId,

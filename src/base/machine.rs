@@ -1,14 +1,14 @@
-//! The interface by which a driver runs a protocol core.
+//! The interface by which a driver runs a machine of the core.
 
 use rand::CryptoRng;
 
 use super::{Instant, LinkEvent, Transmit};
 
-/// A protocol core above links, without I/O. The driver passes events, time and randomness; the core returns its output
-/// and its next deadline.
+/// A machine of the core above links, without I/O. The driver passes events, time and randomness; the machine returns
+/// output and its next deadline.
 ///
-/// **Drain contract.** A batch is any number of inputs: `handle_…` calls and calls of the core's own interface. After
-/// each batch the driver calls [`handle_batch_end`](Self::handle_batch_end) once, then
+/// **Drain contract.** A batch is any number of inputs: `handle_…` calls and calls of the machine's other methods.
+/// After each batch the driver calls [`handle_batch_end`](Self::handle_batch_end) once, then
 /// [`poll_transmit`](Self::poll_transmit) until it returns `None`. It repeats both until nothing was sent, and only
 /// then waits, at most until [`poll_timeout`](Self::poll_timeout). `now` never decreases from call to call.
 pub trait LinkMachine {
@@ -18,11 +18,12 @@ pub trait LinkMachine {
     /// Performs the actions that are due at `now`. A call before the deadline changes nothing.
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng);
 
-    /// Performs the work that the inputs since the last call require, once for all of them. Without inputs it changes
-    /// nothing.
+    /// Performs the work that the inputs since the last call require, once for all these inputs. A call without inputs
+    /// changes nothing.
     fn handle_batch_end(&mut self, now: Instant, rng: &mut dyn CryptoRng);
 
-    /// The next request to the transport. Only sends: all other work is done by the `handle_…` calls.
+    /// The next output for the transport. Also refills the queues that sending has shortened to their low mark; the
+    /// `handle_…` calls do all other work.
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit>;
 
     /// The deadline for [`handle_timeout`](Self::handle_timeout), if there is one.

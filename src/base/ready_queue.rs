@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 /// Keys of entries with pending work, in the order in which the entries became ready.
 ///
-/// Each entry has a [`Ticket`], so that a test for membership costs one comparison and no look-up. An entry that is
-/// removed from its collection may leave its key here: the owner of the queue skips keys without an entry.
+/// Each entry has a [`Ticket`], so that a test for membership costs one comparison and no look-up. The key of an entry
+/// that was removed from its collection may stay queued: the owner of the queue skips keys without an entry.
 ///
 /// Memory: one key and one number for each queued entry; the owner bounds the number of entries.
 #[derive(Debug)]
@@ -52,15 +52,15 @@ impl<K> ReadyQueue<K> {
         }
     }
 
-    /// Removes the first key, which can then be appended again.
+    /// Removes and returns the first key, which can then be appended again.
     pub fn pop(&mut self) -> Option<K> {
         let (number, key) = self.keys.pop_front()?;
         self.popped = number;
         Some(key)
     }
 
-    /// Removes the key of `ticket`, if it is queued. Takes time in proportion to the keys before or after it, whichever
-    /// are fewer.
+    /// Removes the key of `ticket`, if the key is queued. Takes time in proportion to the smaller number of keys before
+    /// or after the key.
     pub fn remove(&mut self, ticket: &mut Ticket) {
         if ticket.0 > self.popped
             && let Ok(at) = self.keys.binary_search_by_key(&ticket.0, |(number, _)| *number)

@@ -13,11 +13,11 @@ use std::cell::RefCell;
 /// Bytes of a slot: the length of a cell.
 pub const SLOT_LEN: usize = 1024;
 /// Dropped slots that a thread keeps for reuse: 1 MiB.
-const MAX_SPARE: usize = 1024;
+const MAX_SPARE_SLOTS: usize = 1024;
 
 thread_local! {
     /// Slots that this thread has dropped, with their old content.
-    static SPARE: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
+    static SPARE_SLOTS: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Memory for one cell. A thread reuses the slots that it drops, so forwarding a cell normally allocates no memory.
@@ -30,9 +30,9 @@ impl Slot {
         Self::from([0; SLOT_LEN])
     }
 
-    /// A slot that may hold bytes of another circuit. The caller must write it before it is read.
+    /// A slot that may hold bytes of another circuit. The caller must write a byte of the slot before reading it.
     fn unwritten() -> Self {
-        let spare = SPARE.try_with(|spare| spare.try_borrow_mut().ok().and_then(|mut spare| spare.pop()));
+        let spare = SPARE_SLOTS.try_with(|spare| spare.try_borrow_mut().ok().and_then(|mut spare| spare.pop()));
         spare.ok().flatten().unwrap_or_else(|| Self(Some(new())))
     }
 }
@@ -45,9 +45,9 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let Some(bytes) = self.0.take() else { return };
         // An ending thread no longer has the list.
-        let _ = SPARE.try_with(|spare| {
+        let _ = SPARE_SLOTS.try_with(|spare| {
             if let Ok(mut spare) = spare.try_borrow_mut()
-                && spare.len() < MAX_SPARE
+                && spare.len() < MAX_SPARE_SLOTS
             {
                 spare.push(Self(Some(bytes)));
             }
@@ -110,7 +110,7 @@ impl Slots {
         self.len
     }
 
-    /// Whether there are no bytes.
+    /// Whether the message has no bytes.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
@@ -149,7 +149,7 @@ impl Slots {
         }
     }
 
-    /// The bytes in `range`, clipped to the length, as one piece for each slot.
+    /// The bytes in `range`, clipped to the message's length, as one piece for each slot.
     pub fn pieces(&self, range: Range<usize>) -> impl Iterator<Item = &[u8]> {
         let end = range.end.min(self.len);
         let first = range.start / SLOT_LEN;
@@ -161,7 +161,7 @@ impl Slots {
         })
     }
 
-    /// The slots; `None` if the last isn't full.
+    /// The slots; `None` if the last slot isn't full.
     #[must_use]
     pub fn into_full(self) -> Option<Vec<Slot>> {
         self.len.is_multiple_of(SLOT_LEN).then_some(self.slots)
@@ -279,8 +279,8 @@ mod tests {
         assert_eq!(slots.clone().into_full().map(|slots| slots.len()), None);
         slots.extend_from_slice(&[1; SLOT_LEN - 10]);
         assert_eq!(slots.into_full().map(|slots| slots[0].to_vec()), Some(vec![1; SLOT_LEN]));
-        drop(vec![Slot::zero(); MAX_SPARE + 100]);
-        assert_eq!(SPARE.with_borrow(Vec::len), MAX_SPARE);
+        drop(vec![Slot::zero(); MAX_SPARE_SLOTS + 100]);
+        assert_eq!(SPARE_SLOTS.with_borrow(Vec::len), MAX_SPARE_SLOTS);
     }
 
     #[test]

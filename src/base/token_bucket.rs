@@ -10,7 +10,7 @@ const PARTS: u128 = 1_000_000_000;
 pub struct Rate {
     /// Tokens gained in a second: the long-term average.
     pub a_second: u64,
-    /// Tokens in a full bucket: the maximum at once after a pause.
+    /// Tokens in a full bucket: the maximum that can be taken at once.
     pub burst: u64,
 }
 
@@ -19,19 +19,19 @@ pub struct Rate {
 /// Integer arithmetic without rounding: a bucket counts billionths of a token.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TokenBucket {
-    /// Parts that the bucket lacked to be full at `updated`.
-    missing: u128,
-    updated: Instant,
+    /// Parts that the bucket lacked to be full at `updated_at`.
+    missing_parts: u128,
+    updated_at: Instant,
 }
 
 impl TokenBucket {
     /// A full bucket.
     #[must_use]
     pub const fn new() -> Self {
-        Self { missing: 0, updated: Instant::START }
+        Self { missing_parts: 0, updated_at: Instant::START }
     }
 
-    /// Takes a token; `false` if there is none.
+    /// Takes a token; `false` if the bucket holds none.
     pub fn take(&mut self, now: Instant, rate: Rate) -> bool {
         let taken = self.available(now, rate) > 0;
         if taken {
@@ -42,14 +42,14 @@ impl TokenBucket {
 
     /// Takes `tokens`. Tokens that the bucket doesn't hold become a debt, which delays later tokens.
     pub fn spend(&mut self, now: Instant, rate: Rate, tokens: u64) {
-        self.missing = self.missing(now, rate).saturating_add(parts(tokens));
-        self.updated = self.updated.max(now);
+        self.missing_parts = self.missing_parts(now, rate).saturating_add(parts(tokens));
+        self.updated_at = self.updated_at.max(now);
     }
 
     /// Whole tokens that the bucket holds.
     #[must_use]
     pub fn available(&self, now: Instant, rate: Rate) -> u64 {
-        let held = parts(rate.burst).saturating_sub(self.missing(now, rate)) / PARTS;
+        let held = parts(rate.burst).saturating_sub(self.missing_parts(now, rate)) / PARTS;
         u64::try_from(held).unwrap_or(u64::MAX)
     }
 
@@ -57,20 +57,21 @@ impl TokenBucket {
     /// last [`spend`](Self::spend).
     #[must_use]
     pub fn available_at(&self, rate: Rate, tokens: u64) -> Instant {
-        let lacking = self.missing.saturating_sub(parts(rate.burst.saturating_sub(tokens)));
+        let lacking = self.missing_parts.saturating_sub(parts(rate.burst.saturating_sub(tokens)));
         let nanos = lacking.div_ceil(u128::from(rate.a_second.max(1)));
-        Instant::from_nanos(self.updated.as_nanos().saturating_add(u64::try_from(nanos).unwrap_or(u64::MAX)))
+        Instant::from_nanos(self.updated_at.as_nanos().saturating_add(u64::try_from(nanos).unwrap_or(u64::MAX)))
     }
 
     /// Whether the bucket is full, and so equal to a new one.
     #[must_use]
     pub fn is_full(&self, now: Instant, rate: Rate) -> bool {
-        self.missing(now, rate) == 0
+        self.missing_parts(now, rate) == 0
     }
 
-    fn missing(&self, now: Instant, rate: Rate) -> u128 {
-        let gained = now.since(self.updated).as_nanos().saturating_mul(rate.a_second.into());
-        self.missing.saturating_sub(gained)
+    /// Parts that the bucket lacks to be full at `now`.
+    fn missing_parts(&self, now: Instant, rate: Rate) -> u128 {
+        let gained = now.since(self.updated_at).as_nanos().saturating_mul(rate.a_second.into());
+        self.missing_parts.saturating_sub(gained)
     }
 }
 

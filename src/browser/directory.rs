@@ -244,8 +244,8 @@ fn prepare(method: &str, url: &str, body: Option<&[u8]>) -> Result<Request, JsVa
     options.set_credentials(RequestCredentials::Omit);
     options.set_redirect(RequestRedirect::Error);
     options.set_referrer_policy(ReferrerPolicy::NoReferrer);
-    // The browser revalidates its cached copy.
-    options.set_cache(RequestCache::NoCache);
+    // A cached copy would be revalidated by its entity tag, by which a directory could recognise the browser.
+    options.set_cache(RequestCache::NoStore);
     let limit = u32::try_from(REQUEST_LIMIT.as_millis()).unwrap_or(u32::MAX);
     options.set_signal(Some(&AbortSignal::timeout_with_u32(limit)));
     if let Some(body) = body {

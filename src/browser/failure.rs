@@ -83,6 +83,7 @@ impl From<StreamFailure> for PageFailure {
             StreamFailure::ConsensusExpired => FailureKind::Consensus,
             StreamFailure::NoPath(PathError::NoExit | PathError::NotOffered)
             | StreamFailure::LimitReached
+            | StreamFailure::NotPublic
             | StreamFailure::Ended(EndReason::Policy) => FailureKind::Refused,
             StreamFailure::Ended(
                 EndReason::NotFound | EndReason::Refused | EndReason::Unreachable | EndReason::TimedOut,
@@ -128,6 +129,7 @@ mod tests {
             (StreamFailure::GuardUnreachable, FailureKind::Network),
             (StreamFailure::NoCircuit, FailureKind::Network),
             (StreamFailure::LimitReached, FailureKind::Refused),
+            (StreamFailure::NotPublic, FailureKind::Refused),
             (StreamFailure::Ended(EndReason::NotFound), FailureKind::Target),
         ];
         let failures = cases.map(|(reason, kind)| {

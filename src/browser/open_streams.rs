@@ -15,7 +15,7 @@ pub(super) struct OpenStream {
     pub(super) received: BytesMut,
     pub(super) connected: bool,
     /// The peer has ended its direction.
-    pub(super) finished: bool,
+    pub(super) peer_finished: bool,
     pub(super) failure: Option<StreamFailure>,
     /// Called after a turn with changes.
     pub(super) wake: Function,
@@ -48,7 +48,7 @@ impl OpenStreams {
         match event {
             ClientEvent::Stream(_, StreamEvent::Connected(_)) => entry.connected = true,
             ClientEvent::Stream(_, StreamEvent::Data(bytes)) => entry.received.extend_from_slice(bytes),
-            ClientEvent::Stream(_, StreamEvent::Finished) => entry.finished = true,
+            ClientEvent::Stream(_, StreamEvent::Finished) => entry.peer_finished = true,
             ClientEvent::Stream(_, StreamEvent::Closed(reason)) => entry.failure = Some(StreamFailure::Ended(*reason)),
             ClientEvent::Failed(_, failure) => entry.failure = Some(*failure),
             _ => {}

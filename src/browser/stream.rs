@@ -43,8 +43,8 @@ impl StreamHandle {
         let target = Target { host: Host::parse(host).map_err(invalid)?, port };
         let stream = page.driver.with(|core, now, _| {
             let stream = core.client.open(now, target, isolation(host));
-            let (received, connected, finished, failure, due) = (BytesMut::new(), false, false, None, false);
-            core.streams.0.push(OpenStream { stream, received, connected, finished, failure, wake, due });
+            let (received, connected, peer_finished, failure, due) = (BytesMut::new(), false, false, None, false);
+            core.streams.0.push(OpenStream { stream, received, connected, peer_finished, failure, wake, due });
             stream
         });
         Ok(Self { driver: page.driver.clone(), stream: stream.ok_or_else(PageFailure::closed)? })
@@ -61,7 +61,7 @@ impl StreamHandle {
                 _ => entry.received.split_to(MAX_READ).into(),
             };
             core.client.handle_command(self.stream, StreamCommand::Consumed(bytes.len()));
-            Some((bytes, entry.finished, entry.failed()))
+            Some((bytes, entry.peer_finished, entry.failed()))
         });
         match state.flatten().ok_or_else(PageFailure::closed)? {
             (bytes, finished, _) if finished || !bytes.is_empty() => Ok(Some(bytes)),

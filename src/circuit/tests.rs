@@ -10,7 +10,7 @@ use crate::{
     base::RelayId,
     crypto::OnionSecret,
     handshake::{OnionKeyring, respond},
-    onion::{Forward, RelayLayer},
+    onion::{ForwardContent, RelayLayer},
     stream::StreamCommand,
     wire::{Fragments, created_cells, decode_create, decode_extend, split},
 };
@@ -87,7 +87,7 @@ impl Chain {
         let mut body = cell.into_body();
         for at in 0..self.hops.len() {
             let opened = self.hops[at].layer.as_mut().unwrap().open_forward(&mut body).unwrap();
-            if matches!(opened, Forward::Message) {
+            if matches!(opened, ForwardContent::Message) {
                 let hop = HopIndex::new(u8::try_from(at + 1).unwrap()).unwrap();
                 let plaintext = Bytes::copy_from_slice(&body[..message_capacity(hop)]);
                 return self.handle_message(hop, RelayMessage::decode(&plaintext).unwrap());

@@ -28,6 +28,11 @@ pub enum StreamFailure {
     /// The consensus has no path to that target.
     #[error(transparent)]
     NoPath(#[from] PathError),
+    /// The target is a name or address of a local network, or a reserved name, and is sent to no exit.
+    #[error(
+        "the host is on a local network or has a reserved name, so it is not sent to an exit; connect to it without Umbel"
+    )]
+    NotPublic,
     /// No guard could be reached.
     #[error("no guard can be reached; check that this network allows UDP")]
     GuardUnreachable,
@@ -44,6 +49,7 @@ impl StreamFailure {
             Self::Ended(EndReason::ResourceLimit) | Self::LimitReached => ErrorClass::Limit,
             Self::Ended(_) => ErrorClass::Peer,
             Self::NoPath(error) => error.class(),
+            Self::NotPublic => ErrorClass::Local,
             Self::NoConsensus | Self::ConsensusExpired | Self::GuardUnreachable | Self::NoCircuit => {
                 ErrorClass::Network
             }

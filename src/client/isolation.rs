@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::crypto::sha256_parts;
+use crate::{crypto::sha256_parts, wire::Host};
 
 /// The isolation of a stream: streams of different isolations never share a circuit.
 ///
@@ -24,6 +24,13 @@ impl Isolation {
     #[must_use]
     pub fn of_listener(listener: &str) -> Self {
         Self::new(listener, &[], &[])
+    }
+
+    /// The part of this isolation for streams to `host`, and for its resolution.
+    #[must_use]
+    pub fn for_host(&self, host: &Host) -> Self {
+        let host = host.to_text().to_ascii_lowercase();
+        Self(sha256_parts(&[b"host", &self.0, host.strip_suffix('.').unwrap_or(&host).as_bytes()]))
     }
 }
 

@@ -52,6 +52,11 @@ impl Placement {
         self.requests.len()
     }
 
+    /// The demand of a request.
+    pub(super) fn demand(&self, stream: ClientStream) -> Option<&Demand> {
+        self.requests.demand(stream)
+    }
+
     /// Waiting requests, the earliest deadline first.
     pub(super) fn waiting(&self) -> Vec<ClientStream> {
         self.requests.waiting()
@@ -162,6 +167,10 @@ impl Placement {
             return false;
         }
         let Some(demand) = self.requests.opening(stream) else { return false };
+        // Each exit learns the name (`proto/08-paths.md` §6).
+        if reason == EndReason::Policy && demand.has_name() && !demand.refused_by.is_empty() {
+            return false;
+        }
         match reason {
             EndReason::Policy if !lost => demand.refused_by.extend(circuit.exit()),
             EndReason::ResourceLimit => demand.refused_on.push(position.circuit),

@@ -6,7 +6,7 @@ use super::{ClientStream, Isolation, PooledCircuitKey};
 use crate::{
     base::{Counter as _, Deadlines, Instant, RelayId, StreamId},
     delegated::Delegation,
-    path::Purpose,
+    path::{Purpose, SpecialHost},
     wire::{Host, Target},
 };
 
@@ -42,6 +42,20 @@ impl Demand {
             Wanted::Resolve(_) => Purpose::Streams,
             Wanted::Delegated(delegation) => Purpose::Delegated(delegation.clone()),
         }
+    }
+
+    /// The kind of a host that is not public.
+    pub(super) fn special_host(&self) -> Option<SpecialHost> {
+        match &self.wanted {
+            Wanted::Stream(Target { host, .. }) | Wanted::Resolve(host) => SpecialHost::of(host),
+            Wanted::Delegated(Delegation::Http { host }) => SpecialHost::of(&Host::parse(host).ok()?),
+            Wanted::Delegated(Delegation::Search(_)) => None,
+        }
+    }
+
+    /// Whether it sends a name to the exit.
+    pub(super) const fn has_name(&self) -> bool {
+        matches!(&self.wanted, Wanted::Stream(Target { host: Host::Name(_), .. }) | Wanted::Resolve(Host::Name(_)))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     handshake::OnionKeyring,
     path::PathError,
     relay::{ExitStream, Relay, RelayEvent, RelayParameters},
-    sim::{NodeId, PathProfile, World},
+    sim::{LinkProperties, NodeId, World},
     stream::StreamEvent,
     wire::{EndReason, Host, ResolvedAnswer},
 };
@@ -25,6 +25,7 @@ use crate::{
 mod circuits;
 mod delegated;
 mod guards;
+mod names;
 mod volunteers;
 
 const RELAYS: u16 = 7;
@@ -45,12 +46,15 @@ struct RelayParty {
     relay: Relay,
     serves: Serves,
     open: BTreeMap<ExitStream, Vec<u8>>,
+    /// The number of received BEGINs.
+    begun: usize,
 }
 
 impl RelayParty {
     fn work(&mut self) {
         while let Some(event) = self.relay.poll_event() {
             let RelayEvent::Stream(exit, event) = event else { continue };
+            self.begun += usize::from(matches!(event, StreamEvent::Begin(_)));
             match event {
                 StreamEvent::Begin(_) | StreamEvent::Resolve(_) if self.serves == Serves::Nothing => {}
                 StreamEvent::Begin(_) => match self.serves {
@@ -232,8 +236,8 @@ struct Net {
 impl Net {
     /// Seven relays, the first `exits` of them exits; the client has no consensus yet.
     fn new(seed: u64, exits: u16) -> Self {
-        let profile = PathProfile { delay: Duration::from_millis(5), ..PathProfile::default() };
-        let mut world = World::new(seed, profile);
+        let properties = LinkProperties { delay: Duration::from_millis(5), ..LinkProperties::default() };
+        let mut world = World::new(seed, properties);
         let client = world.add_node("10.9.9.9:9".parse().unwrap(), false);
         let mut relays = BTreeMap::new();
         let mut all = Vec::new();
@@ -252,8 +256,10 @@ impl Net {
             profile.onion_key = relay.onion_key();
             relays.insert(profile.identity, node);
             all.push(profile);
-            world
-                .place(node, Party::Relay(Box::new(RelayParty { relay, serves: Serves::Echo, open: BTreeMap::new() })));
+            world.place(
+                node,
+                Party::Relay(Box::new(RelayParty { relay, serves: Serves::Echo, open: BTreeMap::new(), begun: 0 })),
+            );
         }
         let listed: Vec<_> = all.into_iter().map(|profile: Profile| listed(profile)).collect();
         let party = ClientParty {
@@ -360,7 +366,7 @@ fn engine() -> EngineName {
 }
 
 fn target(port: u16) -> Target {
-    Target { host: Host::parse("umbel.test").unwrap(), port }
+    Target { host: Host::parse("example.org").unwrap(), port }
 }
 
 #[test]
@@ -401,7 +407,7 @@ fn a_stream_carries_bytes_both_ways_and_is_removed_at_its_end() {
 #[test]
 fn a_resolve_returns_the_answers_of_the_exit() {
     let mut net = Net::ready(3, 2);
-    let host = Host::parse("umbel.test").unwrap();
+    let host = Host::parse("example.org").unwrap();
     let stream = net.client(|party, now, _| party.client.resolve(now, host, Isolation([1; 32])));
     let answers = net.wait(5, |party| Some(core::mem::take(&mut party.seen(stream).answers)).filter(|a| !a.is_empty()));
     assert_eq!(answers, [ResolvedAnswer::Ip([192, 0, 2, 7].into())]);
@@ -472,10 +478,11 @@ fn a_stream_refused_by_every_exits_policy_fails_for_lack_of_an_exit() {
     let mut net = Net::ready(9, 2);
     net.serve(Serves::Refuses(EndReason::Policy));
     let no_exit = StreamFailure::NoPath(PathError::NoExit);
-    let stream = net.open(1);
-    assert_eq!(net.closed(stream, 10), no_exit);
-    let stream = net.client(|party, now, _| party.client.open(now, target(7), Isolation([1; 32])));
-    assert_eq!(net.closed(stream, 1), no_exit);
+    for (port, seconds) in [(443, 10), (7, 1)] {
+        let target = Target { host: Host::Ip([1, 1, 1, 1].into()), port };
+        let stream = net.client(|party, now, _| party.client.open(now, target, Isolation([1; 32])));
+        assert_eq!(net.closed(stream, seconds), no_exit);
+    }
 }
 
 #[test]
@@ -505,7 +512,7 @@ fn after_the_loss_of_a_relay_its_stream_fails_and_a_new_request_succeeds_within_
         let hop = usize::try_from(seed % 3).unwrap();
         let victim = net.path_of(stream)[hop];
         let node = net.relays[&victim];
-        net.world.vanish(node);
+        net.world.crash(node);
         // Before and after detection of the loss.
         if seed % 2 == 0 {
             net.closed(stream, 25);

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use super::{
     Refusal, SearchAnswer, SearchRefusal, SearchRequest,
     frame::{REQUEST_BUCKETS, longest},
-    limits::{Rates, RequestLimits},
+    limits::{Rates, RequestLimits, RequestOwner},
 };
 use crate::{base::Instant, wire::EndReason};
 
@@ -93,6 +93,8 @@ pub struct ServiceParameters {
     pub streams: usize,
     /// Cap on streams of one circuit, so that one circuit can't occupy all streams. Default 8.
     pub streams_of_circuit: usize,
+    /// Cap on streams of one neighbour. Default 32: a page has few neighbours, each of which carries many clients.
+    pub streams_of_neighbour: usize,
     /// Time limit of receiving a query. Default [`QUERY_LIMIT`].
     pub query: Duration,
     /// Time limit of the owner's answer. Default 20 s. The owner applies [`ENGINE_LIMIT`] to the engine itself.
@@ -107,6 +109,7 @@ impl Default for ServiceParameters {
             rates: Rates::default(),
             streams: 64,
             streams_of_circuit: 8,
+            streams_of_neighbour: 32,
             query: QUERY_LIMIT,
             engine: Duration::from_secs(20),
             stall: STALL_LIMIT,
@@ -157,7 +160,7 @@ pub struct SearchService<Id> {
 #[derive(Debug)]
 struct Serving<Id> {
     stream: Id,
-    circuit: u64,
+    owner: RequestOwner,
     /// Whether the query counts as in progress: from its last byte to its answer. A slow sender or reader therefore
     /// occupies no place of the concurrency limit.
     admitted: bool,
@@ -184,16 +187,21 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
         Self { parameters, limits, streams: Vec::new(), events: VecDeque::new() }
     }
 
-    /// Handles a stream to the service, on `circuit`. Emits [`ServiceEvent::Reset`] at the caps on streams.
-    pub fn handle_request(&mut self, now: Instant, stream: Id, circuit: u64) {
-        let of_circuit = self.streams.iter().filter(|serving| serving.circuit == circuit).count();
-        if self.streams.len() >= self.parameters.streams || of_circuit >= self.parameters.streams_of_circuit {
+    /// Handles a stream of `owner` to the service. Emits [`ServiceEvent::Reset`] at the caps on streams.
+    pub fn handle_request(&mut self, now: Instant, stream: Id, owner: RequestOwner) {
+        let count = |shares: &dyn Fn(&RequestOwner) -> bool| {
+            self.streams.iter().filter(|serving| shares(&serving.owner)).count()
+        };
+        let is_full = self.streams.len() >= self.parameters.streams
+            || count(&|other| other.circuit == owner.circuit) >= self.parameters.streams_of_circuit
+            || count(&|other| other.neighbour == owner.neighbour) >= self.parameters.streams_of_neighbour;
+        if is_full {
             return self.events.push_back(ServiceEvent::Reset { stream, reason: EndReason::ResourceLimit });
         }
         let due = now.after(self.parameters.query);
         self.streams.push(Serving {
             stream,
-            circuit,
+            owner,
             admitted: false,
             due,
             state: ServingState::Reading(PartialQuery::default()),
@@ -202,15 +210,15 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
 
     /// Handles `bytes` from the client.
     pub fn handle_data(&mut self, now: Instant, stream: Id, bytes: &[u8]) {
-        let Some(Serving { state: ServingState::Reading(query), circuit, .. }) = self.serving_mut(stream) else {
+        let Some(Serving { state: ServingState::Reading(query), owner, .. }) = self.serving_mut(stream) else {
             return;
         };
         let Err(refused) = query.handle_data(bytes) else { return };
-        let circuit = *circuit;
+        let owner = *owner;
         // The query is admitted before it is refused, so that it counts against the limits.
-        let refusal = match self.limits.admit(now, circuit) {
+        let refusal = match self.limits.admit(now, owner) {
             Ok(()) => {
-                self.limits.release(circuit);
+                self.limits.release(owner);
                 refused.answer
             }
             Err(_) => SearchRefusal::RateLimited,
@@ -223,9 +231,9 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
         let until = now.after(self.parameters.engine);
         let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) else { return };
         let ServingState::Reading(query) = &mut serving.state else { return };
-        let (limits, circuit, admitted) = (&mut self.limits, serving.circuit, &mut serving.admitted);
+        let (limits, owner, admitted) = (&mut self.limits, serving.owner, &mut serving.admitted);
         let received = core::mem::take(query).handle_finished(|| {
-            limits.admit(now, circuit)?;
+            limits.admit(now, owner)?;
             *admitted = true;
             Ok(())
         });
@@ -326,7 +334,7 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
         let until = now.after(self.parameters.stall);
         if let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) {
             if core::mem::take(&mut serving.admitted) {
-                self.limits.release(serving.circuit);
+                self.limits.release(serving.owner);
             }
             (serving.state, serving.due) = (ServingState::Writing(framed, 0), until);
             self.events.push_back(ServiceEvent::Write { stream });
@@ -342,7 +350,7 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
         let index = self.streams.iter().position(|serving| serving.stream == stream)?;
         let serving = self.streams.swap_remove(index);
         if serving.admitted {
-            self.limits.release(serving.circuit);
+            self.limits.release(serving.owner);
         }
         Some(serving)
     }

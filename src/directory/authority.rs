@@ -7,22 +7,27 @@
 //!
 //! Votes of several authorities aren't implemented: this authority signs its own list.
 
+mod crowding;
 mod relays;
 mod volunteers;
 
 use std::collections::VecDeque;
 
-use core::time::Duration;
+use core::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use rand::CryptoRng;
 
 use super::{
-    AuthorityId, Consensus, ConsensusBody, Counted, Dates, DescriptorError, DocumentError, MAX_CONSENSUS_LEN,
-    MAX_RELAYS, Parameters, PresenceError, Registration, SignedConsensus, SignedVolunteerList, UnverifiedConsensus,
-    UnverifiedDescriptor, VolunteerList,
+    AuthorityId, Consensus, ConsensusBody, Counted, Dates, Descriptor, DescriptorError, DocumentError,
+    MAX_CONSENSUS_LEN, MAX_RELAYS, Parameters, PresenceError, Registration, SignedConsensus, SignedVolunteerList,
+    UnverifiedConsensus, UnverifiedDescriptor, VolunteerList,
 };
 use crate::{
-    base::{DialError, DialTarget, RelayId, WallTime},
+    base::{AddressPrefix, DialError, DialTarget, RelayId, WallTime},
     crypto::IdentityKey,
     exit_policy::is_global,
 };
@@ -100,6 +105,38 @@ pub enum ProofError {
     Identity,
 }
 
+/// The source and the network from which a descriptor came to the authority.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Publisher {
+    source: AddressPrefix,
+    network: AddressPrefix,
+}
+
+impl fmt::Debug for Publisher {
+    /// Without the address.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher").finish_non_exhaustive()
+    }
+}
+
+impl Publisher {
+    /// The publisher at this address; `None` if the address isn't global, as that of a reverse proxy.
+    #[must_use]
+    pub fn at(address: IpAddr) -> Option<Self> {
+        let address = address.to_canonical();
+        is_global(address).then(|| Self::of(address))
+    }
+
+    fn of(address: IpAddr) -> Self {
+        Self { source: AddressPrefix::source(address), network: AddressPrefix::network(address) }
+    }
+
+    /// The first address that a descriptor names.
+    fn claimed(descriptor: &Descriptor) -> Self {
+        Self::of(descriptor.profile.addresses.first().map_or(Ipv4Addr::UNSPECIFIED.into(), SocketAddr::ip))
+    }
+}
+
 /// Actions that the owner must perform in the order of [`Authority::poll_event`].
 #[derive(Debug)]
 pub enum AuthorityEvent {
@@ -145,6 +182,15 @@ impl Authority {
         self.key.id().into()
     }
 
+    /// Whether `consensus`, the last that this authority signed, is dated more than a minute after `now`. If so, the
+    /// clock is wrong, or was when the consensus was signed.
+    #[must_use]
+    pub fn has_signed_after(&self, now: WallTime, consensus: &[u8]) -> bool {
+        let signed = UnverifiedConsensus::decode(consensus).ok();
+        let verified = signed.and_then(|consensus| consensus.verify_signatures(&[self.id()]).ok());
+        verified.is_some_and(|consensus| consensus.valid_after() > now.after(Duration::from_secs(60)))
+    }
+
     /// The number of relays whose proof is valid at `now`. Caps may reduce the number in a consensus.
     #[must_use]
     pub fn listed(&self, now: WallTime) -> usize {
@@ -160,11 +206,9 @@ impl Authority {
         records: impl IntoIterator<Item = &'a [u8]>,
         consensus: Option<&[u8]>,
     ) {
-        for entry in records.into_iter().filter_map(|record| RelayEntry::decode(record, now)) {
-            if self.relays.len() < MAX_RELAYS {
-                self.relays.insert(entry);
-            }
-        }
+        let stored = records.into_iter().filter_map(|record| RelayEntry::decode(record, now)).collect();
+        let left_out = self.relays.restore(stored, MAX_RELAYS);
+        self.events.extend(left_out.into_iter().map(AuthorityEvent::DeleteRecord));
         let authorities = [self.id()];
         let verified = consensus.and_then(|bytes| {
             let consensus = UnverifiedConsensus::decode(bytes).ok()?.verify_signatures(&authorities).ok()?;
@@ -180,23 +224,37 @@ impl Authority {
         self.handle_timeout(now);
     }
 
-    /// Handles a published descriptor (an encoded `SignedDescriptor`). The relay is listed after a successful proof. A
-    /// descriptor equal to the stored one has no effect and is no error.
+    /// Handles a descriptor (an encoded `SignedDescriptor`) from `publisher`, if its address is known and global. The
+    /// relay is listed once it has proved itself. A known descriptor has no effect and is no error.
     ///
     /// # Errors
     /// When the descriptor is refused; the text may be shown to the sender.
-    pub fn handle_descriptor(&mut self, now: WallTime, bytes: &[u8]) -> Result<RelayId, DescriptorError> {
+    pub fn handle_descriptor(
+        &mut self,
+        now: WallTime,
+        bytes: &[u8],
+        publisher: Option<Publisher>,
+    ) -> Result<RelayId, DescriptorError> {
         let descriptor = UnverifiedDescriptor::decode(bytes)?.verify(now)?;
         let identity = descriptor.profile.identity;
         let is_public = descriptor.profile.addresses.iter().all(|address| is_global(address.ip()));
         if !is_public && !self.config.private_addresses {
             return Err(DescriptorError::PrivateAddress);
         }
-        match self.relays.entry(&identity) {
+        let addresses = &descriptor.profile.addresses;
+        let is_settled = match self.relays.entry(&identity) {
             Some(known) if known.descriptor == descriptor => return Ok(identity),
             Some(known) if known.descriptor.published >= descriptor.published => return Err(DescriptorError::Older),
-            Some(known) => known.replace(descriptor, bytes, now),
-            None => self.add(RelayEntry::new(descriptor, bytes, now))?,
+            Some(known) if !known.may_change(now) => return Err(DescriptorError::TooSoon),
+            Some(known) => known.is_proved() && known.descriptor.profile.addresses == *addresses,
+            None => false,
+        };
+        if !is_settled && self.relays.is_crowded(&identity, addresses) {
+            return Err(DescriptorError::Crowded);
+        }
+        match self.relays.entry(&identity) {
+            Some(known) => known.replace(descriptor, bytes, publisher, now),
+            None => self.add(RelayEntry::new(descriptor, bytes, now).from(publisher), now)?,
         }
         self.store(&identity);
         self.handle_timeout(now);
@@ -210,7 +268,15 @@ impl Authority {
         if let Err(error) = &outcome {
             tracing::info!(relay = %target.relay, %error, "the proof of a relay's address failed");
         }
+        let was_proved = entry.is_proved();
         entry.handle_dial(now, target, outcome, self.config.prove_every);
+        let (is_new, addresses) = (!was_proved && entry.is_proved(), entry.descriptor.profile.addresses.clone());
+        if is_new && self.relays.is_crowded(&target.relay, &addresses) {
+            // Others were proved there while it was dialled.
+            tracing::info!(relay = %target.relay, "dropping a relay: its address or network has too many");
+            self.relays.remove(&target.relay);
+            self.events.push_back(AuthorityEvent::DeleteRecord(target.relay));
+        }
         self.store(&target.relay);
         self.handle_timeout(now);
     }
@@ -315,11 +381,13 @@ impl Authority {
         }
     }
 
-    /// Adds a new relay. At the caps, unproved relays are evicted, because new identities cost nothing.
-    fn add(&mut self, entry: RelayEntry) -> Result<(), DescriptorError> {
+    /// Adds a new relay. Identities are free, so unproved relays are evicted to make room. Without unproved ones other than
+    /// those being dialled, of which there are few, a proved relay makes room.
+    fn add(&mut self, entry: RelayEntry, now: WallTime) -> Result<(), DescriptorError> {
         let mut evicted = self.relays.make_room(&entry);
         if self.relays.len() >= MAX_RELAYS {
-            evicted.push(self.relays.evict_unproved().ok_or(DescriptorError::Full)?);
+            let displaced = self.relays.evict_unproved().or_else(|| self.relays.displace(now, &entry));
+            evicted.push(displaced.ok_or(DescriptorError::Full)?);
         }
         self.events.extend(evicted.into_iter().map(AuthorityEvent::DeleteRecord));
         self.relays.insert(entry);

@@ -46,6 +46,12 @@ pub enum DescriptorError {
     /// A volunteer's identity is that of a relay in the consensus.
     #[error("descriptor: the consensus lists this identity as a relay; a volunteer needs another identity")]
     Public,
+    /// As many relays as may be are proved at one of its addresses, in its network or block.
+    #[error("descriptor: too many relays at this address or in its network")]
+    Crowded,
+    /// The relay changes its descriptor too often.
+    #[error("descriptor: changed too often; try again in a minute")]
+    TooSoon,
     /// The directory has reached its cap on relays or volunteers.
     #[error("descriptor: the directory is full")]
     Full,

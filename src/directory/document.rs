@@ -90,6 +90,12 @@ impl<B: DocumentKind> SignedDocument<B> {
         &self.bytes
     }
 
+    /// SHA-256 of its signed part, as in [`Document::digest`]; that of no bytes if it is malformed.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        crypto::sha256(&Envelope::decode(self.bytes.as_slice()).unwrap_or_default().document)
+    }
+
     /// Converts into the encoding.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {

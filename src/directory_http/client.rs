@@ -1,6 +1,6 @@
 //! The client of directories over HTTP: publishes a node's documents, and fetches the consensus and the volunteer list.
 //!
-//! Owns the HTTP client, the entity tags and the cache file of the consensus. `directory::follow` chooses the directory
+//! Owns the HTTP client and the cache file of the consensus. `directory::follow` chooses the directory
 //! and the times. Driven by the node's calls or by [`DirectoryClient::follow`]. Governed by `proto/07-directory.md` §7.
 //! Directories are not trusted: lengths and times are capped. A consensus is accepted only with the authorities'
 //! signatures, and never replaced by an older one.
@@ -13,6 +13,7 @@ use rand::CryptoRng;
 use reqwest::{Client, Response, StatusCode, Url, header, redirect};
 use tokio::{sync::watch, time::sleep};
 
+use super::tag::entity_tag;
 use crate::{
     base::WallTime,
     directory::{
@@ -114,18 +115,11 @@ pub struct DirectoryClient {
 
 /// The URLs of one directory.
 struct Directory {
-    consensus: DocumentUrl,
-    volunteers: DocumentUrl,
+    consensus: Url,
+    volunteers: Url,
     descriptor: Url,
     volunteer: Url,
     presence: Url,
-}
-
-/// A document that the directory serves.
-struct DocumentUrl {
-    url: Url,
-    /// The entity tag of the document in use.
-    etag: Option<header::HeaderValue>,
 }
 
 impl DirectoryClient {
@@ -315,18 +309,18 @@ impl DirectoryClient {
     }
 
     async fn fetch_from<B: FetchedBody>(
-        &mut self,
+        &self,
         index: usize,
         now: WallTime,
         in_use: Option<&Document<B>>,
     ) -> Result<Option<Document<B>>, DirectoryError> {
-        let Some(directory) = self.directories.get_mut(index) else { return Err(DirectoryError::NoneYet) };
-        let resource = B::resource(directory);
-        let mut request = self.http.get(resource.url.clone());
-        let known = resource.etag.as_ref().filter(|_| in_use.is_some());
-        let is_conditional = known.is_some();
-        if let Some(etag) = known {
-            request = request.header(header::IF_NONE_MATCH, etag.clone());
+        let Some(directory) = self.directories.get(index) else { return Err(DirectoryError::NoneYet) };
+        let mut request = self.http.get(B::url(directory).clone());
+        // Computed, and not the tag of the last answer, which a directory could choose for each client.
+        let tag = in_use.and_then(|in_use| entity_tag(in_use.digest()).ok());
+        let is_conditional = tag.is_some();
+        if let Some(tag) = tag {
+            request = request.header(header::IF_NONE_MATCH, tag);
         }
         let response = request.send().await?;
         match response.status() {
@@ -336,10 +330,8 @@ impl DirectoryClient {
             StatusCode::NOT_FOUND => return Err(DirectoryError::NoneYet),
             _ => return Err(refusal(response).await),
         }
-        let etag = response.headers().get(header::ETAG).cloned();
         let bytes = read_at_most(response, B::MAX_LEN).await?.ok_or(DirectoryError::TooLong)?;
         let document = verify(&bytes, &self.authorities, now, in_use)?;
-        resource.etag = etag;
         if in_use.is_some_and(|in_use| in_use.digest() == document.digest()) {
             return Ok(None);
         }
@@ -369,10 +361,9 @@ impl Directory {
             url.path_segments_mut().map_err(|()| bad())?.pop_if_empty().extend(["v1", path]);
             Ok(url)
         };
-        let resource = |path| Ok::<_, DirectoryError>(DocumentUrl { url: join(path)?, etag: None });
         Ok(Self {
-            consensus: resource(ConsensusBody::PATH)?,
-            volunteers: resource(VolunteerListBody::PATH)?,
+            consensus: join(ConsensusBody::PATH)?,
+            volunteers: join(VolunteerListBody::PATH)?,
             descriptor: join("descriptor")?,
             volunteer: join("volunteer")?,
             presence: join("presence")?,

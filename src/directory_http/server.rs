@@ -14,17 +14,22 @@
 //! CORS admits pages of any origin, because all documents are public.
 //!
 //! Owns the HTTP side and the task that drives an [`Authority`] ([`run_authority`]). Governed by
-//! `proto/07-directory.md` §7. Floods are bounded by caps on connections, bodies and times. Peers' addresses are
-//! neither read nor logged.
+//! `proto/07-directory.md` §7. Floods are bounded by caps on connections ([`connections`]), rates, bodies and
+//! times.
+//! Peers' addresses are not logged. Only their prefixes are held: those of open connections, and those of the publishers
+//! of relays.
 //!
 //! [`Authority`]: crate::directory::Authority
 
+mod connections;
+mod documents;
+mod rates;
 mod service;
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
-    Router,
+    Extension, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
@@ -32,74 +37,84 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use data_encoding::HEXLOWER;
-use hyper::server::conn::http1;
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncWriteExt as _, copy, sink},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, oneshot, watch},
-    time::timeout,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::{Instant, timeout},
 };
 use tower_http::{
-    compression::CompressionLayer,
     cors::{Any, CorsLayer},
     limit::RequestBodyLimitLayer,
     timeout::TimeoutLayer,
 };
 
 use crate::{
-    crypto::sha256,
-    directory::{Counted, DescriptorError, PresenceError, Registration, SignedConsensus, SignedVolunteerList},
+    directory::{
+        Counted, DescriptorError, PresenceError, Publisher, Registration, SignedConsensus, SignedVolunteerList,
+    },
+    io::clock::running_time,
 };
 
+use connections::{ConnectionCaps, ConnectionPlace, Connections};
+use documents::{DOCUMENT, Shelf};
+use rates::SubmissionRates;
 pub use service::{Prover, run_authority};
 
 /// Maximum bytes of a request's content.
 const MAX_BODY_LEN: usize = 64 << 10;
-/// Cap on TCP connections; further ones wait in the listener's backlog. Each connection serves one request, because a
-/// client sends the next one after an interval at the earliest.
-const MAX_CONNECTIONS: usize = 512;
 /// Cap on submissions queued for the authority; further ones are answered with 503.
 const MAX_SUBMISSIONS: usize = 256;
 /// Time for which a browser may cache the answer to a CORS preflight (`Access-Control-Max-Age`).
 const CORS_AGE: Duration = Duration::from_secs(24 * 60 * 60);
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// Time limit of a connection, for clients that read the answer slowly.
+/// Time limit of a connection, also if its peer reads the answer steadily.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(180);
 /// Pause after a failed `accept`.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Refused connections that get [`REFUSAL`]; others are closed without an answer.
+const MAX_REFUSALS: usize = 64;
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// The answer to a connection without a place.
+const REFUSAL: &str = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\naccess-control-allow-origin: *\r\n\
+     content-type: text/plain; charset=utf-8\r\ncontent-length: 73\r\nconnection: close\r\n\r\n\
+     too many connections from this network to the directory; try again later\n";
 
 /// A submission for the authority, with the channel for its answer.
 #[derive(Debug)]
 pub enum Submission {
-    /// A signed descriptor.
-    Descriptor(Bytes, oneshot::Sender<Result<(), DescriptorError>>),
+    /// A signed descriptor, and its publisher if the sender's address is global.
+    Descriptor(Bytes, Option<Publisher>, oneshot::Sender<Result<(), DescriptorError>>),
     /// A volunteer's signed descriptor.
     Volunteer(Bytes, oneshot::Sender<Result<Registration, DescriptorError>>),
     /// A gateway's signed report.
     Presence(Bytes, oneshot::Sender<Result<Counted, PresenceError>>),
 }
 
+/// The address of the peer that sent a request. Not logged.
+#[derive(Clone, Copy)]
+struct Peer(IpAddr);
+
 /// The HTTP side of a directory. Clones share their state.
 #[derive(Clone)]
 pub struct DirectoryServer {
     submissions: mpsc::Sender<Submission>,
-    consensus: Arc<Publication>,
-    volunteers: Arc<Publication>,
+    consensus: Arc<Shelf>,
+    volunteers: Arc<Shelf>,
     web: Option<Router>,
-}
-
-/// The current document of one kind.
-type Publication = watch::Sender<Option<Served>>;
-
-#[derive(Clone)]
-struct Served {
-    document: Bytes,
-    etag: HeaderValue,
+    caps: ConnectionCaps,
+    rates: Arc<SubmissionRates>,
 }
 
 impl DirectoryServer {
@@ -107,8 +122,9 @@ impl DirectoryServer {
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<Submission>) {
         let (submissions, receiver) = mpsc::channel(MAX_SUBMISSIONS);
-        let publication = || Arc::new(watch::Sender::new(None));
-        (Self { submissions, consensus: publication(), volunteers: publication(), web: None }, receiver)
+        let shelf = || Arc::new(Shelf::new());
+        let (caps, rates) = (ConnectionCaps::default(), Arc::default());
+        (Self { submissions, consensus: shelf(), volunteers: shelf(), web: None, caps, rates }, receiver)
     }
 
     /// Sets the router for all other paths.
@@ -118,14 +134,16 @@ impl DirectoryServer {
         self
     }
 
-    /// Sets the consensus to serve.
-    pub fn publish(&self, consensus: &SignedConsensus) {
-        publish_document(&self.consensus, consensus.as_bytes());
+    /// Compresses and serves this consensus in place of the last.
+    pub async fn publish(&self, consensus: SignedConsensus) {
+        let digest = consensus.digest();
+        self.consensus.put(consensus.into_bytes(), digest).await;
     }
 
-    /// Sets the volunteer list to serve.
-    pub fn publish_volunteers(&self, list: &SignedVolunteerList) {
-        publish_document(&self.volunteers, list.as_bytes());
+    /// Compresses and serves this volunteer list in place of the last.
+    pub async fn publish_volunteers(&self, list: SignedVolunteerList) {
+        let digest = list.digest();
+        self.volunteers.put(list.into_bytes(), digest).await;
     }
 
     /// Accepts connections on `listener` and answers their requests, until the future is dropped.
@@ -133,21 +151,22 @@ impl DirectoryServer {
     /// # Errors
     /// Never in practice: a failed `accept` is retried after a pause.
     pub async fn serve(self, listener: TcpListener) -> io::Result<Infallible> {
+        let connections = Connections::new(self.caps);
+        let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
         let router = self.router();
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
-            let permit = Arc::clone(&connections).acquire_owned().await.map_err(io::Error::other)?;
             match listener.accept().await {
-                Ok((socket, _)) => {
-                    let router = router.clone();
-                    tokio::spawn(async move {
-                        let _permit = permit;
-                        // A failed connection of a peer needs no action.
-                        _ = timeout(CONNECTION_TIMEOUT, serve_connection(socket, router)).await;
-                    });
-                }
+                Ok((socket, peer)) => match connections.admit(Instant::now(), peer.ip()) {
+                    Some(place) => _ = tokio::spawn(serve_connection(socket, peer.ip(), place, router.clone())),
+                    None => {
+                        if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
+                            tokio::spawn(refuse(socket, permit));
+                        }
+                    }
+                },
                 Err(error) => {
                     tracing::warn!(%error, "can't accept a connection");
+                    connections.make_room(Instant::now());
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -172,32 +191,26 @@ impl DirectoryServer {
             .route_layer(map_response(close))
             .layer(DefaultBodyLimit::disable())
             .layer(RequestBodyLimitLayer::new(MAX_BODY_LEN))
-            .layer(CompressionLayer::new())
             .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_TIMEOUT))
             .with_state(self)
             // The pages' router is merged without these layers, because it has its own limits and compressed files.
             .merge(web)
     }
 
-    /// Queues a submission for the authority and returns its answer; `None` if the queue is full.
+    /// Queues a submission of `peer` for the authority and returns its answer; `None` if the queue is full, or the
+    /// sender exceeds its rate.
     async fn submit<T>(
         &self,
+        peer: Peer,
         body: Bytes,
         submission: impl FnOnce(Bytes, oneshot::Sender<T>) -> Submission,
     ) -> Option<T> {
+        if !self.rates.admit(running_time(), peer.0) {
+            return None;
+        }
         let (sender, answer) = oneshot::channel();
         self.submissions.try_send(submission(body, sender)).ok()?;
         answer.await.ok()
-    }
-}
-
-fn publish_document(publication: &Publication, document: &[u8]) {
-    let document = Bytes::copy_from_slice(document);
-    // A weak tag, because it is the same for all content encodings (RFC 9110 §8.8.1).
-    let etag = format!("W/\"{}\"", HEXLOWER.encode(&sha256(&document)));
-    match HeaderValue::try_from(etag) {
-        Ok(etag) => _ = publication.send_replace(Some(Served { document, etag })),
-        Err(error) => tracing::error!(%error, "can't compute the entity tag; the document is not served"),
     }
 }
 
@@ -207,17 +220,46 @@ async fn close(mut response: Response) -> Response {
     response
 }
 
-async fn serve_connection(socket: TcpStream, router: Router) -> hyper::Result<()> {
-    http1::Builder::new()
+async fn serve_connection(socket: TcpStream, peer: IpAddr, mut place: ConnectionPlace, router: Router) {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
+        router.call(request)
+    });
+    let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(64 << 10)
-        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router))
-        .await
+        .serve_connection(TokioIo::new(place.socket(socket)), service);
+    // An error of a peer's connection needs no action, nor does its end.
+    tokio::select! {
+        _ = timeout(CONNECTION_TIMEOUT, served) => {}
+        () = place.ended() => {}
+    }
 }
 
-async fn post_descriptor(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
-    match directory.submit(body, Submission::Descriptor).await {
+/// Answers a connection without a place.
+async fn refuse(mut socket: TcpStream, _permit: OwnedSemaphorePermit) {
+    let answer = async {
+        socket.write_all(REFUSAL.as_bytes()).await?;
+        socket.shutdown().await?;
+        // A close with unread bytes would reset the connection before the peer has read the answer.
+        copy(&mut socket, &mut sink()).await
+    };
+    // The peer's failure needs no action.
+    _ = timeout(REFUSAL_TIMEOUT, answer).await;
+}
+
+async fn post_descriptor(
+    State(directory): State<DirectoryServer>,
+    Extension(peer): Extension<Peer>,
+    body: Bytes,
+) -> Response {
+    let publisher = Publisher::at(peer.0);
+    match directory.submit(peer, body, |body, answer| Submission::Descriptor(body, publisher, answer)).await {
+        Some(Err(error @ DescriptorError::TooSoon)) => {
+            (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response()
+        }
         Some(Ok(())) => {
             (StatusCode::ACCEPTED, "accepted; the relay is listed after the proof of its addresses").into_response()
         }
@@ -226,8 +268,12 @@ async fn post_descriptor(State(directory): State<DirectoryServer>, body: Bytes) 
     }
 }
 
-async fn post_volunteer(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
-    match directory.submit(body, Submission::Volunteer).await {
+async fn post_volunteer(
+    State(directory): State<DirectoryServer>,
+    Extension(peer): Extension<Peer>,
+    body: Bytes,
+) -> Response {
+    match directory.submit(peer, body, Submission::Volunteer).await {
         Some(Ok(registration)) => (DOCUMENT, registration.encode()).into_response(),
         // The authority evicts volunteers each interval, so a later try may succeed.
         Some(Err(DescriptorError::Full)) | None => busy(),
@@ -235,47 +281,33 @@ async fn post_volunteer(State(directory): State<DirectoryServer>, body: Bytes) -
     }
 }
 
-async fn post_presence(State(directory): State<DirectoryServer>, body: Bytes) -> Response {
-    match directory.submit(body, Submission::Presence).await {
+async fn post_presence(
+    State(directory): State<DirectoryServer>,
+    Extension(peer): Extension<Peer>,
+    body: Bytes,
+) -> Response {
+    match directory.submit(peer, body, Submission::Presence).await {
         Some(Ok(counted)) => (DOCUMENT, counted.encode()).into_response(),
         Some(Err(error)) => refused(&error),
         None => busy(),
     }
 }
 
-const DOCUMENT: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, "application/x-protobuf")];
-
 fn refused(error: &dyn std::error::Error) -> Response {
     (StatusCode::BAD_REQUEST, error.to_string()).into_response()
 }
 
 fn busy() -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, "the directory is busy; try again later").into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, "the directory is busy, or this address sends too much; try again later")
+        .into_response()
 }
 
 async fn get_consensus(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
-    serve_document(&directory.consensus, &headers, "no consensus yet: not enough relays have registered")
+    directory.consensus.give(&headers, "no consensus yet: not enough relays have registered")
 }
 
 async fn get_volunteers(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
-    serve_document(&directory.volunteers, &headers, "no volunteer list yet: there is no consensus")
-}
-
-/// The document, 304 if the request has its entity tag, or 404 with the text `none_yet`.
-fn serve_document(publication: &Publication, headers: &HeaderMap, none_yet: &'static str) -> Response {
-    let Some(served) = publication.borrow().clone() else { return (StatusCode::NOT_FOUND, none_yet).into_response() };
-    let tag = [(header::ETAG, served.etag.clone()), (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))];
-    if headers.get_all(header::IF_NONE_MATCH).iter().any(|value| matches_etag(value, &served.etag)) {
-        return (StatusCode::NOT_MODIFIED, tag).into_response();
-    }
-    (tag, DOCUMENT, served.document).into_response()
-}
-
-/// Whether an `If-None-Match` value (RFC 9110 §13.1.2) contains `etag`, by weak comparison.
-fn matches_etag(value: &HeaderValue, etag: &HeaderValue) -> bool {
-    let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
-    let (Ok(value), Ok(etag)) = (value.to_str(), etag.to_str()) else { return false };
-    value.trim() == "*" || value.split(',').any(|tag| opaque(tag) == opaque(etag))
+    directory.volunteers.give(&headers, "no volunteer list yet: there is no consensus")
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::delegated::{Offer, Service};
+use crate::delegated::{Offer, Service, limits::RequestOwner};
 
 use self::{http::Http, limits::ExitLimits, search::ExitSearch};
 
@@ -41,13 +41,13 @@ impl Delegate {
         self.search.grown().await;
     }
 
-    /// Performs the request that arrives over `stream`, and writes the answer there. `circuit` is the number of its
-    /// circuit.
-    pub(crate) async fn serve<S>(&self, service: Service, circuit: u64, stream: S)
+    /// Performs the request that arrives over `stream`, and writes the answer there. The limits are those of
+    /// `owner`.
+    pub(crate) async fn serve<S>(&self, service: Service, owner: RequestOwner, stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let admit = || self.limits.admit(Instant::now(), circuit);
+        let admit = || self.limits.admit(Instant::now(), owner);
         let done = match service {
             Service::Http => self.http.serve(stream, admit()).await,
             Service::Search => self.search.serve(stream, admit).await,

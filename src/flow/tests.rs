@@ -16,7 +16,7 @@ fn only_the_oldest_outstanding_tag_is_accepted() {
     let mut window = CongestionWindow::new(&FlowParameters::default());
     assert_eq!(window.handle_sendme(Instant::START, &[0; 16]), Err(FlowError::WrongTag));
     for tag in [[1; 16], [2; 16]] {
-        while !window.wants_tag() {
+        while !window.needs_tag() {
             window.handle_sent(Instant::START, None);
         }
         window.handle_sent(Instant::START, Some(tag));
@@ -33,7 +33,7 @@ fn a_full_window_always_holds_a_tag() {
         FlowParameters { tag_every: 1000, window_min: 0, window_initial: 1, window_max: 0, ..Default::default() };
     let mut window = CongestionWindow::new(&invalid);
     while window.has_room() {
-        let tag = window.wants_tag().then_some([7; 16]);
+        let tag = window.needs_tag().then_some([7; 16]);
         window.handle_sent(Instant::START, tag);
     }
     assert!(window.oldest_tag_at().is_some());

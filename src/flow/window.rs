@@ -1,5 +1,5 @@
-//! The sender's congestion window: a model of the path after BBR (Cardwell et al. 2016), with a window in place of a
-//! pacer.
+//! The sender's congestion window, from a model of the path as in BBR (Cardwell et al. 2016). Unlike BBR, it limits
+//! cells in flight and does not pace.
 //!
 //! A round lasts one round trip and gives a delivery rate. The window is
 //!
@@ -7,19 +7,23 @@
 //! greatest delivery rate of the last rounds × (min RTT + 2 × jitter) + queue
 //! ```
 //!
-//! where the queue is `queue_time` at that rate. A circuit loses no cell: links retransmit, and then deliver late and
-//! in bursts. A link's retransmission adds up to five quarters of its round trip, several times a second. Two
-//! measurements distinguish that delay from a queue that the window causes:
+//! where `queue` is the number of cells delivered in `queue_time`, at least `queue_min` and at most `queue_max`. A
+//! circuit loses no cell, because links retransmit. A retransmission delays all later cells by up to five quarters of
+//! the link's round trip. Two measurements distinguish this delay from a queue that the window causes:
 //!
-//! - **Jitter** is a round's mean round trip minus its smallest. A standing queue delays all cells of a round alike;
-//!   a retransmission doesn't.
-//! - **Probes.** When no sample has been near the smallest round trip for `min_rtt_age`, the window becomes smaller
-//!   than the path's capacity, for one round trip after its queue has drained. The smallest round trip and the jitter
-//!   of that round replace the previous ones: the remaining delay is the path's.
+//! - **Jitter** is the moving average of a round's mean round-trip time minus the round's smallest. A standing queue
+//!   delays all cells of a round alike; a retransmission doesn't.
+//! - **Probes** measure the min RTT, the smallest round-trip time. A probe starts when no sample has been within a
+//!   sixteenth of the min RTT for `min_rtt_age` and for ten round trips. It reduces the window below the path's
+//!   bandwidth-delay product. Once the path's queue has drained, the tags sent during one further round trip measure
+//!   min RTT and jitter again. The probe ends when these tags are acknowledged. Delay that remains is the path's.
 //!
-//! At first the window doubles each round trip (slow start). Delay that a queue may cause stops growth until the round
-//! ends. If the delivery rate has not grown either, a probe drains the queue, and the model determines the window.
-//! Three successive steps of growth without a queue start slow start again.
+//! At first the window doubles each round trip (slow start). Growth halts while the recent samples show a delay that a
+//! queue may cause. If growth is halted when a round ends and the rate is below 1.4 times the previous round's, a probe
+//! ends slow start. The model then determines the window.
+//!
+//! A *step* is growth above the model's window, while no queue exceeds its bound. After three successive steps, slow
+//! start begins again.
 
 mod round;
 
@@ -28,25 +32,27 @@ use std::collections::VecDeque;
 
 use super::{FlowError, FlowParameters, SendmeTag};
 use crate::base::{Counter as _, Instant};
-use round::{RttSamples, WindowRound, cells_in, part, time_of};
+use round::{RttSamples, WindowRound, cells_in, duration_of, part};
 
-/// Number of rounds whose greatest delivery rate is the path's.
+/// Number of recorded rounds. The path's delivery rate is the maximum of their rates.
 const RATE_ROUNDS: usize = 4;
-/// The same number while a queue exceeds its bound: greater rates of earlier rounds are no longer available.
+/// Number of recorded rounds while the queue exceeds its bound. Older rates are dropped, because the path no longer
+/// delivers them.
 const QUEUED_RATE_ROUNDS: usize = 2;
-/// Successive steps of growth without a queue after which slow start begins again.
+/// Successive steps after which slow start begins again.
 const STEPS_TO_SLOW_START: u32 = 3;
-/// Multiple of the jitter that the window covers. At one, retransmissions as a path's main delay would keep the window
-/// from growing. A standing delay of more than the queue's delay and half the jitter reduces the multiple to one.
+/// Multiple of the jitter in the model's window. With a multiple of one, the window would not grow on a path whose
+/// delay is mostly retransmission. The multiple is one while the standing delay exceeds the queue's delay plus half the
+/// jitter.
 const JITTER_FACTOR: u32 = 2;
-/// The smallest round trip is valid for at least this many round trips.
+/// The min RTT is valid for at least this many round trips.
 const MIN_RTT_ROUNDS: u32 = 10;
 
 /// A tag without its SENDME.
-struct Outstanding {
+struct OutstandingTag {
     tag: SendmeTag,
     sent_at: Instant,
-    /// DATA cells sent on the circuit, up to and including the tagged one.
+    /// DATA cells sent to the hop, up to and including the tagged one.
     sent: u64,
 }
 
@@ -56,26 +62,26 @@ enum WindowPhase {
         /// Whether growth is halted, because recent samples show a delay that a queue may cause.
         halted: bool,
         /// Samples since the last evaluation.
-        recent: RttSamples,
+        samples: RttSamples,
     },
     /// The window follows the model.
     Steady,
-    /// The window is below the path's capacity, so that its queue drains.
+    /// The window is below the path's bandwidth-delay product, so that the path's queue drains.
     Probe {
-        /// The time from which sent tags meet no queue that the window caused.
+        /// The earliest send time of a tag whose round trip excludes the queue that the window caused.
         from: Instant,
-        /// The round that measures the path. It begins when the first tag sent from that time is acknowledged.
+        /// The round that measures the path. It begins with the SENDME of the first tag sent at `from` or later.
         round: Option<WindowRound>,
     },
 }
 
 impl WindowPhase {
-    const SLOW_START: Self = Self::SlowStart { halted: false, recent: RttSamples::NONE };
+    const SLOW_START: Self = Self::SlowStart { halted: false, samples: RttSamples::NONE };
 }
 
-/// The sender's window over the DATA cells of one circuit and hop.
+/// The sender's window over the DATA cells to the other end: from the origin to one hop of a circuit, or back.
 ///
-/// The caller uses [`Self::has_room`] and [`Self::wants_tag`] before each DATA cell, [`Self::handle_sent`] after it,
+/// The caller uses [`Self::has_room`] and [`Self::needs_tag`] before each DATA cell, [`Self::handle_sent`] after it,
 /// and [`Self::handle_sendme`] for each SENDME. Memory: one entry for each outstanding tag, at most
 /// `window_max / tag_every`.
 pub struct CongestionWindow {
@@ -86,19 +92,19 @@ pub struct CongestionWindow {
     acknowledged: u64,
     /// DATA cells sent since the last tag.
     untagged: u64,
-    /// The value of `sent` when the window was last full.
-    full_at: u64,
-    outstanding: VecDeque<Outstanding>,
+    /// The value of `sent` at the time when the window was last full.
+    sent_when_full: u64,
+    outstanding: VecDeque<OutstandingTag>,
     latest_rtt: Duration,
-    /// The smallest round trip, and the time of the last sample within a sixteenth of it.
+    /// The min RTT, and the time of the last sample at most a sixteenth above it.
     min_rtt: Option<(Duration, Instant)>,
     jitter: Duration,
     round: WindowRound,
-    /// Delivery rates of the last rounds, in cells a second.
+    /// Delivery rates of the last rounds that the window limited or that were faster, in cells a second.
     rates: VecDeque<u64>,
-    /// Successive steps of growth without a queue.
+    /// Number of successive steps.
     steps: u32,
-    /// Whether the last round ended with such a step.
+    /// Whether the last window-limited round added a step.
     stepped: bool,
 }
 
@@ -120,7 +126,7 @@ impl CongestionWindow {
             sent: 0,
             acknowledged: 0,
             untagged: 0,
-            full_at: 0,
+            sent_when_full: 0,
             outstanding: VecDeque::new(),
             latest_rtt: Duration::ZERO,
             min_rtt: None,
@@ -140,37 +146,38 @@ impl CongestionWindow {
 
     /// Whether the next DATA cell must carry a tag.
     #[must_use]
-    pub fn wants_tag(&self) -> bool {
+    pub fn needs_tag(&self) -> bool {
         self.untagged.saturating_add(1) >= u64::from(self.parameters.tag_every)
     }
 
-    /// Records a sent DATA cell, with its tag if [`Self::wants_tag`] was true.
+    /// Records a sent DATA cell, with its tag if [`Self::needs_tag`] was true.
     pub fn handle_sent(&mut self, now: Instant, tag: Option<SendmeTag>) {
         self.sent.increment();
         self.untagged.increment();
         if !self.has_room() {
-            self.full_at = self.sent;
+            self.sent_when_full = self.sent;
         }
         if let Some(tag) = tag {
             self.untagged = 0;
             if self.outstanding.is_empty() {
-                // A round that began before the pause would count the pause.
+                // Without outstanding tags the sender was idle. A round that includes the idle time would measure too
+                // low a rate.
                 self.begin_round(now);
             }
-            self.outstanding.push_back(Outstanding { tag, sent_at: now, sent: self.sent });
+            self.outstanding.push_back(OutstandingTag { tag, sent_at: now, sent: self.sent });
         }
     }
 
     /// Takes a SENDME.
     ///
     /// # Errors
-    /// When the SENDME does not echo the oldest outstanding tag: the circuit ends.
+    /// When the SENDME does not echo the oldest outstanding tag. The caller must end the circuit.
     pub fn handle_sendme(&mut self, now: Instant, tag: &SendmeTag) -> Result<(), FlowError> {
         let oldest = match self.outstanding.pop_front() {
             Some(oldest) if oldest.tag == *tag => oldest,
             _ => return Err(FlowError::WrongTag),
         };
-        let full = self.full_at >= oldest.sent;
+        let full = self.sent_when_full >= oldest.sent;
         self.acknowledged = oldest.sent;
         self.measure(now, now.since(oldest.sent_at).max(Duration::from_nanos(1)), full);
         if matches!(self.phase, WindowPhase::SlowStart { .. }) {
@@ -190,7 +197,8 @@ impl CongestionWindow {
         self.outstanding.front().map(|oldest| oldest.sent_at)
     }
 
-    /// DATA cells sent and not acknowledged. Up to `tag_every` − 1 of them are never acknowledged.
+    /// DATA cells sent and not acknowledged. The up to `tag_every` − 1 cells after the last tag stay in flight until a
+    /// later tag is acknowledged.
     #[must_use]
     pub const fn in_flight(&self) -> u64 {
         self.sent.saturating_sub(self.acknowledged)
@@ -205,7 +213,7 @@ impl CongestionWindow {
     fn measure(&mut self, now: Instant, rtt: Duration, full: bool) {
         self.latest_rtt = rtt;
         self.round.rtt.add(rtt);
-        self.round.full = self.round.full.saturating_add(full.into());
+        self.round.full_samples = self.round.full_samples.saturating_add(full.into());
         let min = self.min_rtt();
         if self.min_rtt.is_none() || rtt <= min.saturating_add(part(min, 16)) {
             self.min_rtt = Some((min.min(rtt), now));
@@ -222,35 +230,38 @@ impl CongestionWindow {
     }
 
     /// The bound of the queue in the path, in cells.
-    fn queue(&self) -> u64 {
+    fn queue_bound(&self) -> u64 {
         let cells = cells_in(self.rate(), self.parameters.queue_time);
         cells.clamp(self.parameters.queue_min.into(), self.parameters.queue_max.into())
     }
 
-    /// The delay that a queue of this length causes.
+    /// The delay that a queue of [`Self::queue_bound`] cells causes.
     fn queue_delay(&self) -> Duration {
-        time_of(self.rate(), self.queue())
+        duration_of(self.rate(), self.queue_bound())
     }
 
-    /// The window of the model, with `factor` times the jitter.
-    fn target(&self, factor: u32) -> u64 {
+    /// The model's window, with `factor` times the jitter.
+    fn model_window(&self, factor: u32) -> u64 {
         let time = self.min_rtt().saturating_add(self.jitter.saturating_mul(factor));
-        cells_in(self.rate(), time).saturating_add(self.queue())
+        cells_in(self.rate(), time).saturating_add(self.queue_bound())
     }
 
-    /// In slow start, grows the window by the acknowledged cells, unless all recent samples exceed the limit. An
-    /// evaluation takes the samples of a quarter of the window, because a retransmission delays only the first cells of
-    /// a burst.
+    /// In slow start, grows the window by the acknowledged cells if it was full and growth is not halted. Once
+    /// a round has given a rate, growth halts while the smallest recent sample exceeds the min RTT by the queue's delay
+    /// and by an eighth.
+    ///
+    /// Evaluates as many samples as a quarter of the outstanding tags, at least four, because a retransmission delays
+    /// only the first cells of a burst.
     fn grow_by_acknowledged(&mut self, full: bool) {
         let limit = self.min_rtt().saturating_add(self.queue_delay().max(part(self.min_rtt(), 8)));
-        let enough = u32::try_from(self.outstanding.len() / 4).unwrap_or(u32::MAX).max(4);
-        let (latest_rtt, measured) = (self.latest_rtt, !self.rates.is_empty());
-        let WindowPhase::SlowStart { halted, recent } = &mut self.phase else { return };
+        let evaluated_samples = u32::try_from(self.outstanding.len() / 4).unwrap_or(u32::MAX).max(4);
+        let (latest_rtt, has_rate) = (self.latest_rtt, !self.rates.is_empty());
+        let WindowPhase::SlowStart { halted, samples } = &mut self.phase else { return };
         let grows = full && !*halted;
-        recent.add(latest_rtt);
-        if recent.count >= enough {
-            *halted = measured && recent.min > limit;
-            *recent = RttSamples::NONE;
+        samples.add(latest_rtt);
+        if samples.count >= evaluated_samples {
+            *halted = has_rate && samples.min > limit;
+            *samples = RttSamples::NONE;
         }
         if grows {
             self.set_window(self.window.saturating_add(self.parameters.tag_every.into()));
@@ -260,8 +271,8 @@ impl CongestionWindow {
     fn end_round(&mut self, now: Instant) {
         let limited = self.round.is_window_limited();
         let rate = self.round.delivery_rate(now, self.acknowledged);
-        let rate_grew = self.rates.back().is_none_or(|last| rate.saturating_mul(5) >= last.saturating_mul(7));
-        let faster = rate > self.rate().saturating_add(self.rate() / 8);
+        let exceeds_last = self.rates.back().is_none_or(|last| rate.saturating_mul(5) >= last.saturating_mul(7));
+        let exceeds_maximum = rate > self.rate().saturating_add(self.rate() / 8);
         if limited || rate > self.rate() {
             self.rates.push_back(rate);
             if self.rates.len() > RATE_ROUNDS {
@@ -269,11 +280,11 @@ impl CongestionWindow {
             }
         }
         match &mut self.phase {
-            WindowPhase::SlowStart { halted: true, .. } if !rate_grew => self.begin_probe(now),
+            WindowPhase::SlowStart { halted: true, .. } if !exceeds_last => self.begin_probe(now),
             WindowPhase::SlowStart { halted, .. } => *halted = false,
             WindowPhase::Steady => {
                 if limited {
-                    self.follow(faster);
+                    self.follow_model(exceeds_maximum);
                 }
                 let age = self.parameters.min_rtt_age.max(self.latest_rtt.saturating_mul(MIN_RTT_ROUNDS));
                 if self.min_rtt.is_none_or(|(_, seen_at)| now.since(seen_at) >= age) {
@@ -285,24 +296,26 @@ impl CongestionWindow {
         self.begin_round(now);
     }
 
-    /// Sets the window to that of the model, or adds a step while there is no queue.
-    fn follow(&mut self, faster: bool) {
-        let standing = self.round.rtt.min.saturating_sub(self.min_rtt());
-        let queued = standing > self.queue_delay().saturating_add(self.jitter);
+    /// Sets the window to the model's. Adds a step if the rate rose while the queue was within its bound, or if there
+    /// is almost no queue. Adds no step in the round after a step whose effect is measurable.
+    fn follow_model(&mut self, rate_rose: bool) {
+        let standing_delay = self.round.rtt.min.saturating_sub(self.min_rtt());
+        let queued = standing_delay > self.queue_delay().saturating_add(self.jitter);
         if queued {
             let old = self.rates.len().saturating_sub(QUEUED_RATE_ROUNDS);
             self.rates.drain(..old);
         } else {
-            // Not while queued: a growing queue would count as jitter.
+            // A queue above its bound would count as jitter, so the jitter is updated only without one.
             self.jitter = part(self.jitter.saturating_mul(3).saturating_add(self.round.rtt.jitter()), 4);
         }
         let delay = self.queue_delay();
-        let factor = if standing > delay.saturating_add(part(self.jitter, 2)) { 1 } else { JITTER_FACTOR };
-        let target = self.target(factor);
-        // The effect of a step can be measured a round later, unless jitter hides it.
+        let factor = if standing_delay > delay.saturating_add(part(self.jitter, 2)) { 1 } else { JITTER_FACTOR };
+        let model_window = self.model_window(factor);
+        // The effect of a step is measurable a round later, if jitter doesn't exceed the queue's delay. Until then no
+        // further step is added.
         let waits = core::mem::take(&mut self.stepped) && self.jitter <= delay;
-        let empty = standing <= part(delay, 4);
-        let step = match (queued || waits, faster, empty) {
+        let nearly_empty = standing_delay <= part(delay, 4);
+        let step = match (queued || waits, rate_rose, nearly_empty) {
             (false, true, _) => self.window / 2,
             (false, false, true) => (self.window / 4).max(self.parameters.tag_every.into()),
             (true, ..) | (false, false, false) => 0,
@@ -310,12 +323,12 @@ impl CongestionWindow {
         if step > 0 {
             self.stepped = true;
             self.steps.increment();
-            self.set_window(target.max(self.window.saturating_add(step)));
+            self.set_window(model_window.max(self.window.saturating_add(step)));
         } else {
             if !waits || queued {
                 self.steps = 0;
             }
-            self.set_window(target);
+            self.set_window(model_window);
         }
         if self.steps >= STEPS_TO_SLOW_START {
             self.steps = 0;
@@ -327,12 +340,13 @@ impl CongestionWindow {
         self.round = WindowRound::new(now, self.acknowledged);
     }
 
-    /// Starts a probe: sets the window an eighth below the path's capacity without a queue.
+    /// Starts a probe: sets the window to 7/8 of the bandwidth-delay product (with jitter), or of the current window if
+    /// that is smaller.
     fn begin_probe(&mut self, now: Instant) {
-        let capacity = cells_in(self.rate(), self.min_rtt().saturating_add(self.jitter));
-        self.set_window(capacity.min(self.window).saturating_mul(7) / 8);
+        let product = cells_in(self.rate(), self.min_rtt().saturating_add(self.jitter));
+        self.set_window(product.min(self.window).saturating_mul(7) / 8);
         let excess = self.in_flight().saturating_sub(self.window);
-        let drain_time = time_of(self.rate(), excess).min(self.latest_rtt);
+        let drain_time = duration_of(self.rate(), excess).min(self.latest_rtt);
         self.phase = WindowPhase::Probe { from: now.after(drain_time), round: None };
         self.steps = 0;
         self.stepped = false;
@@ -351,7 +365,7 @@ impl CongestionWindow {
         self.min_rtt = Some((round.rtt.min, now));
         self.jitter = round.rtt.jitter();
         self.phase = WindowPhase::Steady;
-        self.set_window(self.target(JITTER_FACTOR));
+        self.set_window(self.model_window(JITTER_FACTOR));
         self.begin_round(now);
     }
 

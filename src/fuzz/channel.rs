@@ -58,7 +58,7 @@ fn channel(bytes: &[u8]) {
         while let Some(event) = channels.poll_event() {
             if let ChannelEvent::Cell { channel, cell } = event {
                 let circuit = cell.circuit().expect("padding is never forwarded");
-                // Refuses each circuit, as a relay can.
+                // Refuse each circuit, as a relay can.
                 if channels.admit_circuit(channel, circuit) {
                     let _ = channels.send(channel, Cell::destroy(circuit));
                 }
@@ -72,7 +72,7 @@ fn channel(bytes: &[u8]) {
     }
 }
 
-/// The handshake messages of an honest peer, then cells.
+/// Inputs with the handshake messages of an honest peer, then cells.
 fn seeds() -> Vec<Vec<u8>> {
     let handshake = |relay: bool, dialled: bool| {
         let (now, mut rng) = (FuzzClock::new().0, ChaCha8Rng::seed_from_u64(2));

@@ -11,7 +11,7 @@ use crate::{
     crypto::{LayerKey, OnionSecret},
     flow::FlowParameters,
     handshake::{ClientHandshake, HopKeys, OnionKeyring, RelayKeys, respond},
-    onion::{Forward, OriginLayers, RelayLayer, message_capacity},
+    onion::{ForwardContent, OriginLayers, RelayLayer, message_capacity},
     wire::{BODY_LEN, Cell, CellBody, Command, Fragments, RelayMessage, created_cells, decode_create},
 };
 
@@ -37,7 +37,7 @@ fn rng() -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(4)
 }
 
-/// A request and its reply, the same for each call.
+/// A handshake's request and reply, the same for each call.
 fn handshake() -> (Vec<u8>, Vec<u8>) {
     let (_, request) = ClientHandshake::start(&relay(), HopIndex::FIRST, b"payload", &mut rng()).unwrap();
     let answer = respond(&IDENTITY, &onion_keys(), HopIndex::FIRST, &request, &mut rng()).unwrap();
@@ -100,7 +100,8 @@ fn backward(bytes: &[u8]) {
     }
 }
 
-/// A hop that completes its handshake honestly, then sends arbitrary messages in valid layers.
+/// For any input of a hop that completes its handshake honestly, then sends arbitrary messages in valid layers, the
+/// origin sends only valid cells to its circuit.
 fn hostile_hop(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let (mut clock, mut rng) = (FuzzClock::new(), rng());
@@ -135,7 +136,7 @@ fn hostile_hop(bytes: &[u8]) {
             if cell.command() == Command::Relay {
                 let mut body = cell.into_body();
                 let opened = layer.open_forward(&mut body).expect("the origin's layers can be opened");
-                assert!(opened == Forward::Message);
+                assert!(opened == ForwardContent::Message);
                 let capacity = message_capacity(HopIndex::FIRST);
                 RelayMessage::decode(&Bytes::copy_from_slice(&body[..capacity]))
                     .expect("the origin's message can be decoded");

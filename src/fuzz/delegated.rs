@@ -14,7 +14,7 @@ pub(super) const TARGETS: &[FuzzTarget] = &[
     FuzzTarget { name: "http_response", run: http_response, seeds: response_seeds },
 ];
 
-/// A decoded query is within its bounds: it encodes, and decodes to an equal query.
+/// A decoded query can be encoded, fits a frame, and decodes to an equal query again.
 fn search_request(bytes: &[u8]) {
     let Ok(request) = SearchRequest::decode(bytes) else { return };
     let again = request.encode().expect("a decoded value can be encoded");
@@ -31,7 +31,7 @@ fn request_seeds() -> Vec<Vec<u8>> {
         .to_vec()
 }
 
-/// A decoded answer is clean: it encodes, and decodes to an equal answer.
+/// A decoded answer can be encoded, fits a frame, and decodes to an equal answer again.
 fn search_answer(bytes: &[u8]) {
     let Ok(answer) = SearchAnswer::decode(bytes) else { return };
     let again = answer.encode().expect("a decoded value can be encoded");
@@ -60,7 +60,7 @@ fn link(bytes: &[u8]) {
     for base in [None, Some(&base)] {
         let Some(cleaned) = clean_url::clean(&input, base) else { continue };
         assert!(matches!(cleaned.scheme(), "http" | "https") && cleaned.host_str().is_some());
-        // The authority must contain no user name and no password.
+        // An authority without `@` has no user name and no password.
         let authority = cleaned.as_str().split('/').nth(2).unwrap_or_default();
         assert!(!authority.contains('@'));
         assert!(cleaned.as_str().len() <= clean_url::MAX_URL_LEN);
@@ -83,7 +83,7 @@ fn link_seeds() -> Vec<Vec<u8>> {
     .to_vec()
 }
 
-/// A plain text is within its length, has no control characters, and is unchanged by another cleaning.
+/// A plain text is within the maximum length, has no control characters, and is unchanged by another cleaning.
 fn text(bytes: &[u8]) {
     const MAX_LENGTH: usize = 40;
     let plain = text::plain(&String::from_utf8_lossy(bytes), MAX_LENGTH);

@@ -57,7 +57,7 @@ fn descriptor(bytes: &[u8]) {
 
 fn signed_descriptor(bytes: &[u8]) {
     let mut authority = Authority::new(fixture::key(9), AuthorityConfig::testnet(1));
-    let accepted = authority.handle_descriptor(NOW, bytes);
+    let accepted = authority.handle_descriptor(NOW, bytes, None);
     let verified = UnverifiedDescriptor::decode(bytes).and_then(|descriptor| descriptor.verify(NOW));
     assert!(accepted.is_err() || verified.is_ok());
     if let Ok(descriptor) = verified {
@@ -126,7 +126,7 @@ fn signed_volunteer_list(bytes: &[u8]) {
     assert!(unverified.verify(&[AuthorityId::from(fixture::key(2).id())], NOW, None).is_err());
 }
 
-/// A directory's answer to a registration.
+/// A decoded answer of a directory to a registration encodes and decodes to an equal answer.
 fn registration(bytes: &[u8]) {
     let Ok(registration) = Registration::decode(bytes) else { return };
     assert_eq!(Registration::decode(&registration.encode()), Ok(registration));
@@ -137,7 +137,7 @@ fn registration_seeds() -> Vec<Vec<u8>> {
     vec![Registration { seed: [7; 32], gateways }.encode()]
 }
 
-/// A gateway's report to an authority that lists the gateway.
+/// An authority that lists the gateway accepts a gateway's report at most once.
 fn signed_presence(bytes: &[u8]) {
     if let Ok(presence) = UnverifiedPresence::decode(bytes).and_then(|presence| presence.verify(NOW)) {
         assert!(presence.volunteers.len() <= MAX_PRESENT);
@@ -145,7 +145,7 @@ fn signed_presence(bytes: &[u8]) {
     let mut authority = Authority::new(fixture::key(9), AuthorityConfig::testnet(1));
     let relay = fixture::profile(1);
     let target = relay.dial_target();
-    authority.handle_descriptor(NOW, &fixture::descriptor(1, relay, NOW)).unwrap();
+    authority.handle_descriptor(NOW, &fixture::descriptor(1, relay, NOW), None).unwrap();
     authority.handle_proof(NOW, &target, Ok(()));
     let accepted = authority.handle_presence(NOW, bytes);
     assert!(accepted.is_err() || authority.handle_presence(NOW, bytes).is_err(), "a report is accepted once");
@@ -158,7 +158,7 @@ fn presence_seeds() -> Vec<Vec<u8>> {
     vec![presence.sign(&fixture::key(1)).unwrap()]
 }
 
-/// A directory's answer to a report.
+/// A decoded answer of a directory to a report is within the cap, and encodes and decodes to an equal answer.
 fn counted(bytes: &[u8]) {
     let Ok(counted) = Counted::decode(bytes) else { return };
     assert!(counted.volunteers.len() <= MAX_PRESENT);
@@ -171,7 +171,7 @@ fn counted_seeds() -> Vec<Vec<u8>> {
     vec![Counted { volunteers }.encode()]
 }
 
-/// The stored records of an authority, possibly corrupted.
+/// Corrupted stored records of an authority cause no panic.
 fn authority_records(bytes: &[u8]) {
     let mut authority = Authority::new(fixture::key(1), AuthorityConfig::testnet(1));
     authority.restore(NOW, [bytes], Some(bytes));
@@ -191,7 +191,7 @@ fn guard_seeds() -> Vec<Vec<u8>> {
     vec![guards.encode()]
 }
 
-/// A policy, with one rule per line, rejects addresses that no policy may allow.
+/// A policy with one rule per line rejects private, loopback and link-local addresses.
 fn exit_policy(bytes: &[u8]) {
     let Ok(text) = core::str::from_utf8(bytes) else { return };
     let Ok(policy) = Policy::parse(text.lines(), false) else { return };

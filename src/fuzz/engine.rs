@@ -18,7 +18,7 @@ fn request() -> SearchRequest {
     SearchRequest::new(engine, "a&b=../{c} 所", 2, Some("en")).unwrap()
 }
 
-/// A valid description yields http or https URLs, and the terms don't change the origin of the URL.
+/// A valid description yields http or https URLs, and the terms of a query don't change the URL's origin.
 fn description(bytes: &[u8]) {
     let origin = Url::parse("http://origin.example:8080/description.xml").unwrap();
     let Ok(engine) = Engine::describe(bytes, Some(&origin), None) else { return };
@@ -60,7 +60,7 @@ fn engines() -> impl Iterator<Item = Engine> {
     })
 }
 
-/// The results of any answer fit a frame, which decodes to an equal answer.
+/// The cleaned answer to any response of an engine fits a frame, and the frame decodes to an equal answer.
 fn answer(bytes: &[u8]) {
     let url = Url::parse("http://engine.example/search").unwrap();
     for engine in engines() {

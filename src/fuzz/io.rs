@@ -54,7 +54,8 @@ impl Connector for Nowhere {
     }
 }
 
-/// The reader view of any page loads no resource and runs no script, and its URLs lead to the reader view.
+/// The reader view of any page loads no resource and runs no script. Each URL in the view leads to the reader view or
+/// into the page.
 fn reader_page(bytes: &[u8]) {
     const KINDS: [&str; 4] = ["text/html", "text/html; charset=utf-16le", "text/html; charset=iso-2022-jp", ""];
     let Some((kind, body)) = bytes.split_first() else { return };
@@ -89,7 +90,7 @@ fn reader_seeds() -> Vec<Vec<u8>> {
     pages.into_iter().enumerate().map(page).chain([b"\x00<meta charset=shift_jis>\x83\x65".to_vec()]).collect()
 }
 
-/// For any input of an application, the port answers or closes within a bounded time.
+/// For any input of an application, the port closes the application's socket within a bounded time, and keeps serving.
 fn with_port<F: Future<Output = ()> + Send + 'static>(serve: impl FnOnce(TcpListener) -> F, bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -139,7 +140,7 @@ fn http_seeds() -> Vec<Vec<u8>> {
     requests.map(|request| request.as_bytes().to_vec()).to_vec()
 }
 
-/// The head of a decoded message decodes to an equal head, if it can be encoded.
+/// The head of a decoded message, if it can be encoded, decodes to an equal head. The content is within the cap.
 fn binary_http(bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
@@ -206,7 +207,7 @@ fn oblivious_seeds() -> Vec<Vec<u8>> {
 
 const KEY_FILES: [&str; 2] = ["identity.key", "onion.key"];
 
-/// A corrupted file is rejected and left unchanged.
+/// A key file that can't be decoded is left unchanged.
 fn key_files(bytes: &[u8]) {
     let folder = tempfile::tempdir().unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(1);

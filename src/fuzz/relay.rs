@@ -1,4 +1,4 @@
-//! Fuzz target: a relay's core with an origin that obeys the rules of the channel and may violate all others.
+//! Fuzz target: a relay's machine with an origin that obeys the rules of channels and may violate all other rules.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub(super) const TARGETS: &[FuzzTarget] =
 const LINK: LinkId = LinkId(1);
 const ROOM: usize = 1 << 20;
 
-/// A relay and a client's channel to it, without a network.
+/// A relay and a client with one channel between them, without a network.
 struct RelayHarness {
     relay: Relay,
     client: Channels,
@@ -36,14 +36,14 @@ impl RelayHarness {
         let identity = Arc::new(IdentityKey::from_bytes(&[1; 32]));
         let keyring = OnionKeyring::new(OnionSecret::from_bytes([2; 32]), None);
         let parameters = RelayParameters { exit: true, circuits: 256, half_built: 128, ..RelayParameters::default() };
-        let mut world = Self {
+        let mut harness = Self {
             relay: Relay::new(identity, keyring, parameters),
             client: Channels::new(LocalRole::Anonymous, ChannelParameters::default()),
             layers: OriginLayers::new(),
             rng: ChaCha8Rng::seed_from_u64(3),
         };
         let (client, relay) = ([3; 32], [4; 32]);
-        let dialled = Some(world.relay.identity());
+        let dialled = Some(harness.relay.identity());
         let peer_address = Redacted("192.0.2.7:4443".parse().unwrap());
         let to_relay =
             LinkOpened { dialled, local_certificate: client, peer_certificate: relay, peer_address, lanes: LANES };
@@ -55,13 +55,13 @@ impl RelayHarness {
             lanes: LANES,
         };
         let now = Instant::START;
-        world.relay.handle_link(now, LinkEvent::Opened { link: LINK, opened: from_client }, &mut world.rng);
-        world.client.handle_link(now, LinkEvent::Opened { link: LINK, opened: to_relay }, &mut world.rng);
-        world.settle(now);
-        world
+        harness.relay.handle_link(now, LinkEvent::Opened { link: LINK, opened: from_client }, &mut harness.rng);
+        harness.client.handle_link(now, LinkEvent::Opened { link: LINK, opened: to_relay }, &mut harness.rng);
+        harness.settle(now);
+        harness
     }
 
-    /// Passes messages both ways until none is left; returns the cells that the client received.
+    /// Passes messages in both directions until no message is left; returns the cells that the client received.
     fn settle(&mut self, now: Instant) -> Vec<Cell> {
         let mut cells = Vec::new();
         let room = LinkEvent::Room { link: LINK, bytes: ROOM };
@@ -93,7 +93,7 @@ impl RelayHarness {
         }
     }
 
-    /// Builds a circuit to the relay as an honest origin.
+    /// Creates a circuit at the relay as an honest origin, unless the relay refuses.
     fn create(&mut self, now: Instant, circuit: CircuitId) {
         let keys = RelayKeys { identity: self.relay.identity(), onion_key: self.relay.onion_key() };
         let (handshake, request) = ClientHandshake::start(&keys, HopIndex::FIRST, b"", &mut self.rng).unwrap();
@@ -116,7 +116,7 @@ impl RelayHarness {
         let _ = self.client.send(channel, cell);
     }
 
-    /// Handles the events of the relay's exit, according to the choices.
+    /// Answers the events of the streams at the relay, according to the choices.
     fn serve(&mut self, choices: &mut Choices<'_>) {
         while let Some(event) = self.relay.poll_event() {
             let RelayEvent::Stream(stream, event) = event else { continue };
@@ -144,33 +144,33 @@ impl RelayHarness {
 /// For any input of the origin, the relay's circuits stay within their cap.
 fn hostile_origin(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
-    let (mut clock, mut world) = (FuzzClock::new(), RelayHarness::new());
+    let (mut clock, mut harness) = (FuzzClock::new(), RelayHarness::new());
     let circuit = |choice: u8| CircuitId::new(0x8000_0001 + u32::from(choice % 24)).unwrap();
     while !choices.is_empty() {
         let now = clock.advance(choices.u8() % 12);
         match choices.u8() % 8 {
-            0 => world.relay.handle_timeout(now, &mut world.rng),
-            1 => world.create(now, circuit(choices.u8())),
+            0 => harness.relay.handle_timeout(now, &mut harness.rng),
+            1 => harness.create(now, circuit(choices.u8())),
             2 | 3 => {
                 let commands = [Command::Create, Command::Created, Command::Relay, Command::Destroy];
                 let command = commands[usize::from(choices.u8() % 4)];
                 let circuit = circuit(choices.u8());
-                world.send(Cell::new(circuit, command, body(choices.bytes())));
+                harness.send(Cell::new(circuit, command, body(choices.bytes())));
             }
             _ => {
                 let circuit = circuit(choices.u8());
                 let message = choices.bytes();
                 let message = &message[..message.len().min(message_capacity(HopIndex::FIRST))];
                 let mut sealed = body(&[]);
-                if world.layers.seal_message(HopIndex::FIRST, message, &mut sealed).is_ok() {
-                    world.send(Cell::new(circuit, Command::Relay, sealed));
+                if harness.layers.seal_message(HopIndex::FIRST, message, &mut sealed).is_ok() {
+                    harness.send(Cell::new(circuit, Command::Relay, sealed));
                 }
             }
         }
-        world.settle(now);
-        world.serve(&mut choices);
-        world.settle(now);
-        assert!(world.relay.figures().circuits <= 16);
+        harness.settle(now);
+        harness.serve(&mut choices);
+        harness.settle(now);
+        assert!(harness.relay.figures().circuits <= 16);
     }
 }
 

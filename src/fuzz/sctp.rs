@@ -1,4 +1,4 @@
-//! Fuzz targets: packets of an SCTP association's peer.
+//! Fuzz targets: packets from the peer of an SCTP association.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
@@ -20,10 +20,10 @@ const PACKET: usize = 1_195;
 const DATA: u8 = 0;
 const SACK: u8 = 3;
 
-/// An established association, and the state that its peer needs to write packets.
+/// An established association, and the state that the peer needs to write packets.
 struct FuzzAssociation {
     association: Association,
-    /// Ports, verification tag, and a zero checksum, which was negotiated.
+    /// The header of the peer's packets: ports, verification tag, and a zero checksum, which was negotiated.
     header: [u8; 12],
     /// The first TSN of the peer.
     tsn: u32,
@@ -32,7 +32,7 @@ struct FuzzAssociation {
 }
 
 impl FuzzAssociation {
-    /// Establishes two associations and keeps one.
+    /// Establishes an association between two ends, and keeps the accepting end.
     fn new(now: Instant) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let config = Config::new(PACKET);
@@ -52,7 +52,7 @@ impl FuzzAssociation {
         Self { association, header, tsn: tsn(&init), association_tsn: tsn(&init_ack) }
     }
 
-    /// Passes a packet with these chunks to the association.
+    /// Passes a packet with `chunks` to the association.
     fn receive(&mut self, now: Instant, chunks: &[u8]) {
         self.association.handle_packet(now, &[&self.header[..], chunks].concat());
     }
@@ -85,7 +85,7 @@ fn packets(association: &mut Association, now: Instant) -> Vec<Vec<u8>> {
     }
 }
 
-/// A DATA chunk with its padding.
+/// A DATA chunk with padding.
 fn data(flags: u8, tsn: u32, stream: u16, sequence: u16, protocol: u32, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(16 + payload.len()).unwrap();
     let mut chunk = vec![DATA, flags];
@@ -112,7 +112,7 @@ fn sack(cumulative: u32, window: u32, blocks: &[(u16, u16)], duplicates: u16) ->
     [&[SACK, 0][..], &length.to_be_bytes(), &body].concat()
 }
 
-/// A peer that sends arbitrary packets: no panic, no busy loop, bounded memory, consistent counters.
+/// Arbitrary packets of a peer cause no panic and no busy loop. Memory stays bounded and counters stay consistent.
 fn hostile_peer(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut clock = FuzzClock::new();
@@ -226,14 +226,16 @@ fn fragments(choices: &mut Choices<'_>) -> Vec<FuzzFragment> {
     all
 }
 
-/// A simple model of reassembly: it searches all received fragments for each message.
+/// A simple model of reassembly, which searches all received fragments for each message.
 #[derive(Default)]
-struct Model {
+struct ReassemblyModel {
+    /// Received fragments, by position.
     arrived: BTreeMap<usize, FuzzFragment>,
+    /// Number of delivered messages, by stream.
     delivered: BTreeMap<u16, u16>,
 }
 
-impl Model {
+impl ReassemblyModel {
     /// Messages that are complete and next in their stream.
     fn messages(&mut self) -> Vec<(u16, Vec<u8>)> {
         let mut messages = Vec::new();
@@ -257,15 +259,15 @@ impl Model {
     }
 }
 
-/// An honest peer over a path with reordering and duplication: the association delivers each message when a simple
-/// model does, and finally all messages.
+/// With an honest peer, reordering and duplication of packets, the association delivers each message when
+/// [`ReassemblyModel`] does, and finally all messages.
 fn reassembly(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut now = FuzzClock::new().advance(0);
     let mut established = FuzzAssociation::new(now);
     let fragments = fragments(&mut choices);
     let mut waiting: VecDeque<usize> = (0..fragments.len()).collect();
-    let mut model = Model::default();
+    let mut model = ReassemblyModel::default();
     while let Some(at) = waiting.pop_front() {
         let fate = if choices.is_empty() { 0 } else { choices.u8() };
         if fate & 3 == 3 {

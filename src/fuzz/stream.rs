@@ -1,4 +1,4 @@
-//! Fuzz targets: the streams of one circuit and hop, by sequences of operations of either end.
+//! Fuzz targets: the streams between an origin and one hop, by sequences of operations of either end.
 
 use bytes::Bytes;
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
@@ -59,7 +59,7 @@ fn hostile(bytes: &[u8]) {
     }
 }
 
-/// Performs an operation of the application.
+/// Performs an operation of the local application, or of the exit.
 fn perform(streams: &mut Streams, role: StreamRole, now: crate::base::Instant, choices: &mut Choices<'_>) {
     let Some(id) = StreamId::new(u16::from(choices.u8() % 10)) else { return };
     match choices.u8() % 9 {
@@ -95,8 +95,8 @@ fn hostile_seeds() -> Vec<Vec<u8>> {
     vec![messages_for(0), messages_for(1)]
 }
 
-/// Two honest ends with arbitrary operations and delays: no protocol violation, each received piece has consecutive
-/// bytes, and no end receives more bytes than the other wrote.
+/// Two honest ends with arbitrary operations and delays violate no rule of the protocol. Each received piece has
+/// consecutive bytes, and no end receives more bytes than the other wrote.
 fn end_to_end(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut ends = [StreamRole::Origin, StreamRole::Exit].map(|role| Streams::new(role, parameters()));

@@ -29,7 +29,7 @@ fn corpus(target: &FuzzTarget) -> Vec<(String, Vec<u8>)> {
     inputs
 }
 
-/// Prints the name of an input, then runs the target on it. The output is shown only if the test fails; its last line
+/// Prints the name of `input`, then runs `target` on it. The output is shown only if the test fails; the last line
 /// names the failing input.
 fn run(target: &FuzzTarget, file: &str, mutation: Option<u64>, input: &[u8]) {
     println!("{} {file} {mutation:?}", target.name);
@@ -56,7 +56,8 @@ fn mutations_of_every_corpus_pass() {
     }
 }
 
-/// Changes a few bytes, truncates, removes a piece or duplicates it; deterministic for a given `seed`.
+/// Changes `input` up to three times: changes bytes, truncates, or removes or duplicates a part. The same `seed` gives
+/// the same output.
 fn mutate(input: &[u8], seed: u64) -> Vec<u8> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut bytes = input.to_vec();
@@ -79,7 +80,7 @@ fn mutate(input: &[u8], seed: u64) -> Vec<u8> {
 }
 
 #[test]
-fn every_target_has_its_program() {
+fn each_target_has_a_program_and_a_manifest_entry() {
     let manifest = fs::read_to_string(fuzz_folder().join("Cargo.toml")).unwrap();
     for target in targets() {
         let file = format!("fuzz_targets/{}.rs", target.name);

@@ -22,8 +22,8 @@ pub(super) const TARGETS: &[FuzzTarget] = &[
 
 const LISTEN: Port = Port { id: 0, purpose: PortUse::Listen, ipv6: false };
 
-/// Datagrams from unverified addresses: no link is created, and no answer is longer than its request.
-#[allow(clippy::disallowed_methods, reason = "the origin of the core's time; later times are passed in")]
+/// Datagrams from unverified addresses create no link, and no answer is longer than the datagram that it answers.
+#[allow(clippy::disallowed_methods, reason = "the start of the core's time; later times are passed in")]
 fn udp_port(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut config = EndpointConfig::new(own_certificate());
@@ -44,7 +44,7 @@ fn udp_port(bytes: &[u8]) {
 }
 
 /// A STUN check (RFC 5769 §2.1), a dialler's first hello, and a sequence of both.
-#[allow(clippy::disallowed_methods, reason = "the origin of the core's time")]
+#[allow(clippy::disallowed_methods, reason = "the start of the core's time")]
 fn udp_seeds() -> Vec<Vec<u8>> {
     const CHECK: &[u8] =
         b"000100582112a442b7e7a701bc34d686fa87dfae802200105354554e207465737420636c69656e74002400046e0001ff\
@@ -91,7 +91,8 @@ fn record_layers(suite: CipherSuite) -> [Records; 2] {
     })
 }
 
-/// Datagrams of a peer, modified, repeated, reordered or arbitrary: each opened record was sealed, and is opened once.
+/// For modified, repeated, reordered or arbitrary datagrams of a peer, each opened record was sealed, and is opened
+/// once.
 fn dtls_records(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let [mut peer, mut ours] = record_layers(CipherSuite::ALL[usize::from(choices.u8() % 2)]);

@@ -37,7 +37,7 @@ fn cell_seeds() -> Vec<Vec<u8>> {
     cells.map(|cell| cell.encode().to_vec()).collect()
 }
 
-/// A decoded message encodes to the same bytes, without its padding.
+/// A decoded message encodes to the same bytes, without the padding.
 fn relay_message(bytes: &[u8]) {
     let Ok(message) = RelayMessage::decode(&Bytes::copy_from_slice(bytes)) else { return };
     let mut again = Vec::new();
@@ -95,7 +95,7 @@ pub(super) fn messages() -> Vec<RelayMessage> {
     ]
 }
 
-/// A reassembled body is within the length limit, and its own fragments reassemble to the same bytes.
+/// A reassembled body is within the length limit. Fragments of the body reassemble to the same body.
 fn fragments(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut fragments = Fragments::new();

@@ -17,11 +17,11 @@ pub struct ClientHandshake {
     ephemeral: OnionSecret,
     stage: RequestStage,
     /// The sealed payload of the request.
-    sealed: Vec<u8>,
+    sealed_payload: Vec<u8>,
 }
 
-/// The result of a handshake. The other end has proved that it holds the relay's onion key.
-pub struct Established {
+/// The result of a handshake at the origin. The other end has proved that it holds the relay's onion key.
+pub struct EstablishedHop {
     /// The hop's layer keys.
     pub keys: HopKeys,
     /// The payload of the reply.
@@ -29,7 +29,7 @@ pub struct Established {
 }
 
 impl ClientHandshake {
-    /// Starts a handshake with `relay` as the hop `hop`; returns the request to send.
+    /// Starts a handshake with `relay` as the hop `hop`. Returns the state and the request to send.
     ///
     /// `payload` has no forward secrecy and can be replayed, so it must be safe to process twice.
     ///
@@ -52,9 +52,9 @@ impl ClientHandshake {
     ) -> Result<(Self, Vec<u8>), HandshakeError> {
         let public = ephemeral.public();
         let stage = RequestStage::new(relay, hop, &public, ephemeral.agree(&relay.onion_key)?);
-        let sealed = stage.payload_key().seal(payload)?;
-        let request = [&TYPE_X25519.to_be_bytes(), relay.onion_key.0.as_slice(), &public.0, &sealed].concat();
-        Ok((Self { ephemeral, stage, sealed }, request))
+        let sealed_payload = stage.payload_key().seal(payload)?;
+        let request = [&TYPE_X25519.to_be_bytes(), relay.onion_key.0.as_slice(), &public.0, &sealed_payload].concat();
+        Ok((Self { ephemeral, stage, sealed_payload }, request))
     }
 
     /// Takes the relay's reply.
@@ -62,15 +62,15 @@ impl ClientHandshake {
     /// # Errors
     /// When the reply is malformed, of another type, has a key of small order, or is not the reply of the onion key's
     /// holder to this request.
-    pub fn finish(self, reply: &[u8]) -> Result<Established, HandshakeError> {
+    pub fn finish(self, reply: &[u8]) -> Result<EstablishedHop, HandshakeError> {
         let mut rest = reply;
         expect_type(&mut rest)?;
         let ephemeral = OnionPublic(*field(&mut rest)?);
         let auth = field(&mut rest)?;
         let ee = self.ephemeral.agree(&ephemeral)?;
-        let stage = self.stage.reply(&self.sealed, &ephemeral, &ee);
+        let stage = self.stage.reply(&self.sealed_payload, &ephemeral, &ee);
         let payload_key = stage.payload_key();
-        let keys = stage.done(rest).verify(auth)?;
-        Ok(Established { keys, payload: payload_key.open(rest)? })
+        let keys = stage.finish(rest).verify(auth)?;
+        Ok(EstablishedHop { keys, payload: payload_key.open(rest)? })
     }
 }

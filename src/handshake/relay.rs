@@ -19,19 +19,19 @@ pub struct OnionKeyring {
 }
 
 impl OnionKeyring {
-    /// A keyring of these keys.
+    /// A keyring with the current and the previous key.
     #[must_use]
     pub const fn new(current: OnionSecret, previous: Option<OnionSecret>) -> Self {
         Self { current, previous }
     }
 
-    /// The key to publish.
+    /// The current public key, which the descriptor lists.
     #[must_use]
     pub const fn public(&self) -> OnionPublic {
         self.current.public()
     }
 
-    /// Makes `next` the current key, and the replaced key the previous one. Erases the old previous key.
+    /// Makes `next` the current key, and the current key the previous key. Erases the old previous key.
     pub fn rotate(&mut self, next: OnionSecret) {
         self.previous = Some(core::mem::replace(&mut self.current, next));
     }
@@ -41,11 +41,12 @@ impl OnionKeyring {
     }
 }
 
-/// An opened request, before its answer.
+/// A request whose payload is authentic, before the relay's answer.
 pub struct VerifiedRequest {
     stage: RequestStage,
     ephemeral: OnionPublic,
-    sealed: Vec<u8>,
+    /// The sealed payload of the request.
+    sealed_payload: Vec<u8>,
     payload: Vec<u8>,
 }
 
@@ -79,7 +80,7 @@ impl VerifiedRequest {
         let relay = RelayKeys { identity: *identity, onion_key };
         let stage = RequestStage::new(&relay, hop, &ephemeral, secret.agree(&ephemeral)?);
         let payload = stage.payload_key().open(rest)?;
-        Ok(Self { stage, ephemeral, sealed: rest.to_vec(), payload })
+        Ok(Self { stage, ephemeral, sealed_payload: rest.to_vec(), payload })
     }
 
     /// The payload of the request; may be a replay.
@@ -99,11 +100,11 @@ impl VerifiedRequest {
     pub(super) fn answer_with(self, ephemeral: OnionSecret, payload: &[u8]) -> Result<HandshakeAnswer, HandshakeError> {
         let public = ephemeral.public();
         let ee = ephemeral.agree(&self.ephemeral)?;
-        let stage = self.stage.reply(&self.sealed, &public, &ee);
-        let sealed = stage.payload_key().seal(payload)?;
-        let done = stage.done(&sealed);
-        let reply = [&TYPE_X25519.to_be_bytes(), public.0.as_slice(), &done.auth, &sealed].concat();
-        Ok(HandshakeAnswer { reply, keys: done.keys, payload: self.payload })
+        let stage = self.stage.reply(&self.sealed_payload, &public, &ee);
+        let sealed_payload = stage.payload_key().seal(payload)?;
+        let last = stage.finish(&sealed_payload);
+        let reply = [&TYPE_X25519.to_be_bytes(), public.0.as_slice(), &last.auth, &sealed_payload].concat();
+        Ok(HandshakeAnswer { reply, keys: last.keys, payload: self.payload })
     }
 }
 

@@ -44,7 +44,7 @@ impl RequestStage {
         PayloadKey(KeySource::extract(&self.hash, &[self.es.as_bytes()]).expand(REQUEST_KEY_LABEL, &[]))
     }
 
-    /// Adds the relay's ephemeral key. `sealed` is the request's payload as encoded on the wire.
+    /// Adds the relay's ephemeral key. `sealed` is the request's sealed payload, as encoded on the wire.
     pub(super) fn reply(&self, sealed: &[u8], ephemeral: &OnionPublic, ee: &SharedSecret) -> ReplyStage {
         let hash = sha256_parts(&[REPLY_LABEL, &self.hash, &ephemeral.0, sealed]);
         let source = KeySource::extract(&hash, &[self.es.as_bytes(), ee.as_bytes()]);
@@ -63,24 +63,25 @@ impl ReplyStage {
         PayloadKey(self.source.expand(REPLY_KEY_LABEL, &[]))
     }
 
-    /// The last step. `sealed` is the reply's payload as encoded on the wire.
-    pub(super) fn done(self, sealed: &[u8]) -> Done {
+    /// Adds the reply's sealed payload, as encoded on the wire.
+    pub(super) fn finish(self, sealed: &[u8]) -> FinalStage {
         let hash = sha256_parts(&[DONE_LABEL, &self.hash, sealed]);
         let auth = self.source.expand(AUTH_LABEL, &hash);
         let (forward, backward) = self.source.expand_pair(HOP_KEYS_LABEL, &hash);
         let keys = HopKeys { forward: LayerKey::from_bytes(*forward), backward: LayerKey::from_bytes(*backward) };
-        Done { auth: *auth, keys }
+        FinalStage { auth: *auth, keys }
     }
 }
 
-/// The result: the authenticator and the keys. Only [`Self::verify`] authenticates the keys.
-pub(super) struct Done {
+/// The state after the reply: the authenticator and the layer keys. At the origin, only [`Self::verify`] authenticates
+/// the keys.
+pub(super) struct FinalStage {
     pub(super) auth: [u8; 32],
     pub(super) keys: HopKeys,
 }
 
-impl Done {
-    /// The keys, if `auth` equals the authenticator. Compares in constant time.
+impl FinalStage {
+    /// The layer keys, if `auth` equals the authenticator. Compares in constant time.
     pub(super) fn verify(self, auth: &[u8; 32]) -> Result<HopKeys, HandshakeError> {
         if bool::from(self.auth.ct_eq(auth)) { Ok(self.keys) } else { Err(HandshakeError::Forged) }
     }

@@ -1,8 +1,10 @@
-//! The machine's wall clock, used only for signed documents and the reports of gateways.
+//! The machine's wall clock, used only for signed documents and the reports of gateways, and its running time.
 
 use std::time::{Duration, SystemTime};
 
-use crate::base::WallTime;
+use nix::time::{ClockId, clock_gettime};
+
+use crate::base::{Instant, WallTime};
 
 /// The time of the machine's wall clock; 1970 for times before 1970.
 #[must_use]
@@ -14,6 +16,17 @@ pub fn wall_time() -> WallTime {
 #[must_use]
 pub fn wall_milliseconds() -> u64 {
     u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The time since the machine started, on Linux with the time for which it was suspended. No change of the wall clock
+/// affects it.
+#[must_use]
+pub fn running_time() -> Instant {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let clock = ClockId::CLOCK_BOOTTIME;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let clock = ClockId::CLOCK_MONOTONIC;
+    Instant::START.after(clock_gettime(clock).map_or(Duration::ZERO, Duration::from))
 }
 
 #[expect(clippy::disallowed_methods, reason = "the source of the core's wall-clock time")]

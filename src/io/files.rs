@@ -68,6 +68,18 @@ pub enum FileError {
         /// The folder.
         path: PathBuf,
     },
+    /// A folder or secret file of another user, who could replace or read its keys.
+    #[error("{path}: this belongs to another user; run umbel as that user, or run: chown -R $(id -u) {path}", path = path.display())]
+    OfAnotherUser {
+        /// The folder or file.
+        path: PathBuf,
+    },
+    /// A folder in whose path another user could replace a folder.
+    #[error("{path}: other users could replace the folder in it; run: chmod o-w {path}, or choose another folder", path = path.display())]
+    ParentOpenToOthers {
+        /// The parent folder.
+        path: PathBuf,
+    },
     /// Not a regular file, or larger than the maximum for such a file.
     #[error("{path}: not a file of umbel", path = path.display())]
     Foreign {
@@ -106,20 +118,40 @@ pub struct FolderLock {
 #[derive(Clone, Debug)]
 pub struct Folder {
     path: PathBuf,
+    /// The user that owns the folder, and must own its secret files.
+    owner: u32,
 }
 
 impl Folder {
     /// Opens the folder at `path`; creates it and its parents (mode 0700) if absent.
     ///
     /// # Errors
-    /// When it can't be created, or other users may write to it.
+    /// When it can't be created, belongs to another user, or other users may write to it or replace it.
     pub fn open(path: &Path) -> Result<Self, FileError> {
+        let folder = Self::open_of_anyone(path)?;
+        if folder.is_ours()? { Ok(folder) } else { Err(FileError::OfAnotherUser { path: folder.path }) }
+    }
+
+    /// As [`Self::open`], also for a folder of another user: the superuser may read a service's folder.
+    ///
+    /// # Errors
+    /// As for [`Self::open`], except for the owner.
+    pub fn open_of_anyone(path: &Path) -> Result<Self, FileError> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::io("create it", path))?;
         let metadata = fs::metadata(path).map_err(FileError::io("read its metadata", path))?;
         if metadata.mode() & 0o022 != 0 {
             return Err(FileError::FolderOpenToOthers { path: path.to_owned() });
         }
-        Ok(Self { path: path.to_owned() })
+        // A symbolic link in the path counts as the folder to which it leads.
+        let whole = fs::canonicalize(path).map_err(FileError::io("resolve its path", path))?;
+        for parent in whole.ancestors().skip(1) {
+            let mode = fs::metadata(parent).map_err(FileError::io("read its metadata", parent))?.mode();
+            // In a folder with the sticky bit, such as /tmp, only the owner of an entry can replace it.
+            if mode & 0o1002 == 0o002 {
+                return Err(FileError::ParentOpenToOthers { path: parent.to_owned() });
+            }
+        }
+        Ok(Self { path: path.to_owned(), owner: metadata.uid() })
     }
 
     /// The folder's path.
@@ -150,11 +182,10 @@ impl Folder {
     /// # Errors
     /// When a system call fails.
     pub fn is_ours(&self) -> Result<bool, FileError> {
-        let metadata = fs::metadata(&self.path).map_err(FileError::io("read its metadata", &self.path))?;
         // On Linux, the effective user of the process owns this folder.
         let process = Path::new("/proc/self");
         let ours = fs::metadata(process).map_err(FileError::io("read its metadata", process))?;
-        Ok(metadata.uid() == ours.uid())
+        Ok(self.owner == ours.uid())
     }
 
     /// The relay's identity; `None` if there is no file.
@@ -242,7 +273,7 @@ impl Folder {
     /// As for [`Self::identity`].
     pub fn guards(&self) -> Result<GuardSample, FileError> {
         let path = self.path.join(GUARDS);
-        match read_secret(&path, MAX_GUARDS_LEN)? {
+        match read_secret(&path, self.owner, MAX_GUARDS_LEN)? {
             Some(bytes) => {
                 GuardSample::decode(&bytes).map_err(|_| FileError::Corrupted { path, reason: "not a guard sample" })
             }
@@ -291,7 +322,7 @@ impl Folder {
         read: impl FnOnce(&KeyFile) -> Result<T, &'static str>,
     ) -> Result<Option<T>, FileError> {
         let path = self.path.join(name);
-        let Some(bytes) = read_secret(&path, MAX_SECRET_LEN)? else { return Ok(None) };
+        let Some(bytes) = read_secret(&path, self.owner, MAX_SECRET_LEN)? else { return Ok(None) };
         let value = KeyFile::parse(name, &bytes).and_then(|file| read(&file));
         value.map(Some).map_err(|reason| FileError::Corrupted { path, reason })
     }
@@ -344,8 +375,8 @@ fn signing_key(file: &KeyFile) -> Result<IdentityKey, &'static str> {
     file.key("secret").map(|seed| IdentityKey::from_bytes(&seed))
 }
 
-/// Reads a file that must be accessible to its owner alone; `None` if there is no file.
-fn read_secret(path: &Path, max_len: u64) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
+/// Reads a file that must belong to `owner` and be accessible to its owner alone; `None` if there is no file.
+fn read_secret(path: &Path, owner: u32, max_len: u64) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
     let file = match fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -354,6 +385,9 @@ fn read_secret(path: &Path, max_len: u64) -> Result<Option<Zeroizing<Vec<u8>>>, 
     let metadata = file.metadata().map_err(FileError::io("read its metadata", path))?;
     if !metadata.is_file() || metadata.len() > max_len {
         return Err(FileError::Foreign { path: path.to_owned() });
+    }
+    if metadata.uid() != owner {
+        return Err(FileError::OfAnotherUser { path: path.to_owned() });
     }
     if metadata.permissions().mode() & 0o077 != 0 {
         return Err(FileError::OpenToOthers { path: path.to_owned() });

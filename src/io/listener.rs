@@ -1,8 +1,10 @@
 //! Listeners of the local ports for applications: address checks, and a cap on concurrent connections.
 //!
 //! A program that reaches such a port uses the overlay as this user. So ports listen on loopback unless configured
-//! otherwise.
+//! otherwise. At its cap, and without free file descriptors, a port still accepts, and refuses by a reply of its protocol
+//! (`accept_or_shed`): an application that is left in the backlog would hang.
 
+mod shed;
 #[cfg(test)]
 mod tests;
 
@@ -13,8 +15,18 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::JoinSet,
+    time::timeout,
 };
 
+use shed::{SpareDescriptors, is_out_of_descriptors};
+pub(crate) use shed::{answer_and_close, refuse_http};
+
+use super::stream::reset_on_close;
+
+/// Connections that are refused concurrently. Beyond it, a connection is reset.
+const MAX_SHEDDING: usize = 64;
+/// Time limit for the refusal of a connection.
+const SHED_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after a failed `accept`, which usually means that this process has too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -131,6 +143,61 @@ where
                 tracing::warn!(kind = ?error.kind(), "can't accept a connection; retrying");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
+        }
+    }
+}
+
+/// Accepts connections without end. Runs `serve` for each, for at most `cap` concurrently, and `shed` for each further
+/// one, which refuses by a reply. Without free file descriptors, it refuses too. Dropping the future ends all of them.
+pub(crate) async fn accept_or_shed<F, S>(
+    listener: TcpListener,
+    cap: usize,
+    serve: impl Fn(TcpStream) -> F,
+    shed: impl Fn(TcpStream) -> S,
+) where
+    F: Future<Output = ()> + Send + 'static,
+    S: Future<Output = ()> + Send + 'static,
+{
+    let (serving, shedding) = (Arc::new(Semaphore::new(cap)), Arc::new(Semaphore::new(MAX_SHEDDING)));
+    let mut spare = SpareDescriptors::default();
+    let mut tasks = JoinSet::new();
+    loop {
+        while tasks.try_join_next().is_some() {}
+        spare.refill();
+        let mut scarce = false;
+        let accepted = match listener.accept().await {
+            Err(error) if is_out_of_descriptors(&error) && spare.release_one() => {
+                scarce = true;
+                // The system reports missing descriptors even if no connection waits, so this must not wait.
+                timeout(Duration::ZERO, listener.accept()).await.unwrap_or(Err(io::ErrorKind::WouldBlock.into()))
+            }
+            accepted => accepted,
+        };
+        let socket = match accepted {
+            Ok((socket, _)) => socket,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => {
+                tracing::debug!(kind = ?error.kind(), "can't accept a connection; retrying");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        // Nagle's algorithm would delay the last piece of each answer until an acknowledgement.
+        let _ = socket.set_nodelay(true);
+        if let (false, Ok(permit)) = (scarce, Arc::clone(&serving).try_acquire_owned()) {
+            let serving = serve(socket);
+            tasks.spawn(async move {
+                serving.await;
+                drop(permit);
+            });
+        } else if let (false, Ok(permit)) = (scarce && spare.is_empty(), Arc::clone(&shedding).try_acquire_owned()) {
+            let refusing = shed(socket);
+            tasks.spawn(async move {
+                let _ = timeout(SHED_TIMEOUT, refusing).await;
+                drop(permit);
+            });
+        } else {
+            reset_on_close(&socket);
         }
     }
 }

@@ -178,6 +178,7 @@ impl Direct {
                 "noexit.test" => Err(PathError::NoExit.into()),
                 "few.test" => Err(PathError::TooFewRelays.into()),
                 "expired.test" => Err(StreamFailure::ConsensusExpired.into()),
+                "notpublic.test" => Err(StreamFailure::NotPublic.into()),
                 "guard.test" => Err(StreamFailure::GuardUnreachable.into()),
                 "circuit.test" => Err(StreamFailure::NoCircuit.into()),
                 "full.test" => Err(StreamFailure::LimitReached.into()),
@@ -231,4 +232,12 @@ pub(crate) async fn echo_origin() -> SocketAddr {
         writer.shutdown().await.unwrap();
     })
     .await
+}
+
+/// The command that runs the ignored test `name` of this program in a process of its own, after `limits`.
+pub(crate) fn with_limits(name: &str, limits: &str) -> std::process::Command {
+    let mut command = std::process::Command::new("sh");
+    command.arg("-c").arg(format!("{limits}; exec \"$0\" --exact {name} --ignored --nocapture"));
+    command.arg(std::env::current_exe().unwrap());
+    command
 }

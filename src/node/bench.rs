@@ -1,8 +1,8 @@
 //! `umbel bench`: measures throughput, latency and request rate of a network through a SOCKS5 port.
 //!
-//! The command works with any SOCKS5 port. It sends requests to an HTTP server that it starts on loopback, and compares
-//! every byte of the answers. So the network's exits must run on this machine and allow private targets, as a
-//! testnet's exits do. Searches use the page of a client ([`search`]). Streams, bytes, requests and time are bounded.
+//! The command works with any SOCKS5 port. It sends requests to an HTTP server that it starts on loopback, and verifies
+//! every byte of the responses. So the network's exits must run on this machine and allow private targets, as a
+//! testnet's exits do. Searches use a client's API ([`search`]). Streams, bytes, requests and time are bounded.
 
 mod measure;
 mod process;
@@ -27,7 +27,7 @@ use super::Failure;
 
 pub(crate) use self::{server::BenchServer, stream::fetch};
 use measure::{Load, Measurement, Mode};
-use process::Watched;
+use process::ProcessUsage;
 use stream::BenchError;
 
 /// Options of `umbel bench`.
@@ -39,10 +39,10 @@ pub(crate) struct BenchOptions {
     /// Quantity to measure
     #[arg(long, value_enum, default_value_t = Mode::Bulk)]
     mode: Mode,
-    /// Concurrent streams (bulk, search, requests)
+    /// Concurrent streams (bulk, requests) or searches (search)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=512))]
     streams: u16,
-    /// Circuits for the streams, each with a separate SOCKS5 user name
+    /// SOCKS5 user names for the streams; each has separate circuits
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     circuits: u16,
     /// Bytes per stream (bulk) or per request (ttfb, requests) [default: 64MiB, or 2KiB]
@@ -61,7 +61,7 @@ pub(crate) struct BenchOptions {
     /// Time limit in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
     limit: u64,
-    /// Process whose processor time to count, with its descendants, such as a testnet; may be repeated
+    /// Process whose CPU time to count, with its descendants, such as a testnet; may be repeated
     #[arg(long, value_name = "PID")]
     pid: Vec<u32>,
     /// Print one JSON object instead of text
@@ -88,7 +88,7 @@ impl BenchOptions {
             mode: self.mode,
             socks: self.socks,
             streams: if self.mode == Mode::Ttfb { 1 } else { streams },
-            circuits: u32::from(self.circuits),
+            isolations: u32::from(self.circuits),
             bytes: self.bytes.unwrap_or(bytes).as_u64(),
             requests,
         }
@@ -106,12 +106,12 @@ pub(crate) async fn run(options: BenchOptions) -> Result<(), Failure> {
         let report = timeout(limit, search::measure(&options)).await.map_err(late)??;
         return print(&options, &report, report.to_text());
     }
-    let origin = BenchServer::start().await.map_err(Failure::system("can't start the origin"))?;
+    let server = BenchServer::start().await.map_err(Failure::system("can't start the HTTP server"))?;
     let measured = tokio::select! {
-        measured = timeout(Duration::from_secs(options.limit), measure(&options, &origin)) => {
+        measured = timeout(Duration::from_secs(options.limit), measure(&options, &server)) => {
             measured.unwrap_or(Err(BenchError::TimedOut(options.limit)))
         }
-        never = show_progress(&origin) => match never {},
+        never = show_progress(&server) => match never {},
     };
     let report = measured.map_err(|error| error.into_failure(options.socks))?;
     print(&options, &report, report.to_text())
@@ -122,17 +122,17 @@ fn print(options: &BenchOptions, report: &impl Serialize, text: String) -> Resul
     writeln!(io::stdout(), "{text}").map_err(Failure::system("can't write to standard output"))
 }
 
-async fn measure(options: &BenchOptions, origin: &BenchServer) -> Result<Measurement, BenchError> {
+async fn measure(options: &BenchOptions, server: &BenchServer) -> Result<Measurement, BenchError> {
     let load = options.load();
-    let warm_up = load.warm_up(origin).await?;
-    let before = Watched::now(&options.pid);
-    let phases = load.measure(origin).await?;
-    let processes = Watched::now(&options.pid).since(&before);
+    let warm_up = load.warm_up(server).await?;
+    let before = ProcessUsage::now(&options.pid);
+    let phases = load.measure(server).await?;
+    let processes = ProcessUsage::now(&options.pid).since(&before);
     Ok(Measurement::new(load, warm_up, phases, processes))
 }
 
 /// Shows the progress on standard error, if that is a terminal.
-async fn show_progress(origin: &BenchServer) -> Infallible {
+async fn show_progress(server: &BenchServer) -> Infallible {
     let mut stderr = io::stderr();
     if !stderr.is_terminal() {
         return core::future::pending().await;
@@ -140,9 +140,9 @@ async fn show_progress(origin: &BenchServer) -> Infallible {
     let mut ticks = interval(Duration::from_millis(500));
     loop {
         ticks.tick().await;
-        let (bytes, requests) = origin.checked();
+        let (bytes, responses) = server.verified();
         // A write error of the terminal doesn't affect the measurement.
-        let _ = write!(stderr, "\r{} checked, {requests} requests done \r", ByteSize(bytes).display().iec());
+        let _ = write!(stderr, "\r{} verified, {responses} responses \r", ByteSize(bytes).display().iec());
         let _ = stderr.flush();
     }
 }

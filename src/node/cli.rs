@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 
 use super::{
-    Failure, bench, client, directory, fetch, keys, logging,
+    Failure, bench, client, descriptors, directory, fetch, keys, logging,
     options::{self, ClientOptions, DirectoryOptions, RelayOptions},
     relay,
     report::Reporter,
@@ -115,6 +115,7 @@ struct NodeArguments<O: Args> {
 pub fn run() -> ExitCode {
     // clap itself ends the process: with status 2 for invalid usage, 0 for --help.
     let cli = Cli::parse();
+    descriptors::raise();
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -158,6 +159,7 @@ where
 {
     let options = options::load(&node.options, node.config.as_deref())?;
     logging::start(log(&options))?;
+    descriptors::warn_if_few();
     if node.supervised {
         supervised::end_with_supervisor();
     }

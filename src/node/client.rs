@@ -36,6 +36,7 @@ use crate::{
         check::{Check, Checked},
     },
     ports::{
+        destinations::ByDestination,
         http_proxy::{self, HttpLimits},
         socks::{self, SocksLimits},
     },
@@ -44,7 +45,7 @@ use crate::{
 };
 
 use super::{
-    Failure,
+    Failure, descriptors,
     drive::randomness,
     network,
     options::{ClientOptions, data_dir},
@@ -52,8 +53,8 @@ use super::{
 };
 use task::{ClientCommand, ClientObservers};
 
-/// Requests that may wait for the client's task. Callers of further requests wait to send them.
-const WAITING_REQUESTS: usize = 256;
+/// Commands that may wait for the client's task. Callers of further commands wait to send them.
+const WAITING_COMMANDS: usize = 256;
 /// Time limit of [`Client::bootstrap`] for the first circuit.
 const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -84,7 +85,7 @@ pub struct ClientConfig {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Client {
-    requests: mpsc::Sender<ClientCommand>,
+    commands: mpsc::Sender<ClientCommand>,
     isolation: Isolation,
     shared: Arc<ClientShared>,
 }
@@ -168,7 +169,7 @@ impl Client {
     ) -> Result<(Self, watch::Receiver<bool>), Failure> {
         let volunteers = DirectoryClient::new(directories.clone())?;
         let follower = DirectoryClient::new(directories)?;
-        let (requests, receiver) = mpsc::channel(WAITING_REQUESTS);
+        let (commands, receiver) = mpsc::channel(WAITING_COMMANDS);
         let (ready_sender, ready) = watch::channel(false);
         let (offers_sender, offers) = watch::channel(None);
         let exits = Exits::new(offers, searches.engine.clone());
@@ -177,13 +178,13 @@ impl Client {
         let drive = task::drive(folder, receiver, parameters, searches, observers)?;
         let (rng, volunteers_rng) = (randomness()?, randomness()?);
         // Weak, so that the refresh tasks don't keep the client's task running after the drop of the last handle.
-        let weak = requests.downgrade();
+        let weak = commands.downgrade();
         let task = tokio::spawn(async move {
             let forward = |request| {
-                let requests = weak.upgrade();
+                let commands = weak.upgrade();
                 async move {
-                    match requests {
-                        Some(requests) => requests.send(request).await.is_ok(),
+                    match commands {
+                        Some(commands) => commands.send(request).await.is_ok(),
                         None => false,
                     }
                 }
@@ -203,7 +204,7 @@ impl Client {
             exits,
             tls: Tls::default(),
         });
-        let client = Self { requests, isolation, shared };
+        let client = Self { commands, isolation, shared };
         Ok((client, ready))
     }
 
@@ -241,7 +242,7 @@ impl Client {
         request: impl FnOnce(oneshot::Sender<Result<T, ConnectError>>) -> ClientCommand,
     ) -> Result<T, ConnectError> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(request(reply)).await.map_err(|_| ConnectError::Stopped)?;
+        self.commands.send(request(reply)).await.map_err(|_| ConnectError::Stopped)?;
         answer.await.unwrap_or(Err(ConnectError::Stopped))
     }
 }
@@ -297,7 +298,7 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
         socks: port(&socks)?,
     };
     // The proxy check of the search page sends its request through these two ports.
-    let client = Checked::new(client, check);
+    let client = ByDestination::new(Checked::new(client, check), options.isolate_destination.unwrap_or(false));
     tracing::info!("client started; waiting for the first circuit");
     let announce = async {
         if ready.wait_for(|ready| *ready).await.is_ok() {
@@ -306,11 +307,12 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
         }
         core::future::pending::<()>().await;
     };
+    let applications = descriptors::applications();
     let (.., paged) = tokio::join!(
         announce,
-        socks::serve(socks, client.clone(), SocksLimits::default()),
-        http_proxy::serve(http, client, HttpLimits::default()),
-        page::serve(page, serving),
+        socks::serve(socks, client.clone(), SocksLimits { applications, ..SocksLimits::default() }),
+        http_proxy::serve(http, client, HttpLimits { applications, ..HttpLimits::default() }),
+        page::serve(page, serving, applications.min(page::MAX_CONNECTIONS)),
     );
     paged.map_err(Failure::system("the search page ended"))
 }

@@ -43,7 +43,7 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
         KeysRole::Relay => "relay",
         KeysRole::Directory => "directory",
     };
-    let folder = Folder::open(&data_dir(options.data_dir.as_deref(), role)?)?;
+    let folder = Folder::open_of_anyone(&data_dir(options.data_dir.as_deref(), role)?)?;
     let lock = lock_if_writable(&folder)?;
     if lock.is_some() {
         create(&folder, options.role)?;

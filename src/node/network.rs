@@ -32,8 +32,7 @@ pub(crate) fn directory_config(
     authorities: &Option<Vec<String>>,
     folder: Option<&Folder>,
 ) -> Result<DirectoryConfig, Failure> {
-    let missing =
-        |key: &str| Failure::usage(format!("{key}: none is given; add --{key}, or {key} = [\"…\"] in the file"));
+    let missing = |key: &str| Failure::usage(format!("{key} is missing; add --{key}, or {key} = [\"…\"] in the file"));
     let directories = directories.clone().filter(|list| !list.is_empty()).ok_or_else(|| missing("directory"))?;
     let authorities = authorities.as_ref().filter(|list| !list.is_empty()).ok_or_else(|| missing("authority"))?;
     let read = |text: &String| {

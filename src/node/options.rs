@@ -66,7 +66,7 @@ pub(crate) struct RelayOptions {
     /// PEM file of root certificates to trust for performed requests, beside the system's; may be repeated
     #[arg(long, value_name = "FILE")]
     pub(crate) delegate_root: Option<Vec<PathBuf>>,
-    /// Performed requests per second in total, on average [default: 100]
+    /// Performed requests per second in total, on average; one neighbour gets at most a quarter [default: 100]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) delegated_rate: Option<u32>,
     /// Performed requests per second of one circuit, on average [default: 2]
@@ -150,6 +150,10 @@ pub(crate) struct ClientOptions {
     /// because it makes this client distinguishable
     #[arg(long, value_name = "RELAY")]
     pub(crate) middle: Option<String>,
+    /// Use different circuits for different hosts: streams through the two proxy ports to different hosts share no
+    /// circuit
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) isolate_destination: Option<bool>,
     /// Let the ports listen on an address that other machines can reach; those can then use this client's circuits
     /// [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
@@ -233,7 +237,7 @@ pub(crate) fn data_dir(given: Option<&Path>, role: &str) -> Result<PathBuf, Fail
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
     let state =
-        state.or(home).ok_or_else(|| Failure::usage("data-dir: none is given, and HOME is not set; add --data-dir"))?;
+        state.or(home).ok_or_else(|| Failure::usage("data-dir is missing, and HOME is not set; add --data-dir"))?;
     Ok(state.join("umbel").join(role))
 }
 

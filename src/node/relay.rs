@@ -360,7 +360,7 @@ fn addresses(options: &RelayOptions, sockets: &Sockets) -> Result<Vec<SocketAddr
     let published = options.address.clone().unwrap_or_else(|| sockets.listening());
     if published.is_empty() || published.iter().any(|address| address.ip().is_unspecified()) {
         return Err(Failure::usage(
-            "address: none is given, and the listening address is not one that others can reach; add --address IP:PORT",
+            "address is missing, and the listening address is not one that others can reach; add --address IP:PORT",
         ));
     }
     Ok(published)

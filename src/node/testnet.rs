@@ -112,15 +112,15 @@ pub(crate) async fn run(options: TestnetOptions) -> Result<(), Failure> {
 }
 
 async fn start_and_serve(options: &TestnetOptions, folder: &Path, nodes: &mut Nodes) -> Result<(), Failure> {
-    let origin = bench::BenchServer::start().await.map_err(Failure::system("can't start the origin"))?;
+    let server = bench::BenchServer::start().await.map_err(Failure::system("can't start the HTTP server"))?;
     let engine = TestnetEngine::start(options.zim.as_deref()).await?;
     let ports = timeout(START_LIMIT, start(options, folder, &engine, nodes))
         .await
         .map_err(|_| Failure::failed(nodes.with_logs("the testnet did not start within a minute")))??;
     if options.check {
-        return check(ports.socks, &origin).await;
+        return check(ports.socks, &server).await;
     }
-    ports.show(options.address, &engine, &origin);
+    ports.show(options.address, &engine, &server);
     nodes.run("client").await
 }
 
@@ -202,7 +202,7 @@ struct Ports {
 
 impl Ports {
     /// Prints example commands, ready to be copied.
-    fn show(self, relays: IpAddr, engine: &TestnetEngine, origin: &bench::BenchServer) {
+    fn show(self, relays: IpAddr, engine: &TestnetEngine, server: &bench::BenchServer) {
         let Self { socks, page, api, network } = self;
         let umbel = std::env::args().next().unwrap_or_else(|| "umbel".to_owned());
         let control = if page.to_string() == control::DEFAULT { String::new() } else { format!(" --control {page}") };
@@ -219,7 +219,7 @@ impl Ports {
                 "       (this program was built without the pages for browsers: run cargo xtask web, then build it again)"
             );
         }
-        println!("       curl --proxy socks5h://{socks} {}", origin.greeting_url());
+        println!("       curl --proxy socks5h://{socks} {}", server.greeting_url());
         println!("       curl --proxy socks5h://{socks} https://www.rust-lang.org/");
         println!("Join:  {umbel} relay --no-listen --data-dir FOLDER {network}");
         println!("       cargo run --example stream -- {network} www.rust-lang.org");
@@ -298,9 +298,9 @@ fn client(options: &TestnetOptions, folder: &Path, network: &[String]) -> Spawn 
     if ports.iter().all(|port| port.ip().is_loopback()) { spawn } else { spawn.arg("--allow-remote") }
 }
 
-async fn check(socks: SocketAddr, origin: &bench::BenchServer) -> Result<(), Failure> {
+async fn check(socks: SocketAddr, server: &bench::BenchServer) -> Result<(), Failure> {
     const LENGTH: u64 = 4 << 20;
-    let fetched = bench::fetch(socks, origin, LENGTH).await.map_err(|error| error.into_failure(socks))?;
+    let fetched = bench::fetch(socks, server, LENGTH).await.map_err(|error| error.into_failure(socks))?;
     println!(
         "\nCheck passed: {} MiB over three hops, all bytes equal; first byte after {:.1} ms, {:.1} MiB/s",
         LENGTH >> 20,

@@ -11,7 +11,8 @@ pub(super) struct LayerCipher(Option<CipherState>);
 struct CipherState {
     layer: LayerKey,
     key: AeadKey,
-    /// Cells processed so far under all keys. It is the next nonce, so nonces stay unique even if a key repeats.
+    /// Number of cells processed under all keys. The number is the next nonce, so nonces stay unique even if a key
+    /// repeats.
     counter: u64,
 }
 
@@ -24,7 +25,7 @@ impl CipherState {
         nonce
     }
 
-    /// Counts a cell, and replaces the key after its last cell. Fails if the counter is used up.
+    /// Counts a cell, and replaces the key after the key's last cell. Fails if the counter is used up.
     fn step(&mut self) -> Result<(), CipherError> {
         self.counter = self.counter.checked_add(1).ok_or(CipherError::Ended)?;
         if self.counter.is_multiple_of(CELLS_PER_KEY) {
@@ -47,7 +48,7 @@ impl LayerCipher {
         Self(Some(CipherState { layer, key, counter: 0 }))
     }
 
-    /// Encrypts `sealed` except its last 16 bytes, and writes the tag to these.
+    /// Encrypts `sealed` except the last 16 bytes, and overwrites these with the tag.
     pub(super) fn seal(&mut self, sealed: &mut [u8]) -> Result<(), CipherError> {
         self.process(CipherError::Ended, |key, nonce| key.seal(nonce, sealed))
     }

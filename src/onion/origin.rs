@@ -49,17 +49,17 @@ impl OriginLayers {
         self.hops.len()
     }
 
-    /// Whether there is no hop yet.
+    /// Whether the circuit has no hop yet.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.hops.is_empty()
     }
 
-    /// Seals a relay message for `hop` under its layer and those of all hops before it; `body` is overwritten.
+    /// Seals a relay message for `hop` under the layers of `hop` and of all hops before it; `body` is overwritten.
     ///
     /// # Errors
-    /// When there is no such hop or the message is longer than [`message_capacity`] (the layers stay usable), or a
-    /// layer has ended.
+    /// When the circuit has no hop `hop` or the message is longer than [`message_capacity`] (the layers stay usable),
+    /// or a layer has ended.
     pub fn seal_message(&mut self, hop: HopIndex, message: &[u8], body: &mut [u8; BODY_LEN]) -> Result<(), OnionError> {
         let hops = self.hops.get_mut(..usize::from(hop.value())).ok_or(OnionError::NoSuchHop)?;
         if message.len() > message_capacity(hop) {
@@ -74,11 +74,12 @@ impl OriginLayers {
         Ok(())
     }
 
-    /// Opens a cell from the first hop, in place. Returns the hop that sent the message, and the length of the relay
-    /// message with its padding, which are at the start of the body.
+    /// Opens the layers of a backward cell, in place. Returns the hop that sent the relay message, and the length of
+    /// the message with its padding. Both are at the start of the body.
     ///
     /// # Errors
-    /// When a layer does not open or its kind is not valid. The circuit must end; every later call fails.
+    /// When a layer is not authentic or has ended, or its kind is not valid. The circuit must end. Every later call
+    /// fails.
     pub fn open_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(HopIndex, usize), OnionError> {
         let opened = self.try_open_backward(body);
         if opened.is_err() {
@@ -110,7 +111,7 @@ impl OriginLayers {
     }
 }
 
-/// The layer of `hop` in a body whose outer layers are open. It follows one kind byte for each of these.
+/// The layer of `hop` in a body whose outer layers are open. One kind byte of each outer layer precedes it.
 fn layer(hop: HopIndex, body: &mut [u8; BODY_LEN]) -> Result<&mut [u8], OnionError> {
     let start = usize::from(hop.value()).saturating_sub(1);
     body.get_mut(start..start.saturating_add(sealed_len(hop))).ok_or(OnionError::NoSuchHop)

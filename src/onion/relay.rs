@@ -14,7 +14,7 @@ use super::{
 
 /// The content of a forward cell under a relay's layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forward {
+pub enum ForwardContent {
     /// A body for the next hop, which the relay forwards unchanged.
     Pass,
     /// A relay message with its padding, in the first [`message_capacity`] bytes of the body.
@@ -35,12 +35,12 @@ impl RelayLayer {
         Self { hop, forward: LayerCipher::new(keys.forward), backward: LayerCipher::new(keys.backward) }
     }
 
-    /// Opens a cell from the origin's side, in place.
+    /// Opens this hop's layer of a forward cell, in place.
     ///
     /// # Errors
-    /// When the filler isn't zero, the layer does not open, or the kind is not valid. The circuit must end; every later
-    /// call fails.
-    pub fn open_forward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<Forward, OnionError> {
+    /// When the filler isn't zero, the layer is not authentic or has ended, or the kind is not valid. The circuit must
+    /// end. Every later call for this direction fails.
+    pub fn open_forward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<ForwardContent, OnionError> {
         let opened = self.try_open_forward(body);
         if opened.is_err() {
             self.forward.end();
@@ -48,27 +48,27 @@ impl RelayLayer {
         opened
     }
 
-    fn try_open_forward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<Forward, OnionError> {
-        let sealed = split_filler(self.hop, body)?;
+    fn try_open_forward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<ForwardContent, OnionError> {
+        let sealed = sealed_part(self.hop, body)?;
         self.forward.open(sealed).map_err(|error| cipher_error(self.hop, &error))?;
         let kind = match sealed.first() {
-            Some(&KIND_MESSAGE) => Forward::Message,
-            Some(&KIND_PASS) if self.hop.next().is_some() => Forward::Pass,
+            Some(&KIND_MESSAGE) => ForwardContent::Message,
+            Some(&KIND_PASS) if self.hop.next().is_some() => ForwardContent::Pass,
             _ => return Err(OnionError::Kind(self.hop)),
         };
-        let content = message_capacity(self.hop);
-        sealed.copy_within(1..content.saturating_add(1), 0);
-        if let Some(filler) = sealed.get_mut(content..) {
+        let capacity = message_capacity(self.hop);
+        sealed.copy_within(1..capacity.saturating_add(1), 0);
+        if let Some(filler) = sealed.get_mut(capacity..) {
             filler.fill(0);
         }
         Ok(kind)
     }
 
-    /// Adds this hop's layer to a cell from the next hop, in place.
+    /// Adds this hop's layer to a backward cell from the next hop, in place.
     ///
     /// # Errors
-    /// When the filler isn't zero, this hop is the last possible one, or the layer has ended. The circuit must end;
-    /// every later call fails.
+    /// When the filler isn't zero, this hop is the last possible one, or the layer has ended. The circuit must end.
+    /// Every later call for this direction fails.
     pub fn seal_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(), OnionError> {
         let added = self.try_seal_backward(body);
         if added.is_err() {
@@ -79,7 +79,7 @@ impl RelayLayer {
 
     fn try_seal_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(), OnionError> {
         let next = self.hop.next().ok_or(OnionError::NoSuchHop)?;
-        split_filler(next, body)?;
+        sealed_part(next, body)?;
         let sealed = body.get_mut(..sealed_len(self.hop)).ok_or(OnionError::NoSuchHop)?;
         sealed.copy_within(..sealed_len(next), 1);
         if let Some(kind) = sealed.first_mut() {
@@ -91,7 +91,8 @@ impl RelayLayer {
     /// Seals a relay message from this hop to the origin; `body` is overwritten.
     ///
     /// # Errors
-    /// When the message is longer than [`message_capacity`] (the layer stays usable), or the layer has ended.
+    /// When the message is longer than [`message_capacity`] (the layer stays usable), or the backward direction has
+    /// ended.
     pub fn seal_message(&mut self, message: &[u8], body: &mut [u8; BODY_LEN]) -> Result<(), OnionError> {
         if message.len() > message_capacity(self.hop) {
             return Err(OnionError::TooLong);
@@ -118,8 +119,8 @@ pub(super) const fn cipher_error(hop: HopIndex, error: &CipherError) -> OnionErr
     }
 }
 
-/// The sealed part of a body for `hop`. Fails if the rest is not zero (`proto/03-cells.md` §3).
-fn split_filler(hop: HopIndex, body: &mut [u8; BODY_LEN]) -> Result<&mut [u8], OnionError> {
+/// The sealed part of a body for `hop`. Fails if the filler is not zero (`proto/03-cells.md` §3).
+fn sealed_part(hop: HopIndex, body: &mut [u8; BODY_LEN]) -> Result<&mut [u8], OnionError> {
     let (sealed, filler) = body.split_at_mut_checked(sealed_len(hop)).ok_or(OnionError::NoSuchHop)?;
     if is_zero(filler) { Ok(sealed) } else { Err(OnionError::Filler(hop)) }
 }

@@ -47,8 +47,8 @@ impl Circuit {
     fn forward_from(&mut self, from: u8, body: &mut Body) -> Result<u8, (u8, OnionError)> {
         for (relay, at) in self.relays.iter_mut().zip(1..).skip(usize::from(from) - 1) {
             match relay.open_forward(body) {
-                Ok(Forward::Pass) => {}
-                Ok(Forward::Message) => return Ok(at),
+                Ok(ForwardContent::Pass) => {}
+                Ok(ForwardContent::Message) => return Ok(at),
                 Err(error) => return Err((at, error)),
             }
         }
@@ -142,7 +142,7 @@ fn a_byte_changed_forward_fails_at_the_next_hop_and_ends_its_layer() {
             let mut circuit = Circuit::new(3);
             let mut body = circuit.seal(3, b"message");
             for relay in &mut circuit.relays[..usize::from(receiver) - 1] {
-                assert_eq!(relay.open_forward(&mut body), Ok(Forward::Pass));
+                assert_eq!(relay.open_forward(&mut body), Ok(ForwardContent::Pass));
             }
             body[at] ^= 1;
             let filler = at >= sealed_len(hop(receiver));
@@ -262,7 +262,7 @@ fn keys_change_after_their_last_cell_and_the_counter_continues() {
     let mut body = [0; BODY_LEN];
     for count in 0..CELLS_PER_KEY * 2 + 3 {
         origin.seal_message(hop(1), &count.to_be_bytes(), &mut body).unwrap();
-        assert_eq!(relay.open_forward(&mut body), Ok(Forward::Message), "cell {count}");
+        assert_eq!(relay.open_forward(&mut body), Ok(ForwardContent::Message), "cell {count}");
         assert_eq!(body[..8], count.to_be_bytes());
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! The answer to a failed request is a [`Failed`] with a status: 400 for an invalid request, 429 for a limit, 503 for a
 //! failure of the network, 502 for one of the exit, the engine or the target. The access checks of the page apply, and
-//! a header field is required ([`super::guard`]).
+//! a header field is required ([`super::request_check`]).
 
 pub(crate) mod request;
 
@@ -31,7 +31,7 @@ use crate::{
 
 use super::{SearchPage, layout::address};
 
-pub(crate) use super::guard::API_FIELD;
+pub(crate) use super::request_check::API_FIELD;
 
 /// Maximum bytes of a search request's content.
 const MAX_BODY: usize = 64 * 1024;

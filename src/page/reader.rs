@@ -12,7 +12,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{HeaderMap, Request, Response, StatusCode, header};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 use url::Url;
 
 use crate::{
@@ -36,6 +39,10 @@ const MAX_REDIRECTS: usize = 5;
 const FETCH_LIMIT: Duration = Duration::from_secs(45);
 /// Cap on pages cleaned concurrently; others wait.
 const MAX_CLEANING: usize = 2;
+/// Pages whose bodies are in memory: those being fetched, waiting to be cleaned, and being cleaned.
+const MAX_BODIES: usize = 8;
+/// Time for which a page waits for such a place before its body is read.
+const PLACE_LIMIT: Duration = Duration::from_secs(10);
 
 /// A cleaned page.
 pub(super) struct CleanedPage {
@@ -72,6 +79,8 @@ pub(super) enum ReadError {
     Kind(String),
     #[error("the page has too many or too deeply nested elements")]
     Unreadable,
+    #[error("the reader is busy with other pages; try again in a moment")]
+    Busy,
 }
 
 /// Fetches and cleans pages. Cheap to clone.
@@ -79,35 +88,47 @@ pub(super) enum ReadError {
 pub(crate) struct PageReader<C> {
     requester: Requester<C>,
     cleaning: Arc<Semaphore>,
+    bodies: Arc<Semaphore>,
+    place_limit: Duration,
 }
 
 impl<C: Connector> PageReader<C> {
     pub(crate) fn new(requester: Requester<C>) -> Self {
-        Self { requester, cleaning: Arc::new(Semaphore::new(MAX_CLEANING)) }
+        let [cleaning, bodies] = [MAX_CLEANING, MAX_BODIES].map(|most| Arc::new(Semaphore::new(most)));
+        Self { requester, cleaning, bodies, place_limit: PLACE_LIMIT }
     }
 
     /// Fetches the page at `url` and cleans it.
     pub(super) async fn read(&self, url: Url) -> Result<CleanedPage, ReadError> {
-        let fetched = timeout(FETCH_LIMIT, self.fetch(url, self.requester.isolation()))
+        let (fetched, place) = timeout(FETCH_LIMIT, self.fetch(url, self.requester.isolation()))
             .await
             .map_err(|_| ReadError::TooSlow)??;
         let permit = Arc::clone(&self.cleaning).acquire_owned().await.map_err(|_| ReadError::Unreadable)?;
         let cleaned = tokio::task::spawn_blocking(move || {
-            // The permit is released at the end of the cleaning, even if the browser has disconnected.
-            let _permit = permit;
+            // The permits are released at the end of the cleaning, even if the browser has disconnected.
+            let (_permit, _place) = (permit, place);
             fetched.clean()
         });
         cleaned.await.ok().flatten().ok_or(ReadError::Unreadable)
     }
 
-    async fn fetch(&self, mut url: Url, isolation: Isolation) -> Result<FetchedPage, ReadError> {
+    /// Fetches a page, and the place that it takes in memory.
+    async fn fetch(
+        &self,
+        mut url: Url,
+        isolation: Isolation,
+    ) -> Result<(FetchedPage, OwnedSemaphorePermit), ReadError> {
         let mut verified = true;
         for _ in 0..=MAX_REDIRECTS {
             verified &= url.scheme() == "https";
             let response = self.get(&url, isolation).await?;
             match redirect(&url, &response) {
                 Some(next) => url = next?,
-                None => return read_page(url, response, verified).await,
+                None => {
+                    let place = timeout(self.place_limit, Arc::clone(&self.bodies).acquire_owned()).await;
+                    let place = place.ok().and_then(Result::ok).ok_or(ReadError::Busy)?;
+                    return Ok((read_page(url, response, verified).await?, place));
+                }
             }
         }
         Err(ReadError::Redirects)

@@ -20,6 +20,10 @@ async fn start(overlay: &Overlay) -> SocketAddr {
 }
 
 async fn start_with_tls(overlay: &Overlay, tls: Tls) -> SocketAddr {
+    start_within(overlay, tls, MAX_CONNECTIONS).await
+}
+
+async fn start_within(overlay: &Overlay, tls: Tls, connections: usize) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let requester = Requester::new(overlay.clone(), tls);
@@ -30,7 +34,7 @@ async fn start_with_tls(overlay: &Overlay, tls: Tls) -> SocketAddr {
         check: Check::new(&mut StdRng::seed_from_u64(1)),
         socks: "127.0.0.1:9350".parse().unwrap(),
     };
-    tokio::spawn(serve(listener, page));
+    tokio::spawn(serve(listener, page, connections));
     address
 }
 
@@ -180,6 +184,8 @@ async fn requests_of_pages_of_other_sites_are_refused() {
         }
     }
     assert!(overlay.queried().is_empty() && overlay.direct.isolations().is_empty());
+    let (_, _, text) = request(address, "/search?q=a", &[("sec-fetch-site", "cross-site")]).await;
+    assert!(text.contains("another site's page") && text.contains(&format!("{own}/\n")), "{text}");
     let allowed: &[&[(&str, &str)]] = &[
         &[],
         &[("sec-fetch-site", "none")],
@@ -198,8 +204,13 @@ async fn the_api_of_the_command_line_is_closed_to_browsers() {
     let page: &[(&str, &str)] = &[("umbel-api", "1"), ("sec-fetch-site", "same-origin")];
     let origin: &[(&str, &str)] = &[("umbel-api", "1"), ("origin", &format!("http://{address}"))];
     for fields in [&[], page, origin] {
-        assert_eq!(request(address, "/api/engines", fields).await.0, 403, "{fields:?}");
+        let (status, _, text) = request(address, "/api/engines", fields).await;
+        assert_eq!(status, 403, "{fields:?}");
+        assert!(text.contains("only for Umbel's command line") && !text.contains("another site"), "{fields:?}: {text}");
     }
+    let (status, _, text) =
+        request(address, "/api/engines", &[("umbel-api", "1"), ("sec-fetch-site", "cross-site")]).await;
+    assert!(status == 403 && text.contains("another site's page"), "{status}: {text}");
     let (status, _, text) = request(address, "/api/engines", &[("umbel-api", "1")]).await;
     assert_eq!(status, 200);
     assert!(text.contains("\"kiwix\""), "{text}");
@@ -452,4 +463,16 @@ async fn the_api_returns_results_comparisons_and_reasons() {
         assert_eq!(status, 400, "{bad}");
         serde_json::from_slice::<api::Failed>(&body).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_browser_beyond_the_cap_gets_a_reply_at_once() {
+    let address = start_within(&Overlay::new(&[]), Tls::default(), 1).await;
+    let first = TcpStream::connect(address).await.unwrap();
+    let (status, headers, text) = request(address, "/", &[]).await;
+    assert_eq!((status, headers["retry-after"].to_str().unwrap()), (503, "1"));
+    assert!(text.contains("all connections of this port are in use"), "{text}");
+    drop(first);
+    let served = async { while get(address, "/").await.0 != 200 {} };
+    timeout(DEADLINE, served).await.unwrap();
 }

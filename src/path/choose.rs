@@ -9,6 +9,7 @@ use rand::{CryptoRng, RngExt as _};
 use super::{
     GuardSample,
     hop::{PathRelay, Relays},
+    names::SpecialHost,
     restrict::related,
     weigh::{ExitShare, one_in, pick},
 };
@@ -124,13 +125,15 @@ impl fmt::Debug for Path {
 }
 
 /// Whether `relay` is an exit that may forward to `target`. A name fits if the port is open in either address family,
-/// because only the exit resolves names.
+/// because only the exit resolves names; a private name, only if the exit allows private addresses.
 #[must_use]
 pub fn suits(relay: &ConsensusRelay, target: &Target) -> bool {
     let exit = &relay.profile.exit;
     let open = match &target.host {
         Host::Ip(ip) => exit.may_allow(*ip, target.port),
-        Host::Name(_) => exit.may_allow_name(target.port),
+        Host::Name(name) => {
+            exit.may_allow_name(target.port) && (exit.private_addresses() || SpecialHost::of_name(name).is_none())
+        }
     };
     relay.flags.contains(Flags::EXIT) && open
 }

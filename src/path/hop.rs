@@ -3,7 +3,7 @@
 use crate::{
     base::RelayId,
     delegated::Offer,
-    directory::{Consensus, ConsensusRelay, Volunteer, VolunteerList},
+    directory::{Consensus, ConsensusRelay, Flags, Volunteer, VolunteerList},
     handshake::RelayKeys,
 };
 
@@ -33,6 +33,14 @@ impl<'a> Relays<'a> {
     pub(crate) fn hop(&self, identity: &RelayId) -> Option<PathRelay<'a>> {
         let volunteer = || self.volunteers.and_then(|list| list.volunteer(identity)).map(PathRelay::Volunteer);
         self.consensus.relay(identity).map(PathRelay::Listed).or_else(volunteer)
+    }
+
+    /// Whether private names and addresses are targets in this network: the authority declares it private, or each of
+    /// its exits connects to private addresses. One exit alone must not attract the private names of all clients.
+    pub(crate) fn take_private_targets(&self) -> bool {
+        let mut exits = self.consensus.relays().iter().filter(|relay| relay.flags.contains(Flags::EXIT)).peekable();
+        self.consensus.parameters().allows_similar_addresses()
+            || (exits.peek().is_some() && exits.all(|exit| exit.profile.exit.private_addresses()))
     }
 
     pub(super) fn volunteers(&self) -> impl Iterator<Item = &'a Volunteer> {

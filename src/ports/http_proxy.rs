@@ -26,7 +26,7 @@ use http_body_util::{Either, Full};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Uri,
     body::Incoming,
-    header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, PROXY_AUTHORIZATION, X_FRAME_OPTIONS},
+    header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, PROXY_AUTHORIZATION, RETRY_AFTER, X_FRAME_OPTIONS},
     server::conn::http1,
     service::service_fn,
     upgrade::OnUpgrade,
@@ -37,13 +37,14 @@ use tokio::{
     time::timeout,
 };
 
+use super::places::{ConnectionPlace, ConnectionPlaces};
 use crate::{
     base::ErrorClass,
     client::StreamFailure,
     connector::{ConnectError, Connector, Isolation},
     http_exchange::http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange},
     io::{
-        listener::accept_each,
+        listener::{accept_or_shed, refuse_http},
         stream::{Stream, reset_on_close, splice},
     },
     wire::{EndReason, Host, Target},
@@ -65,7 +66,8 @@ pub struct HttpLimits {
     pub head_bytes: usize,
     /// Maximum fields of a request's or response's head. Default 128.
     pub fields: usize,
-    /// Cap on TCP connections of applications; further ones wait in the listener's backlog. Default 1,024.
+    /// Cap on TCP connections of applications; further ones are answered 503. Above three quarters of the cap, an
+    /// isolation gets no connection beyond a quarter. Default 1,024.
     pub applications: usize,
 }
 
@@ -84,25 +86,54 @@ impl Default for HttpLimits {
 
 /// Serves the HTTP proxy on `listener` until the future is dropped, which closes the connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: HttpLimits) {
-    accept_each(listener, limits.applications, |socket| {
-        let connector = connector.clone();
+    let places = ConnectionPlaces::new(limits.applications);
+    let serve = |socket| {
+        let (connector, places) = (connector.clone(), places.clone());
         async move {
-            if let Err(error) = serve_one(socket, connector, limits).await {
+            if let Err(error) = serve_one(socket, connector, places, limits).await {
                 tracing::debug!(kind = ?error.kind(), "an application's HTTP proxy stream ended early");
             }
         }
-    })
-    .await;
+    };
+    accept_or_shed(listener, limits.applications, serve, refuse_http).await;
 }
 
 /// The upgrade and the stream of an accepted CONNECT (RFC 9110 §9.3.6), which are joined after the response.
 type Tunnel = Arc<Mutex<Option<(OnUpgrade, Stream)>>>;
 
-async fn serve_one<C: Connector>(socket: TcpStream, connector: C, limits: HttpLimits) -> io::Result<()> {
+/// The place of a connection, that of its latest request's isolation.
+type HeldPlace = Mutex<Option<(Isolation, ConnectionPlace)>>;
+
+/// Takes a place for `isolation`, unless the connection has it already; false if there is none.
+fn hold(held: &HeldPlace, places: &ConnectionPlaces, isolation: Isolation) -> bool {
+    let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+    if held.as_ref().is_some_and(|(of, _)| *of == isolation) {
+        return true;
+    }
+    // The old place is released first, so that a connection never holds two.
+    *held = None;
+    *held = places.take(isolation).map(|place| (isolation, place));
+    held.is_some()
+}
+
+async fn serve_one<C: Connector>(
+    socket: TcpStream,
+    connector: C,
+    places: ConnectionPlaces,
+    limits: HttpLimits,
+) -> io::Result<()> {
     let tunnel = Tunnel::default();
-    let service = service_fn(|request| {
+    let held = HeldPlace::default();
+    let service = service_fn(|request: Request<Incoming>| {
         let (connector, tunnel) = (connector.clone(), Arc::clone(&tunnel));
-        async move { Ok::<_, Infallible>(respond(request, &connector, &tunnel, limits).await) }
+        let isolation = isolation(request.headers());
+        let has_place = hold(&held, &places, isolation);
+        async move {
+            Ok::<_, Infallible>(match has_place {
+                true => respond(request, &connector, isolation, &tunnel, limits).await,
+                false => busy(),
+            })
+        }
     });
     let mut serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -131,6 +162,7 @@ type ProxyResponse = Response<Either<Full<Bytes>, StreamedBody>>;
 async fn respond<C: Connector>(
     mut request: Request<Incoming>,
     connector: &C,
+    isolation: Isolation,
     tunnel: &Tunnel,
     limits: HttpLimits,
 ) -> ProxyResponse {
@@ -139,7 +171,6 @@ async fn respond<C: Connector>(
         Ok(target) => target,
         Err(explanation) => return text(StatusCode::BAD_REQUEST, explanation),
     };
-    let isolation = isolation(request.headers());
     let opening = connector.open(target, isolation);
     let stream = match timeout(limits.connect, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
         Ok(stream) => stream,
@@ -217,6 +248,14 @@ fn failure(error: ConnectError) -> ProxyResponse {
         ConnectError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
     };
     text(status, &error.to_string())
+}
+
+/// The answer to a request whose isolation holds its part of the connections.
+fn busy() -> ProxyResponse {
+    let words = "the connections of this port are in use by one application; close some, or try again later";
+    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, words);
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    response
 }
 
 fn text(status: StatusCode, text: &str) -> ProxyResponse {

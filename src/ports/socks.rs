@@ -16,7 +16,7 @@
 //! | no exit of the network allows the target | 2, not allowed |
 //! | the target did not answer in time | 6, TTL expired, the only code for a timeout |
 //! | no consensus, too few relays, no guard reachable, or no circuit built | 3, network unreachable |
-//! | another failure | 1, general_failure failure |
+//! | another failure | 1, general failure |
 //!
 //! `tor-socksproto` has the codec of the handshake, which is limited to a kilobyte and ten seconds. Requests are never
 //! logged.
@@ -37,11 +37,15 @@ use tor_socksproto::{
     SocksRequest, SocksStatus, SocksVersion,
 };
 
+use super::places::ConnectionPlaces;
 use crate::{
     base::ErrorClass,
     client::StreamFailure,
     connector::{ConnectError, Connector, Isolation},
-    io::{listener::accept_each, stream::splice},
+    io::{
+        listener::{accept_or_shed, answer_and_close},
+        stream::splice,
+    },
     wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
@@ -52,8 +56,8 @@ pub struct SocksLimits {
     pub handshake: Duration,
     /// Time limit for opening a stream or for a lookup. Default 60 s.
     pub connect: Duration,
-    /// Cap on TCP connections of applications; further ones wait in the listener's backlog. Default 1,024, of a few
-    /// kilobytes each without their streams.
+    /// Cap on TCP connections of applications; further ones get reply code 1. Above three quarters of the cap, an
+    /// isolation gets no connection beyond a quarter. Default 1,024, of a few kilobytes each without their streams.
     pub applications: usize,
 }
 
@@ -65,24 +69,42 @@ impl Default for SocksLimits {
 
 /// Serves SOCKS on `listener` until the future is dropped, which closes the connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: SocksLimits) {
-    accept_each(listener, limits.applications, |socket| {
-        let connector = connector.clone();
+    let places = ConnectionPlaces::new(limits.applications);
+    let serve = |socket| {
+        let (connector, places) = (connector.clone(), places.clone());
         async move {
-            if let Err(error) = serve_one(socket, &connector, limits).await {
+            if let Err(error) = serve_one(socket, &connector, &places, limits).await {
                 tracing::debug!(kind = ?error.kind(), "an application's SOCKS stream ended early");
             }
         }
-    })
-    .await;
+    };
+    accept_or_shed(listener, limits.applications, serve, shed).await;
 }
 
-async fn serve_one<C: Connector>(mut socket: TcpStream, connector: &C, limits: SocksLimits) -> io::Result<()> {
+/// Refuses a connection beyond the cap, in the version of its handshake.
+async fn shed(mut socket: TcpStream) {
+    let reply = match shake_hands(&mut socket).await {
+        Ok(Ok((request, _))) => reply(&request, general_failure(), None),
+        Ok(Err(reply)) => reply,
+        Err(_) => return,
+    };
+    // An error of a refused connection needs no action.
+    let _ = answer_and_close(socket, &reply).await;
+}
+
+async fn serve_one<C: Connector>(
+    mut socket: TcpStream,
+    connector: &C,
+    places: &ConnectionPlaces,
+    limits: SocksLimits,
+) -> io::Result<()> {
     let handshake = timeout(limits.handshake, shake_hands(&mut socket)).await??;
     let (request, early) = match handshake {
         Ok(accepted) => accepted,
-        Err(reply) => return send_last(socket, &reply).await,
+        Err(reply) => return answer_and_close(socket, &reply).await,
     };
     let isolation = isolation(request.auth());
+    let Some(_place) = places.take(isolation) else { return answer(socket, &request, Err(general_failure())).await };
     match request.command() {
         SocksCmd::CONNECT => {
             let Some(host) = host(request.addr()) else {
@@ -167,19 +189,7 @@ async fn answer(socket: TcpStream, request: &SocksRequest, answer: Result<SocksA
         Ok(address) => reply(request, SocksStatus::SUCCEEDED, Some(address)),
         Err(status) => reply(request, *status, None),
     };
-    send_last(socket, &reply).await
-}
-
-/// Sends the last bytes, then reads the rest of the input. If a socket is closed with unread input, TCP sends a reset,
-/// and the last bytes may be lost.
-async fn send_last(mut socket: TcpStream, last: &[u8]) -> io::Result<()> {
-    const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-    const MAX_IGNORED: u64 = 64 * 1024;
-    socket.write_all(last).await?;
-    socket.shutdown().await?;
-    let mut ignored = socket.take(MAX_IGNORED);
-    let _ = timeout(DRAIN_TIMEOUT, tokio::io::copy(&mut ignored, &mut tokio::io::sink())).await;
-    Ok(())
+    answer_and_close(socket, &reply).await
 }
 
 async fn resolve<C: Connector>(

@@ -6,7 +6,7 @@ use rand::CryptoRng;
 use crate::{
     base::Instant,
     channel::{ChannelId, QUEUE_HIGH},
-    onion::{Forward, message_capacity},
+    onion::{ForwardContent, message_capacity},
     wire::{Cell, CellBody, Command, RelayMessage},
 };
 
@@ -38,11 +38,11 @@ impl Relay {
         let Some(circuit) = self.table.circuit_mut(key) else { return };
         circuit.last_cell = now;
         match (circuit.layer.open_forward(&mut body), &circuit.next) {
-            (Ok(Forward::Pass), NextHop::Open(next)) => {
+            (Ok(ForwardContent::Pass), NextHop::Open(next)) => {
                 let next = *next;
                 self.switch(now, key, next, body);
             }
-            (Ok(Forward::Message), _) => {
+            (Ok(ForwardContent::Message), _) => {
                 let capacity = message_capacity(circuit.hop);
                 let plaintext = Bytes::from(body).slice(..capacity);
                 match RelayMessage::decode(&plaintext) {
@@ -54,7 +54,7 @@ impl Relay {
                     }
                 }
             }
-            (Ok(Forward::Pass) | Err(_), _) => self.end(now, key),
+            (Ok(ForwardContent::Pass) | Err(_), _) => self.end(now, key),
         }
     }
 

@@ -494,6 +494,23 @@ fn streams_of_an_ended_circuit_are_closed_at_the_exit() {
 }
 
 #[test]
+fn a_neighbour_that_no_consensus_lists_counts_by_its_source() {
+    let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
+    let listed = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
+    let stranger = bench.join(LocalRole::Relay(Arc::new(fixture::key(77))), None);
+    let client = bench.client();
+    let [listed, stranger, anonymous] = [listed, stranger, client].map(|link| bench.relay.neighbour(ChannelId(link)));
+    assert_eq!(listed, Some(Neighbour::Listed(relay_id(PREVIOUS))));
+    assert!(matches!(stranger, Some(Neighbour::Source(_))) && stranger == anonymous);
+
+    let mut layers = bench.create(client, upper(1), HopIndex::FIRST);
+    let (stream, target) = (StreamId::new(1).unwrap(), Target { host: Host::parse("example.org").unwrap(), port: 80 });
+    bench.send_message(client, upper(1), &mut layers, &RelayMessage::Begin { stream, target });
+    let Some(RelayEvent::Stream(exit, _)) = bench.relay.poll_event() else { panic!("no request") };
+    assert_eq!(bench.relay.request_owner(exit).map(|owner| owner.neighbour), anonymous);
+}
+
+#[test]
 fn a_relay_message_that_is_illegal_from_an_origin_ends_the_circuit() {
     let stream = StreamId::new(1).unwrap();
     for message in [

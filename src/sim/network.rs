@@ -1,7 +1,8 @@
 //! The simulated network: links between nodes.
 //!
-//! A message leaves at the sender's rate and arrives after the path's delay. Each lost datagram delays the message
-//! further, like a retransmission. Each lane keeps its order; messages of different lanes may overtake each other.
+//! A message leaves at the link's rate and arrives after the link's delay. Each lost datagram delays the message by one
+//! more round trip, as its retransmission would. Messages of one lane arrive in order; messages of different lanes may
+//! overtake each other.
 
 use core::{net::SocketAddr, time::Duration};
 use std::{
@@ -25,12 +26,12 @@ const ROOM_THRESHOLD: usize = 256 << 10;
 const DATAGRAM_LEN: usize = 1200;
 /// Time after which a dial to an address without a listener fails.
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
-/// Time without data after which a link to a vanished node closes.
+/// Time without data after which a link to a crashed node closes.
 const SILENCE_LIMIT: Duration = Duration::from_secs(3);
 
-/// Properties of every path of the network.
+/// Properties of every link of the network.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PathProfile {
+pub struct LinkProperties {
     /// Minimum one-way delay.
     pub delay: Duration,
     /// Maximum one-way addition to `delay`, uniformly distributed.
@@ -41,8 +42,8 @@ pub struct PathProfile {
     pub rate: u64,
 }
 
-impl Default for PathProfile {
-    /// A good path: 10 ms, no jitter, no loss, 100 MB/s.
+impl Default for LinkProperties {
+    /// A fast link: 10 ms, no jitter, no loss, 100 MB/s.
     fn default() -> Self {
         Self { delay: Duration::from_millis(10), jitter: Duration::ZERO, loss: 0.0, rate: 100_000_000 }
     }
@@ -55,10 +56,10 @@ pub struct NodeId(pub usize);
 /// All links, and the data in flight.
 pub struct Network {
     rng: ChaCha8Rng,
-    profile: PathProfile,
-    ports: Vec<NetworkInterface>,
-    ends: BTreeMap<LinkId, End>,
-    schedule: BinaryHeap<Reverse<Scheduled>>,
+    properties: LinkProperties,
+    interfaces: Vec<NetworkInterface>,
+    ends: BTreeMap<LinkId, LinkEnd>,
+    schedule: BinaryHeap<Reverse<ScheduleEntry>>,
     next_link: u64,
     next_serial: u64,
 }
@@ -75,18 +76,19 @@ struct NetworkInterface {
 }
 
 /// One end of a link.
-struct End {
+struct LinkEnd {
     node: NodeId,
     other: LinkId,
-    /// The time at which the last message has left.
+    /// The departure of the last message.
     sends_until: Instant,
     /// The arrival of the last message of each lane.
     lanes_until: [Instant; LANES as usize],
+    /// Bytes of messages that have not departed.
     buffered: usize,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Scheduled {
+struct ScheduleEntry {
     at: Instant,
     serial: u64,
     event: ScheduledEvent,
@@ -101,13 +103,13 @@ enum ScheduledEvent {
 }
 
 impl Network {
-    /// An empty network; `seed` determines all its random values.
+    /// An empty network; `seed` determines all random values of the network.
     #[must_use]
-    pub fn new(seed: u64, profile: PathProfile) -> Self {
+    pub fn new(seed: u64, properties: LinkProperties) -> Self {
         Self {
             rng: ChaCha8Rng::seed_from_u64(seed),
-            profile,
-            ports: Vec::new(),
+            properties,
+            interfaces: Vec::new(),
             ends: BTreeMap::new(),
             schedule: BinaryHeap::new(),
             next_link: 1,
@@ -115,12 +117,12 @@ impl Network {
         }
     }
 
-    /// Adds a node at `address`; one that `listens` can be dialled.
+    /// Adds a node at `address`. If `listens`, others can dial it.
     pub fn add_node(&mut self, address: SocketAddr, listens: bool) -> NodeId {
         let mut certificate = [0; 32];
         self.rng.fill_bytes(&mut certificate);
-        let node = NodeId(self.ports.len());
-        self.ports.push(NetworkInterface {
+        let node = NodeId(self.interfaces.len());
+        self.interfaces.push(NetworkInterface {
             address,
             certificate,
             listens,
@@ -134,21 +136,21 @@ impl Network {
     /// The dial target of `node`, which must authenticate as `relay`.
     #[must_use]
     pub fn dial_target(&self, node: NodeId, relay: RelayId) -> Option<DialTarget> {
-        let port = self.ports.get(node.0)?;
+        let interface = self.interfaces.get(node.0)?;
         Some(DialTarget {
             relay,
-            addresses: vec![port.address],
+            addresses: vec![interface.address],
             ice_ufrag: "simu".to_owned(),
             ice_password: "simulatedsimulatedsimu".to_owned(),
-            fingerprint: port.certificate,
+            fingerprint: interface.certificate,
         })
     }
 
-    /// Removes `node` without closing its links, like a loss of power.
-    pub fn vanish(&mut self, now: Instant, node: NodeId) {
-        if let Some(port) = self.ports.get_mut(node.0) {
-            port.alive = false;
-            port.events.clear();
+    /// Ends `node` without closing its links, like a loss of power.
+    pub fn crash(&mut self, now: Instant, node: NodeId) {
+        if let Some(interface) = self.interfaces.get_mut(node.0) {
+            interface.alive = false;
+            interface.events.clear();
         }
         let orphans: Vec<_> = self.ends.values().filter(|end| end.node == node).map(|end| end.other).collect();
         for link in orphans {
@@ -156,11 +158,11 @@ impl Network {
         }
     }
 
-    /// Interrupts the line of `node` for `duration`, at least 3 s: its links end by silence, and a dial
-    /// succeeds only if it outlasts the outage.
+    /// Interrupts the line of `node` for `duration`, at least 3 s. The node's links end by silence. A dial succeeds only
+    /// if the dial outlasts the outage.
     pub fn interrupt(&mut self, now: Instant, node: NodeId, duration: Duration) {
-        if let Some(port) = self.ports.get_mut(node.0) {
-            port.offline_until = now.after(duration.max(SILENCE_LIMIT));
+        if let Some(interface) = self.interfaces.get_mut(node.0) {
+            interface.offline_until = now.after(duration.max(SILENCE_LIMIT));
         }
         let own = self.ends.iter().filter(|(_, end)| end.node == node);
         let links: Vec<_> = own.flat_map(|(link, end)| [*link, end.other]).collect();
@@ -169,10 +171,10 @@ impl Network {
         }
     }
 
-    /// The end of the outage of `node` or `other`, at the earliest `now`.
+    /// The time from which all `nodes` are online, at the earliest `now`.
     fn online_at(&self, now: Instant, nodes: [Option<NodeId>; 2]) -> Instant {
-        let ports = nodes.into_iter().flatten().filter_map(|node| self.ports.get(node.0));
-        ports.map(|port| port.offline_until).fold(now, Instant::max)
+        let interfaces = nodes.into_iter().flatten().filter_map(|node| self.interfaces.get(node.0));
+        interfaces.map(|interface| interface.offline_until).fold(now, Instant::max)
     }
 
     /// The network as `node`'s transport.
@@ -180,13 +182,13 @@ impl Network {
         NodeTransport { network: self, node }
     }
 
-    /// The time of the next event.
+    /// The time of the next scheduled event: a dial's result, a departure, an arrival or a closure.
     #[must_use]
-    pub fn next_arrival(&self) -> Option<Instant> {
+    pub fn next_event_at(&self) -> Option<Instant> {
         self.schedule.peek().map(|Reverse(scheduled)| scheduled.at)
     }
 
-    /// Delivers all due events, and returns the affected nodes.
+    /// Delivers all due events, and returns the node of each event for a machine; a node may occur several times.
     pub fn deliver(&mut self, now: Instant) -> Vec<NodeId> {
         let mut affected = Vec::new();
         while let Some(Reverse(scheduled)) = self.schedule.peek() {
@@ -201,26 +203,27 @@ impl Network {
     }
 
     fn dial(&mut self, now: Instant, from: NodeId, target: &DialTarget) {
-        let to =
-            self.ports.iter().position(|port| port.listens && port.alive && target.addresses.contains(&port.address));
+        let to = self.interfaces.iter().position(|interface| {
+            interface.listens && interface.alive && target.addresses.contains(&interface.address)
+        });
         let round_trips = 3;
         let outage = self.online_at(now, [Some(from), to.map(NodeId)]).since(now);
         let to = to.map(NodeId).filter(|_| outage < DIAL_LIMIT);
-        let handshake = self.profile.delay.saturating_mul(2 * round_trips);
+        let handshake = self.properties.delay.saturating_mul(2 * round_trips);
         let duration = if to.is_some() { outage.saturating_add(handshake) } else { DIAL_LIMIT };
         let event = ScheduledEvent::DialResult { from, relay: target.relay, fingerprint: target.fingerprint, to };
         self.schedule(now.after(duration), event);
     }
 
     fn send(&mut self, now: Instant, link: LinkId, lane: Lane, message: Slots) {
-        let profile = self.profile;
+        let properties = self.properties;
         let extra_delay = self.extra_delay(message.len());
         let Some(end) = self.ends.get_mut(&link) else { return };
         end.buffered = end.buffered.saturating_add(message.len());
-        let departs = end.sends_until.max(now).after(at_rate(message.len(), profile.rate));
+        let departs = end.sends_until.max(now).after(at_rate(message.len(), properties.rate));
         end.sends_until = departs;
         let (node, other) = (end.node, end.other);
-        let mut arrives = departs.after(profile.delay).after(extra_delay);
+        let mut arrives = departs.after(properties.delay).after(extra_delay);
         if let Some(lane_until) = end.lanes_until.get_mut(usize::from(lane.value())) {
             arrives = arrives.max(*lane_until);
             *lane_until = arrives;
@@ -233,28 +236,28 @@ impl Network {
         self.schedule(arrives, ScheduledEvent::Arrival { link: other, lane: lane.value(), message });
     }
 
-    /// The delay of a message by jitter, and by one round trip for each lost datagram.
+    /// The delay of a message beyond the link's minimum: jitter, and one round trip for each lost datagram.
     fn extra_delay(&mut self, length: usize) -> Duration {
-        let jitter = self.profile.jitter.mul_f64(self.rng.random::<f64>());
+        let jitter = self.properties.jitter.mul_f64(self.rng.random::<f64>());
         let datagrams = length.div_ceil(DATAGRAM_LEN);
-        let lost = (0..datagrams).filter(|_| self.rng.random::<f64>() < self.profile.loss).count();
-        let round_trip = self.profile.delay.saturating_mul(2);
+        let lost = (0..datagrams).filter(|_| self.rng.random::<f64>() < self.properties.loss).count();
+        let round_trip = self.properties.delay.saturating_mul(2);
         jitter.saturating_add(round_trip.saturating_mul(u32::try_from(lost).unwrap_or(u32::MAX)))
     }
 
     fn close(&mut self, now: Instant, link: LinkId) {
         let Some(end) = self.ends.remove(&link) else { return };
-        let last = end.lanes_until.into_iter().max().unwrap_or(now).max(now.after(self.profile.delay));
+        let last = end.lanes_until.into_iter().max().unwrap_or(now).max(now.after(self.properties.delay));
         self.schedule(last, ScheduledEvent::Closure { link: end.other, by_silence: false });
     }
 
     fn schedule(&mut self, at: Instant, event: ScheduledEvent) {
         let serial = self.next_serial;
         self.next_serial = serial.saturating_add(1);
-        self.schedule.push(Reverse(Scheduled { at, serial, event }));
+        self.schedule.push(Reverse(ScheduleEntry { at, serial, event }));
     }
 
-    fn execute(&mut self, scheduled: Scheduled, affected: &mut Vec<NodeId>) {
+    fn execute(&mut self, scheduled: ScheduleEntry, affected: &mut Vec<NodeId>) {
         match scheduled.event {
             ScheduledEvent::DialResult { from, relay, fingerprint, to } => {
                 self.finish_dial(scheduled.at, from, relay, fingerprint, to, affected);
@@ -289,9 +292,11 @@ impl Network {
         to: Option<NodeId>,
         affected: &mut Vec<NodeId>,
     ) {
-        let Some(dialler) = self.ports.get(from.0) else { return };
+        let Some(dialler) = self.interfaces.get(from.0) else { return };
         let (dialler_certificate, dialler_address) = (dialler.certificate, dialler.address);
-        let listener = to.and_then(|to| self.ports.get(to.0).filter(|port| port.alive).map(|port| (to, port)));
+        let listener = to.and_then(|to| {
+            self.interfaces.get(to.0).filter(|interface| interface.alive).map(|interface| (to, interface))
+        });
         let Some((to, listener)) = listener else {
             let error = DialError::TimedOut;
             return self.emit(from, LinkEvent::DialFailed { relay, error }, affected);
@@ -306,7 +311,7 @@ impl Network {
             (near, far, from, Some(relay), dialler_certificate, listener_certificate, listener_address),
             (far, near, to, None, listener_certificate, dialler_certificate, dialler_address),
         ] {
-            let end = End { node, other, sends_until: now, lanes_until: [now; LANES as usize], buffered: 0 };
+            let end = LinkEnd { node, other, sends_until: now, lanes_until: [now; LANES as usize], buffered: 0 };
             self.ends.insert(link, end);
             let opened = LinkOpened {
                 dialled,
@@ -327,8 +332,8 @@ impl Network {
     }
 
     fn emit(&mut self, node: NodeId, event: LinkEvent, affected: &mut Vec<NodeId>) {
-        if let Some(port) = self.ports.get_mut(node.0).filter(|port| port.alive) {
-            port.events.push_back(event);
+        if let Some(interface) = self.interfaces.get_mut(node.0).filter(|interface| interface.alive) {
+            interface.events.push_back(event);
             affected.push(node);
         }
     }
@@ -350,16 +355,16 @@ impl Transport for NodeTransport<'_> {
     }
 
     fn poll_link_event(&mut self) -> Option<LinkEvent> {
-        self.network.ports.get_mut(self.node.0)?.events.pop_front()
+        self.network.interfaces.get_mut(self.node.0)?.events.pop_front()
     }
 
-    /// Advances all nodes together. Events of other nodes are queued for them.
+    /// Delivers the due events of all nodes. Events of other nodes stay queued until those nodes poll them.
     fn handle_timeout(&mut self, now: Instant) {
         self.network.deliver(now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        self.network.next_arrival()
+        self.network.next_event_at()
     }
 }
 

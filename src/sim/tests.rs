@@ -1,4 +1,4 @@
-//! Tests of the simulated network with a core that records messages.
+//! Tests of the simulated network with a machine that records messages.
 
 use rand::CryptoRng;
 
@@ -46,8 +46,8 @@ impl LinkMachine for Recorder {
 const RELAY: RelayId = RelayId::from_bytes([1; 32]);
 const LIMIT: Duration = Duration::from_secs(20);
 
-fn linked(seed: u64, profile: PathProfile) -> (World<Recorder>, NodeId, NodeId) {
-    let mut world = World::new(seed, profile);
+fn linked(seed: u64, properties: LinkProperties) -> (World<Recorder>, NodeId, NodeId) {
+    let mut world = World::new(seed, properties);
     let near = world.add_node("10.0.0.1:1".parse().unwrap(), false);
     let far = world.add_node("10.0.0.2:2".parse().unwrap(), true);
     world.place(near, Recorder::default());
@@ -59,8 +59,8 @@ fn linked(seed: u64, profile: PathProfile) -> (World<Recorder>, NodeId, NodeId) 
 }
 
 fn arrivals(seed: u64) -> Vec<(Instant, u8, Slots)> {
-    let profile = PathProfile { loss: 0.05, jitter: Duration::from_millis(4), ..PathProfile::default() };
-    let (mut world, near, far) = linked(seed, profile);
+    let properties = LinkProperties { loss: 0.05, jitter: Duration::from_millis(4), ..LinkProperties::default() };
+    let (mut world, near, far) = linked(seed, properties);
     world.with(near, |node, _, _| {
         let link = node.link.unwrap();
         for number in 0..200_u8 {
@@ -90,7 +90,7 @@ fn a_lane_keeps_its_order_and_lanes_overtake_each_other() {
 
 #[test]
 fn a_link_carries_no_more_than_its_rate() {
-    let (mut world, near, far) = linked(1, PathProfile { rate: 1_000_000, ..PathProfile::default() });
+    let (mut world, near, far) = linked(1, LinkProperties { rate: 1_000_000, ..LinkProperties::default() });
     let began = world.now();
     world.with(near, |node, _, _| {
         let link = node.link.unwrap();
@@ -103,10 +103,10 @@ fn a_link_carries_no_more_than_its_rate() {
 }
 
 #[test]
-fn links_to_a_vanished_node_close_and_dials_to_it_fail() {
-    let (mut world, near, far) = linked(1, PathProfile::default());
+fn links_to_a_crashed_node_close_and_dials_to_it_fail() {
+    let (mut world, near, far) = linked(1, LinkProperties::default());
     let target = world.network().dial_target(far, RELAY).unwrap();
-    world.vanish(far);
+    world.crash(far);
     world.run_until(LIMIT, |world| world.with(near, |node, _, _| node.closed.then_some(()))?).unwrap();
     world.with(near, |node, _, _| node.out.push(Transmit::Dial(target)));
     world.run_until(LIMIT, |world| world.with(near, |node, _, _| node.failed.then_some(()))?).unwrap();
@@ -114,7 +114,7 @@ fn links_to_a_vanished_node_close_and_dials_to_it_fail() {
 
 #[test]
 fn a_wrong_fingerprint_is_refused() {
-    let (mut world, near, far) = linked(1, PathProfile::default());
+    let (mut world, near, far) = linked(1, LinkProperties::default());
     let mut target = world.network().dial_target(far, RELAY).unwrap();
     target.fingerprint[0] ^= 1;
     world.with(near, |node, _, _| node.out.push(Transmit::Dial(target)));

@@ -9,9 +9,9 @@ use crate::{
     transport::settle,
 };
 
-use super::{Network, NodeId, PathProfile};
+use super::{LinkProperties, Network, NodeId};
 
-/// A network with a protocol core of type `M` at each node.
+/// A network with a machine of type `M` at each node.
 pub struct World<M> {
     now: Instant,
     network: Network,
@@ -20,12 +20,12 @@ pub struct World<M> {
 }
 
 impl<M: LinkMachine> World<M> {
-    /// An empty world; `seed` determines all its random values.
+    /// An empty world; `seed` determines all random values of the network and of the machines.
     #[must_use]
-    pub fn new(seed: u64, profile: PathProfile) -> Self {
+    pub fn new(seed: u64, properties: LinkProperties) -> Self {
         Self {
             now: Instant::START,
-            network: Network::new(seed, profile),
+            network: Network::new(seed, properties),
             machines: Vec::new(),
             rng: ChaCha20Rng::seed_from_u64(seed),
         }
@@ -43,27 +43,27 @@ impl<M: LinkMachine> World<M> {
         &self.network
     }
 
-    /// The random generator of the nodes.
+    /// The random number generator that all nodes share.
     pub const fn rng(&mut self) -> &mut ChaCha20Rng {
         &mut self.rng
     }
 
-    /// Reserves a place for a node at `address`; a node that `listens` can be dialled.
+    /// Adds a node at `address`, without a machine until [`Self::place`]. If `listens`, others can dial it.
     pub fn add_node(&mut self, address: SocketAddr, listens: bool) -> NodeId {
         self.machines.push(None);
         self.network.add_node(address, listens)
     }
 
-    /// Puts `machine` at `node`, which [`Self::add_node`] reserved.
+    /// Puts `machine` at `node`, which [`Self::add_node`] returned. Replaces the previous machine of the node.
     pub fn place(&mut self, node: NodeId, machine: M) {
         if let Some(place) = self.machines.get_mut(node.0) {
             *place = Some(machine);
         }
     }
 
-    /// Removes `node` without closing its links.
-    pub fn vanish(&mut self, node: NodeId) {
-        self.network.vanish(self.now, node);
+    /// Ends `node` and its machine without closing its links.
+    pub fn crash(&mut self, node: NodeId) {
+        self.network.crash(self.now, node);
         if let Some(place) = self.machines.get_mut(node.0) {
             *place = None;
         }
@@ -74,7 +74,7 @@ impl<M: LinkMachine> World<M> {
         self.network.interrupt(self.now, node, duration);
     }
 
-    /// Calls `operation` on the core at `node`, then sends the node's output.
+    /// Calls `operation` on the machine at `node`, then sends the node's output. `None` if the node has no machine.
     pub fn with<T>(
         &mut self,
         node: NodeId,
@@ -86,10 +86,11 @@ impl<M: LinkMachine> World<M> {
         Some(outcome)
     }
 
-    /// Advances time to the next event, at most to `limit`, and handles that event; `false` when `limit` is reached.
+    /// Advances time to the next event or timeout, and handles all that are due. If none is due until `limit`, advances
+    /// to `limit` and returns `false`.
     pub fn step(&mut self, limit: Instant) -> bool {
         let deadlines = self.machines.iter().flatten().filter_map(LinkMachine::poll_timeout);
-        let next = deadlines.chain(self.network.next_arrival()).min();
+        let next = deadlines.chain(self.network.next_event_at()).min();
         let Some(next) = next.filter(|next| *next <= limit) else {
             self.now = self.now.max(limit);
             return false;
@@ -109,7 +110,8 @@ impl<M: LinkMachine> World<M> {
         true
     }
 
-    /// Runs until `done` returns a value, at most for `limit` of virtual time.
+    /// Runs until `done` returns a value, at most for `limit` of virtual time. `None` if `done` has returned no value
+    /// by then.
     pub fn run_until<T>(&mut self, limit: Duration, mut done: impl FnMut(&mut Self) -> Option<T>) -> Option<T> {
         let end = self.now.after(limit);
         loop {

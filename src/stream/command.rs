@@ -38,7 +38,7 @@ impl Streams {
     /// Executes a command. Ignores commands that don't fit the state of the stream.
     pub fn handle_command(&mut self, id: StreamId, command: StreamCommand) {
         match command {
-            StreamCommand::Connected(address) => self.connect(id, address),
+            StreamCommand::Connected(address) => self.handle_target_connected(id, address),
             StreamCommand::Resolved { ttl, answers } => self.resolved(id, ttl, answers),
             StreamCommand::Write(bytes) => {
                 let taken = self.write(id, &bytes);
@@ -68,7 +68,7 @@ impl Streams {
     }
 
     /// Opens a requested stream, and emits the bytes received before.
-    fn connect(&mut self, id: StreamId, address: Option<IpAddr>) {
+    fn handle_target_connected(&mut self, id: StreamId, address: Option<IpAddr>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if stream.phase != StreamPhase::Serving {
             return;

@@ -1,4 +1,4 @@
-//! Recently closed (half-closed) streams, and the messages that the peer may still send for them.
+//! Recently closed streams, and the messages that the peer may still send for them.
 
 use std::collections::{BTreeMap, VecDeque};
 

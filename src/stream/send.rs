@@ -53,7 +53,7 @@ impl Streams {
     }
 
     fn poll_data<R: CryptoRng + ?Sized>(&mut self, now: Instant, capacity: usize, rng: &mut R) -> Option<RelayMessage> {
-        let tag = self.window.wants_tag().then(|| {
+        let tag = self.window.needs_tag().then(|| {
             let mut tag: SendmeTag = [0; SENDME_TAG_LEN];
             rng.fill_bytes(&mut tag);
             tag

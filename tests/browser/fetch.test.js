@@ -436,7 +436,7 @@ for (const browser of Object.keys(BROWSERS)) {
       const closed = await listen(createTcpServer());
       closers.pop()();
       await assertFails(`https://127.0.0.1:${closed}/`, 'target', /refused the connection/);
-      await assertFails('https://nowhere.invalid/', 'target', /has no address/);
+      await assertFails('https://nowhere.invalid/', 'refused', /has a reserved name/);
     });
 
     test('an abort ends a fetch before and within the answer, and closes the stream to the site', deadline, async () => {

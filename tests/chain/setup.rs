@@ -12,7 +12,7 @@ use umbel::{
     flow::FlowParameters,
     handshake::{OnionKeyring, RelayKeys},
     relay::{Relay, RelayParameters},
-    sim::{NodeId, PathProfile, World},
+    sim::{LinkProperties, NodeId, World},
     wire::{Host, Target},
 };
 
@@ -38,10 +38,10 @@ impl Chain {
     }
 
     pub(crate) fn with(seed: u64, relays: usize, parameters: &RelayParameters) -> Self {
-        Self::over(seed, PathProfile::default(), relays, parameters)
+        Self::over(seed, LinkProperties::default(), relays, parameters)
     }
 
-    pub(crate) fn over(seed: u64, paths: PathProfile, relays: usize, parameters: &RelayParameters) -> Self {
+    pub(crate) fn over(seed: u64, paths: LinkProperties, relays: usize, parameters: &RelayParameters) -> Self {
         let mut world = World::new(seed, paths);
         let mut authority = Authority::new(IdentityKey::from_bytes(&[99; 32]), AuthorityConfig::testnet(relays));
         let (mut nodes, mut cores, mut keys) = (Vec::new(), Vec::new(), Vec::new());
@@ -52,7 +52,7 @@ impl Chain {
             let profile = profile(&world, node, &identity, &onion_secret);
             keys.push(profile.keys());
             let descriptor = Descriptor { profile, published: TODAY }.sign(&identity).unwrap();
-            authority.handle_descriptor(TODAY, &descriptor).unwrap();
+            authority.handle_descriptor(TODAY, &descriptor, None).unwrap();
             let relay = Relay::new(Arc::new(identity), OnionKeyring::new(onion_secret, None), parameters.clone());
             nodes.push(node);
             cores.push(relay);

@@ -45,6 +45,10 @@ fn a_body_arrives_complete_by_an_exit_and_over_a_stream() {
 #[test]
 fn a_failed_fetch_leaves_no_file_and_reports_an_error() {
     let testnet = Testnet::start(&[]);
+    for way in ["--via=request", "--via=stream"] {
+        let failed = fetch(&testnet, &[way, "http://umbel.onion/"]);
+        assert!(String::from_utf8_lossy(&failed.stderr).contains("has a reserved name"), "{failed:?}");
+    }
     let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let file = testnet.folder.path().join("body");
     for way in ["--via=request", "--via=stream"] {

@@ -72,7 +72,7 @@ fn names_and_ipv6_are_reached(testnet: &Testnet) {
 fn failures_have_their_reply_codes(testnet: &Testnet) {
     let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     assert_eq!(socks(testnet.socks, None, CONNECT, "127.0.0.1", unused.port()).0, 5, "refused");
-    assert_eq!(socks(testnet.socks, None, CONNECT, "no-such-name.invalid", 80).0, 4, "no such host");
+    assert_eq!(socks(testnet.socks, None, CONNECT, "no-such-name.invalid", 80).0, 2, "a reserved name");
 }
 
 fn commands_not_supported_are_refused(testnet: &Testnet) {
@@ -118,6 +118,12 @@ fn the_http_port_forwards_and_refuses(testnet: &Testnet) {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 4"), "{}", String::from_utf8_lossy(&answer));
+
+    let mut stream = TcpStream::connect(testnet.http).unwrap();
+    write!(stream, "GET http://umbel.onion/ HTTP/1.1\r\nHost: umbel.onion\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("has a reserved name"), "{answer}");
 }
 
 fn concurrent_streams_arrive_unchanged(testnet: &Testnet) {

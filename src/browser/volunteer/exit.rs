@@ -21,7 +21,16 @@ use crate::{
 };
 
 /// Rate limits of a tab. All queries have the address of one person, which an engine may block for too many queries.
-const RATES: Rates = Rates { in_total: 4, per_circuit: 1, concurrent: 8, concurrent_of_circuit: 4 };
+///
+/// A tab has few neighbours, each of which carries many clients, so one gets half.
+const RATES: Rates = Rates {
+    in_total: 4,
+    per_neighbour: 2,
+    per_circuit: 1,
+    concurrent: 8,
+    concurrent_of_neighbour: 4,
+    concurrent_of_circuit: 4,
+};
 
 /// The exit's state in the loop.
 pub(super) struct VolunteerExit {
@@ -53,8 +62,8 @@ impl VolunteerExit {
     pub(super) fn handle_event(&mut self, now: Instant, relay: &mut Relay, stream: ExitStream, event: StreamEvent) {
         match event {
             StreamEvent::Request(Service::Search) if self.has_offers.get() && !self.draining => {
-                if let Some(circuit) = relay.exit_circuit(stream) {
-                    self.service.handle_request(now, stream, circuit);
+                if let Some(owner) = relay.request_owner(stream) {
+                    self.service.handle_request(now, stream, owner);
                 }
             }
             // The relay's core refuses the last two itself.

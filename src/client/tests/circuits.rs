@@ -38,7 +38,7 @@ fn a_request_fails_after_four_failed_builds() {
     });
     // Without its only exit, the network has no path.
     let exit = net.relays[&key(1).id()];
-    net.world.vanish(exit);
+    net.world.crash(exit);
     let before = net.client(|party, _, _| party.client.pool.begun());
     let stream = net.open(1);
     assert_eq!(net.closed(stream, 30), StreamFailure::NoCircuit);
@@ -50,7 +50,7 @@ fn a_request_fails_after_four_failed_builds() {
 fn a_request_fails_with_the_reason_that_no_guard_is_reachable() {
     let mut net = Net::new(42, 2);
     for relay in net.relays.values().copied().collect::<Vec<_>>() {
-        net.world.vanish(relay);
+        net.world.crash(relay);
     }
     net.give_consensus(NOW);
     let stream = net.open(1);
@@ -72,7 +72,7 @@ fn the_guard_stays_when_circuits_fail_beyond_it() {
     let guard = net.client(|party, _, _| party.built[0][0]);
     let exit = net.relays[&key(1).id()];
     assert_ne!(guard, key(1).id(), "the only exit is no guard");
-    net.world.vanish(exit);
+    net.world.crash(exit);
     let stream = net.open(1);
     net.closed(stream, 60);
     net.client(|party, _, _| {

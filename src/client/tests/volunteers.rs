@@ -30,7 +30,7 @@ impl Net {
         profile.onion_key = relay.onion_key();
         profile.offer.engines = engines;
         let gateways = gateway_ranking(&seed, &profile.identity, &consensus)[..3].to_vec();
-        let party = RelayParty { relay, serves: Serves::Echo, open: BTreeMap::new() };
+        let party = RelayParty { relay, serves: Serves::Echo, open: BTreeMap::new(), begun: 0 };
         self.world.place(node, Party::Relay(Box::new(party)));
         self.world.with(node, |_, _, _| ());
         (node, Volunteer { profile, gateways })
@@ -112,9 +112,9 @@ fn requests_connect_without_a_timeout_while_most_listed_volunteers_are_gone() {
         let mut net = with_share(Net::new(seed, 2), 100);
         let joined = net.volunteers(MANY);
         net.list(joined.iter().map(|(_, volunteer)| volunteer.clone()));
-        // Two thirds of the volunteers vanish; the client's list still has them.
+        // Two thirds of the volunteers crash; the client's list still has them.
         for (node, _) in joined.iter().skip(5) {
-            net.world.vanish(*node);
+            net.world.crash(*node);
         }
         net.pass(5);
         for isolation in 0..10 {
@@ -133,7 +133,7 @@ fn a_request_succeeds_before_the_gateways_detect_the_loss_of_volunteers() {
         let joined = net.volunteers(MANY);
         net.list(joined.iter().map(|(_, volunteer)| volunteer.clone()));
         for (node, _) in &joined {
-            net.world.vanish(*node);
+            net.world.crash(*node);
         }
         let (began, stream) = (net.world.now(), net.open(1));
         let connected = net.wait(30, |party| party.seen(stream).connected);
@@ -213,7 +213,7 @@ fn a_client_with_a_fixed_middle_builds_no_circuit_without_it() {
     net.list(joined.into_iter().map(|(_, volunteer)| volunteer));
     net.give_consensus(NOW);
     assert!(net.middles(0..5).iter().all(|middle| *middle == volunteer.identity()));
-    net.world.vanish(node);
+    net.world.crash(node);
     net.pass(10);
     let stream = net.open(9);
     net.closed(stream, 60);

@@ -2,7 +2,7 @@
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
-use crate::delegated::{EngineName, SearchResult};
+use crate::delegated::{EngineName, SearchResult, limits::RequestOwner};
 
 const NOW: Instant = Instant::START;
 
@@ -20,7 +20,7 @@ fn events(service: &mut SearchService<u64>) -> Vec<ServiceEvent<u64>> {
 
 /// Sends a query over `stream`.
 fn send_query(service: &mut SearchService<u64>, stream: u64, circuit: u64) {
-    service.handle_request(NOW, stream, circuit);
+    service.handle_request(NOW, stream, RequestOwner::alone(circuit));
     service.handle_data(NOW, stream, &query().encode().unwrap());
     service.handle_finished(NOW, stream);
 }
@@ -44,7 +44,7 @@ fn refused(service: &mut SearchService<u64>, stream: u64) -> SearchRefusal {
 #[test]
 fn a_query_in_pieces_is_emitted_once_and_its_answer_is_sent() {
     let mut service = service();
-    service.handle_request(NOW, 7, 1);
+    service.handle_request(NOW, 7, RequestOwner::alone(1));
     for piece in query().encode().unwrap().chunks(100) {
         service.handle_data(NOW, 7, piece);
         assert_eq!(events(&mut service), []);
@@ -69,7 +69,7 @@ fn a_query_that_is_too_long_counts_against_the_rate_limit() {
     let too_long = vec![0; longest(REQUEST_BUCKETS) + 1];
     // The burst of one circuit is eight queries.
     for stream in 0..9 {
-        service.handle_request(NOW, stream, 1);
+        service.handle_request(NOW, stream, RequestOwner::alone(1));
         service.handle_data(NOW, stream, &too_long);
         let expected = if stream < 8 { SearchRefusal::BadRequest } else { SearchRefusal::RateLimited };
         assert_eq!(refused(&mut service, stream), expected, "query {stream}");
@@ -86,13 +86,13 @@ fn a_malformed_query_is_refused_and_not_emitted() {
     *wrong.last_mut().unwrap() = 1;
     let too_long = vec![0; longest(REQUEST_BUCKETS) + 1];
     for (stream, bytes) in [(1, wrong), (2, too_long), (3, b"GET /".to_vec())] {
-        service.handle_request(NOW, stream, stream);
+        service.handle_request(NOW, stream, RequestOwner::alone(stream));
         service.handle_data(NOW, stream, &bytes);
         service.handle_finished(NOW, stream);
         assert_eq!(events(&mut service), [ServiceEvent::Write { stream }]);
         assert_eq!(refused(&mut service, stream), SearchRefusal::BadRequest);
     }
-    service.handle_request(NOW, 4, 4);
+    service.handle_request(NOW, 4, RequestOwner::alone(4));
     service.handle_finished(NOW, 4);
     assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 4, reason: EndReason::Failed }]);
 }
@@ -113,12 +113,24 @@ fn queries_above_the_limit_of_a_circuit_are_refused_and_those_of_others_are_not(
 #[test]
 fn the_number_of_streams_is_bounded_and_a_closed_stream_frees_its_place() {
     let mut service = service();
-    (0..64).for_each(|stream| service.handle_request(NOW, stream, stream));
+    (0..64).for_each(|stream| service.handle_request(NOW, stream, RequestOwner::alone(stream)));
     assert_eq!(events(&mut service), []);
-    service.handle_request(NOW, 64, 64);
+    service.handle_request(NOW, 64, RequestOwner::alone(64));
     assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 64, reason: EndReason::ResourceLimit }]);
     service.handle_closed(0);
-    service.handle_request(NOW, 65, 65);
+    service.handle_request(NOW, 65, RequestOwner::alone(65));
+    assert_eq!(events(&mut service), []);
+}
+
+#[test]
+fn streams_of_one_neighbour_leave_half_to_others() {
+    let mut service = service();
+    for stream in 0..64 {
+        service.handle_request(NOW, stream, RequestOwner::behind(1, stream));
+    }
+    let refused = |stream| ServiceEvent::Reset { stream, reason: EndReason::ResourceLimit };
+    assert_eq!(events(&mut service), (32..64).map(refused).collect::<Vec<_>>());
+    (64..96).for_each(|stream| service.handle_request(NOW, stream, RequestOwner::behind(2, stream)));
     assert_eq!(events(&mut service), []);
 }
 
@@ -126,12 +138,12 @@ fn the_number_of_streams_is_bounded_and_a_closed_stream_frees_its_place() {
 fn streams_without_a_query_do_not_block_queries_of_other_circuits() {
     let mut service = service();
     // The streams of one circuit are capped, and its open streams don't block queries of other circuits.
-    (0..9).for_each(|stream| service.handle_request(NOW, stream, 1));
+    (0..9).for_each(|stream| service.handle_request(NOW, stream, RequestOwner::alone(1)));
     assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 8, reason: EndReason::ResourceLimit }]);
-    (0..8).for_each(|stream| service.handle_request(NOW, 10 + stream, 2));
+    (0..8).for_each(|stream| service.handle_request(NOW, 10 + stream, RequestOwner::alone(2)));
     let rates = Rates { concurrent: 1, ..Rates::default() };
     let mut limited = SearchService::new(ServiceParameters { rates, ..ServiceParameters::default() });
-    (0..8).for_each(|stream| limited.handle_request(NOW, stream, 1));
+    (0..8).for_each(|stream| limited.handle_request(NOW, stream, RequestOwner::alone(1)));
     send_query(&mut limited, 10, 2);
     assert_eq!(events(&mut limited), [ServiceEvent::Query { stream: 10, request: query() }]);
     // A client that doesn't read its answer doesn't block other queries either.
@@ -157,7 +169,7 @@ fn a_closed_stream_frees_its_place_in_the_limits() {
 fn a_slow_client_is_ended_and_a_slow_engine_is_reported() {
     let mut service = service();
     let limits = ServiceParameters::default();
-    service.handle_request(NOW, 1, 1);
+    service.handle_request(NOW, 1, RequestOwner::alone(1));
     service.handle_data(NOW, 1, b"x");
     send_query(&mut service, 2, 2);
     events(&mut service);

@@ -1,34 +1,47 @@
 //! An authority's state of each relay: proofs, caps, and listing in the consensus (`proto/07-directory.md` §6).
 
+mod proofs;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use core::{net::IpAddr, time::Duration};
+use core::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use prost::Message;
 
-use super::ProofError;
+use super::{
+    ProofError, Publisher,
+    crowding::{self, Crowds, HELD, LISTED},
+};
 use crate::{
-    base::{AddressPrefix, Counter as _, DialError, DialTarget, RelayId, WallTime},
+    base::{AddressPrefix, Counter as _, DialError, DialTarget, Instant, Rate, RelayId, TokenBucket, WallTime},
     directory::{ConsensusRelay, Descriptor, Flags, UnverifiedDescriptor, schema},
 };
+use proofs::Turns;
 
 /// The weight of every relay; bandwidth isn't measured.
 const WEIGHT: u32 = 1000;
 /// Consecutive failed proofs after which a relay is no longer listed.
 const MAX_FAILURES: u32 = 2;
+/// The rate at which a relay may change its descriptor: one change a minute, five at once.
+const CHANGES: Rate = Rate { a_second: 1, burst: 300 };
+/// Tokens of one change.
+const CHANGE: u64 = 60;
 /// The time from a first failed proof to the next try, and the minimum time between proofs after a new descriptor.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
-/// Maximum listed relays of one [`AddressPrefix::source`].
-const MAX_LISTED_OF_SOURCE: usize = 8;
+/// Age from which on a proved relay is not displaced.
+const SETTLED_AFTER: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 /// Maximum unproved relays of one [`AddressPrefix::network`].
 const MAX_UNPROVED_OF_NETWORK: usize = 32;
-/// Maximum proofs in progress in one [`AddressPrefix::network`].
-const MAX_PROOFS_OF_NETWORK: usize = 4;
 
 /// One relay.
 pub(super) struct RelayEntry {
     pub(super) descriptor: Descriptor,
     signed: schema::SignedDescriptor,
+    /// The addresses from which the descriptor came. If they aren't known, those that it names.
+    publisher: Publisher,
     first_seen: WallTime,
     /// The time of the last successful proof with the current dial target.
     proved: Option<WallTime>,
@@ -38,6 +51,8 @@ pub(super) struct RelayEntry {
     failures: u32,
     /// The start of the last proof.
     started: Option<WallTime>,
+    /// The changes of its descriptor.
+    changes: TokenBucket,
     proof: Proof,
 }
 
@@ -54,12 +69,33 @@ impl RelayEntry {
     pub(super) fn new(descriptor: Descriptor, signed: &[u8], now: WallTime) -> Self {
         let (signed, proof) = (decode_signed(signed), Proof::Due(now));
         let (proved, proved_once, failures, started) = (None, false, 0, None);
-        Self { descriptor, signed, first_seen: now, proved, proved_once, failures, started, proof }
+        let publisher = Publisher::claimed(&descriptor);
+        let changes = TokenBucket::new();
+        Self { descriptor, signed, publisher, first_seen: now, proved, proved_once, failures, started, changes, proof }
+    }
+
+    /// The same relay, with the addresses from which its descriptor came.
+    pub(super) fn from(self, publisher: Option<Publisher>) -> Self {
+        let publisher = publisher.unwrap_or(self.publisher);
+        Self { publisher, ..self }
+    }
+
+    /// Whether it may change its descriptor.
+    pub(super) fn may_change(&self, now: WallTime) -> bool {
+        self.changes.available(instant(now), CHANGES) >= CHANGE
     }
 
     /// Handles a newer descriptor. A proof stays valid while the dial target is unchanged. The next proof of an
     /// unproved relay isn't advanced. Otherwise, descriptors with another node's address could direct many dials there.
-    pub(super) fn replace(&mut self, descriptor: Descriptor, signed: &[u8], now: WallTime) {
+    pub(super) fn replace(
+        &mut self,
+        descriptor: Descriptor,
+        signed: &[u8],
+        publisher: Option<Publisher>,
+        now: WallTime,
+    ) {
+        self.changes.spend(instant(now), CHANGES, CHANGE);
+        self.publisher = publisher.unwrap_or_else(|| Publisher::claimed(&descriptor));
         let is_moved = self.descriptor.profile.dial_target() != descriptor.profile.dial_target();
         let is_advanced = self.proved.is_some() && (is_moved || self.failures > 0);
         match &mut self.proof {
@@ -132,13 +168,22 @@ impl RelayEntry {
         dials
     }
 
+    fn addresses(&self) -> &[SocketAddr] {
+        &self.descriptor.profile.addresses
+    }
+
+    /// Whether it is proved at the addresses of its descriptor.
+    pub(super) const fn is_proved(&self) -> bool {
+        self.proved.is_some()
+    }
+
     const fn is_running(&self) -> bool {
         matches!(self.proof, Proof::Running { .. })
     }
 
     /// The prefixes of the relay's addresses.
     fn prefixes(&self, of: fn(IpAddr) -> AddressPrefix) -> impl Iterator<Item = AddressPrefix> {
-        self.descriptor.profile.addresses.iter().map(move |address| of(address.ip()))
+        self.addresses().iter().map(move |address| of(address.ip()))
     }
 
     /// The networks of the relay's addresses.
@@ -168,8 +213,15 @@ impl RelayEntry {
         let proved = Some(record.proved).filter(|proved| *proved > 0).map(WallTime::from_unix);
         let first_seen = WallTime::from_unix(record.first_seen).min(now);
         let (proved_once, failures, started, proof) = (true, 0, None, Proof::Due(now));
-        Some(Self { descriptor, signed, first_seen, proved, proved_once, failures, started, proof })
+        let publisher = Publisher::claimed(&descriptor);
+        let changes = TokenBucket::new();
+        Some(Self { descriptor, signed, publisher, first_seen, proved, proved_once, failures, started, changes, proof })
     }
+}
+
+/// Wall-clock time for a rate.
+const fn instant(now: WallTime) -> Instant {
+    Instant::from_nanos(now.as_unix().saturating_mul(1_000_000_000))
 }
 
 /// Counts the occurrences of each prefix.
@@ -191,13 +243,14 @@ fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
 /// All relays, by identity.
 pub(super) struct RelayEntries {
     entries: BTreeMap<RelayId, RelayEntry>,
+    turns: Turns,
     /// Whether the caps on relays of one address or network are off, as in a testnet.
     uncapped: bool,
 }
 
 impl RelayEntries {
-    pub(super) const fn new(uncapped: bool) -> Self {
-        Self { entries: BTreeMap::new(), uncapped }
+    pub(super) fn new(uncapped: bool) -> Self {
+        Self { entries: BTreeMap::new(), turns: Turns::default(), uncapped }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -206,6 +259,25 @@ impl RelayEntries {
 
     pub(super) fn insert(&mut self, entry: RelayEntry) {
         self.entries.insert(entry.descriptor.profile.identity, entry);
+    }
+
+    /// Inserts stored relays, the longest known first, as far as there is room. Returns those without room.
+    pub(super) fn restore(&mut self, mut stored: Vec<RelayEntry>, most: usize) -> Vec<RelayId> {
+        stored.sort_by_key(|entry| entry.first_seen);
+        let (mut held, mut left_out) = (Crowds::new(&HELD), Vec::new());
+        for entry in stored {
+            let fits = self.uncapped || !entry.is_proved() || held.admit(entry.addresses());
+            if fits && self.len() < most {
+                self.insert(entry);
+            } else {
+                left_out.push(entry.descriptor.profile.identity);
+            }
+        }
+        left_out
+    }
+
+    pub(super) fn remove(&mut self, relay: &RelayId) {
+        self.entries.remove(relay);
     }
 
     pub(super) fn entry(&mut self, relay: &RelayId) -> Option<&mut RelayEntry> {
@@ -217,14 +289,47 @@ impl RelayEntries {
         self.entries.get(relay).is_some_and(|entry| entry.descriptor.profile.family.contains(other))
     }
 
-    /// Evicts an unproved relay from the network with most unproved relays: the one with most failures, and among these
-    /// the longest known. Relays with a proof in progress stay, so that the caps on proofs hold.
+    /// Whether relays other than `relay` are proved at one of `addresses`, in its network or block, as many as the caps
+    /// allow.
+    pub(super) fn is_crowded(&self, relay: &RelayId, addresses: &[SocketAddr]) -> bool {
+        let others = self.entries.iter().filter(|(identity, entry)| *identity != relay && entry.is_proved());
+        !self.uncapped && crowding::is_crowded(&HELD, addresses, others.map(|(_, entry)| entry.addresses()))
+    }
+
+    /// Evicts the youngest proved relay of the most crowded block that has one under eight days of age, if the blocks of
+    /// `new` have fewer relays.
+    pub(super) fn displace(&mut self, now: WallTime, new: &RelayEntry) -> Option<RelayId> {
+        let proved = || self.entries.iter().filter(|(_, entry)| entry.is_proved());
+        let counts = count(proved().flat_map(|(_, entry)| entry.prefixes(AddressPrefix::block)));
+        let crowd = |entry: &RelayEntry| {
+            entry
+                .prefixes(AddressPrefix::block)
+                .filter_map(|block| counts.get(&block))
+                .max()
+                .copied()
+                .unwrap_or_default()
+        };
+        let young = proved().filter(|(_, entry)| !self.uncapped && now.since(entry.first_seen) < SETTLED_AFTER);
+        let (relay, entry) = young.max_by_key(|(_, entry)| (crowd(entry), entry.first_seen))?;
+        let relay = *relay;
+        if crowd(entry) <= crowd(new) {
+            return None;
+        }
+        self.entries.remove(&relay);
+        Some(relay)
+    }
+
+    /// Evicts an unproved relay of the publishers' network with most of them: of these one in the network with most of
+    /// them, the one with most failures, and among these the longest known. Relays that are being dialled stay, so that
+    /// their dials stay counted.
     pub(super) fn evict_unproved(&mut self) -> Option<RelayId> {
-        let counts = self.unproved();
+        let (counts, published) = (self.unproved(), self.published());
         let fullest = |entry: &RelayEntry| entry.networks().filter_map(|network| counts.get(&network)).max().copied();
         let unproved = self.entries.iter().filter(|(_, entry)| entry.proved.is_none() && !entry.is_running());
-        let (relay, _) =
-            unproved.max_by_key(|(_, entry)| (fullest(entry), entry.failures, core::cmp::Reverse(entry.first_seen)))?;
+        let (relay, _) = unproved.max_by_key(|(_, entry)| {
+            let publishers = published.get(&entry.publisher.network);
+            (publishers, fullest(entry), entry.failures, core::cmp::Reverse(entry.first_seen))
+        })?;
         let relay = *relay;
         self.entries.remove(&relay);
         Some(relay)
@@ -235,14 +340,17 @@ impl RelayEntries {
         if self.uncapped {
             return Vec::new();
         }
-        let counts = self.unproved();
+        let (counts, published) = (self.unproved(), self.published());
         let full = |network: &AddressPrefix| counts.get(network).is_some_and(|count| *count >= MAX_UNPROVED_OF_NETWORK);
         let mut removed = Vec::new();
         for network in new.networks().filter(full) {
             let inside = self.entries.iter().filter(|(_, entry)| {
                 entry.proved.is_none() && !entry.is_running() && entry.networks().any(|other| other == network)
             });
-            let evicted = inside.max_by_key(|(_, entry)| (entry.failures, core::cmp::Reverse(entry.first_seen)));
+            let evicted = inside.max_by_key(|(_, entry)| {
+                let publishers = published.get(&entry.publisher.network);
+                (publishers, entry.failures, core::cmp::Reverse(entry.first_seen))
+            });
             if let Some(relay) = evicted.map(|(relay, _)| *relay) {
                 self.entries.remove(&relay);
                 removed.push(relay);
@@ -256,6 +364,11 @@ impl RelayEntries {
         count(self.entries.values().filter(|entry| entry.proved.is_none()).flat_map(RelayEntry::networks))
     }
 
+    /// Number of unproved relays from each network of publishers.
+    fn published(&self) -> BTreeMap<AddressPrefix, usize> {
+        count(self.entries.values().filter(|entry| entry.proved.is_none()).map(|entry| entry.publisher.network))
+    }
+
     pub(super) fn remove_stale(&mut self, now: WallTime) -> Vec<RelayId> {
         self.entries.extract_if(.., |_, entry| entry.descriptor.is_stale(now)).map(|(relay, _)| relay).collect()
     }
@@ -264,84 +377,14 @@ impl RelayEntries {
         self.entries.values().filter(move |entry| entry.is_listed(now))
     }
 
-    /// Treats proofs that have been in progress for `timeout` as failed.
-    pub(super) fn time_out_proofs(&mut self, now: WallTime, timeout: Duration, interval: Duration) {
-        for entry in self.entries.values_mut() {
-            if matches!(entry.proof, Proof::Running { at, .. } if now >= at.after(timeout)) {
-                entry.failed(now, interval);
-            }
-        }
-    }
-
-    /// Starts due proofs, the longest due first. At most `most` are in progress in total, and at most
-    /// [`MAX_PROOFS_OF_NETWORK`] in one network. Returns the dials.
-    pub(super) fn start_proofs(&mut self, now: WallTime, most: usize) -> Vec<DialTarget> {
-        let mut free = most.saturating_sub(self.running_proofs());
-        let mut networks = self.proofs_by_network();
-        let mut due: Vec<(WallTime, &mut RelayEntry)> = Vec::new();
-        for entry in self.entries.values_mut() {
-            if let Proof::Due(at) = entry.proof
-                && at <= now
-            {
-                due.push((at, entry));
-            }
-        }
-        due.sort_by_key(|(at, _)| *at);
-        let mut dials = Vec::new();
-        for (_, entry) in due {
-            if free == 0 {
-                break;
-            }
-            if !self.uncapped && is_full(&networks, entry) {
-                continue;
-            }
-            free.decrement();
-            for network in entry.networks() {
-                let running = networks.entry(network).or_default();
-                running.increment();
-            }
-            dials.extend(entry.start_proof(now));
-        }
-        dials
-    }
-
-    /// The next time at which a proof can start or times out. `most` and `timeout` are those of [`Self::start_proofs`]
-    /// and [`Self::time_out_proofs`].
-    pub(super) fn next_deadline(&self, timeout: Duration, most: usize) -> Option<WallTime> {
-        let full = self.running_proofs() >= most;
-        let networks = self.proofs_by_network();
-        let deadline = |entry: &RelayEntry| match entry.proof {
-            Proof::Due(at) => (!full && (self.uncapped || !is_full(&networks, entry))).then_some(at),
-            Proof::Running { at, .. } => Some(at.after(timeout)),
-        };
-        self.entries.values().filter_map(deadline).min()
-    }
-
-    fn running_proofs(&self) -> usize {
-        self.entries.values().filter(|entry| entry.is_running()).count()
-    }
-
-    /// The number of proofs in progress in each network.
-    fn proofs_by_network(&self) -> BTreeMap<AddressPrefix, usize> {
-        count(self.entries.values().filter(|entry| entry.is_running()).flat_map(RelayEntry::networks))
-    }
-
-    /// The relays to list in a consensus at `now`: of each address the [`MAX_LISTED_OF_SOURCE`] longest known ones, and
-    /// of these the `most` longest known.
+    /// The relays of a consensus made at `now`: of those at one address, network and block the longest known, and in total
+    /// the `most` longest known.
     pub(super) fn list(&self, now: WallTime, stable_after: Duration, most: usize) -> Vec<ConsensusRelay> {
         let mut listed: Vec<&RelayEntry> = self.listed(now).collect();
         listed.sort_by_key(|entry| entry.first_seen);
         if !self.uncapped {
-            let mut counts: BTreeMap<AddressPrefix, usize> = BTreeMap::new();
-            listed.retain(|entry| {
-                let fits = |source| counts.get(&source).is_none_or(|count| *count < MAX_LISTED_OF_SOURCE);
-                let fits = entry.prefixes(AddressPrefix::source).all(fits);
-                for source in entry.prefixes(AddressPrefix::source).filter(|_| fits) {
-                    let count = counts.entry(source).or_default();
-                    count.increment();
-                }
-                fits
-            });
+            let mut crowds = Crowds::new(&LISTED);
+            listed.retain(|entry| crowds.admit(entry.addresses()));
         }
         listed.truncate(most);
         let mut ages: Vec<Duration> = listed.iter().map(|entry| now.since(entry.first_seen)).collect();
@@ -367,9 +410,4 @@ impl RelayEntries {
         };
         listed.iter().map(list).collect()
     }
-}
-
-/// Whether a network of `entry` is at its cap on proofs in progress.
-fn is_full(networks: &BTreeMap<AddressPrefix, usize>, entry: &RelayEntry) -> bool {
-    entry.networks().any(|network| networks.get(&network).is_some_and(|count| *count >= MAX_PROOFS_OF_NETWORK))
 }

@@ -1,6 +1,8 @@
 //! The differences between fetches of the consensus and of the volunteer list.
 
-use super::{Directory, DirectoryError, DocumentUrl};
+use reqwest::Url;
+
+use super::{Directory, DirectoryError};
 use crate::{
     base::WallTime,
     directory::{Consensus, ConsensusBody, Document, VolunteerList, VolunteerListBody, follow::Followed},
@@ -8,16 +10,16 @@ use crate::{
 
 /// A kind of document that [`super::DirectoryClient`] fetches.
 pub(super) trait FetchedBody: Followed + Send + Sync + 'static {
-    /// The document's URL and entity tag at a directory.
-    fn resource(directory: &mut Directory) -> &mut DocumentUrl;
+    /// The URL of this document at a directory.
+    fn url(directory: &Directory) -> &Url;
 
     /// Whether a failure to fetch a newer document than `in_use` is logged as a warning.
     fn is_alarming(error: &DirectoryError, in_use: Option<&Document<Self>>, now: WallTime) -> bool;
 }
 
 impl FetchedBody for ConsensusBody {
-    fn resource(directory: &mut Directory) -> &mut DocumentUrl {
-        &mut directory.consensus
+    fn url(directory: &Directory) -> &Url {
+        &directory.consensus
     }
 
     fn is_alarming(error: &DirectoryError, _: Option<&Consensus>, _: WallTime) -> bool {
@@ -26,8 +28,8 @@ impl FetchedBody for ConsensusBody {
 }
 
 impl FetchedBody for VolunteerListBody {
-    fn resource(directory: &mut Directory) -> &mut DocumentUrl {
-        &mut directory.volunteers
+    fn url(directory: &Directory) -> &Url {
+        &directory.volunteers
     }
 
     fn is_alarming(error: &DirectoryError, in_use: Option<&VolunteerList>, now: WallTime) -> bool {

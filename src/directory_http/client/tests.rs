@@ -142,6 +142,39 @@ async fn a_not_modified_answer_to_an_unconditional_request_is_a_failure() {
     assert!(matches!(client(&[faulty, good]).fetch(NOW, None).await, Ok(Some(_))));
 }
 
+/// A directory that serves `signed` with a tag of its own for each answer, and records the tags that it receives.
+async fn serve_with_tags(signed: Vec<u8>, received: Arc<Mutex<Vec<String>>>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = move |headers: header::HeaderMap| {
+        let (signed, received) = (signed.clone(), Arc::clone(&received));
+        async move { tagged(&headers, signed, &received) }
+    };
+    let router = Router::new().route("/v1/consensus", get(answer));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    address
+}
+
+/// The answer `signed` with a tag that no other answer has.
+fn tagged(headers: &header::HeaderMap, signed: Vec<u8>, received: &Mutex<Vec<String>>) -> axum::response::Response {
+    let mut received = received.lock().unwrap();
+    received.extend(headers.get_all(header::IF_NONE_MATCH).iter().map(|tag| tag.to_str().unwrap().to_owned()));
+    ([(header::ETAG, format!("\"visitor-{}\"", received.len()))], signed).into_response()
+}
+
+#[tokio::test]
+async fn a_directory_gets_no_tag_back_that_it_chose() {
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let mut client = client(&[serve_with_tags(signed_by(&[100], NOW).into_bytes(), Arc::clone(&received)).await]);
+    let first = client.fetch(NOW, None).await.unwrap().unwrap();
+    assert!(received.lock().unwrap().is_empty(), "the first fetch has no tag");
+    for _ in 0..3 {
+        assert!(matches!(client.fetch(NOW, Some(&first)).await, Ok(None)));
+    }
+    let digest = format!("W/\"{}\"", data_encoding::HEXLOWER.encode(first.digest()));
+    assert_eq!(*received.lock().unwrap(), vec![digest; 3], "a tag tells only which document the client holds");
+}
+
 #[tokio::test]
 async fn a_cached_consensus_is_used_without_a_directory_until_it_expires() {
     let folder = tempfile::tempdir().unwrap();

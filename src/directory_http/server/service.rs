@@ -1,20 +1,21 @@
 //! The task that drives an authority: connects its core to HTTP, the store and the prover that dials relays.
 
-use core::{future::Future, time::Duration};
-use std::sync::Arc;
+use core::{future::Future, mem, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use rand::CryptoRng;
 use tokio::{
     sync::mpsc,
-    task::{JoinSet, spawn_blocking},
-    time::{sleep, timeout},
+    task::{JoinError, JoinSet, spawn_blocking},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{DirectoryServer, Submission};
 use crate::{
-    base::{DialError, DialTarget, WallTime},
-    directory::{Authority, AuthorityEvent, ProofError},
+    base::{Counter as _, DialError, DialTarget, RelayId, WallTime},
+    directory::{Authority, AuthorityEvent, ProofError, SignedConsensus, SteadyClock},
     directory_http::store::{AuthorityStore, Change, StoreError},
+    io::clock::running_time,
 };
 
 /// Time limit of a dial; shorter than the authority's timeout of a proof, so that the authority receives the outcome.
@@ -23,6 +24,11 @@ const PROOF_TIMEOUT: Duration = Duration::from_secs(20);
 const MIN_WAIT: Duration = Duration::from_millis(100);
 /// Maximum wait until the wall clock is read again, because the clock may be set.
 const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// Interval between two looks at a clock that is wrong at the start.
+const CLOCK_WAIT: Duration = Duration::from_secs(1);
+/// Interval between two reports of refused submissions.
+const REFUSALS_LOGGED_EVERY: Duration = Duration::from_secs(60);
 
 /// Checks for an authority that a relay is at its address.
 pub trait Prover: Send + Sync + 'static {
@@ -34,23 +40,51 @@ pub trait Prover: Send + Sync + 'static {
 /// Drives `authority`: restores the records of `store`, passes `submissions` to the authority, and publishes its
 /// documents at `server`. `rng` draws the seeds of volunteers. Ends when the submissions end.
 ///
+/// A jump of `clock` has no effect ([`SteadyClock`]). If `clock` is before the last consensus at the start, submissions
+/// are refused and nothing is signed until it is right.
+///
 /// # Errors
 /// When the store can't be read. A failed write is logged, and the documents are served nevertheless.
 pub async fn run_authority<S: AuthorityStore, P: Prover, R: CryptoRng>(
     authority: Authority,
-    (server, submissions): (DirectoryServer, mpsc::Receiver<Submission>),
+    (server, mut submissions): (DirectoryServer, mpsc::Receiver<Submission>),
     store: S,
     prover: P,
     clock: impl Fn() -> WallTime,
     rng: R,
 ) -> Result<(), StoreError> {
     let (store, prover) = (Arc::new(store), Arc::new(prover));
-    let mut service = DirectoryService { authority, server, store, prover, rng, proofs: JoinSet::new() };
-    let stored = service.store.load()?;
+    let stored = store.load()?;
+    let last = stored.consensus.as_deref().unwrap_or_default();
+    if !await_clock(|| authority.has_signed_after(clock(), last), &mut submissions).await {
+        return Ok(());
+    }
+    let mut steady = SteadyClock::new(clock(), running_time());
+    let mut clock = move || steady.read(clock(), running_time());
+    let (pending, writes, refused) = (BTreeMap::new(), JoinSet::new(), (0, Instant::now()));
+    let mut service =
+        DirectoryService { authority, server, store, prover, rng, proofs: JoinSet::new(), pending, writes, refused };
     let records = stored.relays.iter().map(Vec::as_slice);
     service.authority.restore(clock(), records, stored.consensus.as_deref());
     service.run(submissions, clock).await;
     Ok(())
+}
+
+/// Waits while the clock `is_wrong`, and refuses submissions meanwhile; `false` if the server was dropped.
+async fn await_clock(is_wrong: impl Fn() -> bool, submissions: &mut mpsc::Receiver<Submission>) -> bool {
+    if is_wrong() {
+        tracing::warn!(
+            "the machine's clock is before the last consensus; set the clock. The directory waits until then"
+        );
+    }
+    while is_wrong() {
+        tokio::select! {
+            // Dropped: the sender gets status 503.
+            submission = submissions.recv() => if submission.is_none() { return false },
+            () = sleep(CLOCK_WAIT) => {}
+        }
+    }
+    true
 }
 
 struct DirectoryService<S, P, R> {
@@ -60,16 +94,23 @@ struct DirectoryService<S, P, R> {
     prover: Arc<P>,
     rng: R,
     proofs: JoinSet<(DialTarget, Result<(), ProofError>)>,
+    /// Changes of relays' records to write, the last of each relay.
+    pending: BTreeMap<RelayId, Change>,
+    /// The write in progress, at most one.
+    writes: JoinSet<Result<(), StoreError>>,
+    /// Submissions refused since the last report of them, and its time.
+    refused: (u64, Instant),
 }
 
 impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
-    async fn run(&mut self, mut submissions: mpsc::Receiver<Submission>, clock: impl Fn() -> WallTime) {
+    async fn run(&mut self, mut submissions: mpsc::Receiver<Submission>, mut clock: impl FnMut() -> WallTime) {
         loop {
             // The deadline is checked before each submission, so that constant submissions can't delay it.
             if self.authority.poll_timeout().is_some_and(|deadline| deadline <= clock()) {
                 self.authority.handle_timeout(clock());
             }
             self.drain().await;
+            self.report_refusals();
             let wait = self.authority.poll_timeout().map_or(MAX_WAIT, |deadline| deadline.since(clock()));
             tokio::select! {
                 submission = submissions.recv() => match submission {
@@ -80,6 +121,10 @@ impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
                     Ok((target, outcome)) => self.authority.handle_proof(clock(), &target, outcome),
                     Err(error) => tracing::error!(%error, "the dial for a proof ended without a result"),
                 },
+                Some(write) = self.writes.join_next() => {
+                    report(write);
+                    self.write();
+                }
                 () = sleep(wait.clamp(MIN_WAIT, MAX_WAIT)) => self.authority.handle_timeout(clock()),
             }
         }
@@ -89,25 +134,25 @@ impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
     /// its connection.
     fn handle_submission(&mut self, now: WallTime, submission: Submission) {
         match submission {
-            Submission::Descriptor(bytes, sender) => {
-                let outcome = self.authority.handle_descriptor(now, &bytes);
+            Submission::Descriptor(bytes, publisher, sender) => {
+                let outcome = self.authority.handle_descriptor(now, &bytes, publisher);
                 match &outcome {
                     Ok(relay) => tracing::debug!(%relay, "accepted a descriptor"),
-                    Err(error) => tracing::info!(%error, "refused a descriptor"),
+                    Err(error) => self.refuse(error, "refused a descriptor"),
                 }
                 _ = sender.send(outcome.map(|_| ()));
             }
             Submission::Volunteer(bytes, sender) => {
                 let outcome = self.authority.handle_volunteer(now, &bytes, &mut self.rng);
                 if let Err(error) = &outcome {
-                    tracing::info!(%error, "refused a volunteer's registration");
+                    self.refuse(error, "refused a volunteer's registration");
                 }
                 _ = sender.send(outcome);
             }
             Submission::Presence(bytes, sender) => {
                 let outcome = self.authority.handle_presence(now, &bytes);
                 if let Err(error) = &outcome {
-                    tracing::info!(%error, "refused a gateway's report");
+                    self.refuse(error, "refused a gateway's report");
                 }
                 _ = sender.send(outcome);
             }
@@ -117,29 +162,56 @@ impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
     /// Handles the authority's events. A consensus is stored before it is served, so that a restart can't serve an
     /// older one.
     async fn drain(&mut self) {
-        let (mut changes, mut published) = (Vec::new(), None);
+        let mut published = None;
         while let Some(event) = self.authority.poll_event() {
             match event {
                 AuthorityEvent::Prove(target) => self.prove(target),
-                AuthorityEvent::StoreRecord { relay, record } => changes.push(Change::Put { relay, record }),
-                AuthorityEvent::DeleteRecord(relay) => changes.push(Change::Delete(relay)),
-                AuthorityEvent::PublishVolunteers(list) => self.server.publish_volunteers(&list),
-                AuthorityEvent::Publish(consensus) => {
-                    changes.push(Change::Publish(consensus.as_bytes().to_vec()));
-                    published = Some(consensus);
+                AuthorityEvent::StoreRecord { relay, record } => {
+                    self.pending.insert(relay, Change::Put { relay, record });
                 }
+                AuthorityEvent::DeleteRecord(relay) => _ = self.pending.insert(relay, Change::Delete(relay)),
+                AuthorityEvent::PublishVolunteers(list) => self.server.publish_volunteers(list).await,
+                AuthorityEvent::Publish(consensus) => published = Some(consensus),
             }
         }
-        if !changes.is_empty() {
+        match published {
+            Some(consensus) => self.publish(consensus).await,
+            None => self.write(),
+        }
+    }
+
+    async fn publish(&mut self, consensus: SignedConsensus) {
+        while let Some(write) = self.writes.join_next().await {
+            report(write);
+        }
+        let mut changes: Vec<Change> = mem::take(&mut self.pending).into_values().collect();
+        changes.push(Change::Publish(consensus.as_bytes().to_vec()));
+        let store = Arc::clone(&self.store);
+        report(spawn_blocking(move || store.apply(&changes)).await);
+        self.server.publish(consensus).await;
+    }
+
+    /// Writes the pending changes unless a write is in progress. Then they are written together after it, so that many
+    /// changes cause few writes, and none delays a submission.
+    fn write(&mut self) {
+        if self.writes.is_empty() && !self.pending.is_empty() {
+            let changes: Vec<Change> = mem::take(&mut self.pending).into_values().collect();
             let store = Arc::clone(&self.store);
-            match spawn_blocking(move || store.apply(&changes)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::error!(%error, "can't store the directory's records"),
-                Err(error) => tracing::error!(%error, "can't store the directory's records"),
-            }
+            self.writes.spawn_blocking(move || store.apply(&changes));
         }
-        if let Some(consensus) = published {
-            self.server.publish(&consensus);
+    }
+
+    fn refuse(&mut self, error: &dyn core::error::Error, what: &'static str) {
+        self.refused.0.increment();
+        tracing::debug!(%error, "{what}");
+    }
+
+    /// Logs the number of refusals, once a minute however many there are.
+    fn report_refusals(&mut self) {
+        let (number, since) = self.refused;
+        if number > 0 && since.elapsed() >= REFUSALS_LOGGED_EVERY {
+            tracing::info!(number, "refused submissions");
+            self.refused = (0, Instant::now());
         }
     }
 
@@ -149,5 +221,13 @@ impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
             let outcome = timeout(PROOF_TIMEOUT, prover.prove(target.clone())).await;
             (target, outcome.unwrap_or(Err(ProofError::Dial(DialError::TimedOut))))
         });
+    }
+}
+
+fn report(write: Result<Result<(), StoreError>, JoinError>) {
+    match write {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "can't store the directory's records"),
+        Err(error) => tracing::error!(%error, "can't store the directory's records"),
     }
 }

@@ -3,13 +3,13 @@ use std::{
     collections::HashMap,
     sync::{
         Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use rand::{SeedableRng as _, rngs::ChaCha20Rng};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::AsyncReadExt as _,
     task::{JoinHandle, JoinSet},
 };
 
@@ -58,21 +58,21 @@ fn get_consensus(headers: &str) -> Vec<u8> {
 }
 
 /// A server with a consensus.
-fn server() -> (DirectoryServer, mpsc::Receiver<Submission>) {
+async fn server() -> (DirectoryServer, mpsc::Receiver<Submission>) {
     let (server, submissions) = DirectoryServer::new();
-    server.publish(&signed_by(&[100], NOW));
+    server.publish(signed_by(&[100], NOW)).await;
     (server, submissions)
 }
 
 /// A directory that refuses every descriptor with `error`, and every report.
 async fn serve_refusals(error: DescriptorError) -> SocketAddr {
-    let (server, mut submissions) = server();
+    let (server, mut submissions) = server().await;
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
     tokio::spawn(async move {
         while let Some(submission) = submissions.recv().await {
             match submission {
-                Submission::Descriptor(_, answer) => _ = answer.send(Err(error)),
+                Submission::Descriptor(_, _, answer) => _ = answer.send(Err(error)),
                 Submission::Volunteer(_, answer) => _ = answer.send(Err(error)),
                 Submission::Presence(_, answer) => _ = answer.send(Err(PresenceError::NotListed)),
             }
@@ -83,12 +83,15 @@ async fn serve_refusals(error: DescriptorError) -> SocketAddr {
 
 #[tokio::test]
 async fn the_consensus_has_an_entity_tag_and_is_compressed_on_request() {
-    let (server, _submissions) = server();
+    let (server, _submissions) = server().await;
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
     let plain = exchange(address, &get_consensus("")).await;
     assert!(plain.starts_with("HTTP/1.1 200"), "{plain}");
     let etag = plain.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
+    let held = client(address).fetch(NOW, None).await.unwrap().unwrap();
+    assert_eq!(etag, format!("W/\"{}\"", data_encoding::HEXLOWER.encode(held.digest())), "the tag a client computes");
+    assert!(matches!(client(address).fetch(NOW, Some(&held)).await, Ok(None)));
     for (headers, expected) in [
         (format!("if-none-match: {etag}\r\n"), "HTTP/1.1 304"),
         (format!("if-none-match: \"x\", {}\r\n", etag.trim_start_matches("W/")), "HTTP/1.1 304"),
@@ -103,6 +106,22 @@ async fn the_consensus_has_an_entity_tag_and_is_compressed_on_request() {
 }
 
 #[tokio::test]
+async fn a_list_is_compressed_once_however_often_it_is_fetched() {
+    let (server, _submissions) = server().await;
+    let body = async |coding: &'static str| {
+        let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(coding))]);
+        let answer = server.consensus.give(&headers, "none");
+        assert_eq!(answer.headers()[header::VARY], "accept-encoding");
+        axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap()
+    };
+    for coding in ["zstd", "gzip", "identity"] {
+        let (one, other) = (body(coding).await, body(coding).await);
+        assert_eq!(one.as_ptr(), other.as_ptr(), "{coding}: both answers are the same bytes in memory");
+    }
+    assert!(body("zstd").await.len() < body("identity").await.len());
+}
+
+#[tokio::test]
 async fn a_request_before_the_first_consensus_is_answered_with_not_found() {
     let (server, _submissions) = DirectoryServer::new();
     let (listener, address) = listen().await;
@@ -114,7 +133,7 @@ async fn a_request_before_the_first_consensus_is_answered_with_not_found() {
 
 #[tokio::test]
 async fn pages_at_a_directory_do_not_change_its_own_answers() {
-    let (server, _submissions) = server();
+    let (server, _submissions) = server().await;
     let (listener, address) = listen().await;
     let pages = Router::new().route("/volunteer", get(|| async { "a page" }));
     tokio::spawn(server.with_web(pages).serve(listener));
@@ -152,7 +171,7 @@ async fn invalid_requests_are_answered_with_an_error_status() {
 
 #[tokio::test]
 async fn descriptors_above_the_cap_are_answered_with_busy() {
-    let (server, submissions) = server();
+    let (server, submissions) = server().await;
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
     let mut senders = JoinSet::new();
@@ -195,6 +214,9 @@ struct MemoryStore(Arc<Mutex<Memory>>);
 struct Memory {
     relays: HashMap<RelayId, Vec<u8>>,
     consensus: Option<Vec<u8>>,
+    writes: usize,
+    /// Whether writes wait.
+    is_blocked: Arc<AtomicBool>,
 }
 
 impl AuthorityStore for MemoryStore {
@@ -204,7 +226,12 @@ impl AuthorityStore for MemoryStore {
     }
 
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
+        let is_blocked = Arc::clone(&self.0.lock().unwrap().is_blocked);
+        while is_blocked.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
         let mut memory = self.0.lock().unwrap();
+        memory.writes += 1;
         for change in changes.iter().cloned() {
             match change {
                 Change::Put { relay, record } => _ = memory.relays.insert(relay, record),
@@ -225,9 +252,13 @@ struct TestDirectory {
 
 impl TestDirectory {
     async fn start(relays: usize, store: &MemoryStore, hosts: &Arc<KnownHosts>) -> Self {
+        Self::start_at(NOW.as_unix(), relays, store, hosts).await
+    }
+
+    async fn start_at(now: u64, relays: usize, store: &MemoryStore, hosts: &Arc<KnownHosts>) -> Self {
         let (server, submissions) = DirectoryServer::new();
         let (listener, address) = listen().await;
-        let clock = Arc::new(AtomicU64::new(NOW.as_unix()));
+        let clock = Arc::new(AtomicU64::new(now));
         let authority = Authority::new(key(100), AuthorityConfig::testnet(relays));
         let shared = Arc::clone(&clock);
         let time = move || WallTime::from_unix(shared.load(Ordering::Relaxed));
@@ -336,8 +367,8 @@ async fn a_registration_at_the_cap_is_answered_with_busy() {
 
 #[tokio::test]
 async fn pages_of_any_origin_may_send_all_requests() {
-    let (server, mut submissions) = server();
-    server.publish_volunteers(&volunteers_signed_by(&[100], NOW));
+    let (server, mut submissions) = server().await;
+    server.publish_volunteers(volunteers_signed_by(&[100], NOW)).await;
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
     tokio::spawn(async move {
@@ -386,5 +417,153 @@ async fn a_relay_with_the_address_of_another_is_not_listed() {
     let consensus = directory.fetch_until(|_| true).await;
     assert!(consensus.relay(&key(1).id()).is_some());
     assert!(consensus.relay(&key(2).id()).is_none());
+    directory.stop();
+}
+
+/// Opens a connection from `source`, and asks for the consensus.
+async fn ask_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((source, 0).into()).unwrap();
+    let mut socket = socket.connect(address).await.unwrap();
+    socket.write_all(&get_consensus("")).await.unwrap();
+    socket
+}
+
+/// Serves a consensus that exceeds the buffers of a socket, with these caps on the connections of each address.
+async fn serve_long(caps: ConnectionCaps) -> (SocketAddr, mpsc::Receiver<Submission>) {
+    let (mut server, submissions) = DirectoryServer::new();
+    server.caps = ConnectionCaps { network: |peer| Some(crate::base::AddressPrefix::source(peer)), ..caps };
+    let mut long = vec![0; 8 << 20];
+    rand::Rng::fill_bytes(&mut ChaCha20Rng::seed_from_u64(1), &mut long);
+    server.consensus.put(long, [1; 32]).await;
+    let (listener, address) = listen().await;
+    tokio::spawn(server.serve(listener));
+    (address, submissions)
+}
+
+#[tokio::test]
+async fn slow_readers_of_one_source_hold_up_no_fetch() {
+    let caps = ConnectionCaps { all: 4_096, ..ConnectionCaps::default() };
+    let (address, _submissions) = serve_long(caps).await;
+    let mut slow = JoinSet::new();
+    for _ in 0..300 {
+        slow.spawn(ask_from([127, 0, 0, 2], address));
+    }
+    let _slow = timeout(DEADLINE, slow.join_all()).await.expect("connections wait");
+    // The figure of a directory on an idle machine. Other tests run beside this one, so the fastest of some counts.
+    let mut fastest = DEADLINE;
+    for _ in 0..5 {
+        let began = std::time::Instant::now();
+        let answer = exchange(address, &get_consensus("if-none-match: *\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 304"), "{answer}");
+        fastest = fastest.min(began.elapsed());
+    }
+    assert!(fastest < Duration::from_millis(100), "{fastest:?}");
+}
+
+#[tokio::test]
+async fn beyond_its_share_a_source_is_told_to_try_again_and_a_slow_reader_soon_leaves_its_place() {
+    let patience = Duration::from_millis(200);
+    let (address, _submissions) =
+        serve_long(ConnectionCaps { of_network: 2, patience, ..ConnectionCaps::default() }).await;
+    let source = [127, 0, 0, 2];
+    let (mut slow, mut slower) = (ask_from(source, address).await, ask_from(source, address).await);
+    let mut head = [0; 12];
+    for socket in [&mut slow, &mut slower] {
+        socket.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200");
+    }
+    let mut refused = Vec::new();
+    ask_from(source, address).await.read_to_end(&mut refused).await.unwrap();
+    let refused = String::from_utf8(refused).unwrap();
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after: 5"), "{refused}");
+    let (head, body) = refused.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(&format!("content-length: {}", body.len())), "{refused}");
+    let served = async {
+        let mut answer = [0; 12];
+        while ask_from(source, address).await.read_exact(&mut answer).await.is_err() || answer != *b"HTTP/1.1 200" {}
+    };
+    timeout(DEADLINE, served).await.expect("slow readers keep their places");
+}
+
+impl MemoryStore {
+    /// The dates since which the stored relays are known.
+    fn first_seen(&self) -> Vec<u64> {
+        let kept = self.0.lock().unwrap();
+        let record =
+            |bytes: &Vec<u8>| <crate::directory::schema::RelayRecord as prost::Message>::decode(bytes.as_slice());
+        kept.relays.values().map(|bytes| record(bytes).unwrap().first_seen).collect()
+    }
+}
+
+const TEN_YEARS: u64 = 10 * 365 * 24 * 60 * 60;
+
+#[tokio::test]
+async fn a_jump_of_the_clock_signs_and_drops_nothing() {
+    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
+    let directory = TestDirectory::start(1, &store, &hosts).await;
+    hosts.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
+    client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
+    let first = directory.fetch_until(|_| true).await;
+    for jumped in [NOW.as_unix() + TEN_YEARS, NOW.as_unix() - TEN_YEARS] {
+        directory.clock.store(jumped, Ordering::Relaxed);
+        // Makes the service read the clock. A relay with the right time is accepted all the same.
+        client(directory.address).publish(&descriptor(2, profile(2), NOW)).await.unwrap();
+        assert!(client(directory.address).report(b"nothing").await.is_err());
+        directory.clock.store(NOW.as_unix(), Ordering::Relaxed);
+        let kept = directory.fetch_until(|_| true).await;
+        assert_eq!(kept, first, "nothing was signed");
+        assert_eq!(store.first_seen(), [NOW.as_unix()], "nothing was dropped");
+    }
+    directory.stop();
+}
+
+#[tokio::test]
+async fn ages_survive_a_jump_of_ten_years_and_a_restart() {
+    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
+    let directory = TestDirectory::start(1, &store, &hosts).await;
+    hosts.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
+    client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
+    let first = directory.fetch_until(|_| true).await;
+    directory.stop();
+    for jumped in [NOW.as_unix() + TEN_YEARS, NOW.as_unix() - TEN_YEARS] {
+        let directory = TestDirectory::start_at(jumped, 1, &store, &hosts).await;
+        let sent = descriptor(1, exit_profile(1, &["accept 80"]), NOW.after(Duration::from_secs(1)));
+        assert!(client(directory.address).publish(&sent).await.is_err(), "by this clock it is old, or of the future");
+        directory.stop();
+        assert_eq!(store.first_seen(), [NOW.as_unix()]);
+    }
+    // A clock that is set right after the start.
+    let directory = TestDirectory::start_at(NOW.as_unix() - TEN_YEARS, 1, &store, &hosts).await;
+    assert!(matches!(client(directory.address).fetch(NOW, None).await, Err(DirectoryError::NoneYet)));
+    directory.clock.store(NOW.as_unix(), Ordering::Relaxed);
+    assert_eq!(directory.fetch_until(|_| true).await, first);
+    assert_eq!(store.first_seen(), [NOW.as_unix()]);
+    directory.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_disk_delays_no_answer_and_what_it_missed_is_written_together() {
+    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
+    // More relays than register, so that there is no consensus, which is stored before it is served.
+    let directory = TestDirectory::start(20, &store, &hosts).await;
+    let is_blocked = Arc::clone(&store.0.lock().unwrap().is_blocked);
+    is_blocked.store(true, Ordering::Relaxed);
+    let publish = async {
+        for number in 1..=10 {
+            hosts.0.lock().unwrap().insert(key(number).id(), profile(number).dial_target());
+            client(directory.address).publish(&descriptor(number, profile(number), NOW)).await.unwrap();
+        }
+    };
+    let published = timeout(DEADLINE, publish).await;
+    is_blocked.store(false, Ordering::Relaxed);
+    published.expect("the disk delays answers");
+    let written = async {
+        while store.0.lock().unwrap().relays.len() < 10 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, written).await.expect("not written");
+    assert!(store.0.lock().unwrap().writes <= 5, "{}", store.0.lock().unwrap().writes);
     directory.stop();
 }

@@ -21,13 +21,13 @@ const REPORT_EVERY: Duration = Duration::from_secs(60 * 60);
 /// An admitted request; it counts as running until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Admitted {
-    circuit: u64,
+    owner: limits::RequestOwner,
     limits: Arc<Mutex<limits::RequestLimits>>,
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner).release(self.circuit);
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).release(self.owner);
     }
 }
 
@@ -48,14 +48,14 @@ impl ExitLimits {
         }
     }
 
-    /// Admits a request of the circuit `number`. It counts as running until the result is dropped.
+    /// Admits a request of `owner`. It counts as running until the result is dropped.
     ///
     /// # Errors
     /// [`Refusal::RateLimited`] and [`Refusal::Busy`].
-    pub(crate) fn admit(&self, now: Instant, number: u64) -> Result<Admitted, Refusal> {
+    pub(crate) fn admit(&self, now: Instant, owner: limits::RequestOwner) -> Result<Admitted, Refusal> {
         let now = base::Instant::START.after(now.saturating_duration_since(self.start));
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner).admit(now, number)?;
-        Ok(Admitted { circuit: number, limits: Arc::clone(&self.limits) })
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).admit(now, owner)?;
+        Ok(Admitted { owner, limits: Arc::clone(&self.limits) })
     }
 
     /// Counts a refusal.
@@ -91,15 +91,16 @@ impl ExitLimits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delegated::limits::RequestOwner;
 
     #[test]
     fn a_request_is_in_progress_until_it_is_dropped() {
         let now = Instant::now();
         let limits = ExitLimits::new(Rates { concurrent: 1, ..Rates::default() }, now);
-        let first = limits.admit(now, 1).unwrap();
-        assert_eq!(limits.admit(now, 2).unwrap_err(), Refusal::Busy);
+        let first = limits.admit(now, RequestOwner::alone(1)).unwrap();
+        assert_eq!(limits.admit(now, RequestOwner::alone(2)).unwrap_err(), Refusal::Busy);
         drop(first);
-        assert!(limits.admit(now, 2).is_ok());
+        assert!(limits.admit(now, RequestOwner::alone(2)).is_ok());
     }
 
     #[test]

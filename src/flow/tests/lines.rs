@@ -3,7 +3,7 @@
 
 use super::{
     super::*,
-    path::{Link, Path, fairness},
+    path::{Link, PathSimulation, fairness},
 };
 
 const fn seconds(seconds: u64) -> Duration {
@@ -15,28 +15,28 @@ const fn mib(mib: u64) -> u64 {
     mib * 1024
 }
 
-/// Three links of `delay_ms` one way; the middle one is the slowest.
+/// Three links with a one-way delay of `delay_ms`. The middle link has `rate`, the others are faster.
 fn links(delay_ms: u64, rate: u64, loss: f64) -> [Link; 3] {
     let fast = Link { loss, ..Link::new(delay_ms, mib(250)) };
     [fast, Link { rate, ..fast }, fast]
 }
 
-/// The throughput during `measured`, which begins after `settle`, in MiB/s.
-fn throughput(path: &mut Path, settle: Duration, measured: Duration) -> f64 {
+/// The throughput in MiB/s during `measured`, after a run of `settle`.
+fn throughput(path: &mut PathSimulation, settle: Duration, measured: Duration) -> f64 {
     path.run(settle);
     path.rate(measured) / 1024.0
 }
 
 #[test]
 fn one_circuit_fills_a_line_of_60_mib_a_second_at_25_ms_a_link_within_two_seconds() {
-    let mut path = Path::new(1, &links(25, mib(60), 0.0), 1);
+    let mut path = PathSimulation::new(1, &links(25, mib(60), 0.0), 1);
     let rate = throughput(&mut path, seconds(2), seconds(8));
     assert!(rate >= 57.0, "{rate} MiB/s");
 }
 
 #[test]
 fn sixteen_circuits_fill_a_line_of_120_mib_a_second_at_25_ms_a_link_and_share_it_equally() {
-    let mut path = Path::new(1, &links(25, mib(120), 0.0), 16);
+    let mut path = PathSimulation::new(1, &links(25, mib(120), 0.0), 16);
     path.run(seconds(2));
     let rates = path.rates(seconds(4));
     let sum = rates.iter().sum::<f64>() / 1024.0;
@@ -46,7 +46,7 @@ fn sixteen_circuits_fill_a_line_of_120_mib_a_second_at_25_ms_a_link_and_share_it
 #[test]
 fn one_circuit_gets_25_mib_a_second_at_25_ms_a_link_and_a_loss_of_one_in_a_thousand() {
     for seed in 1..=3 {
-        let mut path = Path::new(seed, &links(25, mib(60), 0.001), 1);
+        let mut path = PathSimulation::new(seed, &links(25, mib(60), 0.001), 1);
         let rate = throughput(&mut path, seconds(4), seconds(6));
         assert!(rate >= 25.0, "seed {seed}: {rate} MiB/s");
     }
@@ -55,7 +55,7 @@ fn one_circuit_gets_25_mib_a_second_at_25_ms_a_link_and_a_loss_of_one_in_a_thous
 #[test]
 fn one_circuit_gets_12_mib_a_second_at_25_ms_a_link_and_a_loss_of_one_in_a_hundred() {
     for seed in 1..=4 {
-        let mut path = Path::new(seed, &links(25, mib(60), 0.01), 1);
+        let mut path = PathSimulation::new(seed, &links(25, mib(60), 0.01), 1);
         let rate = throughput(&mut path, seconds(8), seconds(8));
         assert!(rate >= 12.0, "seed {seed}: {rate} MiB/s");
     }
@@ -63,7 +63,7 @@ fn one_circuit_gets_12_mib_a_second_at_25_ms_a_link_and_a_loss_of_one_in_a_hundr
 
 #[test]
 fn sixteen_circuits_fill_lines_with_a_loss_of_one_in_a_hundred() {
-    let mut path = Path::new(1, &links(25, mib(60), 0.01), 16);
+    let mut path = PathSimulation::new(1, &links(25, mib(60), 0.01), 16);
     path.run(seconds(6));
     let rates = path.rates(seconds(6));
     let sum = rates.iter().sum::<f64>() / 1024.0;
@@ -72,10 +72,10 @@ fn sixteen_circuits_fill_lines_with_a_loss_of_one_in_a_hundred() {
 
 #[test]
 fn one_circuit_gets_20_mib_a_second_at_100_ms_a_link_and_sixteen_get_45() {
-    let mut path = Path::new(1, &links(100, mib(50), 0.0), 1);
+    let mut path = PathSimulation::new(1, &links(100, mib(50), 0.0), 1);
     let rate = throughput(&mut path, seconds(6), seconds(6));
     assert!(rate >= 20.0, "{rate} MiB/s");
-    let mut path = Path::new(1, &links(100, mib(50), 0.0), 16);
+    let mut path = PathSimulation::new(1, &links(100, mib(50), 0.0), 16);
     let rate = throughput(&mut path, seconds(8), seconds(6));
     assert!(rate >= 45.0, "{rate} MiB/s");
 }
@@ -84,7 +84,7 @@ fn one_circuit_gets_20_mib_a_second_at_100_ms_a_link_and_sixteen_get_45() {
 fn a_settled_queue_stays_within_twice_its_time() {
     let bound = FlowParameters::default().queue_time;
     for (delay, rate) in [(1, mib(50)), (5, mib(20)), (25, mib(6)), (25, mib(40)), (60, mib(5)), (100, mib(10))] {
-        let mut path = Path::new(1, &links(delay, rate, 0.0), 1);
+        let mut path = PathSimulation::new(1, &links(delay, rate, 0.0), 1);
         path.run(seconds(15));
         let mut waits = Duration::ZERO;
         for _ in 0..50 {
@@ -98,13 +98,13 @@ fn a_settled_queue_stays_within_twice_its_time() {
 #[test]
 fn sixteen_circuits_fill_50_mbit_a_second_with_a_short_queue_and_do_not_delay_a_light_circuit() {
     let light = 16;
-    let mut path = Path::new(1, &links(25, 6000, 0.0), 17);
-    path.circuits[light].wanted = 0;
+    let mut path = PathSimulation::new(1, &links(25, 6000, 0.0), 17);
+    path.circuits[light].remaining = 0;
     path.run(seconds(4));
-    path.circuits[light].slowest = Duration::ZERO;
+    path.circuits[light].longest_delivery = Duration::ZERO;
     let (mut delivered, mut queued) = (vec![0.0; light], 0);
     for _ in 0..40 {
-        path.set_wanted(light, 1);
+        path.set_remaining(light, 1);
         let rates = path.rates(Duration::from_millis(250));
         delivered.iter_mut().zip(rates).for_each(|(sum, rate)| *sum += rate / 40.0);
         queued += (0..light).map(|circuit| path.queued(circuit)).sum::<u64>();
@@ -114,7 +114,11 @@ fn sixteen_circuits_fill_50_mbit_a_second_with_a_short_queue_and_do_not_delay_a_
     let waits = queued as f64 / 40.0 / 6000.0;
     assert!(waits <= 0.15, "{waits} s wait");
     // 75 ms of propagation delay, and a message of other circuits on each link.
-    assert!(path.circuits[light].slowest <= Duration::from_millis(90), "{:?}", path.circuits[light].slowest);
+    assert!(
+        path.circuits[light].longest_delivery <= Duration::from_millis(90),
+        "{:?}",
+        path.circuits[light].longest_delivery
+    );
 }
 
 #[test]
@@ -123,7 +127,7 @@ fn batches_on_a_short_path_cost_no_throughput() {
         let link =
             Link { delay: Duration::from_micros(50), pause: Duration::from_micros(pause), ..Link::new(0, mib(90)) };
         for seed in 1..=2 {
-            let mut path = Path::new(seed, &[link; 3], circuits);
+            let mut path = PathSimulation::new(seed, &[link; 3], circuits);
             let rate = throughput(&mut path, seconds(1), seconds(3));
             assert!(rate >= 86.0, "seed {seed}, {pause} us, {circuits}: {rate} MiB/s");
         }
@@ -133,39 +137,43 @@ fn batches_on_a_short_path_cost_no_throughput() {
 #[test]
 fn a_circuit_queues_at_most_the_largest_window_at_a_relay() {
     for delay in [1, 10, 50, 150] {
-        let mut path = Path::new(1, &links(delay, 8000, 0.01), 1);
+        let mut path = PathSimulation::new(1, &links(delay, 8000, 0.01), 1);
         path.run(seconds(30));
         assert!(path.longest_queue <= u64::from(FlowParameters::default().window_max));
     }
 }
 
 #[test]
-fn slow_start_queues_at_most_three_times_the_path_capacity_at_a_relay() {
+fn slow_start_queues_at_most_three_bandwidth_delay_products_at_a_relay() {
     for (delay, rate) in [(25, mib(40)), (25, 6000), (100, mib(5))] {
-        let mut path = Path::new(1, &links(delay, rate, 0.0), 1);
+        let mut path = PathSimulation::new(1, &links(delay, rate, 0.0), 1);
         path.run(seconds(10));
-        let held = rate * delay * 6 / 1000;
-        assert!(path.longest_queue <= held * 3 + 512, "{delay} ms, {rate} cells/s: {} of {held}", path.longest_queue);
+        let product = rate * delay * 6 / 1000;
+        assert!(
+            path.longest_queue <= product * 3 + 512,
+            "{delay} ms, {rate} cells/s: {} of {product}",
+            path.longest_queue
+        );
     }
 }
 
 #[test]
 fn a_path_with_increased_delay_is_full_within_ten_seconds() {
-    let mut path = Path::new(1, &links(5, mib(10), 0.0), 1);
+    let mut path = PathSimulation::new(1, &links(5, mib(10), 0.0), 1);
     path.run(seconds(5));
-    path.set(0, |link| link.delay = Duration::from_millis(75));
+    path.change_link(0, |link| link.delay = Duration::from_millis(75));
     let rate = throughput(&mut path, seconds(10), seconds(5));
     assert!(rate >= 9.0, "{rate} MiB/s");
 }
 
 #[test]
 fn a_faster_line_is_full_within_three_seconds_and_the_queue_of_a_slower_one_drains() {
-    let mut path = Path::new(1, &links(25, mib(5), 0.0), 1);
+    let mut path = PathSimulation::new(1, &links(25, mib(5), 0.0), 1);
     path.run(seconds(6));
-    path.set(1, |link| link.rate = mib(40));
+    path.change_link(1, |link| link.rate = mib(40));
     let rate = throughput(&mut path, seconds(3), seconds(4));
     assert!(rate >= 36.0, "{rate} MiB/s");
-    path.set(1, |link| link.rate = mib(4));
+    path.change_link(1, |link| link.rate = mib(4));
     path.run(seconds(6));
     let waits = path.queued(0) as f64 / mib(4) as f64;
     assert!(waits <= 0.1, "{waits} s wait");
@@ -173,14 +181,14 @@ fn a_faster_line_is_full_within_three_seconds_and_the_queue_of_a_slower_one_drai
 
 #[test]
 fn a_late_circuit_gets_its_share_and_releases_it_at_its_end() {
-    let mut path = Path::new(1, &links(25, mib(20), 0.0), 2);
-    path.circuits[1].wanted = 0;
+    let mut path = PathSimulation::new(1, &links(25, mib(20), 0.0), 2);
+    path.circuits[1].remaining = 0;
     path.run(seconds(5));
-    path.set_wanted(1, u64::MAX);
+    path.set_remaining(1, u64::MAX);
     path.run(seconds(3));
     let rates = path.rates(seconds(4));
     assert!(fairness(&rates) >= 0.97, "{rates:?}");
-    path.set_wanted(1, 0);
+    path.set_remaining(1, 0);
     path.run(seconds(2));
     let rate = path.rates(seconds(4))[0] / 1024.0;
     assert!(rate >= 18.5, "{rate} MiB/s");
@@ -188,20 +196,20 @@ fn a_late_circuit_gets_its_share_and_releases_it_at_its_end() {
 
 #[test]
 fn the_queue_of_the_window_is_not_measured_as_propagation_delay() {
-    let mut path = Path::new(1, &links(5, mib(10), 0.0), 1);
+    let mut path = PathSimulation::new(1, &links(5, mib(10), 0.0), 1);
     path.run(seconds(10));
     let rate = path.rate(seconds(90)) / 1024.0;
     assert!(rate >= 9.7, "{rate} MiB/s");
-    let held = mib(10) * 30 / 1000;
-    assert!(path.circuits[0].window.window() <= held + 600, "{}", path.circuits[0].window.window());
+    let product = mib(10) * 30 / 1000;
+    assert!(path.circuits[0].window.window() <= product + 600, "{}", path.circuits[0].window.window());
 }
 
 #[test]
 fn an_application_limited_sender_does_not_grow_its_window() {
-    let mut path = Path::new(1, &links(25, mib(10), 0.0), 1);
-    path.circuits[0].wanted = 0;
+    let mut path = PathSimulation::new(1, &links(25, mib(10), 0.0), 1);
+    path.circuits[0].remaining = 0;
     for _ in 0..100 {
-        path.set_wanted(0, 40);
+        path.set_remaining(0, 40);
         path.run(Duration::from_millis(100));
     }
     assert!(path.circuits[0].window.window() <= 256, "{}", path.circuits[0].window.window());
@@ -209,7 +217,7 @@ fn an_application_limited_sender_does_not_grow_its_window() {
 
 #[test]
 fn a_slow_line_reduces_the_window_to_no_less_than_the_minimum() {
-    let mut path = Path::new(1, &links(1, 100, 0.0), 1);
+    let mut path = PathSimulation::new(1, &links(1, 100, 0.0), 1);
     path.run(seconds(60));
     let (window, parameters) = (path.circuits[0].window.window(), FlowParameters::default());
     assert!(window <= 128 && window >= u64::from(parameters.window_min), "{window}");
@@ -219,7 +227,7 @@ fn a_slow_line_reduces_the_window_to_no_less_than_the_minimum() {
 
 #[test]
 fn the_first_mebibyte_arrives_within_four_round_trips() {
-    let mut path = Path::new(1, &links(25, mib(60), 0.0), 1);
+    let mut path = PathSimulation::new(1, &links(25, mib(60), 0.0), 1);
     path.run(Duration::from_millis(3 * 151 + 100));
     assert!(path.circuits[0].delivered >= 1024, "{}", path.circuits[0].delivered);
 }

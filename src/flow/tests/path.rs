@@ -1,8 +1,9 @@
 //! Simulation of circuits over a path of links, in virtual time, from a seed.
 //!
-//! Each link serves circuits fairly, as a channel's queue does, at a rate. A lost datagram delays its circuit until
-//! its retransmission. Nodes handle received messages in batches. Cells of a circuit stay in order and none is lost,
-//! so a queue is a range of cell numbers. Every `tag_every`-th cell has a tag, which is its number.
+//! Each link has a fixed rate. It serves circuits in turn, like the queue of a channel. A lost datagram delays the
+//! cells of its circuit until the datagram is retransmitted. Nodes handle received messages in batches. Cells of a
+//! circuit stay in order and none is lost, so a queue is a range of cell numbers. Every `tag_every`-th cell has a tag:
+//! the number of the cell.
 
 use core::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -12,23 +13,23 @@ use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 use super::super::*;
 use crate::base::Instant;
 
-/// Cells of one message.
-const MESSAGE: u64 = 16;
-/// Cells that a link takes from a circuit in one turn.
+/// Maximum cells of a message.
+const MESSAGE_CELLS: u64 = crate::base::MESSAGE_CELLS as u64;
+/// Maximum cells that a link takes from a circuit in one turn (deficit round robin).
 const QUANTUM: u64 = 4;
-/// A sender pauses while this many cells of its circuit are queued at its link.
+/// Cap of a circuit's queue at the first link. The sender stops at the cap.
 const SENDER_QUEUE: u64 = 32;
 
-/// One link, and the batching of the node at its far end.
+/// Properties of one link, and of the node at the link's far end.
 #[derive(Clone, Copy)]
 pub(super) struct Link {
-    /// The delay one way.
+    /// One-way delay.
     pub(super) delay: Duration,
     /// Cells a second.
     pub(super) rate: u64,
     /// Probability that a datagram is lost.
     pub(super) loss: f64,
-    /// The longest pause of the node at the far end before it handles a batch.
+    /// Longest pause of the node at the far end before it handles a batch.
     pub(super) pause: Duration,
 }
 
@@ -39,59 +40,68 @@ impl Link {
 }
 
 /// The state of a link.
-struct Hop {
-    link: Link,
+struct LinkState {
+    properties: Link,
+    /// The queue of each circuit.
     queues: Vec<Queue>,
-    /// Circuits whose queue was empty before; served first.
-    quiet: VecDeque<usize>,
-    busy: VecDeque<usize>,
-    serving: bool,
+    /// Circuits in their first turn since their queue was empty; served first.
+    new: VecDeque<usize>,
+    /// The other circuits with queued cells.
+    old: VecDeque<usize>,
+    /// Whether a message is being sent.
+    sending: bool,
     /// The time at which the node at the far end handles its next batch.
     wakes_at: Instant,
 }
 
-/// The queued cells `first + 1` to `end` of one circuit.
+/// One circuit's queue at a link: the cells `dequeued + 1` to `end`.
 #[derive(Clone, Copy)]
 struct Queue {
-    first: u64,
-    /// The last cell that has left with a message.
-    served: u64,
+    /// The last cell taken from the queue.
+    dequeued: u64,
+    /// The last cell that was sent with a message.
+    sent: u64,
+    /// The last queued cell.
     end: u64,
-    /// Cells left of the circuit's turn.
+    /// Cells that the link may still take in the circuit's turn.
     turn: u64,
+    /// Whether the circuit is in `new` or `old`.
     listed: bool,
-    /// The arrival of the last message; later messages arrive after it.
+    /// The arrival of the last message; later messages do not arrive before it.
     lane_until: Instant,
-    /// The arrival of the last SENDME at the near end; later ones arrive after it.
-    back_until: Instant,
+    /// The arrival of the last SENDME at the near end; no later SENDME arrives before it.
+    backward_until: Instant,
 }
 
 /// One circuit's sender and receiver.
 pub(super) struct Circuit {
     pub(super) window: CongestionWindow,
-    /// Number of cells that are still to be sent.
-    pub(super) wanted: u64,
+    /// Number of cells that the sender still has to send.
+    pub(super) remaining: u64,
+    /// Number of sent cells.
     sent: u64,
-    /// Cells that have been delivered.
+    /// Number of delivered cells.
     pub(super) delivered: u64,
-    sent_at: VecDeque<(u64, Instant)>,
-    /// The longest delivery time of a cell sent alone.
-    pub(super) slowest: Duration,
+    /// Number and send time of each undelivered cell that was sent alone.
+    lone_cells: VecDeque<(u64, Instant)>,
+    /// Longest delivery time of a cell that was the only one sent and delivered at its time.
+    pub(super) longest_delivery: Duration,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    ServiceEnds { hop: usize },
-    Arrival { hop: usize, circuit: usize, end: u64 },
+    ServiceEnds { link: usize },
+    Arrival { link: usize, circuit: usize, end: u64 },
     Acknowledgement { circuit: usize, tag: u64 },
     Send { circuit: usize },
 }
 
-pub(super) struct Path {
+/// A simulation of circuits over one path of links.
+pub(super) struct PathSimulation {
     pub(super) now: Instant,
     parameters: FlowParameters,
     rng: ChaCha8Rng,
-    hops: Vec<Hop>,
+    links: Vec<LinkState>,
     pub(super) circuits: Vec<Circuit>,
     events: BinaryHeap<Reverse<(Instant, u64, Event)>>,
     serial: u64,
@@ -99,39 +109,39 @@ pub(super) struct Path {
     pub(super) longest_queue: u64,
 }
 
-impl Path {
+impl PathSimulation {
     pub(super) fn new(seed: u64, links: &[Link], circuits: usize) -> Self {
         let parameters = FlowParameters::default();
         let queue = Queue {
-            first: 0,
-            served: 0,
+            dequeued: 0,
+            sent: 0,
             end: 0,
             turn: 0,
             listed: false,
             lane_until: Instant::START,
-            back_until: Instant::START,
+            backward_until: Instant::START,
         };
-        let hop = |link: &Link| Hop {
-            link: *link,
+        let link_state = |link: &Link| LinkState {
+            properties: *link,
             queues: vec![queue; circuits],
-            quiet: VecDeque::new(),
-            busy: VecDeque::new(),
-            serving: false,
+            new: VecDeque::new(),
+            old: VecDeque::new(),
+            sending: false,
             wakes_at: Instant::START,
         };
         let circuit = || Circuit {
             window: CongestionWindow::new(&parameters),
-            wanted: u64::MAX,
+            remaining: u64::MAX,
             sent: 0,
             delivered: 0,
-            sent_at: VecDeque::new(),
-            slowest: Duration::ZERO,
+            lone_cells: VecDeque::new(),
+            longest_delivery: Duration::ZERO,
         };
         let circuits = (0..circuits).map(|_| circuit()).collect();
         let mut path = Self {
             now: Instant::START,
             rng: ChaCha8Rng::seed_from_u64(seed),
-            hops: links.iter().map(hop).collect(),
+            links: links.iter().map(link_state).collect(),
             circuits,
             events: BinaryHeap::new(),
             serial: 0,
@@ -144,13 +154,14 @@ impl Path {
         path
     }
 
-    pub(super) fn set(&mut self, hop: usize, change: impl FnOnce(&mut Link)) {
-        change(&mut self.hops[hop].link);
+    /// Changes the properties of a link; messages in flight keep their arrival times.
+    pub(super) fn change_link(&mut self, link: usize, change: impl FnOnce(&mut Link)) {
+        change(&mut self.links[link].properties);
     }
 
-    /// Sets the number of cells that a circuit sends from now on.
-    pub(super) fn set_wanted(&mut self, circuit: usize, cells: u64) {
-        self.circuits[circuit].wanted = cells;
+    /// Sets the number of cells that a circuit still sends.
+    pub(super) fn set_remaining(&mut self, circuit: usize, cells: u64) {
+        self.circuits[circuit].remaining = cells;
         self.schedule(self.now, Event::Send { circuit });
     }
 
@@ -160,11 +171,11 @@ impl Path {
             let Some(Reverse((at, _, event))) = self.events.pop() else { break };
             self.now = at;
             match event {
-                Event::ServiceEnds { hop } => {
-                    self.hops[hop].serving = false;
-                    self.serve(hop);
+                Event::ServiceEnds { link } => {
+                    self.links[link].sending = false;
+                    self.serve(link);
                 }
-                Event::Arrival { hop, circuit, end } => self.arrive(hop, circuit, end),
+                Event::Arrival { link, circuit, end } => self.arrive(link, circuit, end),
                 Event::Acknowledgement { circuit, tag } => {
                     let tag = u128::from(tag).to_be_bytes();
                     self.circuits[circuit].window.handle_sendme(at, &tag).expect("tags are echoed in order");
@@ -190,7 +201,7 @@ impl Path {
 
     /// Cells of a circuit queued at all links.
     pub(super) fn queued(&self, circuit: usize) -> u64 {
-        self.hops.iter().map(|hop| hop.queues[circuit].end - hop.queues[circuit].first).sum()
+        self.links.iter().map(|link| link.queues[circuit].end - link.queues[circuit].dequeued).sum()
     }
 
     fn schedule(&mut self, at: Instant, event: Event) {
@@ -201,126 +212,126 @@ impl Path {
     fn send(&mut self, circuit: usize) {
         let every = u64::from(self.parameters.tag_every);
         let state = &mut self.circuits[circuit];
-        let queue = &self.hops[0].queues[circuit];
-        let room = SENDER_QUEUE.saturating_sub(queue.end - queue.first);
+        let queue = &self.links[0].queues[circuit];
+        let room = SENDER_QUEUE.saturating_sub(queue.end - queue.dequeued);
         let mut end = state.sent;
-        while state.wanted > 0 && end < state.sent + room && state.window.has_room() {
+        while state.remaining > 0 && end < state.sent + room && state.window.has_room() {
             end += 1;
-            state.wanted -= 1;
-            assert_eq!(state.window.wants_tag(), end.is_multiple_of(every));
+            state.remaining -= 1;
+            assert_eq!(state.window.needs_tag(), end.is_multiple_of(every));
             let tag = end.is_multiple_of(every).then(|| u128::from(end).to_be_bytes());
             state.window.handle_sent(self.now, tag);
         }
         if end > state.sent {
             if end == state.sent + 1 {
-                state.sent_at.push_back((end, self.now));
+                state.lone_cells.push_back((end, self.now));
             }
             state.sent = end;
             self.enqueue(0, circuit, end);
         }
     }
 
-    fn enqueue(&mut self, hop: usize, circuit: usize, end: u64) {
-        let state = &mut self.hops[hop];
+    fn enqueue(&mut self, link: usize, circuit: usize, end: u64) {
+        let state = &mut self.links[link];
         let queue = &mut state.queues[circuit];
         queue.end = end;
-        self.longest_queue = self.longest_queue.max(queue.end - queue.first);
+        self.longest_queue = self.longest_queue.max(queue.end - queue.dequeued);
         if !queue.listed {
             queue.listed = true;
             queue.turn = QUANTUM;
-            state.quiet.push_back(circuit);
+            state.new.push_back(circuit);
         }
-        self.serve(hop);
+        self.serve(link);
     }
 
-    /// Sends a message of cells, which the circuits add in turn.
-    fn serve(&mut self, hop: usize) {
-        if self.hops[hop].serving {
+    /// Sends one message with cells of the circuits in turn, unless a message is being sent.
+    fn serve(&mut self, link: usize) {
+        if self.links[link].sending {
             return;
         }
         let mut served: Vec<(usize, u64)> = Vec::new();
         let mut cells = 0;
-        let state = &mut self.hops[hop];
-        while cells < MESSAGE {
-            let from_quiet = !state.quiet.is_empty();
-            let list = if from_quiet { &mut state.quiet } else { &mut state.busy };
+        let state = &mut self.links[link];
+        while cells < MESSAGE_CELLS {
+            let from_new = !state.new.is_empty();
+            let list = if from_new { &mut state.new } else { &mut state.old };
             let Some(&circuit) = list.front() else { break };
             let queue = &mut state.queues[circuit];
-            let taken = queue.turn.min(queue.end - queue.first).min(MESSAGE - cells);
+            let taken = queue.turn.min(queue.end - queue.dequeued).min(MESSAGE_CELLS - cells);
             if taken == 0 {
                 list.pop_front();
-                if queue.first < queue.end || from_quiet {
+                if queue.dequeued < queue.end || from_new {
                     queue.turn = QUANTUM;
-                    state.busy.push_back(circuit);
+                    state.old.push_back(circuit);
                 } else {
                     queue.listed = false;
                 }
                 continue;
             }
             queue.turn -= taken;
-            queue.first += taken;
+            queue.dequeued += taken;
             cells += taken;
             match served.iter_mut().find(|(other, _)| *other == circuit) {
-                Some((_, end)) => *end = queue.first,
-                None => served.push((circuit, queue.first)),
+                Some((_, end)) => *end = queue.dequeued,
+                None => served.push((circuit, queue.dequeued)),
             }
         }
         if cells == 0 {
             return;
         }
-        state.serving = true;
-        let departs = self.now.after(Duration::from_nanos(1_000_000_000 / state.link.rate * cells));
-        self.schedule(departs, Event::ServiceEnds { hop });
+        state.sending = true;
+        let departs = self.now.after(Duration::from_nanos(1_000_000_000 / state.properties.rate * cells));
+        self.schedule(departs, Event::ServiceEnds { link });
         for (circuit, end) in served {
-            let cells = end - self.hops[hop].queues[circuit].served;
-            let loss_delay = self.loss_delay(hop, cells);
-            let state = &mut self.hops[hop];
-            let arrives = departs.after(state.link.delay).after(loss_delay);
+            let cells = end - self.links[link].queues[circuit].sent;
+            let loss_delay = self.loss_delay(link, cells);
+            let state = &mut self.links[link];
+            let arrives = departs.after(state.properties.delay).after(loss_delay);
             let queue = &mut state.queues[circuit];
-            queue.served = end;
+            queue.sent = end;
             queue.lane_until = queue.lane_until.max(arrives);
             let arrives = queue.lane_until;
-            if !state.link.pause.is_zero() && arrives > state.wakes_at {
-                state.wakes_at = arrives.after(state.link.pause.mul_f64(self.rng.random::<f64>()));
+            if !state.properties.pause.is_zero() && arrives > state.wakes_at {
+                state.wakes_at = arrives.after(state.properties.pause.mul_f64(self.rng.random::<f64>()));
             }
             let at = arrives.max(state.wakes_at);
-            self.schedule(at, Event::Arrival { hop, circuit, end });
-            if hop == 0 {
+            self.schedule(at, Event::Arrival { link, circuit, end });
+            if link == 0 {
                 self.schedule(departs, Event::Send { circuit });
             }
         }
     }
 
-    /// The delay by losses for cells that leave together, in about as many datagrams: five quarters of a round trip for
-    /// each loss of a datagram.
-    fn loss_delay(&mut self, hop: usize, cells: u64) -> Duration {
-        let link = self.hops[hop].link;
-        if link.loss == 0.0 {
+    /// The delay that losses add to cells sent together, with one datagram per cell. The first loss and each lost
+    /// retransmission add five quarters of the link's round trip.
+    fn loss_delay(&mut self, link: usize, cells: u64) -> Duration {
+        let properties = self.links[link].properties;
+        if properties.loss == 0.0 {
             return Duration::ZERO;
         }
         let datagrams = i32::try_from(cells).unwrap();
         let mut lost = 0;
-        let mut chance = 1.0 - (1.0 - link.loss).powi(datagrams);
+        let mut chance = 1.0 - (1.0 - properties.loss).powi(datagrams);
         while self.rng.random::<f64>() < chance {
             lost += 1;
-            chance = link.loss;
+            chance = properties.loss;
         }
-        link.delay * 5 / 2 * lost
+        properties.delay * 5 / 2 * lost
     }
 
-    fn arrive(&mut self, hop: usize, circuit: usize, end: u64) {
-        if hop + 1 < self.hops.len() {
-            return self.enqueue(hop + 1, circuit, end);
+    fn arrive(&mut self, link: usize, circuit: usize, end: u64) {
+        if link + 1 < self.links.len() {
+            return self.enqueue(link + 1, circuit, end);
         }
         let every = u64::from(self.parameters.tag_every);
         let state = &mut self.circuits[circuit];
         let mut tag = (state.delivered / every + 1) * every;
         state.delivered = end;
-        while state.sent_at.front().is_some_and(|(number, _)| *number <= end) {
-            if let Some((number, at)) = state.sent_at.pop_front()
+        while state.lone_cells.front().is_some_and(|(number, _)| *number <= end) {
+            if let Some((number, at)) = state.lone_cells.pop_front()
                 && number == end
             {
-                state.slowest = state.slowest.max(self.now.since(at));
+                state.longest_delivery = state.longest_delivery.max(self.now.since(at));
             }
         }
         while tag <= end {
@@ -330,18 +341,18 @@ impl Path {
         }
     }
 
-    /// The arrival time of a SENDME sent now, over all links, in order on each.
+    /// The arrival time, at the origin, of a SENDME sent now. A SENDME does not overtake an earlier one on a link.
     fn sendme_arrival(&mut self, circuit: usize) -> Instant {
         let mut at = self.now;
-        for hop in (0..self.hops.len()).rev() {
-            let Link { delay, loss, pause, .. } = self.hops[hop].link;
+        for link in (0..self.links.len()).rev() {
+            let Link { delay, loss, pause, .. } = self.links[link].properties;
             let mut arrives = at.after(delay).after(pause.mul_f64(self.rng.random::<f64>()));
             if loss > 0.0 {
                 while self.rng.random::<f64>() < loss {
                     arrives = arrives.after(delay * 5 / 2);
                 }
             }
-            let until = &mut self.hops[hop].queues[circuit].back_until;
+            let until = &mut self.links[link].queues[circuit].backward_until;
             *until = (*until).max(arrives);
             at = *until;
         }

@@ -1,4 +1,4 @@
-//! Measurements over one round trip: round trip times, and acknowledged cells.
+//! Measurements over one round trip: round-trip times, and acknowledged cells.
 
 use core::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::base::{Counter as _, Instant};
 
 const NANOS: u128 = 1_000_000_000;
 
-/// Statistics of the round trip times of some tags.
+/// Statistics of the round-trip times of some tags.
 #[derive(Clone, Copy)]
 pub(super) struct RttSamples {
     pub(super) count: u32,
@@ -23,7 +23,7 @@ impl RttSamples {
         self.sum = self.sum.saturating_add(rtt);
     }
 
-    /// The mean minus the smallest.
+    /// The mean round-trip time minus the smallest.
     pub(super) fn jitter(&self) -> Duration {
         self.sum.checked_div(self.count).unwrap_or_default().saturating_sub(self.min)
     }
@@ -32,24 +32,24 @@ impl RttSamples {
 /// One round. It ends with the SENDME of the first tag sent after it began.
 pub(super) struct WindowRound {
     pub(super) began: Instant,
-    /// DATA cells acknowledged at its beginning.
+    /// DATA cells acknowledged before the round began.
     acknowledged: u64,
-    /// Samples for which the window was full after their tag was sent.
-    pub(super) full: u32,
+    /// Number of tags acknowledged in the round that were sent before the window was last full, or as it became full.
+    pub(super) full_samples: u32,
     pub(super) rtt: RttSamples,
 }
 
 impl WindowRound {
     pub(super) const fn new(began: Instant, acknowledged: u64) -> Self {
-        Self { began, acknowledged, full: 0, rtt: RttSamples::NONE }
+        Self { began, acknowledged, full_samples: 0, rtt: RttSamples::NONE }
     }
 
-    /// Whether the window, not the application, limited most of the sending.
+    /// Whether the window, not the application, limited the sending of at least half of the acknowledged tags.
     pub(super) const fn is_window_limited(&self) -> bool {
-        self.full.saturating_mul(2) >= self.rtt.count
+        self.full_samples.saturating_mul(2) >= self.rtt.count
     }
 
-    /// Acknowledged cells a second.
+    /// Acknowledged cells a second from the beginning of the round to `now`; `acknowledged` is the total at `now`.
     pub(super) fn delivery_rate(&self, now: Instant, acknowledged: u64) -> u64 {
         let cells = u128::from(acknowledged.saturating_sub(self.acknowledged));
         let rate = cells.saturating_mul(NANOS).checked_div(now.since(self.began).as_nanos()).unwrap_or(0);
@@ -63,8 +63,8 @@ pub(super) fn cells_in(rate: u64, time: Duration) -> u64 {
     u64::try_from(cells).unwrap_or(u64::MAX)
 }
 
-/// The time of `cells` at `rate` cells a second.
-pub(super) fn time_of(rate: u64, cells: u64) -> Duration {
+/// The time in which `cells` are delivered at `rate` cells a second; zero without a rate.
+pub(super) fn duration_of(rate: u64, cells: u64) -> Duration {
     let nanos = u128::from(cells).saturating_mul(NANOS).checked_div(rate.into()).unwrap_or(0);
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }

@@ -85,6 +85,41 @@ fn a_folder_writable_by_others_is_rejected_with_the_command_to_fix_it() {
 }
 
 #[test]
+fn a_folder_of_another_user_is_refused_and_so_is_a_secret() {
+    const NOBODY: u32 = 65_534;
+    let (_parent, folder) = folder();
+    folder.identity(&mut rng()).unwrap();
+    let (path, file) = (folder.path(), folder.path().join(IDENTITY));
+    if let Err(error) = std::os::unix::fs::chown(&file, Some(NOBODY), None) {
+        // Only the superuser may give a file away.
+        eprintln!("skipped: {error}");
+        return;
+    }
+    assert!(matches!(folder.kept_identity(), Err(FileError::OfAnotherUser { path }) if path == file));
+    std::os::unix::fs::chown(path, Some(NOBODY), None).unwrap();
+    let error = Folder::open(path).unwrap_err();
+    assert!(matches!(&error, FileError::OfAnotherUser { path: refused } if refused == path));
+    assert!(error.to_string().contains("chown -R"), "{error}");
+    // The superuser shows the keys of a service.
+    assert!(Folder::open_of_anyone(path).unwrap().kept_identity().unwrap().is_some());
+}
+
+#[test]
+fn a_folder_that_others_could_replace_is_refused() {
+    let parent = tempfile::tempdir().unwrap();
+    let shared = parent.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    set_mode(&shared, 0o777);
+    let error = Folder::open(&shared.join("node")).unwrap_err();
+    assert!(error.to_string().contains(&format!("chmod o-w {}", shared.display())), "{error}");
+    let link = parent.path().join("link");
+    std::os::unix::fs::symlink(shared.join("node"), &link).unwrap();
+    assert!(matches!(Folder::open(&link), Err(FileError::ParentOpenToOthers { .. })), "also through a symbolic link");
+    set_mode(&shared, 0o1777);
+    Folder::open(&shared.join("node")).unwrap();
+}
+
+#[test]
 fn a_corrupted_key_file_is_rejected_and_never_replaced() {
     let (_parent, folder) = folder();
     let mut rng = rng();

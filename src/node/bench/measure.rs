@@ -10,8 +10,8 @@ use tokio::task::JoinSet;
 
 use super::{
     process::Processes,
-    server::BenchServer,
-    stream::{BenchError, BenchStream, Fetched, MIB, rate_mib},
+    server::{BenchServer, ServerState},
+    stream::{BenchError, BenchStream, FetchSample, MIB, rate_mib},
 };
 
 const GIB: f64 = 1024.0 * MIB;
@@ -26,8 +26,20 @@ pub(super) enum Mode {
     Ttfb,
     /// Requests per second: first with a stream for each request, then over persistent streams
     Requests,
-    /// Searches: sequential, then --streams concurrently; the same queries are also sent to the engine directly
+    /// Searches: sequential, then concurrent (--streams at a time); also sent to the engine directly, to compare
     Search,
+}
+
+impl Mode {
+    /// The measured quantity, as the report names it.
+    const fn quantity(self) -> &'static str {
+        match self {
+            Self::Bulk => "throughput",
+            Self::Ttfb => "time to the first byte",
+            Self::Requests => "request rate",
+            Self::Search => "search time",
+        }
+    }
 }
 
 /// The requests that a measurement sends.
@@ -35,92 +47,95 @@ pub(super) enum Mode {
 pub(super) struct Load {
     pub(super) mode: Mode,
     pub(super) socks: SocketAddr,
-    /// Concurrent streams, at least one.
+    /// Number of concurrent streams, at least one.
     pub(super) streams: u32,
-    /// Isolations over which the streams are spread, at least one.
-    pub(super) circuits: u32,
-    /// Bytes of each answer.
+    /// Number of isolations over which the streams are spread, at least one.
+    pub(super) isolations: u32,
+    /// Length of each response body.
     pub(super) bytes: u64,
-    /// Total requests of each phase.
+    /// Number of requests in each phase.
     pub(super) requests: u32,
 }
 
 impl Load {
-    /// Sends one small request on each circuit, so that the measurement excludes the building of circuits. Returns the
-    /// elapsed time.
-    pub(super) async fn warm_up(&self, origin: &BenchServer) -> Result<Duration, BenchError> {
-        let circuits = self.circuits.min(self.streams);
-        let load = Self { streams: circuits, requests: circuits, bytes: 1, ..*self };
-        Ok(load.run(origin, false).await?.elapsed)
+    /// Sends one small request with each isolation, so that the measurement excludes the building of circuits. Returns
+    /// the elapsed time.
+    pub(super) async fn warm_up(&self, server: &BenchServer) -> Result<Duration, BenchError> {
+        let isolations = self.isolations.min(self.streams);
+        let load = Self { streams: isolations, requests: isolations, bytes: 1, ..*self };
+        Ok(load.run(server, false).await?.elapsed)
     }
 
     /// Runs all phases of the mode.
-    pub(super) async fn measure(&self, origin: &BenchServer) -> Result<Vec<PhaseResult>, BenchError> {
-        let mut phases = vec![PhaseResult::new("one stream per request", self.run(origin, false).await?)];
+    pub(super) async fn measure(&self, server: &BenchServer) -> Result<Vec<PhaseResult>, BenchError> {
+        let mut phases = vec![PhaseResult::new("one stream per request", self.run(server, false).await?)];
         if self.mode == Mode::Requests {
-            phases.push(PhaseResult::new("persistent streams", self.run(origin, true).await?));
+            phases.push(PhaseResult::new("persistent streams", self.run(server, true).await?));
         }
         Ok(phases)
     }
 
-    /// Runs all requests, spread evenly over the streams, which are persistent or new for each request.
-    async fn run(&self, origin: &BenchServer, persistent: bool) -> Result<Samples, BenchError> {
+    /// Spreads the requests evenly over `streams` workers. A worker uses one persistent stream, or a new stream for
+    /// each request.
+    async fn run(&self, server: &BenchServer, persistent: bool) -> Result<PhaseSamples, BenchError> {
         let start = Instant::now();
         let mut workers = JoinSet::new();
         for worker in 0..self.streams {
             let quota = (worker..self.requests).step_by(usize::try_from(self.streams.max(1)).unwrap_or(1)).count();
-            workers.spawn(self.work(worker, quota, origin.address(), Arc::clone(origin.shared()), persistent));
+            workers.spawn(self.work(worker, quota, server.address(), Arc::clone(server.state()), persistent));
         }
-        let mut fetched = Vec::new();
+        let mut samples = Vec::new();
         while let Some(worked) = workers.join_next().await {
-            fetched.extend(worked.map_err(|error| BenchError::Broken(error.into()))??);
+            samples.extend(worked.map_err(|error| BenchError::Broken(error.into()))??);
         }
-        Ok(Samples { fetched, elapsed: start.elapsed() })
+        Ok(PhaseSamples { samples, elapsed: start.elapsed() })
     }
 
     fn work(
         &self,
         worker: u32,
         quota: usize,
-        target: SocketAddr,
-        origin: Arc<super::server::TargetState>,
+        server_address: SocketAddr,
+        server_state: Arc<ServerState>,
         persistent: bool,
-    ) -> impl Future<Output = Result<Vec<Fetched>, BenchError>> + use<> {
+    ) -> impl Future<Output = Result<Vec<FetchSample>, BenchError>> + use<> {
         let load = *self;
-        let isolation = worker.checked_rem(load.circuits).unwrap_or(0);
+        let isolation = worker.checked_rem(load.isolations).unwrap_or(0);
         async move {
-            let mut fetched = Vec::new();
+            let mut samples = Vec::new();
             let mut open = None;
-            while fetched.len() < quota {
+            while samples.len() < quota {
                 let mut stream = match open.take() {
                     Some(stream) => stream,
-                    None => BenchStream::open(load.socks, target, Arc::clone(&origin), isolation).await?,
+                    None => BenchStream::open(load.socks, server_address, Arc::clone(&server_state), isolation).await?,
                 };
-                // Each answer is a different part of the body, so that an answer to another request is detected.
-                let position = u64::from(worker).saturating_mul(104_729).saturating_add(fetched.len() as u64);
-                fetched.push(stream.request(load.bytes, position).await?);
+                // Each response starts at a different position of the body, so that a response to another request is
+                // detected.
+                let position = u64::from(worker).saturating_mul(104_729).saturating_add(samples.len() as u64);
+                samples.push(stream.request(load.bytes, position).await?);
                 if persistent {
                     open = Some(stream);
                 }
             }
-            Ok(fetched)
+            Ok(samples)
         }
     }
 }
 
-struct Samples {
-    fetched: Vec<Fetched>,
+/// The samples of one phase.
+struct PhaseSamples {
+    samples: Vec<FetchSample>,
     elapsed: Duration,
 }
 
 /// Median and 99th percentile, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(super) struct Spread {
+pub(super) struct Percentiles {
     pub(super) p50_ms: f64,
     pub(super) p99_ms: f64,
 }
 
-impl Spread {
+impl Percentiles {
     pub(super) fn of(samples: impl Iterator<Item = Duration>) -> Self {
         let mut sorted: Vec<Duration> = samples.collect();
         sorted.sort_unstable();
@@ -142,30 +157,30 @@ pub(super) struct PhaseResult {
     seconds: f64,
     mib_per_second: f64,
     requests_per_second: f64,
-    /// Time to open a stream; reused streams are excluded.
-    connect: Spread,
-    /// Time from a request to the first byte of its answer.
-    first_byte: Spread,
-    /// Time from a request to the last byte of its answer.
-    whole: Spread,
+    /// Time to open a stream, without requests on reused streams.
+    connect: Percentiles,
+    /// Time from a request to the complete head of the response.
+    first_byte: Percentiles,
+    /// Time from a request to the last byte of the response.
+    last_byte: Percentiles,
     slowest_mib_per_second: f64,
     fastest_mib_per_second: f64,
 }
 
 impl PhaseResult {
-    fn new(name: &'static str, Samples { fetched, elapsed }: Samples) -> Self {
-        let bytes = fetched.iter().map(|sample| sample.bytes).sum();
-        let rates = || fetched.iter().map(Fetched::rate_mib);
+    fn new(name: &'static str, PhaseSamples { samples, elapsed }: PhaseSamples) -> Self {
+        let bytes = samples.iter().map(|sample| sample.bytes).sum();
+        let rates = || samples.iter().map(FetchSample::rate_mib);
         Self {
             name,
-            requests: fetched.len(),
+            requests: samples.len(),
             bytes,
             seconds: elapsed.as_secs_f64(),
             mib_per_second: rate_mib(bytes, elapsed),
-            requests_per_second: fetched.len() as f64 / elapsed.as_secs_f64().max(f64::MIN_POSITIVE),
-            connect: Spread::of(fetched.iter().map(|sample| sample.connect).filter(|connect| !connect.is_zero())),
-            first_byte: Spread::of(fetched.iter().map(|sample| sample.first_byte)),
-            whole: Spread::of(fetched.iter().map(|sample| sample.whole)),
+            requests_per_second: samples.len() as f64 / elapsed.as_secs_f64().max(f64::MIN_POSITIVE),
+            connect: Percentiles::of(samples.iter().map(|sample| sample.connect).filter(|connect| !connect.is_zero())),
+            first_byte: Percentiles::of(samples.iter().map(|sample| sample.first_byte)),
+            last_byte: Percentiles::of(samples.iter().map(|sample| sample.last_byte)),
             slowest_mib_per_second: rates().fold(f64::INFINITY, f64::min),
             fastest_mib_per_second: rates().fold(0.0, f64::max),
         }
@@ -176,10 +191,10 @@ impl PhaseResult {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Measurement {
     load: Load,
-    /// Time until each circuit has carried one request and its answer.
+    /// Time until one request with each isolation is complete.
     warm_up_ms: f64,
     phases: Vec<PhaseResult>,
-    /// Processor seconds of the watched processes per GiB.
+    /// CPU seconds of the watched processes per GiB.
     cpu_seconds_per_gib: Option<f64>,
     processes: Option<Processes>,
 }
@@ -192,9 +207,10 @@ impl Measurement {
     }
 
     pub(super) fn to_text(&self) -> String {
-        let Load { mode, socks, streams, circuits, bytes, .. } = self.load;
+        let Load { mode, socks, streams, isolations, bytes, .. } = self.load;
         let mut text = format!(
-            "{mode:?} through {socks}: {streams} concurrent on {circuits} circuit(s), {} each, all bytes compared",
+            "{} through {socks}: {streams} concurrent streams, {isolations} isolation(s), {} per response, all bytes verified",
+            mode.quantity(),
             ByteSize(bytes).display().iec()
         );
         // Writing to a string can't fail.
@@ -213,8 +229,8 @@ impl Measurement {
             };
             let _ = write!(
                 text,
-                "\n  processor     {:.2} s in {} processes, {each}\
-                 \n  memory        {} in all, {} the largest",
+                "\n  CPU time      {:.2} s in {} processes, {each}\
+                 \n  memory        {} total, {} largest process",
                 processes.cpu_seconds,
                 processes.count,
                 resident(processes.resident),
@@ -227,7 +243,7 @@ impl Measurement {
 
 impl PhaseResult {
     fn to_text(&self, mode: Mode) -> String {
-        let spread = |spread: Spread| format!("p50 {:.2} ms   p99 {:.2} ms", spread.p50_ms, spread.p99_ms);
+        let percentiles = |times: Percentiles| format!("p50 {:.2} ms   p99 {:.2} ms", times.p50_ms, times.p99_ms);
         let mut text = String::new();
         if mode == Mode::Bulk {
             let _ = write!(
@@ -243,8 +259,8 @@ impl PhaseResult {
             let _ = write!(text, "\n {}:", self.name);
             let _ = write!(text, "\n  requests      {:.0} per second ({})", self.requests_per_second, self.requests);
         }
-        let _ = write!(text, "\n  connect       {}", spread(self.connect));
-        let _ = write!(text, "\n  first byte    {}", spread(self.first_byte));
+        let _ = write!(text, "\n  connect       {}", percentiles(self.connect));
+        let _ = write!(text, "\n  first byte    {}", percentiles(self.first_byte));
         text
     }
 }

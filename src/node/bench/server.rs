@@ -1,4 +1,4 @@
-//! The HTTP server of a measurement, on loopback. Its bodies have predictable bytes at each position.
+//! The HTTP server of a measurement, on loopback. Each position of a body has a predictable byte.
 
 use core::{
     net::SocketAddr,
@@ -16,12 +16,15 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::io::listener::accept_each;
 
-/// A prime, so that bytes displaced by any number of cells, pages or buffers are detected.
+/// Length of the period, in bytes. Prime, so that it is not a multiple of a cell, page or buffer: a shift by these is
+/// detected.
 const PERIOD: usize = 1_048_573;
 const HEAD_LIMIT: usize = 8 * 1024;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-const MAX_CONNECTIONS: usize = 2048;
-const GREETING: &str = "This came through three hops of your own testnet.\n";
+const MAX_TCP_CONNECTIONS: usize = 2048;
+/// Maximum bytes of the body in the first write of a response.
+const FIRST_WRITE: u64 = 16 * 1024;
+const GREETING: &str = "This text came over three hops of your own testnet.\n";
 
 /// The bytes of all bodies: a pseudo-random period, repeated without end.
 pub(super) struct PseudoRandomBody(Vec<u8>);
@@ -39,14 +42,14 @@ impl PseudoRandomBody {
         Self(words.flat_map(u64::to_be_bytes).take(PERIOD).collect())
     }
 
-    /// The bytes at `position`, at most `limit`; at least one if `limit` isn't zero.
+    /// The bytes from `position` on, up to `limit` or the end of the period; at least one if `limit` isn't zero.
     fn at(&self, position: u64, limit: u64) -> &[u8] {
         let start = usize::try_from(position.checked_rem(PERIOD as u64).unwrap_or(0)).unwrap_or(0);
         let rest = self.0.get(start..).unwrap_or_default();
         rest.get(..usize::try_from(limit).unwrap_or(usize::MAX)).unwrap_or(rest)
     }
 
-    /// Whether `bytes` are those at `position`.
+    /// Whether the body has `bytes` at `position`.
     pub(super) fn is_at(&self, mut position: u64, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let expected = self.at(position, bytes.len() as u64);
@@ -60,19 +63,19 @@ impl PseudoRandomBody {
     }
 }
 
-/// An HTTP server on loopback; `/LENGTH/POSITION` is `LENGTH` bytes of [`PseudoRandomBody`] from `POSITION` on. A drop
-/// stops the server.
+/// An HTTP server on loopback. `GET /LENGTH/POSITION` returns `LENGTH` bytes of [`PseudoRandomBody`] from `POSITION`
+/// on. The server stops when this value is dropped.
 pub(crate) struct BenchServer {
     address: SocketAddr,
-    shared: Arc<TargetState>,
+    state: Arc<ServerState>,
     _serving: AbortOnDropHandle<()>,
 }
 
-/// State of the server that the streams of a measurement use.
-pub(super) struct TargetState {
+/// State that the server shares with the streams of a measurement.
+pub(super) struct ServerState {
     pub(super) body: PseudoRandomBody,
-    bytes: AtomicU64,
-    requests: AtomicU64,
+    verified_bytes: AtomicU64,
+    verified_responses: AtomicU64,
 }
 
 impl BenchServer {
@@ -83,25 +86,25 @@ impl BenchServer {
     pub(crate) async fn start() -> io::Result<Self> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(TargetState {
+        let state = Arc::new(ServerState {
             body: PseudoRandomBody::new(),
-            bytes: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
+            verified_bytes: AtomicU64::new(0),
+            verified_responses: AtomicU64::new(0),
         });
-        let serving = accept_each(listener, MAX_CONNECTIONS, {
-            let shared = Arc::clone(&shared);
+        let serving = accept_each(listener, MAX_TCP_CONNECTIONS, {
+            let state = Arc::clone(&state);
             move |socket| {
-                let shared = Arc::clone(&shared);
+                let state = Arc::clone(&state);
                 async move {
-                    // The measuring stream reports the failure.
-                    let _ = serve(socket, &shared.body).await;
+                    // The client's end of the stream reports the same failure.
+                    let _ = serve(socket, &state.body).await;
                 }
             }
         });
-        Ok(Self { address, shared, _serving: AbortOnDropHandle::new(tokio::spawn(serving)) })
+        Ok(Self { address, state, _serving: AbortOnDropHandle::new(tokio::spawn(serving)) })
     }
 
-    /// The URL of a page with a greeting.
+    /// The URL of the greeting.
     pub(crate) fn greeting_url(&self) -> String {
         format!("http://{}/", self.address)
     }
@@ -110,23 +113,24 @@ impl BenchServer {
         self.address
     }
 
-    pub(super) const fn shared(&self) -> &Arc<TargetState> {
-        &self.shared
+    pub(super) const fn state(&self) -> &Arc<ServerState> {
+        &self.state
     }
 
-    /// Bytes and complete requests that were fetched and verified.
-    pub(super) fn checked(&self) -> (u64, u64) {
-        (self.shared.bytes.load(Ordering::Relaxed), self.shared.requests.load(Ordering::Relaxed))
+    /// The numbers of verified bytes and of verified responses.
+    pub(super) fn verified(&self) -> (u64, u64) {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (count(&self.state.verified_bytes), count(&self.state.verified_responses))
     }
 }
 
-impl TargetState {
+impl ServerState {
     pub(super) fn count_bytes(&self, bytes: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.verified_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn count_request(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn count_response(&self) {
+        self.verified_responses.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -135,36 +139,35 @@ async fn serve(mut socket: TcpStream, body: &PseudoRandomBody) -> io::Result<()>
     loop {
         let Some(head) = timeout(HEAD_TIMEOUT, read_head(&mut socket, &mut input)).await?? else { return Ok(()) };
         match parse_request(&head) {
-            Some(Requested::Greeting) => {
+            Some(RequestedContent::Greeting) => {
                 let length = GREETING.len();
                 let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n");
                 socket.write_all(&[head.as_bytes(), GREETING.as_bytes()].concat()).await?;
             }
-            Some(Requested::Body { length, position }) => {
+            Some(RequestedContent::Body { length, position }) => {
                 let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
-                send_body(&mut socket, head.into_bytes(), body, length, position).await?;
+                send_response(&mut socket, head.into_bytes(), body, length, position).await?;
             }
             None => {
-                let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-                return socket.write_all(answer).await;
+                let response = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                return socket.write_all(response).await;
             }
         }
     }
 }
 
-/// Sends the head together with the first bytes of the body, so that a short answer is one piece.
-async fn send_body(
+/// Sends `head` and `length` bytes of the body from `position` on. The first write has up to [`FIRST_WRITE`] bytes of
+/// the body, so that a short response is one write.
+async fn send_response(
     socket: &mut TcpStream,
-    mut first: Vec<u8>,
+    head: Vec<u8>,
     body: &PseudoRandomBody,
     length: u64,
     position: u64,
 ) -> io::Result<()> {
-    const FIRST: u64 = 16 * 1024;
-    let piece = body.at(position, length.min(FIRST));
-    first.extend_from_slice(piece);
+    let piece = body.at(position, length.min(FIRST_WRITE));
     let mut sent = piece.len() as u64;
-    socket.write_all(&first).await?;
+    socket.write_all(&[head.as_slice(), piece].concat()).await?;
     while sent < length {
         let piece = body.at(position.saturating_add(sent), length.saturating_sub(sent));
         socket.write_all(piece).await?;
@@ -173,24 +176,24 @@ async fn send_body(
     Ok(())
 }
 
-enum Requested {
+enum RequestedContent {
     Greeting,
     Body { length: u64, position: u64 },
 }
 
-fn parse_request(head: &str) -> Option<Requested> {
+fn parse_request(head: &str) -> Option<RequestedContent> {
     let mut words = head.split_ascii_whitespace();
     let ("GET", path) = (words.next()?, words.next()?) else { return None };
     let path = path.strip_prefix('/')?;
     if path.is_empty() {
-        return Some(Requested::Greeting);
+        return Some(RequestedContent::Greeting);
     }
     let (length, position) = path.split_once('/')?;
-    Some(Requested::Body { length: length.parse().ok()?, position: position.parse().ok()? })
+    Some(RequestedContent::Body { length: length.parse().ok()?, position: position.parse().ok()? })
 }
 
-/// Reads up to and including the empty line; `None` at an end of file before the first byte. Further bytes stay in
-/// `input`.
+/// Reads the head of a message, including the empty line. `None` if the peer closes before the first byte. Further
+/// bytes stay in `input`.
 pub(super) async fn read_head(socket: &mut TcpStream, input: &mut Vec<u8>) -> io::Result<Option<String>> {
     loop {
         if let Some(end) = input.windows(4).position(|window| window == b"\r\n\r\n") {

@@ -1,4 +1,4 @@
-//! One stream of a measurement: SOCKS5, then sequential HTTP requests, with every byte compared.
+//! One stream of a measurement: SOCKS5, then sequential HTTP requests. Every received byte is verified.
 
 use core::{net::SocketAddr, time::Duration};
 use std::{io, sync::Arc, time::Instant};
@@ -10,9 +10,9 @@ use tokio::{
 
 use crate::node::Failure;
 
-use super::server::{BenchServer, TargetState, read_head};
+use super::server::{BenchServer, ServerState, read_head};
 
-const BUFFER: usize = 64 * 1024;
+const BUFFER_LEN: usize = 64 * 1024;
 pub(super) const MIB: f64 = 1_048_576.0;
 
 /// The failure of a measurement.
@@ -31,9 +31,9 @@ pub(crate) enum BenchError {
         /// The number of bytes missing.
         missing: u64,
     },
-    #[error("the head of an answer differs from the origin's")]
+    #[error("the head of a response differs from the server's")]
     Head,
-    #[error("a body differs from the origin's, after {at} bytes")]
+    #[error("a body differs from the server's, after {at} bytes")]
     Differs {
         /// The number of correct bytes before the difference.
         at: u64,
@@ -73,15 +73,15 @@ const fn reply_text(code: u8) -> &'static str {
     }
 }
 
-/// The duration and length of one request.
+/// The durations of one request, and the length of the response's body.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Fetched {
+pub(crate) struct FetchSample {
     /// Time until the SOCKS5 port reports the stream as open; zero for a request on a stream that was already open.
     pub(crate) connect: Duration,
-    /// From sending the request to the first byte of the answer.
+    /// Time from sending the request to the complete head of the response.
     pub(crate) first_byte: Duration,
-    /// From sending the request to the last byte of the answer.
-    pub(crate) whole: Duration,
+    /// Time from sending the request to the last byte of the response.
+    pub(crate) last_byte: Duration,
     /// Length of the body.
     pub(crate) bytes: u64,
 }
@@ -91,47 +91,48 @@ pub(super) fn rate_mib(bytes: u64, elapsed: Duration) -> f64 {
     bytes as f64 / MIB / elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
 }
 
-impl Fetched {
+impl FetchSample {
     /// MiB/s of the body.
     pub(crate) fn rate_mib(&self) -> f64 {
-        rate_mib(self.bytes, self.whole)
+        rate_mib(self.bytes, self.last_byte)
     }
 }
 
-/// Fetches `length` bytes from `origin` through `socks` and compares them.
+/// Fetches `length` bytes from `server` through `socks` and verifies them.
 ///
 /// # Errors
 /// When the stream can't be opened or breaks, or a byte differs.
-pub(crate) async fn fetch(socks: SocketAddr, origin: &BenchServer, length: u64) -> Result<Fetched, BenchError> {
-    BenchStream::open(socks, origin.address(), Arc::clone(origin.shared()), 0).await?.request(length, 0).await
+pub(crate) async fn fetch(socks: SocketAddr, server: &BenchServer, length: u64) -> Result<FetchSample, BenchError> {
+    BenchStream::open(socks, server.address(), Arc::clone(server.state()), 0).await?.request(length, 0).await
 }
 
-/// A stream to an origin.
+/// A stream to a server.
 pub(super) struct BenchStream {
     socket: TcpStream,
-    origin: Arc<TargetState>,
-    /// Time to open the stream; zero once a sample has reported it.
+    server_state: Arc<ServerState>,
+    /// Time to open the stream; zero after the first request.
     connect: Duration,
     input: Vec<u8>,
 }
 
 impl BenchStream {
-    /// Opens a stream through `socks`, with user name number `isolation`, which selects the circuit.
+    /// Opens a stream through `socks`. `isolation` determines the SOCKS5 user name, and so the circuits that it may
+    /// use.
     pub(super) async fn open(
         socks: SocketAddr,
-        target: SocketAddr,
-        origin: Arc<TargetState>,
+        server_address: SocketAddr,
+        server_state: Arc<ServerState>,
         isolation: u32,
     ) -> Result<Self, BenchError> {
         let start = Instant::now();
         let mut socket = TcpStream::connect(socks).await.map_err(BenchError::NoPort)?;
         socket.set_nodelay(true)?;
-        shake_hands(&mut socket, target, &format!("umbel-bench-{isolation}")).await?;
-        Ok(Self { socket, origin, connect: start.elapsed(), input: Vec::with_capacity(BUFFER) })
+        connect_through_socks(&mut socket, server_address, &format!("umbel-bench-{isolation}")).await?;
+        Ok(Self { socket, server_state, connect: start.elapsed(), input: Vec::with_capacity(BUFFER_LEN) })
     }
 
-    /// Fetches `length` bytes of the origin's body from `position` on, and compares them.
-    pub(super) async fn request(&mut self, length: u64, position: u64) -> Result<Fetched, BenchError> {
+    /// Fetches `length` bytes of the server's body from `position` on, and verifies them.
+    pub(super) async fn request(&mut self, length: u64, position: u64) -> Result<FetchSample, BenchError> {
         let start = Instant::now();
         let request = format!("GET /{length}/{position} HTTP/1.1\r\nHost: bench\r\n\r\n");
         self.socket.write_all(request.as_bytes()).await?;
@@ -146,12 +147,12 @@ impl BenchStream {
         loop {
             let more = self.input.len() as u64;
             if more > length.saturating_sub(received)
-                || !self.origin.body.is_at(position.saturating_add(received), &self.input)
+                || !self.server_state.body.is_at(position.saturating_add(received), &self.input)
             {
                 return Err(BenchError::Differs { at: received });
             }
             received = received.saturating_add(more);
-            self.origin.count_bytes(more);
+            self.server_state.count_bytes(more);
             if received == length {
                 break;
             }
@@ -160,13 +161,18 @@ impl BenchStream {
                 return Err(BenchError::Short { missing: length.saturating_sub(received) });
             }
         }
-        self.origin.count_request();
-        Ok(Fetched { connect: core::mem::take(&mut self.connect), first_byte, whole: start.elapsed(), bytes: length })
+        self.server_state.count_response();
+        Ok(FetchSample {
+            connect: core::mem::take(&mut self.connect),
+            first_byte,
+            last_byte: start.elapsed(),
+            bytes: length,
+        })
     }
 }
 
-/// SOCKS5 CONNECT (RFC 1928) with a user name (RFC 1929) if the port takes one.
-async fn shake_hands(socket: &mut TcpStream, target: SocketAddr, user: &str) -> Result<(), BenchError> {
+/// SOCKS5 CONNECT (RFC 1928), with a user name (RFC 1929) if the port accepts user names.
+async fn connect_through_socks(socket: &mut TcpStream, target: SocketAddr, user: &str) -> Result<(), BenchError> {
     const NONE: u8 = 0;
     const USER_NAME: u8 = 2;
     socket.write_all(&[5, 2, NONE, USER_NAME]).await?;

@@ -6,7 +6,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::{measure::Spread, *};
+use super::{measure::Percentiles, *};
 
 #[derive(Parser)]
 struct Command {
@@ -19,7 +19,8 @@ fn options(arguments: &str) -> BenchOptions {
     Command::try_parse_from(words).unwrap_or_else(|error| panic!("{error}")).options
 }
 
-/// A SOCKS5 port that connects directly to the target; `corrupt` inverts the byte at that position of the answer.
+/// A SOCKS5 port that connects directly to the target; `corrupt` inverts the lowest bit of the byte at that position of
+/// the response.
 async fn socks_port(corrupt: Option<usize>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -68,8 +69,8 @@ async fn each_mode_reports_as_text_and_as_json() {
         ("--mode requests --streams 4 --requests 30", "persistent streams"),
     ] {
         let options = options(&format!("--socks {socks} --pid {} {arguments}", std::process::id()));
-        let origin = BenchServer::start().await.unwrap();
-        let report = measure(&options, &origin).await.unwrap();
+        let server = BenchServer::start().await.unwrap();
+        let report = measure(&options, &server).await.unwrap();
         assert!(report.to_text().contains(words), "{}", report.to_text());
         let json: serde_json::Value = serde_json::to_value(&report).unwrap();
         assert!(json["phases"][0]["connect"]["p50_ms"].as_f64().unwrap() > 0.0, "{json}");
@@ -81,13 +82,13 @@ async fn each_mode_reports_as_text_and_as_json() {
 }
 
 #[tokio::test]
-async fn a_single_changed_bit_is_found() {
-    let origin = BenchServer::start().await.unwrap();
+async fn a_single_changed_bit_is_detected() {
+    let server = BenchServer::start().await.unwrap();
     for place in [60, 5_000, 70_000] {
-        let error = fetch(socks_port(Some(place)).await, &origin, 100_000).await.unwrap_err();
+        let error = fetch(socks_port(Some(place)).await, &server, 100_000).await.unwrap_err();
         assert!(matches!(error, BenchError::Differs { .. } | BenchError::Head), "{error}");
     }
-    assert!(fetch(socks_port(None).await, &origin, 100_000).await.is_ok());
+    assert!(fetch(socks_port(None).await, &server, 100_000).await.is_ok());
 }
 
 #[tokio::test]
@@ -109,11 +110,11 @@ fn values_outside_the_limits_are_rejected() {
 }
 
 #[test]
-fn percentiles_are_those_of_the_nearest_rank() {
+fn percentiles_are_the_samples_of_the_nearest_rank() {
     let samples = (1..=100).map(Duration::from_millis);
-    let spread = Spread::of(samples);
-    assert_eq!((spread.p50_ms, spread.p99_ms), (50.0, 99.0));
-    let one = Spread::of([Duration::from_millis(3)].into_iter());
+    let percentiles = Percentiles::of(samples);
+    assert_eq!((percentiles.p50_ms, percentiles.p99_ms), (50.0, 99.0));
+    let one = Percentiles::of([Duration::from_millis(3)].into_iter());
     assert_eq!((one.p50_ms, one.p99_ms), (3.0, 3.0));
-    assert_eq!(Spread::of(std::iter::empty()).p50_ms, 0.0);
+    assert_eq!(Percentiles::of(std::iter::empty()).p50_ms, 0.0);
 }

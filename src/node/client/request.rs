@@ -1,4 +1,4 @@
-//! HTTP requests of the crate's API.
+//! The methods of [`Client`] that send HTTP requests.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -16,16 +16,19 @@ use crate::{
 use super::Client;
 
 impl Client {
-    /// Sends `request`, whose URL is absolute, to an exit that performs it.
+    /// Sends `request` to an exit that performs it. The URL must be absolute.
     ///
-    /// The target sees only the exit's address. **The exit reads the complete request and response**, also of an
-    /// `https` URL, because the exit is the TLS client. The exit doesn't learn the client's address. So a request must
-    /// not identify the user; identifying fields are removed. Use [`Self::request_over_stream`] for content that an
-    /// exit must not read. Each request has a separate circuit. Redirects are returned, not followed.
+    /// The target sees the exit's address instead of the client's. **The exit reads the complete request and
+    /// response.** This includes `https` URLs, because TLS ends at the exit. Use [`Self::request_over_stream`] for
+    /// content that an exit must not read.
+    ///
+    /// The exit doesn't learn the client's address. To keep it so, this method removes header fields that identify the
+    /// user; the caller must leave such data out of URL and body. Each request has a separate circuit. Redirects are
+    /// returned, not followed.
     ///
     /// # Errors
-    /// When no exit offers such requests, the exit refuses or fails, or the answer is no valid response. A truncated
-    /// body ends with an error.
+    /// When no exit offers requests to the host, the exit refuses or fails, or the response is not valid HTTP. A
+    /// truncated body ends with an error.
     ///
     /// ```no_run
     /// # async fn example(client: umbel::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -39,12 +42,13 @@ impl Client {
         self.requester().perform(request, Vec::new(), self.isolation).await.map(|performed| performed.response)
     }
 
-    /// Sends `request`, whose URL is absolute, over a stream to its target. With `https`, TLS ends at the client, and
-    /// the exit sees only the target's host and port and the number of bytes. Streams of one handle may share a
-    /// circuit ([`Self::isolated`]).
+    /// Sends `request` over a stream to its target. The URL must be absolute.
+    ///
+    /// With `https`, the exit sees only the target's host and port, and the number and times of bytes. With `http`, the
+    /// exit reads everything. Streams of one handle may share a circuit ([`Self::isolated`]).
     ///
     /// # Errors
-    /// When no stream can be opened, the target fails TLS verification, or the answer is no valid response.
+    /// When no stream can be opened, the TLS handshake fails, or the response is not valid HTTP.
     pub async fn request_over_stream<B: OutgoingBody>(
         &self,
         request: Request<B>,
@@ -52,16 +56,16 @@ impl Client {
         self.requester().over_stream(request, self.isolation).await
     }
 
-    /// Sends `request` to the Oblivious HTTP `gateway` (RFC 9458), encrypted for it. An exit forwards the request, and
-    /// the gateway performs it.
+    /// Encapsulates `request` to the key of the Oblivious HTTP `gateway` (RFC 9458), and sends it there through an
+    /// exit. The gateway performs the request. The request's URL must be absolute.
     ///
     /// The exit sees the gateway and the number of bytes. The gateway sees the request and the exit. Two different
-    /// exits fetch the gateway's keys, which are used only if both copies are equal. For a gateway given as a host
-    /// alone, the well-known path is used.
+    /// exits fetch the gateway's keys. If the copies differ, the request fails. A `gateway` URL without a path means
+    /// `/.well-known/ohttp-gateway` (RFC 9540).
     ///
     /// # Errors
     /// See [`ObliviousError`].
-    pub async fn request_obliviously<B: OutgoingBody>(
+    pub async fn request_over_oblivious_http<B: OutgoingBody>(
         &self,
         gateway: &Url,
         request: Request<B>,

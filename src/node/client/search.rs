@@ -9,7 +9,7 @@ impl Client {
     /// learns only the query. Each query uses a separate circuit, independent of the handle.
     ///
     /// The results are not authenticated. Their URLs are cleaned, but the exit may have inserted URLs unique to this
-    /// query. Fetch them through the overlay ([`Client::connect`]).
+    /// query. Fetch them through the overlay ([`Client::open`]).
     ///
     /// # Errors
     /// See [`SearchFailure`].

@@ -36,7 +36,7 @@ use crate::{
     wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
-/// Largest number of requests, and of commands, taken before the core is drained.
+/// Largest number of commands of handles, and of streams, taken before the core is drained.
 const COMMANDS_PER_TURN: usize = 256;
 /// Circuits kept ready for searching: for a query, its second try at another exit, and the next query.
 const SPARE_SEARCHES: usize = 3;
@@ -45,7 +45,7 @@ use super::Searches;
 
 type ReplySender<T> = oneshot::Sender<Result<T, ConnectError>>;
 
-/// Requests of the handles to the task.
+/// Commands of the handles to the task.
 pub(super) enum ClientCommand {
     /// Opens a stream to `target`.
     Open {
@@ -82,10 +82,10 @@ pub(super) enum ClientCommand {
     Volunteers(Arc<VolunteerList>),
 }
 
-/// A client's core joined with a transport; requests arrive over `requests`.
+/// A client's core joined with a transport; commands of handles arrive over `commands`.
 pub(super) fn drive(
     folder: Option<Folder>,
-    requests: mpsc::Receiver<ClientCommand>,
+    commands: mpsc::Receiver<ClientCommand>,
     parameters: ClientParameters,
     searches: Searches,
     observers: ClientObservers,
@@ -97,7 +97,7 @@ pub(super) fn drive(
     let core = ClientCore {
         client: ClientMachine::new(parameters, guards),
         hub: Hub::new(),
-        requests,
+        commands,
         waiting: BTreeMap::new(),
         folder,
         searches,
@@ -115,7 +115,7 @@ pub(super) fn drive(
 pub(super) struct ClientCore {
     client: ClientMachine,
     hub: Hub<ClientStream>,
-    requests: mpsc::Receiver<ClientCommand>,
+    commands: mpsc::Receiver<ClientCommand>,
     waiting: BTreeMap<ClientStream, WaitingRequester>,
     folder: Option<Folder>,
     searches: Searches,
@@ -162,8 +162,8 @@ struct Reported {
 }
 
 impl ClientCore {
-    fn handle_request(&mut self, now: Instant, request: ClientCommand, rng: &mut StdRng) {
-        match request {
+    fn handle_client_command(&mut self, now: Instant, command: ClientCommand, rng: &mut StdRng) {
+        match command {
             ClientCommand::Open { target, isolation, reply } => {
                 let stream = self.client.open(now, target, isolation);
                 self.waiting.insert(stream, WaitingRequester::Stream(reply));
@@ -317,8 +317,8 @@ impl TaskCore for ClientCore {
     fn poll_outside(&mut self, now: Instant, rng: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
         let mut taken = Poll::Pending;
         for _ in 0..COMMANDS_PER_TURN {
-            let Poll::Ready(Some(request)) = self.requests.poll_recv(cx) else { break };
-            self.handle_request(now, request, rng);
+            let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) else { break };
+            self.handle_client_command(now, command, rng);
             taken = Poll::Ready(());
         }
         for _ in 0..COMMANDS_PER_TURN {

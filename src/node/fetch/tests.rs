@@ -37,7 +37,7 @@ async fn client() -> SocketAddr {
         check: Check::new(&mut StdRng::seed_from_u64(1)),
         socks: "127.0.0.1:9350".parse().unwrap(),
     };
-    tokio::spawn(page::serve(listener, page));
+    tokio::spawn(page::serve(listener, page, page::MAX_CONNECTIONS));
     address
 }
 

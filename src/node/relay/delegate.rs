@@ -70,11 +70,10 @@ pub(super) async fn delegate(
         }
     };
     let (rates, caps) = (Rates::default(), HttpCaps::default());
-    let rates = Rates {
-        in_total: options.delegated_rate.unwrap_or(rates.in_total),
-        per_circuit: options.delegated_circuit_rate.unwrap_or(rates.per_circuit),
-        ..rates
-    };
+    let rates = rates.with_averages(
+        options.delegated_rate.unwrap_or(rates.in_total),
+        options.delegated_circuit_rate.unwrap_or(rates.per_circuit),
+    );
     let caps = HttpCaps {
         body: options.delegated_size.map_or(caps.body, |size| size.as_u64()),
         time: options.delegated_time.map_or(caps.time, core::time::Duration::from_secs),

@@ -23,6 +23,16 @@ async fn until(description: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// A site with one small page.
+async fn site() -> Url {
+    let site = origin(|mut socket| async move {
+        let _ = socket.read(&mut [0; 1024]).await;
+        let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\nPage").await;
+    })
+    .await;
+    format!("http://{site}/").parse().unwrap()
+}
+
 #[test]
 fn pages_without_a_client_count_to_the_cap_until_their_cleaning_ends() {
     // The only blocking thread is occupied, so that the cleaning waits.
@@ -30,14 +40,9 @@ fn pages_without_a_client_count_to_the_cap_until_their_cleaning_ends() {
     runtime.block_on(async {
         let (release, busy) = mpsc::channel::<()>();
         let busy = tokio::task::spawn_blocking(move || busy.recv());
-        let site = origin(|mut socket| async move {
-            let _ = socket.read(&mut [0; 1024]).await;
-            let _ =
-                socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\nPage").await;
-        })
-        .await;
+        let url = site().await;
         let reader = PageReader::new(Requester::new(Direct::default(), Tls::default()));
-        let (reading, url) = (reader.clone(), format!("http://{site}/").parse().unwrap());
+        let reading = reader.clone();
         let browser = tokio::spawn(async move { reading.read(url).await.is_ok() });
         until("the page is fetched", || reader.cleaning.available_permits() < MAX_CLEANING).await;
         browser.abort();
@@ -46,5 +51,33 @@ fn pages_without_a_client_count_to_the_cap_until_their_cleaning_ends() {
         drop(release);
         let _ = busy.await.unwrap();
         until("the page is cleaned", || reader.cleaning.available_permits() == MAX_CLEANING).await;
+    });
+}
+
+#[test]
+fn pages_that_wait_to_be_cleaned_hold_little_memory() {
+    let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let (release, busy) = mpsc::channel::<()>();
+        let busy = tokio::task::spawn_blocking(move || busy.recv());
+        let url = site().await;
+        let mut reader = PageReader::new(Requester::new(Direct::default(), Tls::default()));
+        reader.place_limit = Duration::from_millis(50);
+        let read = || {
+            let (reader, url) = (reader.clone(), url.clone());
+            tokio::spawn(async move { reader.read(url).await.map(|_| ()) })
+        };
+        let waiting: Vec<_> = (0..MAX_BODIES).map(|_| read()).collect();
+        until("the bodies are there", || reader.bodies.available_permits() == 0).await;
+        for beyond in [read(), read()] {
+            assert_eq!(timeout(DEADLINE, beyond).await.unwrap().unwrap(), Err(ReadError::Busy));
+        }
+        drop(release);
+        let _ = busy.await.unwrap();
+        for page in waiting {
+            assert_eq!(timeout(DEADLINE, page).await.unwrap().unwrap(), Ok(()));
+        }
+        assert_eq!(timeout(DEADLINE, read()).await.unwrap().unwrap(), Ok(()));
+        assert_eq!(reader.bodies.available_permits(), MAX_BODIES);
     });
 }

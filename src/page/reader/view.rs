@@ -50,6 +50,7 @@ pub(in crate::page) fn read_failure(url: &Url, error: &ReadError) -> Response {
     let (status, title, text) = match error {
         ReadError::Request(RequestError::Connect(error)) => connect_failure(*error),
         ReadError::TooSlow => (StatusCode::GATEWAY_TIMEOUT, "The page did not arrive in time", sentence(error)),
+        ReadError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "The reader is busy", sentence(error)),
         error => (StatusCode::BAD_GATEWAY, "This page can't be shown", sentence(error)),
     };
     let body = html! {

@@ -147,6 +147,7 @@ async fn each_failure_has_its_status_and_text_without_the_host() {
         ("timedout.test", 504, "the target did not answer in time"),
         ("limit.test", 503, "a resource limit of the exit is reached"),
         ("full.test", 503, "the client has the maximum number of open streams"),
+        ("notpublic.test", 403, "the host is on a local network or has a reserved name"),
         ("noexit.test", 403, "no exit of the network allows this target"),
         ("notready.test", 503, "the client has no consensus yet"),
         ("expired.test", 503, "the consensus has expired"),
@@ -295,4 +296,41 @@ async fn an_invalid_port_is_refused() {
         let answer = answer_to(&format!("GET http://origin.test:{port}/ HTTP/1.1\r\nHost: x\r\n\r\n")).await;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{port}: {answer}");
     }
+}
+
+#[tokio::test]
+async fn an_application_beyond_the_cap_gets_a_reply_at_once() {
+    let address = port(&Direct::default(), HttpLimits { applications: 1, ..HttpLimits::default() }).await;
+    let mut first = TcpStream::connect(address).await.unwrap();
+    first.write_all(b"CONNECT never.test:1 HTTP/1.1\r\n\r\n").await.unwrap();
+    let answer = exchange_raw(address, b"CONNECT refused.test:443 HTTP/1.1\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: 1\r\n"), "{answer}");
+    drop(first);
+    let served = async {
+        while !exchange_raw(address, b"CONNECT refused.test:443 HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 502 ") {}
+    };
+    timeout(DEADLINE, served).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_isolation_leaves_connections_to_others() {
+    let connector = Direct::default();
+    let address = port(&connector, HttpLimits { applications: 8, ..HttpLimits::default() }).await;
+    let mut sockets = Vec::new();
+    for open in 1..=6 {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(b"CONNECT never.test:1 HTTP/1.1\r\n\r\n").await.unwrap();
+        sockets.push(socket);
+        let placed = async {
+            while connector.isolations().len() < open {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, placed).await.unwrap();
+    }
+    let request = b"CONNECT refused.test:443 HTTP/1.1\r\n";
+    let answer = exchange_raw(address, &[request, &b"\r\n"[..]].concat()).await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nretry-after: 1\r\n"), "{answer}");
+    let answer = exchange_raw(address, &[request, &b"Proxy-Authorization: Basic YTpi\r\n\r\n"[..]].concat()).await;
+    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
 }

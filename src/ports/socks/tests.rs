@@ -98,6 +98,7 @@ async fn each_failure_has_its_reply() {
         ("failed.test", 1),
         ("full.test", 1),
         ("noexit.test", 2),
+        ("notpublic.test", 2),
         ("notready.test", 3),
         ("expired.test", 3),
         ("few.test", 3),
@@ -215,11 +216,11 @@ async fn a_slow_handshake_is_ended_and_frees_its_place() {
     let address = port(&connector, limits).await;
     let mut slow = TcpStream::connect(address).await.unwrap();
     slow.write_all(&[5]).await.unwrap();
+    let ended = timeout(DEADLINE, slow.read(&mut [0; 1])).await.unwrap();
+    assert!(matches!(ended, Ok(0) | Err(_)), "the slow application is still served");
     let mut next = TcpStream::connect(address).await.unwrap();
     next.write_all(&[NO_AUTH, &request_to_name(1, "origin.test", origin.port())].concat()).await.unwrap();
     assert_eq!(read(&mut next, 4).await, [5, 0, 5, 0]);
-    let ended = timeout(DEADLINE, slow.read(&mut [0; 1])).await.unwrap();
-    assert!(matches!(ended, Ok(0) | Err(_)), "the slow application is still served");
 }
 
 #[tokio::test]
@@ -279,4 +280,54 @@ async fn curl_downloads_the_exact_bytes() {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.stdout == body);
+}
+
+#[tokio::test]
+async fn an_application_beyond_the_cap_gets_a_reply_at_once() {
+    let address = port(&Direct::default(), SocksLimits { applications: 1, ..SocksLimits::default() }).await;
+    let mut first = TcpStream::connect(address).await.unwrap();
+    first.write_all(NO_AUTH).await.unwrap();
+    assert_eq!(read(&mut first, 2).await, [5, 0]);
+    let request = request_to_name(1, "origin.test", 80);
+    let with_socks_4 = [&[4, 1, 0, 80, 127, 0, 0, 1][..], b"user\0"].concat();
+    for (request, expected) in [
+        ([NO_AUTH, &request].concat(), vec![5, 0, 5, 1, 0, 1, 0, 0, 0, 0, 0, 0]),
+        (with_socks_4, vec![0, 0x5B, 0, 0, 0, 0, 0, 0]),
+    ] {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(&request).await.unwrap();
+        let mut answer = Vec::new();
+        timeout(DEADLINE, socket.read_to_end(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(answer, expected);
+    }
+    first.write_all(&request_to_name(1, "refused.test", 80)).await.unwrap();
+    assert_eq!(read(&mut first, 2).await, [5, 5], "the first connection is served");
+}
+
+#[tokio::test]
+async fn one_isolation_leaves_connections_to_others() {
+    let connector = Direct::default();
+    let address = port(&connector, SocksLimits { applications: 8, ..SocksLimits::default() }).await;
+    let waiting = [NO_AUTH, &request_to_name(1, "never.test", 80)].concat();
+    let mut sockets = Vec::new();
+    while connector.isolations().len() < 6 {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(&waiting).await.unwrap();
+        read(&mut socket, 2).await;
+        sockets.push(socket);
+        let open = sockets.len();
+        let placed = async {
+            while connector.isolations().len() < open {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, placed).await.unwrap();
+    }
+    let mut refused = TcpStream::connect(address).await.unwrap();
+    refused.write_all(&waiting).await.unwrap();
+    assert_eq!(read(&mut refused, 4).await, [5, 0, 5, 1]);
+    let mut other = TcpStream::connect(address).await.unwrap();
+    let credentials = [&[5, 1, 2][..], b"\x01\x01a\x01b", &request_to_name(1, "refused.test", 80)].concat();
+    other.write_all(&credentials).await.unwrap();
+    assert_eq!(read(&mut other, 6).await, [5, 2, 1, 0, 5, 5]);
 }

@@ -10,7 +10,7 @@ use super::Requester;
 use crate::{
     base::RelayId,
     connector::{ConnectError, Connector, Delegated, Hop, Isolation},
-    delegated::{Delegation, Service},
+    delegated::{Delegation, Service, limits::RequestOwner},
     exit::{
         delegated::{
             Delegate,
@@ -90,7 +90,7 @@ impl Connector for LocalExits {
         let relay = chosen.ok_or(PathError::NotOffered)?;
         let (near, far) = stream_pair();
         let exit = Arc::clone(&self.exit);
-        tokio::spawn(async move { exit.serve(Service::Http, 1, far).await });
+        tokio::spawn(async move { exit.serve(Service::Http, RequestOwner::alone(1), far).await });
         Ok(Delegated { stream: near, path: vec![Hop { relay, took: Duration::ZERO }], shared_exit: false })
     }
 }

@@ -129,7 +129,7 @@ pub struct Association {
     replies: Replies,
     /// Time of the last report of an unknown chunk.
     reported_at: Option<Instant>,
-    /// Streams on which the peer has opened a channel in band.
+    /// Streams on which the peer has opened a data channel in band.
     in_band: [bool; STOCK_STREAMS as usize],
     events: VecDeque<AssociationEvent>,
     /// Output of the receiving half; kept between calls to reuse its memory.

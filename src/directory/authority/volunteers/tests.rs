@@ -46,7 +46,7 @@ impl World {
 
     fn add(&mut self, number: u16, profile: Profile, now: WallTime) {
         let target = profile.dial_target();
-        self.authority.handle_descriptor(now, &descriptor(number, profile, now)).unwrap();
+        self.authority.handle_descriptor(now, &descriptor(number, profile, now), None).unwrap();
         self.authority.handle_proof(now, &target, Ok(()));
     }
 

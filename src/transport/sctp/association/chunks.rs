@@ -120,13 +120,13 @@ impl Association {
         let mut reassembled = core::mem::take(&mut self.reassembled);
         let outcome = receive.handle_data(now, data, &mut reassembled);
         for message in reassembled.drain(..) {
-            self.deliver(now, data.stream, message)?;
+            self.queue_message(now, data.stream, message)?;
         }
         self.reassembled = reassembled;
         outcome.map_err(|Broken| Close::Broken)
     }
 
-    fn deliver(&mut self, now: Instant, stream: u16, message: Message) -> Result<(), Close> {
+    fn queue_message(&mut self, now: Instant, stream: u16, message: Message) -> Result<(), Close> {
         match message.protocol {
             BINARY if message.bytes.len() <= MAX_MESSAGE => {
                 self.events.push_back(AssociationEvent::Message { stream, message: message.bytes });

@@ -1,0 +1,94 @@
+//! Names of local networks and reserved names, which are sent to no exit.
+
+use super::*;
+use crate::{base::ErrorClass, exit_policy::Policy};
+
+const PRIVATE: [&str; 8] =
+    ["printer", "nas.local", "localhost", "wiki.corp", "box.lan", "x.home.arpa", "10.0.0.1", "fe80::1"];
+const RESERVED: [&str; 4] = ["abcdefgh.onion", "Abc.ONION.", "x.invalid", "x.alt"];
+
+impl Net {
+    /// Requests a stream, a lookup and a delegated request for `host`.
+    fn ask_for(&mut self, host: &str) -> [ClientStream; 3] {
+        let parsed = Host::parse(host).unwrap();
+        let (target, host) = (Target { host: parsed.clone(), port: 443 }, host.to_ascii_lowercase());
+        self.client(|party, now, _| {
+            let isolation = Isolation([1; 32]);
+            [
+                party.client.open(now, target, isolation),
+                party.client.resolve(now, parsed, isolation),
+                party.client.delegate(now, Delegation::Http { host }, Vec::new(), isolation),
+            ]
+        })
+    }
+
+    /// Such a network, in which the exits up to `number` connect to no private address.
+    fn without_private_targets(seed: u64, number: usize) -> Self {
+        let mut net = Self::new(seed, 2);
+        for relay in &mut net.listed[..number] {
+            relay.profile.exit = Policy::parse(["accept 443"], false).unwrap().summary();
+        }
+        net
+    }
+}
+
+#[test]
+fn names_that_no_public_server_has_never_leave_the_client() {
+    let mut net = Net::without_private_targets(61, 2);
+    net.give_consensus(NOW);
+    net.connected(1);
+    for host in PRIVATE.into_iter().chain(RESERVED) {
+        for stream in net.ask_for(host) {
+            // At once: within the turn of the request, so no cell has left.
+            net.client(|party, now, _| {
+                party.work(now);
+                assert_eq!(party.seen(stream).closed, Some(StreamFailure::NotPublic), "{host}");
+                assert_eq!(party.client.placement.len(), 1, "the open stream");
+            });
+        }
+    }
+    assert_eq!(StreamFailure::NotPublic.class(), ErrorClass::Local);
+}
+
+#[test]
+fn names_requested_before_the_consensus_are_judged_by_it() {
+    let mut net = Net::without_private_targets(62, 2);
+    let streams: Vec<_> = PRIVATE.into_iter().flat_map(|host| net.ask_for(host)).collect();
+    net.pass(1);
+    net.client(|party, _, _| assert_eq!(party.client.placement.len(), streams.len()));
+    net.give_consensus(NOW);
+    for stream in streams {
+        assert_eq!(net.closed(stream, 5), StreamFailure::NotPublic);
+    }
+}
+
+#[test]
+fn private_names_are_targets_where_all_exits_connect_to_private_addresses() {
+    let mut net = Net::new(63, 2);
+    net.give_consensus(NOW);
+    for host in PRIVATE.into_iter().filter(|host| !host.contains(':')) {
+        let [stream, lookup, _] = net.ask_for(host);
+        net.wait(10, |party| party.seen(stream).connected.map(|_| ()));
+        net.wait(10, |party| (!party.seen(lookup).answers.is_empty()).then_some(()));
+    }
+    for host in RESERVED {
+        let [stream, ..] = net.ask_for(host);
+        assert_eq!(net.closed(stream, 5), StreamFailure::NotPublic);
+    }
+    // One such exit among others attracts no private names.
+    let mut net = Net::without_private_targets(64, 1);
+    net.give_consensus(NOW);
+    let [stream, ..] = net.ask_for("printer");
+    assert_eq!(net.closed(stream, 5), StreamFailure::NotPublic);
+}
+
+#[test]
+fn a_refused_name_is_known_to_two_exits_at_most() {
+    let mut net = Net::ready(65, 4);
+    net.serve(Serves::Refuses(EndReason::Policy));
+    let stream = net.open(1);
+    assert_eq!(net.closed(stream, 10), StreamFailure::Ended(EndReason::Policy));
+    let asked = net.relays.values().copied().collect::<Vec<_>>();
+    let asked = asked.into_iter().filter_map(|node| net.relay(node, |party| party.begun));
+    assert_eq!(asked.sum::<usize>(), 2);
+}

@@ -1,0 +1,83 @@
+//! The connections of a port by isolation, so that one isolation leaves connections to others.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use crate::{base::Counter as _, connector::Isolation};
+
+#[derive(Debug, Default)]
+struct Held {
+    all: usize,
+    by_isolation: HashMap<Isolation, usize>,
+}
+
+/// Connections whose isolation is known, of one port. A clone shares them.
+///
+/// The port's cap bounds them. While three quarters of the cap are held, an isolation that holds a quarter gets no
+/// further one.
+#[derive(Clone, Debug)]
+pub(super) struct ConnectionPlaces {
+    cap: usize,
+    held: Arc<Mutex<Held>>,
+}
+
+impl ConnectionPlaces {
+    pub(super) fn new(cap: usize) -> Self {
+        Self { cap, held: Arc::default() }
+    }
+
+    /// A place for a connection of `isolation`, until it is dropped; `None` if others need the remaining ones.
+    pub(super) fn take(&self, isolation: Isolation) -> Option<ConnectionPlace> {
+        let quarter = self.cap.div_ceil(4);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = held.by_isolation.get(&isolation).copied().unwrap_or_default();
+        if held.all >= self.cap.saturating_sub(quarter) && own >= quarter {
+            return None;
+        }
+        held.all.increment();
+        held.by_isolation.entry(isolation).or_default().increment();
+        Some(ConnectionPlace { isolation, held: Arc::clone(&self.held) })
+    }
+}
+
+/// The place of one connection.
+#[derive(Debug)]
+pub(super) struct ConnectionPlace {
+    isolation: Isolation,
+    held: Arc<Mutex<Held>>,
+}
+
+impl Drop for ConnectionPlace {
+    fn drop(&mut self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.all.decrement();
+        if let Some(own) = held.by_isolation.get_mut(&self.isolation) {
+            own.decrement();
+            if *own == 0 {
+                held.by_isolation.remove(&self.isolation);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_isolation_leaves_connections_to_others() {
+        let places = ConnectionPlaces::new(100);
+        let (greedy, other) = (Isolation::of_listener("greedy"), Isolation::of_listener("other"));
+        let mut held: Vec<_> = (0..200).filter_map(|_| places.take(greedy)).collect();
+        assert_eq!(held.len(), 75);
+        let others: Vec<_> = (0..200).filter_map(|_| places.take(other)).collect();
+        assert_eq!(others.len(), 25);
+        drop(others);
+        held.truncate(74);
+        assert!(places.take(greedy).is_some(), "less than three quarters are held");
+        drop(held);
+        assert!(places.held.lock().unwrap().by_isolation.is_empty());
+    }
+}
