@@ -75,7 +75,7 @@ use self::{
     gateways::Gateways,
     half_built::HalfBuilt,
     streams::ExitStreams,
-    table::{Side, Table},
+    table::{CircuitKey, Side, Table},
     volunteers::GatewayVolunteers,
 };
 pub use self::{
