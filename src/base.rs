@@ -1,5 +1,5 @@
 //! Types shared by every layer: time, identifiers, links, message buffers, error classes, redaction, deadlines, ready
-//! queues, rate limits, address prefixes, neighbours, counters.
+//! queues, rate limits, address prefixes, neighbours, shares of caps, counters.
 //!
 //! No I/O and no protocol logic. Every other module may depend on this one.
 
@@ -13,6 +13,7 @@ mod machine;
 mod neighbour;
 mod ready_queue;
 mod redact;
+mod shares;
 mod slots;
 mod time;
 mod token_bucket;
@@ -29,6 +30,7 @@ pub use machine::LinkMachine;
 pub use neighbour::Neighbour;
 pub use ready_queue::{ReadyQueue, Ticket};
 pub use redact::Redacted;
+pub use shares::{AtCap, Owner, Shares};
 pub use slots::{SLOT_LEN, Slot, Slots};
 pub use time::{Instant, WallTime};
 pub use token_bucket::{Rate, TokenBucket};

@@ -9,8 +9,10 @@
 //! |---|---|
 //! | channels to neighbours | [`Channels`] |
 //! | circuits, with this relay's layer and their deadlines | `table::Table` |
+//! | rates of CREATE for each owner | `allowances::CreateAllowances` |
 //! | CREATEs that lack fragments | `half_built::HalfBuilt` |
 //! | circuits that wait for a channel to the next hop | `dialling::Dialling` |
+//! | the share of each owner in each of these tables | `owners::Owned` |
 //! | streams of circuits that end here | `streams::ExitStreams` |
 //! | of a volunteer: its gateways | `gateways::Gateways` |
 //! | of a gateway: its volunteers | `volunteers::GatewayVolunteers` |
@@ -37,11 +39,13 @@
 //! | EXTENDED, GONE | ends the circuit |
 //! | all others | as in [`stream`](crate::stream) |
 
+mod allowances;
 mod build;
 mod circuit;
 mod dialling;
 mod gateways;
 mod half_built;
+mod owners;
 mod parameters;
 mod streams;
 mod switch;
@@ -65,12 +69,13 @@ use crate::{
 };
 
 use self::{
+    allowances::CreateAllowances,
     circuit::CircuitEndpoint,
     dialling::Dialling,
     gateways::Gateways,
     half_built::HalfBuilt,
     streams::ExitStreams,
-    table::{Side, Table},
+    table::{CircuitKey, Side, Table},
     volunteers::GatewayVolunteers,
 };
 pub use self::{
@@ -112,6 +117,7 @@ pub struct Relay {
     volunteers: GatewayVolunteers,
     table: Table,
     half_built: HalfBuilt,
+    allowances: CreateAllowances,
     dialling: Dialling,
     streams: ExitStreams,
     cells_switched: u64,
@@ -136,6 +142,7 @@ impl Relay {
             volunteers: GatewayVolunteers::default(),
             table: Table::new(parameters.circuits),
             half_built: HalfBuilt::new(parameters.half_built),
+            allowances: CreateAllowances::new(parameters.creates_of_source, parameters.channel.creates_of_relay),
             dialling: Dialling::new(parameters.dialling),
             streams: ExitStreams::new(&parameters),
             channels: Channels::new(role, parameters.channel),
@@ -316,6 +323,12 @@ impl Relay {
         }
     }
 
+    /// The next circuit that must end because of a deadline.
+    fn poll_late(&mut self, now: Instant) -> Option<CircuitKey> {
+        let Self { table, streams, .. } = self;
+        table.poll_late(now, |key| streams.last_use(now, key)).or_else(|| streams.handle_timeout(now))
+    }
+
     fn handle_closed(&mut self, now: Instant, channel: ChannelId) {
         self.gateways.handle_closed(now, channel);
         self.volunteers.handle_closed(channel);
@@ -341,7 +354,7 @@ impl LinkMachine for Relay {
         while let Some(endpoint) = self.half_built.pop_late(now) {
             self.destroy(now, endpoint);
         }
-        while let Some(key) = self.table.poll_late(now).or_else(|| self.streams.handle_timeout(now)) {
+        while let Some(key) = self.poll_late(now) {
             self.end(now, key);
         }
     }

@@ -7,7 +7,7 @@ use rand::CryptoRng;
 
 use crate::{
     base::{
-        AddressPrefix, CircuitId, Counter as _, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened,
+        AddressPrefix, CircuitId, Counter as _, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened, Owner,
         ReadyQueue, RelayId, Transmit,
     },
     wire::{Cell, Command},
@@ -243,6 +243,20 @@ impl Channels {
     #[must_use]
     pub fn peer(&self, channel: ChannelId) -> Option<RelayId> {
         self.channels.get(&channel)?.peer()
+    }
+
+    /// The owner of what the other end of a channel uses up: the source of its address. `None` for a closed channel.
+    #[must_use]
+    pub fn owner(&self, channel: ChannelId) -> Option<Owner> {
+        self.channels.get(&channel).map(Channel::owner)
+    }
+
+    /// Sets whether a relay at the other end has the limits of a relay, or those of a client. A relay has its own at
+    /// first; a client always has those of a client.
+    pub fn set_listed(&mut self, channel: ChannelId, listed: bool) {
+        if let Some(channel) = self.channels.get_mut(&channel) {
+            channel.set_listed(listed);
+        }
     }
 
     /// The source of the other end's address; `None` for a closed channel.

@@ -7,7 +7,8 @@ use rand::CryptoRng;
 
 use crate::{
     base::{
-        AddressPrefix, CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, RelayId, Slots, Ticket, TokenBucket,
+        AddressPrefix, CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, Owner, RelayId, Slots, Ticket,
+        TokenBucket,
     },
     wire::{CELL_LEN, Cell, Command},
 };
@@ -61,6 +62,9 @@ pub(super) struct Channel {
     queue: FairQueue,
     creates: TokenBucket,
     source: AddressPrefix,
+    owner: Owner,
+    /// Whether the other end is a relay, but has the limits of a client.
+    unlisted: bool,
     since: Instant,
     last_sent: Instant,
     last_received: Instant,
@@ -83,7 +87,8 @@ impl Channel {
         reach: bool,
         rng: &mut dyn CryptoRng,
     ) -> Self {
-        let source = AddressPrefix::source(opened.peer_address.0.ip().to_canonical());
+        let address = opened.peer_address.0.ip().to_canonical();
+        let (source, owner) = (AddressPrefix::source(address), Owner::of_address(address));
         let (dialled, lanes) = (opened.dialled, opened.lanes);
         let (greeting, hello) = Greeting::start(role, opened, reach, rng);
         Self {
@@ -97,6 +102,8 @@ impl Channel {
             queue: FairQueue::default(),
             creates: TokenBucket::new(),
             source,
+            owner,
+            unlisted: false,
             since: now,
             last_sent: now,
             last_received: now,
@@ -172,6 +179,16 @@ impl Channel {
     /// The source of the other end's address.
     pub(super) const fn source(&self) -> AddressPrefix {
         self.source
+    }
+
+    /// The owner of what the other end uses up, by its address.
+    pub(super) const fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    /// Sets whether a relay at the other end has the limits of a relay.
+    pub(super) const fn set_listed(&mut self, listed: bool) {
+        self.unlisted = !listed;
     }
 
     pub(super) fn set_room(&mut self, now: Instant, bytes: usize) {
@@ -299,15 +316,16 @@ impl Channel {
 
     /// Whether the other end may open a circuit now; takes one of its tokens.
     pub(super) fn may_create(&mut self, now: Instant, parameters: &ChannelParameters) -> bool {
-        let rate = if self.peer().is_some() { parameters.creates_of_relay } else { parameters.creates_of_client };
+        let relay = self.peer().is_some() && !self.unlisted;
+        let rate = if relay { parameters.creates_of_relay } else { parameters.creates_of_client };
         self.has_capacity(parameters) && self.creates.take(now, rate)
     }
 
     /// Whether the channel has fewer live circuits than its limit, and fewer than twice the limit together with ended
     /// circuits that have queued cells.
     fn has_capacity(&self, parameters: &ChannelParameters) -> bool {
-        let limit =
-            if self.peer().is_some() { parameters.circuits_per_channel } else { parameters.circuits_per_client };
+        let relay = self.peer().is_some() && !self.unlisted;
+        let limit = if relay { parameters.circuits_per_channel } else { parameters.circuits_per_client };
         self.queue.circuits() < limit && self.queue.entries() < limit.saturating_mul(2)
     }
 

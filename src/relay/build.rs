@@ -3,7 +3,7 @@
 use rand::CryptoRng;
 
 use crate::{
-    base::{HopIndex, Instant, RelayId},
+    base::{AtCap, HopIndex, Instant, Owner, RelayId},
     channel::ChannelId,
     directory::ConsensusRelay,
     handshake::respond,
@@ -49,17 +49,22 @@ impl Relay {
         if (hop == HopIndex::FIRST) != self.channels.peer(endpoint.channel).is_none() {
             return None;
         }
+        let owner = self.owner(endpoint.channel)?;
         let mut partial = match partial {
             Some(partial) if partial.hop == hop => partial,
             Some(_) => return None,
             // The caps come before any work.
-            None if self.table.is_full() => return None,
-            None if !self.channels.may_create(now, endpoint.channel) => return None,
-            None => PartialCreate::new(now, hop),
+            None if self.may_create(now, endpoint.channel, &owner) => PartialCreate::new(now, hop, owner),
+            None => return None,
         };
         match partial.request.push(fragment).ok()? {
             Some(request) => Some(Some((hop, request))),
-            None => self.half_built.insert(endpoint, partial).then_some(None),
+            None => {
+                if let Some(evicted) = self.half_built.insert(endpoint, partial).ok()? {
+                    self.destroy(now, evicted);
+                }
+                Some(None)
+            }
         }
     }
 
@@ -71,7 +76,8 @@ impl Relay {
         request: &[u8],
         rng: &mut dyn CryptoRng,
     ) -> Option<()> {
-        if self.table.is_full() {
+        let owner = self.owner(endpoint.channel)?;
+        if self.table.check(&owner) == Err(AtCap::Part) {
             return None;
         }
         let answer = respond(&self.identity, &self.onion_keys, hop, request, rng)
@@ -84,8 +90,35 @@ impl Relay {
         for cell in cells {
             self.channels.send(endpoint.channel, cell).ok()?;
         }
-        self.table.insert(Circuit::new(now, hop, endpoint, RelayLayer::new(hop, answer.keys)));
-        Some(())
+        if self.table.check(&owner).is_err() {
+            self.make_room(now);
+        }
+        self.table.insert(Circuit::new(now, hop, owner, endpoint, RelayLayer::new(hop, answer.keys))).map(|_| ())
+    }
+
+    /// Whether the shares and rates of the table, the owner and the channel admit one more circuit.
+    fn may_create(&mut self, now: Instant, channel: ChannelId, owner: &Owner) -> bool {
+        self.table.check(owner) != Err(AtCap::Part)
+            && self.channels.may_create(now, channel)
+            && self.allowances.take(now, owner)
+    }
+
+    /// The owner of the circuits that come over a channel: a listed relay, or else the source of the neighbour's
+    /// address. A neighbour may claim any identity, so an unlisted one is no owner.
+    fn owner(&mut self, channel: ChannelId) -> Option<Owner> {
+        let listed = self.channels.peer(channel).filter(|relay| self.known.relay(relay).is_some());
+        // A volunteer that this relay reaches has a channel with room for circuits in both directions.
+        self.channels.set_listed(channel, listed.is_some() || self.channels.reaches(channel));
+        listed.map(Owner::Relay).or_else(|| self.channels.owner(channel))
+    }
+
+    /// Ends the least used circuit of the owner that is closest to its share.
+    fn make_room(&mut self, now: Instant) {
+        let Self { table, streams, .. } = self;
+        if let Some(key) = table.least_used(|key| streams.has_open(key)) {
+            tracing::debug!("ending the least used circuit of the fullest owner");
+            self.end(now, key);
+        }
     }
 
     /// Handles an EXTEND, or a fragment of one.
@@ -104,7 +137,7 @@ impl Relay {
         rng: &mut dyn CryptoRng,
     ) -> Option<()> {
         let circuit = self.table.circuit_mut(key)?;
-        let previous = circuit.previous.channel;
+        let (previous, owner) = (circuit.previous.channel, circuit.owner);
         let Some(body) = circuit.push_extend(now, fragment)? else {
             self.table.schedule(key);
             return Some(());
@@ -120,16 +153,18 @@ impl Relay {
                 None => self.send_gone(key),
             };
         };
-        if self.channels.lookup(&relay).is_none() && !self.dialling.has_room(previous, &relay) {
+        if self.channels.lookup(&relay).is_none() && !self.dialling.has_room(&owner, &relay) {
             return None;
         }
         if let Some(channel) = self.channels.connect(now, &target) {
             return self.create(now, key, channel, request, rng);
         }
+        if let Some(longest) = self.dialling.to_evict(&owner) {
+            self.end(now, longest);
+        }
         self.table.circuit_mut(key)?.set_dialling(now, relay);
         self.table.schedule(key);
-        self.dialling.insert(relay, key, previous, request.to_vec());
-        Some(())
+        self.dialling.insert(now, relay, key, owner, request.to_vec()).then_some(())
     }
 
     /// Answers GONE to the origin: the next relay can't be reached. The circuit stays as it was. `None` if the

@@ -3,15 +3,18 @@
 use core::{ops::RangeInclusive, time::Duration};
 
 use crate::{
-    base::{CircuitId, Counter as _, HopIndex, Instant, RelayId},
+    base::{CircuitId, Counter as _, HopIndex, Instant, Owner, RelayId},
     channel::ChannelId,
     onion::RelayLayer,
     wire::{BODY_LEN, Fragments},
 };
 
-/// Time without a cell after which a client's circuit ends that has no next hop and never had a stream.
+use super::owners::CircuitRank;
+
+/// Time after which a client's circuit ends that has no next hop and never had a stream that the relay served.
 const UNUSED_LIMIT: Duration = Duration::from_secs(600);
-/// The same for a later hop, which may be the last of a circuit that a client keeps ready.
+/// The same for a later hop, which may be the last of a circuit that a client keeps ready, and for any hop after its
+/// last stream.
 const UNUSED_LATER_LIMIT: Duration = Duration::from_secs(3600);
 /// Time limit from the first to the last fragment of one CREATE or EXTEND.
 pub(super) const FRAGMENTS_LIMIT: Duration = Duration::from_secs(5);
@@ -62,12 +65,17 @@ impl NextHop {
 pub(super) struct Circuit {
     pub(super) hop: HopIndex,
     pub(super) previous: CircuitEndpoint,
+    pub(super) owner: Owner,
+    /// Its use as of the last visit by [`Owned`](super::owners::Owned).
+    pub(super) known_use: CircuitRank,
     pub(super) next: NextHop,
     pub(super) layer: RelayLayer,
     /// The time of the last cell from the origin.
     pub(super) last_cell: Instant,
-    /// Whether a stream message of the origin has arrived.
-    pub(super) has_streams: bool,
+    /// The time since which the circuit has served nothing at this hop.
+    unused_since: Instant,
+    /// Whether it has ever served a stream at this hop.
+    used: bool,
     /// The fragments of an incomplete EXTEND.
     extend: Fragments,
     /// Number of GONE messages sent.
@@ -77,14 +85,23 @@ pub(super) struct Circuit {
 }
 
 impl Circuit {
-    pub(super) const fn new(now: Instant, hop: HopIndex, previous: CircuitEndpoint, layer: RelayLayer) -> Self {
+    pub(super) const fn new(
+        now: Instant,
+        hop: HopIndex,
+        owner: Owner,
+        previous: CircuitEndpoint,
+        layer: RelayLayer,
+    ) -> Self {
         Self {
             hop,
             previous,
+            owner,
+            known_use: CircuitRank { serves: false, last_cell: now },
             next: NextHop::None,
             layer,
             last_cell: now,
-            has_streams: false,
+            unused_since: now,
+            used: false,
             extend: Fragments::new(),
             gone: 0,
             deadline: None,
@@ -135,15 +152,26 @@ impl Circuit {
         Some(created)
     }
 
+    /// Its use now. `has_stream`: whether a stream is open on it.
+    pub(super) const fn current_use(&self, has_stream: bool) -> CircuitRank {
+        CircuitRank { serves: has_stream || matches!(self.next, NextHop::Open(_)), last_cell: self.last_cell }
+    }
+
     /// The time at which the circuit ends if nothing changes.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         [self.deadline, self.unused_until()].into_iter().flatten().min()
     }
 
-    /// The time at which the circuit ends as unused; `None` once it is extended or has had a stream.
+    /// A stream of the circuit was served at `time`.
+    pub(super) fn set_used(&mut self, time: Instant) {
+        self.used = true;
+        self.unused_since = self.unused_since.max(time);
+    }
+
+    /// The time at which the circuit ends as unused; `None` once it is extended. Messages without an open stream don't
+    /// move it, because they cost their origin next to nothing.
     fn unused_until(&self) -> Option<Instant> {
-        let unused = matches!(self.next, NextHop::None) && !self.has_streams;
-        let limit = if self.hop == HopIndex::FIRST { UNUSED_LIMIT } else { UNUSED_LATER_LIMIT };
-        unused.then(|| self.last_cell.after(limit))
+        let limit = if self.hop == HopIndex::FIRST && !self.used { UNUSED_LIMIT } else { UNUSED_LATER_LIMIT };
+        matches!(self.next, NextHop::None).then(|| self.unused_since.after(limit))
     }
 }

@@ -1,21 +1,19 @@
 //! Circuits that wait for a channel to their next hop, with the CREATEs to send over it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use crate::{base::RelayId, channel::ChannelId};
+use crate::base::{AtCap, Counter as _, Instant, Owner, RelayId};
 
-use super::table::CircuitKey;
+use super::{owners::Owned, table::CircuitKey};
 
-/// Cap on waiting circuits of one channel. It leaves room for other neighbours if one extends to relays that don't
-/// answer.
-const DIALLING_PER_CHANNEL: usize = 256;
-/// Cap on relays that the circuits of one channel wait for, because a node's dials are few.
-const DIALS_PER_CHANNEL: usize = 16;
+/// Caps on relays that the circuits of a source, and of a listed relay, wait for, because a node's dials are few.
+const DIALS_OF_SOURCE: usize = 16;
+const DIALS_OF_RELAY: usize = 64;
 
 /// A waiting circuit.
 struct Waiting {
-    /// The channel towards the origin.
-    previous: ChannelId,
+    owner: Owner,
+    since: Instant,
     /// The request of the CREATE.
     request: Vec<u8>,
 }
@@ -23,46 +21,85 @@ struct Waiting {
 /// All waiting circuits, by the relay that is dialled.
 pub(super) struct Dialling {
     relays: BTreeMap<RelayId, BTreeMap<CircuitKey, Waiting>>,
-    /// The cap on waiting circuits of all channels.
-    cap: usize,
+    /// The share of each owner, with the circuits ordered by the time since which they wait.
+    owned: Owned<Instant, CircuitKey>,
+    /// The relays that the circuits of an owner wait for, with the number of circuits.
+    dials: HashMap<Owner, BTreeMap<RelayId, usize>>,
 }
 
 impl Dialling {
-    pub(super) const fn new(cap: usize) -> Self {
-        Self { relays: BTreeMap::new(), cap }
+    pub(super) fn new(cap: usize) -> Self {
+        Self { relays: BTreeMap::new(), owned: Owned::new(cap), dials: HashMap::new() }
     }
 
-    /// Whether a circuit from the channel `previous` may wait for a channel to `relay`.
-    pub(super) fn has_room(&self, previous: ChannelId, relay: &RelayId) -> bool {
-        let (mut all, mut of_channel, mut relays) = (0_usize, 0_usize, 0_usize);
-        for (dialled, circuits) in &self.relays {
-            let own = circuits.values().filter(|waiting| waiting.previous == previous).count();
-            all = all.saturating_add(circuits.len());
-            of_channel = of_channel.saturating_add(own);
-            relays = relays.saturating_add(usize::from(own > 0 && dialled != relay));
+    /// Whether a circuit of `owner` may wait for a channel to `relay`.
+    pub(super) fn has_room(&self, owner: &Owner, relay: &RelayId) -> bool {
+        let dials = match owner {
+            Owner::Source(..) => DIALS_OF_SOURCE,
+            Owner::Relay(_) => DIALS_OF_RELAY,
+        };
+        let dialled = self.dials.get(owner);
+        let may_dial = dialled.is_none_or(|dialled| dialled.contains_key(relay) || dialled.len() < dials);
+        may_dial && self.owned.check(owner) != Err(AtCap::Part)
+    }
+
+    /// The circuit to end so that one more may wait: the longest waiting one of the fullest owner. `None` if the cap
+    /// isn't reached.
+    pub(super) fn to_evict(&self, owner: &Owner) -> Option<CircuitKey> {
+        self.owned.check(owner).err().and_then(|_| self.owned.lowest()).map(|(_, key)| key)
+    }
+
+    /// Adds a circuit that waits for a channel to `relay`; false if its owner may have no more.
+    pub(super) fn insert(
+        &mut self,
+        now: Instant,
+        relay: RelayId,
+        key: CircuitKey,
+        owner: Owner,
+        request: Vec<u8>,
+    ) -> bool {
+        if self.owned.insert(owner, now, key).is_err() {
+            return false;
         }
-        all < self.cap && of_channel < DIALLING_PER_CHANNEL && relays < DIALS_PER_CHANNEL
-    }
-
-    /// Adds a circuit from the channel `previous` that waits for a channel to `relay`.
-    pub(super) fn insert(&mut self, relay: RelayId, key: CircuitKey, previous: ChannelId, request: Vec<u8>) {
-        self.relays.entry(relay).or_default().insert(key, Waiting { previous, request });
+        self.dials.entry(owner).or_default().entry(relay).or_default().increment();
+        self.relays.entry(relay).or_default().insert(key, Waiting { owner, since: now, request });
+        true
     }
 
     /// Removes a circuit that has ended.
     pub(super) fn remove(&mut self, relay: &RelayId, key: CircuitKey) {
-        if let Some(circuits) = self.relays.get_mut(relay) {
-            circuits.remove(&key);
-            if circuits.is_empty() {
-                self.relays.remove(relay);
-            }
+        let Some(circuits) = self.relays.get_mut(relay) else { return };
+        let waiting = circuits.remove(&key);
+        if circuits.is_empty() {
+            self.relays.remove(relay);
+        }
+        if let Some(waiting) = waiting {
+            self.forget(relay, key, &waiting);
         }
     }
 
     /// Removes the circuits that wait for `relay`, with the request of each one's CREATE.
-    pub(super) fn take(&mut self, relay: &RelayId) -> impl Iterator<Item = (CircuitKey, Vec<u8>)> + use<> {
+    pub(super) fn take(&mut self, relay: &RelayId) -> Vec<(CircuitKey, Vec<u8>)> {
         let circuits = self.relays.remove(relay).unwrap_or_default();
-        circuits.into_iter().map(|(key, waiting)| (key, waiting.request))
+        let taken = circuits.into_iter().map(|(key, waiting)| {
+            self.forget(relay, key, &waiting);
+            (key, waiting.request)
+        });
+        taken.collect()
+    }
+
+    fn forget(&mut self, relay: &RelayId, key: CircuitKey, waiting: &Waiting) {
+        self.owned.remove(&waiting.owner, waiting.since, key);
+        let Some(dialled) = self.dials.get_mut(&waiting.owner) else { return };
+        if let Some(circuits) = dialled.get_mut(relay) {
+            circuits.decrement();
+            if *circuits == 0 {
+                dialled.remove(relay);
+            }
+        }
+        if dialled.is_empty() {
+            self.dials.remove(&waiting.owner);
+        }
     }
 
     /// The number of circuits that wait for `relay`.
@@ -73,6 +110,6 @@ impl Dialling {
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.relays.is_empty()
+        self.relays.is_empty() && self.dials.is_empty() && self.owned.len() == (0, 0, 0)
     }
 }

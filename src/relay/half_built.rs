@@ -3,26 +3,27 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    base::{Deadlines, HopIndex, Instant},
+    base::{AtCap, Deadlines, HopIndex, Instant, Owner},
     channel::ChannelId,
     wire::Fragments,
 };
 
-use super::circuit::{CircuitEndpoint, FRAGMENTS_LIMIT};
-
-/// Cap on half-built circuits of one channel.
-const HALF_BUILT_PER_CHANNEL: usize = 64;
+use super::{
+    circuit::{CircuitEndpoint, FRAGMENTS_LIMIT},
+    owners::Owned,
+};
 
 /// A CREATE that lacks fragments.
 pub(super) struct PartialCreate {
     pub(super) hop: HopIndex,
     pub(super) request: Fragments,
+    owner: Owner,
     deadline: Instant,
 }
 
 impl PartialCreate {
-    pub(super) fn new(now: Instant, hop: HopIndex) -> Self {
-        Self { hop, request: Fragments::new(), deadline: now.after(FRAGMENTS_LIMIT) }
+    pub(super) fn new(now: Instant, hop: HopIndex, owner: Owner) -> Self {
+        Self { hop, request: Fragments::new(), owner, deadline: now.after(FRAGMENTS_LIMIT) }
     }
 }
 
@@ -30,30 +31,44 @@ impl PartialCreate {
 pub(super) struct HalfBuilt {
     creates: BTreeMap<CircuitEndpoint, PartialCreate>,
     deadlines: Deadlines<CircuitEndpoint>,
-    /// The cap on half-built circuits of all channels.
-    cap: usize,
+    /// The share of each owner, with its CREATEs ordered by deadline.
+    owned: Owned<Instant, CircuitEndpoint>,
 }
 
 impl HalfBuilt {
     pub(super) fn new(cap: usize) -> Self {
-        Self { creates: BTreeMap::new(), deadlines: Deadlines::default(), cap }
+        Self { creates: BTreeMap::new(), deadlines: Deadlines::default(), owned: Owned::new(cap) }
     }
 
-    /// Adds a CREATE that `endpoint` has none of; false if a cap is reached.
-    pub(super) fn insert(&mut self, endpoint: CircuitEndpoint, create: PartialCreate) -> bool {
-        let of_channel =
-            self.creates.range(CircuitEndpoint::range(endpoint.channel)).take(HALF_BUILT_PER_CHANNEL).count();
-        if self.creates.len() >= self.cap || of_channel >= HALF_BUILT_PER_CHANNEL {
-            return false;
+    /// Adds a CREATE that `endpoint` has none of. At the cap, removes the oldest one of the fullest owner and returns
+    /// its endpoint; it is to be refused.
+    ///
+    /// # Errors
+    /// When its owner may have no more.
+    pub(super) fn insert(
+        &mut self,
+        endpoint: CircuitEndpoint,
+        create: PartialCreate,
+    ) -> Result<Option<CircuitEndpoint>, AtCap> {
+        let evicted = match self.owned.check(&create.owner) {
+            Ok(()) => None,
+            Err(AtCap::Part) => return Err(AtCap::Part),
+            Err(AtCap::All) => self.owned.lowest().map(|(_, endpoint)| endpoint),
+        };
+        if let Some(evicted) = evicted {
+            self.remove(evicted);
         }
+        self.owned.insert(create.owner, create.deadline, endpoint)?;
         self.deadlines.set(endpoint, create.deadline);
         self.creates.insert(endpoint, create);
-        true
+        Ok(evicted)
     }
 
     pub(super) fn remove(&mut self, endpoint: CircuitEndpoint) -> Option<PartialCreate> {
+        let create = self.creates.remove(&endpoint)?;
         self.deadlines.remove(endpoint);
-        self.creates.remove(&endpoint)
+        self.owned.remove(&create.owner, create.deadline, endpoint);
+        Some(create)
     }
 
     /// Removes those of a closed channel.
@@ -68,7 +83,7 @@ impl HalfBuilt {
     /// Removes the next one whose deadline is `now` or earlier; it is to be refused.
     pub(super) fn pop_late(&mut self, now: Instant) -> Option<CircuitEndpoint> {
         let endpoint = self.deadlines.pop_due(now)?;
-        self.creates.remove(&endpoint);
+        self.remove(endpoint);
         Some(endpoint)
     }
 

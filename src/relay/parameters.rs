@@ -1,6 +1,6 @@
 //! Limits and settings of a relay.
 
-use crate::{channel::ChannelParameters, flow::FlowParameters};
+use crate::{base::Rate, channel::ChannelParameters, flow::FlowParameters};
 
 /// Limits and settings of a relay.
 #[derive(Clone, Debug)]
@@ -9,12 +9,19 @@ pub struct RelayParameters {
     pub channel: ChannelParameters,
     /// Congestion control of the circuits that end here.
     pub flow: FlowParameters,
-    /// Cap on circuits; more are refused. Default 65,536 (about 1 KiB each without streams or waiting cells).
+    /// Cap on circuits. Default 65,536 (about 1 KiB each without streams or waiting cells). A source (IPv4 address,
+    /// IPv6 /64) has at most a sixteenth over all its channels, its network (/24, /48) and a listed relay a quarter;
+    /// more are refused. At the cap, a circuit of the owner closest to its share ends for a new one.
     pub circuits: usize,
-    /// Cap on circuits whose CREATE lacks fragments, 4 KiB each; more are refused. Default 1,024, and 64 per channel.
+    /// Rate at which a source may open circuits over all its channels, and a quarter of the rate of its network. A
+    /// listed relay has the rate of a channel, over all its channels. Default 100 a second, 400 at once.
+    pub creates_of_source: Rate,
+    /// Cap on circuits whose CREATE lacks fragments, 4 KiB each, with the shares of `circuits`. At the cap, the oldest
+    /// of the owner closest to its share is refused. Default 1,024.
     pub half_built: usize,
-    /// Cap on circuits that wait for a channel to their next hop, 4 KiB each; beyond it, the circuit that extends
-    /// ends. Default 1,024, and 256 per channel, for at most 16 relays.
+    /// Cap on circuits that wait for a channel to their next hop, 4 KiB each, with the shares of `circuits`. Beyond its
+    /// share, the circuit that extends ends; at the cap, the longest waiting one of the owner closest to its share. The
+    /// circuits of a source wait for at most 16 relays, those of a listed relay for 64. Default 4,096.
     pub dialling: usize,
     /// Whether it serves BEGIN and RESOLVE. Default no.
     pub exit: bool,
@@ -40,8 +47,9 @@ impl Default for RelayParameters {
             channel: ChannelParameters::default(),
             flow: FlowParameters::default(),
             circuits: 65_536,
+            creates_of_source: Rate { a_second: 100, burst: 400 },
             half_built: 1024,
-            dialling: 1024,
+            dialling: 4096,
             exit: false,
             delegate: false,
             reach: Reach::Direct,

@@ -49,13 +49,26 @@ struct ExitCircuit {
     resolves: TokenBucket,
     streams: Streams,
     open: BTreeMap<StreamId, ExitStreamState>,
+    /// The time at which a stream was last served; not updated while one is open.
+    last_use: Option<Instant>,
     /// Its place in the queue of circuits with messages to send.
     ready: Ticket,
+}
+
+impl ExitCircuit {
+    /// Removes a stream that has ended.
+    fn remove(&mut self, id: StreamId) {
+        if self.open.remove(&id).is_some_and(|open| open.served) {
+            self.last_use = Some(self.received_at);
+        }
+    }
 }
 
 /// A stream or RESOLVE that the exit has open.
 struct ExitStreamState {
     stream: ExitStream,
+    /// The exit has connected it, or performs its request.
+    served: bool,
     /// The origin has finished its direction.
     origin_finished: bool,
     /// The target has finished its direction.
@@ -111,6 +124,18 @@ impl ExitStreams {
         self.streams.len()
     }
 
+    /// Whether the exit has a stream or RESOLVE of a circuit open.
+    pub(super) fn has_open(&self, key: CircuitKey) -> bool {
+        self.circuits.get(&key).is_some_and(|circuit| !circuit.open.is_empty())
+    }
+
+    /// The time at which a circuit last served a stream: `now` if one is open. Messages that cost the relay next to
+    /// nothing (DROP, an echo request, a refused BEGIN) are no use.
+    pub(super) fn last_use(&self, now: Instant, key: CircuitKey) -> Option<Instant> {
+        let circuit = self.circuits.get(&key)?;
+        if circuit.open.values().any(|open| open.served) { Some(now) } else { circuit.last_use }
+    }
+
     /// Handles a stream message of the origin of a circuit, at which this relay is `hop`.
     ///
     /// # Errors
@@ -129,6 +154,7 @@ impl ExitStreams {
             resolves: TokenBucket::new(),
             streams: Streams::new(StreamRole::Exit, self.flow.clone()),
             open: BTreeMap::new(),
+            last_use: None,
             ready: Ticket::new(),
         });
         circuit.received_at = now;
@@ -141,6 +167,9 @@ impl ExitStreams {
     pub(super) fn handle_command(&mut self, stream: ExitStream, command: StreamCommand) {
         let ends = matches!(command, StreamCommand::Resolved { .. } | StreamCommand::Reset(_));
         let finishes = matches!(command, StreamCommand::Finish);
+        if matches!(command, StreamCommand::Connected(_)) {
+            self.set_served(stream);
+        }
         self.with_stream(stream, |streams, id| streams.handle_command(id, command));
         if ends || (finishes && self.finish_target(stream)) {
             self.forget(stream);
@@ -245,7 +274,9 @@ impl ExitStreams {
                 Some(true) => {
                     let stream = ExitStream(self.next);
                     self.next = self.next.saturating_add(1);
-                    circuit.open.insert(id, ExitStreamState { stream, origin_finished: false, target_finished: false });
+                    let served = matches!(event, StreamEvent::Request(_));
+                    let state = ExitStreamState { stream, served, origin_finished: false, target_finished: false };
+                    circuit.open.insert(id, state);
                     self.streams.insert(stream, (key, id));
                 }
                 Some(false) => {
@@ -260,7 +291,7 @@ impl ExitStreams {
             let over = matches!(event, StreamEvent::Closed(_)) || (open.origin_finished && open.target_finished);
             self.events.push_back((stream, event));
             if over {
-                circuit.open.remove(&id);
+                circuit.remove(id);
                 self.streams.remove(&stream);
             }
         }
@@ -293,7 +324,14 @@ impl ExitStreams {
     fn forget(&mut self, stream: ExitStream) {
         let Some((key, id)) = self.streams.remove(&stream) else { return };
         if let Some(circuit) = self.circuits.get_mut(&key) {
-            circuit.open.remove(&id);
+            circuit.remove(id);
+        }
+    }
+
+    fn set_served(&mut self, stream: ExitStream) {
+        let Some((key, id)) = self.streams.get(&stream) else { return };
+        if let Some(open) = self.circuits.get_mut(key).and_then(|circuit| circuit.open.get_mut(id)) {
+            open.served = true;
         }
     }
 }

@@ -47,10 +47,7 @@ impl Relay {
                 let plaintext = Bytes::from(body).slice(..capacity);
                 match RelayMessage::decode(&plaintext) {
                     Ok(RelayMessage::Extend { fragment }) => self.handle_extend(now, key, &fragment, rng),
-                    Ok(message) => {
-                        circuit.has_streams = true;
-                        self.handle_message(now, key, message);
-                    }
+                    Ok(message) => self.handle_message(now, key, message),
                     Err(error) => {
                         tracing::debug!(%error, "ending a circuit after a malformed message");
                         self.end(now, key);

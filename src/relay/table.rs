@@ -5,11 +5,14 @@ use std::collections::HashMap;
 use slab::Slab;
 
 use crate::{
-    base::{CircuitId, Deadlines, Instant},
+    base::{AtCap, CircuitId, Deadlines, Instant, Owner},
     channel::ChannelId,
 };
 
-use super::circuit::{Circuit, CircuitEndpoint};
+use super::{
+    circuit::{Circuit, CircuitEndpoint},
+    owners::{CircuitRank, Owned},
+};
 
 /// The endpoint by which a circuit was found.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,39 +45,63 @@ pub(super) struct Table {
     /// Deadlines of circuits; an entry may be earlier than the deadline.
     deadlines: Deadlines<CircuitKey>,
     next_generation: u64,
-    /// The cap on circuits.
-    cap: usize,
+    /// The cap on circuits, and the share of each owner.
+    owners: Owned<CircuitRank, CircuitKey>,
 }
 
 impl Table {
     /// An empty table for at most `cap` circuits.
     pub(super) fn new(cap: usize) -> Self {
-        Self { slots: Slab::new(), endpoints: HashMap::new(), deadlines: Deadlines::default(), next_generation: 0, cap }
+        Self {
+            slots: Slab::new(),
+            endpoints: HashMap::new(),
+            deadlines: Deadlines::default(),
+            next_generation: 0,
+            owners: Owned::new(cap),
+        }
     }
 
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// Whether no further circuit is admitted.
-    pub(super) fn is_full(&self) -> bool {
-        self.slots.len() >= self.cap
+    /// Whether `owner` may have one more circuit.
+    pub(super) fn check(&self, owner: &Owner) -> Result<(), AtCap> {
+        self.owners.check(owner)
+    }
+
+    /// The circuit to end when the table is full: the least used one of the fullest owner. `has_stream` tells whether a
+    /// stream is open on a circuit.
+    pub(super) fn least_used(&mut self, has_stream: impl Fn(CircuitKey) -> bool) -> Option<CircuitKey> {
+        loop {
+            let (known, key) = self.owners.lowest()?;
+            let circuit = self.circuit_mut(key)?;
+            let current = circuit.current_use(has_stream(key));
+            if current <= known {
+                return Some(key);
+            }
+            circuit.known_use = current;
+            let owner = circuit.owner;
+            self.owners.set_rank(&owner, known, current, key);
+        }
     }
 
     /// Admits no further circuit from now on.
     pub(super) const fn close(&mut self) {
-        self.cap = 0;
+        self.owners.close();
     }
 
-    pub(super) fn insert(&mut self, circuit: Circuit) -> CircuitKey {
+    /// Adds a circuit; `None` if its owner may have no more.
+    pub(super) fn insert(&mut self, circuit: Circuit) -> Option<CircuitKey> {
         let generation = self.next_generation;
         self.next_generation = generation.wrapping_add(1);
         let previous = circuit.previous;
-        let slot = self.slots.insert((generation, circuit));
-        let key = CircuitKey { slot, generation };
+        let key = CircuitKey { slot: self.slots.vacant_key(), generation };
+        self.owners.insert(circuit.owner, circuit.known_use, key).ok()?;
+        self.slots.insert((generation, circuit));
         self.insert_endpoint(previous, key, Side::Previous);
         self.schedule(key);
-        key
+        Some(key)
     }
 
     /// Adds the endpoint towards the next hop.
@@ -113,6 +140,7 @@ impl Table {
         self.circuit_mut(key)?;
         let (_, circuit) = self.slots.try_remove(key.slot)?;
         self.deadlines.remove(key);
+        self.owners.remove(&circuit.owner, circuit.known_use, key);
         self.remove_endpoint(circuit.previous);
         if let Some(endpoint) = circuit.next.endpoint() {
             self.remove_endpoint(endpoint);
@@ -142,10 +170,19 @@ impl Table {
         }
     }
 
-    /// The next circuit whose deadline is `now` or earlier: it must end.
-    pub(super) fn poll_late(&mut self, now: Instant) -> Option<CircuitKey> {
+    /// The next circuit whose deadline is `now` or earlier: it must end. `last_use` is the time at which a circuit last
+    /// served a stream.
+    pub(super) fn poll_late(
+        &mut self,
+        now: Instant,
+        last_use: impl Fn(CircuitKey) -> Option<Instant>,
+    ) -> Option<CircuitKey> {
         while let Some(key) = self.deadlines.pop_due(now) {
-            match self.circuit(key).and_then(Circuit::poll_timeout) {
+            let Some(circuit) = self.circuit_mut(key) else { continue };
+            if let Some(time) = last_use(key) {
+                circuit.set_used(time);
+            }
+            match circuit.poll_timeout() {
                 Some(due) if due <= now => return Some(key),
                 // The deadline has moved since.
                 Some(due) => self.deadlines.set(key, due),
@@ -158,6 +195,11 @@ impl Table {
     /// The time of the next [`Self::poll_late`].
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.earliest()
+    }
+
+    #[cfg(test)]
+    pub(super) const fn owners(&self) -> &Owned<CircuitRank, CircuitKey> {
+        &self.owners
     }
 
     /// The number of circuits with a deadline.

@@ -1,0 +1,281 @@
+//! Tests of a relay against sources that take all that they can get.
+
+use core::net::Ipv6Addr;
+
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+use super::*;
+use crate::base::{LinkClose, Owner};
+
+/// Not in the consensus.
+const UNLISTED: u16 = 77;
+
+/// Sends CREATEs on `count` identifiers from `first` on, and returns how many of them were refused.
+fn flood(bench: &mut Bench, link: LinkId, hop: u8, first: u32, count: u32) -> usize {
+    let hop = HopIndex::new(hop).unwrap();
+    let (_, request) = ClientHandshake::start(&bench.keys, hop, &[], &mut bench.rng).unwrap();
+    for number in first..first + count {
+        bench.send(link, &create_cells(upper(number), hop, &request).unwrap()[0]);
+    }
+    bench.commands(link).iter().filter(|command| **command == Command::Destroy).count()
+}
+
+fn close(bench: &mut Bench, link: LinkId) {
+    bench.relay.handle_link(bench.now, LinkEvent::Closed { link, reason: LinkClose::ByPeer }, &mut bench.rng);
+    bench.neighbours.remove(&link);
+    bench.settle();
+}
+
+fn stands(bench: &Bench, link: LinkId, number: u32) -> bool {
+    bench.relay.table.find(CircuitEndpoint { channel: ChannelId(link), circuit: upper(number) }).is_some()
+}
+
+/// Each address opens as many circuits as it can for a minute, over `links` links, while an honest client of another
+/// address opens one a second: all of its circuits stand. Returns the number of the attacker's circuits.
+fn attack(addresses: &[IpAddr], links: usize) -> usize {
+    const CIRCUITS: usize = 1024;
+    let mut bench = Bench::new(RelayParameters { circuits: CIRCUITS, ..RelayParameters::default() });
+    let (_, request) = ClientHandshake::start(&bench.keys, HopIndex::FIRST, &[], &mut bench.rng).unwrap();
+    let mut attackers = Vec::new();
+    for address in addresses {
+        bench.address = *address;
+        attackers.extend((0..links).map(|_| bench.client()));
+    }
+    bench.address = [203, 0, 113, 1].into();
+    let honest = bench.client();
+    for number in 1..=60 {
+        for link in &attackers {
+            for attempt in 0..8 {
+                let cell = create_cells(upper(8 * number + attempt), HopIndex::FIRST, &request).unwrap().remove(0);
+                bench.deliver(*link, &cell);
+            }
+        }
+        bench.settle();
+        bench.create(honest, upper(number), HopIndex::FIRST);
+        bench.pass(Duration::from_secs(1));
+        assert!((1..=number).all(|number| stands(&bench, honest, number)), "after {number} s");
+    }
+    let held = |address: &IpAddr| bench.relay.table.owners().held(&Owner::of_address(*address));
+    assert!(addresses.iter().all(|address| held(address) <= CIRCUITS / 16));
+    bench.circuits() - 60
+}
+
+#[test]
+fn an_honest_clients_circuits_stand_while_one_address_opens_all_it_can() {
+    assert_eq!(attack(&[[192, 0, 2, 1].into()], 16), 1024 / 16);
+}
+
+#[test]
+fn an_honest_clients_circuits_stand_while_sixteen_addresses_open_all_they_can() {
+    let addresses: Vec<_> = (1..=16).map(|network| [198, 51, network, 1].into()).collect();
+    assert_eq!(attack(&addresses, 2), 1024 - 60, "the table is full");
+}
+
+#[test]
+fn an_honest_clients_circuits_stand_while_a_24_opens_all_it_can() {
+    let addresses: Vec<_> = (1..=32).map(|host| [198, 51, 100, host].into()).collect();
+    assert_eq!(attack(&addresses, 1), 1024 / 4);
+}
+
+#[test]
+fn an_honest_clients_circuits_stand_while_a_48_opens_all_it_can() {
+    let address = |subnet: u16| Ipv6Addr::new(0x2001, 0xdb8, 1, subnet, 0, 0, 0, 1).into();
+    let addresses: Vec<_> = (1..=32).map(address).collect();
+    assert_eq!(attack(&addresses, 1), 1024 / 4);
+}
+
+#[test]
+fn a_full_table_makes_room_by_the_least_used_circuit_of_the_fullest_source() {
+    let mut bench = Bench::new(RelayParameters { circuits: 64, exit: true, ..RelayParameters::default() });
+    // Two listed relays with less than their quarters, one source with its sixteenth, and a client.
+    let relays = [PREVIOUS, 4].map(|number| bench.join(LocalRole::Relay(Arc::new(fixture::key(number))), None));
+    let (first, second) = (flood(&mut bench, relays[0], 2, 1, 15), flood(&mut bench, relays[1], 2, 1, 15));
+    assert_eq!((first, second), (0, 0));
+    let mut sources = Vec::new();
+    for network in 1..=10 {
+        bench.address = [198, 51, network, 1].into();
+        let link = bench.client();
+        assert_eq!(flood(&mut bench, link, 1, 10, 3), 0);
+        sources.push(link);
+    }
+    bench.address = [203, 0, 113, 1].into();
+    let full = bench.client();
+    let stream = StreamId::new(1).unwrap();
+    let target = Target { host: Host::parse("example.org").unwrap(), port: 443 };
+    let mut layers = bench.create(full, upper(1), HopIndex::FIRST);
+    bench.send_message(full, upper(1), &mut layers, &RelayMessage::Begin { stream, target });
+    let mut layers = bench.create(full, upper(2), HopIndex::FIRST);
+    assert_eq!(flood(&mut bench, full, 1, 3, 2), 0);
+    assert_eq!(flood(&mut bench, full, 1, 5, 1), 1, "a source at its sixteenth ends no circuit of others");
+    assert_eq!(bench.circuits(), 64);
+    bench.pass(Duration::from_secs(1));
+    let echo = RelayMessage::Resolve { stream, host: Host::Ip([0, 0, 0, 0].into()) };
+    bench.send_message(full, upper(2), &mut layers, &echo);
+    bench.cells(full);
+    bench.address = [203, 0, 114, 1].into();
+    let new = bench.client();
+    bench.create(new, upper(1), HopIndex::FIRST);
+    assert_eq!((bench.circuits(), bench.cells(full)), (64, vec![Cell::destroy(upper(3))]));
+    let remaining = [1, 2, 3, 4].map(|number| stands(&bench, full, number));
+    assert_eq!(remaining, [true, true, false, true], "one with a stream, one with a later cell");
+    for link in relays.into_iter().chain(sources).chain([full, new]) {
+        close(&mut bench, link);
+    }
+    assert_eq!(bench.relay.table.owners().len(), (0, 0, 0));
+}
+
+#[test]
+fn a_neighbour_that_no_consensus_lists_has_the_limits_of_a_client() {
+    for (number, refused) in [(UNLISTED, 20), (PREVIOUS, 0)] {
+        let creates_of_client = Rate { a_second: 1, burst: 20 };
+        let channel = ChannelParameters { creates_of_client, ..ChannelParameters::default() };
+        // A sixteenth is 100 circuits.
+        let parameters = RelayParameters { channel, circuits: 1600, ..RelayParameters::default() };
+        let mut bench = Bench::new(parameters);
+        let link = bench.join(LocalRole::Relay(Arc::new(fixture::key(number))), None);
+        assert_eq!(flood(&mut bench, link, 2, 1, 40), refused);
+        assert_eq!(bench.relay.table.owners().held(&Owner::of_address(bench.address)), refused);
+    }
+}
+
+#[test]
+fn many_links_and_new_links_of_a_source_bring_no_more_creates() {
+    let creates_of_source = Rate { a_second: 10, burst: 40 };
+    let mut bench = Bench::new(RelayParameters { creates_of_source, ..RelayParameters::default() });
+    let links = [(); 5].map(|()| bench.client());
+    let refused: usize = links.iter().map(|link| flood(&mut bench, *link, 1, 1, 20)).sum();
+    assert_eq!((refused, bench.circuits()), (60, 40));
+    for link in links {
+        close(&mut bench, link);
+    }
+    assert_eq!(bench.circuits(), 0);
+    let link = bench.client();
+    assert_eq!(flood(&mut bench, link, 1, 1, 20), 20);
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(flood(&mut bench, link, 1, 21, 20), 10);
+    bench.address = [198, 51, 100, 1].into();
+    let other = bench.client();
+    assert_eq!(flood(&mut bench, other, 1, 1, 20), 0);
+}
+
+#[test]
+fn half_built_circuits_of_one_source_leave_room_for_others() {
+    let mut bench = Bench::new(RelayParameters { half_built: 64, ..RelayParameters::default() });
+    let incomplete = |bench: &mut Bench, network: u8, links: usize| {
+        bench.address = [198, 51, network, 1].into();
+        let links: Vec<_> = (0..links).map(|_| bench.client()).collect();
+        for link in &links {
+            (1..=5).for_each(|number| bench.send(*link, &incomplete_create(upper(number))));
+        }
+        links.iter().map(|link| bench.commands(*link).len()).sum::<usize>()
+    };
+    assert_eq!(incomplete(&mut bench, 1, 3), 15 - 4, "a sixteenth");
+    assert_eq!((2..=16).map(|network| incomplete(&mut bench, network, 1)).sum::<usize>(), 15);
+    assert_eq!(bench.relay.half_built.len(), (64, 64));
+    bench.address = [203, 0, 113, 1].into();
+    let honest = bench.client();
+    bench.send(honest, &incomplete_create(upper(1)));
+    assert_eq!((bench.commands(honest), bench.relay.half_built.len()), (vec![], (64, 64)));
+    bench.pass(Duration::from_secs(5));
+    assert_eq!(bench.relay.half_built.len(), (0, 0));
+}
+
+/// Creates a circuit and extends it to a relay without a channel.
+fn extend_to(bench: &mut Bench, link: LinkId, number: u32, relay: u16) {
+    let mut layers = bench.create(link, upper(number), HopIndex::FIRST);
+    bench.extend(link, upper(number), &mut layers, relay_id(relay));
+    bench.cells(link);
+}
+
+#[test]
+fn circuits_of_one_source_that_wait_for_channels_leave_room_for_others() {
+    let mut bench = Bench::new(RelayParameters { dialling: 64, ..RelayParameters::default() });
+    let mut links = Vec::new();
+    for network in 1..=16 {
+        bench.address = [198, 51, network, 1].into();
+        for _ in 0..2 {
+            let link = bench.client();
+            (1..=3).for_each(|number| extend_to(&mut bench, link, number, NEXT));
+            links.push(link);
+        }
+        let expected = 4 * usize::from(network);
+        assert_eq!((bench.circuits(), bench.relay.dialling.len(&relay_id(NEXT))), (expected, expected));
+    }
+    bench.address = [203, 0, 113, 1].into();
+    let honest = bench.client();
+    extend_to(&mut bench, honest, 1, NEXT);
+    assert!(stands(&bench, honest, 1));
+    assert_eq!((bench.circuits(), bench.relay.dialling.len(&relay_id(NEXT))), (64, 64));
+    let next = bench.next();
+    assert_eq!(bench.commands(next).len(), 64);
+    assert!(bench.relay.dialling.is_empty());
+}
+
+#[test]
+fn circuits_of_one_source_wait_for_at_most_sixteen_relays() {
+    let mut bench = Bench::new(RelayParameters::default());
+    let listed = (1..=30).map(|number| fixture::listed(fixture::profile(number)));
+    bench.relay.set_consensus(Arc::new(fixture::consensus(listed)));
+    let links = [bench.client(), bench.client()];
+    for number in 2..=20 {
+        extend_to(&mut bench, links[usize::from(number % 2)], number.into(), number);
+    }
+    assert_eq!((bench.dialled.len(), bench.circuits()), (16, 16));
+    bench.address = [203, 0, 113, 1].into();
+    let other = bench.client();
+    extend_to(&mut bench, other, 1, 25);
+    assert_eq!((bench.dialled.len(), bench.circuits()), (17, 17));
+}
+
+/// Passes minutes in which padding keeps a link alive.
+fn minutes(bench: &mut Bench, link: LinkId, minutes: u64) {
+    for _ in 0..minutes {
+        bench.send(link, &Cell::padding());
+        bench.pass(Duration::from_secs(60));
+    }
+}
+
+#[test]
+fn a_circuit_with_only_echoes_and_refused_streams_ends_as_unused() {
+    let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
+    let link = bench.client();
+    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+    let target = Target { host: Host::parse("example.org").unwrap(), port: 25 };
+    for minute in 0..9 {
+        let stream = StreamId::new(2 * minute + 1).unwrap();
+        let echo = RelayMessage::Resolve { stream, host: Host::Ip([0, 0, 0, 0].into()) };
+        bench.send_message(link, upper(1), &mut layers, &echo);
+        let stream = StreamId::new(2 * minute + 2).unwrap();
+        bench.send_message(link, upper(1), &mut layers, &RelayMessage::Begin { stream, target: target.clone() });
+        while let Some(RelayEvent::Stream(exit, _)) = bench.relay.poll_event() {
+            bench.relay.handle_command(exit, StreamCommand::Reset(EndReason::Policy));
+        }
+        minutes(&mut bench, link, 1);
+    }
+    assert_eq!(bench.circuits(), 1);
+    minutes(&mut bench, link, 1);
+    assert_eq!(bench.circuits(), 0);
+}
+
+#[test]
+fn a_circuit_whose_streams_have_ended_ends_an_hour_later() {
+    let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
+    let link = bench.client();
+    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+    let stream = StreamId::new(1).unwrap();
+    let target = Target { host: Host::parse("example.org").unwrap(), port: 443 };
+    bench.send_message(link, upper(1), &mut layers, &RelayMessage::Begin { stream, target });
+    let Some(RelayEvent::Stream(exit, _)) = bench.relay.poll_event() else { panic!("no request") };
+    bench.relay.handle_command(exit, StreamCommand::Connected(None));
+    minutes(&mut bench, link, 150);
+    assert_eq!(bench.circuits(), 1, "the stream is open");
+    bench.send_message(link, upper(1), &mut layers, &RelayMessage::End { stream, reason: EndReason::Done });
+    bench.relay.handle_command(exit, StreamCommand::Finish);
+    bench.settle();
+    assert_eq!(bench.relay.figures().exit_streams, 0);
+    minutes(&mut bench, link, 59);
+    assert_eq!(bench.circuits(), 1);
+    minutes(&mut bench, link, 1);
+    assert_eq!(bench.circuits(), 0);
+}
