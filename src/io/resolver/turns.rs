@@ -31,7 +31,7 @@ const SLOW: Duration = Duration::from_secs(2);
 const CHECKS: u32 = 8;
 
 /// Whose lookup it is; `None` for the exit's own ones, which count as one neighbour.
-type Owner = Option<RequestOwner>;
+type LookupOwner = Option<RequestOwner>;
 
 #[derive(Clone)]
 pub(super) struct LookupPlaces {
@@ -48,14 +48,14 @@ struct State {
 }
 
 struct RunningLookup {
-    owner: Owner,
+    owner: LookupOwner,
     since: Instant,
     /// Its drop ends the lookup.
     _ends: oneshot::Sender<()>,
 }
 
 struct WaitingLookup {
-    owner: Owner,
+    owner: LookupOwner,
     /// Its drop refuses the lookup.
     granted: oneshot::Sender<LookupPlace>,
 }
@@ -82,7 +82,7 @@ impl LookupPlaces {
     }
 
     /// Waits for a place.
-    pub(super) async fn take(&self, owner: Owner) -> Result<LookupPlace, EndReason> {
+    pub(super) async fn take(&self, owner: LookupOwner) -> Result<LookupPlace, EndReason> {
         let (key, mut granted) = {
             let mut state = self.lock();
             if !state.makes_room_to_wait(owner) {
@@ -143,7 +143,7 @@ impl State {
     }
 
     /// Whether another lookup of `owner` may wait. If too many wait, the newest of the fullest owner is refused.
-    fn makes_room_to_wait(&mut self, owner: Owner) -> bool {
+    fn makes_room_to_wait(&mut self, owner: LookupOwner) -> bool {
         let loads = OwnerLoads::of(self.waiting.values().map(|waiting| waiting.owner));
         let load = loads.load(owner);
         if owner.is_some() && load.1 >= WAITING_OF_CIRCUIT {
@@ -158,7 +158,7 @@ impl State {
         }
     }
 
-    fn within_share(owner: Owner, load: OwnerLoad, places: usize) -> bool {
+    fn within_share(owner: LookupOwner, load: OwnerLoad, places: usize) -> bool {
         let of_neighbour = places.div_ceil(NEIGHBOUR_PART);
         load.0 < of_neighbour && (owner.is_none() || load.1 < OF_CIRCUIT)
     }
@@ -173,7 +173,7 @@ impl State {
     }
 
     /// Ends a slow lookup of an owner with more lookups than `owner`, if `owner` lacks a place because of it.
-    fn end_a_slow_one(&mut self, owner: Owner, places: usize, slow: Duration) {
+    fn end_a_slow_one(&mut self, owner: LookupOwner, places: usize, slow: Duration) {
         let (loads, now) = (self.running_loads(), Instant::now());
         let load = loads.load(owner);
         if owner.is_some() && load.1 >= OF_CIRCUIT {
@@ -199,11 +199,11 @@ impl State {
 /// The numbers of lookups of each neighbour and circuit.
 struct OwnerLoads {
     of_neighbour: BTreeMap<Option<Neighbour>, usize>,
-    of_circuit: BTreeMap<Owner, usize>,
+    of_circuit: BTreeMap<LookupOwner, usize>,
 }
 
 impl OwnerLoads {
-    fn of(owners: impl Iterator<Item = Owner>) -> Self {
+    fn of(owners: impl Iterator<Item = LookupOwner>) -> Self {
         let mut loads = Self { of_neighbour: BTreeMap::new(), of_circuit: BTreeMap::new() };
         for owner in owners {
             let of_neighbour = loads.of_neighbour.entry(neighbour(owner)).or_default();
@@ -214,13 +214,13 @@ impl OwnerLoads {
         loads
     }
 
-    fn load(&self, owner: Owner) -> OwnerLoad {
+    fn load(&self, owner: LookupOwner) -> OwnerLoad {
         let of_neighbour = self.of_neighbour.get(&neighbour(owner)).copied().unwrap_or_default();
         (of_neighbour, self.of_circuit.get(&owner).copied().unwrap_or_default())
     }
 }
 
-fn neighbour(owner: Owner) -> Option<Neighbour> {
+fn neighbour(owner: LookupOwner) -> Option<Neighbour> {
     owner.map(|owner| owner.neighbour)
 }
 
@@ -256,12 +256,12 @@ mod tests {
         LookupPlaces { slow: SLOW, ..LookupPlaces::new(64) }
     }
 
-    fn owner(neighbour: u8, circuit: u64) -> Owner {
+    fn owner(neighbour: u8, circuit: u64) -> LookupOwner {
         Some(RequestOwner { neighbour: Neighbour::Listed(RelayId::from_bytes([neighbour; 32])), circuit })
     }
 
     /// A lookup that runs until it has to make room.
-    fn slow(turns: &LookupPlaces, owner: Owner) -> tokio::task::JoinHandle<Option<Duration>> {
+    fn slow(turns: &LookupPlaces, owner: LookupOwner) -> tokio::task::JoinHandle<Option<Duration>> {
         let turns = turns.clone();
         tokio::spawn(async move {
             let start = Instant::now();

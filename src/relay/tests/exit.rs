@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The layers of a circuit whose second hop is the bench's relay. The test has the keys of the first hop.
-struct SecondHop {
+pub(super) struct SecondHop {
     link: LinkId,
     circuit: CircuitId,
     first: RelayLayer,
@@ -24,7 +24,7 @@ fn first_keys() -> HopKeys {
 
 impl Bench {
     /// A circuit over `link`, whose neighbour is the first hop.
-    fn create_second(&mut self, link: LinkId, circuit: CircuitId) -> SecondHop {
+    pub(super) fn create_second(&mut self, link: LinkId, circuit: CircuitId) -> SecondHop {
         let second = HopIndex::new(2).unwrap();
         let (handshake, request) = ClientHandshake::start(&self.keys, second, &[], &mut self.rng).unwrap();
         for cell in create_cells(circuit, second, &request).unwrap() {
@@ -38,7 +38,7 @@ impl Bench {
         SecondHop { link, circuit, first: RelayLayer::new(HopIndex::FIRST, first_keys()), layers }
     }
 
-    fn send_to_second(&mut self, at: &mut SecondHop, message: &RelayMessage) {
+    pub(super) fn send_to_second(&mut self, at: &mut SecondHop, message: &RelayMessage) {
         let (mut plain, mut body) = (Vec::new(), CellBody::zero());
         message.encode(&mut plain).unwrap();
         at.layers.seal_message(HopIndex::new(2).unwrap(), &plain, &mut body).unwrap();

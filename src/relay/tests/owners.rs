@@ -100,18 +100,18 @@ fn a_full_table_makes_room_by_the_least_used_circuit_of_the_fullest_source() {
         sources.push(link);
     }
     bench.address = [203, 0, 113, 1].into();
-    let full = bench.client();
+    let full = bench.join(LocalRole::Relay(Arc::new(fixture::key(UNLISTED))), None);
     let stream = StreamId::new(1).unwrap();
     let target = Target { host: Host::parse("example.org").unwrap(), port: 443 };
-    let mut layers = bench.create(full, upper(1), HopIndex::FIRST);
-    bench.send_message(full, upper(1), &mut layers, &RelayMessage::Begin { stream, target });
-    let mut layers = bench.create(full, upper(2), HopIndex::FIRST);
-    assert_eq!(flood(&mut bench, full, 1, 3, 2), 0);
-    assert_eq!(flood(&mut bench, full, 1, 5, 1), 1, "a source at its sixteenth ends no circuit of others");
+    let mut with_stream = bench.create_second(full, upper(1));
+    bench.send_to_second(&mut with_stream, &RelayMessage::Begin { stream, target });
+    let mut with_echo = bench.create_second(full, upper(2));
+    assert_eq!(flood(&mut bench, full, 2, 3, 2), 0);
+    assert_eq!(flood(&mut bench, full, 2, 5, 1), 1, "a source at its sixteenth ends no circuit of others");
     assert_eq!(bench.circuits(), 64);
     bench.pass(Duration::from_secs(1));
     let echo = RelayMessage::Resolve { stream, host: Host::Ip([0, 0, 0, 0].into()) };
-    bench.send_message(full, upper(2), &mut layers, &echo);
+    bench.send_to_second(&mut with_echo, &echo);
     bench.cells(full);
     bench.address = [203, 0, 114, 1].into();
     let new = bench.client();
@@ -261,16 +261,16 @@ fn a_circuit_with_only_echoes_and_refused_streams_ends_as_unused() {
 #[test]
 fn a_circuit_whose_streams_have_ended_ends_an_hour_later() {
     let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
-    let link = bench.client();
-    let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
+    let link = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
+    let mut circuit = bench.create_second(link, upper(1));
     let stream = StreamId::new(1).unwrap();
     let target = Target { host: Host::parse("example.org").unwrap(), port: 443 };
-    bench.send_message(link, upper(1), &mut layers, &RelayMessage::Begin { stream, target });
+    bench.send_to_second(&mut circuit, &RelayMessage::Begin { stream, target });
     let Some(RelayEvent::Stream(exit, _)) = bench.relay.poll_event() else { panic!("no request") };
     bench.relay.handle_command(exit, StreamCommand::Connected(None));
     minutes(&mut bench, link, 150);
     assert_eq!(bench.circuits(), 1, "the stream is open");
-    bench.send_message(link, upper(1), &mut layers, &RelayMessage::End { stream, reason: EndReason::Done });
+    bench.send_to_second(&mut circuit, &RelayMessage::End { stream, reason: EndReason::Done });
     bench.relay.handle_command(exit, StreamCommand::Finish);
     bench.settle();
     assert_eq!(bench.relay.figures().exit_streams, 0);
