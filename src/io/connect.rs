@@ -127,9 +127,16 @@ impl Race<'_> {
     /// Starts the next attempt, unless its target is this machine.
     fn start_next(&mut self) -> bool {
         let Some(ip) = self.waiting.pop() else { return false };
-        if !self.policy.private_addresses() && is_this_machine(ip, self.port) {
-            self.no_address = Some(EndReason::Policy);
-            return false;
+        if !self.policy.private_addresses() {
+            let refused = match is_this_machine(ip, self.port) {
+                Ok(true) => Some(EndReason::Policy),
+                Ok(false) => None,
+                Err(_) => Some(EndReason::ResourceLimit),
+            };
+            if refused.is_some() {
+                self.no_address = refused;
+                return false;
+            }
         }
         self.attempts = self.attempts.saturating_add(1);
         self.running.spawn(attempt(ip, self.port));
@@ -138,7 +145,10 @@ impl Race<'_> {
 }
 
 /// Whether a connection to `ip` would leave from `ip` itself, so that it is an address of this machine, listed or not.
-fn is_this_machine(ip: IpAddr, port: u16) -> bool {
+///
+/// # Errors
+/// When no file descriptor or UDP port is free.
+fn is_this_machine(ip: IpAddr, port: u16) -> io::Result<bool> {
     let any = match ip {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
@@ -146,9 +156,13 @@ fn is_this_machine(ip: IpAddr, port: u16) -> bool {
     match UdpSocket::bind((any, 0)) {
         // This sends nothing; the kernel chooses the route and the source address.
         Ok(socket) => {
-            socket.connect((ip, port)).and_then(|()| socket.local_addr()).is_ok_and(|source| source.ip() == ip)
+            Ok(socket.connect((ip, port)).and_then(|()| socket.local_addr()).is_ok_and(|source| source.ip() == ip))
         }
-        Err(error) => TOO_MANY_FILES.contains(&error.raw_os_error()),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse || TOO_MANY_FILES.contains(&error.raw_os_error()) => {
+            Err(error)
+        }
+        // The machine has no such addresses, so a connection fails too.
+        Err(_) => Ok(false),
     }
 }
 
@@ -232,10 +246,10 @@ mod tests {
 
     #[test]
     fn an_address_of_the_machine_is_known_by_its_route() {
-        assert!(is_this_machine(Ipv4Addr::LOCALHOST.into(), 80));
+        assert!(is_this_machine(Ipv4Addr::LOCALHOST.into(), 80).unwrap());
         // Wherever a route leads, and without one.
         for text in ["192.0.2.1", "2001:db8::1"] {
-            assert!(!is_this_machine(text.parse().unwrap(), 80), "{text}");
+            assert!(!is_this_machine(text.parse().unwrap(), 80).unwrap(), "{text}");
         }
     }
 }

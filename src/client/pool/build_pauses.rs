@@ -16,6 +16,8 @@ const PAUSES: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(
 /// The pause after the last of [`PAUSES`], doubled each time, up to [`LONGEST_PAUSE`].
 const LONG_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Time after which a failure no longer counts; longer than the longest pause and a build.
+const FORGET: Duration = Duration::from_secs(180);
 /// Cap on isolations with failures. Beyond it, the one whose last failure is oldest is forgotten.
 const ISOLATIONS: usize = 512;
 
@@ -65,6 +67,9 @@ impl BuildPauses {
             oldest.map(|isolation| self.0.remove(&isolation));
         }
         let failures = self.0.entry(isolation).or_insert(Failures { count: 0, last: now, next_at: None });
+        if now.since(failures.last) > FORGET {
+            failures.count = 0;
+        }
         failures.last = now;
         failures.count.increment();
         let index = usize::try_from(failures.count.saturating_sub(1)).unwrap_or(usize::MAX);
@@ -102,6 +107,17 @@ mod tests {
         assert!(!pauses.handle_failed(now, B, now), "the first failure");
         pauses.handle_built(B);
         assert!(pauses.handle_failed(now, A, now));
+    }
+
+    #[test]
+    fn old_failures_do_not_count() {
+        let mut pauses = BuildPauses::default();
+        let now = Instant::START;
+        for _ in 0..4 {
+            pauses.handle_failed(now, A, now);
+        }
+        let later = now.after(Duration::from_secs(600));
+        assert!(!pauses.handle_failed(later, A, later), "the first failure for a long time");
     }
 
     #[test]

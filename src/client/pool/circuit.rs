@@ -141,9 +141,9 @@ impl Pooled {
         self.path.last().map(|relay| relay.identity)
     }
 
-    /// Its guard and the relay behind it.
+    /// Its guard and the relay behind it; no relay if a hop is a volunteer, because volunteers come and go.
     pub(super) fn guard_pair(&self) -> Option<GuardPair> {
-        let next = self.path.get(1).map(|relay| relay.identity).filter(|_| !self.is_volunteer(1));
+        let next = self.path.get(1).map(|relay| relay.identity).filter(|_| self.volunteers.is_empty());
         Some(GuardPair { guard: self.guard()?, next })
     }
 

@@ -34,7 +34,7 @@ const SLOW: u64 = 4 << 10;
 /// Age from which the rate of a connection counts.
 const GRACE: Duration = Duration::from_secs(2);
 /// Bytes of an answer that the system stores for a connection: few, so that the rate of a slow reader shows soon.
-const SEND_BUFFER: usize = 128 << 10;
+const SEND_BUFFER: usize = 32 << 10;
 
 /// The limits of connections.
 #[derive(Clone, Copy)]

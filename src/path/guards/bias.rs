@@ -39,8 +39,8 @@ struct PairCount {
 
 impl PairCount {
     /// Whether at least three quarters of enough circuits failed.
-    const fn fails(self) -> bool {
-        self.is_judged() && self.built.saturating_mul(4) <= self.begun
+    fn fails(self) -> bool {
+        self.is_judged() && u32::from(self.built).saturating_mul(4) <= u32::from(self.begun)
     }
 
     /// Whether at least half of the circuits were built.
