@@ -1,5 +1,8 @@
 //! Names of local networks and reserved names, which are sent to no exit.
 
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
 use super::*;
 use crate::{base::ErrorClass, exit_policy::Policy};
 
