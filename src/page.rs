@@ -1,4 +1,4 @@
-//! The search page: a small HTTP server on a loopback port for the user's browser and command line.
+//! The search page: an HTTP server for the user's browser and command line, by default on loopback.
 //!
 //! | request | answer |
 //! |---|---|
@@ -8,6 +8,7 @@
 //! | `GET /leave?url=…` | a confirmation before a URL is opened outside the overlay, with a proxy check |
 //! | `GET /go?url=…` | a redirect to the URL |
 //! | `GET /opensearch.xml` | the description of this search page for a browser (OpenSearch 1.1) |
+//! | `GET /style.css`, `/keys.js`, `/icon.svg` | style, keyboard shortcuts and icon of the pages |
 //! | `/api/…` | the API for the command line ([`api`]) |
 //!
 //! The pages work without scripts, load nothing from other sites and store nothing. Only the proxy check's image has
@@ -61,17 +62,17 @@ pub(crate) use reader::PageReader;
 #[cfg(any(test, fuzzing))]
 pub(crate) use reader::cleaned_page;
 
-/// Cap on TCP connections; further ones are answered 503.
+/// Cap on TCP connections; a further connection receives status 503.
 pub(crate) const MAX_CONNECTIONS: usize = 256;
 /// Time limit of a request's head.
-const HEAD_LIMIT: Duration = Duration::from_secs(30);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum bytes of a request's head; enough for the longest query, percent-encoded.
 const MAX_HEAD: usize = 64 * 1024;
 /// Maximum bytes of the parameter `url`.
 const MAX_URL: usize = 8 * 1024;
 
 const STYLE: &str = include_str!("page/style.css");
-const KEYS: &str = include_str!("page/keys.js");
+const SHORTCUTS: &str = include_str!("page/keys.js");
 const ICON: &str = include_str!("page/icon.svg");
 
 /// The state of the search page, shared by its handlers.
@@ -85,15 +86,15 @@ pub(crate) struct SearchPage<C> {
     pub(crate) socks: SocketAddr,
 }
 
-/// Serves the page on `listener` until the future is dropped, which closes the connections. Beyond the cap `connections`,
-/// a connection is answered 503.
+/// Serves the page on `listener`. Dropping the future closes its TCP connections. A connection beyond the cap
+/// `max_connections` receives status 503.
 ///
 /// # Errors
 /// When the listener's address can't be read.
 pub(crate) async fn serve<C: Connector>(
     listener: TcpListener,
     page: SearchPage<C>,
-    connections: usize,
+    max_connections: usize,
 ) -> std::io::Result<()> {
     let router = router(listener.local_addr()?, page);
     let serve = |socket| {
@@ -103,14 +104,14 @@ pub(crate) async fn serve<C: Connector>(
             let _ = serve_one(socket, router).await;
         }
     };
-    accept_or_shed(listener, connections, serve, refuse_http).await;
+    accept_or_shed(listener, max_connections, serve, refuse_http).await;
     Ok(())
 }
 
 async fn serve_one(socket: TcpStream, router: Router) -> hyper::Result<()> {
     http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_LIMIT)
+        .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router))
         .await
@@ -128,11 +129,11 @@ fn router<C: Connector>(listener: SocketAddr, page: SearchPage<C>) -> Router {
         .route("/go", get(go))
         .route("/opensearch.xml", get(move || async move { describe(listener) }))
         .route("/style.css", file("text/css; charset=utf-8", STYLE))
-        .route("/keys.js", file("text/javascript; charset=utf-8", KEYS))
+        .route("/keys.js", file("text/javascript; charset=utf-8", SHORTCUTS))
         .route("/icon.svg", file("image/svg+xml", ICON))
         .merge(api::router())
         .fallback(|| async {
-            failure_page(StatusCode::NOT_FOUND, "There is no such page", "Use the search box.", None)
+            failure_page(StatusCode::NOT_FOUND, "There is no such page", "Select Umbel above to search.", None)
         })
         .layer(middleware::from_fn_with_state(Arc::new(listener), request_check::restrict_access))
         .with_state(page)
@@ -142,7 +143,7 @@ async fn home<C: Connector>(State(page): State<SearchPage<C>>) -> Response {
     results::home(&page.searcher.engines())
 }
 
-/// The query parameters of a search. An empty one is treated as absent.
+/// The query parameters of a search. Empty terms show the home page; an empty engine or language counts as absent.
 #[derive(Deserialize)]
 struct SearchParameters {
     #[serde(default)]
@@ -217,8 +218,8 @@ async fn go(query: Result<Query<UrlParameter>, QueryRejection>) -> Response {
 }
 
 fn invalid_request() -> Response {
-    let text = "The URL lacks a part, or it is not an http or https URL.";
-    failure_page(StatusCode::BAD_REQUEST, "The URL is invalid", text, None)
+    let text = "A parameter is missing or invalid. A URL must begin with http:// or https:// and have at most 8 KiB.";
+    failure_page(StatusCode::BAD_REQUEST, "The request is invalid", text, None)
 }
 
 /// The OpenSearch description with which a browser adds this page as a search engine.

@@ -83,7 +83,7 @@ impl Channels {
                 let (was_open, was_queued) = (channel.established().is_some(), channel.queue().len());
                 let source = channel.source();
                 // Only a HELLO can request this node as a gateway.
-                let gateway = channel.is_greeting() && self.takes_volunteer(source);
+                let gateway = channel.awaits_hello() && self.takes_volunteer(source);
                 let Some(channel) = self.channels.get_mut(&id) else { return };
                 let outcome = channel.handle_message(now, lane, message, gateway, &mut self.events);
                 let freed = was_queued.saturating_sub(channel.queue().len());

@@ -1,8 +1,8 @@
 //! The channel handshake: each step is a type that consumes itself (`proto/02-channel.md` §2 and §3).
 //!
-//! Both ends send HELLO at once. A relay answers the other end's HELLO with its PROOF; a client never sends one. The
-//! channel is open when the other end's HELLO, and its PROOF if it is a relay, have been received and verified. The
-//! signature covers certificates and nonces of this link, so messages of another link can't be reused.
+//! Each end sends HELLO when the link opens. A relay answers the other end's HELLO with its PROOF; a client never sends
+//! one. The channel is open when the HELLO of the other end is valid and, if that end is a relay, its PROOF too. The
+//! signature in PROOF covers the certificates and nonces of this link, so a PROOF of another link is invalid.
 
 use std::sync::Arc;
 
@@ -23,10 +23,10 @@ use super::{
 pub enum LocalRole {
     /// A client: proves no identity, and accepts no channel that another end dialled.
     Anonymous,
-    /// A relay that others can dial: always proves its identity, dialling or dialled.
+    /// A relay that others can dial: always proves its identity, as dialler and as listener.
     Relay(Arc<IdentityKey>),
-    /// A relay that others can't dial: always proves its identity. It requests its gateways to reach it over the
-    /// channels that it dials ([`Channels::set_gateways`](super::Channels::set_gateways)).
+    /// A relay that others can't dial: always proves its identity. It sets REACH on the channels that it dials to its
+    /// gateways ([`Channels::set_gateways`](super::Channels::set_gateways)).
     Volunteer(Arc<IdentityKey>),
 }
 
@@ -42,28 +42,28 @@ impl LocalRole {
 }
 
 /// The state after this end's HELLO was sent, before the other end's HELLO.
-pub(super) struct Greeting {
+pub(super) struct AwaitingHello {
     role: LocalRole,
     opened: LinkOpened,
     hello: ChannelHello,
 }
 
 /// The state after the other end's HELLO, before its PROOF. This end has sent its own PROOF, if it is a relay.
-pub(super) struct Proving {
+pub(super) struct AwaitingProof {
     relay: RelayId,
-    message: Vec<u8>,
-    established: HandshakeOutcome,
+    signed: Vec<u8>,
+    outcome: HandshakeOutcome,
 }
 
 /// The state after the other end's HELLO.
-pub(super) enum Greeted {
+pub(super) enum AfterHello {
     /// The other end claims to be a relay and must prove it.
-    Proving(Proving),
+    AwaitingProof(AwaitingProof),
     /// The other end is a client.
     Open(HandshakeOutcome),
 }
 
-impl Greeting {
+impl AwaitingHello {
     /// Starts the handshake on a link that has just opened; also returns this end's HELLO. `reach` sets REACH in it.
     pub(super) fn start(role: LocalRole, opened: LinkOpened, reach: bool, rng: &mut dyn CryptoRng) -> (Self, Vec<u8>) {
         let mut nonce = [0; 32];
@@ -79,13 +79,13 @@ impl Greeting {
         (Self { role, opened, hello }, message)
     }
 
-    /// Takes the other end's HELLO; also returns this end's PROOF, if it sends one. `gateway`: this end may be a
-    /// volunteer's gateway.
+    /// Checks the other end's HELLO; also returns this end's PROOF, if this end is a relay. With `may_be_gateway`, this
+    /// end accepts REACH.
     pub(super) fn handle_hello(
         self,
         message: &[u8],
-        gateway: bool,
-    ) -> Result<(Greeted, Option<Vec<u8>>), ChannelError> {
+        may_be_gateway: bool,
+    ) -> Result<(AfterHello, Option<Vec<u8>>), ChannelError> {
         let theirs = ChannelHello::decode(message)?;
         let version = self.hello.common_version(&theirs).ok_or(ChannelError::NoCommonVersion)?;
         // An end that states another identity than the dialled one receives no PROOF.
@@ -110,34 +110,34 @@ impl Greeting {
                 Some(encode_proof(&key.sign(PROOF_CONTEXT, &signed_by(end))))
             }
         };
-        let established = HandshakeOutcome {
+        let outcome = HandshakeOutcome {
             dialler: end == ChannelEnd::Dialler,
             peer: theirs.identity,
             requested_reach: self.hello.capabilities & REACH != 0,
             observed: theirs.observed.map(Redacted),
-            reach: gateway
+            reach: may_be_gateway
                 && end == ChannelEnd::Dialled
                 && theirs.identity.is_some()
                 && theirs.capabilities & REACH != 0,
         };
-        let greeted = match theirs.identity {
-            Some(relay) => Greeted::Proving(Proving { relay, message: signed_by(end.other()), established }),
-            None => Greeted::Open(established),
+        let next = match theirs.identity {
+            Some(relay) => AfterHello::AwaitingProof(AwaitingProof { relay, signed: signed_by(end.other()), outcome }),
+            None => AfterHello::Open(outcome),
         };
-        Ok((greeted, proof))
+        Ok((next, proof))
     }
 }
 
-impl Proving {
+impl AwaitingProof {
     /// Whether the other end requested to be reached, and this end accepted.
     pub(super) const fn reach(&self) -> bool {
-        self.established.reach
+        self.outcome.reach
     }
 
-    /// Takes the other end's PROOF.
+    /// Verifies the other end's PROOF.
     pub(super) fn handle_proof(self, message: &[u8]) -> Result<HandshakeOutcome, ChannelError> {
         let signature = decode_proof(message)?;
-        verify(&self.relay, PROOF_CONTEXT, &self.message, &signature).map_err(|_| ChannelError::BadProof)?;
-        Ok(self.established)
+        verify(&self.relay, PROOF_CONTEXT, &self.signed, &signature).map_err(|_| ChannelError::BadProof)?;
+        Ok(self.outcome)
     }
 }

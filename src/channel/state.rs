@@ -15,7 +15,7 @@ use crate::{
 
 use super::{
     ChannelError, ChannelEvent, ChannelId, ChannelParameters, HandshakeOutcome, LocalRole, QueueFull,
-    handshake::{Greeted, Greeting, Proving},
+    handshake::{AfterHello, AwaitingHello, AwaitingProof},
     queue::FairQueue,
 };
 
@@ -34,8 +34,8 @@ pub(super) enum TimeoutAction {
 }
 
 enum State {
-    Greeting(Box<Greeting>, Early),
-    Proving(Box<Proving>, Early),
+    AwaitingHello(Box<AwaitingHello>, Early),
+    AwaitingProof(Box<AwaitingProof>, Early),
     Open(HandshakeOutcome),
     /// The handshake has failed; the owner drops the channel.
     Ended,
@@ -90,11 +90,11 @@ impl Channel {
         let address = opened.peer_address.0.ip().to_canonical();
         let (source, owner) = (AddressPrefix::source(address), Owner::of_address(address));
         let (dialled, lanes) = (opened.dialled, opened.lanes);
-        let (greeting, hello) = Greeting::start(role, opened, reach, rng);
+        let (handshake, hello) = AwaitingHello::start(role, opened, reach, rng);
         Self {
             id: ChannelId(link),
             dialled,
-            state: State::Greeting(Box::new(greeting), Early::default()),
+            state: State::AwaitingHello(Box::new(handshake), Early::default()),
             lanes,
             room: 0,
             full_since: Some(now),
@@ -137,16 +137,16 @@ impl Channel {
     }
 
     /// Whether the other end's HELLO has not been received.
-    pub(super) const fn is_greeting(&self) -> bool {
-        matches!(self.state, State::Greeting(..))
+    pub(super) const fn awaits_hello(&self) -> bool {
+        matches!(self.state, State::AwaitingHello(..))
     }
 
     /// Whether this node reaches a volunteer over this channel, or will once the volunteer's proof is verified.
     pub(super) const fn reaches(&self) -> bool {
         match &self.state {
-            State::Proving(proving, _) => proving.reach(),
+            State::AwaitingProof(handshake, _) => handshake.reach(),
             State::Open(established) => established.reach,
-            State::Greeting(..) | State::Ended => false,
+            State::AwaitingHello(..) | State::Ended => false,
         }
     }
 
@@ -217,27 +217,29 @@ impl Channel {
                 self.state = State::Open(established);
                 outcome
             }
-            State::Greeting(greeting, mut early) => {
+            State::AwaitingHello(handshake, mut early) => {
                 if lane != Lane::FIRST {
                     early.keep(lane, message)?;
-                    self.state = State::Greeting(greeting, early);
+                    self.state = State::AwaitingHello(handshake, early);
                     return Ok(());
                 }
-                let (greeted, proof) = greeting.handle_hello(&message.to_vec(), gateway)?;
+                let (next, proof) = handshake.handle_hello(&message.to_vec(), gateway)?;
                 self.messages.extend(proof.map(|proof| (Lane::FIRST, proof.into())));
-                match greeted {
-                    Greeted::Proving(proving) => self.state = State::Proving(Box::new(proving), early),
-                    Greeted::Open(established) => return self.open(now, established, early, events),
+                match next {
+                    AfterHello::AwaitingProof(handshake) => {
+                        self.state = State::AwaitingProof(Box::new(handshake), early);
+                    }
+                    AfterHello::Open(established) => return self.open(now, established, early, events),
                 }
                 Ok(())
             }
-            State::Proving(proving, mut early) => {
+            State::AwaitingProof(handshake, mut early) => {
                 if lane != Lane::FIRST {
                     early.keep(lane, message)?;
-                    self.state = State::Proving(proving, early);
+                    self.state = State::AwaitingProof(handshake, early);
                     return Ok(());
                 }
-                let established = proving.handle_proof(&message.to_vec())?;
+                let established = handshake.handle_proof(&message.to_vec())?;
                 self.open(now, established, early, events)
             }
             State::Ended => Err(ChannelError::Malformed),

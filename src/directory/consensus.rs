@@ -17,7 +17,7 @@ use crate::{
 
 /// A consensus that was verified, or created by this authority.
 pub type Consensus = Document<ConsensusBody>;
-/// A published consensus: an encoded `SignedConsensus`.
+/// A published consensus: the encoded message `SignedConsensus` of `proto/directory.proto`.
 pub type SignedConsensus = SignedDocument<ConsensusBody>;
 /// A signed consensus with unverified signatures.
 pub type UnverifiedConsensus = UnverifiedDocument<ConsensusBody>;
@@ -31,7 +31,7 @@ impl Flags {
     pub const GUARD: Self = Self(1);
     /// The relay's exit policy accepts some ports.
     pub const EXIT: Self = Self(2);
-    /// The relay has been known for a week, or for the median time of all relays.
+    /// The authority has known the relay for a week (by default), or at least as long as the median relay.
     pub const STABLE: Self = Self(4);
 
     /// Whether all of `flags` are set.
@@ -58,7 +58,7 @@ impl core::ops::BitOr for Flags {
 /// A relay of the consensus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConsensusRelay {
-    /// The relay's statement about itself.
+    /// The part of the relay's descriptor that the consensus repeats.
     pub profile: Profile,
     /// The authorities' flags.
     pub flags: Flags,
@@ -104,7 +104,7 @@ pub struct ConsensusBody {
 }
 
 impl ConsensusBody {
-    /// Content with at most [`MAX_RELAYS`] relays, in any order.
+    /// The content with `relays`, which may be in any order. The caller caps them at [`MAX_RELAYS`].
     pub(super) fn new(parameters: Parameters, relays: impl IntoIterator<Item = ConsensusRelay>) -> Self {
         let mut relays: Vec<_> = relays.into_iter().collect();
         relays.sort_unstable_by_key(ConsensusRelay::identity);
@@ -167,8 +167,8 @@ impl Consensus {
     }
 }
 
-/// The relays to which a relay extends circuits: those of its current and its previous consensus. Clients may still use
-/// the previous one.
+/// The relays of the current and the previous consensus. A relay extends circuits to all of them, because clients may
+/// still use the previous consensus.
 #[derive(Clone, Debug, Default)]
 pub struct KnownRelays {
     current: Option<Arc<Consensus>>,
@@ -176,7 +176,7 @@ pub struct KnownRelays {
 }
 
 impl KnownRelays {
-    /// Sets the current consensus. The replaced one becomes the previous one. The same consensus has no effect.
+    /// Sets the current consensus; the replaced consensus becomes the previous. An unchanged consensus has no effect.
     pub fn update(&mut self, consensus: Arc<Consensus>) {
         if self.current.as_ref().is_some_and(|current| current.digest() == consensus.digest()) {
             return;

@@ -17,22 +17,25 @@ use super::Failure;
 /// Default address of the running client's API.
 pub(crate) const DEFAULT: &str = "127.0.0.1:9352";
 
-/// Time limit of an answer. It covers two attempts at different exits, including the engine's response time.
-const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+/// Time limit of an answer. It covers two tries at different exits, each with a circuit and the engine's answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+/// Maximum bytes of an answer.
 const MAX_ANSWER: usize = 8 << 20;
 
 /// Sends a request for `path` to the client at `control`, with `body` as JSON if there is one.
 ///
 /// # Errors
-/// The error that the client returns, or a failure if no client answers at `control`.
+/// The client's error; or a failure if there is no client of this version at `control`, or no answer in time.
 pub(crate) async fn request<T: DeserializeOwned>(
     control: SocketAddr,
     path: &str,
     body: Option<&impl Serialize>,
 ) -> Result<T, Failure> {
-    let (status, answer) = timeout(ANSWER_LIMIT, exchange(control, path, body))
-        .await
-        .map_err(|_| Failure::failed(format!("the client did not answer within {} s", ANSWER_LIMIT.as_secs())))??;
+    let late = |_| {
+        let limit = ANSWER_TIMEOUT.as_secs();
+        Failure::failed(format!("the client at {control} did not answer within {limit} s; try again"))
+    };
+    let (status, answer) = timeout(ANSWER_TIMEOUT, exchange(control, path, body)).await.map_err(late)??;
     if status.is_success() {
         return serde_json::from_slice(&answer).map_err(|_| not_a_client(control));
     }
@@ -76,7 +79,10 @@ async fn exchange(
     Ok((head.status, body))
 }
 
-/// The failure if the server at `control` is not a client.
+/// The failure if the answer of the program at `control` is invalid or incomplete.
 pub(crate) fn not_a_client(control: SocketAddr) -> Failure {
-    Failure::failed(format!("the program at {control} is not a client of this version of Umbel"))
+    Failure::failed(format!(
+        "invalid or incomplete answer from {control}; check that a client of version {} runs there",
+        env!("CARGO_PKG_VERSION")
+    ))
 }

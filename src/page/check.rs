@@ -3,7 +3,7 @@
 //! The image's host is an interface-local multicast address (RFC 4291 §2.7) with 96 random bits. Without a proxy, the
 //! system refuses to connect to this address, so nothing leaves the machine. With the client's SOCKS or HTTP proxy
 //! port, the browser requests the image there, and this module answers instead of an exit. Other sites can't use the
-//! check, because they don't know the random bits.
+//! check, because the random bits are secret.
 
 use core::{future::poll_fn, net::Ipv6Addr, time::Duration};
 
@@ -28,7 +28,7 @@ const MAX_HEAD: usize = 16 * 1024;
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 const IMAGE: &str = include_str!("check.svg");
 
-/// The address of the check.
+/// The proxy check at its address.
 #[derive(Clone, Copy)]
 pub(crate) struct Check {
     address: Ipv6Addr,
@@ -93,7 +93,7 @@ fn serve() -> Stream {
     let mut hub = Hub::new();
     let stream = hub.open(KEY, MAX_HEAD);
     tokio::spawn(async move {
-        // The hub is dropped at the end, which ends its streams. The image has been read by then.
+        // Dropping the hub at the timeout fails its stream if that is still open.
         let _ = timeout(EXCHANGE_TIMEOUT, answer(hub)).await;
     });
     stream

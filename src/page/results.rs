@@ -1,7 +1,8 @@
-//! The home page and the results: the search form, the results, and the path of the query.
+//! The pages of a search: the home page, the results with the path of the query, and failures.
 //!
-//! Results are from an exit and untrusted. They are shown as text, and their URLs open in the reader view. A planted
-//! URL would reveal the user's address if a browser opened it outside the overlay.
+//! Results are from an exit and untrusted. They are shown as text. Their URLs open in the reader view, or after a
+//! confirmation in the browser. A planted URL would reveal the user's address if a browser opened it outside the
+//! overlay.
 
 use core::time::Duration;
 
@@ -61,7 +62,7 @@ pub(super) fn results(query: &SearchQuery, found: &Found, engines: &[EngineName]
             (form.markup())
         }
         main {
-            p.count { (count(query, found)) }
+            p.count { (count_text(query, found)) }
             @if found.results.is_empty() {
                 p { "No results. Try other or fewer search terms." }
             }
@@ -69,7 +70,7 @@ pub(super) fn results(query: &SearchQuery, found: &Found, engines: &[EngineName]
                 @for result in &found.results { (result_markup(result)) }
             }
             (pages(query, found))
-            (route(&found.engine, &found.route, found.missed.as_ref()))
+            (query_path(&found.engine, &found.route, found.missed.as_ref()))
         }
         (foot())
     };
@@ -103,13 +104,13 @@ fn explain(failure: SearchFailure) -> (StatusCode, &'static str, String) {
         SearchFailure::Query(QueryError::NoSuchEngine) => (
             StatusCode::NOT_FOUND,
             "No exit offers this engine",
-            "Choose another engine below the search box. Nothing was sent.".to_owned(),
+            "Choose another engine, if the form lists one. Nothing was sent.".to_owned(),
         ),
         SearchFailure::Query(QueryError::AllBlocked) => (
             StatusCode::SERVICE_UNAVAILABLE,
             "The engine blocks all exits",
-            "It suspects automated queries, or received too many. Try again in ten minutes, or choose another engine. \
-             Nothing was sent."
+            "The engine detected automated queries, or received too many. Try again in ten minutes, or choose another \
+             engine. Nothing was sent."
                 .to_owned(),
         ),
         SearchFailure::TooFewExits(_) => (StatusCode::BAD_REQUEST, "Too few exits", format!("{}.", capital(&message))),
@@ -134,7 +135,9 @@ pub(super) fn connect_failure(error: ConnectError) -> (StatusCode, &'static str,
         ConnectError::Stream(StreamFailure::LimitReached) => "The client is at its limit",
         ConnectError::Stopped => "The client has stopped",
     };
-    (connect_status(error), title, format!("{}. Reload the page to try again.", capital(&error.to_string())))
+    let is_retried = !matches!(error, ConnectError::Stream(StreamFailure::NotPublic | StreamFailure::NoCircuit));
+    let advice = if is_retried { " Reload the page to try again." } else { "" };
+    (connect_status(error), title, format!("{}.{advice}", capital(&error.to_string())))
 }
 
 /// `text` with a capital first letter.
@@ -143,14 +146,14 @@ pub(super) fn capital(text: &str) -> String {
     characters.next().map_or_else(String::new, |first| first.to_uppercase().chain(characters).collect())
 }
 
-fn count(query: &SearchQuery, found: &Found) -> String {
-    let page = if query.page > 1 { format!("page {} of ", query.page) } else { String::new() };
+fn count_text(query: &SearchQuery, found: &Found) -> String {
+    let page = if query.page > 1 { format!("page {}: ", query.page) } else { String::new() };
     let results = match (found.total, found.results.len()) {
         (Some(1), _) | (None, 1) => "one result".to_owned(),
         (Some(total), _) => format!("{} results", grouped(total)),
         (None, count) => format!("{count} results"),
     };
-    capital(&format!("{page}{results} from {}, in {}", found.engine, time(found.route.took)))
+    capital(&format!("{page}{results} from {}, in {}", found.engine, duration_text(found.route.took)))
 }
 
 /// The decimal digits of `number` in groups of three.
@@ -166,25 +169,25 @@ fn grouped(number: u64) -> String {
     text
 }
 
-fn time(took: Duration) -> String {
+fn duration_text(took: Duration) -> String {
     let milliseconds = took.as_millis();
     if milliseconds < 1000 { format!("{} ms", milliseconds.max(1)) } else { format!("{:.1} s", took.as_secs_f64()) }
 }
 
 fn result_markup(result: &SearchResult) -> Markup {
-    let link = result.link.as_str();
+    let url = result.link.as_str();
     html! {
         li {
-            h2 dir="auto" { a href=(address("/read", &[("url", link)])) { (result.title) } }
+            h2 dir="auto" { a href=(address("/read", &[("url", url)])) { (result.title) } }
             p.where { (host_and_path(result)) }
             @if !result.snippet.is_empty() { p.snippet dir="auto" { (result.snippet) } }
-            p.aside { a href=(address("/leave", &[("url", link)])) { "open directly in this browser…" } }
+            p.aside { a href=(address("/leave", &[("url", url)])) { "open directly in this browser…" } }
         }
     }
 }
 
-/// The host and path of a result, at most 80 characters. An internationalised host name is shown in its ASCII form, so
-/// that it can't imitate another one.
+/// The host and path of a result, cut after 80 characters. An internationalised host name is shown in its ASCII form
+/// against homographs of other names.
 fn host_and_path(result: &SearchResult) -> String {
     const MAX_CHARS: usize = 80;
     let host = result.link.host_str().unwrap_or_default();
@@ -216,20 +219,20 @@ fn pages(query: &SearchQuery, found: &Found) -> Markup {
 }
 
 /// The path of a query with the role of each hop.
-fn route(engine: &EngineName, route: &Route, missed: Option<&Miss>) -> Markup {
+fn query_path(engine: &EngineName, route: &Route, missed: Option<&Miss>) -> Markup {
     let last = route.hops.len().saturating_sub(1);
     html! {
         details.route open {
-            summary { "The path of your query " small { "answered in " (time(route.took)) } }
+            summary { "The path of your query " small { "answered in " (duration_text(route.took)) } }
             ol {
                 li.end { b { "This computer" } " encrypted the query in a layer for each relay below." }
-                @for (number, hop) in route.hops.iter().enumerate() {
+                @for (index, hop) in route.hops.iter().enumerate() {
                     li {
-                        b { (ROLES.get(if number == last { 2 } else { number.min(1) }).copied().unwrap_or_default()) }
-                        " " code { (hop.relay) } " " span.ms { "(" (time(hop.took)) ")" } ": "
-                        @if number == last {
+                        b { (ROLES.get(if index == last { 2 } else { index.min(1) }).copied().unwrap_or_default()) }
+                        " " code { (hop.relay) } " " span.ms { "(" (duration_text(hop.took)) ")" } ": "
+                        @if index == last {
                             "decrypted the last layer, read the query and sent it to the engine. It doesn't see your address."
-                        } @else if number == 0 {
+                        } @else if index == 0 {
                             "sees your address, but can't read the query."
                         } @else {
                             "forwarded the query, and sees neither it nor your address."
@@ -261,11 +264,11 @@ fn failure_reason(miss: Miss) -> String {
     match miss.why {
         MissReason::Refused(SearchRefusal::EngineBlocked(block)) => {
             let how = match block {
-                Block::Captcha => "sent it a CAPTCHA",
-                Block::Forbidden => "blocked it",
-                Block::TooManyRequests => "received too many queries from it",
+                Block::Captcha => "sent the exit a CAPTCHA",
+                Block::Forbidden => "blocked the exit",
+                Block::TooManyRequests => "received too many queries from the exit",
             };
-            format!("the engine {how}. This exit is not used for ten minutes.")
+            format!("the engine {how}. The client avoids that exit for this engine for ten minutes.")
         }
         why => format!("{why}."),
     }

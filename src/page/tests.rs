@@ -151,7 +151,7 @@ async fn a_failed_exit_is_shown_with_the_reason() {
     let address = started(&[|_| refusing(SearchRefusal::EngineBlocked(Block::Captcha)), honest]).await;
     let (status, html) = get(address, "/search?q=a").await;
     assert_eq!(status, 200);
-    assert!(html.contains("sent it a CAPTCHA"), "{html}");
+    assert!(html.contains("sent the exit a CAPTCHA"), "{html}");
     let (status, html) = get(started(&[|_| ScriptedReply::Reset]).await, "/search?q=a").await;
     assert_eq!(status, 502);
     assert!(html.contains("closed the stream early"), "{html}");

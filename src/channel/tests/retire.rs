@@ -1,4 +1,4 @@
-//! Tests of channels whose link's keys are close to their limit.
+//! Tests of retiring channels: the keys of the link approach their limit.
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -14,7 +14,7 @@ fn dials(node: &Node) -> usize {
 }
 
 #[test]
-fn a_retiring_channel_takes_no_new_circuits_and_closes_with_its_last_one() {
+fn a_retiring_channel_is_replaced_and_closes_with_its_last_circuit() {
     let (mut pair, old) = client_and_relay();
     let relay = key(2);
     pair.advance(Duration::from_secs(30));
@@ -33,7 +33,7 @@ fn a_retiring_channel_takes_no_new_circuits_and_closes_with_its_last_one() {
     assert_eq!(pair.a.channels.connect(pair.now, &target(&relay)), Some(new));
 
     pair.advance(Duration::from_secs(120));
-    assert!(!pair.closed.contains(&LinkId(1)), "the channel's circuit stays open");
+    assert!(!pair.closed.contains(&LinkId(1)), "a channel with a circuit stays open");
     pair.a.channels.send(old, cell(circuit, 9)).unwrap();
     pair.settle();
     assert_eq!(pair.b.cells().len(), 1, "cells of the circuit are delivered");
@@ -64,7 +64,7 @@ fn a_retiring_channel_accepts_circuits_of_the_other_end() {
     let first = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     assert!(pair.b.channels.admit_circuit(channel, first));
     retire(&mut pair.b, pair.now, 1, &mut pair.rng);
-    // The other end may retire the channel later.
+    // The ends retire a channel at different times. Here, only B has retired it.
     let second = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     assert!(pair.b.channels.may_create(pair.now, channel) && pair.b.channels.admit_circuit(channel, second));
 }
@@ -88,12 +88,12 @@ fn a_link_that_retires_before_its_channel_is_open_is_closed() {
     retire(&mut pair.a, pair.now, 1, &mut pair.rng);
     assert_eq!(pair.a.failure(), Some(ChannelOpenError::Closed));
     assert!(pair.a.sent.contains_close());
-    // An event of a closed link changes nothing.
+    // An event of a closed link causes no panic.
     retire(&mut pair.a, pair.now, 1, &mut pair.rng);
 }
 
 #[test]
-fn two_relays_replace_the_retiring_channel_at_both_ends_and_keep_the_new_one() {
+fn two_relays_select_the_new_channel_after_both_ends_retire_the_old_one() {
     let mut pair = Pair::new(Node::relay(1), Node::relay(2));
     pair.link(1, key(2).id());
     pair.settle();
@@ -112,7 +112,7 @@ fn two_relays_replace_the_retiring_channel_at_both_ends_and_keep_the_new_one() {
 }
 
 #[test]
-fn the_second_channel_takes_new_circuits_when_both_retire() {
+fn the_second_channel_takes_new_circuits_when_both_channels_retire() {
     let (mut pair, first) = client_and_relay();
     let relay = key(2);
     let circuit = pair.a.channels.allocate_circuit(first, &mut pair.rng).unwrap();

@@ -31,7 +31,7 @@ fn keys_are_generated_once_and_accessible_to_their_owner_alone() {
     assert_ne!(folder.authority(&mut rng).unwrap().id(), identity);
     let certificate = folder.certificate(|| Zeroizing::new(vec![1, 2, 3])).unwrap();
     assert_eq!(*certificate, [1, 2, 3]);
-    assert_eq!(*folder.certificate(|| panic!("the key exists")).unwrap(), [1, 2, 3]);
+    assert_eq!(*folder.certificate(|| panic!("the certificate exists")).unwrap(), [1, 2, 3]);
     let onion = folder.onion_keys(NOW, &mut rng).unwrap().public();
     assert_eq!(folder.onion_keys(NOW, &mut rng).unwrap().public(), onion);
     folder.keep_guards(&folder.guards().unwrap()).unwrap();
@@ -57,7 +57,7 @@ fn a_due_onion_key_is_rotated_and_kept_as_the_previous_one() {
     assert_eq!(kept.previous.unwrap().public(), first);
     assert!(folder.rotate_onion_key(due, &mut rng).unwrap().is_none());
     let third = folder.onion_keys(due.after(ONION_KEY_LIFETIME), &mut rng).unwrap().public();
-    assert_ne!(third, second, "also rotated at the start");
+    assert_ne!(third, second, "a due key is also rotated when the node starts");
 }
 
 #[test]
@@ -85,13 +85,13 @@ fn a_folder_writable_by_others_is_rejected_with_the_command_to_fix_it() {
 }
 
 #[test]
-fn a_folder_of_another_user_is_refused_and_so_is_a_secret() {
+fn a_folder_or_secret_of_another_user_is_rejected() {
     const NOBODY: u32 = 65_534;
     let (_parent, folder) = folder();
     folder.identity(&mut rng()).unwrap();
     let (path, file) = (folder.path(), folder.path().join(IDENTITY));
     if let Err(error) = std::os::unix::fs::chown(&file, Some(NOBODY), None) {
-        // Only the superuser may give a file away.
+        // Only the superuser may change a file's owner.
         eprintln!("skipped: {error}");
         return;
     }
@@ -100,12 +100,12 @@ fn a_folder_of_another_user_is_refused_and_so_is_a_secret() {
     let error = Folder::open(path).unwrap_err();
     assert!(matches!(&error, FileError::OfAnotherUser { path: refused } if refused == path));
     assert!(error.to_string().contains("chown -R"), "{error}");
-    // The superuser shows the keys of a service.
+    // `umbel keys`, run by the superuser, reads the folder of a service.
     assert!(Folder::open_of_anyone(path).unwrap().kept_identity().unwrap().is_some());
 }
 
 #[test]
-fn a_folder_that_others_could_replace_is_refused() {
+fn a_folder_that_others_could_replace_is_rejected() {
     let parent = tempfile::tempdir().unwrap();
     let shared = parent.path().join("shared");
     fs::create_dir(&shared).unwrap();
@@ -128,14 +128,14 @@ fn a_corrupted_key_file_is_rejected_and_never_replaced() {
     for name in [IDENTITY, ONION] {
         let path = folder.path().join(name);
         let whole = fs::read(&path).unwrap();
-        let mut damaged: Vec<Vec<u8>> = (0..whole.len()).map(|len| whole[..len].to_vec()).collect();
-        damaged.extend((0..whole.len()).map(|position| {
+        let mut corrupted: Vec<Vec<u8>> = (0..whole.len()).map(|len| whole[..len].to_vec()).collect();
+        corrupted.extend((0..whole.len()).map(|position| {
             let mut bytes = whole.clone();
             bytes[position] ^= 1;
             bytes
         }));
-        damaged.push([whole.as_slice(), b"\n"].concat());
-        for bytes in damaged {
+        corrupted.push([whole.as_slice(), b"\n"].concat());
+        for bytes in corrupted {
             fs::write(&path, &bytes).unwrap();
             let error = match name {
                 IDENTITY => folder.identity(&mut rng).err(),
@@ -166,13 +166,18 @@ fn a_folder_or_an_oversized_file_in_place_of_a_key_is_rejected() {
     fs::write(&oversized, vec![b'a'; 1 << 20]).unwrap();
     set_mode(&oversized, 0o600);
     assert!(matches!(folder.authority(&mut rng()), Err(FileError::Foreign { .. })));
+}
+
+#[test]
+fn a_corrupted_guard_sample_is_rejected() {
+    let (_parent, folder) = folder();
     fs::write(folder.path().join(GUARDS), [0xff; 9]).unwrap();
     set_mode(&folder.path().join(GUARDS), 0o600);
     assert!(matches!(folder.guards(), Err(FileError::Corrupted { .. })));
 }
 
 #[test]
-fn a_folder_is_locked_by_one_process_at_a_time() {
+fn a_locked_folder_cannot_be_locked_again() {
     let (_parent, folder) = folder();
     let lock = folder.lock().unwrap();
     assert!(matches!(folder.lock(), Err(FileError::InUse { .. })));

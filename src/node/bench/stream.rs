@@ -20,7 +20,7 @@ pub(super) const MIB: f64 = 1_048_576.0;
 pub(crate) enum BenchError {
     #[error("the SOCKS5 port can't be reached: {0}")]
     NoPort(#[source] io::Error),
-    #[error("the port is not a SOCKS5 port that accepts a user name")]
+    #[error("the port is not a SOCKS5 port, or refused the user name")]
     NotSocks,
     #[error("the SOCKS5 port could not open a stream: {}", reply_text(*.0))]
     Refused(u8),
@@ -31,11 +31,11 @@ pub(crate) enum BenchError {
         /// The number of bytes missing.
         missing: u64,
     },
-    #[error("the head of a response differs from the server's")]
-    Head,
-    #[error("a body differs from the server's, after {at} bytes")]
-    Differs {
-        /// The number of correct bytes before the difference.
+    #[error("the head of a response differs from the one that the server sent")]
+    HeadDiffers,
+    #[error("a body differs from the one that the server sent, after {at} bytes or more")]
+    BodyDiffers {
+        /// The number of bytes received before the read that differs.
         at: u64,
     },
     #[error("the measurement took longer than {0} s; reduce the load, or increase --limit")]
@@ -64,10 +64,10 @@ impl BenchError {
 
 const fn reply_text(code: u8) -> &'static str {
     match code {
-        2 => "not allowed; the exits must allow targets on this machine, as a testnet's exits do",
+        2 => "not allowed; the network must allow targets on this machine, as a testnet does",
         3 => "the client has no path through the network, or built no circuit",
         4 => "the exit can't reach the target; check that the exit runs on this machine",
-        5 => "the target refused the connection; check that the exit runs on this machine",
+        5 => "the target refused the TCP connection; check that the exit runs on this machine",
         6 => "the target did not answer in time",
         _ => "general failure",
     }
@@ -78,7 +78,7 @@ const fn reply_text(code: u8) -> &'static str {
 pub(crate) struct FetchSample {
     /// Time until the SOCKS5 port reports the stream as open; zero for a request on a stream that was already open.
     pub(crate) connect: Duration,
-    /// Time from sending the request to the complete head of the response.
+    /// Time from sending the request to the complete head of the response, which counts as its first byte.
     pub(crate) first_byte: Duration,
     /// Time from sending the request to the last byte of the response.
     pub(crate) last_byte: Duration,
@@ -106,7 +106,7 @@ pub(crate) async fn fetch(socks: SocketAddr, server: &BenchServer, length: u64) 
     BenchStream::open(socks, server.address(), Arc::clone(server.state()), 0).await?.request(length, 0).await
 }
 
-/// A stream to a server.
+/// A stream to a [`BenchServer`].
 pub(super) struct BenchStream {
     socket: TcpStream,
     server_state: Arc<ServerState>,
@@ -116,8 +116,8 @@ pub(super) struct BenchStream {
 }
 
 impl BenchStream {
-    /// Opens a stream through `socks`. `isolation` determines the SOCKS5 user name, and so the circuits that it may
-    /// use.
+    /// Opens a stream through `socks`. `isolation` determines the SOCKS5 user name, and so the circuits that the stream
+    /// may use.
     pub(super) async fn open(
         socks: SocketAddr,
         server_address: SocketAddr,
@@ -141,7 +141,7 @@ impl BenchStream {
         let first_byte = start.elapsed();
         let head = head.ok_or(BenchError::Short { missing: length })?;
         if head != format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n") {
-            return Err(BenchError::Head);
+            return Err(BenchError::HeadDiffers);
         }
         let mut received = 0_u64;
         loop {
@@ -149,7 +149,7 @@ impl BenchStream {
             if more > length.saturating_sub(received)
                 || !self.server_state.body.is_at(position.saturating_add(received), &self.input)
             {
-                return Err(BenchError::Differs { at: received });
+                return Err(BenchError::BodyDiffers { at: received });
             }
             received = received.saturating_add(more);
             self.server_state.count_bytes(more);
@@ -171,7 +171,7 @@ impl BenchStream {
     }
 }
 
-/// SOCKS5 CONNECT (RFC 1928), with a user name (RFC 1929) if the port accepts user names.
+/// Opens a stream to `target` by SOCKS5 (RFC 1928), with the user name `user` (RFC 1929) if the port accepts one.
 async fn connect_through_socks(socket: &mut TcpStream, target: SocketAddr, user: &str) -> Result<(), BenchError> {
     const NONE: u8 = 0;
     const USER_NAME: u8 = 2;
@@ -190,11 +190,11 @@ async fn connect_through_socks(socket: &mut TcpStream, target: SocketAddr, user:
     let SocketAddr::V4(target) = target else { return Err(BenchError::NotSocks) };
     let request = [&[5, 1, 0, 1], &target.ip().octets()[..], &target.port().to_be_bytes()].concat();
     socket.write_all(&request).await?;
-    let [5, code, _, kind] = read::<4>(socket).await? else { return Err(BenchError::NotSocks) };
+    let [5, code, _, address_type] = read::<4>(socket).await? else { return Err(BenchError::NotSocks) };
     if code != 0 {
         return Err(BenchError::Refused(code));
     }
-    match kind {
+    match address_type {
         1 => read::<6>(socket).await.map(drop),
         4 => read::<18>(socket).await.map(drop),
         _ => Err(BenchError::NotSocks),

@@ -86,7 +86,7 @@ async fn a_single_changed_bit_is_detected() {
     let server = BenchServer::start().await.unwrap();
     for place in [60, 5_000, 70_000] {
         let error = fetch(socks_port(Some(place)).await, &server, 100_000).await.unwrap_err();
-        assert!(matches!(error, BenchError::Differs { .. } | BenchError::Head), "{error}");
+        assert!(matches!(error, BenchError::BodyDiffers { .. } | BenchError::HeadDiffers), "{error}");
     }
     assert!(fetch(socks_port(None).await, &server, 100_000).await.is_ok());
 }

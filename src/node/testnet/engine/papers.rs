@@ -1,4 +1,4 @@
-//! A search engine over Umbel's own papers, served from the testnet's process without further software.
+//! A search engine over Umbel's documentation. It runs in the testnet's process and needs no further software.
 //!
 //! The engine serves an OpenSearch 1.1 description, results as RSS, and the pages of the results. It listens on
 //! loopback. Queries are neither logged nor repeated in answers.
@@ -36,7 +36,7 @@ macro_rules! papers {
     };
 }
 
-/// The corpus: names and Markdown.
+/// The corpus: the path and the Markdown of each file.
 const PAPERS: &[(&str, &str)] = papers![
     "README.md",
     "threat-model.md",
@@ -60,7 +60,7 @@ const PAPERS: &[(&str, &str)] = papers![
     "CHANGELOG.md",
 ];
 
-/// The running engine. A drop stops it.
+/// The running engine. Dropping the value stops the engine.
 pub(in super::super) struct Papers {
     address: SocketAddr,
     _serving: AbortOnDropHandle<()>,
@@ -70,7 +70,7 @@ impl Papers {
     /// Starts the engine on a free port of 127.0.0.1.
     ///
     /// # Errors
-    /// When no port is free.
+    /// When no port can be opened.
     pub(super) async fn start() -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -83,24 +83,24 @@ impl Papers {
             .route("/", get(contents))
             .route("/{*path}", get(page))
             .with_state(Arc::new(Index::new(PAPERS)));
-        // Errors are ignored, because the client detects a failed answer.
+        // Errors are ignored: without TCP_NODELAY answers are only slower, and the exit detects a failed answer.
         let listener = listener.tap_io(|socket| _ = socket.set_nodelay(true));
         let serving = tokio::spawn(async move { _ = axum::serve(listener, router).await });
         Ok(Self { address, _serving: AbortOnDropHandle::new(serving) })
     }
 
-    /// The OpenSearch description of this instance.
+    /// The OpenSearch description of this engine.
     pub(super) fn description(&self) -> String {
         description(self.address)
     }
 
-    /// A description of the engine for the user.
+    /// The engine's name and URL, for the output of `umbel testnet`.
     pub(super) fn to_text(&self) -> String {
         format!("Umbel's own papers, http://{}", self.address)
     }
 }
 
-/// Allows any page to read the answer (CORS), as Kiwix does.
+/// A response with `document`. As with Kiwix, a page of any origin may read it (CORS).
 fn xml(kind: &'static str, document: String) -> Response {
     ([(CONTENT_TYPE, kind), (ACCESS_CONTROL_ALLOW_ORIGIN, "*")], document).into_response()
 }
@@ -118,7 +118,7 @@ fn description(address: SocketAddr) -> String {
     document.into_string()
 }
 
-/// The query of a search. A missing or invalid page number counts as one.
+/// The parameters of a search. A missing or invalid page number stands for page 1.
 #[derive(Deserialize)]
 struct PapersQuery {
     #[serde(default)]
@@ -178,12 +178,13 @@ fn document(title: &str, body: &Markup) -> Html<String> {
     Html(page.into_string())
 }
 
-/// A section's Markdown as HTML. Supports the subset that the papers use: code and tables verbatim, paragraphs, lists.
+/// A section's Markdown as HTML. Code and tables are verbatim, lists with `-` are lists, other blocks are paragraphs.
+/// Other markup is removed.
 fn rendered(section: &Section) -> Markup {
     let mut blocks = Vec::new();
-    // Pieces with an odd number are code.
-    for (number, piece) in section.text.split("```").enumerate() {
-        if number.is_multiple_of(2) {
+    // Pieces with an odd index are code.
+    for (index, piece) in section.text.split("```").enumerate() {
+        if index.is_multiple_of(2) {
             blocks.extend(piece.split("\n\n").map(str::trim).filter(|block| !block.is_empty()).map(block));
         } else {
             blocks.push(html! { pre { (piece.split_once('\n').map_or("", |(_, code)| code)) } });
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn every_paper_of_the_project_is_searched() {
+    fn every_document_in_docs_and_proto_is_searched() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
         let named: BTreeSet<&str> = PAPERS.iter().map(|(name, _)| *name).collect();
         for folder in ["docs", "proto"] {
