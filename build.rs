@@ -21,6 +21,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     prost_build::Config::new().compile_fds(protox::compile(SCHEMAS, ["proto"])?)?;
     println!("cargo:rerun-if-changed={PAGES}");
     let root = Path::new(&cargo_variable("CARGO_MANIFEST_DIR")?).join(PAGES);
+    // The table has absolute paths. With a target folder that several checkouts share, it must not outlive its checkout.
+    println!("cargo:rerun-if-changed={}", root.display());
     fs::write(Path::new(&cargo_variable("OUT_DIR")?).join("pages.rs"), table(&root)?)?;
     Ok(())
 }
