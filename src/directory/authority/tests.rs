@@ -7,6 +7,9 @@ use crate::directory::{
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
+mod crowding;
+mod publishers;
+
 fn later(seconds: u64) -> WallTime {
     NOW.after(Duration::from_secs(seconds))
 }
@@ -332,6 +335,14 @@ fn at(number: u16, addresses: &[&str]) -> Profile {
     Profile { addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(), ..profile(number) }
 }
 
+/// Inserts a proved relay that is known since `first_seen`.
+fn insert_proved(authority: &mut Authority, number: u16, address: &str, first_seen: WallTime) {
+    let descriptor = crate::directory::Descriptor { profile: at(number, &[address]), published: NOW };
+    let mut entry = RelayEntry::new(descriptor, &[], first_seen);
+    entry.proved(NOW, Duration::from_secs(3600));
+    authority.relays.insert(entry);
+}
+
 #[test]
 fn a_relay_is_listed_only_after_a_proof_at_each_address() {
     let mut authority = authority(AuthorityConfig::testnet(1));
@@ -421,261 +432,4 @@ fn a_record_is_stored_only_after_a_proof() {
     authority.handle_timeout(later(5));
     authority.handle_proof(later(5), &profile(1).dial_target(), Ok(()));
     assert_eq!(drain(&mut authority).records.len(), 1);
-}
-
-/// Inserts a proved relay that is known since `first_seen`.
-fn insert_proved(authority: &mut Authority, number: u16, address: &str, first_seen: WallTime) {
-    let descriptor = crate::directory::Descriptor { profile: at(number, &[address]), published: NOW };
-    let mut entry = RelayEntry::new(descriptor, &[], first_seen);
-    entry.proved(NOW, Duration::from_secs(3600));
-    authority.relays.insert(entry);
-}
-
-#[test]
-fn of_one_address_network_and_block_only_the_longest_known_relays_are_listed() {
-    for (most, place) in [(4, "20.0.0.1"), (16, "20.0.0.H"), (128, "20.0.H.1")] {
-        let mut authority = public();
-        for number in (1..=most + 1).rev() {
-            let address = format!("{}:{number}", place.replace('H', &number.to_string()));
-            insert_proved(&mut authority, number, &address, NOW.before(Duration::from_secs(1000 - u64::from(number))));
-        }
-        insert_proved(&mut authority, 500, "20.1.0.1:1", NOW);
-        authority.handle_timeout(NOW);
-        let consensus = published(&mut authority, NOW).unwrap();
-        let listed = |number| consensus.relay(&key(number).id()).is_some();
-        assert_eq!(consensus.relays().len(), usize::from(most) + 1, "{place}");
-        assert!(listed(1) && listed(most) && listed(500) && !listed(most + 1), "{place}");
-    }
-}
-
-#[test]
-fn one_address_proves_no_more_than_eight_relays_and_new_relays_are_taken() {
-    let mut authority = public();
-    let mut dialled = 0;
-    for number in 1..=MAX_RELAYS as u16 {
-        let refused = authority.handle_descriptor(
-            NOW,
-            &descriptor(number, at(number, &[&format!("20.0.0.1:{}", 1000 + number)]), NOW),
-            None,
-        );
-        assert!(refused.is_ok() || refused == Err(DescriptorError::Crowded), "{refused:?}");
-        for target in drain(&mut authority).proofs {
-            dialled += 1;
-            authority.handle_proof(NOW, &target, Ok(()));
-        }
-    }
-    assert_eq!((authority.relays.len(), authority.listed(NOW)), (8, 8));
-    assert!(dialled <= 8, "{dialled}");
-    register(&mut authority, 20_000, profile(20_000), NOW);
-    assert_eq!(authority.listed(NOW), 9);
-}
-
-#[test]
-fn relays_that_are_proved_at_the_same_time_do_not_exceed_the_caps() {
-    let mut authority = public();
-    for number in 1..=7 {
-        register(&mut authority, number, at(number, &[&format!("20.0.0.1:{number}")]), NOW);
-    }
-    drain(&mut authority);
-    for number in 8..=10 {
-        submit(&mut authority, number, at(number, &[&format!("20.0.0.1:{number}")]), NOW);
-    }
-    let proofs = drain(&mut authority).proofs;
-    assert_eq!(proofs.len(), 3);
-    for target in &proofs {
-        authority.handle_proof(NOW, target, Ok(()));
-    }
-    let asked = drain(&mut authority);
-    assert_eq!((authority.listed(NOW), asked.forgotten.len(), asked.records.len()), (8, 2, 1));
-    // A relay elsewhere can't move there either.
-    register(&mut authority, 11, at(11, &["20.1.0.1:1"]), NOW);
-    let moved = authority.handle_descriptor(later(1), &descriptor(11, at(11, &["20.0.0.1:11"]), later(1)), None);
-    assert_eq!(moved, Err(DescriptorError::Crowded));
-    assert_eq!(authority.listed(later(1)), 9, "it stays where it is proved");
-}
-
-#[test]
-fn stored_relays_beyond_the_caps_are_forgotten_the_shortest_known_first() {
-    let mut before = authority(AuthorityConfig::testnet(1));
-    for number in 1..=9 {
-        register(&mut before, number, at(number, &[&format!("20.0.0.1:{number}")]), later(u64::from(10 - number)));
-    }
-    let records = drain(&mut before).records;
-    let mut after = public();
-    after.restore(later(20), records.iter().map(Vec::as_slice), None);
-    assert_eq!((after.listed(later(20)), drain(&mut after).forgotten), (8, vec![key(1).id()]));
-}
-
-/// A full directory: relays 1 to 100 in one block since `first_seen` and a second more each, all others in blocks with
-/// fewer, known for longer.
-fn full(first_seen: WallTime) -> Authority {
-    let mut authority = public();
-    for number in 1..=MAX_RELAYS as u16 {
-        let [high, low] = number.to_be_bytes();
-        let (address, since) = match number {
-            1..=100 => (format!("20.0.{number}.1:1"), first_seen.after(Duration::from_secs(number.into()))),
-            _ => (format!("{}.{}.0.1:1", 30 + high, low), NOW.before(Duration::from_secs(1000))),
-        };
-        insert_proved(&mut authority, number, &address, since);
-    }
-    authority
-}
-
-#[test]
-fn a_full_directory_makes_room_in_the_most_crowded_block() {
-    let mut authority = full(NOW.before(Duration::from_secs(1000)));
-    register(&mut authority, 20_000, at(20_000, &["90.0.0.1:1"]), NOW);
-    assert_eq!(drain(&mut authority).forgotten, [key(100).id()], "the youngest there");
-    assert!(authority.relays.entry(&key(20_000).id()).unwrap().is_proved());
-    let crowded = authority.handle_descriptor(NOW, &descriptor(20_001, at(20_001, &["20.0.200.1:1"]), NOW), None);
-    assert_eq!(crowded, Err(DescriptorError::Full), "its own block is the most crowded");
-}
-
-#[test]
-fn descriptors_of_unproved_relays_displace_few_proved_ones() {
-    let mut authority = full(NOW.before(Duration::from_secs(1000)));
-    for number in 20_000..20_100 {
-        let [high, low] = (number - 20_000_u16).to_be_bytes();
-        _ = authority.handle_descriptor(
-            NOW,
-            &descriptor(number, at(number, &[&format!("{}.{low}.0.1:1", 90 + high)]), NOW),
-            None,
-        );
-    }
-    assert!(authority.listed(NOW) >= MAX_RELAYS - MAX_PROOFS - 1, "{}", authority.listed(NOW));
-}
-
-#[test]
-fn a_relay_known_for_eight_days_is_never_displaced() {
-    let mut authority = full(NOW.before(Duration::from_secs(8 * 24 * 60 * 60 + 200)));
-    for number in 101..=MAX_RELAYS as u16 {
-        let [high, low] = number.to_be_bytes();
-        let since = NOW.before(Duration::from_secs(9 * 24 * 60 * 60));
-        insert_proved(&mut authority, number, &format!("{}.{}.0.1:1", 30 + high, low), since);
-    }
-    let full = authority.handle_descriptor(NOW, &descriptor(20_000, at(20_000, &["90.0.0.1:1"]), NOW), None);
-    assert_eq!(full, Err(DescriptorError::Full));
-}
-
-/// Submits a descriptor from the machine at `from`.
-fn submit_from(authority: &mut Authority, from: [u8; 4], number: u16, profile: Profile, now: WallTime) {
-    let publisher = Publisher::at(from.into());
-    assert!(publisher.is_some());
-    authority.handle_descriptor(now, &descriptor(number, profile, now), publisher).unwrap();
-}
-
-/// Lets each proof fail after 20 s, for `seconds`, except that of relay `honest`; returns the time until it was asked for.
-fn seconds_until_proof(authority: &mut Authority, honest: u16, seconds: u64) -> Option<u64> {
-    let mut running: VecDeque<(u64, DialTarget)> = VecDeque::new();
-    for second in 0..seconds {
-        while let Some((_, target)) = running.pop_front_if(|(since, _)| *since + 20 <= second) {
-            authority.handle_proof(later(second), &target, FAILED);
-        }
-        authority.handle_timeout(later(second));
-        for target in drain(authority).proofs {
-            if target.relay == key(honest).id() {
-                return Some(second);
-            }
-            running.push_back((second, target));
-        }
-    }
-    None
-}
-
-#[test]
-fn descriptors_of_one_sender_delay_no_other_relay_s_proof() {
-    let mut authority = public();
-    for number in 0..500 {
-        submit_from(&mut authority, [90, 0, 0, 1], number, profile(number), NOW);
-    }
-    let proofs = drain(&mut authority).proofs.len();
-    assert_eq!(proofs, 4, "one network of publishers has a few proofs at a time");
-    submit_from(&mut authority, [91, 0, 0, 1], 1_000, profile(1_000), NOW);
-    assert_eq!(drain(&mut authority).proofs, [profile(1_000).dial_target()], "at once");
-}
-
-#[test]
-fn publishers_of_many_networks_and_sources_take_turns() {
-    let mut authority = public();
-    for number in 0..640_u16 {
-        // 32 networks, one of them with an honest relay beside.
-        submit_from(&mut authority, [90, (number % 32) as u8, 0, 1], number, profile(number), NOW);
-    }
-    submit_from(&mut authority, [90, 31, 0, 2], 1_000, profile(1_000), NOW);
-    let waited = seconds_until_proof(&mut authority, 1_000, 600).expect("never proved");
-    assert!(waited <= 100, "{waited} s");
-}
-
-#[test]
-fn new_relays_delay_no_proof_of_a_proved_one_nor_the_reverse() {
-    let mut authority = public();
-    for number in 0..100 {
-        insert_proved(&mut authority, number, &format!("30.{number}.0.1:1"), NOW);
-    }
-    for number in 100..200_u16 {
-        submit_from(&mut authority, [90, number as u8, 0, 1], number, profile(number), NOW);
-    }
-    drain(&mut authority);
-    authority.handle_timeout(later(3600));
-    let proofs = drain(&mut authority).proofs;
-    let proved = proofs.iter().filter(|target| target.addresses[0].to_string().starts_with("30.")).count();
-    assert_eq!((proved, proofs.len()), (MAX_PROOFS / 2, MAX_PROOFS));
-    assert!(authority.poll_timeout().unwrap() > later(3600), "proofs without a place set no deadline");
-}
-
-#[test]
-fn a_full_directory_evicts_relays_of_the_publisher_with_most_of_them() {
-    let mut authority = public();
-    submit_from(&mut authority, [91, 0, 0, 1], 0, profile(0), NOW);
-    authority.handle_proof(NOW, &profile(0).dial_target(), FAILED);
-    for number in 1..MAX_RELAYS as u16 {
-        let descriptor = crate::directory::Descriptor { profile: profile(number), published: NOW };
-        let entry = RelayEntry::new(descriptor, &[], later(1)).from(Publisher::at([90, 0, 0, 1].into()));
-        authority.relays.insert(entry);
-    }
-    submit_from(&mut authority, [92, 0, 0, 1], 20_000, profile(20_000), NOW);
-    let forgotten = drain(&mut authority).forgotten;
-    assert!(forgotten.len() == 1 && forgotten != [key(0).id()], "{forgotten:?}");
-}
-
-#[test]
-fn a_relay_that_publishes_without_end_causes_one_write_a_minute() {
-    let mut authority = public();
-    register(&mut authority, 1, profile(1), NOW);
-    drain(&mut authority);
-    let (mut records, mut accepted) = (0, 0);
-    for second in 1..=600 {
-        let profile = Profile { operator: second.to_string(), ..profile(1) };
-        accepted +=
-            u64::from(authority.handle_descriptor(later(second), &descriptor(1, profile, later(second)), None).is_ok());
-        let asked = drain(&mut authority);
-        // The proofs are due by themselves.
-        records += asked.records.len();
-    }
-    assert_eq!((accepted, records), (14, 14), "5 at once, and 9 in almost 10 minutes");
-}
-
-#[test]
-fn a_consensus_that_would_be_too_long_omits_the_relays_known_shortest() {
-    let mut authority = public();
-    let most = MAX_RELAYS as u16;
-    let ports: Vec<String> = (0..60).map(|port| format!("accept {}", 1000 + 2 * port)).collect();
-    let exit = exit_profile(1, &ports.iter().map(String::as_str).collect::<Vec<_>>()).exit;
-    for number in 1..=most {
-        let long = |text: &str| text.repeat(256);
-        let (ice_ufrag, ice_password) = (long("u"), long("p"));
-        let profile = Profile { ice_ufrag, ice_password, exit: exit.clone(), ..profile(number) };
-        let descriptor = crate::directory::Descriptor { profile, published: NOW };
-        let mut entry = RelayEntry::new(descriptor, &[], NOW.before(Duration::from_secs(u64::from(most - number))));
-        entry.proved(NOW, Duration::from_secs(3600));
-        authority.relays.insert(entry);
-    }
-    authority.handle_timeout(NOW);
-    let consensus = published(&mut authority, NOW).unwrap();
-    let listed = consensus.relays().len() as u16;
-    assert!((1000..most).contains(&listed), "{listed}");
-    assert!(
-        (1..=listed).all(|number| consensus.relay(&key(number).id()).is_some()),
-        "the relays known for longest stay"
-    );
 }

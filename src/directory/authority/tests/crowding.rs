@@ -1,0 +1,132 @@
+//! Tests of the caps on relays at one address, in one network and in one block.
+
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+use super::*;
+
+#[test]
+fn of_one_address_network_and_block_only_the_longest_known_relays_are_listed() {
+    for (most, place) in [(4, "20.0.0.1"), (16, "20.0.0.H"), (128, "20.0.H.1")] {
+        let mut authority = public();
+        for number in (1..=most + 1).rev() {
+            let address = format!("{}:{number}", place.replace('H', &number.to_string()));
+            insert_proved(&mut authority, number, &address, NOW.before(Duration::from_secs(1000 - u64::from(number))));
+        }
+        insert_proved(&mut authority, 500, "20.1.0.1:1", NOW);
+        authority.handle_timeout(NOW);
+        let consensus = published(&mut authority, NOW).unwrap();
+        let listed = |number| consensus.relay(&key(number).id()).is_some();
+        assert_eq!(consensus.relays().len(), usize::from(most) + 1, "{place}");
+        assert!(listed(1) && listed(most) && listed(500) && !listed(most + 1), "{place}");
+    }
+}
+
+#[test]
+fn one_address_proves_no_more_than_eight_relays_and_new_relays_are_taken() {
+    let mut authority = public();
+    let mut dialled = 0;
+    for number in 1..=MAX_RELAYS as u16 {
+        let refused = authority.handle_descriptor(
+            NOW,
+            &descriptor(number, at(number, &[&format!("20.0.0.1:{}", 1000 + number)]), NOW),
+            None,
+        );
+        assert!(refused.is_ok() || refused == Err(DescriptorError::Crowded), "{refused:?}");
+        for target in drain(&mut authority).proofs {
+            dialled += 1;
+            authority.handle_proof(NOW, &target, Ok(()));
+        }
+    }
+    assert_eq!((authority.relays.len(), authority.listed(NOW)), (8, 8));
+    assert!(dialled <= 8, "{dialled}");
+    register(&mut authority, 20_000, profile(20_000), NOW);
+    assert_eq!(authority.listed(NOW), 9);
+}
+
+#[test]
+fn relays_that_are_proved_at_the_same_time_do_not_exceed_the_caps() {
+    let mut authority = public();
+    for number in 1..=7 {
+        register(&mut authority, number, at(number, &[&format!("20.0.0.1:{number}")]), NOW);
+    }
+    drain(&mut authority);
+    for number in 8..=10 {
+        submit(&mut authority, number, at(number, &[&format!("20.0.0.1:{number}")]), NOW);
+    }
+    let proofs = drain(&mut authority).proofs;
+    assert_eq!(proofs.len(), 3);
+    for target in &proofs {
+        authority.handle_proof(NOW, target, Ok(()));
+    }
+    let asked = drain(&mut authority);
+    assert_eq!((authority.listed(NOW), asked.forgotten.len(), asked.records.len()), (8, 2, 1));
+    // A relay elsewhere can't move there either.
+    register(&mut authority, 11, at(11, &["20.1.0.1:1"]), NOW);
+    let moved = authority.handle_descriptor(later(1), &descriptor(11, at(11, &["20.0.0.1:11"]), later(1)), None);
+    assert_eq!(moved, Err(DescriptorError::Crowded));
+    assert_eq!(authority.listed(later(1)), 9, "it stays where it is proved");
+}
+
+#[test]
+fn stored_relays_beyond_the_caps_are_forgotten_the_shortest_known_first() {
+    let mut before = authority(AuthorityConfig::testnet(1));
+    for number in 1..=9 {
+        register(&mut before, number, at(number, &[&format!("20.0.0.1:{number}")]), later(u64::from(10 - number)));
+    }
+    let records = drain(&mut before).records;
+    let mut after = public();
+    after.restore(later(20), records.iter().map(Vec::as_slice), None);
+    assert_eq!((after.listed(later(20)), drain(&mut after).forgotten), (8, vec![key(1).id()]));
+}
+
+/// A full directory: relays 1 to 100 in one block since `first_seen` and a second more each, all others in blocks with
+/// fewer, known for longer.
+fn full(first_seen: WallTime) -> Authority {
+    let mut authority = public();
+    for number in 1..=MAX_RELAYS as u16 {
+        let [high, low] = number.to_be_bytes();
+        let (address, since) = match number {
+            1..=100 => (format!("20.0.{number}.1:1"), first_seen.after(Duration::from_secs(number.into()))),
+            _ => (format!("{}.{}.0.1:1", 30 + high, low), NOW.before(Duration::from_secs(1000))),
+        };
+        insert_proved(&mut authority, number, &address, since);
+    }
+    authority
+}
+
+#[test]
+fn a_full_directory_makes_room_in_the_most_crowded_block() {
+    let mut authority = full(NOW.before(Duration::from_secs(1000)));
+    register(&mut authority, 20_000, at(20_000, &["90.0.0.1:1"]), NOW);
+    assert_eq!(drain(&mut authority).forgotten, [key(100).id()], "the youngest there");
+    assert!(authority.relays.entry(&key(20_000).id()).unwrap().is_proved());
+    let crowded = authority.handle_descriptor(NOW, &descriptor(20_001, at(20_001, &["20.0.200.1:1"]), NOW), None);
+    assert_eq!(crowded, Err(DescriptorError::Full), "its own block is the most crowded");
+}
+
+#[test]
+fn descriptors_of_unproved_relays_displace_few_proved_ones() {
+    let mut authority = full(NOW.before(Duration::from_secs(1000)));
+    for number in 20_000..20_100 {
+        let [high, low] = (number - 20_000_u16).to_be_bytes();
+        _ = authority.handle_descriptor(
+            NOW,
+            &descriptor(number, at(number, &[&format!("{}.{low}.0.1:1", 90 + high)]), NOW),
+            None,
+        );
+    }
+    assert!(authority.listed(NOW) >= MAX_RELAYS - MAX_PROOFS - 1, "{}", authority.listed(NOW));
+}
+
+#[test]
+fn a_relay_known_for_eight_days_is_never_displaced() {
+    let mut authority = full(NOW.before(Duration::from_secs(8 * 24 * 60 * 60 + 200)));
+    for number in 101..=MAX_RELAYS as u16 {
+        let [high, low] = number.to_be_bytes();
+        let since = NOW.before(Duration::from_secs(9 * 24 * 60 * 60));
+        insert_proved(&mut authority, number, &format!("{}.{}.0.1:1", 30 + high, low), since);
+    }
+    let full = authority.handle_descriptor(NOW, &descriptor(20_000, at(20_000, &["90.0.0.1:1"]), NOW), None);
+    assert_eq!(full, Err(DescriptorError::Full));
+}
