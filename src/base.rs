@@ -1,16 +1,16 @@
 //! Types shared by every layer: time, identifiers, links, message buffers, error classes, redaction, deadlines, ready
-//! queues, rate limits, address prefixes, neighbours, shares of caps, counters.
+//! queues, rate limits, address prefixes, shares of caps and rates, counters.
 //!
 //! No I/O and no protocol logic. Every other module may depend on this one.
 
 mod address_prefix;
+mod allowances;
 mod counter;
 mod deadlines;
 mod error_class;
 mod id;
 mod link;
 mod machine;
-mod neighbour;
 mod ready_queue;
 mod redact;
 mod shares;
@@ -19,6 +19,7 @@ mod time;
 mod token_bucket;
 
 pub use address_prefix::AddressPrefix;
+pub use allowances::Allowances;
 pub use counter::Counter;
 pub use deadlines::Deadlines;
 pub use error_class::ErrorClass;
@@ -27,7 +28,6 @@ pub use link::{
     DialError, DialTarget, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, MESSAGE_CELLS, Transmit,
 };
 pub use machine::LinkMachine;
-pub use neighbour::Neighbour;
 pub use ready_queue::{ReadyQueue, Ticket};
 pub use redact::Redacted;
 pub use shares::{AtCap, Owner, Shares};

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | channels to neighbours | [`Channels`] |
 //! | circuits, with this relay's layer and their deadlines | `table::Table` |
-//! | rates of CREATE for each owner | `allowances::CreateAllowances` |
+//! | rates of CREATE for each owner | `base::Allowances` |
 //! | CREATEs that lack fragments | `half_built::HalfBuilt` |
 //! | circuits that wait for a channel to the next hop | `dialling::Dialling` |
 //! | the share of each owner in each of these tables | `owners::Owned` |
@@ -39,7 +39,6 @@
 //! | EXTENDED, GONE | ends the circuit |
 //! | all others | as in [`stream`](crate::stream) |
 
-mod allowances;
 mod build;
 mod circuit;
 mod dialling;
@@ -59,7 +58,7 @@ use std::sync::Arc;
 use rand::CryptoRng;
 
 use crate::{
-    base::{Instant, LinkEvent, LinkMachine, Neighbour, RelayId, Transmit},
+    base::{Allowances, Instant, LinkEvent, LinkMachine, Owner, RelayId, Transmit},
     channel::{ChannelEvent, ChannelId, Channels, LocalRole, Overdue},
     crypto::{IdentityKey, OnionPublic, OnionSecret},
     delegated::limits::RequestOwner,
@@ -69,7 +68,6 @@ use crate::{
 };
 
 use self::{
-    allowances::CreateAllowances,
     circuit::CircuitEndpoint,
     dialling::Dialling,
     gateways::Gateways,
@@ -117,7 +115,7 @@ pub struct Relay {
     volunteers: GatewayVolunteers,
     table: Table,
     half_built: HalfBuilt,
-    allowances: CreateAllowances,
+    allowances: Allowances,
     dialling: Dialling,
     streams: ExitStreams,
     cells_switched: u64,
@@ -142,7 +140,7 @@ impl Relay {
             volunteers: GatewayVolunteers::default(),
             table: Table::new(parameters.circuits),
             half_built: HalfBuilt::new(parameters.half_built),
-            allowances: CreateAllowances::new(parameters.creates_of_source, parameters.channel.creates_of_relay),
+            allowances: Allowances::new(parameters.creates_of_source, parameters.channel.creates_of_relay),
             dialling: Dialling::new(parameters.dialling),
             streams: ExitStreams::new(&parameters),
             channels: Channels::new(role, parameters.channel),
@@ -251,14 +249,15 @@ impl Relay {
     pub fn request_owner(&self, stream: ExitStream) -> Option<RequestOwner> {
         let key = self.streams.circuit(stream)?;
         let channel = self.table.circuit(key)?.previous.channel;
-        let neighbour = self.neighbour(channel)?;
+        let neighbour = self.owner(channel)?;
         Some(RequestOwner { neighbour, circuit: key.number() })
     }
 
-    /// The neighbour at the other end of a channel, for limits.
-    fn neighbour(&self, channel: ChannelId) -> Option<Neighbour> {
+    /// The owner of what comes over a channel: a listed relay, or else the source of the neighbour's address. A neighbour
+    /// may claim any identity, so an unlisted one is no owner.
+    fn owner(&self, channel: ChannelId) -> Option<Owner> {
         let listed = self.channels.peer(channel).filter(|relay| self.known.relay(relay).is_some());
-        listed.map(Neighbour::Listed).or_else(|| self.channels.source(channel).map(Neighbour::Source))
+        listed.map(Owner::Relay).or_else(|| self.channels.owner(channel))
     }
 
     /// The next event for the node.

@@ -1,11 +1,11 @@
-//! Rates of CREATE for each source, network and listed relay, over all their channels.
+//! Rates for each source, network and listed relay, over all their channels or connections.
 //!
 //! A bucket lasts until it is full, and so equal to a new one, however often the owner closes its channels and opens
 //! others.
 
 use std::collections::HashMap;
 
-use crate::base::{AddressPrefix, Deadlines, Instant, Owner, Rate, TokenBucket};
+use super::{AddressPrefix, Deadlines, Instant, Owner, Rate, TokenBucket};
 
 /// Cap on buckets, about 200 bytes each; at the cap, the one that is full soonest is dropped.
 const MAX_BUCKETS: usize = 16_384;
@@ -19,8 +19,8 @@ enum BucketKey {
     Network(AddressPrefix),
 }
 
-/// The buckets of all owners that have opened circuits recently.
-pub(super) struct CreateAllowances {
+/// The buckets of all owners that have used their rate recently.
+pub struct Allowances {
     of_source: Rate,
     of_relay: Rate,
     buckets: HashMap<BucketKey, TokenBucket>,
@@ -28,13 +28,15 @@ pub(super) struct CreateAllowances {
     full_at: Deadlines<BucketKey>,
 }
 
-impl CreateAllowances {
-    pub(super) fn new(of_source: Rate, of_relay: Rate) -> Self {
+impl Allowances {
+    /// The rate of a source and of a listed relay. A network has four times the rate of a source.
+    #[must_use]
+    pub fn new(of_source: Rate, of_relay: Rate) -> Self {
         Self { of_source, of_relay, buckets: HashMap::new(), full_at: Deadlines::default() }
     }
 
     /// Takes a token of `owner`, and of its network; `false` if there is none.
-    pub(super) fn take(&mut self, now: Instant, owner: &Owner) -> bool {
+    pub fn take(&mut self, now: Instant, owner: &Owner) -> bool {
         while let Some(key) = self.full_at.pop_due(now) {
             self.buckets.remove(&key);
         }
@@ -89,13 +91,13 @@ mod tests {
         Owner::of_address([10, block, network, host].into())
     }
 
-    fn taken(allowances: &mut CreateAllowances, now: Instant, owner: Owner) -> usize {
+    fn taken(allowances: &mut Allowances, now: Instant, owner: Owner) -> usize {
         (0..1000).filter(|_| allowances.take(now, &owner)).count()
     }
 
     #[test]
     fn a_source_has_its_rate_and_its_network_four_times_that() {
-        let mut allowances = CreateAllowances::new(SOURCE, RELAY);
+        let mut allowances = Allowances::new(SOURCE, RELAY);
         let start = Instant::START;
         assert_eq!(taken(&mut allowances, start, address(0, 1, 1)), 20);
         assert_eq!((2..9).map(|host| taken(&mut allowances, start, address(0, 1, host))).sum::<usize>(), 60);
@@ -107,7 +109,7 @@ mod tests {
 
     #[test]
     fn full_buckets_are_dropped_and_the_number_of_buckets_is_capped() {
-        let mut allowances = CreateAllowances::new(SOURCE, RELAY);
+        let mut allowances = Allowances::new(SOURCE, RELAY);
         let start = Instant::START;
         assert_eq!(taken(&mut allowances, start, address(255, 255, 1)), 20);
         for number in 0..10_000_u16 {

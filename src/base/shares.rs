@@ -1,6 +1,6 @@
 //! Shares of a cap: units counted by owner, so that no owner can hold all of them.
 
-use core::net::IpAddr;
+use core::{fmt, net::IpAddr};
 use std::collections::{BTreeSet, HashMap};
 
 use super::{AddressPrefix, RelayId};
@@ -10,7 +10,7 @@ const SOURCE_PART: usize = 16;
 /// The part of a cap that one network, or one listed relay, may hold: a quarter.
 const LARGE_PART: usize = 4;
 
-/// The owner of units of a cap.
+/// The owner of units of a cap, or of a rate. Prints redacted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
     /// A source within its network.
@@ -39,6 +39,12 @@ impl Owner {
             Self::Source(..) => SOURCE_PART,
             Self::Relay(_) => LARGE_PART,
         }
+    }
+}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Owner([redacted])")
     }
 }
 

@@ -259,12 +259,6 @@ impl Channels {
         }
     }
 
-    /// The source of the other end's address; `None` for a closed channel.
-    #[must_use]
-    pub fn source(&self, channel: ChannelId) -> Option<AddressPrefix> {
-        self.channels.get(&channel).map(Channel::source)
-    }
-
     /// The number of open channels.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::Refusal;
-use crate::base::{Counter as _, Instant, Neighbour, Rate, TokenBucket};
+use crate::base::{Counter as _, Instant, Owner, Rate, TokenBucket};
 
 /// Cap on circuits with a token bucket. At the cap, requests of new circuits are refused until a circuit has been idle
 /// and its bucket is full.
@@ -60,7 +60,7 @@ impl Rates {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestOwner {
     /// The neighbour over whose channel the circuit comes.
-    pub neighbour: Neighbour,
+    pub neighbour: Owner,
     /// The number of the circuit.
     pub circuit: u64,
 }
@@ -102,7 +102,7 @@ pub struct RequestLimits {
     rates: Rates,
     in_total: TokenBucket,
     circuits: Owners<u64>,
-    neighbours: Owners<Neighbour>,
+    neighbours: Owners<Owner>,
     /// Requests in progress.
     running: usize,
 }
@@ -174,7 +174,7 @@ impl RequestOwner {
     /// A circuit behind the neighbour `neighbour`.
     pub(crate) fn behind(neighbour: u64, circuit: u64) -> Self {
         let address = core::net::Ipv6Addr::from(u128::from(neighbour) << 64);
-        Self { neighbour: Neighbour::Source(crate::base::AddressPrefix::source(address.into())), circuit }
+        Self { neighbour: Owner::of_address(address.into()), circuit }
     }
 }
 

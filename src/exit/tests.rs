@@ -12,7 +12,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    base::{Neighbour, RelayId},
+    base::{Owner, RelayId},
     client::StreamFailure,
     connector::{ConnectError, Connector, Delegated, Isolation},
     delegated::Delegation,
@@ -27,7 +27,7 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The circuit of all streams, where a test names no other.
-const OWNER: RequestOwner = RequestOwner { neighbour: Neighbour::Listed(RelayId::from_bytes([1; 32])), circuit: 1 };
+const OWNER: RequestOwner = RequestOwner { neighbour: Owner::Relay(RelayId::from_bytes([1; 32])), circuit: 1 };
 
 /// A request of the client.
 enum Request {

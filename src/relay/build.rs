@@ -49,7 +49,7 @@ impl Relay {
         if (hop == HopIndex::FIRST) != self.channels.peer(endpoint.channel).is_none() {
             return None;
         }
-        let owner = self.owner(endpoint.channel)?;
+        let owner = self.owner_of_circuits(endpoint.channel)?;
         let mut partial = match partial {
             Some(partial) if partial.hop == hop => partial,
             Some(_) => return None,
@@ -76,7 +76,7 @@ impl Relay {
         request: &[u8],
         rng: &mut dyn CryptoRng,
     ) -> Option<()> {
-        let owner = self.owner(endpoint.channel)?;
+        let owner = self.owner_of_circuits(endpoint.channel)?;
         if self.table.check(&owner) == Err(AtCap::Part) {
             return None;
         }
@@ -103,13 +103,13 @@ impl Relay {
             && self.allowances.take(now, owner)
     }
 
-    /// The owner of the circuits that come over a channel: a listed relay, or else the source of the neighbour's
-    /// address. A neighbour may claim any identity, so an unlisted one is no owner.
-    fn owner(&mut self, channel: ChannelId) -> Option<Owner> {
-        let listed = self.channels.peer(channel).filter(|relay| self.known.relay(relay).is_some());
+    /// The owner of the circuits that come over a channel. Sets the limits of the channel by it.
+    fn owner_of_circuits(&mut self, channel: ChannelId) -> Option<Owner> {
+        let owner = self.owner(channel);
         // A volunteer that this relay reaches has a channel with room for circuits in both directions.
-        self.channels.set_listed(channel, listed.is_some() || self.channels.reaches(channel));
-        listed.map(Owner::Relay).or_else(|| self.channels.owner(channel))
+        let listed = matches!(owner, Some(Owner::Relay(_))) || self.channels.reaches(channel);
+        self.channels.set_listed(channel, listed);
+        owner
     }
 
     /// Ends the least used circuit of the owner that is closest to its share.

@@ -8,45 +8,35 @@
 //! Addresses that aren't global have no rate: they are those of one site, or of a reverse proxy.
 
 use core::net::IpAddr;
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
+use std::sync::{Mutex, PoisonError};
 
 use crate::{
-    base::{AddressPrefix, Instant, Rate, TokenBucket},
+    base::{Allowances, Instant, Owner, Rate},
     exit_policy::is_global,
 };
 
-type Prefix = fn(IpAddr) -> AddressPrefix;
-const RATES: [(Prefix, Rate); 2] = [
-    (AddressPrefix::source, Rate { a_second: 2, burst: 32 }),
-    (AddressPrefix::network, Rate { a_second: 8, burst: 128 }),
-];
-/// Cap on stored buckets. Full ones are dropped at it, or all if none is full.
-const MAX_BUCKETS: usize = 65_536;
+/// The rate of a source; a network has four times as much ([`Allowances`]).
+const OF_SOURCE: Rate = Rate { a_second: 2, burst: 32 };
 
 /// The rates of all senders.
-#[derive(Default)]
 pub(super) struct SubmissionRates {
-    buckets: Mutex<HashMap<AddressPrefix, TokenBucket>>,
+    allowances: Mutex<Allowances>,
+}
+
+impl Default for SubmissionRates {
+    fn default() -> Self {
+        // The sender's identity is not known yet, so no sender is a listed relay.
+        Self { allowances: Mutex::new(Allowances::new(OF_SOURCE, OF_SOURCE)) }
+    }
 }
 
 impl SubmissionRates {
     /// Counts a submission from `peer`; `false` if it exceeds a rate.
     pub(super) fn admit(&self, now: Instant, peer: IpAddr) -> bool {
-        let peer = peer.to_canonical();
-        if !is_global(peer) {
+        if !is_global(peer.to_canonical()) {
             return true;
         }
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if buckets.len() >= MAX_BUCKETS {
-            buckets.retain(|_, bucket| RATES.iter().any(|(_, rate)| !bucket.is_full(now, *rate)));
-            if buckets.len() >= MAX_BUCKETS {
-                buckets.clear();
-            }
-        }
-        RATES.iter().all(|(prefix, rate)| buckets.entry(prefix(peer)).or_default().take(now, *rate))
+        self.allowances.lock().unwrap_or_else(PoisonError::into_inner).take(now, &Owner::of_address(peer))
     }
 }
 
@@ -70,15 +60,5 @@ mod tests {
         assert_eq!(admitted(&rates, 1, |number| format!("2606:4700::{number:x}")), 32);
         assert_eq!(admitted(&rates, 1, |number| format!("2606:4700:1:{number:x}::1")), 128);
         assert_eq!(admitted(&rates, 1, |_| "127.0.0.1".into()), 1_000, "a reverse proxy, or a testnet's nodes");
-    }
-
-    #[test]
-    fn senders_of_any_number_occupy_bounded_memory() {
-        let rates = SubmissionRates::default();
-        for number in 0..70_000_u32 {
-            let [_, a, b, c] = number.to_be_bytes();
-            rates.admit(Instant::START, IpAddr::from([20 + a, b, c, 1]));
-        }
-        assert!(rates.buckets.lock().unwrap().len() <= MAX_BUCKETS + 2);
     }
 }

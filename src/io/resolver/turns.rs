@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{base::Neighbour, delegated::limits::RequestOwner, wire::EndReason};
+use crate::{base::Owner, delegated::limits::RequestOwner, wire::EndReason};
 
 /// Lookups of a circuit that run at once.
 const OF_CIRCUIT: usize = 8;
@@ -198,7 +198,7 @@ impl State {
 
 /// The numbers of lookups of each neighbour and circuit.
 struct OwnerLoads {
-    of_neighbour: BTreeMap<Option<Neighbour>, usize>,
+    of_neighbour: BTreeMap<Option<Owner>, usize>,
     of_circuit: BTreeMap<LookupOwner, usize>,
 }
 
@@ -220,7 +220,7 @@ impl OwnerLoads {
     }
 }
 
-fn neighbour(owner: LookupOwner) -> Option<Neighbour> {
+fn neighbour(owner: LookupOwner) -> Option<Owner> {
     owner.map(|owner| owner.neighbour)
 }
 
@@ -257,7 +257,7 @@ mod tests {
     }
 
     fn owner(neighbour: u8, circuit: u64) -> LookupOwner {
-        Some(RequestOwner { neighbour: Neighbour::Listed(RelayId::from_bytes([neighbour; 32])), circuit })
+        Some(RequestOwner { neighbour: Owner::Relay(RelayId::from_bytes([neighbour; 32])), circuit })
     }
 
     /// A lookup that runs until it has to make room.

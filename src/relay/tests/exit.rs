@@ -175,9 +175,9 @@ fn a_neighbour_that_no_consensus_lists_counts_by_its_source() {
     let listed = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
     let stranger = bench.join(LocalRole::Relay(Arc::new(fixture::key(77))), None);
     let client = bench.client();
-    let neighbours = [listed, stranger, client].map(|link| bench.relay.neighbour(ChannelId(link)));
-    assert_eq!(neighbours[0], Some(Neighbour::Listed(relay_id(PREVIOUS))));
-    assert!(matches!(neighbours[1], Some(Neighbour::Source(_))) && neighbours[1] == neighbours[2]);
+    let neighbours = [listed, stranger, client].map(|link| bench.relay.owner(ChannelId(link)));
+    assert_eq!(neighbours[0], Some(Owner::Relay(relay_id(PREVIOUS))));
+    assert!(matches!(neighbours[1], Some(Owner::Source(..))) && neighbours[1] == neighbours[2]);
 
     let mut second = bench.create_second(stranger, upper(1));
     bench.send_to_second(&mut second, &RelayMessage::Begin { stream: stream(1), target: target() });
