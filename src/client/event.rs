@@ -30,7 +30,7 @@ pub enum StreamFailure {
     NoPath(#[from] PathError),
     /// The target is a name or address of a local network, or a reserved name, and is sent to no exit.
     #[error(
-        "the host is on a local network or has a reserved name, so it is not sent to an exit; connect to it without Umbel"
+        "no exit can reach this host: it is on a local network or has a reserved name; exclude local hosts from the proxy"
     )]
     NotPublic,
     /// No guard could be reached.
