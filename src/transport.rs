@@ -1,8 +1,8 @@
 //! Transports: drivers that open links between nodes and carry messages over the lanes of each link.
 //!
-//! The protocol core sends requests as [`Transmit`] and receives [`LinkEvent`]s. It has no other interface to a
-//! transport. Governed by `proto/01-transport.md`. Drivers: `native` (WebRTC data channels over UDP), `browser` (the
-//! same by a browser's own stack) and the simulator's.
+//! The protocol core sends requests as [`Transmit`] and receives [`LinkEvent`]s. The core has no other interface to a
+//! transport. Governed by `proto/01-transport.md`. Drivers: `native` (WebRTC data channels over UDP by our own stack),
+//! `browser` (WebRTC data channels of a browser) and the simulator's transport.
 
 #[cfg(feature = "browser")]
 pub mod browser;
@@ -29,15 +29,15 @@ pub trait Transport {
     /// The next event for the core, if any.
     fn poll_link_event(&mut self) -> Option<LinkEvent>;
 
-    /// Performs the work due at `now`. Calling it early has no effect.
+    /// Performs the work due at `now`. An early call does no harm.
     fn handle_timeout(&mut self, now: Instant);
 
     /// The deadline for [`Self::handle_timeout`], if any.
     fn poll_timeout(&self) -> Option<Instant>;
 }
 
-/// Exchanges events and requests between `core` and `transport` until neither has more. This is half of the drain
-/// contract of both.
+/// Exchanges events and requests between `core` and `transport` until neither has more. The caller must then send the
+/// transport's output and poll both deadlines.
 pub fn settle(now: Instant, core: &mut impl LinkMachine, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
     loop {
         while let Some(event) = transport.poll_link_event() {

@@ -80,7 +80,7 @@ impl<C: TaskCore> Drive<C> {
         rng: StdRng,
     ) -> Result<Self, Failure> {
         let mut endpoint = Endpoint::new(config, clock.0.into_std())?;
-        endpoint.set_ports(&sockets.ports(), sockets.segments());
+        endpoint.set_ports(&sockets.ports(), sockets.max_segments());
         Ok(Self { clock, sockets, endpoint, core, rng })
     }
 

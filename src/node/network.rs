@@ -109,7 +109,7 @@ pub(crate) fn endpoint(certificate: Certificate, ice: Option<Ice>) -> EndpointCo
     EndpointConfig {
         fresh_certificate_per_dial: ice.is_none(),
         accept: ice,
-        caps: EndpointCaps { silence: SILENCE, ..EndpointCaps::default() },
+        caps: EndpointCaps { silence_timeout: SILENCE, ..EndpointCaps::default() },
         ..EndpointConfig::new(certificate)
     }
 }

@@ -2,12 +2,12 @@
 //! alone and accepts no links.
 //!
 //! Each link is one `RTCPeerConnection` with four pre-negotiated lanes; [`super::sdp`] writes the answer to its offer.
-//! [`BrowserEndpoint`] is driven like every transport. A callback of the browser only records its event and calls
+//! [`BrowserEndpoint`] is driven like every transport. A callback of the browser only records an event and calls
 //! [`Wake`], so the core does not run inside a callback.
 //!
 //! Governed by `proto/01-transport.md` §5 to §7. A page can't stop a browser from receiving, so received data that
-//! the driver has not taken is capped ([`BrowserCaps::waiting`]); beyond the cap the link ends. The browser checks the
-//! certificate against the answer's fingerprint; it reports a mismatch like any other failed handshake.
+//! the driver has not taken is capped ([`BrowserCaps::max_waiting`]); beyond the cap the link ends. The browser checks the
+//! certificate against the answer's fingerprint, and reports a mismatch like any other failed handshake.
 
 mod peer;
 
@@ -25,10 +25,10 @@ use crate::base::{
     DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Rate, Redacted, Slots,
     TokenBucket, Transmit,
 };
-use peer::{Outlook, PeerConnection};
+use peer::{PeerConnection, PeerStatus};
 
-/// Time limit for the delivery of queued data after the core has closed a link.
-const LINGER: Duration = Duration::from_secs(5);
+/// Timeout of the delivery of queued data after the core has closed a link.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Smallest allowance at which a rate-limited sender continues, in bytes: one message of `MESSAGE_CELLS` cells.
 const MIN_ALLOWANCE: u64 = 17_408;
 /// Shortest interval between two reports of room by a rate-limited sender.
@@ -42,17 +42,17 @@ pub struct BrowserCaps {
     /// Most concurrent links, including dials; browsers allow 500. Default 128.
     pub links: usize,
     /// Timeout of a dial with all its attempts. Default 10 s.
-    pub opening: Duration,
+    pub opening_timeout: Duration,
     /// Bytes in the send buffers of a link at which its [`LinkEvent::Room`] is zero. Default 256 KiB.
     pub send_threshold: usize,
     /// Most received bytes of a link that the driver has not taken; each message counts in whole slots. Beyond the cap
     /// the link ends. Default 16 MiB.
-    pub waiting: usize,
+    pub max_waiting: usize,
 }
 
 impl Default for BrowserCaps {
     fn default() -> Self {
-        Self { links: 128, opening: Duration::from_secs(10), send_threshold: 256 << 10, waiting: 16 << 20 }
+        Self { links: 128, opening_timeout: Duration::from_secs(10), send_threshold: 256 << 10, max_waiting: 16 << 20 }
     }
 }
 
@@ -62,32 +62,33 @@ pub type Wake = Rc<dyn Fn()>;
 /// The queue of events that the browser's callbacks have recorded.
 struct Inbox {
     wake: Wake,
-    notes: RefCell<VecDeque<(LinkId, Note)>>,
+    events: RefCell<VecDeque<(LinkId, PeerEvent)>>,
 }
 
-enum Note {
+/// An event of a peer connection.
+enum PeerEvent {
     /// A message received in a lane.
     Message(Lane, Slots),
-    /// A message that ends the link: text, too long, or beyond [`BrowserCaps::waiting`].
-    Foreign,
+    /// A message that ends the link: text, too long, or beyond [`BrowserCaps::max_waiting`].
+    Unacceptable,
     /// The peer's state changed.
     Changed,
     /// Offer and answer are set; SHA-256 of the certificate in the offer.
-    Offered([u8; 32]),
+    Negotiated([u8; 32]),
     /// Offer or answer is invalid, or the browser rejected it.
-    Refused,
+    NegotiationFailed,
 }
 
 impl Inbox {
-    fn push(&self, link: LinkId, note: Note) {
-        if let Ok(mut notes) = self.notes.try_borrow_mut() {
-            notes.push_back((link, note));
+    fn push(&self, link: LinkId, event: PeerEvent) {
+        if let Ok(mut events) = self.events.try_borrow_mut() {
+            events.push_back((link, event));
         }
         (self.wake)();
     }
 
-    fn pop(&self) -> Option<(LinkId, Note)> {
-        self.notes.try_borrow_mut().ok()?.pop_front()
+    fn pop(&self) -> Option<(LinkId, PeerEvent)> {
+        self.events.try_borrow_mut().ok()?.pop_front()
     }
 }
 
@@ -97,14 +98,14 @@ struct BrowserDial {
     /// Number of addresses tried.
     tried: usize,
     /// Deadline of the current attempt.
-    until: Instant,
+    attempt_deadline: Instant,
     /// Deadline of the whole dial.
     deadline: Instant,
     /// An attempt failed for a reason other than a timeout.
     refused: bool,
     local_certificate: Option<[u8; 32]>,
     /// Messages received before all lanes were open.
-    early: Vec<(Lane, Slots)>,
+    early_messages: Vec<(Lane, Slots)>,
 }
 
 enum BrowserLinkStage {
@@ -141,7 +142,7 @@ struct Allowance {
     rate: Rate,
     bytes: TokenBucket,
     /// The time of the last report of room.
-    reported: Instant,
+    reported_at: Instant,
     /// The allowance has limited a report of room.
     limited_room: bool,
 }
@@ -149,18 +150,18 @@ struct Allowance {
 impl Allowance {
     fn new(now: Instant, a_second: u64) -> Self {
         let rate = Rate { a_second: a_second.max(1), burst: a_second.max(MIN_ALLOWANCE) };
-        Self { rate, bytes: TokenBucket::new(), reported: now, limited_room: true }
+        Self { rate, bytes: TokenBucket::new(), reported_at: now, limited_room: true }
     }
 
-    /// Time of the next report of room, if the allowance limited the last one.
-    fn due(&self) -> Option<Instant> {
+    /// Time of the next report of room, if the allowance limited the last report.
+    fn next_report(&self) -> Option<Instant> {
         let refilled_at = self.bytes.available_at(self.rate, MIN_ALLOWANCE);
-        self.limited_room.then(|| refilled_at.max(self.reported.after(REPORT_INTERVAL)))
+        self.limited_room.then(|| refilled_at.max(self.reported_at.after(REPORT_INTERVAL)))
     }
 
     fn room(&mut self, now: Instant, wanted: usize) -> usize {
         let room = wanted.min(usize::try_from(self.bytes.available(now, self.rate)).unwrap_or(usize::MAX));
-        self.reported = now;
+        self.reported_at = now;
         // A full bucket allows no more room later.
         self.limited_room |= room < wanted.min(usize::try_from(self.rate.burst).unwrap_or(usize::MAX));
         room
@@ -177,7 +178,7 @@ impl BrowserEndpoint {
     /// An endpoint without links. All its links use `certificate`; with `None` each link uses a fresh one.
     #[must_use]
     pub fn new(caps: BrowserCaps, certificate: Option<RtcCertificate>, wake: Wake) -> Self {
-        let inbox = Rc::new(Inbox { wake, notes: RefCell::default() });
+        let inbox = Rc::new(Inbox { wake, events: RefCell::default() });
         Self {
             caps,
             certificate,
@@ -191,8 +192,8 @@ impl BrowserEndpoint {
 
     /// Takes the events that the browser's callbacks have recorded.
     pub fn take(&mut self, now: Instant) {
-        while let Some((link, note)) = self.inbox.pop() {
-            self.handle_note(now, link, note);
+        while let Some((link, event)) = self.inbox.pop() {
+            self.handle_peer_event(now, link, event);
         }
     }
 
@@ -226,7 +227,7 @@ impl BrowserEndpoint {
         if let Some(allowance) = &mut self.allowance {
             bytes = allowance.room(now, bytes);
         }
-        // For the core, each report shows that the link has accepted data. So zero is not reported twice.
+        // To the core, a report means that the link has accepted data. So zero is not reported twice.
         if bytes == 0 && link.room == 0 {
             return;
         }
@@ -234,7 +235,7 @@ impl BrowserEndpoint {
         self.events.push_back(LinkEvent::Room { link: id, bytes });
     }
 
-    /// Ends all links at once, for the end of the page.
+    /// Ends all links immediately, for the end of the page.
     pub fn close_all(&mut self) {
         self.links.clear();
     }
@@ -251,24 +252,26 @@ impl BrowserEndpoint {
         self.links.is_empty()
     }
 
-    fn handle_note(&mut self, now: Instant, id: LinkId, note: Note) {
-        // The link may have ended since the note was recorded.
+    fn handle_peer_event(&mut self, now: Instant, id: LinkId, event: PeerEvent) {
+        // The link may have ended since the event was recorded.
         let Some(link) = self.links.get_mut(&id) else { return };
-        match (note, &mut link.stage) {
-            (Note::Message(lane, message), BrowserLinkStage::Open) => {
+        match (event, &mut link.stage) {
+            (PeerEvent::Message(lane, message), BrowserLinkStage::Open) => {
                 link.peer.handle_taken(&message);
                 self.events.push_back(LinkEvent::Message { link: id, lane, message });
             }
-            (Note::Message(lane, message), BrowserLinkStage::Opening(dial)) => dial.early.push((lane, message)),
-            (Note::Message(_, message), BrowserLinkStage::Closing { .. }) => link.peer.handle_taken(&message),
-            (Note::Foreign, _) => self.end(now, id, LinkClose::Broken),
-            (Note::Refused, _) => self.end(now, id, LinkClose::Broken),
-            (Note::Offered(fingerprint), BrowserLinkStage::Opening(dial)) => {
+            (PeerEvent::Message(lane, message), BrowserLinkStage::Opening(dial)) => {
+                dial.early_messages.push((lane, message))
+            }
+            (PeerEvent::Message(_, message), BrowserLinkStage::Closing { .. }) => link.peer.handle_taken(&message),
+            (PeerEvent::Unacceptable, _) => self.end(now, id, LinkClose::Broken),
+            (PeerEvent::NegotiationFailed, _) => self.end(now, id, LinkClose::Broken),
+            (PeerEvent::Negotiated(fingerprint), BrowserLinkStage::Opening(dial)) => {
                 dial.local_certificate = Some(fingerprint);
                 self.handle_change(now, id);
             }
-            (Note::Offered(_), _) => {}
-            (Note::Changed, _) => self.handle_change(now, id),
+            (PeerEvent::Negotiated(_), _) => {}
+            (PeerEvent::Changed, _) => self.handle_change(now, id),
         }
     }
 
@@ -276,9 +279,9 @@ impl BrowserEndpoint {
     fn handle_change(&mut self, now: Instant, id: LinkId) {
         let Some(link) = self.links.get_mut(&id) else { return };
         link.peer.clear_change();
-        match (link.peer.outlook(), &mut link.stage) {
-            (Outlook::Gone(reason), _) => self.end(now, id, reason),
-            (Outlook::Open, BrowserLinkStage::Opening(dial)) => {
+        match (link.peer.status(), &mut link.stage) {
+            (PeerStatus::Ended(reason), _) => self.end(now, id, reason),
+            (PeerStatus::Open, BrowserLinkStage::Opening(dial)) => {
                 let Some(local_certificate) = dial.local_certificate else { return };
                 let Some(address) = dial.tried.checked_sub(1).and_then(|last| dial.target.addresses.get(last)) else {
                     return;
@@ -290,7 +293,7 @@ impl BrowserEndpoint {
                     peer_address: Redacted(*address),
                     lanes: LANES,
                 };
-                let early = core::mem::take(&mut dial.early);
+                let early = core::mem::take(&mut dial.early_messages);
                 self.events.push_back(LinkEvent::Opened { link: id, opened });
                 link.stage = BrowserLinkStage::Open;
                 for (lane, message) in early {
@@ -299,13 +302,13 @@ impl BrowserEndpoint {
                 }
                 self.report_room(now, id);
             }
-            (Outlook::Open, BrowserLinkStage::Open) => self.report_room(now, id),
-            (Outlook::Open, BrowserLinkStage::Closing { .. }) => {
+            (PeerStatus::Open, BrowserLinkStage::Open) => self.report_room(now, id),
+            (PeerStatus::Open, BrowserLinkStage::Closing { .. }) => {
                 if link.peer.buffered() == 0 {
                     self.links.remove(&id);
                 }
             }
-            (Outlook::Opening, _) => {}
+            (PeerStatus::Opening, _) => {}
         }
     }
 
@@ -324,7 +327,7 @@ impl BrowserEndpoint {
 
     /// Dials the next address, or fails the dial.
     fn dial(&mut self, now: Instant, mut dial: Box<BrowserDial>) {
-        // A single address is tried again if the first attempt was refused, since a third party can forge that.
+        // A single address is tried again if the first attempt was refused, since a third party can forge a refusal.
         let addresses = dial.target.addresses.len();
         if addresses == 1 && dial.tried == 1 && dial.refused {
             dial.tried = 0;
@@ -337,14 +340,14 @@ impl BrowserEndpoint {
             dial.tried = dial.tried.saturating_add(1);
             let share =
                 dial.deadline.since(now).checked_div(left).unwrap_or(MIN_ATTEMPT_TIMEOUT).max(MIN_ATTEMPT_TIMEOUT);
-            dial.until = now.after(share).min(dial.deadline);
+            dial.attempt_deadline = now.after(share).min(dial.deadline);
             self.next_link = self.next_link.saturating_add(1);
             let id = LinkId(self.next_link);
             let peer =
                 PeerConnection::dial(id, &dial.target, address, self.certificate.as_ref(), &self.caps, &self.inbox);
             if let Some(peer) = peer {
                 dial.local_certificate = None;
-                dial.early.clear();
+                dial.early_messages.clear();
                 self.links.insert(id, BrowserLink { stage: BrowserLinkStage::Opening(dial), peer, room: 0 });
                 return;
             }
@@ -368,15 +371,15 @@ impl Transport for BrowserEndpoint {
                     self.events.push_back(LinkEvent::DialFailed { relay, error });
                     return;
                 }
-                let deadline = now.after(self.caps.opening);
+                let deadline = now.after(self.caps.opening_timeout);
                 let dial = BrowserDial {
                     target,
                     tried: 0,
-                    until: deadline,
+                    attempt_deadline: deadline,
                     deadline,
                     refused: false,
                     local_certificate: None,
-                    early: Vec::new(),
+                    early_messages: Vec::new(),
                 };
                 self.dial(now, Box::new(dial));
             }
@@ -392,8 +395,8 @@ impl Transport for BrowserEndpoint {
                 if let Some(allowance) = &mut self.allowance {
                     allowance.spend(now, message.len());
                 } else if link.room < self.caps.send_threshold / 2 {
-                    // The browser has an event for a lane whose buffer falls to its threshold, which reports room. A
-                    // lane below its threshold has no such event, so room is reported here.
+                    // When a lane's buffer falls to its threshold, an event of the browser causes a report of room. A
+                    // lane that stays below its threshold has no such event, so room is reported here.
                     self.report_room(now, id);
                 }
             }
@@ -403,7 +406,7 @@ impl Transport for BrowserEndpoint {
                     self.links.remove(&id);
                 } else {
                     link.peer.notify_when_sent();
-                    link.stage = BrowserLinkStage::Closing { until: now.after(LINGER) };
+                    link.stage = BrowserLinkStage::Closing { until: now.after(CLOSE_TIMEOUT) };
                 }
             }
         }
@@ -415,17 +418,17 @@ impl Transport for BrowserEndpoint {
 
     fn handle_timeout(&mut self, now: Instant) {
         let due = |link: &BrowserLink| link.deadline().is_some_and(|due| due <= now);
-        let late: Vec<_> = self.links.iter().filter(|(_, link)| due(link)).map(|(id, _)| *id).collect();
-        for id in late {
+        let expired: Vec<_> = self.links.iter().filter(|(_, link)| due(link)).map(|(id, _)| *id).collect();
+        for id in expired {
             self.end(now, id, LinkClose::TimedOut);
         }
-        if self.allowance.as_ref().and_then(Allowance::due).is_some_and(|due| due <= now) {
+        if self.allowance.as_ref().and_then(Allowance::next_report).is_some_and(|due| due <= now) {
             self.report_rooms(now);
         }
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let allowance = self.allowance.as_ref().and_then(Allowance::due);
+        let allowance = self.allowance.as_ref().and_then(Allowance::next_report);
         self.links.values().filter_map(BrowserLink::deadline).chain(allowance).min()
     }
 }
@@ -433,7 +436,7 @@ impl Transport for BrowserEndpoint {
 impl BrowserLink {
     fn deadline(&self) -> Option<Instant> {
         match &self.stage {
-            BrowserLinkStage::Opening(dial) => Some(dial.until),
+            BrowserLinkStage::Opening(dial) => Some(dial.attempt_deadline),
             BrowserLinkStage::Closing { until } => Some(*until),
             BrowserLinkStage::Open => None,
         }

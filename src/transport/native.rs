@@ -1,8 +1,8 @@
 //! The native transport: WebRTC data channels over UDP.
 //!
-//! Its parts have no I/O: a STUN responder, a stateless DTLS cookie front, DTLS 1.2 handshakes by `dimpl`, our DTLS
-//! records and SCTP ([`sctp`](super::sctp)), and pre-negotiated data channels as lanes. There is no ICE agent, peer
-//! connection or SDP. [`Endpoint`] is the machine and [`Sockets`] its sockets. The driver owns the loop:
+//! [`Endpoint`] is a machine without I/O: a STUN responder, a stateless DTLS cookie front, DTLS 1.2 handshakes by
+//! `dimpl`, our DTLS records and SCTP ([`sctp`](super::sctp)), and pre-negotiated data channels as lanes. There is no
+//! ICE agent, peer connection or SDP. [`Sockets`] performs the I/O. The driver owns the loop:
 //!
 //! 1. wait for [`Sockets::readable`], the core, or [`Transport::poll_timeout`](super::Transport::poll_timeout);
 //! 2. [`Sockets::receive`] into [`Endpoint::handle_datagrams`], and `handle_timeout`;

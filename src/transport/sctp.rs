@@ -1,9 +1,9 @@
 //! SCTP for WebRTC data channels (RFC 9260, RFC 8831), over DTLS (RFC 8261), without I/O.
 //!
 //! An [`Association`] takes packets, messages and the time, and returns packets, messages and a deadline. It has no
-//! socket, clock or randomness, and does not depend on DTLS. Its owner seals the output of
-//! [`Association::poll_packet`] and passes opened, authenticated packets to [`Association::handle_packet`]. It
-//! implements the part of SCTP that reliable, ordered, pre-negotiated data channels need. A violation of the protocol
+//! socket, no system clock and no randomness of its own, and does not depend on DTLS. Its owner seals the output of
+//! [`Association::poll_packet`] and passes opened, authenticated packets to [`Association::handle_packet`]. The module
+//! implements the part of SCTP that reliable, ordered data channels need. A violation of the protocol
 //! by the peer ends the association. Governed by `proto/01-transport.md` §5; `docs/transport.md` has the reasons.
 //!
 //! | part | owns |
@@ -13,6 +13,9 @@
 //! | `send` | fragments, data in flight, loss detection (RACK-TLP, RFC 8985) |
 //! | `congestion` | congestion window and pacing rate: BBR, CUBIC |
 //! | `pacer` | departure time of the next packet |
+//! | `rtt` | round-trip times and the retransmission timeout |
+//! | `clock` | arrival times of data, as reported to the peer |
+//! | `serial` | TSNs as 64-bit numbers |
 //! | `association` | the handshake, timers, and the composition of the parts |
 //!
 //! The drain contract: after any call that takes `&mut self`, call [`Association::poll_event`] until it returns

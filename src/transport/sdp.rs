@@ -1,8 +1,7 @@
-//! SDP for dials from a WebRTC stack (`proto/01-transport.md` §6): parses the local offer and writes the answer in the
-//! place of the relay.
+//! SDP for dials from a WebRTC stack (`proto/01-transport.md` §6): parses the local offer and writes the relay's answer.
 //!
-//! All functions are pure. Text that could add a line to the answer is rejected here too, although descriptors are
-//! validated with the consensus: an added line could set any attribute.
+//! Descriptors are validated with the consensus. Text that could add a line to the answer is rejected here too, because
+//! an added line could set any attribute.
 
 use core::{fmt::Write as _, net::SocketAddr};
 

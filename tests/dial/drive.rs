@@ -28,7 +28,7 @@ impl Driven {
         let start = StdInstant::now();
         let sockets = Sockets::bind(listen, true).expect("sockets");
         let mut endpoint = Endpoint::new(config, start).expect("endpoint");
-        endpoint.set_ports(&sockets.ports(), sockets.segments());
+        endpoint.set_ports(&sockets.ports(), sockets.max_segments());
         Self { endpoint, sockets, start }
     }
 

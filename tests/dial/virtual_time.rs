@@ -52,8 +52,8 @@ fn try_linked(
     }
     if mischief.lost > 0.0 {
         // Three consecutive keep-alives may be lost, which ends a link; another test covers that.
-        relay.caps.silence = Duration::from_secs(300);
-        client.caps.silence = Duration::from_secs(300);
+        relay.caps.silence_timeout = Duration::from_secs(300);
+        client.caps.silence_timeout = Duration::from_secs(300);
     }
     let (relay, client) = (world.add(relay), world.add(client));
     world.mischief = mischief;

@@ -12,42 +12,42 @@ use web_sys::{
     RtcSessionDescriptionInit,
 };
 
-use super::{BrowserCaps, Inbox, Note};
+use super::{BrowserCaps, Inbox, PeerEvent};
 use crate::{
     base::{DialTarget, LANES, Lane, LinkClose, LinkId, SLOT_LEN, Slots},
     transport::sdp,
 };
 
-/// Most bytes of a message (`proto/01-transport.md` §5).
+/// Most bytes of a message (`proto/01-transport.md` §5.3).
 const MAX_MESSAGE_LEN: usize = 65_536;
 
-/// State of a peer.
+/// State of a peer connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outlook {
+pub(super) enum PeerStatus {
     /// Not open yet.
     Opening,
     /// All lanes are open.
     Open,
-    /// The peer has ended, for this reason.
-    Gone(LinkClose),
+    /// The peer connection has ended, for this reason.
+    Ended(LinkClose),
 }
 
-/// State shared between a peer and its callbacks.
-struct PeerState {
+/// State shared between a peer connection and its callbacks.
+struct SharedPeerState {
     inbox: Rc<Inbox>,
     link: LinkId,
-    /// Whether a [`Note::Changed`] is queued.
+    /// Whether a [`PeerEvent::Changed`] is queued.
     changed: Cell<bool>,
     /// Received bytes that the driver has not taken.
     waiting: Cell<usize>,
     max_waiting: usize,
 }
 
-/// A dialled peer connection. Dropping it closes it at once.
+/// A dialled peer connection. A drop of the value closes the connection immediately.
 pub(super) struct PeerConnection {
     connection: RtcPeerConnection,
     lanes: Vec<RtcDataChannel>,
-    shared: Rc<PeerState>,
+    shared: Rc<SharedPeerState>,
     /// Callbacks, kept for as long as the browser may call them.
     _changed: Closure<dyn FnMut(Event)>,
     _messages: Vec<Closure<dyn FnMut(MessageEvent)>>,
@@ -69,22 +69,22 @@ impl PeerConnection {
             configuration.set_certificates(&Array::of1(certificate));
         }
         let connection = RtcPeerConnection::new_with_configuration(&configuration).ok()?;
-        let shared = Rc::new(PeerState {
+        let shared = Rc::new(SharedPeerState {
             inbox: Rc::clone(inbox),
             link,
             changed: Cell::new(false),
             waiting: Cell::new(0),
-            max_waiting: caps.waiting,
+            max_waiting: caps.max_waiting,
         });
         let changed = Closure::new({
             let shared = Rc::clone(&shared);
-            move |_: Event| shared.note_change()
+            move |_: Event| shared.record_change()
         });
         let on_change = Some(changed.as_ref().unchecked_ref());
         connection.set_onconnectionstatechange(on_change);
         connection.set_oniceconnectionstatechange(on_change);
-        // Half of an equal share. Without room in total, at least one lane is above its threshold and has an event
-        // later.
+        // Half of a lane's equal share. While the link has no room, at least one lane is above this threshold, so an
+        // event follows.
         let low = u32::try_from(caps.send_threshold.checked_div(usize::from(LANES).saturating_mul(2))?).ok()?;
         let (mut lanes, mut messages) = (Vec::new(), Vec::new());
         for lane in (0..LANES).filter_map(Lane::new) {
@@ -96,7 +96,7 @@ impl PeerConnection {
             channel.set_buffered_amount_low_threshold(low);
             let on_message = Closure::new({
                 let shared = Rc::clone(&shared);
-                move |event: MessageEvent| shared.note_message(lane, &event)
+                move |event: MessageEvent| shared.record_message(lane, &event)
             });
             channel.set_onmessage(Some(on_message.as_ref().unchecked_ref()));
             channel.set_onopen(on_change);
@@ -108,39 +108,39 @@ impl PeerConnection {
         spawn_local({
             let (connection, target, shared) = (connection.clone(), target.clone(), Rc::clone(&shared));
             async move {
-                let note = match negotiate(&connection, &target, address).await {
-                    Ok(Some(fingerprint)) => Note::Offered(fingerprint),
-                    Ok(None) | Err(_) => Note::Refused,
+                let peer_event = match negotiate(&connection, &target, address).await {
+                    Ok(Some(fingerprint)) => PeerEvent::Negotiated(fingerprint),
+                    Ok(None) | Err(_) => PeerEvent::NegotiationFailed,
                 };
-                shared.inbox.push(shared.link, note);
+                shared.inbox.push(shared.link, peer_event);
             }
         });
         Some(Self { connection, lanes, shared, _changed: changed, _messages: messages })
     }
 
     /// The current state.
-    pub(super) fn outlook(&self) -> Outlook {
+    pub(super) fn status(&self) -> PeerStatus {
         match self.connection.ice_connection_state() {
             RtcIceConnectionState::Disconnected | RtcIceConnectionState::Failed => {
-                return Outlook::Gone(LinkClose::TimedOut);
+                return PeerStatus::Ended(LinkClose::TimedOut);
             }
-            RtcIceConnectionState::Closed => return Outlook::Gone(LinkClose::ByPeer),
+            RtcIceConnectionState::Closed => return PeerStatus::Ended(LinkClose::ByPeer),
             _ => {}
         }
         match self.connection.connection_state() {
-            RtcPeerConnectionState::Failed => return Outlook::Gone(LinkClose::Broken),
-            RtcPeerConnectionState::Closed => return Outlook::Gone(LinkClose::ByPeer),
+            RtcPeerConnectionState::Failed => return PeerStatus::Ended(LinkClose::Broken),
+            RtcPeerConnectionState::Closed => return PeerStatus::Ended(LinkClose::ByPeer),
             _ => {}
         }
-        let mut outlook = Outlook::Open;
+        let mut status = PeerStatus::Open;
         for lane in &self.lanes {
             match lane.ready_state() {
                 RtcDataChannelState::Open => {}
-                RtcDataChannelState::Connecting => outlook = Outlook::Opening,
-                _ => return Outlook::Gone(LinkClose::ByPeer),
+                RtcDataChannelState::Connecting => status = PeerStatus::Opening,
+                _ => return PeerStatus::Ended(LinkClose::ByPeer),
             }
         }
-        outlook
+        status
     }
 
     /// Bytes queued and not yet sent.
@@ -160,7 +160,7 @@ impl PeerConnection {
         self.lanes.iter().for_each(|lane| lane.set_buffered_amount_low_threshold(0));
     }
 
-    /// Marks the queued [`Note::Changed`] as handled.
+    /// Marks the queued [`PeerEvent::Changed`] as handled.
     pub(super) fn clear_change(&self) {
         self.shared.changed.set(false);
     }
@@ -190,33 +190,33 @@ fn cost(length: usize) -> usize {
     length.div_ceil(SLOT_LEN).max(1).saturating_mul(SLOT_LEN)
 }
 
-impl PeerState {
-    fn note_change(&self) {
+impl SharedPeerState {
+    fn record_change(&self) {
         if !self.changed.replace(true) {
-            self.inbox.push(self.link, Note::Changed);
+            self.inbox.push(self.link, PeerEvent::Changed);
         }
     }
 
-    fn note_message(&self, lane: Lane, event: &MessageEvent) {
-        let note = match event.data().dyn_into::<ArrayBuffer>() {
+    fn record_message(&self, lane: Lane, event: &MessageEvent) {
+        let peer_event = match event.data().dyn_into::<ArrayBuffer>() {
             Ok(data) => {
                 let length = usize::try_from(data.byte_length()).unwrap_or(usize::MAX);
                 let waiting = self.waiting.get().saturating_add(cost(length));
                 if length > MAX_MESSAGE_LEN || waiting > self.max_waiting {
-                    Note::Foreign
+                    PeerEvent::Unacceptable
                 } else {
                     self.waiting.set(waiting);
-                    Note::Message(lane, Uint8Array::new(&data).to_vec().into())
+                    PeerEvent::Message(lane, Uint8Array::new(&data).to_vec().into())
                 }
             }
-            Err(_) => Note::Foreign,
+            Err(_) => PeerEvent::Unacceptable,
         };
-        self.inbox.push(self.link, note);
+        self.inbox.push(self.link, peer_event);
     }
 }
 
-/// Sets the offer, and an answer in the place of the relay. Returns SHA-256 of the certificate of this end; `None` if
-/// the offer can't be parsed or the answer can't be written.
+/// Sets the offer, and an answer written on behalf of the relay. Returns SHA-256 of the certificate of this end. `None`
+/// if the offer can't be parsed or the answer can't be written.
 async fn negotiate(
     connection: &RtcPeerConnection,
     target: &DialTarget,

@@ -18,7 +18,7 @@ pub enum CertificateError {
     /// Key or certificate generation failed.
     #[error("can't generate a certificate")]
     Generate,
-    /// The bytes are not the output of [`Certificate::to_bytes`].
+    /// The bytes are not the output of [`Certificate::to_bytes`], or a certificate is too long for that format.
     #[error("the bytes are not a certificate with its private key")]
     Malformed,
 }
@@ -37,7 +37,7 @@ impl Certificate {
     /// The certificate and its key as one secret byte string: the certificate's length (2 bytes), certificate, key.
     ///
     /// # Errors
-    /// [`CertificateError::Malformed`] if the certificate is longer than 64 KiB. Generated certificates are shorter.
+    /// [`CertificateError::Malformed`] if the certificate has 64 KiB or more. Generated certificates are shorter.
     pub fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, CertificateError> {
         let length = u16::try_from(self.certificate.len()).map_err(|_| CertificateError::Malformed)?;
         let mut bytes = Zeroizing::new(Vec::new());

@@ -23,10 +23,11 @@ pub struct EndpointConfig {
     /// Largest receive window of a dialled link, in bytes; that of an accepted link is 2 MiB. Default 16 MiB. A peer
     /// that never completes its messages can occupy nine eighths of the window and 129 KiB.
     pub receive_window: usize,
-    /// Most bytes of partly received messages of all links, in addition to 64 KiB for each link. A source (IPv4
+    /// Most bytes of partly received messages on all links, in addition to 64 KiB for each link. A source (IPv4
     /// address, IPv6 /64) gets at most a sixteenth, a network (IPv4 /24, IPv6 /48) a quarter. Default 256 MiB.
     pub receive_memory: usize,
-    /// The same for data sent and not acknowledged. Default 256 MiB.
+    /// Most bytes of data sent and not acknowledged on all links, in addition to 64 KiB for each link. The shares of a
+    /// source and a network are those of `receive_memory`. Default 256 MiB.
     pub send_memory: usize,
     /// Congestion control of links. Default BBR.
     pub congestion: Algorithm,
@@ -72,11 +73,11 @@ pub struct EndpointCaps {
     pub half_open_per_source: usize,
     /// Concurrent dials. Default 512.
     pub dials: usize,
-    /// Timeout of a dial, and of an accepted link until it is open. Default 10 s.
-    pub opening: Duration,
+    /// Timeout of a dial, and of the opening of an accepted link. Default 10 s.
+    pub opening_timeout: Duration,
     /// Time without an authenticated packet after which the link is closed. The link sends a keep-alive after half of
     /// this time, then after each further sixth. Default 30 s; nodes set 3 s.
-    pub silence: Duration,
+    pub silence_timeout: Duration,
 }
 
 impl Default for EndpointCaps {
@@ -87,8 +88,8 @@ impl Default for EndpointCaps {
             half_open: 512,
             half_open_per_source: 32,
             dials: 512,
-            opening: Duration::from_secs(10),
-            silence: Duration::from_secs(30),
+            opening_timeout: Duration::from_secs(10),
+            silence_timeout: Duration::from_secs(30),
         }
     }
 }

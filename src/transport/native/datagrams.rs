@@ -7,7 +7,7 @@ use super::SocketRoute;
 /// Smallest free space after the written bytes, in bytes. `dimpl` seldom needs more.
 const MIN_TAIL: usize = 4 << 10;
 
-/// Datagrams for one destination, all but the last of the same size.
+/// Datagrams for one destination. All have the same size; the last may be shorter.
 #[derive(Debug)]
 pub struct Batch<'a> {
     /// Source port and destination.
@@ -18,11 +18,12 @@ pub struct Batch<'a> {
     pub segment: usize,
 }
 
-/// The queue: one flat buffer, reused once all of it is sent. The congestion windows of the links bound its size.
+/// The queue: one flat buffer, reused once all of it is sent. Links add SCTP packets only while few bytes are queued.
+/// Other datagrams answer received ones, or belong to handshakes.
 #[derive(Default)]
 pub(super) struct Datagrams {
     bytes: Vec<u8>,
-    /// Bytes written.
+    /// Bytes written since the queue was last empty.
     written: usize,
     /// Bytes of batches already popped.
     popped: usize,
@@ -42,7 +43,7 @@ struct QueuedBatch {
 impl Datagrams {
     /// Space to write the next datagram into, at least `size` bytes.
     pub(super) fn tail(&mut self, size: usize) -> &mut [u8] {
-        if self.written == 0 && self.bytes.len() > MAX_KEPT {
+        if self.written == 0 && self.bytes.len() > MAX_KEPT_BUFFER {
             self.bytes = Vec::new(); // Frees the memory of a burst.
         }
         let end = self.written.saturating_add(size.max(MIN_TAIL));
@@ -52,14 +53,15 @@ impl Datagrams {
         self.bytes.get_mut(self.written..).unwrap_or_default()
     }
 
-    /// Queues the first `length` bytes of [`Self::tail`] as a datagram for `route`.
-    pub(super) fn commit(&mut self, route: SocketRoute, length: usize, segments: usize) {
+    /// Queues the first `length` bytes of [`Self::tail`] as a datagram for `route`. A batch has at most `max_segments`
+    /// datagrams.
+    pub(super) fn commit(&mut self, route: SocketRoute, length: usize, max_segments: usize) {
         self.written = self.written.saturating_add(length);
         if let Some(batch) = self.batches.back_mut()
             && batch.route == route
             && !batch.ended
             && length <= batch.segment
-            && batch.count < segments
+            && batch.count < max_segments
             && batch.length.saturating_add(length) <= MAX_BATCH
         {
             batch.length = batch.length.saturating_add(length);
@@ -71,15 +73,15 @@ impl Datagrams {
     }
 
     /// Queues a complete datagram.
-    pub(super) fn push(&mut self, route: SocketRoute, datagram: &[u8], segments: usize) {
+    pub(super) fn push(&mut self, route: SocketRoute, datagram: &[u8], max_segments: usize) {
         if let Some(space) = self.tail(datagram.len()).get_mut(..datagram.len()) {
             space.copy_from_slice(datagram);
-            self.commit(route, datagram.len(), segments);
+            self.commit(route, datagram.len(), max_segments);
         }
     }
 
     /// Queued bytes.
-    pub(super) fn waiting(&self) -> usize {
+    pub(super) fn queued_bytes(&self) -> usize {
         self.written.saturating_sub(self.popped)
     }
 
@@ -101,18 +103,18 @@ impl Datagrams {
 const MAX_BATCH: usize = 65_000;
 
 /// Largest buffer kept after all of it is sent, in bytes.
-const MAX_KEPT: usize = 1 << 20;
+const MAX_KEPT_BUFFER: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Pushes datagrams of these (last byte of the address, size); returns the sizes (batch, datagram) of the batches.
-    fn batches(datagrams: &[(u8, usize)], segments: usize) -> Vec<(usize, usize)> {
+    fn batches(datagrams: &[(u8, usize)], max_segments: usize) -> Vec<(usize, usize)> {
         let mut queue = Datagrams::default();
         for (number, (host, size)) in (0..).zip(datagrams) {
             let route = SocketRoute { port: 0, remote: ([192, 0, 2, *host], 9).into() };
-            queue.push(route, &vec![number; *size], segments);
+            queue.push(route, &vec![number; *size], max_segments);
         }
         let (mut batches, mut popped) = (Vec::new(), Vec::new());
         while let Some(batch) = queue.pop() {
@@ -121,7 +123,7 @@ mod tests {
         }
         let sent: Vec<_> = (0..).zip(datagrams).map(|(number, (_, size))| (number, *size)).collect();
         assert_eq!(popped, sent, "all datagrams, in order");
-        assert_eq!(queue.waiting(), 0);
+        assert_eq!(queue.queued_bytes(), 0);
         batches
     }
 

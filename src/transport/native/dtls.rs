@@ -2,8 +2,8 @@
 //!
 //! The client sends its Finished first, and `dimpl` retransmits the client's last flight until the server's Finished
 //! arrives. The server's last flight has no timer; the server retransmits it when the client's Finished arrives again
-//! (RFC 6347 §4.2.4). `dimpl` would seal it again, with a sequence number that [`Records`] may have used. So the state
-//! of `dimpl` is dropped once the handshake is complete. The server keeps the bytes of its last flight until the first
+//! (RFC 6347 §4.2.4). `dimpl` would seal the flight again, with a sequence number that [`Records`] may have used. So
+//! the state of `dimpl` is dropped once the handshake is complete. The server keeps the bytes of its last flight until the first
 //! application record proves their receipt.
 
 use core::{ops::Range, time::Duration};
@@ -32,16 +32,16 @@ const MAX_LAST_FLIGHT: usize = 256;
 
 /// Settings shared by all DTLS associations of an endpoint.
 pub(super) struct DtlsConfig {
-    machine: Arc<Config>,
+    dimpl_config: Arc<Config>,
     limits: KeyLimits,
 }
 
 impl DtlsConfig {
-    /// Settings for DTLS 1.2 with these suites and certificates on both sides. `dimpl` requires the extended master
-    /// secret (RFC 7627).
+    /// Settings for DTLS 1.2 with these suites, and with certificates on both sides. `dimpl` requires the extended
+    /// master secret (RFC 7627).
     pub(super) fn new(
         datagram_size: u16,
-        opening: Duration,
+        opening_timeout: Duration,
         suites: &[CipherSuite],
         limits: KeyLimits,
     ) -> Result<Self, EndpointError> {
@@ -49,16 +49,16 @@ impl DtlsConfig {
             return Err(EndpointError::Dtls("no cipher suite".to_owned()));
         }
         let suites: Vec<_> = suites.iter().map(|suite| suite.to_dtls()).collect();
-        let machine = Config::builder()
+        let dimpl_config = Config::builder()
             .with_crypto_provider(Tap::install(Primer::install(aws_lc_rs::default_provider())))
             .mtu(usize::from(datagram_size))
             .flight_start_rto(FLIGHT_TIMEOUT)
             .flight_retries(8)
-            .handshake_timeout(opening)
+            .handshake_timeout(opening_timeout)
             .dtls12_cipher_suites(&suites)
             .build()
             .map_err(|error| EndpointError::Dtls(error.to_string()))?;
-        Ok(Self { machine: Arc::new(machine), limits })
+        Ok(Self { dimpl_config: Arc::new(dimpl_config), limits })
     }
 }
 
@@ -150,7 +150,7 @@ struct LastFlight {
 impl Dtls {
     /// Starts a client. Its first hello is the output of [`Self::drain`].
     pub(super) fn dial(config: &DtlsConfig, certificate: &Certificate, now: Instant) -> Result<Self, DtlsError> {
-        let mut machine = dimpl::Dtls::new_12(Arc::clone(&config.machine), certificate.to_dtls(), now);
+        let mut machine = dimpl::Dtls::new_12(Arc::clone(&config.dimpl_config), certificate.to_dtls(), now);
         machine.set_active(true);
         machine.handle_timeout(now)?;
         Ok(Self::new(config, machine, None))
@@ -164,7 +164,7 @@ impl Dtls {
         random: &[u8; 32],
         cookie: Cookie,
     ) -> Result<Self, DtlsError> {
-        let mut machine = dimpl::Dtls::new_12(Arc::clone(&config.machine), certificate.to_dtls(), now);
+        let mut machine = dimpl::Dtls::new_12(Arc::clone(&config.dimpl_config), certificate.to_dtls(), now);
         machine.handle_timeout(now)?;
         Primer::with(cookie, || machine.handle_packet(&first_hello(random)))?;
         // The front has already sent the HelloVerifyRequest that `dimpl` returns here.
@@ -228,7 +228,7 @@ impl Dtls {
         }
     }
 
-    /// Ends the association with a close_notify if its handshake is complete. Call [`Self::drain`] afterwards.
+    /// Queues a close_notify if the handshake is complete. Call [`Self::drain`] afterwards.
     pub(super) fn close(&mut self) {
         if let DtlsState::Connected(connected) = &mut self.state {
             connected.close = true;
@@ -253,24 +253,24 @@ impl Dtls {
         matches!(&self.state, DtlsState::Connected(connected) if connected.last_flight.is_some())
     }
 
-    /// Moves the output of the last call: datagrams to `out`, events to `on`. `datagram` is that of
-    /// [`Self::handle_datagram`]; empty after other calls.
+    /// Moves the output of the last call: datagrams to `out`, events to `on`. `datagram` is the argument of
+    /// [`Self::handle_datagram`], empty after other calls. A batch has at most `max_segments` datagrams.
     pub(super) fn drain(
         &mut self,
         datagram: &[u8],
         out: &mut Datagrams,
         route: SocketRoute,
-        segments: usize,
+        max_segments: usize,
         mut on: impl FnMut(DtlsEvent<'_>),
     ) {
         match &mut self.state {
             DtlsState::Handshake(handshake) => {
-                handshake.drain(out, route, segments, &mut on);
+                handshake.drain(out, route, max_segments, &mut on);
                 if handshake.connected {
                     self.take_over(&mut on);
                 }
             }
-            DtlsState::Connected(connected) => connected.drain(datagram, out, route, segments, &mut on),
+            DtlsState::Connected(connected) => connected.drain(datagram, out, route, max_segments, &mut on),
             DtlsState::Failed => {}
         }
     }
@@ -303,7 +303,13 @@ impl Handshake {
         Ok(())
     }
 
-    fn drain(&mut self, out: &mut Datagrams, route: SocketRoute, segments: usize, on: &mut impl FnMut(DtlsEvent<'_>)) {
+    fn drain(
+        &mut self,
+        out: &mut Datagrams,
+        route: SocketRoute,
+        max_segments: usize,
+        on: &mut impl FnMut(DtlsEvent<'_>),
+    ) {
         let mut size = 0;
         loop {
             match self.machine.poll_output(out.tail(size)) {
@@ -312,7 +318,7 @@ impl Handshake {
                         keep_last_flight(&mut self.last_flight, packet);
                     }
                     let length = packet.len();
-                    out.commit(route, length, segments);
+                    out.commit(route, length, max_segments);
                 }
                 Output::BufferTooSmall { needed } => size = needed,
                 Output::PeerCert(certificate) => on(DtlsEvent::PeerCertificate(fingerprint(certificate))),
@@ -374,7 +380,7 @@ impl ConnectedDtls {
         datagram: &[u8],
         out: &mut Datagrams,
         route: SocketRoute,
-        segments: usize,
+        max_segments: usize,
         on: &mut impl FnMut(DtlsEvent<'_>),
     ) {
         for packet in self.packets.drain(..) {
@@ -385,14 +391,14 @@ impl ConnectedDtls {
         if let Some(flight) = &mut self.last_flight
             && core::mem::take(&mut flight.due)
         {
-            out.push(route, &flight.bytes, segments);
+            out.push(route, &flight.bytes, max_segments);
         }
         let closed_by_peer = core::mem::take(&mut self.closed_by_peer);
         // A close_notify is answered with one (RFC 5246 §7.2.1).
         if (core::mem::take(&mut self.close) || closed_by_peer)
             && let Ok(length) = self.records.close_notify(out.tail(0))
         {
-            out.commit(route, length, segments);
+            out.commit(route, length, max_segments);
         }
         if closed_by_peer {
             on(DtlsEvent::Closed);

@@ -1,7 +1,7 @@
 //! The endpoint: all links of a node, as one machine without I/O.
 //!
-//! Routes datagrams to links, answers unverified peers without state, dials, and handles deadlines. Each datagram needs
-//! one look-up. Only a shortage of memory causes scans of all links. Governed by `proto/01-transport.md`;
+//! Routes datagrams to links, answers unverified peers without state, dials, and handles deadlines. The cost of a
+//! datagram does not depend on the number of links. Only a shortage of memory causes scans of all links. Governed by `proto/01-transport.md`;
 //! `docs/transport.md` lists state and output for unverified peers.
 
 use core::time::Duration;
@@ -31,19 +31,20 @@ use crate::{
     transport::{Transport, sctp},
 };
 
-/// Attempts per address of a dial.
-const ATTEMPTS: usize = 6;
-/// Timeout of an attempt in the first round over a dial's addresses; doubled in each further round.
+/// Most attempts of a dial for each address.
+const MAX_ATTEMPTS: usize = 6;
+/// Timeout of an attempt in the first round over a dial's addresses. Each further round doubles it.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Delay after a failed attempt. Without it, late datagrams of the peer could make the next attempt fail.
+/// Delay of the next attempt after a failure other than a timeout or a wrong certificate. Without the delay, late
+/// datagrams of the peer could make the next attempt fail.
 const RETRY_DELAY: Duration = Duration::from_millis(150);
-/// Queued bytes at which datagrams are returned, so that a burst of one link does not delay other links.
-const BATCH_LEN: usize = 64 << 10;
-/// Shortest interval between two scans for a link to end because memory is short.
+/// Queued bytes at which datagrams are sent before further links are serviced, in bytes. Bounds the queue's memory.
+const SERVICE_THRESHOLD: usize = 64 << 10;
+/// Shortest interval between two scans for a link to evict because memory is short.
 const RELIEF_INTERVAL: Duration = Duration::from_millis(100);
-/// Smallest datagram size, required by the handshake.
+/// Smallest datagram size, in bytes, required by the handshake.
 const MIN_DATAGRAM: u16 = 600;
-/// Largest datagram size: the payload of an Ethernet jumbo frame.
+/// Largest datagram size, in bytes: the UDP payload of an Ethernet jumbo frame over IPv6.
 const MAX_DATAGRAM: u16 = 8_952;
 
 /// Statistics of an endpoint, for the operator.
@@ -54,8 +55,9 @@ pub struct Counts {
     pub links: usize,
     /// Half-open accepted links.
     pub half_open: usize,
-    /// Dropped datagrams without a link: neither a valid STUN check nor a ClientHello to a listening port.
-    pub strangers: u64,
+    /// Dropped datagrams that belong to no link, and are neither a valid STUN check nor a ClientHello to a listening
+    /// port.
+    pub unroutable: u64,
     /// STUN checks answered.
     pub checks_answered: u64,
     /// ClientHellos without a cookie, answered without state.
@@ -74,7 +76,7 @@ pub struct Endpoint {
     sctp: sctp::Config,
     rng: StdRng,
     memory: LinkMemory<Memory>,
-    /// Time of the last scan for a link to end because memory is short.
+    /// Time of the last scan for a link to evict because memory is short.
     last_relief: Instant,
     clock: StdClock,
     front: Front,
@@ -82,18 +84,21 @@ pub struct Endpoint {
     links: HashMap<SocketRoute, Link>,
     routes: HashMap<LinkId, SocketRoute>,
     sources: Sources,
+    /// Number of dials with an attempt in progress.
     dials: usize,
-    /// Dials between two attempts, by the time of the next attempt.
+    /// Dials between two attempts, by the time of the next attempt and a unique number.
     paused_dials: BTreeMap<(Instant, u64), Dial>,
-    next_link: u64,
+    /// Last number given to a link or a paused dial.
+    last_id: u64,
     events: VecDeque<LinkEvent>,
-    /// Links with a room to report.
+    /// Links whose room has changed.
     rooms: ReadyQueue<LinkId>,
     /// Links that may have packets to send.
     ready: ReadyQueue<SocketRoute>,
     deadlines: Deadlines<SocketRoute>,
     out: Datagrams,
-    segments: usize,
+    /// Most datagrams in a batch.
+    max_segments: usize,
     counts: Counts,
 }
 
@@ -106,7 +111,7 @@ impl Endpoint {
         if !(MIN_DATAGRAM..=MAX_DATAGRAM).contains(&config.datagram_size) {
             return Err(EndpointError::DatagramSize(config.datagram_size));
         }
-        // With a limit of zero, links would retire at once and each new circuit would cause a dial.
+        // With `retire` at zero, links would retire immediately, and each new circuit would cause a dial.
         if !config.key_limits.is_sound() {
             return Err(EndpointError::KeyLimits(config.key_limits));
         }
@@ -115,7 +120,12 @@ impl Endpoint {
         sctp.algorithm = config.congestion;
         Ok(Self {
             fingerprint: config.certificate.fingerprint(),
-            dtls: DtlsConfig::new(config.datagram_size, config.caps.opening, &config.cipher_suites, config.key_limits)?,
+            dtls: DtlsConfig::new(
+                config.datagram_size,
+                config.caps.opening_timeout,
+                &config.cipher_suites,
+                config.key_limits,
+            )?,
             sctp,
             rng: StdRng::try_from_rng(&mut SysRng).map_err(|_| EndpointError::Randomness)?,
             memory: LinkMemory { receive: Memory::new(config.receive_memory), send: Memory::new(config.send_memory) },
@@ -128,23 +138,23 @@ impl Endpoint {
             sources: Sources::default(),
             dials: 0,
             paused_dials: BTreeMap::new(),
-            next_link: 0,
+            last_id: 0,
             events: VecDeque::new(),
             rooms: ReadyQueue::new(),
             ready: ReadyQueue::new(),
             deadlines: Deadlines::default(),
             out: Datagrams::default(),
-            segments: 1,
+            max_segments: 1,
             counts: Counts::default(),
             config,
         })
     }
 
-    /// Sets the ports, as returned by [`Sockets::ports`](super::Sockets::ports). `segments` is the largest number of
-    /// datagrams in a batch.
-    pub fn set_ports(&mut self, ports: &[Port], segments: usize) {
+    /// Sets the ports, as returned by [`Sockets::ports`](super::Sockets::ports). `max_segments` is the
+    /// largest number of datagrams in a batch.
+    pub fn set_ports(&mut self, ports: &[Port], max_segments: usize) {
         self.ports = ports.to_vec();
-        self.segments = segments.max(1);
+        self.max_segments = max_segments.max(1);
     }
 
     /// SHA-256 of the long-lived certificate, for the descriptor.
@@ -166,12 +176,12 @@ impl Endpoint {
             // RFC 7983 §7.
             Some(0..=3) => self.handle_check(route, datagram),
             Some(20..=63) => self.handle_dtls(now, route, datagram),
-            _ => self.counts.strangers.increment(),
+            _ => self.counts.unroutable.increment(),
         }
     }
 
-    /// Handles datagrams received together from one address, all but the last of `segment` bytes. Consecutive records
-    /// of a link, except handshake records, need one look-up.
+    /// Handles datagrams that were received together from one address. Each has `segment` bytes; the last may be
+    /// shorter. Consecutive records of a link, except handshake records, need one look-up.
     pub fn handle_datagrams(&mut self, now: Instant, route: SocketRoute, datagrams: &mut [u8], segment: usize) {
         const HANDSHAKE: u8 = 22;
         let is_record =
@@ -179,26 +189,26 @@ impl Endpoint {
         let segment = segment.max(1);
         let mut rest = datagrams;
         while !rest.is_empty() {
-            let records = rest.chunks(segment).take_while(|datagram| is_record(datagram)).count();
-            let (run, after) = rest.split_at_mut(records.max(1).saturating_mul(segment).min(rest.len()));
+            let record_count = rest.chunks(segment).take_while(|datagram| is_record(datagram)).count();
+            let (run, after) = rest.split_at_mut(record_count.max(1).saturating_mul(segment).min(rest.len()));
             rest = after;
-            if records == 0 {
+            if record_count == 0 {
                 self.handle_datagram(now, route, run);
                 continue;
             }
-            let known = self.with_link(now, route, |link, context| {
+            let has_link = self.with_link(now, route, |link, context| {
                 run.chunks_mut(segment).for_each(|datagram| link.handle_datagram(context, datagram));
                 true
             });
-            if !known {
-                self.counts.strangers = self.counts.strangers.saturating_add(records as u64);
+            if !has_link {
+                self.counts.unroutable = self.counts.unroutable.saturating_add(record_count as u64);
             }
         }
     }
 
-    /// The next datagrams to send: all for one destination, at most `segments` of [`Self::set_ports`].
+    /// The next datagrams to send: all for one destination, at most `max_segments` of [`Self::set_ports`].
     pub fn poll_datagrams(&mut self, now: Instant) -> Option<Batch<'_>> {
-        while self.out.waiting() < BATCH_LEN
+        while self.out.queued_bytes() < SERVICE_THRESHOLD
             && let Some(route) = self.ready.pop()
         {
             self.service(now, route);
@@ -227,20 +237,20 @@ impl Endpoint {
         match answer {
             Some(answer) => {
                 self.counts.checks_answered.increment();
-                self.out.push(route, &answer, self.segments);
+                self.out.push(route, &answer, self.max_segments);
             }
-            None => self.counts.strangers.increment(),
+            None => self.counts.unroutable.increment(),
         }
     }
 
     fn handle_dtls(&mut self, now: Instant, route: SocketRoute, datagram: &mut [u8]) {
         let hello = if is_hello_fragment(datagram) { ClientHello::parse(datagram) } else { None };
-        let known = self.links.get(&route).is_some_and(|link| match (&link.role, &hello) {
+        let has_link = self.links.get(&route).is_some_and(|link| match (&link.role, &hello) {
             // The peer may have restarted: a hello with another random is handled as that of a new link.
             (LinkRole::Listener(random), Some(hello)) => *random == hello.random,
             _ => true,
         });
-        if known {
+        if has_link {
             return self.with_link(now, route, |link, context| link.handle_datagram(context, datagram));
         }
         match hello {
@@ -249,17 +259,17 @@ impl Endpoint {
                     self.with_link(now, route, |link, context| link.handle_datagram(context, datagram));
                 }
             }
-            _ => self.counts.strangers.increment(),
+            _ => self.counts.unroutable.increment(),
         }
     }
 
-    /// Handles a hello without a link. A hello without a cookie is answered without state. A valid cookie creates a
-    /// link; then this returns `true`, and the link must handle the hello.
+    /// Handles a hello that belongs to no link. A hello without a cookie is answered without state. A valid cookie
+    /// creates a link within the caps. Then the result is `true`, and the caller must pass the hello to the link.
     fn handle_hello(&mut self, now: Instant, route: SocketRoute, hello: &ClientHello<'_>) -> bool {
         if hello.cookie.is_empty() {
             if let Some(cookie) = self.front.cookie(now, route.remote, hello) {
                 self.counts.hellos_answered.increment();
-                self.out.push(route, &hello.verify_request(&cookie), self.segments);
+                self.out.push(route, &hello.verify_request(&cookie), self.max_segments);
             }
             return false;
         }
@@ -276,7 +286,7 @@ impl Endpoint {
         let std_now = self.clock.to_std(now);
         match Dtls::accept(&self.dtls, &self.config.certificate, std_now, &hello.random, cookie) {
             Ok(dtls) => {
-                let until = now.after(self.config.caps.opening);
+                let deadline = now.after(self.config.caps.opening_timeout);
                 self.insert(now, route, LinkRole::Listener(hello.random), dtls, self.fingerprint, until);
                 true
             }
@@ -294,12 +304,12 @@ impl Endpoint {
         route: SocketRoute,
         role: LinkRole,
         dtls: Dtls,
-        certificate: [u8; 32],
+        fingerprint: [u8; 32],
         until: Instant,
     ) {
-        self.next_link = self.next_link.saturating_add(1);
-        let id = LinkId(self.next_link);
-        let link = Link::new(id, role, dtls, certificate, until, now, route.remote.ip());
+        self.last_id = self.last_id.saturating_add(1);
+        let id = LinkId(self.last_id);
+        let link = Link::new(id, role, dtls, fingerprint, until, now, route.remote.ip());
         self.routes.insert(id, route);
         self.links.insert(route, link);
     }
@@ -307,36 +317,36 @@ impl Endpoint {
     /// Starts a dial, or continues it at the next address.
     fn dial(&mut self, now: Instant, mut dial: Dial) {
         let mut occupied: usize = 0;
-        while dial.attempts > 0 && now < dial.until {
-            dial.attempts.decrement();
+        while dial.attempts_left > 0 && now < dial.deadline {
+            dial.attempts_left.decrement();
             let Some((remote, round)) = dial.next_address() else { break };
             let Some(route) = self.dial_route(remote) else { continue };
             if self.links.get(&route).is_some_and(Link::is_closing) {
                 self.with_link(now, route, Link::abort);
             }
             if self.links.contains_key(&route) {
-                dial.attempts.increment();
+                dial.attempts_left.increment();
                 occupied.increment();
                 let addresses = dial.target.addresses.len();
                 if occupied < addresses {
                     continue;
                 }
                 // Other links use all the addresses. They may end soon.
-                dial.next = dial.next.saturating_sub(addresses);
+                dial.next_attempt = dial.next_attempt.saturating_sub(addresses);
                 return self.pause_dial(now, dial);
             }
             let fresh = if self.config.fresh_certificate_per_dial { Certificate::generate().ok() } else { None };
             let certificate = fresh.as_ref().unwrap_or(&self.config.certificate);
             let Ok(dtls) = Dtls::dial(&self.dtls, certificate, self.clock.to_std(now)) else { continue };
             let fingerprint = certificate.fingerprint();
-            let until = dial.until.min(now.after(ATTEMPT_TIMEOUT.saturating_mul(1 << round.min(8))));
+            let until = dial.deadline.min(now.after(ATTEMPT_TIMEOUT.saturating_mul(1 << round.min(8))));
             self.dials.increment();
             self.insert(now, route, LinkRole::Dialler(Box::new(dial)), dtls, fingerprint, until);
             // Sends the first hello.
             return self.with_link(now, route, Link::handle_timeout);
         }
         let error = match dial {
-            Dial { until, .. } if until <= now => DialError::TimedOut,
+            Dial { deadline, .. } if deadline <= now => DialError::TimedOut,
             Dial { refused: true, .. } => DialError::Refused,
             _ => DialError::Unable,
         };
@@ -356,11 +366,12 @@ impl Endpoint {
 
     /// Continues a dial after [`RETRY_DELAY`].
     fn pause_dial(&mut self, now: Instant, dial: Dial) {
-        self.next_link = self.next_link.saturating_add(1);
-        self.paused_dials.insert((now.after(RETRY_DELAY).min(dial.until), self.next_link), dial);
+        self.last_id = self.last_id.saturating_add(1);
+        self.paused_dials.insert((now.after(RETRY_DELAY).min(dial.deadline), self.last_id), dial);
     }
 
-    /// Calls `act` on a link, queues it for [`Self::service`], then handles its opening or end.
+    /// Calls `act` on the link of `route`, queues the link for [`Self::service`], then handles the link's opening or
+    /// end.
     fn with_link<T: Default>(
         &mut self,
         now: Instant,
@@ -369,12 +380,12 @@ impl Endpoint {
     ) -> T {
         self.call(now, route, |link, context, ready| {
             let outcome = act(link, context);
-            ready.push(route, &mut link.ready);
+            ready.push(route, &mut link.service_ticket);
             outcome
         })
     }
 
-    /// Calls `act` on a link, then handles its opening or end.
+    /// Calls `act` on the link of `route`, then handles the link's opening or end.
     fn call<T: Default>(
         &mut self,
         now: Instant,
@@ -392,7 +403,7 @@ impl Endpoint {
             rng: &mut self.rng,
             memory: &mut self.memory,
             out: &mut self.out,
-            segments: self.segments,
+            max_segments: self.max_segments,
             events: &mut self.events,
             rooms: &mut self.rooms,
         };
@@ -410,7 +421,7 @@ impl Endpoint {
         outcome
     }
 
-    /// Removes an ended link. A dial continues with its next attempt.
+    /// Removes an ended link. If the link was an attempt of a dial, the dial continues.
     fn handle_ended(&mut self, now: Instant, route: SocketRoute, ending: Ending) {
         if let Some(dial) = self.remove(route, ending) {
             if matches!(ending, Ending::Closed(LinkClose::TimedOut) | Ending::WrongFingerprint) {
@@ -421,7 +432,8 @@ impl Endpoint {
         }
     }
 
-    /// Removes a link; reports its end to the core if it was open. Returns its dial if that may continue.
+    /// Removes a link. Reports the end of an open link to the core, unless the core has closed it. Returns the dial of a
+    /// failed attempt, if the dial may continue.
     fn remove(&mut self, route: SocketRoute, ending: Ending) -> Option<Dial> {
         let mut link = self.links.remove(&route)?;
         self.memory.receive.end(&mut link.leases.receive);
@@ -457,8 +469,9 @@ impl Endpoint {
         }
     }
 
-    /// Ends one of the links with a lease, the one without progress for longest, if a link requested more memory while
-    /// memory was short. Ends at most one link for each budget in each [`RELIEF_INTERVAL`], since this scans all links.
+    /// Evicts a link if a link requested more memory while memory was short: the link without progress for longest,
+    /// among those with a lease. Evicts at most one link for each budget in each [`RELIEF_INTERVAL`], since each
+    /// eviction scans all links.
     fn free_memory(&mut self, now: Instant) {
         if now.since(self.last_relief) < RELIEF_INTERVAL {
             return;
@@ -468,24 +481,24 @@ impl Endpoint {
             self.last_relief = now;
             let since = self.links.iter().filter_map(|(route, link)| Some((link.stalled_since(received)?, *route)));
             if let Some((_, route)) = since.min() {
-                tracing::warn!("the memory for links is exhausted; closing the link without progress for longest");
+                tracing::warn!("the memory for links is short; closing the link without progress for longest");
                 self.with_link(now, route, Link::evict);
             }
         }
     }
 
-    /// Sends a link's pending packets and sets its deadline.
+    /// Queues a link's pending packets. Queues the link again if it may have more, and sets its deadline otherwise.
     fn service(&mut self, now: Instant, route: SocketRoute) {
         let deadline = self.call(now, route, |link, context, ready| {
             if link.service(context) {
-                ready.push(route, &mut link.ready);
+                ready.push(route, &mut link.service_ticket);
                 return None;
             }
             // An ended link has no deadline.
             link.deadline(context.clock, context.caps)
         });
         if let Some(deadline) = deadline {
-            // An earlier deadline stays set. It expires early once, and is then set again.
+            // An earlier deadline stays set. After its expiry this sets the current deadline.
             self.deadlines.set_earlier(route, deadline);
         }
     }
@@ -500,9 +513,12 @@ impl Transport for Endpoint {
                     self.events.push_back(LinkEvent::DialFailed { relay, error });
                     return;
                 }
-                let attempts = target.addresses.len().saturating_mul(ATTEMPTS);
-                let until = now.after(self.config.caps.opening);
-                self.dial(now, Dial { target, next: 0, attempts, until, refused: false, wrong_certificate: false });
+                let attempts_left = target.addresses.len().saturating_mul(MAX_ATTEMPTS);
+                let deadline = now.after(self.config.caps.opening_timeout);
+                self.dial(
+                    now,
+                    Dial { target, next_attempt: 0, attempts_left, deadline, refused: false, wrong_certificate: false },
+                );
             }
             Transmit::Message { link, lane, message } => {
                 if let Some(route) = self.routes.get(&link).copied() {
@@ -545,7 +561,7 @@ impl Transport for Endpoint {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let deadline = self.deadlines.earliest();
-        let paused = self.paused_dials.first_key_value().map(|((until, _), _)| *until);
+        let paused = self.paused_dials.first_key_value().map(|((at, _), _)| *at);
         [deadline, paused].into_iter().flatten().min()
     }
 }

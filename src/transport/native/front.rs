@@ -47,14 +47,14 @@ impl<'a> ClientHello<'a> {
         let mut read = SliceReader(datagram);
         let [HANDSHAKE, 0xfe, _, 0, 0] = *read.array::<5>()? else { return None };
         let sequence = *read.array::<6>()?;
-        let mut read = SliceReader(read.counted16()?);
+        let mut read = SliceReader(read.prefixed16()?);
         let [CLIENT_HELLO, _, _, _, _, _, 0, 0, 0] = *read.array::<9>()? else { return None };
         let [0, high, low] = *read.array::<3>()? else { return None };
         let mut read = SliceReader(read.take(usize::from(u16::from_be_bytes([high, low])))?);
         let [0xfe, 0xfd] = *read.array::<2>()? else { return None };
         let random = *read.array::<32>()?;
-        let _session = read.counted8()?;
-        let cookie = read.counted8()?;
+        let _session = read.prefixed8()?;
+        let cookie = read.prefixed8()?;
         Some(Self { sequence, random, cookie })
     }
 
@@ -64,8 +64,8 @@ impl<'a> ClientHello<'a> {
         let parts: [&[u8]; 5] = [
             &[22, 0xfe, 0xff, 0, 0],
             &self.sequence,
-            // Record length 47; HelloVerifyRequest of 35 bytes, message 0, one fragment; DTLS 1.0 (required by RFC
-            // 6347); cookie.
+            // Record length 47; HelloVerifyRequest of 35 bytes, message 0, one fragment; DTLS 1.0
+            // (recommended by RFC 6347 §4.2.1); cookie.
             &[0, 47, 3, 0, 0, 35, 0, 0, 0, 0, 0, 0, 0, 35],
             &[0xfe, 0xff, 32],
             cookie,
@@ -136,8 +136,8 @@ thread_local! {
     static EXPECTED: Cell<Option<Cookie>> = const { Cell::new(None) };
 }
 
-/// An HMAC provider that returns a given cookie. `dimpl` uses `hmac_sha256` only for cookies. Its providers are static,
-/// so the cookie is passed through this thread's [`EXPECTED`].
+/// An HMAC provider that returns a given cookie during [`Self::with`]. `dimpl` uses `hmac_sha256` only for cookies. Its
+/// providers are static, so the cookie is passed through this thread's [`EXPECTED`].
 #[derive(Debug)]
 pub(super) struct Primer;
 
@@ -212,12 +212,14 @@ impl<'a> SliceReader<'a> {
         Some(taken)
     }
 
-    fn counted8(&mut self) -> Option<&'a [u8]> {
+    /// Reads a field after its length of one byte.
+    fn prefixed8(&mut self) -> Option<&'a [u8]> {
         let [length] = *self.array()?;
         self.take(usize::from(length))
     }
 
-    fn counted16(&mut self) -> Option<&'a [u8]> {
+    /// Reads a field after its length of two bytes.
+    fn prefixed16(&mut self) -> Option<&'a [u8]> {
         let length = u16::from_be_bytes(*self.array()?);
         self.take(usize::from(length))
     }

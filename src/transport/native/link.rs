@@ -23,12 +23,12 @@ use crate::{
     transport::sctp::{self, Association, AssociationEvent, Close},
 };
 
-/// Time limit for the delivery of queued data after the core has closed a link.
-const LINGER: Duration = Duration::from_secs(5);
-/// Largest receive window of an accepted link, whose peer is unverified, in bytes.
-const ACCEPTED_WINDOW: usize = 2 << 20;
+/// Timeout of the delivery of queued data after the core has closed a link.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest receive window of an accepted link, in bytes. Anyone may open such a link.
+const MAX_ACCEPTED_WINDOW: usize = 2 << 20;
 /// Most packets that a link sends in one turn.
-const PACKETS_PER_TURN: usize = 53;
+const MAX_PACKETS_PER_TURN: usize = 53;
 
 /// The endpoint's state that a link uses in a call.
 pub(super) struct Context<'a> {
@@ -43,20 +43,21 @@ pub(super) struct Context<'a> {
     pub(super) memory: &'a mut LinkMemory<Memory>,
     pub(super) out: &'a mut Datagrams,
     /// Most datagrams in one system call.
-    pub(super) segments: usize,
+    pub(super) max_segments: usize,
     /// The events for the core.
     pub(super) events: &'a mut VecDeque<LinkEvent>,
     /// The open links whose room has changed, each once.
     pub(super) rooms: &'a mut ReadyQueue<LinkId>,
 }
 
-/// A value for each direction.
+/// A value for each direction: the budgets of the endpoint, or the leases of a link.
 pub(super) struct LinkMemory<T> {
     pub(super) receive: T,
     pub(super) send: T,
 }
 
-/// Conversion between [`Instant`] and the standard library's clock: the time of [`Instant::START`] there.
+/// Conversion between [`Instant`] and the standard library's clock. The value is the time of [`Instant::START`] on that
+/// clock.
 #[derive(Clone, Copy)]
 pub(super) struct StdClock(pub(super) StdInstant);
 
@@ -65,7 +66,7 @@ impl StdClock {
         self.0.checked_add(Duration::from_nanos(at.as_nanos())).unwrap_or(self.0)
     }
 
-    fn instant(self, at: StdInstant) -> Instant {
+    fn from_std(self, at: StdInstant) -> Instant {
         Instant::START.after(at.saturating_duration_since(self.0))
     }
 }
@@ -95,15 +96,15 @@ pub(super) enum LinkRole {
     Listener([u8; 32]),
 }
 
-/// A dial in progress, over its addresses in turn.
+/// A dial in progress. Its attempts use the addresses in turn.
 pub(super) struct Dial {
     pub(super) target: DialTarget,
-    /// Number of attempts so far, which determines the next address.
-    pub(super) next: usize,
+    /// Number of the next attempt, over all rounds. It determines the address.
+    pub(super) next_attempt: usize,
     /// Remaining attempts.
-    pub(super) attempts: usize,
+    pub(super) attempts_left: usize,
     /// Deadline of the whole dial.
-    pub(super) until: Instant,
+    pub(super) deadline: Instant,
     /// An attempt failed for a reason other than a timeout.
     pub(super) refused: bool,
     /// An attempt ended with a wrong certificate.
@@ -111,21 +112,28 @@ pub(super) struct Dial {
 }
 
 impl Dial {
-    /// The next address in turn, and the number of rounds completed over all addresses.
+    /// The next address in turn, and the number of completed rounds over all addresses.
     pub(super) fn next_address(&mut self) -> Option<(SocketAddr, usize)> {
         let addresses = self.target.addresses.len();
-        let address = self.target.addresses.get(self.next.checked_rem(addresses)?)?;
-        let round = self.next.checked_div(addresses)?;
-        self.next = self.next.saturating_add(1);
+        let address = self.target.addresses.get(self.next_attempt.checked_rem(addresses)?)?;
+        let round = self.next_attempt.checked_div(addresses)?;
+        self.next_attempt = self.next_attempt.saturating_add(1);
         Some((*address, round))
     }
 }
 
+/// The stage of a link, with its deadline.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum LinkStage {
-    Opening { until: Instant },
+    /// DTLS or SCTP is not open yet.
+    Opening {
+        until: Instant,
+    },
     Open,
-    Closing { until: Instant },
+    /// The core has closed the link; queued data remains.
+    Closing {
+        until: Instant,
+    },
     Ended(Ending),
 }
 
@@ -140,10 +148,10 @@ pub(super) struct Link {
     /// Number of lanes, once the link is open.
     lanes: u8,
     /// Place in the queue for [`Self::service`].
-    pub(super) ready: Ticket,
+    pub(super) service_ticket: Ticket,
     /// Place in the queue of room events for the core.
-    pub(super) rooms: Ticket,
-    /// Bytes that the core may send: the last report less the bytes sent since.
+    pub(super) room_ticket: Ticket,
+    /// Bytes that the core may send: the room of the last [`Self::service`] less the bytes sent since.
     pub(super) room: usize,
     /// Whether the link has ever been open.
     pub(super) opened: bool,
@@ -154,10 +162,10 @@ pub(super) struct Link {
     stage: LinkStage,
     dtls: Dtls,
     sctp: Option<Box<Association>>,
-    /// Arrival of the last authenticated packet.
+    /// Time of arrival of the last authenticated packet; before the first, of the link's creation.
     last_received: Instant,
-    /// Time of the last keep-alive since then.
-    last_probe: Option<Instant>,
+    /// Time of the last keep-alive since [`Self::last_received`].
+    last_keep_alive: Option<Instant>,
 }
 
 impl Link {
@@ -176,8 +184,8 @@ impl Link {
             local_certificate,
             peer_certificate: [0; 32],
             lanes: 0,
-            ready: Ticket::new(),
-            rooms: Ticket::new(),
+            service_ticket: Ticket::new(),
+            room_ticket: Ticket::new(),
             room: 0,
             opened: false,
             leases: LinkMemory { receive: Lease::new(address), send: Lease::new(address) },
@@ -186,11 +194,11 @@ impl Link {
             dtls,
             sctp: None,
             last_received: now,
-            last_probe: None,
+            last_keep_alive: None,
         }
     }
 
-    /// Whether the link is open to the core.
+    /// Whether the core may send on the link.
     pub(super) fn is_open(&self) -> bool {
         self.stage == LinkStage::Open
     }
@@ -216,12 +224,12 @@ impl Link {
         matches!(self.stage, LinkStage::Closing { .. })
     }
 
-    /// Ends the link at once, without delivery of queued data.
+    /// Ends the link immediately, without delivery of queued data.
     pub(super) fn abort(&mut self, context: &mut Context<'_>) {
-        self.finish(context, Ending::Done);
+        self.shut_down(context, Ending::Done);
     }
 
-    /// Start of the current time without progress of received or sent data; `None` with progress, or without a lease
+    /// Start of the current period without progress of received or sent data. `None` if there is progress, or no lease
     /// for that direction.
     pub(super) fn stalled_since(&self, received: bool) -> Option<Instant> {
         let lease = if received { &self.leases.receive } else { &self.leases.send };
@@ -231,7 +239,7 @@ impl Link {
 
     /// Ends the link to free its memory.
     pub(super) fn evict(&mut self, context: &mut Context<'_>) {
-        self.finish(context, Ending::Closed(LinkClose::Overloaded));
+        self.shut_down(context, Ending::Closed(LinkClose::Overloaded));
     }
 
     /// Handles a datagram from the peer's address, which may be forged.
@@ -241,7 +249,7 @@ impl Link {
         }
         let outcome = self.dtls.handle_datagram(context.std_now(), datagram);
         self.drain_dtls(context, datagram);
-        self.check(context, outcome);
+        self.end_on_error(context, outcome);
         self.drain_sctp(context);
         self.send_acknowledgement(context);
         self.report_retired(context);
@@ -253,7 +261,7 @@ impl Link {
         if !self.dtls.is_connected() {
             let outcome = self.dtls.handle_timeout(context.std_now());
             self.drain_dtls(context, &[]);
-            self.check(context, outcome);
+            self.end_on_error(context, outcome);
         }
         if let Some(sctp) = &mut self.sctp {
             sctp.handle_timeout(now);
@@ -261,14 +269,14 @@ impl Link {
         self.drain_sctp(context);
         match self.stage {
             LinkStage::Opening { until } if until <= now => self.end(Ending::Closed(LinkClose::TimedOut)),
-            LinkStage::Closing { until } if until <= now => self.finish(context, Ending::Done),
-            LinkStage::Open if self.last_received.after(context.caps.silence) <= now => {
-                self.finish(context, Ending::Closed(LinkClose::TimedOut));
+            LinkStage::Closing { until } if until <= now => self.shut_down(context, Ending::Done),
+            LinkStage::Open if self.last_received.after(context.caps.silence_timeout) <= now => {
+                self.shut_down(context, Ending::Closed(LinkClose::TimedOut));
             }
-            LinkStage::Open if self.probe_due(context.caps) <= now => {
-                self.last_probe = Some(now);
+            LinkStage::Open if self.next_keep_alive(context.caps) <= now => {
+                self.last_keep_alive = Some(now);
                 if let Some(sctp) = &mut self.sctp {
-                    sctp.probe();
+                    sctp.send_heartbeat();
                 }
             }
             _ => {}
@@ -289,28 +297,28 @@ impl Link {
     /// Closes the link once its queued data is delivered.
     pub(super) fn close(&mut self, now: Instant) {
         if self.stage == LinkStage::Open {
-            self.stage = LinkStage::Closing { until: now.after(LINGER) };
+            self.stage = LinkStage::Closing { until: now.after(CLOSE_TIMEOUT) };
         }
     }
 
-    /// Sends SCTP packets for one turn; returns whether the link may have more.
+    /// Queues SCTP packets for one turn; returns whether the link may have more packets.
     pub(super) fn service(&mut self, context: &mut Context<'_>) -> bool {
         let sent = self.send_packets(context);
         self.report_retired(context);
         let Some(sctp) = &mut self.sctp else { return false };
         if matches!(self.stage, LinkStage::Closing { .. }) && sctp.is_flushed() {
-            self.finish(context, Ending::Done);
+            self.shut_down(context, Ending::Done);
             return false;
         }
         let room = sctp.room(context.now);
         if self.stage == LinkStage::Open && room != self.room {
             self.room = room;
-            context.rooms.push(self.id, &mut self.rooms);
+            context.rooms.push(self.id, &mut self.room_ticket);
         }
-        sent >= PACKETS_PER_TURN
+        sent >= MAX_PACKETS_PER_TURN
     }
 
-    /// Sends a SACK that is due, before the other datagrams of the batch are handled.
+    /// Sends the SACK that is due to a stock peer, before the other datagrams of the batch are handled.
     fn send_acknowledgement(&mut self, context: &mut Context<'_>) {
         let Some(sctp) = &mut self.sctp else { return };
         let header = self.dtls.header_len();
@@ -321,8 +329,8 @@ impl Link {
             return;
         }
         match self.dtls.seal(buffer, length) {
-            Ok(length) => context.out.commit(context.route, length, context.segments),
-            Err(error) => self.check(context, Err(error)),
+            Ok(length) => context.out.commit(context.route, length, context.max_segments),
+            Err(error) => self.end_on_error(context, Err(error)),
         }
     }
 
@@ -332,7 +340,7 @@ impl Link {
         let (limit, _) = context.memory.send.adjust(&mut self.leases.send, sctp.held_for_sending());
         sctp.set_send_limit(limit);
         let header = self.dtls.header_len();
-        for sent in 0..PACKETS_PER_TURN {
+        for sent in 0..MAX_PACKETS_PER_TURN {
             let size = context.sctp.packet.saturating_add(dtls::OVERHEAD);
             let buffer = context.out.tail(size);
             let length = sctp.poll_packet(context.now, buffer.get_mut(header..size).unwrap_or_default());
@@ -340,35 +348,38 @@ impl Link {
                 return sent;
             }
             match self.dtls.seal(buffer, length) {
-                Ok(length) => context.out.commit(context.route, length, context.segments),
+                Ok(length) => context.out.commit(context.route, length, context.max_segments),
                 Err(error) => {
-                    self.check(context, Err(error));
+                    self.end_on_error(context, Err(error));
                     return sent;
                 }
             }
         }
-        PACKETS_PER_TURN
+        MAX_PACKETS_PER_TURN
     }
 
     /// The deadline for [`Self::handle_timeout`].
     pub(super) fn deadline(&self, clock: StdClock, caps: &EndpointCaps) -> Option<Instant> {
         let own = match self.stage {
             LinkStage::Opening { until } | LinkStage::Closing { until } => until,
-            LinkStage::Open => self.probe_due(caps).min(self.last_received.after(caps.silence)),
+            LinkStage::Open => self.next_keep_alive(caps).min(self.last_received.after(caps.silence_timeout)),
             LinkStage::Ended(_) => return None,
         };
         let sctp = self.sctp.as_ref().and_then(|sctp| sctp.poll_timeout());
-        let dtls = self.dtls.poll_timeout().map(|at| clock.instant(at));
+        let dtls = self.dtls.poll_timeout().map(|at| clock.from_std(at));
         [dtls, sctp].into_iter().flatten().fold(own, Ord::min).into()
     }
 
-    fn probe_due(&self, caps: &EndpointCaps) -> Instant {
-        let silent = self.last_received.after(caps.silence.mul_f32(0.5));
-        self.last_probe.map_or(silent, |last_probe| silent.max(last_probe.after(caps.silence.mul_f32(1.0 / 6.0))))
+    /// Time of the next keep-alive if no packet arrives.
+    fn next_keep_alive(&self, caps: &EndpointCaps) -> Instant {
+        let silent = self.last_received.after(caps.silence_timeout.mul_f32(0.5));
+        self.last_keep_alive.map_or(silent, |last_keep_alive| {
+            silent.max(last_keep_alive.after(caps.silence_timeout.mul_f32(1.0 / 6.0)))
+        })
     }
 
     /// Sends ABORT and close_notify, then ends the link.
-    fn finish(&mut self, context: &mut Context<'_>, ending: Ending) {
+    fn shut_down(&mut self, context: &mut Context<'_>, ending: Ending) {
         if self.ending().is_some() {
             return;
         }
@@ -379,10 +390,11 @@ impl Link {
             self.send_packets(context);
         }
         self.dtls.close();
-        self.dtls.drain(&[], context.out, context.route, context.segments, |_| {});
+        self.dtls.drain(&[], context.out, context.route, context.max_segments, |_| {});
         self.end(ending);
     }
 
+    /// Marks the link as ended. A link that the core has closed ends as [`Ending::Done`].
     fn end(&mut self, ending: Ending) {
         self.stage = match self.stage {
             LinkStage::Ended(earlier) => LinkStage::Ended(earlier),
@@ -391,11 +403,12 @@ impl Link {
         };
     }
 
-    fn check(&mut self, context: &mut Context<'_>, outcome: Result<(), DtlsError>) {
+    /// Ends the link after an error of DTLS.
+    fn end_on_error(&mut self, context: &mut Context<'_>, outcome: Result<(), DtlsError>) {
         match outcome {
             Ok(()) => {}
             Err(error) => match error.class() {
-                ErrorClass::Limit => self.finish(context, Ending::Closed(LinkClose::KeyLimit)),
+                ErrorClass::Limit => self.shut_down(context, Ending::Closed(LinkClose::KeyLimit)),
                 class => {
                     tracing::debug!(%error, %class, "closing a link");
                     self.end(Ending::Closed(LinkClose::Broken));
@@ -414,10 +427,10 @@ impl Link {
 
     fn drain_dtls(&mut self, context: &mut Context<'_>, datagram: &[u8]) {
         let (mut ending, mut wrong) = (None, false);
-        let Self { dtls, sctp, role, last_received, last_probe, peer_certificate, leases, .. } = self;
+        let Self { dtls, sctp, role, last_received, last_keep_alive, peer_certificate, leases, .. } = self;
         let (route, settings, now) = (context.route, context.sctp, context.now);
         let (rng, memory, lease) = (&mut *context.rng, &mut context.memory.receive, &mut leases.receive);
-        dtls.drain(datagram, context.out, route, context.segments, |event| match event {
+        dtls.drain(datagram, context.out, route, context.max_segments, |event| match event {
             DtlsEvent::PeerCertificate(fingerprint) => {
                 *peer_certificate = fingerprint;
                 wrong = matches!(role, LinkRole::Dialler(dial) if dial.target.fingerprint != fingerprint);
@@ -429,13 +442,13 @@ impl Link {
                     LinkRole::Listener(_) => Association::accept(settings, now, rng),
                 };
                 if matches!(role, LinkRole::Listener(_)) {
-                    association.set_window_max(ACCEPTED_WINDOW);
+                    association.set_window_max(MAX_ACCEPTED_WINDOW);
                 }
                 *sctp = Some(Box::new(association));
             }
             DtlsEvent::Packet(packet) => {
                 *last_received = now;
-                *last_probe = None;
+                *last_keep_alive = None;
                 if let Some(sctp) = sctp {
                     let (limit, refused) = memory.adjust(lease, sctp.held());
                     sctp.set_receive_limit(limit, refused || memory.is_short());
@@ -480,13 +493,15 @@ impl Link {
                         Some(lane) => {
                             context.events.push_back(LinkEvent::Message { link: self.id, lane, message });
                         }
-                        None => self.finish(context, Ending::Closed(LinkClose::Broken)),
+                        None => self.shut_down(context, Ending::Closed(LinkClose::Broken)),
                     }
                 }
                 (AssociationEvent::Closed(Close::ByPeer), _) => self.end(Ending::Closed(LinkClose::ByPeer)),
-                (AssociationEvent::Closed(Close::Broken), _) => self.finish(context, Ending::Closed(LinkClose::Broken)),
+                (AssociationEvent::Closed(Close::Broken), _) => {
+                    self.shut_down(context, Ending::Closed(LinkClose::Broken))
+                }
                 (AssociationEvent::Closed(Close::TimedOut), _) => {
-                    self.finish(context, Ending::Closed(LinkClose::TimedOut))
+                    self.shut_down(context, Ending::Closed(LinkClose::TimedOut))
                 }
                 _ => {}
             }

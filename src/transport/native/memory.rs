@@ -2,8 +2,8 @@
 //!
 //! Each link has a fixed reserve. Beyond the reserve it leases from a budget. A source (an IPv4 address, an IPv6 /64)
 //! gets at most a sixteenth of the budget, and a network (/24, /48) a quarter, so no source can exclude the others.
-//! While more than three quarters are leased and links request more, the endpoint ends links, the one without progress
-//! for longest first.
+//! While more than three quarters are leased and links request more, the endpoint evicts links, beginning with the link
+//! without progress for longest.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -20,7 +20,8 @@ const STEP: usize = 64 << 10;
 pub(super) struct Memory {
     budget: usize,
     leased: usize,
-    by_source: HashMap<AddressPrefix, usize>,
+    /// Bytes leased by each source and each network.
+    by_prefix: HashMap<AddressPrefix, usize>,
     /// A link requested more while memory was short.
     requested: bool,
 }
@@ -45,7 +46,7 @@ impl Lease {
 
 impl Memory {
     pub(super) fn new(budget: usize) -> Self {
-        Self { budget, leased: 0, by_source: HashMap::new(), requested: false }
+        Self { budget, leased: 0, by_prefix: HashMap::new(), requested: false }
     }
 
     /// Adjusts the lease of a link that holds `held` bytes. Returns the bytes that the link may hold, and whether a
@@ -76,9 +77,9 @@ impl Memory {
     }
 
     fn grant(&mut self, lease: &mut Lease) -> bool {
-        let fits = |source: &AddressPrefix, share: usize| {
-            self.by_source.get(source).copied().unwrap_or_default().saturating_add(STEP)
-                <= self.budget.checked_div(share).unwrap_or_default()
+        let fits = |prefix: &AddressPrefix, divisor: usize| {
+            self.by_prefix.get(prefix).copied().unwrap_or_default().saturating_add(STEP)
+                <= self.budget.checked_div(divisor).unwrap_or_default()
         };
         if !fits(&lease.source, 16) || !fits(&lease.network, 4) {
             return false;
@@ -89,8 +90,8 @@ impl Memory {
         }
         self.leased = self.leased.saturating_add(STEP);
         lease.bytes = lease.bytes.saturating_add(STEP);
-        for source in [lease.source, lease.network] {
-            let bytes = self.by_source.entry(source).or_default();
+        for prefix in [lease.source, lease.network] {
+            let bytes = self.by_prefix.entry(prefix).or_default();
             *bytes = bytes.saturating_add(STEP);
         }
         true
@@ -102,11 +103,11 @@ impl Memory {
         }
         lease.bytes = lease.bytes.saturating_sub(bytes);
         self.leased = self.leased.saturating_sub(bytes);
-        for source in [lease.source, lease.network] {
-            if let Some(of_source) = self.by_source.get_mut(&source) {
-                *of_source = of_source.saturating_sub(bytes);
-                if *of_source == 0 {
-                    self.by_source.remove(&source);
+        for prefix in [lease.source, lease.network] {
+            if let Some(of_prefix) = self.by_prefix.get_mut(&prefix) {
+                *of_prefix = of_prefix.saturating_sub(bytes);
+                if *of_prefix == 0 {
+                    self.by_prefix.remove(&prefix);
                 }
             }
         }
@@ -147,7 +148,7 @@ mod tests {
         let held: usize = leases.iter_mut().map(|lease| memory.adjust(lease, BUDGET).0 - RESERVE).sum();
         assert_eq!(held, BUDGET / 4);
         leases.iter_mut().for_each(|lease| memory.end(lease));
-        assert!(memory.by_source.is_empty());
+        assert!(memory.by_prefix.is_empty());
         assert_eq!(memory.leased, 0);
         let mut one = lease([0, 1]);
         memory.adjust(&mut one, 3 * STEP);

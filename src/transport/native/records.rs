@@ -1,4 +1,5 @@
-//! DTLS 1.2 records after the handshake (RFC 6347 §4.1): counter nonces, sealed and opened in the caller's buffer.
+//! DTLS 1.2 records after the handshake (RFC 6347 §4.1), sealed and opened in the caller's buffer with counters as
+//! nonces.
 //!
 //! [`Records`] takes over from `dimpl` once the handshake is complete. Both directions are in epoch 1, and there is no
 //! renegotiation, so one key protects a direction for the life of the link. The nonce of AES-GCM is the fixed IV and
@@ -49,11 +50,11 @@ const EPOCH: u64 = 1 << 48;
 
 /// Number of AES-GCM sequence numbers that this layer may use. `tap` rejects these numbers as explicit nonces of
 /// `dimpl`.
-const GCM_NUMBERS: u64 = 1 << 32;
+const GCM_SEQUENCE_NUMBERS: u64 = 1 << 32;
 /// Number of sequence numbers in an epoch (RFC 6347 §4.1).
-const NUMBERS: u64 = 1 << 48;
+const SEQUENCE_NUMBERS: u64 = 1 << 48;
 /// Sequence numbers reserved for alerts once the others are used.
-const RESERVED: u64 = 16;
+const RESERVED_NUMBERS: u64 = 16;
 /// Plaintext bytes (87 AES blocks) that count as one record against [`KeyLimits`]. A longer record counts as several.
 const COUNT_UNIT: usize = 1_392;
 
@@ -105,9 +106,9 @@ pub struct KeyLimits {
 }
 
 impl KeyLimits {
-    /// Whether a link can retire before it ends, and neither limit applies at once.
+    /// Whether a link seals a record before it retires, can retire before it ends, and stays open after one forged record.
     pub(super) fn is_sound(&self) -> bool {
-        let usable = self.end.min(GCM_NUMBERS).saturating_sub(RESERVED);
+        let usable = self.end.min(GCM_SEQUENCE_NUMBERS).saturating_sub(RESERVED_NUMBERS);
         (1..=usable).contains(&self.retire) && self.forged > 1
     }
 }
@@ -194,14 +195,20 @@ pub struct Records {
     limits: KeyLimits,
     write: DirectionCipher,
     read: DirectionCipher,
-    /// Sequence number of the next record sealed.
-    next: u64,
+    /// Sequence number of the next record to seal.
+    next_sequence: u64,
     window: ReplayWindow,
+    /// Records sealed, as counted against the limits.
     sealed: u64,
+    /// Records opened, as counted against the limits.
     opened: u64,
+    /// Records that failed authentication.
     forged: u64,
+    /// [`Self::take_retired`] has returned `true`.
     retired: bool,
+    /// This end has sent close_notify.
     closed: bool,
+    /// The peer's close_notify has arrived.
     closed_by_peer: bool,
     #[cfg(test)]
     write_key: Zeroizing<Vec<u8>>,
@@ -214,10 +221,10 @@ impl Records {
     pub fn new(suite: CipherSuite, write: &DirectionKey, read: &DirectionKey, limits: KeyLimits) -> Option<Self> {
         Some(Self {
             suite,
-            limits: KeyLimits { end: limits.end.min(GCM_NUMBERS), ..limits },
+            limits: KeyLimits { end: limits.end.min(GCM_SEQUENCE_NUMBERS), ..limits },
             write: write.to_cipher(suite)?,
             read: read.to_cipher(suite)?,
-            next: 0,
+            next_sequence: 0,
             window: ReplayWindow::default(),
             sealed: 0,
             opened: 0,
@@ -268,11 +275,11 @@ impl Records {
     }
 
     fn seal_as(&mut self, content: u8, buffer: &mut [u8], length: usize) -> Result<usize, RecordError> {
-        let numbers = if self.suite == CipherSuite::Aes128Gcm { GCM_NUMBERS } else { NUMBERS };
-        if self.next >= numbers {
+        let numbers = if self.suite == CipherSuite::Aes128Gcm { GCM_SEQUENCE_NUMBERS } else { SEQUENCE_NUMBERS };
+        if self.next_sequence >= numbers {
             return Err(RecordError::KeyLimit);
         }
-        let number = (EPOCH | self.next).to_be_bytes();
+        let number = (EPOCH | self.next_sequence).to_be_bytes();
         let explicit = self.suite.explicit_nonce();
         let too_long = RecordError::Length(length);
         let plaintext_len = u16::try_from(length).ok().filter(|_| length <= MAX_PLAINTEXT).ok_or(too_long)?;
@@ -281,7 +288,7 @@ impl Records {
         let (plaintext, rest) = rest.split_at_mut_checked(length).ok_or(too_long)?;
         let tag_field = rest.first_chunk_mut::<TAG>().ok_or(too_long)?;
         // Incremented before use, so that no failure causes a second use.
-        self.next = self.next.saturating_add(1);
+        self.next_sequence = self.next_sequence.saturating_add(1);
         self.sealed = self.sealed.saturating_add(record_count(length));
         #[cfg(test)]
         tests::note_sealed(&self.write_key, self.write.nonce(number).as_ref());
@@ -298,10 +305,10 @@ impl Records {
     }
 
     /// Opens the records of a datagram in place and passes their contents to `on`. Malformed, forged and replayed
-    /// records, records of another epoch (RFC 6347 §4.1.2.7), and records after a close_notify are dropped.
+    /// records, records of another epoch, and records after a close_notify are dropped (RFC 6347 §4.1.2.7).
     ///
     /// # Errors
-    /// [`RecordError::KeyLimit`] when too many records were opened or forged. The rest of the datagram is then ignored.
+    /// [`RecordError::KeyLimit`] once the keys have reached a limit. The rest of the datagram is then ignored.
     pub fn open(&mut self, datagram: &mut [u8], mut on: impl FnMut(Opened)) -> Result<(), RecordError> {
         let mut at: usize = 0;
         for _ in 0..MAX_RECORDS {
@@ -365,17 +372,18 @@ impl Records {
         Ok(Some(plaintext))
     }
 
-    /// Whether [`KeyLimits::retire`] has been reached; `true` once.
+    /// Whether the keys have reached [`KeyLimits::retire`]; `true` once.
     pub const fn take_retired(&mut self) -> bool {
         let counts = matches!(self.suite, CipherSuite::Aes128Gcm);
         let reached = counts && (self.sealed >= self.limits.retire || self.opened >= self.limits.retire);
         reached && !core::mem::replace(&mut self.retired, true)
     }
 
+    /// Whether the keys have reached their limit, except for the records reserved for alerts.
     fn is_exhausted(&self) -> bool {
         match self.suite {
-            CipherSuite::Aes128Gcm => self.sealed.max(self.opened) >= self.limits.end.saturating_sub(RESERVED),
-            CipherSuite::ChaCha20Poly1305 => self.next >= NUMBERS.saturating_sub(RESERVED),
+            CipherSuite::Aes128Gcm => self.sealed.max(self.opened) >= self.limits.end.saturating_sub(RESERVED_NUMBERS),
+            CipherSuite::ChaCha20Poly1305 => self.next_sequence >= SEQUENCE_NUMBERS.saturating_sub(RESERVED_NUMBERS),
         }
     }
 }

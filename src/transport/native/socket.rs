@@ -1,7 +1,7 @@
 //! The UDP sockets of a node, with many datagrams in a system call (GSO and GRO by `quinn-udp`).
 //!
-//! A node that accepts links listens on one port per address family for all its neighbours. It dials from other
-//! ports: when two relays dial each other at once, each association needs a separate address pair.
+//! A node listens on its configured addresses and dials from other ports. When two relays dial each other
+//! simultaneously, each association needs a separate address pair.
 
 use core::{net::SocketAddr, task::Poll};
 use std::{
@@ -24,6 +24,7 @@ const KERNEL_BUFFER: usize = 4 << 20;
 const MAX_FLUSH: usize = 2 << 20;
 /// Number of receive buffers. Each holds one run of datagrams that the kernel has joined.
 const BUFFERS: usize = 8;
+/// Size of a receive buffer, in bytes.
 const BUFFER_SIZE: usize = 64 << 10;
 /// Ports to dial from for each address family. Only the local port distinguishes two DTLS 1.2 links to one address.
 const DIAL_PORTS: usize = 2;
@@ -100,7 +101,7 @@ impl Sockets {
 
     /// Largest number of datagrams in one system call, for [`Endpoint::set_ports`].
     #[must_use]
-    pub fn segments(&self) -> usize {
+    pub fn max_segments(&self) -> usize {
         self.sockets.iter().map(|socket| socket.state.max_gso_segments()).min().unwrap_or(1)
     }
 
@@ -125,7 +126,7 @@ impl Sockets {
     }
 
     /// Receives available datagrams, a bounded number from each socket. Passes each run that the kernel has joined to
-    /// `handle`, with the length of its datagrams (all but the last).
+    /// `handle`, with the length of its datagrams; the last may be shorter.
     pub fn receive(&mut self, mut handle: impl FnMut(SocketRoute, &mut [u8], usize)) {
         for socket in &self.sockets {
             socket.receive(&mut self.buffers, &mut handle);
@@ -179,8 +180,8 @@ impl Socket {
         let received = self
             .socket
             .try_io(Interest::READABLE, || self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut metas));
-        // An error means that there is no datagram, or that an ICMP answer to an earlier datagram arrived. A third
-        // party can forge that answer, so errors are ignored.
+        // An error means that there is no datagram, or that an ICMP error for an earlier datagram arrived. A third
+        // party can forge an ICMP error, so errors are ignored.
         let received = received.unwrap_or(0);
         for (meta, slice) in metas.iter().zip(&mut slices).take(received) {
             let route = SocketRoute { port: self.port.id, remote: meta.addr };

@@ -1,4 +1,4 @@
-//! Counts of accepted links for each source, so that no single source can exhaust the caps of an endpoint.
+//! Counts of accepted links for each source and network, so that no single one can exhaust the caps of an endpoint.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -12,12 +12,12 @@ use crate::base::{AddressPrefix, Counter as _};
 const NETWORK_FACTOR: usize = 4;
 
 #[derive(Clone, Copy, Default)]
-struct Count {
+struct LinkCounts {
     links: usize,
     half_open: usize,
 }
 
-impl Count {
+impl LinkCounts {
     fn add(&mut self) {
         self.links.increment();
         self.half_open.increment();
@@ -32,8 +32,9 @@ impl Count {
 /// The counts. A source or network without links has no entry, so the map has at most twice as many entries as links.
 #[derive(Default)]
 pub(super) struct Sources {
-    by_source: HashMap<AddressPrefix, Count>,
-    all: Count,
+    /// The counts of each source and each network.
+    by_prefix: HashMap<AddressPrefix, LinkCounts>,
+    all: LinkCounts,
 }
 
 impl Sources {
@@ -41,15 +42,15 @@ impl Sources {
     /// address and port, `replaced` states whether that link is half-open. The replaced link does not count against the
     /// caps.
     pub(super) fn admit(&mut self, caps: &EndpointCaps, address: IpAddr, replaced: Option<bool>) -> bool {
-        let without_replaced = |count: Count| Count {
+        let without_replaced = |count: LinkCounts| LinkCounts {
             links: count.links.saturating_sub(usize::from(replaced.is_some())),
             half_open: count.half_open.saturating_sub(usize::from(replaced == Some(true))),
         };
-        let full = |count: Count, links: usize, half_open: usize| {
+        let full = |count: LinkCounts, links: usize, half_open: usize| {
             let count = without_replaced(count);
             count.links >= links || count.half_open >= half_open
         };
-        let count = |source| self.by_source.get(&source).copied().unwrap_or_default();
+        let count = |prefix| self.by_prefix.get(&prefix).copied().unwrap_or_default();
         let (links, half_open) = (caps.links_per_source, caps.half_open_per_source);
         if full(self.all, caps.links, caps.half_open)
             || full(count(AddressPrefix::source(address)), links, half_open)
@@ -62,8 +63,8 @@ impl Sources {
             return false;
         }
         self.all.add();
-        for source in [AddressPrefix::source(address), AddressPrefix::network(address)] {
-            self.by_source.entry(source).or_default().add();
+        for prefix in [AddressPrefix::source(address), AddressPrefix::network(address)] {
+            self.by_prefix.entry(prefix).or_default().add();
         }
         true
     }
@@ -71,8 +72,8 @@ impl Sources {
     /// Handles the opening of a half-open link from `address`.
     pub(super) fn opened(&mut self, address: IpAddr) {
         self.all.half_open.decrement();
-        for source in [AddressPrefix::source(address), AddressPrefix::network(address)] {
-            if let Some(count) = self.by_source.get_mut(&source) {
+        for prefix in [AddressPrefix::source(address), AddressPrefix::network(address)] {
+            if let Some(count) = self.by_prefix.get_mut(&prefix) {
                 count.half_open.decrement();
             }
         }
@@ -81,8 +82,8 @@ impl Sources {
     /// Removes a link from `address` from the counts.
     pub(super) fn remove(&mut self, address: IpAddr, half_open: bool) {
         self.all.subtract(half_open);
-        for source in [AddressPrefix::source(address), AddressPrefix::network(address)] {
-            if let Entry::Occupied(mut entry) = self.by_source.entry(source) {
+        for prefix in [AddressPrefix::source(address), AddressPrefix::network(address)] {
+            if let Entry::Occupied(mut entry) = self.by_prefix.entry(prefix) {
                 entry.get_mut().subtract(half_open);
                 if entry.get().links == 0 {
                     entry.remove();
@@ -126,7 +127,7 @@ mod tests {
         sources.remove(address, false);
         sources.remove(address, true);
         assert_eq!(sources.all(), (0, 0));
-        assert!(sources.by_source.is_empty());
+        assert!(sources.by_prefix.is_empty());
     }
 
     #[test]

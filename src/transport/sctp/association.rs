@@ -31,12 +31,12 @@ const BINARY: u32 = 53;
 /// Body of a HEARTBEAT: Heartbeat Info without a value.
 const EMPTY_HEARTBEAT: [u8; 4] = [0, 1, 0, 4];
 
-/// Longest packet accepted, in bytes, unless [`Config::packet`] is larger. Stock peers send no longer ones.
+/// Longest packet accepted, in bytes, unless [`Config::packet`] is larger. No stock peer sends longer packets.
 const MAX_PACKET: usize = 1_500;
 /// Number of streams with a stock peer: one for each lane (`proto/01-transport.md` §5.3).
 const STOCK_STREAMS: u16 = 4;
-/// Attempts at each of INIT and COOKIE ECHO.
-const HANDSHAKE_ATTEMPTS: u32 = 8;
+/// Most attempts at INIT, and at COOKIE ECHO.
+const MAX_HANDSHAKE_ATTEMPTS: u32 = 8;
 /// Time after which the association ends if the first missing TSN is still missing.
 const HOLE_LIMIT: Duration = Duration::from_secs(30);
 /// The same while memory is short; ten round trips if those are longer, at most [`HOLE_LIMIT`].
@@ -88,16 +88,18 @@ enum AssociationState {
     Ended,
 }
 
-/// Pending control packets, at most one of each kind.
+/// Pending control chunks, at most one of each kind.
 #[derive(Default)]
-struct Replies {
+struct PendingChunks {
     /// INIT ACK, with the report of the INIT's unknown parameters.
     init_ack: Option<Vec<u8>>,
     cookie_ack: bool,
-    heartbeat: Option<Vec<u8>>,
+    /// HEARTBEAT ACK, with the body of the HEARTBEAT.
+    heartbeat_ack: Option<Vec<u8>>,
     /// ERROR, with the unknown chunk.
     error: Option<Vec<u8>>,
-    probe: bool,
+    /// HEARTBEAT of this end.
+    heartbeat: bool,
     abort: bool,
 }
 
@@ -108,7 +110,7 @@ pub struct Association {
     local_tag: u32,
     local_tsn: u32,
     cookie: [u8; 16],
-    /// The clock for arrival times sent to the peer.
+    /// The clock for the arrival times that this end sends.
     clock: ArrivalClock,
     peer_tag: u32,
     /// The peer's first TSN, once received.
@@ -126,7 +128,7 @@ pub struct Association {
     /// Time of the last INIT ACK. If only one was sent, it gives the listener's first round-trip sample.
     init_ack_at: Option<Instant>,
     init_acks: u32,
-    replies: Replies,
+    pending: PendingChunks,
     /// Time of the last report of an unknown chunk.
     reported_at: Option<Instant>,
     /// Streams on which the peer has opened a data channel in band.
@@ -134,6 +136,7 @@ pub struct Association {
     events: VecDeque<AssociationEvent>,
     /// Output of the receiving half; kept between calls to reuse its memory.
     reassembled: VecDeque<Message>,
+    /// Round trip of INIT and INIT ACK, if the INIT was sent once.
     handshake_round_trip: Option<Duration>,
 }
 
@@ -164,7 +167,7 @@ impl Association {
             receive: None,
             init_ack_at: None,
             init_acks: 0,
-            replies: Replies::default(),
+            pending: PendingChunks::default(),
             reported_at: None,
             in_band: [false; STOCK_STREAMS as usize],
             events: VecDeque::new(),
@@ -203,7 +206,7 @@ impl Association {
             }
             let outcome = self.handle_chunk(now, &chunk, &mut seen);
             if let Err(close) = outcome {
-                self.replies.abort = close == Close::Broken;
+                self.pending.abort = close == Close::Broken;
                 self.end(close);
                 return;
             }
@@ -212,7 +215,7 @@ impl Association {
             }
         }
         if self.send.has_excess_losses() {
-            self.replies.abort = true;
+            self.pending.abort = true;
             return self.end(Close::Broken);
         }
         if seen.data {
@@ -229,7 +232,7 @@ impl Association {
             AssociationState::CookieWait(attempts) | AssociationState::CookieEchoed(attempts, _) => {
                 if !attempts.due && attempts.retry_at <= now {
                     attempts.due = true;
-                    if attempts.made >= HANDSHAKE_ATTEMPTS {
+                    if attempts.made >= MAX_HANDSHAKE_ATTEMPTS {
                         self.end(Close::TimedOut);
                     }
                 }
@@ -237,10 +240,10 @@ impl Association {
             AssociationState::Established => {
                 self.send.handle_timeout(now);
                 if self.send.has_excess_losses() {
-                    self.replies.abort = true;
+                    self.pending.abort = true;
                     return self.end(Close::Broken);
                 }
-                if self.give_up_at().is_some_and(|at| at <= now) {
+                if self.expires_at().is_some_and(|at| at <= now) {
                     self.end(Close::TimedOut);
                 }
             }
@@ -257,14 +260,14 @@ impl Association {
             }
             AssociationState::Established => {
                 let ack = self.receive.as_ref().and_then(Receiver::deadline);
-                [self.send.poll_timeout(), ack, self.give_up_at()].into_iter().flatten().min()
+                [self.send.poll_timeout(), ack, self.expires_at()].into_iter().flatten().min()
             }
             AssociationState::Listening | AssociationState::Ended => None,
         }
     }
 
     /// Time at which the association ends unless the hole is filled or data is acknowledged.
-    fn give_up_at(&self) -> Option<Instant> {
+    fn expires_at(&self) -> Option<Instant> {
         let hole_limit = if self.memory_short {
             SHORT_HOLE_LIMIT.max(self.send.round_trip().saturating_mul(10)).min(HOLE_LIMIT)
         } else {
@@ -285,13 +288,13 @@ impl Association {
     pub fn poll_packet(&mut self, now: Instant, buffer: &mut [u8]) -> usize {
         let length = buffer.len().min(self.config.packet);
         let buffer = buffer.get_mut(..length).unwrap_or_default();
-        if self.replies.abort {
-            self.replies.abort = false;
+        if self.pending.abort {
+            self.pending.abort = false;
             let mut writer = PacketWriter::new(buffer, self.peer_tag, self.zero_checksum);
             writer.chunk(packet::ABORT, 0, &[]);
             return writer.finish();
         }
-        if let Some(unrecognized) = self.replies.init_ack.take() {
+        if let Some(unrecognized) = self.pending.init_ack.take() {
             self.init_ack_at = Some(now);
             self.init_acks.increment();
             return self.write_init(buffer, packet::INIT_ACK, self.peer_tag, &unrecognized);
@@ -348,8 +351,8 @@ impl Association {
         }
     }
 
-    /// Bytes of messages that the owner may queue now: the bytes that may leave at once and one message, less the
-    /// unsent bytes. This limit lets the owner select the next message as late as possible.
+    /// Bytes of messages that the owner may queue now: the bytes that may leave now and one message, less the unsent
+    /// bytes. With this limit the owner selects the next message as late as possible.
     pub fn room(&mut self, now: Instant) -> usize {
         if !self.is_open() {
             return 0;
@@ -415,23 +418,23 @@ impl Association {
         self.receive.as_ref().and_then(Receiver::hole_since)
     }
 
-    /// Time of the last advance of the cumulative TSN ack, or of the first data sent after it; `None` if all data is
-    /// acknowledged.
+    /// Time of the last advance of the cumulative TSN ack, or of the first data sent since all data was acknowledged.
+    /// `None` if all data is acknowledged.
     #[must_use]
     pub fn stalled_since(&self) -> Option<Instant> {
         self.send.stalled_since()
     }
 
     /// Queues a HEARTBEAT as a keep-alive.
-    pub fn probe(&mut self) {
-        self.replies.probe = matches!(self.state, AssociationState::Established);
+    pub fn send_heartbeat(&mut self) {
+        self.pending.heartbeat = matches!(self.state, AssociationState::Established);
     }
 
-    /// Ends the association at once, without an event. The next packet is an ABORT if the peer's tag is known.
+    /// Ends the association immediately, without an event. The next packet is an ABORT if the peer's tag is known.
     pub fn abort(&mut self) {
         if !matches!(self.state, AssociationState::Ended) {
             self.state = AssociationState::Ended;
-            self.replies = Replies { abort: self.peer_tag != 0, ..Replies::default() };
+            self.pending = PendingChunks { abort: self.peer_tag != 0, ..PendingChunks::default() };
         }
     }
 
@@ -441,6 +444,7 @@ impl Association {
         self.send.statistics()
     }
 
+    /// Ends the association with an event.
     fn end(&mut self, close: Close) {
         if !matches!(self.state, AssociationState::Ended) {
             self.state = AssociationState::Ended;
@@ -450,25 +454,25 @@ impl Association {
 
     fn write_established(&mut self, now: Instant, buffer: &mut [u8]) -> usize {
         let mut writer = PacketWriter::new(buffer, self.peer_tag, self.zero_checksum);
-        if core::mem::take(&mut self.replies.cookie_ack) {
+        if core::mem::take(&mut self.pending.cookie_ack) {
             writer.chunk(packet::COOKIE_ACK, 0, &[]);
         }
         // A HEARTBEAT that exceeds the largest packet of this end has no answer.
-        if let Some(info) = self.replies.heartbeat.take()
+        if let Some(info) = self.pending.heartbeat_ack.take()
             && info.len().saturating_add(CHUNK_HEADER).next_multiple_of(4) <= writer.room()
         {
             writer.chunk(packet::HEARTBEAT_ACK, 0, &info);
         }
         // A long HEARTBEAT ACK may leave no room for the following chunks. They are written to the next packet.
-        if let Some(chunk) = self.replies.error.take() {
+        if let Some(chunk) = self.pending.error.take() {
             if writer.unrecognized_chunk(&chunk) {
                 // A SACK in the same packet might be truncated, and the peer would count TSNs without a block as lost.
                 return writer.finish();
             }
-            self.replies.error = Some(chunk);
+            self.pending.error = Some(chunk);
         }
-        if self.replies.probe && writer.room() >= CHUNK_HEADER.saturating_add(EMPTY_HEARTBEAT.len()) {
-            self.replies.probe = false;
+        if self.pending.heartbeat && writer.room() >= CHUNK_HEADER.saturating_add(EMPTY_HEARTBEAT.len()) {
+            self.pending.heartbeat = false;
             writer.chunk(packet::HEARTBEAT, 0, &EMPTY_HEARTBEAT);
         }
         if let Some(receive) = &mut self.receive
@@ -482,7 +486,7 @@ impl Association {
 }
 
 impl AssociationState {
-    const fn takes_data(&self) -> bool {
+    const fn accepts_data(&self) -> bool {
         matches!(self, Self::CookieEchoed(..) | Self::Established)
     }
 }

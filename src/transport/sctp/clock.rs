@@ -10,8 +10,8 @@ use crate::base::Instant;
 const TICK: Duration = Duration::from_micros(100);
 /// Nominal rate of the clock, in millionths of the computer's clock rate.
 const RATE: u32 = 1_000_000;
-/// Largest deviation from the nominal rate.
-const DEVIATION: u32 = 100;
+/// Largest deviation from the nominal rate, in millionths.
+const MAX_DEVIATION: u32 = 100;
 
 /// The clock of this end's arrival times. Start and rate are random for each association, so that peers can't
 /// attribute several associations to one computer by its clock.
@@ -25,11 +25,11 @@ pub(super) struct ArrivalClock {
 
 impl ArrivalClock {
     /// The unmodified clock of this computer. Its times are never sent.
-    pub(super) const OWN: Self = Self { start: 0, rate: RATE };
+    pub(super) const LOCAL: Self = Self { start: 0, rate: RATE };
 
     /// A clock with random start and rate.
     pub(super) fn new(rng: &mut impl CryptoRng) -> Self {
-        Self { start: rng.random(), rate: rng.random_range(RATE - DEVIATION..=RATE + DEVIATION) }
+        Self { start: rng.random(), rate: rng.random_range(RATE - MAX_DEVIATION..=RATE + MAX_DEVIATION) }
     }
 
     /// The time `at` on this clock.
@@ -53,12 +53,12 @@ pub(super) struct Tick(pub(super) u32);
 impl Tick {
     /// The time since `earlier`; zero if `earlier` is later.
     pub(super) fn since(self, earlier: Self) -> Duration {
-        time(self.0.wrapping_sub(earlier.0).cast_signed())
+        duration_of(self.0.wrapping_sub(earlier.0).cast_signed())
     }
 }
 
 /// The duration of `ticks` units; zero for a negative number.
-pub(super) fn time(ticks: i32) -> Duration {
+pub(super) fn duration_of(ticks: i32) -> Duration {
     TICK.saturating_mul(u32::try_from(ticks).unwrap_or_default())
 }
 

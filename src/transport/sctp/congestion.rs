@@ -1,8 +1,8 @@
 //! Congestion control of an association: the bytes that may be in flight, and their sending rate.
 //!
-//! The input of a [`Controller`] is each packet sent and each acknowledgement. Its output is a congestion window and a
-//! pacing rate. It handles bytes and times only: loss detection, retransmission and delivery-rate samples
-//! (draft-ietf-ccwg-bbr §4.1) belong to the sender. All counters are 64-bit byte counts since the association began.
+//! The input of a [`Controller`] is each packet sent, each lost packet and each acknowledgement. Its output is a
+//! congestion window and a pacing rate. A controller handles bytes and times only. The sender performs loss detection
+//! and retransmission, and computes delivery-rate samples (draft-ietf-ccwg-bbr §4.1). All counters are 64-bit byte counts since the association began.
 
 use core::time::Duration;
 
@@ -20,7 +20,7 @@ pub struct ControllerSizes {
     /// Largest payload of a packet, in bytes: the unit of the window.
     pub segment: u64,
     /// Smallest congestion window while the path's round trip is under [`Self::short_path`], in bytes.
-    pub short_path_window: u64,
+    pub min_short_path_window: u64,
     /// Round trip below which packets are not paced: timers are too coarse for it.
     pub short_path: Duration,
     /// Upper bound of the congestion window, in bytes.
@@ -32,39 +32,41 @@ pub struct ControllerSizes {
 pub struct Sent {
     /// Time of sending.
     pub now: Instant,
-    /// Its payload in bytes.
+    /// Payload of the packet in bytes.
     pub bytes: u64,
-    /// Bytes in flight before it.
+    /// Bytes in flight before the packet.
     pub prior_in_flight: u64,
-    /// Whether it is a retransmission.
+    /// Whether the packet is a retransmission.
     pub retransmission: bool,
 }
 
 /// The content of one acknowledgement, after loss detection.
 #[derive(Clone, Copy, Debug)]
 pub struct Ack {
-    /// Its time of arrival.
+    /// Time of arrival of the acknowledgement.
     pub now: Instant,
-    /// Bytes that it newly acknowledges.
+    /// Bytes newly acknowledged.
     pub acked: u64,
-    /// Bytes that count as lost because of it.
+    /// Bytes that count as lost because of the acknowledgement, or of a timeout.
     pub lost: u64,
-    /// Bytes in flight before it.
+    /// Bytes in flight before the acknowledgement.
     pub prior_in_flight: u64,
-    /// Bytes in flight after it.
+    /// Bytes in flight after the acknowledgement.
     pub in_flight: u64,
-    /// Bytes delivered so far, including these.
+    /// Bytes delivered so far, including [`Self::acked`].
     pub delivered: u64,
     /// Bytes counted as lost so far.
     pub total_lost: u64,
-    /// Round trip of the most recently sent packet that it acknowledges. `None` if that packet was retransmitted, or
-    /// if it acknowledges only data whose loss was spurious.
+    /// Round trip of the most recently sent packet among the acknowledged ones. `None` if that packet was a
+    /// retransmission, or if [`Self::rate`] is `None`.
     pub rtt: Option<Duration>,
     /// Queueing delay of the newest data on the forward path, by the peer's clock; `None` if not reported.
-    pub queued: Option<Duration>,
-    /// Delivery rate of that packet; `None` if nothing new is acknowledged.
+    pub queueing_delay: Option<Duration>,
+    /// Delivery-rate sample of the most recently sent packet among the acknowledged ones. `None` if no data is
+    /// newly acknowledged, or only data whose original packet arrived although the data counted as lost or had been
+    /// retransmitted.
     pub rate: Option<RateSample>,
-    /// Before this acknowledgement the window was almost full, or unsent or lost data was pending.
+    /// Before this acknowledgement, the window was almost full, or there was unsent or lost data.
     pub window_limited: bool,
 }
 
@@ -73,15 +75,15 @@ pub struct Ack {
 pub struct RateSample {
     /// Bytes delivered when the packet was sent.
     pub prior_delivered: u64,
-    /// Bytes that had counted as lost when it was sent.
+    /// Bytes that had counted as lost when the packet was sent.
     pub prior_lost: u64,
-    /// Bytes in flight when it was sent, including its own.
+    /// Bytes in flight when the packet was sent, including its own.
     pub tx_in_flight: u64,
-    /// Bytes delivered since it was sent.
+    /// Bytes delivered since the packet was sent.
     pub delivered: u64,
-    /// The longest of three intervals, in which these bytes were sent, received (if reported) and acknowledged.
+    /// The longest of three intervals, in which the delivered bytes were sent, received (if reported) and acknowledged.
     pub interval: Duration,
-    /// When it was sent, the sender lacked data, receive window or memory.
+    /// Whether the sender lacked data, receive window or memory when the packet was sent.
     pub app_limited: bool,
 }
 
@@ -90,22 +92,22 @@ pub struct RateSample {
 pub struct Lost {
     /// Time at which the loss was detected.
     pub now: Instant,
-    /// Its payload in bytes.
+    /// Payload of the packet in bytes.
     pub bytes: u64,
     /// Time of sending.
     pub sent_at: Instant,
-    /// Bytes delivered when it was sent.
+    /// Bytes delivered when the packet was sent.
     pub prior_delivered: u64,
-    /// Bytes in flight when it was sent, including its own.
+    /// Bytes in flight when the packet was sent, including its own.
     pub tx_in_flight: u64,
-    /// Bytes that had counted as lost when it was sent.
+    /// Bytes that had counted as lost when the packet was sent.
     pub prior_lost: u64,
     /// Bytes counted as lost so far, including this packet's.
     pub total_lost: u64,
 }
 
-/// A congestion controller. For each acknowledgement the sender calls [`Self::on_lost`] for each packet that counts as
-/// lost because of it, then [`Self::on_ack`].
+/// A congestion controller. For each acknowledgement, the sender calls [`Self::on_lost`] for each packet that counts as
+/// lost because of the acknowledgement, then [`Self::on_ack`].
 pub trait Controller {
     /// Handles a sent packet.
     fn on_sent(&mut self, sent: &Sent);
@@ -113,12 +115,12 @@ pub trait Controller {
     fn on_lost(&mut self, lost: &Lost);
     /// Handles an acknowledgement after its losses.
     fn on_ack(&mut self, ack: &Ack);
-    /// Handles a spurious loss of `bytes`, of which an earlier copy was acknowledged. Undoes a cut once the remaining
-    /// losses would not have caused it.
+    /// Handles the acknowledgement of `bytes` that had counted as lost by mistake. Undoes a cut once the remaining losses
+    /// would not have caused the cut.
     fn on_spurious(&mut self, now: Instant, bytes: u64);
     /// Handles the second consecutive retransmission timeout: the model of the path is invalid.
     fn on_time_out(&mut self, now: Instant);
-    /// Handles the end of an idle time: nothing was in flight since `since`.
+    /// Handles the end of an idle time. Nothing has been in flight since `since`.
     fn on_idle_end(&mut self, now: Instant, since: Instant);
     /// Most bytes that may be in flight.
     fn window(&self) -> u64;
@@ -154,10 +156,10 @@ impl Control {
     /// A controller of kind `algorithm`. `seed` determines its random values (BBR's probe intervals). Associations with
     /// the same seed would probe at the same times.
     #[must_use]
-    pub(super) fn new(algorithm: Algorithm, limits: ControllerSizes, now: Instant, seed: u64) -> Self {
+    pub(super) fn new(algorithm: Algorithm, sizes: ControllerSizes, now: Instant, seed: u64) -> Self {
         match algorithm {
-            Algorithm::Bbr => Self::Bbr(Bbr::new(limits, now, seed)),
-            Algorithm::Cubic => Self::Cubic(Cubic::new(limits, now)),
+            Algorithm::Bbr => Self::Bbr(Bbr::new(sizes, now, seed)),
+            Algorithm::Cubic => Self::Cubic(Cubic::new(sizes, now)),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Pacing: a token bucket that spreads packets over time at the controller's rate.
 //!
-//! Packets leave in bursts of one quantum: the bytes of a millisecond, at most those of one system call. Finer spacing
-//! would need a timer for each packet.
+//! Packets leave in bursts of one quantum: the bytes of a millisecond, but at least two packets, and at most the bytes
+//! of one system call. Finer spacing would need a timer for each packet.
 
 use core::time::Duration;
 
@@ -55,7 +55,7 @@ impl Pacer {
         Err(self.refilled.after(wait))
     }
 
-    /// Bytes that may leave now.
+    /// Bytes that may leave at the time of the last [`Self::poll`].
     pub(super) fn tokens(&self) -> u64 {
         u64::try_from(self.tokens).unwrap_or(0)
     }

@@ -312,6 +312,7 @@ impl<'a> PacketWriter<'a> {
         self.put(bytes);
     }
 
+    /// Writes a chunk with padding.
     pub(super) fn chunk(&mut self, kind: u8, flags: u8, body: &[u8]) {
         self.begin(kind, flags, body.len());
         self.put(body);
@@ -341,6 +342,7 @@ impl<'a> PacketWriter<'a> {
         self.pad();
     }
 
+    /// Writes an ARRIVAL chunk.
     pub(super) fn arrival(&mut self, arrival: &Arrival) {
         self.begin(ARRIVAL, 0, ARRIVAL_LEN - CHUNK_HEADER);
         self.put(&arrival.tsn.to_be_bytes());
@@ -386,7 +388,7 @@ impl<'a> PacketWriter<'a> {
     }
 
     /// Writes an ERROR chunk that reports an unknown chunk ([`Chunk::to_bytes`]), truncated to the room. Returns
-    /// `false` if the room is too small for its header.
+    /// `false` if the room is too small for the header of the unknown chunk.
     pub(super) fn unrecognized_chunk(&mut self, chunk: &[u8]) -> bool {
         let room = self.room().saturating_sub(CHUNK_HEADER).saturating_sub(PARAMETER_HEADER);
         // A truncated chunk fills the room, so that no padding is needed.

@@ -23,32 +23,33 @@ mod check;
 /// Unit in which an out-of-order fragment is charged, in bytes.
 const BLOCK: usize = 1_280;
 /// Most ranges of TSNs beyond the first hole. A TSN that needs a further range is dropped, not acknowledged.
-const MAX_GAPS: usize = 1_024;
+const MAX_RANGES: usize = 1_024;
 /// Most duplicate TSNs reported in one SACK.
 const MAX_DUPLICATES: usize = 20;
-/// Longest delay of any SACK.
-pub(super) const ACK_DELAY: Duration = Duration::from_millis(20);
+/// Longest delay of a SACK to any peer.
+pub(super) const MAX_ACK_DELAY: Duration = Duration::from_millis(20);
 
-/// Frequency of SACKs for data in order that does not request an immediate one.
+/// Frequency of SACKs for data that arrives in order and requests no immediate SACK.
 #[derive(Clone, Copy)]
-pub(super) struct Acknowledging {
+pub(super) struct AckPolicy {
     /// Number of the first packet whose SACK may be delayed. Each earlier packet has its own SACK.
-    prompt: u32,
-    /// Packets that share a SACK from then on.
-    every: u32,
+    first_delayed: u32,
+    /// Number of packets that share a SACK from then on.
+    packets_per_sack: u32,
     /// Longest delay of a SACK.
-    delay: Duration,
+    max_delay: Duration,
     /// The clock for arrival times, if they are sent.
     clock: Option<ArrivalClock>,
 }
 
-impl Acknowledging {
+impl AckPolicy {
     /// For stock stacks, some of which count SACKs in slow start. RFC 9260 §6.2 requires one for every second packet.
-    pub(super) const STOCK: Self = Self { prompt: 64, every: 2, delay: ACK_DELAY, clock: None };
+    pub(super) const STOCK: Self =
+        Self { first_delayed: 64, packets_per_sack: 2, max_delay: MAX_ACK_DELAY, clock: None };
 
     /// For our nodes, which count bytes. Fewer SACKs suit a slow return path.
     pub(super) const fn own(clock: ArrivalClock) -> Self {
-        Self { prompt: 0, every: 8, delay: Duration::from_millis(5), clock: Some(clock) }
+        Self { first_delayed: 0, packets_per_sack: 8, max_delay: Duration::from_millis(5), clock: Some(clock) }
     }
 }
 
@@ -65,8 +66,10 @@ struct Range {
 pub(super) struct Receiver {
     /// The last TSN before the first hole.
     cumulative: u64,
-    acknowledging: Acknowledging,
-    gaps: Vec<Range>,
+    ack_policy: AckPolicy,
+    /// Ranges of received TSNs beyond the first hole, in order.
+    ranges: Vec<Range>,
+    /// Duplicate TSNs to report in the next SACK.
     duplicates: Vec<u32>,
     /// The last TSN received since the last SACK, with its arrival time.
     newest: Option<(u32, Instant)>,
@@ -77,13 +80,13 @@ pub(super) struct Receiver {
     held: usize,
     window: usize,
     window_max: usize,
-    /// Cap on the bytes held, in addition to that of the window.
+    /// Cap on the bytes held, besides the cap of the window.
     limit: usize,
     /// Memory is short: `limit` bounds the window too.
     memory_short: bool,
     /// Packets with DATA since the last SACK.
     unacknowledged: u32,
-    /// Packets with DATA since the association began, up to [`Acknowledging::prompt`].
+    /// Packets with DATA since the association began, up to [`AckPolicy::first_delayed`].
     packets: u32,
     /// A SACK is due in the next packet.
     due: bool,
@@ -92,7 +95,7 @@ pub(super) struct Receiver {
     period: Period,
 }
 
-/// Bytes received since a point in time, from which the window grows.
+/// Bytes received in the current measurement period. The window grows to twice the bytes of a round trip.
 struct Period {
     since: Instant,
     bytes: usize,
@@ -100,19 +103,13 @@ struct Period {
 
 impl Receiver {
     /// A receiving half for a peer whose first TSN is `first`. `windows`: initial and largest window, in bytes.
-    pub(super) fn new(
-        now: Instant,
-        first: u32,
-        streams: u16,
-        windows: (usize, usize),
-        acknowledging: Acknowledging,
-    ) -> Self {
+    pub(super) fn new(now: Instant, first: u32, streams: u16, windows: (usize, usize), ack_policy: AckPolicy) -> Self {
         let (window, window_max) = windows;
         let streams = (0..streams).map(|_| IncomingStream::default()).collect();
         Self {
-            acknowledging,
+            ack_policy,
             cumulative: expand_first(first).saturating_sub(1),
-            gaps: Vec::new(),
+            ranges: Vec::new(),
             duplicates: Vec::new(),
             newest: None,
             streams,
@@ -142,7 +139,7 @@ impl Receiver {
 
     /// Start of the hole at the first missing TSN.
     pub(super) fn hole_since(&self) -> Option<Instant> {
-        self.gaps.first().map(|gap| gap.since)
+        self.ranges.first().map(|range| range.since)
     }
 
     /// Sets the largest window.
@@ -174,7 +171,7 @@ impl Receiver {
         }
         let stream = usize::from(data.stream);
         let cost = self.streams.get(stream).ok_or(Broken)?.cost(tsn, data);
-        // The sender counts payload, this end counts blocks. For full packets these are at most an eighth more.
+        // The sender counts payload, this end counts blocks. With full packets, blocks have at most an eighth more bytes.
         let limit = self.limit.min(self.window.saturating_add(self.window / 8).saturating_add(MAX_MESSAGE));
         let in_reach = tsn.saturating_sub(self.cumulative) <= u64::from(u16::MAX);
         // The next TSN is always accepted, since only its arrival frees memory.
@@ -186,8 +183,8 @@ impl Receiver {
         self.period.bytes = self.period.bytes.saturating_add(data.payload.len());
         let mut account = MemoryCounters { held: &mut self.held, pending: &mut self.pending };
         self.streams.get_mut(stream).ok_or(Broken)?.insert(tsn, data, &mut account, out)?;
-        // Only an advance of the cumulative TSN can leave data that never completes a message. An advance by one TSN
-        // that continues a message can't.
+        // An advance of the cumulative TSN may show that data never completes a message. An advance by one TSN that
+        // continues a message doesn't.
         let advanced = self.cumulative >= tsn;
         if advanced && (self.pending > 0 || data.begin || self.cumulative > tsn) {
             self.check_pending()
@@ -199,13 +196,13 @@ impl Receiver {
     /// Ends a packet with DATA: sets the time of its SACK and adapts the window. `round_trip` is the smoothed one of
     /// the sending half.
     pub(super) fn handle_packet_end(&mut self, now: Instant, round_trip: Duration) {
-        let Acknowledging { prompt, every, delay, .. } = self.acknowledging;
-        self.packets = self.packets.saturating_add(1).min(prompt);
+        let AckPolicy { first_delayed, packets_per_sack, max_delay, .. } = self.ack_policy;
+        self.packets = self.packets.saturating_add(1).min(first_delayed);
         self.unacknowledged.increment();
-        if self.packets < prompt || self.unacknowledged >= every || !self.gaps.is_empty() {
+        if self.packets < first_delayed || self.unacknowledged >= packets_per_sack || !self.ranges.is_empty() {
             self.due = true;
         } else if self.deadline.is_none() {
-            self.deadline = Some(now.after(delay));
+            self.deadline = Some(now.after(max_delay));
         }
         let elapsed = now.since(self.period.since);
         if elapsed >= round_trip.max(Duration::from_millis(1)) {
@@ -235,14 +232,14 @@ impl Receiver {
             return;
         }
         let newest = self.newest.take();
-        let length = self.gaps.len().saturating_mul(4).saturating_add(SACK_HEADER + ARRIVAL_LEN);
-        if let (Some(clock), Some((tsn, at))) = (self.acknowledging.clock, newest)
+        let length = self.ranges.len().saturating_mul(4).saturating_add(SACK_HEADER + ARRIVAL_LEN);
+        if let (Some(clock), Some((tsn, at))) = (self.ack_policy.clock, newest)
             && length <= writer.room()
         {
             writer.arrival(&Arrival { tsn, tick: clock.tick(at) });
         }
         let offset = |tsn: u64| u16::try_from(tsn.saturating_sub(self.cumulative)).unwrap_or(u16::MAX);
-        let blocks = self.gaps.iter().map(|gap| (offset(gap.first), offset(gap.last)));
+        let blocks = self.ranges.iter().map(|range| (offset(range.first), offset(range.last)));
         // The memory limit does not apply to the window while no bytes are held for this peer.
         let window = if self.memory_short && self.held > 0 { self.window.min(self.limit) } else { self.window };
         let window = u32::try_from(window.saturating_sub(self.held)).unwrap_or(u32::MAX);
@@ -254,47 +251,49 @@ impl Receiver {
     }
 
     fn contains(&self, tsn: u64) -> bool {
-        let after = self.gaps.partition_point(|gap| gap.last < tsn);
-        self.gaps.get(after).is_some_and(|gap| gap.first <= tsn)
+        let after = self.ranges.partition_point(|range| range.last < tsn);
+        self.ranges.get(after).is_some_and(|range| range.first <= tsn)
     }
 
-    /// Records the arrival of a missing TSN; `false` if it needs a range beyond [`MAX_GAPS`].
+    /// Records the arrival of a missing TSN; `false` if it needs a range beyond [`MAX_RANGES`].
     fn record(&mut self, now: Instant, tsn: u64) -> bool {
         if tsn == self.cumulative.saturating_add(1) {
             self.cumulative = tsn;
-            if let Some(gap) = self.gaps.first().copied()
-                && gap.first == tsn.saturating_add(1)
+            if let Some(range) = self.ranges.first().copied()
+                && range.first == tsn.saturating_add(1)
             {
-                self.cumulative = gap.last;
-                self.gaps.remove(0);
+                self.cumulative = range.last;
+                self.ranges.remove(0);
                 self.due = true;
             }
             return true;
         }
-        let at = self.gaps.partition_point(|gap| gap.last < tsn);
-        let after_previous =
-            at.checked_sub(1).and_then(|at| self.gaps.get(at)).is_some_and(|gap| gap.last.saturating_add(1) == tsn);
-        let before_next = self.gaps.get(at).is_some_and(|gap| gap.first == tsn.saturating_add(1));
+        let at = self.ranges.partition_point(|range| range.last < tsn);
+        let after_previous = at
+            .checked_sub(1)
+            .and_then(|at| self.ranges.get(at))
+            .is_some_and(|range| range.last.saturating_add(1) == tsn);
+        let before_next = self.ranges.get(at).is_some_and(|range| range.first == tsn.saturating_add(1));
         match (after_previous, before_next) {
             (true, true) => {
-                let next = self.gaps.remove(at);
-                if let Some(gap) = at.checked_sub(1).and_then(|at| self.gaps.get_mut(at)) {
-                    gap.last = next.last;
-                    gap.since = gap.since.min(next.since);
+                let next = self.ranges.remove(at);
+                if let Some(range) = at.checked_sub(1).and_then(|at| self.ranges.get_mut(at)) {
+                    range.last = next.last;
+                    range.since = range.since.min(next.since);
                 }
             }
             (true, false) => {
-                if let Some(gap) = at.checked_sub(1).and_then(|at| self.gaps.get_mut(at)) {
-                    gap.last = tsn;
+                if let Some(range) = at.checked_sub(1).and_then(|at| self.ranges.get_mut(at)) {
+                    range.last = tsn;
                 }
             }
             (false, true) => {
-                if let Some(gap) = self.gaps.get_mut(at) {
-                    gap.first = tsn;
+                if let Some(range) = self.ranges.get_mut(at) {
+                    range.first = tsn;
                 }
             }
-            (false, false) if self.gaps.len() >= MAX_GAPS => return false,
-            (false, false) => self.gaps.insert(at, Range { first: tsn, last: tsn, since: now }),
+            (false, false) if self.ranges.len() >= MAX_RANGES => return false,
+            (false, false) => self.ranges.insert(at, Range { first: tsn, last: tsn, since: now }),
         }
         true
     }
@@ -307,7 +306,7 @@ impl Receiver {
         }
         let never_completes = |stream: &IncomingStream| {
             let fragment = stream.pending.first_key_value().map(|(tsn, _)| *tsn);
-            let next = stream.message.as_ref().map(|message| message.next);
+            let next = stream.message.as_ref().map(|message| message.next_tsn);
             [fragment, next].into_iter().flatten().any(|tsn| tsn <= self.cumulative)
         };
         if self.streams.iter().any(never_completes) { Err(Broken) } else { Ok(()) }
@@ -329,7 +328,7 @@ struct MemoryCounters<'a> {
 #[derive(Default)]
 struct IncomingStream {
     /// Sequence number of the next message to deliver.
-    next: u16,
+    next_sequence: u16,
     message: Option<Assembly>,
     /// Out-of-order fragments, by TSN.
     pending: BTreeMap<u64, Fragment>,
@@ -338,8 +337,8 @@ struct IncomingStream {
 /// The next message to deliver, incomplete.
 struct Assembly {
     bytes: Slots,
-    /// TSN of its next fragment.
-    next: u64,
+    /// TSN of the next fragment.
+    next_tsn: u64,
     protocol: u32,
 }
 
@@ -373,16 +372,16 @@ impl IncomingStream {
     /// Whether a fragment is the next one in sequence.
     fn continues(&self, tsn: u64, begin: bool, sequence: u16) -> bool {
         match &self.message {
-            Some(message) => message.next == tsn,
-            None => begin && sequence == self.next,
+            Some(message) => message.next_tsn == tsn,
+            None => begin && sequence == self.next_sequence,
         }
     }
 
-    /// Maximum bytes that the fragment adds to the bytes held.
+    /// Most bytes that a fragment adds to the bytes held.
     fn cost(&self, tsn: u64, data: &Data<'_>) -> usize {
         match &self.message {
-            Some(message) if message.next == tsn => message.growth(data.payload.len()),
-            None if data.begin && data.sequence == self.next => {
+            Some(message) if message.next_tsn == tsn => message.growth(data.payload.len()),
+            None if data.begin && data.sequence == self.next_sequence => {
                 if data.end {
                     0
                 } else {
@@ -393,6 +392,7 @@ impl IncomingStream {
         }
     }
 
+    /// Appends a fragment to its message, or stores it if it is out of order. Appends complete messages to `out`.
     fn insert(
         &mut self,
         tsn: u64,
@@ -432,25 +432,29 @@ impl IncomingStream {
     ) -> Result<(), Broken> {
         let Some(mut message) = self.message.take() else {
             if data.end {
-                self.next = self.next.wrapping_add(1);
+                self.next_sequence = self.next_sequence.wrapping_add(1);
                 out.push_back(Message { protocol: data.protocol, bytes: Slots::from(data.payload) });
                 return Ok(());
             }
             let mut bytes = Slots::with_capacity(MESSAGE_CELLS);
             bytes.extend_from_slice(data.payload);
             *account.held = account.held.saturating_add(bytes.memory());
-            self.message = Some(Assembly { bytes, next: tsn.saturating_add(1), protocol: data.protocol });
+            self.message = Some(Assembly { bytes, next_tsn: tsn.saturating_add(1), protocol: data.protocol });
             return Ok(());
         };
         let length = message.bytes.len().saturating_add(data.payload.len());
-        if data.begin || data.sequence != self.next || data.protocol != message.protocol || length > MAX_MESSAGE {
+        if data.begin
+            || data.sequence != self.next_sequence
+            || data.protocol != message.protocol
+            || length > MAX_MESSAGE
+        {
             return Err(Broken);
         }
         *account.held = account.held.saturating_sub(message.bytes.memory());
         message.bytes.extend_from_slice(data.payload);
-        message.next = tsn.saturating_add(1);
+        message.next_tsn = tsn.saturating_add(1);
         if data.end {
-            self.next = self.next.wrapping_add(1);
+            self.next_sequence = self.next_sequence.wrapping_add(1);
             out.push_back(Message { protocol: message.protocol, bytes: message.bytes });
         } else {
             *account.held = account.held.saturating_add(message.bytes.memory());

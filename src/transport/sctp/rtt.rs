@@ -4,12 +4,12 @@ use core::time::Duration;
 
 use crate::base::Instant;
 
-/// Time after which a new sample replaces the smallest round trip.
-const MIN_AGE: Duration = Duration::from_secs(30);
-/// Largest retransmission timeout. A low cap lets a link continue soon after an outage of the line.
+/// Age of the smallest round trip from which any new sample replaces it.
+const MIN_RTT_LIFETIME: Duration = Duration::from_secs(30);
+/// Largest retransmission timeout that backoff causes. With a low cap a link continues soon after an outage of the line.
 const MAX_TIMEOUT: Duration = Duration::from_secs(3);
 /// Round trip assumed before the first sample.
-const INITIAL: Duration = Duration::from_millis(333);
+const INITIAL_ROUND_TRIP: Duration = Duration::from_millis(333);
 
 /// The round trip of one path.
 pub(super) struct RoundTrip {
@@ -26,7 +26,7 @@ impl RoundTrip {
 
     pub(super) fn add_sample(&mut self, now: Instant, sample: Duration) {
         let sample = sample.max(Duration::from_nanos(1));
-        if sample <= self.min || now.since(self.min_at) > MIN_AGE {
+        if sample <= self.min || now.since(self.min_at) > MIN_RTT_LIFETIME {
             self.min = sample;
             self.min_at = now;
         }
@@ -44,9 +44,9 @@ impl RoundTrip {
         self.smoothed = Some(weighted(smoothed, sample, 8));
     }
 
-    /// The smoothed round trip; [`INITIAL`] before the first sample.
+    /// The smoothed round trip; [`INITIAL_ROUND_TRIP`] before the first sample.
     pub(super) fn smoothed(&self) -> Duration {
-        self.smoothed.unwrap_or(INITIAL)
+        self.smoothed.unwrap_or(INITIAL_ROUND_TRIP)
     }
 
     /// Whether there has been a sample.
@@ -54,7 +54,7 @@ impl RoundTrip {
         self.smoothed.is_some()
     }
 
-    /// The smallest round trip, at most 30 s old; [`INITIAL`] before the first sample.
+    /// The smallest recent round trip; [`INITIAL_ROUND_TRIP`] before the first sample.
     pub(super) fn min(&self) -> Duration {
         if self.min == Duration::MAX { self.smoothed() } else { self.min }
     }

@@ -2,7 +2,7 @@
 //!
 //! Loss detection is RACK-TLP (RFC 8985) on TSNs and gap ack blocks. The [congestion controller](super::congestion)
 //! bounds the data in flight and its rate. A gap ack block is final: its TSNs are never retransmitted, and their
-//! payload is freed at once. A peer that reneges would need the payload, but our nodes, `dcSCTP` and `rtc-sctp` never
+//! payload is freed immediately. A peer that reneges would need the payload, but our nodes, `dcSCTP` and `rtc-sctp` never
 //! renege.
 
 use core::time::Duration;
@@ -28,7 +28,7 @@ mod loss;
 mod sack;
 mod write;
 
-use acked::Acked;
+use acked::AckedRanges;
 use forward_delay::ForwardDelay;
 
 /// Smallest fragment in bytes, except the last fragment of a message.
@@ -41,12 +41,12 @@ const REORDERING_PERSIST: u8 = 16;
 /// Smallest timeout of a tail loss probe: the scheduler may delay a process this long.
 const MIN_PROBE_TIMEOUT: Duration = Duration::from_millis(10);
 /// Smallest window on a path too short for pacing, in bytes.
-const SHORT_PATH_WINDOW: u64 = 256 << 10;
+const MIN_SHORT_PATH_WINDOW: u64 = 256 << 10;
 /// Most times that one TSN may count as lost: at 10 % random loss, 25 losses have probability 10⁻²⁵. The cap bounds
 /// the retransmissions to a peer that feigns losses.
 const MAX_LOSSES: u8 = 24;
-/// Packets in flight below which each packet requests an immediate SACK.
-const IMMEDIATE_BELOW: u64 = 10;
+/// Number of packets in flight below which each packet requests an immediate SACK.
+const IMMEDIATE_SACK_THRESHOLD: u64 = 10;
 
 /// A queued message, not completely sent.
 struct Unsent {
@@ -79,7 +79,7 @@ struct Flight {
     length: u64,
     state: ChunkState,
     retransmitted: bool,
-    /// Times that it has counted as lost.
+    /// Number of times that the TSN has counted as lost.
     losses: u8,
     sent_at: Instant,
     snapshot: Snapshot,
@@ -91,17 +91,17 @@ struct Snapshot {
     delivered: u64,
     delivered_at: Instant,
     /// Arrival of the last delivered data, if the peer reported it.
-    arrived: Option<Arrived>,
+    last_arrival: Option<ArrivalSample>,
     first_sent_at: Instant,
     lost: u64,
     in_flight: u64,
     app_limited: bool,
 }
 
-/// Arrival time of data on the peer's clock, and its send time on the local clock, which bounds intervals from that
-/// arrival.
+/// Arrival time of data on the peer's clock, and send time of that data on the local clock. The send time bounds
+/// intervals that begin at the arrival.
 #[derive(Clone, Copy)]
-struct Arrived {
+struct ArrivalSample {
     tick: Tick,
     sent_at: Instant,
 }
@@ -111,7 +111,7 @@ struct Delivery {
     delivered: u64,
     delivered_at: Instant,
     /// Arrival of the last delivered data, if the peer reported it.
-    arrived: Option<Arrived>,
+    last_arrival: Option<ArrivalSample>,
     first_sent_at: Instant,
     lost: u64,
     /// Packets sent before this many bytes are delivered are application-limited; zero for none.
@@ -131,15 +131,17 @@ struct Rack {
 struct AckEffects {
     acked: u64,
     lost: u64,
+    /// The most recently sent of the acknowledged packets: send time, TSN, delivery state when it was sent, and whether
+    /// it was a retransmission.
     newest: Option<(Instant, u64, Snapshot, bool)>,
     /// Acknowledged bytes whose loss was spurious.
     spurious: u64,
     /// Highest TSN acknowledged by gap ack blocks before this SACK.
     highest_before: u64,
     /// Arrival of the newest data acknowledged by this SACK, if the peer reported it.
-    arrived: Option<Arrived>,
-    /// Queueing delay of that data on the forward path, if it was sent once.
-    queued: Option<Duration>,
+    newest_arrival: Option<ArrivalSample>,
+    /// Queueing delay of the same data on the forward path, if it was sent once.
+    queueing_delay: Option<Duration>,
 }
 
 /// The settings of a sending half.
@@ -156,17 +158,17 @@ pub(super) struct SendConfig {
 /// Parameters of the peer.
 #[derive(Clone, Copy)]
 pub(super) struct PeerParameters {
-    /// Longest delay of its acknowledgements.
+    /// Longest delay of the peer's acknowledgements.
     pub(super) ack_delay: Duration,
-    /// Smallest retransmission timeout.
+    /// Smallest retransmission timeout towards the peer.
     pub(super) min_timeout: Duration,
-    /// Most gap ack blocks in its SACKs. A SACK with this many may be truncated: TSNs beyond its last block are
+    /// Number of gap ack blocks from which a SACK may be truncated. The state of TSNs beyond its last block is then
     /// unknown.
-    pub(super) gap_blocks: usize,
-    /// Largest burst that it can receive, in bytes.
+    pub(super) gap_block_threshold: usize,
+    /// Largest burst that the peer can receive, in bytes.
     pub(super) max_burst: u64,
     /// Most bytes in flight on a path too short for pacing.
-    pub(super) short_path_window: u64,
+    pub(super) max_short_path_window: u64,
 }
 
 /// Statistics of a sending half.
@@ -201,7 +203,7 @@ pub struct SendStatistics {
 pub(super) struct SendHalf {
     config: SendConfig,
     peer: PeerParameters,
-    limits: ControllerSizes,
+    sizes: ControllerSizes,
     unsent: VecDeque<Unsent>,
     unsent_bytes: usize,
     /// Sequence number of the next message of each stream.
@@ -209,13 +211,14 @@ pub(super) struct SendHalf {
     flights: VecDeque<Flight>,
     /// TSN of the first of `flights`: the one after the cumulative TSN ack.
     first: u64,
-    acked: Acked,
+    acked: AckedRanges,
+    /// TSNs that count as lost and have not been retransmitted.
     lost: BTreeSet<u64>,
     in_flight: u64,
     /// Bytes of all `flights`, including those that gap ack blocks acknowledged.
     span: u64,
     /// Cap on `span`.
-    limit: u64,
+    max_span: u64,
     /// The peer's receive window as last reported.
     peer_window: u64,
     control: Control,
@@ -241,7 +244,7 @@ pub(super) struct SendHalf {
     reorder_at: Option<Instant>,
     /// Time of the last acknowledgement, send or timer expiry.
     active_at: Instant,
-    /// Time of the last advance of the cumulative TSN ack, or of the first data sent after it.
+    /// Time of the last advance of the cumulative TSN ack, or of the first data sent since all data was acknowledged.
     progress_at: Instant,
     /// A tail loss probe has been sent since the last acknowledgement.
     probed: bool,
@@ -249,8 +252,9 @@ pub(super) struct SendHalf {
     probe_due: bool,
     /// Consecutive retransmission timeouts.
     backoff: u32,
+    /// Time of the next burst, if the pacer has delayed a packet.
     paced_until: Option<Instant>,
-    /// Start of the current time with room but without data to send.
+    /// Start of the current period with room but without data to send.
     app_limited_since: Option<Instant>,
     /// A TSN has counted as lost more than [`MAX_LOSSES`] times.
     excess_losses: bool,
@@ -263,29 +267,29 @@ impl SendHalf {
     /// A sending half whose first TSN is `first`.
     pub(super) fn new(now: Instant, config: SendConfig, peer: PeerParameters, first: u32) -> Self {
         let segment = config.packet.saturating_sub(HEADER).saturating_sub(DATA_HEADER) as u64;
-        let limits = ControllerSizes {
+        let sizes = ControllerSizes {
             segment,
-            short_path_window: SHORT_PATH_WINDOW,
+            min_short_path_window: MIN_SHORT_PATH_WINDOW,
             short_path: Duration::from_millis(2),
             max_window: config.max_window,
         };
         let first = u64::from(first) | 1 << 32;
         Self {
-            control: Control::new(config.algorithm, limits, now, config.seed),
+            control: Control::new(config.algorithm, sizes, now, config.seed),
             pacer: Pacer::new(now, segment, peer.max_burst),
             config,
             peer,
-            limits,
+            sizes,
             unsent: VecDeque::new(),
             unsent_bytes: 0,
             sequences: Vec::new(),
             flights: VecDeque::new(),
             first,
-            acked: Acked::default(),
+            acked: AckedRanges::default(),
             lost: BTreeSet::new(),
             in_flight: 0,
             span: 0,
-            limit: u64::MAX,
+            max_span: u64::MAX,
             peer_window: 0,
             round_trip: RoundTrip::new(),
             arrival: None,
@@ -293,7 +297,7 @@ impl SendHalf {
             delivery: Delivery {
                 delivered: 0,
                 delivered_at: now,
-                arrived: None,
+                last_arrival: None,
                 first_sent_at: now,
                 lost: 0,
                 app_limited_until: 0,
@@ -323,11 +327,11 @@ impl SendHalf {
     /// Sets the peer's parameters, its initial receive window in bytes, and the number of streams.
     pub(super) fn set_peer(&mut self, now: Instant, peer: PeerParameters, window: u32, streams: u16) {
         self.peer = peer;
-        self.limits.short_path_window = peer.short_path_window.min(SHORT_PATH_WINDOW);
-        self.control = Control::new(self.config.algorithm, self.limits, now, self.config.seed);
+        self.sizes.min_short_path_window = peer.max_short_path_window.min(MIN_SHORT_PATH_WINDOW);
+        self.control = Control::new(self.config.algorithm, self.sizes, now, self.config.seed);
         self.peer_window = window.into();
         self.sequences = vec![0; usize::from(streams)];
-        self.pacer = Pacer::new(now, self.limits.segment, peer.max_burst);
+        self.pacer = Pacer::new(now, self.sizes.segment, peer.max_burst);
     }
 
     /// Adds a round trip measured by the handshake.
@@ -367,7 +371,7 @@ impl SendHalf {
 
     /// Caps the bytes kept for sent data.
     pub(super) fn set_limit(&mut self, bytes: usize) {
-        self.limit = bytes as u64;
+        self.max_span = bytes as u64;
     }
 
     /// Whether all queued data has been acknowledged.
@@ -375,14 +379,14 @@ impl SendHalf {
         self.unsent.is_empty() && self.flights.is_empty()
     }
 
-    /// Bytes of new data that may leave at once.
+    /// Bytes of new data that may leave now.
     pub(super) fn sendable(&mut self, now: Instant) -> usize {
         if !self.lost.is_empty() {
             return 0;
         }
         let window = self.window();
         let mut bytes = window.saturating_sub(self.in_flight).min(self.peer_window.saturating_sub(self.in_flight));
-        bytes = bytes.min(self.limit.saturating_sub(self.span));
+        bytes = bytes.min(self.max_span.saturating_sub(self.span));
         if let Some(rate) = self.control.pacing_rate() {
             let _ = self.pacer.poll(now, rate);
             bytes = bytes.min(self.pacer.tokens());
@@ -408,8 +412,8 @@ impl SendHalf {
         self.excess_losses
     }
 
-    /// Time of the last advance of the cumulative TSN ack, or of the first data sent after it; `None` if all data is
-    /// acknowledged.
+    /// Time of the last advance of the cumulative TSN ack, or of the first data sent since all data was acknowledged.
+    /// `None` if all data is acknowledged.
     pub(super) fn stalled_since(&self) -> Option<Instant> {
         (!self.flights.is_empty()).then_some(self.progress_at)
     }
@@ -432,14 +436,14 @@ impl SendHalf {
     }
 
     fn is_window_limited(&self) -> bool {
-        let almost_full = self.in_flight.saturating_add(self.limits.segment.saturating_mul(3)) >= self.window();
+        let almost_full = self.in_flight.saturating_add(self.sizes.segment.saturating_mul(3)) >= self.window();
         almost_full || !self.unsent.is_empty() || !self.lost.is_empty()
     }
 
     /// Most bytes that may be in flight.
     fn window(&self) -> u64 {
         let window = self.control.window().min(self.config.max_window);
-        if self.control.pacing_rate().is_some() { window } else { window.min(self.peer.short_path_window) }
+        if self.control.pacing_rate().is_some() { window } else { window.min(self.peer.max_short_path_window) }
     }
 
     fn next_tsn(&self) -> u64 {

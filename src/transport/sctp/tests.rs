@@ -118,14 +118,14 @@ fn messages_arrive_once_and_in_order_over_any_path() {
 }
 
 #[test]
-#[ignore = "thousands of seeds, once in a while"]
+#[ignore = "thousands of seeds take minutes"]
 fn messages_arrive_once_and_in_order_with_thousands_of_seeds() {
     messages_arrive(SEEDS..20 * SEEDS);
 }
 
 /// The losses are the worst case of `tests/dial/virtual_time.rs`, at its seed 202: six of eight consecutive datagrams.
-/// A former sender doubled its timeout for each of them, starting at one second. With few packets left to send it was
-/// silent for 30 s, and its link closed.
+/// If the sender doubled its timeout for each loss, starting at one second, it would be silent for 30 s, and the link would
+/// close.
 #[test]
 fn losses_of_six_of_eight_packets_stall_less_than_three_seconds() {
     const LOST: u128 = 0b1101_1101;

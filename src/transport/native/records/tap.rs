@@ -17,7 +17,7 @@ use dimpl::{
 };
 use zeroize::Zeroizing;
 
-use super::{CipherSuite, DirectionKey, EPOCH, GCM_NUMBERS, KeyLimits, Records, window::ReplayWindow};
+use super::{CipherSuite, DirectionKey, EPOCH, GCM_SEQUENCE_NUMBERS, KeyLimits, Records, window::ReplayWindow};
 
 /// Most records that a handshake seals in epoch 1: Finished, its retransmissions, and an alert.
 const MAX_SEALED: usize = 64;
@@ -39,7 +39,7 @@ struct Capture {
     /// Explicit nonces of the sealed records.
     nonces: Vec<[u8; 8]>,
     /// The sequence number after that of the last sealed record.
-    next: u64,
+    next_sequence: u64,
     /// The sequence numbers of the opened records.
     window: ReplayWindow,
 }
@@ -74,20 +74,20 @@ impl Tap {
     }
 
     /// The record layer that continues after the handshake. `dimpl` must seal no record from then on. `None` unless
-    /// both Finished messages were captured.
+    /// both Finished messages were captured, under one suite.
     pub(in super::super) fn into_records(self, limits: KeyLimits) -> Option<Records> {
-        let Capture { write, read, next, window, .. } = *self.0?;
+        let Capture { write, read, next_sequence, window, .. } = *self.0?;
         let (write, read) = (write?, read?);
         if write.suite != read.suite {
             return None;
         }
         let mut records = Records::new(write.suite, &write.key, &read.key, limits)?;
-        (records.next, records.window) = (next, window);
+        (records.next_sequence, records.window) = (next_sequence, window);
         Some(records)
     }
 }
 
-/// Passes the current capture to `f`. Fails outside of [`Tap::with`], so that no nonce escapes the capture.
+/// Passes the current capture to `f`. Fails outside of [`Tap::with`], so that every nonce is captured.
 fn with_capture(f: impl FnOnce(&mut Capture) -> Option<()>) -> Result<(), CryptoError> {
     let mut capture = CURRENT.take().ok_or(CryptoError::InvalidNonce)?;
     let outcome = f(&mut capture);
@@ -155,7 +155,7 @@ impl core::fmt::Debug for TappedCipher {
 }
 
 impl TappedCipher {
-    /// Key and IV, which is derived from a nonce and its record number.
+    /// Key and IV of this direction. The IV is derived from a nonce and its record number.
     fn direction(&self, number: [u8; 8], nonce: &[u8; 12]) -> Option<Direction> {
         let mut iv = Zeroizing::new(*nonce);
         for (byte, number) in iv.iter_mut().skip(4).zip(number) {
@@ -178,9 +178,10 @@ impl Cipher for TappedCipher {
         with_capture(|capture| {
             let (number, sequence) = numbers(&aad)?;
             let explicit = *nonce.last_chunk()?;
-            let reserved = u64::from_be_bytes(explicit).checked_sub(EPOCH).is_some_and(|later| later < GCM_NUMBERS);
+            let reserved =
+                u64::from_be_bytes(explicit).checked_sub(EPOCH).is_some_and(|later| later < GCM_SEQUENCE_NUMBERS);
             let collides = self.suite == CipherSuite::Aes128Gcm && reserved;
-            if sequence < capture.next
+            if sequence < capture.next_sequence
                 || collides
                 || capture.nonces.contains(&explicit)
                 || capture.nonces.len() >= MAX_SEALED
@@ -188,7 +189,7 @@ impl Cipher for TappedCipher {
                 return None;
             }
             capture.nonces.push(explicit);
-            capture.next = sequence.saturating_add(1);
+            capture.next_sequence = sequence.saturating_add(1);
             capture.write = Some(self.direction(number, &nonce.0)?);
             #[cfg(test)]
             super::tests::note_sealed(&self.key, &nonce.0);

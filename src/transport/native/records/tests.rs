@@ -23,7 +23,7 @@ thread_local! {
     static SEALED: RefCell<Vec<(Vec<u8>, [u8; 12])>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Stores a key and a nonce of a record that this layer or `dimpl` sealed.
+/// Stores key and nonce of a record that this layer or `dimpl` sealed.
 pub(super) fn note_sealed(key: &[u8], nonce: &[u8; 12]) {
     SEALED.with_borrow_mut(|sealed| sealed.push((key.to_vec(), *nonce)));
 }
@@ -215,20 +215,20 @@ fn a_fatal_alert_is_reported_and_a_warning_is_ignored() {
 }
 
 #[test]
-fn an_oversized_plaintext_uses_no_sequence_number() {
+fn a_plaintext_beyond_its_buffer_or_limit_uses_no_sequence_number() {
     let (mut a, _) = ends(CipherSuite::Aes128Gcm, KeyLimits::default());
     for (room, length) in
         [(0, 0), (12, 0), (20, 0), (OVERHEAD - 1, 0), (OVERHEAD + 9, 10), (1 << 16, MAX_PLAINTEXT + 1)]
     {
         assert_eq!(a.seal(&mut vec![0; room], length), Err(RecordError::Length(length)));
     }
-    assert_eq!(a.next, 0);
+    assert_eq!(a.next_sequence, 0);
     assert_eq!(a.seal(&mut vec![0; OVERHEAD + MAX_PLAINTEXT], MAX_PLAINTEXT), Ok(OVERHEAD + MAX_PLAINTEXT));
 }
 
 #[test]
 fn aes_gcm_keys_retire_once_then_end_and_chacha20_keys_do_neither() {
-    let limits = KeyLimits { retire: 10, end: 50 + RESERVED, ..KeyLimits::default() };
+    let limits = KeyLimits { retire: 10, end: 50 + RESERVED_NUMBERS, ..KeyLimits::default() };
     for suite in CipherSuite::ALL {
         let (mut a, mut b) = ends(suite, limits);
         let (mut retired, mut ended) = ([None; 2], [None; 2]);
@@ -270,9 +270,11 @@ fn a_long_record_counts_as_several() {
 
 #[test]
 fn sequence_numbers_end_before_they_wrap() {
-    for (suite, numbers) in [(CipherSuite::Aes128Gcm, GCM_NUMBERS), (CipherSuite::ChaCha20Poly1305, NUMBERS)] {
+    for (suite, numbers) in
+        [(CipherSuite::Aes128Gcm, GCM_SEQUENCE_NUMBERS), (CipherSuite::ChaCha20Poly1305, SEQUENCE_NUMBERS)]
+    {
         let (mut a, mut b) = ends(suite, KeyLimits { end: u64::MAX, retire: u64::MAX, forged: 1 });
-        (a.next, a.sealed) = (numbers - RESERVED - 1, numbers - RESERVED - 1);
+        (a.next_sequence, a.sealed) = (numbers - RESERVED_NUMBERS - 1, numbers - RESERVED_NUMBERS - 1);
         let last = seal(&mut a, b"last").unwrap();
         assert_eq!(plaintexts(&mut b, &last), [b"last"]);
         assert_eq!(seal(&mut a, b"one more"), Err(RecordError::KeyLimit));
@@ -309,10 +311,10 @@ fn a_tapped_cipher_rejects_used_and_reserved_nonces_and_calls_outside_a_tap() {
     };
     assert!(seal(&mut tap, 0, 77));
     assert!(!seal(&mut tap, 1, 77), "used");
-    assert!(!seal(&mut tap, 1, EPOCH) && !seal(&mut tap, 1, EPOCH + GCM_NUMBERS - 1), "reserved");
-    assert!(seal(&mut tap, 1, EPOCH - 1) && seal(&mut tap, 2, EPOCH + GCM_NUMBERS));
+    assert!(!seal(&mut tap, 1, EPOCH) && !seal(&mut tap, 1, EPOCH + GCM_SEQUENCE_NUMBERS - 1), "reserved");
+    assert!(seal(&mut tap, 1, EPOCH - 1) && seal(&mut tap, 2, EPOCH + GCM_SEQUENCE_NUMBERS));
     assert!(!seal(&mut tap, 2, 78), "a sequence number used");
-    assert!(gcm.encrypt(&mut Buf::new(), aad(3), nonce(79)).is_err(), "unseen");
+    assert!(gcm.encrypt(&mut Buf::new(), aad(3), nonce(79)).is_err(), "outside of a tap");
     assert!(tap.into_records(KeyLimits::default()).is_none(), "one direction only");
     assert_eq!(assert_nonces_unique(), 3);
 }
@@ -363,7 +365,7 @@ fn route() -> SocketRoute {
 }
 
 impl Pair {
-    /// A pair without ends. [`Self::dial`] starts the client, the first delivered hello the server.
+    /// A pair without ends. [`Self::dial`] starts the client. The first delivered hello with a cookie starts the server.
     fn new(suites: &[CipherSuite]) -> Self {
         SEALED.take();
         Self {
@@ -497,8 +499,8 @@ fn nonces_are_unique_despite_repeated_losses_of_a_finished() {
     }
 }
 
-/// A pair with a connected server whose last flight is lost, and the client's last flight.
-fn with_last_flight_lost(suite: CipherSuite) -> (Pair, Vec<Vec<u8>>) {
+/// A pair with a connected server whose last flight is not delivered yet, and the client's last flight.
+fn with_last_flight_undelivered(suite: CipherSuite) -> (Pair, Vec<Vec<u8>>) {
     let mut pair = Pair::new(&[suite]);
     pair.dial();
     let mut flight = Vec::new();
@@ -519,7 +521,7 @@ fn with_last_flight_lost(suite: CipherSuite) -> (Pair, Vec<Vec<u8>>) {
 #[test]
 fn only_a_new_finished_before_data_repeats_the_last_flight_of_a_server() {
     for suite in CipherSuite::ALL {
-        let (mut pair, old) = with_last_flight_lost(suite);
+        let (mut pair, old) = with_last_flight_undelivered(suite);
         let first = pair.take_sent(SERVER);
         // A third party can send replays and plaintext.
         for datagram in old {
@@ -552,7 +554,7 @@ fn only_a_new_finished_before_data_repeats_the_last_flight_of_a_server() {
 #[test]
 fn close_notify_is_answered_and_closes_both_ends() {
     for suite in CipherSuite::ALL {
-        let (mut pair, _) = with_last_flight_lost(suite);
+        let (mut pair, _) = with_last_flight_undelivered(suite);
         for datagram in pair.take_sent(SERVER) {
             pair.deliver(CLIENT, datagram);
         }

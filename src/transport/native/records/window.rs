@@ -1,6 +1,6 @@
 //! The replay window of a record layer (RFC 6347 §4.1.2.6).
 
-/// Width of the window: sequence numbers up to the newest. Older records are dropped.
+/// Width of the window, in sequence numbers up to the newest. Older records are dropped.
 pub(super) const WINDOW: u64 = 1_024;
 
 /// Words of the ring: one more than the window fills, since the word of the newest number is partly used.
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn the_window_is_1024_records_long_and_takes_the_largest_number() {
+    fn the_window_has_1024_records_and_accepts_the_largest_number() {
         let mut window = ReplayWindow::default();
         window.mark(5_000);
         assert!(window.is_new(5_000 - 1_023) && !window.is_new(5_000 - 1_024) && !window.is_new(5_000));

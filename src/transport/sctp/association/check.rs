@@ -1,29 +1,31 @@
-//! Invariants of an association between calls, and setters for tests.
+//! Invariants of an association between calls, and a setter for tests.
 
 use super::{Association, AssociationState, SendConfig, SendHalf, stock_peer};
 use crate::{base::Instant, transport::sctp::send::check::SendingState};
 
 impl Association {
-    /// Asserts the invariants and returns the state of the sending half. `all` extends the check to every fragment.
-    pub(in super::super) fn check(&self, all: bool) -> SendingState {
-        if let Some(receive) = self.receive.as_ref().filter(|_| all && !matches!(self.state, AssociationState::Ended)) {
+    /// Returns the state of the sending half. Asserts the invariants first if `with_invariants` is set.
+    pub(in super::super) fn check(&self, with_invariants: bool) -> SendingState {
+        if let Some(receive) =
+            self.receive.as_ref().filter(|_| with_invariants && !matches!(self.state, AssociationState::Ended))
+        {
             receive.check();
         }
-        if all && !matches!(self.state, AssociationState::Ended) {
+        if with_invariants && !matches!(self.state, AssociationState::Ended) {
             self.send.check();
         }
-        self.send.standing()
+        self.send.sending_state()
     }
 
     /// Most bytes that may be held for incomplete messages.
-    pub(in super::super) fn bound(&self) -> usize {
-        self.receive.as_ref().map_or(0, |receive| receive.bound())
+    pub(in super::super) fn max_held(&self) -> usize {
+        self.receive.as_ref().map_or(0, |receive| receive.max_held())
     }
 
-    /// Asserts the invariants and that at most [`Self::bound`] bytes are held.
+    /// Asserts the invariants and that at most [`Self::max_held`] bytes are held.
     pub(crate) fn assert_sound(&self) {
         self.check(true);
-        assert!(self.held() <= self.bound(), "{} bytes held, {} allowed", self.held(), self.bound());
+        assert!(self.held() <= self.max_held(), "{} bytes held, {} allowed", self.held(), self.max_held());
     }
 
     /// Sets the first TSN. Call it before the first packet.

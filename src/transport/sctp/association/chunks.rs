@@ -13,8 +13,9 @@ use crate::base::{Instant, Slots};
 
 /// Payload protocol identifier of channels opened in band (RFC 8831 §8).
 const DCEP: u32 = 50;
-/// RFC 8832 §5: DATA_CHANNEL_OPEN of a reliable, ordered channel, and DATA_CHANNEL_ACK.
+/// The first bytes of a DATA_CHANNEL_OPEN for a reliable, ordered channel (RFC 8832 §5.1).
 const DCEP_OPEN: [u8; 2] = [3, 0];
+/// A DATA_CHANNEL_ACK (RFC 8832 §5.2).
 const DCEP_ACK: u8 = 2;
 /// Shortest interval between reports of unknown chunks.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -23,7 +24,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// cells, and the handshake of a channel has six messages. Even a message of one byte occupies a slot.
 const MAX_WHOLE_MESSAGES: usize = 16;
 
-/// Chunks of the current packet so far.
+/// Chunks of the current packet that have been handled.
 #[derive(Default)]
 pub(super) struct SeenChunks {
     pub(super) data: bool,
@@ -88,7 +89,7 @@ impl Association {
             }
             packet::HEARTBEAT => {
                 if packet::is_heartbeat(chunk.body) {
-                    self.replies.heartbeat = Some(chunk.body.to_vec());
+                    self.pending.heartbeat_ack = Some(chunk.body.to_vec());
                 }
                 Ok(())
             }
@@ -108,12 +109,12 @@ impl Association {
         let due = self.reported_at.is_none_or(|at| at.after(REPORT_INTERVAL) <= now);
         if due && matches!(self.state, AssociationState::Established) {
             self.reported_at = Some(now);
-            self.replies.error = Some(chunk.to_bytes(self.config.packet));
+            self.pending.error = Some(chunk.to_bytes(self.config.packet));
         }
     }
 
     fn handle_data(&mut self, now: Instant, data: &Data<'_>) -> Result<(), Close> {
-        let Some(receive) = self.receive.as_mut().filter(|_| self.state.takes_data()) else {
+        let Some(receive) = self.receive.as_mut().filter(|_| self.state.accepts_data()) else {
             // Data before COOKIE ECHO is dropped as if lost; the peer retransmits it.
             return Ok(());
         };

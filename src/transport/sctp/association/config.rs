@@ -1,17 +1,18 @@
-//! Constant settings of an association, and parameters of its peer.
+//! Settings of an association, and parameters of its peer.
 
 use core::time::Duration;
 
 use super::super::{congestion::Algorithm, packet::OwnPeer, send::PeerParameters};
 
-/// Most gap ack blocks in a SACK of a stock peer.
-const STOCK_GAP_BLOCKS: usize = 20;
-/// The same for our nodes: at most the blocks that fit the smallest packet size of a node.
-const OWN_GAP_BLOCKS: usize = 128;
+/// Number of gap ack blocks from which a SACK of a stock peer may be truncated. `dcSCTP` sends at most 20 blocks.
+const STOCK_GAP_BLOCK_THRESHOLD: usize = 20;
+/// Number of gap ack blocks from which a SACK of our nodes may be truncated: the blocks for which the smallest packet
+/// ([`Config::packet`]) has room.
+const OWN_GAP_BLOCK_THRESHOLD: usize = 128;
 /// Largest burst to a stock peer, in bytes. The socket buffers of browsers hold 56 to 63 full datagrams.
-const STOCK_BURST: u64 = 34 << 10;
+const MAX_STOCK_BURST: u64 = 34 << 10;
 /// Most bytes in flight to a stock peer on a path too short for pacing.
-const STOCK_SHORT_PATH_WINDOW: u64 = 51 << 10;
+const MAX_STOCK_SHORT_PATH_WINDOW: u64 = 51 << 10;
 
 /// Settings shared by associations.
 #[derive(Clone, Debug)]
@@ -21,11 +22,11 @@ pub struct Config {
     /// Initial receive window, in bytes. Default 1 MiB.
     pub window: usize,
     /// Largest receive window, in bytes. The window grows to twice the bytes of a round trip. Default 2 MiB. A peer
-    /// that never completes its messages can occupy nine eighths of it and 129 KiB.
+    /// that never completes its messages can occupy nine eighths of the largest window and 129 KiB.
     pub window_max: usize,
     /// Most bytes in flight (upper bound of the congestion window). Default 16 MiB.
     pub send_window_max: u64,
-    /// Number of streams offered to our nodes. Default 64; other peers get 4.
+    /// Number of streams offered to our nodes. Default 64; with other peers an association has 4.
     pub streams: u16,
     /// Longest message sent, in bytes. Default 17,408.
     pub message: usize,
@@ -58,9 +59,9 @@ pub(super) fn stock_peer() -> PeerParameters {
     PeerParameters {
         ack_delay: Duration::from_millis(200),
         min_timeout: Duration::from_millis(400),
-        gap_blocks: STOCK_GAP_BLOCKS,
-        max_burst: STOCK_BURST,
-        short_path_window: STOCK_SHORT_PATH_WINDOW,
+        gap_block_threshold: STOCK_GAP_BLOCK_THRESHOLD,
+        max_burst: MAX_STOCK_BURST,
+        max_short_path_window: MAX_STOCK_SHORT_PATH_WINDOW,
     }
 }
 
@@ -69,8 +70,8 @@ pub(super) fn own_peer(own: OwnPeer) -> PeerParameters {
     PeerParameters {
         ack_delay: Duration::from_millis(own.ack_delay.min(200).into()),
         min_timeout: Duration::from_millis(200),
-        gap_blocks: OWN_GAP_BLOCKS,
+        gap_block_threshold: OWN_GAP_BLOCK_THRESHOLD,
         max_burst: u64::MAX,
-        short_path_window: u64::MAX,
+        max_short_path_window: u64::MAX,
     }
 }

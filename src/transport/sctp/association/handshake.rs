@@ -5,13 +5,13 @@ use core::time::Duration;
 use super::{
     super::{
         packet::{self, Init, OwnPeer, PacketWriter},
-        receive::{ACK_DELAY, Acknowledging, Receiver},
+        receive::{AckPolicy, MAX_ACK_DELAY, Receiver},
     },
     Association, AssociationEvent, AssociationState, Close, STOCK_STREAMS, own_peer, stock_peer,
 };
 use crate::base::{Counter as _, Instant};
 
-/// Longest cookie that is echoed.
+/// Longest cookie that is echoed, in bytes.
 const MAX_COOKIE: usize = 1 << 10;
 /// First timeout of INIT and COOKIE ECHO; doubled after each attempt.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -20,8 +20,9 @@ const MAX_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Attempts at a step of the handshake.
 pub(super) struct Attempts {
+    /// Number of packets sent.
     pub(super) made: u32,
-    /// The packet must be sent.
+    /// A packet must be sent.
     pub(super) due: bool,
     /// Time of the first attempt. It gives a round-trip sample if there was only one.
     pub(super) first_at: Instant,
@@ -60,7 +61,7 @@ impl Association {
             AssociationState::CookieEchoed(..) | AssociationState::Established => {}
             AssociationState::Ended => return Ok(()),
         }
-        self.replies.init_ack = Some(packet::unrecognized(body));
+        self.pending.init_ack = Some(packet::unrecognized(body));
         Ok(())
     }
 
@@ -100,7 +101,7 @@ impl Association {
             AssociationState::Established => {}
             AssociationState::Ended => return Ok(()),
         }
-        self.replies.cookie_ack = true;
+        self.pending.cookie_ack = true;
         Ok(())
     }
 
@@ -126,8 +127,8 @@ impl Association {
         let streams = self.streams();
         self.send.set_peer(now, peer, init.window, streams);
         let windows = (self.config.window, self.config.window_max);
-        let acknowledging = if init.own.is_some() { Acknowledging::own(self.clock) } else { Acknowledging::STOCK };
-        self.receive = Some(Receiver::new(now, init.tsn, streams, windows, acknowledging));
+        let ack_policy = if init.own.is_some() { AckPolicy::own(self.clock) } else { AckPolicy::STOCK };
+        self.receive = Some(Receiver::new(now, init.tsn, streams, windows, ack_policy));
         Ok(())
     }
 
@@ -140,7 +141,7 @@ impl Association {
     pub(super) fn write_init(&self, buffer: &mut [u8], kind: u8, tag: u32, unrecognized: &[u8]) -> usize {
         let mut writer = PacketWriter::new(buffer, tag, false);
         let streams = self.config.streams.max(STOCK_STREAMS);
-        let ack_delay = u16::try_from(ACK_DELAY.as_millis()).unwrap_or(u16::MAX);
+        let ack_delay = u16::try_from(MAX_ACK_DELAY.as_millis()).unwrap_or(u16::MAX);
         writer.init(
             kind,
             &Init {

@@ -11,12 +11,12 @@
 //! | loss threshold | 2 % plus two standard deviations, over at least 250 packets ([`model::LossCount`]) |
 //! | short-term bounds | cut after a round with too high a loss rate, not after a round with any loss |
 //! | long-term bound | cut after heavy loss (8 %) outside a probe too |
-//! | Startup | ended by loss only without rate growth, with a standing queue, or if heavy while the sender lacks data |
-//! | paths under `ControllerSizes::short_path` | no pacing; window at least `short_path_window`, a quarter of it after loss |
-//! | standing queue | lowers the cruising gain (to 0.7 at least) and ends probes after two rounds |
-//! | persistent queue | has neither effect while the last two ProbeRTTs both found a queue |
-//! | foreign delay | up to a quarter of the round trip, unchanged at the lowest gain, doesn't count as a queue |
-//! | return path | delay of acknowledgements, by the peer's clock, doesn't count as a queue and raises windows |
+//! | Startup | loss ends it only if the rate has stopped growing, there is a standing queue, or loss is heavy and data lacking |
+//! | paths under `ControllerSizes::short_path` | no pacing; window at least `min_short_path_window`, at least a quarter of that after loss |
+//! | standing queue | lowers the cruising gain (not below 0.7) and ends probes after two rounds |
+//! | persistent queue | if the last two ProbeRTTs both found a queue, a standing queue has no effect |
+//! | foreign delay | delay that the lowest gain doesn't shorten, up to a quarter of the round trip, doesn't count as a queue |
+//! | return path | delay of acknowledgements, by the peer's clock, doesn't count as a queue, and raises the window |
 //! | Startup without data | paces at the cruising gain during a standing queue |
 //! | spurious loss | undoes a cut once the remaining losses would not have caused it |
 //! | ProbeRTT | delayed while samples confirm the lowest round trip ever to within 1/64 |
@@ -39,14 +39,14 @@ const UNBOUNDED: u64 = u64::MAX;
 /// errors cause.
 const PACING_PERCENT: u64 = 99;
 
-/// Share of a short-term bound that remains after a round with too high a loss rate (`Beta`), in percent.
+/// Share of a bound that remains after a cut (`Beta`), in percent.
 const BETA: u64 = 70;
 
 /// Share of the long-term bound used while cruising (1 - `Headroom`), in percent.
 const WITHOUT_HEADROOM: u64 = 85;
 
 /// Smallest queueing delay that counts as a standing queue, in nanoseconds.
-const STANDING_QUEUE: u64 = 10_000_000;
+const MIN_STANDING_QUEUE: u64 = 10_000_000;
 
 /// Phase of bandwidth probing within ProbeBW (§5.3.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,12 +61,12 @@ enum ProbePhase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BbrState {
     Startup,
-    /// Ends at the latest three rounds after `start_round`.
+    /// Ends at the latest once more than three rounds have begun since `start_round`.
     Drain {
         start_round: u64,
     },
     ProbeBw(ProbePhase),
-    /// `done_at` (nanoseconds) is set once few enough bytes are in flight, and `round_done` one round trip later.
+    /// `done_at` (nanoseconds) is set once the bytes in flight have fallen to the window, and `round_done` a round later.
     ProbeRtt {
         done_at: Option<u64>,
         round_done: bool,
@@ -109,13 +109,13 @@ struct Rounds {
     /// Smallest delay of acknowledgements on the return path, in the current and the previous round, in nanoseconds.
     return_delay: [u64; 2],
     /// Consecutive rounds whose lowest round trip shows a standing queue.
-    queueing: u64,
-    /// The sender lacked data during a standing queue. Startup can't measure the rate of the bottleneck then, so it
+    queueing_rounds: u64,
+    /// The sender lacked data during a standing queue. Startup can't measure the rate of the bottleneck then, so Startup
     /// paces at the cruising gain.
     startup_at_cruise_gain: bool,
-    /// Lowest round trip of the first of these rounds, in nanoseconds.
+    /// Lowest round trip of the round in which the count of [`Self::slowest_rounds`] began, in nanoseconds.
     queue_start_rtt: u64,
-    /// Rounds at the lowest cruising gain since then.
+    /// Rounds with a standing queue at the lowest cruising gain, counted to detect foreign delay.
     slowest_rounds: u64,
     /// Lowest round trip that the lowest cruising gain did not shorten, in nanoseconds; zero for none.
     foreign_rtt: u64,
@@ -128,11 +128,15 @@ struct Rounds {
 /// Delivery since the last loss round began (§5.5.10.3).
 #[derive(Clone, Copy, Debug, Default)]
 struct Latest {
+    /// The acknowledgement of a packet sent at or after this count of delivered bytes begins the next loss round.
     end: u64,
     /// The current acknowledgement begins a loss round.
     started: bool,
+    /// Highest delivery rate, in bytes a second.
     bandwidth: u64,
+    /// Most bytes delivered in the interval of a sample.
     in_flight: u64,
+    /// A packet has counted as lost.
     loss: bool,
 }
 
@@ -152,13 +156,14 @@ struct Probe {
     feedback: Feedback,
     /// Losses of packets sent at or after `from` may lower the long-term bound.
     sampling: bool,
-    /// Count of delivered bytes.
+    /// Count of delivered bytes at the start of the probe or at the last cut.
     from: u64,
     losses: LossCount,
     /// Start of the cycle, in nanoseconds.
     cycle_start: u64,
     /// Time from the start of the cycle to the next probe, in nanoseconds.
     wait: u64,
+    /// Rounds since the start of the cycle, plus a random 0 or 1.
     rounds_since: u64,
     /// Round in which UP started.
     up_start: u64,
@@ -166,7 +171,7 @@ struct Probe {
     up_rounds: u32,
     /// Acknowledged bytes not yet counted towards growth (`probe_up_acks`).
     up_acked: u64,
-    /// Acknowledged bytes for which the bound grows by a segment (`probe_up_cnt`).
+    /// Number of acknowledged bytes for which the bound grows by a segment (`probe_up_cnt`).
     up_acked_per_segment: u64,
     /// The last probe caused too much loss (`prev_probe_too_high`).
     was_too_high: bool,
@@ -183,17 +188,17 @@ struct Undo {
     short_bandwidth: u64,
     short_in_flight: u64,
     long_in_flight: u64,
-    /// The losses that caused the cut and those since, except spurious losses. Later acknowledgements are not counted,
-    /// because the cut prevents further losses.
+    /// The losses that caused the cut and the losses since, except spurious ones. Later acknowledgements are not
+    /// counted, because the cut prevents further losses.
     losses: LossCount,
-    /// Smallest volume over which they are judged, in bytes.
+    /// Smallest volume over which `losses` is judged, in bytes.
     volume: u64,
 }
 
 /// The BBR controller of one association.
 #[derive(Debug)]
 pub struct Bbr {
-    limits: ControllerSizes,
+    sizes: ControllerSizes,
     /// [`ControllerSizes::short_path`] in nanoseconds.
     short_path: u64,
     random: Random,
@@ -206,7 +211,7 @@ pub struct Bbr {
     full_pipe: FullPipe,
     rounds: Rounds,
     latest: Latest,
-    /// Losses and deliveries since the short-term bounds were last checked.
+    /// Losses and deliveries of the current count, which [`LossCount::end_round`] restarts.
     losses: LossCount,
     probe: Probe,
     /// Short-term bounds (`bw_shortterm`, `inflight_shortterm`): bytes a second and bytes.
@@ -230,17 +235,17 @@ pub struct Bbr {
 impl Bbr {
     /// A controller in Startup. `seed` determines the intervals between bandwidth probes.
     #[must_use]
-    pub fn new(limits: ControllerSizes, now: Instant, seed: u64) -> Self {
-        Self::with_random(limits, now.as_nanos(), Random::new(seed))
+    pub fn new(sizes: ControllerSizes, now: Instant, seed: u64) -> Self {
+        Self::with_random(sizes, now.as_nanos(), Random::new(seed))
     }
 
-    fn with_random(limits: ControllerSizes, now: u64, random: Random) -> Self {
+    fn with_random(sizes: ControllerSizes, now: u64, random: Random) -> Self {
         Self {
-            limits,
-            short_path: limits.short_path_nanos(),
+            sizes,
+            short_path: sizes.short_path_nanos(),
             random,
             state: BbrState::Startup,
-            window: limits.initial_window(),
+            window: sizes.initial_window(),
             pacing_rate: None,
             max_bandwidth: MaxBandwidth::default(),
             min_rtt: MinRtt::new(now),
@@ -303,11 +308,11 @@ impl Bbr {
     fn bdp(&self, gain: u64) -> u64 {
         match self.min_rtt.value() {
             Some(min_rtt) if self.bandwidth() > 0 => percent(scale(self.bandwidth(), min_rtt, SECOND), gain),
-            _ => self.limits.initial_window(),
+            _ => self.sizes.initial_window(),
         }
     }
 
-    /// Bytes that have arrived at the peer and whose acknowledgements are delayed on the return path.
+    /// Bytes that have arrived at the peer, but whose acknowledgements are delayed on the return path.
     fn return_path_bytes(&self) -> u64 {
         let [_, return_delay] = self.rounds.return_delay;
         scale(self.bandwidth(), return_delay, SECOND)
@@ -316,7 +321,7 @@ impl Bbr {
     /// `in_flight`, raised to the minimum for bursts of the pacer and delayed acknowledgements (`QuantizationBudget`).
     fn quantized(&self, in_flight: u64) -> u64 {
         let burst = (self.pacing_rate.unwrap_or(0) / 1000).min(1 << 16);
-        in_flight.max(burst.saturating_mul(3)).max(self.limits.min_window())
+        in_flight.max(burst.saturating_mul(3)).max(self.sizes.min_window())
     }
 
     /// Starts a round with the next packet sent (`StartRound`).
@@ -327,7 +332,7 @@ impl Bbr {
     /// Whether a standing queue lowers the rate: not if the last two ProbeRTTs both found a queue, which slower sending
     /// does not shorten.
     fn reacts_to_queue(&self) -> bool {
-        !self.min_rtt.has_persistent_queue(STANDING_QUEUE)
+        !self.min_rtt.has_persistent_queue(MIN_STANDING_QUEUE)
     }
 
     /// The pacing gain in percent, lowered by a standing queue outside probes.
@@ -347,7 +352,7 @@ impl Bbr {
         let rate = if bandwidth > 0 {
             percent(percent(bandwidth, gain), PACING_PERCENT)
         } else if let Some(min_rtt) = self.min_rtt.value() {
-            percent(scale(self.limits.initial_window(), SECOND, min_rtt.max(1)), gain)
+            percent(scale(self.sizes.initial_window(), SECOND, min_rtt.max(1)), gain)
         } else {
             return;
         };
@@ -357,7 +362,7 @@ impl Bbr {
             || self.pacing_rate.is_none_or(|current| rate > current)
         {
             // At a rate near zero there would be no further samples.
-            self.pacing_rate = Some(rate.max(self.limits.segment));
+            self.pacing_rate = Some(rate.max(self.sizes.segment));
         }
     }
 
@@ -367,30 +372,30 @@ impl Bbr {
         let aggregated = self.return_path_bytes().max(self.aggregation.excess());
         let mut target = self.quantized(self.bdp(gain).saturating_add(aggregated));
         if self.state == BbrState::ProbeBw(ProbePhase::Up) {
-            target = target.saturating_add(self.limits.segment.saturating_mul(2));
+            target = target.saturating_add(self.sizes.segment.saturating_mul(2));
         }
         if self.is_short_path() && !self.is_probe_rtt() {
-            target = target.max(scale(self.bandwidth(), self.short_path, SECOND)).max(self.limits.short_path_window);
+            target = target.max(scale(self.bandwidth(), self.short_path, SECOND)).max(self.sizes.min_short_path_window);
         }
         if self.full_pipe.reached {
             self.window = self.window.saturating_add(acked).min(target);
-        } else if self.window < target || self.delivered < self.limits.initial_window() {
+        } else if self.window < target || self.delivered < self.sizes.initial_window() {
             self.window = self.window.saturating_add(acked);
         }
         self.bound_window();
     }
 
     /// Smallest window in bytes. On a short path, a long-term bound (after loss) lowers it. Otherwise a bottleneck with
-    /// a queue shorter than [`ControllerSizes::short_path_window`] would continue to lose most packets.
+    /// a queue shorter than [`ControllerSizes::min_short_path_window`] would continue to lose most packets.
     fn smallest_window(&self) -> u64 {
         if !self.is_short_path() || self.is_probe_rtt() {
-            return self.limits.min_window();
+            return self.sizes.min_window();
         }
-        let floor = self.limits.short_path_window;
-        self.long_in_flight.clamp(floor >> 2, floor).max(self.limits.min_window())
+        let floor = self.sizes.min_short_path_window;
+        self.long_in_flight.clamp(floor >> 2, floor).max(self.sizes.min_window())
     }
 
-    /// `BoundCwndForProbeRTT` and `BoundCwndForModel` (§5.6.4.7), and the window's fixed limits.
+    /// `BoundCwndForProbeRTT` and `BoundCwndForModel` (§5.6.4.7), and the fixed bounds of the window.
     fn bound_window(&mut self) {
         let mut cap = match self.state {
             BbrState::Startup | BbrState::Drain { .. } => UNBOUNDED,
@@ -402,7 +407,7 @@ impl Bbr {
             cap = cap.min(self.short_in_flight);
         }
         let floor = self.smallest_window();
-        self.window = self.window.min(cap).max(floor).min(self.limits.max_window);
+        self.window = self.window.min(cap).max(floor).min(self.sizes.max_window);
     }
 }
 
@@ -427,9 +432,9 @@ impl Controller for Bbr {
             return;
         }
         self.probe.losses.lost = self.probe.losses.lost.saturating_add(lost.bytes);
-        if self.probe.losses.too_high(lost.tx_in_flight, self.limits.segment) {
+        if self.probe.losses.is_too_high(lost.tx_in_flight, self.sizes.segment) {
             // With few packets in flight the loss rate is known only long after the bound was exceeded.
-            let in_flight = if lost.tx_in_flight < self.limits.segment.saturating_mul(MIN_LOSS_PACKETS) {
+            let in_flight = if lost.tx_in_flight < self.sizes.segment.saturating_mul(MIN_LOSS_PACKETS) {
                 self.probe.losses.delivered_of(lost.tx_in_flight)
             } else {
                 lost.tx_in_flight.saturating_sub(lost.bytes)
@@ -449,7 +454,7 @@ impl Controller for Bbr {
         let rtt = ack.rtt.map(nanos);
         let sample = Sample::new(rate, self.min_rtt.value(), self.limited_until);
         self.limited = rate.app_limited;
-        self.update_round(&sample, rtt, ack.queued.map(nanos));
+        self.update_round(&sample, rtt, ack.queueing_delay.map(nanos));
         self.update_congestion(&sample, ack.acked);
         let startup = !self.full_pipe.reached;
         self.aggregation.update(now, ack.acked, self.bandwidth(), self.window, self.rounds.count, startup);
@@ -470,7 +475,7 @@ impl Controller for Bbr {
         let Some(mut undo) = self.undo.take() else { return };
         undo.losses.count_as_late(bytes);
         // With reordering among real losses, some losses are spurious but the cut remains justified.
-        if undo.losses.too_high(undo.volume, self.limits.segment) {
+        if undo.losses.is_too_high(undo.volume, self.sizes.segment) {
             self.undo = Some(undo);
             return;
         }
@@ -492,7 +497,7 @@ impl Controller for Bbr {
 
     fn on_time_out(&mut self, now: Instant) {
         let delivered = self.delivered;
-        let mut fresh = Self::with_random(self.limits, now.as_nanos(), self.random);
+        let mut fresh = Self::with_random(self.sizes, now.as_nanos(), self.random);
         fresh.delivered = delivered;
         fresh.rounds.end = delivered;
         fresh.latest.end = delivered;
@@ -508,7 +513,7 @@ impl Controller for Bbr {
             BbrState::ProbeRtt { .. } => self.finish_probe_rtt(now),
             BbrState::Startup | BbrState::Drain { .. } => {}
         }
-        self.window = self.window.min(self.bdp(100).max(self.limits.initial_window()));
+        self.window = self.window.min(self.bdp(100).max(self.sizes.initial_window()));
         self.bound_window();
     }
 

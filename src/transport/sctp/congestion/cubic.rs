@@ -1,7 +1,7 @@
 //! CUBIC: loss-based congestion control whose window grows along a cubic function of time (RFC 9438).
 //!
 //! HyStart++ ends slow start early (RFC 9406). Proportional rate reduction spreads a cut over a round trip (RFC 9937).
-//! The pacing rate is 1.25 windows a round trip, in slow start two windows.
+//! The pacing rate is 1.25 windows a round trip, and two windows a round trip in slow start.
 
 use core::time::Duration;
 
@@ -24,7 +24,7 @@ const ALPHA: f64 = 9.0 / 17.0;
 /// Round trip assumed before the first sample, in nanoseconds (RFC 9002 §6.2.2).
 const ASSUMED_RTT: u64 = 333_000_000;
 
-/// Shortest idle time that halves the window, in nanoseconds: a retransmission timeout (RFC 7661 §4.4.2).
+/// Shortest idle time that halves the window, in nanoseconds: the smallest retransmission timeout.
 const MIN_IDLE: u64 = 200_000_000;
 
 /// The cubic function's parameters since congestion avoidance began (RFC 9438 §4.1), in segments and seconds.
@@ -40,7 +40,7 @@ struct Epoch {
 /// A cut that is spread over a round trip (RFC 9937).
 #[derive(Clone, Copy, Debug)]
 struct Recovery {
-    /// Bytes in flight at the start; zero until the acknowledgement that started it has been handled.
+    /// Bytes in flight at the start of recovery; zero until its first acknowledgement is handled.
     flight: u64,
     /// The acknowledgement of a packet sent at this count of delivered bytes or later ends recovery.
     end: u64,
@@ -60,14 +60,14 @@ struct Undo {
     max: f64,
     epoch: Option<Epoch>,
     cut_at: Option<Instant>,
-    /// Bytes lost in the cut and since, except spurious losses.
+    /// Bytes lost at the cut and since, except spurious losses.
     lost: u64,
 }
 
 /// The CUBIC controller of one association.
 #[derive(Debug)]
 pub struct Cubic {
-    limits: ControllerSizes,
+    sizes: ControllerSizes,
     /// Congestion window outside recovery, in bytes.
     window: u64,
     /// Slow-start threshold, in bytes.
@@ -89,10 +89,10 @@ pub struct Cubic {
 impl Cubic {
     /// A controller in slow start.
     #[must_use]
-    pub fn new(limits: ControllerSizes, _: Instant) -> Self {
+    pub fn new(sizes: ControllerSizes, _: Instant) -> Self {
         Self {
-            limits,
-            window: limits.initial_window(),
+            sizes,
+            window: sizes.initial_window(),
             threshold: u64::MAX,
             max: 0.0,
             epoch: None,
@@ -110,24 +110,24 @@ impl Cubic {
     }
 
     fn is_short_path(&self) -> bool {
-        self.min_rtt < self.limits.short_path_nanos()
+        self.min_rtt < self.sizes.short_path_nanos()
     }
 
     /// `bytes` within the fixed limits of the window. On a short path, the first cut lowers the smallest window.
-    /// Otherwise a bottleneck with a queue shorter than [`ControllerSizes::short_path_window`] would continue to lose
+    /// Otherwise a bottleneck with a queue shorter than [`ControllerSizes::min_short_path_window`] would continue to lose
     /// most packets.
     fn bounded(&self, bytes: u64) -> u64 {
         let floor = match (self.is_short_path(), self.cut_at) {
-            (true, None) => self.limits.short_path_window,
-            (true, Some(_)) => (self.limits.short_path_window >> 2).max(self.limits.min_window()),
-            (false, _) => self.limits.min_window(),
+            (true, None) => self.sizes.min_short_path_window,
+            (true, Some(_)) => (self.sizes.min_short_path_window >> 2).max(self.sizes.min_window()),
+            (false, _) => self.sizes.min_window(),
         };
-        bytes.max(floor).min(self.limits.max_window)
+        bytes.max(floor).min(self.sizes.max_window)
     }
 
     /// `bytes` in segments.
     fn segments(&self, bytes: u64) -> f64 {
-        bytes as f64 / self.limits.segment.max(1) as f64
+        bytes as f64 / self.sizes.segment.max(1) as f64
     }
 
     fn update_rtt(&mut self, rtt: u64) {
@@ -154,7 +154,7 @@ impl Cubic {
         epoch.reno += alpha * acked / window.max(1.0);
         self.epoch = Some(epoch);
         let grown = (window + (target - window) / window.max(1.0) * acked).max(epoch.reno);
-        let bytes = (grown * self.limits.segment as f64) as u64;
+        let bytes = (grown * self.sizes.segment as f64) as u64;
         // Rounding must not lower the window.
         self.window = self.bounded(self.window.max(bytes));
     }
@@ -164,7 +164,7 @@ impl Cubic {
         let Self { window, threshold, max, epoch, cut_at, .. } = *self;
         self.undo = Some(Undo { window, threshold, max, epoch, cut_at, lost: 0 });
         let window = self.segments(self.window);
-        // Fast convergence: a flow below its former maximum leaves bandwidth to other flows.
+        // Fast convergence: a flow below its former maximum releases bandwidth to other flows.
         let share = (100 + BETA) as f64 / 200.0;
         self.max = if window < self.max { window * share } else { window };
         self.window = self.bounded(scale(self.window, BETA, 100));
@@ -187,7 +187,7 @@ impl Cubic {
             due.saturating_sub(recovery.sent)
         } else {
             let due = recovery.delivered.saturating_sub(recovery.sent).max(ack.acked);
-            due.saturating_add(self.limits.segment).min(self.window.saturating_sub(ack.in_flight))
+            due.saturating_add(self.sizes.segment).min(self.window.saturating_sub(ack.in_flight))
         };
         recovery.window = ack.in_flight.saturating_add(allowance);
     }
@@ -250,9 +250,9 @@ impl Controller for Cubic {
     }
 
     fn on_time_out(&mut self, _: Instant) {
-        self.threshold = scale(self.window, BETA, 100).max(self.limits.min_window());
+        self.threshold = scale(self.window, BETA, 100).max(self.sizes.min_window());
         self.max = self.segments(self.window);
-        self.window = self.bounded(self.limits.min_window());
+        self.window = self.bounded(self.sizes.min_window());
         self.epoch = None;
         self.recovery = None;
         self.undo = None;
@@ -272,7 +272,7 @@ impl Controller for Cubic {
             let old = self.window;
             self.threshold = self.threshold.max(scale(old, 3, 4));
             let halved = old.checked_shr(halvings).unwrap_or(0);
-            self.window = self.bounded(halved.max(self.limits.initial_window())).min(old);
+            self.window = self.bounded(halved.max(self.sizes.initial_window())).min(old);
             self.epoch = None;
         }
     }

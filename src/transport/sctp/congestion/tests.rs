@@ -5,7 +5,7 @@ use core::time::Duration;
 use super::Algorithm::{self, Bbr, Cubic};
 use super::{Ack, Control, Controller, Lost, RateSample};
 use crate::base::Instant;
-use network::{Flow, MILLISECOND, Network, Path, Random, SECOND, SEGMENT, Source, limits};
+use network::{Flow, MILLISECOND, Network, Path, Random, SECOND, SEGMENT, Source, sizes};
 
 mod network;
 mod sharing;
@@ -36,7 +36,7 @@ fn model(network: &Network, flow: usize) -> &super::Bbr {
     }
 }
 
-/// The duration of each period in `state`, in milliseconds.
+/// The duration of each complete period in `state`, in milliseconds.
 fn durations_in(flow: &Flow, state: &str) -> Vec<u64> {
     let changes = flow.states.windows(2).filter(|pair| pair[0].1 == state);
     changes.map(|pair| (pair[1].0 - pair[0].0) / MILLISECOND).collect()
@@ -212,7 +212,7 @@ fn a_short_path_is_not_paced_and_its_window_stays_large() {
         network.run(SECOND / 4);
         network.flows[0].min_window = u64::MAX;
         let delivered = network.delivered_until(3 * SECOND / 4)[0];
-        assert!(network.flows[0].min_window >= limits().short_path_window, "{:?}", network.flows[0].min_window);
+        assert!(network.flows[0].min_window >= sizes().min_short_path_window, "{:?}", network.flows[0].min_window);
         assert_eq!(network.flows[0].control.pacing_rate(), None);
         // With acknowledgements every 4 ms, a window of 2 ms plus the aggregation limits the rate.
         assert!(delivered >= 77_000_000, "{delivered} bytes with a grid of {grid} ns");
@@ -231,7 +231,7 @@ fn a_short_path_with_a_short_queue_loses_little() {
 }
 
 #[test]
-fn pauses_of_the_receiver_do_not_slow_a_short_path() {
+fn pauses_of_the_bottleneck_do_not_slow_a_short_path() {
     for (queue, delay, least) in [(2 << 20, 50_000, 0.9), (2 << 20, 1_000_000, 0.9), (208 << 10, 300_000, 0.85)] {
         for (interval, length) in [(20, 5), (4, 2)] {
             let pauses = Some((interval * MILLISECOND, length * MILLISECOND));
@@ -243,7 +243,7 @@ fn pauses_of_the_receiver_do_not_slow_a_short_path() {
             let delivered = network.delivered_until(3 * SECOND / 4)[0] as f64;
             let share = delivered * 2.0 / path.rate as f64 / possible;
             assert!(share >= least, "{share:.3} of the possible rate of {path:?}");
-            assert!(network.flows[0].control.window() >= limits().short_path_window / 4);
+            assert!(network.flows[0].control.window() >= sizes().min_short_path_window / 4);
         }
     }
 }
@@ -255,7 +255,7 @@ fn jitter_does_not_make_a_short_path_long() {
     network.run(SECOND / 10);
     network.flows[0].min_window = u64::MAX;
     network.run(SECOND);
-    assert!(network.flows[0].min_window >= limits().short_path_window);
+    assert!(network.flows[0].min_window >= sizes().min_short_path_window);
     assert_eq!(network.flows[0].control.pacing_rate(), None);
 }
 
@@ -372,7 +372,7 @@ fn cubic_fills_a_clean_path_and_leaves_slow_start_without_much_loss() {
 }
 
 #[test]
-fn cubic_cuts_once_a_round_trip() {
+fn cubic_cuts_once_for_the_losses_of_a_round_trip() {
     let mut network = single_flow(Cubic, Path::new(20_000_000, 25, 100), 1);
     network.run(3 * SECOND);
     let (now, delivered) = (network.now, network.flows[0].delivered);
@@ -398,7 +398,7 @@ fn the_window_stays_within_its_bounds_under_random_calls() {
     for seed in 0..40 {
         for algorithm in [Bbr, Cubic] {
             let mut random = Random(seed);
-            let mut control = Control::new(algorithm, limits(), Instant::START, seed);
+            let mut control = Control::new(algorithm, sizes(), Instant::START, seed);
             let (mut now, mut delivered, mut lost) = (0, 0_u64, 0_u64);
             for _ in 0..2_000 {
                 now += random.size(40);
@@ -427,7 +427,7 @@ fn the_window_stays_within_its_bounds_under_random_calls() {
                     }
                 }
                 let window = control.window();
-                assert!((4 * SEGMENT..=limits().max_window).contains(&window), "seed {seed}: {window}");
+                assert!((4 * SEGMENT..=sizes().max_window).contains(&window), "seed {seed}: {window}");
                 assert_ne!(control.pacing_rate(), Some(0), "seed {seed}");
             }
         }
@@ -452,7 +452,7 @@ fn random_ack(random: &mut Random, now: Instant, acked: u64, delivered: u64, tot
         delivered,
         total_lost,
         rtt: (random.below(4) > 0).then(|| Duration::from_nanos(random.size(64))),
-        queued: (random.below(2) > 0).then(|| Duration::from_nanos(random.size(64))),
+        queueing_delay: (random.below(2) > 0).then(|| Duration::from_nanos(random.size(64))),
         rate: (random.below(8) > 0).then_some(rate),
         window_limited: random.below(2) == 0,
     }

@@ -76,8 +76,8 @@ impl<'a> Init<'a> {
 }
 
 /// The types and bytes (with header, without padding) of the parameters in the body of INIT or INIT ACK. A malformed
-/// parameter gives `None` and ends the iteration. So does an unknown one whose highest bit is clear (RFC 9260 §3.2.1),
-/// after it has been returned.
+/// parameter gives `None` and ends the iteration. An unknown parameter whose highest bit is clear is the last one
+/// returned (RFC 9260 §3.2.1).
 fn parameters(body: &[u8]) -> impl Iterator<Item = Option<(u16, &[u8])>> {
     let mut rest = body.get(16..).unwrap_or_default();
     core::iter::from_fn(move || {
@@ -118,6 +118,7 @@ pub(in super::super) fn unrecognized(body: &[u8]) -> Vec<u8> {
 }
 
 impl PacketWriter<'_> {
+    /// Writes an INIT or INIT ACK chunk.
     pub(in super::super) fn init(&mut self, kind: u8, init: &Init<'_>) {
         let mut body = [0_u8; 160 + MAX_UNRECOGNIZED];
         let mut inner = PacketWriter { buffer: &mut body, length: 0, with_checksum: false };

@@ -2,7 +2,7 @@
 
 /// Ranges of TSNs beyond the cumulative TSN ack (first and last), in order and not adjacent.
 #[derive(Default)]
-pub(super) struct Acked {
+pub(super) struct AckedRanges {
     ranges: Vec<(u64, u64)>,
     /// Scratch space: ranges that one SACK newly acknowledges.
     pub(super) new_ranges: Vec<(u64, u64)>,
@@ -10,7 +10,7 @@ pub(super) struct Acked {
     merged: Vec<(u64, u64)>,
 }
 
-impl Acked {
+impl AckedRanges {
     /// Highest TSN acknowledged by a gap ack block; zero if there is none.
     pub(super) fn highest(&self) -> u64 {
         self.ranges.last().map_or(0, |range| range.1)
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     /// Acknowledges `blocks`; returns the ranges that are new.
-    fn acknowledge(acked: &mut Acked, blocks: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    fn acknowledge(acked: &mut AckedRanges, blocks: &[(u64, u64)]) -> Vec<(u64, u64)> {
         let mut new_ranges = Vec::new();
         let mut at = 0;
         for (from, to) in blocks {
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn only_new_ranges_are_returned_and_holes_lie_between_ranges() {
-        let mut acked = Acked::default();
+        let mut acked = AckedRanges::default();
         assert_eq!(acknowledge(&mut acked, &[(12, 14), (20, 22)]), [(12, 14), (20, 22)]);
         assert_eq!(acknowledge(&mut acked, &[(12, 15), (18, 25)]), [(15, 15), (18, 19), (23, 25)]);
         assert_eq!(acked.holes(11).collect::<Vec<_>>(), [(11, 11), (16, 17)]);

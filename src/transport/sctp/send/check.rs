@@ -20,7 +20,7 @@ pub(in super::super) struct SendingState {
 
 impl SendHalf {
     /// The current state.
-    pub(in super::super) fn standing(&self) -> SendingState {
+    pub(in super::super) fn sending_state(&self) -> SendingState {
         SendingState {
             in_flight: self.in_flight,
             window: self.window(),

@@ -1,12 +1,12 @@
-//! Queueing delay on the forward path, without that on the return path: computed from the peer's arrival times.
+//! Queueing delay on the forward path alone, computed from the peer's arrival times.
 
 use core::time::Duration;
 
-use super::super::clock::{ArrivalClock, Tick, time};
+use super::super::clock::{ArrivalClock, Tick, duration_of};
 use crate::base::Instant;
 
 /// Half of the window over which the smallest delay is the baseline. Clocks drift apart by up to 0.3 ms a second. Over
-/// the window this is less than a standing queue.
+/// the window, the drift is less than a standing queue.
 const HALF_WINDOW: Duration = Duration::from_secs(12);
 
 /// The filter for the smallest delay of data to the peer.
@@ -14,7 +14,7 @@ const HALF_WINDOW: Duration = Duration::from_secs(12);
 pub(super) struct ForwardDelay {
     /// The first delay, including the offset of the clocks. Other delays are stored relative to it.
     origin: Option<Tick>,
-    /// The smallest delays of the current and of the previous half window.
+    /// The smallest delays of the current and of the previous half window, in units of the clock.
     smallest: [i32; 2],
     /// Start of the current half window.
     since: Option<Instant>,
@@ -24,7 +24,7 @@ impl ForwardDelay {
     /// The delay, beyond the smallest, of data that was sent at `sent_at` and arrived at `arrived`. Adds it to the
     /// filter.
     pub(super) fn queueing_delay(&mut self, now: Instant, sent_at: Instant, arrived: Tick) -> Duration {
-        let delay = Tick(arrived.0.wrapping_sub(ArrivalClock::OWN.tick(sent_at).0));
+        let delay = Tick(arrived.0.wrapping_sub(ArrivalClock::LOCAL.tick(sent_at).0));
         let origin = self.origin.get_or_insert(delay);
         let delay = delay.0.wrapping_sub(origin.0).cast_signed();
         let [current, _] = self.smallest;
@@ -34,7 +34,7 @@ impl ForwardDelay {
             None => (self.since, self.smallest) = (Some(now), [delay, delay]),
         }
         let [current, previous] = self.smallest;
-        time(delay.saturating_sub(current.min(previous)))
+        duration_of(delay.saturating_sub(current.min(previous)))
     }
 }
 
@@ -62,7 +62,7 @@ mod tests {
     fn a_longer_path_becomes_the_baseline_after_two_half_windows() {
         let mut forward = ForwardDelay::default();
         let mut measured =
-            |now: u64, delay: u64| forward.queueing_delay(at(now), at(now - delay), ArrivalClock::OWN.tick(at(now)));
+            |now: u64, delay: u64| forward.queueing_delay(at(now), at(now - delay), ArrivalClock::LOCAL.tick(at(now)));
         assert_eq!(measured(100, 20), Duration::ZERO);
         for second in 1..=40 {
             let queueing = measured(second * 1000, 50);

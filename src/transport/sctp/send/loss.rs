@@ -16,9 +16,9 @@ impl SendHalf {
         quarter.saturating_mul(self.reordering_quarters).min(self.round_trip.smoothed())
     }
 
-    /// Widens the reordering window, at most once a round, because the peer reported duplicates: retransmissions that
-    /// were not needed.
-    pub(super) fn widen(&mut self, duplicates: usize) {
+    /// Widens the reordering window, at most once a round, after the peer has reported duplicates. A duplicate shows a
+    /// needless retransmission.
+    pub(super) fn widen_reordering_window(&mut self, duplicates: usize) {
         // Tail loss probes cause duplicates too.
         let unexplained = duplicates.saturating_sub(self.unreported_probes);
         self.unreported_probes = self.unreported_probes.saturating_sub(duplicates);
@@ -31,8 +31,8 @@ impl SendHalf {
         self.reordering_seen = true;
     }
 
-    /// RACK (RFC 8985 §6.2): data counts as lost if later data is acknowledged, and its age is at least the round trip
-    /// of that data and the reordering window.
+    /// RACK (RFC 8985 §6.2): a TSN counts as lost if a packet sent later is acknowledged, and the age of the TSN is at
+    /// least the round trip of that packet plus the reordering window.
     pub(super) fn detect_losses(&mut self, now: Instant, effects: &mut AckEffects) {
         self.reorder_at = None;
         if self.rack.round_trip == Duration::ZERO {
@@ -120,7 +120,7 @@ impl SendHalf {
             return Some(self.active_at.after(timeout));
         }
         // The SACK for a single packet may be delayed (RFC 8985 §7.2).
-        let ack_delay = if self.in_flight <= self.limits.segment { self.peer.ack_delay } else { Duration::ZERO };
+        let ack_delay = if self.in_flight <= self.sizes.segment { self.peer.ack_delay } else { Duration::ZERO };
         let probe = self.round_trip.smoothed().saturating_mul(2).saturating_add(ack_delay).max(MIN_PROBE_TIMEOUT);
         Some(self.active_at.after(probe.min(timeout)))
     }
@@ -151,8 +151,8 @@ impl SendHalf {
         }
     }
 
-    /// Retransmission timeout (RFC 8985 §6.3): the first TSN counts as lost, and so does data whose age is at least the
-    /// smoothed round trip plus the reordering window.
+    /// Handles a retransmission timeout (RFC 8985 §6.3). The first TSN counts as lost. So does each TSN
+    /// whose age is at least the smoothed round trip plus the reordering window.
     fn time_out(&mut self, now: Instant) {
         self.backoff.increment();
         self.timeouts.increment();
@@ -188,7 +188,7 @@ impl SendHalf {
                 delivered: self.delivery.delivered,
                 total_lost: self.delivery.lost,
                 rtt: None,
-                queued: None,
+                queueing_delay: None,
                 rate: None,
                 window_limited,
             });

@@ -9,7 +9,7 @@ use super::{
         packet::{Arrival, Sack},
         serial::expand,
     },
-    AckEffects, Arrived, ChunkState, Rack, SendHalf, index,
+    AckEffects, ArrivalSample, ChunkState, Rack, SendHalf, index,
 };
 use crate::base::{Counter as _, Instant};
 
@@ -17,7 +17,7 @@ impl SendHalf {
     /// Handles a SACK.
     ///
     /// # Errors
-    /// [`Broken`] if it acknowledges data that was never sent, has invalid gap ack blocks, or reneges.
+    /// [`Broken`] if the SACK acknowledges data that was never sent, has invalid gap ack blocks, or reneges.
     pub(in super::super) fn handle_sack(&mut self, now: Instant, sack: &Sack<'_>) -> Result<(), Broken> {
         // An outdated SACK discards its ARRIVAL.
         let arrival = self.arrival.take();
@@ -73,27 +73,27 @@ impl SendHalf {
         }
         self.acked.new_ranges = new_ranges;
         if arrival.is_some_and(|arrival| !self.is_acknowledged(expand(self.first, arrival.tsn))) {
-            (effects.arrived, effects.queued) = (None, None);
+            (effects.newest_arrival, effects.queueing_delay) = (None, None);
         }
         self.peer_window = sack.window.into();
         if sack.duplicates > 0 {
-            self.widen(sack.duplicates);
+            self.widen_reordering_window(sack.duplicates);
         }
-        self.tail_known = sack.blocks().len() < self.peer.gap_blocks;
+        self.tail_known = sack.blocks().len() < self.peer.gap_block_threshold;
         self.finish_ack(now, effects, prior_in_flight, window_limited);
         Ok(())
     }
 
-    /// Handles the arrival of the newest data, unless that data was acknowledged before.
+    /// Handles an ARRIVAL, unless an earlier SACK acknowledged its data.
     fn handle_arrival(&mut self, now: Instant, Arrival { tsn, tick }: Arrival, effects: &mut AckEffects) {
         let tsn = expand(self.first, tsn);
         let Some(flight) = index(self.first, tsn).and_then(|at| self.flights.get(at)) else { return };
         if flight.state == ChunkState::Acked {
             return;
         }
-        effects.arrived = Some(Arrived { tick, sent_at: flight.sent_at });
+        effects.newest_arrival = Some(ArrivalSample { tick, sent_at: flight.sent_at });
         if !flight.retransmitted {
-            effects.queued = Some(self.forward.queueing_delay(now, flight.sent_at, tick));
+            effects.queueing_delay = Some(self.forward.queueing_delay(now, flight.sent_at, tick));
         }
     }
 
@@ -148,7 +148,7 @@ impl SendHalf {
             self.probe_due = false;
             self.backoff = 0;
             self.delivery.delivered_at = now;
-            self.delivery.arrived = effects.arrived;
+            self.delivery.last_arrival = effects.newest_arrival;
             if self.delivery.app_limited_until != 0 && self.delivery.delivered > self.delivery.app_limited_until {
                 self.delivery.app_limited_until = 0;
             }
@@ -168,7 +168,7 @@ impl SendHalf {
             let acking = now.since(snapshot.delivered_at);
             // A queue on the return path compresses the intervals between acknowledgements, so the interval between
             // arrivals counts too. The time since the earlier data was sent caps the reported interval.
-            let arriving = match (effects.arrived, snapshot.arrived) {
+            let arriving = match (effects.newest_arrival, snapshot.last_arrival) {
                 (Some(last), Some(earlier)) => last.tick.since(earlier.tick).min(now.since(earlier.sent_at)),
                 _ => Duration::ZERO,
             };
@@ -200,7 +200,7 @@ impl SendHalf {
                 delivered: self.delivery.delivered,
                 total_lost: self.delivery.lost,
                 rtt: round_trip,
-                queued: effects.queued,
+                queueing_delay: effects.queueing_delay,
                 rate,
                 window_limited,
             });

@@ -8,7 +8,7 @@ use super::{
         packet::{DATA_HEADER, Data, PacketWriter},
         serial::wire,
     },
-    ChunkState, Flight, IMMEDIATE_BELOW, MIN_FRAGMENT, SendHalf, Snapshot, index,
+    ChunkState, Flight, IMMEDIATE_SACK_THRESHOLD, MIN_FRAGMENT, SendHalf, Snapshot, index,
 };
 use crate::base::Instant;
 
@@ -89,7 +89,7 @@ impl SendHalf {
             self.probe_due = false;
             return false;
         };
-        // A SACK may leave no room. The next packet then has the probe.
+        // After a long SACK the packet may have no room. The next packet then carries the probe.
         if flight.len().saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
             return false;
         }
@@ -124,7 +124,7 @@ impl SendHalf {
         let length = if left.next_multiple_of(4) <= space { left } else { space & !3 };
         // With nothing in flight, one fragment may exceed the receive window (RFC 9260 §6.1).
         let beyond_window = self.in_flight.saturating_add(length as u64) > self.peer_window;
-        let blocked = (beyond_window && self.in_flight > 0) || (self.span >= self.limit && !self.flights.is_empty());
+        let blocked = (beyond_window && self.in_flight > 0) || (self.span >= self.max_span && !self.flights.is_empty());
         if length < MIN_FRAGMENT.min(left) {
             return false;
         }
@@ -156,7 +156,7 @@ impl SendHalf {
         self.in_flight = self.in_flight.saturating_add(bytes);
         // The last packet of a burst requests an immediate SACK, so that round-trip samples exclude the peer's
         // acknowledgement delay.
-        let few = self.in_flight < IMMEDIATE_BELOW.saturating_mul(self.limits.segment);
+        let few = self.in_flight < IMMEDIATE_SACK_THRESHOLD.saturating_mul(self.sizes.segment);
         let immediate = self.unsent.is_empty() || few;
         let flight = Flight {
             stream,
@@ -188,12 +188,12 @@ impl SendHalf {
             }
             self.delivery.first_sent_at = now;
             self.delivery.delivered_at = now;
-            self.delivery.arrived = None;
+            self.delivery.last_arrival = None;
         }
         Snapshot {
             delivered: self.delivery.delivered,
             delivered_at: self.delivery.delivered_at,
-            arrived: self.delivery.arrived,
+            last_arrival: self.delivery.last_arrival,
             first_sent_at: self.delivery.first_sent_at,
             lost: self.delivery.lost,
             in_flight: 0,

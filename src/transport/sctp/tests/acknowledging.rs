@@ -10,12 +10,12 @@ use super::{
         clock::Tick,
         packet::{self, Arrival},
     },
-    forged::{Forged, whole},
+    forged::{ForgedPeer, whole},
 };
 
 /// An association with `packets` full packets of data in flight.
-fn sending(packets: usize) -> Forged {
-    let mut forged = Forged::own();
+fn sending(packets: usize) -> ForgedPeer {
+    let mut forged = ForgedPeer::own();
     forged.queue(packets * 1_164);
     assert_eq!(forged.answers().len(), packets);
     forged
@@ -75,7 +75,7 @@ fn a_shorter_list_of_gap_blocks_revokes_no_acknowledgement() {
 #[test]
 fn premature_acknowledgements_exceed_no_bound() {
     // For 0.1 s each packet is acknowledged when it is sent.
-    let mut forged = Forged::own();
+    let mut forged = ForgedPeer::own();
     let mut acknowledged = forged.their_tsn;
     for _ in 0..1_000 {
         let room = forged.association.room(forged.now);
@@ -96,7 +96,7 @@ fn premature_acknowledgements_exceed_no_bound() {
 fn false_arrival_times_do_not_end_the_association_and_exceed_no_bound() {
     for seed in 0..20 {
         let mut rng = StdRng::seed_from_u64(seed);
-        let mut forged = Forged::own();
+        let mut forged = ForgedPeer::own();
         let mut acknowledged = forged.their_tsn.wrapping_sub(1);
         for _ in 0..400 {
             let room = forged.association.room(forged.now);
@@ -120,7 +120,7 @@ fn false_arrival_times_do_not_end_the_association_and_exceed_no_bound() {
 
 #[test]
 fn an_arrival_precedes_the_sack_with_the_time_of_the_newest_data() {
-    let mut forged = Forged::own();
+    let mut forged = ForgedPeer::own();
     let tsn = forged.tsn;
     let mut arrival_of = |number: u32| {
         forged.now = forged.now.after(Duration::from_millis(25));
@@ -137,7 +137,7 @@ fn an_arrival_precedes_the_sack_with_the_time_of_the_newest_data() {
 
 #[test]
 fn arrivals_are_neither_sent_to_nor_used_from_a_stock_peer() {
-    let mut forged = Forged::stock();
+    let mut forged = ForgedPeer::stock();
     let tsn = forged.tsn;
     let mut answers_to = |number: u16, with_arrival: bool| {
         if with_arrival {
@@ -162,7 +162,7 @@ fn a_zero_window_allows_one_packet_and_reopens() {
     forged.queue(17 << 10);
     assert_eq!(forged.answers().len(), 1, "one packet exceeds a zero window");
     assert!(forged.answers().is_empty());
-    // That packet is lost. It is retransmitted at increasing intervals, and nothing else is sent.
+    // That packet is lost. The sender retransmits it at increasing intervals, and sends no other packet.
     let mut times = Vec::new();
     for _ in 0..2_000 {
         let due = forged.association.poll_timeout().expect("a timer runs");
@@ -203,8 +203,8 @@ fn half_a_minute_without_new_acknowledgements_ends_the_association() {
 }
 
 #[test]
-fn an_unacknowledged_first_packet_stops_the_sender_within_the_reach_of_gap_blocks() {
-    let mut forged = Forged::own();
+fn an_unacknowledged_first_packet_bounds_the_number_of_tsns_sent() {
+    let mut forged = ForgedPeer::own();
     let first = forged.their_tsn;
     let mut highest = 0_u32;
     let mut max_flights = 0;
@@ -234,7 +234,7 @@ fn an_unacknowledged_first_packet_stops_the_sender_within_the_reach_of_gap_block
 #[test]
 fn a_probe_without_room_beside_a_sack_has_a_packet_of_its_own() {
     let mut forged = sending(10);
-    // All packets but the last are acknowledged. Its tail loss probe and a SACK become due at the same time.
+    // All packets except the last are acknowledged. A tail loss probe and a SACK become due at the same time.
     forged.now = forged.now.after(Duration::from_millis(50));
     forged.sack(forged.their_tsn.wrapping_add(8), 1 << 20, &[], &[]);
     let due = forged.association.poll_timeout().unwrap();
@@ -267,7 +267,7 @@ fn duplicates_widen_the_reordering_window_to_at_most_a_round_trip() {
 
 #[test]
 fn packets_in_a_batch_have_many_sacks_for_a_stock_peer_and_one_for_our_node() {
-    for (mut forged, sacks) in [(Forged::stock(), 63 + 68), (Forged::own(), 0)] {
+    for (mut forged, sacks) in [(ForgedPeer::stock(), 63 + 68), (ForgedPeer::own(), 0)] {
         let (tsn, mut acknowledged) = (forged.tsn, Vec::new());
         for number in 0..200_u16 {
             forged.data(&whole(tsn.wrapping_add(number.into()), number, b"data"));

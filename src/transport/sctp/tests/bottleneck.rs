@@ -42,7 +42,7 @@ fn rates(pair: &mut Pair, seconds: f64) -> Vec<f64> {
     arrived.map(|(end, before)| (end.bytes - before) as f64 / seconds).collect()
 }
 
-/// Retransmissions of the diallers for TSNs of which no copy was lost, except tail loss probes.
+/// Retransmissions by the diallers of TSNs of which an earlier copy arrives, except tail loss probes.
 fn needless(pair: &Pair) -> u64 {
     let diallers = pair.ends.iter().step_by(2);
     diallers.map(|end| end.needless.saturating_sub(end.association.statistics().probes)).sum()
@@ -69,7 +69,7 @@ fn jitter_without_reordering_causes_no_retransmission() {
 }
 
 #[test]
-fn reordering_within_a_quarter_of_the_round_trip_causes_at_most_one_recovery() {
+fn reordering_within_a_quarter_of_the_round_trip_causes_needless_retransmissions_only_at_first() {
     for seed in 0..20 {
         let mut rng = StdRng::seed_from_u64(seed);
         let delay = [4, 10, 25, 100, 200][usize::try_from(seed % 5).unwrap()];
@@ -87,8 +87,8 @@ fn reordering_within_a_quarter_of_the_round_trip_causes_at_most_one_recovery() {
 }
 
 #[test]
-fn one_four_and_sixty_four_links_fill_a_bottleneck_with_any_queue() {
-    for (seed, number, delay, rate, bdp, least) in [
+fn one_four_and_sixty_four_links_use_most_of_a_bottleneck_with_any_queue() {
+    for (seed, number, delay, rate, bdp, min_share) in [
         (1, 1, 1, 4_000_000, 4.0, 0.8),
         (2, 1, 25, 2_000_000, 0.1, 0.6),
         (3, 1, 100, 1_000_000, 1.0, 0.6),
@@ -101,15 +101,15 @@ fn one_four_and_sixty_four_links_fill_a_bottleneck_with_any_queue() {
             Pair::with(seed, [bottleneck(delay, rate, bdp), Line::new(delay)], &links(number, Algorithm::Bbr));
         let rates = rates(&mut pair, 1.5);
         let sum: f64 = rates.iter().sum::<f64>() / rate as f64;
-        let fewest = rates.iter().copied().fold(f64::MAX, f64::min) / (rate as f64 / number as f64);
+        let smallest = rates.iter().copied().fold(f64::MAX, f64::min) / (rate as f64 / number as f64);
         let sent: u64 = pair.ends.iter().step_by(2).map(|end| end.packets).sum();
         let dropped = pair.dropped as f64 / sent as f64;
         println!(
-            "seed {seed}: {number} links, {delay} ms, {bdp} BDP: {sum:.2} used, least share {fewest:.2}, dropped {dropped:.3}, needless {}, stall {:?}",
+            "seed {seed}: {number} links, {delay} ms, {bdp} BDP: {sum:.2} used, smallest share {smallest:.2}, dropped {dropped:.3}, needless {}, stall {:?}",
             needless(&pair),
             longest_stall(&pair)
         );
-        assert!(sum > least, "{sum:.2} of the rate (seed {seed})");
+        assert!(sum > min_share, "{sum:.2} of the rate (seed {seed})");
         assert!(pair.ends.iter().all(|end| end.closed.is_none() && end.open.is_some()), "seed {seed}");
         assert!(longest_stall(&pair) < Duration::from_secs(2), "{:?} (seed {seed})", longest_stall(&pair));
     }
@@ -173,7 +173,7 @@ fn policers_narrow_return_paths_and_loss_bursts_leave_half_the_rate() {
     let policed = Line { policer: Some((1_500_000, 40_000)), ..Line::new(20) };
     let slow = Line { rate: Some(45_000), queue: Duration::from_millis(200), ..Line::new(20) };
     let bursts = Line { loss: 0.01, burst: 12.0, ..bottleneck(20, 1_500_000, 2.0) };
-    for (seed, name, there, back, number) in [
+    for (seed, name, line, return_line, number) in [
         (1, "policer", policed, Line::new(20), 1),
         (2, "policer, four links", policed, Line::new(20), 4),
         (3, "slow return path", bottleneck(20, 1_500_000, 1.0), slow, 1),
@@ -181,7 +181,7 @@ fn policers_narrow_return_paths_and_loss_bursts_leave_half_the_rate() {
         (5, "bursts", bursts, Line::new(20), 1),
         (6, "bursts both ways", bursts, Line { loss: 0.1, burst: 5.0, ..Line::new(20) }, 1),
     ] {
-        let mut pair = Pair::with(seed, [there, back], &links(number, Algorithm::Bbr));
+        let mut pair = Pair::with(seed, [line, return_line], &links(number, Algorithm::Bbr));
         let sum: f64 = rates(&mut pair, 3.0).iter().sum();
         println!("{name}: {:.2}, dropped {}, stall {:?}", sum / 1_500_000.0, pair.dropped, longest_stall(&pair));
         assert!(sum > 750_000.0, "{name}: {sum:.0} bytes a second (seed {seed})");

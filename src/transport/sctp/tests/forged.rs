@@ -23,7 +23,7 @@ pub(super) struct Answer {
 }
 
 /// An association and its forged peer.
-pub(super) struct Forged {
+pub(super) struct ForgedPeer {
     pub(super) now: Instant,
     pub(super) association: Association,
     /// The association's verification tag.
@@ -66,7 +66,7 @@ pub(super) fn whole(tsn: u32, sequence: u16, payload: &[u8]) -> Data<'_> {
     Data { tsn, stream: 0, sequence, protocol: 53, begin: true, end: true, immediate: false, payload }
 }
 
-impl Forged {
+impl ForgedPeer {
     /// An association that listens.
     pub(super) fn listening(config: &Config) -> Self {
         let now = Instant::from_nanos(1_000_000_000);
@@ -139,7 +139,7 @@ impl Forged {
         self.note_events();
         self.delivered += 1;
         self.association.check(self.delivered < 300 || self.delivered.is_multiple_of(97));
-        let (held, bound) = (self.association.held(), self.association.bound());
+        let (held, bound) = (self.association.held(), self.association.max_held());
         assert!(held <= bound, "{held} bytes held, {bound} allowed");
     }
 
@@ -212,7 +212,7 @@ impl Forged {
         }
     }
 
-    /// The cumulative TSN ack of the SACK within a batch ([`Association::poll_acknowledgement`]); `None` without one.
+    /// The cumulative TSN ack of a SACK within a batch ([`Association::poll_acknowledgement`]); `None` without one.
     pub(super) fn sack_within_batch(&mut self) -> Option<u32> {
         let mut buffer = [0; 1_195];
         let length = self.association.poll_acknowledgement(self.now, &mut buffer);

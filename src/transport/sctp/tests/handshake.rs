@@ -2,7 +2,7 @@
 
 use super::{
     super::{Close, Config, packet},
-    forged::{Forged, TAG, own_init, packet_for, stock_init, whole},
+    forged::{ForgedPeer, TAG, own_init, packet_for, stock_init, whole},
     in_seconds,
     path::{Line, Pair},
 };
@@ -15,18 +15,18 @@ fn without_checksum(mut packet: Vec<u8>) -> Vec<u8> {
 
 #[test]
 fn a_stock_peer_has_four_streams_and_our_node_sixty_four() {
-    assert_eq!(Forged::stock().open, Some(4));
-    assert_eq!(Forged::own().open, Some(64));
+    assert_eq!(ForgedPeer::stock().open, Some(4));
+    assert_eq!(ForgedPeer::own().open, Some(64));
 }
 
 #[test]
 fn fewer_streams_than_lanes_end_the_association() {
     for init in [stock_init(1), own_init(1)] {
-        let mut forged = Forged::listening(&Config::new(1_195));
+        let mut forged = ForgedPeer::listening(&Config::new(1_195));
         forged.init(packet::INIT, 0, &packet::Init { inbound: 3, ..init });
         assert_eq!(forged.closed, Some(Close::Broken));
     }
-    let mut forged = Forged::established(&Config::new(1_195), &packet::Init { inbound: 10, ..own_init(1) });
+    let mut forged = ForgedPeer::established(&Config::new(1_195), &packet::Init { inbound: 10, ..own_init(1) });
     assert_eq!(forged.open, Some(10), "no more streams are offered than the peer accepts");
     forged.association.send(forged.now, 9, vec![1].into());
     assert_eq!(forged.answer(packet::DATA).body[4..6], [0, 9]);
@@ -34,7 +34,7 @@ fn fewer_streams_than_lanes_end_the_association() {
 
 #[test]
 fn a_repeated_init_has_the_same_answer_and_no_effect() {
-    let mut forged = Forged::stock();
+    let mut forged = ForgedPeer::stock();
     let init = stock_init(forged.tsn);
     forged.data(&whole(forged.tsn, 0, b"first"));
     forged.answers();
@@ -56,9 +56,9 @@ fn a_second_init_with_another_tag_or_tsn_ends_the_association() {
     for early in [true, false] {
         let start = || {
             if !early {
-                return Forged::stock();
+                return ForgedPeer::stock();
             }
-            let mut forged = Forged::listening(&Config::new(1_195));
+            let mut forged = ForgedPeer::listening(&Config::new(1_195));
             forged.init(packet::INIT, 0, &stock_init(forged.tsn));
             forged
         };
@@ -86,11 +86,11 @@ fn a_malformed_or_bundled_init_has_no_answer() {
         bodies.push([&body[..16], parameter].concat());
     }
     for body in bodies {
-        let mut forged = Forged::listening(&Config::new(1_195));
+        let mut forged = ForgedPeer::listening(&Config::new(1_195));
         forged.deliver(&packet_for(0, |writer| writer.chunk(packet::INIT, 0, &body)));
         assert!(forged.answers().is_empty(), "{body:?}");
     }
-    let mut forged = Forged::listening(&Config::new(1_195));
+    let mut forged = ForgedPeer::listening(&Config::new(1_195));
     forged.deliver(&packet_for(0, |writer| {
         writer.init(packet::INIT, &stock_init(1));
         writer.chunk(packet::COOKIE_ACK, 0, &[]);
@@ -128,7 +128,7 @@ fn unknown_parameters_of_an_init_are_reported_if_their_second_highest_bit_is_set
     let (silent, known) = ([0x80, 0x55, 0, 5, 1], [0xc0, 0, 0, 4]);
     let (one, two, last) = ([0xc0, 0x55, 0, 5, 2], [0xff, 1, 0, 4], [0x40, 1, 0, 6, 3, 4]);
     let report_of = |parameters: &[&[u8]]| {
-        let mut forged = Forged::listening(&Config::new(1_195));
+        let mut forged = ForgedPeer::listening(&Config::new(1_195));
         let init = init_with(parameters);
         forged.deliver(&init);
         let answer = forged.answer(packet::INIT_ACK);
@@ -155,7 +155,7 @@ fn unknown_parameters_of_an_init_are_reported_if_their_second_highest_bit_is_set
 #[test]
 fn a_cookie_of_one_kilobyte_is_echoed_and_a_longer_one_ends_the_association() {
     for (length, echoed) in [(1, true), (1_024, true), (1_025, false), (0, false)] {
-        let mut forged = Forged::connecting(&Config::new(1_195));
+        let mut forged = ForgedPeer::connecting(&Config::new(1_195));
         let cookie = vec![9; length];
         // `PacketWriter::init` has room for short cookies only.
         let mut body = packet_for(0, |writer| writer.init(packet::INIT_ACK, &stock_init(5)))[16..].to_vec();
@@ -178,7 +178,7 @@ fn a_cookie_of_one_kilobyte_is_echoed_and_a_longer_one_ends_the_association() {
 
 #[test]
 fn a_foreign_cookie_does_not_establish_an_association() {
-    let mut forged = Forged::listening(&Config::new(1_195));
+    let mut forged = ForgedPeer::listening(&Config::new(1_195));
     forged.init(packet::INIT, 0, &stock_init(1));
     let answer = forged.answer(packet::INIT_ACK);
     forged.read_init(&answer.body);
@@ -186,15 +186,15 @@ fn a_foreign_cookie_does_not_establish_an_association() {
         forged.chunk(packet::COOKIE_ECHO, 0, &cookie);
         assert!(forged.answers().is_empty() && forged.open.is_none());
     }
-    // Without an INIT there is no peer.
-    let mut forged = Forged::listening(&Config::new(1_195));
+    // Without an INIT, the association has no peer.
+    let mut forged = ForgedPeer::listening(&Config::new(1_195));
     forged.deliver(&packet_for(0, |writer| writer.chunk(packet::COOKIE_ECHO, 0, &[0; 16])));
     assert!(forged.answers().is_empty() && forged.open.is_none());
 }
 
 #[test]
 fn data_before_establishment_counts_as_lost() {
-    let mut forged = Forged::listening(&Config::new(1_195));
+    let mut forged = ForgedPeer::listening(&Config::new(1_195));
     forged.init(packet::INIT, 0, &stock_init(forged.tsn));
     let answer = forged.answer(packet::INIT_ACK);
     forged.read_init(&answer.body);
@@ -210,7 +210,7 @@ fn data_before_establishment_counts_as_lost() {
 fn a_packet_without_checksum_needs_an_announcement_and_excludes_init_and_cookie_echo() {
     for announced in [true, false] {
         let config = Config { zero_checksum: announced, ..Config::new(1_195) };
-        let mut forged = Forged::listening(&config);
+        let mut forged = ForgedPeer::listening(&config);
         let init = packet_for(0, |writer| writer.init(packet::INIT, &own_init(forged.tsn)));
         forged.deliver(&without_checksum(init.clone()));
         assert!(forged.answers().is_empty());
@@ -234,7 +234,7 @@ fn a_packet_without_checksum_needs_an_announcement_and_excludes_init_and_cookie_
         assert_eq!(forged.messages.len(), usize::from(announced), "a wrong checksum does not count as a missing one");
     }
     // Packets to a peer without the announcement always have a checksum.
-    let mut forged = Forged::stock();
+    let mut forged = ForgedPeer::stock();
     forged.queue(10);
     assert_ne!(forged.answer(packet::DATA).packet[8..12], [0; 4]);
 }
@@ -270,7 +270,7 @@ fn crossing_inits_make_one_association_despite_losses() {
 
 #[test]
 fn data_of_the_listener_replaces_its_lost_cookie_ack() {
-    let mut forged = Forged::connecting(&Config::new(1_195));
+    let mut forged = ForgedPeer::connecting(&Config::new(1_195));
     forged.init(packet::INIT_ACK, forged.tag, &packet::Init { cookie: Some(b"c"), ..stock_init(1) });
     forged.answer(packet::COOKIE_ECHO);
     forged.data(&whole(1, 0, b"x"));
@@ -281,11 +281,11 @@ fn data_of_the_listener_replaces_its_lost_cookie_ack() {
 
 #[test]
 fn an_unanswered_handshake_times_out() {
-    let mut forged = Forged::connecting(&Config::new(1_195));
+    let mut forged = ForgedPeer::connecting(&Config::new(1_195));
     forged.wait(30_000);
     assert_eq!(forged.closed, Some(Close::TimedOut));
     assert_eq!(forged.association.poll_timeout(), None);
-    let mut forged = Forged::connecting(&Config::new(1_195));
+    let mut forged = ForgedPeer::connecting(&Config::new(1_195));
     forged.init(packet::INIT_ACK, forged.tag, &packet::Init { cookie: Some(b"c"), ..stock_init(1) });
     assert_eq!(forged.open, Some(4));
     forged.wait(30_000);
@@ -294,7 +294,7 @@ fn an_unanswered_handshake_times_out() {
 
 #[test]
 fn a_retransmitted_init_ack_gives_no_round_trip_sample() {
-    let mut forged = Forged::listening(&Config::new(1_195));
+    let mut forged = ForgedPeer::listening(&Config::new(1_195));
     let init = stock_init(forged.tsn);
     forged.init(packet::INIT, 0, &init);
     forged.answers();

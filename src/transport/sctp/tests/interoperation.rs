@@ -39,7 +39,7 @@ struct Mixed {
     to_send: Vec<(u16, Vec<u8>)>,
     /// Messages that our end has received, with their streams.
     received_by_ours: Vec<(u16, Vec<u8>)>,
-    /// The same for the other end.
+    /// Messages that the other end has received, with their streams.
     received_by_theirs: Vec<(u16, Vec<u8>)>,
     /// Number of packets without a checksum from our end, and from the other end.
     without_checksum: [u64; 2],
@@ -246,7 +246,7 @@ fn messages_arrive_in_both_directions_with_dcsctp_in_either_role_despite_losses(
 }
 
 #[test]
-#[ignore = "hundreds of seeds, once in a while"]
+#[ignore = "hundreds of seeds take minutes"]
 fn messages_arrive_in_both_directions_with_dcsctp_and_hundreds_of_seeds() {
     exchange_all(6..500, 40);
 }
@@ -279,7 +279,7 @@ fn abort_reaches_dcsctp_and_its_shutdown_ends_our_association() {
 fn heartbeats_are_answered_in_both_directions_with_dcsctp() {
     let mut mixed = Mixed::new(3, Dialler::Ours, &Config::new(1_195), &options(false));
     mixed.exchange(1);
-    mixed.ours.probe();
+    mixed.ours.send_heartbeat();
     // The other end sends a HEARTBEAT after 30 s of silence, and counts a missing answer as an error.
     let start = mixed.now;
     mixed.run(|mixed| mixed.now.since(start) > Duration::from_secs(100));

@@ -1,5 +1,5 @@
 //! Associations over a path in virtual time: delay, jitter, loss, reordering, duplication, a bottleneck with its
-//! queue, and a policer. The invariants of the associations are checked after each step.
+//! queue, and a policer. The invariants of the associations are checked at intervals.
 
 use core::time::Duration;
 use std::{
@@ -19,8 +19,8 @@ use crate::base::Instant;
 const OVERHEAD: u64 = 65;
 /// Time without packets after which a burst of losses ends.
 const BURST_TIMEOUT: Duration = Duration::from_millis(100);
-/// Steps between two checks of all fragments.
-const FULL_CHECK_INTERVAL: u64 = 31;
+/// Number of steps between two checks of the invariants.
+const INVARIANT_CHECK_INTERVAL: u64 = 31;
 
 /// One direction of a path.
 #[derive(Clone, Copy, Debug)]
@@ -67,12 +67,16 @@ impl Line {
 /// A packet in flight: time of arrival, sequence, receiving end, and its bytes.
 type Flight = (Instant, u64, usize, Vec<u8>);
 
-/// A line with its state. All links share it.
+/// The state of a line, which all links share.
 struct Direction {
     line: Line,
+    /// Time at which the bottleneck has sent its queue.
     free_at: Instant,
+    /// Latest time of arrival so far, except of reordered packets.
     last_due: Instant,
+    /// The loss model is in its losing state.
     losing: bool,
+    /// Time of the last packet.
     carried_at: Instant,
     /// Bytes that the policer allows, and the time at which they were counted.
     allowed: (f64, Instant),
@@ -85,6 +89,7 @@ pub(super) struct End {
     pub(super) closed: Option<Close>,
     /// Received messages with their streams, if [`Self::keep`] is set.
     pub(super) received: Vec<(u16, Vec<u8>)>,
+    /// Whether to store received messages.
     pub(super) keep: bool,
     /// Bytes received.
     pub(super) bytes: u64,
@@ -98,7 +103,7 @@ pub(super) struct End {
     pub(super) packets: u64,
     /// TSNs in flight to the other end or received there.
     carried: HashSet<u32>,
-    /// Retransmissions of TSNs of which no copy was lost.
+    /// Retransmissions of TSNs of which an earlier copy arrives.
     pub(super) needless: u64,
     /// Longest time with data in flight and no advance of the cumulative TSN ack.
     pub(super) longest_stall: Duration,
@@ -285,7 +290,7 @@ impl Pair {
             }
         }
         self.steps += 1;
-        let (now, all) = (self.now, self.steps.is_multiple_of(FULL_CHECK_INTERVAL));
+        let (now, all) = (self.now, self.steps.is_multiple_of(INVARIANT_CHECK_INTERVAL));
         self.ends[at].note_progress(now, all);
     }
 

@@ -5,7 +5,7 @@ use super::{
         Close, Config, MAX_MESSAGE,
         packet::{self, Data},
     },
-    forged::{Forged, own_init, stock_init, whole},
+    forged::{ForgedPeer, own_init, stock_init, whole},
 };
 
 /// DATA_CHANNEL_OPEN of a reliable, ordered channel.
@@ -18,7 +18,7 @@ fn fragment(tsn: u32, begin: bool, end: bool, payload: &[u8]) -> Data<'_> {
 
 /// Reason for the end of an association after one chunk; `None` if it stays open.
 fn close_after(kind: u8, flags: u8, body: &[u8]) -> Option<Close> {
-    let mut forged = Forged::stock();
+    let mut forged = ForgedPeer::stock();
     forged.chunk(kind, flags, body);
     let aborts = forged.answers().iter().filter(|answer| answer.kind == packet::ABORT).count();
     assert_eq!(aborts, usize::from(forged.closed == Some(Close::Broken)), "a violation is answered with an ABORT");
@@ -26,8 +26,8 @@ fn close_after(kind: u8, flags: u8, body: &[u8]) -> Option<Close> {
 }
 
 #[test]
-fn chunks_without_negotiation_end_the_association() {
-    let tsn = Forged::stock().tsn.to_be_bytes();
+fn invalid_data_and_unnegotiated_chunks_end_the_association() {
+    let tsn = ForgedPeer::stock().tsn.to_be_bytes();
     let data = [&tsn[..], &[0, 0, 0, 0, 0, 0, 0, 53]].concat();
     let with_payload = [&data[..], b"x"].concat();
     for (kind, flags, body) in [
@@ -60,7 +60,7 @@ fn abort_reset_and_shutdown_of_the_peer_end_the_association() {
 
 #[test]
 fn chunks_under_another_tag_are_ignored() {
-    let mut forged = Forged::stock();
+    let mut forged = ForgedPeer::stock();
     let tag = forged.tag;
     for wrong in [0, tag ^ 1, super::forged::TAG] {
         forged.tag = wrong;
@@ -77,7 +77,7 @@ fn chunks_under_another_tag_are_ignored() {
 
 #[test]
 fn malformed_chunks_and_the_chunks_after_them_are_ignored() {
-    let mut forged = Forged::stock();
+    let mut forged = ForgedPeer::stock();
     let good = forged.packet(|writer| writer.data(&whole(forged.tsn, 0, b"x")));
     for garbage in [&[][..], &[0], &[0, 0, 0], &[0, 0, 0, 3], &[0, 0, 0, 0], &[9, 0, 0xff, 0xff]] {
         let packet = forged.packet(|writer| {
@@ -110,7 +110,7 @@ fn malformed_chunks_and_the_chunks_after_them_are_ignored() {
 #[test]
 fn unknown_chunks_are_skipped_or_end_their_packet_by_their_highest_bit() {
     for (kind, follows) in [(15, false), (0x3f, false), (0x41, false), (0x7f, false), (0x81, true), (0xff, true)] {
-        let mut forged = Forged::stock();
+        let mut forged = ForgedPeer::stock();
         let tsn = forged.tsn;
         forged.send(|writer| {
             writer.data(&whole(tsn, 0, b"before"));
@@ -130,7 +130,7 @@ fn unrecognized(chunk: &[u8]) -> Vec<u8> {
 #[test]
 fn unknown_chunks_are_reported_once_a_second_if_their_second_highest_bit_is_set() {
     for (kind, reported) in [(15, false), (0x3f, false), (0x41, true), (0x7f, true), (0x81, false), (0xc1, true)] {
-        let mut forged = Forged::stock();
+        let mut forged = ForgedPeer::stock();
         for _ in 0..3 {
             (0..10).for_each(|_| forged.chunk(kind, 5, b"other"));
             if reported {
@@ -146,7 +146,7 @@ fn unknown_chunks_are_reported_once_a_second_if_their_second_highest_bit_is_set(
         assert_eq!(forged.closed, None);
     }
     // An ERROR is not answered by another, and known chunks are not reported.
-    let mut forged = Forged::stock();
+    let mut forged = ForgedPeer::stock();
     forged.chunk(packet::ERROR, 0, &unrecognized(&[0xc1, 0, 0, 4]));
     forged.chunk(packet::COOKIE_ACK, 0, &[]);
     assert!(forged.answers().is_empty());
@@ -155,9 +155,9 @@ fn unknown_chunks_are_reported_once_a_second_if_their_second_highest_bit_is_set(
 #[test]
 fn the_report_of_a_long_chunk_is_truncated_to_the_room_in_the_packet() {
     for length in [0, 1, 4, 1_150, 1_167, 1_168, 1_169, 1_171, 1_172, 1_484] {
-        let mut forged = Forged::stock();
+        let mut forged = ForgedPeer::stock();
         forged.chunk(0xc1, 0, &vec![7; length]);
-        forged.association.probe();
+        forged.association.send_heartbeat();
         let answers = forged.answers();
         let kinds: Vec<_> = answers.iter().map(|answer| answer.kind).collect();
         assert_eq!(kinds, [packet::ERROR, packet::HEARTBEAT], "{length} bytes");
@@ -182,16 +182,16 @@ fn the_report_of_a_long_chunk_is_truncated_to_the_room_in_the_packet() {
 
 #[test]
 fn unknown_chunks_before_establishment_are_not_reported() {
-    let mut forged = Forged::connecting(&Config::new(1_195));
+    let mut forged = ForgedPeer::connecting(&Config::new(1_195));
     forged.chunk(0xc1, 0, &[]);
-    let mut listening = Forged::listening(&Config::new(1_195));
+    let mut listening = ForgedPeer::listening(&Config::new(1_195));
     listening.chunk(0xc1, 0, &[]);
     assert!(forged.answers().is_empty() && listening.answers().is_empty());
 }
 
 #[test]
 fn a_heartbeat_is_answered_with_its_info_if_a_packet_has_room() {
-    let mut forged = Forged::stock();
+    let mut forged = ForgedPeer::stock();
     let info = |length: usize| [&[0, 1][..], &(length as u16).to_be_bytes(), &vec![5; length - 4]].concat();
     for length in [4, 5, 44, 1_170] {
         forged.chunk(packet::HEARTBEAT, 0, &info(length));
@@ -216,7 +216,7 @@ fn a_heartbeat_is_answered_with_its_info_if_a_packet_has_room() {
 #[test]
 fn non_binary_messages_end_the_association() {
     for protocol in [0, 51, 52, 54, 56, 57] {
-        let mut forged = Forged::stock();
+        let mut forged = ForgedPeer::stock();
         forged.data(&Data { protocol, ..whole(forged.tsn, 0, b"x") });
         assert_eq!(forged.closed, Some(Close::Broken), "protocol {protocol}");
     }
@@ -225,7 +225,7 @@ fn non_binary_messages_end_the_association() {
 #[test]
 fn more_than_sixteen_whole_messages_in_a_packet_end_the_association() {
     for (messages, closed) in [(16, None), (17, Some(Close::Broken))] {
-        let mut forged = Forged::stock();
+        let mut forged = ForgedPeer::stock();
         let tsn = forged.tsn;
         forged.send(|writer| {
             (0..messages).for_each(|at: u16| writer.data(&whole(tsn.wrapping_add(at.into()), at, b"x")));
@@ -236,7 +236,7 @@ fn more_than_sixteen_whole_messages_in_a_packet_end_the_association() {
 
 #[test]
 fn a_stream_identifier_beyond_the_number_of_streams_ends_the_association() {
-    for (mut forged, streams) in [(Forged::stock(), 4), (Forged::own(), 64)] {
+    for (mut forged, streams) in [(ForgedPeer::stock(), 4), (ForgedPeer::own(), 64)] {
         forged.data(&Data { stream: streams - 1, ..whole(forged.tsn, 0, b"x") });
         assert_eq!(forged.messages.len(), 1);
         forged.data(&Data { stream: streams, ..whole(forged.tsn.wrapping_add(1), 0, b"x") });
@@ -246,7 +246,7 @@ fn a_stream_identifier_beyond_the_number_of_streams_ends_the_association() {
 
 #[test]
 fn a_stream_opens_in_band_once_and_other_dcep_messages_end_the_association() {
-    let mut forged = Forged::stock();
+    let mut forged = ForgedPeer::stock();
     for stream in 0..4 {
         let tsn = forged.tsn.wrapping_add(u32::from(stream) * 2);
         forged.data(&Data { stream, protocol: 50, ..whole(tsn, 0, &OPEN) });
@@ -259,7 +259,7 @@ fn a_stream_opens_in_band_once_and_other_dcep_messages_end_the_association() {
     forged.data(&Data { protocol: 50, ..whole(forged.tsn.wrapping_add(8), 2, &OPEN) });
     assert_eq!(forged.closed, Some(Close::Broken), "opened twice");
     for other in [&[7][..], &[3, 0x80, 0, 0], &[3, 1], &[2, 2], &[3]] {
-        let mut forged = Forged::stock();
+        let mut forged = ForgedPeer::stock();
         forged.data(&Data { protocol: 50, ..whole(forged.tsn, 0, other) });
         assert_eq!(forged.closed, Some(Close::Broken), "{other:?}");
     }
@@ -268,7 +268,7 @@ fn a_stream_opens_in_band_once_and_other_dcep_messages_end_the_association() {
 #[test]
 fn a_message_of_64_kib_arrives_and_a_longer_one_ends_the_association() {
     for (last, arrives) in [(1_024, true), (1_025, false)] {
-        let mut forged = Forged::stock();
+        let mut forged = ForgedPeer::stock();
         let tsn = forged.tsn;
         for number in 0..63 {
             forged.data(&fragment(tsn.wrapping_add(number), number == 0, false, &[1; 1_024]));
@@ -287,7 +287,7 @@ fn inconsistent_fragments_end_the_association() {
         [|data| data.begin = true, |data| data.sequence = 1, |data| data.protocol = 51, |data| data.stream = 1];
     for (number, change) in changes.into_iter().enumerate() {
         for late in [false, true] {
-            let mut forged = Forged::stock();
+            let mut forged = ForgedPeer::stock();
             let tsn = forged.tsn;
             let mut second = fragment(tsn.wrapping_add(1), false, true, b"b");
             change(&mut second);
@@ -303,7 +303,7 @@ fn inconsistent_fragments_end_the_association() {
     }
     // A message without its beginning, or with a skipped sequence number.
     for data in [fragment(0, false, false, b"x"), fragment(0, false, true, b"x"), whole(0, 1, b"x")] {
-        let mut forged = Forged::stock();
+        let mut forged = ForgedPeer::stock();
         forged.data(&Data { tsn: forged.tsn, ..data });
         assert_eq!(forged.closed, Some(Close::Broken));
     }
@@ -311,10 +311,10 @@ fn inconsistent_fragments_end_the_association() {
 
 #[test]
 fn data_of_another_stream_inside_a_message_ends_the_association() {
-    // Its next TSN has arrived with other data, so it would be held indefinitely.
+    // The message's next TSN has arrived with other data, so the message would be held indefinitely.
     for between in [whole(0, 0, b"x"), fragment(0, true, false, b"x")] {
         for gap in [false, true] {
-            let mut forged = Forged::own();
+            let mut forged = ForgedPeer::own();
             let tsn = forged.tsn;
             let between = Data { tsn: tsn.wrapping_add(1), stream: 9, ..between };
             if gap {
@@ -333,7 +333,7 @@ fn data_of_another_stream_inside_a_message_ends_the_association() {
 fn sixty_four_streams_with_an_incomplete_message_each_hold_no_more_than_the_bound() {
     for size in [1, 100, 1_000, 1_160] {
         for spaced in [false, true] {
-            let mut forged = Forged::own();
+            let mut forged = ForgedPeer::own();
             let payload = vec![1; size];
             let mut tsn = forged.tsn.wrapping_add(u32::from(spaced));
             'all: for stream in 0..64 {
@@ -345,7 +345,7 @@ fn sixty_four_streams_with_an_incomplete_message_each_hold_no_more_than_the_boun
                         break 'all;
                     }
                 }
-                // With a hole after each of them, all messages are valid.
+                // With a hole after each message, all messages are valid.
                 tsn = tsn.wrapping_add(u32::from(spaced));
             }
             assert_eq!(forged.closed.is_some(), !spaced);
@@ -356,13 +356,13 @@ fn sixty_four_streams_with_an_incomplete_message_each_hold_no_more_than_the_boun
 #[test]
 fn incomplete_messages_occupy_at_most_the_bound_of_the_window() {
     for size in [1, 500, 1_160] {
-        let mut forged = Forged::own();
+        let mut forged = ForgedPeer::own();
         let payload = vec![1; size];
         let tsn = forged.tsn;
         for number in 1..8_000 {
             forged.data(&Data { stream: (number % 64) as u16, ..whole(tsn.wrapping_add(number), 1, &payload) });
         }
-        let (held, bound) = (forged.association.held(), forged.association.bound());
+        let (held, bound) = (forged.association.held(), forged.association.max_held());
         assert!(held > 1 << 20 && held <= bound, "{held} of {bound}");
         let (cumulative, window, blocks) = forged.answer_sack();
         assert_eq!((cumulative, window), (tsn.wrapping_sub(1), 0));
@@ -377,7 +377,7 @@ fn incomplete_messages_occupy_at_most_the_bound_of_the_window() {
 #[test]
 fn at_most_1024_ranges_are_stored_and_further_ones_are_not_acknowledged() {
     let config = Config { window: 4 << 20, ..Config::new(1_195) };
-    let mut forged = Forged::established(&config, &own_init(u32::MAX - 2));
+    let mut forged = ForgedPeer::established(&config, &own_init(u32::MAX - 2));
     let tsn = forged.tsn;
     for number in 1..1_500_u16 {
         let stream = number % 64;
@@ -395,7 +395,7 @@ fn at_most_1024_ranges_are_stored_and_further_ones_are_not_acknowledged() {
 #[test]
 fn a_tsn_far_ahead_is_dropped_and_the_next_one_still_arrives() {
     for distance in [1 << 16, 1 << 20, (1 << 31) - 1] {
-        let mut forged = Forged::stock();
+        let mut forged = ForgedPeer::stock();
         let tsn = forged.tsn;
         forged.data(&whole(tsn.wrapping_add(distance), 9, b"far"));
         assert_eq!(forged.association.held(), 0);
@@ -407,7 +407,7 @@ fn a_tsn_far_ahead_is_dropped_and_the_next_one_still_arrives() {
 
 #[test]
 fn repeated_data_is_reported_as_duplicate() {
-    let mut forged = Forged::stock();
+    let mut forged = ForgedPeer::stock();
     let tsn = forged.tsn;
     forged.data(&whole(tsn, 0, b"x"));
     forged.data(&whole(tsn.wrapping_add(5), 1, b"y"));
@@ -424,7 +424,7 @@ fn repeated_data_is_reported_as_duplicate() {
 
 #[test]
 fn tsns_and_sequence_numbers_wrap() {
-    let mut forged = Forged::established(&Config::new(1_195), &stock_init(u32::MAX - 1_000));
+    let mut forged = ForgedPeer::established(&Config::new(1_195), &stock_init(u32::MAX - 1_000));
     let tsn = forged.tsn;
     for number in 0..66_000_u32 {
         forged.data(&whole(tsn.wrapping_add(number), number as u16, b"x"));
@@ -434,7 +434,7 @@ fn tsns_and_sequence_numbers_wrap() {
     }
     assert_eq!(forged.messages.len(), 66_000);
     // Gaps across the wrap.
-    let mut forged = Forged::established(&Config::new(1_195), &own_init(u32::MAX - 3));
+    let mut forged = ForgedPeer::established(&Config::new(1_195), &own_init(u32::MAX - 3));
     for number in [2_u32, 3, 5, 6, 8] {
         forged.data(&whole((u32::MAX - 3).wrapping_add(number), number as u16, b"x"));
     }

@@ -2,7 +2,7 @@
 //! during standing queues (draft-ietf-ccwg-bbr-06 §5.5.1, §5.5.10).
 
 use super::model::{LossCount, Sample};
-use super::{BETA, Bbr, BbrState, ProbePhase, STANDING_QUEUE, UNBOUNDED, Undo, percent, scale};
+use super::{BETA, Bbr, BbrState, MIN_STANDING_QUEUE, ProbePhase, UNBOUNDED, Undo, percent, scale};
 use crate::base::Counter as _;
 
 /// Decrease of the cruising gain in percent, for a queue of one round trip (of 40 ms if the round trip is shorter).
@@ -34,7 +34,7 @@ const UNDO_ROUNDS: u64 = 16;
 
 impl Bbr {
     /// Assigns an acknowledgement to a round, and measures the delays of the round.
-    pub(super) fn update_round(&mut self, sample: &Sample, rtt: Option<u64>, queued: Option<u64>) {
+    pub(super) fn update_round(&mut self, sample: &Sample, rtt: Option<u64>, queueing_delay: Option<u64>) {
         self.rounds.started = sample.prior_delivered >= self.rounds.end;
         if self.rounds.started {
             self.start_round();
@@ -49,12 +49,12 @@ impl Bbr {
             }
         }
         let Some(rtt) = rtt else { return };
-        let forward_rtt = match (self.min_rtt.value(), queued) {
-            (Some(min_rtt), Some(queued)) => rtt.min(min_rtt.saturating_add(queued)),
+        let forward_rtt = match (self.min_rtt.value(), queueing_delay) {
+            (Some(min_rtt), Some(queueing_delay)) => rtt.min(min_rtt.saturating_add(queueing_delay)),
             _ => rtt,
         };
         self.rounds.min_rtt = self.rounds.min_rtt.min(forward_rtt);
-        if queued.is_some() {
+        if queueing_delay.is_some() {
             let [current, _] = &mut self.rounds.return_delay;
             *current = (*current).min(rtt.saturating_sub(forward_rtt));
         }
@@ -71,7 +71,7 @@ impl Bbr {
         }
         self.rounds.foreign_rtt = self.rounds.foreign_rtt.min(lowest);
         let base = min_rtt.max(self.rounds.foreign_rtt);
-        let queueing = lowest > base.saturating_add(STANDING_QUEUE.max(min_rtt >> 2));
+        let queueing = lowest > base.saturating_add(MIN_STANDING_QUEUE.max(min_rtt >> 2));
         let was_lowest = self.rounds.cruise_gain == MIN_CRUISE_GAIN;
         let applied = match self.state {
             BbrState::ProbeBw(ProbePhase::Down | ProbePhase::Cruise) => self.reacts_to_queue(),
@@ -80,35 +80,35 @@ impl Bbr {
         };
         self.adapt_cruise_gain(lowest.saturating_sub(base), queueing, applied);
         if !queueing {
-            (self.rounds.queueing, self.rounds.startup_at_cruise_gain) = (0, false);
+            (self.rounds.queueing_rounds, self.rounds.startup_at_cruise_gain) = (0, false);
             return;
         }
-        if self.rounds.queueing == 0 {
+        if self.rounds.queueing_rounds == 0 {
             (self.rounds.queue_start_rtt, self.rounds.slowest_rounds) = (lowest, 0);
         }
-        self.rounds.queueing.increment();
-        self.rounds.startup_at_cruise_gain = self.limited && self.rounds.queueing >= STARTUP_QUEUE_ROUNDS;
+        self.rounds.queueing_rounds.increment();
+        self.rounds.startup_at_cruise_gain = self.limited && self.rounds.queueing_rounds >= STARTUP_QUEUE_ROUNDS;
         if was_lowest && applied {
             self.rounds.slowest_rounds.increment();
         }
         let half = self.rounds.queue_start_rtt.saturating_sub(base) / 2;
         if self.rounds.slowest_rounds >= FOREIGN_DELAY_ROUNDS && lowest > base.saturating_add(half) {
             (self.rounds.queue_start_rtt, self.rounds.slowest_rounds) = (lowest, 0);
-            // The cap of a quarter is above the jitter of most lines, and below the queue of many such senders.
+            // A quarter exceeds the jitter of most lines, and bounds the queue that several senders with this rule cause.
             let foreign_rtt = lowest.min(min_rtt.saturating_add(min_rtt >> 2));
             if foreign_rtt > self.rounds.foreign_rtt {
                 self.rounds.foreign_rtt = foreign_rtt;
                 self.rounds.cruise_level = 100 * LEVEL_STEPS;
-                (self.rounds.queueing, self.rounds.startup_at_cruise_gain) = (0, false);
+                (self.rounds.queueing_rounds, self.rounds.startup_at_cruise_gain) = (0, false);
             }
         }
     }
 
-    /// Sets the cruising gain after a round with a queue of `queue` nanoseconds. A standing queue lowers the level if
-    /// the gain `applied` in the round. Below the full level, the gain also falls in proportion to the queue.
+    /// Sets the cruising gain after a round with a queue of `queue` nanoseconds. A `standing` queue lowers the level if
+    /// the cruising gain was `applied` in the round. Below the full level, the gain also falls in proportion to the queue.
     fn adapt_cruise_gain(&mut self, queue: u64, standing: bool, applied: bool) {
-        let reference = self.min_rtt.value().unwrap_or(0).max(STANDING_QUEUE.saturating_mul(4));
-        // A sixteenth counts as jitter of an empty line.
+        let reference = self.min_rtt.value().unwrap_or(0).max(MIN_STANDING_QUEUE.saturating_mul(4));
+        // A sixteenth of the reference counts as jitter of an empty line.
         let queue = queue.saturating_sub(reference >> 4);
         let level = self.rounds.cruise_level;
         let level = match (standing, queue) {
@@ -135,21 +135,21 @@ impl Bbr {
             return;
         }
         self.latest.end = self.delivered;
-        if core::mem::take(&mut self.latest.loss) && self.losses.too_high(0, self.limits.segment) {
+        if core::mem::take(&mut self.latest.loss) && self.losses.is_too_high(0, self.sizes.segment) {
             self.cut_after_loss(sample);
             self.losses = LossCount::default();
         }
-        self.losses.end_round(self.limits.segment);
+        self.losses.end_round(self.sizes.segment);
     }
 
     /// Cuts the bounds after a round with too high a loss rate.
     fn cut_after_loss(&mut self, sample: &Sample) {
-        let heavy = self.losses.heavy(self.limits.segment);
+        let heavy = self.losses.is_heavy(self.sizes.segment);
         match self.state {
             // While the rate grows without a standing queue, losses count as random, even in long bursts. Without data
             // the growth can't be measured, so heavy loss ends Startup.
             BbrState::Startup
-                if self.full_pipe.is_slowing() || self.rounds.queueing > 0 || (heavy && sample.limited) =>
+                if self.full_pipe.is_slowing() || self.rounds.queueing_rounds > 0 || (heavy && sample.limited) =>
             {
                 self.save_undo(self.losses, 0);
                 self.end_startup_after_loss();
@@ -191,12 +191,12 @@ impl Bbr {
         self.short_in_flight = percent(in_flight, BETA).max(delivered);
     }
 
-    /// Lowers the long-term bound after heavy loss, also outside a probe. Many senders with a few packets in flight
-    /// each can fill the queue without probing, and the short-term bounds last only for the cycle.
+    /// Lowers the long-term bound after heavy loss, also outside a probe. Many senders, each with a few packets in
+    /// flight, can fill the queue without probing, and the short-term bounds last for one cycle only.
     fn lower_long_bound(&mut self) {
         self.probe.was_too_high = true;
         let bound = percent(self.bdp(100).min(self.window), BETA).max(self.losses.acked_in_round());
-        self.long_in_flight = self.long_in_flight.min(bound.max(self.limits.min_window()));
+        self.long_in_flight = self.long_in_flight.min(bound.max(self.sizes.min_window()));
     }
 
     pub(super) fn reset_short_bounds(&mut self) {
@@ -204,8 +204,8 @@ impl Bbr {
         self.short_in_flight = UNBOUNDED;
     }
 
-    /// Saves the model before a cut because of `losses`, judged over at least `volume` bytes. Cuts within
-    /// [`UNDO_ROUNDS`] are undone together.
+    /// Saves the model before a cut that `losses` cause, judged over at least `volume` bytes. Cuts within [`UNDO_ROUNDS`]
+    /// are undone together.
     pub(super) fn save_undo(&mut self, losses: LossCount, volume: u64) {
         if let Some(undo) = &mut self.undo {
             // `on_lost` has counted the losses since the first cut.

@@ -75,7 +75,8 @@ impl MaxBandwidth {
         }
     }
 
-    /// Starts a new cycle, unless the current one has no sample. So an application-limited cycle expires no estimate.
+    /// Starts a new cycle, unless the current one has no sample. So the estimate remains after an application-limited
+    /// cycle.
     pub(super) fn advance(&mut self) {
         if self.current > 0 {
             self.previous = self.current;
@@ -87,8 +88,10 @@ impl MaxBandwidth {
 /// Lowest round trip, by two filters (§5.3.4.3): one schedules ProbeRTT, the other feeds the model. Nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MinRtt {
+    /// The model's lowest round trip, and its time.
     value: u64,
     stamp: u64,
+    /// Lowest round trip since ProbeRTT was last due, and the time from which the next interval counts.
     probe_value: u64,
     probe_stamp: u64,
     /// Lowest round trip ever.
@@ -135,7 +138,7 @@ impl MinRtt {
             self.drained = now;
             self.probe_stamp = now;
         }
-        // A marked dip shows that other senders are in ProbeRTT. Senders that restart their intervals at the same dip
+        // A large decrease shows that other senders are in ProbeRTT. Senders that restart their intervals at this time
         // enter the next ProbeRTT together. The limit of two intervals is for a slowly shrinking queue, which must not
         // delay ProbeRTT indefinitely.
         let dip = rtt < self.probe_value.saturating_sub(self.probe_value >> 4)
@@ -170,10 +173,15 @@ impl MinRtt {
 /// Bytes acknowledged in excess of the estimated bandwidth, by aggregation of acknowledgements (§5.5.9).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Aggregation {
+    /// Start of the measurement, in nanoseconds.
     since: u64,
+    /// Bytes acknowledged since the start.
     acked: u64,
+    /// Largest excess in the current half window.
     current: u64,
+    /// Largest excess in the previous half window.
     previous: u64,
+    /// Round in which the current half window began.
     half_started: u64,
 }
 
@@ -215,10 +223,14 @@ impl Aggregation {
 /// Detects that faster sending no longer raises the delivery rate (§5.3.1.2).
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct FullPipe {
+    /// Delivery rate from which growth is measured, in bytes a second.
     baseline: u64,
+    /// Highest delivery rate of the current round.
     round_rate: u64,
+    /// Consecutive rounds without growth.
     rounds: u8,
-    now: bool,
+    /// The pipe is full in the current probe.
+    full: bool,
     /// The pipe has been full at least once.
     pub(super) reached: bool,
 }
@@ -229,12 +241,12 @@ impl FullPipe {
         self.baseline = rate;
         self.round_rate = 0;
         self.rounds = 0;
-        self.now = false;
+        self.full = false;
     }
 
     /// Whether the pipe is full in the current probe.
     pub(super) fn is_full(&self) -> bool {
-        self.now
+        self.full
     }
 
     /// Whether the rate did not grow in at least one round.
@@ -254,7 +266,7 @@ impl FullPipe {
 
     fn end_round(&mut self) {
         let rate = core::mem::take(&mut self.round_rate);
-        if self.now || rate == 0 {
+        if self.full || rate == 0 {
             return;
         }
         if rate >= self.baseline.saturating_add(self.baseline >> 2) {
@@ -263,7 +275,7 @@ impl FullPipe {
         }
         self.rounds.increment();
         if self.rounds >= FULL_ROUNDS {
-            self.now = true;
+            self.full = true;
             self.reached = true;
         }
     }
@@ -281,7 +293,7 @@ pub(super) struct LossCount {
 }
 
 impl LossCount {
-    /// The share of `in_flight` bytes that was not lost.
+    /// The bytes among `in_flight` that would be delivered at this loss rate.
     pub(super) fn delivered_of(&self, in_flight: u64) -> u64 {
         scale(in_flight, self.acked, self.volume().max(1))
     }
@@ -299,12 +311,12 @@ impl LossCount {
 
     /// Whether the loss rate exceeds 2 % by two standard deviations: `lost - 2 * sqrt(lost)` is more than 2 % of the
     /// volume, which is at least `volume` bytes and 250 segments.
-    pub(super) fn too_high(&self, volume: u64, segment: u64) -> bool {
+    pub(super) fn is_too_high(&self, volume: u64, segment: u64) -> bool {
         self.exceeds(2, volume.max(segment.saturating_mul(MIN_LOSS_PACKETS)), segment)
     }
 
     /// Whether the loss rate exceeds 8 % with the same confidence, over any volume.
-    pub(super) fn heavy(&self, segment: u64) -> bool {
+    pub(super) fn is_heavy(&self, segment: u64) -> bool {
         self.exceeds(8, 0, segment)
     }
 

@@ -7,22 +7,22 @@ use super::{BETA, Bbr, BbrState, Feedback, ProbePhase, UNBOUNDED, WITHOUT_HEADRO
 /// Time with few bytes in flight to measure the round trip (`ProbeRTTDuration`), in nanoseconds.
 const PROBE_RTT_DURATION: u64 = 200_000_000;
 
-/// Shortest time between bandwidth probes, in nanoseconds (§5.3.3.3).
-const PROBE_WAIT: u64 = 2 * SECOND;
-/// Largest random time added to [`PROBE_WAIT`], in nanoseconds.
-const PROBE_WAIT_RANDOM: u64 = SECOND;
+/// Shortest wait for the next bandwidth probe, in nanoseconds, unless [`MAX_RENO_ROUNDS`] ends the wait (§5.3.3.3).
+const MIN_PROBE_WAIT: u64 = 2 * SECOND;
+/// Largest random time added to the wait, in nanoseconds.
+const MAX_RANDOM_PROBE_WAIT: u64 = SECOND;
 
-/// Factor by which probes are more frequent on a short path, where conditions change within milliseconds.
-const SHORT_PATH_PROBES: u64 = 8;
+/// Divisor of the wait on a short path, where conditions change within milliseconds.
+const SHORT_PATH_PROBE_FACTOR: u64 = 8;
 
 /// Most rounds between probes, to coexist with Reno (§5.3.3.3).
-const RENO_ROUNDS: u64 = 63;
+const MAX_RENO_ROUNDS: u64 = 63;
 
-/// Rounds of UP after which a standing queue ends it.
+/// Rounds of UP after which a standing queue ends the probe.
 const QUEUEING_ROUNDS: u64 = 2;
 
-/// Most rounds of Drain.
-const DRAIN_ROUNDS: u64 = 3;
+/// Most rounds of Drain after the round in which it began.
+const MAX_DRAIN_ROUNDS: u64 = 3;
 
 impl Bbr {
     pub(super) fn is_probe_rtt(&self) -> bool {
@@ -35,7 +35,7 @@ impl Bbr {
             return UNBOUNDED;
         }
         let bound = percent(self.long_in_flight, WITHOUT_HEADROOM);
-        bound.min(self.long_in_flight.saturating_sub(self.limits.segment)).max(self.limits.min_window())
+        bound.min(self.long_in_flight.saturating_sub(self.sizes.segment)).max(self.sizes.min_window())
     }
 
     /// Bytes in flight that leave no queue.
@@ -46,7 +46,7 @@ impl Bbr {
     /// Largest window during ProbeRTT, in bytes.
     pub(super) fn probe_rtt_window(&self) -> u64 {
         let (_, gain) = BbrState::ProbeRtt { done_at: None, round_done: false }.gains();
-        self.bdp(gain).saturating_add(self.return_path_bytes()).max(self.limits.min_window())
+        self.bdp(gain).saturating_add(self.return_path_bytes()).max(self.sizes.min_window())
     }
 
     /// Transitions after an acknowledgement, except those of ProbeRTT (`UpdateModelAndState`).
@@ -55,7 +55,8 @@ impl Bbr {
             self.state = BbrState::Drain { start_round: self.rounds.count };
         }
         if let BbrState::Drain { start_round } = self.state
-            && (ack.in_flight <= self.drained_volume() || self.rounds.count > start_round.saturating_add(DRAIN_ROUNDS))
+            && (ack.in_flight <= self.drained_volume()
+                || self.rounds.count > start_round.saturating_add(MAX_DRAIN_ROUNDS))
         {
             self.start_down(now);
         }
@@ -89,8 +90,8 @@ impl Bbr {
         self.losses = LossCount::default();
         self.probe.up_acked_per_segment = UNBOUNDED;
         self.probe.rounds_since = self.random.below(2);
-        let wait = PROBE_WAIT.saturating_add(self.random.below(PROBE_WAIT_RANDOM));
-        self.probe.wait = if self.is_short_path() { wait / SHORT_PATH_PROBES } else { wait };
+        let wait = MIN_PROBE_WAIT.saturating_add(self.random.below(MAX_RANDOM_PROBE_WAIT));
+        self.probe.wait = if self.is_short_path() { wait / SHORT_PATH_PROBE_FACTOR } else { wait };
         self.probe.cycle_start = now;
         self.probe.feedback = Feedback::Stopping;
         self.start_round();
@@ -126,14 +127,14 @@ impl Bbr {
         if now > self.probe.cycle_start.saturating_add(self.probe.wait) {
             return true;
         }
-        // A short path has thousands of rounds a second. After a probe with too much loss, or with a standing queue,
-        // earlier probes would do harm.
-        let queueing = self.rounds.queueing > 0 && self.reacts_to_queue();
+        // A short path has thousands of rounds a second. After a probe with too much loss, or with a standing queue, an
+        // earlier probe would cause more loss or a longer queue.
+        let queueing = self.rounds.queueing_rounds > 0 && self.reacts_to_queue();
         if self.is_short_path() || self.probe.was_too_high || queueing {
             return false;
         }
-        let packets = self.bdp(100).min(self.window).checked_div(self.limits.segment).unwrap_or(0);
-        self.probe.rounds_since >= packets.min(RENO_ROUNDS)
+        let packets = self.bdp(100).min(self.window).checked_div(self.sizes.segment).unwrap_or(0);
+        self.probe.rounds_since >= packets.min(MAX_RENO_ROUNDS)
     }
 
     /// `IsTimeToCruise`.
@@ -148,7 +149,7 @@ impl Bbr {
             return true;
         }
         // A whole round of the probe had a standing queue, so there is no more bandwidth.
-        if self.rounds.queueing > 0
+        if self.rounds.queueing_rounds > 0
             && self.reacts_to_queue()
             && self.rounds.count >= self.probe.up_start.saturating_add(QUEUEING_ROUNDS)
         {
@@ -165,7 +166,7 @@ impl Bbr {
     fn steepen_growth(&mut self) {
         let divisor = 1_u64.checked_shl(self.probe.up_rounds).unwrap_or(u64::MAX);
         self.probe.up_rounds = self.probe.up_rounds.saturating_add(1).min(30);
-        self.probe.up_acked_per_segment = self.window.checked_div(divisor).unwrap_or(0).max(self.limits.segment);
+        self.probe.up_acked_per_segment = self.window.checked_div(divisor).unwrap_or(0).max(self.sizes.segment);
     }
 
     /// `ProbeInflightLongtermUpward`.
@@ -177,7 +178,7 @@ impl Bbr {
         let step = self.probe.up_acked_per_segment.max(1);
         let segments = self.probe.up_acked.checked_div(step).unwrap_or(0);
         self.probe.up_acked = self.probe.up_acked.checked_rem(step).unwrap_or(0);
-        self.long_in_flight = self.long_in_flight.saturating_add(segments.saturating_mul(self.limits.segment));
+        self.long_in_flight = self.long_in_flight.saturating_add(segments.saturating_mul(self.sizes.segment));
         if self.rounds.started {
             self.steepen_growth();
         }
@@ -191,9 +192,10 @@ impl Bbr {
         if self.probe.sampling && sample.prior_delivered >= self.probe.from {
             self.probe.losses.acked = self.probe.losses.acked.saturating_add(ack.acked);
             if self.rounds.started {
-                self.probe.losses.end_round(self.limits.segment);
+                self.probe.losses.end_round(self.sizes.segment);
             }
         }
+        // More than 2 % of the data in flight was lost: the bound is not raised.
         let lost = ack.total_lost.saturating_sub(sample.prior_lost);
         if lost.saturating_mul(50) > sample.tx_in_flight || self.long_in_flight == UNBOUNDED {
             return false;

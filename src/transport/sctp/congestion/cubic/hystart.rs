@@ -7,8 +7,8 @@ const MIN_INCREASE: u64 = 4_000_000;
 /// Upper bound of that increase (`MAX_RTT_THRESH`), in nanoseconds.
 const MAX_INCREASE: u64 = 16_000_000;
 
-/// Samples needed in a round before its minimum counts (`N_RTT_SAMPLE`).
-const SAMPLES: u32 = 8;
+/// Smallest number of samples in a round for the round's minimum to count (`N_RTT_SAMPLE`).
+const MIN_SAMPLES: u32 = 8;
 
 /// Divisor of growth in conservative slow start (`CSS_GROWTH_DIVISOR`).
 const CONSERVATIVE_DIVISOR: u64 = 4;
@@ -19,6 +19,7 @@ const CONSERVATIVE_ROUNDS: u32 = 5;
 /// Conservative slow start, which checks whether the round-trip increase persists.
 #[derive(Clone, Copy, Debug)]
 struct Conservative {
+    /// Round trip below which the increase has not persisted, in nanoseconds.
     baseline: u64,
     rounds: u32,
 }
@@ -58,7 +59,7 @@ impl HyStart {
         let Some(rtt) = rtt else { return exit };
         self.current_min = self.current_min.min(rtt);
         self.samples.increment();
-        if self.samples < SAMPLES || self.last_min == u64::MAX {
+        if self.samples < MIN_SAMPLES || self.last_min == u64::MAX {
             return exit;
         }
         match self.conservative {
@@ -79,7 +80,7 @@ impl HyStart {
         if self.conservative.is_some() { acked / CONSERVATIVE_DIVISOR } else { acked }
     }
 
-    /// Whether slow start is conservative, after an increase of the round trip.
+    /// Whether slow start is conservative because the round trip has increased.
     pub(super) fn is_conservative(&self) -> bool {
         self.conservative.is_some()
     }

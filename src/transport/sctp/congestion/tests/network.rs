@@ -1,9 +1,8 @@
 //! A flow model in virtual time: senders over one bottleneck, with ideal loss detection and an acknowledgement for each
 //! packet.
 //!
-//! A packet reaches the bottleneck at once. Its acknowledgement returns after the queue, the transmission and the
-//! whole propagation delay. The sender detects a drop a quarter of a round trip after the acknowledgement would have
-//! arrived.
+//! A packet reaches the bottleneck without delay. Its acknowledgement arrives after the queue, the transmission and the
+//! whole round trip without queue. The sender detects a drop a quarter of that round trip later.
 
 use core::cmp::Reverse;
 use core::time::Duration;
@@ -16,13 +15,13 @@ pub(super) const SEGMENT: u64 = 1200;
 pub(super) const MILLISECOND: u64 = 1_000_000;
 pub(super) const SECOND: u64 = 1_000_000_000;
 
-/// Lead of a pacer over its schedule, in nanoseconds.
+/// Largest lead of a pacer over its schedule, in nanoseconds.
 const QUANTUM: u64 = MILLISECOND;
 
-pub(super) fn limits() -> ControllerSizes {
+pub(super) fn sizes() -> ControllerSizes {
     ControllerSizes {
         segment: SEGMENT,
-        short_path_window: 256 << 10,
+        min_short_path_window: 256 << 10,
         short_path: Duration::from_millis(2),
         max_window: 32 << 20,
     }
@@ -71,7 +70,8 @@ pub(super) struct Path {
     pub(super) jitter: u64,
     /// Acknowledgements arrive only at multiples of this.
     pub(super) grid: u64,
-    /// Mean interval between pauses of the bottleneck, and their length, as of a process that waits for a processor.
+    /// Mean interval between pauses of the bottleneck, and length of a pause. Such a bottleneck is a receiving process that
+    /// waits for a processor.
     pub(super) pauses: Option<(u64, u64)>,
     /// Rate and depth in bytes of a token bucket before the queue.
     pub(super) policer: Option<(u64, u64)>,
@@ -131,7 +131,9 @@ pub(super) struct Flow {
     pub(super) control: Control,
     pub(super) source: Source,
     start: u64,
+    /// Bytes that the source has supplied and the sender has not sent.
     available: u64,
+    /// Time of the source's next output.
     fed_until: u64,
     next_id: u64,
     next_send: u64,
@@ -141,21 +143,25 @@ pub(super) struct Flow {
     pub(super) delivered: u64,
     delivered_at: u64,
     first_sent: u64,
+    /// Identifier of the most recently sent packet among the acknowledged ones.
     newest: u64,
+    /// Packets sent before this many bytes are delivered are application-limited; zero for none.
     app_limited: u64,
     total_lost: u64,
-    /// Bytes lost and sent since [`Network::reset_statistics`].
+    /// Bytes lost since [`Network::reset_statistics`].
     pub(super) lost: u64,
+    /// Bytes sent since [`Network::reset_statistics`].
     pub(super) sent: u64,
     /// State changes with their times.
     pub(super) states: Vec<(u64, &'static str)>,
+    /// Smallest congestion window so far, in bytes.
     pub(super) min_window: u64,
 }
 
 impl Flow {
     pub(super) fn new(algorithm: Algorithm, start: u64, source: Source, seed: u64) -> Self {
         Self {
-            control: Control::new(algorithm, limits(), Instant::from_nanos(start), seed),
+            control: Control::new(algorithm, sizes(), Instant::from_nanos(start), seed),
             source,
             start,
             available: 0,
@@ -194,7 +200,7 @@ impl Flow {
         Some(self.fed_until)
     }
 
-    /// Replaces the source, without its unsent data.
+    /// Replaces the source and discards its unsent data.
     pub(super) fn set_source(&mut self, source: Source) {
         self.source = source;
         self.available = 0;
@@ -218,6 +224,7 @@ pub(super) struct Network {
     events: BinaryHeap<Reverse<(u64, usize, u64, Event)>>,
     order: u64,
     random: Random,
+    /// Time at which the bottleneck has sent its backlog.
     busy_until: u64,
     /// Packets still to drop in the current burst of losses.
     losing: u64,
@@ -361,7 +368,7 @@ impl Network {
             delivered: flow.delivered,
             total_lost: flow.total_lost,
             rtt: newest.map(|packet| Duration::from_nanos(now - packet.sent_at)),
-            queued: None,
+            queueing_delay: None,
             rate,
             window_limited: prior_in_flight + SEGMENT > flow.control.window(),
         });
@@ -475,7 +482,7 @@ impl Network {
     fn is_policed(&mut self) -> bool {
         let Some((rate, depth)) = self.path.policer else { return false };
         let (tokens, at) = self.tokens;
-        // Only whole bytes are added; the time of the remainder still counts.
+        // Only whole bytes are added. The time of the remainder counts towards the next byte.
         let gained = (self.now - at) * rate / SECOND;
         let at = at + gained * SECOND / rate;
         let tokens = (tokens + gained).min(depth);
