@@ -71,7 +71,7 @@ enum PeerEvent {
     Message(Lane, Slots),
     /// A message that ends the link: text, too long, or beyond [`BrowserCaps::max_waiting`].
     Unacceptable,
-    /// The peer's state changed.
+    /// The state of the peer connection or of a lane has changed.
     Changed,
     /// Offer and answer are set; SHA-256 of the certificate in the offer.
     Negotiated([u8; 32]),

@@ -165,7 +165,7 @@ impl PeerConnection {
         self.shared.changed.set(false);
     }
 
-    /// Subtracts a message that the driver has taken from the waiting bytes.
+    /// Subtracts a message from the waiting bytes, after the driver has taken the message.
     pub(super) fn handle_taken(&self, message: &Slots) {
         self.shared.waiting.set(self.shared.waiting.get().saturating_sub(cost(message.len())));
     }

@@ -38,6 +38,7 @@ const MAX_PLAINTEXT: usize = 1 << 14;
 /// Most records read from one datagram. Further records are dropped as if lost. Stock peers send one.
 const MAX_RECORDS: usize = 16;
 
+/// Content types of records (RFC 5246 §6.2.1).
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
 const DATA: u8 = 23;

@@ -1,7 +1,7 @@
 //! Stateless STUN binding responses (RFC 8489) of an ICE-lite agent (RFC 8445 §2.5).
 //!
-//! The answer to a check with our user name and password is its source address. Other datagrams have no answer. The
-//! password is public, so a check does not authenticate its sender. An answer is therefore never larger than the
+//! A check with our user name and password is answered with the check's source address. Other datagrams have no answer.
+//! The password is public, so a check does not authenticate its sender. An answer is therefore never larger than the
 //! request (`proto/01-transport.md` §2).
 
 use std::net::{IpAddr, SocketAddr};
@@ -11,7 +11,9 @@ use sha1::Sha1;
 
 use super::Ice;
 
+/// The magic cookie (RFC 8489 §5).
 const MAGIC: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
+/// Bytes of the message header.
 const HEADER: usize = 20;
 const BINDING_REQUEST: [u8; 2] = [0, 1];
 const USERNAME: u16 = 0x0006;
@@ -20,6 +22,7 @@ const MESSAGE_INTEGRITY: u16 = 0x0008;
 const INTEGRITY_LENGTH: usize = 24;
 /// Bytes of a FINGERPRINT attribute with its header.
 const FINGERPRINT_LENGTH: usize = 8;
+/// Mask of the CRC-32 in a FINGERPRINT (RFC 8489 §14.7).
 const FINGERPRINT_XOR: u32 = 0x5354_554e;
 
 /// Whether a datagram is STUN rather than DTLS (RFC 7983 §7).
@@ -27,7 +30,8 @@ pub(super) fn is_stun(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| *first < 4) && datagram.get(4..8) == Some(&MAGIC)
 }
 
-/// The answer to a binding request with our user name and password; `None` for other datagrams.
+/// The answer to a binding request with our user name and password. `None` for other datagrams, and if the answer would
+/// be larger than the request.
 pub(super) fn answer(ice: &Ice, from: SocketAddr, request: &[u8]) -> Option<Vec<u8>> {
     let transaction = verified_transaction(ice, request)?;
     let answer = success(ice, from, transaction)?;

@@ -67,9 +67,9 @@ pub enum AssociationEvent {
     },
     /// A whole message arrived.
     Message {
-        /// Its stream.
+        /// The stream of the message.
         stream: u16,
-        /// Its bytes: 1 to [`MAX_MESSAGE`](super::MAX_MESSAGE).
+        /// The bytes of the message: 1 to [`MAX_MESSAGE`](super::MAX_MESSAGE).
         message: Slots,
     },
     /// The association ended; no event follows.
@@ -109,6 +109,7 @@ pub struct Association {
     state: AssociationState,
     local_tag: u32,
     local_tsn: u32,
+    /// State Cookie of this end's INIT ACK.
     cookie: [u8; 16],
     /// The clock for the arrival times that this end sends.
     clock: ArrivalClock,
@@ -141,7 +142,7 @@ pub struct Association {
 }
 
 impl Association {
-    /// The end that waits for the peer's INIT.
+    /// An association that waits for the peer's INIT.
     pub fn accept(config: &Config, now: Instant, rng: &mut impl CryptoRng) -> Self {
         let local_tsn = rng.random();
         let send_config = SendConfig {
@@ -176,7 +177,7 @@ impl Association {
         }
     }
 
-    /// The end that sends the INIT.
+    /// An association that sends the INIT.
     pub fn connect(config: &Config, now: Instant, rng: &mut impl CryptoRng) -> Self {
         let mut this = Self::accept(config, now, rng);
         this.state = AssociationState::CookieWait(Attempts::new(now));
@@ -200,7 +201,7 @@ impl Association {
             if chunk.requests_report() {
                 self.report(now, &chunk);
             }
-            // RFC 9260 §3.2: the rest of the packet after such a chunk is ignored.
+            // The rest of the packet is ignored (RFC 9260 §3.2).
             if chunk.ends_packet() {
                 break;
             }

@@ -127,7 +127,7 @@ impl Receiver {
         }
     }
 
-    /// Bytes held for incomplete messages.
+    /// Bytes held for incomplete messages and out-of-order fragments.
     pub(super) const fn held(&self) -> usize {
         self.held
     }
@@ -193,8 +193,8 @@ impl Receiver {
         }
     }
 
-    /// Ends a packet with DATA: sets the time of its SACK and adapts the window. `round_trip` is the smoothed one of
-    /// the sending half.
+    /// Ends a packet with DATA: sets the time of its SACK and adapts the window. `round_trip` is the smoothed
+    /// round trip of the sending half.
     pub(super) fn handle_packet_end(&mut self, now: Instant, round_trip: Duration) {
         let AckPolicy { first_delayed, packets_per_sack, max_delay, .. } = self.ack_policy;
         self.packets = self.packets.saturating_add(1).min(first_delayed);
@@ -313,7 +313,7 @@ impl Receiver {
     }
 }
 
-/// The 64-bit number of a peer's first TSN. It is at least 2³², so that no TSN before it is negative.
+/// The 64-bit number of a peer's first TSN: at least 2³², so that no earlier TSN is negative.
 fn expand_first(first: u32) -> u64 {
     u64::from(first) | 1 << 32
 }

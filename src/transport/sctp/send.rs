@@ -49,7 +49,7 @@ const MAX_LOSSES: u8 = 24;
 const IMMEDIATE_SACK_THRESHOLD: u64 = 10;
 
 /// A queued message, not completely sent.
-struct Unsent {
+struct UnsentMessage {
     stream: u16,
     protocol: u32,
     bytes: Arc<Slots>,
@@ -74,8 +74,8 @@ struct Flight {
     end: bool,
     /// The message that contains the TSN; `None` once the TSN is acknowledged.
     message: Option<Arc<Slots>>,
-    /// Offset in the message.
-    from: usize,
+    /// Offset of the payload in the message.
+    offset: usize,
     length: u64,
     state: ChunkState,
     retransmitted: bool,
@@ -204,7 +204,7 @@ pub(super) struct SendHalf {
     config: SendConfig,
     peer: PeerParameters,
     sizes: ControllerSizes,
-    unsent: VecDeque<Unsent>,
+    unsent: VecDeque<UnsentMessage>,
     unsent_bytes: usize,
     /// Sequence number of the next message of each stream.
     sequences: Vec<u16>,
@@ -344,7 +344,7 @@ impl SendHalf {
         self.arrival = arrival;
     }
 
-    /// Queues a message; `false` if it is empty or the peer has no such stream.
+    /// Queues a message; `false` if the message is empty or the stream does not exist.
     pub(super) fn send(&mut self, now: Instant, stream: u16, protocol: u32, bytes: Slots) -> bool {
         if usize::from(stream) >= self.sequences.len() || bytes.is_empty() {
             return false;
@@ -355,7 +355,7 @@ impl SendHalf {
             self.delivery.app_limited_until = self.delivery.delivered.saturating_add(self.in_flight).max(1);
         }
         self.unsent_bytes = self.unsent_bytes.saturating_add(bytes.len());
-        self.unsent.push_back(Unsent { stream, protocol, bytes: Arc::new(bytes), sent: 0 });
+        self.unsent.push_back(UnsentMessage { stream, protocol, bytes: Arc::new(bytes), sent: 0 });
         true
     }
 

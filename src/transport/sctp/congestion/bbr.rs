@@ -1,7 +1,7 @@
 //! BBR, version 3: congestion control from a model of the path's bandwidth and round trip (draft-ietf-ccwg-bbr-06).
 //!
-//! The controller paces at the highest delivery rate of the last two probing cycles and caps the bytes in flight at
-//! twice the bandwidth-delay product. Loss lowers both only if the loss rate is too high to be random. Section numbers
+//! The controller paces at the highest delivery rate of the last two probing cycles, and caps the bytes in flight at
+//! about twice the bandwidth-delay product. Loss lowers both only if the loss rate is too high to be random. Section numbers
 //! in comments are those of the draft.
 //!
 //! Differences from the draft, with the reasons in `docs/transport.md` or beside the code:

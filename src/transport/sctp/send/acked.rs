@@ -26,7 +26,7 @@ impl AckedRanges {
     }
 
     /// Appends to `new_ranges` the parts of `from..=to` that are not acknowledged yet. `at` is the index at which the
-    /// search begins, 0 for the first block of a SACK. It is advanced for the next block.
+    /// search begins: 0 for the first block of a SACK. The call advances `at` for the next block.
     pub(super) fn collect_new(&self, from: u64, to: u64, at: &mut usize, new_ranges: &mut Vec<(u64, u64)>) {
         let mut from = from;
         while self.ranges.get(*at).is_some_and(|range| range.1 < from) {

@@ -151,8 +151,8 @@ impl SendHalf {
         }
     }
 
-    /// Handles a retransmission timeout (RFC 8985 §6.3). The first TSN counts as lost. So does each TSN
-    /// whose age is at least the smoothed round trip plus the reordering window.
+    /// Handles a retransmission timeout (RFC 8985 §6.3). The first TSN counts as lost. So does each TSN whose age is at
+    /// least the smoothed round trip plus the reordering window.
     fn time_out(&mut self, now: Instant) {
         self.backoff.increment();
         self.timeouts.increment();

@@ -138,7 +138,7 @@ impl SendHalf {
         let begin = message.sent == 0;
         let to = message.sent.saturating_add(length);
         let end = to >= message.bytes.len();
-        let from = core::mem::replace(&mut message.sent, to);
+        let offset = core::mem::replace(&mut message.sent, to);
         let message_bytes = Arc::clone(&message.bytes);
         let (stream, protocol) = (message.stream, message.protocol);
         if end {
@@ -165,7 +165,7 @@ impl SendHalf {
             begin,
             end,
             message: Some(message_bytes),
-            from,
+            offset,
             length: bytes,
             state: ChunkState::InFlight,
             retransmitted: false,
@@ -210,9 +210,9 @@ impl Flight {
 
     /// Writes the DATA chunk of this TSN.
     fn write(&self, tsn: u64, immediate: bool, writer: &mut PacketWriter<'_>) {
-        let Self { stream, sequence, protocol, begin, end, from, .. } = *self;
+        let Self { stream, sequence, protocol, begin, end, offset, .. } = *self;
         let Some(message) = &self.message else { return };
         let data = Data { tsn: wire(tsn), stream, sequence, protocol, begin, end, immediate, payload: &[] };
-        writer.data_in_pieces(&data, self.len(), message.pieces(from..from.saturating_add(self.len())));
+        writer.data_in_pieces(&data, self.len(), message.pieces(offset..offset.saturating_add(self.len())));
     }
 }

@@ -29,7 +29,7 @@ const STARTUP_QUEUE_ROUNDS: u64 = 4;
 /// attribute a whole queue to the return path.
 const MAX_RETURN_DELAY: u64 = 100_000_000;
 
-/// Rounds after a cut in which `on_spurious` can undo it.
+/// Rounds after a cut in which `on_spurious` can undo the cut.
 const UNDO_ROUNDS: u64 = 16;
 
 impl Bbr {
