@@ -56,7 +56,7 @@ impl Pair {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let now = Instant::from_nanos(1_000_000_000);
         let mut config = Config::new(PACKET);
-        (config.window, config.window_max, config.send_window_max) = (64 << 20, 64 << 20, 64 << 20);
+        (config.initial_window, config.max_window, config.max_send_window) = (64 << 20, 64 << 20, 64 << 20);
         let ends = [Association::connect(&config, now, &mut rng), Association::accept(&config, now, &mut rng)];
         Self {
             now,

@@ -5,8 +5,8 @@
 //! [`BrowserEndpoint`] is driven like every transport. A callback of the browser only records an event and calls
 //! [`Wake`], so the core does not run inside a callback.
 //!
-//! Governed by `proto/01-transport.md` §5 to §7. A page can't stop a browser from receiving, so received data that
-//! the driver has not taken is capped ([`BrowserCaps::max_waiting`]); beyond the cap the link ends. The browser checks the
+//! Governed by `proto/01-transport.md` §5 to §7. A page can't stop a browser from receiving, so received data that the
+//! driver has not taken is capped ([`BrowserCaps::max_waiting`]); beyond the cap the link ends. The browser checks the
 //! certificate against the answer's fingerprint, and reports a mismatch like any other failed handshake.
 
 mod peer;
@@ -33,7 +33,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const MIN_ALLOWANCE: u64 = 17_408;
 /// Shortest interval between two reports of room by a rate-limited sender.
 const REPORT_INTERVAL: Duration = Duration::from_millis(1);
-/// Smallest timeout of one attempt of a dial.
+/// Smallest timeout of one attempt of a dial, unless the dial itself ends earlier.
 const MIN_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Limits and settings of a [`BrowserEndpoint`].
@@ -73,7 +73,7 @@ enum PeerEvent {
     Unacceptable,
     /// The state of the peer connection or of a lane has changed.
     Changed,
-    /// Offer and answer are set; SHA-256 of the certificate in the offer.
+    /// Offer and answer are set. Contains SHA-256 of the certificate in the offer.
     Negotiated([u8; 32]),
     /// Offer or answer is invalid, or the browser rejected it.
     NegotiationFailed,
@@ -198,7 +198,7 @@ impl BrowserEndpoint {
     }
 
     /// Limits the mean sending rate to `a_second` bytes a second; `None` removes the limit. A relay sends each byte
-    /// that it receives, and unsent bytes cause backpressure to their source, so the limit applies to both directions.
+    /// that it receives, and unsent bytes cause backpressure on their source, so the limit applies to both directions.
     pub fn set_rate(&mut self, now: Instant, a_second: Option<u64>) {
         self.allowance = a_second.map(|a_second| Allowance::new(now, a_second));
         self.report_rooms(now);

@@ -1,4 +1,5 @@
-//! SDP for dials from a WebRTC stack (`proto/01-transport.md` §6): parses the local offer and writes the relay's answer.
+//! SDP for dials from a WebRTC stack (`proto/01-transport.md` §6): parses the local offer and writes the relay's
+//! answer.
 //!
 //! Descriptors are validated with the consensus. Text that could add a line to the answer is rejected here too, because
 //! an added line could set any attribute.

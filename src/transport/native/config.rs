@@ -12,7 +12,8 @@ pub struct EndpointConfig {
     pub certificate: Certificate,
     /// The ICE credentials that diallers must use; `None` accepts no link.
     pub accept: Option<Ice>,
-    /// Use a fresh certificate for each dial, so that its certificate does not connect the links of a node.
+    /// Whether each dial uses a fresh certificate, so that peers can't attribute links to one node by their
+    /// certificates.
     pub fresh_certificate_per_dial: bool,
     /// Caps and timeouts.
     pub caps: EndpointCaps,

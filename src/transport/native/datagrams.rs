@@ -14,7 +14,7 @@ pub struct Batch<'a> {
     pub route: SocketRoute,
     /// The datagrams, one after the other.
     pub bytes: &'a [u8],
-    /// Size of each datagram but the last.
+    /// Size of each datagram except the last, in bytes.
     pub segment: usize,
 }
 

@@ -3,8 +3,8 @@
 //! The client sends its Finished first, and `dimpl` retransmits the client's last flight until the server's Finished
 //! arrives. The server's last flight has no timer; the server retransmits it when the client's Finished arrives again
 //! (RFC 6347 §4.2.4). `dimpl` would seal the flight again, with a sequence number that [`Records`] may have used. So
-//! the state of `dimpl` is dropped once the handshake is complete. The server keeps the bytes of its last flight until the first
-//! application record proves their receipt.
+//! the state of `dimpl` is dropped once the handshake is complete. The server keeps the bytes of its last flight until
+//! the first application record proves their receipt.
 
 use core::{ops::Range, time::Duration};
 use std::{sync::Arc, time::Instant};

@@ -1,8 +1,8 @@
 //! The endpoint: all links of a node, as one machine without I/O.
 //!
-//! Routes datagrams to links, answers unverified peers without state, dials, and handles deadlines. The cost of a
-//! datagram does not depend on the number of links. Only a shortage of memory causes scans of all links. Governed by `proto/01-transport.md`;
-//! `docs/transport.md` lists state and output for unverified peers.
+//! Routes datagrams to links, answers unverified senders without state, dials, and handles deadlines. The cost of a
+//! datagram does not depend on the number of links. Only a shortage of memory causes scans of all links. Governed by
+//! `proto/01-transport.md`; `docs/transport.md` lists state and output for unverified senders.
 
 use core::time::Duration;
 use std::{
@@ -38,7 +38,7 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Delay of the next attempt after a failure other than a timeout or a wrong certificate. Without the delay, late
 /// datagrams of the peer could make the next attempt fail.
 const RETRY_DELAY: Duration = Duration::from_millis(150);
-/// Queued bytes at which datagrams are sent before further links are serviced, in bytes. Bounds the queue's memory.
+/// Queued bytes at which datagrams are sent before further links are serviced. Bounds the memory of the queue.
 const SERVICE_THRESHOLD: usize = 64 << 10;
 /// Shortest interval between two scans for a link to evict because memory is short.
 const RELIEF_INTERVAL: Duration = Duration::from_millis(100);
@@ -103,7 +103,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Makes an endpoint without ports, whose [`Instant::START`] is `start`.
+    /// Makes an endpoint without ports. `start` is the time of [`Instant::START`].
     ///
     /// # Errors
     /// [`EndpointError`] if the settings are invalid or the system returns no randomness.
@@ -116,7 +116,7 @@ impl Endpoint {
             return Err(EndpointError::KeyLimits(config.key_limits));
         }
         let mut sctp = sctp::Config::new(usize::from(config.datagram_size).saturating_sub(dtls::OVERHEAD));
-        sctp.window_max = config.receive_window;
+        sctp.max_window = config.receive_window;
         sctp.algorithm = config.congestion;
         Ok(Self {
             fingerprint: config.certificate.fingerprint(),
@@ -150,8 +150,8 @@ impl Endpoint {
         })
     }
 
-    /// Sets the ports, as returned by [`Sockets::ports`](super::Sockets::ports). `max_segments` is the
-    /// largest number of datagrams in a batch.
+    /// Sets the ports, as returned by [`Sockets::ports`](super::Sockets::ports). `max_segments` is the largest
+    /// number of datagrams in a batch.
     pub fn set_ports(&mut self, ports: &[Port], max_segments: usize) {
         self.ports = ports.to_vec();
         self.max_segments = max_segments.max(1);
@@ -432,8 +432,8 @@ impl Endpoint {
         }
     }
 
-    /// Removes a link. Reports the end of an open link to the core, unless the core has closed it. Returns the dial of a
-    /// failed attempt, if the dial may continue.
+    /// Removes a link. Reports the end of an open link to the core, unless the core has closed it. Returns the dial of
+    /// a failed attempt, if the dial may continue.
     fn remove(&mut self, route: SocketRoute, ending: Ending) -> Option<Dial> {
         let mut link = self.links.remove(&route)?;
         self.memory.receive.end(&mut link.leases.receive);

@@ -242,7 +242,7 @@ impl Link {
         self.shut_down(context, Ending::Closed(LinkClose::Overloaded));
     }
 
-    /// Handles a datagram from the peer's address, which may be forged.
+    /// Handles a datagram from the peer's address. The datagram may be forged.
     pub(super) fn handle_datagram(&mut self, context: &mut Context<'_>, datagram: &mut [u8]) {
         if self.ending().is_some() {
             return;
@@ -322,7 +322,7 @@ impl Link {
     fn send_acknowledgement(&mut self, context: &mut Context<'_>) {
         let Some(sctp) = &mut self.sctp else { return };
         let header = self.dtls.header_len();
-        let size = context.sctp.packet.saturating_add(dtls::OVERHEAD);
+        let size = context.sctp.max_packet.saturating_add(dtls::OVERHEAD);
         let buffer = context.out.tail(size);
         let length = sctp.poll_acknowledgement(context.now, buffer.get_mut(header..size).unwrap_or_default());
         if length == 0 {
@@ -341,7 +341,7 @@ impl Link {
         sctp.set_send_limit(limit);
         let header = self.dtls.header_len();
         for sent in 0..MAX_PACKETS_PER_TURN {
-            let size = context.sctp.packet.saturating_add(dtls::OVERHEAD);
+            let size = context.sctp.max_packet.saturating_add(dtls::OVERHEAD);
             let buffer = context.out.tail(size);
             let length = sctp.poll_packet(context.now, buffer.get_mut(header..size).unwrap_or_default());
             if length == 0 {
@@ -442,7 +442,7 @@ impl Link {
                     LinkRole::Listener(_) => Association::accept(settings, now, rng),
                 };
                 if matches!(role, LinkRole::Listener(_)) {
-                    association.set_window_max(MAX_ACCEPTED_WINDOW);
+                    association.set_max_window(MAX_ACCEPTED_WINDOW);
                 }
                 *sctp = Some(Box::new(association));
             }

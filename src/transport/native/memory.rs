@@ -1,9 +1,9 @@
 //! Memory budgets that the links of an endpoint share, with a cap for each source.
 //!
-//! Each link has a fixed reserve. Beyond the reserve it leases from a budget. A source (an IPv4 address, an IPv6 /64)
-//! gets at most a sixteenth of the budget, and a network (/24, /48) a quarter, so no source can exclude the others.
-//! While more than three quarters are leased and links request more, the endpoint evicts links, beginning with the link
-//! without progress for longest.
+//! Each link has a fixed reserve. Beyond the reserve, a link leases from a budget. A source (an IPv4 address, an IPv6
+//! /64) gets at most a sixteenth of the budget, and a network (/24, /48) a quarter, so no source can exclude the
+//! others. While more than three quarters are leased and links request more, the endpoint evicts links, beginning with
+//! the link without progress for longest.
 
 use std::{collections::HashMap, net::IpAddr};
 

@@ -35,7 +35,7 @@ pub const OVERHEAD: usize = HEADER + EXPLICIT_NONCE + TAG;
 
 /// Most bytes of plaintext in a record (RFC 5246 §6.2.1).
 const MAX_PLAINTEXT: usize = 1 << 14;
-/// Most records read from one datagram. Further records are dropped as if lost. Stock peers send one.
+/// Most records read from one datagram. Further records are dropped as if lost. Stock peers send one record in each datagram.
 const MAX_RECORDS: usize = 16;
 
 /// Content types of records (RFC 5246 §6.2.1).
@@ -107,7 +107,7 @@ pub struct KeyLimits {
 }
 
 impl KeyLimits {
-    /// Whether a link seals a record before it retires, can retire before it ends, and stays open after one forged record.
+    /// Whether a link can seal a record before it retires, can retire before it ends, and survives one forged record.
     pub(super) fn is_sound(&self) -> bool {
         let usable = self.end.min(GCM_SEQUENCE_NUMBERS).saturating_sub(RESERVED_NUMBERS);
         (1..=usable).contains(&self.retire) && self.forged > 1

@@ -63,8 +63,8 @@ struct Socket {
 }
 
 impl Sockets {
-    /// Opens one socket for each listening address. With `dial`, it opens two sockets to dial from for each address
-    /// family; the second is for links that replace a retired link. Without IPv6 on the machine, only IPv4 is used.
+    /// Opens one socket for each listening address. With `dial`, also opens two sockets to dial from for each
+    /// address family; the second is for links beside a retired link. Without IPv6 on the machine, only IPv4 is used.
     ///
     /// # Errors
     /// [`SocketError`] if a listening address is unavailable, or no socket for dialling can be opened.

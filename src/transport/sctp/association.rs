@@ -31,8 +31,8 @@ const BINARY: u32 = 53;
 /// Body of a HEARTBEAT: Heartbeat Info without a value.
 const EMPTY_HEARTBEAT: [u8; 4] = [0, 1, 0, 4];
 
-/// Longest packet accepted, in bytes, unless [`Config::packet`] is larger. No stock peer sends longer packets.
-const MAX_PACKET: usize = 1_500;
+/// Longest packet accepted, in bytes, unless [`Config::max_packet`] is larger. No stock peer sends longer packets.
+const MAX_RECEIVED_PACKET: usize = 1_500;
 /// Number of streams with a stock peer: one for each lane (`proto/01-transport.md` §5.3).
 const STOCK_STREAMS: u16 = 4;
 /// Most attempts at INIT, and at COOKIE ECHO.
@@ -119,7 +119,7 @@ pub struct Association {
     /// The peer accepts packets without a checksum.
     zero_checksum: bool,
     /// Parameters of the peer if it is one of our nodes.
-    own: Option<OwnPeer>,
+    own_peer: Option<OwnPeer>,
     /// Number of streams that the peer accepts.
     peer_streams: u16,
     /// Memory is short.
@@ -146,10 +146,10 @@ impl Association {
     pub fn accept(config: &Config, now: Instant, rng: &mut impl CryptoRng) -> Self {
         let local_tsn = rng.random();
         let send_config = SendConfig {
-            packet: config.packet,
+            max_packet: config.max_packet,
             algorithm: config.algorithm,
             seed: rng.random(),
-            max_window: config.send_window_max,
+            max_window: config.max_send_window,
         };
         Self {
             config: config.clone(),
@@ -161,7 +161,7 @@ impl Association {
             peer_tag: 0,
             peer_tsn: None,
             zero_checksum: false,
-            own: None,
+            own_peer: None,
             peer_streams: STOCK_STREAMS,
             memory_short: false,
             send: SendHalf::new(now, send_config, stock_peer(), local_tsn),
@@ -187,7 +187,9 @@ impl Association {
     /// Handles an authenticated packet of the peer. A malformed chunk and the chunks after it are ignored. A violation
     /// of the protocol ends the association.
     pub fn handle_packet(&mut self, now: Instant, packet: &[u8]) {
-        if matches!(self.state, AssociationState::Ended) || packet.len() > MAX_PACKET.max(self.config.packet) {
+        if matches!(self.state, AssociationState::Ended)
+            || packet.len() > MAX_RECEIVED_PACKET.max(self.config.max_packet)
+        {
             return;
         }
         let Some(packet) = Packet::parse(packet, self.config.zero_checksum) else { return };
@@ -284,10 +286,10 @@ impl Association {
         self.events.pop_front()
     }
 
-    /// Writes the next packet that may leave now into `buffer`, which must hold [`Config::packet`] bytes. Returns its
+    /// Writes the next packet that may leave now into `buffer`, which must hold [`Config::max_packet`] bytes. Returns its
     /// length; 0 if there is none.
     pub fn poll_packet(&mut self, now: Instant, buffer: &mut [u8]) -> usize {
-        let length = buffer.len().min(self.config.packet);
+        let length = buffer.len().min(self.config.max_packet);
         let buffer = buffer.get_mut(..length).unwrap_or_default();
         if self.pending.abort {
             self.pending.abort = false;
@@ -330,21 +332,21 @@ impl Association {
     /// For each SACK, `dcSCTP` raises its window by at most one packet and sends at most four packets. So a single
     /// SACK for a batch of packets would limit its rate.
     pub fn poll_acknowledgement(&mut self, now: Instant, buffer: &mut [u8]) -> usize {
-        if self.own.is_some() || !matches!(self.state, AssociationState::Established) {
+        if self.own_peer.is_some() || !matches!(self.state, AssociationState::Established) {
             return 0;
         }
         let Some(receive) = &mut self.receive else { return 0 };
         if !receive.sack_due(now) {
             return 0;
         }
-        let length = buffer.len().min(self.config.packet);
+        let length = buffer.len().min(self.config.max_packet);
         let mut writer =
             PacketWriter::new(buffer.get_mut(..length).unwrap_or_default(), self.peer_tag, self.zero_checksum);
         receive.write_sack(&mut writer);
         writer.finish()
     }
 
-    /// Queues a message of 1 to [`Config::message`] bytes on one of the streams of [`AssociationEvent::Open`]. Has no
+    /// Queues a message of 1 to [`Config::max_message`] bytes on one of the streams of [`AssociationEvent::Open`]. Has no
     /// effect unless the association is open.
     pub fn send(&mut self, now: Instant, stream: u16, message: Slots) {
         if self.is_open() {
@@ -359,7 +361,7 @@ impl Association {
             return 0;
         }
         let sendable = if matches!(self.state, AssociationState::Established) { self.send.sendable(now) } else { 0 };
-        let message = self.send.paced_in(MESSAGE_TIME).unwrap_or(usize::MAX).clamp(1 << 10, self.config.message);
+        let message = self.send.paced_in(MESSAGE_TIME).unwrap_or(usize::MAX).clamp(1 << 10, self.config.max_message);
         let unsent = self.send.unsent();
         if unsent >= message {
             return 0;
@@ -380,10 +382,10 @@ impl Association {
     }
 
     /// Sets the largest receive window, in bytes.
-    pub fn set_window_max(&mut self, bytes: usize) {
-        self.config.window_max = bytes;
+    pub fn set_max_window(&mut self, bytes: usize) {
+        self.config.max_window = bytes;
         if let Some(receive) = &mut self.receive {
-            receive.set_window_max(bytes);
+            receive.set_max_window(bytes);
         }
     }
 

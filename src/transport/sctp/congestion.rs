@@ -2,7 +2,8 @@
 //!
 //! The input of a [`Controller`] is each packet sent, each lost packet and each acknowledgement. Its output is a
 //! congestion window and a pacing rate. A controller handles bytes and times only. The sender performs loss detection
-//! and retransmission, and computes delivery-rate samples (draft-ietf-ccwg-bbr §4.1). All counters are 64-bit byte counts since the association began.
+//! and retransmission, and computes delivery-rate samples (draft-ietf-ccwg-bbr §4.1). All counters are 64-bit byte
+//! counts since the association began.
 
 use core::time::Duration;
 
@@ -115,8 +116,8 @@ pub trait Controller {
     fn on_lost(&mut self, lost: &Lost);
     /// Handles an acknowledgement after its losses.
     fn on_ack(&mut self, ack: &Ack);
-    /// Handles the acknowledgement of `bytes` that had counted as lost by mistake. Undoes a cut once the remaining losses
-    /// would not have caused the cut.
+    /// Handles the acknowledgement of `bytes` that had counted as lost by mistake. Undoes a cut once the remaining
+    /// losses would not have caused the cut.
     fn on_spurious(&mut self, now: Instant, bytes: u64);
     /// Handles the second consecutive retransmission timeout: the model of the path is invalid.
     fn on_time_out(&mut self, now: Instant);

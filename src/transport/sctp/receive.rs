@@ -79,7 +79,7 @@ pub(super) struct Receiver {
     /// Bytes charged for fragments and messages under reassembly.
     held: usize,
     window: usize,
-    window_max: usize,
+    max_window: usize,
     /// Cap on the bytes held, besides the cap of the window.
     limit: usize,
     /// Memory is short: `limit` bounds the window too.
@@ -104,7 +104,7 @@ struct Period {
 impl Receiver {
     /// A receiving half for a peer whose first TSN is `first`. `windows`: initial and largest window, in bytes.
     pub(super) fn new(now: Instant, first: u32, streams: u16, windows: (usize, usize), ack_policy: AckPolicy) -> Self {
-        let (window, window_max) = windows;
+        let (window, max_window) = windows;
         let streams = (0..streams).map(|_| IncomingStream::default()).collect();
         Self {
             ack_policy,
@@ -116,7 +116,7 @@ impl Receiver {
             pending: 0,
             held: 0,
             window,
-            window_max: window_max.max(window),
+            max_window: max_window.max(window),
             limit: usize::MAX,
             memory_short: false,
             unacknowledged: 0,
@@ -143,8 +143,8 @@ impl Receiver {
     }
 
     /// Sets the largest window.
-    pub(super) const fn set_window_max(&mut self, bytes: usize) {
-        self.window_max = bytes;
+    pub(super) const fn set_max_window(&mut self, bytes: usize) {
+        self.max_window = bytes;
         if self.window > bytes {
             self.window = bytes;
         }
@@ -171,7 +171,8 @@ impl Receiver {
         }
         let stream = usize::from(data.stream);
         let cost = self.streams.get(stream).ok_or(Broken)?.cost(tsn, data);
-        // The sender counts payload, this end counts blocks. With full packets, blocks have at most an eighth more bytes.
+        // The sender counts payload, this end counts blocks. With full packets, blocks have at most an eighth more
+        // bytes.
         let limit = self.limit.min(self.window.saturating_add(self.window / 8).saturating_add(MAX_MESSAGE));
         let in_reach = tsn.saturating_sub(self.cumulative) <= u64::from(u16::MAX);
         // The next TSN is always accepted, since only its arrival frees memory.
@@ -210,7 +211,7 @@ impl Receiver {
             let round_trips = elapsed.as_nanos().checked_div(round_trip.as_nanos().max(1_000_000)).unwrap_or(1).max(1);
             let per_round_trip = self.period.bytes.checked_div(usize::try_from(round_trips).unwrap_or(usize::MAX));
             let wanted = per_round_trip.unwrap_or_default().saturating_mul(2);
-            self.window = self.window.max(wanted.min(self.window_max));
+            self.window = self.window.max(wanted.min(self.max_window));
             self.period = Period { since: now, bytes: 0 };
         }
     }

@@ -6,7 +6,8 @@ use crate::base::Instant;
 
 /// Age of the smallest round trip from which any new sample replaces it.
 const MIN_RTT_LIFETIME: Duration = Duration::from_secs(30);
-/// Largest retransmission timeout that backoff causes. With a low cap a link continues soon after an outage of the line.
+/// Largest retransmission timeout that backoff causes. With a low cap a link continues soon after an outage of the
+/// line.
 const MAX_TIMEOUT: Duration = Duration::from_secs(3);
 /// Round trip assumed before the first sample.
 const INITIAL_ROUND_TRIP: Duration = Duration::from_millis(333);

@@ -2,8 +2,8 @@
 //!
 //! Loss detection is RACK-TLP (RFC 8985) on TSNs and gap ack blocks. The [congestion controller](super::congestion)
 //! bounds the data in flight and its rate. A gap ack block is final: its TSNs are never retransmitted, and their
-//! payload is freed immediately. A peer that reneges would need the payload, but our nodes, `dcSCTP` and `rtc-sctp` never
-//! renege.
+//! payload is freed immediately. A peer that reneges would need the payload, but our nodes, `dcSCTP` and `rtc-sctp`
+//! never renege.
 
 use core::time::Duration;
 use std::{
@@ -148,7 +148,7 @@ struct AckEffects {
 #[derive(Clone, Copy)]
 pub(super) struct SendConfig {
     /// Largest packet, in bytes.
-    pub(super) packet: usize,
+    pub(super) max_packet: usize,
     pub(super) algorithm: Algorithm,
     pub(super) seed: u64,
     /// Upper bound of the congestion window, in bytes.
@@ -266,7 +266,7 @@ pub(super) struct SendHalf {
 impl SendHalf {
     /// A sending half whose first TSN is `first`.
     pub(super) fn new(now: Instant, config: SendConfig, peer: PeerParameters, first: u32) -> Self {
-        let segment = config.packet.saturating_sub(HEADER).saturating_sub(DATA_HEADER) as u64;
+        let segment = config.max_packet.saturating_sub(HEADER).saturating_sub(DATA_HEADER) as u64;
         let sizes = ControllerSizes {
             segment,
             min_short_path_window: MIN_SHORT_PATH_WINDOW,

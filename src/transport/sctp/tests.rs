@@ -124,8 +124,8 @@ fn messages_arrive_once_and_in_order_with_thousands_of_seeds() {
 }
 
 /// The losses are the worst case of `tests/dial/virtual_time.rs`, at its seed 202: six of eight consecutive datagrams.
-/// If the sender doubled its timeout for each loss, starting at one second, it would be silent for 30 s, and the link would
-/// close.
+/// If the sender doubled its timeout for each loss, starting at one second, it would be silent for 30 s, and the link
+/// would close.
 #[test]
 fn losses_of_six_of_eight_packets_stall_less_than_three_seconds() {
     const LOST: u128 = 0b1101_1101;

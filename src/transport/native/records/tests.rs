@@ -365,7 +365,8 @@ fn route() -> SocketRoute {
 }
 
 impl Pair {
-    /// A pair without ends. [`Self::dial`] starts the client. The first delivered hello with a cookie starts the server.
+    /// A pair without ends. [`Self::dial`] starts the client. The first delivered hello with a cookie starts the
+    /// server.
     fn new(suites: &[CipherSuite]) -> Self {
         SEALED.take();
         Self {

@@ -31,10 +31,10 @@ impl Association {
     /// Sets the first TSN. Call it before the first packet.
     pub(in super::super) fn set_first_tsn(&mut self, now: Instant, tsn: u32) {
         let config = SendConfig {
-            packet: self.config.packet,
+            max_packet: self.config.max_packet,
             algorithm: self.config.algorithm,
             seed: 1,
-            max_window: self.config.send_window_max,
+            max_window: self.config.max_send_window,
         };
         self.local_tsn = tsn;
         self.send = SendHalf::new(now, config, stock_peer(), tsn);

@@ -74,7 +74,7 @@ impl Association {
                 }
             }
             packet::ARRIVAL => {
-                self.send.set_arrival(Arrival::parse(chunk.body).filter(|_| self.own.is_some()));
+                self.send.set_arrival(Arrival::parse(chunk.body).filter(|_| self.own_peer.is_some()));
                 Ok(())
             }
             packet::INIT if chunk.last => self.handle_init(now, chunk.body),
@@ -109,7 +109,7 @@ impl Association {
         let due = self.reported_at.is_none_or(|at| at.after(REPORT_INTERVAL) <= now);
         if due && matches!(self.state, AssociationState::Established) {
             self.reported_at = Some(now);
-            self.pending.error = Some(chunk.to_bytes(self.config.packet));
+            self.pending.error = Some(chunk.to_bytes(self.config.max_packet));
         }
     }
 

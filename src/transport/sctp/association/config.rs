@@ -7,7 +7,7 @@ use super::super::{congestion::Algorithm, packet::OwnPeer, send::PeerParameters}
 /// Number of gap ack blocks from which a SACK of a stock peer may be truncated. `dcSCTP` sends at most 20 blocks.
 const STOCK_GAP_BLOCK_THRESHOLD: usize = 20;
 /// Number of gap ack blocks from which a SACK of our nodes may be truncated: the blocks for which the smallest packet
-/// ([`Config::packet`]) has room.
+/// ([`Config::max_packet`]) has room.
 const OWN_GAP_BLOCK_THRESHOLD: usize = 128;
 /// Largest burst to a stock peer, in bytes. The socket buffers of browsers hold 56 to 63 full datagrams.
 const MAX_STOCK_BURST: u64 = 34 << 10;
@@ -18,18 +18,18 @@ const MAX_STOCK_SHORT_PATH_WINDOW: u64 = 51 << 10;
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Largest packet sent, in bytes; at least 540, so that a SACK has room for 128 gap ack blocks.
-    pub packet: usize,
+    pub max_packet: usize,
     /// Initial receive window, in bytes. Default 1 MiB.
-    pub window: usize,
+    pub initial_window: usize,
     /// Largest receive window, in bytes. The window grows to twice the bytes of a round trip. Default 2 MiB. A peer
     /// that never completes its messages can occupy nine eighths of the largest window and 129 KiB.
-    pub window_max: usize,
+    pub max_window: usize,
     /// Most bytes in flight (upper bound of the congestion window). Default 16 MiB.
-    pub send_window_max: u64,
+    pub max_send_window: u64,
     /// Number of streams offered to our nodes. Default 64; with other peers an association has 4.
     pub streams: u16,
     /// Longest message sent, in bytes. Default 17,408.
-    pub message: usize,
+    pub max_message: usize,
     /// Congestion control.
     pub algorithm: Algorithm,
     /// Accept packets without a checksum, and send them to peers that accept them: DTLS authenticates packets (RFC
@@ -38,16 +38,16 @@ pub struct Config {
 }
 
 impl Config {
-    /// The defaults for packets of at most `packet` bytes.
+    /// The defaults for packets of at most `max_packet` bytes.
     #[must_use]
-    pub const fn new(packet: usize) -> Self {
+    pub const fn new(max_packet: usize) -> Self {
         Self {
-            packet,
-            window: 1 << 20,
-            window_max: 2 << 20,
-            send_window_max: 16 << 20,
+            max_packet,
+            initial_window: 1 << 20,
+            max_window: 2 << 20,
+            max_send_window: 16 << 20,
             streams: 64,
-            message: 17 << 10,
+            max_message: 17 << 10,
             algorithm: Algorithm::Bbr,
             zero_checksum: true,
         }

@@ -118,7 +118,7 @@ impl Association {
         self.peer_tag = init.tag;
         self.peer_tsn = Some(init.tsn);
         self.zero_checksum = init.zero_checksum && self.config.zero_checksum;
-        self.own = init.own;
+        self.own_peer = init.own;
         let peer = init.own.map_or_else(stock_peer, own_peer);
         self.peer_streams = init.inbound;
         if init.inbound < STOCK_STREAMS {
@@ -126,7 +126,7 @@ impl Association {
         }
         let streams = self.streams();
         self.send.set_peer(now, peer, init.window, streams);
-        let windows = (self.config.window, self.config.window_max);
+        let windows = (self.config.initial_window, self.config.max_window);
         let ack_policy = if init.own.is_some() { AckPolicy::own(self.clock) } else { AckPolicy::STOCK };
         self.receive = Some(Receiver::new(now, init.tsn, streams, windows, ack_policy));
         Ok(())
@@ -134,7 +134,7 @@ impl Association {
 
     /// Number of streams that carry messages.
     pub(super) fn streams(&self) -> u16 {
-        let wanted = self.own.map_or(STOCK_STREAMS, |own| own.streams);
+        let wanted = self.own_peer.map_or(STOCK_STREAMS, |own| own.streams);
         wanted.min(self.peer_streams).clamp(STOCK_STREAMS, self.config.streams.max(STOCK_STREAMS))
     }
 
@@ -146,7 +146,7 @@ impl Association {
             kind,
             &Init {
                 tag: self.local_tag,
-                window: u32::try_from(self.config.window).unwrap_or(u32::MAX),
+                window: u32::try_from(self.config.initial_window).unwrap_or(u32::MAX),
                 outbound: streams,
                 inbound: streams,
                 tsn: self.local_tsn,

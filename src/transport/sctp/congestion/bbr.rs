@@ -1,8 +1,8 @@
 //! BBR, version 3: congestion control from a model of the path's bandwidth and round trip (draft-ietf-ccwg-bbr-06).
 //!
 //! The controller paces at the highest delivery rate of the last two probing cycles, and caps the bytes in flight at
-//! about twice the bandwidth-delay product. Loss lowers both only if the loss rate is too high to be random. Section numbers
-//! in comments are those of the draft.
+//! about twice the bandwidth-delay product. Loss lowers both only if the loss rate is too high to be random. Section
+//! numbers in comments are those of the draft.
 //!
 //! Differences from the draft, with the reasons in `docs/transport.md` or beside the code:
 //!
@@ -66,7 +66,8 @@ enum BbrState {
         start_round: u64,
     },
     ProbeBw(ProbePhase),
-    /// `done_at` (nanoseconds) is set once the bytes in flight have fallen to the window, and `round_done` a round later.
+    /// `done_at` (nanoseconds) is set once the bytes in flight have fallen to the window, and `round_done` a round
+    /// later.
     ProbeRtt {
         done_at: Option<u64>,
         round_done: bool,
@@ -110,8 +111,8 @@ struct Rounds {
     return_delay: [u64; 2],
     /// Consecutive rounds whose lowest round trip shows a standing queue.
     queueing_rounds: u64,
-    /// The sender lacked data during a standing queue. Startup can't measure the rate of the bottleneck then, so Startup
-    /// paces at the cruising gain.
+    /// The sender lacked data during a standing queue. Startup can't measure the rate of the bottleneck then, so
+    /// Startup paces at the cruising gain.
     startup_at_cruise_gain: bool,
     /// Lowest round trip of the round in which the count of [`Self::slowest_rounds`] began, in nanoseconds.
     queue_start_rtt: u64,

@@ -114,8 +114,8 @@ impl Cubic {
     }
 
     /// `bytes` within the fixed limits of the window. On a short path, the first cut lowers the smallest window.
-    /// Otherwise a bottleneck with a queue shorter than [`ControllerSizes::min_short_path_window`] would continue to lose
-    /// most packets.
+    /// Otherwise a bottleneck with a queue shorter than [`ControllerSizes::min_short_path_window`] would continue to
+    /// lose most packets.
     fn bounded(&self, bytes: u64) -> u64 {
         let floor = match (self.is_short_path(), self.cut_at) {
             (true, None) => self.sizes.min_short_path_window,

@@ -6,7 +6,7 @@ impl Receiver {
     /// Most bytes held: the largest window, an eighth of it for fragments counted in blocks, two messages (one beyond
     /// the window, and that of the next TSN), and a slot, since fragments move from blocks into slots.
     pub(in super::super) fn max_held(&self) -> usize {
-        let window = self.window.max(self.window_max);
+        let window = self.window.max(self.max_window);
         window + window / 8 + 2 * MAX_MESSAGE + SLOT_LEN
     }
 

@@ -138,7 +138,7 @@ fn jitter_raised_by_load_soon_stops_counting_as_a_queue() {
         ..bottleneck(25, 80_000_000, 1.0)
     };
     let return_line = Line { rate: None, ..line };
-    let config = Config { window_max: 16 << 20, ..Config::new(1_195) };
+    let config = Config { max_window: 16 << 20, ..Config::new(1_195) };
     let mut pair = Pair::with(7, [line, return_line], &[[config.clone(), config]]);
     rates(&mut pair, 1.0);
     let used = rates(&mut pair, 2.0)[0] / 80_000_000.0;

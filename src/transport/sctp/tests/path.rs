@@ -290,8 +290,8 @@ impl Pair {
             }
         }
         self.steps += 1;
-        let (now, all) = (self.now, self.steps.is_multiple_of(INVARIANT_CHECK_INTERVAL));
-        self.ends[at].note_progress(now, all);
+        let (now, with_invariants) = (self.now, self.steps.is_multiple_of(INVARIANT_CHECK_INTERVAL));
+        self.ends[at].note_progress(now, with_invariants);
     }
 
     /// Runs until `done` holds, at most until `until`; returns whether it holds.
@@ -399,8 +399,8 @@ impl End {
         }
     }
 
-    fn note_progress(&mut self, now: Instant, all: bool) {
-        let state = self.association.check(all);
+    fn note_progress(&mut self, now: Instant, with_invariants: bool) {
+        let state = self.association.check(with_invariants);
         if state.first_tsn != self.first_tsn || state.flights == 0 {
             self.first_tsn = state.first_tsn;
             self.progress_at = now;

@@ -376,7 +376,7 @@ fn incomplete_messages_occupy_at_most_the_bound_of_the_window() {
 
 #[test]
 fn at_most_1024_ranges_are_stored_and_further_ones_are_not_acknowledged() {
-    let config = Config { window: 4 << 20, ..Config::new(1_195) };
+    let config = Config { initial_window: 4 << 20, ..Config::new(1_195) };
     let mut forged = ForgedPeer::established(&config, &own_init(u32::MAX - 2));
     let tsn = forged.tsn;
     for number in 1..1_500_u16 {

@@ -94,7 +94,8 @@ impl Bbr {
         let half = self.rounds.queue_start_rtt.saturating_sub(base) / 2;
         if self.rounds.slowest_rounds >= FOREIGN_DELAY_ROUNDS && lowest > base.saturating_add(half) {
             (self.rounds.queue_start_rtt, self.rounds.slowest_rounds) = (lowest, 0);
-            // A quarter exceeds the jitter of most lines, and bounds the queue that several senders with this rule cause.
+            // A quarter exceeds the jitter of most lines, and bounds the queue that several senders with this rule
+            // cause.
             let foreign_rtt = lowest.min(min_rtt.saturating_add(min_rtt >> 2));
             if foreign_rtt > self.rounds.foreign_rtt {
                 self.rounds.foreign_rtt = foreign_rtt;
@@ -105,7 +106,8 @@ impl Bbr {
     }
 
     /// Sets the cruising gain after a round with a queue of `queue` nanoseconds. A `standing` queue lowers the level if
-    /// the cruising gain was `applied` in the round. Below the full level, the gain also falls in proportion to the queue.
+    /// the cruising gain was `applied` in the round. Below the full level, the gain also falls in proportion to the
+    /// queue.
     fn adapt_cruise_gain(&mut self, queue: u64, standing: bool, applied: bool) {
         let reference = self.min_rtt.value().unwrap_or(0).max(MIN_STANDING_QUEUE.saturating_mul(4));
         // A sixteenth of the reference counts as jitter of an empty line.
@@ -204,8 +206,8 @@ impl Bbr {
         self.short_in_flight = UNBOUNDED;
     }
 
-    /// Saves the model before a cut that `losses` cause, judged over at least `volume` bytes. Cuts within [`UNDO_ROUNDS`]
-    /// are undone together.
+    /// Saves the model before a cut that `losses` cause, judged over at least `volume` bytes. Cuts within
+    /// [`UNDO_ROUNDS`] are undone together.
     pub(super) fn save_undo(&mut self, losses: LossCount, volume: u64) {
         if let Some(undo) = &mut self.undo {
             // `on_lost` has counted the losses since the first cut.

@@ -70,8 +70,8 @@ pub(super) struct Path {
     pub(super) jitter: u64,
     /// Acknowledgements arrive only at multiples of this.
     pub(super) grid: u64,
-    /// Mean interval between pauses of the bottleneck, and length of a pause. Such a bottleneck is a receiving process that
-    /// waits for a processor.
+    /// Mean interval between pauses of the bottleneck, and length of a pause. Such a bottleneck is a receiving process
+    /// that waits for a processor.
     pub(super) pauses: Option<(u64, u64)>,
     /// Rate and depth in bytes of a token bucket before the queue.
     pub(super) policer: Option<(u64, u64)>,
