@@ -57,7 +57,7 @@ pub struct Counts {
     pub half_open: usize,
     /// Dropped datagrams that belong to no link, and are neither a valid STUN check nor a ClientHello to a listening
     /// port.
-    pub unroutable: u64,
+    pub without_link: u64,
     /// STUN checks answered.
     pub checks_answered: u64,
     /// ClientHellos without a cookie, answered without state.
@@ -176,7 +176,7 @@ impl Endpoint {
             // RFC 7983 §7.
             Some(0..=3) => self.handle_check(route, datagram),
             Some(20..=63) => self.handle_dtls(now, route, datagram),
-            _ => self.counts.unroutable.increment(),
+            _ => self.counts.without_link.increment(),
         }
     }
 
@@ -201,7 +201,7 @@ impl Endpoint {
                 true
             });
             if !has_link {
-                self.counts.unroutable = self.counts.unroutable.saturating_add(record_count as u64);
+                self.counts.without_link = self.counts.without_link.saturating_add(record_count as u64);
             }
         }
     }
@@ -239,7 +239,7 @@ impl Endpoint {
                 self.counts.checks_answered.increment();
                 self.out.push(route, &answer, self.max_segments);
             }
-            None => self.counts.unroutable.increment(),
+            None => self.counts.without_link.increment(),
         }
     }
 
@@ -259,7 +259,7 @@ impl Endpoint {
                     self.with_link(now, route, |link, context| link.handle_datagram(context, datagram));
                 }
             }
-            _ => self.counts.unroutable.increment(),
+            _ => self.counts.without_link.increment(),
         }
     }
 
