@@ -5,8 +5,8 @@
 //! Random and cookie are in the first fragment of a hello, so fragmented hellos (Chromium's) need no reassembly here.
 //! Governed by `proto/01-transport.md` §3.
 //!
-//! `dimpl` can't continue after the cookie exchange of another implementation, so [`Primer`] puts its server into the
-//! state after the HelloVerifyRequest.
+//! `dimpl` can't continue after the cookie exchange of another implementation. [`Primer`] therefore brings a `dimpl`
+//! server into the state after the HelloVerifyRequest.
 
 use core::cell::Cell;
 use std::net::{IpAddr, SocketAddr};

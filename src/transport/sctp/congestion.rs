@@ -22,7 +22,7 @@ pub struct ControllerSizes {
     pub segment: u64,
     /// Smallest congestion window while the path's round trip is under [`Self::short_path`], in bytes.
     pub min_short_path_window: u64,
-    /// Round trip below which packets are not paced: timers are too coarse for it.
+    /// Round trip below which packets are not paced: timers are too coarse for such a round trip.
     pub short_path: Duration,
     /// Upper bound of the congestion window, in bytes.
     pub max_window: u64,

@@ -130,7 +130,7 @@ fn one_link_uses_97_percent_of_50_mbit_with_any_queue() {
 
 #[test]
 fn jitter_raised_by_load_soon_stops_counting_as_a_queue() {
-    // The packets stay in order, so at this rate nearly every packet waits for one with the full jitter.
+    // Jitter keeps packets in order, so at this rate nearly every packet waits for one with the full jitter.
     let line = Line {
         jitter: Duration::from_millis(10),
         reordered: 0.05,

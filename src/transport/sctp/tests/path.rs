@@ -67,7 +67,7 @@ impl Line {
 /// A packet in flight: time of arrival, sequence, receiving end, and its bytes.
 type Flight = (Instant, u64, usize, Vec<u8>);
 
-/// The state of a line, which all links share.
+/// The state of a line. All links share the two lines.
 struct Direction {
     line: Line,
     /// Time at which the bottleneck has sent its queue.

@@ -164,7 +164,7 @@ fn the_report_of_a_long_chunk_is_truncated_to_the_room_in_the_packet() {
         let whole = [&[0xc1, 0][..], &(length as u16 + 4).to_be_bytes(), &vec![7; length]].concat();
         let max_len = whole.len().min(1_172);
         assert!(answers[0].body == unrecognized(&whole[..max_len]), "{length} bytes");
-        // A HEARTBEAT ACK before it leaves less room. Without any room, the ERROR moves to the next packet.
+        // A HEARTBEAT ACK before the ERROR leaves less room. Without any room, the ERROR moves to the next packet.
         for room in [0, 8, 12, 100] {
             forged.wait(1_000);
             forged.chunk(0xc1, 0, &vec![7; length]);
