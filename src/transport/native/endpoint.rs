@@ -35,8 +35,8 @@ use crate::{
 const MAX_ATTEMPTS: usize = 6;
 /// Timeout of an attempt in the first round over a dial's addresses. Each further round doubles it.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Delay of the next attempt after a failure other than a timeout or a wrong certificate. Without the delay, late
-/// datagrams of the peer could make the next attempt fail.
+/// Delay of the next attempt after a failure other than a timeout or a wrong certificate, so that late datagrams of the
+/// peer don't make that attempt fail. Also the interval of attempts while other links use all addresses of a dial.
 const RETRY_DELAY: Duration = Duration::from_millis(150);
 /// Queued bytes at which datagrams are sent before further links are serviced. Bounds the memory of the queue.
 const SERVICE_THRESHOLD: usize = 64 << 10;
