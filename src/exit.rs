@@ -5,13 +5,14 @@
 //! Governed by `proto/08-paths.md` ("Exit policies"): the policy decides on each address after resolution, and the exit
 //! connects to an address that it allowed. Threat addressed: use of an exit against its local network.
 //!
-//! Bounded: streams and lookups in total, time to connect, concurrent lookups, and bytes of each stream by its credit
-//! and room.
+//! Bounded: streams and lookups in total, time to connect, concurrent lookups, bytes of each stream by its credit and
+//! room, and the unread bytes of all streams.
 
 pub(crate) mod delegated;
 pub(crate) mod outbound;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 use core::{
     task::{Context, Poll},
@@ -44,8 +45,15 @@ use crate::{
 pub struct ExitOptions {
     /// The targets that it may connect to.
     pub policy: Policy,
-    /// Maximum concurrent streams and lookups, one socket each; usually 4,096. Further ones are refused.
+    /// Maximum concurrent streams and lookups, one socket each; usually 4,352. Further ones are refused. A socket closes
+    /// shortly after its stream has ended, so this is more than [`RelayParameters::exit_streams`].
+    ///
+    /// [`RelayParameters::exit_streams`]: crate::relay::RelayParameters::exit_streams
     pub streams: usize,
+    /// Maximum bytes of all streams from origins that their targets have not read; usually 256 MiB. Beyond it, streams
+    /// end until a sixteenth of it is free: always the one with most such bytes, of the circuit with most, of the
+    /// neighbour with most.
+    pub unread: usize,
     /// Time limit for resolving and connecting together; usually 15 s, less than the origins' limit.
     pub connect: Duration,
 }
@@ -54,7 +62,7 @@ impl ExitOptions {
     /// The usual limits with `policy`.
     #[must_use]
     pub const fn new(policy: Policy) -> Self {
-        Self { policy, streams: 4096, connect: Duration::from_secs(15) }
+        Self { policy, streams: 4096 + 256, unread: 256 << 20, connect: Duration::from_secs(15) }
     }
 }
 
@@ -137,6 +145,25 @@ impl Exit {
         self.hub.push(id, bytes);
     }
 
+    /// Beyond the cap on unread bytes, ends streams until a sixteenth of it is free. `owner` returns the owner of a
+    /// stream.
+    fn cap_unread(&mut self, owner: impl Fn(ExitStream) -> Option<RequestOwner>) {
+        let cap = self.shared.options.unread;
+        if self.hub.unread() <= cap {
+            return;
+        }
+        // The core has forgotten the owner of a stream once both its directions have ended.
+        let streams = self.hub.unread_streams().map(|(id, bytes)| (owner(id), bytes, id));
+        for id in unread::by_fullest_owner(streams.collect()) {
+            if self.hub.unread() <= (cap / 16).saturating_mul(15) {
+                return;
+            }
+            tracing::debug!("ending a stream whose target reads too slowly");
+            self.hub.discard(id, EndReason::ResourceLimit);
+            self.shared.send_outcome(id, StreamCommand::Reset(EndReason::ResourceLimit));
+        }
+    }
+
     /// The origin has finished its direction.
     fn finish(&mut self, id: ExitStream) {
         self.hub.finish(id);
@@ -209,7 +236,10 @@ impl Exit {
                     self.serve(id, owner, event, relay.room(id));
                 }
             }
-            StreamEvent::Data(bytes) => self.push(id, &bytes),
+            StreamEvent::Data(bytes) => {
+                self.push(id, &bytes);
+                self.cap_unread(|stream| relay.request_owner(stream));
+            }
             StreamEvent::Finished => self.finish(id),
             StreamEvent::Writable => self.set_room(id, relay.room(id)),
             StreamEvent::Closed(_) => self.close(id),

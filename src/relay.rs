@@ -14,6 +14,7 @@
 //! | circuits that wait for a channel to the next hop | `dialling::Dialling` |
 //! | the share of each owner in each of these tables | `owners::Owned` |
 //! | streams of circuits that end here | `streams::ExitStreams` |
+//! | the share of each owner and circuit in them | `stream_shares::StreamShares` |
 //! | of a volunteer: its gateways | `gateways::Gateways` |
 //! | of a gateway: its volunteers | `volunteers::GatewayVolunteers` |
 //!
@@ -46,6 +47,7 @@ mod gateways;
 mod half_built;
 mod owners;
 mod parameters;
+mod stream_shares;
 mod streams;
 mod switch;
 mod table;

@@ -49,8 +49,8 @@ impl Delegate {
     {
         let admit = || self.limits.admit(Instant::now(), owner);
         let done = match service {
-            Service::Http => self.http.serve(stream, admit()).await,
-            Service::Search => self.search.serve(stream, admit).await,
+            Service::Http => self.http.serve(stream, owner, admit()).await,
+            Service::Search => self.search.serve(stream, owner, admit).await,
         };
         if let Err(refusal) = done {
             self.limits.count(refusal);

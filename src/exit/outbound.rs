@@ -23,7 +23,7 @@ use hyper::{
 use tokio::time::timeout;
 
 use crate::{
-    delegated::Refusal,
+    delegated::{Refusal, limits::RequestOwner},
     exit_policy::Policy,
     http_exchange::{
         body::OutgoingBody,
@@ -101,12 +101,15 @@ impl Outbound {
     /// Sends `request`, whose URL must be absolute, and returns the response. The request is changed only in `Host`,
     /// hop-by-hop fields and `Accept-Encoding`, which accepts no encoding of the body.
     ///
+    /// The request's lookups count as those of `owner`, or of the exit itself.
+    ///
     /// The caller caps the body's length ([`crate::http_exchange::http1::read_whole`]) and the total time.
     ///
     /// # Errors
     /// See [`OutboundError`]. Dropping the future cancels the request.
     pub(crate) async fn send<B: OutgoingBody>(
         &self,
+        owner: Option<RequestOwner>,
         mut request: Request<B>,
     ) -> Result<Response<StreamedBody>, OutboundError> {
         let (secure, target) = target_of(request.uri()).ok_or(OutboundError::Address)?;
@@ -115,17 +118,21 @@ impl Outbound {
         let late = |_| OutboundError::Connect(EndReason::TimedOut);
         if secure {
             let stream = timeout(self.limits.connect, async {
-                let socket = self.connect(&target).await?;
+                let socket = self.connect(owner, &target).await?;
                 Ok::<_, OutboundError>(self.tls.connect(&target.host.to_text(), socket).await?)
             });
             Ok(exchange(stream.await.map_err(late)??, request, limits).await?)
         } else {
-            let socket = timeout(self.limits.connect, self.connect(&target)).await.map_err(late)??;
+            let socket = timeout(self.limits.connect, self.connect(owner, &target)).await.map_err(late)??;
             Ok(exchange(socket, request, limits).await?)
         }
     }
 
-    async fn connect(&self, target: &Target) -> Result<tokio::net::TcpStream, OutboundError> {
+    async fn connect(
+        &self,
+        owner: Option<RequestOwner>,
+        target: &Target,
+    ) -> Result<tokio::net::TcpStream, OutboundError> {
         const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let literal = match &target.host {
             Host::Ip(ip) => Some(*ip),
@@ -134,9 +141,9 @@ impl Outbound {
         let connected = match literal {
             Some(ip) => {
                 let target = Target { host: Host::Ip(ip), port: target.port };
-                connect(&self.policies.literal, &self.resolver, None, &target).await
+                connect(&self.policies.literal, &self.resolver, owner, &target).await
             }
-            None => connect(&self.policies.resolved, &self.resolver, None, target).await,
+            None => connect(&self.policies.resolved, &self.resolver, owner, target).await,
         };
         connected.map(|connected| connected.socket).map_err(OutboundError::Connect)
     }

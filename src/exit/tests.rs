@@ -95,7 +95,11 @@ impl Core {
     /// Moves bytes in both directions as far as credit allows; updates the exit's room.
     fn pump(&mut self, exit: &mut Exit, stream: u64) {
         let mut finished = false;
-        let room = self.forward.pump(stream, |bytes| exit.push(ExitStream(stream), bytes), || finished = true);
+        let push = |bytes: &[u8]| {
+            exit.push(ExitStream(stream), bytes);
+            exit.cap_unread(|_| Some(OWNER));
+        };
+        let room = self.forward.pump(stream, push, || finished = true);
         self.hub().set_room(stream, room);
         if finished {
             exit.finish(ExitStream(stream));
@@ -336,6 +340,34 @@ async fn streams_beyond_the_cap_are_refused_until_others_end() {
         }
     };
     timeout(DEADLINE, reopened).await.unwrap();
+}
+
+#[tokio::test]
+async fn targets_that_read_nothing_fill_the_memory_up_to_the_cap() {
+    let (echo, stuck) = (echo_origin().await, origin(|_socket| core::future::pending()).await);
+    let policy = Policy::parse(["accept *"], true).unwrap();
+    let resolver = Resolver::new(&ResolverOptions { private_addresses: true, ..ResolverOptions::default() });
+    let via = ViaExit::new(ExitOptions { unread: 64 * 1024, ..ExitOptions::new(policy) }, resolver);
+    let mut honest = open(&via, "127.0.0.1", echo.port()).await.unwrap();
+    let mut filling = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let mut stream = open(&via, "127.0.0.1", stuck.port()).await.unwrap();
+        filling.spawn(async move {
+            let block = vec![0; 64 * 1024];
+            loop {
+                if let Err(error) = stream.write_all(&block).await {
+                    return reason_of(&error);
+                }
+            }
+        });
+    }
+    // The kernel's buffers and the credit end the writes of three streams without an error.
+    let first = timeout(DEADLINE, filling.join_next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(first, Some(EndReason::ResourceLimit));
+    let mut answer = [0; 5];
+    honest.write_all(b"hello").await.unwrap();
+    timeout(DEADLINE, honest.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"hello");
 }
 
 #[tokio::test]

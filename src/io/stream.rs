@@ -31,7 +31,10 @@ use core::{
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::{Buf, BytesMut};
@@ -125,6 +128,7 @@ impl Drop for Stream {
         let mut state = self.shared.lock();
         state.dropped.get_or_insert(EndReason::Reset);
         state.received.clear();
+        self.shared.forget_unread(usize::MAX);
         self.shared.enqueue(&mut state);
     }
 }
@@ -214,6 +218,7 @@ impl StreamReader {
         if let Some(chunk) = self.chunks.front_mut() {
             let amount = amount.min(chunk.len());
             chunk.advance(amount);
+            self.shared.forget_unread(amount);
             self.unreported = self.unreported.saturating_add(amount);
             if chunk.is_empty() {
                 self.chunks.pop_front();
@@ -341,6 +346,10 @@ struct StreamShared {
     id: u64,
     /// The queue of streams with pending output for the core.
     queue: mpsc::UnboundedSender<Arc<StreamShared>>,
+    /// Bytes from the other end that the reader has not read.
+    unread: AtomicUsize,
+    /// The unread bytes of all streams of the hub.
+    all_unread: Arc<AtomicUsize>,
     state: Mutex<DuplexState>,
 }
 
@@ -352,6 +361,8 @@ struct DuplexState {
     peer_finished: bool,
     /// The stream failed for this reason; no bytes move in either direction.
     failed: Option<EndReason>,
+    /// The stream has failed, and its unread bytes are discarded.
+    discarded: bool,
     /// Bytes read that the core has not taken into account.
     consumed: usize,
     /// Bytes for the other end that the core has not taken; at most `room`.
@@ -375,6 +386,21 @@ struct DuplexState {
 impl StreamShared {
     fn lock(&self) -> MutexGuard<'_, DuplexState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts pushed bytes.
+    fn add_unread(&self, bytes: usize) {
+        self.unread.fetch_add(bytes, Ordering::Relaxed);
+        self.all_unread.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts `bytes` as read, or as many as are counted as unread.
+    fn forget_unread(&self, bytes: usize) {
+        // Discarded bytes are forgotten already.
+        let unread =
+            self.unread.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unread| Some(unread.saturating_sub(bytes)));
+        let forgotten = unread.unwrap_or_default().min(bytes);
+        self.all_unread.fetch_sub(forgotten, Ordering::Relaxed);
     }
 
     /// Adds the stream to the core's queue unless it is in the queue.

@@ -23,6 +23,10 @@ pub struct RelayParameters {
     /// share, the circuit that extends ends; at the cap, the longest waiting one of the owner closest to its share. The
     /// circuits of a source wait for at most 16 relays, those of a listed relay for 64. Default 4,096.
     pub dialling: usize,
+    /// Cap on streams, RESOLVEs and delegated requests as an exit, with the shares of `circuits`. At the cap, a stream of
+    /// the owner closest to its share ends: of its circuit with the most streams, the one without bytes for longest.
+    /// Default 4,096.
+    pub exit_streams: usize,
     /// Whether it serves BEGIN and RESOLVE. Default no.
     pub exit: bool,
     /// Whether it serves REQUEST. Default no.
@@ -50,6 +54,7 @@ impl Default for RelayParameters {
             creates_of_source: Rate { a_second: 100, burst: 400 },
             half_built: 1024,
             dialling: 4096,
+            exit_streams: 4096,
             exit: false,
             delegate: false,
             reach: Reach::Direct,

@@ -3,20 +3,25 @@
 //! [`ExitStreams`] owns the [`Streams`] of each such circuit, the exit's identifiers of streams, and the queue of
 //! circuits with messages to send. [`Relay`](super::Relay) drives it. Messages of origins and commands of the exit go
 //! in; events for the exit ([`ExitStreams::poll_event`]) and messages to origins ([`ExitStreams::poll_ready`] and
-//! [`ExitStreams::poll_message`]) come out. The caps are those of [`stream`](crate::stream), for each circuit.
+//! [`ExitStreams::poll_message`]) come out.
+//!
+//! Caps: those of [`stream`](crate::stream) for each circuit, and [`RelayParameters::exit_streams`] for all. At the
+//! latter, the circuit with the most streams of the fullest owner loses the stream that has carried no bytes for longest.
+//! A circuit with as many streams as the fullest one only displaces a stream that was silent for [`SILENCE`].
 
+use core::time::Duration;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use rand::CryptoRng;
 
 use crate::{
-    base::{Deadlines, HopIndex, Instant, Rate, ReadyQueue, StreamId, Ticket, TokenBucket},
+    base::{Deadlines, HopIndex, Instant, Owner, Rate, ReadyQueue, StreamId, Ticket, TokenBucket},
     flow::FlowParameters,
     stream::{StreamCommand, StreamError, StreamEvent, StreamRole, Streams},
     wire::{EndReason, RelayMessage},
 };
 
-use super::{parameters::RelayParameters, table::CircuitKey};
+use super::{circuit::Circuit, parameters::RelayParameters, stream_shares::StreamShares, table::CircuitKey};
 
 /// A stream or RESOLVE at this relay as an exit; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,8 +44,13 @@ const BEGINS: Rate = Rate { a_second: 20, burst: 256 };
 /// RESOLVEs of a circuit.
 const RESOLVES: Rate = Rate { a_second: 10, burst: 64 };
 
+/// The time without bytes after which a stream makes room for one of a circuit that has as many streams.
+const SILENCE: Duration = Duration::from_secs(60);
+
 /// The streams of one circuit.
 struct ExitCircuit {
+    /// The owner of the circuit.
+    owner: Owner,
     /// This relay knows the origin's address; an exit here would know both ends (`proto/05-relay-messages.md` §4).
     is_first_hop: bool,
     /// Time of the origin's last stream message.
@@ -56,11 +66,18 @@ struct ExitCircuit {
 }
 
 impl ExitCircuit {
-    /// Removes a stream that has ended.
-    fn remove(&mut self, id: StreamId) {
-        if self.open.remove(&id).is_some_and(|open| open.served) {
+    /// The open stream that has carried no bytes for longest, and since when.
+    fn most_silent(&self) -> Option<(Instant, StreamId)> {
+        self.open.keys().filter_map(|id| Some((self.streams.active_at(*id)?, *id))).min()
+    }
+
+    /// Removes a stream that has ended, and returns its identifier at the exit.
+    fn remove(&mut self, id: StreamId) -> Option<ExitStream> {
+        let open = self.open.remove(&id)?;
+        if open.served {
             self.last_use = Some(self.received_at);
         }
+        Some(open.stream)
     }
 }
 
@@ -83,6 +100,7 @@ pub(super) struct ExitStreams {
     /// Whether REQUEST is served.
     delegate: bool,
     circuits: HashMap<CircuitKey, ExitCircuit>,
+    shares: StreamShares,
     /// The streams that the exit has open.
     streams: BTreeMap<ExitStream, (CircuitKey, StreamId)>,
     next: u64,
@@ -111,12 +129,19 @@ impl ExitStreams {
             exit: parameters.exit,
             delegate: parameters.delegate,
             circuits: HashMap::new(),
+            shares: StreamShares::new(parameters.exit_streams),
             streams: BTreeMap::new(),
             next: 1,
             ready: ReadyQueue::new(),
             deadlines: Deadlines::default(),
             events: VecDeque::new(),
         }
+    }
+
+    /// The shares of streams.
+    #[cfg(test)]
+    pub(super) const fn shares(&self) -> &StreamShares {
+        &self.shares
     }
 
     /// The number of streams and RESOLVEs that the exit has open.
@@ -136,7 +161,7 @@ impl ExitStreams {
         if circuit.open.values().any(|open| open.served) { Some(now) } else { circuit.last_use }
     }
 
-    /// Handles a stream message of the origin of a circuit, at which this relay is `hop`.
+    /// Handles a stream message of the origin of `of`.
     ///
     /// # Errors
     /// When the message is a violation or exceeds a cap: the circuit must end.
@@ -144,11 +169,12 @@ impl ExitStreams {
         &mut self,
         now: Instant,
         key: CircuitKey,
-        hop: HopIndex,
+        of: &Circuit,
         message: RelayMessage,
     ) -> Result<(), StreamError> {
         let circuit = self.circuits.entry(key).or_insert_with(|| ExitCircuit {
-            is_first_hop: hop == HopIndex::FIRST,
+            owner: of.owner,
+            is_first_hop: of.hop == HopIndex::FIRST,
             received_at: now,
             begins: TokenBucket::new(),
             resolves: TokenBucket::new(),
@@ -201,7 +227,10 @@ impl ExitStreams {
     pub(super) fn handle_closed(&mut self, key: CircuitKey) {
         let Some(circuit) = self.circuits.remove(&key) else { return };
         self.deadlines.remove(key);
+        let mut others = circuit.open.len();
         for open in circuit.open.into_values() {
+            others = others.saturating_sub(1);
+            self.shares.give_back(&circuit.owner, key, others);
             self.streams.remove(&open.stream);
             self.events.push_back((open.stream, StreamEvent::Closed(EndReason::Reset)));
         }
@@ -259,42 +288,22 @@ impl ExitStreams {
     /// Collects the events and the deadline of a circuit after a change, and with `may_send`, queues it if it has a
     /// message. Refuses streams that this relay doesn't serve.
     fn settle(&mut self, key: CircuitKey, may_send: bool) {
-        let Some(circuit) = self.circuits.get_mut(&key) else { return };
-        while let Some((id, event)) = circuit.streams.poll_event() {
-            let serves = match event {
-                StreamEvent::Begin(_) | StreamEvent::Resolve(_) => Some(self.exit && !circuit.is_first_hop),
-                StreamEvent::Request(_) => Some(self.delegate && !circuit.is_first_hop),
-                _ => None,
-            };
-            match serves {
-                Some(true) if !circuit.is_within_rate(&event) => {
-                    circuit.streams.handle_command(id, StreamCommand::Reset(EndReason::ResourceLimit));
-                    continue;
-                }
-                Some(true) => {
-                    let stream = ExitStream(self.next);
-                    self.next = self.next.saturating_add(1);
-                    let served = matches!(event, StreamEvent::Request(_));
-                    let state = ExitStreamState { stream, served, origin_finished: false, target_finished: false };
-                    circuit.open.insert(id, state);
-                    self.streams.insert(stream, (key, id));
-                }
-                Some(false) => {
-                    circuit.streams.handle_command(id, StreamCommand::Reset(EndReason::Policy));
-                    continue;
-                }
-                None => {}
+        while let Some(circuit) = self.circuits.get_mut(&key)
+            && let Some((id, event)) = circuit.streams.poll_event()
+        {
+            if matches!(event, StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_)) {
+                self.admit(key, id, event);
+                continue;
             }
             let Some(open) = circuit.open.get_mut(&id) else { continue };
-            let stream = open.stream;
             open.origin_finished |= matches!(event, StreamEvent::Finished);
             let over = matches!(event, StreamEvent::Closed(_)) || (open.origin_finished && open.target_finished);
-            self.events.push_back((stream, event));
+            self.events.push_back((open.stream, event));
             if over {
-                circuit.remove(id);
-                self.streams.remove(&stream);
+                self.remove(key, id);
             }
         }
+        let Some(circuit) = self.circuits.get_mut(&key) else { return };
         if may_send && circuit.streams.has_message() {
             self.ready.push(key, &mut circuit.ready);
         }
@@ -320,12 +329,77 @@ impl ExitStreams {
         })
     }
 
+    /// Passes an origin's request to the exit, or refuses it.
+    fn admit(&mut self, key: CircuitKey, id: StreamId, request: StreamEvent) {
+        let Some(circuit) = self.circuits.get_mut(&key) else { return };
+        let serves = match request {
+            StreamEvent::Request(_) => self.delegate,
+            _ => self.exit,
+        };
+        let admitted = if !serves || circuit.is_first_hop {
+            Err(EndReason::Policy)
+        } else if !circuit.is_within_rate(&request) {
+            Err(EndReason::ResourceLimit)
+        } else {
+            self.take_share(key)
+        };
+        let Some(circuit) = self.circuits.get_mut(&key) else { return };
+        if let Err(reason) = admitted {
+            return circuit.streams.handle_command(id, StreamCommand::Reset(reason));
+        }
+        let stream = ExitStream(self.next);
+        self.next = self.next.saturating_add(1);
+        let served = matches!(request, StreamEvent::Request(_));
+        let state = ExitStreamState { stream, served, origin_finished: false, target_finished: false };
+        circuit.open.insert(id, state);
+        self.streams.insert(stream, (key, id));
+        self.events.push_back((stream, request));
+    }
+
+    /// Takes a share for a new stream of a circuit. At the cap, ends the most silent stream of the fullest circuit,
+    /// unless this circuit has as many streams and none of them is silent.
+    fn take_share(&mut self, key: CircuitKey) -> Result<(), EndReason> {
+        let limit = Err(EndReason::ResourceLimit);
+        let Some(circuit) = self.circuits.get(&key) else { return limit };
+        let (owner, streams, now) = (circuit.owner, circuit.open.len(), circuit.received_at);
+        if let Some((most, fullest)) = self.shares.fullest(&owner) {
+            let full = self.circuits.get(&fullest);
+            let Some((active_at, victim)) = full.and_then(ExitCircuit::most_silent) else { return limit };
+            let is_fuller = fullest != key && most > streams.saturating_add(1);
+            if !is_fuller && active_at.after(SILENCE) > now {
+                return limit;
+            }
+            self.evict(fullest, victim);
+        }
+        let streams = self.circuits.get(&key).map_or(streams, |circuit| circuit.open.len());
+        self.shares.take(&owner, key, streams).or(limit)
+    }
+
+    /// Ends a stream to make room for another.
+    fn evict(&mut self, key: CircuitKey, id: StreamId) {
+        if let Some(circuit) = self.circuits.get_mut(&key) {
+            circuit.streams.handle_command(id, StreamCommand::Reset(EndReason::ResourceLimit));
+            self.ready.push(key, &mut circuit.ready);
+        }
+        if let Some(stream) = self.remove(key, id) {
+            self.events.push_back((stream, StreamEvent::Closed(EndReason::ResourceLimit)));
+        }
+    }
+
     /// Removes a stream that has ended.
     fn forget(&mut self, stream: ExitStream) {
-        let Some((key, id)) = self.streams.remove(&stream) else { return };
-        if let Some(circuit) = self.circuits.get_mut(&key) {
-            circuit.remove(id);
+        if let Some((key, id)) = self.streams.get(&stream) {
+            self.remove(*key, *id);
         }
+    }
+
+    /// Removes a stream that has ended, and returns its identifier at the exit.
+    fn remove(&mut self, key: CircuitKey, id: StreamId) -> Option<ExitStream> {
+        let circuit = self.circuits.get_mut(&key)?;
+        let stream = circuit.remove(id)?;
+        self.streams.remove(&stream);
+        self.shares.give_back(&circuit.owner, key, circuit.open.len());
+        Some(stream)
     }
 
     fn set_served(&mut self, stream: ExitStream) {

@@ -79,8 +79,8 @@ impl Relay {
 
     /// Handles a stream message of an origin.
     fn handle_message(&mut self, now: Instant, key: CircuitKey, message: RelayMessage) {
-        let Some(hop) = self.table.circuit(key).map(|circuit| circuit.hop) else { return };
-        if let Err(error) = self.streams.handle_message(now, key, hop, message) {
+        let Some(circuit) = self.table.circuit(key) else { return };
+        if let Err(error) = self.streams.handle_message(now, key, circuit, message) {
             tracing::debug!(%error, class = %error.class(), "ending a circuit after an illegal message");
             self.end(now, key);
         }

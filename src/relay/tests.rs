@@ -31,6 +31,7 @@ mod exit;
 mod extend;
 mod owners;
 mod reach;
+mod stream_shares;
 
 const ROOM: usize = 1 << 30;
 const NEXT: u16 = 2;

@@ -351,7 +351,7 @@ async fn fetch(url: &Url, outbound: &Outbound) -> Result<Vec<u8>, FetchError> {
         .header(header::ACCEPT, "application/opensearchdescription+xml,application/xml;q=0.9")
         .body(Empty::<Bytes>::new())
         .map_err(|_| OutboundError::Address)?;
-    let response = outbound.send(request).await?;
+    let response = outbound.send(None, request).await?;
     if response.status() != hyper::StatusCode::OK {
         return Err(FetchError::Status(response.status().as_u16()));
     }

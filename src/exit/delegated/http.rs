@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    delegated::{HttpOffer, message::METHODS},
+    delegated::{HttpOffer, limits::RequestOwner, message::METHODS},
     exit::outbound::{Outbound, OutboundError},
     http_exchange::{
         binary::{Content, MessageError, Piped, fill, read_request, response_head, write_content},
@@ -95,7 +95,12 @@ impl Http {
     ///
     /// # Errors
     /// The reason why the request was not performed or not completed. The client gets it too.
-    pub(crate) async fn serve<S, A>(&self, stream: S, admitted: Result<A, Refusal>) -> Result<(), Refusal>
+    pub(crate) async fn serve<S, A>(
+        &self,
+        stream: S,
+        owner: RequestOwner,
+        admitted: Result<A, Refusal>,
+    ) -> Result<(), Refusal>
     where
         A: Send,
         S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -104,7 +109,7 @@ impl Http {
         let performing = async {
             match &admitted {
                 Err(refusal) => self.refuse(&mut writer, *refusal).await,
-                Ok(_) => self.perform(&mut reader, &mut writer).await,
+                Ok(_) => self.perform(owner, &mut reader, &mut writer).await,
             }
         };
         let outcome = timeout(self.caps.time, performing).await.unwrap_or(Err(Refusal::Silent))?;
@@ -116,7 +121,12 @@ impl Http {
     }
 
     /// Performs a request. The answer, or refusal, is complete unless this returns an error.
-    async fn perform<R, W>(&self, reader: &mut R, writer: &mut W) -> Result<Option<Refusal>, Refusal>
+    async fn perform<R, W>(
+        &self,
+        owner: RequestOwner,
+        reader: &mut R,
+        writer: &mut W,
+    ) -> Result<Option<Refusal>, Refusal>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
@@ -136,7 +146,7 @@ impl Http {
         let answered = tokio::select! {
             biased;
             answered = async {
-                let response = outbound.send(request.map(|()| body)).await?;
+                let response = outbound.send(Some(owner), request.map(|()| body)).await?;
                 Ok::<_, OutboundError>(self.answer(writer, response).await)
             } => answered,
             never = async {

@@ -23,6 +23,7 @@ use url::Url;
 use crate::{
     delegated::{
         EngineName, SearchAnswer, SearchRefusal, SearchRequest,
+        limits::RequestOwner,
         service::{ENGINE_LIMIT, PartialQuery, QUERY_LIMIT, Refused, STALL_LIMIT},
     },
     engine,
@@ -107,6 +108,7 @@ impl ExitSearch {
     pub(crate) async fn serve<S, A>(
         &self,
         mut stream: S,
+        owner: RequestOwner,
         admit: impl FnOnce() -> Result<A, Refusal> + Send,
     ) -> Result<(), Refusal>
     where
@@ -127,7 +129,7 @@ impl ExitSearch {
         };
         let answered = match received {
             Ok((request, admitted)) => {
-                let answered = self.answer(request).await;
+                let answered = self.answer(owner, request).await;
                 drop(admitted);
                 answered
             }
@@ -148,13 +150,13 @@ impl ExitSearch {
         }
     }
 
-    async fn answer(&self, request: SearchRequest) -> Result<SearchAnswer, Refused> {
+    async fn answer(&self, owner: RequestOwner, request: SearchRequest) -> Result<SearchAnswer, Refused> {
         let unknown = Refused { answer: SearchRefusal::UnknownEngine, cause: Refusal::NotOffered };
         let offered = self.engines.find(request.engine()).ok_or(unknown)?;
         if offered.engine.lacks_page(request.page()) {
             return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
         }
-        let querying = timeout(self.caps.engine, query_engine(&offered, &request, self.caps.answer)).await;
+        let querying = timeout(self.caps.engine, query_engine(&offered, owner, &request, self.caps.answer)).await;
         let late = Refused { answer: SearchRefusal::EngineTimedOut, cause: Refusal::Silent };
         let (url, status, body) = querying.unwrap_or(Err(late))?;
         let busy = Refused { answer: SearchRefusal::RateLimited, cause: Refusal::Busy };
@@ -191,6 +193,7 @@ async fn read_query(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Result<
 /// Queries an engine; returns the URL after redirects, the status and the body of its answer, at most `most` bytes.
 async fn query_engine(
     offered: &Arc<ExitEngine>,
+    owner: RequestOwner,
     request: &SearchRequest,
     most: usize,
 ) -> Result<(Url, StatusCode, Vec<u8>), Refused> {
@@ -204,7 +207,7 @@ async fn query_engine(
             .header(header::ACCEPT_LANGUAGE, accept_language.as_str())
             .body(Empty::<Bytes>::new())
             .map_err(|_| bad)?;
-        let response = offered.outbound.send(request).await?;
+        let response = offered.outbound.send(Some(owner), request).await?;
         if response.status().is_redirection() {
             at = redirect(&at, &response).ok_or(REDIRECTED)?;
             continue;

@@ -45,7 +45,7 @@ async fn body(response: Response<StreamedBody>) -> String {
 }
 
 async fn failing(outbound: &Outbound, address: impl core::fmt::Display) -> OutboundError {
-    timeout(DEADLINE, outbound.send(get(address))).await.unwrap().unwrap_err()
+    timeout(DEADLINE, outbound.send(None, get(address))).await.unwrap().unwrap_err()
 }
 
 #[tokio::test]
@@ -57,7 +57,7 @@ async fn a_request_reaches_a_server_and_its_answer_comes_back() {
         .header("accept-encoding", "gzip")
         .body(Full::<Bytes>::from(vec![0_u8; 1000]))
         .unwrap();
-    let response_body = body(outbound(Tls::default()).send(request).await.unwrap()).await;
+    let response_body = body(outbound(Tls::default()).send(None, request).await.unwrap()).await;
     assert!(response_body.starts_with("POST /path?query"), "{response_body}");
     assert!(response_body.contains(&format!("\"host\": \"{address}\"")), "{response_body}");
     assert!(
@@ -73,7 +73,7 @@ async fn https_needs_a_certificate_for_the_name() {
     let tls = Tls::new([root.file.path()]).unwrap();
     let verified = https_origin(root.server(&["localhost"]), mirror).await;
     let response =
-        outbound(tls.clone()).send(get(format_args!("https://localhost:{}/", verified.port()))).await.unwrap();
+        outbound(tls.clone()).send(None, get(format_args!("https://localhost:{}/", verified.port()))).await.unwrap();
     assert!(body(response).await.starts_with("GET /"));
     let other = https_origin(root.server(&["other.example"]), mirror).await;
     let unverified = OutboundError::Tls(TlsError::Certificate);
@@ -108,7 +108,7 @@ async fn a_resolved_name_reaches_no_private_address() {
     let limits = OutboundLimits::default();
     let url = format!("http://both.example.net:{}/", address.port());
     let allowed = Outbound::new(policies(true), resolver(true), Tls::default(), limits);
-    assert!(allowed.send(get(&url)).await.is_ok());
+    assert!(allowed.send(None, get(&url)).await.is_ok());
     // The resolver drops private addresses. Without that, the policy still decides on the connected address.
     for private_answers in [false, true] {
         let refusing = Outbound::new(policies(false), resolver(private_answers), Tls::default(), limits);
@@ -187,7 +187,7 @@ async fn a_truncated_stalled_or_oversized_body_is_an_error() {
             }
         })
         .await;
-        let response = outbound.send(get(format_args!("http://{address}/"))).await.unwrap();
+        let response = outbound.send(None, get(format_args!("http://{address}/"))).await.unwrap();
         assert_eq!(timeout(DEADLINE, read_whole(response.into_body(), 20)).await.unwrap(), Err(error), "{bytes}");
     }
 }
@@ -202,6 +202,6 @@ async fn a_redirect_is_returned_and_not_followed() {
             .unwrap()
     })
     .await;
-    let response = outbound(Tls::default()).send(get(format_args!("http://{address}/"))).await.unwrap();
+    let response = outbound(Tls::default()).send(None, get(format_args!("http://{address}/"))).await.unwrap();
     assert_eq!(response.status(), 302);
 }

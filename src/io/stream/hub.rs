@@ -6,7 +6,10 @@ use core::{
 };
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tokio::sync::mpsc;
@@ -31,6 +34,8 @@ pub(crate) struct Hub<Id> {
     commands: VecDeque<(Id, StreamCommand)>,
     /// Readers to wake, each once.
     readers: Vec<Waker>,
+    /// Pushed bytes of all streams that are not read.
+    unread: Arc<AtomicUsize>,
 }
 
 impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
@@ -38,7 +43,14 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
     #[must_use]
     pub(crate) fn new() -> Self {
         let (queue, queued) = mpsc::unbounded_channel();
-        Self { streams: HashMap::new(), queue, queued, commands: VecDeque::new(), readers: Vec::new() }
+        Self {
+            streams: HashMap::new(),
+            queue,
+            queued,
+            commands: VecDeque::new(),
+            readers: Vec::new(),
+            unread: Arc::default(),
+        }
     }
 
     /// Opens the stream `id` with an initial room of `room` bytes. An open stream of the same identifier fails.
@@ -46,7 +58,13 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
     pub(crate) fn open(&mut self, id: Id, room: usize) -> Stream {
         self.fail(id, EndReason::Failed);
         let state = Mutex::new(DuplexState { room, ..DuplexState::default() });
-        let shared = Arc::new(StreamShared { id: id.into(), queue: self.queue.clone(), state });
+        let shared = Arc::new(StreamShared {
+            id: id.into(),
+            queue: self.queue.clone(),
+            unread: AtomicUsize::new(0),
+            all_unread: Arc::clone(&self.unread),
+            state,
+        });
         self.streams.insert(id, Arc::clone(&shared));
         Stream {
             reader: StreamReader { shared: Arc::clone(&shared), chunks: VecDeque::new(), unreported: 0 },
@@ -67,9 +85,22 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
             let mut state = shared.lock();
             if state.dropped.is_none() {
                 state.append(bytes);
+                shared.add_unread(bytes.len());
                 self.readers.extend(state.reader.take());
             }
         }
+    }
+
+    /// The pushed bytes of all streams that are not read.
+    #[must_use]
+    pub(crate) fn unread(&self) -> usize {
+        self.unread.load(Ordering::Relaxed)
+    }
+
+    /// The streams with unread bytes, and their number.
+    pub(crate) fn unread_streams(&self) -> impl Iterator<Item = (Id, usize)> + '_ {
+        let unread = self.streams.iter().map(|(id, shared)| (*id, shared.unread.load(Ordering::Relaxed)));
+        unread.filter(|(_, unread)| *unread > 0)
     }
 
     /// Marks the clean end of the bytes from the other end.
@@ -84,6 +115,19 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
     /// Fails both directions for `reason` and removes the stream.
     pub(crate) fn fail(&mut self, id: Id, reason: EndReason) {
         if let Some(shared) = self.streams.remove(&id) {
+            fail(&shared, reason);
+        }
+    }
+
+    /// As [`Self::fail`], and discards the bytes that the reader has not read.
+    pub(crate) fn discard(&mut self, id: Id, reason: EndReason) {
+        if let Some(shared) = self.streams.remove(&id) {
+            {
+                let mut state = shared.lock();
+                state.discarded = true;
+                state.received.clear();
+            }
+            shared.forget_unread(usize::MAX);
             fail(&shared, reason);
         }
     }

@@ -6,7 +6,7 @@ use core::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
-use std::io;
+use std::{io, sync::Arc};
 
 use bytes::{BufMut, BytesMut};
 use tokio::{
@@ -70,6 +70,7 @@ async fn join(
 ) -> io::Result<()> {
     // Polled separately, since both directions may wait for the socket when the stream fails.
     let failure = stream.failure();
+    let shared = Arc::clone(&stream.shared);
     let (socket_reader, socket_writer) = socket.split();
     let (reader, writer) = stream.split();
     let moved = AtomicU64::new(0);
@@ -92,10 +93,13 @@ async fn join(
         }
     });
     tokio::select! {
-        // Bytes received before the failure are still written to the socket, within a time limit.
+        // Bytes received before the failure are still written to the socket, within a time limit, unless discarded.
         biased;
         result = &mut both => result,
-        reason = failure => timeout(LAST_BYTES_TIMEOUT, both).await.unwrap_or_else(|_| Err(io_error(reason))),
+        reason = failure => {
+            let last = if shared.lock().discarded { Duration::ZERO } else { LAST_BYTES_TIMEOUT };
+            timeout(last, both).await.unwrap_or_else(|_| Err(io_error(reason)))
+        }
     }
 }
 

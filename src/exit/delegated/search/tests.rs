@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 
 use super::*;
 use crate::{
-    delegated::{Block, SearchResult, frame},
+    delegated::{Block, SearchResult, frame, limits::RequestOwner},
     exit::{
         delegated::engines::Senders,
         outbound::{
@@ -84,7 +84,7 @@ async fn service_at(address: SocketAddr) -> ExitSearch {
 /// The answer to the bytes `framed`, and the outcome at the exit.
 async fn exchanged(search: ExitSearch, framed: &[u8]) -> (Vec<u8>, Result<(), Refusal>) {
     let (mut near, far) = stream_pair();
-    let serving = tokio::spawn(async move { search.serve(far, || Ok(())).await });
+    let serving = tokio::spawn(async move { search.serve(far, RequestOwner::alone(1), || Ok(())).await });
     near.write_all(framed).await.unwrap();
     near.shutdown().await.unwrap();
     let mut answer = Vec::new();
@@ -173,7 +173,7 @@ async fn each_query_has_a_separate_connection_and_no_cookie() {
     for expected in 1..=3 {
         let (mut near, far) = stream_pair();
         let search = Arc::clone(&search);
-        tokio::spawn(async move { search.serve(far, || Ok(())).await });
+        tokio::spawn(async move { search.serve(far, RequestOwner::alone(1), || Ok(())).await });
         near.write_all(&query("x").encode().unwrap()).await.unwrap();
         near.shutdown().await.unwrap();
         let mut answer = Vec::new();
@@ -261,7 +261,10 @@ async fn an_invalid_query_is_refused_as_a_bad_request() {
 async fn a_query_beyond_the_limits_is_refused_with_the_reason() {
     let search = service_at(answering(200, &[], b"{}".to_vec()).await).await;
     let (mut near, far) = stream_pair();
-    let serving = tokio::spawn(async move { search.serve(far, || Err::<(), _>(Refusal::RateLimited)).await });
+    let serving =
+        tokio::spawn(
+            async move { search.serve(far, RequestOwner::alone(1), || Err::<(), _>(Refusal::RateLimited)).await },
+        );
     near.write_all(&query("x").encode().unwrap()).await.unwrap();
     near.shutdown().await.unwrap();
     let mut answer = Vec::new();
@@ -286,7 +289,7 @@ async fn a_client_that_sends_or_reads_slowly_holds_no_admission() {
         events.send("admitted").unwrap();
         Ok(Admission(events))
     };
-    tokio::spawn(async move { search.serve(far, admit).await });
+    tokio::spawn(async move { search.serve(far, RequestOwner::alone(1), admit).await });
     let query = query("x").encode().unwrap();
     near.write_all(&query).await.unwrap();
     assert!(received.try_recv().is_err(), "the body is incomplete");
