@@ -17,7 +17,7 @@ const MAX_COUNTS: usize = 4096;
 /// Statistics of one exit with one engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExitCounts {
-    /// Answered queries.
+    /// Queries answered with results.
     pub answered: u32,
     /// Failed queries.
     pub failed: u32,
@@ -94,7 +94,7 @@ mod tests {
     const EXIT: RelayId = RelayId::from_bytes([1; 32]);
 
     #[test]
-    fn a_blocked_exit_is_avoided_for_ten_minutes_and_that_engine_only() {
+    fn a_blocked_exit_is_avoided_for_ten_minutes_with_that_engine_only() {
         let (engine, other) = (EngineName::parse("a").unwrap(), EngineName::parse("b").unwrap());
         let mut statistics = ExitStatistics::default();
         let now = Instant::START;

@@ -61,13 +61,13 @@ impl ViaExit {
 impl Connector for ViaExit {
     async fn open(&self, target: Target, _: Isolation) -> Result<Stream, ConnectError> {
         let (sender, answer) = oneshot::channel();
-        self.0.send(Request::Open(target, sender)).unwrap_or_else(|_| panic!("the core has ended"));
+        self.0.send(Request::Open(target, sender)).unwrap_or_else(|_| panic!("the core's task has ended"));
         answer.await.unwrap()
     }
 
     async fn resolve(&self, host: Host, _: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
         let (sender, answer) = oneshot::channel();
-        self.0.send(Request::Resolve(host, sender)).unwrap_or_else(|_| panic!("the core has ended"));
+        self.0.send(Request::Resolve(host, sender)).unwrap_or_else(|_| panic!("the core's task has ended"));
         answer.await.unwrap()
     }
 
@@ -76,10 +76,11 @@ impl Connector for ViaExit {
     }
 }
 
-/// Both ends' core.
+/// The core of both ends.
 #[derive(Default)]
 struct Core {
-    next: u64,
+    /// The identifier of the newest stream or lookup.
+    last: u64,
     hub: Option<Hub<u64>>,
     forward: Flows,
     backward: Flows,
@@ -92,7 +93,7 @@ impl Core {
         self.hub.as_mut().unwrap()
     }
 
-    /// Moves bytes in both directions as far as credit allows; updates the exit's room.
+    /// Forwards bytes in both directions as far as credit allows, and updates the room of both ends.
     fn pump(&mut self, exit: &mut Exit, stream: u64) {
         let mut finished = false;
         let room = self.forward.pump(stream, |bytes| exit.push(ExitStream(stream), bytes), || finished = true);
@@ -150,8 +151,8 @@ async fn run(mut exit: Exit, mut requests: mpsc::UnboundedReceiver<Request>) {
         let hub = core.hub.as_mut().unwrap();
         tokio::select! {
             Some(request) = requests.recv() => {
-                core.next += 1;
-                let stream = core.next;
+                core.last += 1;
+                let stream = core.last;
                 match request {
                     Request::Open(target, answer) => {
                         core.forward.open(stream);
@@ -216,7 +217,7 @@ async fn the_other_direction_stays_open_after_the_target_has_finished() {
     let origin = origin(move |mut socket| {
         let sender = sender.lock().unwrap().take().unwrap();
         async move {
-            socket.write_all(b"no further event").await.unwrap();
+            socket.write_all(b"from the target").await.unwrap();
             socket.shutdown().await.unwrap();
             let mut late = String::new();
             socket.read_to_string(&mut late).await.unwrap();
@@ -227,10 +228,10 @@ async fn the_other_direction_stays_open_after_the_target_has_finished() {
     let mut stream = open(&ViaExit::private(), "127.0.0.1", origin.port()).await.unwrap();
     let mut text = String::new();
     timeout(DEADLINE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
-    assert_eq!(text, "no further event");
-    stream.write_all(b"not quite").await.unwrap();
+    assert_eq!(text, "from the target");
+    stream.write_all(b"from the origin").await.unwrap();
     stream.shutdown().await.unwrap();
-    assert_eq!(timeout(DEADLINE, received).await.unwrap().unwrap(), "not quite");
+    assert_eq!(timeout(DEADLINE, received).await.unwrap().unwrap(), "from the origin");
 }
 
 #[tokio::test]
@@ -280,7 +281,7 @@ async fn another_address_is_tried_when_the_first_refuses() {
 }
 
 #[test]
-fn the_families_alternate_in_whichever_order_they_arrive() {
+fn the_address_families_alternate_in_any_order_of_arrival() {
     let ips = |texts: &[&str]| texts.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
     let mut waiting = connect::WaitingAddresses::default();
     ips(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "::1", "::2"]).into_iter().for_each(|ip| waiting.push(ip));
@@ -307,7 +308,7 @@ async fn the_attempts_of_a_connect_are_capped() {
 }
 
 #[tokio::test]
-async fn a_silent_aaaa_costs_a_connect_nothing() {
+async fn a_connect_does_not_wait_for_an_unanswered_aaaa_query() {
     let (server, _) = crate::io::resolver::tests::name_server().await;
     let origin = echo_origin().await;
     let options = ResolverOptions { servers: vec![server], private_addresses: true, ..ResolverOptions::default() };
@@ -315,7 +316,7 @@ async fn a_silent_aaaa_costs_a_connect_nothing() {
     let via = ViaExit::new(ExitOptions::new(policy), Resolver::new(&options));
     let start = std::time::Instant::now();
     assert!(open(&via, "v4-only.example.net", origin.port()).await.is_ok());
-    // The silent query would take 6.7 s.
+    // The unanswered query takes 6.7 s.
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 

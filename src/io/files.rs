@@ -30,10 +30,12 @@ use crate::{
 pub use atomic::write_atomically;
 use keyfile::KeyFile;
 
-/// Age at which the onion key is rotated. As the previous key it remains valid for the same time.
+/// Age at which the onion key is rotated. The rotated key remains valid, as the previous key, for one more lifetime.
 pub const ONION_KEY_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
+/// Maximum bytes of a key file.
 const MAX_SECRET_LEN: u64 = 64 << 10;
+/// Maximum bytes of the file of the guard sample.
 const MAX_GUARDS_LEN: u64 = 256 << 10;
 const IDENTITY: &str = "identity.key";
 const AUTHORITY: &str = "authority.key";
@@ -126,7 +128,7 @@ impl Folder {
     /// Opens the folder at `path`; creates it and its parents (mode 0700) if absent.
     ///
     /// # Errors
-    /// When it can't be created, belongs to another user, or other users may write to it or replace it.
+    /// When the folder can't be created, belongs to another user, or other users may write to it or replace it.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let folder = Self::open_of_anyone(path)?;
         if folder.is_ours()? { Ok(folder) } else { Err(FileError::OfAnotherUser { path: folder.path }) }
@@ -176,8 +178,8 @@ impl Folder {
         }
     }
 
-    /// Whether the effective user of this process owns the folder. The node can't read files that a process of another
-    /// user writes to its folder.
+    /// Whether the effective user of this process owns the folder. A node can't read files that another user writes to
+    /// the node's folder.
     ///
     /// # Errors
     /// When a system call fails.
@@ -228,7 +230,8 @@ impl Folder {
         self.signing_key(AUTHORITY, rng)
     }
 
-    /// The relay's onion keys, generated if there is no file, rotated if due at `now`.
+    /// The relay's onion keys. Generated if there is no file; rotated if the current key has reached
+    /// [`ONION_KEY_LIFETIME`] at `now`.
     ///
     /// # Errors
     /// As for [`Self::identity`].
@@ -240,7 +243,8 @@ impl Folder {
         Ok(OnionKeyring::new(kept.current, kept.previous))
     }
 
-    /// Rotates the onion key if that is due at `now`; returns the new key. The file is written before this returns.
+    /// Rotates the onion key if it has reached [`ONION_KEY_LIFETIME`] at `now`. Returns the new key, already written to
+    /// the file.
     ///
     /// # Errors
     /// As for [`Self::identity`].

@@ -149,7 +149,7 @@ async fn small_pieces_occupy_little_more_memory_than_their_bytes() {
         hub.push(7, b"x");
     }
     let capacity: usize = stream.shared.lock().received.iter().map(BytesMut::capacity).sum();
-    assert!(capacity < 1_000_000 + 2 * NEXT_CHUNK, "{capacity} bytes held");
+    assert!(capacity < 1_000_000 + 2 * NEXT_CHUNK_LEN, "{capacity} bytes held");
 }
 
 #[tokio::test]

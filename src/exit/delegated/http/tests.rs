@@ -40,7 +40,7 @@ fn get(address: impl core::fmt::Display) -> Request<Full<Bytes>> {
     Request::get(address.to_string()).body(Full::default()).unwrap()
 }
 
-/// The client's response to `head` and `body`, and the outcome at the exit.
+/// The response that the client receives to `request`, and the outcome at the exit.
 async fn performed(
     http: Http,
     request: Request<Full<Bytes>>,
@@ -193,21 +193,21 @@ async fn an_invalid_request_is_refused_with_a_response() {
 async fn bodies_beyond_the_cap_are_refused_in_both_directions() {
     let address = http_origin(mirror).await;
     let small = || {
-        let caps = HttpCaps { body: 1000, ..HttpCaps::default() };
+        let caps = HttpCaps { max_body_len: 1000, ..HttpCaps::default() };
         Http::new(Tier::Open(outbound(true, Tls::default())), caps)
     };
     let large = Request::post(format!("http://{address}/")).body(Full::from(vec![0; 1001])).unwrap();
     assert_eq!(refused(small(), large).await, Refusal::RequestTooLarge);
-    let sized = http_origin(|_| async { Response::new(Full::<Bytes>::from(vec![0; 1001])) }).await;
-    assert_eq!(refused(small(), get(format_args!("http://{sized}/"))).await, Refusal::AnswerTooLarge);
+    let known_length = http_origin(|_| async { Response::new(Full::<Bytes>::from(vec![0; 1001])) }).await;
+    assert_eq!(refused(small(), get(format_args!("http://{known_length}/"))).await, Refusal::AnswerTooLarge);
     // A body of unknown length is truncated with an error, and doesn't look complete.
-    let unsized_ = origin(|mut socket| async move {
+    let unknown_length = origin(|mut socket| async move {
         let _ = socket.read(&mut [0; 1024]).await;
         let _ = socket.write_all(b"HTTP/1.0 200 OK\r\n\r\n").await;
         let _ = socket.write_all(&[0; 1001]).await;
     })
     .await;
-    let (response, served) = performed(small(), get(format_args!("http://{unsized_}/"))).await;
+    let (response, served) = performed(small(), get(format_args!("http://{unknown_length}/"))).await;
     assert_eq!((response.into_body(), served), (Err(MessageError::Broken), Err(Refusal::AnswerTooLarge)));
 }
 
@@ -237,7 +237,7 @@ async fn a_silent_closed_or_unknown_target_has_its_own_refusal() {
 #[tokio::test]
 async fn a_client_that_reads_nothing_times_out() {
     let address = http_origin(|_| async { Response::new(Full::<Bytes>::from(vec![0; 4 << 20])) }).await;
-    let caps = HttpCaps { stall: Duration::from_millis(50), ..HttpCaps::default() };
+    let caps = HttpCaps { stall_timeout: Duration::from_millis(50), ..HttpCaps::default() };
     let (mut stream, serving) = serve(Http::new(Tier::Open(outbound(true, Tls::default())), caps));
     stream.write_all(&request_head(&get(format_args!("http://{address}/"))).unwrap()).await.unwrap();
     stream.write_all(&[0, 0]).await.unwrap();
@@ -263,7 +263,7 @@ async fn an_answered_request_is_released_before_its_client_has_finished() {
 
 #[tokio::test]
 async fn a_request_slower_than_allowed_is_refused() {
-    let caps = HttpCaps { head: Duration::from_millis(50), ..HttpCaps::default() };
+    let caps = HttpCaps { head_timeout: Duration::from_millis(50), ..HttpCaps::default() };
     let (mut stream, serving) = serve(Http::new(Tier::Open(outbound(true, Tls::default())), caps));
     stream.write_all(&[2, 3, b'G']).await.unwrap();
     let (response, _) = timeout(DEADLINE, read_response(&mut stream, 0)).await.unwrap().unwrap();

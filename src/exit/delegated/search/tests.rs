@@ -48,8 +48,8 @@ fn described(media: &str, template: &str) -> String {
     )
 }
 
-/// Senders to this machine for addresses in the operator's configuration, and to public addresses otherwise. `servers`
-/// resolve names.
+/// A sender that may connect to this machine, for the operator's configuration, and a sender to public addresses.
+/// `servers` resolve names.
 fn senders(servers: Vec<SocketAddr>, tls: Tls) -> Senders {
     let policy = |private| Policy::parse(["accept *"], private).unwrap();
     let options = ResolverOptions { servers, private_addresses: true, ..ResolverOptions::default() };
@@ -73,7 +73,7 @@ async fn service_by(media: &str, template: &str, senders: Senders) -> ExitSearch
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(described(media, template).as_bytes()).unwrap();
     let engines = Engines::load(&[file.path().to_str().unwrap()], senders).await.unwrap();
-    let caps = SearchCaps { engine: Duration::from_millis(700), ..SearchCaps::default() };
+    let caps = SearchCaps { engine_timeout: Duration::from_millis(700), ..SearchCaps::default() };
     ExitSearch::new(engines, caps)
 }
 
@@ -120,7 +120,7 @@ fn only(answer: SearchAnswer) -> SearchResult {
     }
 }
 
-/// An engine that answers every request by this.
+/// An engine that answers every request with this response.
 async fn answering(status: u16, headers: &'static [(&'static str, &'static str)], body: Vec<u8>) -> SocketAddr {
     let body = Bytes::from(body);
     http_origin(move |_| {
@@ -336,9 +336,9 @@ async fn a_slow_engine_times_out() {
 #[tokio::test]
 async fn concurrent_parsing_of_answers_is_capped() {
     let search = service_at(http_origin(mirror).await).await;
-    let reader = Arc::clone(&search.readers);
-    let all = u32::try_from(reader.available_permits()).unwrap();
-    let _reading = reader.acquire_many_owned(all).await.unwrap();
+    let parsers = Arc::clone(&search.parsers);
+    let all = u32::try_from(parsers.available_permits()).unwrap();
+    let _parsing = parsers.acquire_many_owned(all).await.unwrap();
     assert_eq!(refused(search, &query("x")).await, SearchRefusal::RateLimited);
 }
 
@@ -467,7 +467,7 @@ async fn a_redirect_to_another_host_or_a_private_address_is_not_followed() {
 async fn a_name_rebound_to_this_network_is_refused() {
     let (server, questions) = name_server().await;
     let (address, requests) = redirecting(|_| None).await;
-    // The name resolves to this machine, as after a rebinding when the description has been read.
+    // The name resolves to this machine, as if it had been rebound after the description was read.
     let template = format!("http://both.example.net:{}/?q={{searchTerms}}", address.port());
     let search = service_by(JSON, &template, senders(vec![server], Tls::default())).await;
     let (answer, counted) = exchanged(search, &query("x").encode().unwrap()).await;
