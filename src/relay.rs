@@ -3,7 +3,8 @@
 //!
 //! Driven as a [`LinkMachine`]. The exit's I/O is outside: [`Relay::poll_event`] returns the events of streams, and
 //! [`Relay::handle_command`] handles the exit's commands. After these calls, the owner calls
-//! [`LinkMachine::handle_batch_end`], which sends the messages of streams that end here, once for all inputs of a batch.
+//! [`LinkMachine::handle_batch_end`], which sends the messages of streams that end here, once for all inputs of a
+//! batch.
 //!
 //! | part | owned by |
 //! |---|---|
@@ -20,8 +21,8 @@
 //! `switch` and `build` handle cells: the first switches and reads them, the second builds circuits.
 //! Governed by `proto/02-channel.md` §4 and §5, `proto/03-cells.md` and `proto/04-handshake.md`.
 //!
-//! Threats addressed: neighbours and origins that send illegal messages, or too many. A breach inside a circuit ends that
-//! circuit, to both sides, with the same cell for every rule. A slow reader of a circuit fills only that circuit's
+//! Threats addressed: neighbours and origins that send illegal messages, or too many. A breach inside a circuit ends
+//! that circuit, to both sides, with the same cell for every rule. A slow reader of a circuit fills only that circuit's
 //! queue.
 //!
 //! | cell | from the origin's side | from the next hop's side |
@@ -205,8 +206,8 @@ impl Relay {
         }
     }
 
-    /// Accepts no more circuits; existing circuits remain. Channels without circuits close, so that a gateway immediately
-    /// reports the loss of this volunteer. Opens no channel from now on.
+    /// Accepts no more circuits; existing circuits remain. Channels without circuits close, so that a gateway
+    /// immediately reports the loss of this volunteer. Opens no channel from now on.
     pub fn drain(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.table.close();
         let Self { channels, table, .. } = self;

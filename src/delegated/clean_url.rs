@@ -1,9 +1,10 @@
 //! Cleaning of URLs in search results: removes redirectors and tracking parameters.
 //!
 //! URLs of an engine often lead through a redirector, or have parameters that identify the query, the time or the
-//! reader. An exit could add such redirectors and parameters. [`clean`] returns the http or https URL of the final target. Both ends call it:
-//! the exit to send fewer bytes, the client because it doesn't trust the exit (`proto/09-delegated.md` §5). Cleaning
-//! can't detect a page that was created for a single query, so clients fetch results through the overlay.
+//! reader. An exit could add such redirectors and parameters. [`clean`] returns the http or https URL of the final
+//! target. Both ends call it: the exit to send fewer bytes, the client because it doesn't trust the exit
+//! (`proto/09-delegated.md` §5). Cleaning can't detect a page that was created for a single query, so clients fetch
+//! results through the overlay.
 
 use data_encoding::BASE64URL_NOPAD;
 

@@ -133,7 +133,8 @@ impl RequestLimits {
         let Rates { in_total, per_neighbour, per_circuit, .. } = self.rates;
         let (in_total, per_neighbour, per_circuit) = (rate(in_total), rate(per_neighbour), rate(per_circuit));
         let neighbour = self.neighbours.entry(now, owner.neighbour, MAX_NEIGHBOURS, per_neighbour)?;
-        // A refused request consumes nothing of the larger limits. A neighbour at its limit adds no entries of circuits.
+        // A refused request consumes nothing of the larger limits. A neighbour at its limit adds no entries of
+        // circuits.
         if neighbour.running >= self.rates.concurrent_of_neighbour
             || neighbour.bucket.available(now, per_neighbour) == 0
             || self.in_total.available(now, in_total) == 0

@@ -1,8 +1,8 @@
 //! The exit's side of searches over streams: decodes queries, encodes and sends answers.
 //!
 //! [`PartialQuery`] receives, admits and decodes one query. [`SearchService`] serves all streams of a node whose core
-//! and edges run in one loop, as in a page. In a native program, each stream has a task instead (`exit::delegated`). The
-//! owner drives the service like every machine: it passes inputs to `handle_…`, then calls
+//! and edges run in one loop, as in a page. In a native program, each stream has a task instead (`exit::delegated`).
+//! The owner drives the service like every machine: it passes inputs to `handle_…`, then calls
 //! [`SearchService::poll_event`] until `None`. The inputs of a stream are the events of
 //! [`StreamEvent`](crate::stream::StreamEvent).
 //!

@@ -1,9 +1,9 @@
 //! Delegated requests at an exit: performs searches and HTTP requests of clients, within limits.
 //!
 //! [`Delegate`] owns the limits and the operator's offer. The exit passes each delegated stream to the delegate, in a
-//! separate task. Governed by `proto/09-delegated.md`. Clients are not trusted: the exit performs only requests that the
-//! operator offers, and caps sizes, times and rates. It removes the header fields that may identify the client. Requests
-//! are never logged.
+//! separate task. Governed by `proto/09-delegated.md`. Clients are not trusted: the exit performs only requests that
+//! the operator offers, and caps sizes, times and rates. It removes the header fields that may identify the client.
+//! Requests are never logged.
 
 pub(crate) mod engines;
 pub(crate) mod http;

@@ -2,8 +2,8 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Whether `ip` is globally reachable: not private, loopback, link-local (with most metadata services of clouds), shared,
-/// reserved, documentation, multicast, nor an IPv6 form of such an IPv4 address.
+/// Whether `ip` is globally reachable: not private, loopback, link-local (with most metadata services of clouds),
+/// shared, reserved, documentation, multicast, nor an IPv6 form of such an IPv4 address.
 #[must_use]
 pub fn is_global(ip: IpAddr) -> bool {
     match ip {

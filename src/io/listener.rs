@@ -1,8 +1,8 @@
 //! Listeners of the local ports for applications: address checks, and a cap on concurrent connections.
 //!
 //! A program that reaches such a port uses the overlay as this user. So ports listen on loopback unless configured
-//! otherwise. At its cap, and without free file descriptors, a port still accepts, and refuses by a reply of its protocol
-//! (`accept_or_shed`): an application whose connection stays in the backlog would hang.
+//! otherwise. At its cap, and without free file descriptors, a port still accepts, and refuses by a reply of its
+//! protocol (`accept_or_shed`): an application whose connection stays in the backlog would hang.
 
 mod shed;
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! The DNS resolver of an exit.
 //!
 //! Origins select the names, so the machine's hosts file and search list are not used. Names of private networks are
-//! rejected unless the policy allows private addresses. Concurrent lookups, time, answers and memory are capped. There is
-//! no cache: a cached answer would show a client that another client had looked up the name.
+//! rejected unless the policy allows private addresses. Concurrent lookups, time, answers and memory are capped. There
+//! is no cache: a cached answer would show a client that another client had looked up the name.
 //!
 //! A lookup of a name queries A and AAAA simultaneously, and returns the addresses of each family as they arrive (RFC
 //! 8305). This module logs no lookups. The library logs names at debug level, so a node disables its log targets
@@ -57,8 +57,8 @@ pub struct ResolverOptions {
     pub servers: Vec<SocketAddr>,
     /// Whether private addresses are valid answers, and private names may be looked up.
     pub private_addresses: bool,
-    /// Maximum concurrent lookups; default 256. A circuit gets at most 8 of these, a neighbour at most a quarter. Further
-    /// lookups wait, at most for their timeout.
+    /// Maximum concurrent lookups; default 256. A circuit gets at most 8 of these, a neighbour at most a quarter.
+    /// Further lookups wait, at most for their timeout.
     pub concurrency: usize,
     /// Timeout of a lookup. Default 10 s.
     pub timeout: Duration,

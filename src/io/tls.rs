@@ -1,8 +1,8 @@
 //! The TLS client for targets (`rustls`): root certificates and handshake.
 //!
-//! An exit uses this TLS for delegated requests, and a client uses it over a stream through the overlay. Certificates are
-//! verified against the system's roots, and further roots that the operator of a private network configures. Session
-//! resumption is disabled, since a resumed session would link two requests.
+//! An exit uses this TLS for delegated requests, and a client uses it over a stream through the overlay. Certificates
+//! are verified against the system's roots, and further roots that the operator of a private network configures.
+//! Session resumption is disabled, since a resumed session would link two requests.
 
 use std::{
     io,

@@ -50,7 +50,8 @@ impl Dialling {
         self.owned.check(owner).err().and_then(|_| self.owned.lowest()).map(|(_, key)| key)
     }
 
-    /// Adds a circuit that waits for a channel to `relay`. Returns false if the share of its owner, or the cap, is reached.
+    /// Adds a circuit that waits for a channel to `relay`. Returns false if the share of its owner, or the cap, is
+    /// reached.
     pub(super) fn insert(
         &mut self,
         now: Instant,

@@ -16,8 +16,8 @@ pub(super) struct CircuitRank {
 /// The items of all owners, ordered by rank within each owner. At the cap, the caller evicts the lowest item of the
 /// owner closest to its share.
 ///
-/// A cell does not update the rank of its circuit here. An eviction ([`Table::least_used`](super::table::Table)) updates
-/// the ranks of the lowest circuits until the lowest rank is current. So there are no more updates than cells.
+/// A cell does not update the rank of its circuit here. An eviction ([`Table::least_used`](super::table::Table))
+/// updates the ranks of the lowest circuits until the lowest rank is current. So there are no more updates than cells.
 pub(super) struct Owned<R, K> {
     shares: Shares,
     by_rank: HashMap<Owner, BTreeSet<(R, K)>>,

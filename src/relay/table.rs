@@ -70,8 +70,8 @@ impl Table {
         self.owners.check(owner)
     }
 
-    /// The circuit to end when the table is full: the least used circuit of the owner closest to its share. `has_stream`
-    /// returns whether a stream of a circuit is open at this relay.
+    /// The circuit to end when the table is full: the least used circuit of the owner closest to its share.
+    /// `has_stream` returns whether a stream of a circuit is open at this relay.
     pub(super) fn least_used(&mut self, has_stream: impl Fn(CircuitKey) -> bool) -> Option<CircuitKey> {
         loop {
             let (listed, key) = self.owners.lowest()?;
@@ -171,8 +171,8 @@ impl Table {
         }
     }
 
-    /// The next circuit whose deadline is `now` or earlier, which must end. `last_use` returns the time at which a circuit
-    /// last served a stream.
+    /// The next circuit whose deadline is `now` or earlier, which must end. `last_use` returns the time at which a
+    /// circuit last served a stream.
     pub(super) fn poll_expired(
         &mut self,
         now: Instant,

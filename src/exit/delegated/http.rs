@@ -1,8 +1,8 @@
 //! The exit's HTTP service: one request and one response in Binary HTTP (`proto/09-delegated.md` §6).
 //!
 //! Bodies are forwarded in pieces, concurrently in both directions, with backpressure. A request that the operator
-//! doesn't offer is refused before any name is resolved. Other failures have a response too ([`Refusal`]). A
-//! truncated response resets the stream, so that the client never accepts the response as complete.
+//! doesn't offer is refused before any name is resolved. Other failures have a response too ([`Refusal`]). A truncated
+//! response resets the stream, so that the client never accepts the response as complete.
 
 mod allow;
 #[cfg(test)]

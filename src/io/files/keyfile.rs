@@ -6,8 +6,8 @@
 //! check K5QXG5DF…
 //! ```
 //!
-//! Keys and certificates are in base 64, numbers in decimal. The checksum is the first 26 characters of the SHA-256 hash
-//! in base 32.
+//! Keys and certificates are in base 64, numbers in decimal. The checksum is the first 26 characters of the SHA-256
+//! hash in base 32.
 
 use data_encoding::{BASE32_NOPAD, BASE64};
 use zeroize::Zeroizing;

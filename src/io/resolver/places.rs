@@ -146,8 +146,8 @@ impl State {
         OwnerLoads::of(self.running.values().map(|running| running.owner))
     }
 
-    /// Whether another lookup of `owner` may wait. At the cap, refuses the newest waiting lookup of the owner with most, if
-    /// that owner has more than `owner`.
+    /// Whether another lookup of `owner` may wait. At the cap, refuses the newest waiting lookup of the owner with
+    /// most, if that owner has more than `owner`.
     fn admit_waiting(&mut self, owner: LookupOwner) -> bool {
         let loads = OwnerLoads::of(self.waiting.values().map(|waiting| waiting.owner));
         let load = loads.load(owner);
