@@ -22,7 +22,7 @@ pub enum Refusal {
     /// number of concurrent requests.
     #[error("the exit has reached its rate limit; try again later")]
     RateLimited,
-    /// The exit has the maximum number of concurrent requests in total.
+    /// The exit has the maximum number of concurrent requests in total, or lacks a parser or a file descriptor.
     #[error("the exit has the maximum number of concurrent requests; try again later")]
     Busy,
     /// The exit's policy forbids the target's address.

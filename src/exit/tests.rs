@@ -219,9 +219,9 @@ async fn the_other_direction_stays_open_after_the_target_has_finished() {
         async move {
             socket.write_all(b"from the target").await.unwrap();
             socket.shutdown().await.unwrap();
-            let mut late = String::new();
-            socket.read_to_string(&mut late).await.unwrap();
-            sender.send(late).unwrap();
+            let mut text = String::new();
+            socket.read_to_string(&mut text).await.unwrap();
+            sender.send(text).unwrap();
         }
     })
     .await;

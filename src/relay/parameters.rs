@@ -15,7 +15,7 @@ pub struct RelayParameters {
     /// circuit of the owner closest to its share.
     pub circuits: usize,
     /// Rate at which a source may open circuits over all its channels, and a quarter of the rate of its network. A
-    /// listed relay has the rate of a channel, over all its channels. Default 100 a second, 400 at once.
+    /// listed relay has the rate of a channel, over all its channels. Default 100 a second, with a burst of 400.
     pub creates_of_source: Rate,
     /// Cap on CREATEs that lack fragments, 4 KiB each, with the shares of `circuits`. At the cap, the oldest CREATE of
     /// the owner closest to its share is refused. Default 1,024.

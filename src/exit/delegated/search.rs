@@ -73,7 +73,7 @@ impl Default for SearchCaps {
 pub(crate) struct ExitSearch {
     engines: Engines,
     caps: SearchCaps,
-    /// Permits for parsing. To parse a hostile answer can take a multiple of the answer's length in memory, and one
+    /// Permits for parsing. The parsing of a hostile answer can take a multiple of the answer's length in memory, and one
     /// processor.
     parsers: Arc<Semaphore>,
 }

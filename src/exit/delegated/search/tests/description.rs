@@ -35,8 +35,8 @@ async fn a_description_from_a_url_is_refreshed_and_kept_after_a_failure() {
 async fn an_engine_whose_url_fails_at_the_start_is_offered_after_a_retry() {
     let long = answering(200, &[], vec![b' '; 70_000]).await;
     let document = Arc::new(Mutex::new(String::new()));
-    let late = describing(Arc::clone(&document)).await;
-    let urls = [format!("http://{long}/"), "http://127.0.0.1:1/".to_owned(), format!("http://{late}/")];
+    let delayed = describing(Arc::clone(&document)).await;
+    let urls = [format!("http://{long}/"), "http://127.0.0.1:1/".to_owned(), format!("http://{delayed}/")];
     let engines = Engines::load(&urls, senders(no_server(), Tls::default())).await.unwrap();
     assert_eq!(engines.names(), []);
     *document.lock().unwrap() = described(JSON, "https://engine.example/?q={searchTerms}");
@@ -56,8 +56,8 @@ async fn an_engine_with_a_late_description_replaces_none_of_the_same_name() {
     file.write_all(described(JSON, "https://first.example/?q={searchTerms}").as_bytes()).unwrap();
     let first = file.path().to_str().unwrap().to_owned();
     let document = Arc::new(Mutex::new(String::new()));
-    let late = format!("http://{}/", describing(Arc::clone(&document)).await);
-    let engines = Engines::load(&[late, first], senders(no_server(), Tls::default())).await.unwrap();
+    let delayed = format!("http://{}/", describing(Arc::clone(&document)).await);
+    let engines = Engines::load(&[delayed, first], senders(no_server(), Tls::default())).await.unwrap();
     *document.lock().unwrap() = described(JSON, "https://second.example/?q={searchTerms}");
     engines.refresh_all().await;
     let url = engines.find(&name("engine")).unwrap().engine.question(&query("x")).unwrap().url;
