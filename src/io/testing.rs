@@ -1,5 +1,5 @@
-//! Test doubles: a core that joins the streams of two hubs, with the room and credit of the real core; a connector over
-//! that core; origins.
+//! Test doubles: a core that joins the streams of two hubs, with the room and credit of the real core; a connector to
+//! targets without an overlay; target servers.
 
 use std::{
     collections::HashMap,
@@ -214,7 +214,7 @@ impl Connector for Direct {
 }
 
 /// A target that serves accepted sockets with `serve`, at most 64 concurrently. Returns the address.
-pub(crate) async fn origin<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
+pub(crate) async fn target_server<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -225,8 +225,8 @@ where
 }
 
 /// A target that echoes its input, and finishes after the other end has finished.
-pub(crate) async fn echo_origin() -> SocketAddr {
-    origin(|mut socket| async move {
+pub(crate) async fn echo_server() -> SocketAddr {
+    target_server(|mut socket| async move {
         let (mut reader, mut writer) = socket.split();
         tokio::io::copy(&mut reader, &mut writer).await.unwrap();
         writer.shutdown().await.unwrap();

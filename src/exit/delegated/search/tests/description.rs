@@ -4,7 +4,7 @@ use super::*;
 
 /// Serves the current `document`; 503 while it is empty.
 async fn describing(document: Arc<Mutex<String>>) -> SocketAddr {
-    http_origin(move |_| {
+    http_server(move |_| {
         let document = document.lock().unwrap().clone();
         let status = if document.is_empty() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
         async move { Response::builder().status(status).body(Full::<Bytes>::from(document)).unwrap() }
