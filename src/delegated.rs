@@ -32,7 +32,7 @@ pub mod url;
 mod vectors;
 
 pub use self::{
-    exit_statistics::{BLOCKED_FOR, ExitCounts, ExitStatistics},
+    exit_statistics::{BLOCK_DURATION, ExitCounts, ExitStatistics},
     exits::{Miss, MissReason, Offers, engines, exits_with},
     offer::{Delegation, EngineName, HttpOffer, MAX_ENGINES, MAX_HOSTS, Offer},
     refusal::Refusal,

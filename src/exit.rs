@@ -44,7 +44,8 @@ use crate::{
 pub struct ExitOptions {
     /// The targets that the exit may connect to.
     pub policy: Policy,
-    /// Maximum concurrent streams and lookups, one socket each; usually 4,096. Further ones are refused.
+    /// Maximum concurrent streams and lookups, one socket each; usually 4,096. Beyond this, streams and lookups are
+    /// refused.
     pub streams: usize,
     /// Time limit for resolving and connecting together; usually 15 s, less than the origins' limit.
     pub connect_timeout: Duration,

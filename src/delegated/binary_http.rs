@@ -19,13 +19,13 @@ pub const MAX_FIELDS: usize = 128;
 /// Cap on the fields of a message, trailers included. Each informational response counts as one more field.
 pub const MAX_TOTAL_FIELDS: usize = 1024;
 /// The terminators of the content and of an empty trailer section, in a message of indeterminate length.
-pub const END: [u8; 2] = [0, 0];
+pub const TERMINATORS: [u8; 2] = [0, 0];
 
 // Framing indicators (RFC 9292 §3.3).
-const KNOWN_REQUEST: u64 = 0;
-const KNOWN_RESPONSE: u64 = 1;
-const REQUEST: u64 = 2;
-const RESPONSE: u64 = 3;
+const KNOWN_LENGTH_REQUEST: u64 = 0;
+const KNOWN_LENGTH_RESPONSE: u64 = 1;
+const INDETERMINATE_REQUEST: u64 = 2;
+const INDETERMINATE_RESPONSE: u64 = 3;
 
 /// Why a message can't be decoded or encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -175,8 +175,8 @@ impl Decoder {
             match self.state {
                 DecoderState::FramingIndicator => {
                     let Some(indicator) = self.number()? else { return Ok(None) };
-                    self.is_known_length = indicator == KNOWN_RESPONSE;
-                    let expected = if self.is_request { REQUEST } else { RESPONSE };
+                    self.is_known_length = indicator == KNOWN_LENGTH_RESPONSE;
+                    let expected = if self.is_request { INDETERMINATE_REQUEST } else { INDETERMINATE_RESPONSE };
                     if indicator != expected && !(self.is_sealed && self.is_known_length) {
                         return Err(BinaryHttpError::Malformed("the message is not of the expected kind"));
                     }
@@ -406,7 +406,7 @@ pub fn request_head<'a>(
     fields: impl Iterator<Item = (&'a str, &'a [u8])>,
 ) -> Result<Vec<u8>, BinaryHttpError> {
     let mut bytes = Vec::new();
-    put_number(REQUEST, &mut bytes);
+    put_number(INDETERMINATE_REQUEST, &mut bytes);
     put_control(control, &mut bytes);
     put_fields(fields, &mut bytes)?;
     end_head(bytes)
@@ -424,7 +424,7 @@ pub fn response_head<'a>(
         return Err(BinaryHttpError::Malformed("the status is not a final one"));
     }
     let mut bytes = Vec::new();
-    put_number(RESPONSE, &mut bytes);
+    put_number(INDETERMINATE_RESPONSE, &mut bytes);
     put_number(status.into(), &mut bytes);
     put_fields(fields, &mut bytes)?;
     end_head(bytes)
@@ -440,7 +440,7 @@ pub fn known_request<'a>(
     content: &[u8],
 ) -> Result<Vec<u8>, BinaryHttpError> {
     let (mut bytes, mut section) = (Vec::new(), Vec::new());
-    put_number(KNOWN_REQUEST, &mut bytes);
+    put_number(KNOWN_LENGTH_REQUEST, &mut bytes);
     put_control(control, &mut bytes);
     put_fields(fields, &mut section)?;
     put_vector(&section, &mut bytes);

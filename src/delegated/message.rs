@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use super::{
     Refusal,
     binary_http::{
-        BinaryHttpError, Decoder, END, Head, MAX_HEAD_LEN, Part, is_name, is_value, put_vector, request_head,
+        BinaryHttpError, Decoder, Head, MAX_HEAD_LEN, Part, TERMINATORS, is_name, is_value, put_vector, request_head,
     },
     fields,
 };
@@ -135,7 +135,7 @@ impl HttpRequest {
         if !self.body.is_empty() {
             put_vector(&self.body, &mut bytes);
         }
-        bytes.extend_from_slice(&END);
+        bytes.extend_from_slice(&TERMINATORS);
         Ok(bytes)
     }
 }

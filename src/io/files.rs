@@ -37,6 +37,7 @@ pub const ONION_KEY_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 const MAX_SECRET_LEN: u64 = 64 << 10;
 /// Maximum bytes of the file of the guard sample.
 const MAX_GUARDS_LEN: u64 = 256 << 10;
+// Names of the files in the folder.
 const IDENTITY: &str = "identity.key";
 const AUTHORITY: &str = "authority.key";
 const ONION: &str = "onion.key";
@@ -194,23 +195,23 @@ impl Folder {
     ///
     /// # Errors
     /// When the file can't be read, is accessible to other users, or is corrupted.
-    pub fn kept_identity(&self) -> Result<Option<IdentityKey>, FileError> {
+    pub fn stored_identity(&self) -> Result<Option<IdentityKey>, FileError> {
         self.load(IDENTITY, signing_key)
     }
 
     /// The directory authority's key; `None` if there is no file.
     ///
     /// # Errors
-    /// As for [`Self::kept_identity`].
-    pub fn kept_authority(&self) -> Result<Option<IdentityKey>, FileError> {
+    /// As for [`Self::stored_identity`].
+    pub fn stored_authority(&self) -> Result<Option<IdentityKey>, FileError> {
         self.load(AUTHORITY, signing_key)
     }
 
     /// The DTLS certificate with its key; `None` if there is no file.
     ///
     /// # Errors
-    /// As for [`Self::kept_identity`].
-    pub fn kept_certificate(&self) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
+    /// As for [`Self::stored_identity`].
+    pub fn stored_certificate(&self) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
         self.load(CERTIFICATE, |file| file.bytes("certificate"))
     }
 
@@ -236,11 +237,11 @@ impl Folder {
     /// # Errors
     /// As for [`Self::identity`].
     pub fn onion_keys<R: CryptoRng + ?Sized>(&self, now: WallTime, rng: &mut R) -> Result<OnionKeyring, FileError> {
-        let kept = match self.kept_onion_keys()? {
-            Some(kept) if now.since(kept.made) < ONION_KEY_LIFETIME => kept,
-            kept => self.make_onion_key(now, kept.map(|kept| kept.current), rng)?,
+        let stored = match self.stored_onion_keys()? {
+            Some(stored) if now.since(stored.made) < ONION_KEY_LIFETIME => stored,
+            stored => self.make_onion_key(now, stored.map(|stored| stored.current), rng)?,
         };
-        Ok(OnionKeyring::new(kept.current, kept.previous))
+        Ok(OnionKeyring::new(stored.current, stored.previous))
     }
 
     /// Rotates the onion key if it has reached [`ONION_KEY_LIFETIME`] at `now`. Returns the new key, already written to
@@ -253,9 +254,9 @@ impl Folder {
         now: WallTime,
         rng: &mut R,
     ) -> Result<Option<OnionSecret>, FileError> {
-        match self.kept_onion_keys()? {
-            Some(kept) if now.since(kept.made) < ONION_KEY_LIFETIME => Ok(None),
-            kept => Ok(Some(self.make_onion_key(now, kept.map(|kept| kept.current), rng)?.current)),
+        match self.stored_onion_keys()? {
+            Some(stored) if now.since(stored.made) < ONION_KEY_LIFETIME => Ok(None),
+            stored => Ok(Some(self.make_onion_key(now, stored.map(|stored| stored.current), rng)?.current)),
         }
     }
 
@@ -289,7 +290,7 @@ impl Folder {
     ///
     /// # Errors
     /// When the file can't be written.
-    pub fn keep_guards(&self, guards: &GuardSample) -> Result<(), FileError> {
+    pub fn store_guards(&self, guards: &GuardSample) -> Result<(), FileError> {
         write_atomically(&self.path.join(GUARDS), &guards.encode())
     }
 
@@ -305,8 +306,8 @@ impl Folder {
         })
     }
 
-    fn kept_onion_keys(&self) -> Result<Option<KeptOnionKeys>, FileError> {
-        self.load(ONION, KeptOnionKeys::read)
+    fn stored_onion_keys(&self) -> Result<Option<StoredOnionKeys>, FileError> {
+        self.load(ONION, StoredOnionKeys::read)
     }
 
     fn make_onion_key<R: CryptoRng + ?Sized>(
@@ -314,10 +315,10 @@ impl Folder {
         now: WallTime,
         previous: Option<OnionSecret>,
         rng: &mut R,
-    ) -> Result<KeptOnionKeys, FileError> {
-        let kept = KeptOnionKeys { made: now, current: OnionSecret::generate(rng), previous };
-        write_atomically(&self.path.join(ONION), kept.write().text().as_bytes())?;
-        Ok(kept)
+    ) -> Result<StoredOnionKeys, FileError> {
+        let stored = StoredOnionKeys { made: now, current: OnionSecret::generate(rng), previous };
+        write_atomically(&self.path.join(ONION), stored.write().text().as_bytes())?;
+        Ok(stored)
     }
 
     fn load<T>(
@@ -348,13 +349,13 @@ impl Folder {
     }
 }
 
-struct KeptOnionKeys {
+struct StoredOnionKeys {
     made: WallTime,
     current: OnionSecret,
     previous: Option<OnionSecret>,
 }
 
-impl KeptOnionKeys {
+impl StoredOnionKeys {
     fn read(file: &KeyFile) -> Result<Self, &'static str> {
         let previous = if file.has("previous") { Some(file.key("previous")?) } else { None };
         Ok(Self {

@@ -5,8 +5,8 @@
 //! is no cache: a cached answer would show a client that another client had looked up the name.
 //!
 //! A lookup of a name queries A and AAAA simultaneously, and returns the addresses of each family as they arrive (RFC
-//! 8305). This module logs no lookups. The library logs names at debug level, so a node disables its log targets
-//! (`hickory_*`).
+//! 8305). This module logs no lookups. The library logs names at debug level, so a node disables the library's log
+//! targets (`hickory_*`).
 
 mod places;
 
@@ -45,7 +45,8 @@ const TTL: u32 = 300;
 /// Time limit of a RESOLVE for the answer of the second address family, counted from the first answer.
 const SECOND_FAMILY_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Names that are never looked up. No public name server has them (RFC 6761, RFC 7686), and a lookup would reveal them.
+/// Names that are never looked up: they don't exist in the public DNS (RFC 6761, RFC 7686), and a lookup would reveal
+/// the name.
 const SPECIAL_NAMES: [&str; 2] = ["onion", "invalid"];
 /// Names of private networks (RFC 6762, RFC 8375 and the names that ICANN reserved).
 const PRIVATE_NAMES: [&str; 5] = ["local", "internal", "home.arpa", "intranet", "lan"];
@@ -75,7 +76,7 @@ impl Default for ResolverOptions {
 pub(crate) struct LookupAnswers<T> {
     /// TTL in seconds.
     pub(crate) ttl: u32,
-    /// At least one.
+    /// The answers, at least one.
     pub(crate) answers: Vec<T>,
 }
 
@@ -88,7 +89,7 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// A resolver with `options`. Without a name server it logs a warning and resolves only `localhost`.
+    /// A resolver with `options`. Without a name server, logs a warning; the resolver then resolves only `localhost`.
     #[must_use]
     pub fn new(options: &ResolverOptions) -> Self {
         let inner = build(options)
@@ -257,7 +258,7 @@ async fn ended(place: Option<&mut LookupPlace>, deadline: Instant) {
 }
 
 impl AddressLookup {
-    /// The next addresses, of one family, without private ones unless these are allowed; `None` when both families
+    /// The next addresses, of one family, without private addresses unless these are allowed; `None` when both families
     /// have answered, or at the timeout. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Option<Vec<IpAddr>> {
         loop {

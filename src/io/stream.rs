@@ -348,7 +348,7 @@ struct StreamShared {
 struct DuplexState {
     /// Bytes from the other end that are not read yet; at most the stream's credit.
     received: VecDeque<BytesMut>,
-    /// The other end finished cleanly. All its bytes have been appended to `received`.
+    /// Whether the other end finished cleanly. All its bytes have then been appended to `received`.
     peer_finished: bool,
     /// The stream failed for this reason; no bytes move in either direction.
     failed: Option<EndReason>,
@@ -358,13 +358,13 @@ struct DuplexState {
     outgoing: BytesMut,
     /// Maximum length of `outgoing`.
     room: usize,
-    /// This end has finished writing.
+    /// Whether this end has finished writing.
     finished: bool,
-    /// `finished` was reported to the core.
+    /// Whether `finished` was reported to the core.
     finish_reported: bool,
     /// The stream was dropped. Unless both directions have finished, it is reset for this reason.
     dropped: Option<EndReason>,
-    /// The stream is in the core's queue.
+    /// Whether the stream is in the core's queue.
     queued: bool,
     reader_waker: Option<Waker>,
     writer_waker: Option<Waker>,

@@ -51,16 +51,16 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
     println!("folder       {}", folder.path().display());
     match options.role {
         KeysRole::Relay => {
-            let identity = folder.kept_identity()?.ok_or_else(|| missing(&folder))?;
+            let identity = folder.stored_identity()?.ok_or_else(|| missing(&folder))?;
             println!("identity     {}", identity.id().to_base32());
             // A volunteer has no certificate.
-            if let Some(certificate) = folder.kept_certificate()? {
+            if let Some(certificate) = folder.stored_certificate()? {
                 let certificate = Certificate::from_bytes(&certificate)?;
                 println!("fingerprint  {}", HEXUPPER.encode(&certificate.fingerprint()));
             }
         }
         KeysRole::Directory => {
-            let authority = folder.kept_authority()?.ok_or_else(|| missing(&folder))?;
+            let authority = folder.stored_authority()?.ok_or_else(|| missing(&folder))?;
             println!("authority    {}", authority.id().to_base32());
         }
     }

@@ -21,7 +21,7 @@ const FIRST_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Longest delay to the next dial.
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(60);
 /// An open gateway without the directory's confirmation for this many volunteer intervals counts as failed.
-const UNCONFIRMED_INTERVALS: u32 = 4;
+const MAX_UNCONFIRMED_INTERVALS: u32 = 4;
 
 /// The state of the channel to a ranked relay.
 #[derive(Clone, Copy)]
@@ -74,7 +74,7 @@ impl Gateways {
 
     /// Handles the directory's confirmations, and drops open gateways without a confirmation for too long.
     pub(super) fn confirm(&mut self, now: Instant, confirmed: &[RelayId], interval: Duration, channels: &mut Channels) {
-        let limit = interval.saturating_mul(UNCONFIRMED_INTERVALS);
+        let limit = interval.saturating_mul(MAX_UNCONFIRMED_INTERVALS);
         let mut dropped = Vec::new();
         for (relay, candidate) in &mut self.candidates {
             let GatewayState::Open(channel, unconfirmed) = &mut candidate.state else { continue };

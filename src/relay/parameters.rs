@@ -14,8 +14,8 @@ pub struct RelayParameters {
     /// relay, is a quarter. Beyond the share, circuits are refused. At the cap, a new circuit replaces the least used
     /// circuit of the owner closest to its share.
     pub circuits: usize,
-    /// Rate at which a source may open circuits over all its channels, and a quarter of the rate of its network. A
-    /// listed relay has the rate of a channel, over all its channels. Default 100 a second, with a burst of 400.
+    /// Rate at which a source may open circuits over all its channels. The rate of its network is four times as high. A
+    /// listed relay has the rate of one channel, over all its channels. Default 100 a second, with a burst of 400.
     pub creates_of_source: Rate,
     /// Cap on CREATEs that lack fragments, 4 KiB each, with the shares of `circuits`. At the cap, the oldest CREATE of
     /// the owner closest to its share is refused. Default 1,024.

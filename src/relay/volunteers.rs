@@ -11,7 +11,7 @@ use crate::{
 
 /// A gateway stops reaching a volunteer that the directory has not counted for this many volunteer intervals. The
 /// volunteer replaces the gateway long before.
-const UNCOUNTED_INTERVALS: u32 = 10;
+const MAX_UNCOUNTED_INTERVALS: u32 = 10;
 
 /// The volunteers whose channels are open.
 #[derive(Default)]
@@ -43,7 +43,7 @@ impl GatewayVolunteers {
         interval: Duration,
         channels: &mut Channels,
     ) {
-        let limit = interval.saturating_mul(UNCOUNTED_INTERVALS);
+        let limit = interval.saturating_mul(MAX_UNCOUNTED_INTERVALS);
         let Self { volunteers, changed } = self;
         volunteers.retain(|channel, since| {
             let is_counted =

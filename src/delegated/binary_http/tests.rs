@@ -55,7 +55,7 @@ fn field(name: &'static str, value: &'static str) -> Field {
 fn message(head: &[u8], content: &[u8]) -> Vec<u8> {
     let mut bytes = head.to_vec();
     put_vector(content, &mut bytes);
-    [bytes, END.to_vec()].concat()
+    [bytes, TERMINATORS.to_vec()].concat()
 }
 
 #[test]

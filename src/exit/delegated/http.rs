@@ -111,7 +111,7 @@ impl Http {
         let outcome = timeout(self.caps.request_timeout, performing).await.unwrap_or(Err(Refusal::Silent))?;
         let _ = writer.shutdown().await;
         drop(admitted);
-        // Dropping the stream before the client has finished would reset it, and discard the answer in flight.
+        // Dropping the stream before the client has finished would reset the stream, and discard the answer in flight.
         let mut unused = reader.take(MAX_UNUSED_REQUEST_LEN);
         let _ = timeout(self.caps.stall_timeout, tokio::io::copy(&mut unused, &mut tokio::io::sink())).await;
         outcome.map_or(Ok(()), Err)

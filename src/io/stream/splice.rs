@@ -100,7 +100,7 @@ async fn join(
     }
 }
 
-/// Waits for the end of the direction `open`. Fails if it transfers no bytes for [`HALF_CLOSED_TIMEOUT`].
+/// Waits for the end of the direction `open`. Fails if that direction transfers no bytes for [`HALF_CLOSED_TIMEOUT`].
 async fn finish(transfers: &AtomicU64, mut open: impl Future<Output = io::Result<()>> + Unpin) -> io::Result<()> {
     loop {
         let before = transfers.load(Ordering::Relaxed);
