@@ -29,7 +29,7 @@ pub use handshake::LocalRole;
 
 /// Number of cells at which the sender stops filling a circuit's queue, so that later cells wait little.
 pub const QUEUE_HIGH: usize = 32;
-/// Number of cells of a circuit's queue at which [`ChannelEvent::Drained`] is emitted.
+/// Number of cells of a circuit's queue at which [`ChannelEvent::QueueLow`] is emitted.
 pub const QUEUE_LOW: usize = 16;
 
 /// The identifier of a channel of this node. It is not reused after the channel has closed.
@@ -147,7 +147,7 @@ pub enum ChannelEvent {
         cell: Cell,
     },
     /// The queue of a live circuit has shrunk to [`QUEUE_LOW`] cells.
-    Drained {
+    QueueLow {
         /// The channel.
         channel: ChannelId,
         /// The circuit.

@@ -366,8 +366,8 @@ impl ClientMachine {
         while let Some(event) = self.channels.poll_event() {
             match event {
                 ChannelEvent::Cell { channel, cell } => self.pool.handle_cell(now, channel, cell, rng),
-                ChannelEvent::Drained { channel, circuit } => {
-                    self.pool.handle_drained(now, channel, circuit, &mut self.channels, rng);
+                ChannelEvent::QueueLow { channel, circuit } => {
+                    self.pool.handle_queue_low(now, channel, circuit, &mut self.channels, rng);
                 }
                 ChannelEvent::Open { channel, peer: Some(relay), .. } => {
                     let superseded = self.guards.handle_opened(now, &relay);
@@ -466,7 +466,7 @@ impl LinkMachine for ClientMachine {
 
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
         let transmit = self.channels.poll_transmit(now);
-        // Queues that have drained are filled again.
+        // Fills the queues that are low.
         self.handle_channel_events(now, rng);
         transmit
     }

@@ -29,7 +29,7 @@ const MAX_RETIRING: usize = 2;
 /// All channels of a node, by link and, for channels to relays, also by identity.
 ///
 /// The owner calls [`poll_event`](Self::poll_event) until it returns `None`: after each `handle_…`, and after each
-/// [`poll_transmit`](Self::poll_transmit), which may emit [`ChannelEvent::Drained`].
+/// [`poll_transmit`](Self::poll_transmit), which may emit [`ChannelEvent::QueueLow`].
 pub struct Channels {
     role: LocalRole,
     parameters: ChannelParameters,

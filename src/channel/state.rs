@@ -387,8 +387,8 @@ impl Channel {
         let cells = self.room.div_ceil(CELL_LEN).min(PACK_CELLS).min(self.queue.len());
         for _ in 0..cells {
             let Some(next) = self.queue.pop() else { break };
-            if next.drained {
-                events.push_back(ChannelEvent::Drained { channel: self.id, circuit: next.circuit });
+            if next.queue_low {
+                events.push_back(ChannelEvent::QueueLow { channel: self.id, circuit: next.circuit });
             }
             let lane = lane_of(next.circuit, self.lanes);
             let at = lanes.iter().position(|(of, _)| *of == lane).unwrap_or_else(|| {

@@ -309,13 +309,13 @@ fn a_refused_link_closes_no_idle_channel() {
 }
 
 #[test]
-fn drained_is_emitted_once_at_the_low_threshold() {
+fn queue_low_is_emitted_once_at_the_low_threshold() {
     let (mut pair, channel) = client_and_relay();
     let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     (0..u8::try_from(QUEUE_HIGH).unwrap()).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
     pair.a.collect(pair.now);
-    let drained = pair.a.events.iter().filter(|event| matches!(event, ChannelEvent::Drained { .. })).count();
-    assert_eq!(drained, 1);
+    let reports = pair.a.events.iter().filter(|event| matches!(event, ChannelEvent::QueueLow { .. })).count();
+    assert_eq!(reports, 1);
 }
 
 #[test]

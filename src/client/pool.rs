@@ -279,8 +279,8 @@ impl Pool {
         }
     }
 
-    /// The channel's queue of a circuit is short: sends more cells.
-    pub(super) fn handle_drained(
+    /// The channel's queue of a circuit is low: sends more cells.
+    pub(super) fn handle_queue_low(
         &mut self,
         now: Instant,
         channel: ChannelId,

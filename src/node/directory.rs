@@ -177,7 +177,7 @@ impl ProverCore {
                     self.finish(now, relay, Err(error));
                 }
                 // These channels carry no circuits.
-                ChannelEvent::Cell { .. } | ChannelEvent::Drained { .. } | ChannelEvent::Closed { .. } => {}
+                ChannelEvent::Cell { .. } | ChannelEvent::QueueLow { .. } | ChannelEvent::Closed { .. } => {}
             }
         }
     }

@@ -192,8 +192,8 @@ impl ExitStreams {
         self.streams.get(&stream).map(|(key, _)| *key)
     }
 
-    /// The queue of a circuit's cells has room again: its streams may send.
-    pub(super) fn handle_drained(&mut self, key: CircuitKey) {
+    /// The queue of a circuit's cells is low: its streams may send.
+    pub(super) fn handle_queue_low(&mut self, key: CircuitKey) {
         self.settle(key, true);
     }
 
