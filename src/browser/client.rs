@@ -18,7 +18,7 @@ use crate::{
     client::{ClientEvent, ClientMachine, ClientStream, Isolation, StreamFailure},
     delegated::Delegation,
     stream::{StreamCommand, StreamEvent},
-    transport::Core,
+    transport::Driven,
     wire::EndReason,
 };
 
@@ -86,8 +86,8 @@ struct DelegatedExchange {
     started: SlotSender<()>,
 }
 
-/// The client's core with the streams and exchanges of a page.
-pub(super) struct PageCore {
+/// The client's machine with the streams and exchanges of a page.
+pub(super) struct DrivenPageClient {
     pub(super) client: ClientMachine,
     pub(super) streams: OpenStreams,
     exchanges: BTreeMap<ClientStream, DelegatedExchange>,
@@ -104,7 +104,7 @@ pub(super) struct Steps {
     pub(super) ready: std::rc::Rc<core::cell::Cell<bool>>,
 }
 
-impl PageCore {
+impl DrivenPageClient {
     pub(super) fn new(client: ClientMachine, store: Store, steps: Steps) -> Self {
         Self { client, streams: OpenStreams::default(), exchanges: BTreeMap::new(), store, steps }
     }
@@ -199,17 +199,17 @@ impl PageCore {
 
 /// Performs the exchange `wanted` over a separate circuit.
 pub(super) async fn exchange(
-    driver: &Driver<PageCore>,
+    driver: &Driver<DrivenPageClient>,
     wanted: ExchangeParameters,
 ) -> Result<Exchanged, ExchangeFailure> {
     let ExchangeParameters { delegation, excluded, isolation, request, max_len, time_limit } = wanted;
     let (reply, answer) = slot();
     let (started, start) = slot();
-    let stream = driver.with(|core, now, _| {
-        let stream = core.client.delegate(now, delegation, excluded, isolation);
+    let stream = driver.with(|driven, now, _| {
+        let stream = driven.client.delegate(now, delegation, excluded, isolation);
         let exchange =
             DelegatedExchange { request, sent: 0, answer: Vec::new(), max_len, in_flight: None, reply, started };
-        core.exchanges.insert(stream, exchange);
+        driven.exchanges.insert(stream, exchange);
         stream
     });
     let Some(stream) = stream else { return Err(ExchangeFailure::Closed) };
@@ -218,16 +218,16 @@ pub(super) async fn exchange(
     match clock::within(time_limit, answer).await {
         Some(outcome) => outcome.unwrap_or(Err(ExchangeFailure::Closed)),
         None => {
-            let way = driver.with(|core, _, _| {
-                core.client.handle_command(stream, StreamCommand::Reset(EndReason::TimedOut));
-                core.exchanges.remove(&stream).and_then(|exchange| exchange.in_flight)
+            let way = driver.with(|driven, _, _| {
+                driven.client.handle_command(stream, StreamCommand::Reset(EndReason::TimedOut));
+                driven.exchanges.remove(&stream).and_then(|exchange| exchange.in_flight)
             });
             Err(ExchangeFailure::Silent(way.flatten().map(|(_, way)| way).unwrap_or_default()))
         }
     }
 }
 
-impl Core for PageCore {
+impl Driven for DrivenPageClient {
     fn machine(&mut self) -> &mut impl LinkMachine {
         &mut self.client
     }

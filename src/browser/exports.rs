@@ -72,7 +72,7 @@ impl PageClient {
 
     /// Closes all streams and links at once.
     pub fn close(&self) {
-        self.page.driver.with(|core, _, _| core.streams.clear());
+        self.page.driver.with(|driven, _, _| driven.streams.clear());
         self.page.driver.stop();
     }
 }

@@ -11,7 +11,7 @@ use wasm_bindgen::JsValue;
 use wasm_bindgen_futures::spawn_local;
 
 use super::{
-    client::{PageCore, Steps},
+    client::{DrivenPageClient, Steps},
     clock,
     directory::Directories,
     drive::{Driver, randomness},
@@ -38,7 +38,7 @@ const SPARE_SEARCHES: usize = 3;
 
 /// State shared by all handles of a page's client.
 pub(super) struct Page {
-    pub(super) driver: Driver<PageCore>,
+    pub(super) driver: Driver<DrivenPageClient>,
     pub(super) exit_statistics: RefCell<ExitStatistics>,
     consensus: RefCell<Option<Arc<Consensus>>>,
     /// The volunteer list in use.
@@ -60,12 +60,12 @@ impl Page {
         let parameters = ClientParameters { circuits: 64, streams: 256, ..ClientParameters::default() };
         let client = ClientMachine::new(parameters, guards.unwrap_or_default());
         let steps = Steps::default();
-        let core = PageCore::new(client, store, steps.clone());
+        let driven = DrivenPageClient::new(client, store, steps.clone());
         let unsupported = |_| {
             PageFailure::new(FailureKind::NoWebrtc, "this browser lacks or disables a feature that the client needs")
         };
         let rng = randomness().map_err(unsupported)?;
-        let driver = Driver::start(core, BrowserCaps::default(), None, rng).map_err(unsupported)?;
+        let driver = Driver::start(driven, BrowserCaps::default(), None, rng).map_err(unsupported)?;
         let page = Rc::new(Self {
             driver,
             exit_statistics: RefCell::default(),
@@ -147,7 +147,7 @@ impl Page {
 
     fn set_volunteers(&self, volunteers: Arc<VolunteerList>) {
         self.volunteers.replace(Some(Arc::clone(&volunteers)));
-        self.driver.with(|core, now, _| core.client.set_volunteers(now, clock::wall_time(), volunteers));
+        self.driver.with(|driven, now, _| driven.client.set_volunteers(now, clock::wall_time(), volunteers));
     }
 
     fn set_consensus(&self, consensus: Arc<Consensus>) {
@@ -155,11 +155,11 @@ impl Page {
             *in_use = Some(Arc::clone(&consensus));
         }
         let likely = engines(&self.offers(), None).into_iter().next();
-        self.driver.with(|core, now, rng| {
-            core.client.set_consensus(now, clock::wall_time(), consensus, rng);
+        self.driver.with(|driven, now, rng| {
+            driven.client.set_consensus(now, clock::wall_time(), consensus, rng);
             // A search is the most likely request of a page.
             if let Some(engine) = likely {
-                core.client.keep_ready(Delegation::Search(engine), SPARE_SEARCHES);
+                driven.client.keep_ready(Delegation::Search(engine), SPARE_SEARCHES);
             }
         });
     }

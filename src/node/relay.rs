@@ -45,7 +45,7 @@ use crate::{
 
 use self::{
     presence::Presences,
-    task::{Changes, RelayCore, Update},
+    task::{Changes, DrivenRelay, Update},
     upkeep::{Fresh, Upkeep},
     volunteer::Registrations,
 };
@@ -92,7 +92,7 @@ impl Progress {
 /// A relay's core and the tasks around it, ready to run.
 struct RelayAssembly {
     identity: RelayId,
-    drive: Drive<RelayCore>,
+    drive: Drive<DrivenRelay>,
     updates: mpsc::Sender<Update>,
     /// Fetches each consensus.
     follower: DirectoryClient,
@@ -154,8 +154,8 @@ impl RelayAssembly {
             congestion: congestion(options),
             ..network::endpoint(place.certificate, (!is_volunteer).then_some(place.ice))
         };
-        let core = RelayCore::new(relay, services.exit(), receiver, observers);
-        let drive = Drive::new(Clock::start(), place.sockets, config, core, rng)?;
+        let driven = DrivenRelay::new(relay, services.exit(), receiver, observers);
+        let drive = Drive::new(Clock::start(), place.sockets, config, driven, rng)?;
 
         let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
         let at = PageDirectories::At(directories.directories.clone());

@@ -23,7 +23,7 @@ use web_sys::AbortController;
 pub(in crate::browser) use self::place::describe;
 pub(super) use self::query::count;
 use self::query::{EngineFailure, query};
-use super::{BrowserVolunteer, VolunteerCore};
+use super::{BrowserVolunteer, DrivenVolunteer};
 use crate::{
     base::Instant,
     browser::{
@@ -272,15 +272,15 @@ async fn run_trial(volunteer: &BrowserVolunteer, entry: &Chosen) {
 }
 
 /// Performs clients' queries until `driver` stops.
-pub(super) async fn serve(volunteer: Rc<BrowserVolunteer>, driver: Driver<VolunteerCore>) {
+pub(super) async fn serve(volunteer: Rc<BrowserVolunteer>, driver: Driver<DrivenVolunteer>) {
     while !driver.is_stopped() {
         let seen = volunteer.engines.query_arrived.rings();
-        while let Some(search) = driver.with(|core, _, _| core.exit.poll_query()).flatten() {
+        while let Some(search) = driver.with(|driven, _, _| driven.exit.poll_query()).flatten() {
             let (volunteer, driver) = (Rc::clone(&volunteer), driver.clone());
             spawn_local(async move {
                 let stream = search.stream;
                 let answer = volunteer.engines.answer(search).await;
-                driver.with(|core, now, _| core.answer(now, stream, &answer));
+                driver.with(|driven, now, _| driven.answer(now, stream, &answer));
             });
         }
         volunteer.engines.query_arrived.rung_since(seen).await;

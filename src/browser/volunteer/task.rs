@@ -105,7 +105,7 @@ impl Run {
     fn handle_consensus(&self, consensus: &Arc<Consensus>) {
         self.volunteer.consensus.replace(Some(Arc::clone(consensus)));
         if let Some(driver) = self.volunteer.driver() {
-            driver.with(|core, _, _| core.relay.set_consensus(Arc::clone(consensus)));
+            driver.with(|driven, _, _| driven.relay.set_consensus(Arc::clone(consensus)));
         }
     }
 
@@ -151,7 +151,7 @@ impl Run {
 
     fn handle_registration(&self, registration: &Registration) {
         if let Some(driver) = self.volunteer.driver() {
-            driver.with(|core, now, _| core.relay.handle_registration(now, registration));
+            driver.with(|driven, now, _| driven.relay.handle_registration(now, registration));
         }
         self.registered.set(true);
         self.confirmed.set(!registration.gateways.is_empty());
@@ -203,7 +203,7 @@ impl Run {
         if let Some(next) = keys.rotate(&mut rng)
             && let Some(driver) = self.volunteer.driver()
         {
-            driver.with(|core, _, _| core.relay.rotate_onion_key(next));
+            driver.with(|driven, _, _| driven.relay.rotate_onion_key(next));
         }
         let onion_key = keys.for_relay().1.public();
         let now = clock::wall_time();
