@@ -105,7 +105,7 @@ impl ClientMachine {
     #[must_use]
     pub fn new(parameters: ClientParameters, guards: GuardSample) -> Self {
         Self {
-            channels: Channels::new(LocalRole::Anonymous, parameters.channels.clone()),
+            channels: Channels::new(LocalRole::Client, parameters.channels.clone()),
             parameters,
             guards,
             documents: Documents::default(),

@@ -395,7 +395,7 @@ impl Channels {
             self.dials.remove(&relay);
         }
         let refused = match &self.role {
-            LocalRole::Anonymous | LocalRole::Volunteer(_) => opened.dialled.is_none(),
+            LocalRole::Client | LocalRole::Volunteer(_) => opened.dialled.is_none(),
             LocalRole::Relay(_) => false,
         };
         // Other channels are closed for the new link only if it is acceptable otherwise.

@@ -134,7 +134,7 @@ struct DrivenProver {
 
 impl DrivenProver {
     fn new(proofs: mpsc::Receiver<ProofRequest>) -> Self {
-        let channels = Channels::new(LocalRole::Anonymous, ChannelParameters::default());
+        let channels = Channels::new(LocalRole::Client, ChannelParameters::default());
         Self { channels, proofs, in_flight: BTreeMap::new() }
     }
 

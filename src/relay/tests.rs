@@ -114,7 +114,7 @@ impl Bench {
     }
 
     fn client(&mut self) -> LinkId {
-        self.join(LocalRole::Anonymous, None)
+        self.join(LocalRole::Client, None)
     }
 
     fn settle(&mut self) {

@@ -41,7 +41,7 @@ fn a_relay_other_than_the_dialled_one_receives_no_proof() {
 
 #[test]
 fn a_client_at_the_dialled_address_is_refused() {
-    let mut pair = Pair::new(Node::relay(1), Node::new(LocalRole::Anonymous));
+    let mut pair = Pair::new(Node::relay(1), Node::new(LocalRole::Client));
     let link = LinkId(1);
     pair.a.handle(pair.now, LinkEvent::Opened { link, opened: opened(Some(key(2).id()), 1, 2) }, &mut pair.rng);
     pair.a.handle(pair.now, LinkEvent::Room { link, bytes: ROOM }, &mut pair.rng);
@@ -54,7 +54,7 @@ fn a_client_at_the_dialled_address_is_refused() {
 
 #[test]
 fn a_client_refuses_links_that_other_ends_dialled() {
-    let mut client = Node::new(LocalRole::Anonymous);
+    let mut client = Node::new(LocalRole::Client);
     let mut rng = ChaCha20Rng::seed_from_u64(1);
     client.handle(Instant::START, LinkEvent::Opened { link: LinkId(1), opened: opened(None, 1, 2) }, &mut rng);
     assert!(client.sent.contains_close());
@@ -89,7 +89,7 @@ fn a_handshake_replayed_on_another_link_is_refused() {
         }
     }
     recorded.dedup();
-    let mut victim = Node::new(LocalRole::Anonymous);
+    let mut victim = Node::new(LocalRole::Client);
     let link = LinkId(9);
     victim.handle(pair.now, LinkEvent::Opened { link, opened: opened(Some(key(2).id()), 1, 2) }, &mut pair.rng);
     for message in recorded {
