@@ -284,7 +284,7 @@ impl Channel {
             if lane_of(circuit, self.lanes) != lane {
                 return Err(ChannelError::WrongLane);
             }
-            let of_peer = circuit.of_dialler() != established.dialler;
+            let of_peer = circuit.is_in_upper_half() != established.dialler;
             match cell.command() {
                 Command::Create if !of_peer => return Err(ChannelError::WrongHalf),
                 Command::Created if of_peer => return Err(ChannelError::WrongHalf),

@@ -152,7 +152,7 @@ fn cells_that_overtake_the_handshake_are_kept_up_to_a_cap() {
 fn identifiers_of_the_dialler_are_in_the_upper_half_and_others_in_the_lower() {
     let (mut pair, channel) = client_and_relay();
     for _ in 0..50 {
-        assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap().of_dialler());
-        assert!(!pair.b.channels.allocate_circuit(channel, &mut pair.rng).unwrap().of_dialler());
+        assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap().is_in_upper_half());
+        assert!(!pair.b.channels.allocate_circuit(channel, &mut pair.rng).unwrap().is_in_upper_half());
     }
 }
