@@ -245,7 +245,7 @@ fn a_violation_closes_the_channel() {
 fn clients_have_lower_limits_for_circuits_than_relays() {
     let parameters = || ChannelParameters {
         circuits_per_client: 2,
-        creates_of_client: Rate { a_second: 2, burst: 3 },
+        creates_of_client: Rate { per_second: 2, burst: 3 },
         ..ChannelParameters::default()
     };
     for (role, attempts, circuits) in [(LocalRole::Client, 3, 2), (LocalRole::Relay(key(1)), 9, 9)] {
