@@ -312,8 +312,8 @@ impl<'a> Choice<'a, '_> {
             return self.relays.hop(&wanted).filter(fits);
         }
         let listed: Vec<_> = self.relays.consensus.relays().iter().map(PathRelay::Listed).filter(fits).collect();
-        let doubted = self.relays.doubted.contains(&before.identity());
-        if volunteers && position == 1 && !doubted {
+        let gets_volunteers = !self.relays.guards_without_volunteers.contains(&before.identity());
+        if volunteers && position == 1 && gets_volunteers {
             let reached: Vec<_> = self.relays.volunteers().map(PathRelay::Volunteer).filter(fits).collect();
             let share = self.relays.consensus.parameters().volunteer_share();
             if volunteer_selected(share, reached.len(), listed.len(), rng) {
