@@ -177,17 +177,17 @@ impl ClientMachine {
         self.request(now, Demand::new(Wanted::Resolve(host), isolation, Vec::new()))
     }
 
-    /// Places a delegated request at an exit that offers it and isn't in `not_by`, over a circuit that carries
+    /// Places a delegated request at an exit that offers it and isn't in `excluded_exits`, over a circuit that carries
     /// nothing else. Exits that carry no stream of this client are preferred. [`ClientEvent::Delegated`],
     /// [`StreamEvent::Closed`](crate::stream::StreamEvent::Closed) or [`ClientEvent::Failed`] follows.
     pub fn delegate(
         &mut self,
         now: Instant,
         delegation: Delegation,
-        not_by: Vec<RelayId>,
+        excluded_exits: Vec<RelayId>,
         isolation: Isolation,
     ) -> ClientStream {
-        self.request(now, Demand::new(Wanted::Delegated(delegation), isolation, not_by))
+        self.request(now, Demand::new(Wanted::Delegated(delegation), isolation, excluded_exits))
     }
 
     /// Keeps `count` spare circuits for requests of this kind from now on, and none for other kinds.

@@ -65,7 +65,7 @@ pub(super) enum ExchangeFailure {
 pub(super) struct ExchangeParameters {
     pub(super) delegation: Delegation,
     /// Excluded exits.
-    pub(super) excluded: Vec<RelayId>,
+    pub(super) excluded_exits: Vec<RelayId>,
     pub(super) isolation: Isolation,
     pub(super) request: Vec<u8>,
     /// Largest answer in bytes.
@@ -202,11 +202,11 @@ pub(super) async fn exchange(
     driver: &Driver<DrivenPageClient>,
     wanted: ExchangeParameters,
 ) -> Result<Exchanged, ExchangeFailure> {
-    let ExchangeParameters { delegation, excluded, isolation, request, max_len, time_limit } = wanted;
+    let ExchangeParameters { delegation, excluded_exits, isolation, request, max_len, time_limit } = wanted;
     let (reply, answer) = slot();
     let (started, start) = slot();
     let stream = driver.with(|driven, now, _| {
-        let stream = driven.client.delegate(now, delegation, excluded, isolation);
+        let stream = driven.client.delegate(now, delegation, excluded_exits, isolation);
         let exchange =
             DelegatedExchange { request, sent: 0, answer: Vec::new(), max_len, in_flight: None, reply, started };
         driven.exchanges.insert(stream, exchange);

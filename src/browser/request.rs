@@ -34,7 +34,7 @@ pub(super) async fn request(
     let request = HttpRequest::new(method, url, pairs, body).map_err(bad)?;
     let wanted = ExchangeParameters {
         delegation: Delegation::Http { host: request.host().to_owned() },
-        excluded: Vec::new(),
+        excluded_exits: Vec::new(),
         isolation: page.isolation(),
         request: request.encode().map_err(bad)?,
         max_len: MAX_ANSWER_LEN,

@@ -101,7 +101,7 @@ async fn try_once(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<
     let engine = query.engine();
     let wanted = ExchangeParameters {
         delegation: Delegation::Search(engine.clone()),
-        excluded: query.not_by().to_vec(),
+        excluded_exits: query.excluded_exits().to_vec(),
         isolation: page.isolation(),
         request: query.framed().to_vec(),
         max_len: longest(RESPONSE_BUCKETS),

@@ -259,10 +259,10 @@ impl Connector for Client {
     async fn delegate(
         &self,
         delegation: Delegation,
-        not_by: Vec<RelayId>,
+        excluded_exits: Vec<RelayId>,
         isolation: Isolation,
     ) -> Result<Delegated, ConnectError> {
-        self.call(|reply| ClientCommand::Delegate { delegation, not_by, isolation, reply }).await
+        self.call(|reply| ClientCommand::Delegate { delegation, excluded_exits, isolation, reply }).await
     }
 }
 

@@ -205,7 +205,7 @@ impl<C: Connector> Searcher<C> {
         let number = self.known().queries.fetch_add(1, Ordering::Relaxed);
         let isolation = Isolation::new("search", &number.to_be_bytes(), &[]);
         let delegation = Delegation::Search(query.engine().clone());
-        let opening = self.connector.delegate(delegation, query.not_by().to_vec(), isolation);
+        let opening = self.connector.delegate(delegation, query.excluded_exits().to_vec(), isolation);
         timeout(CONNECT_LIMIT, opening).await.unwrap_or(Err(StreamFailure::NoCircuit.into()))
     }
 

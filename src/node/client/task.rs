@@ -70,7 +70,7 @@ pub(super) enum ClientCommand {
         /// The request.
         delegation: Delegation,
         /// Excluded exits.
-        not_by: Vec<RelayId>,
+        excluded_exits: Vec<RelayId>,
         /// The isolation of the stream's circuit.
         isolation: Isolation,
         /// Takes the outcome.
@@ -172,12 +172,12 @@ impl DrivenClient {
                 let stream = self.client.resolve(now, host, isolation);
                 self.waiting.insert(stream, WaitingRequester::Answer(reply));
             }
-            ClientCommand::Delegate { delegation, not_by, isolation, reply } => {
+            ClientCommand::Delegate { delegation, excluded_exits, isolation, reply } => {
                 if let Delegation::Search(_) = delegation {
                     // More searches are likely after the first.
                     self.client.keep_ready(delegation.clone(), SPARE_SEARCHES);
                 }
-                let stream = self.client.delegate(now, delegation, not_by, isolation);
+                let stream = self.client.delegate(now, delegation, excluded_exits, isolation);
                 self.waiting.insert(stream, WaitingRequester::Delegated(reply));
             }
             ClientCommand::Consensus(consensus) => {

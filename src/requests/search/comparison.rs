@@ -93,7 +93,7 @@ impl<C: Connector> Searcher<C> {
     /// When fewer exits are available, or the query is invalid. The failure of an exit is its outcome.
     pub async fn compare(&self, query: &SearchQuery, exits: usize) -> Result<Comparison, SearchFailure> {
         let mut query = self.begin(query)?;
-        let is_available = |exit: &RelayId| !query.not_by().contains(exit);
+        let is_available = |exit: &RelayId| !query.excluded_exits().contains(exit);
         let available = exits_with(&self.known().offers.borrow(), query.engine()).filter(is_available).count();
         if available < exits.min(MAX_COMPARED) {
             return Err(SearchFailure::TooFewExits(available));
@@ -103,7 +103,7 @@ impl<C: Connector> Searcher<C> {
         for _ in 0..exits.min(MAX_COMPARED) {
             let delegated = self.open(&query).await?;
             let Some(exit) = delegated.path.last().map(|hop| hop.relay) else { continue };
-            query.avoid(exit);
+            query.exclude(exit);
             opened.push((exit, delegated));
         }
         let query = Arc::new(query);

@@ -72,10 +72,11 @@ impl Connector for Overlay {
     async fn delegate(
         &self,
         _: Delegation,
-        not_by: Vec<RelayId>,
+        excluded_exits: Vec<RelayId>,
         isolation: Isolation,
     ) -> Result<Delegated, ConnectError> {
-        let mut available = self.exits.iter().enumerate().filter(|(number, _)| !not_by.contains(&exit(*number)));
+        let mut available =
+            self.exits.iter().enumerate().filter(|(number, _)| !excluded_exits.contains(&exit(*number)));
         let (number, script) = available.next().ok_or(PathError::NotOffered)?;
         self.queries.lock().unwrap().push((exit(number), isolation));
         let (near, far) = stream_pair();
