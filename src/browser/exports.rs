@@ -157,7 +157,7 @@ fn found_object(page: &Page, found: &SearchOutcome) -> JsValue {
     let result = |result: &SearchResult| {
         object(&[
             ("title", result.title.as_str().into()),
-            ("link", result.link.as_str().into()),
+            ("url", result.url.as_str().into()),
             ("snippet", result.snippet.as_str().into()),
         ])
     };

@@ -28,7 +28,7 @@ export interface Hop {
 export interface SearchResult {
   title: string;
   /** An http or https URL, cleaned. An exit or engine may have made it for this query alone, so open it through the overlay. */
-  link: string;
+  url: string;
   snippet: string;
 }
 

@@ -6,7 +6,7 @@ import type { PageResponse, Umbel } from '../umbel';
 import { clean, type Cleaned } from './clean';
 import { frame } from './frame';
 import { brand, type Go } from './parts';
-import { address, fromFragment, link } from './place';
+import { address, fromFragment, webUrl } from './place';
 
 const MAX_PAGE = 3 * 1024 * 1024;
 const MAX_REDIRECTS = 5;
@@ -59,7 +59,7 @@ async function fetchPage(umbel: Pick<Umbel, 'request'>, start: URL): Promise<Rea
     });
     const location = field(response, 'location');
     if (REDIRECTS.includes(response.status) && location !== undefined) {
-      const next = link(location, url);
+      const next = webUrl(location, url);
       if (!next) throw new ReadError('the site redirects to a URL that is not http or https');
       url = next;
       continue;
