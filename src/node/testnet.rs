@@ -61,7 +61,7 @@ pub(crate) struct TestnetOptions {
     #[arg(long, default_value = "127.0.0.1:9352", value_name = "ADDR")]
     page: SocketAddr,
     /// ZIM file for the exits' search engine, kiwix-serve [default: the Rust book if `cargo xtask book` has made it,
-    /// otherwise Umbel's own papers]
+    /// otherwise Umbel's own documentation]
     #[arg(long, value_name = "FILE")]
     zim: Option<PathBuf>,
     /// Additional search engine of the exits: a file or URL of its OpenSearch description; may be repeated

@@ -91,7 +91,7 @@ fn refusal(output: &Output) -> String {
 }
 
 #[test]
-fn a_testnet_without_options_searches_umbels_own_papers() {
+fn a_testnet_without_options_searches_umbels_own_documentation() {
     let testnet = Testnet::start(&[]);
     let answer = found(&testnet, &["guard", "sample"]);
     assert_eq!(values(&answer, "title").len(), 10, "{answer}");

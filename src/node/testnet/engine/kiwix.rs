@@ -87,7 +87,7 @@ impl Kiwix {
 fn start_failure(error: io::Error) -> Failure {
     match error.kind() {
         io::ErrorKind::NotFound => Failure::failed(format!(
-            "{PROGRAM} is not installed: install kiwix-tools, or omit --zim to search Umbel's own papers"
+            "{PROGRAM} is not installed: install kiwix-tools, or omit --zim to search Umbel's own documentation"
         )),
         _ => Failure::system(format!("can't start {PROGRAM}"))(error),
     }
