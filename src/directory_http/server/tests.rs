@@ -463,9 +463,9 @@ async fn slow_readers_of_one_source_hold_up_no_fetch() {
 
 #[tokio::test]
 async fn beyond_its_share_a_source_is_told_to_try_again_and_a_slow_reader_soon_leaves_its_place() {
-    let patience = Duration::from_millis(200);
+    let slow_reader_timeout = Duration::from_millis(200);
     let (address, _submissions) =
-        serve_long(ConnectionCaps { of_network: 2, patience, ..ConnectionCaps::default() }).await;
+        serve_long(ConnectionCaps { of_network: 2, slow_reader_timeout, ..ConnectionCaps::default() }).await;
     let source = [127, 0, 0, 2];
     let (mut slow, mut slower) = (ask_from(source, address).await, ask_from(source, address).await);
     let mut head = [0; 12];
