@@ -10,7 +10,7 @@ use super::{
     clock,
     drive::Driver,
     open_streams::OpenStreams,
-    slot::{Bell, SlotSender, slot},
+    slot::{Notify, SlotSender, slot},
     store::{Store, StoreEntry},
 };
 use crate::{
@@ -98,8 +98,8 @@ pub(super) struct DrivenPageClient {
 /// Progress of the client's start.
 #[derive(Clone, Default)]
 pub(super) struct Steps {
-    /// Rings at each step.
-    pub(super) bell: Bell,
+    /// Notifies at each step.
+    pub(super) changed: Notify,
     /// Whether a circuit is built.
     pub(super) ready: std::rc::Rc<core::cell::Cell<bool>>,
 }
@@ -120,7 +120,7 @@ impl DrivenPageClient {
         match event {
             ClientEvent::Ready => {
                 self.steps.ready.set(true);
-                self.steps.bell.ring();
+                self.steps.changed.notify();
             }
             ClientEvent::GuardsChanged => self.store_guards(),
             ClientEvent::Delegated { stream, path, hops, shared_exit } => {

@@ -87,8 +87,8 @@ impl Page {
         page.follow(directories, first, list);
         let circuit = async {
             while !steps.ready.get() && !page.driver.is_stopped() {
-                let seen = steps.bell.rings();
-                steps.bell.rung_since(seen).await;
+                let seen = steps.changed.count();
+                steps.changed.notified_since(seen).await;
             }
         };
         clock::within(CIRCUIT_LIMIT, circuit).await.ok_or_else(|| {

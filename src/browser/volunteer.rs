@@ -27,7 +27,7 @@ use super::{
     directory::Directories,
     drive::{Driver, randomness},
     failure::{FailureKind, PageFailure, object},
-    slot::Bell,
+    slot::Notify,
     store::Store,
 };
 use crate::{
@@ -84,7 +84,7 @@ impl VolunteerPhase {
 pub(super) struct DrivenVolunteer {
     relay: Relay,
     exit: VolunteerExit,
-    changed: Bell,
+    changed: Notify,
 }
 
 impl DrivenVolunteer {
@@ -127,7 +127,7 @@ impl Driven for DrivenVolunteer {
         while let Some(event) = self.relay.poll_event() {
             delivered = true;
             match event {
-                RelayEvent::GatewaysChanged => self.changed.ring(),
+                RelayEvent::GatewaysChanged => self.changed.notify(),
                 RelayEvent::Stream(stream, event) => self.exit.handle_event(now, &mut self.relay, stream, event),
                 // This relay is no gateway.
                 RelayEvent::VolunteersChanged => {}
@@ -154,7 +154,7 @@ pub(super) struct BrowserVolunteer {
     /// The engines that it queries for clients.
     engines: VolunteerEngines,
     /// Rings when the gateways or the offer change.
-    changed: Bell,
+    changed: Notify,
     /// The number of the current run. A task of an earlier run ends.
     run_number: Cell<u64>,
     phase: Cell<VolunteerPhase>,
@@ -195,7 +195,7 @@ impl BrowserVolunteer {
             consensus: RefCell::default(),
             rate: Cell::new(None),
             engines: VolunteerEngines::default(),
-            changed: Bell::default(),
+            changed: Notify::default(),
             run_number: Cell::new(0),
             phase: Cell::new(VolunteerPhase::Paused),
             why: RefCell::default(),
@@ -268,7 +268,7 @@ impl BrowserVolunteer {
         let before = self.engines.offered();
         self.engines.choose(names, descriptions)?;
         if self.engines.offered() != before {
-            self.changed.ring();
+            self.changed.notify();
         }
         self.report_state();
         Ok(())
@@ -286,8 +286,8 @@ impl BrowserVolunteer {
     fn end_run(&self) {
         self.run_number.set(self.run_number.get().wrapping_add(1));
         self.engines.abort_trial();
-        self.changed.ring();
-        self.engines.query_arrived.ring();
+        self.changed.notify();
+        self.engines.query_arrived.notify();
     }
 
     fn make_driver(&self) -> Result<Driver<DrivenVolunteer>, PageFailure> {

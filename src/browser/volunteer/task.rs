@@ -92,8 +92,8 @@ async fn report_statistics(run: Rc<Run>) {
         if shown.replace(figures) != Some(figures) {
             run.volunteer.report_state();
         }
-        let seen = run.volunteer.changed.rings();
-        clock::within(REPORT_INTERVAL, run.volunteer.changed.rung_since(seen)).await;
+        let seen = run.volunteer.changed.count();
+        clock::within(REPORT_INTERVAL, run.volunteer.changed.notified_since(seen)).await;
     }
 }
 
@@ -123,12 +123,12 @@ impl Run {
             }
             match outcome {
                 Ok(registration) => {
-                    let seen = self.volunteer.changed.rings();
+                    let seen = self.volunteer.changed.count();
                     self.handle_registration(&registration);
                     (signed, retry) = (Some(descriptor), RETRY.0);
                     // A gateway reports its volunteers soon after a change, so the next registration shows its report.
                     // A changed offer needs a registration too.
-                    let changed = clock::within(self.interval(), self.volunteer.changed.rung_since(seen)).await;
+                    let changed = clock::within(self.interval(), self.volunteer.changed.notified_since(seen)).await;
                     if changed.is_some() {
                         clock::sleep(CHANGE_DELAY.min(self.interval())).await;
                     }
