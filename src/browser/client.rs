@@ -71,7 +71,7 @@ pub(super) struct ExchangeParameters {
     /// Largest answer in bytes.
     pub(super) max_len: usize,
     /// Time limit of the answer, from the time at which the circuit is ready.
-    pub(super) time_limit: Duration,
+    pub(super) timeout: Duration,
 }
 
 struct DelegatedExchange {
@@ -202,7 +202,7 @@ pub(super) async fn exchange(
     driver: &Driver<DrivenPageClient>,
     wanted: ExchangeParameters,
 ) -> Result<Exchanged, ExchangeFailure> {
-    let ExchangeParameters { delegation, excluded_exits, isolation, request, max_len, time_limit } = wanted;
+    let ExchangeParameters { delegation, excluded_exits, isolation, request, max_len, timeout } = wanted;
     let (reply, answer) = slot();
     let (started, start) = slot();
     let stream = driver.with(|driven, now, _| {
@@ -215,7 +215,7 @@ pub(super) async fn exchange(
     let Some(stream) = stream else { return Err(ExchangeFailure::Closed) };
     // Completes when the circuit is ready or has failed. The client's core limits this wait.
     start.await;
-    match clock::within(time_limit, answer).await {
+    match clock::within(timeout, answer).await {
         Some(outcome) => outcome.unwrap_or(Err(ExchangeFailure::Closed)),
         None => {
             let way = driver.with(|driven, _, _| {

@@ -30,9 +30,9 @@ use crate::{
 };
 
 /// Time limit of the first circuit.
-const CIRCUIT_LIMIT: Duration = Duration::from_secs(30);
+const CIRCUIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time limit of the volunteer list, after the consensus.
-const VOLUNTEERS_LIMIT: Duration = Duration::from_millis(250);
+const VOLUNTEERS_TIMEOUT: Duration = Duration::from_millis(250);
 /// Circuits kept ready for searching: for a query, its second try at another exit, and the next query.
 const SPARE_SEARCHES: usize = 3;
 
@@ -78,7 +78,7 @@ impl Page {
         let fetching = Rc::clone(&directories);
         spawn_local(async move { reply.send(fetching.fetch(None).await.ok().flatten().map(Arc::new)) });
         let first = follow::first_consensus(&directories).await?;
-        let list = clock::within(VOLUNTEERS_LIMIT, list).await.flatten().flatten();
+        let list = clock::within(VOLUNTEERS_TIMEOUT, list).await.flatten().flatten();
         if let Some(list) = &list {
             page.set_volunteers(Arc::clone(list));
         }
@@ -91,7 +91,7 @@ impl Page {
                 steps.changed.notified_since(seen).await;
             }
         };
-        clock::within(CIRCUIT_LIMIT, circuit).await.ok_or_else(|| {
+        clock::within(CIRCUIT_TIMEOUT, circuit).await.ok_or_else(|| {
             let message = "no guard can be reached: this network may block WebRTC or UDP";
             page.driver.stop();
             PageFailure::new(FailureKind::Network, message)

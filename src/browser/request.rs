@@ -17,7 +17,7 @@ use crate::delegated::{
 };
 
 /// Time limit of the answer, from the time at which the circuit is ready.
-const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest answer in bytes.
 const MAX_ANSWER_LEN: usize = 32 << 20;
 
@@ -38,7 +38,7 @@ pub(super) async fn request(
         isolation: page.isolation(),
         request: request.encode().map_err(bad)?,
         max_len: MAX_ANSWER_LEN,
-        time_limit: ANSWER_LIMIT,
+        timeout: ANSWER_TIMEOUT,
     };
     let exchanged = match exchange(&page.driver, wanted).await {
         Ok(exchanged) => exchanged,

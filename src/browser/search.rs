@@ -16,7 +16,7 @@ use crate::{
     delegated::{
         Delegation, EngineName, Miss, MissReason, SearchRefusal, SearchResult, engines, exits_with,
         frame::{RESPONSE_BUCKETS, longest},
-        query::{ANSWER_LIMIT, Query, QueryError, Results, SearchQuery, TryError},
+        query::{ANSWER_TIMEOUT, Query, QueryError, Results, SearchQuery, TryError},
     },
 };
 
@@ -105,7 +105,7 @@ async fn try_once(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<
         isolation: page.isolation(),
         request: query.framed().to_vec(),
         max_len: longest(RESPONSE_BUCKETS),
-        time_limit: ANSWER_LIMIT,
+        timeout: ANSWER_TIMEOUT,
     };
     let (way, outcome) = match exchange(&page.driver, wanted).await {
         Ok(exchanged) => (exchanged.way, Results::decode(&exchanged.answer).map(|results| (results, exchanged.took))),

@@ -48,7 +48,7 @@ use keys::Keys;
 /// earlier.
 const DRAIN: (Duration, Duration) = (Duration::from_secs(3), Duration::from_millis(250));
 /// Time limit for the browser to send the last messages.
-const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval between checks for the end of all links.
 const CLOSE_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum number of links; browsers allow 500.
@@ -153,7 +153,7 @@ pub(super) struct BrowserVolunteer {
     rate: Cell<Option<u64>>,
     /// The engines that it queries for clients.
     engines: VolunteerEngines,
-    /// Rings when the gateways or the offer change.
+    /// Notifies when the gateways or the offer change.
     changed: Notify,
     /// The number of the current run. A task of an earlier run ends.
     run_number: Cell<u64>,
@@ -246,7 +246,7 @@ impl BrowserVolunteer {
         }
         driver.hang_up();
         driver.with(|driven, _, _| driven.relay.shut_down());
-        let until = clock::now().after(CLOSE_LIMIT);
+        let until = clock::now().after(CLOSE_TIMEOUT);
         while driver.links() > 0 && clock::now() < until {
             clock::sleep(CLOSE_CHECK_INTERVAL).await;
         }

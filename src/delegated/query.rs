@@ -18,8 +18,8 @@ use super::{
 };
 use crate::base::{Instant, RelayId};
 
-/// Time limit of the exit's answer. The exit's own limit for the engine is 8 s ([`super::service::ENGINE_LIMIT`]).
-pub const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+/// Time limit of the exit's answer. The exit's own limit for the engine is 8 s ([`super::service::ENGINE_TIMEOUT`]).
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A user's query. Prints redacted.
 #[derive(Clone, PartialEq, Eq)]

@@ -34,7 +34,7 @@ pub(crate) trait TaskDriven: Driven {
 }
 
 /// Time limit for closing links when a node ends.
-const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(1);
+const SHUT_DOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Largest number of rounds of sending before the loop receives again.
 const PULLS: usize = 64;
 
@@ -89,7 +89,7 @@ impl<D: TaskDriven> Drive<D> {
         self.run_until(core::future::pending()).await;
     }
 
-    /// Runs until `stop` completes, then up to `SHUT_DOWN_LIMIT` longer to close links, so that neighbours need not
+    /// Runs until `stop` completes, then up to `SHUT_DOWN_TIMEOUT` longer to close links, so that neighbours need not
     /// wait for their timeout. A drop of the future stops the loop at once.
     pub(crate) async fn run_until(mut self, stop: impl Future<Output = ()>) {
         tokio::select! {
@@ -98,7 +98,7 @@ impl<D: TaskDriven> Drive<D> {
         }
         self.driven.shut_down(self.clock.now());
         // A neighbour that gets no close within the limit closes the link by timeout.
-        let _ = timeout(SHUT_DOWN_LIMIT, self.turn_while(|endpoint| endpoint.counts().links > 0)).await;
+        let _ = timeout(SHUT_DOWN_TIMEOUT, self.turn_while(|endpoint| endpoint.counts().links > 0)).await;
     }
 
     async fn turn_while(&mut self, keep_going: impl Fn(&Endpoint) -> bool) {

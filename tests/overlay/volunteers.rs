@@ -56,7 +56,7 @@ fn circuits_of_a_terminated_volunteer_or_relay_end_at_once() {
         assert!(took < PROMPT_END, "{name}: {took:?}");
         // A zombie process has no arguments.
         let runs = |(other, arguments): &(_, Vec<String>)| *other == pid && arguments.len() > 1;
-        await_true("the process ends", at + LIMIT, || !processes().iter().any(runs));
+        await_true("the process ends", at + TIMEOUT, || !processes().iter().any(runs));
     }
 }
 

@@ -82,13 +82,13 @@ enum EngineState {
 pub(super) struct VolunteerEngines {
     /// Sorted by name.
     chosen: RefCell<Vec<Rc<Chosen>>>,
-    /// Rings when the choice changes, or a trial is due.
+    /// Notifies when the choice changes, or a trial is due.
     changed: Notify,
     /// The trial in flight.
     trial: RefCell<Option<AbortController>>,
     /// Whether any engine is offered.
     pub(super) has_offers: Rc<Cell<bool>>,
-    /// Rings after the arrival of a client's query.
+    /// Notifies after the arrival of a client's query.
     pub(super) query_arrived: Notify,
     /// Queries with results.
     pub(super) answered: Cell<u32>,
