@@ -176,7 +176,7 @@ impl Channels {
             self.events.push_back(ChannelEvent::DialFailed { relay, error });
             return None;
         }
-        self.dials.insert(relay, now.after(self.parameters.dial_limit));
+        self.dials.insert(relay, now.after(self.parameters.dial_timeout));
         self.outbox.push_back(Transmit::Dial(target.clone()));
         self.schedule_sweep(now);
         None
