@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Interval between two fetches of a URL.
-const REFRESH_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+const REFRESH_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 /// First and longest delay between retries of a URL without an engine yet; doubled each time.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
 /// Time limit for one description, and at the start for all of them.
@@ -207,7 +207,7 @@ impl Engines {
     /// Refreshes descriptions from URLs daily, and retries failed URLs sooner. After a failure, the previous
     /// description stays. Never ends.
     pub(crate) async fn keep_fresh(&self) {
-        let wait = |remote: &Remote| if remote.offered.get().is_some() { REFRESH_EVERY } else { RETRY.0 };
+        let wait = |remote: &Remote| if remote.offered.get().is_some() { REFRESH_INTERVAL } else { RETRY.0 };
         let mut due: Vec<_> = self.remote.iter().map(|remote| (after(wait(remote)), RETRY.0, remote)).collect();
         loop {
             let Some((at, pause, remote)) = due.iter_mut().min_by_key(|(at, ..)| *at) else {
@@ -216,7 +216,7 @@ impl Engines {
             sleep_until(*at).await;
             self.renew(remote).await;
             *pause = pause.saturating_mul(2).min(RETRY.1);
-            *at = after(if remote.offered.get().is_some() { REFRESH_EVERY } else { *pause });
+            *at = after(if remote.offered.get().is_some() { REFRESH_INTERVAL } else { *pause });
         }
     }
 
