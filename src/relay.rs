@@ -210,7 +210,7 @@ impl Relay {
     pub fn drain(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.table.close();
         let Self { channels, table, .. } = self;
-        channels.wind_down(|channel| table.is_on(channel));
+        channels.close_except(|channel| table.is_on(channel));
         self.handle_channel_events(now, rng);
     }
 

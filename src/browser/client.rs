@@ -43,7 +43,7 @@ pub(super) struct ExchangePath {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Exchanged {
     pub(super) answer: Vec<u8>,
-    pub(super) way: ExchangePath,
+    pub(super) path: ExchangePath,
     /// Time from sending the request to the end of the answer.
     pub(super) took: Duration,
 }
@@ -52,7 +52,7 @@ pub(super) struct Exchanged {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ExchangeFailure {
     /// No circuit was available.
-    NoWay(StreamFailure),
+    NoCircuit(StreamFailure),
     /// The exit or its circuit closed, or the answer exceeds its bound.
     Broken(ExchangePath),
     /// The exit exceeded the time limit.
@@ -143,14 +143,14 @@ impl DrivenPageClient {
             StreamEvent::Data(bytes) => {
                 let Some(exchange) = self.exchanges.get_mut(&stream) else { return };
                 if exchange.answer.len().saturating_add(bytes.len()) > exchange.max_len {
-                    self.end(stream, |_, way, _| Err(ExchangeFailure::Broken(way)), now);
+                    self.end(stream, |_, path, _| Err(ExchangeFailure::Broken(path)), now);
                     return self.client.handle_command(stream, StreamCommand::Reset(EndReason::ResourceLimit));
                 }
                 exchange.answer.extend_from_slice(&bytes);
                 self.client.handle_command(stream, StreamCommand::Consumed(bytes.len()));
             }
             StreamEvent::Finished => {
-                self.end(stream, |answer, way, took| Ok(Exchanged { answer, way, took }), now);
+                self.end(stream, |answer, path, took| Ok(Exchanged { answer, path, took }), now);
             }
             StreamEvent::Closed(reason) => self.fail(now, stream, StreamFailure::Ended(reason)),
             // Events of closed streams, and events that only exits receive.
@@ -166,7 +166,9 @@ impl DrivenPageClient {
         let in_flight = self.exchanges.get(&stream).is_some_and(|exchange| exchange.in_flight.is_some());
         self.end(
             stream,
-            |_, way, _| Err(if in_flight { ExchangeFailure::Broken(way) } else { ExchangeFailure::NoWay(failure) }),
+            |_, path, _| {
+                Err(if in_flight { ExchangeFailure::Broken(path) } else { ExchangeFailure::NoCircuit(failure) })
+            },
             now,
         );
     }
@@ -192,8 +194,8 @@ impl DrivenPageClient {
         now: Instant,
     ) {
         let Some(mut exchange) = self.exchanges.remove(&stream) else { return };
-        let (since, way) = exchange.in_flight.take().unwrap_or((now, ExchangePath::default()));
-        exchange.reply.send(outcome(core::mem::take(&mut exchange.answer), way, now.since(since)));
+        let (since, path) = exchange.in_flight.take().unwrap_or((now, ExchangePath::default()));
+        exchange.reply.send(outcome(core::mem::take(&mut exchange.answer), path, now.since(since)));
     }
 }
 
@@ -218,11 +220,11 @@ pub(super) async fn exchange(
     match clock::within(timeout, answer).await {
         Some(outcome) => outcome.unwrap_or(Err(ExchangeFailure::Closed)),
         None => {
-            let way = driver.with(|driven, _, _| {
+            let path = driver.with(|driven, _, _| {
                 driven.client.handle_command(stream, StreamCommand::Reset(EndReason::TimedOut));
                 driven.exchanges.remove(&stream).and_then(|exchange| exchange.in_flight)
             });
-            Err(ExchangeFailure::Silent(way.flatten().map(|(_, way)| way).unwrap_or_default()))
+            Err(ExchangeFailure::Silent(path.flatten().map(|(_, path)| path).unwrap_or_default()))
         }
     }
 }

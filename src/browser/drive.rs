@@ -122,7 +122,7 @@ impl<D: Driven + 'static> Driver<D> {
     }
 
     /// Notifies the neighbours. The browser has the output when this function returns.
-    pub(super) fn hang_up(&self) {
+    pub(super) fn shut_down(&self) {
         if let Ok(mut state) = self.0.state.try_borrow_mut()
             && !state.stopped
         {
@@ -140,7 +140,7 @@ impl<D: Driven + 'static> Driver<D> {
 
     /// Notifies the neighbours, closes all links and stops the loop.
     pub(super) fn stop(&self) {
-        self.hang_up();
+        self.shut_down();
         if let Ok(mut state) = self.0.state.try_borrow_mut() {
             state.stopped = true;
             state.timer = None;

@@ -53,13 +53,13 @@ pub(super) async fn request(
     })?;
     match response.refusal {
         Some(refusal) => Err(PageFailure::new(FailureKind::Refused, refusal.to_string())),
-        None => Ok((response, exchanged.way)),
+        None => Ok((response, exchanged.path)),
     }
 }
 
 fn to_failure(failure: ExchangeFailure) -> PageFailure {
     match failure {
-        ExchangeFailure::NoWay(failure) => failure.into(),
+        ExchangeFailure::NoCircuit(failure) => failure.into(),
         ExchangeFailure::Broken(_) => {
             PageFailure::new(FailureKind::Exit, "the answer is truncated, or larger than the maximum of a page")
         }

@@ -244,7 +244,7 @@ impl BrowserVolunteer {
                 break;
             }
         }
-        driver.hang_up();
+        driver.shut_down();
         driver.with(|driven, _, _| driven.relay.shut_down());
         let until = clock::now().after(CLOSE_TIMEOUT);
         while driver.links() > 0 && clock::now() < until {

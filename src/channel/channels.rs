@@ -340,11 +340,11 @@ impl Channels {
             return None;
         }
         let mut longest: Option<(u64, ChannelId, CircuitId)> = None;
-        let (mut most_dead, mut dead) = ((0, 0, None), 0_usize);
+        let (mut most_ended, mut ended) = ((0, 0, None), 0_usize);
         for (id, channel) in &self.channels {
-            let of_channel = channel.queue().dead();
-            dead = dead.saturating_add(of_channel);
-            most_dead = most_dead.max((of_channel, channel.queue().len(), Some(*id)));
+            let of_channel = channel.queue().ended_cells();
+            ended = ended.saturating_add(of_channel);
+            most_ended = most_ended.max((of_channel, channel.queue().len(), Some(*id)));
             if let Some((serial, circuit)) = channel.queue().longest_waiting()
                 && longest.is_none_or(|(other, ..)| serial < other)
             {
@@ -352,8 +352,8 @@ impl Channels {
             }
         }
         match longest {
-            Some((_, id, circuit)) if dead <= self.queued / 2 => Some(Overdue::Circuit(id, circuit)),
-            _ => most_dead.2.map(Overdue::Channel),
+            Some((_, id, circuit)) if ended <= self.queued / 2 => Some(Overdue::Circuit(id, circuit)),
+            _ => most_ended.2.map(Overdue::Channel),
         }
     }
 
@@ -367,14 +367,14 @@ impl Channels {
 
     /// Closes all channels and accepts none from now on.
     pub fn shut_down(&mut self) {
-        self.wind_down(|_| false);
+        self.close_except(|_| false);
     }
 
-    /// Closes the channels for which `stays` is false, and accepts no more from now on.
-    pub fn wind_down(&mut self, stays: impl Fn(ChannelId) -> bool) {
+    /// Closes the channels for which `kept` is false, and accepts no more from now on.
+    pub fn close_except(&mut self, kept: impl Fn(ChannelId) -> bool) {
         self.parameters.dials = 0;
         self.parameters.channels = 0;
-        let ids: Vec<_> = self.channels.keys().copied().filter(|id| !stays(*id)).collect();
+        let ids: Vec<_> = self.channels.keys().copied().filter(|id| !kept(*id)).collect();
         for id in ids {
             self.close(id);
         }

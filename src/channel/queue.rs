@@ -200,7 +200,7 @@ impl FairQueue {
     }
 
     /// Queued cells of circuits that are not live, such as refusals. Visits every circuit.
-    pub(super) fn dead(&self) -> usize {
+    pub(super) fn ended_cells(&self) -> usize {
         self.entries.iter().filter(|(_, waiting)| !waiting.live).map(|(_, waiting)| waiting.cells.len()).sum()
     }
 

@@ -108,7 +108,7 @@ struct RelayAssembly {
     _lock: FolderLock,
 }
 
-/// The way of publishing the relay at the directory.
+/// The method of publishing the relay at the directory.
 enum Publication {
     /// By the descriptor of a listening relay.
     Descriptor(Upkeep),

@@ -110,7 +110,7 @@ async fn a_list_is_compressed_once_however_often_it_is_fetched() {
     let (server, _submissions) = server().await;
     let body = async |coding: &'static str| {
         let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(coding))]);
-        let answer = server.consensus.give(&headers, "none");
+        let answer = server.consensus.answer(&headers, "none");
         assert_eq!(answer.headers()[header::VARY], "accept-encoding");
         axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap()
     };
@@ -435,7 +435,7 @@ async fn serve_long(caps: ConnectionCaps) -> (SocketAddr, mpsc::Receiver<Submiss
     server.caps = ConnectionCaps { network: |peer| Some(crate::base::AddressPrefix::source(peer)), ..caps };
     let mut long = vec![0; 8 << 20];
     rand::Rng::fill_bytes(&mut ChaCha20Rng::seed_from_u64(1), &mut long);
-    server.consensus.put(long, [1; 32]).await;
+    server.consensus.set(long, [1; 32]).await;
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
     (address, submissions)
