@@ -129,15 +129,15 @@ impl RelayAssembly {
         let lock = folder.lock()?;
         let identity = Arc::new(folder.identity(&mut rng)?);
         let onion_keys = folder.onion_keys(wall_time(), &mut rng)?;
-        let place = RelayListener::find(options, &folder, &identity)?;
-        let services = Services::new(options, policy, &place.own()).await?;
+        let listener = RelayListener::find(options, &folder, &identity)?;
+        let services = Services::new(options, policy, &listener.own()).await?;
         let delegate = services.delegate.clone();
         let profile = Profile {
             identity: identity.id(),
-            addresses: place.addresses,
-            ice_ufrag: place.ice.ufrag().to_owned(),
-            ice_password: place.ice.password().to_owned(),
-            fingerprint: place.certificate.fingerprint(),
+            addresses: listener.addresses,
+            ice_ufrag: listener.ice.ufrag().to_owned(),
+            ice_password: listener.ice.password().to_owned(),
+            fingerprint: listener.certificate.fingerprint(),
             onion_key: onion_keys.public(),
             family: family(options)?,
             operator: String::new(),
@@ -152,10 +152,10 @@ impl RelayAssembly {
         let relay = Relay::new(Arc::clone(&identity), onion_keys, parameters);
         let config = EndpointConfig {
             congestion: congestion(options),
-            ..network::endpoint(place.certificate, (!is_volunteer).then_some(place.ice))
+            ..network::endpoint(listener.certificate, (!is_volunteer).then_some(listener.ice))
         };
         let driven = DrivenRelay::new(relay, services.exit(), receiver, observers);
-        let drive = Drive::new(Clock::start(), place.sockets, config, driven, rng)?;
+        let drive = Drive::new(Clock::start(), listener.sockets, config, driven, rng)?;
 
         let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
         let at = PageDirectories::At(directories.directories.clone());

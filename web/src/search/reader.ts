@@ -12,7 +12,7 @@ const MAX_PAGE = 3 * 1024 * 1024;
 const MAX_REDIRECTS = 5;
 const FETCH_TIMEOUT = 45_000;
 // Length of the first part of a page, in bytes, that may declare the encoding.
-const MAX_META = 1024;
+const MAX_META_LEN = 1024;
 const REDIRECTS = [301, 302, 303, 307, 308];
 
 export interface Reading {
@@ -92,7 +92,7 @@ export function contentOf(response: PageResponse, url: URL): Reading['content'] 
 // The text of `body`, in the encoding that its content type or the page itself declares.
 export function decode(kind: string, body: Uint8Array, html: boolean): string {
   const label = (text: string) => /charset=\s*["']?\s*([a-z0-9_:.-]+)/i.exec(text)?.[1];
-  const declared = label(kind) ?? (html ? label(new TextDecoder('latin1').decode(body.subarray(0, MAX_META))) : undefined);
+  const declared = label(kind) ?? (html ? label(new TextDecoder('latin1').decode(body.subarray(0, MAX_META_LEN))) : undefined);
   // A byte-order mark takes precedence.
   const marked = body[0] === 0xfe && body[1] === 0xff ? 'utf-16be' : body[0] === 0xff && body[1] === 0xfe ? 'utf-16le' : undefined;
   const utf8 = body[0] === 0xef && body[1] === 0xbb && body[2] === 0xbf ? 'utf-8' : undefined;
