@@ -127,7 +127,7 @@ impl fmt::Debug for Path {
 /// Whether `relay` is an exit that may forward to `target`. A name fits if the port is open in either address family,
 /// because only the exit resolves names; a private name, only if the exit allows private addresses.
 #[must_use]
-pub fn suits(relay: &ConsensusRelay, target: &Target) -> bool {
+pub fn permits_target(relay: &ConsensusRelay, target: &Target) -> bool {
     let exit = &relay.profile.exit;
     let open = match &target.host {
         Host::Ip(ip) => exit.may_allow(*ip, target.port),
@@ -218,7 +218,7 @@ pub(crate) fn exits<'a>(relays: &Relays<'a>, purpose: &Purpose) -> Vec<PathRelay
             let offering = listed().map(PathRelay::Listed).chain(volunteers);
             offering.filter(|hop| delegation.is_offered(hop.offer())).collect()
         }
-        Purpose::Target(target) => exits(&|relay| suits(relay, target)),
+        Purpose::Target(target) => exits(&|relay| permits_target(relay, target)),
         Purpose::Streams => {
             let allowing = exits(&|relay| relay.profile.exit.may_allow_name(USUAL_PORT));
             if allowing.is_empty() { exits(&|_| true) } else { allowing }
