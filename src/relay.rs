@@ -211,7 +211,7 @@ impl Relay {
     pub fn drain(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.table.close();
         let Self { channels, table, .. } = self;
-        channels.wind_down(|channel| table.is_on(channel));
+        channels.close_except(|channel| table.is_on(channel));
         self.handle_channel_events(now, rng);
     }
 
@@ -317,7 +317,7 @@ impl Relay {
                 }
             }
             ChannelEvent::Cell { channel, cell } => self.handle_cell(now, channel, cell, rng),
-            ChannelEvent::Drained { channel, circuit } => self.handle_drained(CircuitEndpoint { channel, circuit }),
+            ChannelEvent::QueueLow { channel, circuit } => self.handle_queue_low(CircuitEndpoint { channel, circuit }),
             ChannelEvent::Closed { channel } => self.handle_closed(now, channel),
         }
     }

@@ -131,15 +131,15 @@ impl Folder {
     /// # Errors
     /// When the folder can't be created, belongs to another user, or other users may write to it or replace it.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        let folder = Self::open_of_anyone(path)?;
-        if folder.is_ours()? { Ok(folder) } else { Err(FileError::OfAnotherUser { path: folder.path }) }
+        let folder = Self::open_of_any_user(path)?;
+        if folder.is_own()? { Ok(folder) } else { Err(FileError::OfAnotherUser { path: folder.path }) }
     }
 
     /// As [`Self::open`], also for a folder of another user: the superuser may read a service's folder.
     ///
     /// # Errors
     /// As for [`Self::open`], except for the owner.
-    pub fn open_of_anyone(path: &Path) -> Result<Self, FileError> {
+    pub fn open_of_any_user(path: &Path) -> Result<Self, FileError> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::io("create it", path))?;
         let metadata = fs::metadata(path).map_err(FileError::io("read its metadata", path))?;
         if metadata.mode() & 0o022 != 0 {
@@ -184,7 +184,7 @@ impl Folder {
     ///
     /// # Errors
     /// When a system call fails.
-    pub fn is_ours(&self) -> Result<bool, FileError> {
+    pub fn is_own(&self) -> Result<bool, FileError> {
         // On Linux, the effective user of the process owns this folder.
         let process = Path::new("/proc/self");
         let ours = fs::metadata(process).map_err(FileError::io("read its metadata", process))?;

@@ -43,7 +43,7 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
         KeysRole::Relay => "relay",
         KeysRole::Directory => "directory",
     };
-    let folder = Folder::open_of_anyone(&data_dir(options.data_dir.as_deref(), role)?)?;
+    let folder = Folder::open_of_any_user(&data_dir(options.data_dir.as_deref(), role)?)?;
     let lock = lock_if_writable(&folder)?;
     if lock.is_some() {
         create(&folder, options.role)?;
@@ -69,7 +69,7 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
 
 /// The lock on the folder; `None` if the folder belongs to another user or is in use.
 fn lock_if_writable(folder: &Folder) -> Result<Option<FolderLock>, Failure> {
-    if !folder.is_ours()? {
+    if !folder.is_own()? {
         return Ok(None);
     }
     match folder.lock() {

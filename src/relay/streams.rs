@@ -36,9 +36,9 @@ impl From<ExitStream> for u64 {
 }
 
 /// Rate of the BEGINs and REQUESTs of a circuit. The burst equals the default cap on open streams of a circuit.
-const BEGIN_RATE: Rate = Rate { a_second: 20, burst: 256 };
+const BEGIN_RATE: Rate = Rate { per_second: 20, burst: 256 };
 /// Rate of the RESOLVEs of a circuit.
-const RESOLVE_RATE: Rate = Rate { a_second: 10, burst: 64 };
+const RESOLVE_RATE: Rate = Rate { per_second: 10, burst: 64 };
 
 /// The streams of one circuit.
 struct ExitCircuit {
@@ -195,8 +195,8 @@ impl ExitStreams {
         self.streams.get(&stream).map(|(key, _)| *key)
     }
 
-    /// The queue of a circuit's cells has room again: its streams may send.
-    pub(super) fn handle_drained(&mut self, key: CircuitKey) {
+    /// The queue of a circuit's cells is low: its streams may send.
+    pub(super) fn handle_queue_low(&mut self, key: CircuitKey) {
         self.settle(key, true);
     }
 

@@ -123,11 +123,11 @@ struct DescriptionSource {
     entry: String,
     /// The name before the `=`, which replaces the description's name.
     name: Option<EngineName>,
-    place: Place,
+    location: SourceLocation,
 }
 
 #[derive(Debug)]
-enum Place {
+enum SourceLocation {
     File(PathBuf),
     Url(Url),
 }
@@ -275,8 +275,8 @@ pub(crate) async fn for_pages<S: AsRef<str>>(entries: &[S]) -> Result<Vec<(Engin
     }
     let mut engines: Vec<(Engine, String)> = Vec::new();
     for source in entries {
-        let DescriptionSource { entry, name, place } = DescriptionSource::parse(source.as_ref())?;
-        let Place::File(path) = place else { return Err(EngineError::NoFile(entry)) };
+        let DescriptionSource { entry, name, location } = DescriptionSource::parse(source.as_ref())?;
+        let SourceLocation::File(path) = location else { return Err(EngineError::NoFile(entry)) };
         let document = read_file(&path).await.map_err(|error| EngineError::File(entry.clone(), error))?;
         let engine =
             Engine::describe_for_page(&document, name).map_err(|error| EngineError::Description(entry, error))?;
@@ -297,34 +297,35 @@ impl DescriptionSource {
     fn parse(entry: &str) -> Result<Self, EngineError> {
         // A URL may contain an equals sign too, but not before its scheme.
         let named = entry.split_once('=').filter(|(name, _)| !name.contains(['/', ':', '.', '?']));
-        let (name, place) = match named {
-            Some((name, place)) => {
+        let (name, location) = match named {
+            Some((name, location)) => {
                 let name = EngineName::parse(name).ok_or_else(|| EngineError::InvalidName(entry.to_owned()))?;
-                (Some(name), place)
+                (Some(name), location)
             }
             None => (None, entry),
         };
-        let place = if place.contains("://") {
-            let url = Url::parse(place).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-            Place::Url(url.ok_or_else(|| EngineError::InvalidUrl(entry.to_owned()))?)
+        let location = if location.contains("://") {
+            let url =
+                Url::parse(location).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+            SourceLocation::Url(url.ok_or_else(|| EngineError::InvalidUrl(entry.to_owned()))?)
         } else {
-            Place::File(PathBuf::from(place))
+            SourceLocation::File(PathBuf::from(location))
         };
-        Ok(Self { entry: entry.to_owned(), name, place })
+        Ok(Self { entry: entry.to_owned(), name, location })
     }
 
     const fn is_remote(&self) -> bool {
-        matches!(self.place, Place::Url(_))
+        matches!(self.location, SourceLocation::Url(_))
     }
 
     async fn describe(&self, name: Option<EngineName>, senders: &Senders) -> Result<ExitEngine, EngineError> {
         let entry = || self.entry.clone();
-        let (document, origin) = match &self.place {
-            Place::File(path) => {
+        let (document, origin) = match &self.location {
+            SourceLocation::File(path) => {
                 let read = read_file(path).await;
                 (read.map_err(|error| EngineError::File(entry(), error))?, None)
             }
-            Place::Url(url) => {
+            SourceLocation::Url(url) => {
                 let fetched = timeout(DESCRIPTION_TIMEOUT, fetch(url, &senders.configured))
                     .await
                     .unwrap_or(Err(FetchError::TimedOut));

@@ -23,7 +23,7 @@ use url::Url;
 use crate::{
     delegated::{
         EngineName, SearchAnswer, SearchRefusal, SearchRequest,
-        service::{ENGINE_LIMIT, PartialQuery, QUERY_LIMIT, Refused, STALL_LIMIT},
+        service::{ENGINE_TIMEOUT, PartialQuery, QUERY_TIMEOUT, Refused, STALL_TIMEOUT},
     },
     engine,
     exit::outbound::OutboundError,
@@ -43,11 +43,11 @@ const MAX_REDIRECTS: usize = 3;
 /// Caps on length and time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SearchCaps {
-    /// Time limit for the query; [`QUERY_LIMIT`].
+    /// Time limit for the query; [`QUERY_TIMEOUT`].
     pub(crate) query_timeout: Duration,
-    /// Time limit for the engine; [`ENGINE_LIMIT`].
+    /// Time limit for the engine; [`ENGINE_TIMEOUT`].
     pub(crate) engine_timeout: Duration,
-    /// Time limit of sending the answer to the client; [`STALL_LIMIT`].
+    /// Time limit of sending the answer to the client; [`STALL_TIMEOUT`].
     pub(crate) stall_timeout: Duration,
     /// Maximum bytes of an engine's answer; 2 MiB.
     pub(crate) max_answer_len: usize,
@@ -59,9 +59,9 @@ pub(crate) struct SearchCaps {
 impl Default for SearchCaps {
     fn default() -> Self {
         Self {
-            query_timeout: QUERY_LIMIT,
-            engine_timeout: ENGINE_LIMIT,
-            stall_timeout: STALL_LIMIT,
+            query_timeout: QUERY_TIMEOUT,
+            engine_timeout: ENGINE_TIMEOUT,
+            stall_timeout: STALL_TIMEOUT,
             max_answer_len: 2 * 1024 * 1024,
             parsers: std::thread::available_parallelism().map_or(2, NonZero::get).max(2),
         }

@@ -101,7 +101,7 @@ fn a_folder_or_secret_of_another_user_is_rejected() {
     assert!(matches!(&error, FileError::OfAnotherUser { path: refused } if refused == path));
     assert!(error.to_string().contains("chown -R"), "{error}");
     // `umbel keys`, run by the superuser, reads the folder of a service.
-    assert!(Folder::open_of_anyone(path).unwrap().stored_identity().unwrap().is_some());
+    assert!(Folder::open_of_any_user(path).unwrap().stored_identity().unwrap().is_some());
 }
 
 #[test]
