@@ -44,8 +44,8 @@ impl StreamShares {
     }
 
     /// Counts the end of a stream of a circuit that has `streams` others.
-    pub(super) fn give_back(&mut self, owner: &Owner, circuit: CircuitKey, streams: usize) {
-        self.owners.give_back(owner);
+    pub(super) fn release(&mut self, owner: &Owner, circuit: CircuitKey, streams: usize) {
+        self.owners.release(owner);
         let Some(circuits) = self.circuits.get_mut(owner) else { return };
         circuits.remove(&(streams.saturating_add(1), circuit));
         if streams > 0 {

@@ -59,6 +59,8 @@ fn one_client_with_many_circuits_takes_no_streams_of_others() {
     let mut attacking: Vec<_> = links.iter().map(|link| bench.create_second(*link, upper(1))).collect();
     let held: Vec<_> = attacking.iter_mut().map(|circuit| bench.begin(circuit, 1..20)).collect();
     assert_eq!(held, [(16, 0); 4], "the rest is refused");
+    // The answers to the refused streams.
+    bench.cells(links[3]);
     let mut honest = bench.create_second(links[3], upper(2));
     assert_eq!(bench.begin(&mut honest, 1..5), (4, 4), "its neighbour's fullest circuit makes room");
     let link = bench.relay_link(7);
