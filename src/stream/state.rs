@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 
 use super::{INITIAL_CREDIT, SEND_BUFFER, credit::SentBytes};
-use crate::base::Ticket;
+use crate::base::{Instant, Ticket};
 
 /// The phase of a stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub(super) enum Receiving {
 
 pub(super) struct StreamState {
     pub(super) phase: StreamPhase,
+    /// The time at which the stream was opened, or last carried bytes.
+    pub(super) active_at: Instant,
     pub(super) sending: Sending,
     pub(super) outgoing: BytesMut,
     /// The bytes sent, and the peer's credit for them.
@@ -50,9 +52,6 @@ pub(super) struct StreamState {
     pub(super) above_threshold: bool,
 
     pub(super) receiving: Receiving,
-    /// Bytes received before the exit was connected. They are copied, because their cells hold more memory than the
-    /// credit counts.
-    pub(super) early: BytesMut,
     received: u64,
     consumed: u64,
     granted: u64,
@@ -63,17 +62,17 @@ pub(super) struct StreamState {
 }
 
 impl StreamState {
-    pub(super) fn new(phase: StreamPhase) -> Self {
+    pub(super) fn new(now: Instant, phase: StreamPhase) -> Self {
         let initial = u64::from(INITIAL_CREDIT);
         Self {
             phase,
+            active_at: now,
             sending: Sending::Open,
             outgoing: BytesMut::new(),
             sent: SentBytes::default(),
             ready: Ticket::new(),
             above_threshold: false,
             receiving: Receiving::Open,
-            early: BytesMut::new(),
             received: 0,
             consumed: 0,
             granted: initial,
@@ -125,9 +124,9 @@ impl StreamState {
         self.consumed.saturating_add(self.allowance).saturating_sub(self.granted)
     }
 
-    /// Whether enough was consumed to send a CREDIT.
+    /// Whether enough was consumed to send a CREDIT. An exit sends none before CONNECTED.
     pub(super) fn is_credit_due(&self) -> bool {
-        self.receiving == Receiving::Open && self.grantable() >= self.allowance / 4
+        self.phase == StreamPhase::Open && self.receiving == Receiving::Open && self.grantable() >= self.allowance / 4
     }
 
     /// Grants credit and returns its bytes. First doubles the allowance if the reader has no backlog, by at most

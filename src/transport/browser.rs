@@ -148,8 +148,8 @@ struct Allowance {
 }
 
 impl Allowance {
-    fn new(now: Instant, a_second: u64) -> Self {
-        let rate = Rate { a_second: a_second.max(1), burst: a_second.max(MIN_ALLOWANCE) };
+    fn new(now: Instant, bytes_per_second: u64) -> Self {
+        let rate = Rate { per_second: bytes_per_second.max(1), burst: bytes_per_second.max(MIN_ALLOWANCE) };
         Self { rate, bytes: TokenBucket::new(), reported_at: now, limited_room: true }
     }
 
@@ -197,10 +197,10 @@ impl BrowserEndpoint {
         }
     }
 
-    /// Limits the mean sending rate to `a_second` bytes a second; `None` removes the limit. A relay sends each byte
-    /// that it receives, and unsent bytes cause backpressure on their source, so the limit applies to both directions.
-    pub fn set_rate(&mut self, now: Instant, a_second: Option<u64>) {
-        self.allowance = a_second.map(|a_second| Allowance::new(now, a_second));
+    /// Limits the mean sending rate to `bytes_per_second`; `None` removes the limit. A relay sends each byte that
+    /// it receives, and unsent bytes cause backpressure on their source, so the limit applies to both directions.
+    pub fn set_rate(&mut self, now: Instant, bytes_per_second: Option<u64>) {
+        self.allowance = bytes_per_second.map(|bytes_per_second| Allowance::new(now, bytes_per_second));
         self.report_rooms(now);
     }
 

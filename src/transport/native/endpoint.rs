@@ -287,7 +287,7 @@ impl Endpoint {
         match Dtls::accept(&self.dtls, &self.config.certificate, std_now, &hello.random, cookie) {
             Ok(dtls) => {
                 let deadline = now.after(self.config.caps.opening_timeout);
-                self.insert(now, route, LinkRole::Listener(hello.random), dtls, self.fingerprint, until);
+                self.insert(now, route, LinkRole::Listener(hello.random), dtls, self.fingerprint, deadline);
                 true
             }
             Err(error) => {
