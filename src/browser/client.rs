@@ -26,7 +26,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ExchangeHop {
     pub(super) relay: RelayId,
-    /// Time to build the circuit to this hop.
+    /// Time of the handshake with this hop, from its first cell to the answer.
     pub(super) took: Duration,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct ExchangeHop {
 pub(super) struct ExchangePath {
     /// The guard first, the exit last.
     pub(super) hops: Vec<ExchangeHop>,
-    /// The exit also carries streams of this client, because no other exit offers the same service.
+    /// The exit also carries streams of this client, because no other exit offers the request.
     pub(super) shared_exit: bool,
 }
 
@@ -76,13 +76,14 @@ pub(super) struct ExchangeParameters {
 
 struct DelegatedExchange {
     request: Vec<u8>,
+    /// Bytes of the request that the stream has accepted.
     sent: usize,
     answer: Vec<u8>,
     max_len: usize,
     /// The time at which sending began, and the circuit; `None` before.
     in_flight: Option<(Instant, ExchangePath)>,
     reply: SlotSender<Result<Exchanged, ExchangeFailure>>,
-    /// Completes when sending begins.
+    /// Receives a value when sending begins.
     started: SlotSender<()>,
 }
 

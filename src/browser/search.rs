@@ -25,8 +25,10 @@ use crate::{
 pub(super) struct SearchOutcome {
     pub(super) engine: EngineName,
     pub(super) results: Vec<SearchResult>,
+    /// Whether the engine has a further page of results.
     pub(super) more: bool,
     pub(super) way: ExchangePath,
+    /// Time from sending the query to the end of the answer.
     pub(super) took: Duration,
 }
 
@@ -37,7 +39,7 @@ pub(super) fn offered(page: &Page) -> Vec<(EngineName, usize)> {
     engines(&offers, None).into_iter().map(|engine| (engine.clone(), exits(&engine))).collect()
 }
 
-/// Searches through an exit, and through another one after a failure of the first.
+/// Searches through an exit and, after a failure, perhaps through a second exit. `number` is the page of results.
 pub(super) async fn search(
     page: &Page,
     engine: Option<&str>,

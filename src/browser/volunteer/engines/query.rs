@@ -37,8 +37,8 @@ impl EngineFailure {
 }
 
 impl From<EngineFailure> for SearchRefusal {
-    fn from(miss: EngineFailure) -> Self {
-        match miss {
+    fn from(failure: EngineFailure) -> Self {
+        match failure {
             EngineFailure::Unreadable => Self::EngineUnreachable,
             EngineFailure::Refused(refusal) => refusal,
         }
@@ -46,21 +46,21 @@ impl From<EngineFailure> for SearchRefusal {
 }
 
 /// Adds `bytes` to the counter.
-pub(in super::super) fn count(carried: &Cell<u64>, bytes: usize) {
-    carried.set(carried.get().saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX)));
+pub(in super::super) fn count(search_bytes: &Cell<u64>, bytes: usize) {
+    search_bytes.set(search_bytes.get().saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX)));
 }
 
-/// The answer of `engine` to `request`; its length is added to `carried`.
+/// The answer of `engine` to `request`; its length is added to `search_bytes`.
 pub(super) async fn query(
     engine: &Engine,
     request: &SearchRequest,
     abort: &AbortController,
-    carried: &Cell<u64>,
+    search_bytes: &Cell<u64>,
 ) -> Result<SearchAnswer, EngineFailure> {
     if engine.lacks_page(request.page()) {
         return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
     }
-    let outcome = clock::within(ENGINE_LIMIT, fetch(engine, request, abort, carried)).await;
+    let outcome = clock::within(ENGINE_LIMIT, fetch(engine, request, abort, search_bytes)).await;
     let (url, status, body) = outcome.unwrap_or_else(|| {
         abort.abort();
         Err(EngineFailure::Refused(SearchRefusal::EngineTimedOut))
@@ -71,12 +71,12 @@ pub(super) async fn query(
     }
 }
 
-/// The engine's answer, and its URL.
+/// The URL of the query, and the status and body of the engine's answer.
 async fn fetch(
     engine: &Engine,
     request: &SearchRequest,
     abort: &AbortController,
-    carried: &Cell<u64>,
+    search_bytes: &Cell<u64>,
 ) -> Result<(Url, u16, Vec<u8>), EngineFailure> {
     let unreadable = |_| EngineFailure::Unreadable;
     let question = engine.question(request).ok_or(EngineFailure::Refused(SearchRefusal::BadRequest))?;
@@ -87,7 +87,7 @@ async fn fetch(
         return Err(EngineFailure::Refused(SearchRefusal::EngineRedirected));
     }
     let body = read_at_most(&response, MAX_ANSWER_LEN).await.map_err(unreadable)?;
-    count(carried, body.as_ref().map_or(MAX_ANSWER_LEN, Vec::len));
+    count(search_bytes, body.as_ref().map_or(MAX_ANSWER_LEN, Vec::len));
     let body = body.ok_or(EngineFailure::Refused(SearchRefusal::EngineTooLarge))?;
     Ok((question.url, response.status(), body))
 }
