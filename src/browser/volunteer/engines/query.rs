@@ -79,8 +79,8 @@ async fn fetch(
     search_bytes: &Cell<u64>,
 ) -> Result<(Url, u16, Vec<u8>), EngineFailure> {
     let unreadable = |_| EngineFailure::Unreadable;
-    let question = engine.question(request).ok_or(EngineFailure::Refused(SearchRefusal::BadRequest))?;
-    let prepared = prepare(&question, abort).map_err(unreadable)?;
+    let http_request = engine.http_request(request).ok_or(EngineFailure::Refused(SearchRefusal::BadRequest))?;
+    let prepared = prepare(&http_request, abort).map_err(unreadable)?;
     let response = JsFuture::from(js::fetch(&prepared)).await.map_err(unreadable)?;
     let response: Response = response.dyn_into().map_err(unreadable)?;
     if response.type_() == ResponseType::Opaqueredirect {
@@ -89,14 +89,14 @@ async fn fetch(
     let body = read_at_most(&response, MAX_ANSWER_LEN).await.map_err(unreadable)?;
     count(search_bytes, body.as_ref().map_or(MAX_ANSWER_LEN, Vec::len));
     let body = body.ok_or(EngineFailure::Refused(SearchRefusal::EngineTooLarge))?;
-    Ok((question.url, response.status(), body))
+    Ok((http_request.url, response.status(), body))
 }
 
-fn prepare(question: &engine::Question, abort: &AbortController) -> Result<Request, JsValue> {
+fn prepare(request: &engine::EngineRequest, abort: &AbortController) -> Result<Request, JsValue> {
     let (options, headers) = (RequestInit::new(), Headers::new()?);
     // Both fields are CORS-safelisted, so the browser sends no preflight request.
-    headers.set("accept", question.accept)?;
-    headers.set("accept-language", &question.accept_language)?;
+    headers.set("accept", request.accept)?;
+    headers.set("accept-language", &request.accept_language)?;
     options.set_headers(&headers);
     options.set_method("GET");
     options.set_mode(RequestMode::Cors);
@@ -105,5 +105,5 @@ fn prepare(question: &engine::Question, abort: &AbortController) -> Result<Reque
     options.set_referrer_policy(ReferrerPolicy::NoReferrer);
     options.set_cache(RequestCache::NoStore);
     options.set_signal(Some(&abort.signal()));
-    Request::new_with_str_and_init(question.url.as_str(), &options)
+    Request::new_with_str_and_init(request.url.as_str(), &options)
 }
