@@ -274,7 +274,7 @@ impl SearchBench {
         let engine = Some(self.engine.name().to_string());
         let search = api::ApiSearch { terms: terms.to_owned(), engine, ..api::ApiSearch::default() };
         let start = Instant::now();
-        let found: api::Searched = control::request(self.control, "/api/search", Some(&search)).await?;
+        let found: api::ApiResults = control::request(self.control, "/api/search", Some(&search)).await?;
         let duration = start.elapsed();
         let urls = found.results.into_iter().take(COMPARED_RESULTS).map(|result| result.link).collect();
         Ok(TimedSearch { duration, urls })
