@@ -55,7 +55,7 @@ pub struct ChannelParameters {
     /// closes the oldest link of the source (IPv4 address or IPv6 /64) with the most such links. If no source has two,
     /// the new link closes. Links that this end dialled count, but stay open. Default 256.
     pub handshakes: usize,
-    /// Maximum dials in flight; further ones fail with [`DialError::Unable`]. Default 256.
+    /// Maximum dials in flight; further dials fail with [`DialError::Unable`]. Default 256.
     pub dials: usize,
     /// Maximum circuits on one channel to a relay that [`Channels::set_listed`] has not marked as unlisted. Default
     /// 8,192.
@@ -88,8 +88,8 @@ pub struct ChannelParameters {
     /// Time without a circuit after which the dialler closes the channel; the other end waits twice as long. Default
     /// 180 s.
     pub idle_limit: Duration,
-    /// Maximum volunteers for which this node is a gateway. Channels of further volunteers are ordinary ones. Default
-    /// 512; a node with 0 is no gateway.
+    /// Maximum volunteers for which this node is a gateway. Channels to further volunteers are ordinary channels.
+    /// Default 512; a node with 0 is no gateway.
     pub volunteers: usize,
     /// Maximum volunteers of one IPv4 address or IPv6 /64 for which this node is a gateway. Default 64.
     pub volunteers_per_source: usize,
@@ -131,7 +131,8 @@ pub enum ChannelEvent {
         peer: Option<RelayId>,
         /// This end's address as reported by the other end.
         observed: Option<Redacted<SocketAddr>>,
-        /// The peer is a volunteer and this node is its gateway: circuits reach the volunteer over this channel.
+        /// Whether the peer is a volunteer and this node a gateway of the volunteer. Circuits then reach the volunteer
+        /// over this channel.
         reach: bool,
     },
     /// A dial of [`Channels::connect`] failed, and no other channel to the relay takes new circuits.
@@ -143,7 +144,7 @@ pub enum ChannelEvent {
     },
     /// A cell other than padding was received.
     Cell {
-        /// The channel that received it.
+        /// The channel that received the cell.
         channel: ChannelId,
         /// The cell.
         cell: Cell,
@@ -198,7 +199,7 @@ pub enum ChannelError {
     #[error("the two ends have no protocol version in common")]
     NoCommonVersion,
     /// The other end is not the dialled relay.
-    #[error("the peer's identity is not the dialled one")]
+    #[error("the peer's identity is not that of the dialled relay")]
     WrongIdentity,
     /// The other end presents this relay's own identity.
     #[error("the peer presents this relay's own identity")]

@@ -237,7 +237,7 @@ impl BrowserVolunteer {
             core.exit.drain();
             core.relay.drain(now, rng);
         });
-        // The count of cells excludes those of searches, so searches are checked separately.
+        // The count of cells excludes the cells of searches, so searches are checked separately.
         let searches = || driver.with(|core, _, _| core.exit.is_busy()).unwrap_or_default();
         let until = clock::now().after(DRAIN_TIMEOUT);
         while clock::now() < until && self.run_number.get() == run_number {

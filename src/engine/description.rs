@@ -28,7 +28,7 @@ use crate::{
     delegated::{EngineName, text, url::Url},
 };
 
-/// Maximum number of `Url` elements, of `Language` elements and of `results` elements. Further ones are ignored.
+/// Maximum number of `Url` elements, of `Language` elements and of `results` elements. Further elements are ignored.
 const MAX_ELEMENTS: usize = 64;
 /// Maximum characters of a title.
 const MAX_TITLE_CHARS: usize = 60;
@@ -38,7 +38,7 @@ impl Engine {
     /// an HTML document.
     ///
     /// # Errors
-    /// As [`Self::describe`], and when HTML is the only format.
+    /// When the description is invalid, or contains no supported format except HTML.
     pub fn describe_for_page(document: &[u8], name: Option<EngineName>) -> Result<Self, DescriptionError> {
         DescriptionParser::of(document)?.engine(None, name, false)
     }

@@ -25,7 +25,7 @@ const MAX_NODES: usize = 50_000;
 const MAX_DEPTH: usize = 256;
 /// Maximum bytes of texts and attributes in the tree, as a multiple of the page's length.
 const MAX_GROWTH: usize = 4;
-/// Maximum attributes of an element; further ones are dropped.
+/// Maximum attributes of an element; further attributes are dropped.
 const MAX_ATTRIBUTES: usize = 64;
 /// Maximum separators in an incomplete tag. The parser compares each attribute of a tag with all previous ones.
 const MAX_SEPARATORS: usize = 4096;

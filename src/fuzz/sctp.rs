@@ -18,8 +18,9 @@ pub(super) const TARGETS: &[FuzzTarget] = &[
 
 /// Maximum length of a packet, in bytes.
 const MAX_PACKET_LEN: usize = 1_195;
-/// Chunk types.
+/// The type of a DATA chunk.
 const DATA: u8 = 0;
+/// The type of a SACK chunk.
 const SACK: u8 = 3;
 
 /// An established association, and the state that the peer needs to write packets.

@@ -6,9 +6,9 @@
 //! | `GET /api/engines` | a list of [`OfferedEngine`] |
 //! | `POST /api/request`, a request in Binary HTTP | the response in Binary HTTP ([`request`]) |
 //!
-//! The answer to a failed request is an [`ApiFailure`] with a status: 400 for an invalid request, 429 for a limit, 503 for a
-//! failure of the network, 502 for one of the exit, the engine or the target. The access checks of the page apply, and
-//! a header field is required ([`super::request_check`]).
+//! The answer to a failed request is an [`ApiFailure`] with a status: 400 for an invalid request, 429 for a limit, 503
+//! for a failure of the network, 502 for a failure of the exit, the engine or the target. The access checks of the page
+//! apply, and a header field is required ([`super::request_check`]).
 
 pub(crate) mod request;
 
@@ -56,13 +56,18 @@ pub(crate) struct ApiSearch {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct ApiResults {
     pub(crate) engine: String,
+    /// The number of this page of results, from 1.
     pub(crate) page: u16,
+    /// The total number of results, if the engine returned it.
     pub(crate) total: Option<u64>,
+    /// Whether the engine has a further page of results.
     pub(crate) more: bool,
+    /// The time from sending the query to the end of the answer, in milliseconds.
     pub(crate) took_ms: f64,
     pub(crate) results: Vec<ApiResult>,
     /// The circuit's path, from guard to exit.
     pub(crate) path: Vec<PathHop>,
+    /// Whether the exit also carries other streams of this client, because no other exit offers the engine.
     pub(crate) shared_exit: bool,
     /// The failed exit of the first try, if there was a second try.
     pub(crate) missed: Option<ApiMiss>,
@@ -80,7 +85,7 @@ pub(crate) struct ApiResult {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct PathHop {
     pub(crate) relay: String,
-    /// The time to add this hop when the circuit was built, in milliseconds.
+    /// The time of the handshake with this hop, in milliseconds.
     pub(crate) took_ms: f64,
 }
 
@@ -123,7 +128,7 @@ pub(crate) struct ApiComparisonRow {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct OfferedEngine {
     pub(crate) engine: String,
-    /// Whether this is the engine of searches without an engine.
+    /// Whether searches that name no engine use this engine.
     pub(crate) default: bool,
     pub(crate) exits: Vec<EngineExit>,
 }

@@ -37,7 +37,7 @@ pub(super) struct VolunteerExit {
     service: SearchService<ExitStream>,
     /// Whether any engine is offered; if not, queries are refused.
     has_offers: Rc<Cell<bool>>,
-    /// Whether new queries are refused. Those in flight may finish.
+    /// Whether new queries are refused. Queries in flight may finish.
     draining: bool,
     /// Queries that [`Self::poll_query`] has not yet returned; the service caps their number.
     queries: VecDeque<PendingSearch>,

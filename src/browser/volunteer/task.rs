@@ -28,7 +28,7 @@ const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(60);
 /// Delay from a change of the gateways or the offer to the next registration.
 const CHANGE_DELAY: Duration = Duration::from_secs(1);
-/// Time without a channel to a gateway after which the volunteer reports that it can reach none.
+/// Time without a channel to a gateway after which the volunteer reports that it can reach no gateway.
 const GATEWAY_TIMEOUT: Duration = Duration::from_secs(25);
 /// The reason that a page shows for an unreachable volunteer.
 const NO_GATEWAY: &str = "No gateway of this volunteer can be reached: this network may block WebRTC or UDP. The volunteer \
@@ -42,8 +42,8 @@ struct Run {
     number: u64,
     /// Whether a directory has accepted the registration.
     registered: Cell<bool>,
-    /// Whether a gateway has reported this volunteer. A reported volunteer is in the volunteer list, at the latest in
-    /// the next one.
+    /// Whether a gateway has reported this volunteer. The next volunteer list, at the latest, contains a reported
+    /// volunteer.
     confirmed: Cell<bool>,
     /// The last time at which there was a channel to a gateway; initially the start of the run.
     gateway_seen_at: Cell<Instant>,

@@ -50,7 +50,7 @@ pub(in super::super) fn count(search_bytes: &Cell<u64>, bytes: usize) {
     search_bytes.set(search_bytes.get().saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX)));
 }
 
-/// The answer of `engine` to `request`; its length is added to `search_bytes`.
+/// The answer of `engine` to `request`. The length of the engine's response is added to `search_bytes`.
 pub(super) async fn query(
     engine: &Engine,
     request: &SearchRequest,
