@@ -45,7 +45,7 @@ use crate::delegated::{
     Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, clean_url, url::Url,
 };
 
-/// Number of results that a request asks for, if the engine's template has a parameter for the number.
+/// Number of results for each page in a request, if the template has a parameter for the number.
 const RESULTS_PER_PAGE: u32 = 10;
 /// Maximum characters of a title or snippet; [`SearchResult`] truncates further.
 const MAX_TEXT_CHARS: usize = 500;

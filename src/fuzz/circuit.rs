@@ -1,4 +1,4 @@
-//! Fuzz targets: handshake, onion layers and the origin's circuit, with keys known to the fuzzer.
+//! Fuzz targets: handshake, onion layers and the origin's circuit, with fixed keys.
 
 use bytes::Bytes;
 use core::time::Duration;

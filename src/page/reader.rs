@@ -43,7 +43,7 @@ const MAX_CLEANING: usize = 2;
 /// Cap on pages whose bodies are in memory: while their fetch ends, while they wait to be cleaned, and while they are
 /// cleaned.
 const MAX_BODIES: usize = 8;
-/// Time limit for a page to wait until [`MAX_BODIES`] permits to read its body.
+/// Time limit for a page to wait for one of [`MAX_BODIES`] places before its body is read.
 const PLACE_LIMIT: Duration = Duration::from_secs(10);
 
 /// A cleaned page.
