@@ -160,9 +160,9 @@ fn identity_bytes(identity: Option<RelayId>) -> [u8; 32] {
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
-    let (taken, left) = rest.split_first_chunk()?;
-    *rest = left;
-    Some(*taken)
+    let (field, after) = rest.split_first_chunk()?;
+    *rest = after;
+    Some(*field)
 }
 
 #[cfg(test)]

@@ -29,8 +29,9 @@ fn url(media: &str, template: &str) -> String {
     format!(r#"<Url type="{media}" template="{}"/>"#, template.replace('&', "&amp;"))
 }
 
-fn engine(media: &str, rest: &str) -> Engine {
-    described(&(url(media, "http://engine.example/search?q={searchTerms}&page={startPage?}") + rest)).unwrap()
+fn engine(media: &str, results_element: &str) -> Engine {
+    let url = url(media, "http://engine.example/search?q={searchTerms}&page={startPage?}");
+    described(&(url + results_element)).unwrap()
 }
 
 fn request_url(template: &str, request: &SearchRequest) -> String {

@@ -17,9 +17,9 @@ pub(super) const TARGETS: &[FuzzTarget] = &[
 /// A decoded query can be encoded, fits a frame, and decodes to an equal query again.
 fn search_request(bytes: &[u8]) {
     let Ok(request) = SearchRequest::decode(bytes) else { return };
-    let again = request.encode().expect("a decoded value can be encoded");
-    assert!(again.len() <= longest(REQUEST_BUCKETS));
-    assert_eq!(SearchRequest::decode(&again), Ok(request));
+    let encoded = request.encode().expect("a decoded value can be encoded");
+    assert!(encoded.len() <= longest(REQUEST_BUCKETS));
+    assert_eq!(SearchRequest::decode(&encoded), Ok(request));
 }
 
 fn request_seeds() -> Vec<Vec<u8>> {
@@ -34,9 +34,9 @@ fn request_seeds() -> Vec<Vec<u8>> {
 /// A decoded answer can be encoded, fits a frame, and decodes to an equal answer again.
 fn search_answer(bytes: &[u8]) {
     let Ok(answer) = SearchAnswer::decode(bytes) else { return };
-    let again = answer.encode().expect("a decoded value can be encoded");
-    assert!(again.len() <= longest(RESPONSE_BUCKETS));
-    assert_eq!(SearchAnswer::decode(&again), Ok(answer));
+    let encoded = answer.encode().expect("a decoded value can be encoded");
+    assert!(encoded.len() <= longest(RESPONSE_BUCKETS));
+    assert_eq!(SearchAnswer::decode(&encoded), Ok(answer));
 }
 
 fn answer_seeds() -> Vec<Vec<u8>> {

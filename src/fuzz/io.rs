@@ -147,16 +147,16 @@ fn binary_http(bytes: &[u8]) {
         if let Ok((request, content)) = read_request(bytes, MAX_CONTENT_LEN).await {
             read_content(content).await;
             if let Ok(head) = request_head(&request) {
-                let (again, _) = read_request(head.as_slice(), 0).await.unwrap();
-                assert_eq!((again.method(), again.uri()), (request.method(), request.uri()));
-                assert_eq!(again.headers(), request.headers());
+                let (decoded, _) = read_request(head.as_slice(), 0).await.unwrap();
+                assert_eq!((decoded.method(), decoded.uri()), (request.method(), request.uri()));
+                assert_eq!(decoded.headers(), request.headers());
             }
         }
         if let Ok((response, content)) = read_response(bytes, MAX_CONTENT_LEN).await {
             read_content(content).await;
             if let Ok(head) = response_head(&response) {
-                let (again, _) = read_response(head.as_slice(), 0).await.unwrap();
-                assert_eq!((again.status(), again.headers()), (response.status(), response.headers()));
+                let (decoded, _) = read_response(head.as_slice(), 0).await.unwrap();
+                assert_eq!((decoded.status(), decoded.headers()), (response.status(), response.headers()));
             }
         }
     });

@@ -96,7 +96,7 @@ pub(crate) struct PageReader<C> {
 
 impl<C: Connector> PageReader<C> {
     pub(crate) fn new(requester: Requester<C>) -> Self {
-        let [cleaning, bodies] = [MAX_CLEANING, MAX_BODIES].map(|most| Arc::new(Semaphore::new(most)));
+        let [cleaning, bodies] = [MAX_CLEANING, MAX_BODIES].map(|max| Arc::new(Semaphore::new(max)));
         Self { requester, cleaning, bodies, place_limit: PLACE_LIMIT }
     }
 

@@ -321,8 +321,8 @@ async fn a_page_over_https_requires_a_valid_certificate() {
             hyper::Response::builder().header("content-type", "text/html").body(page).unwrap()
         })
         .await;
-        let (got, html) = get(address, &format!("/read?url=https://origin.test:{}/", site.port())).await;
-        assert_eq!((got, html.contains("Sealed words.")), (status, status == 200), "{html}");
+        let (actual, html) = get(address, &format!("/read?url=https://origin.test:{}/", site.port())).await;
+        assert_eq!((actual, html.contains("Sealed words.")), (status, status == 200), "{html}");
         assert!(!html.contains("was not encrypted by"), "{html}");
     }
 }
