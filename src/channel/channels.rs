@@ -29,7 +29,7 @@ const MAX_RETIRING: usize = 2;
 /// All channels of a node, by link and, for channels to relays, also by identity.
 ///
 /// The owner calls [`poll_event`](Self::poll_event) until it returns `None`: after each `handle_…`, and after each
-/// [`poll_transmit`](Self::poll_transmit), which may emit [`ChannelEvent::Drained`].
+/// [`poll_transmit`](Self::poll_transmit), which may emit [`ChannelEvent::QueueLow`].
 pub struct Channels {
     role: LocalRole,
     parameters: ChannelParameters,
@@ -179,7 +179,7 @@ impl Channels {
             self.events.push_back(ChannelEvent::DialFailed { relay, error });
             return None;
         }
-        self.dials.insert(relay, now.after(self.parameters.dial_limit));
+        self.dials.insert(relay, now.after(self.parameters.dial_timeout));
         self.outbox.push_back(Transmit::Dial(target.clone()));
         self.schedule_sweep(now);
         None
@@ -375,15 +375,15 @@ impl Channels {
 
     /// Closes all channels. From now on, neither dials nor accepts links; dials in flight can still open channels.
     pub fn shut_down(&mut self) {
-        self.wind_down(|_| false);
+        self.close_except(|_| false);
     }
 
-    /// Closes the channels for which `stays` is false. From now on, neither dials nor accepts links; dials in flight can
+    /// Closes the channels for which `kept` is false. From now on, neither dials nor accepts links; dials in flight can
     /// still open channels.
-    pub fn wind_down(&mut self, stays: impl Fn(ChannelId) -> bool) {
+    pub fn close_except(&mut self, kept: impl Fn(ChannelId) -> bool) {
         self.parameters.dials = 0;
         self.parameters.channels = 0;
-        let ids: Vec<_> = self.channels.keys().copied().filter(|id| !stays(*id)).collect();
+        let ids: Vec<_> = self.channels.keys().copied().filter(|id| !kept(*id)).collect();
         for id in ids {
             self.close(id);
         }
@@ -404,7 +404,7 @@ impl Channels {
             self.dials.remove(&relay);
         }
         let refused = match &self.role {
-            LocalRole::Anonymous | LocalRole::Volunteer(_) => opened.dialled.is_none(),
+            LocalRole::Client | LocalRole::Volunteer(_) => opened.dialled.is_none(),
             LocalRole::Relay(_) => false,
         };
         // A link that is refused anyway closes no other channel.

@@ -51,7 +51,7 @@ pub(super) struct NextCell {
     pub(super) cell: Cell,
     pub(super) circuit: CircuitId,
     /// Whether this cell reduced the queue of a live circuit to [`QUEUE_LOW`].
-    pub(super) drained: bool,
+    pub(super) queue_low: bool,
 }
 
 /// The queued cells of a channel, by circuit.
@@ -193,7 +193,7 @@ impl FairQueue {
             if left == 0 && queue.cells.capacity() > MAX_KEPT_CAPACITY {
                 queue.cells = VecDeque::new();
             }
-            return Some(NextCell { cell, circuit: queue.circuit, drained: queue.live && left == QUEUE_LOW });
+            return Some(NextCell { cell, circuit: queue.circuit, queue_low: queue.live && left == QUEUE_LOW });
         }
     }
 

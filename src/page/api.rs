@@ -77,7 +77,7 @@ pub(crate) struct ApiResults {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct ApiResult {
     pub(crate) title: String,
-    pub(crate) link: String,
+    pub(crate) url: String,
     pub(crate) snippet: String,
 }
 
@@ -149,9 +149,9 @@ pub(crate) struct ApiFailure {
     pub(crate) error: String,
 }
 
-/// The path and query of the reader view of the URL `link` on the search page.
-pub(crate) fn read_address(link: &str) -> String {
-    address("/read", &[("url", link)])
+/// The path and query of the reader view of the URL `url` on the search page.
+pub(crate) fn read_address(url: &str) -> String {
+    address("/read", &[("url", url)])
 }
 
 pub(super) fn router<C: Connector>() -> Router<SearchPage<C>> {
@@ -238,7 +238,7 @@ fn api_comparison(comparison: &Comparison, page: u16) -> ApiComparison {
 }
 
 fn result(result: &SearchResult) -> ApiResult {
-    ApiResult { title: result.title.clone(), link: result.link.as_str().to_owned(), snippet: result.snippet.clone() }
+    ApiResult { title: result.title.clone(), url: result.url.as_str().to_owned(), snippet: result.snippet.clone() }
 }
 
 fn hop(hop: &Hop) -> PathHop {
