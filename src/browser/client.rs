@@ -39,9 +39,9 @@ pub(super) struct ExchangePath {
     pub(super) shared_exit: bool,
 }
 
-/// The result of an exchange.
+/// The result of a successful exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Exchanged {
+pub(super) struct CompletedExchange {
     pub(super) answer: Vec<u8>,
     pub(super) path: ExchangePath,
     /// Time from sending the request to the end of the answer.
@@ -82,7 +82,7 @@ struct DelegatedExchange {
     max_len: usize,
     /// The time at which sending began, and the circuit; `None` before.
     in_flight: Option<(Instant, ExchangePath)>,
-    reply: SlotSender<Result<Exchanged, ExchangeFailure>>,
+    reply: SlotSender<Result<CompletedExchange, ExchangeFailure>>,
     /// Receives a value when sending begins.
     started: SlotSender<()>,
 }
@@ -151,7 +151,7 @@ impl DrivenPageClient {
                 self.client.handle_command(stream, StreamCommand::Consumed(bytes.len()));
             }
             StreamEvent::Finished => {
-                self.end(stream, |answer, path, took| Ok(Exchanged { answer, path, took }), now);
+                self.end(stream, |answer, path, took| Ok(CompletedExchange { answer, path, took }), now);
             }
             StreamEvent::Closed(reason) => self.fail(now, stream, StreamFailure::Ended(reason)),
             // Events of closed streams, and events that only exits receive.
@@ -191,7 +191,7 @@ impl DrivenPageClient {
     fn end(
         &mut self,
         stream: ClientStream,
-        outcome: impl FnOnce(Vec<u8>, ExchangePath, Duration) -> Result<Exchanged, ExchangeFailure>,
+        outcome: impl FnOnce(Vec<u8>, ExchangePath, Duration) -> Result<CompletedExchange, ExchangeFailure>,
         now: Instant,
     ) {
         let Some(mut exchange) = self.exchanges.remove(&stream) else { return };
@@ -200,12 +200,12 @@ impl DrivenPageClient {
     }
 }
 
-/// Performs the exchange `wanted` over a separate circuit.
+/// Performs an exchange over a separate circuit.
 pub(super) async fn exchange(
     driver: &Driver<DrivenPageClient>,
-    wanted: ExchangeParameters,
-) -> Result<Exchanged, ExchangeFailure> {
-    let ExchangeParameters { delegation, excluded_exits, isolation, request, max_len, timeout } = wanted;
+    parameters: ExchangeParameters,
+) -> Result<CompletedExchange, ExchangeFailure> {
+    let ExchangeParameters { delegation, excluded_exits, isolation, request, max_len, timeout } = parameters;
     let (reply, answer) = slot();
     let (started, start) = slot();
     let stream = driver.with(|driven, now, _| {

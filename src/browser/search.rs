@@ -101,7 +101,7 @@ fn new_query(page: &Page, query: &SearchQuery) -> Result<Query, PageFailure> {
 /// Performs one try.
 async fn try_once(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<PageFailure>> {
     let engine = query.engine();
-    let wanted = ExchangeParameters {
+    let parameters = ExchangeParameters {
         delegation: Delegation::Search(engine.clone()),
         excluded_exits: query.excluded_exits().to_vec(),
         isolation: page.isolation(),
@@ -109,7 +109,7 @@ async fn try_once(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<
         max_len: longest(RESPONSE_BUCKETS),
         timeout: ANSWER_TIMEOUT,
     };
-    let (path, outcome) = match exchange(&page.driver, wanted).await {
+    let (path, outcome) = match exchange(&page.driver, parameters).await {
         Ok(exchanged) => (exchanged.path, Results::decode(&exchanged.answer).map(|results| (results, exchanged.took))),
         Err(ExchangeFailure::Broken(path)) => (path, Err(MissReason::Broken)),
         Err(ExchangeFailure::Silent(path)) => (path, Err(MissReason::Silent)),

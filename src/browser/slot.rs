@@ -57,7 +57,7 @@ impl<T> Future for SlotReceiver<T> {
     }
 }
 
-/// Wakes all waiting futures after a change. A future that waits later learns only that there was a change.
+/// Counts notifications, and wakes all waiting futures at each of them. A notification carries no value.
 #[derive(Clone, Default)]
 pub(super) struct Notify(Rc<NotifyState>);
 
