@@ -1,8 +1,8 @@
 //! Channels: authenticated links to neighbours, which carry cells.
 //!
 //! [`Channels`] owns every channel of a node. It performs the channel handshake on each link: it proves this relay's
-//! identity and verifies the peer's. It spreads circuits over lanes, packs cells into messages, schedules circuits
-//! fairly, sends keep-alives and closes idle channels. It doesn't interpret relay messages. Driven by
+//! identity and verifies the peer's. [`Channels`] also spreads circuits over lanes, packs cells into messages, schedules
+//! circuits fairly, sends keep-alives and closes idle channels. It doesn't interpret relay messages. Driven by
 //! [`Relay`](crate::relay::Relay) and the client's core, by the contract of [`LinkMachine`](crate::base::LinkMachine).
 //!
 //! Governed by `proto/02-channel.md`. Threats of `threat-model.md`: a network adversary in the middle of a link, and
@@ -27,7 +27,7 @@ use crate::{
 pub use channels::Channels;
 pub use handshake::LocalRole;
 
-/// Number of cells at which the sender stops filling a circuit's queue, so that later cells wait little.
+/// Number of cells of a circuit's queue at which the owner adds no more, so that the delay in the queue stays short.
 pub const QUEUE_HIGH: usize = 32;
 /// Number of cells of a circuit's queue at which [`ChannelEvent::QueueLow`] is emitted.
 pub const QUEUE_LOW: usize = 16;
@@ -38,40 +38,42 @@ pub struct ChannelId(pub(crate) LinkId);
 
 /// The circuit or channel that the owner must end, because more cells are queued than a node may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Overdue {
-    /// This circuit.
+pub enum Eviction {
+    /// The owner ends this circuit.
     Circuit(ChannelId, CircuitId),
-    /// This channel.
+    /// The owner closes this channel.
     Channel(ChannelId),
 }
 
 /// Limits of a node's channels.
 #[derive(Clone, Debug)]
 pub struct ChannelParameters {
-    /// Maximum channels. At the cap the longest idle channel closes or, if no channel is idle, the new link. Default
-    /// 4,096.
+    /// Maximum channels. At the cap the longest idle channel closes. If no channel is idle, the new link closes, unless
+    /// this end dialled it. Default 4,096.
     pub channels: usize,
-    /// Maximum links with an unfinished handshake; each may hold 128 KiB. At the cap, the oldest link of the source
-    /// (IPv4 address or IPv6 /64) with the most such links closes. If no source has two, the new link closes. Default
-    /// 256.
+    /// Maximum links with an unfinished handshake; each may hold 128 KiB. At the cap, a new link from another node
+    /// closes the oldest link of the source (IPv4 address or IPv6 /64) with the most such links. If no source has two,
+    /// the new link closes. Links that this end dialled count, but stay open. Default 256.
     pub handshakes: usize,
-    /// Maximum dials in flight; further ones fail with [`DialError::Unable`]. Default 256.
+    /// Maximum dials in flight; further dials fail with [`DialError::Unable`]. Default 256.
     pub dials: usize,
-    /// Maximum circuits on one channel to a relay. Default 8,192.
+    /// Maximum circuits on one channel to a relay that [`Channels::set_listed`] has not marked as unlisted. Default
+    /// 8,192.
     pub circuits_per_channel: usize,
-    /// Maximum circuits on one channel to a client. Default 1,024.
+    /// Maximum circuits on one channel to a client or an unlisted relay. Default 1,024.
     pub circuits_per_client: usize,
-    /// Rate at which a relay at the other end may open circuits. Default 500 a second, 1,000 at once.
+    /// Rate at which a relay at the other end may open circuits. Default 500 a second, in bursts of up to 1,000.
     pub creates_of_relay: Rate,
-    /// Rate at which a client at the other end may open circuits. Default 50 a second, 200 at once.
+    /// Rate at which a client or an unlisted relay at the other end may open circuits. Default 50 a second, in bursts
+    /// of up to 200.
     pub creates_of_client: Rate,
-    /// Maximum queued refusals of circuits on one channel; beyond it the channel closes. Default 256.
+    /// Maximum queued refusals of circuits on one channel; beyond the cap the channel closes. Default 256.
     pub refusals: usize,
-    /// Maximum queued cells of one circuit on one channel; at the cap the sender ends the circuit. Must exceed the
-    /// largest congestion window. Default 16,896 (16.5 MiB).
+    /// Maximum queued cells of one circuit on one channel; at the cap the caller of [`Channels::send`] ends the
+    /// circuit. Must exceed the largest congestion window. Default 16,896 (16.5 MiB).
     pub circuit_queue: usize,
-    /// Maximum queued cells of all channels. Beyond it, [`Channels::overdue`] selects a circuit or channel to end.
-    /// Default 131,072 (128 MiB).
+    /// Maximum queued cells of all channels. Beyond the cap, [`Channels::eviction`] selects a circuit or channel to
+    /// end. Default 131,072 (128 MiB).
     pub queued: usize,
     /// Timeout from the dial to the open link. Default 10 s.
     pub dial_timeout: Duration,
@@ -86,8 +88,8 @@ pub struct ChannelParameters {
     /// Time without a circuit after which the dialler closes the channel; the other end waits twice as long. Default
     /// 180 s.
     pub idle_timeout: Duration,
-    /// Maximum volunteers for which this node is a gateway. Channels of further volunteers are ordinary ones. Default
-    /// 512; a node with 0 is no gateway.
+    /// Maximum volunteers for which this node is a gateway. Channels to further volunteers are ordinary channels.
+    /// Default 512; a node with 0 is no gateway.
     pub volunteers: usize,
     /// Maximum volunteers of one IPv4 address or IPv6 /64 for which this node is a gateway. Default 64.
     pub volunteers_per_source: usize,
@@ -129,19 +131,20 @@ pub enum ChannelEvent {
         peer: Option<RelayId>,
         /// This end's address as reported by the other end.
         observed: Option<Redacted<SocketAddr>>,
-        /// The peer is a volunteer and this node is its gateway: circuits reach the volunteer over this channel.
+        /// Whether the peer is a volunteer and this node a gateway of the volunteer. Circuits then reach the volunteer
+        /// over this channel.
         reach: bool,
     },
-    /// A [`Channels::connect`] failed, and there is no other channel to the relay.
+    /// A dial of [`Channels::connect`] failed, and no other channel to the relay takes new circuits.
     DialFailed {
         /// The relay.
         relay: RelayId,
         /// The reason.
         error: ChannelOpenError,
     },
-    /// A cell was received; never padding.
+    /// A cell other than padding was received.
     Cell {
-        /// The channel that received it.
+        /// The channel that received the cell.
         channel: ChannelId,
         /// The cell.
         cell: Cell,
@@ -175,7 +178,7 @@ pub enum ChannelOpenError {
 }
 
 impl ChannelOpenError {
-    /// Its class.
+    /// The class of the error.
     #[must_use]
     pub const fn class(self) -> ErrorClass {
         match self {
@@ -196,7 +199,7 @@ pub enum ChannelError {
     #[error("the two ends have no protocol version in common")]
     NoCommonVersion,
     /// The other end is not the dialled relay.
-    #[error("the peer's identity is not the dialled one")]
+    #[error("the peer's identity is not that of the dialled relay")]
     WrongIdentity,
     /// The other end presents this relay's own identity.
     #[error("the peer presents this relay's own identity")]
@@ -210,11 +213,12 @@ pub enum ChannelError {
     /// The other end sent a cell in a lane other than its circuit's.
     #[error("a cell arrived in the lane of another circuit")]
     WrongLane,
-    /// The other end sent CREATE with an identifier of this end's half, or CREATED with one of its own half.
+    /// The other end sent CREATE with an identifier of this end's half, or CREATED with an identifier of the other
+    /// end's half.
     #[error("the circuit identifier is of the wrong half")]
     WrongHalf,
     /// The handshake did not finish in time, or no message was received in time.
-    #[error("no message from the peer before the timeout")]
+    #[error("no message from the peer, or no end of the handshake, before the timeout")]
     TimedOut,
     /// The link accepted no data before the timeout while cells were queued.
     #[error("the link accepted no queued cell before the timeout")]
@@ -222,7 +226,7 @@ pub enum ChannelError {
 }
 
 impl ChannelError {
-    /// Its class.
+    /// The class of the error.
     #[must_use]
     pub const fn class(self) -> ErrorClass {
         match self {
@@ -247,7 +251,7 @@ pub struct QueueFull;
 /// The result of a channel handshake.
 #[derive(Clone, Copy)]
 struct HandshakeOutcome {
-    /// Whether this end dialled, so that its circuits are of the upper half.
+    /// Whether this end dialled, so that the identifiers it chooses are in the upper half.
     dialler: bool,
     peer: Option<RelayId>,
     observed: Option<Redacted<SocketAddr>>,

@@ -1,7 +1,7 @@
-//! The interface between the ports for applications and the client: opens streams and resolves names.
+//! The interface by which ports, requests and the search page open streams and resolve names.
 //!
-//! The client's assembly implements [`Connector`]. Ports, requests and the search page are generic over it, so that
-//! tests can replace the overlay.
+//! The client in `node` implements [`Connector`]. Ports, requests and the search page are generic over the trait, so
+//! that tests can replace the overlay.
 
 use core::{future::Future, time::Duration};
 
@@ -39,14 +39,14 @@ impl From<PathError> for ConnectError {
     }
 }
 
-/// The stream of a delegated request, which may be used before the exit confirms it.
+/// The stream of a delegated request, with its path. The stream accepts data before the exit has confirmed the request.
 #[derive(Debug)]
 pub struct Delegated {
-    /// The stream to the exit's service.
+    /// The stream to the exit.
     pub stream: Stream,
     /// The circuit's path, from guard to exit.
     pub path: Vec<Hop>,
-    /// Whether the exit also carries other streams of this client, because no other exit offers the service.
+    /// Whether the exit also carries other streams of this client, because no other exit offers the request.
     pub shared_exit: bool,
 }
 
@@ -55,7 +55,7 @@ pub struct Delegated {
 pub struct Hop {
     /// The relay.
     pub relay: RelayId,
-    /// The time to add this hop when the circuit was built, from CREATE or EXTEND to its answer.
+    /// The time that the handshake with this hop took, from CREATE or EXTEND to the answer.
     pub took: Duration,
 }
 

@@ -1,7 +1,7 @@
 //! Formats of search engines: converts a query to an HTTP request, and the engine's answer to results.
 //!
 //! An operator's OpenSearch 1.1 description defines an [`Engine`]. The client supplies only terms, page and language.
-//! The description determines the rest of the request, so nothing in it identifies the client. Answers are untrusted:
+//! The description determines the rest of the request, so no other part identifies the client. Answers are untrusted:
 //! each format has caps on length, depth and count, and results are plain text with cleaned URLs.
 //!
 //! `native` has the parsers for a process. `page` uses the browser's parsers, and excludes HTML. This module has no
@@ -45,10 +45,10 @@ use crate::delegated::{
     Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, clean_url, url::Url,
 };
 
-/// Number of results to request per page, for engines with such a parameter.
+/// Number of results for each page in a request, if the template has a parameter for the number.
 const RESULTS_PER_PAGE: u32 = 10;
 /// Maximum characters of a title or snippet; [`SearchResult`] truncates further.
-const MAX_CHARS: usize = 500;
+const MAX_TEXT_CHARS: usize = 500;
 
 /// A search engine that an exit queries for clients.
 #[derive(Debug)]
@@ -57,7 +57,9 @@ pub struct Engine {
     title: String,
     template: Template,
     format: AnswerFormat,
+    /// The index of the first result.
     index_offset: u32,
+    /// The number of the first page.
     page_offset: u32,
 }
 
@@ -66,7 +68,7 @@ pub struct Engine {
 enum AnswerFormat {
     /// RSS or Atom.
     Feed,
-    /// JSON with the given mapping, or in SearXNG's format.
+    /// JSON with this mapping; `None`: in SearXNG's format.
     Json(Option<json::Mapping>),
     /// OpenSearch suggestions.
     Suggestions,
@@ -78,7 +80,7 @@ enum AnswerFormat {
 /// The request to an engine: a GET of this URL with these two header fields. The other fields are the same for all
 /// clients.
 #[derive(Debug)]
-pub struct Question {
+pub struct EngineRequest {
     /// The URL.
     pub url: Url,
     /// `Accept`.
@@ -123,7 +125,7 @@ impl RawResult {
     fn cleaned(&self, base: &Url) -> Option<SearchResult> {
         // The URL is checked first, because cleaning texts takes more time.
         clean_url::clean(&self.url, Some(base))?;
-        let [title, snippet] = [&self.title, &self.snippet].map(|html| markup::stripped(html, MAX_CHARS));
+        let [title, snippet] = [&self.title, &self.snippet].map(|html| markup::stripped(html, MAX_TEXT_CHARS));
         SearchResult::new(&title, &self.url, Some(base), &snippet)
     }
 }
@@ -141,8 +143,8 @@ impl Engine {
         &self.title
     }
 
-    /// The origins of request URLs, such as `https://engine.example`. There are several if the language determines the
-    /// host.
+    /// The origins of request URLs, such as `https://engine.example`. There are several origins if the language
+    /// determines the host.
     #[must_use]
     pub fn origins(&self) -> Vec<String> {
         self.template.origins()
@@ -150,7 +152,7 @@ impl Engine {
 
     /// The HTTP request for the query `request`. `None` if the URL template can't contain the terms.
     #[must_use]
-    pub fn question(&self, request: &SearchRequest) -> Option<Question> {
+    pub fn http_request(&self, request: &SearchRequest) -> Option<EngineRequest> {
         let pages_before = u32::from(request.page().saturating_sub(1));
         let url = self.template.fill(&Values {
             terms: request.terms(),
@@ -161,7 +163,7 @@ impl Engine {
         })?;
         let accept_language =
             request.language().map_or_else(|| "en,*;q=0.5".to_owned(), |language| format!("{language},*;q=0.5"));
-        Some(Question { url, accept: self.format.accept(), accept_language })
+        Some(EngineRequest { url, accept: self.format.accept(), accept_language })
     }
 
     /// Whether `page` is beyond the only page of an engine without pages.
@@ -180,12 +182,12 @@ impl Engine {
         if !(200..300).contains(status) {
             return SearchAnswer::Refused(SearchRefusal::EngineFailed);
         }
-        let listed = self.format.read(body, url);
-        let is_empty = listed.as_ref().map_or(true, |listed| listed.results.is_empty());
-        if is_empty && self.may_be_captcha(listed.is_err()) && blocked::is_captcha(body) {
+        let parsed = self.format.read(body, url);
+        let is_empty = parsed.as_ref().map_or(true, |answer| answer.results.is_empty());
+        if is_empty && self.may_be_captcha(parsed.is_err()) && blocked::is_captcha(body) {
             return SearchAnswer::Refused(SearchRefusal::EngineBlocked(Block::Captcha));
         }
-        match listed {
+        match parsed {
             Ok(AnswerResults { results, total }) => {
                 let more = self.has_more(request.page(), results.len(), total);
                 SearchAnswer::Results { results, total, more }

@@ -67,9 +67,9 @@ pub(crate) const MAX_CONNECTIONS: usize = 256;
 /// Time limit of a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum bytes of a request's head; enough for the longest query, percent-encoded.
-const MAX_HEAD: usize = 64 * 1024;
+const MAX_HEAD_LEN: usize = 64 * 1024;
 /// Maximum bytes of the parameter `url`.
-const MAX_URL: usize = 8 * 1024;
+const MAX_URL_LEN: usize = 8 * 1024;
 
 const STYLE: &str = include_str!("page/style.css");
 const SHORTCUTS: &str = include_str!("page/keys.js");
@@ -112,7 +112,7 @@ async fn serve_one(socket: TcpStream, router: Router) -> hyper::Result<()> {
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD)
+        .max_buf_size(MAX_HEAD_LEN)
         .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router))
         .await
 }
@@ -185,10 +185,10 @@ struct UrlParameter {
 }
 
 impl UrlParameter {
-    /// The cleaned URL. `None` unless it is an http or https URL of at most [`MAX_URL`] bytes.
+    /// The cleaned URL. `None` unless it is an http or https URL of at most [`MAX_URL_LEN`] bytes.
     fn parse(query: Result<Query<Self>, QueryRejection>) -> Option<Url> {
         let Query(Self { url }) = query.ok()?;
-        if url.len() > MAX_URL {
+        if url.len() > MAX_URL_LEN {
             return None;
         }
         crate::delegated::clean_url::clean(&url, None)
@@ -228,7 +228,7 @@ fn describe(listener: SocketAddr) -> Response {
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
          <OpenSearchDescription xmlns=\"http://a9.com/-/spec/opensearch/1.1/\">\n  \
            <ShortName>Umbel</ShortName>\n  \
-           <Description>Search through the Umbel overlay: the engine doesn't learn your address</Description>\n  \
+           <Description>Search through the Umbel overlay: the engine doesn't see your address</Description>\n  \
            <InputEncoding>UTF-8</InputEncoding>\n  \
            <Image width=\"16\" height=\"16\" type=\"image/svg+xml\">http://{listener}/icon.svg</Image>\n  \
            <Url type=\"text/html\" method=\"get\" template=\"http://{listener}/search?q={{searchTerms}}\"/>\n\

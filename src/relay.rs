@@ -62,7 +62,7 @@ use rand::CryptoRng;
 
 use crate::{
     base::{Allowances, Instant, LinkEvent, LinkMachine, Owner, RelayId, Transmit},
-    channel::{ChannelEvent, ChannelId, Channels, LocalRole, Overdue},
+    channel::{ChannelEvent, ChannelId, Channels, Eviction, LocalRole},
     crypto::{IdentityKey, OnionPublic, OnionSecret},
     delegated::limits::RequestOwner,
     directory::{Consensus, Counted, KnownRelays, Registration},
@@ -289,13 +289,14 @@ impl Relay {
             while let Some(event) = self.channels.poll_event() {
                 self.handle_channel_event(now, event, rng);
             }
-            match self.channels.overdue() {
-                Some(Overdue::Circuit(channel, circuit)) => match self.table.find(CircuitEndpoint { channel, circuit })
-                {
-                    Some((key, _)) => self.end(now, key),
-                    None => self.destroy(now, CircuitEndpoint { channel, circuit }),
-                },
-                Some(Overdue::Channel(channel)) => self.channels.close(channel),
+            match self.channels.eviction() {
+                Some(Eviction::Circuit(channel, circuit)) => {
+                    match self.table.find(CircuitEndpoint { channel, circuit }) {
+                        Some((key, _)) => self.end(now, key),
+                        None => self.destroy(now, CircuitEndpoint { channel, circuit }),
+                    }
+                }
+                Some(Eviction::Channel(channel)) => self.channels.close(channel),
                 None => return,
             }
         }

@@ -26,7 +26,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ExchangeHop {
     pub(super) relay: RelayId,
-    /// Time to build the circuit to this hop.
+    /// Time of the handshake with this hop, from its first cell to the answer.
     pub(super) took: Duration,
 }
 
@@ -35,13 +35,13 @@ pub(super) struct ExchangeHop {
 pub(super) struct ExchangePath {
     /// The guard first, the exit last.
     pub(super) hops: Vec<ExchangeHop>,
-    /// The exit also carries streams of this client, because no other exit offers the same service.
+    /// The exit also carries streams of this client, because no other exit offers the request.
     pub(super) shared_exit: bool,
 }
 
-/// The result of an exchange.
+/// The result of a successful exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Exchanged {
+pub(super) struct CompletedExchange {
     pub(super) answer: Vec<u8>,
     pub(super) path: ExchangePath,
     /// Time from sending the request to the end of the answer.
@@ -76,13 +76,14 @@ pub(super) struct ExchangeParameters {
 
 struct DelegatedExchange {
     request: Vec<u8>,
+    /// Bytes of the request that the stream has accepted.
     sent: usize,
     answer: Vec<u8>,
     max_len: usize,
     /// The time at which sending began, and the circuit; `None` before.
     in_flight: Option<(Instant, ExchangePath)>,
-    reply: SlotSender<Result<Exchanged, ExchangeFailure>>,
-    /// Completes when sending begins.
+    reply: SlotSender<Result<CompletedExchange, ExchangeFailure>>,
+    /// Receives a value when sending begins.
     started: SlotSender<()>,
 }
 
@@ -150,7 +151,7 @@ impl DrivenPageClient {
                 self.client.handle_command(stream, StreamCommand::Consumed(bytes.len()));
             }
             StreamEvent::Finished => {
-                self.end(stream, |answer, path, took| Ok(Exchanged { answer, path, took }), now);
+                self.end(stream, |answer, path, took| Ok(CompletedExchange { answer, path, took }), now);
             }
             StreamEvent::Closed(reason) => self.fail(now, stream, StreamFailure::Ended(reason)),
             // Events of closed streams, and events that only exits receive.
@@ -190,7 +191,7 @@ impl DrivenPageClient {
     fn end(
         &mut self,
         stream: ClientStream,
-        outcome: impl FnOnce(Vec<u8>, ExchangePath, Duration) -> Result<Exchanged, ExchangeFailure>,
+        outcome: impl FnOnce(Vec<u8>, ExchangePath, Duration) -> Result<CompletedExchange, ExchangeFailure>,
         now: Instant,
     ) {
         let Some(mut exchange) = self.exchanges.remove(&stream) else { return };
@@ -199,12 +200,12 @@ impl DrivenPageClient {
     }
 }
 
-/// Performs the exchange `wanted` over a separate circuit.
+/// Performs an exchange over a separate circuit.
 pub(super) async fn exchange(
     driver: &Driver<DrivenPageClient>,
-    wanted: ExchangeParameters,
-) -> Result<Exchanged, ExchangeFailure> {
-    let ExchangeParameters { delegation, excluded_exits, isolation, request, max_len, timeout } = wanted;
+    parameters: ExchangeParameters,
+) -> Result<CompletedExchange, ExchangeFailure> {
+    let ExchangeParameters { delegation, excluded_exits, isolation, request, max_len, timeout } = parameters;
     let (reply, answer) = slot();
     let (started, start) = slot();
     let stream = driver.with(|driven, now, _| {

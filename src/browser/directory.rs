@@ -31,14 +31,15 @@ use crate::{
 
 /// Largest answer to a registration, in bytes.
 const MAX_REGISTRATION_LEN: usize = 1 << 10;
-/// Largest error text, in bytes read and in characters shown.
+/// Largest error text of a directory, in bytes.
 const MAX_REASON_LEN: usize = 4 << 10;
+/// Maximum number of characters of an error text in a message.
 const MAX_REASON_CHARS: usize = 200;
 /// Time limit of one request, including its body.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The last words of a message about a rejected document.
-const UNUSED: &str = "so it is not used and nothing was sent to any relay";
+/// The end of a message about a rejected document.
+const REJECTED: &str = "so it is not used and nothing was sent to any relay";
 
 /// The reason for a failed request to a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,11 +66,11 @@ impl fmt::Display for DocumentFetchError {
             Self::Unreachable => f.write_str("the network's directory can't be reached"),
             Self::NoneYet => f.write_str("the network is starting: its directory has no consensus yet"),
             Self::NothingNewer => {
-                f.write_str("the network's directory has no newer consensus, and the last one is no longer fresh")
+                f.write_str("the network's directory has no newer document, and the document in use is no longer fresh")
             }
             Self::Refused(status, reason) => write!(f, "the network's directory refused ({status}): {reason}"),
-            Self::TooLong => write!(f, "the directory's answer exceeds the maximum length of the document, {UNUSED}"),
-            Self::Document(error) => write!(f, "{}, {UNUSED}", describe(error)),
+            Self::TooLong => write!(f, "the directory's answer exceeds the maximum length of the document, {REJECTED}"),
+            Self::Document(error) => write!(f, "{}, {REJECTED}", describe(error)),
             Self::NoRegistration => f.write_str("the directory's answer to the registration is invalid"),
         }
     }
@@ -123,22 +124,22 @@ pub(super) struct Directories {
 }
 
 impl Directories {
-    /// The directories and authorities of the network's description.
+    /// The directories and authorities of the network's description: base URLs, and keys as text.
     pub(super) fn new(directories: &[String], authorities: &[String], store: Store) -> Result<Self, PageFailure> {
         let bad = |text: String| PageFailure::new(FailureKind::BadInput, text);
         let is_web = |url: &&String| url.starts_with("http://") || url.starts_with("https://");
         let bases: Vec<_> = directories.iter().filter(is_web).map(|url| url.trim_end_matches('/').to_owned()).collect();
         if bases.is_empty() || bases.len() != directories.len() {
             return Err(bad(
-                "the network's description has no directory, or one that is not an http or https URL".into()
+                "the network's description has no directory, or a directory that is not an http or https URL".into(),
             ));
         }
-        let read = |text: &String| {
-            text.parse().map_err(|_| bad("the network's description names an authority that is no key".into()))
+        let parse = |text: &String| {
+            text.parse().map_err(|_| bad("an authority in the network's description is not a valid key".into()))
         };
-        let authorities: Vec<_> = authorities.iter().map(read).collect::<Result<_, _>>()?;
+        let authorities: Vec<_> = authorities.iter().map(parse).collect::<Result<_, _>>()?;
         if authorities.is_empty() {
-            return Err(bad("the network's description names no authority to believe".into()));
+            return Err(bad("the network's description has no authority".into()));
         }
         Ok(Self { bases, preferred: Cell::new(0), authorities, store })
     }
@@ -149,8 +150,8 @@ impl Directories {
         self.verify(&bytes, None).ok()
     }
 
-    /// A newer document than `in_use`, from the first directory that has one; `None` if `in_use` is still fresh and a
-    /// directory has none newer.
+    /// A document newer than `in_use`, from the first directory that has one; `None` if `in_use` is still fresh and a
+    /// directory has no newer document.
     pub(super) async fn fetch<B: Followed>(
         &self,
         in_use: Option<&Document<B>>,
@@ -203,7 +204,7 @@ impl Directories {
         FetchRound::new(self.bases.len(), self.preferred.get())
     }
 
-    /// The URL of `path` at the directory of this index.
+    /// The URL of `path` at the directory with this index.
     fn url(&self, index: usize, path: &str) -> String {
         let base = self.bases.get(index).map(String::as_str).unwrap_or_default();
         format!("{base}/v1/{path}")

@@ -1,9 +1,9 @@
 //! The event loop that joins a protocol core with the browser's data channels.
 //!
-//! [`Driver`] owns both. A callback of the browser only records its event and posts a message to the loop. The loop
-//! runs after the events that are already queued, so a burst costs one turn. Messages are not throttled in a hidden
-//! page, as timers are. Timers serve deadlines only. No script of the page runs during a turn, so no call is
-//! re-entrant.
+//! [`Driver`] owns core and data channels. A callback of the browser only records its event and posts a message to the
+//! loop. The loop runs after the events that are already queued, so a burst costs one turn. Browsers throttle the timers
+//! of a hidden page, but not its messages, so timers serve deadlines only. No script of the page runs during a turn, so
+//! no call is re-entrant.
 
 use core::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -37,36 +37,37 @@ impl<D> Clone for Driver<D> {
 
 struct DriverShared<D> {
     state: RefCell<DriverState<D>>,
-    ticker: Rc<Ticker>,
-    _on_tick: Closure<dyn FnMut(MessageEvent)>,
+    waker: Rc<LoopWaker>,
+    _on_message: Closure<dyn FnMut(MessageEvent)>,
 }
 
 struct DriverState<D> {
     driven: D,
     endpoint: BrowserEndpoint,
     rng: StdRng,
-    /// The timer, after the time at which it fires.
+    /// The time at which the timer fires, and the timer.
     timer: Option<(Instant, Timer)>,
     stopped: bool,
 }
 
-/// Schedules a turn of the loop by a message to it.
-struct Ticker {
+/// Schedules a turn of the loop by posting a message.
+struct LoopWaker {
     port: MessagePort,
     receiver: MessagePort,
-    due: Cell<bool>,
+    /// Whether a message is posted and its turn has not begun.
+    posted: Cell<bool>,
 }
 
-impl Ticker {
+impl LoopWaker {
     fn wake(&self) {
-        if !self.due.replace(true) {
-            // It fails only for a closed port, when the loop has stopped.
+        if !self.posted.replace(true) {
+            // Posting fails only for a closed port, when the loop has stopped.
             let _ = self.port.post_message(&JsValue::NULL);
         }
     }
 }
 
-impl Drop for Ticker {
+impl Drop for LoopWaker {
     fn drop(&mut self) {
         self.receiver.set_onmessage(None);
         self.port.close();
@@ -83,20 +84,20 @@ impl<D: Driven + 'static> Driver<D> {
         rng: StdRng,
     ) -> Result<Self, JsValue> {
         let channel = MessageChannel::new()?;
-        let ticker = Rc::new(Ticker { port: channel.port1(), receiver: channel.port2(), due: Cell::new(false) });
+        let waker = Rc::new(LoopWaker { port: channel.port1(), receiver: channel.port2(), posted: Cell::new(false) });
         let wake = {
-            let ticker = Rc::clone(&ticker);
-            Rc::new(move || ticker.wake())
+            let waker = Rc::clone(&waker);
+            Rc::new(move || waker.wake())
         };
         let endpoint = BrowserEndpoint::new(caps, certificate, wake);
         let shared = Rc::new_cyclic(|weak: &Weak<DriverShared<D>>| {
-            let on_tick = Closure::new({
+            let on_message = Closure::new({
                 let weak = Weak::clone(weak);
                 move |_: MessageEvent| run_turn(&weak)
             });
-            ticker.receiver.set_onmessage(Some(on_tick.as_ref().unchecked_ref()));
+            waker.receiver.set_onmessage(Some(on_message.as_ref().unchecked_ref()));
             let state = RefCell::new(DriverState { driven, endpoint, rng, timer: None, stopped: false });
-            DriverShared { state, ticker: Rc::clone(&ticker), _on_tick: on_tick }
+            DriverShared { state, waker: Rc::clone(&waker), _on_message: on_message }
         });
         Ok(Self(shared))
     }
@@ -109,7 +110,7 @@ impl<D: Driven + 'static> Driver<D> {
         }
         let DriverState { driven, rng, .. } = &mut *state;
         let done = action(driven, clock::now(), rng);
-        self.0.ticker.wake();
+        self.0.waker.wake();
         Some(done)
     }
 
@@ -117,7 +118,7 @@ impl<D: Driven + 'static> Driver<D> {
     pub(super) fn set_rate(&self, bytes_per_second: Option<u64>) {
         if let Ok(mut state) = self.0.state.try_borrow_mut() {
             state.endpoint.set_rate(clock::now(), bytes_per_second);
-            self.0.ticker.wake();
+            self.0.waker.wake();
         }
     }
 
@@ -157,7 +158,7 @@ impl<D: Driven + 'static> Driver<D> {
 /// One turn of the loop.
 fn run_turn<D: Driven>(shared: &Weak<DriverShared<D>>) {
     let Some(shared) = shared.upgrade() else { return };
-    shared.ticker.due.set(false);
+    shared.waker.posted.set(false);
     let Ok(mut state) = shared.state.try_borrow_mut() else { return };
     if state.stopped {
         return;
@@ -166,12 +167,12 @@ fn run_turn<D: Driven>(shared: &Weak<DriverShared<D>>) {
     let DriverState { driven, endpoint, rng, timer, .. } = &mut *state;
     endpoint.take(now);
     turn(now, driven, endpoint, rng);
-    // A timer that fires early is harmless.
+    // A timer that fires before the next deadline is harmless, so it is kept.
     if let Some(due) = next_turn(driven, endpoint)
         && timer.as_ref().is_none_or(|(fires, _)| due < *fires || *fires <= now)
     {
-        let ticker = Rc::clone(&shared.ticker);
-        *timer = Some((due, Timer::start(due.since(now), move || ticker.wake())));
+        let waker = Rc::clone(&shared.waker);
+        *timer = Some((due, Timer::start(due.since(now), move || waker.wake())));
     }
 }
 

@@ -28,7 +28,7 @@ pub struct PageClient {
 
 #[wasm_bindgen]
 impl PageClient {
-    /// Starts a client; returns a promise of it. `progress` is called with the name of each step.
+    /// Starts a client; returns a promise of the client. `progress` is called with the name of each step.
     pub fn connect(directories: Vec<String>, authorities: Vec<String>, store: Store, progress: Function) -> Promise {
         future_to_promise(async move {
             let page = Page::start(&directories, &authorities, store, &progress).await?;
@@ -45,8 +45,8 @@ impl PageClient {
         })
     }
 
-    /// Sends a request that an exit performs. `url` has the form that a browser's `URL` serialises; `fields` alternates
-    /// names and values.
+    /// Sends a request that an exit performs; returns a promise of the response. `url` has the form that a browser's
+    /// `URL` serialises; `fields` alternates names and values.
     pub fn request(&self, method: String, url: String, fields: Vec<String>, body: Vec<u8>) -> Promise {
         let client = Rc::clone(&self.page);
         future_to_promise(async move {
@@ -70,7 +70,7 @@ impl PageClient {
             .collect()
     }
 
-    /// Closes all streams and links at once.
+    /// Closes all streams and links immediately.
     pub fn close(&self) {
         self.page.driver.with(|driven, _, _| driven.streams.clear());
         self.page.driver.stop();
@@ -102,7 +102,7 @@ pub struct PageVolunteer {
 
 #[wasm_bindgen]
 impl PageVolunteer {
-    /// Makes a volunteer, paused; returns a promise of it. `on_state` is called with each change.
+    /// Makes a paused volunteer; returns a promise of the volunteer. `on_state` is called with each new state.
     pub fn make(
         directories: Vec<String>,
         authorities: Vec<String>,
@@ -126,18 +126,21 @@ impl PageVolunteer {
         self.volunteer.pause(why);
     }
 
-    /// Replaces the engines that it queries for clients. Each has a name and an OpenSearch description.
+    /// Replaces the engines that the volunteer queries for clients. Each engine has a name and an OpenSearch description,
+    /// at the same index.
     pub fn search_engines(&self, names: Vec<String>, descriptions: Vec<String>) -> Result<(), JsValue> {
         Ok(self.volunteer.set_engines(&names, &descriptions)?)
     }
 
-    /// The origins that a page contacts for the engine of an OpenSearch description, or an error if a page can't
-    /// query it.
+    /// The origins that a page contacts for the engine of an OpenSearch description.
+    ///
+    /// # Errors
+    /// When the name or the description is invalid, or a page may not query the engine.
     pub fn engine_origins(name: &str, description: &str) -> Result<Vec<String>, JsValue> {
         Ok(volunteer::describe(name, description)?.origins())
     }
 
-    /// Ends permanently. Circuits in use get a short time to finish; returns a promise of the end.
+    /// Stops after a short time in which circuits and searches in use may finish; returns a promise of the stop.
     pub fn finish(&self) -> Promise {
         let volunteer = Rc::clone(&self.volunteer);
         future_to_promise(async move {
@@ -146,7 +149,7 @@ impl PageVolunteer {
         })
     }
 
-    /// Limits the average forwarding rate in bytes per second; `undefined` removes the limit.
+    /// Limits the average sending rate in bytes per second; `undefined` removes the limit.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
     pub fn limit(&self, bytes_per_second: Option<f64>) {
         self.volunteer.set_rate(bytes_per_second.map(|bytes| bytes as u64));

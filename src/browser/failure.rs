@@ -1,28 +1,28 @@
-//! Errors of a page: a kind for programs and a sentence for the user.
+//! Errors of a page, each with a kind for programs and a sentence for the user.
 
 use js_sys::{Object, Reflect};
 use wasm_bindgen::JsValue;
 
 use crate::{client::StreamFailure, path::PathError, wire::EndReason};
 
-/// The kind of a failure; the names are `UmbelError.kind` of `web/src/umbel.ts`.
+/// The kind of a failure; the names are values of `UmbelErrorKind` in `web/src/umbel/failure.ts`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FailureKind {
-    /// The browser has no WebRTC, or it is disabled.
+    /// The browser lacks or disables WebRTC or another required feature.
     NoWebrtc,
     /// This device's clock and the network's clock disagree.
     Clock,
-    /// The network's consensus is invalid.
+    /// The network's consensus is invalid or too old.
     Consensus,
-    /// Directories or relays can't be reached.
+    /// Directories or relays can't be reached, or a directory refused the request.
     Network,
-    /// An exit closed the stream or exceeded the time limit.
+    /// An exit closed the stream, exceeded the time limit or returned an invalid answer.
     Exit,
     /// A website can't be reached, broke off, or returned no valid answer.
     Target,
     /// The search engine failed.
     Engine,
-    /// A relay or directory refused the request.
+    /// No exit permits or offers the request, an exit refused it, or a limit is reached.
     Refused,
     /// The client has been closed.
     Closed,
@@ -47,7 +47,7 @@ impl FailureKind {
     }
 }
 
-/// A failure.
+/// A failure of a page's client or volunteer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PageFailure {
     pub(super) kind: FailureKind,
@@ -100,7 +100,7 @@ impl From<PageFailure> for JsValue {
     }
 }
 
-/// A plain object.
+/// A plain JavaScript object with these entries.
 pub(super) fn object(entries: &[(&str, JsValue)]) -> JsValue {
     let object = Object::new();
     for (key, value) in entries {

@@ -1,4 +1,4 @@
-//! Keeps consensus and volunteer list up to date while they are needed, by the times of `directory::follow`.
+//! Fetches newer consensuses and volunteer lists while a page needs them, at the times that `directory::follow` gives.
 
 use core::time::Duration;
 use std::{rc::Rc, sync::Arc};
@@ -17,7 +17,7 @@ use crate::directory::{
 /// Time limit for the first consensus, including retries.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The first consensus: the stored one, if it is still valid, otherwise the first from a directory.
+/// The first consensus: the stored consensus if it is still valid, otherwise the first from a directory.
 pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Consensus>, PageFailure> {
     if let Some(stored) = directories.stored().await {
         return Ok(Arc::new(stored));
@@ -41,7 +41,7 @@ pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Con
     first.unwrap_or(Err(failure)).map_err(PageFailure::from)
 }
 
-/// Passes each newer document than `in_use` to `take`, while `wanted` is true.
+/// Passes each document newer than the one in use to `take`, while `wanted` returns true.
 pub(super) async fn follow<B: Followed>(
     directories: Rc<Directories>,
     mut in_use: Option<Arc<Document<B>>>,
@@ -69,7 +69,7 @@ pub(super) async fn follow<B: Followed>(
     }
 }
 
-/// Waits until a fetch is due. Returns false as soon as `wanted` returns false.
+/// Waits until a fetch is due. Returns false if `wanted`, called before and after each wait, returns false.
 async fn wait(schedule: &mut Schedule, wanted: &impl Fn() -> bool) -> bool {
     while wanted() {
         match schedule.poll_wait(clock::wall_time()) {

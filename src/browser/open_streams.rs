@@ -1,4 +1,4 @@
-//! The loop's state of a page's streams: received bytes, ends and failures, until the page reads them.
+//! The open streams of a page, with their received bytes, ends and failures until the page reads them.
 
 use bytes::BytesMut;
 use js_sys::Function;
@@ -19,14 +19,14 @@ pub(super) struct OpenStream {
     pub(super) failure: Option<StreamFailure>,
     /// Called after a turn with changes.
     pub(super) wake: Function,
-    /// Whether `wake` was scheduled since the page last read.
-    pub(super) due: bool,
+    /// Whether a call of `wake` was scheduled since the page last read.
+    pub(super) wake_scheduled: bool,
 }
 
 impl OpenStream {
-    /// Calls `wake` after the turn, because no script of the page may run within it.
+    /// Schedules a call of `wake` after the turn, because no script of the page may run during a turn.
     fn wake(&mut self) {
-        if !core::mem::replace(&mut self.due, true) {
+        if !core::mem::replace(&mut self.wake_scheduled, true) {
             js::queue_microtask(&self.wake);
         }
     }
@@ -57,7 +57,7 @@ impl OpenStreams {
         true
     }
 
-    /// Ends all streams, and wakes their readers.
+    /// Removes all streams, and wakes their readers.
     pub(super) fn clear(&mut self) {
         self.0.drain(..).for_each(|mut entry| entry.wake());
     }

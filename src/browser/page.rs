@@ -33,21 +33,23 @@ use crate::{
 const CIRCUIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time limit of the volunteer list, after the consensus.
 const VOLUNTEERS_TIMEOUT: Duration = Duration::from_millis(250);
-/// Circuits kept ready for searching: for a query, its second try at another exit, and the next query.
+/// Spare circuits for searches: for a query, for its second try at another exit, and for the next query.
 const SPARE_SEARCHES: usize = 3;
 
 /// State shared by all handles of a page's client.
 pub(super) struct Page {
     pub(super) driver: Driver<DrivenPageClient>,
     pub(super) exit_statistics: RefCell<ExitStatistics>,
+    /// The consensus in use.
     consensus: RefCell<Option<Arc<Consensus>>>,
     /// The volunteer list in use.
     volunteers: RefCell<Option<Arc<VolunteerList>>>,
+    /// Number of isolations created.
     isolations: Cell<u64>,
 }
 
 impl Page {
-    /// Starts a client and waits for its first circuit.
+    /// Starts a client and waits for its first circuit. `progress` is called with the name of each completed step.
     pub(super) async fn start(
         directories: &[String],
         authorities: &[String],
@@ -75,8 +77,8 @@ impl Page {
         });
         // Fetches both documents in parallel, so that the first circuits can use volunteers too. The list is optional.
         let (mut reply, list) = slot();
-        let fetching = Rc::clone(&directories);
-        spawn_local(async move { reply.send(fetching.fetch(None).await.ok().flatten().map(Arc::new)) });
+        let list_source = Rc::clone(&directories);
+        spawn_local(async move { reply.send(list_source.fetch(None).await.ok().flatten().map(Arc::new)) });
         let first = follow::first_consensus(&directories).await?;
         let list = clock::within(VOLUNTEERS_TIMEOUT, list).await.flatten().flatten();
         if let Some(list) = &list {
@@ -105,14 +107,14 @@ impl Page {
         self.consensus.try_borrow().ok()?.clone()
     }
 
-    /// The services that exits offer.
+    /// The delegated requests that each exit offers.
     pub(super) fn offers(&self) -> Offers {
         let consensus = self.consensus()?;
         let volunteers = self.volunteers.try_borrow().ok().and_then(|list| list.clone());
         let volunteers = volunteers.filter(|list| clock::wall_time() < list.valid_until());
         let listed = consensus.relays().iter().map(|relay| (relay.identity(), &relay.profile.offer));
         let volunteers =
-            volunteers.iter().flat_map(|list| list.volunteers()).map(|it| (it.identity(), &it.profile.offer));
+            volunteers.iter().flat_map(|list| list.volunteers()).map(|relay| (relay.identity(), &relay.profile.offer));
         let offering = listed.chain(volunteers).filter(|(_, offer)| !offer.is_empty());
         Some(offering.map(|(relay, offer)| (relay, offer.clone())).collect())
     }
@@ -154,18 +156,18 @@ impl Page {
         if let Ok(mut in_use) = self.consensus.try_borrow_mut() {
             *in_use = Some(Arc::clone(&consensus));
         }
-        let likely = engines(&self.offers(), None).into_iter().next();
+        let default_engine = engines(&self.offers(), None).into_iter().next();
         self.driver.with(|driven, now, rng| {
             driven.client.set_consensus(now, clock::wall_time(), consensus, rng);
             // A search is the most likely request of a page.
-            if let Some(engine) = likely {
+            if let Some(engine) = default_engine {
                 driven.client.keep_ready(Delegation::Search(engine), SPARE_SEARCHES);
             }
         });
     }
 }
 
-/// The isolation with the given number.
+/// The isolation with this number.
 pub(super) fn isolation(number: u64) -> Isolation {
     Isolation(sha256(&number.to_be_bytes()))
 }

@@ -32,7 +32,7 @@ pub(super) async fn request(
     let bad = |error: HttpRequestError| PageFailure::new(FailureKind::BadInput, error.to_string());
     let pairs = fields.chunks_exact(2).filter_map(|pair| Some((pair.first()?.clone(), pair.get(1)?.clone())));
     let request = HttpRequest::new(method, url, pairs, body).map_err(bad)?;
-    let wanted = ExchangeParameters {
+    let parameters = ExchangeParameters {
         delegation: Delegation::Http { host: request.host().to_owned() },
         excluded_exits: Vec::new(),
         isolation: page.isolation(),
@@ -40,7 +40,7 @@ pub(super) async fn request(
         max_len: MAX_ANSWER_LEN,
         timeout: ANSWER_TIMEOUT,
     };
-    let exchanged = match exchange(&page.driver, wanted).await {
+    let exchanged = match exchange(&page.driver, parameters).await {
         Ok(exchanged) => exchanged,
         Err(failure) => return Err(to_failure(failure)),
     };

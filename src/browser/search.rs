@@ -25,8 +25,10 @@ use crate::{
 pub(super) struct SearchOutcome {
     pub(super) engine: EngineName,
     pub(super) results: Vec<SearchResult>,
+    /// Whether the engine has a further page of results.
     pub(super) more: bool,
     pub(super) path: ExchangePath,
+    /// Time from sending the query to the end of the answer.
     pub(super) took: Duration,
 }
 
@@ -37,7 +39,7 @@ pub(super) fn offered(page: &Page) -> Vec<(EngineName, usize)> {
     engines(&offers, None).into_iter().map(|engine| (engine.clone(), exits(&engine))).collect()
 }
 
-/// Searches through an exit, and through another one after a failure of the first.
+/// Searches through an exit and, after a failure, perhaps through a second exit. `number` is the page of results.
 pub(super) async fn search(
     page: &Page,
     engine: Option<&str>,
@@ -99,7 +101,7 @@ fn new_query(page: &Page, query: &SearchQuery) -> Result<Query, PageFailure> {
 /// Performs one try.
 async fn try_once(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<PageFailure>> {
     let engine = query.engine();
-    let wanted = ExchangeParameters {
+    let parameters = ExchangeParameters {
         delegation: Delegation::Search(engine.clone()),
         excluded_exits: query.excluded_exits().to_vec(),
         isolation: page.isolation(),
@@ -107,7 +109,7 @@ async fn try_once(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<
         max_len: max_frame_len(RESPONSE_BUCKETS),
         timeout: ANSWER_TIMEOUT,
     };
-    let (path, outcome) = match exchange(&page.driver, wanted).await {
+    let (path, outcome) = match exchange(&page.driver, parameters).await {
         Ok(exchanged) => (exchanged.path, Results::decode(&exchanged.answer).map(|results| (results, exchanged.took))),
         Err(ExchangeFailure::Broken(path)) => (path, Err(MissReason::Broken)),
         Err(ExchangeFailure::Silent(path)) => (path, Err(MissReason::Silent)),

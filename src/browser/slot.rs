@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 struct SlotState<T> {
     value: Cell<Option<T>>,
-    gone: Cell<bool>,
+    sender_dropped: Cell<bool>,
     waker: Cell<Option<Waker>>,
 }
 
@@ -20,9 +20,10 @@ pub(super) struct SlotSender<T>(Rc<SlotState<T>>);
 /// The receiving end: waits for the value; `None` if the sending end was dropped without a value.
 pub(super) struct SlotReceiver<T>(Rc<SlotState<T>>);
 
-/// Creates both ends.
+/// Creates a slot and returns both ends.
 pub(super) fn slot<T>() -> (SlotSender<T>, SlotReceiver<T>) {
-    let shared = Rc::new(SlotState { value: Cell::new(None), gone: Cell::new(false), waker: Cell::new(None) });
+    let shared =
+        Rc::new(SlotState { value: Cell::new(None), sender_dropped: Cell::new(false), waker: Cell::new(None) });
     (SlotSender(Rc::clone(&shared)), SlotReceiver(shared))
 }
 
@@ -36,7 +37,7 @@ impl<T> SlotSender<T> {
 
 impl<T> Drop for SlotSender<T> {
     fn drop(&mut self) {
-        self.0.gone.set(true);
+        self.0.sender_dropped.set(true);
         self.0.waker.take().into_iter().for_each(Waker::wake);
     }
 }
@@ -47,7 +48,7 @@ impl<T> Future for SlotReceiver<T> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
         match self.0.value.take() {
             Some(value) => Poll::Ready(Some(value)),
-            None if self.0.gone.get() => Poll::Ready(None),
+            None if self.0.sender_dropped.get() => Poll::Ready(None),
             None => {
                 self.0.waker.set(Some(cx.waker().clone()));
                 Poll::Pending
@@ -56,7 +57,7 @@ impl<T> Future for SlotReceiver<T> {
     }
 }
 
-/// Wakes all waiting futures after a change. A future that waits later learns only that there was a change.
+/// Counts notifications, and wakes all waiting futures at each of them. A notification carries no value.
 #[derive(Clone, Default)]
 pub(super) struct Notify(Rc<NotifyState>);
 

@@ -1,14 +1,14 @@
 //! Entries of a page's persistent storage, which the wrapper provides (`web/src/umbel/storage.ts`).
 //!
 //! Stored bytes are verified like untrusted input. If storage is denied or full, the page continues with the state in
-//! memory, and the wrapper reports it.
+//! memory, and the wrapper reports the failure.
 
 use js_sys::{Promise, Uint8Array};
 use wasm_bindgen::{JsCast as _, JsValue, prelude::wasm_bindgen};
 use wasm_bindgen_futures::{JsFuture, spawn_local};
 
 /// Largest entry that is read, in bytes.
-const MAX_LEN: u32 = 8 << 20;
+const MAX_ENTRY_LEN: u32 = 8 << 20;
 
 #[wasm_bindgen]
 extern "C" {
@@ -23,7 +23,7 @@ extern "C" {
     fn put(this: &Store, key: &str, value: Uint8Array) -> Promise;
 }
 
-/// The entries.
+/// An entry of the storage.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum StoreEntry {
     /// The client's guard sample.
@@ -48,11 +48,11 @@ impl StoreEntry {
 }
 
 impl Store {
-    /// The bytes of `entry`, if it exists.
+    /// The bytes of `entry`; `None` if the entry is missing or longer than [`MAX_ENTRY_LEN`].
     pub(super) async fn read(&self, entry: StoreEntry) -> Option<Vec<u8>> {
         let value: JsValue = JsFuture::from(self.get(entry.key())).await.ok()?;
         let bytes = value.dyn_into::<Uint8Array>().ok()?;
-        (bytes.length() <= MAX_LEN).then(|| bytes.to_vec())
+        (bytes.length() <= MAX_ENTRY_LEN).then(|| bytes.to_vec())
     }
 
     /// Stores `bytes` as `entry`, asynchronously.

@@ -29,39 +29,48 @@ fn isolation(host: &str) -> Isolation {
     Isolation(sha256(&[b"fetch ", host.as_bytes()].concat()))
 }
 
-/// A stream; dropping it resets it.
+/// A handle of a stream; a drop resets the stream.
 pub(super) struct StreamHandle {
     driver: Driver<DrivenPageClient>,
     stream: ClientStream,
 }
 
 impl StreamHandle {
-    /// Opens a stream to `host`, a name or an address. If this fails later, `read` returns the failure. `wake` is called
-    /// after new data, new room or the end.
+    /// Opens a stream to `host`, a name or an address. If the stream fails later, `read` returns the failure. `wake` is
+    /// called after new data, new room or the end.
     pub(super) fn open(page: &Page, host: &str, port: u16, wake: Function) -> Result<Self, PageFailure> {
         let invalid = |_| PageFailure::new(FailureKind::BadInput, "the URL's host is invalid");
         let target = Target { host: Host::parse(host).map_err(invalid)?, port };
         let stream = page.driver.with(|driven, now, _| {
             let stream = driven.client.open(now, target, isolation(host));
-            let (received, connected, peer_finished, failure, due) = (BytesMut::new(), false, false, None, false);
-            driven.streams.0.push(OpenStream { stream, received, connected, peer_finished, failure, wake, due });
+            let (received, connected, peer_finished) = (BytesMut::new(), false, false);
+            let (failure, wake_scheduled) = (None, false);
+            driven.streams.0.push(OpenStream {
+                stream,
+                received,
+                connected,
+                peer_finished,
+                failure,
+                wake,
+                wake_scheduled,
+            });
             stream
         });
         Ok(Self { driver: page.driver.clone(), stream: stream.ok_or_else(PageFailure::closed)? })
     }
 
-    /// The next received bytes, at most [`MAX_READ`]: `None` if there are none yet, empty at the end of the stream. Read
-    /// until `None`, because `wake` is called only once after a read.
+    /// The next received bytes, at most [`MAX_READ`]: `None` if there are none yet, empty at the end of the stream. The
+    /// caller reads until `None`, because `wake` is called only once after a read.
     pub(super) fn read(&self) -> Result<Option<Vec<u8>>, PageFailure> {
         let state = self.driver.with(|driven, _, _| {
             let entry = driven.streams.entry(self.stream)?;
-            entry.due = false;
+            entry.wake_scheduled = false;
             let bytes: Vec<u8> = match entry.received.len() {
                 ..=MAX_READ => core::mem::take(&mut entry.received).into(),
                 _ => entry.received.split_to(MAX_READ).into(),
             };
             driven.client.handle_command(self.stream, StreamCommand::Consumed(bytes.len()));
-            Some((bytes, entry.peer_finished, entry.failed()))
+            Some((bytes, entry.peer_finished, entry.page_failure()))
         });
         match state.flatten().ok_or_else(PageFailure::closed)? {
             (bytes, finished, _) if finished || !bytes.is_empty() => Ok(Some(bytes)),
@@ -88,7 +97,7 @@ impl Drop for StreamHandle {
 
 impl OpenStream {
     /// The failure of the stream, if it failed.
-    fn failed(&self) -> Option<PageFailure> {
+    fn page_failure(&self) -> Option<PageFailure> {
         let failure = self.failure?;
         Some(match failure {
             StreamFailure::Ended(_) if self.connected => PageFailure::new(

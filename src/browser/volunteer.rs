@@ -2,8 +2,8 @@
 //!
 //! This module has the relay's core, its keys (stored by the wrapper), and its registration. The wrapper
 //! (`web/src/umbel/volunteer.ts`) controls pauses, according to tabs, power and sleep. The volunteer forwards
-//! circuits. It is an exit only for searches of the chosen engines ([`engines`]), initially none. Specified in
-//! `proto/08-paths.md` and `proto/07-directory.md`, on volunteers.
+//! circuits. It is an exit only for searches of the chosen engines ([`engines`]), initially none. Specified in the
+//! sections on volunteers of `proto/07-directory.md` and `proto/08-paths.md`.
 
 mod engines;
 mod exit;
@@ -44,9 +44,10 @@ pub(in crate::browser) use engines::describe;
 use exit::VolunteerExit;
 use keys::Keys;
 
-/// Time limit for circuits to finish when the volunteer ends, and the time without a cell that ends this wait
-/// earlier.
-const DRAIN: (Duration, Duration) = (Duration::from_secs(3), Duration::from_millis(250));
+/// Timeout for circuits in use when the volunteer stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// An interval of this length without a cell ends the wait for circuits earlier.
+const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// Time limit for the browser to send the last messages.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval between checks for the end of all links.
@@ -54,7 +55,7 @@ const CLOSE_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum number of links; browsers allow 500.
 const MAX_LINKS: usize = 256;
 
-/// The state of a volunteer; the names are those of `VolunteerState.phase`.
+/// The phase of a volunteer; the names are those of `VolunteerState.phase` in `web/src/umbel/volunteer.ts`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum VolunteerPhase {
     Starting,
@@ -150,14 +151,16 @@ pub(super) struct BrowserVolunteer {
     /// Present while the volunteer runs.
     driver: RefCell<Option<Driver<DrivenVolunteer>>>,
     consensus: RefCell<Option<Arc<Consensus>>>,
+    /// Limit of the average sending rate, in bytes per second.
     rate: Cell<Option<u64>>,
-    /// The engines that it queries for clients.
+    /// The engines that the volunteer queries for clients.
     engines: VolunteerEngines,
     /// Notifies when the gateways or the offer change.
     changed: Notify,
     /// The number of the current run. A task of an earlier run ends.
     run_number: Cell<u64>,
     phase: Cell<VolunteerPhase>,
+    /// The reason for the phase as a sentence; may be empty.
     why: RefCell<String>,
     /// Cells forwarded before the last start.
     earlier_cells: Cell<u64>,
@@ -170,10 +173,10 @@ struct Figures {
     circuits: usize,
     /// Cells forwarded since the page was loaded.
     cells: u64,
-    /// Queries answered since the page was loaded.
+    /// Queries answered with results since the page was loaded.
     searches: u32,
-    /// Bytes of queries and answers since the page was loaded.
-    searched: u64,
+    /// Bytes of queries and answers since the page was loaded, including the engines' answers.
+    search_bytes: u64,
 }
 
 impl BrowserVolunteer {
@@ -203,7 +206,7 @@ impl BrowserVolunteer {
         }))
     }
 
-    /// Starts, or restarts with fresh links, as after sleep.
+    /// Starts, or restarts with fresh links, for example after the machine has slept.
     pub(super) fn start(self: &Rc<Self>) {
         self.halt();
         self.engines.reset_failed();
@@ -224,8 +227,8 @@ impl BrowserVolunteer {
         self.set_phase(VolunteerPhase::Paused, why);
     }
 
-    /// Ends permanently. The volunteer accepts no more circuits and searches, gives those in use a short time to finish,
-    /// and closes all links by the protocol. The time is short because the user has turned the volunteer off.
+    /// Stops gracefully. The volunteer accepts no more circuits and searches, waits a short time for those in use, and
+    /// closes all links by the protocol. The wait is short because the user has turned the volunteer off.
     pub(super) async fn finish(&self) {
         let Some(driver) = self.driver() else { return };
         self.end_run();
@@ -234,13 +237,13 @@ impl BrowserVolunteer {
             driven.exit.drain();
             driven.relay.drain(now, rng);
         });
-        // The count of cells excludes those of searches, so searches are checked separately.
+        // The count of cells excludes the cells of searches, so searches are checked separately.
         let searches = || driver.with(|driven, _, _| driven.exit.is_busy()).unwrap_or_default();
-        let until = clock::now().after(DRAIN.0);
+        let until = clock::now().after(DRAIN_TIMEOUT);
         while clock::now() < until && self.run_number.get() == run_number {
-            let (before, busy) = (self.figures(), searches());
-            clock::sleep(DRAIN.1).await;
-            if before.circuits == 0 || !busy && self.figures().cells == before.cells {
+            let (before, searching) = (self.figures(), searches());
+            clock::sleep(DRAIN_CHECK_INTERVAL).await;
+            if before.circuits == 0 || !searching && self.figures().cells == before.cells {
                 break;
             }
         }
@@ -255,7 +258,7 @@ impl BrowserVolunteer {
         }
     }
 
-    /// Limits the average forwarding rate in bytes per second; `None` removes the limit.
+    /// Limits the average sending rate in bytes per second; `None` removes the limit.
     pub(super) fn set_rate(&self, bytes_per_second: Option<u64>) {
         self.rate.set(bytes_per_second);
         if let Some(driver) = self.driver() {
@@ -263,7 +266,8 @@ impl BrowserVolunteer {
         }
     }
 
-    /// Replaces the engines that it queries for clients. Each has a name and an OpenSearch description.
+    /// Replaces the engines that the volunteer queries for clients. Each engine has a name and an OpenSearch description,
+    /// at the same index.
     pub(super) fn set_engines(&self, names: &[String], descriptions: &[String]) -> Result<(), PageFailure> {
         let before = self.engines.offered();
         self.engines.choose(names, descriptions)?;
@@ -321,14 +325,14 @@ impl BrowserVolunteer {
             .and_then(|driver| driver.with(|driven, _, _| (driven.relay.gateways().len(), driven.relay.figures())));
         let (gateways, circuits, cells) =
             figures.map_or((0, 0, 0), |(gateways, figures)| (gateways, figures.circuits, figures.cells_switched));
-        let (searches, searched) = (self.engines.answered.get(), self.engines.carried.get());
-        Figures { gateways, circuits, cells: self.earlier_cells.get().saturating_add(cells), searches, searched }
+        let (searches, search_bytes) = (self.engines.answered.get(), self.engines.search_bytes.get());
+        Figures { gateways, circuits, cells: self.earlier_cells.get().saturating_add(cells), searches, search_bytes }
     }
 
     fn set_phase(&self, phase: VolunteerPhase, why: &str) {
-        let known = self.phase.replace(phase) == phase;
+        let same_phase = self.phase.replace(phase) == phase;
         if let Ok(mut current) = self.why.try_borrow_mut()
-            && !(known && *current == why)
+            && !(same_phase && *current == why)
         {
             why.clone_into(&mut current);
             drop(current);
@@ -338,9 +342,9 @@ impl BrowserVolunteer {
 
     /// Reports the state to the wrapper.
     fn report_state(&self) {
-        let Figures { gateways, circuits, cells, searches, searched } = self.figures();
+        let Figures { gateways, circuits, cells, searches, search_bytes } = self.figures();
         let number = |number: usize| JsValue::from(u32::try_from(number).unwrap_or(u32::MAX));
-        let bytes = cells.saturating_mul(u64::try_from(CELL_LEN).unwrap_or(u64::MAX)).saturating_add(searched);
+        let bytes = cells.saturating_mul(u64::try_from(CELL_LEN).unwrap_or(u64::MAX)).saturating_add(search_bytes);
         #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
         let bytes = bytes as f64;
         let why = self.why.try_borrow().map(|why| why.clone()).unwrap_or_default();

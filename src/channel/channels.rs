@@ -14,16 +14,16 @@ use crate::{
 };
 
 use super::{
-    ChannelError, ChannelEvent, ChannelId, ChannelOpenError, ChannelParameters, LocalRole, Overdue, QueueFull,
+    ChannelError, ChannelEvent, ChannelId, ChannelOpenError, ChannelParameters, Eviction, LocalRole, QueueFull,
     state::{Channel, TimeoutAction},
 };
 
 /// Interval between checks for timeouts. Timeouts last many seconds, and a check visits every channel.
-const SWEEP: Duration = Duration::from_secs(1);
-/// Time within which two opened channels between the same relays count as dialled simultaneously.
-const SIMULTANEOUS: Duration = Duration::from_secs(10);
-/// Maximum retiring channels to one relay. At the cap no other channel is dialled: the youngest takes new circuits
-/// until its link ends. This bounds the ports that a node uses for dialling.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Two channels between the same relays that open within this interval count as dialled simultaneously.
+const SIMULTANEOUS_INTERVAL: Duration = Duration::from_secs(10);
+/// Maximum retiring channels to one relay. At the cap this node dials no other channel to that relay: the youngest
+/// retiring channel takes new circuits until its link ends. The cap bounds the ports that a node uses for dialling.
 const MAX_RETIRING: usize = 2;
 
 /// All channels of a node, by link and, for channels to relays, also by identity.
@@ -34,11 +34,11 @@ pub struct Channels {
     role: LocalRole,
     parameters: ChannelParameters,
     channels: BTreeMap<ChannelId, Channel>,
-    /// The channel for new circuits to a relay.
+    /// The channel for new circuits to each relay.
     by_relay: BTreeMap<RelayId, ChannelId>,
     /// Dials in flight, with their deadlines.
     dials: BTreeMap<RelayId, Instant>,
-    /// For a volunteer: the relays that it requests to reach it.
+    /// The gateways of this volunteer: new channels that it dials to them have REACH.
     gateways: BTreeSet<RelayId>,
     /// Links with an unfinished handshake.
     handshakes: usize,
@@ -46,8 +46,11 @@ pub struct Channels {
     ready: ReadyQueue<ChannelId>,
     outbox: VecDeque<Transmit>,
     events: VecDeque<ChannelEvent>,
+    /// Queued cells of all channels.
     queued: usize,
+    /// The serial number of the next queued cell.
     next_serial: u64,
+    /// The time of the next check for timeouts; `None` without a channel or dial.
     next_sweep: Option<Instant>,
 }
 
@@ -80,18 +83,18 @@ impl Channels {
             LinkEvent::Message { link, lane, message } => {
                 let id = ChannelId(link);
                 let Some(channel) = self.channels.get_mut(&id) else { return };
-                let (was_open, was_queued) = (channel.established().is_some(), channel.queue().len());
+                let (was_open, was_queued) = (channel.is_open(), channel.queue().len());
                 let source = channel.source();
-                // Only a HELLO can request this node as a gateway.
-                let gateway = channel.awaits_hello() && self.takes_volunteer(source);
+                // Only HELLO can set REACH.
+                let may_be_gateway = channel.awaits_hello() && self.takes_volunteer(source);
                 let Some(channel) = self.channels.get_mut(&id) else { return };
-                let outcome = channel.handle_message(now, lane, message, gateway, &mut self.events);
+                let result = channel.handle_message(now, lane, message, may_be_gateway, &mut self.events);
                 let freed = was_queued.saturating_sub(channel.queue().len());
                 self.queued = self.queued.saturating_sub(freed);
-                if !was_open && channel.established().is_some() {
+                if !was_open && channel.is_open() {
                     self.channel_opened(id);
                 }
-                match outcome {
+                match result {
                     Ok(()) => self.make_ready(id),
                     Err(error) => self.close_with_error(id, error),
                 }
@@ -107,12 +110,12 @@ impl Channels {
         }
     }
 
-    /// Ends channels and dials that have reached their timeout.
+    /// Ends channels and dials that have reached their timeout, and queues keep-alives.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.next_sweep.is_none_or(|due| now < due) {
             return;
         }
-        let expired: Vec<_> = self.dials.iter().filter(|(_, limit)| now >= **limit).map(|(relay, _)| *relay).collect();
+        let expired: Vec<_> = self.dials.iter().filter(|(_, by)| now >= **by).map(|(relay, _)| *relay).collect();
         for relay in expired {
             self.dial_failed(relay, DialError::TimedOut.into());
         }
@@ -126,7 +129,7 @@ impl Channels {
             }
         }
         let idle = self.channels.is_empty() && self.dials.is_empty();
-        self.next_sweep = (!idle).then(|| now.after(SWEEP));
+        self.next_sweep = (!idle).then(|| now.after(SWEEP_INTERVAL));
     }
 
     /// The deadline for [`handle_timeout`](Self::handle_timeout).
@@ -159,15 +162,15 @@ impl Channels {
         None
     }
 
-    /// The open channel to `target`'s relay. Without one, dials the relay and returns `None`; [`ChannelEvent::Open`] or
-    /// [`ChannelEvent::DialFailed`] follows. A repeated call changes nothing.
+    /// The open channel for new circuits to `target`'s relay. Without such a channel, dials the relay unless a dial or
+    /// handshake is in flight, and returns `None`; [`ChannelEvent::Open`] or [`ChannelEvent::DialFailed`] follows.
     pub fn connect(&mut self, now: Instant, target: &DialTarget) -> Option<ChannelId> {
         let relay = target.relay;
         if let Some(channel) = self.lookup(&relay) {
             return Some(channel);
         }
-        let dialled = |channel: &Channel| channel.dialled() == Some(relay) && channel.established().is_none();
-        let in_flight = self.dials.contains_key(&relay) || self.channels.values().any(dialled);
+        let unfinished = |channel: &Channel| channel.dialled() == Some(relay) && !channel.is_open();
+        let in_flight = self.dials.contains_key(&relay) || self.channels.values().any(unfinished);
         if in_flight {
             return None;
         }
@@ -182,16 +185,17 @@ impl Channels {
         None
     }
 
-    /// The open channel for new circuits to `relay`.
+    /// The open channel for new circuits to `relay`. A retiring channel counts only if it reaches a volunteer, or at
+    /// the cap of retiring channels.
     #[must_use]
     pub fn lookup(&self, relay: &RelayId) -> Option<ChannelId> {
         let channel = self.by_relay.get(relay).copied()?;
         let takes = self.channels.get(&channel).is_some_and(Channel::takes_circuits);
-        (takes || self.retiring(relay) >= MAX_RETIRING).then_some(channel)
+        (takes || self.retiring_channels(relay) >= MAX_RETIRING).then_some(channel)
     }
 
     /// The number of retiring channels to `relay`.
-    fn retiring(&self, relay: &RelayId) -> usize {
+    fn retiring_channels(&self, relay: &RelayId) -> usize {
         self.channels.values().filter(|channel| channel.peer() == Some(*relay) && channel.retires()).count()
     }
 
@@ -201,10 +205,10 @@ impl Channels {
         self.lookup(volunteer).filter(|channel| self.reaches(*channel))
     }
 
-    /// Whether the other end of an open channel is a volunteer of which this node is the gateway.
+    /// Whether `channel` is open and this node, as a gateway, reaches a volunteer over it.
     #[must_use]
     pub fn reaches(&self, channel: ChannelId) -> bool {
-        self.channels.get(&channel).is_some_and(|channel| channel.established().is_some() && channel.reaches())
+        self.channels.get(&channel).is_some_and(|channel| channel.is_open() && channel.reaches())
     }
 
     /// The volunteers that this node reaches, in ascending order.
@@ -213,7 +217,7 @@ impl Channels {
         self.by_relay.iter().filter(|(_, channel)| self.reaches(**channel)).map(|(volunteer, _)| *volunteer).collect()
     }
 
-    /// For a volunteer: sets the relays that it requests to reach it over the channels that it dials from now on.
+    /// Sets the gateways of this volunteer: channels that it dials to them from now on have REACH.
     pub fn set_gateways(&mut self, gateways: BTreeSet<RelayId>) {
         self.gateways = gateways;
     }
@@ -221,8 +225,8 @@ impl Channels {
     /// Whether this end requested to be reached over an open channel.
     #[must_use]
     pub fn has_requested_reach(&self, channel: ChannelId) -> bool {
-        let established = self.channels.get(&channel).and_then(Channel::established);
-        established.is_some_and(|established| established.requested_reach)
+        let outcome = self.channels.get(&channel).and_then(Channel::outcome);
+        outcome.is_some_and(|outcome| outcome.requested_reach)
     }
 
     /// Sets whether the channel stays open while it carries no circuit.
@@ -232,7 +236,8 @@ impl Channels {
         }
     }
 
-    /// Ends the role as the gateway of the volunteer at the other end, which counts as an ordinary relay from now on.
+    /// Ends this node's role as a gateway over `channel`. The volunteer at the other end counts as an ordinary relay
+    /// from now on.
     pub fn stop_reaching(&mut self, channel: ChannelId) {
         if let Some(channel) = self.channels.get_mut(&channel) {
             channel.stop_reaching();
@@ -245,14 +250,15 @@ impl Channels {
         self.channels.get(&channel)?.peer()
     }
 
-    /// The owner of what the other end of a channel uses up: the source of its address. `None` for a closed channel.
+    /// The owner, by address, of the units of caps and rates that the other end of a channel uses. `None` for a closed
+    /// channel.
     #[must_use]
     pub fn owner(&self, channel: ChannelId) -> Option<Owner> {
         self.channels.get(&channel).map(Channel::owner)
     }
 
-    /// Sets whether a relay at the other end has the limits of a relay, or those of a client. A relay has its own at
-    /// first; a client always has those of a client.
+    /// Sets whether a relay at the other end has the limits of a relay, or those of a client. A new channel to a relay
+    /// has the limits of a relay; a channel to a client always has the limits of a client.
     pub fn set_listed(&mut self, channel: ChannelId, listed: bool) {
         if let Some(channel) = self.channels.get_mut(&channel) {
             channel.set_listed(listed);
@@ -271,20 +277,20 @@ impl Channels {
         self.len() == 0
     }
 
-    /// An unused identifier for a circuit that this end opens on `channel`; `None` if the channel is closed or has
-    /// the maximum number of circuits. The circuit is live until [`Self::forget_circuit`] or a DESTROY from the other
+    /// An unused identifier for a circuit that this end opens on `channel`. `None` if the channel is not open or has the
+    /// maximum number of circuits, or if no unused identifier was found. The circuit is live until [`Self::forget_circuit`] or a DESTROY from the other
     /// end.
     pub fn allocate_circuit(&mut self, channel: ChannelId, rng: &mut dyn CryptoRng) -> Option<CircuitId> {
         self.channels.get_mut(&channel)?.allocate(&self.parameters, rng)
     }
 
     /// Whether the other end of `channel` may open one more circuit now, within the limits on number and rate. Each
-    /// call counts as an attempt.
+    /// call below the limit on number counts towards the rate.
     pub fn may_create(&mut self, now: Instant, channel: ChannelId) -> bool {
         self.channels.get_mut(&channel).is_some_and(|channel| channel.may_create(now, &self.parameters))
     }
 
-    /// Makes a circuit live that the other end opens on `channel`; `false` if the identifier is in use or the channel
+    /// Makes a circuit live that the other end opens on `channel`; `false` if the circuit is live already or the channel
     /// has the maximum number of circuits. The circuit is live until [`Self::forget_circuit`] or a DESTROY from the
     /// other end.
     pub fn admit_circuit(&mut self, channel: ChannelId, circuit: CircuitId) -> bool {
@@ -298,18 +304,18 @@ impl Channels {
     /// When the circuit's queue is at its cap: the caller ends the circuit.
     pub fn send(&mut self, channel: ChannelId, cell: Cell) -> Result<(), QueueFull> {
         let id = channel;
-        let Some(channel) = self.channels.get_mut(&id).filter(|channel| channel.established().is_some()) else {
+        let Some(channel) = self.channels.get_mut(&id).filter(|channel| channel.is_open()) else {
             return Ok(());
         };
         let was_queued = channel.queue().len();
-        let ends = cell.command() == Command::Destroy;
-        let outcome = channel.send(&self.parameters, self.next_serial, cell);
+        let is_destroy = cell.command() == Command::Destroy;
+        let result = channel.send(&self.parameters, self.next_serial, cell);
         self.next_serial = self.next_serial.wrapping_add(1);
         self.queued = self.queued.saturating_sub(was_queued).saturating_add(channel.queue().len());
-        match outcome {
+        match result {
             Ok(()) => self.make_ready(id),
             // The other end opens circuits and does not accept their refusals.
-            Err(QueueFull) if ends => self.close(id),
+            Err(QueueFull) if is_destroy => self.close(id),
             Err(QueueFull) => return Err(QueueFull),
         }
         Ok(())
@@ -328,14 +334,16 @@ impl Channels {
         }
     }
 
-    /// The circuit or channel that the owner must end, if more cells are queued than this node may hold. It is the
-    /// circuit with at least two cells whose first cell has waited longest on any channel. Without such a circuit, or
-    /// if most cells belong to no live circuit (refusals), it is the channel with the most such cells.
+    /// The circuit or channel that the owner must end, if more cells are queued than this node may hold. Of the live
+    /// circuits with at least two cells on any channel, it is the circuit whose first cell has waited longest. Without
+    /// such a circuit, or if most cells belong to no live circuit (refusals), it is the channel with the most of those
+    /// cells.
     ///
-    /// To end an honest circuit, an attacker must fill this node's memory with cells that have waited less long. This
-    /// takes bandwidth, not addresses. Visits every circuit. The owner ends the result and calls again.
+    /// To end an honest circuit, an attacker must fill this node's memory with cells that have waited for a shorter
+    /// time. Such an attack needs bandwidth; more addresses don't help. Visits every circuit. The owner ends the result
+    /// and calls again.
     #[must_use]
-    pub fn overdue(&self) -> Option<Overdue> {
+    pub fn eviction(&self) -> Option<Eviction> {
         if self.queued <= self.parameters.queued {
             return None;
         }
@@ -352,8 +360,8 @@ impl Channels {
             }
         }
         match longest {
-            Some((_, id, circuit)) if ended <= self.queued / 2 => Some(Overdue::Circuit(id, circuit)),
-            _ => most_ended.2.map(Overdue::Channel),
+            Some((_, id, circuit)) if ended <= self.queued / 2 => Some(Eviction::Circuit(id, circuit)),
+            _ => most_ended.2.map(Eviction::Channel),
         }
     }
 
@@ -365,12 +373,13 @@ impl Channels {
         }
     }
 
-    /// Closes all channels and accepts none from now on.
+    /// Closes all channels. From now on, neither dials nor accepts links; dials in flight can still open channels.
     pub fn shut_down(&mut self) {
         self.close_except(|_| false);
     }
 
-    /// Closes the channels for which `kept` is false, and accepts no more from now on.
+    /// Closes the channels for which `kept` is false. From now on, neither dials nor accepts links; dials in flight can
+    /// still open channels.
     pub fn close_except(&mut self, kept: impl Fn(ChannelId) -> bool) {
         self.parameters.dials = 0;
         self.parameters.channels = 0;
@@ -380,7 +389,7 @@ impl Channels {
         }
     }
 
-    /// Whether this node may be the gateway of one more volunteer from `source`.
+    /// Whether this node may be a gateway of one more volunteer from `source`.
     fn takes_volunteer(&self, source: AddressPrefix) -> bool {
         let (mut all, mut of_source) = (0_usize, 0_usize);
         for channel in self.channels.values().filter(|channel| channel.reaches()) {
@@ -398,7 +407,7 @@ impl Channels {
             LocalRole::Client | LocalRole::Volunteer(_) => opened.dialled.is_none(),
             LocalRole::Relay(_) => false,
         };
-        // Other channels are closed for the new link only if it is acceptable otherwise.
+        // A link that is refused anyway closes no other channel.
         if refused || (!self.make_room(&opened) && opened.dialled.is_none()) {
             self.outbox.push_back(Transmit::Close(link));
             return;
@@ -411,28 +420,29 @@ impl Channels {
         self.schedule_sweep(now);
     }
 
-    /// Determines which of several channels to the same relay takes new circuits (`proto/02-channel.md` §6). The
-    /// others close when their circuits have ended.
+    /// Determines which of several channels to the same relay takes new circuits (`proto/02-channel.md` §6). If both
+    /// ends dialled simultaneously, that is the channel that the relay with the lower identity dialled. The other
+    /// channels close when they are idle.
     fn channel_opened(&mut self, id: ChannelId) {
         self.handshakes.decrement();
         let Some(new) = self.channels.get(&id) else { return };
-        let (Some(peer), Some(ours)) = (new.peer(), new.established().map(|established| established.dialler)) else {
+        let (Some(peer), Some(new_is_ours)) = (new.peer(), new.outcome().map(|outcome| outcome.dialler)) else {
             return;
         };
         let rival = self.by_relay.get(&peer).and_then(|rival| self.channels.get(rival));
         let reaches = new.reaches();
         let keeps_rival =
             rival.filter(|rival| !rival.retires() || (rival.reaches() && !reaches)).is_some_and(|rival| {
-                let rival_ours = rival.established().is_some_and(|established| established.dialler);
-                let simultaneous = new.since().since(rival.since()) < SIMULTANEOUS;
-                let ours_stays = self.role.identity().is_some_and(|identity| identity < peer);
+                let rival_is_ours = rival.outcome().is_some_and(|outcome| outcome.dialler);
+                let simultaneous = new.opened_at().since(rival.opened_at()) < SIMULTANEOUS_INTERVAL;
+                let ours_wins = self.role.identity().is_some_and(|identity| identity < peer);
                 let rival_reaches = rival.reaches() && !reaches;
-                rival_reaches || (simultaneous && rival_ours != ours && rival_ours == ours_stays)
+                rival_reaches || (simultaneous && rival_is_ours != new_is_ours && rival_is_ours == ours_wins)
             });
         if keeps_rival {
             return;
         }
-        // One channel to a volunteer is sufficient.
+        // The replaced channel may close when it is idle: one open channel to a volunteer is sufficient.
         if let Some(rival) = self.by_relay.insert(peer, id).and_then(|rival| self.channels.get_mut(&rival)) {
             rival.kept = false;
         }
@@ -441,13 +451,13 @@ impl Channels {
     /// Retires a channel whose link's keys are close to their limit (`proto/02-channel.md` §6).
     fn retire(&mut self, id: ChannelId) {
         let Some(channel) = self.channels.get_mut(&id) else { return };
-        if channel.established().is_some() {
+        if channel.is_open() {
             channel.retire();
             if let Some(peer) = channel.peer().filter(|peer| self.by_relay.get(peer) == Some(&id)) {
                 self.select_channel(peer);
             }
         } else {
-            // The channel is not open and carries no circuit, so the dial fails.
+            // The channel is not open and carries no circuit, so it closes, and a dial fails.
             self.close(id);
         }
     }
@@ -462,14 +472,14 @@ impl Channels {
     fn remove(&mut self, id: ChannelId, error: ChannelOpenError) {
         let Some(channel) = self.channels.remove(&id) else { return };
         self.queued = self.queued.saturating_sub(channel.queue().len());
-        let Some(established) = channel.established() else {
+        let Some(outcome) = channel.outcome() else {
             self.handshakes.decrement();
             if let Some(relay) = channel.dialled() {
                 self.dial_failed(relay, error);
             }
             return;
         };
-        if let Some(peer) = established.peer.filter(|peer| self.by_relay.get(peer) == Some(&id)) {
+        if let Some(peer) = outcome.peer.filter(|peer| self.by_relay.get(peer) == Some(&id)) {
             self.by_relay.remove(&peer);
             self.select_channel(peer);
         }
@@ -492,7 +502,7 @@ impl Channels {
         }
     }
 
-    /// Closes a channel if that makes room for a new link; `false` if there is no room.
+    /// Makes room for a new link, at a cap by closing another channel; `false` if there is no room.
     fn make_room(&mut self, opened: &LinkOpened) -> bool {
         if opened.dialled.is_none() && self.handshakes >= self.parameters.handshakes && !self.close_oldest_handshake() {
             return false;
@@ -503,10 +513,10 @@ impl Channels {
         self.channels.len() < self.parameters.channels
     }
 
-    /// Closes a link with an unfinished handshake: the oldest of the source with the most such links. `false` if no
-    /// source has two.
+    /// Closes a link with an unfinished handshake that another node dialled: the oldest link of the source with the most
+    /// such links. `false` if no source has two.
     fn close_oldest_handshake(&mut self) -> bool {
-        let unfinished = |channel: &&Channel| channel.established().is_none() && channel.dialled().is_none();
+        let unfinished = |channel: &&Channel| !channel.is_open() && channel.dialled().is_none();
         let mut sources = BTreeMap::<_, usize>::new();
         for channel in self.channels.values().filter(unfinished) {
             let count = sources.entry(channel.source()).or_default();
@@ -515,14 +525,14 @@ impl Channels {
         let most = sources.into_iter().filter(|(_, count)| *count > 1).max_by_key(|(_, count)| *count);
         let Some((source, _)) = most else { return false };
         let of_source = self.channels.iter().filter(|(_, channel)| unfinished(channel) && channel.source() == source);
-        if let Some((_, id)) = of_source.map(|(id, channel)| (channel.since(), *id)).min() {
+        if let Some((_, id)) = of_source.map(|(id, channel)| (channel.opened_at(), *id)).min() {
             self.close(id);
         }
         true
     }
 
     fn close_longest_idle(&mut self) {
-        let idle = self.channels.iter().filter(|(_, channel)| channel.established().is_some() && !channel.kept);
+        let idle = self.channels.iter().filter(|(_, channel)| channel.is_open() && !channel.kept);
         let idle = idle.filter_map(|(id, channel)| Some((channel.idle_since()?, *id))).min();
         if let Some((_, id)) = idle {
             self.close(id);
@@ -539,7 +549,7 @@ impl Channels {
 
     fn schedule_sweep(&mut self, now: Instant) {
         if self.next_sweep.is_none() {
-            self.next_sweep = Some(now.after(SWEEP));
+            self.next_sweep = Some(now.after(SWEEP_INTERVAL));
         }
     }
 }

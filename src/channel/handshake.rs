@@ -1,7 +1,7 @@
 //! The channel handshake: each step is a type that consumes itself (`proto/02-channel.md` §2 and §3).
 //!
-//! Each end sends HELLO when the link opens. A relay answers the other end's HELLO with its PROOF; a client never sends
-//! one. The channel is open when the HELLO of the other end is valid and, if that end is a relay, its PROOF too. The
+//! Each end sends HELLO when the link opens. A relay answers the other end's HELLO with PROOF; a client sends no PROOF.
+//! The channel is open when the HELLO of the other end is valid and, if that end is a relay, its PROOF too. The
 //! signature in PROOF covers the certificates and nonces of this link, so a PROOF of another link is invalid.
 
 use std::sync::Arc;
@@ -25,13 +25,14 @@ pub enum LocalRole {
     Client,
     /// A relay that others can dial: always proves its identity, as dialler and as listener.
     Relay(Arc<IdentityKey>),
-    /// A relay that others can't dial: always proves its identity. It sets REACH on the channels that it dials to its
-    /// gateways ([`Channels::set_gateways`](super::Channels::set_gateways)).
+    /// A relay that others can't dial: accepts no channel that another end dialled, and always proves its identity. It
+    /// sets REACH on the channels that it dials to its gateways
+    /// ([`Channels::set_gateways`](super::Channels::set_gateways)).
     Volunteer(Arc<IdentityKey>),
 }
 
 impl LocalRole {
-    /// The identity this end proves, if any.
+    /// The identity that this end proves; `None` for a client.
     #[must_use]
     pub fn identity(&self) -> Option<RelayId> {
         match self {
@@ -57,14 +58,14 @@ pub(super) struct AwaitingProof {
 
 /// The state after the other end's HELLO.
 pub(super) enum AfterHello {
-    /// The other end claims to be a relay and must prove it.
+    /// The other end stated the identity of a relay and must send PROOF.
     AwaitingProof(AwaitingProof),
     /// The other end is a client.
     Open(HandshakeOutcome),
 }
 
 impl AwaitingHello {
-    /// Starts the handshake on a link that has just opened; also returns this end's HELLO. `reach` sets REACH in it.
+    /// Starts the handshake on a link that has just opened; also returns this end's HELLO, with REACH if `reach`.
     pub(super) fn start(role: LocalRole, opened: LinkOpened, reach: bool, rng: &mut dyn CryptoRng) -> (Self, Vec<u8>) {
         let mut nonce = [0; 32];
         rng.fill_bytes(&mut nonce);
@@ -88,20 +89,20 @@ impl AwaitingHello {
     ) -> Result<(AfterHello, Option<Vec<u8>>), ChannelError> {
         let theirs = ChannelHello::decode(message)?;
         let version = self.hello.common_version(&theirs).ok_or(ChannelError::NoCommonVersion)?;
-        // An end that states another identity than the dialled one receives no PROOF.
+        // A peer that states an identity other than the dialled one receives no PROOF.
         if self.opened.dialled.is_some() && self.opened.dialled != theirs.identity {
             return Err(ChannelError::WrongIdentity);
         }
         if theirs.identity.is_some() && theirs.identity == self.hello.identity {
             return Err(ChannelError::OwnIdentity);
         }
-        let end = if self.opened.dialled.is_some() { ChannelEnd::Dialler } else { ChannelEnd::Dialled };
+        let end = if self.opened.dialled.is_some() { ChannelEnd::Dialler } else { ChannelEnd::Listener };
         let signed_by = |signer: ChannelEnd| {
             let ours = (&self.hello, &self.opened.local_certificate);
             let theirs = (&theirs, &self.opened.peer_certificate);
             match end {
                 ChannelEnd::Dialler => proof_message(signer, version, ours, theirs),
-                ChannelEnd::Dialled => proof_message(signer, version, theirs, ours),
+                ChannelEnd::Listener => proof_message(signer, version, theirs, ours),
             }
         };
         let proof = match &self.role {
@@ -116,7 +117,7 @@ impl AwaitingHello {
             requested_reach: self.hello.capabilities & REACH != 0,
             observed: theirs.observed.map(Redacted),
             reach: may_be_gateway
-                && end == ChannelEnd::Dialled
+                && end == ChannelEnd::Listener
                 && theirs.identity.is_some()
                 && theirs.capabilities & REACH != 0,
         };

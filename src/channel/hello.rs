@@ -16,7 +16,7 @@ const PROOF: u8 = 2;
 const FAMILY_NONE: u8 = 0;
 const FAMILY_IPV4: u8 = 4;
 const FAMILY_IPV6: u8 = 6;
-/// The capability of a relay that can't be dialled: circuits may be extended to it over this channel.
+/// The capability bit of a relay that can't be dialled: circuits may be extended to that relay over this channel.
 pub(super) const REACH: u64 = 1;
 /// Separates a channel proof from other signatures of an identity key.
 pub(super) const PROOF_CONTEXT: &str = "channel";
@@ -27,15 +27,15 @@ pub(super) const PROOF_CONTEXT: &str = "channel";
 pub(super) enum ChannelEnd {
     /// The end that dialled.
     Dialler = 1,
-    /// The end that was dialled.
-    Dialled = 2,
+    /// The end that accepted the link.
+    Listener = 2,
 }
 
 impl ChannelEnd {
     pub(super) const fn other(self) -> Self {
         match self {
-            Self::Dialler => Self::Dialled,
-            Self::Dialled => Self::Dialler,
+            Self::Dialler => Self::Listener,
+            Self::Listener => Self::Dialler,
         }
     }
 }
@@ -120,18 +120,18 @@ impl ChannelHello {
     }
 }
 
-/// The bytes that a proof signs. They are the signer's end and the version, then all fields of the HELLO except the
-/// observed address, and the certificate, of the dialler and of the dialled.
+/// The bytes that a proof signs: first the signer's end and the version. Then, for the dialler and after that for the
+/// listener, the fields of the HELLO except the observed address, and the SHA-256 of the certificate.
 pub(super) fn proof_message(
     signer: ChannelEnd,
     version: u16,
     dialler: (&ChannelHello, &[u8; 32]),
-    dialled: (&ChannelHello, &[u8; 32]),
+    listener: (&ChannelHello, &[u8; 32]),
 ) -> Vec<u8> {
     let mut out = Vec::with_capacity(320);
     out.push(signer as u8);
     out.extend_from_slice(&version.to_be_bytes());
-    for (hello, certificate) in [dialler, dialled] {
+    for (hello, certificate) in [dialler, listener] {
         hello.encode_versions(&mut out);
         out.extend_from_slice(&hello.capabilities.to_be_bytes());
         out.extend_from_slice(&identity_bytes(hello.identity));
@@ -160,9 +160,9 @@ fn identity_bytes(identity: Option<RelayId>) -> [u8; 32] {
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
-    let (taken, left) = rest.split_first_chunk()?;
-    *rest = left;
-    Some(*taken)
+    let (field, after) = rest.split_first_chunk()?;
+    *rest = after;
+    Some(*field)
 }
 
 #[cfg(test)]
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_decodes_to_an_equal_one() {
+    fn an_encoded_hello_decodes_to_the_same_hello() {
         for observed in [None, Some("192.0.2.1:4443".parse().unwrap()), Some("[2001:db8::1]:1".parse().unwrap())] {
             for identity in [None, Some(RelayId::from_bytes([3; 32]))] {
                 let hello = ChannelHello { identity, ..hello(observed) };
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_of_a_client_is_as_long_as_that_of_a_relay() {
+    fn a_clients_hello_is_as_long_as_a_relays_hello() {
         let client = ChannelHello { identity: None, ..hello(None) };
         assert_eq!(client.encode().len(), hello(Some("192.0.2.1:4443".parse().unwrap())).encode().len());
     }
@@ -211,11 +211,11 @@ mod tests {
     }
 
     #[test]
-    fn every_signed_field_changes_the_signed_bytes() {
+    fn a_change_of_any_signed_field_changes_the_signed_bytes() {
         let (a, b) = (hello(None), ChannelHello { nonce: [9; 32], ..hello(None) });
         let reference = proof_message(ChannelEnd::Dialler, 1, (&a, &[1; 32]), (&b, &[2; 32]));
         let others = [
-            proof_message(ChannelEnd::Dialled, 1, (&a, &[1; 32]), (&b, &[2; 32])),
+            proof_message(ChannelEnd::Listener, 1, (&a, &[1; 32]), (&b, &[2; 32])),
             proof_message(ChannelEnd::Dialler, 2, (&a, &[1; 32]), (&b, &[2; 32])),
             proof_message(ChannelEnd::Dialler, 1, (&a, &[3; 32]), (&b, &[2; 32])),
             proof_message(ChannelEnd::Dialler, 1, (&a, &[1; 32]), (&b, &[3; 32])),
@@ -246,7 +246,7 @@ mod tests {
     fn hellos_and_proofs_match_the_vectors() {
         let vectors = vectors::read(include_str!("../../proto/vectors/channel.json"));
         for channel in vectors::cases(&vectors, "channels") {
-            let [dialler, dialled] = ["dialler", "dialled"].map(|end| {
+            let [dialler, listener] = ["dialler", "dialled"].map(|end| {
                 let end = &channel[end];
                 let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
                 let observed = SocketAddr::new(
@@ -266,10 +266,10 @@ mod tests {
                 assert_eq!(ChannelHello::decode(&vectors::bytes(&end["hello"])).as_ref(), Ok(&hello));
                 (hello, vectors::array(&end["certificate"]))
             });
-            assert_eq!(dialler.0.common_version(&dialled.0), Some(1));
-            for (end, json) in [(ChannelEnd::Dialler, &channel["dialler"]), (ChannelEnd::Dialled, &channel["dialled"])]
+            assert_eq!(dialler.0.common_version(&listener.0), Some(1));
+            for (end, json) in [(ChannelEnd::Dialler, &channel["dialler"]), (ChannelEnd::Listener, &channel["dialled"])]
             {
-                let message = proof_message(end, 1, (&dialler.0, &dialler.1), (&dialled.0, &dialled.1));
+                let message = proof_message(end, 1, (&dialler.0, &dialler.1), (&listener.0, &listener.1));
                 assert_eq!(message, vectors::bytes(&json["proof_message"]));
                 if !json["proof"].is_null() {
                     let key = IdentityKey::from_bytes(&vectors::array(&json["seed"]));
@@ -281,9 +281,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_decoded_hello_encodes_to_the_same_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200), shaped in any::<bool>()) {
+        fn a_decoded_hello_encodes_to_the_same_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200), valid_start in any::<bool>()) {
             let mut bytes = bytes;
-            if shaped && bytes.len() > 2 {
+            if valid_start && bytes.len() > 2 {
                 bytes[0] = HELLO;
                 bytes[1] = 1;
                 bytes.resize(97, 0);

@@ -21,46 +21,52 @@ use super::{QUEUE_LOW, QueueFull};
 
 /// Cells that a circuit may send in one turn.
 const QUANTUM: u8 = 4;
-/// Number of cells beyond which an empty queue frees its memory.
-const KEEP_CAPACITY: usize = 64;
+/// Maximum capacity, in cells, that a circuit's queue keeps once it is empty.
+const MAX_KEPT_CAPACITY: usize = 64;
 
-/// The list in which a circuit is.
+/// The list that contains a circuit.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Listed {
-    No,
+enum List {
+    None,
     Quiet,
     Busy,
 }
 
-struct Waiting {
+/// The queued cells of one circuit.
+struct CircuitQueue {
     circuit: CircuitId,
     /// Cells, each with a serial number that is unique over all channels and orders cells by waiting time.
     cells: VecDeque<(u64, Cell)>,
     /// Cells left of the circuit's quantum.
-    turn: u8,
-    listed: Listed,
+    quantum_left: u8,
+    list: List,
     /// Whether the circuit is live. The entry of a live circuit stays while its queue is empty.
     live: bool,
-    /// Whether the circuit was never live, so that its queued cells are a refusal.
+    /// Whether the circuit was not live when its first cell was queued, so that its queued cells are a refusal.
     refused: bool,
 }
 
 /// The next cell to send.
-pub(super) struct Next {
+pub(super) struct NextCell {
     pub(super) cell: Cell,
     pub(super) circuit: CircuitId,
     /// Whether this cell reduced the queue of a live circuit to [`QUEUE_LOW`].
     pub(super) queue_low: bool,
 }
 
+/// The queued cells of a channel, by circuit.
 #[derive(Default)]
 pub(super) struct FairQueue {
+    /// The slot in `entries` of each circuit.
     index: HashMap<CircuitId, usize>,
-    entries: Slab<Waiting>,
+    entries: Slab<CircuitQueue>,
     quiet: VecDeque<usize>,
     busy: VecDeque<usize>,
+    /// Number of queued cells.
     cells: usize,
+    /// Number of live circuits.
     live: usize,
+    /// Number of entries that are refusals.
     refused: usize,
 }
 
@@ -80,7 +86,7 @@ impl FairQueue {
         self.index.len()
     }
 
-    /// Circuits that were never live and have a queued refusal.
+    /// Circuits whose queued cells are a refusal.
     pub(super) const fn refusals(&self) -> usize {
         self.refused
     }
@@ -92,17 +98,17 @@ impl FairQueue {
 
     /// Queued cells of `circuit`.
     pub(super) fn queued(&self, circuit: CircuitId) -> usize {
-        self.entry(circuit).map_or(0, |waiting| waiting.cells.len())
+        self.entry(circuit).map_or(0, |queue| queue.cells.len())
     }
 
-    /// Makes `circuit` live; `false` if it is already live.
+    /// Makes `circuit` live; `false` if the circuit is live already.
     pub(super) fn admit(&mut self, circuit: CircuitId) -> bool {
         let slot = self.slot_or_new(circuit);
-        let Some(waiting) = self.entries.get_mut(slot) else { return false };
-        if core::mem::replace(&mut waiting.live, true) {
+        let Some(queue) = self.entries.get_mut(slot) else { return false };
+        if core::mem::replace(&mut queue.live, true) {
             return false;
         }
-        if core::mem::take(&mut waiting.refused) {
+        if core::mem::take(&mut queue.refused) {
             self.refused.decrement();
         }
         self.live.increment();
@@ -112,20 +118,20 @@ impl FairQueue {
     /// Ends `circuit`; its queued cells are still sent.
     pub(super) fn forget(&mut self, circuit: CircuitId) {
         let Some(&slot) = self.index.get(&circuit) else { return };
-        let Some(waiting) = self.entries.get_mut(slot) else { return };
-        if core::mem::take(&mut waiting.live) {
+        let Some(queue) = self.entries.get_mut(slot) else { return };
+        if core::mem::take(&mut queue.live) {
             self.live.decrement();
         }
-        if waiting.listed == Listed::No {
+        if queue.list == List::None {
             self.vacate(slot);
         }
     }
 
-    /// Drops the queued cells of `circuit`; returns their number.
+    /// Drops the queued cells of `circuit`; returns the number of dropped cells.
     pub(super) fn clear(&mut self, circuit: CircuitId) -> usize {
-        let Some(waiting) = self.entry_mut(circuit) else { return 0 };
-        let cleared = waiting.cells.len();
-        waiting.cells = VecDeque::new();
+        let Some(queue) = self.entry_mut(circuit) else { return 0 };
+        let cleared = queue.cells.len();
+        queue.cells = VecDeque::new();
         self.cells = self.cells.saturating_sub(cleared);
         cleared
     }
@@ -136,18 +142,18 @@ impl FairQueue {
             self.clear(circuit);
         }
         let slot = self.slot_or_new(circuit);
-        let Some(waiting) = self.entries.get_mut(slot) else { return Err(QueueFull) };
-        if waiting.cells.len() >= limit {
+        let Some(queue) = self.entries.get_mut(slot) else { return Err(QueueFull) };
+        if queue.cells.len() >= limit {
             return Err(QueueFull);
         }
-        waiting.cells.push_back((serial, cell));
-        if waiting.listed == Listed::No {
-            if !waiting.live {
-                waiting.refused = true;
+        queue.cells.push_back((serial, cell));
+        if queue.list == List::None {
+            if !queue.live {
+                queue.refused = true;
                 self.refused.increment();
             }
-            waiting.listed = Listed::Quiet;
-            waiting.turn = QUANTUM;
+            queue.list = List::Quiet;
+            queue.quantum_left = QUANTUM;
             self.quiet.push_back(slot);
         }
         self.cells.increment();
@@ -155,74 +161,74 @@ impl FairQueue {
     }
 
     /// The next cell to send.
-    pub(super) fn pop(&mut self) -> Option<Next> {
+    pub(super) fn pop(&mut self) -> Option<NextCell> {
         loop {
             let from_quiet = !self.quiet.is_empty();
             let list = if from_quiet { &mut self.quiet } else { &mut self.busy };
             let slot = *list.front()?;
-            let Some(waiting) = self.entries.get_mut(slot) else {
+            let Some(queue) = self.entries.get_mut(slot) else {
                 list.pop_front();
                 continue;
             };
-            if waiting.turn == 0 || waiting.cells.is_empty() {
+            if queue.quantum_left == 0 || queue.cells.is_empty() {
                 list.pop_front();
                 // A circuit that has emptied its queue in a quiet turn goes to the busy list for one round. Otherwise
-                // its next cell would always be first.
-                if !waiting.cells.is_empty() || (from_quiet && waiting.live) {
-                    waiting.listed = Listed::Busy;
-                    waiting.turn = QUANTUM;
+                // its next cell would always precede the cells of busy circuits.
+                if !queue.cells.is_empty() || (from_quiet && queue.live) {
+                    queue.list = List::Busy;
+                    queue.quantum_left = QUANTUM;
                     self.busy.push_back(slot);
                 } else {
-                    waiting.listed = Listed::No;
-                    if !waiting.live {
+                    queue.list = List::None;
+                    if !queue.live {
                         self.vacate(slot);
                     }
                 }
                 continue;
             }
-            let Some((_, cell)) = waiting.cells.pop_front() else { continue };
-            waiting.turn.decrement();
+            let Some((_, cell)) = queue.cells.pop_front() else { continue };
+            queue.quantum_left.decrement();
             self.cells.decrement();
-            let left = waiting.cells.len();
-            if left == 0 && waiting.cells.capacity() > KEEP_CAPACITY {
-                waiting.cells = VecDeque::new();
+            let left = queue.cells.len();
+            if left == 0 && queue.cells.capacity() > MAX_KEPT_CAPACITY {
+                queue.cells = VecDeque::new();
             }
-            return Some(Next { cell, circuit: waiting.circuit, queue_low: waiting.live && left == QUEUE_LOW });
+            return Some(NextCell { cell, circuit: queue.circuit, queue_low: queue.live && left == QUEUE_LOW });
         }
     }
 
-    /// The live circuit whose first cell has waited longest, with that cell's serial number. Circuits with one cell are
-    /// ignored: their end frees no memory, because a DESTROY replaces the cell. Visits every circuit.
+    /// The serial number of the longest waiting first cell of a live circuit, and that circuit. Circuits with one cell
+    /// are ignored: their end frees no memory, because a DESTROY replaces the cell. Visits every circuit.
     pub(super) fn longest_waiting(&self) -> Option<(u64, CircuitId)> {
-        let circuits = self.entries.iter().map(|(_, waiting)| waiting);
-        let heads = circuits.filter(|waiting| waiting.live && waiting.cells.len() > 1);
-        heads.filter_map(|waiting| Some((waiting.cells.front()?.0, waiting.circuit))).min()
+        let queues = self.entries.iter().map(|(_, queue)| queue);
+        let evictable = queues.filter(|queue| queue.live && queue.cells.len() > 1);
+        evictable.filter_map(|queue| Some((queue.cells.front()?.0, queue.circuit))).min()
     }
 
     /// Queued cells of circuits that are not live, such as refusals. Visits every circuit.
     pub(super) fn ended_cells(&self) -> usize {
-        self.entries.iter().filter(|(_, waiting)| !waiting.live).map(|(_, waiting)| waiting.cells.len()).sum()
+        self.entries.iter().filter(|(_, queue)| !queue.live).map(|(_, queue)| queue.cells.len()).sum()
     }
 
-    fn entry(&self, circuit: CircuitId) -> Option<&Waiting> {
+    fn entry(&self, circuit: CircuitId) -> Option<&CircuitQueue> {
         self.entries.get(*self.index.get(&circuit)?)
     }
 
-    fn entry_mut(&mut self, circuit: CircuitId) -> Option<&mut Waiting> {
+    fn entry_mut(&mut self, circuit: CircuitId) -> Option<&mut CircuitQueue> {
         self.entries.get_mut(*self.index.get(&circuit)?)
     }
 
     fn slot_or_new(&mut self, circuit: CircuitId) -> usize {
         *self.index.entry(circuit).or_insert_with(|| {
-            let (cells, listed) = (VecDeque::new(), Listed::No);
-            self.entries.insert(Waiting { circuit, cells, turn: 0, listed, live: false, refused: false })
+            let (cells, list) = (VecDeque::new(), List::None);
+            self.entries.insert(CircuitQueue { circuit, cells, quantum_left: 0, list, live: false, refused: false })
         })
     }
 
     fn vacate(&mut self, slot: usize) {
-        if let Some(waiting) = self.entries.try_remove(slot) {
-            self.index.remove(&waiting.circuit);
-            if waiting.refused {
+        if let Some(queue) = self.entries.try_remove(slot) {
+            self.index.remove(&queue.circuit);
+            if queue.refused {
                 self.refused.decrement();
             }
         }

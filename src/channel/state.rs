@@ -19,13 +19,14 @@ use super::{
     queue::FairQueue,
 };
 
-/// Maximum bytes of messages in other lanes that a channel keeps until the end of its handshake.
-const EARLY_LEN: usize = 128 << 10;
-/// Cells taken from the queue at a time for distribution over lanes and packing.
-const PACK_CELLS: usize = MESSAGE_CELLS * 4;
-const MESSAGE_LEN: usize = MESSAGE_CELLS * CELL_LEN;
+/// Maximum bytes of messages in lanes other than the first that a channel keeps until the end of its handshake.
+const MAX_EARLY_LEN: usize = 128 << 10;
+/// Maximum cells of the queue that are packed into messages in one step.
+const MAX_PACK_CELLS: usize = MESSAGE_CELLS * 4;
+/// Maximum length of a message of cells, in bytes.
+const MAX_MESSAGE_LEN: usize = MESSAGE_CELLS * CELL_LEN;
 
-/// The action due after a timeout.
+/// The action that [`Channel::handle_timeout`] requires of the owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TimeoutAction {
     Nothing,
@@ -34,17 +35,18 @@ pub(super) enum TimeoutAction {
 }
 
 enum State {
-    AwaitingHello(Box<AwaitingHello>, Early),
-    AwaitingProof(Box<AwaitingProof>, Early),
+    AwaitingHello(Box<AwaitingHello>, EarlyMessages),
+    AwaitingProof(Box<AwaitingProof>, EarlyMessages),
     Open(HandshakeOutcome),
     /// The handshake has failed; the owner drops the channel.
     Ended,
 }
 
-/// Messages received in other lanes before the end of the handshake.
+/// Messages received in lanes other than the first before the end of the handshake.
 #[derive(Default)]
-struct Early {
+struct EarlyMessages {
     messages: Vec<(Lane, Slots)>,
+    /// Total length of the messages, in bytes.
     length: usize,
 }
 
@@ -53,19 +55,22 @@ pub(super) struct Channel {
     id: ChannelId,
     dialled: Option<RelayId>,
     state: State,
+    /// Number of lanes of the link.
     lanes: u8,
+    /// Bytes that the link accepts now.
     room: usize,
     /// The time since which the link has accepted no data; `None` while it has room.
     full_since: Option<Instant>,
-    /// Packed messages.
+    /// Packed messages, to be sent before the queued cells.
     messages: VecDeque<(Lane, Slots)>,
     queue: FairQueue,
     creates: TokenBucket,
     source: AddressPrefix,
     owner: Owner,
-    /// Whether the other end is a relay, but has the limits of a client.
+    /// Whether a relay at the other end has the limits of a client.
     unlisted: bool,
-    since: Instant,
+    /// The time at which the channel opened; until then, the time at which the link opened.
+    opened_at: Instant,
     last_sent: Instant,
     last_received: Instant,
     /// The time since which no circuit has been live.
@@ -94,7 +99,7 @@ impl Channel {
         Self {
             id: ChannelId(link),
             dialled,
-            state: State::AwaitingHello(Box::new(handshake), Early::default()),
+            state: State::AwaitingHello(Box::new(handshake), EarlyMessages::default()),
             lanes,
             room: 0,
             full_since: Some(now),
@@ -104,7 +109,7 @@ impl Channel {
             source,
             owner,
             unlisted: false,
-            since: now,
+            opened_at: now,
             last_sent: now,
             last_received: now,
             idle_since: Some(now),
@@ -119,9 +124,9 @@ impl Channel {
         self.dialled
     }
 
-    /// The time at which the channel opened; the time at which the link opened if the channel is not open.
-    pub(super) const fn since(&self) -> Instant {
-        self.since
+    /// The time at which the channel opened; until then, the time at which the link opened.
+    pub(super) const fn opened_at(&self) -> Instant {
+        self.opened_at
     }
 
     /// The time since which no circuit has been live.
@@ -129,30 +134,35 @@ impl Channel {
         self.idle_since
     }
 
-    pub(super) const fn established(&self) -> Option<&HandshakeOutcome> {
+    /// The outcome of the handshake; `None` if the channel is not open.
+    pub(super) const fn outcome(&self) -> Option<&HandshakeOutcome> {
         match &self.state {
-            State::Open(established) => Some(established),
+            State::Open(outcome) => Some(outcome),
             _ => None,
         }
     }
 
-    /// Whether the other end's HELLO has not been received.
+    pub(super) const fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(_))
+    }
+
+    /// Whether the other end's HELLO has not been received yet.
     pub(super) const fn awaits_hello(&self) -> bool {
         matches!(self.state, State::AwaitingHello(..))
     }
 
-    /// Whether this node reaches a volunteer over this channel, or will once the volunteer's proof is verified.
+    /// Whether this node reaches a volunteer over this channel, or will reach one after a valid PROOF.
     pub(super) const fn reaches(&self) -> bool {
         match &self.state {
             State::AwaitingProof(handshake, _) => handshake.reach(),
-            State::Open(established) => established.reach,
+            State::Open(outcome) => outcome.reach,
             State::AwaitingHello(..) | State::Ended => false,
         }
     }
 
     pub(super) const fn stop_reaching(&mut self) {
-        if let State::Open(established) = &mut self.state {
-            established.reach = false;
+        if let State::Open(outcome) = &mut self.state {
+            outcome.reach = false;
             self.kept = false;
         }
     }
@@ -166,8 +176,8 @@ impl Channel {
         self.retires
     }
 
-    /// Whether this end may open circuits on this channel. A retiring channel still takes circuits to a volunteer,
-    /// which can't be dialled.
+    /// Whether this end may open circuits on this channel. A retiring channel to a volunteer still takes circuits,
+    /// because this end can't dial another.
     pub(super) const fn takes_circuits(&self) -> bool {
         !self.retires || self.reaches()
     }
@@ -181,7 +191,7 @@ impl Channel {
         self.source
     }
 
-    /// The owner of what the other end uses up, by its address.
+    /// The owner, by address, of the other end's units of caps and rates.
     pub(super) const fn owner(&self) -> Owner {
         self.owner
     }
@@ -201,21 +211,22 @@ impl Channel {
         self.full_since = if self.room == 0 { self.full_since.or(Some(now)) } else { None };
     }
 
-    /// Takes one message of the link. `gateway`: whether this node accepts one more volunteer from the link's source.
+    /// Takes one message of the link. With `may_be_gateway`, this node accepts one more volunteer from the link's
+    /// source.
     pub(super) fn handle_message(
         &mut self,
         now: Instant,
         lane: Lane,
         message: Slots,
-        gateway: bool,
+        may_be_gateway: bool,
         events: &mut VecDeque<ChannelEvent>,
     ) -> Result<(), ChannelError> {
         self.last_received = now;
         match core::mem::replace(&mut self.state, State::Ended) {
-            State::Open(established) => {
-                let outcome = self.read_cells(now, &established, lane, message, events);
-                self.state = State::Open(established);
-                outcome
+            State::Open(outcome) => {
+                let result = self.read_cells(now, &outcome, lane, message, events);
+                self.state = State::Open(outcome);
+                result
             }
             State::AwaitingHello(handshake, mut early) => {
                 if lane != Lane::FIRST {
@@ -223,13 +234,13 @@ impl Channel {
                     self.state = State::AwaitingHello(handshake, early);
                     return Ok(());
                 }
-                let (next, proof) = handshake.handle_hello(&message.to_vec(), gateway)?;
+                let (next, proof) = handshake.handle_hello(&message.to_vec(), may_be_gateway)?;
                 self.messages.extend(proof.map(|proof| (Lane::FIRST, proof.into())));
                 match next {
                     AfterHello::AwaitingProof(handshake) => {
                         self.state = State::AwaitingProof(Box::new(handshake), early);
                     }
-                    AfterHello::Open(established) => return self.open(now, established, early, events),
+                    AfterHello::Open(outcome) => return self.open(now, outcome, early, events),
                 }
                 Ok(())
             }
@@ -239,8 +250,8 @@ impl Channel {
                     self.state = State::AwaitingProof(handshake, early);
                     return Ok(());
                 }
-                let established = handshake.handle_proof(&message.to_vec())?;
-                self.open(now, established, early, events)
+                let outcome = handshake.handle_proof(&message.to_vec())?;
+                self.open(now, outcome, early, events)
             }
             State::Ended => Err(ChannelError::Malformed),
         }
@@ -249,33 +260,33 @@ impl Channel {
     fn open(
         &mut self,
         now: Instant,
-        established: HandshakeOutcome,
-        early: Early,
+        outcome: HandshakeOutcome,
+        early: EarlyMessages,
         events: &mut VecDeque<ChannelEvent>,
     ) -> Result<(), ChannelError> {
-        let HandshakeOutcome { peer, observed, reach, .. } = established;
+        let HandshakeOutcome { peer, observed, reach, .. } = outcome;
         self.kept |= reach;
         events.push_back(ChannelEvent::Open { channel: self.id, peer, observed, reach });
-        self.since = now;
+        self.opened_at = now;
         self.idle_since = Some(now);
-        let mut outcome = Ok(());
+        let mut result = Ok(());
         for (lane, message) in early.messages {
-            outcome = outcome.and_then(|()| self.read_cells(now, &established, lane, message, events));
+            result = result.and_then(|()| self.read_cells(now, &outcome, lane, message, events));
         }
-        self.state = State::Open(established);
-        outcome
+        self.state = State::Open(outcome);
+        result
     }
 
     /// Decodes a message of an open channel: whole cells, each in its circuit's lane (`proto/02-channel.md` §4).
     fn read_cells(
         &mut self,
         now: Instant,
-        established: &HandshakeOutcome,
+        outcome: &HandshakeOutcome,
         lane: Lane,
         message: Slots,
         events: &mut VecDeque<ChannelEvent>,
     ) -> Result<(), ChannelError> {
-        if message.is_empty() || message.len() > MESSAGE_LEN {
+        if message.is_empty() || message.len() > MAX_MESSAGE_LEN {
             return Err(ChannelError::Malformed);
         }
         for slot in message.into_full().ok_or(ChannelError::Malformed)? {
@@ -284,11 +295,11 @@ impl Channel {
             if lane_of(circuit, self.lanes) != lane {
                 return Err(ChannelError::WrongLane);
             }
-            let of_peer = circuit.is_in_upper_half() != established.dialler;
+            let in_peer_half = circuit.is_in_upper_half() != outcome.dialler;
             match cell.command() {
-                Command::Create if !of_peer => return Err(ChannelError::WrongHalf),
-                Command::Created if of_peer => return Err(ChannelError::WrongHalf),
-                // The other end drops cells of the ended circuit, so they are not sent.
+                Command::Create if !in_peer_half => return Err(ChannelError::WrongHalf),
+                Command::Created if in_peer_half => return Err(ChannelError::WrongHalf),
+                // The other end would drop further cells of the ended circuit, so none are sent.
                 Command::Destroy => {
                     self.queue.clear(circuit);
                     self.forget(now, circuit);
@@ -300,10 +311,11 @@ impl Channel {
         Ok(())
     }
 
-    /// Makes an unused identifier of this end's half live, and returns it.
+    /// Makes a circuit with an unused identifier of this end's half live, and returns the identifier. `None` if the
+    /// channel is not open, is at its limit of circuits, or if no try gave an unused identifier.
     pub(super) fn allocate(&mut self, parameters: &ChannelParameters, rng: &mut dyn CryptoRng) -> Option<CircuitId> {
         const TRIES: usize = 8;
-        let half = if self.established()?.dialler { 1 << 31 } else { 0 };
+        let half = if self.outcome()?.dialler { 1 << 31 } else { 0 };
         for _ in 0..TRIES {
             let value = (rng.next_u32() & (u32::MAX >> 1)) | half;
             match CircuitId::new(value) {
@@ -316,22 +328,22 @@ impl Channel {
         None
     }
 
-    /// Whether the other end may open a circuit now; takes one of its tokens.
+    /// Whether the other end may open a circuit now. Below the limit of circuits, the call uses one token of the rate.
     pub(super) fn may_create(&mut self, now: Instant, parameters: &ChannelParameters) -> bool {
         let relay = self.peer().is_some() && !self.unlisted;
         let rate = if relay { parameters.creates_of_relay } else { parameters.creates_of_client };
         self.has_capacity(parameters) && self.creates.take(now, rate)
     }
 
-    /// Whether the channel has fewer live circuits than its limit, and fewer than twice the limit together with ended
-    /// circuits that have queued cells.
+    /// Whether the channel has fewer live circuits than its limit. Live circuits, and others with queued cells,
+    /// must also be fewer than twice the limit.
     fn has_capacity(&self, parameters: &ChannelParameters) -> bool {
         let relay = self.peer().is_some() && !self.unlisted;
         let limit = if relay { parameters.circuits_per_channel } else { parameters.circuits_per_client };
         self.queue.circuits() < limit && self.queue.entries() < limit.saturating_mul(2)
     }
 
-    /// Makes a circuit live; `false` if it is already live, or at the limit.
+    /// Makes a circuit live; `false` if the circuit is live already or the channel is at its limit of circuits.
     pub(super) fn admit(&mut self, parameters: &ChannelParameters, circuit: CircuitId) -> bool {
         let admitted = self.has_capacity(parameters) && self.queue.admit(circuit);
         if admitted {
@@ -375,43 +387,43 @@ impl Channel {
         Some((lane, message))
     }
 
-    /// Takes cells in fair order, as many as there is room for, and packs the cells of each lane into messages. If
-    /// cells must wait, uses only the room for whole messages.
+    /// Takes cells in fair order while there is room, at most [`MAX_PACK_CELLS`], and packs the cells of each lane into
+    /// messages. If the room is too small for all queued cells, only full messages are packed where possible.
     fn pack(&mut self, events: &mut VecDeque<ChannelEvent>) {
-        let mut lanes: Vec<(Lane, Slots)> = Vec::new();
-        if self.room >= MESSAGE_LEN && self.room < self.queue.len().saturating_mul(CELL_LEN) {
-            // A small message for the rest of the room would fill packets badly. The link reports its room again
-            // when it has more.
-            self.room = self.room.saturating_sub(self.room.checked_rem(MESSAGE_LEN).unwrap_or_default());
+        let mut partial: Vec<(Lane, Slots)> = Vec::new();
+        if self.room >= MAX_MESSAGE_LEN && self.room < self.queue.len().saturating_mul(CELL_LEN) {
+            // A small message for the remaining room would fill packets badly. The link reports its room again when
+            // the room has grown.
+            self.room = self.room.saturating_sub(self.room.checked_rem(MAX_MESSAGE_LEN).unwrap_or_default());
         }
-        let cells = self.room.div_ceil(CELL_LEN).min(PACK_CELLS).min(self.queue.len());
+        let cells = self.room.div_ceil(CELL_LEN).min(MAX_PACK_CELLS).min(self.queue.len());
         for _ in 0..cells {
             let Some(next) = self.queue.pop() else { break };
             if next.queue_low {
                 events.push_back(ChannelEvent::QueueLow { channel: self.id, circuit: next.circuit });
             }
             let lane = lane_of(next.circuit, self.lanes);
-            let at = lanes.iter().position(|(of, _)| *of == lane).unwrap_or_else(|| {
-                lanes.push((lane, Slots::with_capacity(cells.min(MESSAGE_CELLS))));
-                lanes.len().saturating_sub(1)
+            let at = partial.iter().position(|(of, _)| *of == lane).unwrap_or_else(|| {
+                partial.push((lane, Slots::with_capacity(cells.min(MESSAGE_CELLS))));
+                partial.len().saturating_sub(1)
             });
-            let Some((_, message)) = lanes.get_mut(at) else { continue };
+            let Some((_, message)) = partial.get_mut(at) else { continue };
             message.push(next.cell.encode());
-            if message.len() >= MESSAGE_LEN {
-                self.messages.push_back((lane, lanes.swap_remove(at).1));
+            if message.len() >= MAX_MESSAGE_LEN {
+                self.messages.push_back((lane, partial.swap_remove(at).1));
             }
         }
-        self.messages.extend(lanes);
+        self.messages.extend(partial);
     }
 
-    /// Handles the timeouts and the keep-alive that are due.
+    /// Checks the timeouts, and queues padding when the keep-alive interval has passed.
     pub(super) fn handle_timeout(
         &mut self,
         now: Instant,
         parameters: &ChannelParameters,
     ) -> Result<TimeoutAction, ChannelError> {
-        let State::Open(established) = &self.state else {
-            let expired = now.since(self.since) >= parameters.handshake_timeout;
+        let State::Open(outcome) = &self.state else {
+            let expired = now.since(self.opened_at) >= parameters.handshake_timeout;
             return if expired { Err(ChannelError::TimedOut) } else { Ok(TimeoutAction::Nothing) };
         };
         if now.since(self.last_received) >= parameters.silence_timeout {
@@ -422,7 +434,7 @@ impl Channel {
             return Err(ChannelError::Stalled);
         }
         // The dialler closes first, so that the other end's new circuits seldom arrive on a closing channel.
-        let idle_factor = if established.dialler { 1 } else { 2 };
+        let idle_factor = if outcome.dialler { 1 } else { 2 };
         let idle_timeout =
             if self.retires { Duration::ZERO } else { parameters.idle_timeout.saturating_mul(idle_factor) };
         let idle = self.idle_since.is_some_and(|since| now.since(since) >= idle_timeout) && self.queue.len() == 0;
@@ -437,20 +449,20 @@ impl Channel {
 
     /// The authenticated relay at the other end.
     pub(super) const fn peer(&self) -> Option<RelayId> {
-        match self.established() {
-            Some(established) => established.peer,
+        match self.outcome() {
+            Some(outcome) => outcome.peer,
             None => None,
         }
     }
 }
 
-impl Early {
+impl EarlyMessages {
     fn keep(&mut self, lane: Lane, message: Slots) -> Result<(), ChannelError> {
-        // Only whole cells, so that the cap on bytes also bounds the number of messages.
+        // Messages must be whole cells, so that the cap on bytes also bounds the number of messages.
         if message.is_empty() || !message.len().is_multiple_of(CELL_LEN) {
             return Err(ChannelError::Malformed);
         }
-        if self.length.saturating_add(message.len()) > EARLY_LEN {
+        if self.length.saturating_add(message.len()) > MAX_EARLY_LEN {
             return Err(ChannelError::TooEarly);
         }
         self.length = self.length.saturating_add(message.len());

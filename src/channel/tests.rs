@@ -178,7 +178,7 @@ fn client_and_relay() -> (Pair, ChannelId) {
     client_and_relay_with(ChannelParameters::default(), ChannelParameters::default())
 }
 
-/// The same with the parameters of each.
+/// A client and a relay with these parameters and an open channel.
 fn client_and_relay_with(client: ChannelParameters, relay: ChannelParameters) -> (Pair, ChannelId) {
     let (a, b) = (Node::with(LocalRole::Client, client), Node::with(LocalRole::Relay(key(2)), relay));
     let mut pair = Pair::new(a, b);

@@ -2,8 +2,8 @@
 
 use crate::delegated::Block;
 
-/// Maximum bytes of a page that are searched.
-const MAX_BYTES: usize = 64 * 1024;
+/// Maximum bytes of an answer that are searched.
+const MAX_SEARCHED_LEN: usize = 64 * 1024;
 
 /// Texts of CAPTCHA pages, in lower case.
 const CAPTCHA_TEXTS: &[&str] = &[
@@ -31,7 +31,7 @@ pub(super) fn by_status(status: u16, body: &[u8]) -> Option<Block> {
 
 /// Whether `body` looks like a CAPTCHA page.
 pub(super) fn is_captcha(body: &[u8]) -> bool {
-    let page = body.get(..MAX_BYTES.min(body.len())).unwrap_or_default();
+    let page = body.get(..MAX_SEARCHED_LEN.min(body.len())).unwrap_or_default();
     let page = String::from_utf8_lossy(page).to_ascii_lowercase();
     page.contains('<') && CAPTCHA_TEXTS.iter().any(|text| page.contains(text))
 }

@@ -28,23 +28,23 @@ use crate::{
     delegated::{EngineName, text, url::Url},
 };
 
-/// Maximum number of `Url` elements, of `Language` elements and of `results` elements. Further ones are ignored.
+/// Maximum number of `Url` elements, of `Language` elements and of `results` elements. Further elements are ignored.
 const MAX_ELEMENTS: usize = 64;
 /// Maximum characters of a title.
-const MAX_TITLE: usize = 60;
+const MAX_TITLE_CHARS: usize = 60;
 
 impl Engine {
     /// Parses a description for an exit in a page. Formats in HTML are ignored, because a page can't bound the tree of
     /// an HTML document.
     ///
     /// # Errors
-    /// As [`Self::describe`], and when HTML is the only format.
+    /// When the description is invalid, or contains no supported format except HTML.
     pub fn describe_for_page(document: &[u8], name: Option<EngineName>) -> Result<Self, DescriptionError> {
         DescriptionParser::of(document)?.engine(None, name, false)
     }
 
     /// Parses a description. `origin` is the URL of the document, if it was fetched. `name` is the operator's name for
-    /// the engine. Its default is the name in the description, or else the letters and digits of the short name.
+    /// the engine. The default is the name in the description, or else the words of the short name, joined by hyphens.
     ///
     /// # Errors
     /// When the description is invalid, or contains no supported format.
@@ -58,10 +58,12 @@ impl Engine {
 #[derive(Default)]
 struct DescriptionParser {
     depth: usize,
+    /// Whether the root element is that of a description.
     is_description: bool,
     /// The open element, if its text is used.
     text: Option<TextElement>,
     short_name: String,
+    /// The text of the open `Language` element.
     language: String,
     languages: Vec<String>,
     name: Option<String>,
@@ -78,8 +80,9 @@ enum TextElement {
 struct UrlElement {
     template: String,
     media: String,
-    /// The numbers of the first result and page.
+    /// The index of the first result.
     index_offset: u32,
+    /// The number of the first page.
     page_offset: u32,
 }
 
@@ -138,11 +141,16 @@ impl DescriptionParser {
         }
     }
 
-    fn engine(self, origin: Option<&Url>, name: Option<EngineName>, html: bool) -> Result<Engine, DescriptionError> {
+    fn engine(
+        self,
+        origin: Option<&Url>,
+        name: Option<EngineName>,
+        with_html: bool,
+    ) -> Result<Engine, DescriptionError> {
         if !self.is_description {
             return Err(DescriptionError::Root);
         }
-        let title = text::plain(&self.short_name, MAX_TITLE);
+        let title = text::plain(&self.short_name, MAX_TITLE_CHARS);
         let name = match (name, self.name) {
             (Some(name), _) => Some(name),
             (None, Some(described)) => EngineName::parse(&described),
@@ -150,28 +158,28 @@ impl DescriptionParser {
         };
         let name = name.ok_or(DescriptionError::Name)?;
         let languages = Languages(self.languages);
-        let mut found: Option<(u8, Engine)> = None;
-        let (mut failed, mut has_html) = (None, false);
+        let mut preferred: Option<(u8, Engine)> = None;
+        let (mut template_error, mut has_html) = (None, false);
         for url in self.urls {
             let results = self.results.iter().find(|results| results.media == url.media);
-            if !html && is_html(&url.media) {
+            if !with_html && is_html(&url.media) {
                 has_html |= results.is_some();
                 continue;
             }
             let Some((rank, format)) = format(&url.media, results)? else { continue };
-            if found.as_ref().is_some_and(|(best, _)| *best <= rank) {
+            if preferred.as_ref().is_some_and(|(lowest, _)| *lowest <= rank) {
                 continue;
             }
             match Template::parse(&url.template, origin, languages.clone()) {
                 Ok(template) => {
                     let (index_offset, page_offset) = (url.index_offset, url.page_offset);
                     let (name, title) = (name.clone(), title.clone());
-                    found = Some((rank, Engine { name, title, template, format, index_offset, page_offset }));
+                    preferred = Some((rank, Engine { name, title, template, format, index_offset, page_offset }));
                 }
-                Err(error) => failed = Some(error),
+                Err(error) => template_error = Some(error),
             }
         }
-        match (found, failed) {
+        match (preferred, template_error) {
             (Some((_, engine)), _) => Ok(engine),
             (None, Some(error)) => Err(error.into()),
             (None, None) if has_html => Err(DescriptionError::OnlyHtml),
@@ -180,7 +188,8 @@ impl DescriptionParser {
     }
 }
 
-/// The format of answers of the media type `media`, and its rank: the lowest is preferred. `None` if unsupported.
+/// The rank and the format of answers of the media type `media`. The lowest rank is preferred. `None` if the type is
+/// not supported.
 fn format(media: &str, results: Option<&ResultsElement>) -> Result<Option<(u8, AnswerFormat)>, DescriptionError> {
     let format = match (media, results) {
         ("application/json", Some(results)) => (0, AnswerFormat::Json(Some(results.mapping()?))),

@@ -10,7 +10,7 @@ pub(super) const EXTENSION: &str = "urn:umbel:engine";
 /// Maximum bytes of a description.
 pub const MAX_DESCRIPTION_LEN: usize = 64 * 1024;
 
-/// Why a description can't be used.
+/// The reason why a description can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DescriptionError {
     /// The description exceeds [`MAX_DESCRIPTION_LEN`].
@@ -24,14 +24,14 @@ pub enum DescriptionError {
     Root,
     /// The description has no valid engine name.
     #[error(
-        "the ShortName has no letters, digits or hyphens for an engine name: add <umbel:engine name=\"…\"/> (xmlns:umbel=\"{EXTENSION}\") or \
-         write NAME= before it"
+        "the description gives no valid engine name, at most 32 of a-z, 0-9 and -: add <umbel:engine name=\"…\"/> \
+         (xmlns:umbel=\"{EXTENSION}\") or write NAME= before the description"
     )]
     Name,
     /// The description has no `Url` for results in a supported format.
     #[error(
-        "the description has no Url for results as RSS, Atom or JSON, nor one as HTML with an <umbel:results type=\"text/html\" …/> \
-         (xmlns:umbel=\"{EXTENSION}\")"
+        "the description has no Url for results as RSS, Atom or JSON, and no Url for HTML with an \
+         <umbel:results type=\"text/html\" …/> (xmlns:umbel=\"{EXTENSION}\")"
     )]
     NoUrl,
     /// The only format is HTML, which an exit in a page doesn't support.

@@ -1,7 +1,8 @@
 //! Parser of results in RSS (0.9 to 2.0) or Atom, with OpenSearch's total number of results.
 //!
 //! No feed library is used, for two reasons. Engines mark matched words by elements within a description (`<b>`), which
-//! feed libraries treat as its end. And the check of entities and depth must parse the document in any case.
+//! feed libraries treat as the end of the description. And the check of entities and depth must parse the document in
+//! any case.
 
 use core::mem;
 
@@ -84,7 +85,7 @@ impl<'a> FeedParser<'a> {
                     && let Some((_, _, item)) = self.item.take()
                     && self.results.len() < MAX_RESULTS
                 {
-                    self.results.extend(item.found().cleaned(self.base));
+                    self.results.extend(item.into_raw_result().cleaned(self.base));
                 }
                 self.depth.decrement();
             }
@@ -126,7 +127,7 @@ impl<'a> FeedParser<'a> {
 }
 
 impl Item {
-    /// The field of the text in the element `name`. Stores the URL of an Atom entry, which is an attribute.
+    /// The field of the text in the element `name`. Stores the URL of an Atom entry, which is in an attribute.
     fn field(&mut self, name: &str, attributes: Attributes<'_>) -> Option<FeedField> {
         match name {
             "title" => Some(FeedField::Title),
@@ -146,7 +147,7 @@ impl Item {
         }
     }
 
-    fn found(mut self) -> RawResult {
+    fn into_raw_result(mut self) -> RawResult {
         let snippet = if self.snippet.is_empty() { mem::take(&mut self.content) } else { self.snippet };
         RawResult { title: self.title, url: self.link, snippet }
     }

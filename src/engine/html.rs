@@ -2,7 +2,7 @@
 //!
 //! An HTML parser builds a tree from any input. A few bytes can cause the repetition of all open elements, deep
 //! nesting, or comparisons of thousands of attributes with each other. Therefore the input is fed in small pieces, and
-//! the tree is checked after each. A tree that is too deep or too large is rejected.
+//! the tree is checked after each piece. A tree that is too deep or too large is rejected.
 
 use core::cell::Cell;
 
@@ -25,17 +25,17 @@ const MAX_NODES: usize = 50_000;
 const MAX_DEPTH: usize = 256;
 /// Maximum bytes of texts and attributes in the tree, as a multiple of the page's length.
 const MAX_GROWTH: usize = 4;
-/// Maximum attributes of an element; further ones are dropped.
+/// Maximum attributes of an element; further attributes are dropped.
 const MAX_ATTRIBUTES: usize = 64;
 /// Maximum separators in an incomplete tag. The parser compares each attribute of a tag with all previous ones.
 const MAX_SEPARATORS: usize = 4096;
 /// Maximum bytes of a selector.
-const MAX_SELECTOR: usize = 256;
+const MAX_SELECTOR_LEN: usize = 256;
 
 /// The CSS selectors of the results on a page.
 #[derive(Debug)]
 pub(super) struct Selectors {
-    /// The elements of the results. The other selectors apply within each of them.
+    /// The elements of the results. The other selectors apply within each element.
     pub(super) result: Selector,
     /// The title.
     pub(super) title: Selector,
@@ -48,7 +48,7 @@ pub(super) struct Selectors {
 /// Parses a selector of a description.
 pub(super) fn selector(text: &str) -> Result<Selector, DescriptionError> {
     let invalid = || DescriptionError::Selector(text.to_owned());
-    if text.len() > MAX_SELECTOR {
+    if text.len() > MAX_SELECTOR_LEN {
         return Err(invalid());
     }
     Selector::parse(text).map_err(|_| invalid())
@@ -68,14 +68,15 @@ pub(super) fn read(page: &str, selectors: &Selectors, base: &Url) -> Result<Answ
     Ok(AnswerResults { results: results.take(MAX_RESULTS).collect(), total: None })
 }
 
-/// The tree of `page`; `None` if it exceeds `most_nodes`, [`MAX_DEPTH`], [`MAX_GROWTH`] or [`MAX_SEPARATORS`].
-pub(crate) fn bounded(page: &str, most_nodes: usize) -> Option<Html> {
-    let most_bytes = page.len().saturating_mul(MAX_GROWTH);
+/// The tree of `page`; `None` if the page exceeds [`MAX_SEPARATORS`], or its tree exceeds `max_nodes`, [`MAX_DEPTH`] or
+/// [`MAX_GROWTH`].
+pub(crate) fn bounded(page: &str, max_nodes: usize) -> Option<Html> {
+    let max_len = page.len().saturating_mul(MAX_GROWTH);
     let sink = HtmlTreeSink::new(Html::new_document());
     let builder = TreeBuilder::new(sink, TreeBuilderOpts::default());
     let tokenizer = Tokenizer::new(TokenGuard::new(builder), TokenizerOpts::default());
     let input = BufferQueue::default();
-    let (mut rest, mut checked, mut attributes, mut separators) = (page, 0_usize, 0_usize, 0_usize);
+    let (mut rest, mut checked, mut attribute_len, mut separators) = (page, 0_usize, 0_usize, 0_usize);
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(rest.ceil_char_boundary(PIECE_LEN));
         input.push_back(piece.into());
@@ -88,14 +89,14 @@ pub(crate) fn bounded(page: &str, most_nodes: usize) -> Option<Html> {
         separators = separators.saturating_add(piece.bytes().filter(|byte| may_separate(*byte)).count());
         let html = tokenizer.sink.builder.sink.0.borrow();
         let count = html.tree.nodes().len();
-        // All new nodes are checked. The last one need not be the deepest: a comment after `</body>` is added at the
+        // All new nodes are checked. The last node need not be the deepest: a comment after `</body>` is added at the
         // top.
         let is_too_deep = html.tree.nodes().rev().take(count.saturating_sub(checked)).any(|node| {
-            attributes = attributes.saturating_add(attribute_bytes(node.value()));
+            attribute_len = attribute_len.saturating_add(attribute_bytes(node.value()));
             node.ancestors().nth(MAX_DEPTH).is_some()
         });
         checked = count;
-        if count > most_nodes || is_too_deep || attributes > most_bytes || separators > MAX_SEPARATORS {
+        if count > max_nodes || is_too_deep || attribute_len > max_len || separators > MAX_SEPARATORS {
             return None;
         }
     }
@@ -104,7 +105,7 @@ pub(crate) fn bounded(page: &str, most_nodes: usize) -> Option<Html> {
     let bytes = html.tree.values().map(bytes).fold(0_usize, usize::saturating_add);
     // The depth is checked again, because the parser may have moved nodes.
     let is_too_deep = html.tree.nodes().any(|node| node.ancestors().nth(MAX_DEPTH).is_some());
-    (bytes <= most_bytes && !is_too_deep).then_some(html)
+    (bytes <= max_len && !is_too_deep).then_some(html)
 }
 
 /// Whether an attribute may begin after this byte.
@@ -129,8 +130,8 @@ struct TokenGuard<S> {
     builder: S,
     /// Whether a token has been received since the last check.
     got_token: Cell<bool>,
-    /// Whether start tags of `html` and of `body` have been received. The tree builder adds the attributes of further
-    /// ones to the first element.
+    /// Whether a start tag of `html`, and one of `body`, has been received. The tree builder adds the attributes of
+    /// further such tags to the first element.
     has_root: [Cell<bool>; 2],
 }
 
@@ -139,7 +140,8 @@ impl<S> TokenGuard<S> {
         Self { builder, got_token: Cell::new(false), has_root: [Cell::new(false), Cell::new(false)] }
     }
 
-    fn most_attributes(&self, name: &str, kind: TagKind) -> usize {
+    /// Maximum attributes of the element that a tag opens.
+    fn max_attributes(&self, name: &str, kind: TagKind) -> usize {
         let [html, body] = &self.has_root;
         let is_repeated = match (name, kind) {
             ("html", TagKind::StartTag) => html.replace(true),
@@ -159,7 +161,7 @@ impl<S: TokenSink> TokenSink for TokenGuard<S> {
             Token::ParseError(_) => {}
             Token::TagToken(tag) => {
                 self.got_token.set(true);
-                tag.attrs.truncate(self.most_attributes(&tag.name, tag.kind));
+                tag.attrs.truncate(self.max_attributes(&tag.name, tag.kind));
             }
             _ => self.got_token.set(true),
         }

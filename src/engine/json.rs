@@ -85,12 +85,12 @@ pub(super) fn pointer(text: &str) -> Result<String, DescriptionError> {
 pub(super) fn read(body: &[u8], mapping: Option<&Mapping>, base: &Url) -> Result<AnswerResults, AnswerError> {
     let body = Tree::parse(body).ok_or(AnswerError::Malformed)?;
     match mapping {
-        Some(mapping) => mapped(&body.root(), mapping, base),
-        None => searxng(&body.root(), base),
+        Some(mapping) => mapped_results(&body.root(), mapping, base),
+        None => searxng_results(&body.root(), base),
     }
 }
 
-fn mapped(body: &impl Json, mapping: &Mapping, base: &Url) -> Result<AnswerResults, AnswerError> {
+fn mapped_results(body: &impl Json, mapping: &Mapping, base: &Url) -> Result<AnswerResults, AnswerError> {
     let results = body.at(&mapping.results).and_then(|results| results.items()).ok_or(AnswerError::Malformed)?;
     let results = results.iter().filter_map(|result| {
         let snippet = mapping.snippet.as_ref().and_then(|snippet| snippet.text(result)).unwrap_or_default();
@@ -100,7 +100,7 @@ fn mapped(body: &impl Json, mapping: &Mapping, base: &Url) -> Result<AnswerResul
     Ok(AnswerResults { results: results.take(MAX_RESULTS).collect(), total: total.and_then(count) })
 }
 
-fn searxng(body: &impl Json, base: &Url) -> Result<AnswerResults, AnswerError> {
+fn searxng_results(body: &impl Json, base: &Url) -> Result<AnswerResults, AnswerError> {
     let results = body.at("/results").and_then(|results| results.items()).ok_or(AnswerError::Malformed)?;
     let results = results.iter().filter_map(|result| {
         let snippet = result.at("/content").and_then(|text| text.scalar_text()).unwrap_or_default();
@@ -111,7 +111,7 @@ fn searxng(body: &impl Json, base: &Url) -> Result<AnswerResults, AnswerError> {
     Ok(AnswerResults { results: results.take(MAX_RESULTS).collect(), total: total.filter(|total| *total > 0) })
 }
 
-/// A number of results as an integer; `None` if negative.
+/// A number of results as an integer; `None` if negative or not a number.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative; the conversion saturates")]
 fn count(number: f64) -> Option<u64> {
     (number >= 0.0).then_some(number as u64)
@@ -121,10 +121,10 @@ fn count(number: f64) -> Option<u64> {
 /// URL is a result.
 pub(super) fn suggestions(body: &[u8], base: &Url) -> Result<AnswerResults, AnswerError> {
     let body = Tree::parse(body).ok_or(AnswerError::Malformed)?;
-    suggested(&body.root(), base)
+    suggested_results(&body.root(), base)
 }
 
-fn suggested(body: &impl Json, base: &Url) -> Result<AnswerResults, AnswerError> {
+fn suggested_results(body: &impl Json, base: &Url) -> Result<AnswerResults, AnswerError> {
     let column = |pointer: &str| body.at(pointer).and_then(|column| column.items());
     let titles = column("/1").ok_or(AnswerError::Malformed)?;
     let (snippets, links) = (column("/2").unwrap_or_default(), column("/3").unwrap_or_default());

@@ -6,12 +6,12 @@
 use super::parser::entities::decoded;
 use crate::delegated::text;
 
-/// Maximum bytes of input for each character of output. Tags take a part of the input.
-const BYTES_PER_CHAR: usize = 16;
+/// Maximum bytes of input that are converted for each character of output. Tags take a part of the input.
+const MAX_BYTES_PER_CHAR: usize = 16;
 
 /// At most `max_chars` characters of the text in `html`, cleaned for display.
 pub(super) fn stripped(html: &str, max_chars: usize) -> String {
-    let html = beginning(html, max_chars.saturating_mul(BYTES_PER_CHAR));
+    let html = beginning(html, max_chars.saturating_mul(MAX_BYTES_PER_CHAR));
     let text = if html.contains('<') { untagged(html) } else { html.to_owned() };
     if text.contains('&') { text::plain(&decoded(&text), max_chars) } else { text::plain(&text, max_chars) }
 }
@@ -45,12 +45,12 @@ fn untagged(html: &str) -> String {
     text
 }
 
-/// The text after the tag, comment or declaration at the beginning of `rest`, whose `<` is missing. Empty if the tag
-/// doesn't end. `None` if `rest` begins with none of these. Adds a space to `text` if the element separates words.
+/// The text after the tag, comment or declaration whose `<` precedes `rest`. Empty if the tag doesn't end. `None` if
+/// that `<` begins neither tag, comment nor declaration. Adds a space to `text` if the element separates words.
 fn after_tag<'a>(rest: &'a str, text: &mut String) -> Option<&'a str> {
     let after = |end: &str| rest.split_once(end).map_or("", |(_, after)| after);
     if rest.starts_with("!--") {
-        // The comment <!--> is treated as unclosed. Parsers differ on it, so its successor isn't displayed.
+        // As in browsers, `<!-->` and `<!--->` are complete comments.
         return Some(after("-->"));
     }
     let (is_end, named) = rest.strip_prefix('/').map_or((false, rest), |named| (true, named));
@@ -101,20 +101,20 @@ fn after_element<'a>(text: &'a str, name: &str) -> &'a str {
     end_tag.map_or("", after_attributes)
 }
 
-/// Whether browsers don't display the content of the element as text.
+/// Whether the content of the element is removed with its tags: browsers hide the content, or it is raw markup (`xmp`).
 fn is_hidden(name: &str) -> bool {
     matches!(name, "script" | "style" | "noscript" | "iframe" | "noembed" | "noframes" | "xmp")
 }
 
-/// Whether a `<` before `rest`, which begins with a letter, begins a tag. With an unknown element name, it is unescaped
-/// text, such as `Rc<T>`.
+/// Whether a `<` before `rest`, which begins with a letter, begins a tag. Before an unknown element name, the `<` is
+/// unescaped text, such as `Rc<T>`.
 fn begins_tag(rest: &str) -> bool {
     let end = rest.find(|character: char| !character.is_ascii_alphanumeric() && character != '-' && character != ':');
     let name = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default().to_ascii_lowercase();
     name.contains(['-', ':']) || ELEMENTS.binary_search(&name.as_str()).is_ok()
 }
 
-/// The elements of HTML, including obsolete ones, and the root elements of SVG and MathML; ascending.
+/// The elements of HTML, including obsolete ones, and a few of SVG and MathML; ascending.
 const ELEMENTS: &[&str] = &[
     "a",
     "abbr",
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn any_text_is_truncated() {
+    fn long_text_is_truncated() {
         assert_eq!(stripped("所有権&amp;", 2), "所有");
         assert_eq!(stripped(&"<b a=1>x".repeat(100_000), 10), "x".repeat(10));
         assert_eq!(stripped(&"<b>".repeat(100_000), 10), "");

@@ -8,14 +8,14 @@ use url::form_urlencoded;
 
 use crate::delegated::url::Url;
 
-/// Why a template can't be used.
+/// The reason why a template can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     /// The template is not an http or https URL.
     #[error("the template \"{0}\" is not an http or https URL with a host")]
     Url(String),
-    /// The template is relative, and the description is a file.
-    #[error("the template \"{0}\" is relative, but the description is a file; write an absolute URL")]
+    /// The template is relative, and the description was not fetched from a URL.
+    #[error("the template \"{0}\" is relative, but the description was not fetched from a URL: write an absolute URL")]
     Relative(String),
     /// A brace is unmatched.
     #[error("the template \"{0}\" has an unmatched brace")]
@@ -28,8 +28,8 @@ pub enum TemplateError {
     NoTerms(String),
     /// A parameter is in the host.
     #[error(
-        "the template \"{0}\" has a parameter in its host: only {{language}}. may begin it, and <Language> elements must list \
-         the languages"
+        "the template \"{0}\" has a parameter in its host: a host may only begin with {{language}}., and <Language> \
+         elements must list the languages"
     )]
     Host(String),
 }
@@ -43,7 +43,8 @@ impl Languages {
         self.0.is_empty() || self.0.iter().any(|language| language == "*")
     }
 
-    /// The listed language that equals `requested`, or else one with the same primary subtag.
+    /// The listed language that equals `requested`, or else a listed one with the same primary subtag. `requested` itself
+    /// if any language is listed.
     fn matching<'a>(&'a self, requested: Option<&'a str>) -> Option<&'a str> {
         let requested = requested?;
         if self.is_any() {
@@ -107,14 +108,14 @@ enum Parameter {
 impl Template {
     /// Parses `text`, which may be relative to `origin`, the URL of the description.
     pub(super) fn parse(text: &str, origin: Option<&Url>, languages: Languages) -> Result<Self, TemplateError> {
-        let quoted = || text.to_owned();
+        let owned = || text.to_owned();
         let absolute = match (text.strip_prefix('/'), origin) {
             (Some(rest), Some(origin)) if !rest.starts_with('/') => {
                 format!("{}{text}", origin.origin().ascii_serialization())
             }
             _ if text.starts_with("http://") || text.starts_with("https://") => text.to_owned(),
-            _ if text.contains("://") => return Err(TemplateError::Url(quoted())),
-            _ => return Err(TemplateError::Relative(quoted())),
+            _ if text.contains("://") => return Err(TemplateError::Url(owned())),
+            _ => return Err(TemplateError::Relative(owned())),
         };
         check_host(&absolute, &languages)?;
         let without_fragment = absolute.split('#').next().unwrap_or_default();
@@ -125,14 +126,14 @@ impl Template {
         let pairs = query.map(|query| query.split('&').map(parts).collect()).transpose()?.unwrap_or_default();
         let template = Self { base, pairs, languages };
         if !template.has(&[Parameter::Terms]) {
-            return Err(TemplateError::NoTerms(quoted()));
+            return Err(TemplateError::NoTerms(owned()));
         }
         let probe = Values { terms: "x", count: 1, start_index: 1, start_page: 1, language: None };
-        let url = template.fill(&probe).ok_or_else(|| TemplateError::Url(quoted()))?;
+        let url = template.fill(&probe).ok_or_else(|| TemplateError::Url(owned()))?;
         let is_valid = url.host_str().is_some_and(|host| !host.is_empty())
             && url.username().is_empty()
             && url.password().is_none();
-        if is_valid { Ok(template) } else { Err(TemplateError::Url(quoted())) }
+        if is_valid { Ok(template) } else { Err(TemplateError::Url(owned())) }
     }
 
     /// Whether the template has a parameter for the page.
@@ -140,7 +141,7 @@ impl Template {
         self.has(&[Parameter::StartIndex, Parameter::StartPage])
     }
 
-    /// The origins of filled URLs. There are several if the language determines the host.
+    /// The origins of filled URLs. There are several origins if the language determines the host.
     pub(super) fn origins(&self) -> Vec<String> {
         let languages = self.languages.0.iter().map(|language| Some(language.as_str()));
         let mut origins: Vec<String> = Vec::new();
@@ -212,7 +213,7 @@ pub(super) fn encoded(text: &str) -> String {
     form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
-/// Checks that the host has no parameter except `{language}.` at its start, with listed languages.
+/// Checks that the host has no parameter except `{language}.` at its start, which requires listed languages.
 fn check_host(template: &str, languages: &Languages) -> Result<(), TemplateError> {
     let (_, rest) = template.split_once("://").unwrap_or_default();
     let language = rest.strip_prefix("{language}.").or_else(|| rest.strip_prefix("{language?}."));
@@ -224,7 +225,7 @@ fn check_host(template: &str, languages: &Languages) -> Result<(), TemplateError
     if authority.contains(['{', '}']) { Err(TemplateError::Host(template.to_owned())) } else { Ok(()) }
 }
 
-/// Splits at the first question mark outside braces. Within braces, it marks an optional parameter.
+/// Splits at the first question mark outside braces. Within braces, a question mark marks an optional parameter.
 fn split_query(text: &str) -> (&str, Option<&str>) {
     let mut in_braces = false;
     for (position, character) in text.char_indices() {

@@ -1,3 +1,5 @@
+//! Tests of descriptions, request URLs and answers of search engines.
+
 use std::fs;
 
 use super::*;
@@ -27,12 +29,13 @@ fn url(media: &str, template: &str) -> String {
     format!(r#"<Url type="{media}" template="{}"/>"#, template.replace('&', "&amp;"))
 }
 
-fn engine(media: &str, rest: &str) -> Engine {
-    described(&(url(media, "http://engine.example/search?q={searchTerms}&page={startPage?}") + rest)).unwrap()
+fn engine(media: &str, results_element: &str) -> Engine {
+    let url = url(media, "http://engine.example/search?q={searchTerms}&page={startPage?}");
+    described(&(url + results_element)).unwrap()
 }
 
-fn question(template: &str, request: &SearchRequest) -> String {
-    described(&url("application/rss+xml", template)).unwrap().question(request).unwrap().url.into()
+fn request_url(template: &str, request: &SearchRequest) -> String {
+    described(&url("application/rss+xml", template)).unwrap().http_request(request).unwrap().url.into()
 }
 
 fn answer(engine: &Engine, status: u16, body: &str) -> SearchAnswer {
@@ -65,14 +68,14 @@ fn row(title: &str, link: &str, snippet: &str) -> (String, String, String) {
 fn a_request_contains_only_terms_page_and_language_of_the_client() {
     let request = request("a&b=c #d/é", 3, Some("de-AT"));
     assert_eq!(
-        question(
+        request_url(
             "https://engine.example/s?q={searchTerms}&n={count}&i={startIndex}&p={startPage}&l={language?}",
             &request
         ),
         "https://engine.example/s?q=a%26b%3Dc%20%23d%2F%C3%A9&n=10&i=21&p=3&l=de-AT"
     );
     assert_eq!(
-        question("https://engine.example/{searchTerms}/x?e={inputEncoding}&v=1", &request),
+        request_url("https://engine.example/{searchTerms}/x?e={inputEncoding}&v=1", &request),
         "https://engine.example/a%26b%3Dc%20%23d%2F%C3%A9/x?e=UTF-8&v=1"
     );
 }
@@ -80,9 +83,9 @@ fn a_request_contains_only_terms_page_and_language_of_the_client() {
 #[test]
 fn optional_parameters_without_a_value_are_omitted() {
     let template = "https://engine.example/?q={searchTerms}&l={language?}&a={some:thing?}&b=1&c={other?}x";
-    assert_eq!(question(template, &request("x", 1, None)), "https://engine.example/?q=x&b=1");
+    assert_eq!(request_url(template, &request("x", 1, None)), "https://engine.example/?q=x&b=1");
     assert_eq!(
-        question("https://engine.example/{language?}/?q={searchTerms}", &request("x", 1, None)),
+        request_url("https://engine.example/{language?}/?q={searchTerms}", &request("x", 1, None)),
         "https://engine.example//?q=x"
     );
 }
@@ -90,7 +93,8 @@ fn optional_parameters_without_a_value_are_omitted() {
 #[test]
 fn terms_in_any_script_are_sent_unchanged() {
     for terms in ["所有権", "ما هي الملكية", "🦀 + %41 & \"quoted\""] {
-        let url = Url::parse(&question("https://engine.example/?q={searchTerms}", &request(terms, 1, None))).unwrap();
+        let url =
+            Url::parse(&request_url("https://engine.example/?q={searchTerms}", &request(terms, 1, None))).unwrap();
         assert_eq!(url.query_pairs().next().unwrap().1, terms);
     }
 }
@@ -100,10 +104,10 @@ fn terms_change_no_other_part_of_the_url() {
     let body = url("application/rss+xml", "https://engine.example/a/{searchTerms}?b=1");
     let engine = described(&body).unwrap();
     for terms in [".", "..", "..."] {
-        assert!(engine.question(&request(terms, 1, None)).is_none(), "{terms}");
+        assert!(engine.http_request(&request(terms, 1, None)).is_none(), "{terms}");
     }
     for terms in ["../../admin", "%2e%2e", "@evil.example", "?c=2", "\\..\\x", "//evil.example/"] {
-        let url = engine.question(&request(terms, 1, None)).unwrap().url;
+        let url = engine.http_request(&request(terms, 1, None)).unwrap().url;
         assert_eq!(url.host_str(), Some("engine.example"), "{terms}");
         assert_eq!(url.path_segments().unwrap().count(), 2, "{terms}: {url}");
         assert_eq!(url.query(), Some("b=1"), "{terms}");
@@ -114,7 +118,7 @@ fn terms_change_no_other_part_of_the_url() {
 fn a_language_selects_only_listed_hosts() {
     let template = url("application/rss+xml", "https://{language}.engine.example/?q={searchTerms}");
     let engine = described(&(template.clone() + "<Language>en</Language><Language>pt-BR</Language>")).unwrap();
-    let host = |language| engine.question(&request("x", 1, language)).unwrap().url.host_str().unwrap().to_owned();
+    let host = |language| engine.http_request(&request("x", 1, language)).unwrap().url.host_str().unwrap().to_owned();
     assert_eq!(host(None), "en.engine.example");
     assert_eq!(host(Some("PT-br")), "pt-br.engine.example");
     assert_eq!(host(Some("pt")), "pt-br.engine.example");
@@ -179,8 +183,8 @@ fn a_description_for_a_page_excludes_html() {
         + r#"<umbel:results type="text/html" select="p" title="b" link="a"/>"#;
     assert_eq!(for_page(&html).unwrap_err(), DescriptionError::OnlyHtml);
     let both = html + &url("application/rss+xml", "https://engine.example/rss?q={searchTerms}");
-    let question = for_page(&both).unwrap().question(&request("x", 1, None)).unwrap();
-    assert_eq!(question.url.path(), "/rss");
+    let http_request = for_page(&both).unwrap().http_request(&request("x", 1, None)).unwrap();
+    assert_eq!(http_request.url.path(), "/rss");
     // Without any answer format, the error is the same as outside a page.
     assert_eq!(for_page("").unwrap_err(), DescriptionError::NoUrl);
     let relative = url("application/rss+xml", "/rss?q={searchTerms}");
@@ -188,7 +192,7 @@ fn a_description_for_a_page_excludes_html() {
 }
 
 #[test]
-fn origins_of_an_engine_are_known_from_its_description() {
+fn the_description_determines_the_origins_of_an_engine() {
     let origins = |body: &str| described(body).unwrap().origins();
     let one = url("application/rss+xml", "http://engine.example:8080/?q={searchTerms}&l={language?}");
     assert_eq!(origins(&(one + "<Language>en</Language><Language>de</Language>")), ["http://engine.example:8080"]);
@@ -226,7 +230,7 @@ fn the_preferred_format_is_used() {
         url("application/json", "https://engine.example/json?q={searchTerms}"),
     ]
     .concat();
-    let path = |engine: &Engine| engine.question(&request("x", 1, None)).unwrap().url.path().to_owned();
+    let path = |engine: &Engine| engine.http_request(&request("x", 1, None)).unwrap().url.path().to_owned();
     assert_eq!(path(&described(&body).unwrap()), "/atom");
     let mapped = body + r#"<umbel:results type="application/json" select="/a" title="/b" link="/c"/>"#;
     assert_eq!(path(&described(&mapped).unwrap()), "/json");
@@ -238,7 +242,7 @@ fn a_template_may_be_relative_to_the_url_of_the_description() {
     let kiwix = include_bytes!("tests/kiwix-description.xml");
     let engine = Engine::describe(kiwix, Some(&origin), None).unwrap();
     assert_eq!(engine.name(), &name("fulltext-articles-search"));
-    let url = engine.question(&request("own", 2, None)).unwrap().url;
+    let url = engine.http_request(&request("own", 2, None)).unwrap().url;
     assert_eq!(url.as_str(), "http://127.0.0.1:8080/search?format=xml&pattern=own&pageLength=10&start=10");
     let other_host = document(&self::url("application/rss+xml", "//evil.example/?q={searchTerms}"));
     assert!(Engine::describe(other_host.as_bytes(), Some(&origin), None).is_err());
@@ -259,7 +263,7 @@ fn the_shipped_descriptions_are_valid() {
         let path = format!("{}/deploy/engines/{file}.xml", env!("CARGO_MANIFEST_DIR"));
         let engine = Engine::describe(&fs::read(path).unwrap(), None, None).unwrap();
         assert_eq!(engine.name(), &name(file));
-        assert_eq!(engine.question(&request).unwrap().url.as_str(), expected);
+        assert_eq!(engine.http_request(&request).unwrap().url.as_str(), expected);
     }
 }
 
@@ -276,7 +280,7 @@ fn rss_of_kiwix_is_parsed() {
             "...to count the “smart pointer” & its clones: Rc<T> is the reference counted smart pointer...",
         )
     );
-    assert_eq!(results.len(), 2, "one has no link");
+    assert_eq!(results.len(), 2, "an item without a URL is omitted");
     assert_eq!(results[1].0, "Smart Pointers");
 }
 
@@ -461,7 +465,7 @@ fn a_block_by_the_engine_is_reported() {
 }
 
 #[test]
-fn an_engine_without_pages_has_only_the_first() {
+fn an_engine_without_pages_has_only_the_first_page() {
     let single = described(&url("application/rss+xml", "https://engine.example/?q={searchTerms}")).unwrap();
     assert!(single.lacks_page(2) && !single.lacks_page(1));
     assert!(!engine("application/rss+xml", "").lacks_page(2));

@@ -1,8 +1,8 @@
 //! Events and limits of a walk over an untrusted XML document.
 //!
 //! A document type is rejected, and with it all entities except XML's five predefined ones and character references.
-//! Therefore nothing is fetched, and no entity expands. Depth and attributes of an element are capped, and in a page
-//! the number of elements too. The caller caps the length. Only UTF-8 is accepted, also as the declared encoding.
+//! Therefore nothing is fetched, and no entity expands. Depth and attributes of an element are capped; in a page, the
+//! number of tags is capped too. The caller caps the length. Only UTF-8 is accepted, also as the declared encoding.
 //! Otherwise another parser could interpret the checked bytes differently.
 
 /// Maximum depth of elements.
@@ -14,7 +14,7 @@ pub(super) const MAX_ATTRIBUTES: usize = 32;
 #[cfg(any(test, feature = "browser"))]
 const MAX_MARKUP: usize = 16 * 1024;
 
-/// Why a document is rejected.
+/// The reason why a document is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum XmlError {
     /// The document is not well-formed.
@@ -29,8 +29,8 @@ pub enum XmlError {
     /// An element is too deep, or has too many attributes.
     #[error("the document has elements deeper than {MAX_DEPTH} or with more than {MAX_ATTRIBUTES} attributes")]
     TooDeep,
-    /// The document has too many elements for a tree.
-    #[error("the document has too many elements")]
+    /// The document has too many tags, comments and other markup for a tree.
+    #[error("the document has too many elements, comments or instructions")]
     TooMany,
 }
 
@@ -66,7 +66,7 @@ impl Attributes<'_> {
 /// a parser, up to the first error in the XML.
 ///
 /// # Errors
-/// When the document has too many elements, an element that is too deep or has too many attributes, or is truncated.
+/// When the document is truncated, has too much markup, or has an element that is too deep or has too many attributes.
 #[cfg(any(test, feature = "browser"))]
 #[cfg_attr(
     all(feature = "native", not(test)),
@@ -104,7 +104,7 @@ pub(super) fn check_extent(document: &str) -> Result<(), XmlError> {
     Ok(())
 }
 
-/// Scans the tag at the beginning of `text`. Returns whether the tag is of an empty element, and the text after it.
+/// Scans the tag at the beginning of `text`. Returns whether the element is empty, and the text after the tag.
 #[cfg(any(test, feature = "browser"))]
 #[cfg_attr(
     all(feature = "native", not(test)),

@@ -58,7 +58,7 @@ fn channel(bytes: &[u8]) {
         while let Some(event) = channels.poll_event() {
             if let ChannelEvent::Cell { channel, cell } = event {
                 let circuit = cell.circuit().expect("padding is never forwarded");
-                // Refuse each circuit, as a relay can.
+                // Each admitted circuit is destroyed, so that the channel has cells to send.
                 if channels.admit_circuit(channel, circuit) {
                     let _ = channels.send(channel, Cell::destroy(circuit));
                 }

@@ -1,4 +1,4 @@
-//! Fuzz targets: handshake, onion layers and the origin's circuit, with keys known to the fuzzer.
+//! Fuzz targets: handshake, onion layers and the origin's circuit, with fixed keys.
 
 use bytes::Bytes;
 use core::time::Duration;
@@ -101,7 +101,7 @@ fn backward(bytes: &[u8]) {
 }
 
 /// For any input of a hop that completes its handshake honestly, then sends arbitrary messages in valid layers, the
-/// origin sends only valid cells to its circuit.
+/// origin sends only valid cells on its circuit.
 fn hostile_hop(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let (mut clock, mut rng) = (FuzzClock::new(), rng());

@@ -9,7 +9,7 @@ use crate::delegated::{
 pub(super) const TARGETS: &[FuzzTarget] = &[
     FuzzTarget { name: "search_request", run: search_request, seeds: request_seeds },
     FuzzTarget { name: "search_answer", run: search_answer, seeds: answer_seeds },
-    FuzzTarget { name: "link", run: link, seeds: link_seeds },
+    FuzzTarget { name: "clean_url", run: clean_url, seeds: url_seeds },
     FuzzTarget { name: "text", run: text, seeds: text_seeds },
     FuzzTarget { name: "http_response", run: http_response, seeds: response_seeds },
 ];
@@ -17,9 +17,9 @@ pub(super) const TARGETS: &[FuzzTarget] = &[
 /// A decoded query can be encoded, fits a frame, and decodes to an equal query again.
 fn search_request(bytes: &[u8]) {
     let Ok(request) = SearchRequest::decode(bytes) else { return };
-    let again = request.encode().expect("a decoded value can be encoded");
-    assert!(again.len() <= max_frame_len(REQUEST_BUCKETS));
-    assert_eq!(SearchRequest::decode(&again), Ok(request));
+    let encoded = request.encode().expect("a decoded value can be encoded");
+    assert!(encoded.len() <= max_frame_len(REQUEST_BUCKETS));
+    assert_eq!(SearchRequest::decode(&encoded), Ok(request));
 }
 
 fn request_seeds() -> Vec<Vec<u8>> {
@@ -34,15 +34,15 @@ fn request_seeds() -> Vec<Vec<u8>> {
 /// A decoded answer can be encoded, fits a frame, and decodes to an equal answer again.
 fn search_answer(bytes: &[u8]) {
     let Ok(answer) = SearchAnswer::decode(bytes) else { return };
-    let again = answer.encode().expect("a decoded value can be encoded");
-    assert!(again.len() <= max_frame_len(RESPONSE_BUCKETS));
-    assert_eq!(SearchAnswer::decode(&again), Ok(answer));
+    let encoded = answer.encode().expect("a decoded value can be encoded");
+    assert!(encoded.len() <= max_frame_len(RESPONSE_BUCKETS));
+    assert_eq!(SearchAnswer::decode(&encoded), Ok(answer));
 }
 
 fn answer_seeds() -> Vec<Vec<u8>> {
     let result = |number: u64| {
-        let link = format!("https://example.org/{number}?a=b#c");
-        SearchResult::new("A title", &link, None, "And a snippet").unwrap()
+        let url = format!("https://example.org/{number}?a=b#c");
+        SearchResult::new("A title", &url, None, "And a snippet").unwrap()
     };
     [
         SearchAnswer::Results { results: (0..3).map(result).collect(), total: Some(46), more: true },
@@ -54,7 +54,7 @@ fn answer_seeds() -> Vec<Vec<u8>> {
 }
 
 /// A cleaned URL is http or https, has no user name and no password, and is unchanged by another cleaning.
-fn link(bytes: &[u8]) {
+fn clean_url(bytes: &[u8]) {
     let input = String::from_utf8_lossy(bytes);
     let base = Url::parse("https://engine.example/search?q=x").unwrap();
     for base in [None, Some(&base)] {
@@ -68,7 +68,7 @@ fn link(bytes: &[u8]) {
     }
 }
 
-fn link_seeds() -> Vec<Vec<u8>> {
+fn url_seeds() -> Vec<Vec<u8>> {
     [
         "https://example.org/a?utm_source=x&b=%C3%A4#c",
         "https://www.google.com/url?q=https%3A%2F%2Fexample.org%2F&usg=x",
@@ -79,17 +79,17 @@ fn link_seeds() -> Vec<Vec<u8>> {
         "javascript:alert(1)",
         "/relative",
     ]
-    .map(|link| link.as_bytes().to_vec())
+    .map(|url| url.as_bytes().to_vec())
     .to_vec()
 }
 
 /// A plain text is within the maximum length, has no control characters, and is unchanged by another cleaning.
 fn text(bytes: &[u8]) {
-    const MAX_LENGTH: usize = 40;
-    let plain = text::plain(&String::from_utf8_lossy(bytes), MAX_LENGTH);
-    assert!(plain.chars().count() <= MAX_LENGTH);
+    const MAX_CHARS: usize = 40;
+    let plain = text::plain(&String::from_utf8_lossy(bytes), MAX_CHARS);
+    assert!(plain.chars().count() <= MAX_CHARS);
     assert!(!plain.chars().any(|character| character.is_control() || ('\u{202a}'..='\u{202e}').contains(&character)));
-    assert_eq!(text::plain(&plain, MAX_LENGTH), plain);
+    assert_eq!(text::plain(&plain, MAX_CHARS), plain);
 }
 
 fn text_seeds() -> Vec<Vec<u8>> {

@@ -62,8 +62,8 @@ fn signed_descriptor(bytes: &[u8]) {
     assert!(accepted.is_err() || verified.is_ok());
     if let Ok(descriptor) = verified {
         // A verified descriptor can be signed again, and the result decodes to an equal descriptor.
-        let again = descriptor.sign(&fixture::key(1)).expect("a verified descriptor can be signed");
-        assert_eq!(UnverifiedDescriptor::decode(&again).unwrap().verify(NOW).unwrap(), descriptor);
+        let signed = descriptor.sign(&fixture::key(1)).expect("a verified descriptor can be signed");
+        assert_eq!(UnverifiedDescriptor::decode(&signed).unwrap().verify(NOW).unwrap(), descriptor);
     }
 }
 
@@ -95,9 +95,9 @@ fn signed_volunteer(bytes: &[u8]) {
     assert_eq!(accepted.is_ok(), verified.is_ok());
     if let Ok(volunteer) = verified
         && volunteer.profile.identity == fixture::key(21).id()
-        && let Ok(again) = volunteer.sign(&fixture::key(21))
+        && let Ok(signed) = volunteer.sign(&fixture::key(21))
     {
-        assert_eq!(UnverifiedVolunteer::decode(&again).unwrap().verify(NOW).unwrap(), volunteer);
+        assert_eq!(UnverifiedVolunteer::decode(&signed).unwrap().verify(NOW).unwrap(), volunteer);
     }
 }
 

@@ -24,11 +24,11 @@ fn description(bytes: &[u8]) {
     let Ok(engine) = Engine::describe(bytes, Some(&origin), None) else { return };
     let [one, other] = ["x", "/@other.example/"].map(|terms| {
         let request = SearchRequest::new(engine.name().clone(), terms, 1, None).unwrap();
-        engine.question(&request).expect("the same input was decoded before").url
+        engine.http_request(&request).expect("the URL template can contain the terms").url
     });
     assert!(matches!(one.scheme(), "http" | "https"));
     assert_eq!(one.origin(), other.origin());
-    let _ = engine.question(&request());
+    let _ = engine.http_request(&request());
 }
 
 fn description_seeds() -> Vec<Vec<u8>> {

@@ -38,9 +38,9 @@ pub(super) const TARGETS: &[FuzzTarget] = &[
 
 /// An overlay in which no target can be reached.
 #[derive(Clone)]
-struct Nowhere;
+struct UnreachableOverlay;
 
-impl Connector for Nowhere {
+impl Connector for UnreachableOverlay {
     async fn open(&self, _: Target, _: Isolation) -> Result<Stream, ConnectError> {
         Err(EndReason::Refused.into())
     }
@@ -57,10 +57,10 @@ impl Connector for Nowhere {
 /// The reader view of any page loads no resource and runs no script. Each URL in the view leads to the reader view or
 /// into the page.
 fn reader_page(bytes: &[u8]) {
-    const KINDS: [&str; 4] = ["text/html", "text/html; charset=utf-16le", "text/html; charset=iso-2022-jp", ""];
-    let Some((kind, body)) = bytes.split_first() else { return };
+    const TYPES: [&str; 4] = ["text/html", "text/html; charset=utf-16le", "text/html; charset=iso-2022-jp", ""];
+    let Some((index, body)) = bytes.split_first() else { return };
     let url = "https://site.example/folder/page".parse().unwrap();
-    let Some((_, shown)) = cleaned_page(KINDS[usize::from(*kind) % KINDS.len()], body, &url) else { return };
+    let Some((_, shown)) = cleaned_page(TYPES[usize::from(*index) % TYPES.len()], body, &url) else { return };
     // Parses the page as a browser does.
     let page = scraper::Html::parse_fragment(&shown);
     for element in page.tree.values().filter_map(scraper::Node::as_element) {
@@ -86,7 +86,7 @@ fn reader_seeds() -> Vec<Vec<u8>> {
         "<table><a href=x><tr><td><form><input></table><select><option><b><p><b><p></b></select><noscript><p title=\"</noscript>",
         "<p><b><i><font color=1><p><p></b></i><plaintext><script>",
     ];
-    let page = |(kind, page): (usize, &str)| [&[u8::try_from(kind).unwrap()], page.as_bytes()].concat();
+    let page = |(index, page): (usize, &str)| [&[u8::try_from(index).unwrap()], page.as_bytes()].concat();
     pages.into_iter().enumerate().map(page).chain([b"\x00<meta charset=shift_jis>\x83\x65".to_vec()]).collect()
 }
 
@@ -109,7 +109,7 @@ fn with_port<F: Future<Output = ()> + Send + 'static>(serve: impl FnOnce(TcpList
 }
 
 fn socks_port(bytes: &[u8]) {
-    with_port(|listener| socks::serve(listener, Nowhere, SocksLimits::default()), bytes);
+    with_port(|listener| socks::serve(listener, UnreachableOverlay, SocksLimits::default()), bytes);
 }
 
 fn socks_seeds() -> Vec<Vec<u8>> {
@@ -120,12 +120,12 @@ fn socks_seeds() -> Vec<Vec<u8>> {
     let v6 = [&[5, 0xf1, 0, 4], [0x20; 16].as_slice(), &[1, 0xbb]].concat();
     let socks4a = [&[4, 1, 1, 0xbb, 0, 0, 0, 1], b"user\0example.org\0".as_slice()].concat();
     let requests = [name(1), name(2), name(3), name(0xf0), name(0xf1), v4.to_vec(), v6];
-    let fives = requests.iter().flat_map(|request| [hello, with_user].map(|greeting| [greeting, request].concat()));
-    fives.chain([socks4a, b"GET / HTTP/1.1\r\n\r\n".to_vec()]).collect()
+    let socks5 = requests.iter().flat_map(|request| [hello, with_user].map(|greeting| [greeting, request].concat()));
+    socks5.chain([socks4a, b"GET / HTTP/1.1\r\n\r\n".to_vec()]).collect()
 }
 
 fn http_port(bytes: &[u8]) {
-    with_port(|listener| http_proxy::serve(listener, Nowhere, HttpLimits::default()), bytes);
+    with_port(|listener| http_proxy::serve(listener, UnreachableOverlay, HttpLimits::default()), bytes);
 }
 
 fn http_seeds() -> Vec<Vec<u8>> {
@@ -144,33 +144,35 @@ fn http_seeds() -> Vec<Vec<u8>> {
 fn binary_http(bytes: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        if let Ok((request, content)) = read_request(bytes, MAX_CONTENT).await {
-            drain(content).await;
+        if let Ok((request, content)) = read_request(bytes, MAX_CONTENT_LEN).await {
+            read_content(content).await;
             if let Ok(head) = request_head(&request) {
-                let (again, _) = read_request(head.as_slice(), 0).await.unwrap();
-                assert_eq!((again.method(), again.uri()), (request.method(), request.uri()));
-                assert_eq!(again.headers(), request.headers());
+                let (decoded, _) = read_request(head.as_slice(), 0).await.unwrap();
+                assert_eq!((decoded.method(), decoded.uri()), (request.method(), request.uri()));
+                assert_eq!(decoded.headers(), request.headers());
             }
         }
-        if let Ok((response, content)) = read_response(bytes, MAX_CONTENT).await {
-            drain(content).await;
+        if let Ok((response, content)) = read_response(bytes, MAX_CONTENT_LEN).await {
+            read_content(content).await;
             if let Ok(head) = response_head(&response) {
-                let (again, _) = read_response(head.as_slice(), 0).await.unwrap();
-                assert_eq!((again.status(), again.headers()), (response.status(), response.headers()));
+                let (decoded, _) = read_response(head.as_slice(), 0).await.unwrap();
+                assert_eq!((decoded.status(), decoded.headers()), (response.status(), response.headers()));
             }
         }
     });
 }
 
-const MAX_CONTENT: u64 = 1000;
+/// Maximum length of a message's content, in bytes.
+const MAX_CONTENT_LEN: u64 = 1000;
 
-async fn drain(mut content: Content<&[u8]>) {
+/// Reads the content to its end or to an error.
+async fn read_content(mut content: Content<&[u8]>) {
     let mut length = 0;
     while let Ok(Some(piece)) = content.piece().await {
         assert!(!piece.is_empty());
         length += piece.len() as u64;
     }
-    assert!(length <= MAX_CONTENT);
+    assert!(length <= MAX_CONTENT_LEN);
 }
 
 fn binary_http_seeds() -> Vec<Vec<u8>> {

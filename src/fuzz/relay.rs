@@ -23,14 +23,15 @@ pub(super) const TARGETS: &[FuzzTarget] =
 const LINK: LinkId = LinkId(1);
 const ROOM: usize = 1 << 20;
 
-/// A relay and the channel of a first hop to it, without a network. The relay is the second hop, so that it serves
-/// streams.
+/// A relay and the channels of a first hop, joined by one link without a network. The relay is the second hop, so that
+/// it serves streams.
 struct RelayHarness {
     relay: Relay,
-    client: Channels,
+    first_hop: Channels,
+    /// The origin's layers.
     layers: OriginLayers,
-    /// The layer of the first hop, which the harness has.
-    first: RelayLayer,
+    /// The first hop's layer.
+    first_layer: RelayLayer,
     rng: ChaCha8Rng,
 }
 
@@ -43,39 +44,44 @@ impl RelayHarness {
             RelayParameters { exit: true, circuits: 256, partial_creates: 128, ..RelayParameters::default() };
         let mut harness = Self {
             relay: Relay::new(identity, keyring, parameters),
-            client: Channels::new(LocalRole::Relay(first), ChannelParameters::default()),
+            first_hop: Channels::new(LocalRole::Relay(first), ChannelParameters::default()),
             layers: OriginLayers::new(),
-            first: RelayLayer::new(HopIndex::FIRST, first_keys()),
+            first_layer: RelayLayer::new(HopIndex::FIRST, first_keys()),
             rng: ChaCha8Rng::seed_from_u64(3),
         };
-        let (client, relay) = ([3; 32], [4; 32]);
+        let (first_certificate, relay_certificate) = ([3; 32], [4; 32]);
         let dialled = Some(harness.relay.identity());
         let peer_address = Redacted("192.0.2.7:4443".parse().unwrap());
-        let to_relay =
-            LinkOpened { dialled, local_certificate: client, peer_certificate: relay, peer_address, lanes: LANES };
-        let from_client = LinkOpened {
+        let to_relay = LinkOpened {
+            dialled,
+            local_certificate: first_certificate,
+            peer_certificate: relay_certificate,
+            peer_address,
+            lanes: LANES,
+        };
+        let from_first_hop = LinkOpened {
             dialled: None,
-            local_certificate: relay,
-            peer_certificate: client,
+            local_certificate: relay_certificate,
+            peer_certificate: first_certificate,
             peer_address,
             lanes: LANES,
         };
         let now = Instant::START;
-        harness.relay.handle_link(now, LinkEvent::Opened { link: LINK, opened: from_client }, &mut harness.rng);
-        harness.client.handle_link(now, LinkEvent::Opened { link: LINK, opened: to_relay }, &mut harness.rng);
+        harness.relay.handle_link(now, LinkEvent::Opened { link: LINK, opened: from_first_hop }, &mut harness.rng);
+        harness.first_hop.handle_link(now, LinkEvent::Opened { link: LINK, opened: to_relay }, &mut harness.rng);
         harness.settle(now);
         harness
     }
 
-    /// Passes messages in both directions until no message is left; returns the cells that the client received.
+    /// Passes messages in both directions until no message is left; returns the cells that the first hop received.
     fn settle(&mut self, now: Instant) -> Vec<Cell> {
         let mut cells = Vec::new();
         let room = LinkEvent::Room { link: LINK, bytes: ROOM };
         loop {
             self.relay.handle_link(now, room.clone(), &mut self.rng);
-            self.client.handle_link(now, room.clone(), &mut self.rng);
+            self.first_hop.handle_link(now, room.clone(), &mut self.rng);
             let mut moved = false;
-            while let Some(transmit) = self.client.poll_transmit(now) {
+            while let Some(transmit) = self.first_hop.poll_transmit(now) {
                 moved = true;
                 if let Transmit::Message { lane, message, .. } = transmit {
                     self.relay.handle_link(now, LinkEvent::Message { link: LINK, lane, message }, &mut self.rng);
@@ -85,10 +91,10 @@ impl RelayHarness {
             while let Some(transmit) = self.relay.poll_transmit(now, &mut self.rng) {
                 moved = true;
                 if let Transmit::Message { lane, message, .. } = transmit {
-                    self.client.handle_link(now, LinkEvent::Message { link: LINK, lane, message }, &mut self.rng);
+                    self.first_hop.handle_link(now, LinkEvent::Message { link: LINK, lane, message }, &mut self.rng);
                 }
             }
-            while let Some(event) = self.client.poll_event() {
+            while let Some(event) = self.first_hop.poll_event() {
                 if let ChannelEvent::Cell { cell, .. } = event {
                     cells.push(cell);
                 }
@@ -111,17 +117,18 @@ impl RelayHarness {
         let mut fragments = crate::wire::Fragments::new();
         let reply = fragments.push(created.body()).unwrap().expect("a reply fits a cell");
         self.layers = OriginLayers::new();
-        self.first = RelayLayer::new(HopIndex::FIRST, first_keys());
+        self.first_layer = RelayLayer::new(HopIndex::FIRST, first_keys());
         self.layers.push(first_keys()).unwrap();
         self.layers.push(handshake.finish(&reply).expect("the relay is honest").keys).unwrap();
     }
 
+    /// Sends a cell from the first hop.
     fn send(&mut self, cell: Cell) {
-        let Some(channel) = self.client.lookup(&self.relay.identity()) else { return };
+        let Some(channel) = self.first_hop.lookup(&self.relay.identity()) else { return };
         if let Some(circuit) = cell.circuit() {
-            self.client.admit_circuit(channel, circuit);
+            self.first_hop.admit_circuit(channel, circuit);
         }
-        let _ = self.client.send(channel, cell);
+        let _ = self.first_hop.send(channel, cell);
     }
 
     /// Answers the events of the streams at the relay, according to the choices.
@@ -149,7 +156,7 @@ impl RelayHarness {
     }
 }
 
-/// For any input of the origin, the relay's circuits stay within their cap.
+/// For any input of the origin, the relay's circuits stay within the share of one source: a sixteenth of the cap.
 fn hostile_origin(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let (mut clock, mut harness) = (FuzzClock::new(), RelayHarness::new());
@@ -171,7 +178,7 @@ fn hostile_origin(bytes: &[u8]) {
                 let message = &message[..message.len().min(message_capacity(second()))];
                 let mut sealed = body(&[]);
                 if harness.layers.seal_message(second(), message, &mut sealed).is_ok()
-                    && harness.first.open_forward(&mut sealed).is_ok()
+                    && harness.first_layer.open_forward(&mut sealed).is_ok()
                 {
                     harness.send(Cell::new(circuit, Command::Relay, sealed));
                 }

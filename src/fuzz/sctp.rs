@@ -16,8 +16,11 @@ pub(super) const TARGETS: &[FuzzTarget] = &[
     FuzzTarget { name: "sctp_reassembly", run: reassembly, seeds: reassembly_seeds },
 ];
 
-const PACKET: usize = 1_195;
+/// Maximum length of a packet, in bytes.
+const MAX_PACKET_LEN: usize = 1_195;
+/// The type of a DATA chunk.
 const DATA: u8 = 0;
+/// The type of a SACK chunk.
 const SACK: u8 = 3;
 
 /// An established association, and the state that the peer needs to write packets.
@@ -26,7 +29,7 @@ struct FuzzAssociation {
     /// The header of the peer's packets: ports, verification tag, and a zero checksum, which was negotiated.
     header: [u8; 12],
     /// The first TSN of the peer.
-    tsn: u32,
+    peer_tsn: u32,
     /// The first TSN of the association.
     association_tsn: u32,
 }
@@ -35,7 +38,7 @@ impl FuzzAssociation {
     /// Establishes an association between two ends, and keeps the accepting end.
     fn new(now: Instant) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let config = Config::new(PACKET);
+        let config = Config::new(MAX_PACKET_LEN);
         let mut peer = Association::connect(&config, now, &mut rng);
         let mut association = Association::accept(&config, now, &mut rng);
         let tsn = |packet: &[u8]| u32::from_be_bytes(packet[28..32].try_into().unwrap());
@@ -49,7 +52,7 @@ impl FuzzAssociation {
         packets(&mut association, now);
         let mut header = [0; 12];
         header[..8].copy_from_slice(&echo[..8]);
-        Self { association, header, tsn: tsn(&init), association_tsn: tsn(&init_ack) }
+        Self { association, header, peer_tsn: tsn(&init), association_tsn: tsn(&init_ack) }
     }
 
     /// Passes a packet with `chunks` to the association.
@@ -74,7 +77,7 @@ impl FuzzAssociation {
 /// All packets that the association can send now.
 fn packets(association: &mut Association, now: Instant) -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
-    let mut buffer = [0; PACKET];
+    let mut buffer = [0; MAX_PACKET_LEN];
     loop {
         let length = association.poll_packet(now, &mut buffer);
         if length == 0 {
@@ -124,7 +127,7 @@ fn hostile_peer(bytes: &[u8]) {
             1 | 2 => {
                 let (flags, distance, stream) = (choices.u8() & 0xb, choices.u16(), choices.u8() % 65);
                 let (sequence, length) = (choices.u8(), usize::from(choices.u16()) % 1_168);
-                let tsn = established.tsn.wrapping_add(u32::from(distance)).wrapping_sub(8);
+                let tsn = established.peer_tsn.wrapping_add(u32::from(distance)).wrapping_sub(8);
                 let chunk = data(flags, tsn, stream.into(), sequence.into(), 53, &vec![9; length.max(1)]);
                 established.receive(now, &chunk);
             }
@@ -259,32 +262,32 @@ impl ReassemblyModel {
     }
 }
 
-/// With an honest peer, reordering and duplication of packets, the association delivers each message when
-/// [`ReassemblyModel`] does, and finally all messages.
+/// With an honest peer, reordering and duplication of packets, the association delivers each message at the same packet
+/// as [`ReassemblyModel`], and finally all messages.
 fn reassembly(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut now = FuzzClock::new().advance(0);
     let mut established = FuzzAssociation::new(now);
     let fragments = fragments(&mut choices);
-    let mut waiting: VecDeque<usize> = (0..fragments.len()).collect();
+    let mut unsent: VecDeque<usize> = (0..fragments.len()).collect();
     let mut model = ReassemblyModel::default();
-    while let Some(at) = waiting.pop_front() {
-        let fate = if choices.is_empty() { 0 } else { choices.u8() };
-        if fate & 3 == 3 {
-            // The packet goes behind the chosen number of packets.
-            waiting.insert(usize::from(fate >> 2).min(waiting.len()), at);
+    while let Some(at) = unsent.pop_front() {
+        let choice = choices.u8();
+        if choice & 3 == 3 {
+            // The packet is sent after the chosen number of other packets.
+            unsent.insert(usize::from(choice >> 2).min(unsent.len()), at);
             continue;
         }
         let fragment = &fragments[at];
         let flags = u8::from(fragment.begin) << 1 | u8::from(fragment.end);
-        let tsn = established.tsn.wrapping_add(u32::try_from(at).unwrap());
+        let tsn = established.peer_tsn.wrapping_add(u32::try_from(at).unwrap());
         let chunk = data(flags, tsn, fragment.stream, fragment.sequence, 53, &fragment.payload);
         established.receive(now, &chunk);
-        if fate & 3 == 2 {
+        if choice & 3 == 2 {
             established.receive(now, &chunk);
         }
         model.arrived.insert(at, fragment.clone());
-        let mut messages = established.messages().expect("an honest peer's association lasts");
+        let mut messages = established.messages().expect("an honest peer doesn't end the association");
         let mut expected = model.messages();
         // The order between streams is unspecified.
         messages.sort_by_key(|message| message.0);

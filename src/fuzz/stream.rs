@@ -23,7 +23,7 @@ fn parameters() -> FlowParameters {
     FlowParameters { max_streams: 8, ..FlowParameters::default() }
 }
 
-fn destination() -> Target {
+fn target() -> Target {
     Target { host: Host::parse("example.org").unwrap(), port: 443 }
 }
 
@@ -64,8 +64,8 @@ fn perform(streams: &mut Streams, role: StreamRole, now: crate::base::Instant, c
     let Some(id) = StreamId::new(u16::from(choices.u8() % 10)) else { return };
     match choices.u8() % 9 {
         8 if role == StreamRole::Origin => drop(streams.request(now, Service::Search)),
-        0 if role == StreamRole::Origin => drop(streams.open(now, destination())),
-        1 if role == StreamRole::Origin => drop(streams.resolve(now, destination().host)),
+        0 if role == StreamRole::Origin => drop(streams.open(now, target())),
+        1 if role == StreamRole::Origin => drop(streams.resolve(now, target().host)),
         0 => streams.handle_command(id, StreamCommand::Connected(None)),
         1 => streams.handle_command(id, StreamCommand::Resolved { ttl: 60, answers: Vec::new() }),
         2 => streams.handle_command(id, StreamCommand::Finish),
@@ -111,7 +111,7 @@ fn end_to_end(bytes: &[u8]) {
         let slot = usize::from(id.value());
         match choices.u8() % 9 {
             8 => drop(ends[0].request(now, Service::Http)),
-            0 if which == 0 => drop(ends[0].open(now, destination())),
+            0 if which == 0 => drop(ends[0].open(now, target())),
             0 => ends[1].handle_command(id, StreamCommand::Connected(None)),
             1 => ends[which].handle_command(id, StreamCommand::Finish),
             2 => ends[which].handle_command(id, StreamCommand::Reset(EndReason::Reset)),

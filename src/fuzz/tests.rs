@@ -6,7 +6,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha8Rng};
 
 use super::{FuzzTarget, TARGETS};
 
-/// Mutations of each input in an ordinary test run.
+/// Number of mutations of each input in an ordinary test run.
 const MUTATIONS: u64 = 200;
 
 fn targets() -> impl Iterator<Item = &'static FuzzTarget> {
@@ -56,7 +56,7 @@ fn mutations_of_every_corpus_pass() {
     }
 }
 
-/// Changes `input` up to three times: changes bytes, truncates, or removes or duplicates a part. The same `seed` gives
+/// Changes `input` one to three times: changes bytes, truncates, or removes or duplicates a part. The same `seed` gives
 /// the same output.
 fn mutate(input: &[u8], seed: u64) -> Vec<u8> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -43,7 +43,7 @@ fn udp_port(bytes: &[u8]) {
     }
 }
 
-/// A STUN check (RFC 5769 §2.1), a dialler's first hello, and a sequence of both.
+/// A STUN check (RFC 5769 §2.1), a dialler's first ClientHello, and a sequence of both.
 #[allow(clippy::disallowed_methods, reason = "the start of the core's time")]
 fn udp_seeds() -> Vec<Vec<u8>> {
     const CHECK: &[u8] =
@@ -67,6 +67,7 @@ fn own_certificate() -> Certificate {
     Certificate::generate().expect("the system's cryptography works")
 }
 
+/// A decoded certificate encodes to the same bytes.
 fn certificate(bytes: &[u8]) {
     let Ok(certificate) = Certificate::from_bytes(bytes) else { return };
     assert_eq!(certificate.to_bytes().unwrap().as_slice(), bytes);
@@ -141,7 +142,7 @@ fn record_seeds() -> Vec<Vec<u8>> {
         &seal[..],
         &seal,
         &seal,
-        // The second record; all records in one datagram; the first record with a modified nonce; an empty header.
+        // The second record; all records in one datagram; the first record, modified behind its header; a header alone.
         &[1, 0, 1],
         &[1, 2, 0, 1, 2],
         &[2, 0, 0, 13, 0, 1, 0x80],

@@ -40,9 +40,9 @@ fn cell_seeds() -> Vec<Vec<u8>> {
 /// A decoded message encodes to the same bytes, without the padding.
 fn relay_message(bytes: &[u8]) {
     let Ok(message) = RelayMessage::decode(&Bytes::copy_from_slice(bytes)) else { return };
-    let mut again = Vec::new();
-    message.encode(&mut again).expect("a decoded value can be encoded");
-    assert!(bytes.starts_with(&again), "{message:?}");
+    let mut encoded = Vec::new();
+    message.encode(&mut encoded).expect("a decoded value can be encoded");
+    assert!(bytes.starts_with(&encoded), "{message:?}");
     if let RelayMessage::Extend { fragment } | RelayMessage::Extended { fragment } = message {
         fragments(&fragment);
     }
@@ -100,19 +100,19 @@ fn fragments(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let mut fragments = Fragments::new();
     while !choices.is_empty() {
-        let Ok(whole) = fragments.push(choices.bytes()) else { return };
-        let Some(body) = whole else { continue };
+        let Ok(complete) = fragments.push(choices.bytes()) else { return };
+        let Some(body) = complete else { continue };
         assert!(body.len() <= 4 * BODY_LEN);
         if let Ok((relay, request)) = decode_extend(&body) {
             assert_eq!(encode_extend(&relay, request), body);
         }
-        let mut again = Fragments::new();
+        let mut second = Fragments::new();
         let parts = split(&body, BODY_LEN).expect("the body fits the maximum number of fragments");
-        let mut whole = None;
+        let mut reassembled = None;
         for part in parts {
-            whole = again.push(&part).expect("a fragment from split");
+            reassembled = second.push(&part).expect("a fragment from split");
         }
-        assert_eq!(whole, Some(body));
+        assert_eq!(reassembled, Some(body));
     }
 }
 

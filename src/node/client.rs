@@ -33,7 +33,7 @@ use crate::{
     },
     page::{
         self, PageReader, SearchPage,
-        check::{Check, Checked},
+        check::{Check, CheckConnector},
     },
     ports::{
         destinations::ByDestination,
@@ -298,7 +298,7 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
         socks: port(&socks)?,
     };
     // The proxy check of the search page sends its request through these two ports.
-    let client = ByDestination::new(Checked::new(client, check), options.isolate_destination.unwrap_or(false));
+    let client = ByDestination::new(CheckConnector::new(client, check), options.isolate_destination.unwrap_or(false));
     tracing::info!("client started; waiting for the first circuit");
     let announce = async {
         if ready.wait_for(|ready| *ready).await.is_ok() {

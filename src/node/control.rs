@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::TcpStream, time::timeout};
 
-use crate::page::api::{API_FIELD, Failed};
+use crate::page::api::{API_FIELD, ApiFailure};
 
 use super::Failure;
 
@@ -44,7 +44,7 @@ pub(crate) async fn request<T: DeserializeOwned>(
 
 /// The failure described by `status` and `answer` of the client at `control`.
 pub(crate) fn failure(control: SocketAddr, status: StatusCode, answer: &[u8]) -> Failure {
-    let Ok(Failed { error }) = serde_json::from_slice(answer) else { return not_a_client(control) };
+    let Ok(ApiFailure { error }) = serde_json::from_slice(answer) else { return not_a_client(control) };
     match status {
         StatusCode::BAD_REQUEST => Failure::usage(error),
         StatusCode::SERVICE_UNAVAILABLE => Failure::Unreachable(error.into()),

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::{
     delegated::text,
-    page::api::{ApiSearch, Compared, ComparedRow, OfferedEngine, Searched, SearchedResult, read_address},
+    page::api::{ApiComparison, ApiComparisonRow, ApiResult, ApiResults, ApiSearch, OfferedEngine, read_address},
 };
 
 use super::{Failure, control};
@@ -73,10 +73,10 @@ pub(crate) async fn run(options: SearchOptions) -> Result<(), Failure> {
         exits: options.exits.map(usize::from),
     };
     if options.exits.is_some_and(|exits| exits > 1) {
-        let compared: Compared = control::request(options.control, "/api/search", Some(&search)).await?;
+        let compared: ApiComparison = control::request(options.control, "/api/search", Some(&search)).await?;
         return if options.json { print_json(&compared) } else { print(&compared_lines(&compared)) };
     }
-    let searched: Searched = control::request(options.control, "/api/search", Some(&search)).await?;
+    let searched: ApiResults = control::request(options.control, "/api/search", Some(&search)).await?;
     match options.open {
         Some(number) => open(options.control, &searched, number),
         None if options.json => print_json(&searched),
@@ -95,7 +95,7 @@ fn terms(words: &[String]) -> Result<String, Failure> {
 }
 
 /// Shows a result in the browser, in the reader view of the client's page.
-fn open(control: SocketAddr, searched: &Searched, number: usize) -> Result<(), Failure> {
+fn open(control: SocketAddr, searched: &ApiResults, number: usize) -> Result<(), Failure> {
     let Some(result) = number.checked_sub(1).and_then(|place| searched.results.get(place)) else {
         return Err(Failure::failed(format!("there is no result {number}: the page has {}", searched.results.len())));
     };
@@ -111,7 +111,7 @@ fn open(control: SocketAddr, searched: &Searched, number: usize) -> Result<(), F
     Ok(())
 }
 
-fn result_lines(searched: &Searched) -> Vec<String> {
+fn result_lines(searched: &ApiResults) -> Vec<String> {
     let mut lines = Vec::new();
     for (place, result) in searched.results.iter().enumerate() {
         lines.extend(one_result(place.saturating_add(1), result));
@@ -132,7 +132,7 @@ fn result_lines(searched: &Searched) -> Vec<String> {
     lines
 }
 
-fn one_result(number: usize, result: &SearchedResult) -> Vec<String> {
+fn one_result(number: usize, result: &ApiResult) -> Vec<String> {
     let mut lines = vec![format!("{number:>2}. {}", bold(&line(&result.title))), format!("    {}", line(&result.url))];
     if !result.snippet.is_empty() {
         lines.push(format!("    {}", line(&result.snippet)));
@@ -140,7 +140,7 @@ fn one_result(number: usize, result: &SearchedResult) -> Vec<String> {
     lines
 }
 
-fn summary(searched: &Searched) -> String {
+fn summary(searched: &ApiResults) -> String {
     let total = searched.total.map(|total| format!(" · {total} results")).unwrap_or_default();
     let more =
         if searched.more { format!(" · more with --page {}", searched.page.saturating_add(1)) } else { String::new() };
@@ -148,7 +148,7 @@ fn summary(searched: &Searched) -> String {
     format!("{}{total} · {:.0} ms by {}{more}", line(&searched.engine), searched.took_ms, path.join(" → "))
 }
 
-fn compared_lines(compared: &Compared) -> Vec<String> {
+fn compared_lines(compared: &ApiComparison) -> Vec<String> {
     let mut lines = Vec::new();
     for (place, row) in compared.rows.iter().enumerate() {
         lines.extend(one_result(place.saturating_add(1), &row.result));
@@ -171,7 +171,7 @@ fn compared_lines(compared: &Compared) -> Vec<String> {
 }
 
 /// The differences between the exits' answers about one result, if there are any.
-fn difference(compared: &Compared, row: &ComparedRow) -> Option<String> {
+fn difference(compared: &ApiComparison, row: &ApiComparisonRow) -> Option<String> {
     let answered = compared.exits.iter().zip(&row.places).filter(|(exit, _)| exit.answer.is_some());
     let places: Vec<_> = answered.collect();
     let same_place = places.windows(2).all(|pair| matches!(pair, [(_, one), (_, next)] if one == next));

@@ -2,13 +2,13 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `POST /api/search`, an [`ApiSearch`] | [`Searched`], or [`Compared`] for a search through several exits |
+//! | `POST /api/search`, an [`ApiSearch`] | [`ApiResults`], or [`ApiComparison`] for a search through several exits |
 //! | `GET /api/engines` | a list of [`OfferedEngine`] |
 //! | `POST /api/request`, a request in Binary HTTP | the response in Binary HTTP ([`request`]) |
 //!
-//! The answer to a failed request is a [`Failed`] with a status: 400 for an invalid request, 429 for a limit, 503 for a
-//! failure of the network, 502 for one of the exit, the engine or the target. The access checks of the page apply, and
-//! a header field is required ([`super::request_check`]).
+//! The answer to a failed request is an [`ApiFailure`] with a status: 400 for an invalid request, 429 for a limit, 503
+//! for a failure of the network, 502 for a failure of the exit, the engine or the target. The access checks of the page
+//! apply, and a header field is required ([`super::request_check`]).
 
 pub(crate) mod request;
 
@@ -54,23 +54,28 @@ pub(crate) struct ApiSearch {
 
 /// The results of a search.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct Searched {
+pub(crate) struct ApiResults {
     pub(crate) engine: String,
+    /// The number of this page of results, from 1.
     pub(crate) page: u16,
+    /// The total number of results, if the engine returned it.
     pub(crate) total: Option<u64>,
+    /// Whether the engine has a further page of results.
     pub(crate) more: bool,
+    /// The time from sending the query to the end of the answer, in milliseconds.
     pub(crate) took_ms: f64,
-    pub(crate) results: Vec<SearchedResult>,
+    pub(crate) results: Vec<ApiResult>,
     /// The circuit's path, from guard to exit.
     pub(crate) path: Vec<PathHop>,
+    /// Whether the exit also carries other streams of this client, because no other exit offers the engine.
     pub(crate) shared_exit: bool,
     /// The failed exit of the first try, if there was a second try.
-    pub(crate) missed: Option<Missed>,
+    pub(crate) missed: Option<ApiMiss>,
 }
 
 /// One result.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct SearchedResult {
+pub(crate) struct ApiResult {
     pub(crate) title: String,
     pub(crate) url: String,
     pub(crate) snippet: String,
@@ -80,39 +85,39 @@ pub(crate) struct SearchedResult {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct PathHop {
     pub(crate) relay: String,
-    /// The time to add this hop when the circuit was built, in milliseconds.
+    /// The time of the handshake with this hop, in milliseconds.
     pub(crate) took_ms: f64,
 }
 
 /// An exit that returned no results.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct Missed {
+pub(crate) struct ApiMiss {
     pub(crate) exit: String,
     pub(crate) why: String,
 }
 
 /// The results of one query through several exits.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct Compared {
+pub(crate) struct ApiComparison {
     /// Whether all successful exits returned the same results.
     pub(crate) agree: bool,
-    pub(crate) exits: Vec<ComparedExit>,
-    pub(crate) rows: Vec<ComparedRow>,
+    pub(crate) exits: Vec<ApiExitOutcome>,
+    pub(crate) rows: Vec<ApiComparisonRow>,
 }
 
 /// The outcome of one exit in a comparison.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct ComparedExit {
+pub(crate) struct ApiExitOutcome {
     pub(crate) exit: String,
     pub(crate) error: Option<String>,
-    pub(crate) answer: Option<Searched>,
+    pub(crate) answer: Option<ApiResults>,
 }
 
 /// A result of at least one exit in a comparison.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct ComparedRow {
+pub(crate) struct ApiComparisonRow {
     #[serde(flatten)]
-    pub(crate) result: SearchedResult,
+    pub(crate) result: ApiResult,
     /// The rank at each exit, from 1; absent for exits that didn't return the result.
     pub(crate) places: Vec<Option<usize>>,
     /// Whether title and snippet are equal at all exits that returned the result.
@@ -123,7 +128,7 @@ pub(crate) struct ComparedRow {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct OfferedEngine {
     pub(crate) engine: String,
-    /// Whether this is the engine of searches without an engine.
+    /// Whether searches that name no engine use this engine.
     pub(crate) default: bool,
     pub(crate) exits: Vec<EngineExit>,
 }
@@ -140,7 +145,7 @@ pub(crate) struct EngineExit {
 
 /// The reason for a failure.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct Failed {
+pub(crate) struct ApiFailure {
     pub(crate) error: String,
 }
 
@@ -160,27 +165,32 @@ pub(super) fn router<C: Connector>() -> Router<SearchPage<C>> {
 async fn search<C: Connector>(State(page): State<SearchPage<C>>, body: Bytes) -> Response {
     let search: ApiSearch = match serde_json::from_slice(&body) {
         Ok(search) => search,
-        Err(error) => return failed(StatusCode::BAD_REQUEST, format!("the request is not a search: {error}")),
+        Err(error) => {
+            return failure_response(StatusCode::BAD_REQUEST, format!("the request is not a search: {error}"));
+        }
     };
     let engine = match search.engine.as_deref().map(EngineName::parse) {
         None => None,
         Some(Some(engine)) => Some(engine),
         Some(None) => {
-            return failed(StatusCode::BAD_REQUEST, "the engine is not a name; names consist of a-z, 0-9 and -".into());
+            return failure_response(
+                StatusCode::BAD_REQUEST,
+                "the engine is not a name; names consist of a-z, 0-9 and -".into(),
+            );
         }
     };
     let number = search.page.unwrap_or(1);
     let query = SearchQuery { terms: search.terms, engine, page: number, language: search.language };
     match search.exits.unwrap_or(1) {
         1 => match page.searcher.search(&query).await {
-            Ok(found) => json(StatusCode::OK, &searched(&found, number)),
-            Err(failure) => refused(failure),
+            Ok(found) => json(StatusCode::OK, &api_results(&found, number)),
+            Err(failure) => refusal_response(failure),
         },
         exits if (2..=MAX_COMPARED).contains(&exits) => match page.searcher.compare(&query, exits).await {
-            Ok(comparison) => json(StatusCode::OK, &compared(&comparison, number)),
-            Err(failure) => refused(failure),
+            Ok(comparison) => json(StatusCode::OK, &api_comparison(&comparison, number)),
+            Err(failure) => refusal_response(failure),
         },
-        _ => failed(StatusCode::BAD_REQUEST, format!("the number of exits is not from 1 to {MAX_COMPARED}")),
+        _ => failure_response(StatusCode::BAD_REQUEST, format!("the number of exits is not from 1 to {MAX_COMPARED}")),
     }
 }
 
@@ -199,8 +209,8 @@ async fn engines<C: Connector>(State(page): State<SearchPage<C>>) -> Response {
     json(StatusCode::OK, &engines.collect::<Vec<_>>())
 }
 
-fn searched(found: &Found, page: u16) -> Searched {
-    Searched {
+fn api_results(found: &Found, page: u16) -> ApiResults {
+    ApiResults {
         engine: found.engine.to_string(),
         page,
         total: found.total,
@@ -209,41 +219,41 @@ fn searched(found: &Found, page: u16) -> Searched {
         results: found.results.iter().map(result).collect(),
         path: found.route.hops.iter().map(hop).collect(),
         shared_exit: found.route.shared_exit,
-        missed: found.missed.as_ref().map(missed),
+        missed: found.missed.as_ref().map(api_miss),
     }
 }
 
-fn compared(comparison: &Comparison, page: u16) -> Compared {
-    let exits = comparison.outcomes.iter().map(|exit| ComparedExit {
+fn api_comparison(comparison: &Comparison, page: u16) -> ApiComparison {
+    let exits = comparison.outcomes.iter().map(|exit| ApiExitOutcome {
         exit: exit.exit.to_string(),
         error: exit.outcome.as_ref().err().map(ToString::to_string),
-        answer: exit.outcome.as_ref().ok().map(|found| searched(found, page)),
+        answer: exit.outcome.as_ref().ok().map(|found| api_results(found, page)),
     });
-    let rows = comparison.rows.iter().map(|row| ComparedRow {
+    let rows = comparison.rows.iter().map(|row| ApiComparisonRow {
         result: result(&row.result),
         places: row.places.clone(),
         same_words: row.same_words,
     });
-    Compared { agree: comparison.agrees(), exits: exits.collect(), rows: rows.collect() }
+    ApiComparison { agree: comparison.agrees(), exits: exits.collect(), rows: rows.collect() }
 }
 
-fn result(result: &SearchResult) -> SearchedResult {
-    SearchedResult { title: result.title.clone(), url: result.url.as_str().to_owned(), snippet: result.snippet.clone() }
+fn result(result: &SearchResult) -> ApiResult {
+    ApiResult { title: result.title.clone(), url: result.url.as_str().to_owned(), snippet: result.snippet.clone() }
 }
 
 fn hop(hop: &Hop) -> PathHop {
     PathHop { relay: hop.relay.to_string(), took_ms: milliseconds(hop.took) }
 }
 
-fn missed(miss: &Miss) -> Missed {
-    Missed { exit: miss.exit.to_string(), why: miss.why.to_string() }
+fn api_miss(miss: &Miss) -> ApiMiss {
+    ApiMiss { exit: miss.exit.to_string(), why: miss.why.to_string() }
 }
 
 fn milliseconds(took: core::time::Duration) -> f64 {
     took.as_secs_f64() * 1e3
 }
 
-fn refused(failure: SearchFailure) -> Response {
+fn refusal_response(failure: SearchFailure) -> Response {
     let status = match failure {
         SearchFailure::Query(QueryError::Invalid(_) | QueryError::NoSuchEngine) | SearchFailure::TooFewExits(_) => {
             StatusCode::BAD_REQUEST
@@ -252,7 +262,7 @@ fn refused(failure: SearchFailure) -> Response {
         SearchFailure::Query(QueryError::NotReady | QueryError::NoEngines) => StatusCode::SERVICE_UNAVAILABLE,
         SearchFailure::Query(QueryError::AllBlocked) | SearchFailure::Missed(_) => StatusCode::BAD_GATEWAY,
     };
-    failed(status, failure.to_string())
+    failure_response(status, failure.to_string())
 }
 
 /// The HTTP status code for a failure to open a circuit or stream.
@@ -265,8 +275,8 @@ pub(super) fn connect_status(error: ConnectError) -> StatusCode {
     }
 }
 
-fn failed(status: StatusCode, error: String) -> Response {
-    json(status, &Failed { error })
+fn failure_response(status: StatusCode, error: String) -> Response {
+    json(status, &ApiFailure { error })
 }
 
 fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {

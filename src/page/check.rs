@@ -23,7 +23,7 @@ const PORT: u16 = 80;
 /// The key of the only stream of a hub.
 const KEY: u64 = 1;
 /// Maximum bytes of a request's head.
-const MAX_HEAD: usize = 16 * 1024;
+const MAX_HEAD_LEN: usize = 16 * 1024;
 /// Time limit of request and answer together.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 const IMAGE: &str = include_str!("check.svg");
@@ -48,27 +48,27 @@ impl Check {
         format!("http://[{}]/check.svg", self.address)
     }
 
-    fn is_at(self, target: &Target) -> bool {
+    fn is_target(self, target: &Target) -> bool {
         target.host == Host::Ip(self.address.into()) && target.port == PORT
     }
 }
 
 /// A connector that answers requests to the check's address, and passes others to another connector.
 #[derive(Clone)]
-pub(crate) struct Checked<C> {
+pub(crate) struct CheckConnector<C> {
     connector: C,
     check: Check,
 }
 
-impl<C> Checked<C> {
+impl<C> CheckConnector<C> {
     pub(crate) const fn new(connector: C, check: Check) -> Self {
         Self { connector, check }
     }
 }
 
-impl<C: Connector> Connector for Checked<C> {
+impl<C: Connector> Connector for CheckConnector<C> {
     async fn open(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
-        if self.check.is_at(&target) {
+        if self.check.is_target(&target) {
             return Ok(serve());
         }
         self.connector.open(target, isolation).await
@@ -88,12 +88,12 @@ impl<C: Connector> Connector for Checked<C> {
     }
 }
 
-/// A stream to a local server of the image.
+/// A stream to a task that serves the image.
 fn serve() -> Stream {
     let mut hub = Hub::new();
-    let stream = hub.open(KEY, MAX_HEAD);
+    let stream = hub.open(KEY, MAX_HEAD_LEN);
     tokio::spawn(async move {
-        // Dropping the hub at the timeout fails its stream if that is still open.
+        // Dropping the hub at the timeout fails its stream if the stream is still open.
         let _ = timeout(EXCHANGE_TIMEOUT, answer(hub)).await;
     });
     stream
@@ -110,7 +110,7 @@ async fn answer(mut hub: Hub<u64>) {
                 if is_answered {
                     hub.push(KEY, response().as_bytes());
                     hub.finish(KEY);
-                } else if head.len() >= MAX_HEAD {
+                } else if head.len() >= MAX_HEAD_LEN {
                     hub.fail(KEY, EndReason::ResourceLimit);
                     return;
                 }
@@ -159,7 +159,7 @@ mod tests {
     #[tokio::test]
     async fn the_image_is_served_without_an_exit() {
         let direct = Direct::default();
-        let checked = Checked::new(direct.clone(), check());
+        let checked = CheckConnector::new(direct.clone(), check());
         let target = Target { host: Host::Ip(check().address.into()), port: PORT };
         let mut stream = checked.open(target, Isolation::of_listener("socks")).await.unwrap();
         stream.write_all(b"GET /check.svg HTTP/1.1\r\nHost: x").await.unwrap();
@@ -172,17 +172,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_with_a_too_long_head_is_not_answered() {
-        let checked = Checked::new(Direct::default(), check());
+        let checked = CheckConnector::new(Direct::default(), check());
         let target = Target { host: Host::Ip(check().address.into()), port: PORT };
         let mut stream = checked.open(target, Isolation::of_listener("socks")).await.unwrap();
-        let _ = stream.write_all(&[b'x'; MAX_HEAD]).await;
+        let _ = stream.write_all(&[b'x'; MAX_HEAD_LEN]).await;
         assert!(stream.read_to_end(&mut Vec::new()).await.is_err());
     }
 
     #[tokio::test]
     async fn other_targets_are_passed_to_the_connector() {
         let direct = Direct::default();
-        let checked = Checked::new(direct.clone(), check());
+        let checked = CheckConnector::new(direct.clone(), check());
         for (host, port) in [(Host::Ip(check().address.into()), 443), (Host::Name("refused.test".into()), PORT)] {
             assert!(checked.open(Target { host, port }, Isolation::of_listener("socks")).await.is_err());
         }

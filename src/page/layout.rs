@@ -152,6 +152,7 @@ pub(super) fn failure_page(status: StatusCode, title: &str, text: &str, form: Op
     page(PageKind::Own, status, title, &body)
 }
 
+/// The footer of all pages.
 pub(super) fn foot() -> Markup {
     html! {
         footer {

@@ -1,4 +1,4 @@
-//! The reader view: fetches a web page through the overlay, ends TLS here, and shows the page as cleaned text.
+//! The reader view: fetches a web page through the overlay, ends TLS in this client, and shows the page as cleaned text.
 //!
 //! The page is untrusted. Its length, redirects and fetch time are capped. Blocking threads clean a few pages at a
 //! time. The result loads nothing and contains no scripts ([`clean`]). Each page has a separate isolation.
@@ -26,22 +26,24 @@ use crate::{
 
 pub(super) use view::{read_failure, reader_view};
 
-/// The title and the cleaned content of an HTML page; `kind` is its content type.
+/// The title and the cleaned content of an HTML page.
 #[cfg(any(test, fuzzing))]
-pub(crate) fn cleaned_page(kind: &str, body: &[u8], url: &Url) -> Option<(String, String)> {
-    clean::clean(&clean::decode(kind, body, true), url)
+pub(crate) fn cleaned_page(content_type: &str, body: &[u8], url: &Url) -> Option<(String, String)> {
+    clean::clean(&clean::decode(content_type, body, true), url)
 }
 
 /// Maximum bytes of a page.
 const MAX_PAGE_LEN: usize = 3 << 20;
+/// Maximum redirects of one fetch.
 const MAX_REDIRECTS: usize = 5;
 /// Time limit of a fetch with its redirects.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(45);
 /// Cap on pages cleaned concurrently; others wait.
 const MAX_CLEANING: usize = 2;
-/// Pages whose bodies are in memory: those being fetched, waiting to be cleaned, and being cleaned.
+/// Cap on pages whose bodies are in memory: while their fetch ends, while they wait to be cleaned, and while they are
+/// cleaned.
 const MAX_BODIES: usize = 8;
-/// Time for which a page waits for such a place before its body is read.
+/// Time limit for a page to wait for one of [`MAX_BODIES`] places before its body is read.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A cleaned page.
@@ -76,7 +78,7 @@ pub(super) enum ReadError {
     #[error("the page has a content encoding that the reader doesn't support")]
     Encoded,
     #[error("the URL is not a page of text but a file of type {0}")]
-    Kind(String),
+    ContentType(String),
     #[error("the page has too many or too deeply nested elements")]
     Unreadable,
     #[error("the reader is busy with other pages; try again in a moment")]
@@ -94,7 +96,7 @@ pub(crate) struct PageReader<C> {
 
 impl<C: Connector> PageReader<C> {
     pub(crate) fn new(requester: Requester<C>) -> Self {
-        let [cleaning, bodies] = [MAX_CLEANING, MAX_BODIES].map(|most| Arc::new(Semaphore::new(most)));
+        let [cleaning, bodies] = [MAX_CLEANING, MAX_BODIES].map(|max| Arc::new(Semaphore::new(max)));
         Self { requester, cleaning, bodies, place_timeout: PLACE_TIMEOUT }
     }
 
@@ -112,7 +114,7 @@ impl<C: Connector> PageReader<C> {
         cleaned.await.ok().flatten().ok_or(ReadError::Unreadable)
     }
 
-    /// Fetches a page, and the place that it takes in memory.
+    /// Fetches a page, and acquires its place in memory.
     async fn fetch(
         &self,
         mut url: Url,
@@ -153,7 +155,7 @@ fn redirect(url: &Url, response: &Response<ResponseBody>) -> Option<Result<Url, 
     let next = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
     let mut next = next.and_then(|next| url.join(next).ok()).filter(|next| matches!(next.scheme(), "http" | "https"));
     if let Some(next) = &mut next {
-        // A user name before the host could be mistaken for the host. Neither it nor the fragment is sent.
+        // A user name before the host could be mistaken for the host. Neither user name nor fragment is sent.
         next.set_fragment(None);
         let _ = (next.set_username(""), next.set_password(None));
     }
@@ -166,13 +168,13 @@ async fn read_page(url: Url, response: Response<ResponseBody>, verified: bool) -
     if head.headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         return Err(ReadError::Encoded);
     }
-    let kind = kind(&head.headers);
-    let html = match kind.split(';').next().unwrap_or_default().trim() {
+    let content_type = content_type(&head.headers);
+    let html = match content_type.split(';').next().unwrap_or_default().trim() {
         "text/html" | "application/xhtml+xml" | "" => true,
-        kind if kind.starts_with("text/") || kind == "application/json" => false,
+        content_type if content_type.starts_with("text/") || content_type == "application/json" => false,
         // For an error status, the status is the better reason than the content type.
         _ if !head.status.is_success() => return Err(ReadError::Status(head.status)),
-        kind => return Err(ReadError::Kind(text::plain(kind, 60))),
+        content_type => return Err(ReadError::ContentType(text::plain(content_type, 60))),
     };
     let body =
         Limited::new(body, MAX_PAGE_LEN).collect().await.map_err(|error| match error.downcast::<RequestError>() {
@@ -183,19 +185,19 @@ async fn read_page(url: Url, response: Response<ResponseBody>, verified: bool) -
     if body.is_empty() && !head.status.is_success() {
         return Err(ReadError::Status(head.status));
     }
-    Ok(FetchedPage { url, kind, html, body, verified })
+    Ok(FetchedPage { url, content_type, html, body, verified })
 }
 
 /// The content type, in lower case.
-fn kind(fields: &HeaderMap) -> String {
-    let kind = fields.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    kind.unwrap_or_default().to_ascii_lowercase()
+fn content_type(fields: &HeaderMap) -> String {
+    let content_type = fields.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    content_type.unwrap_or_default().to_ascii_lowercase()
 }
 
 /// A fetched page before its cleaning.
 struct FetchedPage {
     url: Url,
-    kind: String,
+    content_type: String,
     html: bool,
     body: Bytes,
     verified: bool,
@@ -203,7 +205,7 @@ struct FetchedPage {
 
 impl FetchedPage {
     fn clean(self) -> Option<CleanedPage> {
-        let text = clean::decode(&self.kind, &self.body, self.html);
+        let text = clean::decode(&self.content_type, &self.body, self.html);
         let (title, content) = if self.html {
             let (title, html) = clean::clean(&text, &self.url)?;
             (title, CleanedContent::Html(html))

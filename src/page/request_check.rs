@@ -1,12 +1,12 @@
-//! Access control of the search page. Only the user's browser and command line may use it; requests from pages of other
-//! sites are refused.
+//! Access control of the search page. Only the user's browser and command line may use the page; requests from pages of
+//! other sites are refused.
 //!
 //! | refused request | reason |
 //! |---|---|
 //! | `Host` other than the listener's | DNS rebinding: a foreign name that resolves to this listener |
-//! | absolute-form target | only proxies receive it |
+//! | absolute-form target | only proxies receive this form |
 //! | `Sec-Fetch-Site` other than `same-origin` and `none`; a foreign `Origin` or `Referer` | request by another site |
-//! | prefetching, prerendering | no query or visit by a speculative request |
+//! | prefetching, prerendering | a speculative request must cause no query or visit |
 //! | `/api` with a browser's header fields, or without `Umbel-Api` | the API is only for the command line |
 //!
 //! Every response forbids framing, referrers, content sniffing and caching, embedding by other sites, and (by default)
@@ -90,7 +90,7 @@ fn check(listener: SocketAddr, request: &Request) -> Result<(), (StatusCode, Str
 
 /// Whether the `Host` field `host` names `listener`.
 ///
-/// Other names than `localhost` are refused: the owner of a name can make it resolve to this listener (DNS rebinding).
+/// Names other than `localhost` are refused: their owner can make them resolve to this listener (DNS rebinding).
 /// A listener on the unspecified address accepts any IP address.
 fn names_listener(host: &str, listener: SocketAddr) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return false };
@@ -109,8 +109,8 @@ fn names_listener(host: &str, listener: SocketAddr) -> bool {
 
 /// Whether the user or a page of `origin` sent the request.
 ///
-/// `Origin`, if present, must be `origin`. `Sec-Fetch-Site` determines the rest; old browsers omit it, and then `Referer`
-/// does.
+/// `Origin`, if present, must be `origin`. `Sec-Fetch-Site` must be `same-origin` or `none`. If an old browser omits that
+/// field, `Referer`, if present, must be a URL of `origin`.
 fn is_same_origin(fields: &HeaderMap, origin: &str) -> bool {
     let is_absent_or = |name: HeaderName, condition: &dyn Fn(&str) -> bool| {
         fields.get(name).is_none_or(|value| value.to_str().is_ok_and(condition))

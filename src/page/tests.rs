@@ -1,3 +1,5 @@
+//! Tests of the search page, the reader view and the API over an overlay of scripted exits.
+
 use core::time::Duration;
 
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -38,7 +40,8 @@ async fn start_within(overlay: &Overlay, tls: Tls, connections: usize) -> Socket
     address
 }
 
-async fn started(exits: &[ExitScript]) -> SocketAddr {
+/// Starts a search page over an overlay with these exits.
+async fn start_with_exits(exits: &[ExitScript]) -> SocketAddr {
     start(&Overlay::new(exits)).await
 }
 
@@ -91,7 +94,7 @@ fn assert_harmless(html: &str) {
 
 #[tokio::test]
 async fn results_are_text_with_urls_of_the_reader_view_and_the_path() {
-    let address = started(&[|_| {
+    let address = start_with_exits(&[|_| {
         let hostile =
             result("<script>alert(1)</script>", "https://a.example/?x=\"><img src=x onerror=y>", "<b onclick=x>'\"");
         let answer = SearchAnswer::Results { results: vec![hostile], total: Some(1), more: false };
@@ -115,8 +118,8 @@ async fn results_are_text_with_urls_of_the_reader_view_and_the_path() {
 }
 
 #[tokio::test]
-async fn pages_have_urls_of_the_next_and_the_previous_one() {
-    let address = started(&[honest]).await;
+async fn a_page_of_results_has_the_urls_of_the_next_and_the_previous_page() {
+    let address = start_with_exits(&[honest]).await;
     let (_, first) = get(address, "/search?q=a+b").await;
     assert!(first.contains("/search?q=a+b&amp;engine=kiwix&amp;page=2") && !first.contains("rel=\"prev\""), "{first}");
     let (_, last) = get(address, "/search?q=a+b&engine=kiwix&page=3&language=ja").await;
@@ -124,8 +127,8 @@ async fn pages_have_urls_of_the_next_and_the_previous_one() {
 }
 
 #[tokio::test]
-async fn queries_in_any_script_are_shown_and_invalid_ones_explained() {
-    let address = started(&[honest]).await;
+async fn queries_in_any_script_are_shown_and_invalid_queries_are_explained() {
+    let address = start_with_exits(&[honest]).await;
     for (encoded, terms) in [("%E6%89%80%E6%9C%89%E6%A8%A9", "所有権"), ("%D9%85%D9%84%D9%83%D9%8A%D8%A9", "ملكية")]
     {
         let (status, html) = get(address, &format!("/search?q={encoded}")).await;
@@ -148,11 +151,11 @@ async fn queries_in_any_script_are_shown_and_invalid_ones_explained() {
 
 #[tokio::test]
 async fn a_failed_exit_is_shown_with_the_reason() {
-    let address = started(&[|_| refusing(SearchRefusal::EngineBlocked(Block::Captcha)), honest]).await;
+    let address = start_with_exits(&[|_| refusing(SearchRefusal::EngineBlocked(Block::Captcha)), honest]).await;
     let (status, html) = get(address, "/search?q=a").await;
     assert_eq!(status, 200);
     assert!(html.contains("sent the exit a CAPTCHA"), "{html}");
-    let (status, html) = get(started(&[|_| ScriptedReply::Reset]).await, "/search?q=a").await;
+    let (status, html) = get(start_with_exits(&[|_| ScriptedReply::Reset]).await, "/search?q=a").await;
     assert_eq!(status, 502);
     assert!(html.contains("closed the stream early"), "{html}");
 }
@@ -200,7 +203,7 @@ async fn requests_of_pages_of_other_sites_are_refused() {
 
 #[tokio::test]
 async fn the_api_of_the_command_line_is_closed_to_browsers() {
-    let address = started(&[honest]).await;
+    let address = start_with_exits(&[honest]).await;
     let page: &[(&str, &str)] = &[("umbel-api", "1"), ("sec-fetch-site", "same-origin")];
     let origin: &[(&str, &str)] = &[("umbel-api", "1"), ("origin", &format!("http://{address}"))];
     for fields in [&[], page, origin] {
@@ -227,7 +230,7 @@ async fn the_api_of_the_command_line_is_closed_to_browsers() {
 
 #[tokio::test]
 async fn every_answer_has_the_security_header_fields() {
-    let address = started(&[honest]).await;
+    let address = start_with_exits(&[honest]).await;
     let paths = [
         "/",
         "/search?q=a",
@@ -294,7 +297,7 @@ async fn a_hostile_page_is_shown_without_scripts_styles_and_foreign_urls() {
         <a href="#one">place</a> <a href="/other#two">place elsewhere</a> <a href="//evil.example/x">slashes</a> <a href="data:text/html,x">data</a>
         <noscript><img src="http://evil.example/n"></noscript><template><script>evil()</script></template></body></html>"##;
     let site = site(html_page(body)).await;
-    let address = started(&[]).await;
+    let address = start_with_exits(&[]).await;
     let (status, html) = get(address, &format!("/read?url=http://origin.test:{}/", site.port())).await;
     assert_eq!(status, 200);
     assert_harmless(&html);
@@ -318,8 +321,8 @@ async fn a_page_over_https_requires_a_valid_certificate() {
             hyper::Response::builder().header("content-type", "text/html").body(page).unwrap()
         })
         .await;
-        let (got, html) = get(address, &format!("/read?url=https://origin.test:{}/", site.port())).await;
-        assert_eq!((got, html.contains("Sealed words.")), (status, status == 200), "{html}");
+        let (actual, html) = get(address, &format!("/read?url=https://origin.test:{}/", site.port())).await;
+        assert_eq!((actual, html.contains("Sealed words.")), (status, status == 200), "{html}");
         assert!(!html.contains("was not encrypted by"), "{html}");
     }
 }
@@ -330,13 +333,13 @@ async fn the_reader_view_shows_the_main_part_of_a_page() {
     let body =
         format!("<body><nav>Menu menu</nav><main><h1>Head</h1><p>{long}</p></main><footer>Imprint</footer></body>");
     let site = site(html_page(&body)).await;
-    let (_, html) = get(started(&[]).await, &format!("/read?url=http://origin.test:{}/", site.port())).await;
+    let (_, html) = get(start_with_exits(&[]).await, &format!("/read?url=http://origin.test:{}/", site.port())).await;
     assert!(html.contains("Word after word.") && !html.contains("Menu menu") && !html.contains("Imprint"), "{html}");
 }
 
 #[tokio::test]
 async fn deeply_nested_pages_are_handled_in_bounded_size() {
-    let address = started(&[]).await;
+    let address = start_with_exits(&[]).await;
     let endless = |piece: &str| piece.repeat((1 << 20) / piece.len());
     let fonts: String = (0..20_000).map(|number| format!("<font color={number}>")).collect();
     let attribute = format!("<b title='{}'>", "x".repeat(100_000));
@@ -354,7 +357,7 @@ async fn deeply_nested_pages_are_handled_in_bounded_size() {
 
 #[tokio::test]
 async fn plain_text_is_shown_and_other_content_types_are_refused() {
-    let address = started(&[]).await;
+    let address = start_with_exits(&[]).await;
     let read = |response: &str| {
         let response = response.to_owned();
         async move { get(address, &format!("/read?url=http://origin.test:{}/", site(response).await.port())).await }
@@ -407,7 +410,7 @@ async fn each_page_has_a_separate_isolation_including_its_redirects() {
 
 #[tokio::test]
 async fn the_confirmation_has_no_url_of_the_target() {
-    let address = started(&[]).await;
+    let address = start_with_exits(&[]).await;
     let (status, html) = get(address, "/leave?url=https%3A%2F%2Fplanted.example%2Fonly-you").await;
     assert_eq!(status, 200);
     assert!(html.contains("https://planted.example/only-you"), "the URL is shown as text");
@@ -421,7 +424,7 @@ async fn the_confirmation_has_no_url_of_the_target() {
 
 #[tokio::test]
 async fn the_page_has_an_opensearch_description() {
-    let address = started(&[honest]).await;
+    let address = start_with_exits(&[honest]).await;
     let (_, fields, text) = request(address, "/opensearch.xml", &[]).await;
     assert!(fields["content-type"].to_str().unwrap().starts_with("application/opensearchdescription+xml"));
     let template = format!("http://{address}/search?q={{searchTerms}}");
@@ -439,7 +442,7 @@ async fn the_api_returns_results_comparisons_and_reasons() {
         results.reverse();
         ScriptedReply::Answer(SearchAnswer::Results { results, total, more })
     }
-    let address = started(&[honest, reversed]).await;
+    let address = start_with_exits(&[honest, reversed]).await;
     let post = |body: &'static str| async move {
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let request = client.post(format!("http://{address}/api/search")).header("umbel-api", "1").body(body);
@@ -447,10 +450,10 @@ async fn the_api_returns_results_comparisons_and_reasons() {
         (response.status().as_u16(), response.bytes().await.unwrap())
     };
     let (status, body) = post(r#"{"terms":"rust"}"#).await;
-    let searched: api::Searched = serde_json::from_slice(&body).unwrap();
+    let searched: api::ApiResults = serde_json::from_slice(&body).unwrap();
     assert_eq!((status, searched.results.len(), searched.path.len(), searched.page), (200, 2, 3, 1));
     let (_, body) = post(r#"{"terms":"rust","exits":2}"#).await;
-    let compared: api::Compared = serde_json::from_slice(&body).unwrap();
+    let compared: api::ApiComparison = serde_json::from_slice(&body).unwrap();
     assert!(!compared.agree && compared.rows[0].places == [Some(1), Some(2)]);
     for bad in [
         r#"{"terms":""}"#,
@@ -461,7 +464,7 @@ async fn the_api_returns_results_comparisons_and_reasons() {
     ] {
         let (status, body) = post(bad).await;
         assert_eq!(status, 400, "{bad}");
-        serde_json::from_slice::<api::Failed>(&body).unwrap();
+        serde_json::from_slice::<api::ApiFailure>(&body).unwrap();
     }
 }
 

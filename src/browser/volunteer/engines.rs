@@ -6,7 +6,7 @@
 //! length of their answers are capped. An engine whose answers pages can't read is not offered, and the page shows
 //! the reason. Queries are not stored.
 
-mod place;
+mod address_check;
 mod query;
 
 use core::{
@@ -20,7 +20,7 @@ use wasm_bindgen::JsValue;
 use wasm_bindgen_futures::spawn_local;
 use web_sys::AbortController;
 
-pub(in crate::browser) use self::place::describe;
+pub(in crate::browser) use self::address_check::describe;
 pub(super) use self::query::count;
 use self::query::{EngineFailure, query};
 use super::{BrowserVolunteer, DrivenVolunteer};
@@ -37,13 +37,14 @@ use crate::{
     relay::ExitStream,
 };
 
-/// Delay between trials of an engine that failed the last one.
+/// Delay between trials of an engine that failed its last trial.
 const RETRY_DELAY: Duration = Duration::from_secs(10 * 60);
 /// Delay between trials of an engine after failed queries of clients, and between checks for due trials.
 const SUSPECTED_RETRY_DELAY: Duration = Duration::from_secs(60);
 /// The query of a trial, which tests whether this page can read the engine's answers.
-const TRIAL: &str = "test";
-const UNREADABLE: &str = "web pages can't read its answers: it doesn't allow that, or can't be reached";
+const TRIAL_TERMS: &str = "test";
+/// The reason that a page shows for an engine whose answers it can't read.
+const UNREADABLE: &str = "web pages can't read the engine's answers: the engine forbids this, or can't be reached";
 
 /// A query to perform.
 pub(super) struct PendingSearch {
@@ -54,7 +55,7 @@ pub(super) struct PendingSearch {
 }
 
 /// A chosen engine.
-struct Chosen {
+struct ChosenEngine {
     engine: Engine,
     /// The source of `engine`.
     description: String,
@@ -63,7 +64,7 @@ struct Chosen {
     tried_at: Cell<Option<Instant>>,
     /// Whether a client's query has failed since the last trial, perhaps because of the engine.
     suspected: Cell<bool>,
-    /// Queries in flight, including a trial; `exit` caps their number.
+    /// The abort controllers of queries in flight, including a trial; `exit` caps their number.
     in_flight: RefCell<Vec<AbortController>>,
 }
 
@@ -81,7 +82,7 @@ enum EngineState {
 #[derive(Default)]
 pub(super) struct VolunteerEngines {
     /// Sorted by name.
-    chosen: RefCell<Vec<Rc<Chosen>>>,
+    chosen: RefCell<Vec<Rc<ChosenEngine>>>,
     /// Notifies when the choice changes, or a trial is due.
     changed: Notify,
     /// The trial in flight.
@@ -93,21 +94,21 @@ pub(super) struct VolunteerEngines {
     /// Queries with results.
     pub(super) answered: Cell<u32>,
     /// Bytes of queries and answers, including the engines', since the page was loaded.
-    pub(super) carried: Rc<Cell<u64>>,
+    pub(super) search_bytes: Rc<Cell<u64>>,
 }
 
 impl VolunteerEngines {
-    /// Replaces the engines by those of `descriptions`, named by `names` at the same index. An engine in both sets is
-    /// unchanged, also during its trial. Queries in flight to removed engines are aborted.
+    /// Replaces the engines by those of `descriptions`, named by `names` at the same index. An engine that is in both
+    /// the old and the new set keeps its state, even during a trial. Queries in flight to removed engines are aborted.
     pub(super) fn choose(&self, names: &[String], descriptions: &[String]) -> Result<(), PageFailure> {
-        let mut chosen: Vec<Rc<Chosen>> = Vec::new();
+        let mut chosen: Vec<Rc<ChosenEngine>> = Vec::new();
         for (name, description) in names.iter().zip(descriptions) {
             let engine = describe(name, description)?;
             let place = match chosen.binary_search_by(|other| other.engine.name().cmp(engine.name())) {
                 Ok(_) => return Err(bad(format!("two search engines have the name \"{name}\""))),
                 Err(place) => place,
             };
-            let entry = Rc::new(Chosen {
+            let entry = Rc::new(ChosenEngine {
                 engine,
                 description: description.clone(),
                 state: RefCell::new(EngineState::Untried),
@@ -124,7 +125,7 @@ impl VolunteerEngines {
             let before = core::mem::take(&mut *in_use);
             for entry in &mut chosen {
                 // The same name may denote another engine.
-                let same = |other: &&Rc<Chosen>| {
+                let same = |other: &&Rc<ChosenEngine>| {
                     other.engine.name() == entry.engine.name() && other.description == entry.description
                 };
                 if let Some(known) = before.iter().find(same) {
@@ -159,12 +160,12 @@ impl VolunteerEngines {
         shown.collect()
     }
 
-    fn all(&self) -> Vec<Rc<Chosen>> {
+    fn all(&self) -> Vec<Rc<ChosenEngine>> {
         self.chosen.try_borrow().map(|chosen| chosen.clone()).unwrap_or_default()
     }
 
     /// Whether the engine is still chosen.
-    fn has(&self, entry: &Rc<Chosen>) -> bool {
+    fn has(&self, entry: &Rc<ChosenEngine>) -> bool {
         self.all().iter().any(|other| Rc::ptr_eq(other, entry))
     }
 
@@ -180,7 +181,7 @@ impl VolunteerEngines {
         }
     }
 
-    fn find(&self, name: &EngineName) -> Option<Rc<Chosen>> {
+    fn find(&self, name: &EngineName) -> Option<Rc<ChosenEngine>> {
         self.all().into_iter().find(|entry| entry.engine.name() == name && entry.is_working())
     }
 
@@ -189,27 +190,27 @@ impl VolunteerEngines {
     }
 }
 
-impl Chosen {
+impl ChosenEngine {
     fn is_working(&self) -> bool {
         self.state() == EngineState::Working
     }
 
-    /// Aborts queries in flight.
+    /// Aborts the queries in flight to this engine.
     fn abort_queries(&self) {
         self.in_flight.take().iter().for_each(AbortController::abort);
     }
 
-    /// The engine's answer to `request`, unless it is aborted.
+    /// The engine's answer to `request`; a failure if `abort` aborts the query.
     async fn query(
         &self,
         request: &SearchRequest,
         abort: &AbortController,
-        carried: &Cell<u64>,
+        search_bytes: &Cell<u64>,
     ) -> Result<SearchAnswer, EngineFailure> {
         if let Ok(mut in_flight) = self.in_flight.try_borrow_mut() {
             in_flight.push(abort.clone());
         }
-        let answer = query(&self.engine, request, abort, carried).await;
+        let answer = query(&self.engine, request, abort, search_bytes).await;
         if let Ok(mut in_flight) = self.in_flight.try_borrow_mut() {
             in_flight.retain(|other| other != abort);
         }
@@ -222,12 +223,12 @@ impl Chosen {
 
     /// Whether a trial is due.
     fn is_due(&self, now: Instant) -> bool {
-        let waits = match (self.is_working(), self.suspected.get()) {
+        let delay = match (self.is_working(), self.suspected.get()) {
             (true, false) => return false,
             (_, true) => SUSPECTED_RETRY_DELAY,
             (false, false) => RETRY_DELAY,
         };
-        self.tried_at.get().is_none_or(|tried_at| now.since(tried_at) >= waits)
+        self.tried_at.get().is_none_or(|tried_at| now.since(tried_at) >= delay)
     }
 }
 
@@ -249,12 +250,12 @@ pub(super) async fn run_trials(volunteer: Rc<BrowserVolunteer>, wanted: impl Fn(
     }
 }
 
-async fn run_trial(volunteer: &BrowserVolunteer, entry: &Chosen) {
+async fn run_trial(volunteer: &BrowserVolunteer, entry: &ChosenEngine) {
     let before = (entry.tried_at.replace(Some(clock::now())), entry.suspected.replace(false));
-    let request = SearchRequest::new(entry.engine.name().clone(), TRIAL, 1, None);
+    let request = SearchRequest::new(entry.engine.name().clone(), TRIAL_TERMS, 1, None);
     let (Ok(request), Ok(abort)) = (request, AbortController::new()) else { return };
     volunteer.engines.trial.replace(Some(abort.clone()));
-    let state = match entry.query(&request, &abort, &volunteer.engines.carried).await {
+    let state = match entry.query(&request, &abort, &volunteer.engines.search_bytes).await {
         Ok(_) => EngineState::Working,
         // An aborted trial has no result.
         Err(EngineFailure::Unreadable) if abort.signal().aborted() => {
@@ -293,21 +294,21 @@ impl VolunteerEngines {
         let Some(entry) = self.find(request.engine()) else {
             return SearchAnswer::Refused(SearchRefusal::UnknownEngine);
         };
-        match entry.query(&request, &abort, &self.carried).await {
+        match entry.query(&request, &abort, &self.search_bytes).await {
             _ if !self.has(&entry) => SearchAnswer::Refused(SearchRefusal::UnknownEngine),
             Ok(results) => {
                 self.answered.set(self.answered.get().saturating_add(1));
                 results
             }
-            Err(miss) => {
+            Err(failure) => {
                 // The engine may block this exit or forbid pages to read answers. The query may also be unusual, so
                 // the next trial decides.
-                let aborted = miss == EngineFailure::Unreadable && abort.signal().aborted();
-                if miss.suspects_engine() && !aborted {
+                let aborted = failure == EngineFailure::Unreadable && abort.signal().aborted();
+                if failure.suspects_engine() && !aborted {
                     entry.suspected.set(true);
                     self.changed.notify();
                 }
-                SearchAnswer::Refused(miss.into())
+                SearchAnswer::Refused(failure.into())
             }
         }
     }
@@ -321,7 +322,7 @@ mod tests {
     #[test]
     fn a_suspected_engine_is_tried_each_minute_and_a_failed_one_each_ten_minutes() {
         let description = include_str!("../../../deploy/engines/wikipedia.xml").to_owned();
-        let entry = Chosen {
+        let entry = ChosenEngine {
             engine: Engine::describe_for_page(description.as_bytes(), None).unwrap(),
             description,
             state: RefCell::new(EngineState::Untried),
@@ -347,11 +348,11 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_that_the_engine_may_have_caused_makes_it_suspected() {
+    fn only_a_failure_that_the_engine_may_have_caused_makes_the_engine_suspected() {
         use SearchRefusal::{EngineBlocked, EngineFailed, EngineTimedOut};
 
-        for miss in [EngineBlocked(Block::Forbidden), EngineTimedOut, EngineFailed].map(EngineFailure::Refused) {
-            assert!(miss.suspects_engine(), "{miss:?}");
+        for failure in [EngineBlocked(Block::Forbidden), EngineTimedOut, EngineFailed].map(EngineFailure::Refused) {
+            assert!(failure.suspects_engine(), "{failure:?}");
         }
         assert!(EngineFailure::Unreadable.suspects_engine());
         assert!(!EngineFailure::Refused(SearchRefusal::BadRequest).suspects_engine());

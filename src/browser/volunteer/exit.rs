@@ -1,5 +1,5 @@
-//! A volunteer's exit, which performs only searches. It joins the relay's streams with [`SearchService`], and passes
-//! queries to [`super::engines`].
+//! A volunteer's exit, which performs only searches. [`VolunteerExit`] joins the relay's streams with
+//! [`SearchService`], and passes queries to [`super::engines`].
 
 use core::cell::Cell;
 use std::{collections::VecDeque, rc::Rc};
@@ -20,9 +20,9 @@ use crate::{
     wire::EndReason,
 };
 
-/// Rate limits of a tab. All queries have the address of one person, which an engine may block for too many queries.
+/// Rate limits of a tab. All queries come from one person's address, which an engine may block for too many queries.
 ///
-/// A tab has few neighbours, each of which carries many clients, so one gets half.
+/// A tab has few neighbours, each of which carries many clients, so one neighbour may use half of the rate.
 const RATES: Rates = Rates {
     in_total: 4,
     per_neighbour: 2,
@@ -37,7 +37,7 @@ pub(super) struct VolunteerExit {
     service: SearchService<ExitStream>,
     /// Whether any engine is offered; if not, queries are refused.
     has_offers: Rc<Cell<bool>>,
-    /// Whether new queries are refused. Those in flight may finish.
+    /// Whether new queries are refused. Queries in flight may finish.
     draining: bool,
     /// Queries that [`Self::poll_query`] has not yet returned; the service caps their number.
     queries: VecDeque<PendingSearch>,
@@ -46,15 +46,15 @@ pub(super) struct VolunteerExit {
     /// Notifies after the arrival of a query.
     query_arrived: Notify,
     /// Bytes of queries and answers.
-    carried: Rc<Cell<u64>>,
+    search_bytes: Rc<Cell<u64>>,
 }
 
 impl VolunteerExit {
     pub(super) fn new(engines: &VolunteerEngines) -> Self {
         let parameters = ServiceParameters { rates: RATES, ..ServiceParameters::default() };
         let service = SearchService::new(parameters);
-        let (has_offers, query_arrived, carried) =
-            (Rc::clone(&engines.has_offers), engines.query_arrived.clone(), Rc::clone(&engines.carried));
+        let (has_offers, query_arrived, search_bytes) =
+            (Rc::clone(&engines.has_offers), engines.query_arrived.clone(), Rc::clone(&engines.search_bytes));
         Self {
             service,
             has_offers,
@@ -62,7 +62,7 @@ impl VolunteerExit {
             queries: VecDeque::new(),
             in_flight: Vec::new(),
             query_arrived,
-            carried,
+            search_bytes,
         }
     }
 
@@ -74,12 +74,12 @@ impl VolunteerExit {
                     self.service.handle_request(now, stream, owner);
                 }
             }
-            // The relay's core refuses the last two itself.
+            // The relay itself refuses BEGIN and RESOLVE; these arms are a precaution.
             StreamEvent::Request(_) | StreamEvent::Begin(_) | StreamEvent::Resolve(_) => {
                 relay.handle_command(stream, StreamCommand::Reset(EndReason::Policy));
             }
             StreamEvent::Data(bytes) => {
-                count(&self.carried, bytes.len());
+                count(&self.search_bytes, bytes.len());
                 self.service.handle_data(now, stream, &bytes);
                 relay.handle_command(stream, StreamCommand::Consumed(bytes.len()));
             }
@@ -167,7 +167,7 @@ impl VolunteerExit {
             if written == 0 {
                 return;
             }
-            count(&self.carried, written);
+            count(&self.search_bytes, written);
             if self.service.handle_written(stream, written) {
                 return relay.handle_command(stream, StreamCommand::Finish);
             }

@@ -16,17 +16,17 @@ use crate::{
     handshake::OnionKeyring,
 };
 
-/// Publication period of an onion key, as in native nodes.
+/// Time after which a new onion key replaces the current one, as in native nodes.
 const ONION_KEY_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Identity and onion keys.
 pub(super) struct Keys {
     store: Store,
     identity: Arc<IdentityKey>,
-    onion: Onion,
+    onion: OnionKeys,
 }
 
-struct Onion {
+struct OnionKeys {
     created: WallTime,
     current: OnionSecret,
     previous: Option<OnionSecret>,
@@ -42,9 +42,10 @@ impl Keys {
             store.write(StoreEntry::Identity, created.to_bytes().as_slice());
             created
         });
-        let onion = store.read(StoreEntry::Onion).await.map(Zeroizing::new).and_then(|bytes| Onion::decode(&bytes));
+        let onion = store.read(StoreEntry::Onion).await.map(Zeroizing::new).and_then(|bytes| OnionKeys::decode(&bytes));
         let onion = onion.unwrap_or_else(|| {
-            let created = Onion { created: clock::wall_time(), current: OnionSecret::generate(rng), previous: None };
+            let created =
+                OnionKeys { created: clock::wall_time(), current: OnionSecret::generate(rng), previous: None };
             store.write(StoreEntry::Onion, &created.encode());
             created
         });
@@ -70,7 +71,7 @@ impl Keys {
         &self.identity
     }
 
-    /// At the end of the current onion key's lifetime, replaces and stores it, and returns the new key.
+    /// Once the current onion key has reached its lifetime, creates, stores and returns a new one.
     pub(super) fn rotate(&mut self, rng: &mut impl CryptoRng) -> Option<OnionSecret> {
         let now = clock::wall_time();
         if now.since(self.onion.created) < ONION_KEY_LIFETIME {
@@ -84,8 +85,8 @@ impl Keys {
     }
 }
 
-impl Onion {
-    /// The creation time (8 bytes, big-endian), the current key, and the previous one if there is one.
+impl OnionKeys {
+    /// The creation time (8 bytes, big-endian), the current key, and the previous key if there is one.
     fn encode(&self) -> Zeroizing<Vec<u8>> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(72));
         bytes.extend_from_slice(&self.created.as_unix().to_be_bytes());

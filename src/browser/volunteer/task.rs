@@ -21,13 +21,16 @@ use crate::{
 };
 
 /// Age at which a new descriptor replaces the signed one.
-const DESCRIPTOR_AGE: Duration = Duration::from_secs(6 * 60 * 60);
-/// Delay between retries, first and largest.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const MAX_DESCRIPTOR_AGE: Duration = Duration::from_secs(6 * 60 * 60);
+/// Delay before the first retry; each further delay is twice as long.
+const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Maximum delay between retries.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(60);
 /// Delay from a change of the gateways or the offer to the next registration.
 const CHANGE_DELAY: Duration = Duration::from_secs(1);
-/// Time limit for the first gateway, after which the volunteer reports that none answers.
-const FIRST_GATEWAY_TIMEOUT: Duration = Duration::from_secs(25);
+/// Time without a channel to a gateway after which the volunteer reports that it can reach no gateway.
+const GATEWAY_TIMEOUT: Duration = Duration::from_secs(25);
+/// The reason that a page shows for an unreachable volunteer.
 const NO_GATEWAY: &str = "No gateway of this volunteer can be reached: this network may block WebRTC or UDP. The volunteer \
                           keeps retrying.";
 /// Interval between reports of statistics to the page.
@@ -39,13 +42,14 @@ struct Run {
     number: u64,
     /// Whether a directory has accepted the registration.
     registered: Cell<bool>,
-    /// Whether a gateway has reported this volunteer. If so, the directory lists it, at the latest in the next list.
+    /// Whether a gateway has reported this volunteer. The next volunteer list, at the latest, contains a reported
+    /// volunteer.
     confirmed: Cell<bool>,
-    /// The last time with a channel to a gateway, or the start of the run.
+    /// The last time at which there was a channel to a gateway; initially the start of the run.
     gateway_seen_at: Cell<Instant>,
 }
 
-/// Performs run `number` until the next one starts.
+/// Performs run `number` until the next run starts.
 pub(super) async fn run(volunteer: Rc<BrowserVolunteer>, number: u64) {
     let run = Rc::new(Run {
         volunteer,
@@ -54,15 +58,15 @@ pub(super) async fn run(volunteer: Rc<BrowserVolunteer>, number: u64) {
         confirmed: Cell::new(false),
         gateway_seen_at: Cell::new(clock::now()),
     });
-    let mut retry = RETRY.0;
+    let mut retry_delay = MIN_RETRY_DELAY;
     let first = loop {
         match follow::first_consensus(&run.volunteer.directories).await {
             _ if run.is_over() => return,
             Ok(first) => break first,
             Err(failure) => run.volunteer.set_phase(VolunteerPhase::Error, &failure.sentence),
         }
-        clock::sleep(retry).await;
-        retry = retry.saturating_mul(2).min(RETRY.1);
+        clock::sleep(retry_delay).await;
+        retry_delay = retry_delay.saturating_mul(2).min(MAX_RETRY_DELAY);
     };
     run.handle_consensus(&first);
     let (wanted, take) = (Rc::clone(&run), Rc::clone(&run));
@@ -111,13 +115,13 @@ impl Run {
 
     /// Registers once per interval, with the same descriptor while it is valid.
     async fn keep_registered(&self) {
-        let (mut signed, mut retry) = (None, RETRY.0);
+        let (mut signed, mut retry_delay) = (None, MIN_RETRY_DELAY);
         while !self.is_over() {
             let descriptor = match self.descriptor(signed.take()) {
                 Ok(descriptor) => descriptor,
                 Err(failure) => return self.volunteer.set_phase(VolunteerPhase::Error, &failure.sentence),
             };
-            let outcome = self.volunteer.directories.register(&descriptor.0).await;
+            let outcome = self.volunteer.directories.register(&descriptor.bytes).await;
             if self.is_over() {
                 return;
             }
@@ -125,7 +129,7 @@ impl Run {
                 Ok(registration) => {
                     let seen = self.volunteer.changed.count();
                     self.handle_registration(&registration);
-                    (signed, retry) = (Some(descriptor), RETRY.0);
+                    (signed, retry_delay) = (Some(descriptor), MIN_RETRY_DELAY);
                     // A gateway reports its volunteers soon after a change, so the next registration shows its report.
                     // A changed offer needs a registration too.
                     let changed = clock::within(self.interval(), self.volunteer.changed.notified_since(seen)).await;
@@ -136,17 +140,18 @@ impl Run {
                 Err(error) => {
                     // The next try signs a new descriptor, because the directory may have refused this one as outdated.
                     self.handle_failure(error);
-                    clock::sleep(retry).await;
-                    retry = retry.saturating_mul(2).min(RETRY.1);
+                    clock::sleep(retry_delay).await;
+                    retry_delay = retry_delay.saturating_mul(2).min(MAX_RETRY_DELAY);
                 }
             }
         }
     }
 
+    /// Interval between registrations.
     fn interval(&self) -> Duration {
         let consensus = self.volunteer.consensus.try_borrow();
         let interval = consensus.ok().and_then(|in_use| in_use.as_ref().map(|it| it.parameters().volunteer_interval()));
-        interval.unwrap_or(RETRY.1)
+        interval.unwrap_or(MAX_RETRY_DELAY)
     }
 
     fn handle_registration(&self, registration: &Registration) {
@@ -187,7 +192,7 @@ impl Run {
         }
         let (phase, why) = match (gateways, self.confirmed.get()) {
             (1.., true) => (VolunteerPhase::Reachable, ""),
-            (0, _) if now.since(self.gateway_seen_at.get()) > FIRST_GATEWAY_TIMEOUT => {
+            (0, _) if now.since(self.gateway_seen_at.get()) > GATEWAY_TIMEOUT => {
                 (VolunteerPhase::Unreachable, NO_GATEWAY)
             }
             _ => (VolunteerPhase::Connecting, ""),
@@ -195,8 +200,9 @@ impl Run {
         self.volunteer.set_phase(phase, why);
     }
 
-    /// The signed descriptor, with its onion key and creation time: the `before` one while it is valid.
-    fn descriptor(&self, before: Option<Signed>) -> Result<Signed, PageFailure> {
+    /// A signed descriptor: `before` if its onion key and offer are current and its age is below
+    /// [`MAX_DESCRIPTOR_AGE`], otherwise a new one.
+    fn descriptor(&self, before: Option<CurrentDescriptor>) -> Result<CurrentDescriptor, PageFailure> {
         let broken = |_| PageFailure::new(FailureKind::BadInput, "this volunteer's stored keys are invalid");
         let mut rng = randomness().map_err(|_| broken(()))?;
         let mut keys = self.volunteer.keys.try_borrow_mut().map_err(|_| broken(()))?;
@@ -209,9 +215,9 @@ impl Run {
         let now = clock::wall_time();
         let offer = Offer { engines: self.volunteer.engines.offered(), ..Offer::default() };
         if let Some(before) = before
-            && before.1 == onion_key
-            && before.2 == offer
-            && clock::now().since(before.3) < DESCRIPTOR_AGE
+            && before.onion_key == onion_key
+            && before.offer == offer
+            && clock::now().since(before.signed_at) < MAX_DESCRIPTOR_AGE
         {
             return Ok(before);
         }
@@ -223,12 +229,19 @@ impl Run {
             offer: offer.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        // As in native nodes: the volunteer list limits the size of each entry.
+        // The volunteer list limits the size of each entry, so surplus engines are omitted, as in native nodes.
         while !profile.fits() && profile.offer.engines.pop().is_some() {}
-        let signed = VolunteerDescriptor { profile, published: now }.sign(keys.identity()).map_err(|_| broken(()))?;
-        Ok(Signed(signed, onion_key, offer, clock::now()))
+        let bytes = VolunteerDescriptor { profile, published: now }.sign(keys.identity()).map_err(|_| broken(()))?;
+        Ok(CurrentDescriptor { bytes, onion_key, offer, signed_at: clock::now() })
     }
 }
 
-/// A signed descriptor, its onion key, its offer, and its creation time.
-struct Signed(Vec<u8>, OnionPublic, Offer, Instant);
+/// A signed descriptor, with the inputs that require a new one when they change.
+struct CurrentDescriptor {
+    /// The encoded descriptor with its signature.
+    bytes: Vec<u8>,
+    onion_key: OnionPublic,
+    /// The chosen engines that work, of which the descriptor may omit some.
+    offer: Offer,
+    signed_at: Instant,
+}

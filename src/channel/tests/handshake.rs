@@ -17,7 +17,7 @@ fn relays_prove_their_identity_and_clients_do_not() {
 }
 
 #[test]
-fn each_end_learns_its_observed_address() {
+fn each_end_receives_its_observed_address() {
     let mut pair = Pair::new(Node::relay(1), Node::relay(2));
     pair.link(1, key(2).id());
     pair.settle();

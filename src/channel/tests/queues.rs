@@ -147,7 +147,7 @@ fn unread_refusals_beyond_the_cap_close_the_channel() {
 }
 
 #[test]
-fn above_the_cap_the_longest_waiting_circuit_is_overdue() {
+fn above_the_cap_the_longest_waiting_circuit_is_evicted() {
     let parameters = ChannelParameters { queued: 10, ..ChannelParameters::default() };
     let (mut pair, channel) = client_and_relay_with(parameters, ChannelParameters::default());
     pair.room(1, 0);
@@ -155,15 +155,15 @@ fn above_the_cap_the_longest_waiting_circuit_is_overdue() {
     let second = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     (0..2).for_each(|tag| pair.a.channels.send(channel, cell(first, tag)).unwrap());
     (0..8).for_each(|tag| pair.a.channels.send(channel, cell(second, tag)).unwrap());
-    assert_eq!(pair.a.channels.overdue(), None);
+    assert_eq!(pair.a.channels.eviction(), None);
     pair.a.channels.send(channel, cell(second, 9)).unwrap();
-    assert_eq!(pair.a.channels.overdue(), Some(Overdue::Circuit(channel, first)));
+    assert_eq!(pair.a.channels.eviction(), Some(Eviction::Circuit(channel, first)));
     pair.a.channels.send(channel, Cell::destroy(second)).unwrap();
-    assert_eq!(pair.a.channels.overdue(), None);
+    assert_eq!(pair.a.channels.eviction(), None);
 }
 
 #[test]
-fn above_the_cap_unread_circuits_are_overdue_before_a_longer_queue_that_is_read() {
+fn above_the_cap_unread_circuits_are_evicted_before_a_longer_queue_that_is_read() {
     let parameters = ChannelParameters { queued: 100, ..ChannelParameters::default() };
     let mut pair = Pair::new(Node::with(LocalRole::Client, parameters), Node::relay(2));
     for link in 1..=3 {
@@ -177,14 +177,14 @@ fn above_the_cap_unread_circuits_are_overdue_before_a_longer_queue_that_is_read(
     (0..20).for_each(|tag| pair.a.channels.send(stalled, cell(first, tag)).unwrap());
     (0..20).for_each(|tag| pair.a.channels.send(other, cell(second, tag)).unwrap());
     (0..61).for_each(|tag| pair.a.channels.send(honest, cell(read, tag)).unwrap());
-    assert_eq!(pair.a.channels.overdue(), Some(Overdue::Circuit(stalled, first)));
+    assert_eq!(pair.a.channels.eviction(), Some(Eviction::Circuit(stalled, first)));
     pair.a.channels.send(stalled, Cell::destroy(first)).unwrap();
     (0..20).for_each(|tag| pair.a.channels.send(honest, cell(read, tag)).unwrap());
-    assert_eq!(pair.a.channels.overdue(), Some(Overdue::Circuit(other, second)));
+    assert_eq!(pair.a.channels.eviction(), Some(Eviction::Circuit(other, second)));
 }
 
 #[test]
-fn a_channel_full_of_refusals_is_overdue_itself() {
+fn a_channel_full_of_refusals_is_evicted() {
     let parameters = ChannelParameters { queued: 10, ..ChannelParameters::default() };
     let mut pair = Pair::new(Node::new(LocalRole::Client), Node::with(LocalRole::Relay(key(2)), parameters));
     for link in 1..=2 {
@@ -199,9 +199,9 @@ fn a_channel_full_of_refusals_is_overdue_itself() {
     (1..=8).for_each(|number| {
         pair.b.channels.send(hostile, Cell::destroy(circuit(0x8000_0000 + number))).unwrap();
     });
-    assert_eq!(pair.b.channels.overdue(), Some(Overdue::Channel(hostile)));
+    assert_eq!(pair.b.channels.eviction(), Some(Eviction::Channel(hostile)));
     pair.b.channels.close(hostile);
-    assert_eq!((pair.b.channels.overdue(), pair.b.channels.queued(honest, held)), (None, 3));
+    assert_eq!((pair.b.channels.eviction(), pair.b.channels.queued(honest, held)), (None, 3));
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn a_volunteer_is_reached_over_its_dialled_channel_until_the_channel_closes() {
     assert_eq!((reported_reach(&pair.a), reported_reach(&pair.b)), (Some(false), Some(true)));
     assert_eq!(pair.b.channels.volunteers(), [key(VOLUNTEER).id()]);
     assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(channel));
-    assert_eq!(pair.a.channels.reach(&key(GATEWAY).id()), None, "the dialled end never requests REACH");
+    assert_eq!(pair.a.channels.reach(&key(GATEWAY).id()), None, "the listener never requests REACH");
     assert!(pair.a.channels.has_requested_reach(channel));
     pair.b.handle(pair.now, LinkEvent::Closed { link: LinkId(1), reason: LinkClose::ByPeer }, &mut pair.rng);
     assert_eq!(pair.b.channels.volunteers(), []);

@@ -18,6 +18,7 @@ pub(in crate::engine) fn decoded(text: &str) -> String {
     tokenizer.sink.0.take()
 }
 
+/// Collects the decoded characters.
 #[derive(Default)]
 struct Characters(RefCell<String>);
 

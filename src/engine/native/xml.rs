@@ -41,7 +41,7 @@ pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(XmlEvent<'_>
                 if depth == 1 && core::mem::replace(&mut has_root, true) {
                     return Err(XmlError::Malformed);
                 }
-                check(&start, depth)?;
+                check_element(&start, depth)?;
                 let namespace = match namespace {
                     ResolveResult::Bound(namespace) => namespace.0,
                     ResolveResult::Unbound => "",
@@ -72,7 +72,7 @@ pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(XmlEvent<'_>
     }
 }
 
-fn check(start: &BytesStart<'_>, depth: usize) -> Result<(), XmlError> {
+fn check_element(start: &BytesStart<'_>, depth: usize) -> Result<(), XmlError> {
     // The reader's check for duplicates takes quadratic time, so it is off.
     let mut attributes = start.attributes();
     let attributes = attributes.with_checks(false);

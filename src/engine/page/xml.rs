@@ -20,7 +20,7 @@ pub(in crate::engine) fn walk(document: &str, mut visit: impl FnMut(XmlEvent<'_>
     let parsed = DomParser::new().and_then(|parser| parser.parse_from_string(document, SupportedType::ApplicationXml));
     let parsed = parsed.map_err(|_| XmlError::Malformed)?;
     let root = parsed.document_element().ok_or(XmlError::Malformed)?;
-    // After an error, browsers return a document with this element.
+    // After an error, browsers return a document with the element `parsererror`.
     if parsed.get_elements_by_tag_name("parsererror").length() > 0 {
         return Err(XmlError::Malformed);
     }

@@ -343,8 +343,8 @@ impl DescriptionSource {
 /// Whether `engine` has the same host as the URL of its description.
 fn has_host_of(engine: &Engine, origin: &Url) -> bool {
     let probe = SearchRequest::new(engine.name().clone(), "x", 1, None).ok();
-    let question = probe.and_then(|probe| engine.question(&probe));
-    question.is_some_and(|question| question.url.host() == origin.host())
+    let request = probe.and_then(|probe| engine.http_request(&probe));
+    request.is_some_and(|request| request.url.host() == origin.host())
 }
 
 async fn read_file(path: &PathBuf) -> std::io::Result<Vec<u8>> {

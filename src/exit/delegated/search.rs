@@ -199,7 +199,7 @@ async fn query_engine(
     cap: usize,
 ) -> Result<(Url, StatusCode, Vec<u8>), Refused> {
     let bad = Refused { answer: SearchRefusal::BadRequest, cause: Refusal::Malformed };
-    let engine::Question { url, accept, accept_language } = offered.engine.question(request).ok_or(bad)?;
+    let engine::EngineRequest { url, accept, accept_language } = offered.engine.http_request(request).ok_or(bad)?;
     let mut at = url;
     for _ in 0..=MAX_REDIRECTS {
         let request = Request::get(at.as_str())

@@ -248,18 +248,18 @@ impl SearchBench {
 
     async fn query_engine(&self, terms: &str) -> Result<TimedSearch, Failure> {
         let request = SearchRequest::new(self.engine.name().clone(), terms, 1, None).map_err(Failure::failed)?;
-        let question = self.engine.question(&request).ok_or_else(|| {
+        let http_request = self.engine.http_request(&request).ok_or_else(|| {
             Failure::failed(format!(
                 "the engine's URL template can't contain the terms \"{terms}\"; check --description"
             ))
         })?;
         let start = Instant::now();
-        let query = self.http.get(question.url.clone()).header("accept", question.accept);
+        let query = self.http.get(http_request.url.clone()).header("accept", http_request.accept);
         let response = query.send().await.map_err(|_| self.no_answer())?;
         let status = response.status().as_u16();
         let body = response.bytes().await.map_err(|_| self.no_answer())?;
         let duration = start.elapsed();
-        match self.engine.read(&request, &Response { url: &question.url, status, body: &body }) {
+        match self.engine.read(&request, &Response { url: &http_request.url, status, body: &body }) {
             SearchAnswer::Results { results, .. } => {
                 let urls = results.iter().take(COMPARED_RESULTS).map(|result| result.url.to_string()).collect();
                 Ok(TimedSearch { duration, urls })
@@ -274,7 +274,7 @@ impl SearchBench {
         let engine = Some(self.engine.name().to_string());
         let search = api::ApiSearch { terms: terms.to_owned(), engine, ..api::ApiSearch::default() };
         let start = Instant::now();
-        let found: api::Searched = control::request(self.control, "/api/search", Some(&search)).await?;
+        let found: api::ApiResults = control::request(self.control, "/api/search", Some(&search)).await?;
         let duration = start.elapsed();
         let urls = found.results.into_iter().take(COMPARED_RESULTS).map(|result| result.url).collect();
         Ok(TimedSearch { duration, urls })

@@ -23,7 +23,7 @@ use crate::{
     requests::{http::RequestError, oblivious::ObliviousError},
 };
 
-use super::{connect_status, failed};
+use super::{connect_status, failure_response};
 
 /// The header field with the method of sending: [`BY_EXIT`] or [`BY_STREAM`].
 pub(crate) const VIA: &str = "umbel-via";
@@ -36,7 +36,7 @@ pub(crate) const GATEWAY: &str = "umbel-gateway";
 /// The media type of both messages (RFC 9292 §7).
 pub(crate) const KIND: HeaderValue = HeaderValue::from_static("message/bhttp");
 
-/// Time limit of each piece of the request's content. It is long, because the command line may wait for its input.
+/// Time limit of each piece of the request's content. The limit is long, because the command line may wait for its input.
 const PIECE_TIMEOUT: core::time::Duration = core::time::Duration::from_secs(24 * 60 * 60);
 
 pub(super) fn router<C: Connector>() -> Router<SearchPage<C>> {
@@ -49,7 +49,7 @@ async fn request<C: Connector>(State(page): State<SearchPage<C>>, call: Request)
     let bytes = BodyDataStream::new(call.into_body().map_err(std::io::Error::other));
     let request = match read(StreamReader::new(bytes)).await {
         Ok(request) => request,
-        Err(error) => return failed(StatusCode::BAD_REQUEST, error.to_string()),
+        Err(error) => return failure_response(StatusCode::BAD_REQUEST, error.to_string()),
     };
     if let Some(gateway) = gateway {
         let Some(gateway) = gateway else { return refused(RequestError::Address.into()) };
@@ -96,5 +96,5 @@ fn refused(error: ObliviousError) -> Response {
         ObliviousError::Request(RequestError::Connect(error)) => connect_status(error),
         _ => StatusCode::BAD_GATEWAY,
     };
-    failed(status, error.to_string())
+    failure_response(status, error.to_string())
 }

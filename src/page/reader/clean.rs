@@ -19,10 +19,10 @@ use crate::{
     page::layout::address,
 };
 
-/// Prefix of each `id`, which prevents collisions with those of the reader view.
-const PREFIX: &str = "page-";
+/// Prefix of each `id`, which prevents collisions with each `id` of the reader view itself.
+const ID_PREFIX: &str = "page-";
 /// Maximum characters of a title.
-const MAX_TITLE: usize = 200;
+const MAX_TITLE_CHARS: usize = 200;
 /// Minimum bytes of text of a main part. A shorter main part is ignored.
 const MIN_MAIN_LEN: usize = 250;
 /// Maximum nodes of a page's tree.
@@ -123,7 +123,7 @@ pub(super) fn clean(html: &str, url: &Url) -> Option<(String, String)> {
         .generic_attributes(["id", "lang", "dir"].into_iter().collect())
         .url_schemes(["http", "https"].into_iter().collect())
         .url_relative(UrlRelative::PassThrough)
-        .id_prefix(Some(PREFIX))
+        .id_prefix(Some(ID_PREFIX))
         .attribute_filter(move |element, attribute, value| match (element, attribute) {
             ("a", "href") => rewritten_href(value, &base).map(Cow::Owned),
             _ => Some(Cow::Borrowed(value)),
@@ -137,10 +137,10 @@ pub(super) fn clean(html: &str, url: &Url) -> Option<(String, String)> {
 /// The rewritten `href` of an `a` element: a fragment of this page, or the reader view of another page.
 fn rewritten_href(value: &str, base: &Url) -> Option<String> {
     if let Some(fragment) = value.trim().strip_prefix('#') {
-        return (!fragment.is_empty()).then(|| format!("#{PREFIX}{fragment}"));
+        return (!fragment.is_empty()).then(|| format!("#{ID_PREFIX}{fragment}"));
     }
     let mut target = clean_url::clean(value, Some(base))?;
-    let fragment = target.fragment().map(|fragment| format!("#{PREFIX}{fragment}")).unwrap_or_default();
+    let fragment = target.fragment().map(|fragment| format!("#{ID_PREFIX}{fragment}")).unwrap_or_default();
     target.set_fragment(None);
     Some(address("/read", &[("url", target.as_str())]) + &fragment)
 }
@@ -162,13 +162,13 @@ fn page_parts(page: &Html, url: &Url) -> PageParts {
     let main = ["main", "[role=main]", "article"].into_iter().filter_map(first);
     let mut main = main.filter(|main| main.text().map(str::len).sum::<usize>() >= MIN_MAIN_LEN);
     let main = main.next().or_else(|| first("body")).map(|main| main.inner_html()).unwrap_or_default();
-    PageParts { title: text::plain(&title, MAX_TITLE), base, main }
+    PageParts { title: text::plain(&title, MAX_TITLE_CHARS), base, main }
 }
 
 /// The text of `body`. The encoding is that of the byte-order mark, the content type or the HTML declaration, in this
 /// order of precedence, or else UTF-8.
-pub(super) fn decode(kind: &str, body: &[u8], html: bool) -> String {
-    let by_type = label(kind).and_then(|label| Encoding::for_label(label.as_bytes()));
+pub(super) fn decode(content_type: &str, body: &[u8], html: bool) -> String {
+    let by_type = label(content_type).and_then(|label| Encoding::for_label(label.as_bytes()));
     let head = String::from_utf8_lossy(body.get(..MAX_META_LEN).unwrap_or(body)).to_ascii_lowercase();
     let by_page = || if html { label(&head).and_then(|label| Encoding::for_label(label.as_bytes())) } else { None };
     let encoding = by_type.or_else(by_page).unwrap_or(UTF_8);

@@ -1,3 +1,5 @@
+//! Tests of the reader's caps.
+
 use std::{sync::mpsc, time::Instant};
 
 use tokio::{
@@ -68,7 +70,7 @@ fn pages_that_wait_to_be_cleaned_hold_little_memory() {
             tokio::spawn(async move { reader.read(url).await.map(|_| ()) })
         };
         let waiting: Vec<_> = (0..MAX_BODIES).map(|_| read()).collect();
-        until("the bodies are there", || reader.bodies.available_permits() == 0).await;
+        until("the bodies are in memory", || reader.bodies.available_permits() == 0).await;
         for beyond in [read(), read()] {
             assert_eq!(timeout(DEADLINE, beyond).await.unwrap().unwrap(), Err(ReadError::Busy));
         }

@@ -63,7 +63,7 @@ pub(in crate::page) fn read_failure(url: &Url, error: &ReadError) -> Response {
                 a.button href=(address("/read", &[("url", url.as_str())])) { "Try again" }
                 a.button.quiet href=(address("/leave", &[("url", url.as_str())])) { "Open it in this browser…" }
             }
-            @if let ReadError::Kind(_) | ReadError::TooLarge = error {
+            @if let ReadError::ContentType(_) | ReadError::TooLarge = error {
                 p { "To save it as a file through the overlay: " code { "umbel fetch --output FILE URL" } }
             }
         }

@@ -37,8 +37,8 @@ impl EngineFailure {
 }
 
 impl From<EngineFailure> for SearchRefusal {
-    fn from(miss: EngineFailure) -> Self {
-        match miss {
+    fn from(failure: EngineFailure) -> Self {
+        match failure {
             EngineFailure::Unreadable => Self::EngineUnreachable,
             EngineFailure::Refused(refusal) => refusal,
         }
@@ -46,21 +46,21 @@ impl From<EngineFailure> for SearchRefusal {
 }
 
 /// Adds `bytes` to the counter.
-pub(in super::super) fn count(carried: &Cell<u64>, bytes: usize) {
-    carried.set(carried.get().saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX)));
+pub(in super::super) fn count(search_bytes: &Cell<u64>, bytes: usize) {
+    search_bytes.set(search_bytes.get().saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX)));
 }
 
-/// The answer of `engine` to `request`; its length is added to `carried`.
+/// The answer of `engine` to `request`. The length of the engine's response is added to `search_bytes`.
 pub(super) async fn query(
     engine: &Engine,
     request: &SearchRequest,
     abort: &AbortController,
-    carried: &Cell<u64>,
+    search_bytes: &Cell<u64>,
 ) -> Result<SearchAnswer, EngineFailure> {
     if engine.lacks_page(request.page()) {
         return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
     }
-    let outcome = clock::within(ENGINE_TIMEOUT, fetch(engine, request, abort, carried)).await;
+    let outcome = clock::within(ENGINE_TIMEOUT, fetch(engine, request, abort, search_bytes)).await;
     let (url, status, body) = outcome.unwrap_or_else(|| {
         abort.abort();
         Err(EngineFailure::Refused(SearchRefusal::EngineTimedOut))
@@ -71,32 +71,32 @@ pub(super) async fn query(
     }
 }
 
-/// The engine's answer, and its URL.
+/// The URL of the query, and the status and body of the engine's answer.
 async fn fetch(
     engine: &Engine,
     request: &SearchRequest,
     abort: &AbortController,
-    carried: &Cell<u64>,
+    search_bytes: &Cell<u64>,
 ) -> Result<(Url, u16, Vec<u8>), EngineFailure> {
     let unreadable = |_| EngineFailure::Unreadable;
-    let question = engine.question(request).ok_or(EngineFailure::Refused(SearchRefusal::BadRequest))?;
-    let prepared = prepare(&question, abort).map_err(unreadable)?;
+    let http_request = engine.http_request(request).ok_or(EngineFailure::Refused(SearchRefusal::BadRequest))?;
+    let prepared = prepare(&http_request, abort).map_err(unreadable)?;
     let response = JsFuture::from(js::fetch(&prepared)).await.map_err(unreadable)?;
     let response: Response = response.dyn_into().map_err(unreadable)?;
     if response.type_() == ResponseType::Opaqueredirect {
         return Err(EngineFailure::Refused(SearchRefusal::EngineRedirected));
     }
     let body = read_at_most(&response, MAX_ANSWER_LEN).await.map_err(unreadable)?;
-    count(carried, body.as_ref().map_or(MAX_ANSWER_LEN, Vec::len));
+    count(search_bytes, body.as_ref().map_or(MAX_ANSWER_LEN, Vec::len));
     let body = body.ok_or(EngineFailure::Refused(SearchRefusal::EngineTooLarge))?;
-    Ok((question.url, response.status(), body))
+    Ok((http_request.url, response.status(), body))
 }
 
-fn prepare(question: &engine::Question, abort: &AbortController) -> Result<Request, JsValue> {
+fn prepare(request: &engine::EngineRequest, abort: &AbortController) -> Result<Request, JsValue> {
     let (options, headers) = (RequestInit::new(), Headers::new()?);
     // Both fields are CORS-safelisted, so the browser sends no preflight request.
-    headers.set("accept", question.accept)?;
-    headers.set("accept-language", &question.accept_language)?;
+    headers.set("accept", request.accept)?;
+    headers.set("accept-language", &request.accept_language)?;
     options.set_headers(&headers);
     options.set_method("GET");
     options.set_mode(RequestMode::Cors);
@@ -105,5 +105,5 @@ fn prepare(question: &engine::Question, abort: &AbortController) -> Result<Reque
     options.set_referrer_policy(ReferrerPolicy::NoReferrer);
     options.set_cache(RequestCache::NoStore);
     options.set_signal(Some(&abort.signal()));
-    Request::new_with_str_and_init(question.url.as_str(), &options)
+    Request::new_with_str_and_init(request.url.as_str(), &options)
 }

@@ -20,7 +20,7 @@ async fn a_description_from_a_url_is_refreshed_and_kept_after_a_failure() {
     let engines = Engines::load(&[url], senders(no_server(), Tls::default())).await.unwrap();
     let path = || {
         let request = SearchRequest::new(name("mine"), "x", 1, None).unwrap();
-        engines.find(&name("mine")).unwrap().engine.question(&request).unwrap().url.path().to_owned()
+        engines.find(&name("mine")).unwrap().engine.http_request(&request).unwrap().url.path().to_owned()
     };
     assert_eq!((engines.names(), path()), (vec![name("mine")], "/old".to_owned()));
     *document.lock().unwrap() = described(JSON, &format!("http://{address}/new?q={{searchTerms}}"));
@@ -60,7 +60,7 @@ async fn an_engine_with_a_late_description_replaces_none_of_the_same_name() {
     let engines = Engines::load(&[delayed, first], senders(no_server(), Tls::default())).await.unwrap();
     *document.lock().unwrap() = described(JSON, "https://second.example/?q={searchTerms}");
     engines.refresh_all().await;
-    let url = engines.find(&name("engine")).unwrap().engine.question(&query("x")).unwrap().url;
+    let url = engines.find(&name("engine")).unwrap().engine.http_request(&query("x")).unwrap().url;
     assert_eq!((engines.names(), url.host_str()), (vec![name("engine")], Some("first.example")));
 }
 

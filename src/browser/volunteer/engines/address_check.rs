@@ -16,7 +16,8 @@ pub(in crate::browser) fn describe(name: &str, description: &str) -> Result<Engi
         .ok_or_else(|| bad(format!("\"{name}\" is not a name of a search engine: at most 32 of a-z, 0-9 and -")))?;
     let engine = Engine::describe_for_page(description.as_bytes(), Some(engine_name))
         .map_err(|error| bad(format!("the description of \"{name}\" is invalid: {error}")))?;
-    // Otherwise a malicious description could make a visitor's browser send requests to the visitor's local network.
+    // A page from a public host may not query local addresses. Otherwise a malicious description could make a visitor's
+    // browser send requests to the visitor's local network.
     if !is_local(&js::own_host()) && engine.origins().iter().any(|origin| is_local(&host(origin))) {
         return Err(bad(format!("the search engine \"{name}\" has an address of your own machine or network")));
     }
@@ -27,7 +28,7 @@ fn host(origin: &str) -> String {
     Url::parse(origin).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
 }
 
-/// Suffixes of local names: RFC 6761, RFC 6762 with its appendix G, RFC 8375, ICANN's `internal`, and one that
+/// Suffixes of local names: RFC 6761, RFC 6762 with its appendix G, RFC 8375, ICANN's `internal`, and `fritz.box`, which
 /// routers use.
 const LOCAL_SUFFIXES: [&str; 11] = [
     "localhost",
@@ -43,8 +44,8 @@ const LOCAL_SUFFIXES: [&str; 11] = [
     "fritz.box",
 ];
 
-/// Whether `host`, as browsers serialise it, names this machine or the local network. Only the name is checked,
-/// because a page can't see the address that a name resolves to.
+/// Whether `host`, as browsers serialise it, is on this machine or the local network. Only the text is checked, because
+/// a page can't see the address to which a name resolves.
 fn is_local(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches([']', '.']);
     if let Ok(ip) = bare.parse::<IpAddr>() {
