@@ -16,13 +16,13 @@ use umbel::{
 };
 
 /// An endpoint with its sockets.
-pub(crate) struct Driven {
+pub(crate) struct DrivenEndpoint {
     pub(crate) endpoint: Endpoint,
     sockets: Sockets,
     start: StdInstant,
 }
 
-impl Driven {
+impl DrivenEndpoint {
     /// Listens on `listen`, and can dial.
     pub(crate) fn new(config: EndpointConfig, listen: &[SocketAddr]) -> Self {
         let start = StdInstant::now();
@@ -63,8 +63,8 @@ impl Driven {
                 break now;
             }
         };
-        let due = self.endpoint.poll_timeout().map_or(max_wait, |at| at.since(now)).min(max_wait);
-        let _ = tokio::time::timeout(due, self.sockets.readable()).await;
+        let wait = self.endpoint.poll_timeout().map_or(max_wait, |at| at.since(now)).min(max_wait);
+        let _ = tokio::time::timeout(wait, self.sockets.readable()).await;
         let now = self.now();
         let endpoint = &mut self.endpoint;
         self.sockets.receive(|route, datagrams, segment| endpoint.handle_datagrams(now, route, datagrams, segment));
