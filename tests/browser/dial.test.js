@@ -1,4 +1,4 @@
-// Dials a relay's transport from stock browsers, from its descriptor alone.
+// Dials a relay's transport from stock browsers. A dial uses only the relay's descriptor.
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 
@@ -25,7 +25,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await relay?.stop();
     });
 
-    test('opens twenty links at once and gets every byte back over every lane', deadline, async () => {
+    test('opens twenty links simultaneously and gets every byte back over every lane', deadline, async () => {
       const dials = await page.evaluate(async (descriptor) => {
         const dials = await Promise.all(Array.from({ length: 20 }, () => umbel.dial(descriptor)));
         const sizes = [1, 1024, 17408, 65536];
@@ -36,11 +36,11 @@ for (const browser of Object.keys(BROWSERS)) {
       }, relay.descriptor);
       assert.deepEqual(dials.filter(({ error }) => error), []);
       const times = dials.map(({ milliseconds }) => milliseconds).sort((a, b) => a - b);
-      console.log(`${browser}: 20 dials at once, ${times[0].toFixed(0)} to ${times[19].toFixed(0)} ms`);
+      console.log(`${browser}: 20 simultaneous dials, ${times[0].toFixed(0)} to ${times[19].toFixed(0)} ms`);
       assert.deepEqual(await relay.counts(), { links: 20, halfOpen: 0 });
     });
 
-    test('leaves no links at the relay after it has closed them', deadline, async () => {
+    test('leaves no links at the relay after the browser has closed them', deadline, async () => {
       await page.evaluate(() => globalThis.peers.forEach((peer) => peer.close()));
       const started = Date.now();
       while ((await relay.counts()).links > 0) {
@@ -61,7 +61,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(result, [0, 2]);
     });
 
-    test('gets every byte back over a line with 10 ms of delay and 1 % loss', deadline, async () => {
+    test('gets every byte back over an emulated line with 10 ms of delay and 1 % loss', deadline, async () => {
       const lossy = await line(relay.descriptor, { loss: 0.01, delay: 10 });
       const result = await page.evaluate(async (descriptor) => {
         const { peer, channels, error } = await umbel.dial(descriptor);

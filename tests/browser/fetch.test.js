@@ -39,16 +39,16 @@ async function listen(server) {
   return server.address().port;
 }
 
-// A forwarder to `port` that records all bytes, which are the bytes that an exit sees.
+// A forwarder to `port` that records all bytes. These are the bytes that an exit sees.
 async function recorder(port) {
   const seen = { forward: [], backward: [] };
-  const at = await listen(createTcpServer((socket) => {
+  const recorderPort = await listen(createTcpServer((socket) => {
     const site = connect(port, '127.0.0.1');
     site.on('error', () => {});
     socket.on('data', (bytes) => seen.forward.push(bytes)).pipe(site);
     site.on('data', (bytes) => seen.backward.push(bytes)).pipe(socket);
   }));
-  return { port: at, seen };
+  return { port: recorderPort, seen };
 }
 
 // A site that records requests and answers them by `answer`.
@@ -77,25 +77,25 @@ const rawSite = (bytes, closeNotify = true) =>
     socket.once('data', () => socket.write(bytes, () => (closeNotify ? socket.end() : socket._parent?.destroy() ?? socket.destroy())));
   }));
 
-// Performs a fetch in the page; returns the response or the failure.
-const fetched = (url, init = {}) =>
-  page.evaluate(async (url, { cancelled, ...init }) => {
+// Performs a fetch in the page, and aborts it after `abortAfter` milliseconds. Returns the response or the failure.
+const fetchInPage = (url, init = {}) =>
+  page.evaluate(async (url, { abortAfter, ...init }) => {
     const digest = async (bytes) =>
       [...new Uint8Array(await crypto.subtle.digest('SHA-256', bytes))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
     try {
-      const signal = cancelled ? AbortSignal.timeout(cancelled) : undefined;
+      const signal = abortAfter ? AbortSignal.timeout(abortAfter) : undefined;
       const answer = await umbel.fetch(url, { ...init, ...(signal && { signal }) });
-      const { status, url: at, redirected } = answer;
+      const { status, url: answerUrl, redirected } = answer;
       const headers = [...answer.headers];
       const bytes = await answer.arrayBuffer();
-      return { status, at, redirected, headers, length: bytes.byteLength, digest: await digest(bytes), text: new TextDecoder().decode(bytes.slice(0, 200)) };
+      return { status, url: answerUrl, redirected, headers, length: bytes.byteLength, digest: await digest(bytes), text: new TextDecoder().decode(bytes.slice(0, 200)) };
     } catch (error) {
       return { failed: true, name: error.name, kind: error.kind, message: error.message };
     }
   }, url, init);
 
 async function assertFails(url, kind, words, init) {
-  const outcome = await fetched(url, init);
+  const outcome = await fetchInPage(url, init);
   assert.equal(outcome.kind, kind, JSON.stringify(outcome));
   assert.equal(outcome.name, 'UmbelError');
   assert.match(outcome.message, words);
@@ -150,8 +150,8 @@ for (const browser of Object.keys(BROWSERS)) {
         umbel.close();
         globalThis.umbel = await connect({ trust: [pem] });
       }, trusted.pem);
-      assert.equal((await fetched(`https://127.0.0.1:${port}/`)).text, 'hello');
-      assert.equal((await fetched(`https://localhost:${port}/`)).text, 'hello', 'a name, which the exit resolves');
+      assert.equal((await fetchInPage(`https://127.0.0.1:${port}/`)).text, 'hello');
+      assert.equal((await fetchInPage(`https://localhost:${port}/`)).text, 'hello', 'a name, which the exit resolves');
     });
 
     test('the option fetch loads the TLS module at the start', deadline, async () => {
@@ -172,14 +172,14 @@ for (const browser of Object.keys(BROWSERS)) {
       const url = `https://localhost:${port}/${SECRET}`;
       const timed = async () => {
         const started = performance.now();
-        const outcome = await fetched(url);
+        const outcome = await fetchInPage(url);
         return { outcome, took: performance.now() - started };
       };
       const { outcome, took: first } = await timed();
       assert.equal(outcome.status, 200, JSON.stringify(outcome));
       assert.equal(outcome.length, BODY.length);
       assert.equal(outcome.digest, createHash('sha256').update(BODY).digest('hex'));
-      assert.deepEqual([outcome.at, outcome.redirected], [url, false]);
+      assert.deepEqual([outcome.url, outcome.redirected], [url, false]);
       const [forward, backward] = [Buffer.concat(seen.forward), Buffer.concat(seen.backward)];
       for (const bytes of [forward, backward]) {
         // `records` asserts that all bytes belong to TLS records.
@@ -197,16 +197,16 @@ for (const browser of Object.keys(BROWSERS)) {
       const { port, seen } = await recorder(await site(validCertificate, (_, response) => response.end(body)));
       await page.evaluate(async (url) => {
         const reader = (await umbel.fetch(url)).body.getReader();
-        globalThis.rest = { reader, pieces: [] };
+        globalThis.transfer = { reader, pieces: [] };
         globalThis.readTo = async (end) => {
           for (let had = 0; had < end; ) {
             const { done, value } = await reader.read();
             if (done) return;
-            rest.pieces.push(value);
+            transfer.pieces.push(value);
             had += value.length;
           }
         };
-        // At full speed, so that many bytes are in flight.
+        // Reads at full speed, so that many bytes are in flight.
         await readTo(10_000_000);
       }, `https://localhost:${port}/`);
       // The transfer stops when the bytes in flight have reached their cap.
@@ -220,7 +220,7 @@ for (const browser of Object.keys(BROWSERS)) {
       }
       const digest = await page.evaluate(async () => {
         await readTo(Infinity);
-        const hash = await crypto.subtle.digest('SHA-256', await new Blob(rest.pieces).arrayBuffer());
+        const hash = await crypto.subtle.digest('SHA-256', await new Blob(transfer.pieces).arrayBuffer());
         return [...new Uint8Array(hash)].map((byte) => byte.toString(16).padStart(2, '0')).join('');
       });
       assert.equal(digest, createHash('sha256').update(body).digest('hex'));
@@ -236,7 +236,7 @@ for (const browser of Object.keys(BROWSERS)) {
         response.end('taken');
       });
       const text = 'posted '.repeat(200_000);
-      const outcome = await fetched(`https://127.0.0.1:${port}/form`, {
+      const outcome = await fetchInPage(`https://127.0.0.1:${port}/form`, {
         method: 'POST', body: text, headers: { 'x-key': '1', 'content-type': 'text/plain', authorization: 'Bearer x' }, credentials: 'include',
       });
       assert.equal(outcome.text, 'taken');
@@ -294,7 +294,7 @@ for (const browser of Object.keys(BROWSERS)) {
       const sockets = [];
       const server = createServer(validCertificate, (_, response) => response.end('hello'.repeat(2000)));
       server.on('connection', (socket) => sockets.push(new Promise((resolve) => socket.on('close', resolve))));
-      // The server never closes, so only the client does.
+      // The server never closes a connection, so each close is by the client.
       server.keepAliveTimeout = 0;
       const url = `https://127.0.0.1:${await listen(server)}/`;
       const statuses = await page.evaluate(async (url) => {
@@ -313,11 +313,11 @@ for (const browser of Object.keys(BROWSERS)) {
       const broken = await rawSite('HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhello');
       const whole = await site(validCertificate, (_, response) => response.end('hello'));
       const outcomes = await page.evaluate(async (broken, whole) => {
-        const of = async (url, act) => act(await umbel.fetch(url)).catch((error) => error.kind);
+        const result = async (url, act) => act(await umbel.fetch(url)).catch((error) => error.kind);
         return [
-          await of(broken, (answer) => answer.bytes()),
-          await of(broken, (answer) => answer.clone().text()),
-          await of(whole, async (answer) => {
+          await result(broken, (answer) => answer.bytes()),
+          await result(broken, (answer) => answer.clone().text()),
+          await result(whole, async (answer) => {
             const copy = answer.clone();
             return [copy.url === answer.url, copy.status, await copy.text(), [...(await answer.bytes())].length];
           }),
@@ -380,8 +380,8 @@ for (const browser of Object.keys(BROWSERS)) {
         response.end('moved');
       });
       const base = `https://127.0.0.1:${port}`;
-      const outcome = await fetched(`${base}/first`, { method: 'POST', body: 'x', headers: { authorization: 'Bearer x' } });
-      assert.deepEqual([outcome.at, outcome.redirected, outcome.text], [`https://localhost:${port}/end`, true, '/end']);
+      const outcome = await fetchInPage(`${base}/first`, { method: 'POST', body: 'x', headers: { authorization: 'Bearer x' } });
+      assert.deepEqual([outcome.url, outcome.redirected, outcome.text], [`https://localhost:${port}/end`, true, '/end']);
       assert.deepEqual(seen, [
         ['POST', '/first', `127.0.0.1:${port}`, 'Bearer x'],
         ['GET', '/second', `localhost:${port}`, undefined],
@@ -392,7 +392,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await assertFails(`${base}/loop`, 'target', /too often/);
       for (const path of ['/none', '/named']) await assertFails(`${base}${path}`, 'target', /invalid or unsupported URL/);
       await assertFails(`${base}/first`, 'target', /disallows redirects/, { redirect: 'error' });
-      assert.equal((await fetched(`${base}/first`, { redirect: 'manual' })).status, 302);
+      assert.equal((await fetchInPage(`${base}/first`, { redirect: 'manual' })).status, 302);
     });
 
     test('a URL without https and a server without TLS receive no request', deadline, async () => {
@@ -423,7 +423,7 @@ for (const browser of Object.keys(BROWSERS)) {
         [await listen(createTcpServer((socket) => socket.on('error', () => {}).end(Buffer.from([21, 3, 3, 0, 2, 2, 40])))), /refused or aborted TLS/],
       ];
       for (const [port, words] of cases) await assertFails(`https://127.0.0.1:${port}/`, 'target', words);
-      assert.equal((await fetched(`https://127.0.0.1:${await rawSite(`${hello}\r\nhello`)}/`)).text, 'hello', 'close_notify authenticates the end of the body');
+      assert.equal((await fetchInPage(`https://127.0.0.1:${await rawSite(`${hello}\r\nhello`)}/`)).text, 'hello', 'close_notify authenticates the end of the body');
       const endless = await site(validCertificate, (_, response) => {
         const more = () => {
           while (!response.destroyed && response.write(BODY));
@@ -442,7 +442,7 @@ for (const browser of Object.keys(BROWSERS)) {
     test('an abort ends a fetch before and within the answer, and closes the stream to the site', deadline, async () => {
       let closed;
       const silent = await site(validCertificate, (request) => (closed = new Promise((resolve) => request.on('close', resolve))));
-      const outcome = await fetched(`https://127.0.0.1:${silent}/`, { cancelled: 1500 });
+      const outcome = await fetchInPage(`https://127.0.0.1:${silent}/`, { abortAfter: 1500 });
       assert.equal(outcome.name, 'TimeoutError');
       await closed;
       const begins = await site(validCertificate, (request, response) => {

@@ -75,12 +75,12 @@ for (const browser of Object.keys(BROWSERS)) {
       await screenshots(page, browser, 'results');
       const first = await texts(page, '.results h2');
       assert(first.length > 0);
-      const way = await texts(page, '.route li');
-      assert.equal(way.length, 5, way.join('\n'));
+      const hops = await texts(page, '.route li');
+      assert.equal(hops.length, 5, hops.join('\n'));
       for (const words of ['This computer', 'First relay', 'Middle relay', 'Exit']) {
-        assert(way.some((line) => line.startsWith(words)), words);
+        assert(hops.some((line) => line.startsWith(words)), words);
       }
-      assert(way.slice(1, 4).every((line) => /\(\d+(\.\d+)? m?s\)/.test(line)), 'each relay with its time');
+      assert(hops.slice(1, 4).every((line) => /\(\d+(\.\d+)? m?s\)/.test(line)), 'each relay with its time');
       assert(await page.$('a[rel=next]'), 'there is a next page');
       await follow(page, 'a[rel=next]');
       const second = await texts(page, '.results h2');
@@ -147,7 +147,7 @@ for (const browser of Object.keys(BROWSERS)) {
 
     test('answers no request of another site', deadline, async () => {
       const { page } = await open();
-      await page.goto(otherSite.at.replace('127.0.0.1', 'localhost'), { waitUntil: 'load' });
+      await page.goto(otherSite.url.replace('127.0.0.1', 'localhost'), { waitUntil: 'load' });
       const outcome = await page.evaluate(async (own) => {
         const tries = [
           fetch(`${own}/search?q=stolen`),
@@ -193,7 +193,7 @@ for (const browser of Object.keys(BROWSERS)) {
         seen.push(request.headers);
         response.end('seen');
       });
-      const target = `${site.at}/`;
+      const target = `${site.url}/`;
       const { page } = await open(`/leave?url=${encodeURIComponent(target)}`);
       assert.equal(seen.length, 0);
       await follow(page, '.choices a[rel=noreferrer]');
@@ -204,14 +204,14 @@ for (const browser of Object.keys(BROWSERS)) {
     });
 
     test('detects a browser that uses the proxy', deadline, async () => {
-      const through = await launch(browser, { socks: overlay.socks });
+      const proxied = await launch(browser, { socks: overlay.socks });
       try {
-        const page = await through.newPage();
+        const page = await proxied.newPage();
         await page.goto(`${overlay.page}/leave?url=${encodeURIComponent('http://planted.example/')}`, { waitUntil: 'load' });
         assert(await page.$eval('.check img', ({ naturalWidth }) => naturalWidth) > 0);
         await screenshots(page, browser, 'leave-through');
       } finally {
-        await through.close();
+        await proxied.close();
       }
     });
   });
