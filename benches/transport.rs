@@ -31,7 +31,7 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// Starts a relay in a thread that lasts as long as the process. It echoes short messages and discards long ones.
+/// Starts a relay in a thread of the process. The relay echoes messages of up to 64 bytes and discards longer messages.
 fn relay() -> DialTarget {
     let (target_sender, target) = mpsc::channel();
     thread::spawn(move || {
@@ -104,7 +104,7 @@ fn dial(c: &mut Criterion) {
     });
 }
 
-/// Sends `count` messages as room allows, then a short one, and waits for its echo.
+/// Sends `count` messages as room allows, then a short message, and waits for the echo of the short message.
 async fn send(client: &mut DrivenEndpoint, link: LinkId, count: u64, size: usize) {
     let (message, mut left, mut room, mut done) = (Slots::from(vec![7; size]), count, 256 << 10, false);
     let lane = Lane::FIRST;

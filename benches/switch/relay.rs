@@ -17,8 +17,9 @@ use umbel::{
     wire::{Cell, CellBody, Command, Fragments, RelayMessage, create_cells, encode_extend, split},
 };
 
+/// Room of each link, practically unlimited.
 const ROOM: usize = usize::MAX >> 1;
-/// Cells of each circuit per batch. They fit one message.
+/// Cells of each circuit per batch. One message holds a batch.
 pub(crate) const CELLS: usize = 16;
 const TODAY: WallTime = WallTime::from_unix(1_800_000_000);
 pub(crate) const PREVIOUS: LinkId = LinkId(1);
@@ -29,13 +30,14 @@ pub(crate) fn second() -> HopIndex {
 }
 
 /// A relay that switches circuits between a client and a next hop.
-pub(crate) struct Bench {
+pub(crate) struct BenchRelay {
     pub(crate) rng: ChaCha20Rng,
     pub(crate) relay: Relay,
     keys: RelayKeys,
     client: Channels,
     next: Channels,
     next_id: RelayId,
+    /// The circuits: the identifier towards the client, the client's layers, the identifier towards the next hop.
     pub(crate) circuits: Vec<(CircuitId, OriginLayers, CircuitId)>,
 }
 
@@ -90,7 +92,7 @@ pub(crate) fn message(circuit: CircuitId, bodies: impl Iterator<Item = CellBody>
     (Lane::new((circuit.value() % u32::from(LANES)) as u8).unwrap(), message)
 }
 
-impl Bench {
+impl BenchRelay {
     pub(crate) fn new(circuits: usize) -> Self {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let (identity, next) = (IdentityKey::from_bytes(&[1; 32]), IdentityKey::from_bytes(&[2; 32]));
@@ -129,7 +131,7 @@ impl Bench {
         self.deliver();
     }
 
-    /// Delivers messages until none is left.
+    /// Delivers messages in both directions until there are none.
     fn deliver(&mut self) {
         let (now, rng) = (Instant::START, &mut self.rng);
         loop {
