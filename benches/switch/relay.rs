@@ -106,7 +106,7 @@ impl BenchRelay {
             rng,
             relay,
             keys,
-            client: Channels::new(LocalRole::Anonymous, ChannelParameters::default()),
+            client: Channels::new(LocalRole::Client, ChannelParameters::default()),
             next: Channels::new(LocalRole::Relay(Arc::new(next)), ChannelParameters::default()),
             next_id,
             circuits: Vec::new(),

@@ -73,7 +73,7 @@ impl Chain {
     /// Adds another origin.
     pub(crate) fn add_origin(&mut self, address: &str) -> NodeId {
         let node = self.world.add_node(address.parse().unwrap(), false);
-        let channels = Channels::new(LocalRole::Anonymous, ChannelParameters::default());
+        let channels = Channels::new(LocalRole::Client, ChannelParameters::default());
         self.world.place(node, Tap::new(Party::Origin(Box::new(OriginParty::new(channels)))));
         node
     }

@@ -27,7 +27,7 @@ ALLOWED_CONTROLS = '/proc/sys/net/ipv4/tcp_allowed_congestion_control'
 # First three bytes of the addresses that netdelay assigns.
 NET = '10.77.0'
 # Time limit of one run of loadgen, in seconds.
-LOAD_LIMIT = 90
+LOAD_TIMEOUT = 90
 # Number of bulk streams of a mix, each on its own circuit.
 MIX_STREAMS = 16
 # Number of the user name, and of requests, of the light circuit of a mix.
@@ -295,7 +295,7 @@ class Lab:
         started, foreign = time.time(), self.foreign_cpu()
         try:
             result = subprocess.run(
-                self.loadgen(prefix, mode, socks, *arguments), stdout=subprocess.PIPE, text=True, timeout=LOAD_LIMIT
+                self.loadgen(prefix, mode, socks, *arguments), stdout=subprocess.PIPE, text=True, timeout=LOAD_TIMEOUT
             )
         except subprocess.TimeoutExpired:
             print_row(prefix + '.timeout', 1, 'flag')
