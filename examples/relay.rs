@@ -1,11 +1,11 @@
 //! A relay inside an application: forwards circuits of other users while the application runs.
 //!
 //! By default, the relay is a volunteer. A volunteer works behind NAT and needs no open port, because circuits reach it
-//! over its channels to public relays. With `--listen`, the relay is public. The relay is never an exit, so this machine
-//! sends no traffic to targets.
+//! over its channels to public relays. With `--listen`, the relay is public. The relay is never an exit, so this
+//! machine sends no traffic to targets.
 //!
-//! `umbel testnet` starts a network on this machine and prints the two options that name the network. In
-//! another terminal:
+//! `umbel testnet` starts a network on this machine and prints the two options that name the network. In another
+//! terminal:
 //!
 //! ```sh
 //! cargo run --example relay -- --directory URL --authority KEY --data-dir relay-keys

@@ -3,8 +3,8 @@
 //! The exit sends the query to the engine. The engine sees the exit's address, the exit sees the query, and neither
 //! sees this machine's address.
 //!
-//! `umbel testnet` starts a network on this machine and prints the two options that name the network. In
-//! another terminal:
+//! `umbel testnet` starts a network on this machine and prints the two options that name the network. In another
+//! terminal:
 //!
 //! ```sh
 //! cargo run --example search -- --directory URL --authority KEY guard sample

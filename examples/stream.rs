@@ -4,8 +4,8 @@
 //! other libraries work over it. The first relay (guard) sees this machine's address but not the target. The last relay
 //! (exit) sees the target but not the address.
 //!
-//! `umbel testnet` starts a network on this machine and prints the two options that name the network. In
-//! another terminal:
+//! `umbel testnet` starts a network on this machine and prints the two options that name the network. In another
+//! terminal:
 //!
 //! ```sh
 //! cargo run --example stream -- --directory URL --authority KEY example.org

@@ -38,13 +38,13 @@ fn sources() -> String {
     sources.map(|file| fs::read_to_string(file).unwrap()).collect()
 }
 
-/// Fails unless each of `names` is a function in the sources. `document` names at least `least`.
-fn assert_exist<'a>(document: &str, names: impl Iterator<Item = &'a str>, least: usize) {
+/// Fails unless each of `names` is a function in the sources. `document` must name more than `minimum`.
+fn assert_exist<'a>(document: &str, names: impl Iterator<Item = &'a str>, minimum: usize) {
     let text = sources();
     let tests: BTreeSet<&str> =
         text.split("fn ").filter_map(|rest| rest.split_once('(').map(|(name, _)| name)).collect();
     let named: Vec<&str> = names.filter(|name| name.matches('_').count() >= 2).collect();
-    assert!(named.len() > least, "{document} names its tests");
+    assert!(named.len() > minimum, "{document} names too few tests");
     let missing: Vec<&&str> = named.iter().filter(|name| !tests.contains(**name)).collect();
     assert!(missing.is_empty(), "{document} names tests that don't exist: {missing:#?}");
 }

@@ -111,7 +111,7 @@ function pages(go: Go, searchQuery: Query, more: boolean): Node {
 // The view of a failure, with advice and the failure's own message.
 export function failureView(scene: Scene, error: unknown, retry: () => void, searchQuery?: Query): Node[] {
   const { title, words, detail } = explain(error);
-  return [top(scene, searchQuery), messageView(title, [h('p', {}, words), detail !== '' && h('p', { class: 'said' }, detail), choices(button('Try again', retry))])];
+  return [top(scene, searchQuery), messageView(title, [h('p', {}, words), detail !== '' && h('p', { class: 'detail' }, detail), choices(button('Try again', retry))])];
 }
 
 export const messageView = (title: string, children: (Node | false)[]): HTMLElement =>
@@ -131,14 +131,14 @@ export function warning(error: unknown, retry: () => void): HTMLElement {
     h('b', {}, title),
     h('br'),
     words,
-    detail !== '' && h('span', { class: 'said' }, ` ${detail}`),
+    detail !== '' && h('span', { class: 'detail' }, ` ${detail}`),
     ' ',
     button('Try again', retry, 'plain'),
   );
 }
 
-// The confirmation before a page is opened outside of the overlay. It has a button instead of an anchor, because browsers may resolve the
-// names of anchors in advance.
+// The confirmation before a page is opened outside of the overlay. A button opens the page instead of an anchor, because browsers may
+// resolve the host names of anchors in advance.
 export function leave(scene: Scene, url: URL): Node[] {
   const host = h('b', {}, url.host);
   return [
