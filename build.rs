@@ -61,7 +61,7 @@ fn is_compressed(file: &Path) -> bool {
     file.extension().is_some_and(|extension| extension == "br" || extension == "gz")
 }
 
-/// Adds all files in `folder` and its subfolders, except hidden ones.
+/// Adds all files in `folder` and its subfolders, except hidden files.
 fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

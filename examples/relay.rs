@@ -29,7 +29,7 @@ struct Options {
     /// Folder for the relay's keys, created if it doesn't exist
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// UDP address at which other machines reach this one, for a public relay [default: none, a volunteer]
+    /// UDP address at which other machines reach this machine, for a public relay [default: none, a volunteer]
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
 }

@@ -24,7 +24,7 @@ struct Options {
     /// Key of the authority that signs the list of relays
     #[arg(long, value_name = "KEY")]
     authority: AuthorityId,
-    /// Name of the search engine, such as wikipedia [default: the one that most exits offer]
+    /// Name of the search engine, such as wikipedia [default: the engine that most exits offer]
     #[arg(long, value_name = "NAME")]
     engine: Option<String>,
     /// Search terms

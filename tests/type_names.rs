@@ -88,7 +88,7 @@ fn are_alternatives(one: &[String], other: &[String]) -> bool {
     one.len() == other.len() && matches!(differing[..], [(one, other)] if one == "native" || other == "native")
 }
 
-/// The names with more than one definition, one of them visible outside its module.
+/// The names with more than one definition, of which at least one is visible outside its module.
 fn repeated(found: Definitions) -> Vec<String> {
     let repeated = found.into_iter().filter(|(_, definitions)| match &definitions[..] {
         [(one, _), (other, _)] if are_alternatives(one, other) => false,

@@ -32,7 +32,7 @@ pub(crate) struct OriginParty {
     pub(crate) hops_built: Vec<HopIndex>,
     pub(crate) built: bool,
     pub(crate) closed: Option<CircuitError>,
-    /// The next hop was reported as gone.
+    /// A hop has reported the next hop as gone.
     pub(crate) gone: bool,
     pub(crate) stream: Option<StreamId>,
     pub(crate) connected: bool,
@@ -41,7 +41,7 @@ pub(crate) struct OriginParty {
     /// Bytes sent.
     pub(crate) sent: usize,
     pub(crate) received: Vec<u8>,
-    /// Takes bytes, but does not report them as consumed.
+    /// The reader is stalled: received bytes are not reported as consumed.
     pub(crate) stalled: bool,
     pub(crate) finished: bool,
     pub(crate) ended: Option<EndReason>,
@@ -123,11 +123,14 @@ impl OriginParty {
 /// A relay, with the state of its exit streams.
 pub(crate) struct RelayParty {
     pub(crate) relay: Relay,
-    /// Bytes that the target sends on each stream before it finishes.
+    /// Bytes that the target sends on each stream before the target finishes the stream.
     pub(crate) serves: usize,
+    /// Bytes sent on each open stream.
     pub(crate) sent: BTreeMap<ExitStream, usize>,
     pub(crate) received: Vec<u8>,
+    /// The origin has finished a stream.
     pub(crate) finished: bool,
+    /// Number of streams that have closed.
     pub(crate) closed: usize,
 }
 

@@ -231,7 +231,7 @@ fn a_dial_waits_for_its_route_until_its_timeout() {
     assert!(world.nodes[CLIENT].events.iter().any(failed), "{:?}", world.nodes[CLIENT].events);
 }
 
-/// Sends numbered messages both ways over all lanes, as room allows; all must arrive, complete and in order.
+/// Sends numbered messages in both directions over all lanes, as room allows. All must arrive, complete and in order.
 fn transfer(mut world: World, links: [LinkId; 2], count: u32, limit: Duration, seed: u64) {
     let ends = [CLIENT, RELAY];
     let mut sent = [0u32; 2];
@@ -242,15 +242,15 @@ fn transfer(mut world: World, links: [LinkId; 2], count: u32, limit: Duration, s
         bytes.splice(0..0, number.to_be_bytes());
         Slots::from(bytes)
     };
-    world.run_until(limit, &format!("all messages there (seed {seed})"), |world| {
+    world.run_until(limit, &format!("all messages have arrived (seed {seed})"), |world| {
         for (side, node) in ends.into_iter().enumerate() {
             for event in core::mem::take(&mut world.nodes[node].events) {
                 match event {
                     LinkEvent::Room { bytes, .. } => room[side] = bytes,
-                    LinkEvent::Message { lane, message: got, .. } => {
+                    LinkEvent::Message { lane, message: arrived, .. } => {
                         let next = &mut received[side][usize::from(lane.value())];
                         let number = *next * 4 + u32::from(lane.value());
-                        assert_eq!(got, message(number), "altered or out of order (seed {seed})");
+                        assert_eq!(arrived, message(number), "altered or out of order (seed {seed})");
                         *next += 1;
                     }
                     LinkEvent::Opened { .. } => {}
@@ -271,7 +271,7 @@ fn transfer(mut world: World, links: [LinkId; 2], count: u32, limit: Duration, s
 }
 
 #[test]
-fn messages_of_all_sizes_arrive_in_order_on_a_good_network() {
+fn messages_of_many_sizes_arrive_in_order_on_a_network_without_faults() {
     let (world, client, relay) = linked(9, Faults::default());
     transfer(world, [client, relay], 1_000, Duration::from_secs(60), 9);
 }

@@ -17,7 +17,7 @@ const STEPS: Record<Progress, string> = {
   circuit: 'Building a path of three relays…',
   ready: '',
 };
-// Maximum number of stored answers, and of stored pages. A stored one is shown without a new request, because an exit reads each request.
+// Maximum number of stored answers, and of stored pages. A stored answer is shown without a new query, because an exit reads each query.
 const MAX_STORED = 50;
 
 let umbel: Promise<Umbel> | undefined;
@@ -40,7 +40,7 @@ function showStep(words: string): void {
   if (line) write(line, words);
 }
 
-// The client. Starts a client if there is none, or if the last one failed.
+// The client. Starts a client if there is none, or if the last client failed.
 function client(): Promise<Umbel> {
   umbel ??= connect({ onprogress: (now) => showStep(STEPS[now]) }).then(
     (ready) => {

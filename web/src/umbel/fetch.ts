@@ -10,7 +10,7 @@ const MAX_ANSWER_LEN = 64 * 1024 * 1024;
 /** Maximum length of a request's body, in bytes. */
 const MAX_REQUEST_LEN = 32 * 1024 * 1024;
 const DEFAULT_TIMEOUT = 60_000;
-/** Time limit from the first answer to the last one after redirects, as a multiple of the time limit of one request. */
+/** Time limit from the first answer to the answer after the last redirect, as a multiple of the time limit of one request. */
 const REDIRECTS_FACTOR = 5;
 /** Bytes of a body that are fetched before the page reads them, so that the stream of a small unread body ends too. */
 const READ_AHEAD = 64 * 1024;

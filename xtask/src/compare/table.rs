@@ -146,7 +146,7 @@ pub(super) struct Results {
 }
 
 impl Results {
-    /// Adds the output of a lab for contender number `contender` in run `run`.
+    /// Adds the output of a lab for the contender with index `contender` in run `run`.
     pub(super) fn add(&mut self, condition: &Condition, contender: usize, run: usize, run_name: &str, output: &str) {
         let mut rows = Vec::new();
         for line in output.lines() {
@@ -228,7 +228,7 @@ impl Results {
         self.values.iter().filter(matches).map(|value| (value.run, value.value)).collect()
     }
 
-    /// The ratio of the first contender's figure to another's: the median over the runs that have both.
+    /// The ratio of the first contender's figure to that of contender `other`: the median over the runs with both.
     fn ratio(&self, condition: &Condition, figure: &Figure, other: usize) -> Option<f64> {
         let others = self.runs_of(condition, figure, other);
         let of_run = |(run, value): (usize, f64)| {
