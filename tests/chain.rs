@@ -1,7 +1,8 @@
 //! Integration tests of an origin and a chain of relays, joined in memory and in virtual time.
 //!
-//! They check the end-to-end properties of circuits. In particular, a modification of cells by a hostile relay or
-//! link is detected: forward by the next honest hop, backward by the origin. No part of a modified cell is delivered.
+//! The tests check the end-to-end properties of circuits. In particular, a modification of cells by a hostile relay or
+//! link is detected: forward by the next honest hop, backward by the origin. Filler that is not zero is detected by the
+//! next hop. No part of a modified cell is delivered.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::indexing_slicing,
@@ -116,7 +117,7 @@ fn a_circuit_that_its_origin_ends_leaves_nothing_behind() {
     assert_eq!(chain.at_relay(3, |relay| relay.closed), 1, "the exit closes the connection to the target");
 }
 
-/// The sending and the receiving node of link `link` (1 is the origin's) in a direction.
+/// The sending and the receiving node of a link in a direction. Link 1 is that between the origin and the first relay.
 fn link_ends(chain: &Chain, link: usize, direction: Direction) -> (NodeId, NodeId) {
     let near = if link == 1 { chain.origin } else { chain.relays[link - 2] };
     let far = chain.relays[link - 1];
@@ -178,8 +179,8 @@ fn assert_ended_without_damage(chain: &mut Chain, direction: Direction, what: &s
 
 /// All kinds of tampering with a cell; `length` bounds the modified positions.
 fn tampers(length: usize) -> Vec<Tamper> {
-    let places = [0, 1, 7, length / 2, length - 17, length - 1];
-    let mut tampers: Vec<_> = places.into_iter().map(Tamper::Alter).collect();
+    let positions = [0, 1, 7, length / 2, length - 17, length - 1];
+    let mut tampers: Vec<_> = positions.into_iter().map(Tamper::Alter).collect();
     tampers.extend([Tamper::Drop, Tamper::Replay, Tamper::Reorder]);
     tampers
 }

@@ -105,7 +105,7 @@ impl Ranks {
         Self(ranks)
     }
 
-    fn of(&self, part: &str) -> Option<usize> {
+    fn rank_of(&self, part: &str) -> Option<usize> {
         self.0.iter().position(|rank| rank.parts.iter().any(|one| one == part))
     }
 
@@ -185,8 +185,8 @@ impl Paths<'_> {
         }
     }
 
-    /// Records the paths in the tokens of macro arguments.
-    fn tokens(&mut self, tokens: &str) {
+    /// Adds the paths in the tokens of macro arguments.
+    fn add_tokens(&mut self, tokens: &str) {
         let words: Vec<&str> = tokens.split_whitespace().collect();
         for (index, word) in words.iter().enumerate() {
             let starts = index == 0 || words[index - 1] != "::";
@@ -202,6 +202,7 @@ impl Paths<'_> {
     }
 }
 
+/// Whether an item with these attributes is compiled only in tests.
 fn only_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| match &attribute.meta {
         Meta::List(list) if list.path.is_ident("cfg") => {
@@ -258,7 +259,7 @@ impl<'ast> Visit<'ast> for Paths<'_> {
     }
 
     fn visit_macro(&mut self, item: &'ast Macro) {
-        self.tokens(&item.tokens.to_string());
+        self.add_tokens(&item.tokens.to_string());
         visit::visit_macro(self, item);
     }
 
@@ -373,7 +374,7 @@ fn definition(path: &str, modules: &BTreeMap<&[String], &Source>) -> Option<Vec<
 
 /// Repeatedly removes modules without remaining dependencies. Returns the other modules: cycles, and modules that use
 /// cycles.
-fn cycle(mut uses: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BTreeSet<String>> {
+fn find_cycles(mut uses: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BTreeSet<String>> {
     loop {
         let all: BTreeSet<String> = uses.keys().cloned().collect();
         uses.values_mut().for_each(|used| used.retain(|module| all.contains(module)));
@@ -393,12 +394,12 @@ fn a_part_uses_only_parts_of_lower_ranks() {
     // The root and the program may use all parts.
     for source in sources.iter().filter(|source| !source.module.is_empty()) {
         let (file, part) = (source.file.display(), &source.part);
-        let own = ranks.of(part);
+        let own = ranks.rank_of(part);
         let own = own.unwrap_or_else(|| panic!("{file}: `{part}` has no rank; give it one in docs/architecture.md"));
         let used = source.paths.iter().filter_map(|path| definition(path, &modules));
         let used: BTreeSet<String> = used.filter_map(|module| module.first().cloned()).collect();
         for other in used.iter().filter(|other| *other != part) {
-            if ranks.of(other).is_none_or(|other| other >= own) {
+            if ranks.rank_of(other).is_none_or(|other| other >= own) {
                 violations.push(format!("{file}: `{part}` uses `{other}`, whose rank is not lower"));
             }
         }
@@ -433,7 +434,7 @@ fn submodules_form_no_cycle() {
         }
     }
     assert!(uses.len() > 20, "too few dependencies are found");
-    let cycles = uses.into_iter().map(|(parent, uses)| (parent.join("::"), cycle(uses)));
+    let cycles = uses.into_iter().map(|(parent, uses)| (parent.join("::"), find_cycles(uses)));
     let cycles: Vec<_> = cycles.filter(|(_, cycle)| !cycle.is_empty()).collect();
     assert!(cycles.is_empty(), "these submodules form a cycle, or use a cycle: {cycles:#?}");
 }
@@ -512,7 +513,7 @@ fn cycles_through_re_exports_are_found() {
         for (one, other) in pairs {
             uses.entry((*one).to_owned()).or_default().insert((*other).to_owned());
         }
-        cycle(uses)
+        find_cycles(uses)
     };
     assert_eq!(uses(&[("a", "b"), ("b", "c"), ("a", "c")]).len(), 0);
     assert_eq!(uses(&[("a", "b"), ("b", "c"), ("c", "b")]).len(), 3);

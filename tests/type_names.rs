@@ -14,7 +14,7 @@ use syn::{
     visit::{self, Visit},
 };
 
-/// The definitions of each name: the module, and whether the type is visible outside it.
+/// The definitions of each name: the module, and whether the type is visible outside the module.
 type Definitions = BTreeMap<String, Vec<(Vec<String>, bool)>>;
 
 struct Types<'a> {
@@ -29,6 +29,7 @@ impl Types<'_> {
     }
 }
 
+/// Whether an item with these attributes is compiled only in tests.
 fn only_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| match &attribute.meta {
         Meta::List(list) if list.path.is_ident("cfg") => {

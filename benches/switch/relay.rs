@@ -21,7 +21,7 @@ use umbel::{
 const ROOM: usize = usize::MAX >> 1;
 /// Cells of each circuit per batch. One message holds a batch.
 pub(crate) const CELLS: usize = 16;
-const TODAY: WallTime = WallTime::from_unix(1_800_000_000);
+const NOW: WallTime = WallTime::from_unix(1_800_000_000);
 pub(crate) const PREVIOUS: LinkId = LinkId(1);
 pub(crate) const NEXT: LinkId = LinkId(2);
 
@@ -60,13 +60,13 @@ fn profile(key: &IdentityKey, onion: &OnionSecret) -> Profile {
 fn consensus(relay: &IdentityKey, onion: &OnionSecret) -> Consensus {
     let mut authority = Authority::new(IdentityKey::from_bytes(&[9; 32]), AuthorityConfig::testnet(1));
     let id = authority.id();
-    let descriptor = Descriptor { profile: profile(relay, onion), published: TODAY }.sign(relay).unwrap();
-    authority.handle_descriptor(TODAY, &descriptor, None).unwrap();
+    let descriptor = Descriptor { profile: profile(relay, onion), published: NOW }.sign(relay).unwrap();
+    authority.handle_descriptor(NOW, &descriptor, None).unwrap();
     while let Some(event) = authority.poll_event() {
         match event {
-            AuthorityEvent::Prove(target) => authority.handle_proof(TODAY, &target, Ok(())),
+            AuthorityEvent::Prove(target) => authority.handle_proof(NOW, &target, Ok(())),
             AuthorityEvent::Publish(signed) => {
-                return UnverifiedConsensus::decode(signed.as_bytes()).unwrap().verify(&[id], TODAY, None).unwrap();
+                return UnverifiedConsensus::decode(signed.as_bytes()).unwrap().verify(&[id], NOW, None).unwrap();
             }
             _ => {}
         }

@@ -31,6 +31,7 @@ pub(crate) struct OriginParty {
     pub(crate) origin: Option<(ChannelId, Origin)>,
     pub(crate) hops_built: Vec<HopIndex>,
     pub(crate) built: bool,
+    /// The reason for which the circuit has closed.
     pub(crate) closed: Option<CircuitError>,
     /// A hop has reported the next hop as gone.
     pub(crate) gone: bool,
@@ -43,8 +44,11 @@ pub(crate) struct OriginParty {
     pub(crate) received: Vec<u8>,
     /// The reader is stalled: received bytes are not reported as consumed.
     pub(crate) stalled: bool,
+    /// The exit has finished the stream.
     pub(crate) finished: bool,
+    /// The reason for which the stream has closed.
     pub(crate) ended: Option<EndReason>,
+    /// Events of the channels other than cells and closes of the circuit's channel.
     pub(crate) channel_events: Vec<ChannelEvent>,
 }
 
@@ -193,7 +197,7 @@ pub(crate) enum Tamper {
     Alter(usize),
     Drop,
     Replay,
-    /// Sends the cell after the next one.
+    /// Sends the cell after the next cell.
     Reorder,
 }
 
@@ -203,7 +207,7 @@ pub(crate) struct Tap {
     links: BTreeMap<LinkId, Direction>,
     /// The pending tampering: direction and command code of the cells, number of cells to skip, kind.
     pub(crate) tamper: Option<(Direction, u8, usize, Tamper)>,
-    /// The cell that [`Tamper::Reorder`] holds back until the next one.
+    /// The cell that [`Tamper::Reorder`] holds back until the next cell.
     held: Option<[u8; CELL_LEN]>,
     outbox: VecDeque<Transmit>,
     /// The time of the first sent DESTROY.

@@ -18,11 +18,11 @@ use umbel::{
 
 use super::party::{OriginParty, Party, RelayParty, Tap};
 
-const TODAY: WallTime = WallTime::from_unix(1_800_000_000);
+const NOW: WallTime = WallTime::from_unix(1_800_000_000);
 /// Timeout of a wait, in virtual time.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// An origin and relays of one consensus.
+/// A simulated network: an origin, and the relays that a consensus lists.
 pub(crate) struct Chain {
     pub(crate) world: World<Tap>,
     pub(crate) origin: NodeId,
@@ -54,8 +54,8 @@ impl Chain {
             let onion_secret = OnionSecret::from_bytes([number + 100; 32]);
             let profile = profile(&world, node, &identity, &onion_secret);
             keys.push(profile.keys());
-            let descriptor = Descriptor { profile, published: TODAY }.sign(&identity).unwrap();
-            authority.handle_descriptor(TODAY, &descriptor, None).unwrap();
+            let descriptor = Descriptor { profile, published: NOW }.sign(&identity).unwrap();
+            authority.handle_descriptor(NOW, &descriptor, None).unwrap();
             let relay = Relay::new(Arc::new(identity), OnionKeyring::new(onion_secret, None), parameters.clone());
             nodes.push(node);
             machines.push(relay);
@@ -174,10 +174,10 @@ fn publish(authority: &mut Authority) -> Consensus {
     let id = authority.id();
     while let Some(event) = authority.poll_event() {
         match event {
-            AuthorityEvent::Prove(target) => authority.handle_proof(TODAY, &target, Ok(())),
+            AuthorityEvent::Prove(target) => authority.handle_proof(NOW, &target, Ok(())),
             AuthorityEvent::Publish(signed) => {
                 let unverified = UnverifiedConsensus::decode(signed.as_bytes()).unwrap();
-                return unverified.verify(&[id], TODAY, None).unwrap();
+                return unverified.verify(&[id], NOW, None).unwrap();
             }
             AuthorityEvent::PublishVolunteers(_)
             | AuthorityEvent::StoreRecord { .. }

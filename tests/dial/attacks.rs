@@ -1,4 +1,4 @@
-//! Floods and forgeries: limits on state, answers and damage caused by unverified peers.
+//! Floods and forgeries: limits on the state, the answers and the damage that unverified peers cause.
 
 use std::{
     net::SocketAddr,
@@ -26,7 +26,7 @@ fn endpoint(config: EndpointConfig, purpose: PortUse) -> Endpoint {
 }
 
 /// A listening endpoint.
-pub(crate) fn relay() -> Endpoint {
+pub(crate) fn listening_endpoint() -> Endpoint {
     endpoint(relay_config(), PortUse::Listen)
 }
 
@@ -46,14 +46,15 @@ fn source(number: u64) -> SocketAddr {
 }
 
 /// A client that has started to dial `relay`, and its first ClientHello.
-pub(crate) fn dialling(relay: &Endpoint) -> (Endpoint, Vec<u8>) {
+pub(crate) fn start_dial(relay: &Endpoint) -> (Endpoint, Vec<u8>) {
     let mut client = endpoint(client_config(), PortUse::Dial);
     client.handle_transmit(Instant::START, Transmit::Dial(target(relay, ([192, 0, 2, 1], 4443).into())));
     let hello = take_datagrams(&mut client, Instant::START).remove(0);
     (client, hello)
 }
 
-/// Passes a datagram to the relay and returns the answers. Asserts that the answers have no more bytes than the datagram.
+/// Passes a datagram to the relay and returns the answers. Asserts that the answers have no more bytes than the
+/// datagram.
 fn deliver(relay: &mut Endpoint, now: Instant, remote: SocketAddr, datagram: &[u8]) -> Vec<Vec<u8>> {
     relay.handle_datagram(now, SocketRoute { port: 0, remote }, &mut datagram.to_vec());
     let answers = take_datagrams(relay, now);
@@ -64,7 +65,7 @@ fn deliver(relay: &mut Endpoint, now: Instant, remote: SocketAddr, datagram: &[u
 
 #[test]
 fn a_flood_of_garbage_creates_no_state_and_gets_no_answer() {
-    let (mut relay, mut rng) = (relay(), SplitMix64(1));
+    let (mut relay, mut rng) = (listening_endpoint(), SplitMix64(1));
     for number in 0..50_000 {
         let mut datagram: Vec<u8> = (0..rng.next() % 1_400).map(|_| rng.next() as u8).collect();
         // The first byte varies. Half of the longer datagrams have the form of DTLS handshake records.
@@ -84,8 +85,8 @@ fn a_flood_of_garbage_creates_no_state_and_gets_no_answer() {
 
 #[test]
 fn a_flood_of_spoofed_hellos_creates_no_state_and_no_amplification() {
-    let mut relay = relay();
-    let (_, hello) = dialling(&relay);
+    let mut relay = listening_endpoint();
+    let (_, hello) = start_dial(&relay);
     for number in 0..50_000u64 {
         let mut hello = hello.clone();
         hello[27..35].copy_from_slice(&number.to_be_bytes()); // the client random
@@ -109,7 +110,7 @@ fn a_flood_of_spoofed_hellos_creates_no_state_and_no_amplification() {
 
 /// Leaves a handshake from `remote` half-open: the client returns the cookie and then sends nothing more.
 fn half_open(relay: &mut Endpoint, now: Instant, remote: SocketAddr) {
-    let (mut client, hello) = dialling(relay);
+    let (mut client, hello) = start_dial(relay);
     let mut answers = deliver(relay, now, remote, &hello);
     let back = SocketRoute { port: 0, remote: ([192, 0, 2, 1], 4443).into() };
     client.handle_datagram(Instant::START, back, &mut answers[0]);
@@ -121,7 +122,7 @@ fn half_open(relay: &mut Endpoint, now: Instant, remote: SocketAddr) {
 
 #[test]
 fn half_open_links_are_capped_for_each_source_and_time_out() {
-    let mut relay = relay();
+    let mut relay = listening_endpoint();
     let now = Instant::START;
     for port in 1..=100 {
         half_open(&mut relay, now, SocketAddr::from(([203, 0, 113, 1], port)));
@@ -144,9 +145,9 @@ fn half_open_links_are_capped_for_each_source_and_time_out() {
 
 #[test]
 fn repeated_hellos_with_one_cookie_create_one_link() {
-    let mut relay = relay();
+    let mut relay = listening_endpoint();
     let remote = source(1);
-    let (mut client, hello) = dialling(&relay);
+    let (mut client, hello) = start_dial(&relay);
     let mut answers = deliver(&mut relay, Instant::START, remote, &hello);
     client.handle_datagram(
         Instant::START,
@@ -159,7 +160,7 @@ fn repeated_hellos_with_one_cookie_create_one_link() {
             relay.handle_datagram(Instant::START, SocketRoute { port: 0, remote }, &mut datagram.clone());
         }
     }
-    // Bytes that a peer can cause: one flight and its few retransmissions.
+    // A peer can cause the bytes of one flight and of a few retransmissions.
     let bytes: usize = take_datagrams(&mut relay, Instant::START).iter().map(Vec::len).sum();
     assert!(bytes < 20_000, "{bytes}");
     assert_eq!(relay.counts().links, 1);
@@ -174,7 +175,7 @@ fn repeated_hellos_with_one_cookie_create_one_link() {
 fn forged_datagrams_from_the_peers_address_close_no_open_link() {
     let (mut world, at_client, _) = linked(20, Faults::default());
     let (to_relay, to_client) = (world.nodes[CLIENT].dial_address(), world.nodes[RELAY].address());
-    let (_, hello) = dialling(&world.nodes[RELAY].endpoint);
+    let (_, hello) = start_dial(&world.nodes[RELAY].endpoint);
     let mut rng = SplitMix64(21);
     for number in 0..20_000u64 {
         let mut forged = match number % 5 {

@@ -46,8 +46,8 @@ impl DrivenEndpoint {
         self.endpoint.handle_transmit(now, transmit);
     }
 
-    /// Passes each event to `react`, which may add outputs, then sends, and waits at most `max_wait` for datagrams or a
-    /// deadline.
+    /// Passes each event to `react`, which may add outputs. Then sends the outputs, and waits at most `max_wait` for
+    /// datagrams or a deadline.
     pub(crate) async fn turn(&mut self, max_wait: Duration, mut react: impl FnMut(LinkEvent, &mut Vec<Transmit>)) {
         let mut outputs = Vec::new();
         let now = loop {

@@ -24,14 +24,14 @@ use webrtc::{
 };
 
 use super::{
-    attacks::{dialling, relay as relay_endpoint},
+    attacks::{listening_endpoint, start_dial},
     drive::{DrivenEndpoint, echo},
     world::{PASSWORD, UFRAG, client_config, relay_config, target},
 };
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An echoing relay; when stopped, it returns its counts.
+/// A relay that echoes messages.
 struct Relay {
     target: DialTarget,
     stop: oneshot::Sender<()>,
@@ -58,6 +58,7 @@ impl Relay {
         Self { target, stop, task }
     }
 
+    /// Stops the relay; returns its counts.
     async fn stop(self) -> Counts {
         self.stop.send(()).unwrap();
         self.task.await.unwrap()
@@ -65,7 +66,11 @@ impl Relay {
 }
 
 /// Runs `driven` until `done` returns true; panics with `what` after [`TIMEOUT`].
-async fn until(driven: &mut DrivenEndpoint, what: &str, mut done: impl FnMut(LinkEvent, &mut Vec<Transmit>) -> bool) {
+async fn run_until(
+    driven: &mut DrivenEndpoint,
+    what: &str,
+    mut done: impl FnMut(LinkEvent, &mut Vec<Transmit>) -> bool,
+) {
     let started = Instant::now();
     let mut is_done = false;
     while !is_done {
@@ -84,7 +89,7 @@ async fn twenty_relays_are_dialled_simultaneously_and_echo_over_ipv4_and_ipv6() 
             client.transmit(Transmit::Dial(target));
         }
         let (mut numbers, mut echoes) = (HashMap::new(), 0);
-        until(&mut client, "twenty links echo", |event, outputs| {
+        run_until(&mut client, "twenty links echo", |event, outputs| {
             match event {
                 LinkEvent::Opened { link, opened } => {
                     let [number, ..] = *opened.dialled.unwrap().as_bytes();
@@ -115,7 +120,7 @@ async fn dial_and_echo(target: DialTarget, number: u8) {
     let mut client = DrivenEndpoint::new(client_config(), &[]);
     client.transmit(Transmit::Dial(target));
     let mut echoes = 0;
-    until(&mut client, "an echo", |event, outputs| {
+    run_until(&mut client, "an echo", |event, outputs| {
         match event {
             LinkEvent::Opened { link, .. } => {
                 let message = Slots::from(vec![number; 17 << 10]);
@@ -157,7 +162,7 @@ async fn twenty_diallers_share_one_port() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dials_succeed_while_garbage_and_spoofed_hellos_flood_the_port() {
     let relay = Relay::start(&["127.0.0.1:0"]);
-    let (to, hello) = (relay.target.addresses[0], dialling(&relay_endpoint()).1);
+    let (to, hello) = (relay.target.addresses[0], start_dial(&listening_endpoint()).1);
     let (flooding, rounds) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
     let flood = std::thread::spawn({
         let (flooding, rounds) = (Arc::clone(&flooding), Arc::clone(&rounds));
@@ -197,7 +202,7 @@ async fn a_wrong_fingerprint_is_refused_within_a_second() {
     let mut client = DrivenEndpoint::new(client_config(), &[]);
     let started = Instant::now();
     client.transmit(Transmit::Dial(DialTarget { fingerprint: [1; 32], ..relay.target.clone() }));
-    until(&mut client, "refused", |event, _| match event {
+    run_until(&mut client, "refused", |event, _| match event {
         LinkEvent::DialFailed { error, .. } => {
             assert_eq!(error, DialError::WrongFingerprint);
             true
