@@ -354,7 +354,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual([fields.cookie, fields.referer], [undefined, undefined]);
       assert.match(fields['accept-language'], /^de,/);
       assert.equal((await tab.state()).searchEngines[0].offered, true);
-      // These queries are last, because the client avoids an exit that the engine blocks for ten minutes.
+      // These queries are last: after the engine has blocked the exit, the client avoids the exit for ten minutes.
       for (const terms of ['forbidden', 'plain']) {
         const { message } = await client.search({ terms, engine: 'terms' });
         assert.match(message, /blocks (this|every) exit/, terms);

@@ -18,7 +18,7 @@ const BODY = Buffer.from(Array.from({ length: 5_000_000 }, (_, at) => (at * 7 + 
 const SECRET = 'path-that-only-the-site-may-see';
 
 let overlay, trusted, untrusted, validCertificate, page;
-const closers = [];
+const closeFunctions = [];
 // Paths of the requests that sites have received.
 const receivedPaths = [];
 
@@ -32,7 +32,7 @@ async function listen(server) {
   });
   server.on('tlsClientError', () => {});
   await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
-  closers.push(() => {
+  closeFunctions.push(() => {
     server.close();
     sockets.forEach((socket) => socket.destroy());
   });
@@ -108,7 +108,7 @@ before(async () => {
 }, { timeout: 600000 });
 
 after(async () => {
-  closers.forEach((close) => close());
+  closeFunctions.forEach((close) => close());
   [trusted, untrusted].forEach((authority) => authority?.remove());
   await overlay?.stop();
 });
@@ -434,7 +434,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await assertFails(`https://127.0.0.1:${endless}/`, 'target', /exceeds the maximum size/, { maxBytes: 3_000_000 });
       await assertFails(`https://127.0.0.1:${endless}/`, 'target', /exceeds the maximum size/, { maxBytes: 0 });
       const closed = await listen(createTcpServer());
-      closers.pop()();
+      closeFunctions.pop()();
       await assertFails(`https://127.0.0.1:${closed}/`, 'target', /refused the connection/);
       await assertFails('https://nowhere.invalid/', 'refused', /has a reserved name/);
     });

@@ -1,4 +1,4 @@
-// The time from a click on a volunteer's switch to the first circuit through it, for a native client that waits for this volunteer.
+// The time from a click on a volunteer's switch to the first circuit through the volunteer, for a native client that waits for it.
 import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';
 

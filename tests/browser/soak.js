@@ -1,5 +1,5 @@
 // Holds many circuits open through one tab for minutes and prints the memory of the tab: `npm run soak`, or `node soak.js
-// CIRCUITS MINUTES`. It is not a test, because it takes minutes. It needs Linux, because it reads the memory from /proc.
+// CIRCUITS MINUTES`. It is not a test, because it runs for minutes. It needs Linux, because it reads the memory from /proc.
 import { readFileSync } from 'node:fs';
 
 import { launch } from './browsers.js';

@@ -35,8 +35,8 @@ export async function serve(handler = defaultHandler) {
   };
 }
 
-// Starts an overlay with relays at `address`, a site with `handler`, and `browser` before the tests of this suite. Stops them after
-// the tests, with the `clients` that the tests have added.
+// Starts an overlay with relays at `address`, a site with `handler`, and `browser` before the tests of this suite. Stops all of them
+// after the tests, with the `clients` that the tests have added.
 export function fixture(browser, { address, handler } = {}) {
   const all = { clients: [] };
   before(async () => {

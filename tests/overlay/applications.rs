@@ -1,4 +1,4 @@
-//! Real applications that use the client's ports. They need the packages that `cargo xtask test` installs.
+//! Real applications that use the client's ports. The tests need the packages that `cargo xtask test` installs.
 
 use std::{
     fs,

@@ -92,7 +92,7 @@ fn an_embedded_relay_forwards_circuits_of_others(testnet: &Testnet) {
     assert!(wait_for_end(&mut relay.0).success());
 }
 
-/// The program of an example, which Cargo and nextest build beside the folder of the tests' programs.
+/// The program of an example. Cargo and nextest build examples beside the folder of the tests' programs.
 fn example(name: &str) -> Command {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().and_then(Path::parent).unwrap().join("examples").join(name);
@@ -100,7 +100,7 @@ fn example(name: &str) -> Command {
     Command::new(program)
 }
 
-/// The output of a program that succeeds.
+/// Runs a program, which must succeed; returns the output.
 fn finish(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));

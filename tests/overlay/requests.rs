@@ -20,7 +20,7 @@ fn the_ports_of_a_client_work() {
     each_direction_closes_separately(testnet);
     host_names_and_ipv6_addresses_are_reached(testnet);
     failures_have_their_reply_codes(testnet);
-    commands_not_supported_are_refused(testnet);
+    unsupported_commands_are_refused(testnet);
     names_are_resolved_by_the_exit(testnet);
     logins_are_accepted(testnet);
     the_http_port_forwards_and_refuses(testnet);
@@ -75,7 +75,7 @@ fn failures_have_their_reply_codes(testnet: &Testnet) {
     assert_eq!(socks(testnet.socks, None, CONNECT, "no-such-name.invalid", 80).0, 2, "a reserved name");
 }
 
-fn commands_not_supported_are_refused(testnet: &Testnet) {
+fn unsupported_commands_are_refused(testnet: &Testnet) {
     assert_eq!(socks(testnet.socks, None, UDP_ASSOCIATE, "127.0.0.1", 53).0, 7);
 }
 

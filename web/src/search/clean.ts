@@ -2,7 +2,7 @@
 // src/page/reader/clean.rs.
 //
 // The page is parsed into a document that loads and runs nothing. DOMPurify keeps only the listed elements and attributes. The
-// result is shown in a frame that can neither run nor load anything (frame.ts).
+// result is shown in a frame that runs nothing and loads only style sheets of this page (frame.ts).
 import DOMPurify, { type Config, type DOMPurify as Purifier, type WindowLike } from 'dompurify';
 
 import { webUrl } from './place';
@@ -18,7 +18,7 @@ const PREFIX = 'page-';
 const MAX_TITLE_LEN = 200;
 // A main element with less text, in characters, is ignored.
 const MIN_MAIN_LEN = 250;
-// Largest number of elements of a page.
+// Maximum number of elements of a page.
 const MAX_ELEMENTS = 50_000;
 
 const TAGS =

@@ -3,7 +3,7 @@ import type { FetchInit } from '../umbel';
 import { UmbelError } from './failure';
 import { type PreparedRequest, type Https, type Transfer, bounded } from './https';
 
-/** Largest number of redirects, as in browsers. */
+/** Maximum number of redirects, as in browsers. */
 const MAX_REDIRECTS = 20;
 /** Default of `maxBytes`. */
 const MAX_ANSWER_LEN = 64 * 1024 * 1024;
@@ -75,7 +75,7 @@ async function prepare(input: string | URL, init: FetchInit, signal: AbortSignal
   return { url: request.url, method: request.method, headers: [...request.headers] as [string, string][], body: bytes };
 }
 
-/** The content of a stream of bytes, up to the maximum size. */
+/** The content of a stream of bytes. Throws beyond the maximum size. */
 async function readAll(reader: ReadableStreamDefaultReader<unknown>, signal: AbortSignal | undefined): Promise<Uint8Array> {
   const pieces: Uint8Array<ArrayBuffer>[] = [];
   let length = 0;
