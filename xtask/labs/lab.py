@@ -238,7 +238,7 @@ class Lab:
         return self.processes[node].pid
 
     def pids(self):
-        """The processes of the network, without origin and load generator."""
+        """The processes of the network, without origin. During `bulk_beside`, includes the load generator of the bulk load."""
         return [process.pid for node, process in self.processes.items() if node not in ('origin', 'netdelay')]
 
     def print_memory(self, name, nodes):

@@ -1,12 +1,13 @@
 /* loadgen - load generator and origin that measures a SOCKS5 overlay, or a direct path.
  *
  * Build: cc -O2 -o loadgen loadgen.c        one file, Linux, no dependencies
+ * Numbers in brackets are the defaults of the options.
  *
  *   loadgen origin --listen 127.0.0.1:8080
  *       serves GET /N with N bytes, and checks the body of each POST
- *   loadgen bulk --target HOST:PORT --socks HOST:PORT|direct [--streams 4] [--secs 8] [--ramp 1] [--mib N] [--up]
+ *   loadgen bulk --target HOST:PORT --socks HOST:PORT|direct [--streams 1] [--secs 8] [--ramp 0] [--mib N] [--up]
  *       throughput of parallel streams over --secs, measured from --ramp seconds after the start
- *       --mib N ends each stream after N MiB; --up uploads --mib (32 if not given) and times it to the origin's reply
+ *       --mib N ends each stream after N MiB; --up uploads --mib (default 32), timed until the origin's reply
  *       SIGTERM ends the measurement early; its figures are still printed
  *   loadgen ttfb --target .. --socks .. [--n 100] [--size 64] [--gap SECS]
  *       time to first byte: for each request a new stream (SOCKS connect, then GET)
@@ -14,7 +15,7 @@
  *       round trip time: sequential requests on one persistent stream
  *   loadgen rps --target .. --socks .. [--conc 64] [--secs 8] [--size 2048] [--keepalive]
  *       requests per second, each on a new stream, or on persistent streams (--keepalive)
- *   loadgen hold --target .. --socks .. [--streams 200] [--secs 5]
+ *   loadgen hold --target .. --socks .. [--streams 1] [--secs 2]
  *       opens streams, sends one GET on each and keeps the streams open; memory of --pids before and after
  *   loadgen cpu|rss --pids A,B,C
  *       processor time or resident memory of the processes of --pids

@@ -57,7 +57,7 @@ NumCPUs 2
 ExtendAllowPrivateAddresses 1
 DirCache 1
 """
-# With these settings, the entries are Fast and Stable: clients use no other relays as guards.
+# Clients use only relays with the flags Fast and Stable as guards.
 AUTHORITY = """\
 DirPort {address}:{directory}
 AuthoritativeDirectory 1
