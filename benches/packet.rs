@@ -28,8 +28,9 @@ const PACKET: usize = 1_195;
 /// 14 full packets and one nearly full.
 const MESSAGE: usize = 17 << 10;
 const BLOCKS: usize = 20;
-/// Offsets of the first chunk's type in a packet, and of the number of gap blocks in a SACK.
-const KIND: usize = 12;
+/// Offset of the first chunk's type in a packet.
+const CHUNK_TYPE: usize = 12;
+/// Offset of the number of gap blocks in a SACK packet.
 const NUMBER_OF_BLOCKS: usize = 24;
 
 /// A sender and a receiver, 0.1 ms apart, with a large window.
@@ -51,7 +52,7 @@ impl Pair {
         pair
     }
 
-    /// Fills the sender's queue until it has no room.
+    /// Fills the queue of the sender.
     fn fill(&mut self) {
         while self.ends[0].room(self.now) > 0 {
             self.ends[0].send(self.now, 0, self.message.clone());
@@ -96,10 +97,10 @@ impl Pair {
         let carried: Vec<_> = packets.into_iter().skip(1).step_by(2).take(BLOCKS).collect();
         carried.iter().for_each(|packet| self.receive(1, packet));
         let sack = self.packets(1).pop().unwrap_or_default();
-        assert!(sack[KIND] == 3 && usize::from(sack[NUMBER_OF_BLOCKS + 1]) == BLOCKS, "{sack:?}");
+        assert!(sack[CHUNK_TYPE] == 3 && usize::from(sack[NUMBER_OF_BLOCKS + 1]) == BLOCKS, "{sack:?}");
         self.receive(0, &sack);
         let data = carried.into_iter().max_by_key(Vec::len).unwrap_or_default();
-        assert!(data[KIND] == 0 && data.len() > PACKET - 4, "{} bytes", data.len());
+        assert!(data[CHUNK_TYPE] == 0 && data.len() > PACKET - 4, "{} bytes", data.len());
         [data, sack]
     }
 }

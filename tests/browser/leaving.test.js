@@ -8,7 +8,7 @@ import { fetchByCurl, fixture, readyClient, volunteer } from './through.js';
 
 const deadline = { timeout: 120000 };
 // Seconds of silence after which a link is closed. A link that the peer closes ends earlier.
-const SILENCE = 3;
+const SILENCE_TIMEOUT_S = 3;
 const decode = (base32) => {
   const bits = [...base32.toLowerCase()].map((letter) => 'abcdefghijklmnopqrstuvwxyz234567'.indexOf(letter).toString(2).padStart(5, '0')).join('');
   return Buffer.from(bits.match(/.{8}/g).map((byte) => parseInt(byte, 2)));
@@ -56,7 +56,7 @@ for (const browser of Object.keys(BROWSERS)) {
       const leftAt = performance.now();
       const leaving = leave();
       const { whole } = await transfer;
-      const ended = (performance.now() - leftAt) / 1000;
+      const seconds = (performance.now() - leftAt) / 1000;
       assert.equal(whole, false, 'the transfer fails, and does not look complete');
       // A client without a fixed middle relay uses other paths, at the first try.
       for (const name of ['a', 'b', 'c', 'd']) {
@@ -65,30 +65,30 @@ for (const browser of Object.keys(BROWSERS)) {
       }
       await leaving;
       const unlisted = await until(async () => !(await isListed(tab)), 'the list no longer contains the tab');
-      console.log(`${browser}, ${leave.name}: the transfer ended after ${ended.toFixed(2)} s, off the list ${unlisted.toFixed(2)} s later`);
-      return ended;
+      console.log(`${browser}, ${leave.name}: the transfer ended after ${seconds.toFixed(2)} s, off the list ${unlisted.toFixed(2)} s later`);
+      return seconds;
     }
 
     test('closed: a transfer through it fails immediately, and other clients use other paths', deadline, async () => {
       const tab = await volunteer(all.driver, all.overlay);
-      const ended = await transferDuring(tab, function closed() {
+      const seconds = await transferDuring(tab, function closed() {
         return tab.page.close({ runBeforeUnload: false });
       });
-      assert(ended < SILENCE, `after ${ended} s`);
+      assert(seconds < SILENCE_TIMEOUT_S, `after ${seconds} s`);
       await tab.close();
     });
 
     test('turned off: its state changes immediately, its transfers fail, and the list no longer contains it', deadline, async () => {
       const tab = await volunteer(all.driver, all.overlay);
       await transferDuring(tab, async function off() {
-        const [seen, whole] = await tab.page.evaluate(async () => {
+        const [atStop, afterStop] = await tab.page.evaluate(async () => {
           const stopped = globalThis.tab.stop();
-          const seen = globalThis.tab.state;
+          const atStop = globalThis.tab.state;
           await stopped;
-          return [seen, globalThis.tab.state];
+          return [atStop, globalThis.tab.state];
         });
-        assert.deepEqual([seen.on, seen.phase], [false, 'off'], 'the state changes immediately');
-        assert(whole.bytesTotal >= seen.bytesTotal);
+        assert.deepEqual([atStop.on, atStop.phase], [false, 'off'], 'the state changes immediately');
+        assert(afterStop.bytesTotal >= atStop.bytesTotal);
       });
       await tab.close();
     });

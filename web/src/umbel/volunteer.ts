@@ -79,12 +79,14 @@ interface CoreState {
   searches: number;
 }
 
+/** Name of the lock that the volunteer of a browser holds. */
 const LOCK = 'umbel-volunteer';
+/** Names of stored entries. */
 const TOTAL = 'relayed';
 const CERTIFICATE = 'certificate';
 /** Interval at which the total is stored, in ms. */
 const STORE_INTERVAL = 15_000;
-/** Time in ms without a check after which the device counts as having slept, and its links as lost. */
+/** Time in ms without a check after which the device counts as having slept. */
 const SLEEP_THRESHOLD = 15_000;
 const CHECK_INTERVAL = 2_000;
 const DAY = 24 * 60 * 60 * 1000;
@@ -131,8 +133,9 @@ class Page implements Volunteer {
   #ending: Promise<void> | undefined;
   /** Whether the browser may have cached the page. A cached page is no relay. */
   #cached = false;
-  /** Whether this tab holds the lock, so that it is the volunteer. */
+  /** Whether this tab holds the lock of the browser's volunteer. */
   #holdsLock = false;
+  /** Releases the lock. */
   #release: (() => void) | undefined;
   readonly #listening = new AbortController();
   #checkTimer: ReturnType<typeof setInterval> | undefined;
@@ -167,7 +170,7 @@ class Page implements Volunteer {
     )) as PageVolunteer;
     this.setLimits(this.#limits);
     this.#listen();
-    this.#decide();
+    this.#startOrPause();
   }
 
   setLimits(limits: VolunteerLimits): void {
@@ -183,7 +186,7 @@ class Page implements Volunteer {
     this.#limits = { ...limits };
     const { bytesPerSecond } = limits;
     this.#core?.limit(bytesPerSecond && bytesPerSecond > 0 ? bytesPerSecond : undefined);
-    this.#decide();
+    this.#startOrPause();
   }
 
   stop(): Promise<void> {
@@ -227,7 +230,7 @@ class Page implements Volunteer {
     const why = core.why ?? memoryOnly;
     this.show({ phase, why, gateways, circuits, identity, bytesTotal, bytesNow: this.#bytesNow(), searchEngines, searches });
     // Deferred, because the core must not be called within its callback.
-    queueMicrotask(() => this.#decide());
+    queueMicrotask(() => this.#startOrPause());
   }
 
   /** Bytes forwarded in the last second, from the samples of a little more than a second. */
@@ -240,8 +243,8 @@ class Page implements Volunteer {
     return first && took > 100 ? Math.round(((this.#bytes - first.bytes) * 1000) / Math.max(took, 1000)) : 0;
   }
 
-  /** Starts or pauses the core, by all conditions. */
-  #decide(): void {
+  /** Starts or pauses the core, depending on the conditions. */
+  #startOrPause(): void {
     if (this.#stopped || this.#cached || !this.#core) return;
     const why = this.#reasonToPause();
     if (why === undefined) {
@@ -269,8 +272,8 @@ class Page implements Volunteer {
 
   #listen(): void {
     const { signal } = this.#listening;
-    this.#power?.addEventListener('change', () => this.#decide(), { signal });
-    addEventListener('offline', () => this.#decide(), { signal });
+    this.#power?.addEventListener('change', () => this.#startOrPause(), { signal });
+    addEventListener('offline', () => this.#startOrPause(), { signal });
     // The addresses of another network differ, so the old links are lost.
     addEventListener('online', () => this.#restart(), { signal });
     document.addEventListener('visibilitychange', () => this.#check(), { signal });
@@ -283,25 +286,25 @@ class Page implements Volunteer {
     }, { signal });
     addEventListener('pageshow', () => {
       this.#cached = false;
-      this.#decide();
+      this.#startOrPause();
     }, { signal });
     this.#checkTimer = setInterval(() => this.#check(), CHECK_INTERVAL);
   }
 
-  /** Detects sleep of the device, stores the total, and checks all conditions. */
+  /** Detects sleep of the device, stores the total, and checks the conditions. */
   #check(): void {
     const now = Date.now();
-    // Timers of a hidden page may run once a minute, while its links stay open.
+    // Timers of a hidden page may run once a minute, while the links of the page stay open.
     const slept = now - this.#checkedAt > SLEEP_THRESHOLD && !document.hidden;
     this.#checkedAt = now;
     if (slept && this.state.gateways === 0) this.#restart();
     if (now - this.#storedAt > STORE_INTERVAL) void this.#storeTotal();
-    this.#decide();
+    this.#startOrPause();
   }
 
   #restart(): void {
     if (this.#running) this.#core?.start();
-    else this.#decide();
+    else this.#startOrPause();
   }
 
   async #storeTotal(): Promise<void> {
@@ -338,7 +341,7 @@ class Page implements Volunteer {
           const storedTotal = await this.#storage?.get(TOTAL);
           if (typeof storedTotal === 'number') this.#earlierBytes = storedTotal - this.#bytes;
           const held = hold(lock);
-          this.#decide();
+          this.#startOrPause();
           return held;
         };
         return locks.request(LOCK, { signal }, later);
