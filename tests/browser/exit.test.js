@@ -13,7 +13,7 @@ import { screenshots } from './screenshots.js';
 import { testnet } from './testnet.js';
 import { serve, volunteer as volunteerIn } from './through.js';
 
-const deadline = { timeout: 120000 };
+const withTimeout = { timeout: 120000 };
 const TERMS = 'message';
 const BOOK = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'umbel-tools/rust-book/rust-book.zim');
 
@@ -234,7 +234,7 @@ for (const browser of Object.keys(BROWSERS)) {
     before(() => start(browser, address), { timeout: 600000 });
     after(end);
 
-    test('offers no engine and queries none until the user chooses one', deadline, async () => {
+    test('offers no engine and queries none until the user chooses one', withTimeout, async () => {
       const { page, close } = await open('/volunteer');
       await page.waitForSelector('#exit:not([hidden])');
       assert.deepEqual(await page.$$eval('#exit-form input', (all) => all.map((box) => [box.name, box.checked])),
@@ -252,7 +252,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await close();
     });
 
-    test('answers a native client and a page with a real engine after the user has ticked its box', deadline, async () => {
+    test('answers a native client and a page with a real engine after the user has ticked its box', withTimeout, async () => {
       const { page, close } = await open('/volunteer');
       await page.waitForSelector('#exit:not([hidden])');
       await page.click('#exit summary');
@@ -316,7 +316,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await close();
     });
 
-    test('shows the failure of each misbehaving engine, and offers none of them', deadline, async () => {
+    test('shows the failure of each misbehaving engine, and offers none of them', withTimeout, async () => {
       const words = {
         closed: /Web pages can't read/, endless: /too long/, elsewhere: /another host/, wrong: /is malformed/,
         forbidden: /blocks this exit/, slow: /did not answer in time/,
@@ -333,7 +333,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('reports failures of an engine to clients, and enforces its caps', deadline, async () => {
+    test('reports failures of an engine to clients, and enforces its caps', withTimeout, async () => {
       const tab = await volunteer({ searchEngines: [{ name: 'terms', description: describeEngine('terms', `${badServer.url}/terms?q={searchTerms}`) }] });
       const client = await searchingPage('terms');
       const answers = {
@@ -363,7 +363,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('aborts the trial and the queries of an engine that is no longer chosen', deadline, async () => {
+    test('aborts the trial and the queries of an engine that is no longer chosen', withTimeout, async () => {
       const engine = (name) => ({ name, description: describeEngine(name, `${badServer.url}/${name}?q={searchTerms}`) });
       const trial = hold('/a-slow', 'test');
       const tab = await volunteer({ searchEngines: ['a-slow', 'b-next'].map(engine) });
@@ -385,7 +385,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('answers earlier queries after it is turned off, and accepts no more', deadline, async () => {
+    test('answers earlier queries after it is turned off, and accepts no more', withTimeout, async () => {
       const tab = await volunteer({ searchEngines: [{ name: 'drains', description: describeEngine('drains', `${badServer.url}/drains?q={searchTerms}`) }] });
       const client = await searchingPage('drains');
       const query = hold('/drains', 'held');
@@ -404,7 +404,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('parses feeds and JSON like native exits', deadline, async () => {
+    test('parses feeds and JSON like native exits', withTimeout, async () => {
       const engine = ([name, { media, more = '' }]) => ({ name, description: describeEngine(name, `${badServer.url}/${name}?q={searchTerms}`)
         .replace('application/rss+xml', media).replace('</Open', `${more}</Open`) });
       const tab = await volunteer({ searchEngines: Object.entries(FORMATS).map(engine) });
@@ -419,7 +419,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('rejects engines that a tab cannot query', deadline, async () => {
+    test('rejects engines that a tab cannot query', withTimeout, async () => {
       const { page, close } = await open('/volunteer');
       const html = describeEngine('html', 'https://engine.example/?q={searchTerms}').replace('application/rss+xml', 'text/html')
         .replace('</Open', '<umbel:results type="text/html" select="p" title="b" link="a"/></Open');

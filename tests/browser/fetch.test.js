@@ -12,7 +12,7 @@ import { authority } from './authority.js';
 import { BROWSERS, launch } from './browsers.js';
 import { testnet } from './testnet.js';
 
-const deadline = { timeout: 60000 };
+const withTimeout = { timeout: 60000 };
 const NAMES = 'DNS:localhost,IP:127.0.0.1';
 const BODY = Buffer.from(Array.from({ length: 5_000_000 }, (_, at) => (at * 7 + (at >> 8)) % 256));
 const SECRET = 'path-that-only-the-site-may-see';
@@ -138,7 +138,7 @@ for (const browser of Object.keys(BROWSERS)) {
 
     const isModule = (url) => /umbel_https.*\.wasm$/.test(url);
 
-    test('the TLS module is loaded at the first fetch, and an authority of the test is trusted only if the page names it', deadline, async () => {
+    test('the TLS module is loaded at the first fetch, and an authority of the test is trusted only if the page names it', withTimeout, async () => {
       assert.deepEqual(requested.filter(isModule), []);
       const port = await site(validCertificate, (_, response) => response.end('hello'));
       await assertFails(`https://127.0.0.1:${port}/`, 'certificate', /no authority that browsers trust/i);
@@ -154,7 +154,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal((await fetchInPage(`https://localhost:${port}/`)).text, 'hello', 'a name, which the exit resolves');
     });
 
-    test('the option fetch loads the TLS module at the start', deadline, async () => {
+    test('the option fetch loads the TLS module at the start', withTimeout, async () => {
       const other = await page.browserContext().newPage();
       const loaded = [];
       other.on('request', (request) => loaded.push(request.url()));
@@ -167,7 +167,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await other.close();
     });
 
-    test('megabytes arrive unchanged, and the exit sees only TLS', deadline, async (t) => {
+    test('megabytes arrive unchanged, and the exit sees only TLS', withTimeout, async (t) => {
       const { port, seen } = await recorder(await site(validCertificate, (_, response) => response.end(BODY)));
       const url = `https://localhost:${port}/${SECRET}`;
       const timed = async () => {
@@ -192,7 +192,7 @@ for (const browser of Object.keys(BROWSERS)) {
       t.diagnostic(`5 MB: ${Math.round(first)} ms, once more: ${Math.round(took)} ms, ${(BODY.length / 1048.576 / took).toFixed(1)} MiB/s`);
     });
 
-    test('a body waits for a slow reader, and arrives complete', deadline, async () => {
+    test('a body waits for a slow reader, and arrives complete', withTimeout, async () => {
       const body = Buffer.concat(Array(6).fill(BODY));
       const { port, seen } = await recorder(await site(validCertificate, (_, response) => response.end(body)));
       await page.evaluate(async (url) => {
@@ -226,7 +226,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal(digest, createHash('sha256').update(body).digest('hex'));
     });
 
-    test('a request has the same header fields in every browser, and its body arrives', deadline, async () => {
+    test('a request has the same header fields in every browser, and its body arrives', withTimeout, async () => {
       let received;
       const port = await site(validCertificate, async (request, response) => {
         const hash = createHash('sha256');
@@ -256,7 +256,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal(form, 'bad-input', 'the boundary of a form would identify the browser');
     });
 
-    test('a stream is sent as the body, within the size limit and until an abort', deadline, async () => {
+    test('a stream is sent as the body, within the size limit and until an abort', withTimeout, async () => {
       const received = [];
       const port = await site(validCertificate, async (request, response) => {
         const pieces = [];
@@ -290,7 +290,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(received, [['PUT', undefined, 'one two']]);
     });
 
-    test('the stream of a small unread answer closes by itself', deadline, async () => {
+    test('the stream of a small unread answer closes by itself', withTimeout, async () => {
       const sockets = [];
       const server = createServer(validCertificate, (_, response) => response.end('hello'.repeat(2000)));
       server.on('connection', (socket) => sockets.push(new Promise((resolve) => socket.on('close', resolve))));
@@ -309,7 +309,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal(await page.evaluate(async () => (await unread.pop().text()).length), 10_000, 'the answer can still be read');
     });
 
-    test('an answer is the browser’s Response, can be cloned, and reports truncation', deadline, async () => {
+    test('an answer is the browser’s Response, can be cloned, and reports truncation', withTimeout, async () => {
       const broken = await rawSite('HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhello');
       const whole = await site(validCertificate, (_, response) => response.end('hello'));
       const outcomes = await page.evaluate(async (broken, whole) => {
@@ -326,7 +326,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(outcomes, ['target', 'target', [true, 200, 'hello', 5]]);
     });
 
-    test('the time limits for head and body apply to sites that trickle or stall', deadline, async () => {
+    test('the time limits for head and body apply to sites that trickle or stall', withTimeout, async () => {
       // An endless head, sent byte by byte.
       const trickling = await listen(createTlsServer(validCertificate, (socket) => {
         socket.on('error', () => {});
@@ -345,7 +345,7 @@ for (const browser of Object.keys(BROWSERS)) {
       }
     });
 
-    test('a site without a valid certificate receives nothing of the request', deadline, async () => {
+    test('a site without a valid certificate receives nothing of the request', withTimeout, async () => {
       const before = receivedPaths.length;
       const cases = [
         [trusted.certificate('DNS:other.example'), /for another site/],
@@ -364,7 +364,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal(receivedPaths.length, before);
     });
 
-    test('redirects are followed to https only, up to a maximum number', deadline, async () => {
+    test('redirects are followed to https only, up to a maximum number', withTimeout, async () => {
       let plain = 0;
       const clear = await listen(createPlainServer((_, response) => {
         plain += 1;
@@ -395,7 +395,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal((await fetchInPage(`${base}/first`, { redirect: 'manual' })).status, 302);
     });
 
-    test('a URL without https and a server without TLS receive no request', deadline, async () => {
+    test('a URL without https and a server without TLS receive no request', withTimeout, async () => {
       let requested = 0;
       const port = await listen(createPlainServer((_, response) => {
         requested += 1;
@@ -408,7 +408,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal(requested, 0);
     });
 
-    test('truncated, invalid and endless answers are errors with a reason', deadline, async () => {
+    test('truncated, invalid and endless answers are errors with a reason', withTimeout, async () => {
       const hello = 'HTTP/1.1 200 OK\r\n';
       const cases = [
         [await rawSite(`${hello}content-length: 9\r\n\r\nhello`), /truncated|closed the stream early/],
@@ -439,7 +439,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await assertFails('https://nowhere.invalid/', 'refused', /has a reserved name/);
     });
 
-    test('an abort ends a fetch before and within the answer, and closes the stream to the site', deadline, async () => {
+    test('an abort ends a fetch before and within the answer, and closes the stream to the site', withTimeout, async () => {
       let closed;
       const silent = await site(validCertificate, (request) => (closed = new Promise((resolve) => request.on('close', resolve))));
       const outcome = await fetchInPage(`https://127.0.0.1:${silent}/`, { abortAfter: 1500 });
@@ -463,7 +463,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await closed;
     });
 
-    test('concurrent fetches do not mix', deadline, async () => {
+    test('concurrent fetches do not mix', withTimeout, async () => {
       const port = await site(validCertificate, (request, response) => response.end(`${request.headers.host}${request.url} `.repeat(20_000)));
       const urls = Array.from({ length: 8 }, (_, number) => `https://${number % 2 ? 'localhost' : '127.0.0.1'}:${port}/${number}`);
       const texts = await page.evaluate(
@@ -471,7 +471,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(texts, urls.map((url) => `${url.slice('https://'.length)} `.repeat(20_000)));
     });
 
-    test('closing the client ends its fetches, and the page itself requested no site', deadline, async (t) => {
+    test('closing the client ends its fetches, and the page itself requested no site', withTimeout, async (t) => {
       const hello = await site(validCertificate, (_, response) => response.end('hello'));
       const silent = await site(validCertificate, () => {});
       const took = await page.evaluate(async (pem, url, silent) => {

@@ -13,7 +13,7 @@ import { BROWSERS, launch } from './browsers.js';
 import { umbel } from './program.js';
 import { testnet } from './testnet.js';
 
-const deadline = { timeout: 120000 };
+const withTimeout = { timeout: 120000 };
 const TERMS = 'message';
 const CONSENSUS = '/v1/consensus';
 // Longer than any valid consensus, in bytes.
@@ -115,20 +115,20 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.waitForSelector('.results li', { timeout: 30000 });
     };
 
-    test('a consensus with a forged signature is not used', deadline, async () => {
+    test('a consensus with a forged signature is not used', withTimeout, async () => {
       const consensus = Buffer.from(await (await fetch(overlay.directory + CONSENSUS)).arrayBuffer());
       consensus[consensus.length - 1] ^= 1;
       const hostileDirectory = await hostile({ [CONSENSUS]: (_, response) => response.end(consensus) });
       await assertMessages(hostileDirectory, 'not signed by this network\'s authorities', 'not signed by this network\'s authorities');
     });
 
-    test('a consensus that no authority of the network has signed is not used', deadline, async () => {
+    test('a consensus that no authority of the network has signed is not used', withTimeout, async () => {
       const hostileDirectory = await hostile({});
       hostileDirectory.authorities = [foreignKey()];
       await assertMessages(hostileDirectory, 'not signed by this network\'s authorities', 'not signed by this network\'s authorities');
     });
 
-    test('an endless consensus is not used, and the pages abort the transfer', deadline, async () => {
+    test('an endless consensus is not used, and the pages abort the transfer', withTimeout, async () => {
       let sent = 0;
       let open = 0;
       const hostileDirectory = await hostile({
@@ -195,12 +195,12 @@ for (const browser of Object.keys(BROWSERS)) {
       Date.now = () => now() + milliseconds;
     }, milliseconds);
 
-    test('a clock more than an hour slow is reported as the cause', deadline, async () => {
+    test('a clock more than an hour slow is reported as the cause', withTimeout, async () => {
       const hostileDirectory = await hostile({});
       await assertMessages(hostileDirectory, 'clock is wrong', 'check the clock', ahead(-1.1 * HOUR));
     });
 
-    test('a clock more than an hour fast prevents volunteering, with the reason, but not searching', deadline, async () => {
+    test('a clock more than an hour fast prevents volunteering, with the reason, but not searching', withTimeout, async () => {
       const hostileDirectory = await hostile({});
       const volunteer = await open(hostileDirectory, '/volunteer', ahead(1.1 * HOUR));
       await volunteer.page.click('#switch');
@@ -212,7 +212,7 @@ for (const browser of Object.keys(BROWSERS)) {
     });
 
     for (const [how, hours] of [['fast', 0.9], ['slow', -0.9]]) {
-      test(`a clock less than an hour ${how} prevents neither volunteering nor searching`, deadline, async () => {
+      test(`a clock less than an hour ${how} prevents neither volunteering nor searching`, withTimeout, async () => {
         const hostileDirectory = await hostile({});
         const volunteer = await open(hostileDirectory, '/volunteer', ahead(hours * HOUR));
         await volunteer.page.click('#switch');

@@ -6,7 +6,7 @@ import { nonLoopbackAddress, skipReason } from './addresses.js';
 import { BROWSERS } from './browsers.js';
 import { fetchByCurl, fixture, readyClient, volunteer } from './through.js';
 
-const deadline = { timeout: 120000 };
+const withTimeout = { timeout: 120000 };
 // Seconds of silence after which a link is closed. A link that the peer closes ends earlier.
 const SILENCE_TIMEOUT_S = 3;
 const decode = (base32) => {
@@ -69,7 +69,7 @@ for (const browser of Object.keys(BROWSERS)) {
       return seconds;
     }
 
-    test('closed: a transfer through it fails immediately, and other clients use other paths', deadline, async () => {
+    test('closed: a transfer through it fails immediately, and other clients use other paths', withTimeout, async () => {
       const tab = await volunteer(all.driver, all.overlay);
       const seconds = await transferDuring(tab, function closed() {
         return tab.page.close({ runBeforeUnload: false });
@@ -78,7 +78,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('turned off: its state changes immediately, its transfers fail, and the list no longer contains it', deadline, async () => {
+    test('turned off: its state changes immediately, its transfers fail, and the list no longer contains it', withTimeout, async () => {
       const tab = await volunteer(all.driver, all.overlay);
       await transferDuring(tab, async function off() {
         const [atStop, afterStop] = await tab.page.evaluate(async () => {
@@ -93,7 +93,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('turned off while idle: the list no longer contains it', deadline, async () => {
+    test('turned off while idle: the list no longer contains it', withTimeout, async () => {
       const tab = await volunteer(all.driver, all.overlay);
       await until(() => isListed(tab), 'the tab is listed');
       await tab.page.evaluate(() => globalThis.tab.stop());
@@ -102,7 +102,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('cached by the browser and restored: it continues as the same relay', deadline, async () => {
+    test('cached by the browser and restored: it continues as the same relay', withTimeout, async () => {
       const tab = await volunteer(all.driver, all.overlay);
       // The events of a browser's back/forward cache. A browser may decide not to cache the page, so they are simulated.
       await tab.page.evaluate(() => dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true })));

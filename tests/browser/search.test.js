@@ -7,7 +7,7 @@ import { screenshots } from './screenshots.js';
 import { testnet } from './testnet.js';
 import { serve } from './through.js';
 
-const deadline = { timeout: 60000 };
+const withTimeout = { timeout: 60000 };
 // Terms with more than one page of results in either engine of a testnet.
 const TERMS = 'message';
 
@@ -67,7 +67,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(requested.filter((url) => !url.startsWith(`${overlay.page}/`)), []);
     }
 
-    test('searches, shows the path, turns pages and reads a result, with requests to the client only', deadline, async () => {
+    test('searches, shows the path, turns pages and reads a result, with requests to the client only', withTimeout, async () => {
       const { page, requested } = await open('/');
       assert.equal(await page.evaluate(() => document.activeElement.id), 'q', 'the box has the focus');
       await screenshots(page, browser, 'home');
@@ -100,7 +100,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.close();
     });
 
-    test('moves by keys between box, results and pages', deadline, async () => {
+    test('moves by keys between box, results and pages', withTimeout, async () => {
       const { page } = await open('/');
       await search(page, TERMS);
       const focused = () => page.evaluate(() => document.activeElement.textContent.trim());
@@ -123,7 +123,7 @@ for (const browser of Object.keys(BROWSERS)) {
 
     // Firefox's driver can't turn scripts off.
     if (browser === 'chrome') {
-      test('needs no script', deadline, async () => {
+      test('needs no script', withTimeout, async () => {
         const { page, requested } = await open('/', { script: false });
         await search(page, TERMS);
         assert((await texts(page, '.results h2')).length > 0);
@@ -132,7 +132,7 @@ for (const browser of Object.keys(BROWSERS)) {
       });
     }
 
-    test('accepts queries in Japanese and Arabic, and rejects control characters', deadline, async () => {
+    test('accepts queries in Japanese and Arabic, and rejects control characters', withTimeout, async () => {
       for (const terms of ['所有権', 'الملكية']) {
         const { page } = await open(`/search?q=${encodeURIComponent(terms)}`);
         assert.equal(await page.$eval('#q', (box) => box.value), terms);
@@ -145,7 +145,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.close();
     });
 
-    test('answers no request of another site', deadline, async () => {
+    test('answers no request of another site', withTimeout, async () => {
       const { page } = await open();
       await page.goto(otherSite.url.replace('127.0.0.1', 'localhost'), { waitUntil: 'load' });
       const outcome = await page.evaluate(async (own) => {
@@ -174,7 +174,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.close();
     });
 
-    test('detects a browser that does not use the proxy, with requests to the client only', deadline, async () => {
+    test('detects a browser that does not use the proxy, with requests to the client only', withTimeout, async () => {
       const { page, requested } = await open(`/leave?url=${encodeURIComponent('http://planted.example/only-for-you')}`);
       const check = await page.$eval('.check img', ({ naturalWidth, alt, src }) => ({ naturalWidth, alt, src }));
       assert.equal(check.naturalWidth, 0);
@@ -187,7 +187,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.close();
     });
 
-    test('opens another site only after confirmation, without a referrer', deadline, async () => {
+    test('opens another site only after confirmation, without a referrer', withTimeout, async () => {
       const seen = [];
       const site = await serve((request, response) => {
         seen.push(request.headers);
@@ -203,7 +203,7 @@ for (const browser of Object.keys(BROWSERS)) {
       site.stop();
     });
 
-    test('detects a browser that uses the proxy', deadline, async () => {
+    test('detects a browser that uses the proxy', withTimeout, async () => {
       const proxied = await launch(browser, { socks: overlay.socks });
       try {
         const page = await proxied.newPage();

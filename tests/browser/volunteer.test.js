@@ -6,7 +6,7 @@ import { nonLoopbackAddress, skipReason } from './addresses.js';
 import { BROWSERS } from './browsers.js';
 import { LENGTH, digest, fetchByCurl, fixture, readyClient, sha256, volunteer } from './through.js';
 
-const deadline = { timeout: 240000 };
+const withTimeout = { timeout: 240000 };
 
 for (const browser of Object.keys(BROWSERS)) {
   const address = browser === 'firefox' ? nonLoopbackAddress() : undefined;
@@ -24,7 +24,7 @@ for (const browser of Object.keys(BROWSERS)) {
 
     const get = (client, path, ...options) => fetchByCurl(client.socks, all.site.url + path, options);
 
-    test('forwards 20 MB unchanged and counts them', deadline, async () => {
+    test('forwards 20 MB unchanged and counts them', withTimeout, async () => {
       const tab = await openTab();
       const client = await clientThrough(tab);
       const { whole, bytes, seconds } = await get(client, '/body');
@@ -39,7 +39,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal((await half).whole, false);
     });
 
-    test('forwards no faster than its limit', deadline, async () => {
+    test('forwards no faster than its limit', withTimeout, async () => {
       const RATE = 2_000_000;
       const tab = await openTab({ bytesPerSecond: RATE });
       const client = await clientThrough(tab);
@@ -51,7 +51,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('pauses permanently once its total is reached', deadline, async () => {
+    test('pauses permanently once its total is reached', withTimeout, async () => {
       const tab = await openTab({ bytesTotal: 3_000_000 });
       const client = await clientThrough(tab);
       await get(client, '/body', '--max-time', '60');
@@ -63,7 +63,7 @@ for (const browser of Object.keys(BROWSERS)) {
     });
 
     // Only Chromium's driver can disconnect a page from the network.
-    test('resumes as the same relay after a loss of the network', { ...deadline, skip: browser === 'firefox' }, async () => {
+    test('resumes as the same relay after a loss of the network', { ...withTimeout, skip: browser === 'firefox' }, async () => {
       const tab = await openTab();
       await tab.page.setOfflineMode(true);
       await tab.until((state) => state.phase === 'paused');

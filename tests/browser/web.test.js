@@ -8,7 +8,7 @@ import { screenshots } from './screenshots.js';
 import { testnet } from './testnet.js';
 import { serve } from './through.js';
 
-const deadline = { timeout: 60000 };
+const withTimeout = { timeout: 60000 };
 // Terms with more than one page of results in the engine of a testnet.
 const TERMS = 'message';
 
@@ -46,7 +46,7 @@ after(async () => {
 
 for (const browser of Object.keys(BROWSERS)) {
   describe(browser, () => {
-    const dialling = { ...deadline, skip: skipReason(browser, nonLoopbackAddress()) };
+    const dialling = { ...withTimeout, skip: skipReason(browser, nonLoopbackAddress()) };
     let driver;
 
     before(async () => {
@@ -198,7 +198,7 @@ for (const browser of Object.keys(BROWSERS)) {
     }
 
     for (const [name, searchText, volunteerText, prepare] of failures) {
-      test(`${name}: both pages report the failure and send nothing`, deadline, async () => {
+      test(`${name}: both pages report the failure and send nothing`, withTimeout, async () => {
         for (const [path, place, words] of [['/search', '.warn', searchText], ['/volunteer', '#power', volunteerText]]) {
           const { page, requested, close } = await open(path, prepare);
           if (path === '/volunteer') await page.click('#switch');
@@ -328,7 +328,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await volunteerTab.close();
     });
 
-    test('a chosen limit persists', deadline, async () => {
+    test('a chosen limit persists', withTimeout, async () => {
       const { page, close } = await open('/volunteer');
       await page.click('#limits summary');
       await page.select('select[name=rate]', '500000');
@@ -364,7 +364,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await context.close();
     });
 
-    test('the badge loads nothing before a click, and the page that it opens can’t be framed', deadline, async () => {
+    test('the badge loads nothing before a click, and the page that it opens can’t be framed', withTimeout, async () => {
       const context = await driver.createBrowserContext();
       const page = await context.newPage();
       const requested = [];
