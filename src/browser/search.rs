@@ -15,7 +15,7 @@ use crate::{
     client::StreamFailure,
     delegated::{
         Delegation, EngineName, Miss, MissReason, SearchRefusal, SearchResult, engines, exits_with,
-        frame::{RESPONSE_BUCKETS, longest},
+        frame::{RESPONSE_BUCKETS, max_frame_len},
         query::{ANSWER_TIMEOUT, Query, QueryError, Results, SearchQuery, TryError},
     },
 };
@@ -104,7 +104,7 @@ async fn try_once(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<
         excluded_exits: query.excluded_exits().to_vec(),
         isolation: page.isolation(),
         request: query.framed().to_vec(),
-        max_len: longest(RESPONSE_BUCKETS),
+        max_len: max_frame_len(RESPONSE_BUCKETS),
         timeout: ANSWER_TIMEOUT,
     };
     let (path, outcome) = match exchange(&page.driver, wanted).await {

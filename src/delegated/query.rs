@@ -1,8 +1,9 @@
-//! The client's side of a search: the choice of engine and exits, and the second try; for processes and pages.
+//! The client's side of a search: the choice of engine and exits, and the second try; for native programs and pages.
 //!
-//! [`Query`] is one search without I/O. The owner sends its frame to an exit outside [`Query::excluded_exits`], over a
-//! circuit that carries nothing else. It passes the outcome to [`Query::handle_outcome`], which returns the result or
-//! requests a second try. Exits that the engine blocks are avoided for ten minutes ([`ExitStatistics`]).
+//! [`Query`] is one search without I/O. The owner sends the query's frame to an exit that is not in
+//! [`Query::excluded_exits`], over a separate circuit. The owner passes the outcome to [`Query::handle_outcome`], which
+//! returns the result or requests a second try. Exits that the engine blocks are avoided for ten minutes
+//! ([`ExitStatistics`]).
 //!
 //! Governed by `proto/09-delegated.md` §3. Exits are not trusted: an answer is bounded in length and time, decoded
 //! strictly and cleaned.
@@ -107,7 +108,7 @@ pub struct Query {
     engine: EngineName,
     framed: Vec<u8>,
     excluded_exits: Vec<RelayId>,
-    /// The failure of the first try, if it allowed a second.
+    /// The failure of the first try, if a second try followed.
     missed: Option<Miss>,
 }
 

@@ -1,6 +1,6 @@
 //! Search queries and answers (`proto/09-delegated.md` §3).
 //!
-//! The sender and the receiver check them by the same code, because neither end trusts the other.
+//! Sender and receiver check queries and answers by the same code, because neither end trusts the other.
 
 use core::fmt;
 
@@ -14,16 +14,16 @@ use prost::Message as _;
 
 /// Maximum bytes of the search terms.
 pub const MAX_TERMS_LEN: usize = 2048;
-/// The last page of results.
+/// The highest page number in a query.
 pub const MAX_PAGE: u16 = 50;
 /// Maximum results of one page.
 pub const MAX_RESULTS: usize = 50;
 
 const MAX_LANGUAGE_LEN: usize = 35;
 /// Maximum characters of a title.
-const MAX_TITLE: usize = 200;
+const MAX_TITLE_CHARS: usize = 200;
 /// Maximum characters of a snippet.
-const MAX_SNIPPET: usize = 500;
+const MAX_SNIPPET_CHARS: usize = 500;
 /// Cap on results of a received answer, before cleaning. An empty result has two bytes, so the frame's length is not a
 /// sufficient cap.
 const MAX_ENCODED_RESULTS: usize = 64;
@@ -50,7 +50,7 @@ pub enum SearchError {
     #[error(transparent)]
     Frame(#[from] FrameError),
     /// The message is not valid Protocol Buffers, or has invalid content.
-    #[error("not a message of this kind")]
+    #[error("the message is malformed")]
     Malformed,
 }
 
@@ -169,11 +169,11 @@ impl SearchResult {
     #[must_use]
     pub fn new(title: &str, url: &str, base: Option<&Url>, snippet: &str) -> Option<Self> {
         let url = clean_url::clean(url, base)?;
-        let mut title = text::plain(title, MAX_TITLE);
+        let mut title = text::plain(title, MAX_TITLE_CHARS);
         if title.is_empty() {
             url.host_str()?.clone_into(&mut title);
         }
-        Some(Self { title, url, snippet: text::plain(snippet, MAX_SNIPPET) })
+        Some(Self { title, url, snippet: text::plain(snippet, MAX_SNIPPET_CHARS) })
     }
 }
 

@@ -351,7 +351,7 @@ fn resolver(options: &RelayOptions) -> Resolver {
 /// Refreshes the delegated services if the relay offers any; otherwise never completes.
 async fn refresh(delegate: Option<&Delegate>) {
     match delegate {
-        Some(delegate) => delegate.keep().await,
+        Some(delegate) => delegate.run().await,
         None => core::future::pending().await,
     }
 }

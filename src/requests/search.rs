@@ -32,7 +32,7 @@ use crate::{
     connector::{ConnectError, Connector, Delegated, Hop, Isolation},
     delegated::{
         Delegation, EngineName, ExitCounts, ExitStatistics, SearchResult, exits_with,
-        frame::{RESPONSE_BUCKETS, longest},
+        frame::{RESPONSE_BUCKETS, max_frame_len},
         query::{ANSWER_TIMEOUT, Query, Results, TryError},
     },
     path::PathError,
@@ -246,7 +246,7 @@ impl<C: Connector> Searcher<C> {
 async fn exchange(mut stream: crate::io::stream::Stream, framed: &[u8]) -> io::Result<Vec<u8>> {
     stream.write_all(framed).await?;
     stream.shutdown().await?;
-    let cap = longest(RESPONSE_BUCKETS).saturating_add(1);
+    let cap = max_frame_len(RESPONSE_BUCKETS).saturating_add(1);
     let mut answer = Vec::new();
     (&mut stream).take(u64::try_from(cap).unwrap_or(u64::MAX)).read_to_end(&mut answer).await?;
     Ok(answer)

@@ -81,7 +81,7 @@ fn a_failed_try_is_repeated_once_at_another_exit() {
 }
 
 #[test]
-fn failures_that_are_not_the_fault_of_the_exit_are_not_repeated() {
+fn a_failure_that_allows_no_second_try_ends_the_search() {
     let offers = offers(&[(1, &["a"]), (2, &["a"])]);
     for outcome in [
         missed(1, MissReason::Silent),

@@ -290,7 +290,7 @@ impl DrivenClient {
 
     fn store_guards(&self) {
         if let Some(folder) = &self.folder
-            && let Err(error) = folder.keep_guards(self.client.guards())
+            && let Err(error) = folder.store_guards(self.client.guards())
         {
             tracing::error!(%error, "can't store the guards; the next start will choose others");
         }

@@ -159,7 +159,7 @@ fn a_volunteer_that_the_directory_does_not_count_is_dropped_after_ten_intervals(
     bench.relay.handle_presence(bench.now, &answer);
     assert_eq!(bench.relay.volunteers(), [relay_id(VOLUNTEER)]);
     assert_eq!(changes(&mut bench), [RelayEvent::VolunteersChanged]);
-    // An EXTEND to it is answered by GONE.
+    // An EXTEND to the dropped volunteer is answered by GONE.
     let link = bench.client();
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
     bench.extend(link, upper(1), &mut layers, relay_id(78));
