@@ -11,7 +11,7 @@ use std::{
 };
 
 const SCHEMAS: [&str; 2] = ["proto/directory.proto", "proto/delegated.proto"];
-/// The folder exists even without pages, so that cargo detects new ones.
+/// The folder of the built pages. It exists even without pages, so that cargo detects new pages.
 const PAGES: &str = "web/dist";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     prost_build::Config::new().compile_fds(protox::compile(SCHEMAS, ["proto"])?)?;
     println!("cargo:rerun-if-changed={PAGES}");
     let root = Path::new(&cargo_variable("CARGO_MANIFEST_DIR")?).join(PAGES);
-    // The table has absolute paths. With a target folder that several checkouts share, it must not outlive its checkout.
+    // The table has absolute paths. If several checkouts share a target folder, a table must not outlive its checkout.
     println!("cargo:rerun-if-changed={}", root.display());
     fs::write(Path::new(&cargo_variable("OUT_DIR")?).join("pages.rs"), table(&root)?)?;
     Ok(())
@@ -42,14 +42,14 @@ fn table(root: &Path) -> Result<String, Box<dyn Error>> {
     let mut text = String::from("&[\n");
     for file in files.iter().filter(|file| !is_compressed(file)) {
         let name = file.strip_prefix(root)?.to_str().ok_or("the name of a page is not UTF-8")?.replace('\\', "/");
-        let beside = |ending: &str| {
+        let compressed = |extension: &str| {
             let mut path = file.clone().into_os_string();
-            path.push(ending);
+            path.push(extension);
             let path = PathBuf::from(path);
             let included = format!("Some(include_bytes!({:?}))", path.display());
             if files.contains(&path) { included } else { "None".to_owned() }
         };
-        let (brotli, gzip) = (beside(".br"), beside(".gz"));
+        let (brotli, gzip) = (compressed(".br"), compressed(".gz"));
         let whole = file.display();
         writeln!(text, "File {{ name: {name:?}, whole: include_bytes!({whole:?}), brotli: {brotli}, gzip: {gzip} }},")?;
     }
@@ -58,9 +58,10 @@ fn table(root: &Path) -> Result<String, Box<dyn Error>> {
 }
 
 fn is_compressed(file: &Path) -> bool {
-    file.extension().is_some_and(|ending| ending == "br" || ending == "gz")
+    file.extension().is_some_and(|extension| extension == "br" || extension == "gz")
 }
 
+/// Adds all files in `folder` and its subfolders, except hidden files.
 fn list(folder: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

@@ -34,8 +34,8 @@ struct Pair {
     now: Instant,
     rng: ChaCha8Rng,
     ends: [Association; 2],
-    /// Packets towards each end, with their arrival times.
-    lines: [VecDeque<(Instant, Vec<u8>)>; 2],
+    /// Packets in flight towards each end, with their arrival times.
+    in_flight: [VecDeque<(Instant, Vec<u8>)>; 2],
     spare: Vec<Vec<u8>>,
     delay: Duration,
     /// Rate of the sender's line, in bytes per second.
@@ -45,8 +45,9 @@ struct Pair {
     loss: f64,
     message: Slots,
     received: u64,
-    /// Acknowledgements processed by the sender, and the time spent on them.
+    /// Acknowledgements processed by the sender.
     acknowledgements: u64,
+    /// Time spent on these acknowledgements.
     spent: Duration,
     open: bool,
 }
@@ -62,7 +63,7 @@ impl Pair {
             now,
             rng,
             ends,
-            lines: Default::default(),
+            in_flight: Default::default(),
             spare: Vec::new(),
             delay,
             rate,
@@ -76,6 +77,7 @@ impl Pair {
         }
     }
 
+    /// Drains end `at`. End 0 also fills its send queue.
     fn drain(&mut self, at: usize) {
         while let Some(event) = self.ends[at].poll_event() {
             match event {
@@ -100,24 +102,24 @@ impl Pair {
                 self.spare.push(packet);
                 continue;
             }
-            let mut due = self.now;
+            let mut sent_at = self.now;
             if let Some(rate) = self.rate.filter(|_| at == 0) {
                 self.free_at =
                     self.free_at.max(self.now).after(Duration::from_nanos(length as u64 * 1_000_000_000 / rate));
-                due = self.free_at;
+                sent_at = self.free_at;
             }
-            self.lines[1 - at].push_back((due.after(self.delay), packet));
+            self.in_flight[1 - at].push_back((sent_at.after(self.delay), packet));
         }
     }
 
     /// Advances to the next event.
     fn step(&mut self) {
-        let packets = self.lines.iter().filter_map(|line| line.front().map(|packet| packet.0));
+        let packets = self.in_flight.iter().filter_map(|packets| packets.front().map(|packet| packet.0));
         let timers = self.ends.iter().filter_map(Association::poll_timeout);
         self.now = self.now.max(packets.chain(timers).min().expect("a packet or a timer is due"));
         for at in [0, 1] {
-            while self.lines[at].front().is_some_and(|packet| packet.0 <= self.now)
-                && let Some((_, packet)) = self.lines[at].pop_front()
+            while self.in_flight[at].front().is_some_and(|packet| packet.0 <= self.now)
+                && let Some((_, packet)) = self.in_flight[at].pop_front()
             {
                 let start = StdInstant::now();
                 self.ends[at].handle_packet(self.now, &packet);
@@ -162,7 +164,7 @@ fn bulk(criterion: &mut Criterion) {
 fn acknowledgement(criterion: &mut Criterion) {
     let mut pair = Pair::new(Duration::from_millis(50), Some(120_000_000), 0.01);
     pair.begin();
-    // Runs until the path is full.
+    // Runs until the packets in flight fill the window or the rate.
     while pair.received < 400 << 20 {
         pair.step();
     }

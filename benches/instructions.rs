@@ -1,9 +1,9 @@
 //! Workloads for instruction counts: sealing, switching and packing a cell.
 //!
 //! `cargo xtask instructions` runs this program under callgrind, once for each of [`sealing`], [`switching`] and
-//! [`packing`]. It compares callgrind's count within that function with the function's budget. All other code is
-//! preparation. Keys, cells and times are fixed. The program prints the number of cells that each of the functions
-//! has processed.
+//! [`packing`]. It compares callgrind's count within the function with the function's budget. All other code is
+//! preparation. Keys, cells and times are fixed. The program prints the number of cells that each of these
+//! functions has processed.
 #![allow(missing_docs, clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::indexing_slicing, clippy::panic)]
 
 #[path = "switch/relay.rs"]
@@ -22,7 +22,7 @@ use umbel::{
     wire::{BODY_LEN, CELL_LEN},
 };
 
-use relay::{Bench, CELLS, PREVIOUS, keys};
+use relay::{BenchRelay, CELLS, PREVIOUS, keys};
 
 const ROUNDS: usize = 16;
 const CIRCUITS: usize = 16;
@@ -32,7 +32,7 @@ const DATAGRAM: usize = 1_232;
 const DELAY: Duration = Duration::from_micros(50);
 
 fn main() {
-    let (mut origin, mut bench, mut link) = (three_hops(), Bench::new(CIRCUITS), Link::open());
+    let (mut origin, mut bench, mut link) = (three_hops(), BenchRelay::new(CIRCUITS), Link::open());
     for _ in 0..ROUNDS {
         sealing(&mut origin, CELLS_PER_ROUND);
         let messages = bench.forward_messages();
@@ -58,18 +58,19 @@ fn sealing(layers: &mut OriginLayers, cells: usize) {
     }
 }
 
-/// A relay takes cells off one channel, opens its layer and queues them for the next channel.
+/// A relay takes cells off one channel, opens their layer and queues the cells for the next channel.
 #[inline(never)]
-fn switching(bench: &mut Bench, messages: Vec<(Lane, Slots)>) {
+fn switching(bench: &mut BenchRelay, messages: Vec<(Lane, Slots)>) {
     for (lane, message) in messages {
         let event = LinkEvent::Message { link: PREVIOUS, lane, message };
         bench.relay.handle_link(Instant::START, event, &mut bench.rng);
     }
 }
 
-/// The relay packs the cells of one channel into messages; its link writes these into packets and seals the records.
+/// The relay packs the cells of one channel into messages. Its link writes the messages into packets, and seals the
+/// records.
 #[inline(never)]
-fn packing(bench: &mut Bench, link: &mut Link) {
+fn packing(bench: &mut BenchRelay, link: &mut Link) {
     while let Some(transmit) = bench.relay.poll_transmit(Instant::START, &mut bench.rng) {
         let Transmit::Message { lane, message, .. } = transmit else { panic!("{transmit:?}") };
         link.sender.send(link.now, u16::from(lane.value()), message);
@@ -140,7 +141,7 @@ impl Link {
         }
     }
 
-    /// Passes the datagrams to the receiver, and its acknowledgements to the sender.
+    /// Passes the datagrams to the receiver, and the receiver's acknowledgements to the sender.
     fn deliver(&mut self) {
         self.now = self.now.after(DELAY);
         if self.datagrams.is_empty() {

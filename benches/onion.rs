@@ -1,6 +1,6 @@
 //! Benchmark of onion layers: the cost of a cell at the origin and at each relay, and of the primitives.
 //!
-//! `cargo bench --bench onion`. Throughput is in body bytes. A time of several layers is the sum for all of them.
+//! `cargo bench --bench onion`. Throughput is in body bytes. The time of several layers is their sum.
 #![allow(missing_docs, clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
 use std::hint::black_box;

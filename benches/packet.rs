@@ -28,8 +28,9 @@ const PACKET: usize = 1_195;
 /// 14 full packets and one nearly full.
 const MESSAGE: usize = 17 << 10;
 const BLOCKS: usize = 20;
-/// Offsets of the first chunk's type in a packet, and of the number of gap blocks in a SACK.
-const KIND: usize = 12;
+/// Offset of the first chunk's type in a packet.
+const CHUNK_TYPE: usize = 12;
+/// Offset of the number of gap blocks in a SACK packet.
 const NUMBER_OF_BLOCKS: usize = 24;
 
 /// A sender and a receiver, 0.1 ms apart, with a large window.
@@ -51,7 +52,7 @@ impl Pair {
         pair
     }
 
-    /// Fills the sender's queue until it has no room.
+    /// Fills the queue of the sender.
     fn fill(&mut self) {
         while self.ends[0].room(self.now) > 0 {
             self.ends[0].send(self.now, 0, self.message.clone());
@@ -76,14 +77,14 @@ impl Pair {
         for end in [0, 1] {
             let packets = self.packets(end);
             self.now = self.now.after(Duration::from_micros(50));
-            packets.iter().for_each(|packet| self.take(1 - end, packet));
+            packets.iter().for_each(|packet| self.receive(1 - end, packet));
             if self.ends[1 - end].poll_timeout().is_some_and(|due| due <= self.now) {
                 self.ends[1 - end].handle_timeout(self.now);
             }
         }
     }
 
-    fn take(&mut self, end: usize, packet: &[u8]) {
+    fn receive(&mut self, end: usize, packet: &[u8]) {
         self.ends[end].handle_packet(self.now, packet);
         while let Some(event) = self.ends[end].poll_event() {
             black_box(event);
@@ -91,15 +92,15 @@ impl Pair {
     }
 
     /// A data packet that the receiver already has, and a SACK with gap blocks that the sender already has.
-    fn known(&mut self) -> [Vec<u8>; 2] {
+    fn known_packets(&mut self) -> [Vec<u8>; 2] {
         let packets = self.packets(0);
         let carried: Vec<_> = packets.into_iter().skip(1).step_by(2).take(BLOCKS).collect();
-        carried.iter().for_each(|packet| self.take(1, packet));
+        carried.iter().for_each(|packet| self.receive(1, packet));
         let sack = self.packets(1).pop().unwrap_or_default();
-        assert!(sack[KIND] == 3 && usize::from(sack[NUMBER_OF_BLOCKS + 1]) == BLOCKS, "{sack:?}");
-        self.take(0, &sack);
+        assert!(sack[CHUNK_TYPE] == 3 && usize::from(sack[NUMBER_OF_BLOCKS + 1]) == BLOCKS, "{sack:?}");
+        self.receive(0, &sack);
         let data = carried.into_iter().max_by_key(Vec::len).unwrap_or_default();
-        assert!(data[KIND] == 0 && data.len() > PACKET - 4, "{} bytes", data.len());
+        assert!(data[CHUNK_TYPE] == 0 && data.len() > PACKET - 4, "{} bytes", data.len());
         [data, sack]
     }
 }
@@ -108,7 +109,7 @@ fn packet(criterion: &mut Criterion) {
     for (name, checksum) in [("CRC32c", true), ("no checksum", false)] {
         let mut group = criterion.benchmark_group(format!("packet, {name}"));
         let mut pair = Pair::new(checksum);
-        let [data, sack] = pair.known();
+        let [data, sack] = pair.known_packets();
         for (kind, end, packet) in [("data", 1, &data), ("SACK of 20 blocks", 0, &sack)] {
             group.throughput(Throughput::Bytes(packet.len() as u64));
             group.bench_function(format!("read, {kind}"), |bencher| {
@@ -120,8 +121,8 @@ fn packet(criterion: &mut Criterion) {
             bencher.iter_custom(|number| {
                 let mut spent = Duration::ZERO;
                 for _ in 0..number {
-                    // A duplicate is acknowledged at once.
-                    pair.take(1, &data);
+                    // A duplicate is acknowledged immediately.
+                    pair.receive(1, &data);
                     let start = StdInstant::now();
                     black_box(pair.ends[1].poll_packet(pair.now, &mut pair.buffer));
                     spent += start.elapsed();
@@ -142,7 +143,7 @@ fn packet(criterion: &mut Criterion) {
                     spent += start.elapsed();
                     written += lengths.iter().filter(|length| **length > 0).count() as u64;
                     for (buffer, length) in buffers.iter().zip(lengths) {
-                        pair.take(1, &buffer[..length]);
+                        pair.receive(1, &buffer[..length]);
                     }
                     pair.exchange();
                 }

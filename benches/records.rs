@@ -1,4 +1,4 @@
-//! Benchmark of DTLS records: sealing and opening one that fills a datagram of 1,232 bytes.
+//! Benchmark of DTLS records: sealing and opening a record that fills a datagram of 1,232 bytes.
 //!
 //! `cargo bench --bench records`. Throughput is in bytes of plaintext.
 #![allow(missing_docs, clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::indexing_slicing)]

@@ -17,9 +17,9 @@ use umbel::{
     wire::{BODY_LEN, CellBody},
 };
 
-use relay::{Bench, CELLS, NEXT, PREVIOUS, keys, message, second};
+use relay::{BenchRelay, CELLS, NEXT, PREVIOUS, keys, message, second};
 
-impl Bench {
+impl BenchRelay {
     fn backward_messages(&self) -> Vec<(Lane, Slots)> {
         let bodies = || {
             (0..CELLS).map(|_| {
@@ -56,8 +56,8 @@ fn switch(c: &mut Criterion) {
     });
     for circuits in [1, 16, 1000] {
         group.throughput(Throughput::Bytes((circuits * CELLS * BODY_LEN) as u64));
-        // Two closures use the bench alternately: one prepares a batch, and one measures it.
-        let bench = RefCell::new(Bench::new(circuits));
+        // Two closures use the relay alternately: one prepares a batch, and the other measures its switching.
+        let bench = RefCell::new(BenchRelay::new(circuits));
         group.bench_function(BenchmarkId::new("backward, circuits", circuits), |b| {
             let messages = bench.borrow().backward_messages();
             let switch = |messages| bench.borrow_mut().switch(NEXT, messages);

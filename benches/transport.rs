@@ -25,13 +25,13 @@ use umbel::{
     transport::native::{Certificate, EndpointConfig, Ice},
 };
 
-use drive::{Driven, echo};
+use drive::{DrivenEndpoint, echo};
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// Starts a relay in a thread that lasts as long as the process. It echoes short messages and discards long ones.
+/// Starts a relay in a thread of the process. The relay echoes messages of up to 64 bytes and discards longer messages.
 fn relay() -> DialTarget {
     let (target_sender, target) = mpsc::channel();
     thread::spawn(move || {
@@ -41,7 +41,7 @@ fn relay() -> DialTarget {
             config.accept = Some(ice.clone());
             config.caps.links_per_source = 100_000;
             config.caps.links = 100_000;
-            let mut driven = Driven::new(config, &["127.0.0.1:0".parse().expect("an address")]);
+            let mut driven = DrivenEndpoint::new(config, &["127.0.0.1:0".parse().expect("an address")]);
             let target = DialTarget {
                 relay: RelayId::from_bytes([7; 32]),
                 addresses: driven.listening(),
@@ -62,14 +62,14 @@ fn relay() -> DialTarget {
     target.recv().expect("a relay")
 }
 
-fn client() -> Driven {
+fn client() -> DrivenEndpoint {
     let mut config = EndpointConfig::new(Certificate::generate().expect("a certificate"));
     config.fresh_certificate_per_dial = true;
-    Driven::new(config, &[])
+    DrivenEndpoint::new(config, &[])
 }
 
 /// Dials until the link is open.
-async fn open(client: &mut Driven, target: &DialTarget) -> LinkId {
+async fn open(client: &mut DrivenEndpoint, target: &DialTarget) -> LinkId {
     client.transmit(Transmit::Dial(target.clone()));
     let mut link = None;
     while link.is_none() {
@@ -104,8 +104,8 @@ fn dial(c: &mut Criterion) {
     });
 }
 
-/// Sends `count` messages as room allows, then a short one, and waits for its echo.
-async fn send(client: &mut Driven, link: LinkId, count: u64, size: usize) {
+/// Sends `count` messages as room allows, then a short message, and waits for the echo of the short message.
+async fn send(client: &mut DrivenEndpoint, link: LinkId, count: u64, size: usize) {
     let (message, mut left, mut room, mut done) = (Slots::from(vec![7; size]), count, 256 << 10, false);
     let lane = Lane::FIRST;
     while !done {

@@ -1,10 +1,11 @@
 //! A relay inside an application: forwards circuits of other users while the application runs.
 //!
-//! The relay is a volunteer by default. It works behind NAT and needs no open port: it keeps channels to public relays,
-//! and circuits reach it over them. With `--listen` it is a public relay. It is never an exit, so no traffic to
-//! targets leaves from this machine.
+//! By default, the relay is a volunteer. A volunteer works behind NAT and needs no open port, because circuits reach it
+//! over its channels to public relays. With `--listen`, the relay is public. The relay is never an exit, so this
+//! machine sends no traffic to targets.
 //!
-//! `umbel testnet` starts a network on this machine and prints the two options that name it. In another terminal:
+//! `umbel testnet` starts a network on this machine and prints the two options that name the network. In another
+//! terminal:
 //!
 //! ```sh
 //! cargo run --example relay -- --directory URL --authority KEY --data-dir relay-keys
@@ -28,7 +29,7 @@ struct Options {
     /// Folder for the relay's keys, created if it doesn't exist
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// UDP address at which other machines reach this one, for a public relay [default: none, a volunteer]
+    /// UDP address at which other machines reach this machine, for a public relay [default: none, a volunteer]
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
 }
@@ -45,7 +46,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    // Tasks of this runtime do the work. The identity stays the same as long as the folder is kept.
+    // Tasks of this runtime forward the circuits. The folder holds the key of the relay's identity.
     let mut relay = EmbeddedRelay::start(RelayConfig {
         directories: vec![options.directory],
         authorities: vec![options.authority],

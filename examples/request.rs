@@ -1,10 +1,11 @@
 //! A delegated request: an exit performs an HTTP request, and this program prints the response.
 //!
-//! The target sees the exit's address. The exit reads the request and the response, also of an `https` URL, but doesn't
-//! see this machine's address. So a request must not identify its user: no cookies, no logins. If the exit must not read
-//! the content, use `Client::request_over_stream` with an `https` URL.
+//! The target sees the exit's address. The exit reads the request and the response, even for an `https` URL, but
+//! doesn't see this machine's address. So a request must not identify its user: no cookies, no logins. If the exit must
+//! not read the content, use `Client::request_over_stream` with an `https` URL.
 //!
-//! `umbel testnet` starts a network on this machine and prints the two options that name it. In another terminal:
+//! `umbel testnet` starts a network on this machine and prints the two options that name the network. In another
+//! terminal:
 //!
 //! ```sh
 //! cargo run --example request -- --directory URL --authority KEY https://example.org/

@@ -3,7 +3,8 @@
 //! The exit sends the query to the engine. The engine sees the exit's address, the exit sees the query, and neither
 //! sees this machine's address.
 //!
-//! `umbel testnet` starts a network on this machine and prints the two options that name it. In another terminal:
+//! `umbel testnet` starts a network on this machine and prints the two options that name the network. In another
+//! terminal:
 //!
 //! ```sh
 //! cargo run --example search -- --directory URL --authority KEY guard sample
@@ -23,7 +24,7 @@ struct Options {
     /// Key of the authority that signs the list of relays
     #[arg(long, value_name = "KEY")]
     authority: AuthorityId,
-    /// Name of the search engine, such as wikipedia [default: the one that most exits offer]
+    /// Name of the search engine, such as wikipedia [default: the engine that most exits offer]
     #[arg(long, value_name = "NAME")]
     engine: Option<String>,
     /// Search terms
@@ -57,8 +58,8 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     })
     .await?;
 
-    // Each search has a circuit of its own, so an exit can't link two of them. If the first exit fails, the client
-    // sends the query to a second one.
+    // Each search has a separate circuit, so an exit can't link two searches. If the first exit fails, the client sends
+    // the query to a second exit.
     let found = client.search(&SearchQuery { engine, ..SearchQuery::new(options.terms.join(" ")) }).await?;
 
     for (number, result) in (1..).zip(&found.results) {

@@ -1,10 +1,11 @@
 //! A stream over three relays: fetches a page by plain HTTP, and prints it.
 //!
 //! A [`umbel::Stream`] takes the place of a TCP stream: it implements `AsyncRead` and `AsyncWrite`, so TLS, HTTP and
-//! other libraries work over it. The first relay (guard) knows this machine's address but not the target. The last relay
-//! (exit) knows the target but not the address.
+//! other libraries work over it. The first relay (guard) sees this machine's address but not the target. The last relay
+//! (exit) sees the target but not the address.
 //!
-//! `umbel testnet` starts a network on this machine and prints the two options that name it. In another terminal:
+//! `umbel testnet` starts a network on this machine and prints the two options that name the network. In another
+//! terminal:
 //!
 //! ```sh
 //! cargo run --example stream -- --directory URL --authority KEY example.org
@@ -64,14 +65,14 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let request = format!("GET {} HTTP/1.0\r\nHost: {}\r\n\r\n", options.path, options.host);
     stream.write_all(request.as_bytes()).await?;
 
-    // `copy` ends at a clean end of the stream only. If a relay or the target fails, it returns an error, so a truncated
-    // page is not mistaken for a complete one.
+    // `copy` ends at a clean end of the stream only. If a relay or the target fails, `copy` returns an error, so a
+    // truncated page is not mistaken for a complete page.
     let mut out = stdout();
     copy(&mut stream, &mut out).await?;
     out.flush().await?;
 
-    // Streams of one handle may share a circuit, and then the exit can link them. A handle from `isolated` has circuits
-    // of its own: use one for each user, account or purpose.
+    // Streams of one handle may share a circuit, and then the exit can link the streams. A handle from `isolated` has
+    // separate circuits: use a handle for each user, account or purpose.
     let addresses = client.isolated().resolve(&options.host).await?;
     eprintln!("\n{} has {} addresses, resolved over another circuit", options.host, addresses.len());
     Ok(())

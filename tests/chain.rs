@@ -1,7 +1,8 @@
 //! Integration tests of an origin and a chain of relays, joined in memory and in virtual time.
 //!
-//! They check the end-to-end properties of circuits. In particular, a modification of cells by a hostile relay or
-//! link is detected: forward by the next honest hop, backward by the origin. No part of a modified cell is delivered.
+//! The tests check the end-to-end properties of circuits. In particular, a modification of cells by a hostile relay or
+//! link is detected: forward by the next honest hop, backward by the origin. Filler that is not zero is detected by the
+//! next hop. No part of a modified cell is delivered.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::indexing_slicing,
@@ -29,9 +30,11 @@ use umbel::{
     wire::{BODY_LEN, EndReason},
 };
 
+/// Command codes of cells.
 const CREATE: u8 = 1;
 const CREATED: u8 = 2;
 const RELAY: u8 = 3;
+/// Bytes of a stream in each direction.
 const LENGTH: usize = 600_000;
 const SEED: u64 = 1;
 
@@ -43,7 +46,7 @@ fn three_hops() -> Chain {
     chain
 }
 
-/// Sends [`LENGTH`] bytes both ways.
+/// Starts a transfer of [`LENGTH`] bytes in each direction.
 fn transfer(chain: &mut Chain, origin: NodeId, exit: usize) {
     chain.at_relay(exit, |relay| relay.serves = LENGTH);
     chain.at_origin(origin, |origin| origin.to_send = LENGTH);
@@ -54,8 +57,9 @@ fn bytes_cross_three_hops_both_ways_unchanged_and_end_cleanly() {
     let mut chain = three_hops();
     let origin = chain.origin;
     transfer(&mut chain, origin, 3);
-    let both_done = chain
-        .until(|chain| chain.origin_is(origin, |party| party.finished) && chain.at_relay(3, |relay| relay.finished));
+    let both_done = chain.run_until(|chain| {
+        chain.origin_is(origin, |party| party.finished) && chain.at_relay(3, |relay| relay.finished)
+    });
     assert!(both_done);
     chain.at_origin(origin, |party| {
         assert!(party.received.len() == LENGTH && is_pattern(&party.received));
@@ -68,17 +72,17 @@ fn bytes_cross_three_hops_both_ways_unchanged_and_end_cleanly() {
 }
 
 #[test]
-fn bytes_cross_slow_and_lossy_paths_unchanged() {
+fn bytes_cross_slow_and_lossy_links_unchanged() {
     for seed in 1..=8 {
         let (delay, jitter) = (Duration::from_millis(5 * seed), Duration::from_millis(3 * seed));
-        let paths = LinkProperties { delay, jitter, loss: 0.02, rate: 2_000_000 * seed };
+        let links = LinkProperties { delay, jitter, loss: 0.02, rate: 2_000_000 * seed };
         let parameters = RelayParameters { exit: true, ..RelayParameters::default() };
-        let mut chain = Chain::over(seed, paths, 3, &parameters);
+        let mut chain = Chain::with_links(seed, links, 3, &parameters);
         let origin = chain.origin;
         chain.build(origin, 3);
         chain.connect(origin);
         transfer(&mut chain, origin, 3);
-        let both_done = chain.until(|chain| {
+        let both_done = chain.run_until(|chain| {
             chain.origin_is(origin, |party| party.finished) && chain.at_relay(3, |relay| relay.finished)
         });
         assert!(both_done, "seed {seed}");
@@ -95,7 +99,7 @@ fn circuits_of_two_and_of_eight_hops_carry_streams() {
         chain.build(origin, hops);
         chain.connect(origin);
         transfer(&mut chain, origin, hops);
-        assert!(chain.until(|chain| chain.origin_is(origin, |party| party.finished)), "{hops} hops");
+        assert!(chain.run_until(|chain| chain.origin_is(origin, |party| party.finished)), "{hops} hops");
         assert!(chain.origin_is(origin, |party| is_pattern(&party.received)));
     }
 }
@@ -105,16 +109,16 @@ fn a_circuit_that_its_origin_ends_leaves_nothing_behind() {
     let mut chain = three_hops();
     let origin = chain.origin;
     chain.at_origin(origin, |party| party.origin.as_mut().unwrap().1.close());
-    chain.pass(Duration::from_secs(5));
+    chain.run_for(Duration::from_secs(5));
     for number in 1..=3 {
         let figures = chain.at_relay(number, |relay| relay.relay.figures());
         assert_eq!((figures.circuits, figures.exit_streams), (0, 0));
     }
-    assert_eq!(chain.at_relay(3, |relay| relay.closed), 1, "the exit closes its connection");
+    assert_eq!(chain.at_relay(3, |relay| relay.closed), 1, "the exit closes the connection to the target");
 }
 
-/// The sending and the receiving node of link `link` (1 is the origin's) in a direction.
-fn ends(chain: &Chain, link: usize, direction: Direction) -> (NodeId, NodeId) {
+/// The sending and the receiving node of a link in a direction. Link 1 is that between the origin and the first relay.
+fn link_ends(chain: &Chain, link: usize, direction: Direction) -> (NodeId, NodeId) {
     let near = if link == 1 { chain.origin } else { chain.relays[link - 2] };
     let far = chain.relays[link - 1];
     match direction {
@@ -127,21 +131,21 @@ fn ends(chain: &Chain, link: usize, direction: Direction) -> (NodeId, NodeId) {
 fn first_to_destroy(chain: &mut Chain) -> Option<NodeId> {
     let nodes: Vec<_> = [chain.origin].into_iter().chain(chain.relays.clone()).collect();
     let ended = nodes.into_iter().filter_map(|node| {
-        let at = chain.world.with(node, |tapped, _, _| tapped.destroyed_at).flatten()?;
+        let at = chain.world.with(node, |tap, _, _| tap.destroyed_at).flatten()?;
         Some((at, node))
     });
     ended.min_by_key(|(at, _)| *at).map(|(_, node)| node)
 }
 
-/// Applies `tamper` to a link during a transfer; returns the node that detected it.
+/// Applies `tamper` to a link during a transfer; returns the node that detected the tampering.
 fn tamper_with_link(link: usize, direction: Direction, skip: usize, tamper: Tamper) -> (Chain, Option<NodeId>) {
     let mut chain = three_hops();
-    let (sender, _) = ends(&chain, link, direction);
-    chain.world.with(sender, |tapped, _, _| tapped.tamper = Some((direction, RELAY, skip, tamper)));
+    let (sender, _) = link_ends(&chain, link, direction);
+    chain.world.with(sender, |tap, _, _| tap.tamper = Some((direction, RELAY, skip, tamper)));
     let origin = chain.origin;
     transfer(&mut chain, origin, 3);
-    chain.pass(Duration::from_secs(30));
-    assert!(chain.world.with(sender, |tapped, _, _| tapped.has_tampered()).unwrap(), "the cell was not forwarded");
+    chain.run_for(Duration::from_secs(30));
+    assert!(chain.world.with(sender, |tap, _, _| tap.has_tampered()).unwrap(), "no cell was tampered with");
     let detected_by = first_to_destroy(&mut chain);
     (chain, detected_by)
 }
@@ -152,27 +156,31 @@ fn assert_ended_without_damage(chain: &mut Chain, direction: Direction, what: &s
     chain.at_origin(origin, |party| {
         assert!(party.closed.is_some(), "{what}: the origin has an error");
         assert!(party.ended.is_some(), "{what}: the stream failed");
-        assert!(is_pattern(&party.received), "{what}: delivered backward");
+        assert!(is_pattern(&party.received), "{what}: the bytes delivered backward are undamaged");
         if direction == Direction::Backward {
             assert!(!party.finished && party.received.len() < LENGTH, "{what}: no clean end backward");
         }
     });
     chain.at_relay(3, |relay| {
-        assert!(is_pattern(&relay.received), "{what}: delivered forward");
+        assert!(is_pattern(&relay.received), "{what}: the bytes delivered forward are undamaged");
         if direction == Direction::Forward {
             assert!(!relay.finished && relay.received.len() < LENGTH, "{what}: no clean end forward");
         }
-        assert_eq!(relay.closed, 1, "{what}: the exit drops its connection");
+        assert_eq!(relay.closed, 1, "{what}: the exit closes the connection to the target");
     });
     for number in 1..=3 {
-        assert_eq!(chain.at_relay(number, |relay| relay.relay.figures().circuits), 0, "{what}: gone at {number}");
+        assert_eq!(
+            chain.at_relay(number, |relay| relay.relay.figures().circuits),
+            0,
+            "{what}: no circuit is left at relay {number}"
+        );
     }
 }
 
 /// All kinds of tampering with a cell; `length` bounds the modified positions.
 fn tampers(length: usize) -> Vec<Tamper> {
-    let places = [0, 1, 7, length / 2, length - 17, length - 1];
-    let mut tampers: Vec<_> = places.into_iter().map(Tamper::Alter).collect();
+    let positions = [0, 1, 7, length / 2, length - 17, length - 1];
+    let mut tampers: Vec<_> = positions.into_iter().map(Tamper::Alter).collect();
     tampers.extend([Tamper::Drop, Tamper::Replay, Tamper::Reorder]);
     tampers
 }
@@ -184,7 +192,7 @@ fn the_next_hop_detects_every_cell_altered_replayed_dropped_or_reordered_forward
         for (number, tamper) in tampers(BODY_LEN).into_iter().enumerate() {
             let (mut chain, detected_by) = tamper_with_link(link, Direction::Forward, 3 + 7 * number, tamper);
             let what = format!("{tamper:?} forward on link {link}");
-            let (_, receiver) = ends(&chain, link, Direction::Forward);
+            let (_, receiver) = link_ends(&chain, link, Direction::Forward);
             assert_eq!(detected_by, Some(receiver), "{what}");
             assert_ended_without_damage(&mut chain, Direction::Forward, &what);
             let origin = chain.origin;
@@ -214,7 +222,7 @@ fn the_next_hop_detects_filler_that_is_not_zero_backward() {
         let hop = HopIndex::new(u8::try_from(link).unwrap()).unwrap();
         for at in [sealed_len(hop), BODY_LEN - 1] {
             let (mut chain, detected_by) = tamper_with_link(link, Direction::Backward, 5, Tamper::Alter(at));
-            let (_, receiver) = ends(&chain, link, Direction::Backward);
+            let (_, receiver) = link_ends(&chain, link, Direction::Backward);
             assert_eq!(detected_by, Some(receiver));
             assert_ended_without_damage(&mut chain, Direction::Backward, &format!("byte {at} on link {link}"));
         }
@@ -234,15 +242,15 @@ fn a_circuit_whose_handshake_is_altered_is_never_built() {
         // Positions in the length, the type, the keys, the sealed payload or tag, the padding.
         for at in [1, 3, 4, 20, 60, 75, 90, 1000] {
             let mut chain = Chain::new(SEED, 3);
-            let (sender, _) = ends(&chain, link, direction);
+            let (sender, _) = link_ends(&chain, link, direction);
             let tamper = Some((direction, command, 0, Tamper::Alter(at)));
-            chain.world.with(sender, |tapped, _, _| tapped.tamper = tamper);
+            chain.world.with(sender, |tap, _, _| tap.tamper = tamper);
             chain.start(chain.origin, chain.keys.clone());
             let origin = chain.origin;
-            let ended = chain.until(|chain| chain.origin_is(origin, |party| party.closed.is_some()));
+            let ended = chain.run_until(|chain| chain.origin_is(origin, |party| party.closed.is_some()));
             assert!(ended, "byte {at} of command {command} on link {link}");
             assert!(chain.origin_is(origin, |party| !party.built && party.hops_built.len() < link));
-            chain.pass(Duration::from_secs(20));
+            chain.run_for(Duration::from_secs(20));
             for number in 1..=3 {
                 assert_eq!(chain.at_relay(number, |relay| relay.relay.figures().circuits), 0);
             }
@@ -251,7 +259,7 @@ fn a_circuit_whose_handshake_is_altered_is_never_built() {
 }
 
 #[test]
-fn a_relay_refuses_to_extend_to_itself_back_or_to_an_unlisted_relay() {
+fn a_relay_refuses_to_extend_to_itself_to_the_previous_hop_or_to_an_unlisted_relay() {
     let chain = Chain::new(SEED, 3);
     let [one, two, ..] = chain.keys[..] else { panic!("three relays") };
     let unlisted = chain.unlisted();
@@ -261,7 +269,7 @@ fn a_relay_refuses_to_extend_to_itself_back_or_to_an_unlisted_relay() {
         let hops = path.len();
         chain.start(chain.origin, path);
         let origin = chain.origin;
-        assert!(chain.until(|chain| chain.origin_is(origin, |party| party.closed.is_some() || party.gone)));
+        assert!(chain.run_until(|chain| chain.origin_is(origin, |party| party.closed.is_some() || party.gone)));
         chain.at_origin(origin, |party| {
             assert_eq!(party.hops_built.len(), hops - 1, "refused at the last hop, not before");
             assert_eq!((party.closed, party.gone), (listed.then_some(CircuitError::Destroyed), !listed));
@@ -275,7 +283,7 @@ fn a_next_hop_that_is_gone_ends_the_circuit() {
     chain.world.crash(chain.relays[1]);
     chain.start(chain.origin, chain.keys.clone());
     let origin = chain.origin;
-    assert!(chain.until(|chain| chain.origin_is(origin, |party| party.closed.is_some())));
+    assert!(chain.run_until(|chain| chain.origin_is(origin, |party| party.closed.is_some())));
     assert_eq!(chain.at_relay(1, |relay| relay.relay.figures().circuits), 0);
 }
 
@@ -285,7 +293,7 @@ fn a_relay_that_does_not_exit_answers_with_policy() {
     let origin = chain.origin;
     chain.build(origin, 3);
     chain.begin(origin);
-    assert!(chain.until(|chain| chain.origin_is(origin, |party| party.ended == Some(EndReason::Policy))));
+    assert!(chain.run_until(|chain| chain.origin_is(origin, |party| party.ended == Some(EndReason::Policy))));
     assert!(chain.origin_is(origin, |party| party.closed.is_none()), "the circuit is still open");
 }
 
@@ -295,10 +303,10 @@ fn a_relay_that_vanishes_in_mid_stream_is_an_error_and_never_a_clean_end() {
         let mut chain = three_hops();
         let origin = chain.origin;
         transfer(&mut chain, origin, 3);
-        assert!(chain.until(|chain| chain.origin_is(origin, |party| party.received.len() > 50_000)));
+        assert!(chain.run_until(|chain| chain.origin_is(origin, |party| party.received.len() > 50_000)));
         let node = chain.relays[number - 1];
         chain.world.crash(node);
-        assert!(chain.until(|chain| chain.origin_is(origin, |party| party.ended.is_some())), "relay {number}");
+        assert!(chain.run_until(|chain| chain.origin_is(origin, |party| party.ended.is_some())), "relay {number}");
         assert!(chain.origin_is(origin, |party| !party.finished && is_pattern(&party.received)));
     }
 }
@@ -312,9 +320,9 @@ fn a_stalled_reader_delays_no_other_circuit() {
     chain.connect(other);
     chain.at_origin(stalled, |party| party.stalled = true);
     chain.at_relay(3, |relay| relay.serves = LENGTH);
-    assert!(chain.until(|chain| chain.origin_is(other, |party| party.finished)), "the other circuit is still open");
+    assert!(chain.run_until(|chain| chain.origin_is(other, |party| party.finished)), "the other stream finishes");
     chain.at_origin(stalled, |party| {
         assert!(party.received.len() < LENGTH && party.closed.is_none());
-        assert!(!party.received.is_empty(), "up to its credit");
+        assert!(!party.received.is_empty(), "the stalled stream delivers bytes up to its credit");
     });
 }

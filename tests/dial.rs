@@ -7,7 +7,7 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
-    reason = "a test fails by panicking and runs in real time"
+    reason = "a test fails by panicking, and tests over sockets use the system's clock"
 )]
 
 #[path = "dial/attacks.rs"]

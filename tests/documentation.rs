@@ -14,14 +14,15 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Files with the extension `kind` in `path`, or `path` itself if it is a file.
-fn files(path: &Path, kind: &str) -> Vec<PathBuf> {
+/// Files with this extension in the folder `path`, or `path` itself if it is a file.
+fn files(path: &Path, extension: &str) -> Vec<PathBuf> {
     if path.is_dir() {
-        return fs::read_dir(path).unwrap().flat_map(|entry| files(&entry.unwrap().path(), kind)).collect();
+        return fs::read_dir(path).unwrap().flat_map(|entry| files(&entry.unwrap().path(), extension)).collect();
     }
-    if path.extension().is_some_and(|ending| ending == kind) { vec![path.to_owned()] } else { Vec::new() }
+    if path.extension().is_some_and(|own| own == extension) { vec![path.to_owned()] } else { Vec::new() }
 }
 
+/// The Markdown files of the documentation, with their texts.
 fn documents() -> Vec<(PathBuf, String)> {
     let files = DOCUMENTS.iter().flat_map(|path| files(&root().join(path), "md"));
     files.map(|file| (file.clone(), fs::read_to_string(file).unwrap())).collect()
@@ -38,13 +39,14 @@ fn sources() -> String {
     sources.map(|file| fs::read_to_string(file).unwrap()).collect()
 }
 
-/// Fails unless each of `names` is a function in the sources. `document` names at least `least`.
-fn assert_exist<'a>(document: &str, names: impl Iterator<Item = &'a str>, least: usize) {
+/// Fails unless each of `names` is a function in the sources. Ignores names with fewer than two underscores. `document`
+/// must have more than `minimum` names.
+fn assert_exist<'a>(document: &str, names: impl Iterator<Item = &'a str>, minimum: usize) {
     let text = sources();
     let tests: BTreeSet<&str> =
         text.split("fn ").filter_map(|rest| rest.split_once('(').map(|(name, _)| name)).collect();
     let named: Vec<&str> = names.filter(|name| name.matches('_').count() >= 2).collect();
-    assert!(named.len() > least, "{document} names its tests");
+    assert!(named.len() > minimum, "{document} names too few tests");
     let missing: Vec<&&str> = named.iter().filter(|name| !tests.contains(**name)).collect();
     assert!(missing.is_empty(), "{document} names tests that don't exist: {missing:#?}");
 }
@@ -58,7 +60,7 @@ fn every_test_that_the_threat_model_names_exists() {
 #[test]
 fn every_test_that_the_tables_of_resources_name_exists() {
     let tables = fs::read_to_string(root().join("docs/resources.md")).unwrap();
-    // The last column; the others name parameters.
+    // Only the last column names tests. Other columns name parameters.
     let columns = tables.lines().filter_map(|line| line.strip_suffix('|')?.rsplit('|').next());
     assert_exist("docs/resources.md", columns.flat_map(quoted), 50);
 }
@@ -90,7 +92,7 @@ fn module_files(list: &str) -> Vec<PathBuf> {
     files.collect()
 }
 
-/// Whether `code` names the type of `path` (`Type::function`, `Enum::Variant`, `Type` or `function`) and defines its
+/// Whether `code` contains the type of `path` (`Type::function`, `Enum::Variant`, `Type` or `function`) and defines the
 /// function.
 fn defines(code: &str, path: &str) -> bool {
     let is_type = |name: &str| name.starts_with(|first: char| first.is_ascii_uppercase());
@@ -104,7 +106,7 @@ fn defines(code: &str, path: &str) -> bool {
     of_type && defined
 }
 
-/// The steps of the sections "The way of …": the title, and the list of modules with the text behind it.
+/// The steps of the sections "The way of …": the title, and the list of modules followed by the text.
 fn steps(architecture: &str) -> Vec<(&str, String)> {
     let sections = architecture.split("\n## ").filter(|section| section.starts_with("The way of "));
     let mut steps: Vec<(&str, String)> = Vec::new();

@@ -1,6 +1,6 @@
-//! Checks the dependencies between modules: reads the paths in `src` and fails if one violates the ranks.
+//! Checks the dependencies between modules: reads the paths in `src` and fails if a dependency violates the ranks.
 //!
-//! A part is a module at the crate's root. It may use the parts of lower ranks, by the table in
+//! A part is a module at the crate's root. A part may use the parts of lower ranks, by the table in
 //! `docs/architecture.md`. Within any module, the dependencies between its submodules must form no cycle. The protocol
 //! core may use only crates and standard library modules without ambient state. Code under `#[cfg(test)]` is exempt.
 #![allow(
@@ -23,8 +23,8 @@ use syn::{
     visit::{self, Visit},
 };
 
-/// The lowest layer above the protocol core, which has no socket, thread, lock, file, clock or ambient randomness, and
-/// no `async`.
+/// The lowest layer above the protocol core. The core has no socket, thread, lock, file, clock or ambient randomness,
+/// and no `async`.
 const ABOVE_THE_CORE: &str = "drivers";
 
 /// Parts of the standard library that the core must not use.
@@ -52,11 +52,11 @@ const AMBIENT: &[&str] = &[
     "std::time::SystemTime",
 ];
 
-/// Primitives for which a platform has a faster implementation than the portable crate, and the module that may use
-/// it. The module's tests or the browser tests check that results are equal.
+/// Implementations by a platform that a module of the core may use instead of the portable crate: the module, and the
+/// prefix of the paths. The module's tests or the browser tests check that both give equal results.
 const PLATFORM_PRIMITIVES: &[(&str, &str)] = &[("crypto", "aws_lc_rs::aead::"), ("delegated", "web_sys::Url")];
 
-/// The crates that the core may use. All others in `Cargo.toml` are for the layers above.
+/// The crates that the core may use. All other crates in `Cargo.toml` are for the layers above the core.
 const CORE_CRATES: &[&str] = &[
     "alloc",
     "bytes",
@@ -97,7 +97,7 @@ impl Ranks {
             let cells: Vec<&str> = row.split('|').map(str::trim).collect();
             let [_, number, layer, parts, ..] = cells[..] else { continue };
             let Ok(number) = number.parse::<usize>() else { continue };
-            assert_eq!(number, ranks.len() + 1, "the ranks are numbered from 1 up: {row}");
+            assert_eq!(number, ranks.len() + 1, "the ranks are numbered in order from 1: {row}");
             let parts = parts.split(',').map(|part| part.trim().trim_matches('`').to_owned()).collect();
             ranks.push(Rank { layer: layer.to_owned(), parts });
         }
@@ -105,7 +105,7 @@ impl Ranks {
         Self(ranks)
     }
 
-    fn of(&self, part: &str) -> Option<usize> {
+    fn rank_of(&self, part: &str) -> Option<usize> {
         self.0.iter().position(|rank| rank.parts.iter().any(|one| one == part))
     }
 
@@ -116,7 +116,7 @@ impl Ranks {
     }
 }
 
-/// All paths in one file, in full, with `crate` as the first segment for this crate.
+/// The full paths in one file. Paths in this crate begin with `crate`.
 struct Paths<'a> {
     module: Vec<String>,
     /// The modules that the file declares.
@@ -139,10 +139,10 @@ impl Paths<'_> {
             }
             "self" => &segments[1..],
             "super" => {
-                let up = segments.iter().take_while(|segment| *segment == "super").count();
-                assert!(up <= at.len(), "{at:?}: {segments:?} leads out of the crate");
-                at.truncate(at.len() - up);
-                &segments[up..]
+                let levels = segments.iter().take_while(|segment| *segment == "super").count();
+                assert!(levels <= at.len(), "{at:?}: {segments:?} leads out of the crate");
+                at.truncate(at.len() - levels);
+                &segments[levels..]
             }
             first if self.children.contains(first) => segments,
             _ => return None,
@@ -150,7 +150,8 @@ impl Paths<'_> {
         Some(at.into_iter().chain(rest.iter().cloned()).collect())
     }
 
-    fn name(&mut self, segments: &[String]) {
+    /// Adds the path if it is in this crate or in another crate.
+    fn add(&mut self, segments: &[String]) {
         if let Some(path) = self.local(segments) {
             let full = ["crate"].into_iter().chain(path.iter().map(String::as_str));
             self.found.insert(full.collect::<Vec<_>>().join("::"));
@@ -161,7 +162,7 @@ impl Paths<'_> {
 
     /// Handles the path of a `use`, which imports `name`.
     fn import(&mut self, segments: &[String], name: &str) {
-        self.name(segments);
+        self.add(segments);
         let (segments, name) = match segments {
             [path @ .., last, own] if own == "self" && name == "self" => (&segments[..=path.len()], last.as_str()),
             [path @ .., own] if own == "self" => (path, name),
@@ -172,19 +173,20 @@ impl Paths<'_> {
         }
     }
 
-    fn tree(&mut self, prefix: &[String], tree: &UseTree) {
+    /// Handles the part `tree` of a `use`, behind `prefix`.
+    fn use_tree(&mut self, prefix: &[String], tree: &UseTree) {
         let with = |name: String| prefix.iter().cloned().chain([name]).collect::<Vec<_>>();
         match tree {
-            UseTree::Path(path) => self.tree(&with(path.ident.to_string()), &path.tree),
+            UseTree::Path(path) => self.use_tree(&with(path.ident.to_string()), &path.tree),
             UseTree::Name(name) => self.import(&with(name.ident.to_string()), &name.ident.to_string()),
             UseTree::Rename(name) => self.import(&with(name.ident.to_string()), &name.rename.to_string()),
-            UseTree::Glob(_) => self.name(&with("*".to_owned())),
-            UseTree::Group(group) => group.items.iter().for_each(|tree| self.tree(prefix, tree)),
+            UseTree::Glob(_) => self.add(&with("*".to_owned())),
+            UseTree::Group(group) => group.items.iter().for_each(|tree| self.use_tree(prefix, tree)),
         }
     }
 
-    /// Records the paths in the tokens of macro arguments.
-    fn tokens(&mut self, tokens: &str) {
+    /// Adds the paths in the tokens of macro arguments.
+    fn add_tokens(&mut self, tokens: &str) {
         let words: Vec<&str> = tokens.split_whitespace().collect();
         for (index, word) in words.iter().enumerate() {
             let starts = index == 0 || words[index - 1] != "::";
@@ -193,13 +195,14 @@ impl Paths<'_> {
                 let mut path: Vec<String> = path.map(|pair| pair[0].to_owned()).collect();
                 path.extend(words.get(index + 2 * path.len()).map(|last| (*last).to_owned()));
                 if path[0].chars().all(|letter| letter.is_alphanumeric() || letter == '_') && *word == path[0] {
-                    self.name(&path);
+                    self.add(&path);
                 }
             }
         }
     }
 }
 
+/// Whether an item with these attributes is compiled only in tests.
 fn only_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| match &attribute.meta {
         Meta::List(list) if list.path.is_ident("cfg") => {
@@ -247,16 +250,16 @@ impl<'ast> Visit<'ast> for Paths<'_> {
     }
 
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
-        self.tree(&[], &item.tree);
+        self.use_tree(&[], &item.tree);
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
-        self.name(&path.segments.iter().map(|segment| segment.ident.to_string()).collect::<Vec<_>>());
+        self.add(&path.segments.iter().map(|segment| segment.ident.to_string()).collect::<Vec<_>>());
         visit::visit_path(self, path);
     }
 
     fn visit_macro(&mut self, item: &'ast Macro) {
-        self.tokens(&item.tokens.to_string());
+        self.add_tokens(&item.tokens.to_string());
         visit::visit_macro(self, item);
     }
 
@@ -294,7 +297,7 @@ struct Source {
     forbidden: BTreeSet<&'static str>,
 }
 
-/// Reads `file`, the module `module`, and the files of the modules it declares, except tests.
+/// Reads `file`, which has the module `module`, and the files of the modules that the file declares, except tests.
 fn read(file: &Path, module: &[String], crates: &BTreeSet<String>, found: &mut Vec<Source>) {
     let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let syntax = syn::parse_file(&text).unwrap();
@@ -357,7 +360,7 @@ fn modules(sources: &[Source]) -> BTreeMap<&[String], &Source> {
 /// The module that defines the item at `path`. Re-exports are followed.
 fn definition(path: &str, modules: &BTreeMap<&[String], &Source>) -> Option<Vec<String>> {
     let mut path: Vec<String> = path.strip_prefix("crate::")?.split("::").map(str::to_owned).collect();
-    // A limit above any chain of re-exports, which ends cycles of imports.
+    // The bound exceeds any chain of re-exports, and ends cycles of imports.
     for _ in 0..16 {
         let depth = (0..=path.len()).rev().find(|depth| modules.contains_key(&path[..*depth]))?;
         let Some(name) = path.get(depth) else { return Some(path) };
@@ -369,8 +372,9 @@ fn definition(path: &str, modules: &BTreeMap<&[String], &Source>) -> Option<Vec<
     None
 }
 
-/// Repeatedly removes modules without remaining dependencies, and returns the rest: cycles and modules that use them.
-fn cycle(mut uses: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BTreeSet<String>> {
+/// Repeatedly removes modules without remaining dependencies. Returns the other modules: cycles, and modules that use
+/// cycles.
+fn find_cycles(mut uses: BTreeMap<String, BTreeSet<String>>) -> BTreeMap<String, BTreeSet<String>> {
     loop {
         let all: BTreeSet<String> = uses.keys().cloned().collect();
         uses.values_mut().for_each(|used| used.retain(|module| all.contains(module)));
@@ -390,13 +394,13 @@ fn a_part_uses_only_parts_of_lower_ranks() {
     // The root and the program may use all parts.
     for source in sources.iter().filter(|source| !source.module.is_empty()) {
         let (file, part) = (source.file.display(), &source.part);
-        let own = ranks.of(part);
+        let own = ranks.rank_of(part);
         let own = own.unwrap_or_else(|| panic!("{file}: `{part}` has no rank; give it one in docs/architecture.md"));
         let used = source.paths.iter().filter_map(|path| definition(path, &modules));
         let used: BTreeSet<String> = used.filter_map(|module| module.first().cloned()).collect();
         for other in used.iter().filter(|other| *other != part) {
-            if ranks.of(other).is_none_or(|other| other >= own) {
-                violations.push(format!("{file}: `{part}` uses `{other}`, which has no lower rank"));
+            if ranks.rank_of(other).is_none_or(|other| other >= own) {
+                violations.push(format!("{file}: `{part}` uses `{other}`, whose rank is not lower"));
             }
         }
     }
@@ -417,7 +421,7 @@ fn every_ranked_part_exists() {
 fn submodules_form_no_cycle() {
     let sources = sources();
     let modules = modules(&sources);
-    // For each module, the dependencies between its submodules, each with all modules below it.
+    // For each module, the dependencies between its submodules. A submodule includes all modules below it.
     let mut uses: BTreeMap<&[String], BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
     for source in modules.values() {
         for used in source.paths.iter().filter_map(|path| definition(path, &modules)) {
@@ -430,9 +434,9 @@ fn submodules_form_no_cycle() {
         }
     }
     assert!(uses.len() > 20, "too few dependencies are found");
-    let cycles = uses.into_iter().map(|(parent, uses)| (parent.join("::"), cycle(uses)));
+    let cycles = uses.into_iter().map(|(parent, uses)| (parent.join("::"), find_cycles(uses)));
     let cycles: Vec<_> = cycles.filter(|(_, cycle)| !cycle.is_empty()).collect();
-    assert!(cycles.is_empty(), "these submodules form a cycle, or use one: {cycles:#?}");
+    assert!(cycles.is_empty(), "these submodules form a cycle, or use a cycle: {cycles:#?}");
 }
 
 #[test]
@@ -509,7 +513,7 @@ fn cycles_through_re_exports_are_found() {
         for (one, other) in pairs {
             uses.entry((*one).to_owned()).or_default().insert((*other).to_owned());
         }
-        cycle(uses)
+        find_cycles(uses)
     };
     assert_eq!(uses(&[("a", "b"), ("b", "c"), ("a", "c")]).len(), 0);
     assert_eq!(uses(&[("a", "b"), ("b", "c"), ("c", "b")]).len(), 3);

@@ -14,7 +14,7 @@ use syn::{
     visit::{self, Visit},
 };
 
-/// The definitions of each name: the module, and whether the type is visible outside it.
+/// The definitions of each name: the module, and whether the type is visible outside the module.
 type Definitions = BTreeMap<String, Vec<(Vec<String>, bool)>>;
 
 struct Types<'a> {
@@ -29,6 +29,7 @@ impl Types<'_> {
     }
 }
 
+/// Whether an item with these attributes is compiled only in tests.
 fn only_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| match &attribute.meta {
         Meta::List(list) if list.path.is_ident("cfg") => {
@@ -63,7 +64,7 @@ impl<'ast> Visit<'ast> for Types<'_> {
     }
 }
 
-/// Adds the types in `folder`, the module `module`.
+/// Adds the types in `folder`, which has the files of the module `module`.
 fn read(folder: &Path, module: &[String], found: &mut Definitions) {
     let mut entries: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     entries.sort();
@@ -82,13 +83,13 @@ fn read(folder: &Path, module: &[String], found: &mut Definitions) {
     }
 }
 
-/// Whether two modules implement one interface, for native nodes and for another platform.
+/// Whether two modules implement the same interface: one for native nodes, the other for another platform.
 fn are_alternatives(one: &[String], other: &[String]) -> bool {
     let differing: Vec<_> = one.iter().zip(other).filter(|(one, other)| one != other).collect();
     one.len() == other.len() && matches!(differing[..], [(one, other)] if one == "native" || other == "native")
 }
 
-/// The names with more than one definition, one of them visible outside its module.
+/// The names with more than one definition, of which at least one is visible outside its module.
 fn repeated(found: Definitions) -> Vec<String> {
     let repeated = found.into_iter().filter(|(_, definitions)| match &definitions[..] {
         [(one, _), (other, _)] if are_alternatives(one, other) => false,
@@ -105,7 +106,7 @@ fn repeated(found: Definitions) -> Vec<String> {
 fn a_type_visible_outside_its_module_has_a_name_of_its_own() {
     let mut found = Definitions::new();
     read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &[], &mut found);
-    assert!(found.len() > 500, "hardly any types are found");
+    assert!(found.len() > 500, "too few types are found");
     let repeated = repeated(found);
     assert!(repeated.is_empty(), "these types share a name; give all but one another name:\n{}", repeated.join("\n"));
 }

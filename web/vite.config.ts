@@ -1,5 +1,5 @@
-// Builds the two pages and the library. The result depends only on the sources and the lock file. File names have a hash of the content,
-// except that of the library, which other programs import by its name, and which browsers revalidate by its ETag.
+// Builds the two pages and the library. The result depends only on the sources and the lock file. File names contain a hash of the
+// content. The library is the exception: other programs import it by its name, and browsers revalidate it by its ETag.
 import { fileURLToPath } from 'node:url';
 
 import { defineConfig } from 'vitest/config';
@@ -7,8 +7,8 @@ import { defineConfig } from 'vitest/config';
 // The content security policy, which is part of each page, so that it applies on any host.
 //
 // connect-src allows all hosts, because a network's directories, and the search engines that a volunteer queries, may be on any host.
-// Only the page's own scripts run, so no foreign script can use this. The volunteer's page excludes all other hosts as soon as it knows
-// the network (src/volunteer/policy.ts).
+// Only the page's own scripts run, so no foreign script can use this permission. The volunteer's page excludes all other hosts as soon as
+// the network is known (src/volunteer/policy.ts).
 const COMMON = [
   "default-src 'none'",
   // Allows WebAssembly, but no `eval`.
@@ -26,18 +26,18 @@ const here = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 
 export default defineConfig({
   root: here('.'),
-  // Relative, so that the pages work in any folder of any host.
+  // A relative base, so that the pages work in any folder of any host.
   base: './',
   publicDir: false,
   plugins: [
     {
-      // Only in a build, because Vite adds scripts to the page during development.
+      // Adds the policy only in a build, because Vite adds scripts to the page during development.
       name: 'policy',
       apply: 'build',
       transformIndexHtml: (html) => html.replace('<!--policy-->', `<meta http-equiv="content-security-policy" content="${POLICY}">`),
     },
     {
-      // The search page needs the core at once, so it loads the core before its scripts. The volunteer's page needs it only when turned on.
+      // The search page needs the core immediately, so the page loads the core before the scripts. The volunteer's page needs the core later.
       name: 'early core',
       apply: 'build',
       transformIndexHtml: {

@@ -17,10 +17,11 @@ use umbel::{
     wire::{Cell, CellBody, Command, Fragments, RelayMessage, create_cells, encode_extend, split},
 };
 
+/// Room of each link, practically unlimited.
 const ROOM: usize = usize::MAX >> 1;
-/// Cells of each circuit per batch. They fit one message.
+/// Cells of each circuit per batch. One message holds a batch.
 pub(crate) const CELLS: usize = 16;
-const TODAY: WallTime = WallTime::from_unix(1_800_000_000);
+const NOW: WallTime = WallTime::from_unix(1_800_000_000);
 pub(crate) const PREVIOUS: LinkId = LinkId(1);
 pub(crate) const NEXT: LinkId = LinkId(2);
 
@@ -29,13 +30,14 @@ pub(crate) fn second() -> HopIndex {
 }
 
 /// A relay that switches circuits between a client and a next hop.
-pub(crate) struct Bench {
+pub(crate) struct BenchRelay {
     pub(crate) rng: ChaCha20Rng,
     pub(crate) relay: Relay,
     keys: RelayKeys,
     client: Channels,
     next: Channels,
     next_id: RelayId,
+    /// The circuits: the identifier towards the client, the client's layers, the identifier towards the next hop.
     pub(crate) circuits: Vec<(CircuitId, OriginLayers, CircuitId)>,
 }
 
@@ -58,13 +60,13 @@ fn profile(key: &IdentityKey, onion: &OnionSecret) -> Profile {
 fn consensus(relay: &IdentityKey, onion: &OnionSecret) -> Consensus {
     let mut authority = Authority::new(IdentityKey::from_bytes(&[9; 32]), AuthorityConfig::testnet(1));
     let id = authority.id();
-    let descriptor = Descriptor { profile: profile(relay, onion), published: TODAY }.sign(relay).unwrap();
-    authority.handle_descriptor(TODAY, &descriptor, None).unwrap();
+    let descriptor = Descriptor { profile: profile(relay, onion), published: NOW }.sign(relay).unwrap();
+    authority.handle_descriptor(NOW, &descriptor, None).unwrap();
     while let Some(event) = authority.poll_event() {
         match event {
-            AuthorityEvent::Prove(target) => authority.handle_proof(TODAY, &target, Ok(())),
+            AuthorityEvent::Prove(target) => authority.handle_proof(NOW, &target, Ok(())),
             AuthorityEvent::Publish(signed) => {
-                return UnverifiedConsensus::decode(signed.as_bytes()).unwrap().verify(&[id], TODAY, None).unwrap();
+                return UnverifiedConsensus::decode(signed.as_bytes()).unwrap().verify(&[id], NOW, None).unwrap();
             }
             _ => {}
         }
@@ -90,7 +92,7 @@ pub(crate) fn message(circuit: CircuitId, bodies: impl Iterator<Item = CellBody>
     (Lane::new((circuit.value() % u32::from(LANES)) as u8).unwrap(), message)
 }
 
-impl Bench {
+impl BenchRelay {
     pub(crate) fn new(circuits: usize) -> Self {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let (identity, next) = (IdentityKey::from_bytes(&[1; 32]), IdentityKey::from_bytes(&[2; 32]));
@@ -129,7 +131,7 @@ impl Bench {
         self.deliver();
     }
 
-    /// Delivers messages until none is left.
+    /// Delivers messages in both directions until there are none.
     fn deliver(&mut self) {
         let (now, rng) = (Instant::START, &mut self.rng);
         loop {

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""A second implementation of proto/03-cells.md, proto/04-handshake.md and what proto/07-directory.md says of volunteers,
-which writes the vectors beside it.
+"""Writes the test vectors: a second implementation of proto/02-channel.md, proto/03-cells.md, proto/04-handshake.md and,
+for volunteers, proto/07-directory.md.
 
-Shares no code with the Rust one: HKDF by hmac and hashlib, the rest by OpenSSL through the package `cryptography`.
-Usage: python3 reference.py            writes *.json into its own folder
-       python3 reference.py --check    fails if what it would write differs from what is there
+Shares no code with the Rust implementation: HKDF by hmac and hashlib, other primitives by OpenSSL through the package
+`cryptography`.
+Usage: python3 reference.py            writes *.json into the folder of this script
+       python3 reference.py --check    fails if a file differs from the generated vectors
 """
 
 import hashlib
@@ -23,7 +24,7 @@ CELLS_PER_KEY = 1 << 16
 
 
 def seed(text):
-    """32 bytes to stand for a random value; every one used is written out in the vectors."""
+    """32 bytes in place of a random value. The vectors contain each of these values."""
     return hashlib.sha256(b"umbel vectors: " + text.encode()).digest()
 
 
@@ -165,7 +166,7 @@ def fill(body):
 
 
 def forward(layers, hop, message):
-    """The body on each link, from the origin's to the one that reaches `hop`."""
+    """The body on each link, from the first link to the link into `hop`."""
     body, bodies = b"\x01" + message + bytes(sealed_length(hop) - 17 - len(message)), []
     for at in range(hop, 0, -1):
         sealed = layers[at - 1].seal(body)
@@ -176,7 +177,7 @@ def forward(layers, hop, message):
 
 
 def backward(layers, hop, message):
-    """The body on each link, from the one that `hop` sends to the one that reaches the origin."""
+    """The body on each link, from the link out of `hop` to the first link."""
     body, bodies = b"\x01" + message + bytes(sealed_length(hop) - 17 - len(message)), []
     for at in range(hop, 0, -1):
         sealed = layers[at - 1].seal(body)
@@ -185,14 +186,16 @@ def backward(layers, hop, message):
     return bodies
 
 
-def circuit(length, spoken):
+def circuit(length, messages):
     hops = [{"forward": seed(f"{length}-hop circuit, hop {at}, forward").hex(),
              "backward": seed(f"{length}-hop circuit, hop {at}, backward").hex()} for at in range(1, length + 1)]
-    layers = {way: [Layer(bytes.fromhex(hop[way])) for hop in hops] for way in ("forward", "backward")}
+    layers = {direction: [Layer(bytes.fromhex(hop[direction])) for hop in hops]
+              for direction in ("forward", "backward")}
     cells = []
-    for way, hop, message in spoken:
-        bodies = (forward if way == "forward" else backward)(layers[way], hop, message)
-        cells.append({"direction": way, "hop": hop, "message": message.hex(), "bodies": [body.hex() for body in bodies]})
+    for direction, hop, message in messages:
+        bodies = (forward if direction == "forward" else backward)(layers[direction], hop, message)
+        cells.append({"direction": direction, "hop": hop, "message": message.hex(),
+                      "bodies": [body.hex() for body in bodies]})
     return {"hops": hops, "cells": cells}
 
 
@@ -251,24 +254,24 @@ def channel():
         key = Ed25519PrivateKey.from_private_bytes(seed(name + " identity"))
         identity = key.public_key().public_bytes_raw() if identity else bytes(32)
         certificate, nonce = seed(name + " certificate"), seed(name + " nonce")
-        said = bytes([len(versions)]) + b"".join(version.to_bytes(2, "big") for version in versions)
-        said += capabilities.to_bytes(8, "big") + identity + nonce
+        signed_fields = bytes([len(versions)]) + b"".join(version.to_bytes(2, "big") for version in versions)
+        signed_fields += capabilities.to_bytes(8, "big") + identity + nonce
         host = ipaddress.ip_address(observed[0])
         address = bytes([host.version]) + host.packed.rjust(16, b"\x00")
-        hello = b"\x01" + said + address + observed[1].to_bytes(2, "big")
-        return {"key": key, "signed": said + certificate,
+        hello = b"\x01" + signed_fields + address + observed[1].to_bytes(2, "big")
+        return {"key": key, "signed": signed_fields + certificate,
                 "json": {"seed": seed(name + " identity").hex(), "identity": identity.hex(), "versions": versions,
                          "capabilities": capabilities, "nonce": nonce.hex(), "certificate": certificate.hex(),
                          "observed": list(observed), "hello": hello.hex()}}
 
     def case(dialler, dialled):
         ends = {"dialler": dialler, "dialled": dialled}
-        for number, one in enumerate(ends.values()):
+        for number, end in enumerate(ends.values()):
             message = bytes([number + 1]) + (1).to_bytes(2, "big") + dialler["signed"] + dialled["signed"]
-            signature = one["key"].sign(b"umbel 1 signature channel\x00" + message)
-            proves = one["json"]["identity"] != bytes(32).hex()
-            one["json"] |= {"proof_message": message.hex(), "proof": (b"\x02" + signature).hex() if proves else None}
-        return {name: one["json"] for name, one in ends.items()}
+            signature = end["key"].sign(b"umbel 1 signature channel\x00" + message)
+            proves = end["json"]["identity"] != bytes(32).hex()
+            end["json"] |= {"proof_message": message.hex(), "proof": (b"\x02" + signature).hex() if proves else None}
+        return {name: end["json"] for name, end in ends.items()}
 
     relay = lambda name, observed: end(name, True, [1], 0, observed)
     client = end("client", False, [1], 0, ("2001:db8::5", 4443))
@@ -286,7 +289,7 @@ NOW, SKEW, LIFETIME = 1_800_000_000, 3_600, 64_800
 
 
 def field(number, value):
-    """One field of a Protocol Buffers message; nothing for what is zero or empty, as proto3 has it."""
+    """The encoding of a field of a Protocol Buffers message: no bytes for a zero or empty value, as in proto3."""
     def varint(value):
         return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
 
@@ -297,7 +300,7 @@ def field(number, value):
 
 
 def repeated(number, values):
-    """Elements are written even if they are empty."""
+    """The encoding of a repeated field, with empty elements."""
     return b"".join(field(number, value) or bytes([number << 3 | 2, 0]) for value in values)
 
 
@@ -324,9 +327,9 @@ def volunteers():
 
     # Ranking.
     def ranking(name, relays):
-        drawn = seed(name)
-        rank = lambda relay: sha256(b"umbel gateway ranking\x00", drawn, identity, relay)
-        return {"seed": drawn.hex(), "volunteer": identity.hex(), "guards": [relay.hex() for relay in relays],
+        ranking_seed = seed(name)
+        rank = lambda relay: sha256(b"umbel gateway ranking\x00", ranking_seed, identity, relay)
+        return {"seed": ranking_seed.hex(), "volunteer": identity.hex(), "guards": [relay.hex() for relay in relays],
                 "ranking": [relay.hex() for relay in sorted(relays, key=rank)[:8]]}
 
     identities = [pair[1] for pair in gateways]
@@ -356,9 +359,9 @@ def volunteers():
 
     # Registrations.
     def registration(names):
-        drawn, reached = seed("ranking of twelve"), [identities[number] for number in names]
-        return {"seed": drawn.hex(), "gateways": [relay.hex() for relay in reached],
-                "encoded": (field(1, drawn) + repeated(2, reached)).hex()}
+        ranking_seed, reached = seed("ranking of twelve"), [identities[number] for number in names]
+        return {"seed": ranking_seed.hex(), "gateways": [relay.hex() for relay in reached],
+                "encoded": (field(1, ranking_seed) + repeated(2, reached)).hex()}
 
     registrations = [registration([]), registration([5, 0, 2])]
 
@@ -366,17 +369,17 @@ def volunteers():
     gateway, gateway_id = gateways[0]
     present = sorted([identity, stranger_id])
 
-    def presence(name, outcome, said=present, signer=gateway, at=NOW * 1000 + 5, now=NOW):
-        document = field(1, gateway_id) + field(2, at) + repeated(3, said)
+    def presence(name, outcome, members=present, signer=gateway, at=NOW * 1000 + 5, now=NOW):
+        document = field(1, gateway_id) + field(2, at) + repeated(3, members)
         signed = field(1, document) + field(2, sign(signer, "directory presence", document))
-        return {"name": name, "gateway": gateway_id.hex(), "at_ms": at, "volunteers": [one.hex() for one in said],
+        return {"name": name, "gateway": gateway_id.hex(), "at_ms": at, "volunteers": [one.hex() for one in members],
                 "signed": signed.hex(), "now": now, "outcome": outcome}
 
     presences = [
         presence("two volunteers", "counts"),
-        presence("none", "counts", said=[]),
-        presence("out of order", "out of order", said=present[::-1]),
-        presence("one twice", "out of order", said=[identity, identity]),
+        presence("none", "counts", members=[]),
+        presence("out of order", "out of order", members=present[::-1]),
+        presence("one twice", "out of order", members=[identity, identity]),
         presence("another signer", "not signed by the gateway", signer=stranger),
         presence("too long ago", "made too long ago or in the future", now=NOW + SKEW + 1),
         presence("from the future", "made too long ago or in the future", now=NOW - SKEW - 1),

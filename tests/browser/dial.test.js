@@ -1,4 +1,4 @@
-// Dials a relay's transport from stock browsers, from its descriptor alone.
+// Dials a relay's transport from stock browsers. A dial uses only the relay's descriptor.
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 
@@ -7,7 +7,7 @@ import { line } from './line.js';
 import { listen } from './listener.js';
 import { install } from './page.js';
 
-const deadline = { timeout: 60000 };
+const withTimeout = { timeout: 60000 };
 
 for (const browser of Object.keys(BROWSERS)) {
   describe(browser, () => {
@@ -25,7 +25,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await relay?.stop();
     });
 
-    test('opens twenty links at once and gets every byte back over every lane', deadline, async () => {
+    test('opens twenty links simultaneously and gets every byte back over every lane', withTimeout, async () => {
       const dials = await page.evaluate(async (descriptor) => {
         const dials = await Promise.all(Array.from({ length: 20 }, () => umbel.dial(descriptor)));
         const sizes = [1, 1024, 17408, 65536];
@@ -36,11 +36,11 @@ for (const browser of Object.keys(BROWSERS)) {
       }, relay.descriptor);
       assert.deepEqual(dials.filter(({ error }) => error), []);
       const times = dials.map(({ milliseconds }) => milliseconds).sort((a, b) => a - b);
-      console.log(`${browser}: 20 dials at once, ${times[0].toFixed(0)} to ${times[19].toFixed(0)} ms`);
+      console.log(`${browser}: 20 simultaneous dials, ${times[0].toFixed(0)} to ${times[19].toFixed(0)} ms`);
       assert.deepEqual(await relay.counts(), { links: 20, halfOpen: 0 });
     });
 
-    test('leaves no links at the relay after it has closed them', deadline, async () => {
+    test('leaves no links at the relay after the browser has closed them', withTimeout, async () => {
       await page.evaluate(() => globalThis.peers.forEach((peer) => peer.close()));
       const started = Date.now();
       while ((await relay.counts()).links > 0) {
@@ -49,7 +49,7 @@ for (const browser of Object.keys(BROWSERS)) {
       }
     });
 
-    test('opens lanes that are negotiated in band', deadline, async () => {
+    test('opens lanes that are negotiated in band', withTimeout, async () => {
       const result = await page.evaluate(async (descriptor) => {
         const { peer, channels, error } = await umbel.dial(descriptor, { negotiated: false, lanes: 2 });
         if (error) return error;
@@ -61,7 +61,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(result, [0, 2]);
     });
 
-    test('gets every byte back over a line with 10 ms of delay and 1 % loss', deadline, async () => {
+    test('gets every byte back over an emulated line with 10 ms of delay and 1 % loss', withTimeout, async () => {
       const lossy = await line(relay.descriptor, { loss: 0.01, delay: 10 });
       const result = await page.evaluate(async (descriptor) => {
         const { peer, channels, error } = await umbel.dial(descriptor);
@@ -79,7 +79,7 @@ for (const browser of Object.keys(BROWSERS)) {
         `${lossy.counts.dropped} of ${lossy.counts.forwarded + lossy.counts.dropped} datagrams lost`);
     });
 
-    test('uses AES-128-GCM with a relay that accepts it, and otherwise ChaCha20-Poly1305', deadline, async () => {
+    test('uses AES-128-GCM with a relay that accepts it, and otherwise ChaCha20-Poly1305', withTimeout, async () => {
       const other = await listen(['--chacha20']);
       const suites = await page.evaluate(async (descriptors) => {
         const suites = [];
@@ -98,7 +98,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.match(suites[1], /CHACHA20_POLY1305/);
     });
 
-    test('opens one link quickly', deadline, async () => {
+    test('opens one link quickly', withTimeout, async () => {
       const times = await page.evaluate(async (descriptor) => {
         const times = [];
         for (let n = 0; n < 10; n++) {
@@ -113,7 +113,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert(times[5] < 2000);
     });
 
-    test('opens no link with a wrong fingerprint, and fails before the time limit', deadline, async () => {
+    test('opens no link with a wrong fingerprint, and fails before the time limit', withTimeout, async () => {
       const fingerprint = relay.descriptor.fingerprint.replace(/^../, (byte) => (byte === '00' ? '01' : '00'));
       const wrong = { ...relay.descriptor, fingerprint };
       const result = await page.evaluate((descriptor) => umbel.dial(descriptor, { timeLimit: 15000 }), wrong);
@@ -121,7 +121,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert(result.milliseconds < 5000, `after ${result.milliseconds} ms`);
     });
 
-    test('opens no link with a wrong password', deadline, async () => {
+    test('opens no link with a wrong password', withTimeout, async () => {
       const wrong = { ...relay.descriptor, password: 'x'.repeat(24) };
       const result = await page.evaluate((descriptor) => umbel.dial(descriptor, { timeLimit: 3000 }), wrong);
       assert.equal(typeof result.error, 'string');

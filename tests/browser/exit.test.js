@@ -13,7 +13,7 @@ import { screenshots } from './screenshots.js';
 import { testnet } from './testnet.js';
 import { serve, volunteer as volunteerIn } from './through.js';
 
-const deadline = { timeout: 120000 };
+const withTimeout = { timeout: 120000 };
 const TERMS = 'message';
 const BOOK = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'umbel-tools/rust-book/rust-book.zim');
 
@@ -68,10 +68,10 @@ const FORMATS = {
   },
 };
 
-let overlay, driver, folder, kiwix, kiwixAt, badServer, strayServer;
+let overlay, driver, folder, kiwix, kiwixUrl, badServer, strayServer;
 const queries = [];
 const strayRequests = [];
-// Withheld answers, by path and terms of the query: promises of the query's arrival and of its end, with their resolving functions.
+// Withheld answers, by path and terms of the query: promises of the query's arrival and of its close, and the functions that resolve them.
 const held = new Map();
 
 function hold(path, terms) {
@@ -89,31 +89,32 @@ async function inTime(promise, what) {
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-async function freeAddress() {
-  const { at, stop } = await serve();
+// A base URL with a free port on loopback.
+async function freeUrl() {
+  const { url, stop } = await serve();
   stop();
-  return at;
+  return url;
 }
 
 // Starts a second Kiwix, which the exits of the testnet do not offer.
 async function startKiwix() {
   assert(existsSync(BOOK), '`cargo xtask book` makes the book that is searched');
-  const at = await freeAddress();
-  const child = spawn('kiwix-serve', ['--address=127.0.0.1', `--port=${new URL(at).port}`, BOOK], { stdio: ['ignore', 'pipe', 'ignore'] });
+  const url = await freeUrl();
+  const child = spawn('kiwix-serve', ['--address=127.0.0.1', `--port=${new URL(url).port}`, BOOK], { stdio: ['ignore', 'pipe', 'ignore'] });
   await new Promise((resolve, reject) => {
-    createInterface({ input: child.stdout }).on('line', (line) => line.includes(new URL(at).host) && resolve());
+    createInterface({ input: child.stdout }).on('line', (line) => line.includes(new URL(url).host) && resolve());
     child.once('error', reject);
     child.once('exit', () => reject(new Error('kiwix-serve ended')));
   });
-  return [child, at];
+  return [child, url];
 }
 
-// An engine whose misbehaviour is given by the path or, for /terms, by the search terms.
+// An engine. The path or, for /terms, the search terms select its misbehaviour.
 function misbehave(request, response) {
-  const url = new URL(request.url, badServer.at);
+  const url = new URL(request.url, badServer.url);
   queries.push({ path: url.pathname, terms: url.searchParams.get('q'), fields: request.headers });
-  const how = url.pathname === '/terms' ? url.searchParams.get('q') : url.pathname.slice(1);
-  if (how !== 'closed') response.setHeader('access-control-allow-origin', '*');
+  const behaviour = url.pathname === '/terms' ? url.searchParams.get('q') : url.pathname.slice(1);
+  if (behaviour !== 'closed') response.setHeader('access-control-allow-origin', '*');
   response.setHeader('content-type', 'application/rss+xml');
   response.setHeader('set-cookie', 'who=you; Path=/');
   const entry = held.get(`${url.pathname} ${url.searchParams.get('q')}`);
@@ -125,10 +126,10 @@ function misbehave(request, response) {
   const endless = () => {
     if (!response.destroyed) response.write(' '.repeat(65536), () => setImmediate(endless));
   };
-  switch (how) {
+  switch (behaviour) {
     case 'endless': return endless();
     case 'slow': return response.write('<rss>');
-    case 'elsewhere': return response.writeHead(302, { location: `${strayServer.at}/stolen${url.search}` }).end();
+    case 'elsewhere': return response.writeHead(302, { location: `${strayServer.url}/stolen${url.search}` }).end();
     case 'wrong': return response.end('<!doctype html><p>Hello');
     case 'laughs': return response.end('<!DOCTYPE rss [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><rss><channel><title>&b;</title></channel></rss>');
     case 'deep': return response.end(`<rss>${'<a>'.repeat(2000)}${'</a>'.repeat(2000)}</rss>`);
@@ -137,11 +138,11 @@ function misbehave(request, response) {
     case 'forbidden': return response.writeHead(403).end('no');
     case 'busy': return response.writeHead(429).end('no');
     case 'broken': return response.writeHead(500).end('no');
-    default: return response.end(FORMATS[how]?.answer ?? RSS);
+    default: return response.end(FORMATS[behaviour]?.answer ?? RSS);
   }
 }
 
-// Records requests to a server that nothing may contact.
+// Records requests to a server that must not receive any.
 function stray(request, response) {
   strayRequests.push(request.url);
   response.setHeader('access-control-allow-origin', '*');
@@ -150,7 +151,7 @@ function stray(request, response) {
 
 before(async () => {
   folder = mkdtempSync(join(tmpdir(), 'umbel-exit-'));
-  [kiwix, kiwixAt] = await startKiwix();
+  [kiwix, kiwixUrl] = await startKiwix();
   badServer = await serve(misbehave);
   strayServer = await serve(stray);
 }, { timeout: 600000 });
@@ -162,8 +163,8 @@ async function start(browser, address) {
     return `--web-engine=${join(folder, `${name}.xml`)}`;
   };
   overlay = await testnet({ address, options: [
-    file('only-tabs', `${kiwixAt}/search?format=xml&pattern={searchTerms}&pageLength={count}&start={startIndex}`),
-    file('closed', `${badServer.at}/closed?q={searchTerms}`),
+    file('only-tabs', `${kiwixUrl}/search?format=xml&pattern={searchTerms}&pageLength={count}&start={startIndex}`),
+    file('closed', `${badServer.url}/closed?q={searchTerms}`),
   ] });
   driver = await launch(browser);
 }
@@ -198,13 +199,13 @@ const native = async (path, body) => {
   return { status: answer.status, ...(await answer.json().then((json) => (Array.isArray(json) ? { list: json } : json))) };
 };
 
-// Waits until the native client lists `wanted` exits for `engine`; returns their identities.
-async function offered(engine, wanted) {
+// Waits until the native client lists `count` exits for `engine`; returns their identities.
+async function waitForExits(engine, count) {
   const end = performance.now() + 30000;
   for (;;) {
     const { list } = await native('/api/engines');
     const exits = list.find((entry) => entry.engine === engine)?.exits.map(({ exit }) => exit) ?? [];
-    if (exits.length === wanted) return exits;
+    if (exits.length === count) return exits;
     assert(performance.now() < end, `${exits.length} exits offer ${engine}`);
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
@@ -233,17 +234,17 @@ for (const browser of Object.keys(BROWSERS)) {
     before(() => start(browser, address), { timeout: 600000 });
     after(end);
 
-    test('offers no engine and queries none until the user chooses one', deadline, async () => {
+    test('offers no engine and queries none until the user chooses one', withTimeout, async () => {
       const { page, close } = await open('/volunteer');
       await page.waitForSelector('#exit:not([hidden])');
       assert.deepEqual(await page.$$eval('#exit-form input', (all) => all.map((box) => [box.name, box.checked])),
         [[(await native('/api/engines')).list[0].engine, false], ['only-tabs', false], ['closed', false]]);
       await page.click('#switch');
       await page.waitForSelector('#power[data-phase="reachable"]', { timeout: 30000 });
-      // The list contains a tab that started later, so it also contains this one.
-      const tab = await volunteer({ searchEngines: [{ name: 'later', description: describeEngine('later', `${badServer.at}/later?q={searchTerms}`) }] });
-      await offered('later', 1);
-      await offered('only-tabs', 0);
+      // The list contains a tab that started later, so the list also contains this tab.
+      const tab = await volunteer({ searchEngines: [{ name: 'later', description: describeEngine('later', `${badServer.url}/later?q={searchTerms}`) }] });
+      await waitForExits('later', 1);
+      await waitForExits('only-tabs', 0);
       await tab.close();
       const { error } = await native('/api/search', { terms: TERMS, engine: 'only-tabs' });
       assert.match(error, /no exit of this network offers this engine/);
@@ -251,7 +252,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await close();
     });
 
-    test('answers a native client and a page with a real engine once its box is ticked', deadline, async () => {
+    test('answers a native client and a page with a real engine after the user has ticked its box', withTimeout, async () => {
       const { page, close } = await open('/volunteer');
       await page.waitForSelector('#exit:not([hidden])');
       await page.click('#exit summary');
@@ -262,16 +263,16 @@ for (const browser of Object.keys(BROWSERS)) {
       await waitForText(page, 'label:has([name=closed]) + p', 'doesn\'t allow that');
       await screenshots(page, browser, 'exit');
 
-      const [exit] = await offered('only-tabs', 1);
-      await offered('closed', 0);
+      const [exit] = await waitForExits('only-tabs', 1);
+      await waitForExits('closed', 0);
       const found = await native('/api/search', { terms: TERMS, engine: 'only-tabs' });
       assert.equal(found.status, 200, JSON.stringify(found));
       assert.equal(found.path.length, 3);
       assert.equal(found.path[2].relay, exit);
-      const direct = await (await fetch(`${kiwixAt}/search?format=xml&pattern=${TERMS}&pageLength=10&start=1`)).text();
+      const direct = await (await fetch(`${kiwixUrl}/search?format=xml&pattern=${TERMS}&pageLength=10&start=1`)).text();
       const titles = [...direct.matchAll(/<item>\s*<title>(.*?)<\/title>/g)].map(([, title]) => title);
       assert.deepEqual(found.results.map(({ title }) => title), titles.map((title) => title.replaceAll('&lt;', '<').replaceAll('&gt;', '>')));
-      assert(found.results.every(({ url }) => url.startsWith(kiwixAt)));
+      assert(found.results.every(({ url }) => url.startsWith(kiwixUrl)));
       assert(found.more && found.total > 10);
 
       const client = await searchingPage('only-tabs');
@@ -289,20 +290,20 @@ for (const browser of Object.keys(BROWSERS)) {
 
       // The page can fetch from the configured engines only.
       const tried = await page.evaluate((...urls) => Promise.all(urls.map((url) =>
-        fetch(url).then(() => 'answered', ({ name }) => name))), `${strayServer.at}/from-the-page`, `${kiwixAt}/`);
+        fetch(url).then(() => 'answered', ({ name }) => name))), `${strayServer.url}/from-the-page`, `${kiwixUrl}/`);
       assert.deepEqual(tried, ['TypeError', 'answered']);
       assert.deepEqual(strayRequests, []);
 
       // A choice persists over a reload, and a deselected engine is no longer offered.
       await page.reload();
       await waitForText(page, 'label:has([name=only-tabs]) + p', 'You are querying it for others');
-      await offered('only-tabs', 1);
+      await waitForExits('only-tabs', 1);
       await page.$eval('input[name=only-tabs]', (box) => box.click());
-      await offered('only-tabs', 0);
+      await waitForExits('only-tabs', 0);
       await waitForText(page, '#exit-now', 'closed');
 
       // An engine with a chosen name but another address is not chosen.
-      await waitForText(page, 'label:has([name=closed])', new URL(badServer.at).host);
+      await waitForText(page, 'label:has([name=closed])', new URL(badServer.url).host);
       await page.evaluate(() => {
         const stored = JSON.parse(localStorage.getItem('umbel-volunteer'));
         stored.limits.searchEngines[0].origins = ['https://engine.example'];
@@ -315,12 +316,12 @@ for (const browser of Object.keys(BROWSERS)) {
       await close();
     });
 
-    test('shows the failure of each misbehaving engine, and offers none of them', deadline, async () => {
+    test('shows the failure of each misbehaving engine, and offers none of them', withTimeout, async () => {
       const words = {
         closed: /Web pages can't read/, endless: /too long/, elsewhere: /another host/, wrong: /is malformed/,
         forbidden: /blocks this exit/, slow: /did not answer in time/,
       };
-      const searchEngines = Object.keys(words).map((name) => ({ name, description: describeEngine(name, `${badServer.at}/${name}?q={searchTerms}`) }));
+      const searchEngines = Object.keys(words).map((name) => ({ name, description: describeEngine(name, `${badServer.url}/${name}?q={searchTerms}`) }));
       const tab = await volunteer({ searchEngines });
       const isSettled = ({ searchEngines }, count) => searchEngines.length === count && searchEngines.every(({ why }) => why);
       await tab.until(isSettled, searchEngines.length);
@@ -332,8 +333,8 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('reports failures of an engine to clients, and enforces its caps', deadline, async () => {
-      const tab = await volunteer({ searchEngines: [{ name: 'terms', description: describeEngine('terms', `${badServer.at}/terms?q={searchTerms}`) }] });
+    test('reports failures of an engine to clients, and enforces its caps', withTimeout, async () => {
+      const tab = await volunteer({ searchEngines: [{ name: 'terms', description: describeEngine('terms', `${badServer.url}/terms?q={searchTerms}`) }] });
       const client = await searchingPage('terms');
       const answers = {
         endless: /too long/, elsewhere: /another host/, wrong: /is malformed/, laughs: /is malformed/, deep: /is malformed/,
@@ -347,13 +348,13 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(strayRequests, [], 'no redirect is followed');
       // The engine is still offered, because a new trial has succeeded.
       const { results } = await client.search({ terms: 'plain', engine: 'terms', language: 'de' });
-      assert.deepEqual(results, [{ title: 'A bold & short title', url: `${badServer.at}/found`, snippet: 'Rc<T> words' }]);
+      assert.deepEqual(results, [{ title: 'A bold & short title', url: `${badServer.url}/found`, snippet: 'Rc<T> words' }]);
       // The query has no cookie, although the engine has set one, and no referrer.
       const { fields } = queries.findLast(({ terms }) => terms === 'plain');
       assert.deepEqual([fields.cookie, fields.referer], [undefined, undefined]);
       assert.match(fields['accept-language'], /^de,/);
       assert.equal((await tab.state()).searchEngines[0].offered, true);
-      // These queries are last, because they block this exit for ten minutes.
+      // These queries are last: after the engine has blocked the exit, the client avoids the exit for ten minutes.
       for (const terms of ['forbidden', 'plain']) {
         const { message } = await client.search({ terms, engine: 'terms' });
         assert.match(message, /blocks (this|every) exit/, terms);
@@ -362,8 +363,8 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('aborts the trial and the queries of an engine that is no longer chosen', deadline, async () => {
-      const engine = (name) => ({ name, description: describeEngine(name, `${badServer.at}/${name}?q={searchTerms}`) });
+    test('aborts the trial and the queries of an engine that is no longer chosen', withTimeout, async () => {
+      const engine = (name) => ({ name, description: describeEngine(name, `${badServer.url}/${name}?q={searchTerms}`) });
       const trial = hold('/a-slow', 'test');
       const tab = await volunteer({ searchEngines: ['a-slow', 'b-next'].map(engine) });
       await inTime(trial.arrival, 'a trial');
@@ -384,8 +385,8 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('answers earlier queries after it is turned off, and accepts no more', deadline, async () => {
-      const tab = await volunteer({ searchEngines: [{ name: 'drains', description: describeEngine('drains', `${badServer.at}/drains?q={searchTerms}`) }] });
+    test('answers earlier queries after it is turned off, and accepts no more', withTimeout, async () => {
+      const tab = await volunteer({ searchEngines: [{ name: 'drains', description: describeEngine('drains', `${badServer.url}/drains?q={searchTerms}`) }] });
       const client = await searchingPage('drains');
       const query = hold('/drains', 'held');
       const answer = client.search({ terms: 'held', engine: 'drains' });
@@ -403,22 +404,22 @@ for (const browser of Object.keys(BROWSERS)) {
       await tab.close();
     });
 
-    test('parses feeds and JSON like native exits', deadline, async () => {
-      const engine = ([name, { media, more = '' }]) => ({ name, description: describeEngine(name, `${badServer.at}/${name}?q={searchTerms}`)
+    test('parses feeds and JSON like native exits', withTimeout, async () => {
+      const engine = ([name, { media, more = '' }]) => ({ name, description: describeEngine(name, `${badServer.url}/${name}?q={searchTerms}`)
         .replace('application/rss+xml', media).replace('</Open', `${more}</Open`) });
       const tab = await volunteer({ searchEngines: Object.entries(FORMATS).map(engine) });
       for (const [name, { results }] of Object.entries(FORMATS)) {
         const client = await searchingPage(name);
-        const expected = results.map(([title, url, snippet]) => ({ title, url: url.replace(/^\//, `${badServer.at}/`), snippet }));
+        const expected = results.map(([title, url, snippet]) => ({ title, url: url.replace(/^\//, `${badServer.url}/`), snippet }));
         assert.deepEqual((await client.search({ terms: TERMS, engine: name })).results, expected, name);
         await client.close();
       }
       // The total includes the engines' answers.
-      await tab.until((state, least) => state.bytesTotal > least, LONG);
+      await tab.until((state, minimum) => state.bytesTotal > minimum, LONG);
       await tab.close();
     });
 
-    test('rejects engines that a tab cannot query', deadline, async () => {
+    test('rejects engines that a tab cannot query', withTimeout, async () => {
       const { page, close } = await open('/volunteer');
       const html = describeEngine('html', 'https://engine.example/?q={searchTerms}').replace('application/rss+xml', 'text/html')
         .replace('</Open', '<umbel:results type="text/html" select="p" title="b" link="a"/></Open');

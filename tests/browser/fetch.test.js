@@ -12,13 +12,13 @@ import { authority } from './authority.js';
 import { BROWSERS, launch } from './browsers.js';
 import { testnet } from './testnet.js';
 
-const deadline = { timeout: 60000 };
+const withTimeout = { timeout: 60000 };
 const NAMES = 'DNS:localhost,IP:127.0.0.1';
 const BODY = Buffer.from(Array.from({ length: 5_000_000 }, (_, at) => (at * 7 + (at >> 8)) % 256));
 const SECRET = 'path-that-only-the-site-may-see';
 
 let overlay, trusted, untrusted, validCertificate, page;
-const closers = [];
+const closeFunctions = [];
 // Paths of the requests that sites have received.
 const receivedPaths = [];
 
@@ -32,23 +32,23 @@ async function listen(server) {
   });
   server.on('tlsClientError', () => {});
   await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
-  closers.push(() => {
+  closeFunctions.push(() => {
     server.close();
     sockets.forEach((socket) => socket.destroy());
   });
   return server.address().port;
 }
 
-// A forwarder to `port` that records all bytes, which are the bytes that an exit sees.
+// A forwarder to `port` that records all bytes. These are the bytes that an exit sees.
 async function recorder(port) {
   const seen = { forward: [], backward: [] };
-  const at = await listen(createTcpServer((socket) => {
+  const recorderPort = await listen(createTcpServer((socket) => {
     const site = connect(port, '127.0.0.1');
     site.on('error', () => {});
     socket.on('data', (bytes) => seen.forward.push(bytes)).pipe(site);
     site.on('data', (bytes) => seen.backward.push(bytes)).pipe(socket);
   }));
-  return { port: at, seen };
+  return { port: recorderPort, seen };
 }
 
 // A site that records requests and answers them by `answer`.
@@ -77,25 +77,25 @@ const rawSite = (bytes, closeNotify = true) =>
     socket.once('data', () => socket.write(bytes, () => (closeNotify ? socket.end() : socket._parent?.destroy() ?? socket.destroy())));
   }));
 
-// Performs a fetch in the page; returns the response or the failure.
-const fetched = (url, init = {}) =>
-  page.evaluate(async (url, { cancelled, ...init }) => {
+// Performs a fetch in the page, and aborts it after `abortAfter` milliseconds. Returns the response or the failure.
+const fetchInPage = (url, init = {}) =>
+  page.evaluate(async (url, { abortAfter, ...init }) => {
     const digest = async (bytes) =>
       [...new Uint8Array(await crypto.subtle.digest('SHA-256', bytes))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
     try {
-      const signal = cancelled ? AbortSignal.timeout(cancelled) : undefined;
+      const signal = abortAfter ? AbortSignal.timeout(abortAfter) : undefined;
       const answer = await umbel.fetch(url, { ...init, ...(signal && { signal }) });
-      const { status, url: at, redirected } = answer;
+      const { status, url: answerUrl, redirected } = answer;
       const headers = [...answer.headers];
       const bytes = await answer.arrayBuffer();
-      return { status, at, redirected, headers, length: bytes.byteLength, digest: await digest(bytes), text: new TextDecoder().decode(bytes.slice(0, 200)) };
+      return { status, url: answerUrl, redirected, headers, length: bytes.byteLength, digest: await digest(bytes), text: new TextDecoder().decode(bytes.slice(0, 200)) };
     } catch (error) {
       return { failed: true, name: error.name, kind: error.kind, message: error.message };
     }
   }, url, init);
 
 async function assertFails(url, kind, words, init) {
-  const outcome = await fetched(url, init);
+  const outcome = await fetchInPage(url, init);
   assert.equal(outcome.kind, kind, JSON.stringify(outcome));
   assert.equal(outcome.name, 'UmbelError');
   assert.match(outcome.message, words);
@@ -108,7 +108,7 @@ before(async () => {
 }, { timeout: 600000 });
 
 after(async () => {
-  closers.forEach((close) => close());
+  closeFunctions.forEach((close) => close());
   [trusted, untrusted].forEach((authority) => authority?.remove());
   await overlay?.stop();
 });
@@ -138,7 +138,7 @@ for (const browser of Object.keys(BROWSERS)) {
 
     const isModule = (url) => /umbel_https.*\.wasm$/.test(url);
 
-    test('the TLS module is loaded at the first fetch, and an authority of the test is trusted only if the page names it', deadline, async () => {
+    test('the TLS module is loaded at the first fetch, and an authority of the test is trusted only if the page names it', withTimeout, async () => {
       assert.deepEqual(requested.filter(isModule), []);
       const port = await site(validCertificate, (_, response) => response.end('hello'));
       await assertFails(`https://127.0.0.1:${port}/`, 'certificate', /no authority that browsers trust/i);
@@ -150,11 +150,11 @@ for (const browser of Object.keys(BROWSERS)) {
         umbel.close();
         globalThis.umbel = await connect({ trust: [pem] });
       }, trusted.pem);
-      assert.equal((await fetched(`https://127.0.0.1:${port}/`)).text, 'hello');
-      assert.equal((await fetched(`https://localhost:${port}/`)).text, 'hello', 'a name, which the exit resolves');
+      assert.equal((await fetchInPage(`https://127.0.0.1:${port}/`)).text, 'hello');
+      assert.equal((await fetchInPage(`https://localhost:${port}/`)).text, 'hello', 'a name, which the exit resolves');
     });
 
-    test('the option fetch loads the TLS module at the start', deadline, async () => {
+    test('the option fetch loads the TLS module at the start', withTimeout, async () => {
       const other = await page.browserContext().newPage();
       const loaded = [];
       other.on('request', (request) => loaded.push(request.url()));
@@ -167,19 +167,19 @@ for (const browser of Object.keys(BROWSERS)) {
       await other.close();
     });
 
-    test('megabytes arrive unchanged, and the exit sees only TLS', deadline, async (t) => {
+    test('megabytes arrive unchanged, and the exit sees only TLS', withTimeout, async (t) => {
       const { port, seen } = await recorder(await site(validCertificate, (_, response) => response.end(BODY)));
       const url = `https://localhost:${port}/${SECRET}`;
       const timed = async () => {
         const started = performance.now();
-        const outcome = await fetched(url);
+        const outcome = await fetchInPage(url);
         return { outcome, took: performance.now() - started };
       };
       const { outcome, took: first } = await timed();
       assert.equal(outcome.status, 200, JSON.stringify(outcome));
       assert.equal(outcome.length, BODY.length);
       assert.equal(outcome.digest, createHash('sha256').update(BODY).digest('hex'));
-      assert.deepEqual([outcome.at, outcome.redirected], [url, false]);
+      assert.deepEqual([outcome.url, outcome.redirected], [url, false]);
       const [forward, backward] = [Buffer.concat(seen.forward), Buffer.concat(seen.backward)];
       for (const bytes of [forward, backward]) {
         // `records` asserts that all bytes belong to TLS records.
@@ -192,21 +192,21 @@ for (const browser of Object.keys(BROWSERS)) {
       t.diagnostic(`5 MB: ${Math.round(first)} ms, once more: ${Math.round(took)} ms, ${(BODY.length / 1048.576 / took).toFixed(1)} MiB/s`);
     });
 
-    test('a body waits for a slow reader, and arrives complete', deadline, async () => {
+    test('a body waits for a slow reader, and arrives complete', withTimeout, async () => {
       const body = Buffer.concat(Array(6).fill(BODY));
       const { port, seen } = await recorder(await site(validCertificate, (_, response) => response.end(body)));
       await page.evaluate(async (url) => {
         const reader = (await umbel.fetch(url)).body.getReader();
-        globalThis.rest = { reader, pieces: [] };
+        globalThis.transfer = { reader, pieces: [] };
         globalThis.readTo = async (end) => {
           for (let had = 0; had < end; ) {
             const { done, value } = await reader.read();
             if (done) return;
-            rest.pieces.push(value);
+            transfer.pieces.push(value);
             had += value.length;
           }
         };
-        // At full speed, so that many bytes are in flight.
+        // Reads at full speed, so that many bytes are in flight.
         await readTo(10_000_000);
       }, `https://localhost:${port}/`);
       // The transfer stops when the bytes in flight have reached their cap.
@@ -220,13 +220,13 @@ for (const browser of Object.keys(BROWSERS)) {
       }
       const digest = await page.evaluate(async () => {
         await readTo(Infinity);
-        const hash = await crypto.subtle.digest('SHA-256', await new Blob(rest.pieces).arrayBuffer());
+        const hash = await crypto.subtle.digest('SHA-256', await new Blob(transfer.pieces).arrayBuffer());
         return [...new Uint8Array(hash)].map((byte) => byte.toString(16).padStart(2, '0')).join('');
       });
       assert.equal(digest, createHash('sha256').update(body).digest('hex'));
     });
 
-    test('a request has the same header fields in every browser, and its body arrives', deadline, async () => {
+    test('a request has the same header fields in every browser, and its body arrives', withTimeout, async () => {
       let received;
       const port = await site(validCertificate, async (request, response) => {
         const hash = createHash('sha256');
@@ -236,7 +236,7 @@ for (const browser of Object.keys(BROWSERS)) {
         response.end('taken');
       });
       const text = 'posted '.repeat(200_000);
-      const outcome = await fetched(`https://127.0.0.1:${port}/form`, {
+      const outcome = await fetchInPage(`https://127.0.0.1:${port}/form`, {
         method: 'POST', body: text, headers: { 'x-key': '1', 'content-type': 'text/plain', authorization: 'Bearer x' }, credentials: 'include',
       });
       assert.equal(outcome.text, 'taken');
@@ -256,7 +256,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal(form, 'bad-input', 'the boundary of a form would identify the browser');
     });
 
-    test('a stream is sent as the body, within the size limit and until an abort', deadline, async () => {
+    test('a stream is sent as the body, within the size limit and until an abort', withTimeout, async () => {
       const received = [];
       const port = await site(validCertificate, async (request, response) => {
         const pieces = [];
@@ -290,11 +290,11 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(received, [['PUT', undefined, 'one two']]);
     });
 
-    test('the stream of a small unread answer closes by itself', deadline, async () => {
+    test('the stream of a small unread answer closes by itself', withTimeout, async () => {
       const sockets = [];
       const server = createServer(validCertificate, (_, response) => response.end('hello'.repeat(2000)));
       server.on('connection', (socket) => sockets.push(new Promise((resolve) => socket.on('close', resolve))));
-      // The server never closes, so only the client does.
+      // The server never closes a connection, so each close is by the client.
       server.keepAliveTimeout = 0;
       const url = `https://127.0.0.1:${await listen(server)}/`;
       const statuses = await page.evaluate(async (url) => {
@@ -309,15 +309,15 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal(await page.evaluate(async () => (await unread.pop().text()).length), 10_000, 'the answer can still be read');
     });
 
-    test('an answer is the browser’s Response, can be cloned, and reports truncation', deadline, async () => {
+    test('an answer is the browser’s Response, can be cloned, and reports truncation', withTimeout, async () => {
       const broken = await rawSite('HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhello');
       const whole = await site(validCertificate, (_, response) => response.end('hello'));
       const outcomes = await page.evaluate(async (broken, whole) => {
-        const of = async (url, act) => act(await umbel.fetch(url)).catch((error) => error.kind);
+        const result = async (url, act) => act(await umbel.fetch(url)).catch((error) => error.kind);
         return [
-          await of(broken, (answer) => answer.bytes()),
-          await of(broken, (answer) => answer.clone().text()),
-          await of(whole, async (answer) => {
+          await result(broken, (answer) => answer.bytes()),
+          await result(broken, (answer) => answer.clone().text()),
+          await result(whole, async (answer) => {
             const copy = answer.clone();
             return [copy.url === answer.url, copy.status, await copy.text(), [...(await answer.bytes())].length];
           }),
@@ -326,7 +326,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(outcomes, ['target', 'target', [true, 200, 'hello', 5]]);
     });
 
-    test('the time limits for head and body apply to sites that trickle or stall', deadline, async () => {
+    test('the time limits for head and body apply to sites that trickle or stall', withTimeout, async () => {
       // An endless head, sent byte by byte.
       const trickling = await listen(createTlsServer(validCertificate, (socket) => {
         socket.on('error', () => {});
@@ -345,7 +345,7 @@ for (const browser of Object.keys(BROWSERS)) {
       }
     });
 
-    test('a site without a valid certificate receives nothing of the request', deadline, async () => {
+    test('a site without a valid certificate receives nothing of the request', withTimeout, async () => {
       const before = receivedPaths.length;
       const cases = [
         [trusted.certificate('DNS:other.example'), /for another site/],
@@ -364,7 +364,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal(receivedPaths.length, before);
     });
 
-    test('redirects are followed to https only, up to a maximum number', deadline, async () => {
+    test('redirects are followed to https only, up to a maximum number', withTimeout, async () => {
       let plain = 0;
       const clear = await listen(createPlainServer((_, response) => {
         plain += 1;
@@ -380,8 +380,8 @@ for (const browser of Object.keys(BROWSERS)) {
         response.end('moved');
       });
       const base = `https://127.0.0.1:${port}`;
-      const outcome = await fetched(`${base}/first`, { method: 'POST', body: 'x', headers: { authorization: 'Bearer x' } });
-      assert.deepEqual([outcome.at, outcome.redirected, outcome.text], [`https://localhost:${port}/end`, true, '/end']);
+      const outcome = await fetchInPage(`${base}/first`, { method: 'POST', body: 'x', headers: { authorization: 'Bearer x' } });
+      assert.deepEqual([outcome.url, outcome.redirected, outcome.text], [`https://localhost:${port}/end`, true, '/end']);
       assert.deepEqual(seen, [
         ['POST', '/first', `127.0.0.1:${port}`, 'Bearer x'],
         ['GET', '/second', `localhost:${port}`, undefined],
@@ -392,10 +392,10 @@ for (const browser of Object.keys(BROWSERS)) {
       await assertFails(`${base}/loop`, 'target', /too often/);
       for (const path of ['/none', '/named']) await assertFails(`${base}${path}`, 'target', /invalid or unsupported URL/);
       await assertFails(`${base}/first`, 'target', /disallows redirects/, { redirect: 'error' });
-      assert.equal((await fetched(`${base}/first`, { redirect: 'manual' })).status, 302);
+      assert.equal((await fetchInPage(`${base}/first`, { redirect: 'manual' })).status, 302);
     });
 
-    test('a URL without https and a server without TLS receive no request', deadline, async () => {
+    test('a URL without https and a server without TLS receive no request', withTimeout, async () => {
       let requested = 0;
       const port = await listen(createPlainServer((_, response) => {
         requested += 1;
@@ -408,7 +408,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal(requested, 0);
     });
 
-    test('truncated, invalid and endless answers are errors with a reason', deadline, async () => {
+    test('truncated, invalid and endless answers are errors with a reason', withTimeout, async () => {
       const hello = 'HTTP/1.1 200 OK\r\n';
       const cases = [
         [await rawSite(`${hello}content-length: 9\r\n\r\nhello`), /truncated|closed the stream early/],
@@ -423,7 +423,7 @@ for (const browser of Object.keys(BROWSERS)) {
         [await listen(createTcpServer((socket) => socket.on('error', () => {}).end(Buffer.from([21, 3, 3, 0, 2, 2, 40])))), /refused or aborted TLS/],
       ];
       for (const [port, words] of cases) await assertFails(`https://127.0.0.1:${port}/`, 'target', words);
-      assert.equal((await fetched(`https://127.0.0.1:${await rawSite(`${hello}\r\nhello`)}/`)).text, 'hello', 'close_notify authenticates the end of the body');
+      assert.equal((await fetchInPage(`https://127.0.0.1:${await rawSite(`${hello}\r\nhello`)}/`)).text, 'hello', 'close_notify authenticates the end of the body');
       const endless = await site(validCertificate, (_, response) => {
         const more = () => {
           while (!response.destroyed && response.write(BODY));
@@ -434,15 +434,15 @@ for (const browser of Object.keys(BROWSERS)) {
       await assertFails(`https://127.0.0.1:${endless}/`, 'target', /exceeds the maximum size/, { maxBytes: 3_000_000 });
       await assertFails(`https://127.0.0.1:${endless}/`, 'target', /exceeds the maximum size/, { maxBytes: 0 });
       const closed = await listen(createTcpServer());
-      closers.pop()();
+      closeFunctions.pop()();
       await assertFails(`https://127.0.0.1:${closed}/`, 'target', /refused the connection/);
       await assertFails('https://nowhere.invalid/', 'refused', /has a reserved name/);
     });
 
-    test('an abort ends a fetch before and within the answer, and closes the stream to the site', deadline, async () => {
+    test('an abort ends a fetch before and within the answer, and closes the stream to the site', withTimeout, async () => {
       let closed;
       const silent = await site(validCertificate, (request) => (closed = new Promise((resolve) => request.on('close', resolve))));
-      const outcome = await fetched(`https://127.0.0.1:${silent}/`, { cancelled: 1500 });
+      const outcome = await fetchInPage(`https://127.0.0.1:${silent}/`, { abortAfter: 1500 });
       assert.equal(outcome.name, 'TimeoutError');
       await closed;
       const begins = await site(validCertificate, (request, response) => {
@@ -463,7 +463,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await closed;
     });
 
-    test('concurrent fetches do not mix', deadline, async () => {
+    test('concurrent fetches do not mix', withTimeout, async () => {
       const port = await site(validCertificate, (request, response) => response.end(`${request.headers.host}${request.url} `.repeat(20_000)));
       const urls = Array.from({ length: 8 }, (_, number) => `https://${number % 2 ? 'localhost' : '127.0.0.1'}:${port}/${number}`);
       const texts = await page.evaluate(
@@ -471,7 +471,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(texts, urls.map((url) => `${url.slice('https://'.length)} `.repeat(20_000)));
     });
 
-    test('closing the client ends its fetches, and the page itself requested no site', deadline, async (t) => {
+    test('closing the client ends its fetches, and the page itself requested no site', withTimeout, async (t) => {
       const hello = await site(validCertificate, (_, response) => response.end('hello'));
       const silent = await site(validCertificate, () => {});
       const took = await page.evaluate(async (pem, url, silent) => {

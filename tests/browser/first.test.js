@@ -1,10 +1,10 @@
-// The time from a click on a volunteer's switch to the first circuit through it, for a native client that waits for this volunteer.
+// The time from a click on a volunteer's switch to the first circuit through the volunteer, for a native client that waits for it.
 import assert from 'node:assert/strict';
 import { after, describe, test } from 'node:test';
 
 import { nonLoopbackAddress, skipReason } from './addresses.js';
 import { BROWSERS } from './browsers.js';
-import { fetched, fixture, startClient } from './through.js';
+import { fetchByCurl, fixture, startClient } from './through.js';
 
 // Number of measurements for each browser.
 const RUNS = Number(process.env.UMBEL_RUNS ?? 1);
@@ -13,8 +13,8 @@ for (const browser of Object.keys(BROWSERS)) {
   const address = browser === 'firefox' ? nonLoopbackAddress() : undefined;
 
   describe(`the switch of ${browser}`, { skip: skipReason(browser, address) }, () => {
-    let over = false;
-    after(() => (over = true));
+    let ended = false;
+    after(() => (ended = true));
     const all = fixture(browser, { address });
 
     const phase = (page, phase) => page.waitForSelector(`#power[data-phase="${phase}"]`, { timeout: 30000 });
@@ -56,8 +56,8 @@ for (const browser of Object.keys(BROWSERS)) {
         // Requests a page through the volunteer from now on, until a request succeeds.
         const firstAnswer = (async () => {
           const end = performance.now() + 120000;
-          while (!(await fetched(client.socks, `${all.origin.at}/`, ['--max-time', '20'])).whole) {
-            assert(!over && performance.now() < end, 'no request through the tab succeeds');
+          while (!(await fetchByCurl(client.socks, `${all.site.url}/`, ['--max-time', '20'])).whole) {
+            assert(!ended && performance.now() < end, 'no request through the tab succeeds');
           }
           return Date.now();
         })();

@@ -1,4 +1,4 @@
-// Hostile directories and relays: the pages don't use their data, report the failure, and contact no other server.
+// Hostile directories and relays: the pages don't use their data, but report the failure, and contact no other server.
 import assert from 'node:assert/strict';
 import { generateKeyPairSync } from 'node:crypto';
 import { cpSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
@@ -13,7 +13,7 @@ import { BROWSERS, launch } from './browsers.js';
 import { umbel } from './program.js';
 import { testnet } from './testnet.js';
 
-const deadline = { timeout: 120000 };
+const withTimeout = { timeout: 120000 };
 const TERMS = 'message';
 const CONSENSUS = '/v1/consensus';
 // Longer than any valid consensus, in bytes.
@@ -26,7 +26,7 @@ const base32 = (bytes) => {
 // A key that is not an authority of the network.
 const foreignKey = () => base32(generateKeyPairSync('ed25519').publicKey.export({ format: 'der', type: 'spki' }).subarray(-32));
 
-// A directory that serves the pages and forwards requests to that of `overlay`, except for the paths in `answers`.
+// A directory that serves the pages and forwards requests to the directory of `overlay`, except for the paths in `answers`.
 async function directory(overlay, answers = {}) {
   const network = await (await fetch(`${overlay.directory}/umbel.json`)).json();
   const hostileDirectory = { answers, authorities: network.authorities };
@@ -95,16 +95,16 @@ for (const browser of Object.keys(BROWSERS)) {
       return hostileDirectory;
     }
 
-    // Asserts the messages of both pages.
-    async function assertMessages(hostileDirectory, found, relayed, prepare) {
+    // Asserts that the search page shows `searchText`, and the volunteer's page `volunteerText`.
+    async function assertMessages(hostileDirectory, searchText, volunteerText, prepare) {
       const search = await open(hostileDirectory, '/search', prepare);
-      await search.waitForText('.warn', found);
+      await search.waitForText('.warn', searchText);
       await search.waitForText('.warn', 'othing was sent');
       await search.close();
       const volunteer = await open(hostileDirectory, '/volunteer', prepare);
       await volunteer.page.click('#switch');
-      await volunteer.waitForText('#why', relayed);
-      assert.equal(await volunteer.page.$eval('#state', (one) => one.textContent), 'Failed');
+      await volunteer.waitForText('#why', volunteerText);
+      assert.equal(await volunteer.page.$eval('#state', (element) => element.textContent), 'Failed');
       await volunteer.close();
     }
 
@@ -115,20 +115,20 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.waitForSelector('.results li', { timeout: 30000 });
     };
 
-    test('a consensus with a forged signature is not used', deadline, async () => {
+    test('a consensus with a forged signature is not used', withTimeout, async () => {
       const consensus = Buffer.from(await (await fetch(overlay.directory + CONSENSUS)).arrayBuffer());
       consensus[consensus.length - 1] ^= 1;
       const hostileDirectory = await hostile({ [CONSENSUS]: (_, response) => response.end(consensus) });
       await assertMessages(hostileDirectory, 'not signed by this network\'s authorities', 'not signed by this network\'s authorities');
     });
 
-    test('a consensus that no authority of the network has signed is not used', deadline, async () => {
+    test('a consensus that no authority of the network has signed is not used', withTimeout, async () => {
       const hostileDirectory = await hostile({});
       hostileDirectory.authorities = [foreignKey()];
       await assertMessages(hostileDirectory, 'not signed by this network\'s authorities', 'not signed by this network\'s authorities');
     });
 
-    test('an endless consensus is not used, and little of it is read', deadline, async () => {
+    test('an endless consensus is not used, and the pages abort the transfer', withTimeout, async () => {
       let sent = 0;
       let open = 0;
       const hostileDirectory = await hostile({
@@ -175,15 +175,15 @@ for (const browser of Object.keys(BROWSERS)) {
           response.end(old);
         },
       };
-      // The page checks the clock each minute. The advanced clock makes its consensus no longer fresh.
+      // The page checks the clock each minute. With the clock ahead, the consensus of the page is no longer fresh.
       await tab.page.evaluate(() => (globalThis.ahead = 10 * 60 * 1000));
       const waited = performance.now();
       while (replayed === 0) {
         assert(performance.now() - waited < 100000, 'the page requests a newer consensus');
         await new Promise((resolve) => setTimeout(resolve, 200));
       }
-      await tab.page.$eval('#q', (one) => (one.value = ''));
-      await tab.page.$eval('.results', (one) => one.remove());
+      await tab.page.$eval('#q', (element) => (element.value = ''));
+      await tab.page.$eval('.results', (element) => element.remove());
       await searches(tab);
       await tab.close();
     });
@@ -195,12 +195,12 @@ for (const browser of Object.keys(BROWSERS)) {
       Date.now = () => now() + milliseconds;
     }, milliseconds);
 
-    test('a clock more than an hour slow is reported as the cause', deadline, async () => {
+    test('a clock more than an hour slow is reported as the cause', withTimeout, async () => {
       const hostileDirectory = await hostile({});
       await assertMessages(hostileDirectory, 'clock is wrong', 'check the clock', ahead(-1.1 * HOUR));
     });
 
-    test('a clock more than an hour fast prevents volunteering, with the reason, but not searching', deadline, async () => {
+    test('a clock more than an hour fast prevents volunteering, with the reason, but not searching', withTimeout, async () => {
       const hostileDirectory = await hostile({});
       const volunteer = await open(hostileDirectory, '/volunteer', ahead(1.1 * HOUR));
       await volunteer.page.click('#switch');
@@ -211,14 +211,14 @@ for (const browser of Object.keys(BROWSERS)) {
       await search.close();
     });
 
-    for (const [how, off] of [['fast', 0.9], ['slow', -0.9]]) {
-      test(`a clock less than an hour ${how} prevents neither volunteering nor searching`, deadline, async () => {
+    for (const [how, hours] of [['fast', 0.9], ['slow', -0.9]]) {
+      test(`a clock less than an hour ${how} prevents neither volunteering nor searching`, withTimeout, async () => {
         const hostileDirectory = await hostile({});
-        const volunteer = await open(hostileDirectory, '/volunteer', ahead(off * HOUR));
+        const volunteer = await open(hostileDirectory, '/volunteer', ahead(hours * HOUR));
         await volunteer.page.click('#switch');
         await volunteer.waitForText('#why', 'gateway');
         await volunteer.close();
-        const search = await open(hostileDirectory, '/search', ahead(off * HOUR));
+        const search = await open(hostileDirectory, '/search', ahead(hours * HOUR));
         await searches(search);
         await search.close();
       });
@@ -248,8 +248,8 @@ for (const browser of Object.keys(BROWSERS)) {
 
     // Replaces a relay by an impostor with the same address and certificate but another identity.
     async function replace(name) {
-      const own = join(folder, name);
-      const data = join(folder, `impostor-${name}`);
+      const relayFolder = join(folder, name);
+      const impostorFolder = join(folder, `impostor-${name}`);
       const args = (pid) => {
         try {
           return readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0');
@@ -257,14 +257,14 @@ for (const browser of Object.keys(BROWSERS)) {
           return [];
         }
       };
-      const pid = readdirSync('/proc').filter((entry) => /^\d+$/.test(entry)).find((pid) => args(pid).includes(`--data-dir=${own}`));
+      const pid = readdirSync('/proc').filter((entry) => /^\d+$/.test(entry)).find((pid) => args(pid).includes(`--data-dir=${relayFolder}`));
       process.kill(Number(pid), 'SIGKILL');
-      cpSync(own, data, { recursive: true });
-      rmSync(join(data, 'identity.key'));
+      cpSync(relayFolder, impostorFolder, { recursive: true });
+      rmSync(join(impostorFolder, 'identity.key'));
       const address = readFileSync(join(folder, `${name}.address`), 'utf8').trim();
       // The impostor must not register with the directory.
       const noDirectory = ['--directory=http://127.0.0.1:9', `--authority=${foreignKey()}`];
-      const child = umbel(['relay', `--listen=${address}`, `--data-dir=${data}`, '--log=debug', ...noDirectory], ['ignore', 'pipe']);
+      const child = umbel(['relay', `--listen=${address}`, `--data-dir=${impostorFolder}`, '--log=debug', ...noDirectory], ['ignore', 'pipe']);
       const impostor = { child, ended: new Promise((resolve) => child.once('exit', resolve)) };
       impostors.push(impostor);
       await new Promise((resolve, reject) => {

@@ -4,17 +4,17 @@ import { describe, test } from 'node:test';
 
 import { nonLoopbackAddress, skipReason } from './addresses.js';
 import { BROWSERS } from './browsers.js';
-import { client, fetched, fixture, volunteer } from './through.js';
+import { fetchByCurl, fixture, readyClient, volunteer } from './through.js';
 
-const deadline = { timeout: 120000 };
-// Seconds of silence after which a link fails. A link that its peer closes ends earlier.
-const SILENCE = 3;
+const withTimeout = { timeout: 120000 };
+// Seconds of silence after which a link is closed. A link that the peer closes ends earlier.
+const SILENCE_TIMEOUT_S = 3;
 const decode = (base32) => {
   const bits = [...base32.toLowerCase()].map((letter) => 'abcdefghijklmnopqrstuvwxyz234567'.indexOf(letter).toString(2).padStart(5, '0')).join('');
   return Buffer.from(bits.match(/.{8}/g).map((byte) => parseInt(byte, 2)));
 };
 
-// Answers `/one` at once, and other requests with an endless body.
+// Answers `/one` immediately, and other requests with an endless body.
 function handler(request, response) {
   if (request.url === '/one') return response.end('one');
   const piece = Buffer.alloc(65536, 'umbel');
@@ -46,72 +46,72 @@ for (const browser of Object.keys(BROWSERS)) {
     }
 
     // Starts an endless transfer through `tab`, calls `leave`, and asserts that the transfer fails and that other circuits work. Returns
-    // the seconds until the transfer has ended.
-    async function left(tab, leave) {
-      const through = await client(all.overlay, tab.identity);
-      all.clients.push(through);
+    // the seconds from `leave` to the end of the transfer.
+    async function transferDuring(tab, leave) {
+      const client = await readyClient(all.overlay, tab.identity);
+      all.clients.push(client);
       const { bytesTotal } = await tab.state();
-      const start = fetched(through.socks, `${all.origin.at}/endless`, ['--output', '/dev/null']);
-      await tab.until((state, least) => state.bytesTotal >= least, bytesTotal + 1e6);
-      const from = performance.now();
-      const going = leave();
-      const { whole } = await start;
-      const ended = (performance.now() - from) / 1000;
+      const transfer = fetchByCurl(client.socks, `${all.site.url}/endless`, ['--output', '/dev/null']);
+      await tab.until((state, minimum) => state.bytesTotal >= minimum, bytesTotal + 1e6);
+      const leftAt = performance.now();
+      const leaving = leave();
+      const { whole } = await transfer;
+      const seconds = (performance.now() - leftAt) / 1000;
       assert.equal(whole, false, 'the transfer fails, and does not look complete');
       // A client without a fixed middle relay uses other paths, at the first try.
       for (const name of ['a', 'b', 'c', 'd']) {
-        const { bytes } = await fetched(`socks5h://${leave.name}-${name}:x@${all.overlay.socks}`, `${all.origin.at}/one`, ['--max-time', '10']);
+        const { bytes } = await fetchByCurl(`socks5h://${leave.name}-${name}:x@${all.overlay.socks}`, `${all.site.url}/one`, ['--max-time', '10']);
         assert.equal(bytes.toString(), 'one');
       }
-      await going;
-      const unlisted = await until(async () => !(await isListed(tab)), 'the list no longer contains it');
-      console.log(`${browser}, ${leave.name}: the transfer ended after ${ended.toFixed(2)} s, off the list ${unlisted.toFixed(2)} s later`);
-      return ended;
+      await leaving;
+      const unlisted = await until(async () => !(await isListed(tab)), 'the list no longer contains the tab');
+      console.log(`${browser}, ${leave.name}: the transfer ended after ${seconds.toFixed(2)} s, off the list ${unlisted.toFixed(2)} s later`);
+      return seconds;
     }
 
-    test('closed: a transfer through it fails at once, and other clients use other paths', deadline, async () => {
+    test('closed: a transfer through it fails immediately, and other clients use other paths', withTimeout, async () => {
       const tab = await volunteer(all.driver, all.overlay);
-      const ended = await left(tab, function closed() {
+      const seconds = await transferDuring(tab, function closed() {
         return tab.page.close({ runBeforeUnload: false });
       });
-      assert(ended < SILENCE, `after ${ended} s`);
+      assert(seconds < SILENCE_TIMEOUT_S, `after ${seconds} s`);
       await tab.close();
     });
 
-    test('turned off: its state changes at once, its transfers fail soon, and the list no longer contains it', deadline, async () => {
+    test('turned off: its state changes immediately, its transfers fail, and the list no longer contains it', withTimeout, async () => {
       const tab = await volunteer(all.driver, all.overlay);
-      await left(tab, async function off() {
-        const [seen, whole] = await tab.page.evaluate(async () => {
+      await transferDuring(tab, async function off() {
+        const [atStop, afterStop] = await tab.page.evaluate(async () => {
           const stopped = globalThis.tab.stop();
-          const seen = globalThis.tab.state;
+          const atStop = globalThis.tab.state;
           await stopped;
-          return [seen, globalThis.tab.state];
+          return [atStop, globalThis.tab.state];
         });
-        assert.deepEqual([seen.on, seen.phase], [false, 'off'], 'the switch acts at once');
-        assert(whole.bytesTotal >= seen.bytesTotal);
+        assert.deepEqual([atStop.on, atStop.phase], [false, 'off'], 'the state changes immediately');
+        assert(afterStop.bytesTotal >= atStop.bytesTotal);
       });
       await tab.close();
     });
 
-    test('turned off while idle: the list soon no longer contains it', deadline, async () => {
+    test('turned off while idle: the list no longer contains it', withTimeout, async () => {
       const tab = await volunteer(all.driver, all.overlay);
       await until(() => isListed(tab), 'the tab is listed');
       await tab.page.evaluate(() => globalThis.tab.stop());
-      const unlisted = await until(async () => !(await isListed(tab)), 'the list no longer contains it');
-      console.log(`${browser}, at rest: off the list after ${unlisted.toFixed(2)} s`);
+      const unlisted = await until(async () => !(await isListed(tab)), 'the list no longer contains the tab');
+      console.log(`${browser}, idle: off the list after ${unlisted.toFixed(2)} s`);
       await tab.close();
     });
 
-    test('cached by the browser and restored: it continues as the same relay', deadline, async () => {
+    test('cached by the browser and restored: it continues as the same relay', withTimeout, async () => {
       const tab = await volunteer(all.driver, all.overlay);
       // The events of a browser's back/forward cache. A browser may decide not to cache the page, so they are simulated.
       await tab.page.evaluate(() => dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true })));
       assert.equal((await tab.state()).gateways, 0);
-      await until(async () => !(await isListed(tab)), 'the list does not contain it meanwhile');
+      await until(async () => !(await isListed(tab)), 'the list does not contain the tab while it is cached');
       await tab.page.evaluate(() => dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true })));
       await tab.until((state) => state.phase === 'reachable');
       assert.equal((await tab.state()).identity, tab.identity);
-      await until(() => isListed(tab), 'the list contains it again');
+      await until(() => isListed(tab), 'the list contains the tab again');
       await tab.close();
     });
   });

@@ -1,4 +1,4 @@
-// A line between a browser and a relay: a UDP forwarder that delays every datagram and drops some, in both directions.
+// An emulated line of a relay: a UDP forwarder that delays every datagram and drops some, in both directions.
 import { createSocket } from 'node:dgram';
 
 import { nonLoopbackAddress } from './addresses.js';
@@ -13,23 +13,23 @@ function* sequence(seed) {
   }
 }
 
-// Forwards to `relay`, a descriptor, and returns the descriptor to dial instead. `loss` is a fraction of the datagrams, `delay` the
-// one-way delay in milliseconds.
+// Forwards to the relay with the descriptor `relay`. Returns the descriptor of the forwarder, for dials. `loss` is a fraction of the
+// datagrams, `delay` the one-way delay in milliseconds.
 export async function line(relay, { loss, delay, seed = 1 }) {
   const address = nonLoopbackAddress() ?? '127.0.0.1';
   const random = sequence(seed);
   const [{ ip, port }] = relay.addresses;
   const counts = { forwarded: 0, dropped: 0 };
-  // One socket towards the relay for each socket of the browser.
-  const towardsRelay = new Map();
+  // A socket towards the relay for each socket of the browser.
+  const relaySockets = new Map();
   let stopped = false;
-  const forward = (socket, datagram, toPort, to) => {
+  const forward = (socket, datagram, toPort, toAddress) => {
     if (random.next().value < loss) {
       counts.dropped += 1;
       return;
     }
     counts.forwarded += 1;
-    setTimeout(() => stopped || socket.send(datagram, toPort, to), delay);
+    setTimeout(() => stopped || socket.send(datagram, toPort, toAddress), delay);
   };
   const bindSocket = async () => {
     const socket = createSocket({ type: 'udp4', recvBufferSize: 1 << 22 });
@@ -39,13 +39,13 @@ export async function line(relay, { loss, delay, seed = 1 }) {
   const front = await bindSocket();
   front.on('message', async (datagram, from) => {
     const key = `${from.address}:${from.port}`;
-    if (!towardsRelay.has(key)) {
-      towardsRelay.set(key, bindSocket().then((socket) => {
+    if (!relaySockets.has(key)) {
+      relaySockets.set(key, bindSocket().then((socket) => {
         socket.on('message', (answer) => forward(front, answer, from.port, from.address));
         return socket;
       }));
     }
-    forward(await towardsRelay.get(key), datagram, port, ip);
+    forward(await relaySockets.get(key), datagram, port, ip);
   });
   return {
     descriptor: { ...relay, addresses: [{ ip: address, port: front.address().port }] },
@@ -53,7 +53,7 @@ export async function line(relay, { loss, delay, seed = 1 }) {
     stop: async () => {
       stopped = true;
       front.close();
-      for (const socket of towardsRelay.values()) (await socket).close();
+      for (const socket of relaySockets.values()) (await socket).close();
     },
   };
 }

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader, stdin};
 use umbel::transport::native::{Certificate, CipherSuite, EndpointConfig, Ice};
 
-use drive::{Driven, echo};
+use drive::{DrivenEndpoint, echo};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -26,7 +26,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     if !options.is_empty() {
         config.cipher_suites = vec![CipherSuite::ChaCha20Poly1305];
     }
-    let mut driven = Driven::new(config, &addresses);
+    let mut driven = DrivenEndpoint::new(config, &addresses);
 
     let fingerprint: Vec<String> = driven.endpoint.fingerprint().iter().map(|byte| format!("{byte:02X}")).collect();
     let addresses: Vec<_> = driven

@@ -23,7 +23,7 @@ export async function listen(options = []) {
   const descriptor = await next();
   return {
     descriptor,
-    // The numbers of its links, open and half-open.
+    // The numbers of the listener's links and half-open links.
     counts: () => {
       child.stdin.write('\n');
       return next();

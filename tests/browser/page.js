@@ -1,4 +1,4 @@
-// The code that dials a relay in a page. It is passed to the page as text, so it can't use imports.
+// The code that dials a relay in a page. The tests pass this code to the page as text, so it can't use imports.
 export function install() {
   const LANES = 4;
 
@@ -9,7 +9,7 @@ export function install() {
       'm=application 9 UDP/DTLS/SCTP webrtc-datachannel', 'c=IN IP4 0.0.0.0',
       `a=ice-ufrag:${relay.ufrag}`, `a=ice-pwd:${relay.password}`, `a=fingerprint:sha-256 ${relay.fingerprint}`,
       'a=setup:passive', `a=mid:${mid}`, 'a=sctp-port:5000', 'a=max-message-size:65536',
-      // One candidate: a link stays at its address, and with several ICE may move (proto/01-transport.md §6).
+      // One candidate: with several candidates, ICE may move a link to another address (proto/01-transport.md §6).
       `a=candidate:1 1 udp 2130706431 ${relay.addresses[0].ip} ${relay.addresses[0].port} typ host`,
       'a=end-of-candidates', '',
     ].join('\r\n');

@@ -7,7 +7,7 @@ import { screenshots } from './screenshots.js';
 import { testnet } from './testnet.js';
 import { serve } from './through.js';
 
-const deadline = { timeout: 60000 };
+const withTimeout = { timeout: 60000 };
 // Terms with more than one page of results in either engine of a testnet.
 const TERMS = 'message';
 
@@ -67,7 +67,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(requested.filter((url) => !url.startsWith(`${overlay.page}/`)), []);
     }
 
-    test('searches, shows the path, turns pages and reads a result, with requests to the client only', deadline, async () => {
+    test('searches, shows the path, turns pages and reads a result, with requests to the client only', withTimeout, async () => {
       const { page, requested } = await open('/');
       assert.equal(await page.evaluate(() => document.activeElement.id), 'q', 'the box has the focus');
       await screenshots(page, browser, 'home');
@@ -75,12 +75,12 @@ for (const browser of Object.keys(BROWSERS)) {
       await screenshots(page, browser, 'results');
       const first = await texts(page, '.results h2');
       assert(first.length > 0);
-      const way = await texts(page, '.route li');
-      assert.equal(way.length, 5, way.join('\n'));
+      const hops = await texts(page, '.route li');
+      assert.equal(hops.length, 5, hops.join('\n'));
       for (const words of ['This computer', 'First relay', 'Middle relay', 'Exit']) {
-        assert(way.some((line) => line.startsWith(words)), words);
+        assert(hops.some((line) => line.startsWith(words)), words);
       }
-      assert(way.slice(1, 4).every((line) => /\(\d+(\.\d+)? m?s\)/.test(line)), 'each relay with its time');
+      assert(hops.slice(1, 4).every((line) => /\(\d+(\.\d+)? m?s\)/.test(line)), 'each relay with its time');
       assert(await page.$('a[rel=next]'), 'there is a next page');
       await follow(page, 'a[rel=next]');
       const second = await texts(page, '.results h2');
@@ -100,7 +100,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.close();
     });
 
-    test('moves by keys between box, results and pages', deadline, async () => {
+    test('moves by keys between box, results and pages', withTimeout, async () => {
       const { page } = await open('/');
       await search(page, TERMS);
       const focused = () => page.evaluate(() => document.activeElement.textContent.trim());
@@ -123,7 +123,7 @@ for (const browser of Object.keys(BROWSERS)) {
 
     // Firefox's driver can't turn scripts off.
     if (browser === 'chrome') {
-      test('needs no script', deadline, async () => {
+      test('needs no script', withTimeout, async () => {
         const { page, requested } = await open('/', { script: false });
         await search(page, TERMS);
         assert((await texts(page, '.results h2')).length > 0);
@@ -132,7 +132,7 @@ for (const browser of Object.keys(BROWSERS)) {
       });
     }
 
-    test('accepts queries in Japanese and Arabic, and rejects control characters', deadline, async () => {
+    test('accepts queries in Japanese and Arabic, and rejects control characters', withTimeout, async () => {
       for (const terms of ['所有権', 'الملكية']) {
         const { page } = await open(`/search?q=${encodeURIComponent(terms)}`);
         assert.equal(await page.$eval('#q', (box) => box.value), terms);
@@ -145,9 +145,9 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.close();
     });
 
-    test('answers no request of another site', deadline, async () => {
+    test('answers no request of another site', withTimeout, async () => {
       const { page } = await open();
-      await page.goto(otherSite.at.replace('127.0.0.1', 'localhost'), { waitUntil: 'load' });
+      await page.goto(otherSite.url.replace('127.0.0.1', 'localhost'), { waitUntil: 'load' });
       const outcome = await page.evaluate(async (own) => {
         const tries = [
           fetch(`${own}/search?q=stolen`),
@@ -174,7 +174,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.close();
     });
 
-    test('detects a browser that does not use the proxy, with requests to the client only', deadline, async () => {
+    test('detects a browser that does not use the proxy, with requests to the client only', withTimeout, async () => {
       const { page, requested } = await open(`/leave?url=${encodeURIComponent('http://planted.example/only-for-you')}`);
       const check = await page.$eval('.check img', ({ naturalWidth, alt, src }) => ({ naturalWidth, alt, src }));
       assert.equal(check.naturalWidth, 0);
@@ -187,13 +187,13 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.close();
     });
 
-    test('opens another site only after confirmation, without a referrer', deadline, async () => {
+    test('opens another site only after confirmation, without a referrer', withTimeout, async () => {
       const seen = [];
       const site = await serve((request, response) => {
         seen.push(request.headers);
         response.end('seen');
       });
-      const target = `${site.at}/`;
+      const target = `${site.url}/`;
       const { page } = await open(`/leave?url=${encodeURIComponent(target)}`);
       assert.equal(seen.length, 0);
       await follow(page, '.choices a[rel=noreferrer]');
@@ -203,15 +203,15 @@ for (const browser of Object.keys(BROWSERS)) {
       site.stop();
     });
 
-    test('detects a browser that uses the proxy', deadline, async () => {
-      const through = await launch(browser, { socks: overlay.socks });
+    test('detects a browser that uses the proxy', withTimeout, async () => {
+      const proxied = await launch(browser, { socks: overlay.socks });
       try {
-        const page = await through.newPage();
+        const page = await proxied.newPage();
         await page.goto(`${overlay.page}/leave?url=${encodeURIComponent('http://planted.example/')}`, { waitUntil: 'load' });
         assert(await page.$eval('.check img', ({ naturalWidth }) => naturalWidth) > 0);
         await screenshots(page, browser, 'leave-through');
       } finally {
-        await through.close();
+        await proxied.close();
       }
     });
   });

@@ -1,10 +1,10 @@
 // Holds many circuits open through one tab for minutes and prints the memory of the tab: `npm run soak`, or `node soak.js
-// CIRCUITS MINUTES`. It is not a test, because it takes minutes. It needs Linux, because it reads the memory from /proc.
+// CIRCUITS MINUTES`. It is not a test, because it runs for minutes. It needs Linux, because it reads the memory from /proc.
 import { readFileSync } from 'node:fs';
 
 import { launch } from './browsers.js';
 import { testnet } from './testnet.js';
-import { client, fetched, serve, volunteer } from './through.js';
+import { readyClient, fetchByCurl, serve, volunteer } from './through.js';
 
 const [circuits, minutes] = [Number(process.argv[2] ?? 50), Number(process.argv[3] ?? 10)];
 /** Bytes per second of each circuit. */
@@ -12,19 +12,19 @@ const RATE = 40_000;
 const MIB = 2 ** 20;
 
 const overlay = await testnet();
-const origin = await serve();
+const site = await serve();
 const driver = await launch('chrome');
 const tab = await volunteer(driver, overlay);
-const through = await client(overlay, tab.identity);
+const client = await readyClient(overlay, tab.identity);
 
-// Repeats transfers under one user name, so over one circuit at a time. Each transfer ends before its circuit stops taking streams.
-let [whole, parts, over] = [0, 0, false];
+// Repeats transfers under one user name, so that one circuit at a time carries them. Each transfer ends before its circuit retires.
+let [whole, truncated, stopped] = [0, 0, false];
 const carry = async (number) => {
-  const proxy = through.socks.replace('//', `//circuit${number}:x@`);
-  while (!over) {
-    const { bytes } = await fetched(proxy, `${origin.at}/body`, ['--limit-rate', String(RATE), '--max-time', '20']);
+  const proxy = client.socks.replace('//', `//circuit${number}:x@`);
+  while (!stopped) {
+    const { bytes } = await fetchByCurl(proxy, `${site.url}/body`, ['--limit-rate', String(RATE), '--max-time', '20']);
     if (bytes.length >= RATE * 10) whole += 1;
-    else parts += 1;
+    else truncated += 1;
   }
 };
 
@@ -33,7 +33,7 @@ const { processInfo } = await (await driver.target().createCDPSession()).send('S
 const renderers = processInfo.filter(({ type }) => type === 'renderer').sort((one, other) => other.cpuTime - one.cpuTime);
 const session = await tab.page.createCDPSession();
 
-// The private memory of the process, and of it the parts of the page's script and buffers, in MiB.
+// The private memory of the process, and the shares of the page's script and buffers in it, in MiB.
 async function memory() {
   await session.send('HeapProfiler.collectGarbage');
   const { usedSize, backingStorageSize } = await session.send('Runtime.getHeapUsage');
@@ -51,13 +51,13 @@ for (let minute = 0; minute <= minutes; minute += 0.5) {
   if (minute === 1) first = own;
   const grown = first === undefined ? '' : `, ${(100 * (own / first - 1)).toFixed(1)} % more than after a minute`;
   console.log(`${minute.toFixed(1)} min: ${state.circuits} circuits, ${(state.bytesTotal / MIB).toFixed(0)} MiB forwarded; ` +
-    `memory ${own.toFixed(1)} MiB, of it script ${script.toFixed(1)} and buffers ${buffers.toFixed(1)}${grown}`);
+    `memory ${own.toFixed(1)} MiB, including script ${script.toFixed(1)} and buffers ${buffers.toFixed(1)}${grown}`);
   if (minute < minutes) await new Promise((resolve) => setTimeout(resolve, 30_000));
 }
-over = true;
+stopped = true;
 await Promise.all(carriers);
-console.log(`${whole} transfers were complete, ${parts} truncated`);
+console.log(`${whole} transfers were complete, ${truncated} truncated`);
 await driver.close();
-await through.stop();
-origin.stop();
+await client.stop();
+site.stop();
 await overlay.stop();

@@ -1,4 +1,4 @@
-// A volunteer in a tab, native clients with circuits through it, and a server for their requests.
+// A volunteer in a tab, native clients with circuits through the tab, and a site for the clients' requests.
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -27,7 +27,7 @@ export async function serve(handler = defaultHandler) {
   const server = createServer(handler);
   await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
   return {
-    at: `http://127.0.0.1:${server.address().port}`,
+    url: `http://127.0.0.1:${server.address().port}`,
     stop: () => {
       server.closeAllConnections();
       server.close();
@@ -35,19 +35,19 @@ export async function serve(handler = defaultHandler) {
   };
 }
 
-// Starts an overlay with relays at `address`, an origin with `handler`, and `browser` before the tests of this suite. Stops them after
-// the tests, with the `clients` that the tests have added.
+// Starts an overlay with relays at `address`, a site with `handler`, and `browser` before the tests of this suite. Stops all of them
+// after the tests, with the `clients` that the tests have added.
 export function fixture(browser, { address, handler } = {}) {
   const all = { clients: [] };
   before(async () => {
     all.overlay = await testnet({ address });
-    all.origin = await serve(handler);
+    all.site = await serve(handler);
     all.driver = await launch(browser);
   }, { timeout: 600000 });
   after(async () => {
     await all.driver?.close();
     await Promise.all(all.clients.map((client) => client.stop()));
-    all.origin?.stop();
+    all.site?.stop();
     await all.overlay?.stop();
   });
   return all;
@@ -119,7 +119,7 @@ export async function startClient(overlay, options = []) {
 }
 
 // A native client that is ready and has `middle` as the middle relay of all circuits.
-export async function client(overlay, middle) {
+export async function readyClient(overlay, middle) {
   const started = await startClient(overlay, [`--middle=${middle}`]);
   try {
     await started.ready;
@@ -131,7 +131,7 @@ export async function client(overlay, middle) {
 }
 
 // Fetches `url` by curl through `proxy`; `whole` is whether curl reports success.
-export const fetched = (proxy, url, options = []) =>
+export const fetchByCurl = (proxy, url, options = []) =>
   new Promise((resolve) => {
     const start = performance.now();
     const all = ['--silent', '--show-error', '--proxy', proxy, ...options, url];

@@ -8,7 +8,7 @@ import { screenshots } from './screenshots.js';
 import { testnet } from './testnet.js';
 import { serve } from './through.js';
 
-const deadline = { timeout: 60000 };
+const withTimeout = { timeout: 60000 };
 // Terms with more than one page of results in the engine of a testnet.
 const TERMS = 'message';
 
@@ -46,7 +46,7 @@ after(async () => {
 
 for (const browser of Object.keys(BROWSERS)) {
   describe(browser, () => {
-    const dialling = { ...deadline, skip: skipReason(browser, nonLoopbackAddress()) };
+    const dialling = { ...withTimeout, skip: skipReason(browser, nonLoopbackAddress()) };
     let driver;
 
     before(async () => {
@@ -92,12 +92,12 @@ for (const browser of Object.keys(BROWSERS)) {
       await search(page, TERMS);
       await screenshots(page, browser, 'web-results');
       const first = await texts(page, '.results h2');
-      const way = await texts(page, '.route li');
-      assert.equal(way.length, 5, way.join('\n'));
+      const hops = await texts(page, '.route li');
+      assert.equal(hops.length, 5, hops.join('\n'));
       for (const words of ['This browser', 'First relay', 'Middle relay', 'Exit']) {
-        assert(way.some((line) => line.startsWith(words)), words);
+        assert(hops.some((line) => line.startsWith(words)), words);
       }
-      assert(way.slice(1, 4).every((line) => /\(\d+(\.\d+)? m?s\)/.test(line)), 'each relay with its time');
+      assert(hops.slice(1, 4).every((line) => /\(\d+(\.\d+)? m?s\)/.test(line)), 'each relay with its time');
       const route = await page.$eval('.route summary small', (element) => element.textContent);
       await page.click('a[rel=next]');
       await waitForText(page, '.pages span', '');
@@ -140,7 +140,7 @@ for (const browser of Object.keys(BROWSERS)) {
 
     test('a hostile page in the reader view loads, runs and opens nothing, and its links open in the view', dialling, async () => {
       const before = seen.length;
-      const { page, requested, close } = await open(`/search#read=${encodeURIComponent(`${site.at}/#x`)}`);
+      const { page, requested, close } = await open(`/search#read=${encodeURIComponent(`${site.url}/#x`)}`);
       await page.waitForSelector('iframe.reader', { timeout: 30000 });
       await waitForText(page, '.bar', 'fetched by an exit');
       await waitForText(page, '.warn', 'was not encrypted by');
@@ -197,9 +197,9 @@ for (const browser of Object.keys(BROWSERS)) {
       page.on('request', (request) => (request.url().includes('/v1/') ? answer(request) : request.continue()));
     }
 
-    for (const [name, found, relayed, prepare] of failures) {
-      test(`${name}: both pages report the failure and send nothing`, deadline, async () => {
-        for (const [path, place, words] of [['/search', '.warn', found], ['/volunteer', '#power', relayed]]) {
+    for (const [name, searchText, volunteerText, prepare] of failures) {
+      test(`${name}: both pages report the failure and send nothing`, withTimeout, async () => {
+        for (const [path, place, words] of [['/search', '.warn', searchText], ['/volunteer', '#power', volunteerText]]) {
           const { page, requested, close } = await open(path, prepare);
           if (path === '/volunteer') await page.click('#switch');
           await waitForText(page, place, words);
@@ -296,39 +296,39 @@ for (const browser of Object.keys(BROWSERS)) {
     // Whether one of twelve searches uses the volunteer. Each search has a separate circuit, and only some circuits use the volunteer.
     async function usesVolunteer(page) {
       await search(page, TERMS);
-      for (let requested = 1; requested <= 12; requested++) {
+      for (let attempt = 1; attempt <= 12; attempt++) {
         if ((await texts(page, '.route li'))[2].includes('volunteer')) return true;
-        // The terms differ each time, because an earlier query is shown again without a new search.
+        // The terms differ each time, because the page shows the answer to an earlier query again without a new search.
         await page.$eval('.route', (element) => (element.id = 'before'));
-        await page.type('#q', ` ${requested}`);
+        await page.type('#q', ` ${attempt}`);
         await page.keyboard.press('Enter');
         await page.waitForSelector('.route:not(#before)', { timeout: 30000 });
       }
       return false;
     }
 
-    test('one tab searches through another, which shows its forwarded bytes', { ...dialling, timeout: 120000 }, async () => {
-      const helper = await open('/volunteer');
-      await helper.page.click('#switch');
-      await waitForText(helper.page, '#why', 'gateway');
-      let seeker = await open('/search');
-      // Each page has its own guard, which may not be a gateway of the volunteer.
-      for (let opened = 1; !(await usesVolunteer(seeker.page)); opened++) {
+    test('one tab searches through another tab, which shows its forwarded bytes', { ...dialling, timeout: 120000 }, async () => {
+      const volunteerTab = await open('/volunteer');
+      await volunteerTab.page.click('#switch');
+      await waitForText(volunteerTab.page, '#why', 'gateway');
+      let searchTab = await open('/search');
+      // Each page has its own guard, which is not necessarily a gateway of the volunteer.
+      for (let opened = 1; !(await usesVolunteer(searchTab.page)); opened++) {
         assert(opened < 10, 'no search used the volunteer');
-        await seeker.close();
-        seeker = await open('/search');
+        await searchTab.close();
+        searchTab = await open('/search');
       }
-      await screenshots(seeker.page, browser, 'web-by-volunteer');
-      await helper.page.bringToFront();
-      await helper.page.waitForFunction(() => document.querySelector('#total').textContent !== '0 bytes', { timeout: 10000 });
-      await screenshots(helper.page, browser, 'web-helping');
-      assertStayed(helper.requested);
-      assertStayed(seeker.requested);
-      await seeker.close();
-      await helper.close();
+      await screenshots(searchTab.page, browser, 'web-by-volunteer');
+      await volunteerTab.page.bringToFront();
+      await volunteerTab.page.waitForFunction(() => document.querySelector('#total').textContent !== '0 bytes', { timeout: 10000 });
+      await screenshots(volunteerTab.page, browser, 'web-helping');
+      assertStayed(volunteerTab.requested);
+      assertStayed(searchTab.requested);
+      await searchTab.close();
+      await volunteerTab.close();
     });
 
-    test('a chosen limit persists', deadline, async () => {
+    test('a chosen limit persists', withTimeout, async () => {
       const { page, close } = await open('/volunteer');
       await page.click('#limits summary');
       await page.select('select[name=rate]', '500000');
@@ -343,7 +343,7 @@ for (const browser of Object.keys(BROWSERS)) {
     test('a program of another site searches and sends delegated requests by the library', dialling, async () => {
       const context = await driver.createBrowserContext();
       const page = await context.newPage();
-      await page.goto(`${site.at}/next`, { waitUntil: 'load' });
+      await page.goto(`${site.url}/next`, { waitUntil: 'load' });
       const found = await page.evaluate(async (directory, terms, url) => {
         const { connect, UmbelError } = await import(`${directory}/umbel.js`);
         const umbel = await connect({ network: `${directory}/umbel.json` });
@@ -355,7 +355,7 @@ for (const browser of Object.keys(BROWSERS)) {
         const outcome = { results: results.length, hops: path.length, text: new TextDecoder().decode(body), typed: refused instanceof UmbelError, unanswered };
         umbel.close();
         return outcome;
-      }, overlay.directory, TERMS, `${site.at}/next`);
+      }, overlay.directory, TERMS, `${site.url}/next`);
       assert(found.results > 0);
       assert.equal(found.hops, 3);
       assert(found.text.includes('The next page'));
@@ -364,16 +364,16 @@ for (const browser of Object.keys(BROWSERS)) {
       await context.close();
     });
 
-    test('the badge loads nothing before a click, and the page that it opens can’t be framed', deadline, async () => {
+    test('the badge loads nothing before a click, and the page that it opens can’t be framed', withTimeout, async () => {
       const context = await driver.createBrowserContext();
       const page = await context.newPage();
       const requested = [];
       page.on('request', (request) => requested.push({ url: request.url(), referer: request.headers().referer }));
-      await page.goto(`${site.at}/badge`, { waitUntil: 'load' });
+      await page.goto(`${site.url}/badge`, { waitUntil: 'load' });
       await page.waitForSelector('umbel-badge');
       assert.equal((await texts(page, '#around'))[0].replace(/\s+/g, ' '), 'Before after', 'the site is unchanged');
       const ours = requested.filter(({ url }) => url.startsWith(overlay.directory));
-      assert.deepEqual(ours.map(({ url }) => url.slice(overlay.directory.length)).sort(), ['/badge.js', '/volunteer'], 'the frame loads the second');
+      assert.deepEqual(ours.map(({ url }) => url.slice(overlay.directory.length)).sort(), ['/badge.js', '/volunteer'], 'the frame loads the volunteer’s page');
       assert.equal(ours.find(({ url }) => url.endsWith('badge.js')).referer ?? '', '');
       const [framed] = page.frames().filter((frame) => frame !== page.mainFrame());
       assert.equal(await framed.$$eval('#switch', (all) => all.length).catch(() => 0), 0, 'the frame shows no page');

@@ -31,19 +31,24 @@ pub(crate) struct OriginParty {
     pub(crate) origin: Option<(ChannelId, Origin)>,
     pub(crate) hops_built: Vec<HopIndex>,
     pub(crate) built: bool,
+    /// The reason for which the circuit has closed.
     pub(crate) closed: Option<CircuitError>,
-    /// The next hop was reported as gone.
+    /// A hop has reported the next hop as gone.
     pub(crate) gone: bool,
     pub(crate) stream: Option<StreamId>,
     pub(crate) connected: bool,
-    /// Bytes to send, and sent.
+    /// Bytes to send.
     pub(crate) to_send: usize,
+    /// Bytes sent.
     pub(crate) sent: usize,
     pub(crate) received: Vec<u8>,
-    /// Takes bytes, but does not report them as consumed.
+    /// The reader is stalled: received bytes are not reported as consumed.
     pub(crate) stalled: bool,
+    /// The exit has finished the stream.
     pub(crate) finished: bool,
+    /// The reason for which the stream has closed.
     pub(crate) ended: Option<EndReason>,
+    /// Events of the channels other than cells and closes of the circuit's channel.
     pub(crate) channel_events: Vec<ChannelEvent>,
 }
 
@@ -68,7 +73,7 @@ impl OriginParty {
         }
     }
 
-    fn work(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+    fn settle(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         while let Some(event) = self.channels.poll_event() {
             match (event, &mut self.origin) {
                 (ChannelEvent::Cell { channel, cell }, Some((own, origin))) => {
@@ -119,14 +124,17 @@ impl OriginParty {
     }
 }
 
-/// A relay, with the state of its exit.
+/// A relay, with the state of its exit streams.
 pub(crate) struct RelayParty {
     pub(crate) relay: Relay,
-    /// Bytes that the target sends on each stream before it finishes.
+    /// Bytes that the target sends on each stream before the target finishes the stream.
     pub(crate) serves: usize,
+    /// Bytes sent on each open stream.
     pub(crate) sent: BTreeMap<ExitStream, usize>,
     pub(crate) received: Vec<u8>,
+    /// The origin has finished a stream.
     pub(crate) finished: bool,
+    /// Number of streams that have closed.
     pub(crate) closed: usize,
 }
 
@@ -135,7 +143,7 @@ impl RelayParty {
         Self { relay, serves: 0, sent: BTreeMap::new(), received: Vec::new(), finished: false, closed: 0 }
     }
 
-    fn work(&mut self) {
+    fn settle(&mut self) {
         while let Some(event) = self.relay.poll_event() {
             let RelayEvent::Stream(exit, event) = event else { continue };
             match event {
@@ -189,16 +197,17 @@ pub(crate) enum Tamper {
     Alter(usize),
     Drop,
     Replay,
-    /// Sends the cell after the next one.
+    /// Sends the cell after the next cell.
     Reorder,
 }
 
-/// A tap between a party and the network. It records the sent cells and modifies one on request.
-pub(crate) struct Tapped {
+/// A tap between a party and the network. It counts the sent cells and tampers with one of them on request.
+pub(crate) struct Tap {
     pub(crate) party: Party,
     links: BTreeMap<LinkId, Direction>,
     /// The pending tampering: direction and command code of the cells, number of cells to skip, kind.
     pub(crate) tamper: Option<(Direction, u8, usize, Tamper)>,
+    /// The cell that [`Tamper::Reorder`] holds back until the next cell.
     held: Option<[u8; CELL_LEN]>,
     outbox: VecDeque<Transmit>,
     /// The time of the first sent DESTROY.
@@ -210,7 +219,7 @@ pub(crate) struct Tapped {
 const RELAY: u8 = 3;
 const DESTROY: u8 = 4;
 
-impl Tapped {
+impl Tap {
     pub(crate) fn new(party: Party) -> Self {
         Self {
             party,
@@ -242,21 +251,22 @@ impl Tapped {
         self.tamper.is_none() && self.held.is_none()
     }
 
-    fn core(&mut self) -> &mut dyn LinkMachine {
+    fn machine(&mut self) -> &mut dyn LinkMachine {
         match &mut self.party {
             Party::Origin(origin) => &mut **origin,
             Party::Relay(relay) => &mut relay.relay,
         }
     }
 
-    fn work(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+    fn settle(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         match &mut self.party {
-            Party::Origin(origin) => origin.work(now, rng),
-            Party::Relay(relay) => relay.work(),
+            Party::Origin(origin) => origin.settle(now, rng),
+            Party::Relay(relay) => relay.settle(),
         }
     }
 
-    fn tap(&mut self, now: Instant, transmit: Transmit) {
+    /// Queues an output of the party. Cells are counted, and may be tampered with.
+    fn record(&mut self, now: Instant, transmit: Transmit) {
         let Transmit::Message { link, lane, message } = transmit else { return self.outbox.push_back(transmit) };
         if message.len() % CELL_LEN != 0 {
             return self.outbox.push_back(Transmit::Message { link, lane, message });
@@ -332,23 +342,23 @@ impl LinkMachine for OriginParty {
     }
 }
 
-impl LinkMachine for Tapped {
+impl LinkMachine for Tap {
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
         if let LinkEvent::Opened { link, opened } = &event {
             let direction = if opened.dialled.is_some() { Direction::Forward } else { Direction::Backward };
             self.links.insert(*link, direction);
         }
-        self.core().handle_link(now, event, rng);
-        self.work(now, rng);
+        self.machine().handle_link(now, event, rng);
+        self.settle(now, rng);
     }
 
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
-        self.core().handle_timeout(now, rng);
-        self.work(now, rng);
+        self.machine().handle_timeout(now, rng);
+        self.settle(now, rng);
     }
 
     fn handle_batch_end(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
-        self.core().handle_batch_end(now, rng);
+        self.machine().handle_batch_end(now, rng);
     }
 
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
@@ -356,9 +366,9 @@ impl LinkMachine for Tapped {
             if let Some(transmit) = self.outbox.pop_front() {
                 return Some(transmit);
             }
-            self.work(now, rng);
-            let transmit = self.core().poll_transmit(now, rng)?;
-            self.tap(now, transmit);
+            self.settle(now, rng);
+            let transmit = self.machine().poll_transmit(now, rng)?;
+            self.record(now, transmit);
         }
     }
 

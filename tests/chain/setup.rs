@@ -16,14 +16,15 @@ use umbel::{
     wire::{Host, Target},
 };
 
-use super::party::{OriginParty, Party, RelayParty, Tapped};
+use super::party::{OriginParty, Party, RelayParty, Tap};
 
-const TODAY: WallTime = WallTime::from_unix(1_800_000_000);
+const NOW: WallTime = WallTime::from_unix(1_800_000_000);
+/// Timeout of a wait, in virtual time.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// An origin and relays of one consensus.
+/// A simulated network: an origin, and the relays that a consensus lists.
 pub(crate) struct Chain {
-    pub(crate) world: World<Tapped>,
+    pub(crate) world: World<Tap>,
     pub(crate) origin: NodeId,
     pub(crate) relays: Vec<NodeId>,
     pub(crate) keys: Vec<RelayKeys>,
@@ -37,30 +38,32 @@ impl Chain {
         Self::with(seed, relays, &parameters)
     }
 
+    /// An origin and `relays` relays with `parameters`, without links.
     pub(crate) fn with(seed: u64, relays: usize, parameters: &RelayParameters) -> Self {
-        Self::over(seed, LinkProperties::default(), relays, parameters)
+        Self::with_links(seed, LinkProperties::default(), relays, parameters)
     }
 
-    pub(crate) fn over(seed: u64, paths: LinkProperties, relays: usize, parameters: &RelayParameters) -> Self {
-        let mut world = World::new(seed, paths);
+    /// [`Self::with`], over links with these properties.
+    pub(crate) fn with_links(seed: u64, links: LinkProperties, relays: usize, parameters: &RelayParameters) -> Self {
+        let mut world = World::new(seed, links);
         let mut authority = Authority::new(IdentityKey::from_bytes(&[99; 32]), AuthorityConfig::testnet(relays));
-        let (mut nodes, mut cores, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut nodes, mut machines, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         for number in 1..=u8::try_from(relays).unwrap() {
             let node = world.add_node(format!("10.0.{number}.1:4443").parse().unwrap(), true);
             let identity = IdentityKey::from_bytes(&[number; 32]);
             let onion_secret = OnionSecret::from_bytes([number + 100; 32]);
             let profile = profile(&world, node, &identity, &onion_secret);
             keys.push(profile.keys());
-            let descriptor = Descriptor { profile, published: TODAY }.sign(&identity).unwrap();
-            authority.handle_descriptor(TODAY, &descriptor, None).unwrap();
+            let descriptor = Descriptor { profile, published: NOW }.sign(&identity).unwrap();
+            authority.handle_descriptor(NOW, &descriptor, None).unwrap();
             let relay = Relay::new(Arc::new(identity), OnionKeyring::new(onion_secret, None), parameters.clone());
             nodes.push(node);
-            cores.push(relay);
+            machines.push(relay);
         }
         let consensus = Arc::new(publish(&mut authority));
-        for (node, mut relay) in nodes.iter().zip(cores) {
+        for (node, mut relay) in nodes.iter().zip(machines) {
             relay.set_consensus(Arc::clone(&consensus));
-            world.place(*node, Tapped::new(Party::Relay(Box::new(RelayParty::new(relay)))));
+            world.place(*node, Tap::new(Party::Relay(Box::new(RelayParty::new(relay)))));
         }
         let mut chain = Self { world, origin: NodeId(0), relays: nodes, keys, consensus };
         chain.origin = chain.add_origin("10.1.0.1:5000");
@@ -71,20 +74,20 @@ impl Chain {
     pub(crate) fn add_origin(&mut self, address: &str) -> NodeId {
         let node = self.world.add_node(address.parse().unwrap(), false);
         let channels = Channels::new(LocalRole::Client, ChannelParameters::default());
-        self.world.place(node, Tapped::new(Party::Origin(Box::new(OriginParty::new(channels)))));
+        self.world.place(node, Tap::new(Party::Origin(Box::new(OriginParty::new(channels)))));
         node
     }
 
     /// Opens a channel from `origin` to the first relay of `path`, and starts a circuit over `path`.
     pub(crate) fn start(&mut self, origin: NodeId, path: Vec<RelayKeys>) {
         let target = self.consensus.relay(&path[0].identity).unwrap().dial_target();
-        self.world.with(origin, |tapped, now, _| tapped.origin().channels.connect(now, &target));
+        self.world.with(origin, |tap, now, _| tap.origin().channels.connect(now, &target));
         let channel = self.world.run_until(TIMEOUT, |world| {
-            world.with(origin, |tapped, now, _| tapped.origin().channels.connect(now, &target)).flatten()
+            world.with(origin, |tap, now, _| tap.origin().channels.connect(now, &target)).flatten()
         });
         let channel = channel.expect("a channel to the first hop");
-        self.world.with(origin, |tapped, now, rng| {
-            let party = tapped.origin();
+        self.world.with(origin, |tap, now, rng| {
+            let party = tap.origin();
             let circuit = party.channels.allocate_circuit(channel, rng).unwrap();
             let parameters = FlowParameters::default();
             let origin = Origin::start(now, path, circuit, parameters, Duration::from_secs(30), rng).unwrap();
@@ -95,26 +98,27 @@ impl Chain {
     /// Builds a circuit for `origin` over the first `hops` relays.
     pub(crate) fn build(&mut self, origin: NodeId, hops: usize) {
         self.start(origin, self.keys[..hops].to_vec());
-        let built = self.until(|chain| chain.origin_is(origin, |party| party.built || party.closed.is_some()));
+        let built = self.run_until(|chain| chain.origin_is(origin, |party| party.built || party.closed.is_some()));
         assert!(built && self.origin_is(origin, |party| party.built), "the circuit is built");
     }
 
     /// Begins the stream.
     pub(crate) fn begin(&mut self, origin: NodeId) {
-        self.world.with(origin, |tapped, now, _| {
-            let party = tapped.origin();
+        self.world.with(origin, |tap, now, _| {
+            let party = tap.origin();
             let target = Target { host: Host::parse("example.org").unwrap(), port: 443 };
             party.stream = Some(party.origin.as_mut().unwrap().1.open(now, target).unwrap());
         });
     }
 
+    /// Begins the stream and waits until it is connected.
     pub(crate) fn connect(&mut self, origin: NodeId) {
         self.begin(origin);
-        assert!(self.until(|chain| chain.origin_is(origin, |party| party.connected)), "the stream is connected");
+        assert!(self.run_until(|chain| chain.origin_is(origin, |party| party.connected)), "the stream is connected");
     }
 
     /// Advances the simulation until `done`; returns `false` after [`TIMEOUT`].
-    pub(crate) fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) -> bool {
+    pub(crate) fn run_until(&mut self, mut done: impl FnMut(&mut Self) -> bool) -> bool {
         let end = self.world.now().after(TIMEOUT);
         while !done(self) {
             if !self.world.step(end) {
@@ -125,13 +129,13 @@ impl Chain {
     }
 
     /// Advances the simulation by `time`.
-    pub(crate) fn pass(&mut self, time: Duration) {
+    pub(crate) fn run_for(&mut self, time: Duration) {
         let end = self.world.now().after(time);
         while self.world.step(end) {}
     }
 
     pub(crate) fn at_origin<T>(&mut self, origin: NodeId, action: impl FnOnce(&mut OriginParty) -> T) -> T {
-        self.world.with(origin, |tapped, _, _| action(tapped.origin())).unwrap()
+        self.world.with(origin, |tap, _, _| action(tap.origin())).unwrap()
     }
 
     pub(crate) fn origin_is(&mut self, origin: NodeId, test: impl FnOnce(&OriginParty) -> bool) -> bool {
@@ -139,15 +143,16 @@ impl Chain {
     }
 
     pub(crate) fn at_relay<T>(&mut self, number: usize, action: impl FnOnce(&mut RelayParty) -> T) -> T {
-        self.world.with(self.relays[number - 1], |tapped, _, _| action(tapped.relay())).unwrap()
+        self.world.with(self.relays[number - 1], |tap, _, _| action(tap.relay())).unwrap()
     }
 
+    /// Keys of a relay that the consensus does not list.
     pub(crate) fn unlisted(&self) -> RelayKeys {
         RelayKeys { identity: RelayId::from_bytes([222; 32]), ..self.keys[0] }
     }
 }
 
-fn profile(world: &World<Tapped>, node: NodeId, identity: &IdentityKey, onion_secret: &OnionSecret) -> Profile {
+fn profile(world: &World<Tap>, node: NodeId, identity: &IdentityKey, onion_secret: &OnionSecret) -> Profile {
     let target = world.network().dial_target(node, identity.id()).unwrap();
     Profile {
         identity: identity.id(),
@@ -164,15 +169,15 @@ fn profile(world: &World<Tapped>, node: NodeId, identity: &IdentityKey, onion_se
     }
 }
 
-/// Reports every relay to the authority as proved, and returns the published consensus.
+/// Reports a successful proof of every relay to the authority; returns the published consensus.
 fn publish(authority: &mut Authority) -> Consensus {
     let id = authority.id();
     while let Some(event) = authority.poll_event() {
         match event {
-            AuthorityEvent::Prove(target) => authority.handle_proof(TODAY, &target, Ok(())),
+            AuthorityEvent::Prove(target) => authority.handle_proof(NOW, &target, Ok(())),
             AuthorityEvent::Publish(signed) => {
                 let unverified = UnverifiedConsensus::decode(signed.as_bytes()).unwrap();
-                return unverified.verify(&[id], TODAY, None).unwrap();
+                return unverified.verify(&[id], NOW, None).unwrap();
             }
             AuthorityEvent::PublishVolunteers(_)
             | AuthorityEvent::StoreRecord { .. }

@@ -1,4 +1,4 @@
-//! Floods and forgeries: limits on state, answers and damage caused by unverified peers.
+//! Floods and forgeries: limits on the state, the answers and the damage that unverified peers cause.
 
 use std::{
     net::SocketAddr,
@@ -15,7 +15,7 @@ use umbel::{
 
 use super::{
     virtual_time::{CLIENT, RELAY, linked},
-    world::{Chance, Mischief, client_config, relay_config, target},
+    world::{Faults, SplitMix64, client_config, relay_config, target},
 };
 
 /// A single listening or dialling endpoint.
@@ -25,12 +25,13 @@ fn endpoint(config: EndpointConfig, purpose: PortUse) -> Endpoint {
     endpoint
 }
 
-pub(crate) fn relay() -> Endpoint {
+/// A listening endpoint.
+pub(crate) fn listening_endpoint() -> Endpoint {
     endpoint(relay_config(), PortUse::Listen)
 }
 
-/// All datagrams that an endpoint has to send.
-fn sent(endpoint: &mut Endpoint, now: Instant) -> Vec<Vec<u8>> {
+/// Polls all datagrams that an endpoint has to send.
+fn take_datagrams(endpoint: &mut Endpoint, now: Instant) -> Vec<Vec<u8>> {
     let mut sent = Vec::new();
     while let Some(batch) = endpoint.poll_datagrams(now) {
         sent.extend(batch.bytes.chunks(batch.segment).map(<[u8]>::to_vec));
@@ -45,17 +46,18 @@ fn source(number: u64) -> SocketAddr {
 }
 
 /// A client that has started to dial `relay`, and its first ClientHello.
-pub(crate) fn dialling(relay: &Endpoint) -> (Endpoint, Vec<u8>) {
+pub(crate) fn start_dial(relay: &Endpoint) -> (Endpoint, Vec<u8>) {
     let mut client = endpoint(client_config(), PortUse::Dial);
     client.handle_transmit(Instant::START, Transmit::Dial(target(relay, ([192, 0, 2, 1], 4443).into())));
-    let hello = sent(&mut client, Instant::START).remove(0);
+    let hello = take_datagrams(&mut client, Instant::START).remove(0);
     (client, hello)
 }
 
-/// Passes the relay a datagram and returns its answers, asserting that none is larger.
+/// Passes a datagram to the relay and returns the answers. Asserts that the answers have no more bytes than the
+/// datagram.
 fn deliver(relay: &mut Endpoint, now: Instant, remote: SocketAddr, datagram: &[u8]) -> Vec<Vec<u8>> {
     relay.handle_datagram(now, SocketRoute { port: 0, remote }, &mut datagram.to_vec());
-    let answers = sent(relay, now);
+    let answers = take_datagrams(relay, now);
     let bytes: usize = answers.iter().map(Vec::len).sum();
     assert!(bytes <= datagram.len(), "{bytes} bytes for {} of an unverified peer", datagram.len());
     answers
@@ -63,9 +65,9 @@ fn deliver(relay: &mut Endpoint, now: Instant, remote: SocketAddr, datagram: &[u
 
 #[test]
 fn a_flood_of_garbage_creates_no_state_and_gets_no_answer() {
-    let (mut relay, mut chance) = (relay(), Chance(1));
+    let (mut relay, mut rng) = (listening_endpoint(), SplitMix64(1));
     for number in 0..50_000 {
-        let mut datagram: Vec<u8> = (0..chance.next() % 1_400).map(|_| chance.next() as u8).collect();
+        let mut datagram: Vec<u8> = (0..rng.next() % 1_400).map(|_| rng.next() as u8).collect();
         // The first byte varies. Half of the longer datagrams have the form of DTLS handshake records.
         if let Some(first) = datagram.first_mut() {
             *first = number as u8;
@@ -83,8 +85,8 @@ fn a_flood_of_garbage_creates_no_state_and_gets_no_answer() {
 
 #[test]
 fn a_flood_of_spoofed_hellos_creates_no_state_and_no_amplification() {
-    let mut relay = relay();
-    let (_, hello) = dialling(&relay);
+    let mut relay = listening_endpoint();
+    let (_, hello) = start_dial(&relay);
     for number in 0..50_000u64 {
         let mut hello = hello.clone();
         hello[27..35].copy_from_slice(&number.to_be_bytes()); // the client random
@@ -106,21 +108,21 @@ fn a_flood_of_spoofed_hellos_creates_no_state_and_no_amplification() {
     assert!(relay.poll_timeout().is_none());
 }
 
-/// Starts a handshake from `remote`: returns the cookie to the relay and sends nothing more.
+/// Leaves a handshake from `remote` half-open: the client returns the cookie and then sends nothing more.
 fn half_open(relay: &mut Endpoint, now: Instant, remote: SocketAddr) {
-    let (mut client, hello) = dialling(relay);
+    let (mut client, hello) = start_dial(relay);
     let mut answers = deliver(relay, now, remote, &hello);
     let back = SocketRoute { port: 0, remote: ([192, 0, 2, 1], 4443).into() };
     client.handle_datagram(Instant::START, back, &mut answers[0]);
-    for mut datagram in sent(&mut client, Instant::START) {
+    for mut datagram in take_datagrams(&mut client, Instant::START) {
         relay.handle_datagram(now, SocketRoute { port: 0, remote }, &mut datagram);
     }
-    sent(relay, now);
+    take_datagrams(relay, now);
 }
 
 #[test]
 fn half_open_links_are_capped_for_each_source_and_time_out() {
-    let mut relay = relay();
+    let mut relay = listening_endpoint();
     let now = Instant::START;
     for port in 1..=100 {
         half_open(&mut relay, now, SocketAddr::from(([203, 0, 113, 1], port)));
@@ -135,7 +137,7 @@ fn half_open_links_are_capped_for_each_source_and_time_out() {
         later = later.max(next);
         assert!(later.since(now) < Duration::from_secs(11));
         relay.handle_timeout(later);
-        sent(&mut relay, later);
+        take_datagrams(&mut relay, later);
     }
     assert_eq!((relay.counts().links, relay.counts().half_open), (0, 0));
     assert!(relay.poll_link_event().is_none(), "the core received no event");
@@ -143,23 +145,23 @@ fn half_open_links_are_capped_for_each_source_and_time_out() {
 
 #[test]
 fn repeated_hellos_with_one_cookie_create_one_link() {
-    let mut relay = relay();
+    let mut relay = listening_endpoint();
     let remote = source(1);
-    let (mut client, hello) = dialling(&relay);
+    let (mut client, hello) = start_dial(&relay);
     let mut answers = deliver(&mut relay, Instant::START, remote, &hello);
     client.handle_datagram(
         Instant::START,
         SocketRoute { port: 0, remote: ([192, 0, 2, 1], 4443).into() },
         &mut answers[0],
     );
-    let second = sent(&mut client, Instant::START);
+    let second = take_datagrams(&mut client, Instant::START);
     for _ in 0..100 {
         for datagram in &second {
             relay.handle_datagram(Instant::START, SocketRoute { port: 0, remote }, &mut datagram.clone());
         }
     }
-    // Bytes that a peer can cause: one flight and its few retransmissions.
-    let bytes: usize = sent(&mut relay, Instant::START).iter().map(Vec::len).sum();
+    // A peer can cause the bytes of one flight and of a few retransmissions.
+    let bytes: usize = take_datagrams(&mut relay, Instant::START).iter().map(Vec::len).sum();
     assert!(bytes < 20_000, "{bytes}");
     assert_eq!(relay.counts().links, 1);
     // From another address the cookie is invalid.
@@ -170,11 +172,11 @@ fn repeated_hellos_with_one_cookie_create_one_link() {
 }
 
 #[test]
-fn forged_datagrams_from_the_peers_address_break_no_open_link() {
-    let (mut world, at_client, _) = linked(20, Mischief::default());
-    let (to_relay, to_client) = (world.nodes[CLIENT].dials_from(), world.nodes[RELAY].address());
-    let (_, hello) = dialling(&world.nodes[RELAY].endpoint);
-    let mut chance = Chance(21);
+fn forged_datagrams_from_the_peers_address_close_no_open_link() {
+    let (mut world, at_client, _) = linked(20, Faults::default());
+    let (to_relay, to_client) = (world.nodes[CLIENT].dial_address(), world.nodes[RELAY].address());
+    let (_, hello) = start_dial(&world.nodes[RELAY].endpoint);
+    let mut rng = SplitMix64(21);
     for number in 0..20_000u64 {
         let mut forged = match number % 5 {
             // Application data, an alert or a handshake message, sealed without a valid key.
@@ -187,7 +189,7 @@ fn forged_datagrams_from_the_peers_address_break_no_open_link() {
             _ => vec![22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 1, 0, 0, 64],
         };
         if number % 5 != 2 && number % 5 != 3 {
-            forged.extend((0..64).map(|_| chance.next() as u8));
+            forged.extend((0..64).map(|_| rng.next() as u8));
         }
         world.inject(RELAY, 0, to_relay, &forged);
         world.inject(CLIENT, 1, to_client, &forged);

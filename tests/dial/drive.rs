@@ -16,13 +16,13 @@ use umbel::{
 };
 
 /// An endpoint with its sockets.
-pub(crate) struct Driven {
+pub(crate) struct DrivenEndpoint {
     pub(crate) endpoint: Endpoint,
     sockets: Sockets,
     start: StdInstant,
 }
 
-impl Driven {
+impl DrivenEndpoint {
     /// Listens on `listen`, and can dial.
     pub(crate) fn new(config: EndpointConfig, listen: &[SocketAddr]) -> Self {
         let start = StdInstant::now();
@@ -46,8 +46,8 @@ impl Driven {
         self.endpoint.handle_transmit(now, transmit);
     }
 
-    /// Passes each event to `react`, which may add outputs, then sends, and waits at most `max_wait` for datagrams or a
-    /// deadline.
+    /// Passes each event to `react`, which may add outputs. Then sends the outputs, and waits at most `max_wait` for
+    /// datagrams or a deadline.
     pub(crate) async fn turn(&mut self, max_wait: Duration, mut react: impl FnMut(LinkEvent, &mut Vec<Transmit>)) {
         let mut outputs = Vec::new();
         let now = loop {
@@ -63,8 +63,8 @@ impl Driven {
                 break now;
             }
         };
-        let due = self.endpoint.poll_timeout().map_or(max_wait, |at| at.since(now)).min(max_wait);
-        let _ = tokio::time::timeout(due, self.sockets.readable()).await;
+        let wait = self.endpoint.poll_timeout().map_or(max_wait, |at| at.since(now)).min(max_wait);
+        let _ = tokio::time::timeout(wait, self.sockets.readable()).await;
         let now = self.now();
         let endpoint = &mut self.endpoint;
         self.sockets.receive(|route, datagrams, segment| endpoint.handle_datagrams(now, route, datagrams, segment));

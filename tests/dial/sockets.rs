@@ -24,14 +24,14 @@ use webrtc::{
 };
 
 use super::{
-    attacks::{dialling, relay as relay_endpoint},
-    drive::{Driven, echo},
+    attacks::{listening_endpoint, start_dial},
+    drive::{DrivenEndpoint, echo},
     world::{PASSWORD, UFRAG, client_config, relay_config, target},
 };
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An echoing relay; when stopped, it returns its counts.
+/// A relay that echoes messages.
 struct Relay {
     target: DialTarget,
     stop: oneshot::Sender<()>,
@@ -45,7 +45,7 @@ impl Relay {
 
     fn start_with(config: EndpointConfig, listen: &[&str]) -> Self {
         let listen: Vec<SocketAddr> = listen.iter().map(|address| address.parse().unwrap()).collect();
-        let mut driven = Driven::new(config, &listen);
+        let mut driven = DrivenEndpoint::new(config, &listen);
         let mut target = target(&driven.endpoint, listen[0]);
         target.addresses = driven.listening();
         let (stop, mut stopped) = oneshot::channel();
@@ -58,33 +58,38 @@ impl Relay {
         Self { target, stop, task }
     }
 
+    /// Stops the relay; returns its counts.
     async fn stop(self) -> Counts {
         self.stop.send(()).unwrap();
         self.task.await.unwrap()
     }
 }
 
-/// Runs `driven` until `done` returns true.
-async fn until(driven: &mut Driven, what: &str, mut done: impl FnMut(LinkEvent, &mut Vec<Transmit>) -> bool) {
+/// Runs `driven` until `done` returns true; panics with `what` after [`TIMEOUT`].
+async fn run_until(
+    driven: &mut DrivenEndpoint,
+    what: &str,
+    mut done: impl FnMut(LinkEvent, &mut Vec<Transmit>) -> bool,
+) {
     let started = Instant::now();
-    let mut over = false;
-    while !over {
-        assert!(started.elapsed() < DEADLINE, "{what}");
-        driven.turn(Duration::from_millis(50), |event, outputs| over |= done(event, outputs)).await;
+    let mut is_done = false;
+    while !is_done {
+        assert!(started.elapsed() < TIMEOUT, "{what}");
+        driven.turn(Duration::from_millis(50), |event, outputs| is_done |= done(event, outputs)).await;
     }
 }
 
 #[tokio::test]
-async fn twenty_relays_are_dialled_at_once_and_echo_over_ipv4_and_ipv6() {
+async fn twenty_relays_are_dialled_simultaneously_and_echo_over_ipv4_and_ipv6() {
     for listen in ["127.0.0.1:0", "[::1]:0"] {
         let relays: Vec<Relay> = (0..20).map(|_| Relay::start(&[listen])).collect();
-        let mut client = Driven::new(client_config(), &[]);
+        let mut client = DrivenEndpoint::new(client_config(), &[]);
         for (number, relay) in (0..).zip(&relays) {
             let target = DialTarget { relay: RelayId::from_bytes([number; 32]), ..relay.target.clone() };
             client.transmit(Transmit::Dial(target));
         }
         let (mut numbers, mut echoes) = (HashMap::new(), 0);
-        until(&mut client, "twenty links echo", |event, outputs| {
+        run_until(&mut client, "twenty links echo", |event, outputs| {
             match event {
                 LinkEvent::Opened { link, opened } => {
                     let [number, ..] = *opened.dialled.unwrap().as_bytes();
@@ -112,10 +117,10 @@ async fn twenty_relays_are_dialled_at_once_and_echo_over_ipv4_and_ipv6() {
 
 /// Dials, sends 17 KiB over each lane, waits for the echoes, and closes.
 async fn dial_and_echo(target: DialTarget, number: u8) {
-    let mut client = Driven::new(client_config(), &[]);
+    let mut client = DrivenEndpoint::new(client_config(), &[]);
     client.transmit(Transmit::Dial(target));
-    let mut pieces = 0;
-    until(&mut client, "an echo", |event, outputs| {
+    let mut echoes = 0;
+    run_until(&mut client, "an echo", |event, outputs| {
         match event {
             LinkEvent::Opened { link, .. } => {
                 let message = Slots::from(vec![number; 17 << 10]);
@@ -127,15 +132,15 @@ async fn dial_and_echo(target: DialTarget, number: u8) {
             }
             LinkEvent::Message { link, message, .. } => {
                 assert_eq!(message, Slots::from(vec![number; 17 << 10]));
-                pieces += 1;
-                if pieces == 4 {
+                echoes += 1;
+                if echoes == 4 {
                     outputs.push(Transmit::Close(link));
                 }
             }
             LinkEvent::DialFailed { error, .. } => panic!("{error}"),
             _ => {}
         }
-        pieces == 4
+        echoes == 4
     })
     .await;
     while client.endpoint.counts().links > 0 {
@@ -157,7 +162,7 @@ async fn twenty_diallers_share_one_port() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dials_succeed_while_garbage_and_spoofed_hellos_flood_the_port() {
     let relay = Relay::start(&["127.0.0.1:0"]);
-    let (to, hello) = (relay.target.addresses[0], dialling(&relay_endpoint()).1);
+    let (to, hello) = (relay.target.addresses[0], start_dial(&listening_endpoint()).1);
     let (flooding, rounds) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
     let flood = std::thread::spawn({
         let (flooding, rounds) = (Arc::clone(&flooding), Arc::clone(&rounds));
@@ -173,8 +178,8 @@ async fn dials_succeed_while_garbage_and_spoofed_hellos_flood_the_port() {
                     let _ = socket.send_to(&spoofed[..40], to);
                     let _ = socket.send_to(&number.to_be_bytes(), to);
                 }
-                // The rate is about 20,000 datagrams per second, because a flood that fills the kernel's queue would block
-                // all dials.
+                // Limits the rate to about 20,000 datagrams per second. A flood that fills the kernel's queue would block all
+                // dials.
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
@@ -194,10 +199,10 @@ async fn dials_succeed_while_garbage_and_spoofed_hellos_flood_the_port() {
 #[tokio::test]
 async fn a_wrong_fingerprint_is_refused_within_a_second() {
     let relay = Relay::start(&["127.0.0.1:0"]);
-    let mut client = Driven::new(client_config(), &[]);
+    let mut client = DrivenEndpoint::new(client_config(), &[]);
     let started = Instant::now();
     client.transmit(Transmit::Dial(DialTarget { fingerprint: [1; 32], ..relay.target.clone() }));
-    until(&mut client, "refused", |event, _| match event {
+    run_until(&mut client, "refused", |event, _| match event {
         LinkEvent::DialFailed { error, .. } => {
             assert_eq!(error, DialError::WrongFingerprint);
             true
@@ -225,7 +230,7 @@ fn answer(target: &DialTarget, mid: &str) -> String {
     )
 }
 
-/// Ignores all events, because the diallers poll their channels.
+/// Ignores all events, because the diallers poll their data channels.
 struct NoHandler;
 
 impl PeerConnectionEventHandler for NoHandler {}
@@ -274,10 +279,10 @@ async fn stock_dials(config: EndpointConfig, dials: u8) {
     let dials = (0..dials).map(|number| {
         let target = relay.target.clone();
         tokio::spawn(async move {
-            // Half of them open their channel in band.
+            // Half of the diallers open the data channel in band.
             let (peer, channel) = stock_dial(&target, number % 2 == 0).await;
             let mut echoes = 0;
-            timeout(DEADLINE, async {
+            timeout(TIMEOUT, async {
                 while let Some(event) = channel.poll().await {
                     match event {
                         DataChannelEvent::OnOpen => {

@@ -7,7 +7,7 @@ use umbel::{
     transport::native::{CipherSuite, Endpoint, EndpointError, KeyLimits},
 };
 
-use super::world::{Mischief, World, client_config, relay_config, target};
+use super::world::{Faults, World, client_config, relay_config, target};
 
 /// The link that opened at a node, if one has.
 pub(crate) fn opened(events: &[LinkEvent]) -> Option<LinkId> {
@@ -22,25 +22,20 @@ fn lane(value: u8) -> Lane {
 }
 
 /// A client, a relay, and a link between them.
-pub(crate) fn linked(seed: u64, mischief: Mischief) -> (World, LinkId, LinkId) {
-    linked_with(seed, mischief, &CipherSuite::ALL, KeyLimits::default())
+pub(crate) fn linked(seed: u64, faults: Faults) -> (World, LinkId, LinkId) {
+    linked_with(seed, faults, &CipherSuite::ALL, KeyLimits::default())
 }
 
 /// [`linked`], with these suites and limits at both ends.
-fn linked_with(
-    seed: u64,
-    mischief: Mischief,
-    suites: &[CipherSuite],
-    key_limits: KeyLimits,
-) -> (World, LinkId, LinkId) {
-    let linked = try_linked(seed, mischief, suites, key_limits);
+fn linked_with(seed: u64, faults: Faults, suites: &[CipherSuite], key_limits: KeyLimits) -> (World, LinkId, LinkId) {
+    let linked = try_linked(seed, faults, suites, key_limits);
     linked.unwrap_or_else(|error| panic!("the dial failed: {error} (seed {seed})"))
 }
 
 /// [`linked_with`], but returns the error of a failed dial.
 fn try_linked(
     seed: u64,
-    mischief: Mischief,
+    faults: Faults,
     suites: &[CipherSuite],
     key_limits: KeyLimits,
 ) -> Result<(World, LinkId, LinkId), DialError> {
@@ -50,13 +45,13 @@ fn try_linked(
         config.cipher_suites = suites.to_vec();
         config.key_limits = key_limits;
     }
-    if mischief.lost > 0.0 {
-        // Three consecutive keep-alives may be lost, which ends a link; another test covers that.
+    if faults.lost > 0.0 {
+        // The loss of consecutive keep-alives would end the link. Another test covers that end.
         relay.caps.silence_timeout = Duration::from_secs(300);
         client.caps.silence_timeout = Duration::from_secs(300);
     }
     let (relay, client) = (world.add(relay), world.add(client));
-    world.mischief = mischief;
+    world.faults = faults;
     world.dial(client, relay);
     world.run_until(Duration::from_secs(12), &format!("both ends open (seed {seed})"), |world| {
         world.nodes.iter().all(|node| opened(&node.events).is_some())
@@ -78,7 +73,7 @@ pub(crate) const CLIENT: usize = 1;
 
 #[test]
 fn a_dial_opens_in_five_round_trips_with_both_certificates_known() {
-    let (world, ..) = linked(1, Mischief::default());
+    let (world, ..) = linked(1, Faults::default());
     assert!(world.now.as_nanos() <= 50_000_000, "{:?} at 10 ms a round trip", world.now);
     let opened = |node: usize| {
         world.nodes[node].events.iter().find_map(|event| match event {
@@ -97,7 +92,7 @@ fn a_dial_opens_in_five_round_trips_with_both_certificates_known() {
 }
 
 #[test]
-fn a_wrong_fingerprint_is_refused_at_once() {
+fn a_wrong_fingerprint_is_refused_immediately() {
     let mut world = World::new(2);
     let (relay, client) = (world.add(relay_config()), world.add(client_config()));
     let mut target = target(&world.nodes[relay].endpoint, world.nodes[relay].address());
@@ -133,7 +128,7 @@ fn a_dial_continues_at_the_second_address_if_the_first_is_unreachable() {
 }
 
 #[test]
-fn two_relays_that_dial_each_other_at_once_get_two_links() {
+fn two_relays_that_dial_each_other_simultaneously_get_two_links() {
     let mut world = World::new(5);
     let (one, two) = (world.add(relay_config()), world.add(relay_config()));
     world.dial(one, two);
@@ -148,11 +143,11 @@ fn two_relays_that_dial_each_other_at_once_get_two_links() {
 
 #[test]
 fn a_silent_link_is_closed_at_both_ends() {
-    let (mut world, ..) = linked(6, Mischief::default());
+    let (mut world, ..) = linked(6, Faults::default());
     // An idle link that answers probes stays open.
     world.run_for(Duration::from_secs(120));
     assert_eq!(world.nodes[CLIENT].endpoint.counts().links, 1);
-    world.mischief.lost = 1.0;
+    world.faults.lost = 1.0;
     world.run_for(Duration::from_secs(31));
     for node in &world.nodes {
         assert!(node.events.iter().any(|event| matches!(event, LinkEvent::Closed { reason: LinkClose::TimedOut, .. })));
@@ -162,7 +157,7 @@ fn a_silent_link_is_closed_at_both_ends() {
 
 #[test]
 fn a_closed_link_delivers_its_queued_messages_and_notifies_the_peer() {
-    let (mut world, at_client, _) = linked(7, Mischief { lost: 0.01, ..Mischief::default() });
+    let (mut world, at_client, _) = linked(7, Faults { lost: 0.01, ..Faults::default() });
     for _ in 0..16 {
         let message = Slots::from(vec![1; 17 << 10]);
         world.transmit(CLIENT, Transmit::Message { link: at_client, lane: lane(1), message });
@@ -183,7 +178,7 @@ fn a_closed_link_delivers_its_queued_messages_and_notifies_the_peer() {
 
 #[test]
 fn a_restarted_dialler_at_the_same_address_replaces_its_link() {
-    let (mut world, ..) = linked(8, Mischief::default());
+    let (mut world, ..) = linked(8, Faults::default());
     // The client loses its state, but keeps its address.
     world.nodes[CLIENT].endpoint = {
         let mut fresh = World::new(0);
@@ -198,13 +193,13 @@ fn a_restarted_dialler_at_the_same_address_replaces_its_link() {
     assert!(world.nodes[RELAY].events.iter().any(|event| matches!(event, LinkEvent::Closed { .. })));
 }
 
-fn opened_times(events: &[LinkEvent]) -> usize {
+fn opened_count(events: &[LinkEvent]) -> usize {
     events.iter().filter(|event| matches!(event, LinkEvent::Opened { .. })).count()
 }
 
 #[test]
 fn a_relay_can_be_dialled_while_the_old_link_still_closes() {
-    let (mut world, at_client, _) = linked(9, Mischief::default());
+    let (mut world, at_client, _) = linked(9, Faults::default());
     for _ in 0..16 {
         let message = Slots::from(vec![1; 17 << 10]);
         world.transmit(CLIENT, Transmit::Message { link: at_client, lane: lane(0), message });
@@ -213,21 +208,21 @@ fn a_relay_can_be_dialled_while_the_old_link_still_closes() {
     assert_eq!(world.nodes[CLIENT].endpoint.counts().links, 1, "the link still delivers");
     world.dial(CLIENT, RELAY);
     world.run_until(Duration::from_secs(1), "open again", |world| {
-        world.nodes.iter().all(|node| opened_times(&node.events) == 2)
+        world.nodes.iter().all(|node| opened_count(&node.events) == 2)
     });
     assert!(world.nodes.iter().all(|node| node.endpoint.counts().links == 1));
 }
 
 #[test]
 fn a_dial_waits_for_its_route_until_its_timeout() {
-    let (mut world, at_client, _) = linked(10, Mischief::default());
+    let (mut world, at_client, _) = linked(10, Faults::default());
     world.dial(CLIENT, RELAY);
     world.run_for(Duration::from_secs(9));
     let events = &world.nodes[CLIENT].events;
     let other = |event: &&LinkEvent| !matches!(event, LinkEvent::Room { .. });
     assert_eq!(events.iter().filter(other).count(), 1, "open, and no failure: {events:?}");
     world.transmit(CLIENT, Transmit::Close(at_client));
-    world.run_until(Duration::from_secs(1), "open again", |world| opened_times(&world.nodes[CLIENT].events) == 2);
+    world.run_until(Duration::from_secs(1), "open again", |world| opened_count(&world.nodes[CLIENT].events) == 2);
 
     world.nodes[CLIENT].events.clear();
     world.dial(CLIENT, RELAY);
@@ -236,7 +231,7 @@ fn a_dial_waits_for_its_route_until_its_timeout() {
     assert!(world.nodes[CLIENT].events.iter().any(failed), "{:?}", world.nodes[CLIENT].events);
 }
 
-/// Sends numbered messages both ways over all lanes, as room allows; all must arrive, complete and in order.
+/// Sends numbered messages in both directions over all lanes, as room allows. All must arrive, complete and in order.
 fn transfer(mut world: World, links: [LinkId; 2], count: u32, limit: Duration, seed: u64) {
     let ends = [CLIENT, RELAY];
     let mut sent = [0u32; 2];
@@ -247,15 +242,15 @@ fn transfer(mut world: World, links: [LinkId; 2], count: u32, limit: Duration, s
         bytes.splice(0..0, number.to_be_bytes());
         Slots::from(bytes)
     };
-    world.run_until(limit, &format!("all messages there (seed {seed})"), |world| {
+    world.run_until(limit, &format!("all messages have arrived (seed {seed})"), |world| {
         for (side, node) in ends.into_iter().enumerate() {
             for event in core::mem::take(&mut world.nodes[node].events) {
                 match event {
                     LinkEvent::Room { bytes, .. } => room[side] = bytes,
-                    LinkEvent::Message { lane, message: got, .. } => {
+                    LinkEvent::Message { lane, message: arrived, .. } => {
                         let next = &mut received[side][usize::from(lane.value())];
                         let number = *next * 4 + u32::from(lane.value());
-                        assert_eq!(got, message(number), "altered or out of order (seed {seed})");
+                        assert_eq!(arrived, message(number), "altered or out of order (seed {seed})");
                         *next += 1;
                     }
                     LinkEvent::Opened { .. } => {}
@@ -276,16 +271,16 @@ fn transfer(mut world: World, links: [LinkId; 2], count: u32, limit: Duration, s
 }
 
 #[test]
-fn messages_of_all_sizes_arrive_in_order_on_a_good_network() {
-    let (world, client, relay) = linked(9, Mischief::default());
+fn messages_of_many_sizes_arrive_in_order_on_a_network_without_faults() {
+    let (world, client, relay) = linked(9, Faults::default());
     transfer(world, [client, relay], 1_000, Duration::from_secs(60), 9);
 }
 
 #[test]
 fn messages_arrive_in_order_with_one_percent_of_each_fault() {
     for seed in 100..104 {
-        let mischief = Mischief { lost: 0.01, duplicated: 0.01, reordered: 0.01, forged: 0.01 };
-        let (world, client, relay) = linked(seed, mischief);
+        let faults = Faults { lost: 0.01, duplicated: 0.01, reordered: 0.01, forged: 0.01 };
+        let (world, client, relay) = linked(seed, faults);
         transfer(world, [client, relay], 400, Duration::from_secs(300), seed);
     }
 }
@@ -293,17 +288,17 @@ fn messages_arrive_in_order_with_one_percent_of_each_fault() {
 #[test]
 fn messages_arrive_in_order_with_five_percent_of_each_fault() {
     for seed in 200..204 {
-        let mischief = Mischief { lost: 0.05, duplicated: 0.05, reordered: 0.05, forged: 0.05 };
-        let (world, client, relay) = linked(seed, mischief);
+        let faults = Faults { lost: 0.05, duplicated: 0.05, reordered: 0.05, forged: 0.05 };
+        let (world, client, relay) = linked(seed, faults);
         transfer(world, [client, relay], 200, Duration::from_secs(900), seed);
     }
 }
 
 #[test]
 fn dials_open_in_time_with_five_percent_of_each_fault() {
-    let mischief = Mischief { lost: 0.05, duplicated: 0.05, reordered: 0.05, forged: 0.05 };
+    let faults = Faults { lost: 0.05, duplicated: 0.05, reordered: 0.05, forged: 0.05 };
     // One in 190 dials fails on such a network, and the dependencies use unseeded randomness.
-    let fails = |seed: &u64| try_linked(*seed, mischief, &CipherSuite::ALL, KeyLimits::default()).is_err();
+    let fails = |seed: &u64| try_linked(*seed, faults, &CipherSuite::ALL, KeyLimits::default()).is_err();
     let failed: Vec<u64> = (300..340).filter(fails).collect();
     assert!(failed.len() <= 2, "seeds {failed:?}");
 }
@@ -311,8 +306,8 @@ fn dials_open_in_time_with_five_percent_of_each_fault() {
 #[test]
 fn messages_arrive_in_order_with_each_cipher_suite_and_two_percent_of_each_fault() {
     for (seed, suite) in (400..).zip(CipherSuite::ALL) {
-        let mischief = Mischief { lost: 0.02, duplicated: 0.02, reordered: 0.02, forged: 0.02 };
-        let (world, client, relay) = linked_with(seed, mischief, &[suite], KeyLimits::default());
+        let faults = Faults { lost: 0.02, duplicated: 0.02, reordered: 0.02, forged: 0.02 };
+        let (world, client, relay) = linked_with(seed, faults, &[suite], KeyLimits::default());
         transfer(world, [client, relay], 200, Duration::from_secs(300), seed);
     }
 }
@@ -331,16 +326,16 @@ fn ends_without_a_cipher_suite_in_common_get_no_link() {
 }
 
 #[test]
-fn key_limits_that_retire_a_link_at_once_or_after_its_end_are_rejected() {
+fn key_limits_that_retire_a_link_immediately_or_after_its_end_are_rejected() {
     let limits =
         [(0, 600, 9, false), (585, 600, 9, false), (1, 16, 9, false), (584, 600, 1, false), (584, 600, 2, true)];
-    for (retire, end, forged, sound) in limits {
+    for (retire, end, forged, valid) in limits {
         let mut config = client_config();
         config.key_limits = KeyLimits { retire, end, forged };
         match Endpoint::new(config, StdInstant::now()) {
-            Ok(_) => assert!(sound, "{retire}, {end}, {forged}"),
+            Ok(_) => assert!(valid, "{retire}, {end}, {forged}"),
             Err(EndpointError::KeyLimits(rejected)) => {
-                assert!(!sound && rejected.retire == retire, "{retire}, {end}, {forged}")
+                assert!(!valid && rejected.retire == retire, "{retire}, {end}, {forged}")
             }
             Err(error) => panic!("{error}"),
         }
@@ -348,10 +343,10 @@ fn key_limits_that_retire_a_link_at_once_or_after_its_end_are_rejected() {
 }
 
 #[test]
-fn a_link_at_its_key_limit_retires_once_at_both_ends_and_then_ends() {
+fn a_link_with_aes_retires_once_at_both_ends_at_its_key_limit_and_then_ends() {
     let key_limits = KeyLimits { retire: 200, end: 600, ..KeyLimits::default() };
     for suite in CipherSuite::ALL {
-        let (mut world, at_client, _) = linked_with(420, Mischief::default(), &[suite], key_limits);
+        let (mut world, at_client, _) = linked_with(420, Faults::default(), &[suite], key_limits);
         for _ in 0..80 {
             // 15 packets each.
             let message = Slots::from(vec![1; 17 << 10]);
@@ -374,7 +369,7 @@ fn a_link_at_its_key_limit_retires_once_at_both_ends_and_then_ends() {
 #[test]
 fn a_relay_is_dialled_beside_a_retired_link_and_both_links_carry_messages() {
     let key_limits = KeyLimits { retire: 100, end: 100_000, ..KeyLimits::default() };
-    let (mut world, old, _) = linked_with(430, Mischief::default(), &[CipherSuite::Aes128Gcm], key_limits);
+    let (mut world, old, _) = linked_with(430, Faults::default(), &[CipherSuite::Aes128Gcm], key_limits);
     for _ in 0..10 {
         let message = Slots::from(vec![1; 17 << 10]);
         world.transmit(CLIENT, Transmit::Message { link: old, lane: lane(0), message });

@@ -43,10 +43,10 @@ pub(crate) fn target(endpoint: &Endpoint, address: SocketAddr) -> DialTarget {
     }
 }
 
-/// SplitMix64, sufficient for a simulated network.
-pub(crate) struct Chance(pub u64);
+/// The random number generator SplitMix64, which is sufficient for a simulated network.
+pub(crate) struct SplitMix64(pub u64);
 
-impl Chance {
+impl SplitMix64 {
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -54,14 +54,15 @@ impl Chance {
         mixed ^ (mixed >> 31)
     }
 
-    pub(crate) fn happens(&mut self, share: f64) -> bool {
-        (self.next() >> 11) as f64 / ((1u64 << 53) as f64) < share
+    /// Whether an event of this probability happens.
+    pub(crate) fn happens(&mut self, probability: f64) -> bool {
+        (self.next() >> 11) as f64 / ((1u64 << 53) as f64) < probability
     }
 }
 
 /// Fractions of the datagrams with each fault.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Mischief {
+pub(crate) struct Faults {
     pub(crate) lost: f64,
     pub(crate) duplicated: f64,
     /// Delayed so that later datagrams overtake them.
@@ -70,19 +71,21 @@ pub(crate) struct Mischief {
     pub(crate) forged: f64,
 }
 
-/// A datagram in flight: its arrival time, sequence number, receiving node, source address and bytes.
-type Flight = (Instant, u64, usize, SocketAddr, Vec<u8>);
+/// A datagram in flight: arrival time, sequence number, receiving node, source address, and the receiving port followed
+/// by the bytes.
+type InFlight = (Instant, u64, usize, SocketAddr, Vec<u8>);
 
 pub(crate) struct World {
     pub(crate) now: Instant,
     pub(crate) start: StdInstant,
     pub(crate) delay: Duration,
-    pub(crate) mischief: Mischief,
-    pub(crate) chance: Chance,
+    pub(crate) faults: Faults,
+    pub(crate) rng: SplitMix64,
     pub(crate) nodes: Vec<Node>,
-    flights: BinaryHeap<Reverse<Flight>>,
+    in_flight: BinaryHeap<Reverse<InFlight>>,
     by_address: HashMap<SocketAddr, (usize, u8)>,
-    sent: u64,
+    /// Number of scheduled datagrams.
+    scheduled: u64,
 }
 
 pub(crate) struct Node {
@@ -100,7 +103,7 @@ impl Node {
     }
 
     /// The source address of dials.
-    pub(crate) fn dials_from(&self) -> SocketAddr {
+    pub(crate) fn dial_address(&self) -> SocketAddr {
         self.addresses[1]
     }
 }
@@ -111,12 +114,12 @@ impl World {
             now: Instant::START,
             start: StdInstant::now(),
             delay: Duration::from_millis(5),
-            mischief: Mischief::default(),
-            chance: Chance(seed),
+            faults: Faults::default(),
+            rng: SplitMix64(seed),
             nodes: Vec::new(),
-            flights: BinaryHeap::new(),
+            in_flight: BinaryHeap::new(),
             by_address: HashMap::new(),
-            sent: 0,
+            scheduled: 0,
         }
     }
 
@@ -179,39 +182,38 @@ impl World {
 
     fn send(&mut self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
         let Some((node, _)) = self.by_address.get(&to).copied() else { return };
-        let mischief = self.mischief;
-        if self.chance.happens(mischief.lost) {
+        let faults = self.faults;
+        if self.rng.happens(faults.lost) {
             return;
         }
         let mut arrives = self.now.after(self.delay);
-        if self.chance.happens(mischief.forged) {
+        if self.rng.happens(faults.forged) {
             let mut forged = datagram.clone();
-            let at = (self.chance.next() as usize) % forged.len();
-            forged[at] ^= 1 << (self.chance.next() % 8);
+            let at = (self.rng.next() as usize) % forged.len();
+            forged[at] ^= 1 << (self.rng.next() % 8);
             self.schedule(arrives, node, from, to, forged);
         }
-        if self.chance.happens(mischief.duplicated) {
+        if self.rng.happens(faults.duplicated) {
             self.schedule(arrives.after(self.delay / 2), node, from, to, datagram.clone());
         }
-        if self.chance.happens(mischief.reordered) {
+        if self.rng.happens(faults.reordered) {
             arrives = arrives.after(self.delay * 2);
         }
         self.schedule(arrives, node, from, to, datagram);
     }
 
     fn schedule(&mut self, arrives: Instant, node: usize, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
-        self.sent += 1;
+        self.scheduled += 1;
         let (_, port) = self.by_address[&to];
-        // The receiving port precedes the bytes.
         let mut bytes = vec![port];
         bytes.extend(datagram);
-        self.flights.push(Reverse((arrives, self.sent, node, from, bytes)));
+        self.in_flight.push(Reverse((arrives, self.scheduled, node, from, bytes)));
     }
 
     /// The time of the next event, if there is one.
     fn next(&self) -> Option<Instant> {
         let timeouts = self.nodes.iter().filter_map(|node| node.endpoint.poll_timeout());
-        timeouts.chain(self.flights.peek().map(|Reverse(flight)| flight.0)).min()
+        timeouts.chain(self.in_flight.peek().map(|Reverse(datagram)| datagram.0)).min()
     }
 
     /// Advances time until `done` returns true; panics with `what` after `limit`.
@@ -235,22 +237,22 @@ impl World {
 
     fn step(&mut self, next: Instant) {
         self.now = self.now.max(next);
-        let mut touched = vec![false; self.nodes.len()];
-        while let Some(Reverse(flight)) = self.flights.peek()
-            && flight.0 <= self.now
+        let mut received = vec![false; self.nodes.len()];
+        while let Some(Reverse(datagram)) = self.in_flight.peek()
+            && datagram.0 <= self.now
         {
-            let Some(Reverse((_, _, node, from, mut bytes))) = self.flights.pop() else { break };
+            let Some(Reverse((_, _, node, from, mut bytes))) = self.in_flight.pop() else { break };
             let route = SocketRoute { port: bytes[0], remote: from };
             self.nodes[node].endpoint.handle_datagram(self.now, route, &mut bytes[1..]);
-            touched[node] = true;
+            received[node] = true;
         }
-        for (index, touched) in touched.into_iter().enumerate() {
+        for (index, received) in received.into_iter().enumerate() {
             let endpoint = &mut self.nodes[index].endpoint;
             let due = endpoint.poll_timeout().is_some_and(|at| at <= self.now);
             if due {
                 endpoint.handle_timeout(self.now);
             }
-            if due || touched {
+            if due || received {
                 self.collect(index);
             }
         }

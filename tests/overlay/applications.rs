@@ -1,4 +1,4 @@
-//! Real applications that use the client's ports. They need the packages that `cargo xtask test` installs.
+//! Real applications that use the client's ports. The tests need the packages that `cargo xtask test` installs.
 
 use std::{
     fs,
@@ -12,11 +12,11 @@ use super::harness::*;
 #[ignore = "needs curl, wget, git, openssl and python3 with requests and PySocks: cargo xtask test runs it"]
 fn curl_wget_git_and_python_transfer_bytes_unchanged() {
     let testnet = Testnet::start(&[]);
-    let origin = Origin::start();
+    let target = TargetServer::start();
     let scratch = tempfile::tempdir().unwrap();
-    curl(&testnet, &origin, scratch.path());
-    wget(&testnet, &origin, scratch.path());
-    python(&testnet, &origin);
+    curl(&testnet, &target, scratch.path());
+    wget(&testnet, &target, scratch.path());
+    python(&testnet, &target);
     git_over_https(&testnet, scratch.path());
 }
 
@@ -24,45 +24,45 @@ fn curl_wget_git_and_python_transfer_bytes_unchanged() {
 #[ignore = "needs curl and takes a minute: cargo xtask test runs it"]
 fn a_download_of_500_mb_arrives_unchanged() {
     let testnet = Testnet::start(&[]);
-    let origin = Origin::start();
+    let target = TargetServer::start();
     let scratch = tempfile::tempdir().unwrap();
     let length = 500_000_000;
     let file = scratch.path().join("large");
     let proxy = format!("socks5h://{}", testnet.socks);
-    succeed(Command::new("curl").args(["-sSf", "--proxy", &proxy, "-o"]).arg(&file).arg(origin.url(length)));
+    succeed(Command::new("curl").args(["-sSf", "--proxy", &proxy, "-o"]).arg(&file).arg(target.url(length)));
     assert_eq!(fs::metadata(&file).unwrap().len(), length);
     assert!(is_body(&mut fs::File::open(&file).unwrap(), length).unwrap());
 }
 
-fn curl(testnet: &Testnet, origin: &Origin, scratch: &Path) {
+fn curl(testnet: &Testnet, target: &TargetServer, scratch: &Path) {
     let length = 3_000_000;
     for proxy in [format!("socks5h://{}", testnet.socks), format!("http://{}", testnet.http)] {
         for flag in ["-sSf", "-sSfp"] {
             let file = scratch.join("curl");
-            succeed(Command::new("curl").args([flag, "--proxy", &proxy, "-o"]).arg(&file).arg(origin.url(length)));
+            succeed(Command::new("curl").args([flag, "--proxy", &proxy, "-o"]).arg(&file).arg(target.url(length)));
             assert!(is_body(&mut fs::File::open(&file).unwrap(), length).unwrap());
         }
     }
 }
 
-fn wget(testnet: &Testnet, origin: &Origin, scratch: &Path) {
+fn wget(testnet: &Testnet, target: &TargetServer, scratch: &Path) {
     let file = scratch.join("wget");
     let proxy = format!("http_proxy=http://{}", testnet.http);
     let length = 3_000_000;
     succeed(
-        Command::new("wget").args(["-q", "-e", "use_proxy=yes", "-e", &proxy, "-O"]).arg(&file).arg(origin.url(length)),
+        Command::new("wget").args(["-q", "-e", "use_proxy=yes", "-e", &proxy, "-O"]).arg(&file).arg(target.url(length)),
     );
     assert!(is_body(&mut fs::File::open(&file).unwrap(), length).unwrap());
 }
 
-fn python(testnet: &Testnet, origin: &Origin) {
+fn python(testnet: &Testnet, target: &TargetServer) {
     let program = format!(
         "import requests, hashlib\n\
          proxy = 'socks5h://user:key@{}'\n\
          body = requests.get('{}', proxies={{'http': proxy}}, timeout=60).content\n\
          print(len(body), hashlib.sha256(body).hexdigest())",
         testnet.socks,
-        origin.url(1_000_000)
+        target.url(1_000_000)
     );
     let output = succeed(Command::new("python3").args(["-c", &program]));
     let mut body = Body::new();
@@ -93,7 +93,7 @@ fn git_over_https(testnet: &Testnet, scratch: &Path) {
     fs::create_dir_all(&site).unwrap();
     let git = |folder: &Path, arguments: &[&str]| {
         let identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org", "-c", "init.defaultBranch=main"];
-        // If this variable is set on the machine, it takes precedence over `http.sslCAInfo`.
+        // An inherited value of this variable would take precedence over `http.sslCAInfo`.
         let mut git = Command::new("git");
         git.current_dir(folder).env("GIT_SSL_CAINFO", &certificate);
         succeed(git.args(identity).args(arguments))

@@ -1,4 +1,4 @@
-//! Search engines for the exits of a testnet: Kiwix and searx from Debian, and one with scripted answers.
+//! Search engines for the exits of a testnet: Kiwix and searx from Debian, and a server with scripted answers.
 
 use std::{
     fs,
@@ -13,25 +13,25 @@ use std::{
 
 use super::harness::*;
 
-/// A program that serves HTTP on loopback; a drop ends it.
-pub(crate) struct Served {
+/// A search engine as a process that serves HTTP on loopback. The process ends on drop.
+pub(crate) struct EngineProcess {
     process: Child,
     pub(crate) address: SocketAddr,
 }
 
-impl Drop for Served {
+impl Drop for EngineProcess {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-impl Served {
+impl EngineProcess {
     fn start(command: &mut Command, address: SocketAddr) -> Self {
         let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let served = Self { process, address };
+        let engine = Self { process, address };
         await_true("the engine answers", Instant::now() + TIMEOUT, || TcpStream::connect(address).is_ok());
-        served
+        engine
     }
 
     /// The body of the answer to a GET for `path`.
@@ -51,30 +51,30 @@ pub(crate) fn rust_book() -> PathBuf {
 }
 
 /// `kiwix-serve` over the Rust book.
-pub(crate) fn kiwix() -> Served {
+pub(crate) fn kiwix() -> EngineProcess {
     let address = free_address();
     let mut command = Command::new("kiwix-serve");
     command.arg(format!("--address={}", address.ip())).arg(format!("--port={}", address.port())).arg(rust_book());
-    Served::start(&mut command, address)
+    EngineProcess::start(&mut command, address)
 }
 
 /// searx, which queries `kiwix`.
-pub(crate) fn searx(kiwix: &Served, folder: &Path) -> Served {
+pub(crate) fn searx(kiwix: &EngineProcess, folder: &Path) -> EngineProcess {
     let address = free_address();
     let settings = include_str!("searx.yml")
         .replace("PORT", &address.port().to_string())
         .replace("KIWIX", &kiwix.address.to_string());
     let file = folder.join("searx.yml");
     fs::write(&file, settings).unwrap();
-    Served::start(Command::new("searx-run").env("SEARX_SETTINGS_PATH", file), address)
+    EngineProcess::start(Command::new("searx-run").env("SEARX_SETTINGS_PATH", file), address)
 }
 
 /// An HTTP server whose answers a closure determines.
-pub(crate) struct Scripted {
+pub(crate) struct ScriptedServer {
     pub(crate) address: SocketAddr,
 }
 
-impl Scripted {
+impl ScriptedServer {
     /// Starts the server, which ends with the test's process. `answer` receives the request's target.
     pub(crate) fn start(answer: impl Fn(&str) -> Vec<u8> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -134,8 +134,8 @@ pub(crate) fn status(status: &str) -> Vec<u8> {
 /// An RSS answer of results with these titles, each with a different URL.
 pub(crate) fn rss(titles: &[&str]) -> Vec<u8> {
     let item = |title: &&str| {
-        let place = title.to_lowercase().replace(' ', "-");
-        format!("<item><title>{title}</title><link>https://{place}.example/</link><description>x</description></item>")
+        let host = title.to_lowercase().replace(' ', "-");
+        format!("<item><title>{title}</title><link>https://{host}.example/</link><description>x</description></item>")
     };
     let items: String = titles.iter().map(item).collect();
     ok("application/rss+xml", &format!("<rss version=\"2.0\"><channel><title>t</title>{items}</channel></rss>"))
@@ -153,7 +153,7 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> String {
     answer.split_once("\r\n\r\n").unwrap().1.to_owned()
 }
 
-/// The text between each `<tag>` and its end in `text`, entities decoded.
+/// The text of each element `tag` in `text`, with entities decoded.
 pub(crate) fn elements(text: &str, tag: &str) -> Vec<String> {
     let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
     let inner = text.split(&open).skip(1).map(|rest| rest.split(&close).next().unwrap());

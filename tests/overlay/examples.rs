@@ -9,7 +9,7 @@ use std::{
 use nix::sys::signal::{Signal, kill};
 
 use super::{
-    engines::{Scripted, ok},
+    engines::{ScriptedServer, ok},
     harness::*,
 };
 
@@ -34,7 +34,7 @@ fn the_error_of_an_example_for_an_invalid_key_names_the_command_for_keys() {
 }
 
 fn a_stream_fetches_a_page(testnet: &Testnet) {
-    let site = Scripted::start(|path| ok("text/plain", &format!("the page {path}")));
+    let site = ScriptedServer::start(|path| ok("text/plain", &format!("the page {path}")));
     let port = site.address.port().to_string();
     let output = finish(example("stream").args(testnet.network()).args(["localhost", &port, "/one"]));
     assert!(text(&output).ends_with("\r\n\r\nthe page /one"), "{}", text(&output));
@@ -57,7 +57,7 @@ fn a_search_prints_the_results_of_the_engine_in_its_order(testnet: &Testnet) {
 }
 
 fn a_request_is_performed_by_an_exit(testnet: &Testnet) {
-    let site = Scripted::start(|path| ok("text/plain", &format!("the answer to {path}")));
+    let site = ScriptedServer::start(|path| ok("text/plain", &format!("the answer to {path}")));
     let output = finish(example("request").args(testnet.network()).arg(format!("http://{}/two", site.address)));
     assert_eq!(text(&output), "the answer to /two");
     assert!(String::from_utf8_lossy(&output.stderr).contains("200 OK"), "{output:?}");
@@ -68,9 +68,9 @@ fn an_embedded_relay_forwards_circuits_of_others(testnet: &Testnet) {
     let folder = tempfile::tempdir().unwrap();
     let mut command = example("relay");
     command.args(testnet.network()).arg("--data-dir").arg(folder.path());
-    let mut relay = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut relay = ChildProcess(command.stdout(Stdio::piped()).spawn().unwrap());
     let lines = lines_of(relay.0.stdout.take().unwrap());
-    let next = |start: &str| {
+    let next_line = |start: &str| {
         let end = Instant::now() + TIMEOUT;
         loop {
             let line = lines.recv_timeout(end.saturating_duration_since(Instant::now())).expect(start);
@@ -79,20 +79,20 @@ fn an_embedded_relay_forwards_circuits_of_others(testnet: &Testnet) {
             }
         }
     };
-    let identity = next("relay ");
-    next("ready");
+    let identity = next_line("relay ");
+    next_line("ready");
     let client = testnet.client(&["--middle", &identity]);
-    let origin = Origin::start();
-    let mut stream = connect(client.socks, origin.address);
+    let target = TargetServer::start();
+    let mut stream = connect(client.socks, target.address);
     request(&mut stream, LENGTH);
     assert!(is_body(&mut stream, LENGTH).unwrap());
     kill(pid(&relay.0), Signal::SIGINT).unwrap();
-    let cells: u64 = next("forwarded ").split_whitespace().next().unwrap().parse().unwrap();
+    let cells: u64 = next_line("forwarded ").split_whitespace().next().unwrap().parse().unwrap();
     assert!(cells > LENGTH / 1_024, "the body went over the relay: {cells} cells");
     assert!(wait_for_end(&mut relay.0).success());
 }
 
-/// The program of an example, which Cargo and nextest build beside the folder of the tests' programs.
+/// The program of an example. Cargo and nextest build examples beside the folder of the tests' programs.
 fn example(name: &str) -> Command {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().and_then(Path::parent).unwrap().join("examples").join(name);
@@ -100,7 +100,7 @@ fn example(name: &str) -> Command {
     Command::new(program)
 }
 
-/// The output of a program that succeeds.
+/// Runs a program, which must succeed; returns the output.
 fn finish(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -10,35 +10,35 @@ use std::{
 use super::harness::*;
 
 /// Time limit for the next successful request after a relay is killed.
-const RECOVERY: Duration = Duration::from_secs(5);
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[test]
 fn a_download_whose_relay_is_killed_fails_and_the_next_request_succeeds() {
     let testnet = Testnet::start(&["--relays=8", "--exits=3"]);
-    let origin = Origin::start();
-    let mut stream = connect(testnet.socks, origin.address);
+    let target = TargetServer::start();
+    let mut stream = connect(testnet.socks, target.address);
     let length = 1 << 30;
     request(&mut stream, length);
-    let mut some = vec![0; 1 << 20];
-    stream.read_exact(&mut some).unwrap();
-    // All circuits share the guard, so it carries the download.
+    let mut part = vec![0; 1 << 20];
+    stream.read_exact(&mut part).unwrap();
+    // All circuits share the guard, so the guard carries the download.
     testnet.kill(&testnet.relay_folder(&testnet.first_path[0]));
     let killed = Instant::now();
     let outcome = std::io::copy(&mut stream, &mut std::io::sink());
     assert!(outcome.is_err(), "an error, never a clean end: {outcome:?}");
-    let mut stream = connect(testnet.socks, origin.address);
+    let mut stream = connect(testnet.socks, target.address);
     request(&mut stream, 100_000);
     assert!(is_body(&mut stream, 100_000).unwrap());
-    assert!(killed.elapsed() < RECOVERY, "took {:?}", killed.elapsed());
+    assert!(killed.elapsed() < RECOVERY_TIMEOUT, "took {:?}", killed.elapsed());
 }
 
 #[test]
 fn clients_continue_without_the_directory() {
     let testnet = Testnet::start(&["--relays=3", "--exits=1"]);
     testnet.kill("directory");
-    let origin = Origin::start();
+    let target = TargetServer::start();
     for _ in 0..3 {
-        let mut stream = connect(testnet.socks, origin.address);
+        let mut stream = connect(testnet.socks, target.address);
         request(&mut stream, 100_000);
         assert!(is_body(&mut stream, 100_000).unwrap());
     }
@@ -48,19 +48,19 @@ fn clients_continue_without_the_directory() {
 fn a_restart_keeps_identities_and_guards() {
     let folder = tempfile::tempdir().unwrap();
     let directory = format!("--dir={}", folder.path().display());
-    let guards = |paths: &mut Vec<String>| {
+    let run = |first_hops: &mut Vec<String>| {
         let output = umbel()
             .args(["testnet", "--check", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--page=127.0.0.1:0", &directory])
             .output()
             .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let circuit = text.lines().find(|line| line.contains(" circuit ")).expect("a circuit").to_owned();
-        paths.push(circuit.split("circuit").nth(1).unwrap().split_whitespace().next().unwrap().to_owned());
+        first_hops.push(circuit.split("circuit").nth(1).unwrap().split_whitespace().next().unwrap().to_owned());
         (1..=7).map(|number| show_keys(&folder.path().join(format!("relay{number}")))).collect::<Vec<_>>()
     };
     let mut first_hops = Vec::new();
-    let before = guards(&mut first_hops);
-    let after = guards(&mut first_hops);
+    let before = run(&mut first_hops);
+    let after = run(&mut first_hops);
     assert_eq!(before, after, "identities are kept");
     assert_eq!(first_hops[0], first_hops[1], "the guard is kept");
 }

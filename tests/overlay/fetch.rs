@@ -17,9 +17,9 @@ use super::harness::*;
 fn a_body_larger_than_the_memory_of_any_node_is_fetched_by_an_exit() {
     const LENGTH: u64 = 250_000_000;
     let testnet = Testnet::start(&[]);
-    let origin = Origin::start();
+    let target = TargetServer::start();
     let file = testnet.folder.path().join("body");
-    let fetched = fetch(&testnet, &["--via=request", "--output", file.to_str().unwrap(), &origin.url(LENGTH)]);
+    let fetched = fetch(&testnet, &["--via=request", "--output", file.to_str().unwrap(), &target.url(LENGTH)]);
     assert!(fetched.status.success(), "{}", String::from_utf8_lossy(&fetched.stderr));
     assert_eq!(fs::metadata(&file).unwrap().len(), LENGTH);
     assert!(is_body(&mut fs::File::open(&file).unwrap(), LENGTH).unwrap());
@@ -33,9 +33,9 @@ fn a_body_larger_than_the_memory_of_any_node_is_fetched_by_an_exit() {
 #[test]
 fn a_body_arrives_complete_by_an_exit_and_over_a_stream() {
     let testnet = Testnet::start(&[]);
-    let origin = Origin::start();
+    let target = TargetServer::start();
     for way in ["--via=request", "--via=stream"] {
-        let fetched = fetch(&testnet, &[way, &origin.url(5_000_000)]);
+        let fetched = fetch(&testnet, &[way, &target.url(5_000_000)]);
         assert!(fetched.status.success(), "{way}: {}", String::from_utf8_lossy(&fetched.stderr));
         assert_eq!(fetched.stdout.len(), 5_000_000);
         assert!(is_body(&mut fetched.stdout.as_slice(), 5_000_000).unwrap());

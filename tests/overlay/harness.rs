@@ -1,4 +1,4 @@
-//! A running testnet, an HTTP origin, and a minimal SOCKS5 client.
+//! A running testnet, an HTTP server as a target, and a minimal SOCKS5 client.
 
 use std::{
     fs,
@@ -16,10 +16,10 @@ use nix::{
     unistd::Pid,
 };
 
-/// Time limit of any wait, after which the test fails.
+/// Timeout of a wait, after which the test fails.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A testnet of processes; a drop ends them.
+/// A testnet of processes, which end on drop.
 pub(crate) struct Testnet {
     process: Child,
     /// Kept open, because a testnet fails if its output is closed.
@@ -34,7 +34,7 @@ pub(crate) struct Testnet {
     pub(crate) directory: String,
     /// The folder of all nodes.
     pub(crate) folder: tempfile::TempDir,
-    /// The relays of the first circuit, shortened.
+    /// The shortened identities of the relays of the first circuit.
     pub(crate) first_path: Vec<String>,
 }
 
@@ -73,19 +73,19 @@ impl Testnet {
     }
 
     /// Starts another client of the testnet with these options, and waits until it accepts requests.
-    pub(crate) fn client(&self, arguments: &[&str]) -> OwnClient {
+    pub(crate) fn client(&self, arguments: &[&str]) -> SecondClient {
         let mut process = umbel()
             .args(["client", "--supervised", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--page=127.0.0.1:0"])
             .args(self.network())
             .arg("--data-dir")
-            .arg(self.folder.path().join("own-client"))
+            .arg(self.folder.path().join("second-client"))
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let lines = lines_of(process.stdout.take().unwrap());
-        let mut client = OwnClient { process, lines, socks: self.socks };
+        let mut client = SecondClient { process, lines, socks: self.socks };
         let end = Instant::now() + TIMEOUT;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -98,7 +98,7 @@ impl Testnet {
         }
     }
 
-    /// The options that name this network to another node or to an example.
+    /// The options by which another node or an example uses this network.
     pub(crate) fn network(&self) -> [String; 2] {
         let authority = shown_key(&self.folder.path().join("directory"), "directory", "authority");
         [format!("--directory={}", self.directory), format!("--authority={authority}")]
@@ -156,26 +156,26 @@ impl Drop for Testnet {
     }
 }
 
-/// A client in addition to the testnet's; a drop ends it.
-pub(crate) struct OwnClient {
+/// A client in addition to that of the testnet; a drop ends the process.
+pub(crate) struct SecondClient {
     process: Child,
     /// Kept open, because a client fails if its output is closed.
     lines: mpsc::Receiver<String>,
-    /// Its SOCKS5 port.
+    /// The SOCKS5 port.
     pub(crate) socks: SocketAddr,
 }
 
-impl Drop for OwnClient {
+impl Drop for SecondClient {
     fn drop(&mut self) {
         let _ = kill(pid(&self.process), Signal::SIGTERM);
         let _ = self.process.wait();
     }
 }
 
-/// A process; a drop ends it.
-pub(crate) struct Running(pub(crate) Child);
+/// A child process, which ends on drop.
+pub(crate) struct ChildProcess(pub(crate) Child);
 
-impl Drop for Running {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
         let _ = kill(pid(&self.0), Signal::SIGTERM);
         let _ = self.0.wait();
@@ -194,16 +194,16 @@ pub(crate) trait Namespaces {
         command
     }
 
-    /// Starts `program` on a machine; `set` completes its command.
-    fn spawn(&self, machine: usize, program: &str, set: impl FnOnce(&mut Command)) -> Running {
+    /// Starts `program` on a machine; `configure` completes the command.
+    fn spawn(&self, machine: usize, program: &str, configure: impl FnOnce(&mut Command)) -> ChildProcess {
         let mut command = self.command(machine, program);
-        set(&mut command);
-        Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+        configure(&mut command);
+        ChildProcess(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 
     /// Starts the binary under test on a machine.
-    fn umbel(&self, machine: usize, set: impl FnOnce(&mut Command)) -> Running {
-        self.spawn(machine, env!("CARGO_BIN_EXE_umbel"), set)
+    fn umbel(&self, machine: usize, configure: impl FnOnce(&mut Command)) -> ChildProcess {
+        self.spawn(machine, env!("CARGO_BIN_EXE_umbel"), configure)
     }
 }
 
@@ -231,7 +231,7 @@ pub(crate) fn lines_of(output: impl io::Read + Send + 'static) -> mpsc::Receiver
     lines
 }
 
-/// Waits for the end of a process, and fails the test after the limit.
+/// Waits for the end of a process, and fails the test after [`TIMEOUT`].
 pub(crate) fn wait_for_end(process: &mut Child) -> std::process::ExitStatus {
     let end = Instant::now() + TIMEOUT;
     await_true("the process ends", end, || process.try_wait().unwrap().is_some());
@@ -266,7 +266,7 @@ pub(crate) fn identity_in(folder: &Path) -> String {
 pub(crate) fn shown_key(folder: &Path, role: &str, label: &str) -> String {
     let output = umbel().args(["keys", role, "--data-dir"]).arg(folder).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let line = text.lines().find(|line| line.starts_with(label)).expect("keys shows it");
+    let line = text.lines().find(|line| line.starts_with(label)).expect("the output of `umbel keys` has this label");
     line.split_whitespace().last().unwrap().to_owned()
 }
 
@@ -274,14 +274,14 @@ fn first_word(text: &str) -> String {
     text.split_whitespace().next().unwrap_or_default().to_owned()
 }
 
-/// An HTTP origin on loopback whose bodies are determined by their length.
-pub(crate) struct Origin {
-    /// Its address.
+/// An HTTP server on loopback, as a target of streams. The length of a body determines its bytes.
+pub(crate) struct TargetServer {
+    /// The address of the server.
     pub(crate) address: SocketAddr,
 }
 
-impl Origin {
-    /// Starts the origin; it ends with the test's process.
+impl TargetServer {
+    /// Starts the server, which ends with the test's process.
     pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -349,12 +349,12 @@ impl Body {
 pub(crate) fn is_body(input: &mut impl io::Read, length: u64) -> io::Result<bool> {
     let mut body = Body::new();
     let mut left = length;
-    let mut got = vec![0; 1 << 16];
+    let mut received = vec![0; 1 << 16];
     while left > 0 {
         let chunk = body.chunk();
         let take = usize::try_from(left.min(chunk.len() as u64)).unwrap();
-        input.read_exact(&mut got[..take])?;
-        if got[..take] != chunk[..take] {
+        input.read_exact(&mut received[..take])?;
+        if received[..take] != chunk[..take] {
             return Ok(false);
         }
         left -= take as u64;
@@ -362,13 +362,13 @@ pub(crate) fn is_body(input: &mut impl io::Read, length: u64) -> io::Result<bool
     Ok(true)
 }
 
-/// The SOCKS5 reply to `command` for `host`: its code and the open stream.
+/// Sends `command` for `host` to a SOCKS5 port; returns the reply code and the open stream.
 pub(crate) fn socks(
     port: SocketAddr,
     login: Option<(&str, &str)>,
     command: u8,
     host: &str,
-    to: u16,
+    target_port: u16,
 ) -> (u8, TcpStream) {
     let mut stream = TcpStream::connect(port).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -398,14 +398,14 @@ pub(crate) fn socks(
             request.extend_from_slice(host.as_bytes());
         }
     }
-    request.extend_from_slice(&to.to_be_bytes());
+    request.extend_from_slice(&target_port.to_be_bytes());
     stream.write_all(&request).unwrap();
     let [_, code, _, family] = read::<4>(&mut stream);
-    // The rest of the reply belongs to the caller for RESOLVE; for CONNECT it is skipped.
+    // For RESOLVE, the caller reads the rest of the reply. For CONNECT, the rest is skipped.
     if command == 1 {
         let length = if family == 4 { 18 } else { 6 };
-        let mut rest = vec![0; length];
-        stream.read_exact(&mut rest).unwrap();
+        let mut skipped = vec![0; length];
+        stream.read_exact(&mut skipped).unwrap();
     }
     (code, stream)
 }
@@ -419,7 +419,7 @@ pub(crate) fn connect(port: SocketAddr, to: SocketAddr) -> TcpStream {
 
 /// Sends a request for `length` bytes and reads the answer's head.
 pub(crate) fn request(stream: &mut TcpStream, length: u64) {
-    write!(stream, "GET /{length} HTTP/1.1\r\nHost: origin\r\n\r\n").unwrap();
+    write!(stream, "GET /{length} HTTP/1.1\r\nHost: target\r\n\r\n").unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.extend_from_slice(&read::<1>(stream));

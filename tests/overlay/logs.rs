@@ -1,4 +1,4 @@
-//! Logs contain no address, host name or query.
+//! Tests that the logs of a whole run contain no address, host name, login or path.
 
 use std::{fs, path::Path, process::Stdio, time::Instant};
 
@@ -7,8 +7,8 @@ use super::harness::*;
 #[test]
 fn a_whole_run_at_debug_level_logs_no_address_host_or_path() {
     let testnet = Testnet::start(&["--log=debug", "--volunteers=1"]);
-    let origin = Origin::start();
-    let (code, mut stream) = socks(testnet.socks, Some(("somebody", "secret")), 1, "localhost", origin.address.port());
+    let target = TargetServer::start();
+    let (code, mut stream) = socks(testnet.socks, Some(("somebody", "secret")), 1, "localhost", target.address.port());
     assert_eq!(code, 0);
     request(&mut stream, 100_000);
     assert!(is_body(&mut stream, 100_000).unwrap());
@@ -28,7 +28,7 @@ fn a_whole_run_at_debug_level_logs_no_address_host_or_path() {
     let logs: Vec<_> = logs.filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect();
     assert_eq!(logs.len(), 11, "a log of each node");
     assert!(client_logs.iter().all(|log| logs.contains(log)));
-    let port = origin.address.port().to_string();
+    let port = target.address.port().to_string();
     for path in logs {
         let text = fs::read_to_string(&path).unwrap();
         assert!(!text.is_empty(), "{} was written", path.display());
@@ -44,7 +44,7 @@ fn a_whole_run_at_debug_level_logs_no_address_host_or_path() {
 }
 
 /// Starts a client with a copy of the guard sample of the testnet's client; its log is written to `log`.
-fn client_with_the_same_guards(testnet: &Testnet, log: &Path) -> Running {
+fn client_with_the_same_guards(testnet: &Testnet, log: &Path) -> ChildProcess {
     let folder = testnet.folder.path().join("other-client");
     fs::create_dir(&folder).unwrap();
     fs::copy(testnet.folder.path().join("client/guards"), folder.join("guards")).unwrap();
@@ -56,5 +56,5 @@ fn client_with_the_same_guards(testnet: &Testnet, log: &Path) -> Running {
         .stdout(Stdio::null())
         .stderr(fs::File::create(log).unwrap())
         .spawn();
-    Running(client.unwrap())
+    ChildProcess(client.unwrap())
 }

@@ -11,14 +11,16 @@ use std::{
 
 use super::harness::*;
 
-/// One-way delay of each link in milliseconds, and its fraction of lost packets.
+/// One-way delay of each link, in milliseconds.
 const DELAY_MS: &str = "25";
+/// Fraction of the packets that each link loses.
 const LOSS: &str = "0.01";
-/// Longest time without a byte: many round trips, and several consecutive timeouts of a link.
-const STALL: Duration = Duration::from_secs(3);
+/// Longest permitted time without a byte: many round trips, and several consecutive timeouts of a link.
+const STALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes of the download.
 const LENGTH: usize = 3 << 20;
 
-/// The machines. The origin is on the exit's machine, because TCP between the two is not under test.
+/// The machines. The target is on the exit's machine, because TCP between exit and target is not under test.
 const DIRECTORY: usize = 0;
 const RELAYS: [usize; 3] = [1, 2, 3];
 const EXIT: usize = 3;
@@ -32,40 +34,43 @@ fn a_download_over_delay_and_loss_is_complete_and_never_stalls() {
     let folder = scratch.path();
     let links = Links::new(folder);
     let _nodes = start(&links, folder);
-    let origin = format!("http://{}", address(EXIT));
+    let target = format!("http://{}", address(EXIT));
 
     let end = Instant::now() + TIMEOUT;
-    await_true("a first fetch succeeds", end, || fetch_small(&links, &origin).stdout == b"small");
+    await_true("a first fetch succeeds", end, || fetch_small(&links, &target).stdout == b"small");
     let mut body = Body::new();
     let expected: Vec<u8> = std::iter::repeat_with(|| body.chunk()).flatten().take(LENGTH).collect();
     fs::write(folder.join("www/body"), &expected).unwrap();
-    download(&links, &format!("{origin}/body"), &expected);
+    download(&links, &format!("{target}/body"), &expected);
 }
 
-/// Fetches `url`, and fails if a byte is wrong or missing, or if no byte arrives for [`STALL`].
+/// Fetches `url`, and fails if a byte is wrong or missing, or if no byte arrives for [`STALL_TIMEOUT`].
 fn download(links: &Links, url: &str, expected: &[u8]) {
     let mut command = links.command(CLIENT, "curl");
     command.args(["-sS", "--no-buffer", "--proxy", "socks5h://127.0.0.1:9350", url]);
-    let mut curl = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut curl = ChildProcess(command.stdout(Stdio::piped()).spawn().unwrap());
     let chunks = chunks_of(curl.0.stdout.take().unwrap());
-    let (started, mut last, mut longest, mut got) = (Instant::now(), Instant::now(), Duration::ZERO, 0);
+    let (started, mut last, mut longest, mut received) = (Instant::now(), Instant::now(), Duration::ZERO, 0);
     loop {
-        match chunks.recv_timeout(STALL) {
+        match chunks.recv_timeout(STALL_TIMEOUT) {
             Ok(chunk) => {
                 longest = longest.max(last.elapsed());
                 last = Instant::now();
-                assert!(expected[got..].starts_with(&chunk), "wrong bytes after {got}");
-                got += chunk.len();
+                assert!(expected[received..].starts_with(&chunk), "wrong bytes after {received}");
+                received += chunk.len();
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                panic!("no byte for {STALL:?}, {:?} after the request, {got} of {LENGTH} bytes in", started.elapsed())
+                panic!(
+                    "no byte for {STALL_TIMEOUT:?}, {:?} after the request, {received} of {LENGTH} bytes in",
+                    started.elapsed()
+                )
             }
         }
     }
-    eprintln!("{got} bytes in {:?}, at most {longest:?} without one", started.elapsed());
-    assert!(wait_for_end(&mut curl.0).success(), "curl fails after {got} of {LENGTH} bytes");
-    assert_eq!(got, expected.len());
+    eprintln!("{received} bytes in {:?}, at most {longest:?} without one", started.elapsed());
+    assert!(wait_for_end(&mut curl.0).success(), "curl fails after {received} of {LENGTH} bytes");
+    assert_eq!(received, expected.len());
 }
 
 /// The chunks of `input`, as they are read.
@@ -82,8 +87,8 @@ fn chunks_of(mut input: impl io::Read + Send + 'static) -> mpsc::Receiver<Vec<u8
     chunks
 }
 
-/// Starts directory, relays, client and origin.
-fn start(links: &Links, folder: &Path) -> Vec<Running> {
+/// Starts directory, relays, client and target.
+fn start(links: &Links, folder: &Path) -> Vec<ChildProcess> {
     let authority = shown_key(&folder.join("directory"), "directory", "authority");
     let url = format!("http://{}:9360", address(DIRECTORY));
     let config = folder.join("directory.toml");
@@ -92,10 +97,10 @@ fn start(links: &Links, folder: &Path) -> Vec<Running> {
     let mut nodes = vec![links.umbel(DIRECTORY, |command| {
         command.args(["directory", "--config"]).arg(&config).arg("--data-dir").arg(folder.join("directory"));
     })];
-    let known = ["--directory", &url, "--authority", &authority];
+    let network = ["--directory", &url, "--authority", &authority];
     for relay in RELAYS {
         nodes.push(links.umbel(relay, |command| {
-            command.args(["relay", "--listen", &format!("{}:4443", address(relay))]).args(known);
+            command.args(["relay", "--listen", &format!("{}:4443", address(relay))]).args(network);
             command.arg("--data-dir").arg(folder.join(format!("relay{relay}")));
             if relay == EXIT {
                 command.args(["--exit", "accept *:80", "--allow-private-targets"]);
@@ -103,7 +108,7 @@ fn start(links: &Links, folder: &Path) -> Vec<Running> {
         }));
     }
     nodes.push(links.umbel(CLIENT, |command| {
-        command.arg("client").args(known).arg("--data-dir").arg(folder.join("client"));
+        command.arg("client").args(network).arg("--data-dir").arg(folder.join("client"));
     }));
     fs::create_dir(folder.join("www")).unwrap();
     fs::write(folder.join("www/small"), "small").unwrap();
@@ -113,9 +118,9 @@ fn start(links: &Links, folder: &Path) -> Vec<Running> {
     nodes
 }
 
-fn fetch_small(links: &Links, origin: &str) -> Output {
+fn fetch_small(links: &Links, target: &str) -> Output {
     let arguments = ["-sS", "--max-time", "20", "--proxy", "socks5h://127.0.0.1:9350"];
-    links.command(CLIENT, "curl").args(arguments).arg(format!("{origin}/small")).output().unwrap()
+    links.command(CLIENT, "curl").args(arguments).arg(format!("{target}/small")).output().unwrap()
 }
 
 /// The address of a machine, as assigned by netdelay.
@@ -123,10 +128,10 @@ fn address(machine: usize) -> String {
     format!("10.77.0.{}", machine + 1)
 }
 
-/// Machines as network namespaces, joined by links with delay and loss. netdelay removes them at its end.
+/// Machines as network namespaces, joined by links with delay and loss. netdelay removes the namespaces when it ends.
 struct Links {
     prefix: String,
-    _netdelay: Running,
+    _netdelay: ChildProcess,
 }
 
 impl Links {
@@ -146,7 +151,7 @@ impl Links {
         command.args(["--prefix", &prefix, "--n", &MACHINES.to_string(), "--delay-ms", DELAY_MS, "--loss", LOSS]);
         let mut netdelay = command.stdout(Stdio::piped()).spawn().unwrap();
         let lines = lines_of(netdelay.stdout.take().unwrap());
-        let links = Self { prefix, _netdelay: Running(netdelay) };
+        let links = Self { prefix, _netdelay: ChildProcess(netdelay) };
         assert_eq!(lines.recv_timeout(TIMEOUT).expect("netdelay makes namespaces (needs root)"), "ready");
         links
     }

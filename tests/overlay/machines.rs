@@ -9,8 +9,9 @@ use std::{
 
 use super::harness::*;
 
-/// Address of the origin, and the length of its body.
-const ORIGIN: &str = "10.5.0.1";
+/// Address of the target.
+const TARGET: &str = "10.5.0.1";
+/// Bytes of the target's body.
 const LENGTH: usize = 2_000_000;
 
 #[test]
@@ -18,7 +19,7 @@ const LENGTH: usize = 2_000_000;
 fn a_client_fetches_through_the_three_machines_of_the_readme() {
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path();
-    let network = Network::new(&["10.1.0.1", "10.2.0.1", "10.3.0.1", "10.4.0.1", ORIGIN]);
+    let network = Network::new(&["10.1.0.1", "10.2.0.1", "10.3.0.1", "10.4.0.1", TARGET]);
     let authority = shown_key(&folder.join("directory"), "directory", "authority");
     let mut nodes = vec![directory(&network, folder)];
     for machine in 0..3 {
@@ -28,11 +29,11 @@ fn a_client_fetches_through_the_three_machines_of_the_readme() {
         command.args(["client", "--directory=http://10.1.0.1:9360", "--authority", &authority]);
         command.arg("--data-dir").arg(folder.join("client"));
     }));
-    nodes.push(origin(&network, folder));
+    nodes.push(target_server(&network, folder));
     await_body(&network, folder);
 
     // The exit's policy has only 80 and 443; 97 is curl's exit status for a refusal by the proxy.
-    let refused = fetch(&network, &format!("http://{ORIGIN}:25/"));
+    let refused = fetch(&network, &format!("http://{TARGET}:25/"));
     assert_eq!(refused.status.code(), Some(97));
 }
 
@@ -41,7 +42,7 @@ fn a_client_fetches_through_the_three_machines_of_the_readme() {
 fn a_volunteer_behind_masquerading_nat_carries_a_circuit() {
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path();
-    let mut network = Network::new(&["10.1.0.1", "10.2.0.1", "10.3.0.1", "10.4.0.1", ORIGIN, "10.6.0.1"]);
+    let mut network = Network::new(&["10.1.0.1", "10.2.0.1", "10.3.0.1", "10.4.0.1", TARGET, "10.6.0.1"]);
     let inside = network.add_behind_nat(5);
     let authority = shown_key(&folder.join("directory"), "directory", "authority");
     let mut nodes = vec![directory(&network, folder)];
@@ -49,15 +50,15 @@ fn a_volunteer_behind_masquerading_nat_carries_a_circuit() {
         nodes.push(relay(&network, folder, machine, &authority));
     }
     let volunteer = identity_in(&folder.join("volunteer"));
-    let known = ["--directory=http://10.1.0.1:9360", "--authority", &authority];
+    let network_options = ["--directory=http://10.1.0.1:9360", "--authority", &authority];
     nodes.push(network.umbel(inside, |command| {
-        command.args(["relay", "--no-listen"]).args(known).arg("--data-dir").arg(folder.join("volunteer"));
+        command.args(["relay", "--no-listen"]).args(network_options).arg("--data-dir").arg(folder.join("volunteer"));
     }));
     nodes.push(network.umbel(3, |command| {
-        command.arg("client").args(known).args(["--middle", &volunteer]);
+        command.arg("client").args(network_options).args(["--middle", &volunteer]);
         command.arg("--data-dir").arg(folder.join("client"));
     }));
-    nodes.push(origin(&network, folder));
+    nodes.push(target_server(&network, folder));
     await_body(&network, folder);
     // The NAT router has forwarded all bytes.
     let counters = network.command(5, "nft").args(["list", "counter", "ip", "house", "out"]).output().unwrap();
@@ -66,22 +67,22 @@ fn a_volunteer_behind_masquerading_nat_carries_a_circuit() {
     assert!(bytes.parse::<usize>().unwrap() > LENGTH, "{counters}");
 }
 
-/// The origin's server, with a body of [`LENGTH`] bytes.
-fn origin(network: &Network, folder: &Path) -> Running {
+/// The target's server, with a body of [`LENGTH`] bytes.
+fn target_server(network: &Network, folder: &Path) -> ChildProcess {
     fs::write(folder.join("body"), Body::new().chunk().repeat(40).get(..LENGTH).unwrap()).unwrap();
-    let serve = ["-m", "http.server", "80", "--bind", ORIGIN, "--directory"];
+    let serve = ["-m", "http.server", "80", "--bind", TARGET, "--directory"];
     network.spawn(4, "python3", |command| _ = command.args(serve).arg(folder))
 }
 
-/// Waits until the client fetches the body from the origin, and compares it.
+/// Waits until the client fetches the body from the target, and compares it.
 fn await_body(network: &Network, folder: &Path) {
     let end = Instant::now() + TIMEOUT;
-    let url = format!("http://{ORIGIN}/body");
-    await_true("the client fetches the body from the origin", end, || fetch(network, &url).status.success());
+    let url = format!("http://{TARGET}/body");
+    await_true("the client fetches the body from the target", end, || fetch(network, &url).status.success());
     assert_eq!(fetch(network, &url).stdout, fs::read(folder.join("body")).unwrap());
 }
 
-fn directory(network: &Network, folder: &Path) -> Running {
+fn directory(network: &Network, folder: &Path) -> ChildProcess {
     let file = folder.join("directory.toml");
     fs::write(&file, "listen = \"10.1.0.1:9360\"\nawait_relays = 3\nvolunteer_interval = 1\nprivate_network = true\n")
         .unwrap();
@@ -90,7 +91,7 @@ fn directory(network: &Network, folder: &Path) -> Running {
     })
 }
 
-fn relay(network: &Network, folder: &Path, machine: usize, authority: &str) -> Running {
+fn relay(network: &Network, folder: &Path, machine: usize, authority: &str) -> ChildProcess {
     let file = folder.join(format!("relay{machine}.toml"));
     let mut text = format!(
         "listen = \"0.0.0.0:4443\"\naddress = [\"{}:4443\"]\ndirectory = [\"http://10.1.0.1:9360\"]\n\
@@ -121,15 +122,15 @@ impl Network {
     fn new(addresses: &[&str]) -> Self {
         let prefix = format!("um{}", std::process::id());
         let network = Self { addresses: addresses.iter().map(ToString::to_string).collect(), prefix };
-        let wire = network.wire();
-        ip(&["netns", "add", &wire]);
-        ip(&["-n", &wire, "link", "add", "wire", "type", "bridge"]);
-        ip(&["-n", &wire, "link", "set", "wire", "up"]);
+        let bridge = network.bridge();
+        ip(&["netns", "add", &bridge]);
+        ip(&["-n", &bridge, "link", "add", "bridge", "type", "bridge"]);
+        ip(&["-n", &bridge, "link", "set", "bridge", "up"]);
         for (machine, address) in addresses.iter().enumerate() {
-            let (name, cable) = (network.name(machine), format!("c{machine}"));
+            let (name, interface) = (network.name(machine), format!("c{machine}"));
             ip(&["netns", "add", &name]);
-            ip(&["-n", &wire, "link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &name]);
-            ip(&["-n", &wire, "link", "set", &cable, "master", "wire", "up"]);
+            ip(&["-n", &bridge, "link", "add", &interface, "type", "veth", "peer", "name", "eth0", "netns", &name]);
+            ip(&["-n", &bridge, "link", "set", &interface, "master", "bridge", "up"]);
             ip(&["-n", &name, "address", "add", &format!("{address}/8"), "dev", "eth0"]);
             ip(&["-n", &name, "link", "set", "eth0", "up"]);
             ip(&["-n", &name, "link", "set", "lo", "up"]);
@@ -166,8 +167,9 @@ impl Network {
         inside
     }
 
-    fn wire(&self) -> String {
-        format!("{}wire", self.prefix)
+    /// The name of the namespace with the bridge.
+    fn bridge(&self) -> String {
+        format!("{}bridge", self.prefix)
     }
 }
 
@@ -179,7 +181,7 @@ impl Namespaces for Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        for name in (0..self.addresses.len()).map(|machine| self.name(machine)).chain([self.wire()]) {
+        for name in (0..self.addresses.len()).map(|machine| self.name(machine)).chain([self.bridge()]) {
             let _ = Command::new("ip").args(["netns", "delete", &name]).status();
         }
     }

@@ -22,29 +22,32 @@ use super::harness::*;
 #[test]
 fn a_sealed_request_reaches_its_target_through_a_gateway_whose_keys_two_exits_fetch() {
     let testnet = Testnet::start(&[]);
-    let origin = Origin::start();
+    let target = TargetServer::start();
     let gateway = Gateway::start(|_| keys(1));
-    let fetched = fetch(&testnet, &gateway, &origin.url(50_000));
+    let fetched = fetch(&testnet, &gateway, &target.url(50_000));
     assert!(fetched.status.success(), "{}", String::from_utf8_lossy(&fetched.stderr));
     assert_eq!(fetched.stdout.len(), 50_000);
     assert!(is_body(&mut fetched.stdout.as_slice(), 50_000).unwrap());
 
-    let seen = gateway.seen.lock().unwrap();
+    let received = gateway.received.lock().unwrap();
     let exits: Vec<_> =
         processes().into_iter().filter(|(_, words)| words.iter().any(|word| word == "--delegate=open")).collect();
     let is_exit = |pid: &Pid| exits.iter().any(|(exit, _)| exit == pid);
-    assert!(matches!(seen.keys_by.as_slice(), [one, other] if one != other && is_exit(one) && is_exit(other)));
-    let [sealed] = seen.sealed.as_slice() else { panic!("one sealed request") };
-    let target = origin.address.to_string();
-    assert!(sealed.len() > target.len());
-    assert!(sealed.windows(target.len()).all(|part| part != target.as_bytes()), "the sealed request hides the target");
-    drop(seen);
+    assert!(matches!(received.key_fetchers.as_slice(), [one, other] if one != other && is_exit(one) && is_exit(other)));
+    let [sealed] = received.sealed.as_slice() else { panic!("one sealed request") };
+    let address = target.address.to_string();
+    assert!(sealed.len() > address.len());
+    assert!(
+        sealed.windows(address.len()).all(|part| part != address.as_bytes()),
+        "the sealed request hides the target"
+    );
+    drop(received);
 
     let inconsistent = Gateway::start(|earlier| keys(u8::try_from(earlier).unwrap()));
-    let refused = fetch(&testnet, &inconsistent, &origin.url(1));
+    let refused = fetch(&testnet, &inconsistent, &target.url(1));
     assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("different keys"), "{refused:?}");
-    assert!(inconsistent.seen.lock().unwrap().sealed.is_empty(), "no request is sealed if keys differ");
+    assert!(inconsistent.received.lock().unwrap().sealed.is_empty(), "no request is sealed if keys differ");
 }
 
 #[test]
@@ -54,7 +57,7 @@ fn no_request_is_sealed_with_only_one_exit() {
     let refused = fetch(&testnet, &gateway, "http://target.example/");
     assert_eq!(refused.status.code(), Some(3), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("only one exit"), "{refused:?}");
-    assert!(gateway.seen.lock().unwrap().sealed.is_empty());
+    assert!(gateway.received.lock().unwrap().sealed.is_empty());
 }
 
 fn fetch(testnet: &Testnet, gateway: &Gateway, url: &str) -> Output {
@@ -68,17 +71,17 @@ fn keys(number: u8) -> KeyConfig {
     KeyConfig::derive(number, Kem::X25519Sha256, vec![suite], &[number; 32]).unwrap()
 }
 
-/// An Oblivious HTTP gateway on loopback, which decrypts requests by the keys of number 1 and performs them.
+/// An Oblivious HTTP gateway on loopback, which decrypts requests with `keys(1)` and performs them.
 struct Gateway {
     address: SocketAddr,
-    seen: Arc<Mutex<Seen>>,
+    received: Arc<Mutex<ReceivedRequests>>,
 }
 
 /// Requests that a gateway received.
 #[derive(Default)]
-struct Seen {
+struct ReceivedRequests {
     /// The processes that have fetched the keys.
-    keys_by: Vec<Pid>,
+    key_fetchers: Vec<Pid>,
     sealed: Vec<Vec<u8>>,
 }
 
@@ -88,33 +91,33 @@ impl Gateway {
     fn start(keys_for: fn(usize) -> KeyConfig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let record = Arc::clone(&seen);
+        let received = Arc::new(Mutex::new(ReceivedRequests::default()));
+        let record = Arc::clone(&received);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let record = Arc::clone(&record);
                 thread::spawn(move || serve(stream, keys_for, &record));
             }
         });
-        Self { address, seen }
+        Self { address, received }
     }
 }
 
-fn serve(stream: TcpStream, keys_for: fn(usize) -> KeyConfig, seen: &Mutex<Seen>) {
+fn serve(stream: TcpStream, keys_for: fn(usize) -> KeyConfig, received: &Mutex<ReceivedRequests>) {
     let peer = stream.peer_addr().unwrap();
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let (request, length) = head(&mut reader);
     assert!(request.contains(" /.well-known/ohttp-gateway "), "{request}");
     if request.starts_with("GET ") {
-        let mut seen = seen.lock().unwrap();
-        let fetched_keys = keys_for(seen.keys_by.len());
-        seen.keys_by.push(owner_of(peer));
+        let mut received = received.lock().unwrap();
+        let fetched_keys = keys_for(received.key_fetchers.len());
+        received.key_fetchers.push(owner_of(peer));
         return answer(stream, "application/ohttp-keys", &KeyConfig::encode_list(&[fetched_keys]).unwrap());
     }
     let mut sealed = vec![0; length];
     reader.read_exact(&mut sealed).unwrap();
     let (message, sealer) = Server::new(keys(1)).unwrap().decapsulate(&sealed).unwrap();
-    seen.lock().unwrap().sealed.push(sealed);
+    received.lock().unwrap().sealed.push(sealed);
     let mut response = Vec::new();
     forward(&message).write_bhttp(Mode::KnownLength, &mut response).unwrap();
     answer(stream, "message/ohttp-res", &sealer.encapsulate(&response).unwrap());
@@ -161,7 +164,7 @@ fn answer(mut stream: TcpStream, kind: &str, body: &[u8]) {
     stream.write_all(body).unwrap();
 }
 
-/// The process at the other end of a connection over loopback.
+/// The process at the other end of a TCP connection over loopback.
 fn owner_of(peer: SocketAddr) -> Pid {
     let table = fs::read_to_string("/proc/net/tcp").unwrap();
     let local = format!("0100007F:{:04X}", peer.port());

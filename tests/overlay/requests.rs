@@ -18,9 +18,9 @@ fn the_ports_of_a_client_work() {
     let testnet = &Testnet::start(&[]);
     bodies_arrive_unchanged(testnet);
     each_direction_closes_separately(testnet);
-    names_and_ipv6_are_reached(testnet);
+    host_names_and_ipv6_addresses_are_reached(testnet);
     failures_have_their_reply_codes(testnet);
-    commands_not_supported_are_refused(testnet);
+    unsupported_commands_are_refused(testnet);
     names_are_resolved_by_the_exit(testnet);
     logins_are_accepted(testnet);
     the_http_port_forwards_and_refuses(testnet);
@@ -29,9 +29,9 @@ fn the_ports_of_a_client_work() {
 }
 
 fn bodies_arrive_unchanged(testnet: &Testnet) {
-    let origin = Origin::start();
+    let target = TargetServer::start();
     for length in [0, 1, 963, 964, 5 << 20] {
-        let mut stream = connect(testnet.socks, origin.address);
+        let mut stream = connect(testnet.socks, target.address);
         request(&mut stream, length);
         assert!(is_body(&mut stream, length).unwrap());
     }
@@ -42,23 +42,23 @@ fn each_direction_closes_separately(testnet: &Testnet) {
     let address = listener.local_addr().unwrap();
     let server = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        let mut got = Vec::new();
-        stream.read_to_end(&mut got).unwrap();
-        stream.write_all(&got).unwrap();
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).unwrap();
+        stream.write_all(&received).unwrap();
     });
     let mut stream = connect(testnet.socks, address);
     let sent = vec![42; 300_000];
     stream.write_all(&sent).unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
-    let mut got = Vec::new();
-    stream.read_to_end(&mut got).unwrap();
-    assert_eq!(got, sent);
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).unwrap();
+    assert_eq!(received, sent);
     server.join().unwrap();
 }
 
-fn names_and_ipv6_are_reached(testnet: &Testnet) {
-    let origin = Origin::start();
-    let (code, mut stream) = socks(testnet.socks, None, CONNECT, "localhost", origin.address.port());
+fn host_names_and_ipv6_addresses_are_reached(testnet: &Testnet) {
+    let target = TargetServer::start();
+    let (code, mut stream) = socks(testnet.socks, None, CONNECT, "localhost", target.address.port());
     assert_eq!(code, 0);
     request(&mut stream, 1000);
     assert!(is_body(&mut stream, 1000).unwrap());
@@ -75,7 +75,7 @@ fn failures_have_their_reply_codes(testnet: &Testnet) {
     assert_eq!(socks(testnet.socks, None, CONNECT, "no-such-name.invalid", 80).0, 2, "a reserved name");
 }
 
-fn commands_not_supported_are_refused(testnet: &Testnet) {
+fn unsupported_commands_are_refused(testnet: &Testnet) {
     assert_eq!(socks(testnet.socks, None, UDP_ASSOCIATE, "127.0.0.1", 53).0, 7);
 }
 
@@ -86,8 +86,8 @@ fn names_are_resolved_by_the_exit(testnet: &Testnet) {
 }
 
 fn logins_are_accepted(testnet: &Testnet) {
-    let origin = Origin::start();
-    let (host, port) = (origin.address.ip().to_string(), origin.address.port());
+    let target = TargetServer::start();
+    let (host, port) = (target.address.ip().to_string(), target.address.port());
     let (code, mut stream) = socks(testnet.socks, Some(("alice", "one")), CONNECT, &host, port);
     assert_eq!(code, 0);
     request(&mut stream, 10);
@@ -95,16 +95,16 @@ fn logins_are_accepted(testnet: &Testnet) {
 }
 
 fn the_http_port_forwards_and_refuses(testnet: &Testnet) {
-    let origin = Origin::start();
+    let target = TargetServer::start();
     let mut stream = TcpStream::connect(testnet.http).unwrap();
-    write!(stream, "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", origin.url(5), origin.address).unwrap();
+    write!(stream, "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", target.url(5), target.address).unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
     assert!(answer.ends_with(&Body::new().chunk()[..5]));
 
     let mut stream = TcpStream::connect(testnet.http).unwrap();
-    write!(stream, "CONNECT {} HTTP/1.1\r\nHost: {0}\r\n\r\n", origin.address).unwrap();
+    write!(stream, "CONNECT {} HTTP/1.1\r\nHost: {0}\r\n\r\n", target.address).unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.extend_from_slice(&read::<1>(&mut stream));
@@ -127,10 +127,10 @@ fn the_http_port_forwards_and_refuses(testnet: &Testnet) {
 }
 
 fn concurrent_streams_arrive_unchanged(testnet: &Testnet) {
-    let origin = Origin::start();
+    let target = TargetServer::start();
     let fetchers: Vec<_> = (0..32_u64)
         .map(|number| {
-            let (socks, address) = (testnet.socks, origin.address);
+            let (socks, address) = (testnet.socks, target.address);
             thread::spawn(move || {
                 let mut stream = connect(socks, address);
                 let length = 10_000 * (number + 1);
@@ -143,15 +143,15 @@ fn concurrent_streams_arrive_unchanged(testnet: &Testnet) {
 }
 
 fn a_stalled_reader_delays_no_other_stream(testnet: &Testnet) {
-    let origin = Origin::start();
+    let target = TargetServer::start();
     let mut stalled: Vec<_> = (0..4)
         .map(|_| {
-            let mut stream = connect(testnet.socks, origin.address);
+            let mut stream = connect(testnet.socks, target.address);
             request(&mut stream, 20 << 20);
             stream
         })
         .collect();
-    let mut stream = connect(testnet.socks, origin.address);
+    let mut stream = connect(testnet.socks, target.address);
     request(&mut stream, 1 << 20);
     assert!(is_body(&mut stream, 1 << 20).unwrap());
     assert!(is_body(&mut stalled[0], 20 << 20).unwrap(), "the stalled stream is complete");

@@ -1,4 +1,4 @@
-//! Searches through a testnet: the results equal the engine's in its order, also with faulty exits or engines.
+//! Searches through a testnet: results and their order equal the engine's. Faulty exits and engines are included.
 
 use std::{
     fs,
@@ -71,7 +71,7 @@ fn search(testnet: &Testnet, arguments: &[&str]) -> Output {
 }
 
 /// The output of `umbel search --json`.
-fn found(testnet: &Testnet, arguments: &[&str]) -> Value {
+fn search_json(testnet: &Testnet, arguments: &[&str]) -> Value {
     let output = search(testnet, &[&["--json"], arguments].concat());
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
@@ -84,7 +84,7 @@ fn values(found: &Value, key: &str) -> Vec<String> {
 }
 
 /// The standard error of a failed command.
-fn refusal(output: &Output) -> String {
+fn stderr_of_failure(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}{}", String::from_utf8_lossy(&output.stdout));
     text
@@ -93,10 +93,10 @@ fn refusal(output: &Output) -> String {
 #[test]
 fn a_testnet_without_options_searches_umbels_own_documentation() {
     let testnet = Testnet::start(&[]);
-    let answer = found(&testnet, &["guard", "sample"]);
+    let answer = search_json(&testnet, &["guard", "sample"]);
     assert_eq!(values(&answer, "title").len(), 10, "{answer}");
     assert!(values(&answer, "title").iter().any(|title| title.to_lowercase().contains("guard")), "{answer}");
-    let second = found(&testnet, &["--page=2", "guard", "sample"]);
+    let second = search_json(&testnet, &["--page=2", "guard", "sample"]);
     assert_ne!(values(&answer, "url"), values(&second, "url"));
     let output = search(&testnet, &["guard", "sample"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains(&values(&answer, "title")[0]), "{output:?}");
@@ -113,7 +113,7 @@ fn fifty_searches_return_the_engines_results_in_its_order() {
         let items: String = direct.split_once("<item>").unwrap_or_else(|| panic!("{query}: {direct}")).1.to_owned();
         let titles = elements(&items, "title").into_iter().filter(|title| title != "The Rust Programming Language");
         let expected: Vec<String> = titles.collect();
-        let answer = found(&testnet, &[query]);
+        let answer = search_json(&testnet, &[query]);
         let got: Vec<String> = values(&answer, "title").into_iter().take(10).collect();
         assert_eq!(got, expected, "{query}");
         let paths = |urls: Vec<String>| -> Vec<String> {
@@ -135,12 +135,12 @@ fn the_json_of_searx_is_parsed() {
         let pattern = query.replace(' ', "+");
         let direct = searx.get(&format!("/search?format=json&q={pattern}&pageno={page}"));
         let direct: Value = serde_json::from_str(&direct).unwrap();
-        let answer = found(&testnet, &["--engine=searxng", &format!("--page={page}"), query]);
+        let answer = search_json(&testnet, &["--engine=searxng", &format!("--page={page}"), query]);
         assert_eq!(values(&answer, "title"), values(&direct, "title"), "{query}");
     }
 }
 
-fn searx_description(searx: &Served, folder: &std::path::Path) -> std::path::PathBuf {
+fn searx_description(searx: &EngineProcess, folder: &std::path::Path) -> std::path::PathBuf {
     let shipped = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/engines/searxng.xml")).unwrap();
     let file = folder.join("searx.xml");
     fs::write(&file, shipped.replace("https://searx.example.org", &format!("http://{}", searx.address))).unwrap();
@@ -150,7 +150,7 @@ fn searx_description(searx: &Served, folder: &std::path::Path) -> std::path::Pat
 #[test]
 fn each_kind_of_invalid_answer_has_its_own_error() {
     let folder = tempfile::tempdir().unwrap();
-    let engine = Scripted::start(|target| {
+    let engine = ScriptedServer::start(|target| {
         let contains = |word: &str| target.contains(word);
         if contains("malformed") {
             ok("application/rss+xml", "<rss><channel><item>")
@@ -165,14 +165,14 @@ fn each_kind_of_invalid_answer_has_its_own_error() {
         }
     });
     let testnet = Testnet::start(&[&format!("--engine={}", engine.describe("scripted", folder.path()).display())]);
-    let fails = |query: &str| refusal(&search(&testnet, &["--engine=scripted", query]));
+    let fails = |query: &str| stderr_of_failure(&search(&testnet, &["--engine=scripted", query]));
     let errors: Vec<String> = ["malformed", "huge", "broken", "away"].iter().map(|query| fails(query)).collect();
     for (number, text) in errors.iter().enumerate() {
         assert!(text.starts_with("umbel: "), "{text}");
         assert!(errors.iter().skip(number + 1).all(|other| other != text), "each error is different: {errors:?}");
     }
     for query in ["日本語", "بحث", "a\"b<c>&d", &"long ".repeat(300)] {
-        assert_eq!(values(&found(&testnet, &["--engine=scripted", query]), "title"), ["One", "Two"], "{query}");
+        assert_eq!(values(&search_json(&testnet, &["--engine=scripted", query]), "title"), ["One", "Two"], "{query}");
     }
     for query in ["a\u{7}b", &"long ".repeat(2000), " "] {
         let output = search(&testnet, &["--engine=scripted", query]);
@@ -186,13 +186,13 @@ fn another_exit_queries_an_engine_that_blocks_the_first() {
     let folder = tempfile::tempdir().unwrap();
     let requests = std::sync::Arc::new(AtomicUsize::new(0));
     let counted = std::sync::Arc::clone(&requests);
-    let engine = Scripted::start(move |_| match counted.fetch_add(1, Ordering::Relaxed) {
+    let engine = ScriptedServer::start(move |_| match counted.fetch_add(1, Ordering::Relaxed) {
         0 => status("429 Too Many Requests"),
         _ => rss(&["One"]),
     });
     let testnet = Testnet::start(&[&format!("--engine={}", engine.describe("scripted", folder.path()).display())]);
     for query in 1..=3 {
-        assert_eq!(values(&found(&testnet, &["--engine=scripted", "one"]), "title"), ["One"]);
+        assert_eq!(values(&search_json(&testnet, &["--engine=scripted", "one"]), "title"), ["One"]);
         assert_eq!(requests.load(Ordering::Relaxed), query + 1, "one more request than searches");
     }
 }
@@ -201,7 +201,7 @@ fn another_exit_queries_an_engine_that_blocks_the_first() {
 fn differences_between_exits_are_shown() {
     let folder = tempfile::tempdir().unwrap();
     let requests = AtomicUsize::new(0);
-    let engine = Scripted::start(move |_| match requests.fetch_add(1, Ordering::Relaxed) {
+    let engine = ScriptedServer::start(move |_| match requests.fetch_add(1, Ordering::Relaxed) {
         0 => rss(&["One", "Two", "Three"]),
         _ => rss(&["One", "Planted", "Three"]),
     });
@@ -221,7 +221,7 @@ fn an_unreachable_engine_is_reported_within_seconds() {
     let file = describe("dead", &format!("http://{unused}/search?q={{searchTerms}}"), folder.path());
     let testnet = Testnet::start(&[&format!("--engine={}", file.display())]);
     let started = Instant::now();
-    let text = refusal(&search(&testnet, &["--engine=dead", "one"]));
+    let text = stderr_of_failure(&search(&testnet, &["--engine=dead", "one"]));
     assert!(text.contains("engine"), "{text}");
     assert!(started.elapsed().as_secs() < 10);
 }
@@ -229,14 +229,14 @@ fn an_unreachable_engine_is_reported_within_seconds() {
 #[test]
 fn no_log_or_file_contains_a_query_at_any_level() {
     let folder = tempfile::tempdir().unwrap();
-    let engine = Scripted::start(|target| match target {
+    let engine = ScriptedServer::start(|target| match target {
         target if target.contains("malformed") => ok("application/rss+xml", "<rss><channel><item>secretanswer"),
         _ => rss(&["Secretresult"]),
     });
     let file = engine.describe("scripted", folder.path());
     let testnet = Testnet::start(&["--log=trace", &format!("--engine={}", file.display())]);
-    found(&testnet, &["--engine=scripted", "secretquery"]);
-    refusal(&search(&testnet, &["--engine=scripted", "secretquery malformed"]));
+    search_json(&testnet, &["--engine=scripted", "secretquery"]);
+    stderr_of_failure(&search(&testnet, &["--engine=scripted", "secretquery malformed"]));
     search(&testnet, &["--engine=scripted", "--exits=2", "secretquery"]);
     for way in ["--via=request", "--via=stream"] {
         let url = format!("http://{}/secretquery?secretquery", engine.address);

@@ -1,4 +1,4 @@
-//! Starts, checks and ends a testnet.
+//! Tests of the start, the check and the end of a testnet.
 
 use std::{
     fs::{self, File},
@@ -16,12 +16,12 @@ use std::{
 use nix::sys::signal::{Signal, kill};
 
 use super::{
-    engines::{Scripted, describe, ok, status},
+    engines::{ScriptedServer, describe, ok, status},
     harness::*,
 };
 
 #[test]
-fn the_check_passes_and_reports_it() {
+fn a_passed_check_is_reported() {
     let output = umbel()
         .args(["testnet", "--check", "--socks=127.0.0.1:0", "--http=127.0.0.1:0", "--page=127.0.0.1:0"])
         .output()
@@ -34,13 +34,13 @@ fn the_check_passes_and_reports_it() {
 }
 
 #[test]
-fn the_error_for_a_taken_port_names_the_port_and_the_option() {
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = format!("--socks={}", taken.local_addr().unwrap());
+fn the_error_for_a_port_in_use_names_the_port_and_the_option() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = format!("--socks={}", listener.local_addr().unwrap());
     let output = umbel().args(["testnet", &port, "--http=127.0.0.1:0", "--page=127.0.0.1:0"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text.contains(&taken.local_addr().unwrap().to_string()) && text.contains("--socks"), "{text}");
+    assert!(text.contains(&listener.local_addr().unwrap().to_string()) && text.contains("--socks"), "{text}");
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn a_testnet_killed_at_any_moment_of_its_start_leaves_no_process_and_no_folder()
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // The delay is the input: it varies the time of the kill. It waits for no event.
+        // The delay varies the time of the kill, and waits for no event.
         std::thread::sleep(Duration::from_millis(milliseconds));
         kill(pid(&process), Signal::SIGKILL).unwrap();
         process.wait().unwrap();
@@ -97,7 +97,7 @@ fn a_port_for_other_machines_needs_an_option() {
     assert!(text.contains("--allow-remote"), "{text}");
 }
 
-/// A single node; a drop ends it.
+/// A single node, which ends on drop.
 struct Node(Child);
 
 impl Node {
@@ -123,7 +123,7 @@ fn a_relay_offers_an_engine_as_soon_as_its_description_can_be_fetched() {
     let (is_available, text) =
         (Arc::clone(&available), fs::read(describe("latecomer", "https://engine.example/?q={searchTerms}", folder)));
     let text = String::from_utf8(text.unwrap()).unwrap();
-    let site = Scripted::start(move |_| match is_available.load(Ordering::Relaxed) {
+    let site = ScriptedServer::start(move |_| match is_available.load(Ordering::Relaxed) {
         true => ok("application/opensearchdescription+xml", &text),
         false => status("503 Service Unavailable"),
     });
@@ -175,7 +175,7 @@ fn a_failed_command_does_not_wait_for_its_input() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // Its standard input stays open.
+    // The standard input of the command stays open.
     let input = fetch.stdin.take();
     assert_eq!(wait_for_end(&mut fetch).code(), Some(1));
     drop(input);

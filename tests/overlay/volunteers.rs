@@ -1,4 +1,5 @@
-//! Volunteers (relays that don't listen): they carry circuits, and other requests succeed after their end.
+//! Tests of volunteers (relays that don't listen): volunteers carry circuits, and requests succeed after a volunteer has
+//! ended.
 
 use std::{
     io::Read as _,
@@ -20,12 +21,12 @@ fn a_circuit_pinned_through_a_volunteer_carries_20_mb_unchanged() {
     let testnet = Testnet::start(&["--volunteers=2", "--relays=5"]);
     let volunteer = testnet.identity_of("volunteer2");
     let client = testnet.client(&["--middle", &volunteer]);
-    let origin = Origin::start();
-    let mut stream = connect(client.socks, origin.address);
+    let target = TargetServer::start();
+    let mut stream = connect(client.socks, target.address);
     request(&mut stream, LENGTH);
     assert!(is_body(&mut stream, LENGTH).unwrap());
     // The volunteer is the middle relay of all circuits, so its end makes a transfer fail.
-    let mut stream = connect(client.socks, origin.address);
+    let mut stream = connect(client.socks, target.address);
     request(&mut stream, 1 << 40);
     stream.read_exact(&mut vec![0; 1 << 20]).unwrap();
     testnet.kill("volunteer2");
@@ -33,18 +34,18 @@ fn a_circuit_pinned_through_a_volunteer_carries_20_mb_unchanged() {
     assert!(outcome.is_err(), "an error, never a clean end: {outcome:?}");
 }
 
-/// Below the three seconds after which a silent link counts as failed.
-const PROMPT_END: Duration = Duration::from_millis(1_500);
+/// Time limit for the end of circuits. It is below the three seconds after which a silent link is closed.
+const PROMPT_END_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 #[test]
-fn circuits_of_a_terminated_volunteer_or_relay_end_at_once() {
+fn circuits_of_a_terminated_volunteer_or_relay_end_immediately() {
     let testnet = Testnet::start(&["--volunteers=1", "--relays=5"]);
     let volunteer = testnet.identity_of("volunteer1");
-    let origin = Origin::start();
+    let target = TargetServer::start();
     for (name, signal) in [("volunteer1", Signal::SIGTERM), ("relay1", Signal::SIGINT)] {
         let middle = if name == "volunteer1" { volunteer.clone() } else { testnet.identity_of(name) };
         let client = testnet.client(&["--middle", &middle]);
-        let mut stream = connect(client.socks, origin.address);
+        let mut stream = connect(client.socks, target.address);
         request(&mut stream, 1 << 40);
         stream.read_exact(&mut vec![0; 1 << 20]).unwrap();
         let (pid, at) = (testnet.pid_of(name), Instant::now());
@@ -53,27 +54,28 @@ fn circuits_of_a_terminated_volunteer_or_relay_end_at_once() {
         let took = at.elapsed();
         println!("{name}: {took:?}");
         assert!(outcome.is_err(), "an error, never a clean end: {outcome:?}");
-        assert!(took < PROMPT_END, "{name}: {took:?}");
+        assert!(took < PROMPT_END_TIMEOUT, "{name}: {took:?}");
         // A zombie process has no arguments.
         let runs = |(other, arguments): &(_, Vec<String>)| *other == pid && arguments.len() > 1;
         await_true("the process ends", at + TIMEOUT, || !processes().iter().any(runs));
     }
 }
 
-/// Number of requests, and of requests between two kills of a volunteer.
+/// Number of requests.
 const REQUESTS: usize = 400;
-const KILL_INTERVAL: usize = 80;
+/// Number of requests between two kills of a volunteer.
+const REQUESTS_PER_KILL: usize = 80;
 const VOLUNTEERS: usize = 10;
 /// Time limit of one request, also during a kill.
-const LONGEST: Duration = Duration::from_secs(15);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 #[test]
-fn requests_succeed_at_the_first_try_while_volunteers_are_killed() {
+fn nearly_all_requests_succeed_at_the_first_try_while_volunteers_are_killed() {
     let testnet = Testnet::start(&[&format!("--volunteers={VOLUNTEERS}"), "--relays=5", "--log=debug"]);
     let to_kill: Vec<_> =
-        (1..=REQUESTS / KILL_INTERVAL).map(|number| testnet.pid_of(&format!("volunteer{number}"))).collect();
+        (1..=REQUESTS / REQUESTS_PER_KILL).map(|number| testnet.pid_of(&format!("volunteer{number}"))).collect();
     let (to_kill, port) = (Arc::new(to_kill), testnet.socks);
-    let origin = Origin::start().address;
+    let target = TargetServer::start().address;
     let begun = Arc::new(AtomicUsize::new(0));
     let outcomes = Arc::new(Mutex::new(Vec::new()));
     let workers = (0..4).map(|_| {
@@ -84,13 +86,13 @@ fn requests_succeed_at_the_first_try_while_volunteers_are_killed() {
                 if number >= REQUESTS {
                     return;
                 }
-                if number > 0 && number.is_multiple_of(KILL_INTERVAL) {
-                    kill(to_kill[number / KILL_INTERVAL - 1], Signal::SIGKILL).unwrap();
+                if number > 0 && number.is_multiple_of(REQUESTS_PER_KILL) {
+                    kill(to_kill[number / REQUESTS_PER_KILL - 1], Signal::SIGKILL).unwrap();
                 }
                 let at = Instant::now();
-                // A separate user name, so a separate circuit. A failure panics.
-                let one = thread::spawn(move || fetch_as(port, &number.to_string(), origin));
-                outcomes.lock().unwrap().push((one.join().is_ok(), at.elapsed()));
+                // Each request has a separate user name, and thus a separate circuit. A failed request panics.
+                let request = thread::spawn(move || fetch_as(port, &number.to_string(), target));
+                outcomes.lock().unwrap().push((request.join().is_ok(), at.elapsed()));
             }
         })
     });
@@ -111,7 +113,7 @@ fn requests_succeed_at_the_first_try_while_volunteers_are_killed() {
     println!("volunteers forwarded {carried} cells");
     assert!(carried > 100, "volunteers forwarded too few cells: {carried}");
     assert!(succeeded * 100 >= REQUESTS * 99, "{succeeded} of {REQUESTS} requests succeeded");
-    assert!(longest < LONGEST, "one took {longest:?}");
+    assert!(longest < REQUEST_TIMEOUT, "a request took {longest:?}");
 }
 
 /// Cells that a volunteer has forwarded, according to the last line of its log.
@@ -119,12 +121,12 @@ fn cells_of(testnet: &Testnet, name: &str) -> u64 {
     let log = std::fs::read_to_string(testnet.folder.path().join(format!("{name}.log"))).unwrap();
     let line = log.lines().rev().find(|line| line.contains("traffic of others")).unwrap();
     // Colour codes may precede the number.
-    let figure = line.rsplit("cells").next().unwrap().rsplit(['m', '=']).next().unwrap();
-    figure.trim().parse().unwrap()
+    let count = line.rsplit("cells").next().unwrap().rsplit(['m', '=']).next().unwrap();
+    count.trim().parse().unwrap()
 }
 
-fn fetch_as(port: std::net::SocketAddr, user: &str, origin: std::net::SocketAddr) {
-    let (code, mut stream) = socks(port, Some((user, "x")), 1, &origin.ip().to_string(), origin.port());
+fn fetch_as(port: std::net::SocketAddr, user: &str, target: std::net::SocketAddr) {
+    let (code, mut stream) = socks(port, Some((user, "x")), 1, &target.ip().to_string(), target.port());
     assert_eq!(code, 0, "CONNECT succeeds");
     request(&mut stream, 1_000);
     assert!(is_body(&mut stream, 1_000).unwrap());

@@ -1,4 +1,4 @@
-// Writes compressed copies beside each file, for browsers that accept them, if the copy is smaller.
+// Writes a gzip and a brotli copy beside each file, for browsers that accept the encoding, if the copy is smaller than the file.
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { brotliCompressSync, constants, gzipSync } from 'node:zlib';
@@ -14,8 +14,8 @@ for (const file of files) {
     br: brotliCompressSync(whole, { params: { [constants.BROTLI_PARAM_SIZE_HINT]: whole.length } }),
     gz: gzipSync(whole, { level: 9 }),
   };
-  for (const [ending, bytes] of Object.entries(compressed)) {
-    if (bytes.length < whole.length) writeFileSync(`${file}.${ending}`, bytes);
+  for (const [extension, bytes] of Object.entries(compressed)) {
+    if (bytes.length < whole.length) writeFileSync(`${file}.${extension}`, bytes);
   }
   const name = file.slice(dist.length).padEnd(36);
   console.log(`${name} ${String(whole.length).padStart(8)} bytes, ${compressed.gz.length} by gzip, ${compressed.br.length} by brotli`);

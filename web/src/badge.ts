@@ -1,8 +1,8 @@
-// The badge: `<script src="https://…/badge.js" async referrerpolicy="no-referrer"></script>` inserts a small button there.
+// The badge: `<script src="https://…/badge.js" async referrerpolicy="no-referrer"></script>` inserts a small button at its place.
 //
 // Before a click, the badge loads, stores and requests nothing. A click opens the volunteer's page in a separate window, where no
 // other page can cover the switch. The badge adds one element with a closed shadow root beside the script, and changes nothing else
-// of the site. `data-umbel` is the URL of the server with the volunteer's page, if that is not the script's server.
+// of the site. `data-umbel` is the URL of the server with the volunteer's page, if another server serves the script.
 
 const script = document.currentScript as HTMLScriptElement | null;
 

@@ -1,7 +1,7 @@
 // The library for pages and other programs: a client of the overlay, and a volunteer, in a browser.
 //
-// It wraps the WebAssembly core. The modules in `umbel/` have the parts that only pages need: storage, and for a volunteer tabs,
-// power and sleep.
+// The library wraps the WebAssembly core. The modules in `umbel/` have the parts that only pages need: storage, and for a volunteer
+// tabs, power and sleep.
 import { PageClient } from '../wasm/umbel.js';
 import { fromCore } from './umbel/failure';
 import { fetchBy } from './umbel/fetch';
@@ -17,34 +17,39 @@ export { volunteer, type Volunteer, type VolunteerLimits, type VolunteerState } 
 
 import type { Network } from './umbel/network';
 
-/** One relay of the path, with the time to build the circuit to it. */
+/** One relay of a path. */
 export interface Hop {
+  /** The identity of the relay, in base 32. */
   relay: string;
+  /** Time to build the circuit to this relay, in milliseconds. */
   ms: number;
   /** Whether the relay has no public address: another person's browser, or a computer behind a router. */
   volunteer: boolean;
 }
 
+/** One result of a search engine, as plain text. */
 export interface SearchResult {
   title: string;
-  /** An http or https URL, cleaned. An exit or engine may have made it for this query alone, so open it through the overlay. */
+  /** An http or https URL, cleaned. An exit or engine may have created the URL for this query alone, so open it through the overlay. */
   url: string;
   snippet: string;
 }
 
+/** The answer to a query. */
 export interface SearchAnswer {
   engine: string;
   results: SearchResult[];
   /** Whether there is a next page. */
   more: boolean;
-  /** The guard first, the exit last. */
+  /** The relays, the guard first and the exit last. */
   path: Hop[];
-  /** Time from sending the query to its answer. */
+  /** Time from sending the query to its answer, in milliseconds. */
   elapsedMs: number;
   /** Whether the exit also carries other streams of this client, because no other exit offers the engine. */
   sharedExit: boolean;
 }
 
+/** The response to a delegated request. */
 export interface PageResponse {
   status: number;
   headers: [string, string][];
@@ -60,9 +65,10 @@ export interface FetchInit extends RequestInit {
   timeout?: number;
 }
 
-/** The steps of the start, in order. */
+/** The steps of a client's start, in order. */
 export type Progress = 'module' | 'consensus' | 'channel' | 'circuit' | 'ready';
 
+/** A client of the overlay. */
 export interface Umbel {
   /** Sends a query to a search engine through an exit. The exit reads the query, but doesn't see this browser's address. */
   search(query: { terms: string; engine?: string; page?: number; language?: string }): Promise<SearchAnswer>;
@@ -81,19 +87,20 @@ export interface Umbel {
    * the same header fields for all users. Requests to different hosts never share a circuit.
    */
   fetch(input: string | URL, init?: FetchInit): Promise<Response>;
-  /** Closes all streams and links at once. */
+  /** Closes all streams and links immediately. */
   close(): void;
 }
 
 export interface ConnectOptions {
   /** The network, or the URL of its description; `./umbel.json` beside the page by default. */
   network?: Network | string;
+  /** Receives each step of the start. */
   onprogress?: (step: Progress) => void;
   /** Certificates that {@link Umbel.fetch} trusts in addition to those of browsers, in PEM or DER, for your own services. */
   trust?: (string | Uint8Array)[];
   /**
-   * Whether to load the module for {@link Umbel.fetch} at the start, as `trust` does. The module comes from the server of this library, not
-   * through the overlay, so that server would otherwise see the time of a visitor's first fetch. Set it in pages that fetch.
+   * Whether to load the module for {@link Umbel.fetch} at the start; `trust` implies this. The module comes from the server of this
+   * library, not through the overlay, so without this option the server sees the time of a visitor's first fetch.
    */
   fetch?: boolean;
 }
@@ -110,7 +117,7 @@ export async function connect(options: ConnectOptions = {}): Promise<Umbel> {
   const client = (await fromCore(
     PageClient.connect(network.directories, network.authorities, storage, report),
   )) as PageClient;
-  // Notifies the relays at once, so that they need not wait for a timeout.
+  // Notifies the relays immediately, so that they need not wait for a timeout.
   const leave = () => client.close();
   globalThis.addEventListener?.('pagehide', leave);
   return new Client(client, trusted, () => globalThis.removeEventListener?.('pagehide', leave));
@@ -119,12 +126,12 @@ export async function connect(options: ConnectOptions = {}): Promise<Umbel> {
 class Client implements Umbel {
   readonly #client: PageClient;
   readonly #https: Https;
-  readonly #closed: () => void;
+  readonly #onClose: () => void;
 
-  constructor(client: PageClient, trusted: Trusted, closed: () => void) {
+  constructor(client: PageClient, trusted: Trusted, onClose: () => void) {
     this.#client = client;
     this.#https = new Https(trusted, (host, port, wake) => client.open(host, port, wake));
-    this.#closed = closed;
+    this.#onClose = onClose;
   }
 
   async search(query: { terms: string; engine?: string; page?: number; language?: string }): Promise<SearchAnswer> {
@@ -143,7 +150,7 @@ class Client implements Umbel {
     body?: Uint8Array;
   }): Promise<PageResponse> {
     const { url, method = 'GET', headers = [], body = new Uint8Array() } = request;
-    // As `URL` serialises it: names in ASCII, other characters percent-encoded.
+    // The form that `URL` serialises: names in ASCII, other characters percent-encoded.
     const { href } = URL.canParse(url) ? new URL(url) : { href: '' };
     return (await fromCore(this.#client.request(method, href, headers.flat(), body))) as PageResponse;
   }
@@ -153,7 +160,7 @@ class Client implements Umbel {
   }
 
   close(): void {
-    this.#closed();
+    this.#onClose();
     this.#client.close();
   }
 }

@@ -1,6 +1,6 @@
 import { beforeAll, describe, expect, test, vi } from 'vitest';
 
-import { MAX_TERMS, address, fromFragment, fromState, query, webUrl } from '../src/search/place';
+import { MAX_TERMS_LEN, address, fromFragment, fromState, query, webUrl } from '../src/search/place';
 
 beforeAll(() => vi.stubGlobal('location', { href: 'https://dir.example/search?x=1#old' }));
 
@@ -30,7 +30,7 @@ describe('places', () => {
   test('invalid parts of a query are omitted', () => {
     expect(query(' a ', '<b>', 'x y', Number.NaN)).toEqual({ terms: 'a', page: 1 });
     expect(query('a', null, null, 1e9).page).toBe(100);
-    expect(query('x'.repeat(5000)).terms).toHaveLength(MAX_TERMS);
+    expect(query('x'.repeat(5000)).terms).toHaveLength(MAX_TERMS_LEN);
   });
 
   test('an invalid state is no place', () => {

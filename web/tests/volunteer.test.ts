@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 
-import { HEIGHT, SPAN, Samples, WIDTH, draw, roundTop } from '../src/volunteer/graph';
+import { HEIGHT, MAX_SAMPLES, Samples, WIDTH, draw, roundTop } from '../src/volunteer/graph';
 import { DEFAULTS, isSame, read } from '../src/volunteer/settings';
 import { movedText, shortOrigins, stateText } from '../src/volunteer/limits';
 import { sources } from '../src/volunteer/policy';
@@ -55,10 +55,10 @@ describe('graph', () => {
     samples.add(4000, 3);
     expect(samples.values).toEqual([2, 3, 3, 3]);
     samples.add(3_600_000, 4);
-    expect(samples.values).toHaveLength(SPAN);
+    expect(samples.values).toHaveLength(MAX_SAMPLES);
     // A clock that is set back loses no samples.
     samples.add(1000, 5);
-    expect(samples.values).toHaveLength(SPAN);
+    expect(samples.values).toHaveLength(MAX_SAMPLES);
     expect(samples.values.at(-1)).toBe(5);
   });
 });

@@ -14,7 +14,7 @@ describe('words', () => {
     expect([0, 0.4, 21.4, 999.4, 999.6, 1234].map(time)).toEqual(['1 ms', '1 ms', '21 ms', '999 ms', '1.0 s', '1.2 s']);
   });
 
-  test('a sentence begins with a capital and ends with a mark', () => {
+  test('a sentence begins with a capital and ends with a punctuation mark', () => {
     expect(['', 'no answer', 'Why?', 'done.'].map(sentence)).toEqual(['', 'No answer.', 'Why?', 'Done.']);
   });
 

@@ -1,8 +1,8 @@
 """A network of processes on this machine for measurements: the code that umbel-lab and tor-lab share.
 
-A Lab owns a work folder, the programs loadgen and netdelay built into it, network namespaces where the conditions ask
-for them, and every process it starts. Leaving its `with` block ends the processes, by their ids, and removes the
-namespaces and the folder; so do SIGINT, SIGTERM and --limit.
+A Lab owns a work folder with the built programs loadgen and netdelay, the network namespaces that the conditions need,
+and its processes. The end of its `with` block ends the processes, by their ids, and removes the namespaces and the
+folder. SIGINT, SIGTERM and --limit end the block.
 """
 
 import argparse
@@ -22,17 +22,18 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
 TICKS = os.sysconf('SC_CLK_TCK')
 CONGESTION_CONTROL = '/proc/sys/net/ipv4/tcp_congestion_control'
-# Namespaces can choose only these; an administrator can add others that the kernel has.
+# A namespace can use only the algorithms in this file. An administrator can add others that the kernel has.
 ALLOWED_CONTROLS = '/proc/sys/net/ipv4/tcp_allowed_congestion_control'
-# First three bytes of the addresses that netdelay gives.
+# First three bytes of the addresses that netdelay assigns.
 NET = '10.77.0'
 # Time limit of one run of loadgen, in seconds.
 LOAD_TIMEOUT = 90
-# The circuits of a mix: bulk ones, and the user name of the light one beside them.
+# Number of bulk streams of a mix, each on its own circuit.
 MIX_STREAMS = 16
+# Number of the user name, and of requests, of the light circuit of a mix.
 MIX_LIGHT_USER = 100
 MIX_LIGHT_REQUESTS = 20
-# Measuring time of a stream and a TCP connection beside it, in seconds.
+# Duration of the measurement `beside`, in seconds.
 BESIDE_SECS = 20
 # Longest run of the bulk streams of a mix, in seconds.
 MIX_SECS = 100
@@ -43,19 +44,19 @@ HIDDEN = re.compile(
 )
 
 
-def parser(description, only, more):
-    """The options of both labs. `only` are the measurements run by default, `more` the other ones."""
+def parser(description, default_measurements, other_measurements):
+    """The options of both labs."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument(
         '--only',
-        default=','.join(only),
+        default=','.join(default_measurements),
         metavar='A,B',
-        help=f'measurements: {", ".join(only)} (the default), {", ".join(more)}',
+        help=f'measurements: {", ".join(default_measurements)} (the default), {", ".join(other_measurements)}',
     )
     options.add_argument('--secs', type=float, default=6, help='length of each throughput run (default 6)')
     options.add_argument('--keep', action='store_true', help='measure nothing; print the addresses and keep running')
     options.add_argument(
-        '--limit', type=int, default=0, metavar='SECS', help='end after this many seconds in any case'
+        '--limit', type=int, default=0, metavar='SECS', help='end after this many seconds'
     )
     options.add_argument(
         '--end-with-parent', action='store_true', help='end when the parent process ends'
@@ -89,7 +90,7 @@ def die_with_parent():
 
 
 def on_signal(number, _frame):
-    """Ends this process, with every `finally` block."""
+    """Ends this process after its `finally` blocks."""
     sys.exit('lab: not done within --limit' if number == signal.SIGALRM else 128 + number)
 
 
@@ -128,7 +129,7 @@ class Lab:
         self.processes = {}
         self.folder = options.dir
         self.target = None
-        # Seconds until a stream has reached its rate. The measurement starts after them.
+        # Seconds in which a stream reaches its rate, before the measurement starts.
         self.ramp = 1.5 if not self.namespaced else 6 if options.delay_ms <= 50 else 12
         # Number of latency samples, for about a second.
         self.samples = 100 if not self.namespaced else max(10, int(1000 / max(1, options.delay_ms)))
@@ -162,7 +163,7 @@ class Lab:
             self.make_namespaces()
 
     def clean_up(self):
-        """Ends every process and removes the namespaces; no signal interrupts it."""
+        """Ends every process and removes the namespaces. Signals are ignored meanwhile."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
         # netdelay removes the namespaces, so it ends last.
@@ -221,7 +222,7 @@ class Lab:
     # ---- processes
 
     def spawn(self, node, command, log):
-        """Starts a node's process; its output goes into the file `log` of the work folder."""
+        """Starts a node's process, with its output in the file `log` of the work folder."""
         with open(f'{self.folder}/{log}', 'w') as output:
             process = subprocess.Popen(
                 self.inside(node, command), stdout=output, stderr=subprocess.STDOUT, preexec_fn=die_with_parent
@@ -237,7 +238,7 @@ class Lab:
         return self.processes[node].pid
 
     def pids(self):
-        """The processes of the network itself, without origin and load."""
+        """The processes of the network, without origin. During `bulk_beside`, includes the load generator of the bulk load."""
         return [process.pid for node, process in self.processes.items() if node not in ('origin', 'netdelay')]
 
     def print_memory(self, name, nodes):
@@ -258,9 +259,9 @@ class Lab:
     # ---- load
 
     def foreign_cpu(self):
-        """Processor seconds of all programs on this machine except this lab, which disturb its figures.
+        """Processor seconds of all other programs on this machine, which disturb the figures of this lab.
 
-        A sum over processes of their own and their reaped children's time: the ticks of /proc/stat miss short bursts.
+        Sums the times of each process and of its reaped children, because the ticks of /proc/stat miss short bursts.
         """
         own = {os.getpid()} | {process.pid for process in self.processes.values()}
         ticks = 0
@@ -311,7 +312,7 @@ class Lab:
         return figures
 
     def measure(self, name, socks, bulk_1_runs=1, shares=()):
-        """The measurements of a client that both labs have, as far as --only names them.
+        """Runs the measurements of a client that both labs have and --only selects.
 
         `shares` are nodes whose processor time over all bulk_1 runs is printed.
         """
@@ -348,7 +349,7 @@ class Lab:
             self.load(f'{name}.rps_64_keep', *rps, '--keepalive')
 
     def mix(self, prefix, socks):
-        """First byte on a circuit of its own, built before, while 16 other circuits carry bulk streams."""
+        """Measures the time to first byte on an already built circuit while 16 other circuits carry bulk streams."""
         light = ('ttfb', socks, '--circuits', 1, '--iso-base', MIX_LIGHT_USER, '--n')
         self.load(f'{prefix}.warm', *light, 1)
         streams = ('--streams', MIX_STREAMS, '--circuits', MIX_STREAMS, '--secs', MIX_SECS)
@@ -357,7 +358,7 @@ class Lab:
             self.load(f'{prefix}.ttfb', *light, MIX_LIGHT_REQUESTS)
 
     def beside(self, prefix, socks):
-        """One stream, and one TCP connection from the origin to the client: they share the line into the client."""
+        """Measures a stream and a TCP connection from the origin to the client, over the same line into the client."""
         seconds = ('--streams', 1, '--secs', BESIDE_SECS)
         with self.bulk_beside(f'{prefix}.overlay', socks, *seconds):
             self.load(f'{prefix}.tcp', 'bulk', 'direct', '--ramp', self.ramp, *seconds)

@@ -1,31 +1,32 @@
 /* loadgen - load generator and origin that measures a SOCKS5 overlay, or a direct path.
  *
  * Build: cc -O2 -o loadgen loadgen.c        one file, Linux, no dependencies
+ * Numbers in brackets are the defaults of the options.
  *
  *   loadgen origin --listen 127.0.0.1:8080
  *       serves GET /N with N bytes, and checks the body of each POST
- *   loadgen bulk --target HOST:PORT --socks HOST:PORT|direct [--streams 4] [--secs 8] [--ramp 1] [--mib N] [--up]
+ *   loadgen bulk --target HOST:PORT --socks HOST:PORT|direct [--streams 1] [--secs 8] [--ramp 0] [--mib N] [--up]
  *       throughput of parallel streams over --secs, measured from --ramp seconds after the start
- *       --mib N ends each stream after N MiB; --up uploads --mib (32 if not given) and times it to the origin's reply
+ *       --mib N ends each stream after N MiB; --up uploads --mib (default 32), timed until the origin's reply
  *       SIGTERM ends the measurement early; its figures are still printed
  *   loadgen ttfb --target .. --socks .. [--n 100] [--size 64] [--gap SECS]
  *       time to first byte: for each request a new stream (SOCKS connect, then GET)
  *   loadgen echo --target .. --socks .. [--n 100]
- *       round trip time: one stream that is kept, one request after the other
+ *       round trip time: sequential requests on one persistent stream
  *   loadgen rps --target .. --socks .. [--conc 64] [--secs 8] [--size 2048] [--keepalive]
- *       requests per second, on a new stream each, or on streams that are kept
- *   loadgen hold --target .. --socks .. [--streams 200] [--secs 5]
- *       opens streams, sends one GET on each and keeps them open; memory of --pids before and after
+ *       requests per second, each on a new stream, or on persistent streams (--keepalive)
+ *   loadgen hold --target .. --socks .. [--streams 1] [--secs 2]
+ *       opens streams, sends one GET on each and keeps the streams open; memory of --pids before and after
  *   loadgen cpu|rss --pids A,B,C
- *       processor time, resident memory of other processes
+ *       processor time or resident memory of the processes of --pids
  *
  * --circuits K   log in to SOCKS5 with K user names in turn: overlays put different user names on different
  *                circuits. 0, the default: no login.
  * --iso-base I   number of the first user name, so that two loadgens share no circuit
  * --pids A,B,C   processes whose processor time is counted in the figures
- * --prefix S     put before the name of every figure
+ * --prefix S     prefix of the name of every figure
  *
- * Output: one "name value unit" a line. Bodies are one pseudo-random pattern; the receiver compares every byte.
+ * Output: lines of "name value unit". Bodies are one pseudo-random pattern; the receiver compares every byte.
  * The exit code is 1 if a request failed or a byte was wrong.
  */
 #define _GNU_SOURCE
@@ -54,7 +55,7 @@
 #define PATTERN (1u << 20)
 /* Largest size of one read or write. */
 #define CHUNK (256u << 10)
-#define EVENTS 256
+#define MAX_EVENTS 256
 /* Timeout of epoll_wait, after which a loop checks the clock. */
 #define TICK_MS 20
 #define BULK_LIMIT_S 120
@@ -80,7 +81,7 @@ static struct {
 
 /* ---------------- basics ---------------- */
 
-/* The pattern, and its beginning once more so that a chunk from any offset is contiguous. */
+/* The pattern, followed by its beginning, so that a chunk from any offset is contiguous. */
 static unsigned char pattern[PATTERN + CHUNK];
 static unsigned char chunk[CHUNK];
 static volatile sig_atomic_t stopped;
@@ -109,7 +110,7 @@ static void fill_pattern(void) {
     memcpy(pattern + PATTERN, pattern, CHUNK);
 }
 
-/* Whether `length` bytes are those of the pattern from `offset` on; `length` is at most CHUNK. */
+/* Whether `length` bytes equal the pattern from `offset` on; `length` is at most CHUNK. */
 static bool is_pattern(const void *bytes, uint64_t offset, size_t length) {
     return !memcmp(bytes, pattern + offset % PATTERN, length);
 }
@@ -232,7 +233,7 @@ static struct mark mark_now(void) { return (struct mark){now(), cpu_of_all(), ow
 /* ---------------- origin ---------------- */
 
 /* A client's socket at the origin. */
-struct served {
+struct origin_client {
     int fd;
     char request[2048];
     int request_length;
@@ -240,19 +241,19 @@ struct served {
     char head[256];
     int head_length, head_sent;
     uint64_t body_left, body_offset;
-    /* The body of a POST that is still to come. */
+    /* The missing part of the body of a POST. */
     uint64_t upload_left, upload_offset;
     bool upload_wrong, close_after, wants_write;
 };
 
-static void want_write(int epoll, struct served *client, bool wanted) {
+static void want_write(int epoll, struct origin_client *client, bool wanted) {
     if (client->wants_write == wanted) return;
     watch(epoll, EPOLL_CTL_MOD, client->fd, client, wanted ? EPOLLIN | EPOLLOUT : EPOLLIN);
     client->wants_write = wanted;
 }
 
-/* Sends the rest of the answer; returns 1 if all is sent, 0 if the socket is full, -1 if the stream has ended. */
-static int send_answer(int epoll, struct served *client) {
+/* Sends the rest of the answer; returns 1 if all is sent, 0 if the socket is full, -1 if the socket must be closed. */
+static int send_answer(int epoll, struct origin_client *client) {
     while (client->head_sent < client->head_length || client->body_left) {
         struct iovec parts[2];
         int count = 0;
@@ -275,21 +276,21 @@ static int send_answer(int epoll, struct served *client) {
     return client->close_after ? -1 : 1;
 }
 
-static void answer_upload(struct served *client) {
+static void answer_upload(struct origin_client *client) {
     client->head_length = snprintf(client->head, sizeof client->head, "HTTP/1.1 %s\r\nContent-Length: 0\r\n\r\n",
                                    client->upload_wrong ? "400 Bad" : "200 OK");
     client->head_sent = 0;
 }
 
-static void take_upload(struct served *client, const void *bytes, size_t length) {
+static void take_upload(struct origin_client *client, const void *bytes, size_t length) {
     if (!is_pattern(bytes, client->upload_offset, length)) client->upload_wrong = true;
     client->upload_left -= length;
     client->upload_offset += length;
     if (!client->upload_left) answer_upload(client);
 }
 
-/* Takes one request from its head, which ends with a zero, and prepares the answer to a GET. */
-static void begin_answer(struct served *client) {
+/* Parses the head of a request, which ends with a zero byte, and prepares the answer to a GET. */
+static void begin_answer(struct origin_client *client) {
     client->close_after = strcasestr(client->request, "connection: close");
     if (!strncmp(client->request, "POST", 4)) {
         char *length = strcasestr(client->request, "content-length:");
@@ -309,8 +310,8 @@ static void begin_answer(struct served *client) {
     client->body_offset = 0;
 }
 
-/* Answers the requests that were read; returns -1 if the stream has ended. */
-static int serve_requests(int epoll, struct served *client) {
+/* Answers the requests that were read; returns -1 if the socket must be closed. */
+static int serve_requests(int epoll, struct origin_client *client) {
     for (;;) {
         if (client->head_length != client->head_sent || client->body_left) {
             int sent = send_answer(epoll, client);
@@ -334,8 +335,8 @@ static int serve_requests(int epoll, struct served *client) {
     }
 }
 
-/* Reads from a client; returns -1 if the stream has ended. */
-static int read_client(int epoll, struct served *client) {
+/* Reads from a client; returns -1 if the socket must be closed. */
+static int read_client(int epoll, struct origin_client *client) {
     ssize_t length;
     if (client->upload_left) {
         length = recv(client->fd, chunk, client->upload_left < CHUNK ? client->upload_left : CHUNK, 0);
@@ -357,7 +358,7 @@ static int read_client(int epoll, struct served *client) {
 static void accept_clients(int epoll, int listener) {
     int fd;
     while ((fd = accept(listener, 0, 0)) >= 0) {
-        struct served *client = calloc(1, sizeof *client);
+        struct origin_client *client = calloc(1, sizeof *client);
         set_nonblocking(fd);
         client->fd = fd;
         watch(epoll, EPOLL_CTL_ADD, fd, client, EPOLLIN);
@@ -375,10 +376,10 @@ static void run_origin(void) {
     watch(epoll, EPOLL_CTL_ADD, listener, 0, EPOLLIN);
     fprintf(stderr, "loadgen: origin on %s\n", option.listen);
     for (;;) {
-        struct epoll_event events[EVENTS];
-        int count = epoll_wait(epoll, events, EVENTS, -1);
+        struct epoll_event events[MAX_EVENTS];
+        int count = epoll_wait(epoll, events, MAX_EVENTS, -1);
         for (int i = 0; i < count; i++) {
-            struct served *client = events[i].data.ptr;
+            struct origin_client *client = events[i].data.ptr;
             if (!client) {
                 accept_clients(epoll, listener);
                 continue;
@@ -405,7 +406,7 @@ enum outcome { FAILED = -1, MORE = 0, FINISHED = 1 };
 struct stream {
     int fd;
     enum state state;
-    /* Selects the user name, and so the circuit. */
+    /* Selects the user name, and thus the circuit. */
     int number;
     /* Received bytes of the SOCKS handshake, then of the answer's head. */
     char input[1024];
@@ -621,7 +622,7 @@ static struct stream *start_streams(int count, uint64_t length) {
     return streams;
 }
 
-/* Prints the last figures of every mode: processor time since `from`, and errors. */
+/* Prints the last figures of every mode with requests: processor time since `from`, and errors. */
 static void print_cost(struct mark from, double gib, double wall) {
     if (pid_count) {
         double cpu = cpu_of_all() - from.cpu;
@@ -640,22 +641,22 @@ static void print_cost(struct mark from, double gib, double wall) {
 static uint64_t moved(const struct stream *stream) { return option.up ? stream->offset : stream->received; }
 
 /* Prints the throughput of all streams, of the slowest, of the fastest and of each, and Jain's fairness index (Jain,
- * Chiu, Hawe 1984), which is 1 if all are equal and 1/n if one has all. Returns the bytes of all. */
+ * Chiu, Hawe 1984), which is 1 if all are equal and 1/n if one has all. Returns the sum of the bytes. */
 static double print_throughput(const struct stream *streams, const uint64_t *before, int count, double wall) {
-    double total = 0, squares = 0, least = 1e18, most = 0;
+    double total = 0, squares = 0, slowest = 1e18, fastest = 0;
     for (int i = 0; i < count; i++) {
         double bytes = moved(&streams[i]) - before[i];
         total += bytes;
         squares += bytes * bytes;
-        if (bytes < least) least = bytes;
-        if (bytes > most) most = bytes;
+        if (bytes < slowest) slowest = bytes;
+        if (bytes > fastest) fastest = bytes;
     }
     print("streams", count, "count");
     print("seconds", wall, "s");
     print("bytes", total, "B");
     print("throughput", total / wall / MIB, "MiB/s");
-    print("stream_min", least / wall / MIB, "MiB/s");
-    print("stream_max", most / wall / MIB, "MiB/s");
+    print("stream_min", slowest / wall / MIB, "MiB/s");
+    print("stream_max", fastest / wall / MIB, "MiB/s");
     if (count > 1 && squares > 0) print("jain", total * total / count / squares, "index");
     for (int i = 0; count > 1 && i < count; i++) {
         char name[32];
@@ -665,8 +666,8 @@ static double print_throughput(const struct stream *streams, const uint64_t *bef
     return total;
 }
 
-/* Whether any of the streams has received a byte. */
-static bool any_moves(const struct stream *streams, int count) {
+/* Whether any of the streams has received a byte or is uploading. */
+static bool any_is_active(const struct stream *streams, int count) {
     for (int i = 0; i < count; i++) {
         if (streams[i].first_byte || streams[i].state == UPLOADING) return true;
     }
@@ -676,8 +677,8 @@ static bool any_moves(const struct stream *streams, int count) {
 static void run_bulk(void) {
     int count = option.streams, live = count;
     if (option.up) {
-        /* Bytes handed to the kernel are not bytes delivered: to count those would measure socket buffers, and what
-         * they still hold would run into the next measurement. So an upload has a size, and ends with the reply. */
+        /* A count of the bytes passed to the kernel would measure socket buffers, and the buffered bytes would disturb
+         * the next measurement. So an upload has a size, and ends with the reply. */
         option.secs = option.ramp = 0;
         if (!option.mib) option.mib = DEFAULT_UPLOAD_MIB;
     } else if (!option.mib && !option.secs) {
@@ -691,10 +692,10 @@ static void run_bulk(void) {
     bool measuring = false;
     struct stream *streams = start_streams(count, length);
     while (live && !stopped) {
-        struct epoll_event events[EVENTS];
-        int ready = epoll_wait(client_epoll, events, EVENTS, TICK_MS);
+        struct epoll_event events[MAX_EVENTS];
+        int ready = epoll_wait(client_epoll, events, MAX_EVENTS, TICK_MS);
         double time = now();
-        if (!measuring && time - started >= option.ramp && any_moves(streams, count)) {
+        if (!measuring && time - started >= option.ramp && any_is_active(streams, count)) {
             measuring = true;
             from = mark_now();
             for (int i = 0; i < count; i++) before[i] = moved(&streams[i]);
@@ -719,7 +720,7 @@ static void run_bulk(void) {
     print_cost(from, bytes / GIB, wall);
 }
 
-/* Performs one request on `stream`, until its end or its timeout. */
+/* Performs one request on `stream`, until the request ends or times out. */
 static enum outcome request_once(struct stream *stream, bool fresh) {
     enum outcome outcome = MORE;
     double deadline = now() + REQUEST_LIMIT_S;
@@ -733,7 +734,7 @@ static enum outcome request_once(struct stream *stream, bool fresh) {
     return outcome == MORE ? fail("timeout", REQUEST_LIMIT_S) : outcome;
 }
 
-/* Latency of requests one after the other, on a stream each or all on one. */
+/* Measures the latency of sequential requests: each on a new stream, or all on one persistent stream. */
 static void run_latency(bool keep) {
     double *connects = calloc(option.requests, sizeof(double)), *answers = calloc(option.requests, sizeof(double));
     double *totals = calloc(option.requests, sizeof(double));
@@ -770,15 +771,15 @@ static void run_latency(bool keep) {
 }
 
 static void run_requests(void) {
-    int count = option.concurrency, next = count, noted = 0;
+    int count = option.concurrency, next = count, samples = 0;
     double *latencies = calloc(MAX_LATENCIES, sizeof *latencies);
     long done = 0;
     double started = now(), secs = option.secs ? option.secs : DEFAULT_SECS;
     struct mark from = {0};
     start_streams(count, option.size);
     for (;;) {
-        struct epoll_event events[EVENTS];
-        int ready = epoll_wait(client_epoll, events, EVENTS, TICK_MS);
+        struct epoll_event events[MAX_EVENTS];
+        int ready = epoll_wait(client_epoll, events, MAX_EVENTS, TICK_MS);
         double time = now();
         if (!from.time && time - started >= option.ramp) from = mark_now();
         if (from.time && time - from.time >= secs) break;
@@ -789,7 +790,7 @@ static void run_requests(void) {
             if (outcome == FINISHED && from.time) {
                 done++;
                 double since = option.keep_alive ? stream->requested : stream->started;
-                if (noted < MAX_LATENCIES) latencies[noted++] = stream->finished - since;
+                if (samples < MAX_LATENCIES) latencies[samples++] = stream->finished - since;
             }
             if (outcome == FINISHED && option.keep_alive && send_request(stream) != FAILED) continue;
             if (outcome == FAILED || option.keep_alive) errors++;
@@ -802,7 +803,7 @@ static void run_requests(void) {
     double wall = now() - from.time;
     print("concurrency", count, "count");
     print("rate", done / wall, "req/s");
-    print_quantiles("latency", latencies, noted);
+    print_quantiles("latency", latencies, samples);
     if (pid_count) print("cpu_per_request", 1e3 * (cpu_of_all() - from.cpu) / (done ? done : 1), "ms");
     print_cost(from, 0, wall);
 }
@@ -813,8 +814,8 @@ static void run_hold(void) {
     print_rss("_before");
     start_streams(count, option.size);
     while (left && now() - from.time < HOLD_LIMIT_S) {
-        struct epoll_event events[EVENTS];
-        int ready = epoll_wait(client_epoll, events, EVENTS, TICK_MS);
+        struct epoll_event events[MAX_EVENTS];
+        int ready = epoll_wait(client_epoll, events, MAX_EVENTS, TICK_MS);
         for (int i = 0; i < ready; i++) {
             struct stream *stream = events[i].data.ptr;
             if (stream->fd < 0 || stream->state == IDLE) continue;
@@ -846,7 +847,7 @@ static int usage(const char *problem, const char *word) {
     return 2;
 }
 
-/* Whether `name` is an option, whose value is then kept. */
+/* Stores `value` for the option `name`; returns whether there is such an option. */
 static bool take_option(const char *name, const char *value) {
     const struct {
         const char *name;
@@ -897,7 +898,7 @@ static void parse_pids(void) {
     }
 }
 
-/* Runs a mode that sends requests; false if there is none of that name. */
+/* Runs a mode that sends requests; returns false if there is no such mode. */
 static bool run_client(const char *mode) {
     if (!strcmp(mode, "bulk")) run_bulk();
     else if (!strcmp(mode, "ttfb")) run_latency(false);

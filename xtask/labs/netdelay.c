@@ -6,15 +6,15 @@
  *   netdelay --n 8 --prefix lab --delay-ms 25 --loss 0.01
  *
  * Makes the namespaces lab0 to lab7 with the addresses 10.77.0.1 to 10.77.0.8 and loopback up, and prints "ready".
- * Run programs in them by `ip netns exec lab0 COMMAND`. It runs until SIGTERM or SIGINT or until the process that
- * started it ends; then it deletes the namespaces and prints counts.
+ * Run programs in the namespaces by `ip netns exec lab0 COMMAND`. netdelay ends on SIGTERM or SIGINT, or when its
+ * parent process ends; then it deletes the namespaces and prints counts.
  *
  * --n N           number of namespaces, at most 64            --prefix NAME   of the namespaces: NAME0, NAME1, ...
  * --net 10.77.0   first three bytes of the addresses          --mtu 1500
  * --delay-ms 25   one way, on every packet                    --jitter-ms J   up to J ms more, order kept
  * --loss 0.01     share of packets dropped                    --reorder 0.05  share held 5 ms longer, so that later
- *                                                                             ones overtake them
- * --rate-mbit R   into each namespace; 0: no limit            --queue-ms 100  what may wait for the rate; more is dropped
+ *                                                                             packets overtake them
+ * --rate-mbit R   into each namespace; 0: no limit            --queue-ms 100  longest queue of the rate limit
  * --no-offload 1  no segmentation offload
  * --trace FILE    every 10 ms a line: milliseconds, and how long the rate limit delays a packet into each namespace
  *
@@ -58,7 +58,7 @@
 
 #define MAX_NODES 64
 /* Largest number of packets in a queue; a power of two. */
-#define QUEUE_PACKETS (1u << 15)
+#define MAX_QUEUE_PACKETS (1u << 15)
 #define MAX_PACKET 70000
 /* Packets read from one namespace before the next one. */
 #define READ_BURST 64
@@ -90,14 +90,14 @@ struct packet {
 
 /* Packets in the order in which they are due. */
 struct queue {
-    struct packet packets[QUEUE_PACKETS];
+    struct packet packets[MAX_QUEUE_PACKETS];
     unsigned head, tail;
 };
 
 /* The link into one namespace. */
 struct receiver {
     int tun;
-    /* In order, and those that --reorder holds longer. */
+    /* Packets in order; packets that --reorder delays further. */
     struct queue prompt, held;
     /* Time at which the last packet is due, because jitter keeps the order. */
     int64_t last_due;
@@ -111,7 +111,7 @@ struct arrival {
     int length;
     /* IP header; IP and transport header together. */
     int ip_header, headers;
-    /* Payload of all but the last segment; how many segments there are. */
+    /* Payload bytes of each segment but the last; number of segments. */
     int segment, segments;
     int64_t time;
 };
@@ -143,19 +143,19 @@ static double random_share(void) {
 
 static bool is_empty(const struct queue *queue) { return queue->head == queue->tail; }
 
-static struct packet *first(struct queue *queue) { return &queue->packets[queue->tail % QUEUE_PACKETS]; }
+static struct packet *first(struct queue *queue) { return &queue->packets[queue->tail % MAX_QUEUE_PACKETS]; }
 
 static void enqueue(struct queue *queue, const unsigned char *bytes, int length, int64_t due) {
-    if (queue->head - queue->tail == QUEUE_PACKETS) {
+    if (queue->head - queue->tail == MAX_QUEUE_PACKETS) {
         counts.full++;
         return;
     }
-    struct packet *packet = &queue->packets[queue->head++ % QUEUE_PACKETS];
+    struct packet *packet = &queue->packets[queue->head++ % MAX_QUEUE_PACKETS];
     *packet = (struct packet){due, length, malloc(length)};
     memcpy(packet->bytes, bytes, length);
 }
 
-/* Queues a packet to `to`; with `hold`, later packets overtake it. */
+/* Queues a packet to `to`. With `hold`, later packets overtake this packet. */
 static void send_packet(struct receiver *to, const unsigned char *bytes, int length, int64_t time, bool hold) {
     int64_t due = (option.rate_mbit > 0 ? to->free_at : time) + (int64_t)(option.delay_ms * 1e6);
     if (hold) {
@@ -220,8 +220,8 @@ static void set_ip_header(unsigned char *ip, int ip_header, int total, int segme
     put16(ip + 10, ~fold(sum_words(ip, ip_header)));
 }
 
-/* Sets UDP's length, or TCP's sequence number and flags, and the checksum of the pseudo-header; the kernel adds that
- * of the rest. `offset` is of the part in the super-packet's payload. */
+/* Sets UDP's length, or TCP's sequence number and flags, and the checksum of the pseudo-header. The kernel adds the
+ * checksum of header and payload. `offset` is the position of the part in the super-packet's payload. */
 static void set_transport_header(unsigned char *ip, int ip_header, int length, int offset, bool last) {
     unsigned char *transport = ip + ip_header;
     bool udp = ip[9] == PROTOCOL_UDP;
@@ -242,7 +242,7 @@ static void set_transport_header(unsigned char *ip, int ip_header, int length, i
     virtio->csum_offset = checksum;
 }
 
-/* Sends the segments `from` to `to`, both included, of a super-packet as a smaller one. */
+/* Sends the segments `from` to `to`, both included, of a super-packet as a smaller packet. */
 static void send_segments(struct receiver *receiver, const struct arrival *arrival, int from, int to, bool hold) {
     static unsigned char part[MAX_PACKET];
     int payload = arrival->length - VNET_HEADER - arrival->headers, offset = from * arrival->segment;
@@ -265,7 +265,7 @@ static void send_segments(struct receiver *receiver, const struct arrival *arriv
 
 /* ---------------- the link ---------------- */
 
-/* Whether loss or the rate limit drops the next segment; otherwise the rate limit is charged with it. */
+/* Whether loss or the rate limit drops the next segment. A segment that is not dropped counts for the rate limit. */
 static bool drops(struct receiver *to, const struct arrival *arrival) {
     if (option.loss > 0 && random_share() < option.loss) {
         counts.lost++;
@@ -280,7 +280,7 @@ static bool drops(struct receiver *to, const struct arrival *arrival) {
     return false;
 }
 
-/* Sends the segments `from` to `to`; whole, if these are all. */
+/* Sends the segments `from` to `to`, both included. If these are all segments, the packet is unchanged. */
 static void send_run(struct receiver *receiver, const struct arrival *arrival, int from, int to, bool hold) {
     if (from > to) return;
     if (from == 0 && to + 1 == arrival->segments) {
@@ -291,7 +291,7 @@ static void send_run(struct receiver *receiver, const struct arrival *arrival, i
 }
 
 /* Forwards a packet, in runs of segments that are neither dropped nor delayed. */
-static void pass(struct receiver *to, const struct arrival *arrival) {
+static void forward(struct receiver *to, const struct arrival *arrival) {
     int from = 0;
     if (option.rate_mbit > 0 && to->free_at < arrival->time) to->free_at = arrival->time;
     if (option.loss <= 0 && option.rate_mbit <= 0 && option.reorder <= 0) {
@@ -331,7 +331,7 @@ static void read_node(struct receiver *node) {
             counts.super++;
         }
         counts.wire += arrival.segments;
-        pass(&receivers[to], &arrival);
+        forward(&receivers[to], &arrival);
     }
 }
 
@@ -359,13 +359,13 @@ static int open_tun(void) {
     if (tun < 0 || ioctl(tun, TUNSETIFF, &request)) return complain("/dev/net/tun"), -1;
     unsigned tcp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6, udp = TUN_F_USO4 | TUN_F_USO6;
     if (option.offload && ioctl(tun, TUNSETOFFLOAD, tcp | udp)) {
-        complain("segmentation offload of UDP, goes on without");
+        complain("continuing without segmentation offload of UDP");
         ioctl(tun, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4);
     }
     return tun;
 }
 
-/* Makes the namespace of that number with its address and device. This process stays in it. */
+/* Makes the namespace of the node `node` with its address and device. This process remains in the namespace. */
 static bool make_node(int node) {
     char path[128];
     shell("ip netns del %s%d 2>/dev/null", option.prefix, node);
@@ -429,7 +429,7 @@ static void run(int epoll, int timer, FILE *trace) {
     }
 }
 
-/* Whether `name` is an option, whose value is then kept. */
+/* Stores `value` for the option `name`; returns whether there is such an option. */
 static bool take_option(const char *name, const char *value) {
     const struct {
         const char *name;

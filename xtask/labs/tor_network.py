@@ -26,7 +26,7 @@ HOSTS = {node: min(number, NODES.index(CLIENT)) for number, node in enumerate(NO
     'origin': NODES.index(CLIENT) + 1
 }
 CONSENSUS_TIMEOUT = 150
-CLIENT_RESTARTS = 6
+MAX_CLIENT_RESTARTS = 6
 ARTI_TIMEOUT = 60
 # Offsets from --base-port, above the ten ports of each node.
 ARTI_PORT, ORIGIN_PORT = 95, 99
@@ -57,7 +57,7 @@ NumCPUs 2
 ExtendAllowPrivateAddresses 1
 DirCache 1
 """
-# Clients use only Fast and Stable relays as guards.
+# Clients use only relays with the flags Fast and Stable as guards.
 AUTHORITY = """\
 DirPort {address}:{directory}
 AuthoritativeDirectory 1
@@ -174,7 +174,7 @@ class Tor:
             write(f'{self.path(node)}/torrc', self.torrc(node))
 
     def make_identities(self):
-        """Makes the signing identities of the authorities, concurrently because each takes seconds."""
+        """Makes the signing identities of the authorities, concurrently because each needs seconds."""
         running = []
         for node in AUTHORITIES:
             address = f'{self.lab.address(node)}:{self.ports(node)["directory"]}'
@@ -255,7 +255,7 @@ class Tor:
         """Starts the network and waits until both clients are ready."""
         started = time.time()
         # A relay is Stable if its uptime, in whole seconds, is at least the median of the relays whose bandwidth is
-        # measured. So all have the same measure, and the relays that must not be guards start later.
+        # measured. So all relays get the same bandwidth, and the relays that must not be guards start later.
         measured = ''.join(f'node_id=${self.fingerprints[node]} bw=10000 nick={node}\n' for node in RELAYS)
         write(f'{self.lab.folder}/bw', f'{int(started)}\n{measured}')
         for node in AUTHORITIES + ENTRIES:
@@ -263,7 +263,7 @@ class Tor:
         time.sleep(3)
         for node in (MIDDLE, EXIT):
             self.spawn(node)
-        # The clients start when both entries can answer them.
+        # The clients start when both entries can answer requests.
         while not all(is_full(self.flags(entry)) for entry in ENTRIES):
             if time.time() - started > CONSENSUS_TIMEOUT:
                 sys.exit(f'tor-lab: no full consensus after {CONSENSUS_TIMEOUT} s: {self.flags(ENTRIES[0])}')
@@ -296,7 +296,7 @@ class Tor:
         for node in clients:
             while not self.is_ready(node, 90 if self.lab.namespaced else 25):
                 restarts += 1
-                if restarts > CLIENT_RESTARTS:
+                if restarts > MAX_CLIENT_RESTARTS:
                     self.lab.fail(f'{node} does not bootstrap', f'{node}/log')
                 self.forget_state(node)
                 self.spawn(node)
@@ -376,7 +376,7 @@ def is_full(flags):
     """Whether a consensus has every relay, with the flags that clients need."""
     return (
         len(flags) == len(AUTHORITIES + RELAYS)
-        and all('Running' in of_relay for of_relay in flags.values())
+        and all('Running' in relay_flags for relay_flags in flags.values())
         and 'Exit' in flags[EXIT]
         and all({'Guard', 'Stable', 'Fast'} <= set(flags[entry].split()) for entry in ENTRIES)
     )
@@ -412,7 +412,7 @@ class Control:
         return line.decode('latin1')
 
     def command(self, command):
-        """The lines that answer a command; events between them are skipped."""
+        """Sends a command; returns the lines of the answer, without the events between them."""
         self.send(command)
         answer = []
         while True:
@@ -433,16 +433,16 @@ class Control:
         """Builds circuits, `parallel` at a time; returns build times in seconds, circuit numbers and failures."""
         self.command('SETEVENTS CIRC')
         times, circuits, failed = [], [], 0
-        building, asked, left = {}, [], count
-        while left or building or asked:
-            while left and len(building) + len(asked) < parallel:
+        building, requested, left = {}, [], count
+        while left or building or requested:
+            while left and len(building) + len(requested) < parallel:
                 self.send(f'EXTENDCIRCUIT 0 {path}')
-                asked.append(time.perf_counter())
+                requested.append(time.perf_counter())
                 left -= 1
             line = self.line()
             words = line.split()
             if line.startswith('250 EXTENDED'):
-                building[words[2]] = asked.pop(0)
+                building[words[2]] = requested.pop(0)
             elif line.startswith('650 CIRC') and words[2] in building:
                 if words[3] == 'BUILT':
                     times.append(time.perf_counter() - building.pop(words[2]))
@@ -451,7 +451,7 @@ class Control:
                     building.pop(words[2])
                     failed += 1
             elif line[0] in '45':
-                asked.pop(0)
+                requested.pop(0)
                 failed += 1
         self.command('SETEVENTS')
         return times, circuits, failed

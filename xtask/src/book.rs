@@ -1,7 +1,7 @@
 //! Builds the corpus of the search tests: the Rust book as a ZIM file for `kiwix-serve`.
 //!
-//! The file is built once for each version of the book and stored with the other tools, where `umbel testnet` also finds
-//! it.
+//! The file is built once for each version of the book and stored with the other tools. `umbel testnet` uses the file
+//! too.
 
 use std::{
     fs, io,
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Path of the book in Debian's package `rust-doc`.
-const DEBIAN: &str = "/usr/share/doc/rust-doc/html/book";
+const DEBIAN_BOOK: &str = "/usr/share/doc/rust-doc/html/book";
 
 /// Builds the file and prints its path.
 pub(crate) fn command() -> Result<(), Failure> {
@@ -29,7 +29,11 @@ pub(crate) fn zim() -> Result<PathBuf, Failure> {
     let folder = cache("rust-book")?;
     let (zim, made_from) = (folder.join("rust-book.zim"), folder.join("made-from"));
     // The folder's name contains the toolchain, and the modification time of a page is the time of installation.
-    let source = format!("{} {:?}", book.display(), fs::metadata(book.join("index.html")).and_then(|of| of.modified()));
+    let source = format!(
+        "{} {:?}",
+        book.display(),
+        fs::metadata(book.join("index.html")).and_then(|metadata| metadata.modified())
+    );
     if zim.is_file() && fs::read_to_string(&made_from).is_ok_and(|text| text == source) {
         return Ok(zim);
     }
@@ -49,13 +53,14 @@ pub(crate) fn zim() -> Result<PathBuf, Failure> {
     Ok(zim)
 }
 
-/// The book's HTML pages: from the toolchain, if rustup has them or can fetch them, otherwise from Debian.
+/// The folder of the book's HTML pages, in the toolchain or in Debian's `rust-doc`. If neither has them, installs the
+/// component by rustup, or else the package.
 fn book() -> Result<PathBuf, Failure> {
     let toolchain = || {
         let sysroot = Run::new("rustc").args(["--print", "sysroot"]).output()?;
         Some(Path::new(&sysroot).join("share/doc/rust/html/book")).filter(|book| book.is_dir())
     };
-    let debian = || Some(PathBuf::from(DEBIAN)).filter(|book| book.is_dir());
+    let debian = || Some(PathBuf::from(DEBIAN_BOOK)).filter(|book| book.is_dir());
     if let Some(book) = toolchain().or_else(debian) {
         return Ok(book);
     }
@@ -65,7 +70,7 @@ fn book() -> Result<PathBuf, Failure> {
         return Ok(book);
     }
     packages::apt_install(&["rust-doc"])?;
-    debian().ok_or_else(|| Failure::new("the Rust book is neither with the toolchain nor in Debian's rust-doc"))
+    debian().ok_or_else(|| Failure::new("the Rust book is neither in the toolchain nor in Debian's rust-doc"))
 }
 
 /// Copies the book without older editions and without duplicates of its content: the printable page and the search
@@ -89,7 +94,7 @@ fn copy(from: &Path, to: &Path, icon: &mut Option<String>) -> io::Result<()> {
     Ok(())
 }
 
-/// Builds the file as a step of the tests.
+/// Builds the ZIM file as a step of `cargo xtask test`.
 pub(crate) fn prepare() -> Result<Tally, Failure> {
     zim().map(|_| Tally::ONE)
 }

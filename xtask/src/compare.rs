@@ -40,7 +40,7 @@ All conditions except loopback use a network namespace for each node, which need
   sudo -E env PATH=\"$PATH\" cargo xtask compare --umbel target/release/umbel
 
 Tor is Debian's package, which is installed without its service if it is missing. No traffic leaves the machine. All
-conditions with three runs take about 50 minutes; half of it is Tor's start. Umbel alone takes 15 minutes.
+conditions with three runs take about 50 minutes, half of which is Tor's start. Umbel alone takes 15 minutes.
 
 Progress is printed to standard error, the table to standard output as Markdown, one condition at a time. The machine
 should be idle otherwise; the last line has the load of other processes. Differences under about 25 % are not significant.
@@ -156,11 +156,11 @@ fn contenders(options: &Options) -> Result<Vec<Contender>, Failure> {
 }
 
 fn build() -> Result<PathBuf, Failure> {
-    Run::cargo().args(["build", "--release", "--locked", "--bin", "umbel"]).aside().run()?;
+    Run::cargo().args(["build", "--release", "--locked", "--bin", "umbel"]).redirect_to_stderr().run()?;
     Ok(target_folder()?.join("release/umbel"))
 }
 
-/// Runs all conditions, and prints the table's rows of each condition at its end.
+/// Measures each condition, then prints the table's rows of the condition.
 fn measure(options: &Options, contenders: &[Contender]) -> Result<(), Failure> {
     let total = options.conditions.len().saturating_mul(options.runs).saturating_mul(contenders.len());
     let mut done: usize = 0;

@@ -1,7 +1,7 @@
 //! Instruction counts of sealing, switching and packing a cell, by callgrind, against budgets.
 //!
-//! The workloads are in `benches/instructions.rs`. That program is built in the development profile, so that it shares the
-//! dependencies of the tests; only the crate itself is recompiled with optimisation. The counts differ from those of a
+//! The workloads are in `benches/instructions.rs`. The benchmark is built in the development profile, so that it shares the
+//! dependencies of the tests. Only the crate itself is recompiled with optimisation. The counts differ from those of a
 //! release build.
 
 use std::{fs, path::Path};
@@ -14,7 +14,7 @@ struct Budget {
     instructions: u64,
 }
 
-/// About 10 % above the counts on x86-64 with AVX2. A budget of 0 is not measured yet: the step fails and prints the
+/// The budgets, about 10 % above the counts on x86-64 with AVX2. For a budget of 0, the step fails and prints the
 /// budget to set.
 const BUDGETS: &[Budget] = &[
     Budget { function: "sealing", instructions: 22_100 },
@@ -23,9 +23,9 @@ const BUDGETS: &[Budget] = &[
 ];
 
 /// Margin of a new budget above the count, in per cent.
-const HEADROOM: u64 = 10;
+const HEADROOM_PERCENT: u64 = 10;
 /// For a count below this percentage of its budget, the step prints advice to lower the budget.
-const LOW: u64 = 80;
+const LOW_PERCENT: u64 = 80;
 
 /// Compiler options: the crate optimised, without debug assertions and overflow checks; the dependencies as in the
 /// tests.
@@ -37,7 +37,7 @@ const OPTIMISED: &[&str] = &[
     "profile.dev.incremental=false",
 ];
 
-/// Counts the instructions of each function, prints them, and fails if one exceeds its budget.
+/// Counts the instructions of each function, prints the counts, and fails if a count exceeds its budget.
 pub(crate) fn check() -> Result<Tally, Failure> {
     if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
         println!("the budgets are for x86-64 Linux; skipping the check");
@@ -67,21 +67,21 @@ impl Budget {
     /// Advice if `count` is far below the budget; an error if it exceeds the budget.
     fn check_count(&self, count: u64) -> Result<Option<String>, String> {
         let Self { function, instructions } = self;
-        let new = count.saturating_mul(HEADROOM.saturating_add(100)) / 100;
+        let new = count.saturating_mul(HEADROOM_PERCENT.saturating_add(100)) / 100;
         if count > *instructions {
             return Err(format!(
                 "{function} takes {count} instructions per cell, above its budget of {instructions}: reduce them, or, if the \
                  cost is justified, raise the budget in xtask/src/instructions.rs to {new}"
             ));
         }
-        let low = count.saturating_mul(100) < instructions.saturating_mul(LOW);
+        let low = count.saturating_mul(100) < instructions.saturating_mul(LOW_PERCENT);
         Ok(low.then(|| {
             format!("{function} is far below its budget; lower the budget in xtask/src/instructions.rs to {new}")
         }))
     }
 }
 
-/// The cargo command that builds and runs the program.
+/// The cargo command that builds and runs the benchmark.
 fn bench() -> Run {
     let build = ["bench", "--quiet", "--locked", "--profile", "dev", "--bench", "instructions"];
     let settings = OPTIMISED.iter().flat_map(|setting| ["--config", setting]);
@@ -94,7 +94,7 @@ fn count(function: &str, profile: &Path) -> Result<u64, Failure> {
     let within = format!("--toggle-collect=instructions*::{function}");
     let runner = ["valgrind", "--quiet", "--tool=callgrind", &within, &out];
     let runner = format!("target.'cfg(all())'.runner={runner:?}");
-    let cells = bench().args(["--config", runner.as_str()]).printed()?;
+    let cells = bench().args(["--config", runner.as_str()]).try_output()?;
     let cells: u64 = cells
         .parse()
         .map_err(|_| Failure::new(format!("the benchmark printed {cells:?} instead of a number of cells")))?;
@@ -104,7 +104,7 @@ fn count(function: &str, profile: &Path) -> Result<u64, Failure> {
     match total.and_then(|total| total.checked_div(cells)) {
         Some(count) if count > 0 => Ok(count),
         _ => Err(Failure::new(format!(
-            "callgrind counted nothing in {function}; check that benches/instructions.rs has it"
+            "callgrind counted nothing in {function}; check that benches/instructions.rs has this function"
         ))),
     }
 }

@@ -69,13 +69,13 @@ pub(crate) fn tor() -> Result<Tally, Failure> {
     }
     let policy = Path::new(SERVICE_POLICY);
     let failed = |error: io::Error| Failure::new(format!("{SERVICE_POLICY}: {error}"));
-    let ours = !policy.exists();
-    if ours {
+    let created = !policy.exists();
+    if created {
         fs::write(policy, "#!/bin/sh\nexit 101\n").map_err(failed)?;
         fs::set_permissions(policy, fs::Permissions::from_mode(0o755)).map_err(failed)?;
     }
     let outcome = install_missing([TOR].iter());
-    if ours {
+    if created {
         fs::remove_file(policy).map_err(failed)?;
     }
     outcome
@@ -103,7 +103,7 @@ fn install_missing<'a>(packages: impl Iterator<Item = &'a Package> + Clone) -> R
 /// Installs the Debian packages `names`.
 pub(crate) fn apt_install(names: &[&str]) -> Result<Tally, Failure> {
     eprintln!("installing {}", names.join(" "));
-    // An outdated package list may be sufficient.
+    // A failure is ignored, because an outdated package list may be sufficient.
     let _ = apt(&["update", "-qq"]);
     let options = ["install", "-y", "-qq", "--no-install-recommends"];
     apt(&options.iter().chain(names).copied().collect::<Vec<_>>())
@@ -111,7 +111,7 @@ pub(crate) fn apt_install(names: &[&str]) -> Result<Tally, Failure> {
 
 fn apt(arguments: &[&str]) -> Result<Tally, Failure> {
     let run = if is_root() { Run::new("apt-get") } else { Run::new("sudo").args(["-n", "apt-get"]) };
-    run.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").aside().run()
+    run.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").redirect_to_stderr().run()
 }
 
 /// Whether the effective user is root.
@@ -119,25 +119,25 @@ pub(crate) fn is_root() -> bool {
     Run::new("id").args(["-u"]).output().as_deref() == Some("0")
 }
 
-/// The path of `program`, by the rules of the shell.
+/// The first file with the name `program` in the folders of `PATH`.
 pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-/// A Python with Requests and PySocks. Another Python may be first on the path, without Debian's packages.
+/// A Python with Requests and PySocks. The first Python on the path may lack Debian's packages.
 fn python() -> Option<PathBuf> {
-    let able = |python: &PathBuf| Run::new(python).args(["-c", "import requests, socks"]).succeeds();
-    [PathBuf::from("/usr/bin/python3")].into_iter().chain(on_path("python3")).find(able)
+    let has_modules = |python: &PathBuf| Run::new(python).args(["-c", "import requests, socks"]).succeeds();
+    [PathBuf::from("/usr/bin/python3")].into_iter().chain(on_path("python3")).find(has_modules)
 }
 
-/// A folder that contains only that Python, under the name `python3`.
+/// A folder with only the Python of [`python`], under the name `python3`.
 pub(crate) fn python_folder() -> Result<PathBuf, Failure> {
     let python = python().ok_or_else(|| Failure::new("no Python with Requests and PySocks: --only packages"))?;
     let folder = cache("python")?;
     let link = folder.join("python3");
     if std::fs::read_link(&link).ok().as_ref() != Some(&python) {
-        // The link may lead to another Python, or not exist.
+        // The symbolic link may lead to another Python, or not exist.
         let _ = std::fs::remove_file(&link);
         std::os::unix::fs::symlink(python, link).map_err(|error| Failure::new(error.to_string()))?;
     }

@@ -21,7 +21,7 @@ impl Failure {
         Self { message: message.into(), tally: Tally { passed: 0, failed: 1 } }
     }
 
-    /// The counts of the program before it failed; at least one failure.
+    /// The counts of the failed program, with at least one failed test.
     pub(crate) const fn tally(&self) -> Tally {
         self.tally
     }
@@ -33,7 +33,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Numbers of tests in a program's output; a program that prints none counts as one test.
+/// Numbers of passed and failed tests in a program's output. A program that prints no numbers counts as one test.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) passed: u64,
@@ -50,7 +50,7 @@ impl Tally {
     /// Adds the counts in `line`, if it is a summary of nextest, of `cargo test`, of Node's test runner or of vitest.
     fn read(&mut self, line: &str) {
         let nextest = line.trim_start().starts_with("Summary [");
-        // Excludes "Test Files", which vitest also counts.
+        // Not the line "Test Files", which vitest prints too.
         let vitest = line.trim_start().starts_with("Tests  ");
         if nextest || vitest || line.starts_with("test result: ") {
             let words: Vec<&str> = line.split([' ', ',', ';']).filter(|word| !word.is_empty()).collect();
@@ -83,7 +83,7 @@ impl Tally {
 pub(crate) struct Run {
     command: Command,
     description: String,
-    aside: bool,
+    to_stderr: bool,
 }
 
 impl Run {
@@ -91,7 +91,7 @@ impl Run {
         let description = Path::new(program.as_ref()).file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut command = Command::new(program);
         command.current_dir(root()).stdin(Stdio::null());
-        Self { command, description, aside: false }
+        Self { command, description, to_stderr: false }
     }
 
     /// The cargo that runs this build tool.
@@ -134,14 +134,14 @@ impl Run {
     }
 
     /// Redirects all output to standard error, because standard output is for a result.
-    pub(crate) fn aside(mut self) -> Self {
-        self.aside = true;
+    pub(crate) fn redirect_to_stderr(mut self) -> Self {
+        self.to_stderr = true;
         self
     }
 
     /// Runs the program, forwards its output, and counts the tests in the output.
     pub(crate) fn run(mut self) -> Result<Tally, Failure> {
-        let out = || -> Box<dyn Write> { if self.aside { Box::new(io::stderr()) } else { Box::new(io::stdout()) } };
+        let out = || -> Box<dyn Write> { if self.to_stderr { Box::new(io::stderr()) } else { Box::new(io::stdout()) } };
         let _ = writeln!(out(), "+ {}", self.description);
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.command.spawn().map_err(|error| self.failure(&format!("can't start: {error}")))?;
@@ -164,8 +164,8 @@ impl Run {
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// Runs the program and returns its output; its standard error is inherited.
-    pub(crate) fn printed(mut self) -> Result<String, Failure> {
+    /// Runs the program and returns its output, or the failure. Standard error is inherited.
+    pub(crate) fn try_output(mut self) -> Result<String, Failure> {
         let output = self.command.stderr(Stdio::inherit()).output();
         let output = output.map_err(|error| self.failure(&format!("can't start: {error}")))?;
         if !output.status.success() {
@@ -218,7 +218,7 @@ pub(crate) fn target_folder() -> Result<PathBuf, Failure> {
     folder.ok_or_else(|| Failure::new("the output of cargo metadata has no target folder"))
 }
 
-/// Folder for tools, outside the checkout and the target folder, so that they remain after a clean build.
+/// The folder of the tool `name`, outside the checkout and the target folder, so that tools remain after a clean build.
 pub(crate) fn cache(name: &str) -> Result<PathBuf, Failure> {
     let base = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
     let base = base.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));

@@ -1,9 +1,9 @@
 //! Builds and tests the protocol core for browsers: `wasm32-unknown-unknown`, without the feature `native`, and with
 //! `browser`.
 //!
-//! The target's standard library comes from rustup, or, if rustup can't download it, from Debian's packages. These are
-//! unpacked into the folder for tools, not installed. They contain a compiler and the library's source, from which the
-//! library is built once. `browser-tls` contains C code (ring), which clang compiles.
+//! The target's standard library comes from rustup, or, if rustup can't download it, from Debian's packages. The
+//! packages are unpacked into the folder for tools, not installed. They contain a compiler and the library's source. The
+//! library is built once from this source. `browser-tls` contains C code (ring), which clang compiles.
 
 use std::{
     fs,
@@ -79,26 +79,28 @@ pub(crate) fn c_compiler() -> Result<PathBuf, Failure> {
     }
     let supports_target =
         Run::new("clang").args(["--print-targets"]).output().is_some_and(|list| list.contains("wasm32"));
-    let none = "no clang for wasm32, which compiles the C code of the pages' TLS: install clang (Debian: apt install clang; \
+    let missing = "no clang for wasm32, which compiles the C code of the pages' TLS: install clang (Debian: apt install clang; \
                 macOS: brew install llvm), or set CC_wasm32_unknown_unknown";
-    if supports_target { Ok("clang".into()) } else { Err(Failure::new(none)) }
+    if supports_target { Ok("clang".into()) } else { Err(Failure::new(missing)) }
 }
 
 /// The alternative compiler, if the default one has no standard library for the target.
 pub(crate) fn compiler() -> Result<Option<PathBuf>, Failure> {
     // Selects Debian's packages in a test, although the default compiler may suffice.
     let debian_only = std::env::var_os("UMBEL_WASM_DEBIAN").is_some();
-    let usual = || {
+    let has_library = || {
         let library = Run::new("rustc").args(["--print", "target-libdir", "--target", TARGET]).output();
         library.is_some_and(|folder| Path::new(&folder).is_dir())
     };
-    if !debian_only && (usual() || Run::new("rustup").args(["target", "add", TARGET]).succeeds() && usual()) {
+    if !debian_only && (has_library() || Run::new("rustup").args(["target", "add", TARGET]).succeeds() && has_library())
+    {
         return Ok(None);
     }
     println!("rustup can't install {TARGET}; using Debian's packages");
     debian().map(Some)
 }
 
+/// The compiler of Debian's packages, with a standard library for the target.
 fn debian() -> Result<PathBuf, Failure> {
     let candidate = || {
         let policy = Run::new("apt-cache").args(["policy", "rustc-web"]).output()?;
@@ -124,7 +126,7 @@ fn debian() -> Result<PathBuf, Failure> {
     Ok(folder.join("rustc"))
 }
 
-/// Downloads the packages of `version` and unpacks them as a toolchain, with a script `rustc` that starts it.
+/// Downloads the packages of `version` and unpacks them as a toolchain, with a script `rustc` that starts the compiler.
 fn unpack(folder: &Path, version: &str) -> Result<(), Failure> {
     let (debs, tree) = (folder.join("debs"), folder.join("tree"));
     for path in [&debs, &tree] {
@@ -134,8 +136,9 @@ fn unpack(folder: &Path, version: &str) -> Result<(), Failure> {
     }
     let library = depends("libstd-rust-web-dev", "libstd-rust-web-")?;
     let llvm = depends(&library, "libllvm")?;
-    let ours = [&library, "rustc-web", "libstd-rust-web-dev", "rust-web-src"].map(|name| format!("{name}={version}"));
-    Run::new("apt-get").args(["download", "-qq"]).args(&ours).args([&llvm]).directory(&debs).run()?;
+    let packages =
+        [&library, "rustc-web", "libstd-rust-web-dev", "rust-web-src"].map(|name| format!("{name}={version}"));
+    Run::new("apt-get").args(["download", "-qq"]).args(&packages).args([&llvm]).directory(&debs).run()?;
     let files = fs::read_dir(&debs).map_err(|error| Failure::new(error.to_string()))?;
     for file in files.filter_map(Result::ok).map(|entry| entry.path()) {
         let source = file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("rust-web-src"));
@@ -149,12 +152,12 @@ fn unpack(folder: &Path, version: &str) -> Result<(), Failure> {
         }
     }
     // The linker of the default toolchain, at the path that the unpacked toolchain uses.
-    if let Some(usual) = Run::new("rustc").args(["--print", "target-libdir"]).output()
-        && let Some(linkers) = Path::new(&usual).parent().map(|host| host.join("bin"))
+    if let Some(target_libdir) = Run::new("rustc").args(["--print", "target-libdir"]).output()
+        && let Some(linkers) = Path::new(&target_libdir).parent().map(|host| host.join("bin"))
         && let Some(host) = linkers.parent().and_then(Path::file_name)
     {
-        let place = tree.join("usr/lib/rustlib").join(host).join("bin");
-        let _ = std::os::unix::fs::symlink(linkers, place);
+        let link = tree.join("usr/lib/rustlib").join(host).join("bin");
+        let _ = std::os::unix::fs::symlink(linkers, link);
     }
     let usr = tree.join("usr");
     let script = folder.join("rustc");
@@ -193,14 +196,14 @@ fn build_library(folder: &Path) -> Result<(), Failure> {
         .env("RUSTFLAGS", "-Cembed-bitcode=yes")
         .directory(&seed)
         .run()?;
-    let place = folder.join("tree/usr/lib/rustlib").join(TARGET).join("lib");
-    fs::create_dir_all(&place).map_err(|error| Failure::new(error.to_string()))?;
+    let destination = folder.join("tree/usr/lib/rustlib").join(TARGET).join("lib");
+    fs::create_dir_all(&destination).map_err(|error| Failure::new(error.to_string()))?;
     let built =
         fs::read_dir(target.join(TARGET).join("release/deps")).map_err(|error| Failure::new(error.to_string()))?;
     for file in built.filter_map(Result::ok).map(|entry| entry.path()) {
         let name = file.file_name().unwrap_or_default();
         if file.extension().is_some_and(|kind| kind == "rlib") && !name.to_string_lossy().starts_with("libseed") {
-            fs::copy(&file, place.join(name)).map_err(|error| Failure::new(error.to_string()))?;
+            fs::copy(&file, destination.join(name)).map_err(|error| Failure::new(error.to_string()))?;
         }
     }
     for path in [folder.join("debs"), seed, folder.join("tree/usr/src")] {

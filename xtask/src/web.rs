@@ -21,11 +21,11 @@ struct Module {
     /// Base name of the module's files.
     name: &'static str,
     feature: &'static str,
-    /// Largest download of a visitor, in bytes, compressed by gzip.
+    /// Maximum length of the module, in bytes, compressed by gzip.
     max_download: usize,
 }
 
-/// The module that every page loads, and the one that a page loads for HTTPS.
+/// The module that every page loads, and the module that a page loads for HTTPS.
 const MODULES: [Module; 2] = [
     Module { name: "umbel", feature: "browser", max_download: 480 * 1024 },
     Module { name: "umbel_https", feature: "browser-tls", max_download: 440 * 1024 },
@@ -49,9 +49,9 @@ pub(crate) fn check() -> Result<Tally, Failure> {
 /// Installs the packages of the lock file, if they are missing or outdated.
 pub(crate) fn install(web: &Path) -> Result<(), Failure> {
     // npm writes a list of installed packages, which has the modification time of the lock file.
-    let written = |path: &str| fs::metadata(web.join(path)).and_then(|file| file.modified()).ok();
-    let installed = written("node_modules/.package-lock.json");
-    if installed.is_none() || installed < written("package-lock.json") {
+    let modified = |path: &str| fs::metadata(web.join(path)).and_then(|file| file.modified()).ok();
+    let installed = modified("node_modules/.package-lock.json");
+    if installed.is_none() || installed < modified("package-lock.json") {
         Run::new("npm").args(["ci", "--no-audit", "--no-fund"]).directory(web).run()?;
     }
     Ok(())
@@ -59,16 +59,16 @@ pub(crate) fn install(web: &Path) -> Result<(), Failure> {
 
 /// Builds the wasm library with its bindings, into `web/wasm`.
 fn library(web: &Path) -> Result<(), Failure> {
-    let place = web.join("wasm");
-    let _ = fs::remove_dir_all(&place);
+    let folder = web.join("wasm");
+    let _ = fs::remove_dir_all(&folder);
     MODULES.iter().try_for_each(|module| {
         let built = compile(module)?;
         // The slow dependencies are in a feature of this tool that only this step needs.
         Run::cargo()
             .args(["run", "--quiet", "--locked", "--package", "xtask", "--features", "web", "--", "bind", module.name])
-            .args([&built, &place])
+            .args([&built, &folder])
             .run()?;
-        let file = place.join(format!("{}_bg.wasm", module.name));
+        let file = folder.join(format!("{}_bg.wasm", module.name));
         Run::new(web.join("node_modules/.bin/wasm-opt"))
             .args([
                 "-O3",
@@ -103,8 +103,8 @@ fn compile(module: &Module) -> Result<PathBuf, Failure> {
     // Local paths would make the bytes differ between machines, and disclose the paths.
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
-    let places = [(Some(root()), "/umbel"), (Some(target.clone()), "/target"), (home, "/cargo")];
-    for (from, to) in places {
+    let prefixes = [(Some(root()), "/umbel"), (Some(target.clone()), "/target"), (home, "/cargo")];
+    for (from, to) in prefixes {
         if let Some(from) = from {
             flags.push(format!("--remap-path-prefix={}={to}", from.display()));
             c_flags.push(format!("'-ffile-prefix-map={}={to}'", from.display()));
@@ -146,7 +146,7 @@ fn gzip(bytes: &[u8]) -> Result<usize, Failure> {
     Ok(output.stdout.len())
 }
 
-/// `xtask bind NAME MODULE FOLDER`: generates the bindings of a wasm library, in files of that name.
+/// `xtask bind NAME MODULE FOLDER`: generates the bindings of a wasm library, in files with this base name.
 #[cfg(feature = "web")]
 pub(crate) fn bind(name: &str, module: &str, folder: &str) -> Result<(), Failure> {
     let mut bindings = wasm_bindgen_cli_support::Bindgen::new();
@@ -162,7 +162,7 @@ pub(crate) fn bind(name: &str, module: &str, folder: &str) -> Result<(), Failure
     outcome.map_err(|error| Failure::new(format!("can't generate the bindings: {error:#}")))
 }
 
-/// The feature `web` is off.
+/// Fails, because the feature `web` is off.
 #[cfg(not(feature = "web"))]
 pub(crate) fn bind(_: &str, _: &str, _: &str) -> Result<(), Failure> {
     Err(Failure::new("built without the feature web"))

@@ -1,9 +1,9 @@
-// Texts of quantities and failures for users without knowledge of relays.
+// Texts of quantities and failures, for users who are not familiar with relays.
 import type { UmbelError } from '../umbel';
 
 const UNITS = ['bytes', 'kB', 'MB', 'GB', 'TB'] as const;
 
-// 0 bytes, 950 bytes, 12 kB, 3.4 MB
+// A number of bytes as text: 0 bytes, 950 bytes, 12 kB, 3.4 MB.
 export function bytes(count: number): string {
   let value = Number.isFinite(count) && count > 0 ? count : 0;
   let unit = 0;
@@ -18,7 +18,7 @@ export function bytes(count: number): string {
 
 export const rate = (perSecond: number): string => `${bytes(perSecond)}/s`;
 
-// 1 ms, 420 ms, 1.3 s
+// A duration as text: 1 ms, 420 ms, 1.3 s.
 export function time(milliseconds: number): string {
   const whole = Math.max(1, Math.round(milliseconds));
   return whole < 1000 ? `${whole} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
@@ -104,7 +104,7 @@ const FAILURES: Record<Kind, FailureText> = {
 // Kinds whose own message adds nothing to the texts above.
 const FULLY_EXPLAINED: readonly Kind[] = ['no-webrtc', 'clock', 'storage'];
 
-// The texts for a failure. `detail` is the failure's own message, or empty if that adds nothing.
+// The texts for a failure. `detail` is the failure's own message, or empty if the message adds nothing.
 export function explain(error: unknown): FailureText & { detail: string } {
   const kind = (error as Partial<UmbelError> | undefined)?.kind;
   const detail = error instanceof Error && !(FULLY_EXPLAINED as readonly unknown[]).includes(kind) ? sentence(error.message) : '';

@@ -1,8 +1,8 @@
-// Reduces a foreign page to text, structure, and links that open in the reader view. The lists are those of
+// Reduces a foreign page to text, structure, and anchors that open in the reader view. The kept elements are those of
 // src/page/reader/clean.rs.
 //
 // The page is parsed into a document that loads and runs nothing. DOMPurify keeps only the listed elements and attributes. The
-// result is shown in a frame that can neither run nor load anything (frame.ts).
+// result is shown in a frame that runs nothing and loads only style sheets of this page (frame.ts).
 import DOMPurify, { type Config, type DOMPurify as Purifier, type WindowLike } from 'dompurify';
 
 import { webUrl } from './place';
@@ -12,12 +12,13 @@ export interface Cleaned {
   html: string;
 }
 
-// The prefix of each identifier, so that none equals an identifier of Umbel's pages.
+// The prefix of each `id`, so that no `id` of a foreign page equals an `id` of Umbel's pages.
 const PREFIX = 'page-';
-const MAX_TITLE = 200;
+// Maximum length of a title, in characters.
+const MAX_TITLE_LEN = 200;
 // A main element with less text, in characters, is ignored.
-const MIN_MAIN_LENGTH = 250;
-// Largest number of elements of a page.
+const MIN_MAIN_LEN = 250;
+// Maximum number of elements of a page.
 const MAX_ELEMENTS = 50_000;
 
 const TAGS =
@@ -41,28 +42,28 @@ const CONFIG: Config = {
   RETURN_DOM_FRAGMENT: true,
 };
 
-// The title and the cleaned content of the page `html` from `url`; undefined if it has too many elements. `readerAddress` returns
+// The title and the cleaned content of the page `html` from `url`; undefined if the page has too many elements. `readerAddress` returns
 // the address, within this page, that opens a URL in the reader view.
 export function clean(html: string, url: URL, readerAddress: (url: URL) => string, view: WindowLike = window as unknown as WindowLike): Cleaned | undefined {
   const Parser = (view as unknown as typeof globalThis).DOMParser;
   const page = new Parser().parseFromString(html, 'text/html');
   if (page.getElementsByTagName('*').length > MAX_ELEMENTS) return undefined;
-  const title = plain(page.title).slice(0, MAX_TITLE);
+  const title = plain(page.title).slice(0, MAX_TITLE_LEN);
   const base = webUrl(page.querySelector('base[href]')?.getAttribute('href') ?? '', url) ?? url;
   const mains = ['main', '[role=main]', 'article'].map((selector) => page.querySelector(selector));
-  const main = mains.find((element) => (element?.textContent?.length ?? 0) >= MIN_MAIN_LENGTH) ?? page.body;
+  const main = mains.find((element) => (element?.textContent?.length ?? 0) >= MIN_MAIN_LEN) ?? page.body;
   const cleaned = purifier(view).sanitize(main.innerHTML, CONFIG) as unknown as DocumentFragment;
   for (const element of cleaned.querySelectorAll('[id]')) element.id = PREFIX + element.id;
   for (const anchor of cleaned.querySelectorAll('a')) {
     const href = anchor.getAttribute('href')?.trim();
     anchor.removeAttribute('href');
     if (href === undefined) {
-      // An anchor without a target is replaced by its content.
+      // An anchor without a URL is replaced by its content.
       anchor.replaceWith(...anchor.childNodes);
       continue;
     }
     if (href.startsWith('#')) {
-      // A target within the page: the frame scrolls to it, without a request.
+      // A target within the page. The frame scrolls to the target without a request.
       if (href.length > 1) anchor.setAttribute('href', `#${PREFIX}${href.slice(1)}`);
       continue;
     }
@@ -70,12 +71,12 @@ export function clean(html: string, url: URL, readerAddress: (url: URL) => strin
     if (target) anchor.setAttribute('href', readerAddress(target));
     else anchor.replaceWith(...anchor.childNodes);
   }
-  const holder = page.createElement('div');
-  holder.append(cleaned);
-  return { title, html: holder.innerHTML };
+  const container = page.createElement('div');
+  container.append(cleaned);
+  return { title, html: container.innerHTML };
 }
 
-// A separate purifier, without the hooks of other code.
+// A separate purifier, which has no hooks of other code.
 let instance: Purifier | undefined;
 function purifier(view: WindowLike): Purifier {
   instance ??= DOMPurify(view);

@@ -3,7 +3,7 @@ import '@page/keys.js';
 
 import { h, byId, write } from '../page/dom';
 import { explain, sentence } from '../page/words';
-import { here } from '../page/here';
+import { serverUrl } from '../page/serverUrl';
 import { connect, type Progress, type SearchAnswer, type Umbel } from '../umbel';
 import { HOME, fromFragment, fromState, query, type Place, type Query } from './place';
 import { ReadError, read, view, type Reading } from './reader';
@@ -17,13 +17,14 @@ const STEPS: Record<Progress, string> = {
   circuit: 'Building a path of three relays…',
   ready: '',
 };
-// Largest number of stored answers. They are shown again without a new query, because an exit reads each query.
+// Maximum number of stored answers, and of stored pages. A stored answer is shown without a new query, because an exit reads each query.
 const MAX_STORED = 50;
 
 let umbel: Promise<Umbel> | undefined;
 let engines: readonly string[] = [];
 let step: string = STEPS.module;
-let shown = 0;
+// Number of the current view.
+let currentView = 0;
 const answers = new Map<string, SearchAnswer>();
 const readings = new Map<string, Reading>();
 
@@ -39,7 +40,7 @@ function showStep(words: string): void {
   if (line) write(line, words);
 }
 
-// The client, started if there is none or the last one failed.
+// The client. Starts a client if there is none, or if the last client failed.
 function client(): Promise<Umbel> {
   umbel ??= connect({ onprogress: (now) => showStep(STEPS[now]) }).then(
     (ready) => {
@@ -57,10 +58,10 @@ function client(): Promise<Umbel> {
   return umbel;
 }
 
-// Discards a client without a channel or network.
+// Closes and discards the client if `error` reports the loss of its channel or of the network.
 function discard(error: unknown): void {
   if (['closed', 'network'].includes(String((error as { kind?: unknown }).kind))) {
-    umbel?.then((lost) => lost.close()).catch(() => undefined);
+    umbel?.then((client) => client.close()).catch(() => undefined);
     umbel = undefined;
   }
 }
@@ -78,9 +79,9 @@ function go(place: Place): void {
 }
 
 async function show(place: Place): Promise<void> {
-  shown += 1;
-  const number = shown;
-  const isCurrent = () => number === shown;
+  currentView += 1;
+  const ownView = currentView;
+  const isCurrent = () => ownView === currentView;
   switch (place.at) {
     case 'home':
       return showHome(isCurrent);
@@ -145,7 +146,7 @@ async function showReader(url: URL, isCurrent: () => boolean): Promise<void> {
   }
 }
 
-// Shows the place of the fragment or of this history entry, and removes the fragment from the URL.
+// Shows the place of the fragment, or else of the history entry, and removes the fragment from the URL.
 function showFirstPlace(): void {
   const requested = fromFragment(location.hash);
   const place = requested.at === 'home' ? (fromState(history.state) ?? HOME) : requested;
@@ -162,7 +163,7 @@ window.addEventListener('popstate', (event) => {
 window.addEventListener('pageshow', ({ persisted }) => {
   if (persisted) umbel = undefined;
 });
-for (const place of document.querySelectorAll('.here')) write(place, here());
+for (const element of document.querySelectorAll('.here')) write(element, serverUrl());
 // A prerendered page must not open channels before the user opens the page.
 if ((document as { prerendering?: boolean }).prerendering) document.addEventListener('prerenderingchange', showFirstPlace, { once: true });
 else showFirstPlace();

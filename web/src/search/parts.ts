@@ -2,7 +2,7 @@
 import icon from '@page/icon.svg';
 
 import { h } from '../page/dom';
-import { MAX_TERMS, address, query, type Place, type Query } from './place';
+import { MAX_TERMS_LEN, address, query, type Place, type Query } from './place';
 
 export type Go = (place: Place) => void;
 
@@ -25,7 +25,7 @@ const LANGUAGES: readonly [string, string][] = [
   ['zh', '中文'],
 ];
 
-// An anchor to a place within the page. In another tab, it leads to the same place.
+// An anchor to a place within the page. The anchor also leads to this place if it is opened in another tab.
 export function anchorTo(go: Go, place: Place, attributes: Record<string, string>, ...words: (string | Node)[]): HTMLAnchorElement {
   const follow = (event: Event) => {
     if (event instanceof MouseEvent && (event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey)) return;
@@ -38,24 +38,24 @@ export function anchorTo(go: Go, place: Place, attributes: Record<string, string
 export const brand = (go: Go): HTMLAnchorElement =>
   anchorTo(go, { at: 'home' }, { class: 'brand' }, h('img', { src: icon, alt: '', width: 28, height: 28 }), h('span', {}, 'Umbel'));
 
-// Fills a choice with engines. The first is the default.
+// Fills `choice` with the engines. The first engine is the default.
 function fill(choice: HTMLSelectElement, engines: readonly string[], chosen: string | undefined): void {
   choice.replaceChildren(...engines.map((name) => h('option', { value: name, selected: name === chosen }, name)));
-  // A choice with one engine is hidden.
+  // With fewer than two engines, the choice is hidden.
   if (choice.parentElement) choice.parentElement.hidden = engines.length < 2;
 }
 
-// Offers engines in the displayed search box, as soon as the network is known.
+// Offers engines in the displayed search form, as soon as the network is known.
 export function offerEngines(engines: readonly string[]): void {
   const choice = document.querySelector<HTMLSelectElement>('select[name=engine]');
   if (choice) fill(choice, engines, choice.value);
 }
 
-// The search box with a query. The engines follow when the network is known.
+// The search form with a query. `offerEngines` adds the engines when the network is known.
 export function form(go: Go, engines: readonly string[], searchQuery: Query | undefined, focus: boolean): HTMLFormElement {
   const box = h('input', {
     id: 'q', type: 'search', name: 'q', value: searchQuery?.terms ?? '', placeholder: 'Search terms', 'aria-label': 'Search',
-    maxlength: MAX_TERMS, required: true, autofocus: focus, autocomplete: 'off', autocapitalize: 'none', spellcheck: 'false',
+    maxlength: MAX_TERMS_LEN, required: true, autofocus: focus, autocomplete: 'off', autocapitalize: 'none', spellcheck: 'false',
     enterkeyhint: 'search',
   });
   const engine = h('select', { name: 'engine' });

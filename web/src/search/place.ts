@@ -1,4 +1,4 @@
-// Places within the page. They are stored in the state of history entries and not in the URL, because a browser stores URLs and may
+// Places within the page. Places are stored in the state of history entries and not in the URL, because a browser stores URLs and may
 // send them to its vendor. A URL with a fragment leads to a place, so that a browser can search with `…/search#q=%s` and an anchor
 // can be opened in another tab. The page reads the fragment and removes it from the URL.
 
@@ -16,15 +16,17 @@ export type Place =
   | { at: 'leave'; url: string };
 
 export const HOME: Place = { at: 'home' };
-export const MAX_TERMS = 1024;
-const MAX_URL = 8 * 1024;
-const MAX_PAGE = 100;
-const NAME = /^[a-z0-9][a-z0-9._-]{0,63}$/;
+// Maximum length of the search terms, in characters.
+export const MAX_TERMS_LEN = 1024;
+// Maximum length of a URL, in characters.
+const MAX_URL_LEN = 8 * 1024;
+const MAX_RESULTS_PAGE = 100;
+const ENGINE_NAME = /^[a-z0-9][a-z0-9._-]{0,63}$/;
 const LANGUAGE = /^[A-Za-z0-9-]{1,35}$/;
 
 // `text` as a URL that may be opened: http or https, with a host. User name and password are removed.
 export function webUrl(text: string, base?: URL): URL | undefined {
-  if (text.length > MAX_URL) return undefined;
+  if (text.length > MAX_URL_LEN) return undefined;
   let url: URL;
   try {
     url = new URL(text, base);
@@ -37,14 +39,15 @@ export function webUrl(text: string, base?: URL): URL | undefined {
   return url;
 }
 
+// A query with these parts. Invalid parts are omitted or bounded.
 export function query(terms: string, engine?: string | null, language?: string | null, page = 1): Query {
-  const wanted: Query = { terms: terms.trim().slice(0, MAX_TERMS), page: Math.min(Math.max(Math.trunc(page) || 1, 1), MAX_PAGE) };
-  if (engine && NAME.test(engine)) wanted.engine = engine;
+  const wanted: Query = { terms: terms.trim().slice(0, MAX_TERMS_LEN), page: Math.min(Math.max(Math.trunc(page) || 1, 1), MAX_RESULTS_PAGE) };
+  if (engine && ENGINE_NAME.test(engine)) wanted.engine = engine;
   if (language && LANGUAGE.test(language)) wanted.language = language;
   return wanted;
 }
 
-// The place of a fragment.
+// The place that a fragment names; home for an invalid fragment.
 export function fromFragment(fragment: string): Place {
   const parameters = new URLSearchParams(fragment.replace(/^#/, ''));
   const read = webUrl(parameters.get('read') ?? '');

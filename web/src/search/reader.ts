@@ -1,5 +1,5 @@
-// The reader view: a page fetched by an exit, cleaned, and shown as text. The exit performs the request and reads all of it, unlike for
-// the native client's reader view. The view states this.
+// The reader view: a page fetched by an exit, cleaned, and shown as text. The exit performs the request and reads request and page. (The
+// native client's reader view fetches over a stream instead.) The view states this.
 import { h } from '../page/dom';
 import { relayName, time } from '../page/words';
 import type { PageResponse, Umbel } from '../umbel';
@@ -8,10 +8,12 @@ import { frame } from './frame';
 import { brand, type Go } from './parts';
 import { address, fromFragment, webUrl } from './place';
 
-const MAX_PAGE = 3 * 1024 * 1024;
+// Maximum length of a page, in bytes.
+const MAX_PAGE_LEN = 3 * 1024 * 1024;
 const MAX_REDIRECTS = 5;
+// Time limit of a page with its redirects, in milliseconds.
 const FETCH_TIMEOUT = 45_000;
-// Length of the first part of a page, in bytes, that may declare the encoding.
+// Maximum bytes from the start of a page to the end of its encoding declaration.
 const MAX_META_LEN = 1024;
 const REDIRECTS = [301, 302, 303, 307, 308];
 
@@ -20,27 +22,28 @@ export interface Reading {
   url: URL;
   content: Cleaned | { plain: string };
   exit: string | undefined;
+  // Time from the first request to the page, in milliseconds.
   took: number;
   // Whether all requests, including redirects, used https.
   encrypted: boolean;
 }
 
-// The reason for a missing page, as text for the user.
+// The reason for which a page can't be shown, as text for the user.
 export class ReadError extends Error {}
 
 const field = (response: PageResponse, name: string): string | undefined =>
   response.headers.find(([own]) => own.toLowerCase() === name)?.[1];
 
-// Fetches the page at `start`.
+// Fetches and cleans the page at `start`.
 export async function read(umbel: Pick<Umbel, 'request'>, start: URL): Promise<Reading> {
-  let late: ReturnType<typeof setTimeout> | undefined;
+  let timer: ReturnType<typeof setTimeout> | undefined;
   const tooSlow = new Promise<never>((_, reject) => {
-    late = setTimeout(() => reject(new ReadError('the page did not arrive in time')), FETCH_TIMEOUT);
+    timer = setTimeout(() => reject(new ReadError('the page did not arrive in time')), FETCH_TIMEOUT);
   });
   try {
     return await Promise.race([fetchPage(umbel, start), tooSlow]);
   } finally {
-    clearTimeout(late);
+    clearTimeout(timer);
   }
 }
 
@@ -80,7 +83,7 @@ export function contentOf(response: PageResponse, url: URL): Reading['content'] 
   if (!html && !type.startsWith('text/') && type !== 'application/json') {
     throw new ReadError(failed ? `the site answered ${response.status}` : `it is not a text page but a file of type ${type}`);
   }
-  if (response.body.length > MAX_PAGE) throw new ReadError('the page is larger than 3 MB');
+  if (response.body.length > MAX_PAGE_LEN) throw new ReadError('the page is larger than 3 MB');
   if (failed && response.body.length === 0) throw new ReadError(`the site answered ${response.status}`);
   const text = decode(kind, response.body, html);
   if (!html) return { plain: text };

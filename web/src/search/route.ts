@@ -3,21 +3,21 @@ import { h } from '../page/dom';
 import { relayName, time } from '../page/words';
 import type { Hop, SearchAnswer } from '../umbel';
 
-// The role of a relay of the path, and its knowledge, as text.
-export function hopWords(hop: Hop, place: number, count: number): { role: string; knows: string } {
+// The role of a relay of the path, and its view of the query and of the user, as text.
+export function hopWords(hop: Hop, place: number, count: number): { role: string; sees: string } {
   const volunteer = 'a volunteer’s browser or home computer: ';
   if (place === count - 1) {
-    const knows = 'decrypted the last layer, read the query and sent it to the engine. It doesn’t see your address.';
-    return { role: 'Exit', knows: hop.volunteer ? volunteer + knows : knows };
+    const sees = 'decrypted the last layer, read the query and sent it to the engine. It doesn’t see your address.';
+    return { role: 'Exit', sees: hop.volunteer ? volunteer + sees : sees };
   }
-  if (place === 0) return { role: 'First relay', knows: 'sees your address, but can’t read the query.' };
-  const knows = 'forwarded the query, and sees neither it nor your address.';
-  return { role: 'Middle relay', knows: hop.volunteer ? volunteer + knows : knows };
+  if (place === 0) return { role: 'First relay', sees: 'sees your address, but can’t read the query.' };
+  const sees = 'forwarded the query, and sees neither it nor your address.';
+  return { role: 'Middle relay', sees: hop.volunteer ? volunteer + sees : sees };
 }
 
 const hop = (relay: Hop, place: number, all: readonly Hop[]): HTMLLIElement => {
-  const { role, knows } = hopWords(relay, place, all.length);
-  return h('li', {}, h('b', {}, role), ' ', h('code', { title: relay.relay }, relayName(relay.relay)), ' ', h('span', { class: 'ms' }, `(${time(relay.ms)})`), ': ', knows);
+  const { role, sees } = hopWords(relay, place, all.length);
+  return h('li', {}, h('b', {}, role), ' ', h('code', { title: relay.relay }, relayName(relay.relay)), ' ', h('span', { class: 'ms' }, `(${time(relay.ms)})`), ': ', sees);
 };
 
 export function route(answer: SearchAnswer): HTMLDetailsElement {

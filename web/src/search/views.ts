@@ -7,7 +7,8 @@ import { brand, form, anchorTo, type Go } from './parts';
 import type { Query } from './place';
 import { route } from './route';
 
-export interface Scene {
+// The navigation and the engines that the views use.
+export interface ViewContext {
   go: Go;
   engines: readonly string[];
 }
@@ -15,14 +16,14 @@ export interface Scene {
 // The element with the progress of the client's start.
 export const progress = (): HTMLParagraphElement => h('p', { class: 'progress', id: 'progress', role: 'status' });
 
-export function home(scene: Scene): Node[] {
+export function home(context: ViewContext): Node[] {
   return [
     h(
       'main',
       { class: 'home' },
-      brand(scene.go),
+      brand(context.go),
       h('p', { class: 'promise' }, 'Private search: the search engine sees your query, but not your address.'),
-      form(scene.go, scene.engines, undefined, true),
+      form(context.go, context.engines, undefined, true),
       progress(),
       h(
         'section',
@@ -46,25 +47,25 @@ export function home(scene: Scene): Node[] {
   ];
 }
 
-export const top = (scene: Scene, searchQuery?: Query): HTMLElement =>
-  h('header', { class: 'top' }, searchQuery && h('a', { class: 'skip', href: '#results' }, 'Skip to the results'), brand(scene.go), form(scene.go, scene.engines, searchQuery, false));
+export const top = (context: ViewContext, searchQuery?: Query): HTMLElement =>
+  h('header', { class: 'top' }, searchQuery && h('a', { class: 'skip', href: '#results' }, 'Skip to the results'), brand(context.go), form(context.go, context.engines, searchQuery, false));
 
-export function searching(scene: Scene, searchQuery: Query): Node[] {
-  return [top(scene, searchQuery), h('main', {}, progress())];
+export function searching(context: ViewContext, searchQuery: Query): Node[] {
+  return [top(context, searchQuery), h('main', {}, progress())];
 }
 
-export function results(scene: Scene, searchQuery: Query, answer: SearchAnswer): Node[] {
+export function results(context: ViewContext, searchQuery: Query, answer: SearchAnswer): Node[] {
   const shown = answer.results.length;
   const page = searchQuery.page > 1 ? `Page ${searchQuery.page} of results` : shown === 1 ? 'One result' : `${shown} results`;
   return [
-    top(scene, { ...searchQuery, engine: answer.engine }),
+    top(context, { ...searchQuery, engine: answer.engine }),
     h(
       'main',
       {},
       h('p', { class: 'count', role: 'status' }, `${page} from ${answer.engine}, in ${time(answer.elapsedMs)}`),
       shown === 0 && h('p', {}, 'No results. Try other or fewer search terms.'),
-      h('ol', { class: 'results', id: 'results', tabindex: -1 }, ...answer.results.map((found) => result(scene.go, found))),
-      pages(scene.go, { ...searchQuery, engine: answer.engine }, answer.more),
+      h('ol', { class: 'results', id: 'results', tabindex: -1 }, ...answer.results.map((found) => result(context.go, found))),
+      pages(context.go, { ...searchQuery, engine: answer.engine }, answer.more),
       route(answer),
     ),
   ];
@@ -109,9 +110,9 @@ function pages(go: Go, searchQuery: Query, more: boolean): Node {
 }
 
 // The view of a failure, with advice and the failure's own message.
-export function failureView(scene: Scene, error: unknown, retry: () => void, searchQuery?: Query): Node[] {
+export function failureView(context: ViewContext, error: unknown, retry: () => void, searchQuery?: Query): Node[] {
   const { title, words, detail } = explain(error);
-  return [top(scene, searchQuery), messageView(title, [h('p', {}, words), detail !== '' && h('p', { class: 'said' }, detail), choices(button('Try again', retry))])];
+  return [top(context, searchQuery), messageView(title, [h('p', {}, words), detail !== '' && h('p', { class: 'detail' }, detail), choices(button('Try again', retry))])];
 }
 
 export const messageView = (title: string, children: (Node | false)[]): HTMLElement =>
@@ -131,18 +132,18 @@ export function warning(error: unknown, retry: () => void): HTMLElement {
     h('b', {}, title),
     h('br'),
     words,
-    detail !== '' && h('span', { class: 'said' }, ` ${detail}`),
+    detail !== '' && h('span', { class: 'detail' }, ` ${detail}`),
     ' ',
     button('Try again', retry, 'plain'),
   );
 }
 
-// The confirmation before a page is opened outside of the overlay. It has a button instead of an anchor, because browsers may resolve the
-// names of anchors in advance.
-export function leave(scene: Scene, url: URL): Node[] {
+// The confirmation before a page is opened outside of the overlay. A button opens the page instead of an anchor, because browsers may
+// resolve the host names of anchors in advance.
+export function leave(context: ViewContext, url: URL): Node[] {
   const host = h('b', {}, url.host);
   return [
-    h('header', { class: 'top' }, brand(scene.go)),
+    h('header', { class: 'top' }, brand(context.go)),
     h(
       'main',
       { class: 'words' },
@@ -155,7 +156,7 @@ export function leave(scene: Scene, url: URL): Node[] {
           'could have made it up for this one search: then its target would link the query with your address.',
       ),
       choices(
-        button('Read it through the overlay', () => scene.go({ at: 'reader', url: url.href })),
+        button('Read it through the overlay', () => context.go({ at: 'reader', url: url.href })),
         button('Open it in this browser', () => window.open(url, '_blank', 'noopener,noreferrer'), 'button quiet'),
       ),
     ),

@@ -22,7 +22,8 @@ export interface SearchEngineState {
 }
 
 const MAX_ENGINES = 32;
-const MAX_DESCRIPTION = 64 * 1024;
+/** Maximum length of a description, in characters. */
+const MAX_DESCRIPTION_LEN = 64 * 1024;
 const NAME = /^[a-z0-9-]{1,32}$/;
 
 /** The valid entries of `engines`, which is untrusted. */
@@ -32,7 +33,7 @@ export function readEngines(engines: unknown): SearchEngine[] {
   for (const engine of engines.slice(0, MAX_ENGINES)) {
     const { name, title, description } = (engine ?? {}) as Record<string, unknown>;
     if (typeof name !== 'string' || !NAME.test(name) || read.has(name)) continue;
-    if (typeof description !== 'string' || description.length > MAX_DESCRIPTION) continue;
+    if (typeof description !== 'string' || description.length > MAX_DESCRIPTION_LEN) continue;
     read.set(name, typeof title === 'string' ? { name, title: title.slice(0, 60), description } : { name, description });
   }
   return [...read.values()];

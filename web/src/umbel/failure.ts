@@ -4,6 +4,7 @@ export type UmbelErrorKind =
   | 'no-webrtc' | 'clock' | 'consensus' | 'network' | 'storage' | 'exit' | 'engine' | 'target' | 'certificate' | 'refused' | 'closed'
   | 'bad-input';
 
+/** An error of this library. */
 export class UmbelError extends Error {
   override readonly name = 'UmbelError';
   readonly kind: UmbelErrorKind;
@@ -23,6 +24,7 @@ export async function fromCore(promise: Promise<unknown>): Promise<unknown> {
   }
 }
 
+/** An error of the core as an {@link UmbelError}. */
 export function asError(error: unknown): UmbelError {
   if (error instanceof UmbelError) return error;
   if (typeof error === 'object' && error !== null && 'kind' in error && 'message' in error) {

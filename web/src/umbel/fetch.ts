@@ -3,20 +3,23 @@ import type { FetchInit } from '../umbel';
 import { UmbelError } from './failure';
 import { type PreparedRequest, type Https, type Transfer, bounded } from './https';
 
-/** Largest number of redirects, as in browsers. */
+/** Maximum number of redirects, as in browsers. */
 const MAX_REDIRECTS = 20;
-const MAX_BYTES = 64 * 1024 * 1024;
-const MAX_SENT = 32 * 1024 * 1024;
+/** Default of `maxBytes`. */
+const MAX_ANSWER_LEN = 64 * 1024 * 1024;
+/** Maximum length of a request's body, in bytes. */
+const MAX_REQUEST_LEN = 32 * 1024 * 1024;
 const DEFAULT_TIMEOUT = 60_000;
-/** Time limit of all redirects after the first answer, as a multiple of the time limit of one request. */
+/** Time limit from the first answer to the answer after the last redirect, as a multiple of the time limit of one request. */
 const REDIRECTS_FACTOR = 5;
-/** Bytes of a body that are fetched before they are read, so that the stream of a small unread body ends too. */
+/** Bytes of a body that are fetched before the page reads them, so that the stream of a small unread body ends too. */
 const READ_AHEAD = 64 * 1024;
 /** Statuses whose responses have no body. */
 const WITHOUT_BODY = [204, 205, 304];
 
+/** Performs a fetch over `https`, with its redirects. */
 export async function fetchBy(https: Https, input: string | URL, init: FetchInit): Promise<Response> {
-  const { maxBytes = MAX_BYTES, timeout = DEFAULT_TIMEOUT } = init;
+  const { maxBytes = MAX_ANSWER_LEN, timeout = DEFAULT_TIMEOUT } = init;
   // `NaN` fails these comparisons, so values that are not numbers are rejected.
   if (!(maxBytes >= 0) || !(timeout > 0)) throw new UmbelError('bad-input', 'A limit must be a number, zero or greater.');
   const signal = init.signal ?? undefined;
@@ -29,7 +32,7 @@ export async function fetchBy(https: Https, input: string | URL, init: FetchInit
       if (redirects > 0 && error instanceof UmbelError && error.kind === 'bad-input') throw invalidRedirect();
       throw error;
     });
-    // The limit of redirects starts after the first answer, because the first request may have a large body.
+    // The time limit of redirects starts after the first answer, because the first request may have a large body.
     if (redirects === 0) limits.until = performance.now() + REDIRECTS_FACTOR * timeout;
     const headers = pairs(head.fields);
     const location = headers.find(([name]) => name === 'location')?.[1];
@@ -44,19 +47,20 @@ export async function fetchBy(https: Https, input: string | URL, init: FetchInit
   }
 }
 
+/** The request with its complete body. */
 async function prepare(input: string | URL, init: FetchInit, signal: AbortSignal | undefined): Promise<PreparedRequest> {
   const { method, headers, body } = init;
   if (body instanceof FormData) {
     throw new UmbelError('bad-input', 'FormData is not supported as a body, because its encoding identifies the browser: send text, bytes or URLSearchParams.');
   }
-  if (body instanceof Blob && body.size > MAX_SENT) throw bodyTooLarge();
+  if (body instanceof Blob && body.size > MAX_REQUEST_LEN) throw bodyTooLarge();
   let request;
   let reader;
   try {
     // In some browsers, Request converts a stream to text.
     const stream = typeof body === 'object' && body !== null && 'getReader' in body ? body : undefined;
-    const given = stream ? new Uint8Array() : body;
-    request = new Request(input, { ...(method && { method }), ...(headers && { headers }), ...(given && { body: given }) });
+    const requestBody = stream ? new Uint8Array() : body;
+    request = new Request(input, { ...(method && { method }), ...(headers && { headers }), ...(requestBody && { body: requestBody }) });
     reader = stream?.getReader();
   } catch {
     throw new UmbelError('bad-input', 'The URL, method, a header or the body is not allowed.');
@@ -66,13 +70,13 @@ async function prepare(input: string | URL, init: FetchInit, signal: AbortSignal
     throw new UmbelError('bad-input', 'fetch() supports https URLs only; for others use request(), which an exit performs and reads.');
   }
   // A stream is read completely before anything is sent.
-  const bytes = reader ? await whole(reader, signal) : new Uint8Array(await bounded(request.arrayBuffer(), signal));
-  if (bytes.length > MAX_SENT) throw bodyTooLarge();
+  const bytes = reader ? await readAll(reader, signal) : new Uint8Array(await bounded(request.arrayBuffer(), signal));
+  if (bytes.length > MAX_REQUEST_LEN) throw bodyTooLarge();
   return { url: request.url, method: request.method, headers: [...request.headers] as [string, string][], body: bytes };
 }
 
-/** The content of a stream of bytes, up to the maximum size. */
-async function whole(reader: ReadableStreamDefaultReader<unknown>, signal: AbortSignal | undefined): Promise<Uint8Array> {
+/** The content of a stream of bytes. Throws beyond the maximum size. */
+async function readAll(reader: ReadableStreamDefaultReader<unknown>, signal: AbortSignal | undefined): Promise<Uint8Array> {
   const pieces: Uint8Array<ArrayBuffer>[] = [];
   let length = 0;
   try {
@@ -81,7 +85,7 @@ async function whole(reader: ReadableStreamDefaultReader<unknown>, signal: Abort
       if (done) return new Uint8Array(await new Blob(pieces).arrayBuffer());
       if (!(value instanceof Uint8Array)) throw new UmbelError('bad-input', 'A stream as a body must consist of Uint8Array chunks.');
       length += value.length;
-      if (length > MAX_SENT) throw bodyTooLarge();
+      if (length > MAX_REQUEST_LEN) throw bodyTooLarge();
       // The source may reuse the memory.
       pieces.push(value.slice());
     }
@@ -113,6 +117,7 @@ function followRedirect(request: PreparedRequest, status: number, location: stri
   return { url: next.href, method, headers, body };
 }
 
+/** The response with its body as a stream. Closes `transfer` if there is no body. */
 function response(
   { url, method }: PreparedRequest, status: number, headers: [string, string][], transfer: Transfer, redirected: boolean, maxBytes: number,
 ): Response {
@@ -158,7 +163,7 @@ class Body {
   }
 }
 
-/** A response that reports the reason for a truncated body, unlike the browser's own. */
+/** A response that reports the reason for a truncated body. The browser's own class does not. */
 class Answer extends Response {
   readonly #body: Body;
 
@@ -168,20 +173,20 @@ class Answer extends Response {
     Object.defineProperties(this, { url: { value: url }, redirected: { value: redirected } });
   }
 
-  override arrayBuffer = () => this.#whole(super.arrayBuffer());
+  override arrayBuffer = () => this.#withReason(super.arrayBuffer());
   // Some browsers lack this method.
   override bytes = async () => new Uint8Array(await this.arrayBuffer());
-  override blob = () => this.#whole(super.blob());
-  override formData = () => this.#whole(super.formData());
-  override json = () => this.#whole(super.json());
-  override text = () => this.#whole(super.text());
+  override blob = () => this.#withReason(super.blob());
+  override formData = () => this.#withReason(super.formData());
+  override json = () => this.#withReason(super.json());
+  override text = () => this.#withReason(super.text());
 
   override clone(): Response {
     const { body, status, headers } = super.clone();
     return new Answer(body, { status, headers }, this.#body, this.url, this.redirected);
   }
 
-  async #whole<T>(promise: Promise<T>): Promise<T> {
+  async #withReason<T>(promise: Promise<T>): Promise<T> {
     try {
       return await promise;
     } catch (error) {
@@ -194,6 +199,7 @@ const bodyTooLarge = () => new UmbelError('bad-input', 'The body exceeds the max
 const invalidRedirect = () => new UmbelError('target', 'The site redirects to an invalid or unsupported URL.');
 const answerTooLarge = () => new UmbelError('target', 'The answer exceeds the maximum size.');
 
+/** The names and values in a flat list, as pairs. */
 function pairs(flat: string[]): [string, string][] {
   return flat.flatMap((name, at) => (at % 2 === 0 ? [[name, flat[at + 1] ?? '']] : [])) as [string, string][];
 }

@@ -1,7 +1,7 @@
 // HTTPS with TLS in the page: a stream through the overlay, and the second WebAssembly module, which has TLS and HTTP.
 //
-// The module is loaded at its first use or at the client's start. It does no I/O: this file passes bytes between the module and the
-// stream. So the exit forwards bytes that it can't read.
+// The module is loaded at its first use or at the client's start. The module does no I/O: this file passes bytes between the module and
+// the stream. So the exit forwards bytes that it can't read.
 import type { PageStream } from '../../wasm/umbel.js';
 import type { HttpsExchange, HttpsHead, HttpsTrust } from '../../wasm/umbel_https.js';
 import { asError, UmbelError } from './failure';
@@ -58,11 +58,11 @@ export class Https {
   /** Sends a request; returns the head of the response, and the exchange with its body. */
   async send(request: PreparedRequest, limits: Limits): Promise<{ head: HttpsHead; transfer: Transfer }> {
     const { timeout, signal } = limits;
-    // One deadline for all steps before the head, which received bytes don't extend.
+    // One deadline for all steps before the head. Received bytes don't extend the deadline.
     const until = Math.min(limits.until, performance.now() + timeout + (request.body.length / MIN_RATE) * 1000);
     const { trust } = await bounded(this.#trusted.load(), signal, until);
     const exchange = callModule(() => trust.exchange(request.method, request.url, request.headers.flat(), request.body));
-    // A failure to open the stream is reported when it is used.
+    // A failure to open the stream is reported when the stream is used.
     const transfer = new Transfer(exchange, (wake) => this.#open(exchange.host, exchange.port, wake), timeout, signal);
     // The first event is the head.
     return { head: (await transfer.next(until)) as HttpsHead, transfer };
@@ -87,8 +87,8 @@ export class Trusted {
 }
 
 /**
- * One exchange over its stream, until the response is complete or the exchange fails. Callbacks hold only weak references to it, so an
- * exchange whose response is no longer referenced is garbage-collected, with its stream.
+ * One exchange over its stream, until the response is complete or the exchange fails. Callbacks hold only weak references to the
+ * transfer, so a transfer whose response is no longer referenced is garbage-collected, with its stream.
  */
 export class Transfer {
   readonly #exchange: HttpsExchange;
@@ -107,14 +107,14 @@ export class Transfer {
   constructor(exchange: HttpsExchange, open: (wake: () => void) => PageStream, timeout: number, signal: AbortSignal | undefined) {
     const self = new WeakRef<Transfer>(this);
     this.#exchange = exchange;
-    this.#stream = opened(exchange, open, self);
+    this.#stream = openStream(exchange, open, self);
     this.#timeout = timeout;
     this.#signal = signal;
     this.#aborted = closing(self);
     signal?.addEventListener('abort', this.#aborted);
   }
 
-  /** The next event: the head, then pieces of the body, then `null`. Closes the exchange after the last one, or on an error. */
+  /** The next event: the head, then pieces of the body, then `null`. Closes the exchange after the last event, or on an error. */
   async next(until = performance.now() + this.#timeout): Promise<HttpsHead | Uint8Array<ArrayBuffer> | null> {
     try {
       for (;;) {
@@ -124,7 +124,7 @@ export class Transfer {
         if (event === null) this.close();
         if (event !== undefined) return event;
         if (performance.now() >= until) throw timedOut();
-        if (!callModule(() => this.#transfer())) await bounded(new Promise<void>((resolve) => (this.wake = resolve)), this.#signal, until);
+        if (!callModule(() => this.#passBytes())) await bounded(new Promise<void>((resolve) => (this.wake = resolve)), this.#signal, until);
       }
     } catch (error) {
       this.close();
@@ -142,13 +142,13 @@ export class Transfer {
     try {
       this.#exchange.free();
     } catch {
-      // The module has failed within the exchange, which can't be freed then.
+      // An exchange in which the module has failed can't be freed.
     }
     this.wake();
   };
 
-  /** Passes the available bytes both ways; returns whether there were any. */
-  #transfer(): boolean {
+  /** Passes the available bytes in both directions; returns whether there were any. */
+  #passBytes(): boolean {
     this.#unsent ??= this.#exchange.outgoing();
     const sent = this.#unsent ? this.#stream.write(this.#unsent) : 0;
     if (this.#unsent?.length === sent) this.#unsent = undefined;
@@ -160,11 +160,12 @@ export class Transfer {
   }
 }
 
-// Outside of Talk, so that these closures hold no reference to it.
+// Outside of the class, so that these closures hold no strong reference to the transfer.
 const waking = (transfer: WeakRef<Transfer>) => () => transfer.deref()?.wake();
 const closing = (transfer: WeakRef<Transfer>) => () => transfer.deref()?.close();
 
-function opened(exchange: HttpsExchange, open: (wake: () => void) => PageStream, transfer: WeakRef<Transfer>): PageStream {
+/** Opens the stream of a transfer. Frees the exchange if that fails. */
+function openStream(exchange: HttpsExchange, open: (wake: () => void) => PageStream, transfer: WeakRef<Transfer>): PageStream {
   try {
     return open(waking(transfer));
   } catch (error) {

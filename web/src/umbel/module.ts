@@ -4,6 +4,7 @@ import { UmbelError } from './failure';
 
 let loading: Promise<unknown> | undefined;
 
+/** Loads the core, unless it is loaded. */
 export async function load(): Promise<void> {
   try {
     await (loading ??= init());
@@ -13,6 +14,7 @@ export async function load(): Promise<void> {
   }
 }
 
+/** Throws if the browser has no WebRTC. */
 export function requireWebRtc(): void {
   if (typeof RTCPeerConnection === 'function') return;
   throw new UmbelError(

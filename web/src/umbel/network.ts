@@ -2,6 +2,7 @@
 import { readEngines, type SearchEngine } from './engines';
 import { UmbelError } from './failure';
 
+/** The description of a network. */
 export interface Network {
   /** Base URLs, such as `https://directory.example`. */
   directories: string[];
@@ -11,9 +12,12 @@ export interface Network {
   engines?: SearchEngine[];
 }
 
+/** Time limit for loading a description, in ms. */
 const LOAD_TIMEOUT = 15_000;
-const MAX_LENGTH = 256 * 1024;
+/** Maximum length of a description, in characters. */
+const MAX_DESCRIPTION_LEN = 256 * 1024;
 
+/** The valid description `network`, or the description that is loaded from this URL. */
 export async function findNetwork(network: Network | string = './umbel.json'): Promise<Network> {
   if (typeof network !== 'string') return check(network);
   let text;
@@ -29,7 +33,7 @@ export async function findNetwork(network: Network | string = './umbel.json'): P
   } catch {
     throw new UmbelError('network', "The network's description (umbel.json) could not be loaded.");
   }
-  if (text.length > MAX_LENGTH) throw invalid();
+  if (text.length > MAX_DESCRIPTION_LEN) throw invalid();
   try {
     return check(JSON.parse(text));
   } catch {

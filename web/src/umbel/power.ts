@@ -4,6 +4,7 @@
 interface Battery extends EventTarget { readonly charging: boolean }
 interface Connection extends EventTarget { readonly type?: string; readonly saveData?: boolean }
 
+/** Reports the conditions of the device, and dispatches `change` events. */
 export class Power extends EventTarget {
   readonly #battery: Battery | undefined;
   readonly #connection: Connection | undefined;

@@ -1,14 +1,15 @@
-// The persistent storage of a page: named entries in IndexedDB. If the browser denies that, or its space is full, entries stay in
-// memory until the page ends.
+// The persistent storage of a page: named entries in IndexedDB. If the browser denies storage, or the storage is full, entries
+// remain in memory until the page ends.
 
 const DATABASE = 'umbel';
 const ENTRIES = 'entries';
 /** Time limit for opening the database, in ms. An upgrade in another tab may block it. */
 const OPEN_TIMEOUT = 3_000;
 
+/** Named entries of a page. */
 export interface Storage {
   /** Whether stored entries outlast the page. */
-  readonly lasting: boolean;
+  readonly persistent: boolean;
   get(key: string): Promise<unknown>;
   put(key: string, value: unknown): Promise<void>;
 }
@@ -16,32 +17,32 @@ export interface Storage {
 /** The page's storage. Its promises never reject. */
 export async function openStorage(): Promise<Storage> {
   try {
-    return new Kept(await open());
+    return new DatabaseStorage(await open());
   } catch {
-    return new Memory();
+    return new MemoryStorage();
   }
 }
 
 function open(): Promise<IDBDatabase> {
   return new Promise((resolve, reject) => {
     const request = indexedDB.open(DATABASE, 1);
-    const late = setTimeout(() => reject(new Error('blocked')), OPEN_TIMEOUT);
+    const timer = setTimeout(() => reject(new Error('blocked')), OPEN_TIMEOUT);
     request.onupgradeneeded = () => request.result.createObjectStore(ENTRIES);
     request.onsuccess = () => {
-      clearTimeout(late);
-      // A later version of the page can upgrade the database only when it is closed here.
+      clearTimeout(timer);
+      // A later version of the page can upgrade the database only after this page has closed it.
       request.result.onversionchange = () => request.result.close();
       resolve(request.result);
     };
     request.onerror = () => {
-      clearTimeout(late);
+      clearTimeout(timer);
       reject(request.error);
     };
   });
 }
 
-class Memory implements Storage {
-  readonly lasting: boolean = false;
+class MemoryStorage implements Storage {
+  readonly persistent: boolean = false;
   readonly #entries = new Map<string, unknown>();
 
   async get(key: string): Promise<unknown> {
@@ -53,10 +54,10 @@ class Memory implements Storage {
   }
 }
 
-class Kept implements Storage {
-  lasting = true;
+class DatabaseStorage implements Storage {
+  persistent = true;
   readonly #database: IDBDatabase;
-  /** Entries that could not be written, kept until the page ends. */
+  /** Entries that could not be written. They remain until the page ends. */
   readonly #unwritten = new Map<string, unknown>();
 
   constructor(database: IDBDatabase) {
@@ -77,7 +78,7 @@ class Kept implements Storage {
       await this.#run('readwrite', (entries) => entries.put(value, key));
       this.#unwritten.delete(key);
     } catch {
-      this.lasting = false;
+      this.persistent = false;
       this.#unwritten.set(key, value);
     }
   }

@@ -8,18 +8,22 @@ import { findNetwork, type Network } from './network';
 import { Power } from './power';
 import { openStorage, type Storage } from './storage';
 
+/** The state of a volunteer. */
 export interface VolunteerState {
+  /** Whether the volunteer is turned on. */
   on: boolean;
   phase: 'off' | 'starting' | 'registering' | 'connecting' | 'reachable' | 'unreachable' | 'paused' | 'error';
   /** The reason for the phase, as text for the user. */
   why?: string;
   /** Number of gateways over which others can reach this relay now. */
   gateways: number;
+  /** Number of circuits that this relay carries now. */
   circuits: number;
   /** Bytes forwarded in the last second. */
   bytesNow: number;
   /** Bytes forwarded in total, including earlier visits. */
   bytesTotal: number;
+  /** The identity of this relay, in base 32. */
   identity?: string;
   /** The chosen engines, with their states. */
   searchEngines: SearchEngineState[];
@@ -27,13 +31,15 @@ export interface VolunteerState {
   searches: number;
 }
 
+/** The limits that the user sets. */
 export interface VolunteerLimits {
   /** Average rate of sending to relays, in bytes per second. Each forwarded byte is received once and sent once. */
   bytesPerSecond?: number;
   /** Forwarded bytes in total since the last change of this limit, including those of searches and of the engines' answers. */
   bytesTotal?: number;
-  /** This limit and the next one have an effect only in browsers that report the condition. */
+  /** Whether to forward only while the device is plugged in. Has no effect in browsers that do not report this. */
   onlyOnPower?: boolean;
+  /** Whether to forward only over unmetered networks. Has no effect in browsers that do not report this. */
   onlyUnmetered?: boolean;
   /**
    * Engines to query for others: names of engines in the network's description, or descriptions. None by default. Each engine sees this
@@ -42,19 +48,21 @@ export interface VolunteerLimits {
   searchEngines?: (string | SearchEngine)[];
 }
 
+/** A volunteer in this page. */
 export interface Volunteer {
   readonly state: VolunteerState;
+  /** Replaces all limits. Throws an `UmbelError` if an engine is unknown or can't be queried. */
   setLimits(limits: VolunteerLimits): void;
-  /**
-   * Accepts no more circuits. Those in use continue for up to three seconds. The promise resolves when all channels are closed.
-   */
+  /** Accepts no more circuits. Circuits in use continue for up to three seconds. The promise resolves when all channels are closed. */
   stop(): Promise<void>;
 }
 
+/** Options of {@link volunteer}. */
 export interface VolunteerOptions {
   /** The network, or the URL of its description; `./umbel.json` beside the page by default. */
   network?: Network | string;
   limits?: VolunteerLimits;
+  /** Receives each change of the state. */
   onstate: (state: VolunteerState) => void;
 }
 
@@ -71,12 +79,14 @@ interface CoreState {
   searches: number;
 }
 
+/** Name of the lock that the volunteer of a browser holds. */
 const LOCK = 'umbel-volunteer';
+/** Names of stored entries. */
 const TOTAL = 'relayed';
 const CERTIFICATE = 'certificate';
 /** Interval at which the total is stored, in ms. */
 const STORE_INTERVAL = 15_000;
-/** Time in ms since the last check after which the device counts as having slept, and its links as lost. */
+/** Time in ms without a check after which the device counts as having slept. */
 const SLEEP_THRESHOLD = 15_000;
 const CHECK_INTERVAL = 2_000;
 const DAY = 24 * 60 * 60 * 1000;
@@ -121,17 +131,19 @@ class Page implements Volunteer {
   #running = false;
   #stopped = false;
   #ending: Promise<void> | undefined;
-  /** Whether the browser may have cached the page; if so, it is no relay. */
+  /** Whether the browser may have cached the page. A cached page is no relay. */
   #cached = false;
-  /** Whether this tab holds the lock, so that it is the volunteer. */
+  /** Whether this tab holds the lock of the browser's volunteer. */
   #holdsLock = false;
+  /** Releases the lock. */
   #release: (() => void) | undefined;
   readonly #listening = new AbortController();
   #checkTimer: ReturnType<typeof setInterval> | undefined;
-  /** Bytes forwarded in earlier visits, and in this one. */
+  /** Bytes forwarded in earlier visits. */
   #earlierBytes = 0;
+  /** Bytes forwarded since the page was loaded. */
   #bytes = 0;
-  /** The total at the time of setting the limit of the total. */
+  /** The total at the last change of the limit `bytesTotal`. */
   #limitedFrom = 0;
   #storedAt = 0;
   #checkedAt = Date.now();
@@ -146,8 +158,8 @@ class Page implements Volunteer {
     this.#storage = storage;
     this.#power = power;
     this.#engines = network.engines ?? [];
-    const before = await storage.get(TOTAL);
-    this.#earlierBytes = typeof before === 'number' && before >= 0 ? before : 0;
+    const storedTotal = await storage.get(TOTAL);
+    this.#earlierBytes = typeof storedTotal === 'number' && storedTotal >= 0 ? storedTotal : 0;
     this.#limitedFrom = this.#earlierBytes;
     await this.#takeLock();
     const certificate = await this.#certificate();
@@ -158,7 +170,7 @@ class Page implements Volunteer {
     )) as PageVolunteer;
     this.setLimits(this.#limits);
     this.#listen();
-    this.#decide();
+    this.#startOrPause();
   }
 
   setLimits(limits: VolunteerLimits): void {
@@ -174,7 +186,7 @@ class Page implements Volunteer {
     this.#limits = { ...limits };
     const { bytesPerSecond } = limits;
     this.#core?.limit(bytesPerSecond && bytesPerSecond > 0 ? bytesPerSecond : undefined);
-    this.#decide();
+    this.#startOrPause();
   }
 
   stop(): Promise<void> {
@@ -186,7 +198,7 @@ class Page implements Volunteer {
     clearInterval(this.#checkTimer);
     this.#power?.close();
     this.#listening.abort();
-    // The user sees the off state at once, although circuits in use may still finish.
+    // The state changes immediately, although circuits in use may continue.
     this.show({ on: false, phase: 'off', why: undefined, gateways: 0, circuits: 0, bytesNow: 0 });
     const leaving = new AbortController();
     addEventListener('pagehide', () => this.#core?.pause(''), { signal: leaving.signal });
@@ -213,15 +225,15 @@ class Page implements Volunteer {
     this.#bytes = core.bytes;
     if (this.#stopped) return;
     const { phase, gateways, circuits, identity, engines: searchEngines, searches } = core;
-    const memoryOnly = phase === 'reachable' && this.#storage?.lasting === false ? MEMORY_ONLY : undefined;
+    const memoryOnly = phase === 'reachable' && this.#storage?.persistent === false ? MEMORY_ONLY : undefined;
     const bytesTotal = this.#earlierBytes + this.#bytes;
     const why = core.why ?? memoryOnly;
     this.show({ phase, why, gateways, circuits, identity, bytesTotal, bytesNow: this.#bytesNow(), searchEngines, searches });
     // Deferred, because the core must not be called within its callback.
-    queueMicrotask(() => this.#decide());
+    queueMicrotask(() => this.#startOrPause());
   }
 
-  /** Bytes forwarded in the last second, from the samples since shortly before it. */
+  /** Bytes forwarded in the last second, from the samples of a little more than a second. */
   #bytesNow(): number {
     const at = performance.now();
     this.#samples.push({ at, bytes: this.#bytes });
@@ -231,8 +243,8 @@ class Page implements Volunteer {
     return first && took > 100 ? Math.round(((this.#bytes - first.bytes) * 1000) / Math.max(took, 1000)) : 0;
   }
 
-  /** Starts or pauses the core, by all conditions. */
-  #decide(): void {
+  /** Starts or pauses the core, depending on the conditions. */
+  #startOrPause(): void {
     if (this.#stopped || this.#cached || !this.#core) return;
     const why = this.#reasonToPause();
     if (why === undefined) {
@@ -260,12 +272,12 @@ class Page implements Volunteer {
 
   #listen(): void {
     const { signal } = this.#listening;
-    this.#power?.addEventListener('change', () => this.#decide(), { signal });
-    addEventListener('offline', () => this.#decide(), { signal });
+    this.#power?.addEventListener('change', () => this.#startOrPause(), { signal });
+    addEventListener('offline', () => this.#startOrPause(), { signal });
     // The addresses of another network differ, so the old links are lost.
     addEventListener('online', () => this.#restart(), { signal });
     document.addEventListener('visibilitychange', () => this.#check(), { signal });
-    // Notifies the relays at once, so that they need not wait for a timeout. The browser may cache and restore the page.
+    // Notifies the relays immediately, so that they need not wait for a timeout. The browser may cache and restore the page.
     addEventListener('pagehide', () => {
       void this.#storeTotal();
       this.#cached = true;
@@ -274,25 +286,25 @@ class Page implements Volunteer {
     }, { signal });
     addEventListener('pageshow', () => {
       this.#cached = false;
-      this.#decide();
+      this.#startOrPause();
     }, { signal });
     this.#checkTimer = setInterval(() => this.#check(), CHECK_INTERVAL);
   }
 
-  /** Detects sleep of the device, stores the total, and checks all conditions. */
+  /** Detects sleep of the device, stores the total, and checks the conditions. */
   #check(): void {
     const now = Date.now();
-    // Timers of a hidden page may run once a minute, while its links stay open.
+    // Timers of a hidden page may run once a minute, while the links of the page stay open.
     const slept = now - this.#checkedAt > SLEEP_THRESHOLD && !document.hidden;
     this.#checkedAt = now;
     if (slept && this.state.gateways === 0) this.#restart();
     if (now - this.#storedAt > STORE_INTERVAL) void this.#storeTotal();
-    this.#decide();
+    this.#startOrPause();
   }
 
   #restart(): void {
     if (this.#running) this.#core?.start();
-    else this.#decide();
+    else this.#startOrPause();
   }
 
   async #storeTotal(): Promise<void> {
@@ -326,10 +338,10 @@ class Page implements Volunteer {
         if (held) return;
         const { signal } = this.#listening;
         const later = async (lock: Lock | null) => {
-          const before = await this.#storage?.get(TOTAL);
-          if (typeof before === 'number') this.#earlierBytes = before - this.#bytes;
+          const storedTotal = await this.#storage?.get(TOTAL);
+          if (typeof storedTotal === 'number') this.#earlierBytes = storedTotal - this.#bytes;
           const held = hold(lock);
-          this.#decide();
+          this.#startOrPause();
           return held;
         };
         return locks.request(LOCK, { signal }, later);

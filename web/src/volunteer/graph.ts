@@ -2,8 +2,8 @@
 
 export const WIDTH = 240;
 export const HEIGHT = 60;
-// Number of samples, one per second.
-export const SPAN = 120;
+// Maximum number of samples, one per second.
+export const MAX_SAMPLES = 120;
 // Lowest rate at the upper edge, because a smaller scale would magnify noise.
 const MIN_TOP = 10_000;
 
@@ -14,26 +14,26 @@ export interface GraphPaths {
   top: number;
 }
 
-// The smallest number of 1, 2, 5, 10, 20… that is at least `value` and the lowest rate.
+// The smallest number of 1, 2, 5, 10, 20… that is not below `value` and the lowest rate.
 export function roundTop(value: number): number {
-  const least = Math.max(value, MIN_TOP);
-  const power = 10 ** Math.floor(Math.log10(least));
-  return [1, 2, 5, 10].map((step) => step * power).find((top) => top >= least) ?? least;
+  const minimum = Math.max(value, MIN_TOP);
+  const magnitude = 10 ** Math.floor(Math.log10(minimum));
+  return [1, 2, 5, 10].map((step) => step * magnitude).find((top) => top >= minimum) ?? minimum;
 }
 
 // The paths of the samples. The last sample is the newest, at the right edge.
 export function draw(samples: readonly number[]): GraphPaths {
-  const shown = samples.slice(-SPAN);
+  const shown = samples.slice(-MAX_SAMPLES);
   const top = roundTop(Math.max(0, ...shown));
   if (shown.length < 2) return { line: '', area: '', top };
-  const step = WIDTH / (SPAN - 1);
+  const step = WIDTH / (MAX_SAMPLES - 1);
   const first = WIDTH - step * (shown.length - 1);
   const points = shown.map((value, n) => `${(first + n * step).toFixed(1)} ${(HEIGHT - (value / top) * HEIGHT).toFixed(1)}`);
   const line = `M${points.join('L')}`;
   return { line, area: `${line}L${WIDTH} ${HEIGHT}L${first.toFixed(1)} ${HEIGHT}Z`, top };
 }
 
-// One value for each second of the last two minutes, independent of the number of calls, because hidden tabs run rarely.
+// One value for each second of the last two minutes, independent of the number of calls, because timers of hidden tabs run rarely.
 export class Samples {
   readonly values: number[] = [];
   #second: number | undefined;
@@ -44,9 +44,9 @@ export class Samples {
     if (this.#second === undefined) this.values.push(value);
     else if (second > this.#second) {
       // Seconds without a call get the current value.
-      for (let missed = Math.min(second - this.#second, SPAN); missed > 0; missed--) this.values.push(value);
+      for (let missed = Math.min(second - this.#second, MAX_SAMPLES); missed > 0; missed--) this.values.push(value);
     } else this.values[this.values.length - 1] = value;
     this.#second = Math.max(second, this.#second ?? second);
-    this.values.splice(0, this.values.length - SPAN);
+    this.values.splice(0, this.values.length - MAX_SAMPLES);
   }
 }

@@ -3,7 +3,7 @@ import type { SearchEngineState } from '../umbel';
 import { h, byId, write } from '../page/dom';
 import { isSame, type ChosenEngine, type Limits } from './settings';
 
-// Selects `value`. A stored value without an option gets one.
+// Selects `value`, and adds an option for a stored value that has none.
 function choose(select: HTMLSelectElement, value: number | undefined): void {
   const text = value === undefined ? '' : String(value);
   if (![...select.options].some((option) => option.value === text)) select.add(h('option', { value: text }, text));
@@ -38,29 +38,29 @@ export function shortOrigins(origins: readonly string[]): string {
   return origins.map((origin) => origin.replace(/^https:\/\//, '')).join(', ');
 }
 
-// The text for an engine that isn't ticked, although an engine of the same name was chosen.
+// The text for an engine that isn't ticked although the user chose an engine of the same name.
 export function movedText(chosen: ChosenEngine, now: ChosenEngine): string {
   return `You had chosen an engine of this name at ${shortOrigins(chosen.origins)}. Now it is at ${shortOrigins(now.origins)}, so it isn’t queried until you tick it again.`;
 }
 
-// Shows `limits`, and calls `changed` with each later choice.
-export function bindLimits(limits: Limits, changed: (limits: Limits) => void): EngineChoice {
+// Shows `limits`, and calls `onChange` with each later choice.
+export function bindLimits(limits: Limits, onChange: (limits: Limits) => void): EngineChoice {
   const form = byId<HTMLFormElement>('limits-form');
   const field = <E extends HTMLElement>(name: string) => form.elements.namedItem(name) as unknown as E;
   const [speed, total] = [field<HTMLSelectElement>('rate'), field<HTMLSelectElement>('total')];
   const [power, unmetered] = [field<HTMLInputElement>('power'), field<HTMLInputElement>('unmetered')];
-  const can = reported(navigator);
-  power.disabled = !can.power;
-  unmetered.disabled = !can.unmetered;
-  byId('power-undisclosed').hidden = can.power;
-  byId('unmetered-undisclosed').hidden = can.unmetered;
+  const reports = reported(navigator);
+  power.disabled = !reports.power;
+  unmetered.disabled = !reports.unmetered;
+  byId('power-undisclosed').hidden = reports.power;
+  byId('unmetered-undisclosed').hidden = reports.unmetered;
   choose(speed, limits.bytesPerSecond);
   choose(total, limits.bytesTotal);
-  power.checked = can.power && limits.onlyOnPower === true;
-  unmetered.checked = can.unmetered && limits.onlyUnmetered === true;
+  power.checked = reports.power && limits.onlyOnPower === true;
+  unmetered.checked = reports.unmetered && limits.onlyUnmetered === true;
 
   const engines = byId('exit-form');
-  const boxes: { box: HTMLInputElement; note: HTMLElement; engine: OfferedEngine; unticked: string }[] = [];
+  const boxes: { box: HTMLInputElement; note: HTMLElement; engine: OfferedEngine; untickedText: string }[] = [];
 
   const read = () => {
     const chosen: Limits = {};
@@ -72,11 +72,11 @@ export function bindLimits(limits: Limits, changed: (limits: Limits) => void): E
     const ticked = boxes.filter(({ box }) => box.checked).map(({ engine: { name, origins } }) => ({ name, origins }));
     const selected = boxes.length > 0 ? ticked : limits.searchEngines;
     if (selected?.length) chosen.searchEngines = selected;
-    changed(chosen);
+    onChange(chosen);
   };
   for (const element of [form, engines]) {
-  element.addEventListener('change', read);
-  element.addEventListener('submit', (event) => event.preventDefault());
+    element.addEventListener('change', read);
+    element.addEventListener('submit', (event) => event.preventDefault());
   }
 
   return {
@@ -87,15 +87,15 @@ export function bindLimits(limits: Limits, changed: (limits: Limits) => void): E
         const chosen = limits.searchEngines?.find((stored) => stored.name === name);
         const same = chosen !== undefined && isSame(chosen, engine);
         const box = h('input', { type: 'checkbox', name, checked: same && why === undefined, disabled: why !== undefined });
-        const unticked = why ? `It can’t be queried: ${why}` : chosen && !same ? movedText(chosen, engine) : '';
-        const note = h('p', { class: 'note', role: 'status' }, unticked);
+        const untickedText = why ? `It can’t be queried: ${why}` : chosen && !same ? movedText(chosen, engine) : '';
+        const note = h('p', { class: 'note', role: 'status' }, untickedText);
         engines.append(h('label', { class: 'check' }, box, `${title ?? name} `, h('small', {}, shortOrigins(origins))), note);
-        boxes.push({ box, note, engine, unticked });
+        boxes.push({ box, note, engine, untickedText });
       }
     },
     showStates: (states) => {
-      for (const { box, note, unticked } of boxes) {
-        write(note, box.checked ? stateText(states.find(({ name }) => name === box.name)) : unticked);
+      for (const { box, note, untickedText } of boxes) {
+        write(note, box.checked ? stateText(states.find(({ name }) => name === box.name)) : untickedText);
       }
     },
   };

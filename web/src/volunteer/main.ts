@@ -1,7 +1,7 @@
 // The volunteer's page: connects the switch, the limits and the statistics with the relay of `umbel`.
 import { byId, write } from '../page/dom';
 import { bytes, explain, rate } from '../page/words';
-import { here } from '../page/here';
+import { serverUrl } from '../page/serverUrl';
 import { volunteer, type Network, type SearchEngine, type Volunteer, type VolunteerLimits, type VolunteerState } from '../umbel';
 import { engineOrigins } from '../umbel/engines';
 import { load as loadCore } from '../umbel/module';
@@ -20,12 +20,12 @@ const settings = load();
 const samples = new Samples();
 const toggle = byId<HTMLButtonElement>('switch');
 let state = OFF;
-// The network, when it is known, and its engines.
+// The network and its engines, when they are known.
 let network: Network | undefined;
 let engines: OfferedEngine[] = [];
 // Whether the page has restricted the origins that it may fetch from.
 let restricted = false;
-// The relay, if it is turned on. Each change of the switch waits for the last one.
+// The relay, if it is turned on. Each change of the switch waits for the previous change.
 let relay: Promise<Volunteer | undefined> = Promise.resolve(undefined);
 
 function show(next: VolunteerState): void {
@@ -37,12 +37,12 @@ function show(next: VolunteerState): void {
   write(byId('circuits'), String(state.circuits));
   write(byId('now'), rate(state.bytesNow));
   write(byId('total'), bytes(state.bytesTotal));
-  choice.showStates(state.on ? state.searchEngines : []);
+  engineChoice.showStates(state.on ? state.searchEngines : []);
   write(byId('searches'), state.searches === 0 ? '' : `Queries answered for others: ${state.searches}.`);
   document.title = state.phase === 'off' ? 'Umbel volunteer' : `${title} · Umbel volunteer`;
 }
 
-function showChoice(): void {
+function showSettings(): void {
   toggle.setAttribute('aria-checked', String(settings.on));
   const limits = usableLimits(settings.limits);
   const { searchEngines } = limits;
@@ -62,7 +62,7 @@ function drawGraph(): void {
   write(byId('graph-top'), line === '' ? '' : rate(top));
 }
 
-// The engine with the origins of its queries, which the core determines.
+// The engine with the origins of its queries. The core determines the origins.
 function withOrigins({ name, title, description }: SearchEngine): OfferedEngine {
   const names = title === undefined ? { name } : { name, title };
   try {
@@ -79,8 +79,8 @@ async function loadNetwork(): Promise<Network> {
   if (network) return network;
   network = found;
   engines = (found.engines ?? []).map(withOrigins);
-  choice.offer(engines);
-  showChoice();
+  engineChoice.offer(engines);
+  showSettings();
   return network;
 }
 
@@ -128,31 +128,31 @@ async function stop(running: Volunteer | undefined): Promise<undefined> {
 function turn(on: boolean): void {
   settings.on = on;
   store(settings);
-  showChoice();
+  showSettings();
   relay = relay.then((running) => {
-    // The user may have turned the switch back meanwhile.
+    // The user may have turned the switch again meanwhile.
     if (on !== settings.on) return running;
     if (!on) return stop(running);
     return running ?? start();
   });
 }
 
-const choice = bindLimits(settings.limits, (limits) => {
+const engineChoice = bindLimits(settings.limits, (limits) => {
   settings.limits = limits;
   store(settings);
-  showChoice();
+  showSettings();
   relay = relay.then((running) => {
     running?.setLimits(usableLimits(limits));
     return running;
   });
 });
-for (const place of document.querySelectorAll('.here')) write(place, here());
+for (const element of document.querySelectorAll('.here')) write(element, serverUrl());
 toggle.addEventListener('click', () => turn(!settings.on));
 setInterval(drawGraph, 1000);
 document.addEventListener('visibilitychange', drawGraph);
 drawGraph();
 show(OFF);
-showChoice();
+showSettings();
 toggle.disabled = false;
 // A failure is ignored, because the start loads the description again.
 loadNetwork().catch(() => undefined);

@@ -16,10 +16,10 @@ export interface Settings {
 }
 
 const KEY = 'umbel-volunteer';
-// Largest number of engines, as in a network's description.
+// Maximum number of engines, as in a network's description.
 const MAX_ENGINES = 32;
 
-// Low by default. The user can raise them.
+// The default limits are low. The user can raise them.
 export const DEFAULTS: Settings = { on: false, limits: { bytesPerSecond: 1_250_000, bytesTotal: 10_000_000_000, onlyUnmetered: true } };
 
 // The settings in `text`. Invalid parts count as absent.
@@ -34,10 +34,10 @@ export function read(text: string | null): Settings {
   const { on, limits } = stored as { on?: unknown; limits?: unknown };
   if (typeof limits !== 'object' || limits === null) return DEFAULTS;
   const values = limits as Record<string, unknown>;
-  const count = (value: unknown) => typeof value === 'number' && Number.isSafeInteger(value) && value > 0;
+  const isCount = (value: unknown) => typeof value === 'number' && Number.isSafeInteger(value) && value > 0;
   const read: Limits = {};
-  if (count(values['bytesPerSecond'])) read.bytesPerSecond = values['bytesPerSecond'] as number;
-  if (count(values['bytesTotal'])) read.bytesTotal = values['bytesTotal'] as number;
+  if (isCount(values['bytesPerSecond'])) read.bytesPerSecond = values['bytesPerSecond'] as number;
+  if (isCount(values['bytesTotal'])) read.bytesTotal = values['bytesTotal'] as number;
   if (values['onlyOnPower'] === true) read.onlyOnPower = true;
   if (values['onlyUnmetered'] === true) read.onlyUnmetered = true;
   const engines = values['searchEngines'];
@@ -56,8 +56,8 @@ function isChosen(engine: unknown): engine is ChosenEngine {
 
 // Whether `now` has the name and the origins of the chosen engine.
 export function isSame(chosen: ChosenEngine, now: ChosenEngine): boolean {
-  const places = ({ origins }: ChosenEngine) => [...origins].sort().join(' ');
-  return chosen.name === now.name && places(chosen) === places(now);
+  const joinedOrigins = ({ origins }: ChosenEngine) => [...origins].sort().join(' ');
+  return chosen.name === now.name && joinedOrigins(chosen) === joinedOrigins(now);
 }
 
 // Without storage, each visit starts with the defaults.

@@ -9,6 +9,7 @@ export interface Lines {
 
 const NUMBERS = ['no', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight'];
 
+// A small number as a word.
 export const number = (count: number): string => NUMBERS[count] ?? String(count);
 
 export function stateLines(state: VolunteerState): Lines {

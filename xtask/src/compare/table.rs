@@ -9,7 +9,7 @@ pub(super) struct Condition {
     what: &'static str,
     /// Options of the labs.
     pub(super) options: &'static [&'static str],
-    /// The labs' `--only`.
+    /// The value of the labs' option `--only`.
     pub(super) measurements: &'static str,
     figures: &'static [Figure],
 }
@@ -37,7 +37,8 @@ const JAIN: Figure = Figure { what: "16 streams on 16 circuits, Jain's index", r
 const MEMORY: Figure = Figure { what: "an idle relay's memory, MiB", row: "rss_idle.r*" };
 const LIGHT_P50: Figure =
     Figure { what: "first byte beside 16 loaded circuits, p50, ms", row: "c0.mix.ttfb.ttfb_total_p50" };
-const LIGHT_P95: Figure = Figure { what: "the same, p95, ms", row: "c0.mix.ttfb.ttfb_total_p95" };
+const LIGHT_P95: Figure =
+    Figure { what: "first byte beside 16 loaded circuits, p95, ms", row: "c0.mix.ttfb.ttfb_total_p95" };
 
 const BULK: &str = "bulk_1,bulk_16_circ16";
 const BULK_FIGURES: &[Figure] = &[ONE, SIXTEEN, JAIN];
@@ -145,7 +146,7 @@ pub(super) struct Results {
 }
 
 impl Results {
-    /// Adds the output of a lab for contender number `contender` in run `run`.
+    /// Adds the output of a lab for the contender with index `contender` in run `run`.
     pub(super) fn add(&mut self, condition: &Condition, contender: usize, run: usize, run_name: &str, output: &str) {
         let mut rows = Vec::new();
         for line in output.lines() {
@@ -201,11 +202,11 @@ impl Results {
     /// The notes below the table.
     pub(super) fn footer(&self, runs: usize, tor: bool) -> String {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let of = match runs {
+        let runs_note = match runs {
             1 => "One run of each".to_owned(),
             runs => format!("Medians of {runs} alternating runs (minimum–maximum); ratios are medians of paired runs"),
         };
-        let mut text = format!("{of}. Everything on {cores} cores. CPU, time and memory: less is better.");
+        let mut text = format!("{runs_note}. Everything on {cores} cores. CPU, time and memory: less is better.");
         if tor && !self.tor_version.is_empty() {
             let _ = write!(text, " Tor {}.", self.tor_version);
         }
@@ -227,7 +228,7 @@ impl Results {
         self.values.iter().filter(matches).map(|value| (value.run, value.value)).collect()
     }
 
-    /// The ratio of the first contender's figure to another's: the median over the runs that have both.
+    /// The ratio of the first contender's figure to that of contender `other`: the median over the runs with both.
     fn ratio(&self, condition: &Condition, figure: &Figure, other: usize) -> Option<f64> {
         let others = self.runs_of(condition, figure, other);
         let of_run = |(run, value): (usize, f64)| {
@@ -320,7 +321,7 @@ mod tests {
         assert_eq!(rows.lines().count(), 3);
         let first = rows.lines().next().unwrap();
         assert_eq!(first, "| 25 ms a link | one stream, MiB/s | 12.0 (10.0–90.0) | 2.50 (2.00–3.00) | 4.50 |");
-        assert_eq!(rows.lines().nth(1).unwrap().matches('–').count(), 3, "nothing was measured of it");
+        assert_eq!(rows.lines().nth(1).unwrap().matches('–').count(), 3, "the second figure has no value");
         assert_eq!(header(&contenders()).lines().nth(1), Some("|---|---|---:|---:|---:|"));
         assert!(results.footer(3, true).contains("TCP: bbr."));
     }
