@@ -139,13 +139,13 @@ impl Slots {
             if at == 0 {
                 self.slots.push(Slot::unwritten());
             }
-            let (part, rest) = bytes.split_at(bytes.len().min(SLOT_LEN.saturating_sub(at)));
+            let (part, remaining) = bytes.split_at(bytes.len().min(SLOT_LEN.saturating_sub(at)));
             let place = self.slots.last_mut().and_then(|slot| slot.get_mut(at..at.saturating_add(part.len())));
             if let Some(place) = place {
                 place.copy_from_slice(part);
             }
             self.len = self.len.saturating_add(part.len());
-            bytes = rest;
+            bytes = remaining;
         }
     }
 

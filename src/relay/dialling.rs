@@ -40,7 +40,7 @@ impl Dialling {
         };
         let dialled = self.dials.get(owner);
         let may_dial = dialled.is_none_or(|dialled| dialled.contains_key(relay) || dialled.len() < dials);
-        may_dial && self.owned.check(owner) != Err(AtCap::Part)
+        may_dial && self.owned.check(owner) != Err(AtCap::Share)
     }
 
     /// The circuit to end so that one more may wait: the longest waiting one of the fullest owner. `None` if the cap
