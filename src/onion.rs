@@ -49,7 +49,7 @@ pub enum OnionError {
     #[error("the message is longer than the layer's capacity")]
     TooLong,
     /// The circuit has no such hop, or has the maximum number of hops.
-    #[error("the circuit has no such hop")]
+    #[error("the circuit has no such hop, or has the maximum number of hops")]
     NoSuchHop,
 }
 
@@ -65,7 +65,7 @@ impl OnionError {
     }
 }
 
-/// Bytes of a body that hop `hop`'s layer covers; the rest is zero.
+/// Bytes of a body that hop `hop`'s layer covers; the filler after them is zero.
 #[must_use]
 pub const fn sealed_len(hop: HopIndex) -> usize {
     // Subtracts at most 7 · 17 of 1,019 bytes, so no operation saturates.

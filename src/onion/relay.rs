@@ -106,9 +106,9 @@ impl RelayLayer {
 
 /// Writes the kind byte and the message to the start of a layer.
 pub(super) fn place_message(message: &[u8], layer: &mut [u8]) -> Result<(), OnionError> {
-    let (kind, rest) = layer.split_first_mut().ok_or(OnionError::TooLong)?;
+    let (kind, content) = layer.split_first_mut().ok_or(OnionError::TooLong)?;
     *kind = KIND_MESSAGE;
-    rest.get_mut(..message.len()).ok_or(OnionError::TooLong)?.copy_from_slice(message);
+    content.get_mut(..message.len()).ok_or(OnionError::TooLong)?.copy_from_slice(message);
     Ok(())
 }
 
