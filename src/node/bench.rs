@@ -1,4 +1,4 @@
-//! `umbel bench`: measures throughput, latency and request rate of a network through a SOCKS5 port.
+//! `umbel bench`: measures throughput, latency and request rate of a network through a SOCKS5 port, or its searches.
 //!
 //! The command works with any SOCKS5 port. It sends requests to an HTTP server that it starts on loopback, and verifies
 //! every byte of the responses. So the network's exits must run on this machine and allow private targets, as a
@@ -42,7 +42,7 @@ pub(crate) struct BenchOptions {
     /// Concurrent streams (bulk, requests) or searches (search)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=512))]
     streams: u16,
-    /// SOCKS5 user names for the streams; each has separate circuits
+    /// Number of SOCKS5 user names for the streams; each user name has separate circuits
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     circuits: u16,
     /// Bytes per stream (bulk) or per request (ttfb, requests) [default: 64MiB, or 2KiB]

@@ -15,9 +15,9 @@ use crate::page::api::{API_FIELD, Failed};
 use super::Failure;
 
 /// Default address of the running client's API.
-pub(crate) const DEFAULT: &str = "127.0.0.1:9352";
+pub(crate) const DEFAULT_ADDRESS: &str = "127.0.0.1:9352";
 
-/// Time limit of an answer. It covers two tries at different exits, each with a circuit and the engine's answer.
+/// Time limit of an answer: for two tries at different exits, each with a circuit and the engine's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 /// Maximum bytes of an answer.
 const MAX_ANSWER: usize = 8 << 20;
@@ -25,7 +25,7 @@ const MAX_ANSWER: usize = 8 << 20;
 /// Sends a request for `path` to the client at `control`, with `body` as JSON if there is one.
 ///
 /// # Errors
-/// The client's error; or a failure if there is no client of this version at `control`, or no answer in time.
+/// The client's error; or a failure if no client of this version answers at `control` in time.
 pub(crate) async fn request<T: DeserializeOwned>(
     control: SocketAddr,
     path: &str,

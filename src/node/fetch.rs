@@ -1,7 +1,7 @@
 //! `umbel fetch`: sends one HTTP request through the running client, and writes the body of the answer.
 //!
-//! An output file is created only when the body is complete. Standard output may be partial. The exit status reports a
-//! failure in both cases.
+//! An output file is created only when the body is complete; standard output may get a part of the body. The
+//! exit status reports an incomplete body.
 
 mod output;
 #[cfg(test)]
@@ -82,18 +82,18 @@ pub(crate) struct FetchOptions {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Address of the running client's page, the value of its --page option
-    #[arg(long, default_value = control::DEFAULT, value_name = "ADDR")]
+    #[arg(long, default_value = control::DEFAULT_ADDRESS, value_name = "ADDR")]
     control: SocketAddr,
 }
 
 /// Runs `umbel fetch`.
 ///
 /// # Errors
-/// When there is no client, the answer is missing or incomplete, or its status is no success.
+/// When there is no client, or when the answer is missing or incomplete, or has a status other than success.
 pub(crate) async fn run(options: FetchOptions) -> Result<(), Failure> {
     let Some(path) = &options.output else { return fetch(options).await };
     output::check(path)?;
-    // A signal would end the process at once and leave a partial file.
+    // Otherwise a signal would end the process immediately and leave the temporary file.
     tokio::select! {
         fetched = fetch(options) => fetched,
         failure = interrupted() => Err(failure),
@@ -141,14 +141,14 @@ async fn fetch(options: FetchOptions) -> Result<(), Failure> {
 fn request(options: &FetchOptions) -> Result<Request<()>, Failure> {
     let url = &options.url;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(Failure::usage("the URL is not an http or https one"));
+        return Err(Failure::usage("the URL is not an http or https URL"));
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err(Failure::usage("the URL has a user name; send it with --header \"Authorization: …\""));
     }
-    let mut whole = url.clone();
-    whole.set_fragment(None);
-    let uri: Uri = whole.as_str().parse().map_err(|_| Failure::usage("the URL is invalid or too long"))?;
+    let mut without_fragment = url.clone();
+    without_fragment.set_fragment(None);
+    let uri: Uri = without_fragment.as_str().parse().map_err(|_| Failure::usage("the URL is invalid or too long"))?;
     let default_method = if options.data.is_some() { Method::POST } else { Method::GET };
     let mut request = Request::new(());
     *request.method_mut() = options.method.clone().unwrap_or(default_method);
@@ -254,8 +254,8 @@ fn check_status(response: &Response<()>, url: &Url) -> Result<(), Failure> {
         .and_then(|value| url.join(value.to_str().ok()?).ok());
     Err(Failure::failed(match location {
         Some(location) => {
-            // The target chose this URL, and the message quotes it for copying: a quotation mark in it would end the
-            // quoted argument.
+            // The message contains a command to copy, with the URL as a quoted argument. The target chose the URL: a
+            // quotation mark in the URL would end the argument.
             let location = location.as_str().replace('\'', "%27");
             format!("the target redirects ({status}): umbel fetch '{location}'")
         }

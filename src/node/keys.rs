@@ -1,7 +1,7 @@
 //! `umbel keys`: shows a node's keys, and creates them before the node's first start.
 //!
-//! The command writes only to a folder that belongs to the current user and that no node has locked. It never changes
-//! onion keys, because a running relay does not load new ones, and a service can't read a file of another user.
+//! The command writes only to a folder that belongs to the current user, because a service can't read a file of another
+//! user, and that no node has locked. It never changes onion keys, because a running relay does not load new onion keys.
 
 use std::path::PathBuf;
 

@@ -10,7 +10,7 @@ use super::Failure;
 /// Starts logging for the whole process.
 ///
 /// # Errors
-/// [`Failure::Usage`] when `level` is no log level.
+/// [`Failure::Usage`] when `level` is not a log level.
 pub(crate) fn start(level: Option<&str>) -> Result<(), Failure> {
     let level: tracing::Level = level
         .unwrap_or("info")

@@ -109,7 +109,7 @@ pub(crate) enum Congestion {
     Cubic,
 }
 
-/// The requests that a relay performs for clients; each tier includes those before it.
+/// The requests that a relay performs for clients; each tier includes the tiers before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum DelegateTier {
@@ -117,7 +117,7 @@ pub(crate) enum DelegateTier {
     Search,
     /// Requests to listed hosts.
     AllowList,
-    /// Any request.
+    /// Any request that the exit policy accepts.
     Open,
 }
 
@@ -137,7 +137,7 @@ pub(crate) struct ClientOptions {
     /// Address of the search page, also used by the other commands [default: 127.0.0.1:9352]
     #[arg(long, value_name = "ADDR")]
     pub(crate) page: Option<SocketAddr>,
-    /// Search engine of queries that name none [default: the one that most exits offer]
+    /// Search engine of queries that name no engine [default: the engine that most exits offer]
     #[arg(long, value_name = "NAME")]
     pub(crate) engine: Option<String>,
     /// Base URL of a directory; may be repeated
@@ -203,7 +203,8 @@ pub(crate) struct DirectoryOptions {
 /// The options of flags and file; flags take precedence.
 ///
 /// # Errors
-/// [`Failure::Usage`] when the file can't be read or isn't TOML, or a key is unknown or has a wrong value.
+/// [`Failure::Invalid`] when the file can't be read or isn't TOML, or a key of the file is unknown or has a wrong
+/// value.
 pub(crate) fn load<T: Serialize + DeserializeOwned>(flags: &T, file: Option<&Path>) -> Result<T, Failure> {
     let mut table = match file {
         None => toml::Table::new(),
@@ -217,19 +218,20 @@ pub(crate) fn load<T: Serialize + DeserializeOwned>(flags: &T, file: Option<&Pat
     table.try_into().map_err(Failure::usage)
 }
 
-/// Checks `text` against the keys of `T`, so that an error names its line, and returns it as a table.
+/// Checks `text` against the keys of `T`, so that an error names its line, and returns the text as a table.
 fn parse<T: DeserializeOwned>(text: &str) -> Result<toml::Table, toml::de::Error> {
     toml::from_str::<T>(text)?;
     toml::from_str(text)
 }
 
-/// The folder of a node's state: the `given` one, otherwise the one that systemd sets, otherwise the user's.
+/// The folder of a node's state: `configured`, otherwise the folder that systemd sets, otherwise the folder of `role`
+/// in the user's state folder.
 ///
 /// # Errors
-/// [`Failure::Usage`] when none of them is set.
-pub(crate) fn data_dir(given: Option<&Path>, role: &str) -> Result<PathBuf, Failure> {
-    if let Some(given) = given {
-        return Ok(given.to_owned());
+/// [`Failure::Usage`] when none of these folders is set.
+pub(crate) fn data_dir(configured: Option<&Path>, role: &str) -> Result<PathBuf, Failure> {
+    if let Some(configured) = configured {
+        return Ok(configured.to_owned());
     }
     if let Some(state) = std::env::var_os("STATE_DIRECTORY") {
         return Ok(PathBuf::from(state));
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_an_error_that_names_it() {
+    fn an_unknown_key_is_an_error_that_names_the_key() {
         let file = file("listen = \"127.0.0.1:1\"\n");
         let message = load(&ClientOptions::default(), Some(file.path())).unwrap_err().to_string();
         assert!(message.contains("listen"), "{message}");
@@ -278,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_an_error_that_names_it() {
+    fn a_missing_file_is_an_error_that_names_the_file() {
         let failure = load(&ClientOptions::default(), Some(Path::new("/nonexistent.toml"))).unwrap_err();
         assert_eq!(failure.status(), 2);
         assert!(failure.to_string().contains("/nonexistent.toml"), "{failure}");

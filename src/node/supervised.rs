@@ -1,8 +1,8 @@
 //! Ends a process when the process that started it ends.
 //!
 //! The supervisor holds the writing end of each child's standard input. When the supervisor ends for any reason, the
-//! kernel closes that end, and the child reads the end of its input. This needs no signal and no process identifier,
-//! so it has no race.
+//! kernel closes the pipe, and the child reads the end of its input. This method needs no signal and no process
+//! identifier, so it has no race.
 
 use std::{io::Read as _, path::Path, process::exit, thread, time::Duration};
 

@@ -9,7 +9,7 @@ use super::*;
 use crate::base::{Instant, Lane, LinkEvent, LinkId, LinkMachine, RelayId, Slots, Transmit};
 use core::time::Duration;
 
-/// Sends given messages, and records arrivals with their times.
+/// Sends the messages in `out`, and records the arrival time of each received message.
 #[derive(Default)]
 struct Recorder {
     out: Vec<Transmit>,
@@ -46,6 +46,7 @@ impl LinkMachine for Recorder {
 const RELAY: RelayId = RelayId::from_bytes([1; 32]);
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// A world of two nodes with an open link, and the two nodes: the dialler and the listener.
 fn linked(seed: u64, properties: LinkProperties) -> (World<Recorder>, NodeId, NodeId) {
     let mut world = World::new(seed, properties);
     let near = world.add_node("10.0.0.1:1".parse().unwrap(), false);
@@ -58,6 +59,7 @@ fn linked(seed: u64, properties: LinkProperties) -> (World<Recorder>, NodeId, No
     (world, near, far)
 }
 
+/// The arrivals of 200 messages over four lanes of a lossy link, from a run with `seed`.
 fn arrivals(seed: u64) -> Vec<(Instant, u8, Slots)> {
     let properties = LinkProperties { loss: 0.05, jitter: Duration::from_millis(4), ..LinkProperties::default() };
     let (mut world, near, far) = linked(seed, properties);
@@ -83,7 +85,12 @@ fn a_lane_keeps_its_order_and_lanes_overtake_each_other() {
     let received = arrivals(3);
     assert_eq!(received.len(), 200);
     for lane in 0..4 {
-        assert!(received.iter().filter(|(_, of, _)| *of == lane).is_sorted_by_key(|(_, _, message)| message.to_vec()));
+        assert!(
+            received
+                .iter()
+                .filter(|(_, number, _)| *number == lane)
+                .is_sorted_by_key(|(_, _, message)| message.to_vec())
+        );
     }
     assert!(!received.is_sorted_by_key(|(_, _, message)| message.to_vec()));
 }

@@ -1,3 +1,5 @@
+//! Tests of the pages' server, and of the comparison of a server's files with a manifest.
+
 use core::net::SocketAddr;
 
 use tokio::{
@@ -14,7 +16,7 @@ use super::{
 use crate::directory::fixture::key;
 
 /// Time limit of each wait.
-const DEADLINE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 const PAGE: &[u8] = b"<!doctype html><title>Volunteer</title>";
 const SCRIPT: &[u8] = b"export const a = 1;";
@@ -56,7 +58,7 @@ impl Server {
         let mut socket = TcpStream::connect(self.address).await.unwrap();
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        timeout(DEADLINE, socket.read_to_end(&mut answer)).await.expect("no answer in time").unwrap();
+        timeout(WAIT_TIMEOUT, socket.read_to_end(&mut answer)).await.expect("no answer in time").unwrap();
         String::from_utf8_lossy(&answer).to_ascii_lowercase()
     }
 
@@ -106,7 +108,7 @@ async fn other_paths_and_methods_are_refused_with_the_security_header_fields() {
     let answer = server.raw(post).await;
     assert!(answer.starts_with("http/1.1 405") && answer.contains("allow: get"), "{answer}");
     assert_security_fields(&answer);
-    let without_pages = start(absent("no pages")).await;
+    let without_pages = start(router_without_pages("no pages")).await;
     for path in ["/volunteer", "/other"] {
         assert_security_fields(&without_pages.get(path, "").await);
     }
@@ -279,7 +281,7 @@ fn only_http_urls_are_compared() {
 
 #[tokio::test]
 async fn a_server_without_pages_answers_with_the_reason() {
-    let server = start(absent("Run `cargo xtask web`.\n")).await;
+    let server = start(router_without_pages("Run `cargo xtask web`.\n")).await;
     for path in ["/", "/volunteer", "/search", "/search.html"] {
         let answer = server.get(path, "").await;
         assert!(answer.starts_with("http/1.1 404"), "{answer}");

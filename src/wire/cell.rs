@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cell_encodes_and_decodes_to_an_equal_one() {
+    fn an_encoded_cell_decodes_to_an_equal_cell() {
         let mut body = CellBody::from([7; BODY_LEN]);
         body[0] = 1;
         let cell = Cell::new(CircuitId::new(0x8000_0001).unwrap(), Command::Relay, body);

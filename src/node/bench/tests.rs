@@ -1,3 +1,5 @@
+//! Tests of the measurements through a SOCKS5 port of this process, without an overlay.
+
 use core::time::Duration;
 
 use clap::Parser;
@@ -61,7 +63,7 @@ async fn socks_port(corrupt: Option<usize>) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn each_mode_reports_as_text_and_as_json() {
+async fn measurements_of_streams_are_reported_as_text_and_as_json() {
     let socks = socks_port(None).await;
     for (arguments, words) in [
         ("--streams 3 --circuits 2 --bytes 3MiB", "MiB/s"),

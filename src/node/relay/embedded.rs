@@ -23,14 +23,15 @@ pub struct RelayConfig {
     pub directories: Vec<String>,
     /// Keys of trusted directory authorities; more than half must have signed a consensus.
     pub authorities: Vec<AuthorityId>,
-    /// Folder for keys and consensus, created if it doesn't exist. Its keys are the relay's identity, so keep it
-    /// between starts. Only one relay at a time can use a folder.
+    /// Folder for keys and consensus, created if it doesn't exist. The keys are the relay's identity, so keep the
+    /// folder between starts. Only one relay at a time can use a folder.
     pub data_dir: PathBuf,
-    /// UDP address to listen on; port 0 for any free port. `None` for a volunteer, which needs no reachable port: it
-    /// keeps channels to public relays, and circuits reach it over them.
+    /// UDP address to listen on; port 0 for any free port. `None` for a volunteer, which needs no reachable port: a
+    /// volunteer keeps channels to public relays, and circuits reach the volunteer over these channels.
     pub listen: Option<SocketAddr>,
-    /// Addresses at which others reach a listening relay, at most one IPv4 and one IPv6. Empty for the listening
-    /// address, which then must not be unspecified (`0.0.0.0`, `::`). Always empty for a volunteer.
+    /// Addresses at which others reach a listening relay, at most one IPv4 and one IPv6. If empty, others reach the
+    /// relay at the listening address, which then must not be unspecified (`0.0.0.0`, `::`). Always empty for a
+    /// volunteer.
     pub addresses: Vec<SocketAddr>,
 }
 
@@ -137,7 +138,7 @@ impl EmbeddedRelay {
     /// Stops the relay and waits, at most for a second, until its links are closed. Its circuits end.
     ///
     /// # Errors
-    /// The failure of a relay that had ended before.
+    /// The failure of a relay that ended before the call.
     pub async fn stop(self) -> Result<(), RelayError> {
         drop(self.stop);
         match self.task.await {
