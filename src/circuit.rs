@@ -45,7 +45,7 @@ const MAX_ECHO_TIMEOUT: Duration = Duration::from_secs(5);
 /// The reason for the end of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CircuitError {
-    /// A relay of the circuit ended it, or the channel closed. The origin can't determine the relay or the reason.
+    /// A relay ended the circuit, or the channel closed. The origin can't determine the relay or the reason.
     #[error("a relay ended the circuit, or its channel closed")]
     Destroyed,
     /// This end closed the circuit.
@@ -443,8 +443,8 @@ impl Origin {
         }
     }
 
-    /// Sets a deadline for a message from the last hop and sends an echo request, unless one is unanswered. The
-    /// deadline applies even if no request can be sent.
+    /// Sets a deadline for a message from the last hop and sends an echo request, unless an echo request is unanswered.
+    /// The deadline applies even if no request can be sent.
     fn send_echo(&mut self, now: Instant) {
         let timeout = self.echo_timeout;
         if self.echo_deadline.is_none()

@@ -50,8 +50,8 @@ pub enum HandshakeError {
     /// The handshake type is unknown.
     #[error("handshake type {0:#06x} is unknown")]
     Type(u16),
-    /// The request names an onion key that is neither the current nor the previous one.
-    #[error("the onion key is neither the current nor the previous one")]
+    /// The request names an onion key that is neither the current nor the previous key of the relay.
+    #[error("the onion key is neither the relay's current nor its previous key")]
     UnknownOnionKey,
     /// The other end's key is of small order.
     #[error(transparent)]

@@ -40,7 +40,7 @@ use crate::{
     io::{content_coding::is_accepted, listener::accept_each},
 };
 
-/// Cap on TCP connections; further ones wait in the listener's backlog.
+/// Cap on TCP connections; further connections wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 256;
 /// Time limit of a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
@@ -49,7 +49,7 @@ const CONNECTION_LIMIT: Duration = Duration::from_secs(180);
 /// Maximum bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Content security policy of pages. The pages contain it as a `meta` element too, for other servers
+/// Content security policy of pages. The pages contain the policy as a `meta` element too, for other servers
 /// (`web/vite.config.ts` has the reasons). Only the header field can forbid framing.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data:; \
      connect-src http: https:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
@@ -78,9 +78,9 @@ pub(crate) struct File {
     pub(crate) name: &'static str,
     /// The uncompressed content.
     pub(crate) whole: &'static [u8],
-    /// The content in the coding `br`; `None` if that is not smaller.
+    /// The content in the coding `br`; `None` if the coding makes the content no smaller.
     pub(crate) brotli: Option<&'static [u8]>,
-    /// The content in the coding `gzip`; `None` if that is not smaller.
+    /// The content in the coding `gzip`; `None` if the coding makes the content no smaller.
     pub(crate) gzip: Option<&'static [u8]>,
 }
 

@@ -9,7 +9,7 @@ use core::{fmt, net::SocketAddr};
 use super::{ErrorClass, Redacted, RelayId, Slots};
 
 /// Lanes of a link to a stock WebRTC stack: reliable, ordered data channels. The circuits of the link are spread over
-/// them (`proto/01-transport.md`).
+/// the lanes (`proto/01-transport.md`).
 pub const LANES: u8 = 4;
 
 /// Maximum lanes of a link, which a link between two native nodes has. A lost packet delays all circuits of its lane,
@@ -122,7 +122,7 @@ pub enum LinkClose {
     /// The other end violated a protocol below the channel.
     #[error("the other end violated the protocol")]
     Broken,
-    /// The memory for links was exhausted, and this link was the one without progress for the longest time.
+    /// The memory for links was exhausted, and this link had made no progress for the longest time.
     #[error("this node's memory for links is exhausted")]
     Overloaded,
     /// The link's keys have protected the maximum number of records.
@@ -166,7 +166,7 @@ pub enum LinkEvent {
         bytes: usize,
     },
     /// The link's keys are close to their limit. The core puts no new circuits on the link, and opens a second link for
-    /// new circuits. The first link carries its present circuits until they end or [`LinkEvent::Closed`] reports
+    /// new circuits. The first link carries its current circuits until they end or [`LinkEvent::Closed`] reports
     /// [`LinkClose::KeyLimit`]. Reported once.
     Retire {
         /// The link.

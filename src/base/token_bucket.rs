@@ -53,8 +53,8 @@ impl TokenBucket {
         u64::try_from(held).unwrap_or(u64::MAX)
     }
 
-    /// The time from which the bucket holds `tokens`, or is full if `tokens` exceeds the burst. It is never before the
-    /// last [`spend`](Self::spend).
+    /// The time from which the bucket holds `tokens`, or is full if `tokens` exceeds the burst. Never before the time
+    /// of the last [`spend`](Self::spend).
     #[must_use]
     pub fn available_at(&self, rate: Rate, tokens: u64) -> Instant {
         let lacking = self.missing_parts.saturating_sub(parts(rate.burst.saturating_sub(tokens)));

@@ -60,7 +60,7 @@ impl OnionSecret {
         self.public
     }
 
-    /// X25519 with the other end's public key.
+    /// X25519 of this secret and the other end's public key.
     ///
     /// # Errors
     /// When the result is all zero, which only a key of small order causes.

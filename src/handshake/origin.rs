@@ -31,7 +31,7 @@ pub struct EstablishedHop {
 impl ClientHandshake {
     /// Starts a handshake with `relay` as the hop `hop`. Returns the state and the request to send.
     ///
-    /// `payload` has no forward secrecy and can be replayed, so it must be safe to process twice.
+    /// `payload` has no forward secrecy and can be replayed, so a relay must be able to process it twice without harm.
     ///
     /// # Errors
     /// When the relay's onion key is of small order or the payload is longer than [`super::MAX_PAYLOAD_LEN`].

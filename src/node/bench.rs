@@ -54,8 +54,8 @@ pub(crate) struct BenchOptions {
     /// Address of the client's page and API (search)
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9352")]
     control: SocketAddr,
-    /// OpenSearch description of the engine, the same file that the exits use (search); a testnet stores it in its
-    /// folder
+    /// OpenSearch description of the engine, the same file that the exits use (search); a testnet stores the file in
+    /// its folder
     #[arg(long, value_name = "FILE")]
     description: Option<PathBuf>,
     /// Time limit in seconds

@@ -75,7 +75,8 @@ pub(crate) struct FetchOptions {
     /// Way of sending the request [default: stream for https, request for http]
     #[arg(long, value_name = "HOW")]
     via: Option<Via>,
-    /// Encrypt the request for this Oblivious HTTP gateway, which sends it to the target; the exit can't read it
+    /// Encrypt the request for this Oblivious HTTP gateway, which sends the request to the target; the exit can't read
+    /// the request
     #[arg(long, value_name = "URL", conflicts_with = "via")]
     gateway: Option<Url>,
     /// Write to this file instead of standard output; the file is created when the body is complete

@@ -26,7 +26,7 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The directories and authorities that the options name.
 ///
 /// # Errors
-/// [`Failure::Usage`] when there are none, or a key is invalid.
+/// [`Failure::Usage`] when no directory or no authority is configured, or when a key is invalid.
 pub(crate) fn directory_config(
     directories: &Option<Vec<String>>,
     authorities: &Option<Vec<String>>,

@@ -55,8 +55,8 @@ pub(crate) struct RelayOptions {
     /// (allow-list), or any that the exit policy accepts (open) [default: none]
     #[arg(long, value_name = "TIER")]
     pub(crate) delegate: Option<DelegateTier>,
-    /// Search engine for clients' searches: a file or URL of its OpenSearch description; a name before it replaces
-    /// the description's own, as in kiwix=http://127.0.0.1:8080/search/searchdescription.xml; may be repeated
+    /// Search engine for clients' searches: a file or URL of its OpenSearch description; NAME= before it replaces
+    /// the name in the description, as in kiwix=http://127.0.0.1:8080/search/searchdescription.xml; may be repeated
     #[arg(long, value_name = "FILE or URL")]
     pub(crate) engine: Option<Vec<String>>,
     /// With --delegate allow-list, methods and host of allowed requests, such as "GET,HEAD example.org"; may be
@@ -82,8 +82,8 @@ pub(crate) struct RelayOptions {
     #[arg(long, value_name = "ADDR")]
     pub(crate) web: Option<SocketAddr>,
     /// With --web, search engine that volunteers in browsers may query: a file of its OpenSearch description; the
-    /// engine must allow any page to read its answers (CORS); a name before it replaces the description's own, as in
-    /// wikipedia=FILE; may be repeated
+    /// engine must allow any page to read its answers (CORS); NAME= before it replaces the name in the description, as
+    /// in wikipedia=FILE; may be repeated
     #[arg(long, value_name = "FILE")]
     pub(crate) web_engine: Option<Vec<String>>,
     /// Identity of another relay of the same operator, which clients don't use in one circuit with this relay; may be
@@ -154,8 +154,8 @@ pub(crate) struct ClientOptions {
     /// circuit
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) isolate_destination: Option<bool>,
-    /// Let the ports listen on an address that other machines can reach; those can then use this client's circuits
-    /// [default: false]
+    /// Let the ports listen on an address that other machines can reach; these machines can then use this client's
+    /// circuits [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) allow_remote: Option<bool>,
     /// Log level: error, warn, info, debug or trace [default: info]
@@ -191,8 +191,8 @@ pub(crate) struct DirectoryOptions {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) web: Option<bool>,
     /// With --web, search engine that volunteers in browsers may query: a file of its OpenSearch description; the
-    /// engine must allow any page to read its answers (CORS); a name before it replaces the description's own, as in
-    /// wikipedia=FILE; may be repeated
+    /// engine must allow any page to read its answers (CORS); NAME= before it replaces the name in the description, as
+    /// in wikipedia=FILE; may be repeated
     #[arg(long, value_name = "FILE")]
     pub(crate) web_engine: Option<Vec<String>>,
     /// Log level: error, warn, info, debug or trace [default: info]

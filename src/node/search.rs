@@ -26,7 +26,7 @@ const MAX_INPUT: u64 = 64 * 1024;
 /// Options of `umbel search`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct SearchOptions {
-    /// Search terms; `-` reads them from standard input, which hides them from other users of this machine
+    /// Search terms; `-` reads the terms from standard input, which hides them from other users of this machine
     #[arg(required_unless_present = "engines", value_name = "TERMS")]
     terms: Vec<String>,
     /// Search engine [default: the client's]

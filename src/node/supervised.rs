@@ -16,7 +16,7 @@ pub(crate) fn end_with_supervisor() {
 
 /// Waits for the end of standard input, then removes `folder`. A testnet starts a process for this.
 ///
-/// The other processes end at the same time but may still write, so the removal is repeated until the folder stays
+/// The other processes end simultaneously but may still write, so the removal is repeated until the folder stays
 /// absent.
 pub(crate) fn remove_after_supervisor(folder: &Path) {
     await_end_of_input();

@@ -71,7 +71,7 @@ pub(crate) struct TestnetOptions {
     /// repeated
     #[arg(long, value_name = "FILE")]
     web_engine: Vec<String>,
-    /// Folder for keys, documents and logs; kept after the end [default: a temporary one, removed at the end]
+    /// Folder for keys, documents and logs; kept after the end [default: a temporary folder, removed at the end]
     #[arg(long, value_name = "PATH")]
     dir: Option<PathBuf>,
     /// Keep the temporary folder

@@ -46,7 +46,7 @@ pub(crate) struct WebOptions {
 
 #[derive(Clone, Debug, Subcommand)]
 enum WebCommand {
-    /// Compare the pages that a server serves with those of this program, or with a manifest
+    /// Compare the pages that a server serves with the pages of this program, or with a manifest
     #[command(after_help = "Example:\n  umbel web verify https://umbel.example/\n  umbel web verify --manifest \
         umbel-web.sha256 --authority KEY https://umbel.example/\n\nExit status: 0 all files are identical, 1 there are \
         differences (each is printed), 3 the server can't be reached. The server could still serve other files to other visitors.")]
@@ -54,7 +54,8 @@ enum WebCommand {
         /// URL of the pages
         #[arg(value_name = "URL")]
         url: String,
-        /// Manifest of a release, as `umbel web manifest` prints it [default: that of the pages in this program]
+        /// Manifest of a release, as `umbel web manifest` prints it [default: the manifest of the pages in this
+        /// program]
         #[arg(long, value_name = "FILE")]
         manifest: Option<PathBuf>,
         /// Authority key that the network of the pages must have, and no others; may be repeated

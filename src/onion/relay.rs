@@ -67,7 +67,7 @@ impl RelayLayer {
     /// Adds this hop's layer to a backward cell from the next hop, in place.
     ///
     /// # Errors
-    /// When the filler isn't zero, this hop is the last possible one, or the layer has ended. The circuit must end.
+    /// When the filler isn't zero, this hop is the last possible hop, or the layer has ended. The circuit must end.
     /// Every later call for this direction fails.
     pub fn seal_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(), OnionError> {
         let added = self.try_seal_backward(body);

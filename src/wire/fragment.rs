@@ -41,7 +41,7 @@ impl Fragments {
         self.length.is_some()
     }
 
-    /// Takes the next fragment; returns the body when it is complete.
+    /// Takes the next fragment; returns the body when the body is complete.
     ///
     /// # Errors
     /// When the body's length is zero or beyond [`MAX_BODY_LEN`], a fragment has no bytes of the body, the body needs

@@ -202,7 +202,7 @@ pub enum RelayMessage {
     Connected {
         /// The stream.
         stream: StreamId,
-        /// The address that the hop connected to, if it reports one.
+        /// The address that the hop connected to, if the hop reports the address.
         address: Option<IpAddr>,
     },
     /// Bytes of a stream.

@@ -26,7 +26,8 @@ impl Client {
         self.searcher().search(query).await
     }
 
-    /// Sends the same query to `exits` exits, at most eight, each over a separate circuit. All of them see the query.
+    /// Sends the same query to `exits` exits, at most eight, each over a separate circuit. All these exits see the
+    /// query.
     ///
     /// # Errors
     /// When fewer than `exits` exits offer the engine, or the query is invalid.

@@ -37,7 +37,7 @@ pub struct RelayConfig {
 
 /// A relay that runs as tasks of the program that embeds it, and forwards circuits of others.
 ///
-/// The relay is a guard or middle, never an exit, so it opens no connections to targets. (`umbel relay` runs exits.) It
+/// The relay is a guard or middle, never an exit, so it opens no streams to targets. (`umbel relay` runs exits.) It
 /// uses a UDP socket for the listening address, two for dials in each address family, and requests to the directory.
 /// All its links together buffer at most 256 MiB of received and 256 MiB of unacknowledged data.
 ///
@@ -117,7 +117,7 @@ impl EmbeddedRelay {
     /// Waits until the directory has accepted the descriptor of a listening relay, or until a volunteer is reachable
     /// over a gateway. Without a directory or a gateway, the wait does not end; the log (`tracing`) has the reasons.
     ///
-    /// The directory lists a listening relay in its next consensus, after it has dialled the relay.
+    /// The directory dials a listening relay, and then lists the relay in the next consensus.
     ///
     /// # Errors
     /// [`RelayError::Ended`].
@@ -135,7 +135,7 @@ impl EmbeddedRelay {
         figures.await.map_err(|_| RelayError::Ended)
     }
 
-    /// Stops the relay and waits, at most for a second, until its links are closed. Its circuits end.
+    /// Stops the relay and waits, at most for a second, until its links are closed. The relay's circuits end.
     ///
     /// # Errors
     /// The failure of a relay that ended before the call.

@@ -59,7 +59,7 @@ impl Presences {
         volunteers.sort_unstable();
         volunteers.dedup();
         volunteers.truncate(MAX_PRESENT);
-        // An empty report only withdraws an earlier one.
+        // An empty report only withdraws an earlier report.
         if volunteers.is_empty() && *last_at == 0 {
             return true;
         }

@@ -12,8 +12,9 @@ use tokio::{
 use crate::node::Failure;
 
 const PROGRAM: &str = "kiwix-serve";
-/// The description shipped for operators, and the address of Kiwix in it.
+/// The description of Kiwix that is shipped for operators.
 const SHIPPED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/engines/kiwix.xml"));
+/// The address of Kiwix in [`SHIPPED`].
 const SHIPPED_ADDRESS: &str = "127.0.0.1:8080";
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// Maximum starts. A start fails if another program takes the chosen port before Kiwix opens it.

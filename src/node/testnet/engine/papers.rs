@@ -1,6 +1,6 @@
 //! A search engine over Umbel's documentation, in the testnet's process.
 //!
-//! The engine serves an OpenSearch 1.1 description, results as RSS, and the pages of the results. It listens on
+//! The engine serves an OpenSearch 1.1 description, results as RSS, and the pages of the results. The engine listens on
 //! loopback. Queries are neither logged nor repeated in answers.
 
 mod index;
