@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     /// Whether two addresses have the same source, the same network and the same block.
-    fn shared(one: &str, other: &str) -> [bool; 3] {
+    fn shared_prefixes(one: &str, other: &str) -> [bool; 3] {
         let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
         [AddressPrefix::source, AddressPrefix::network, AddressPrefix::block].map(|prefix| prefix(one) == prefix(other))
     }
@@ -75,7 +75,7 @@ mod tests {
             ("2001:db8::1", "2001:db9::1", [false, false, false]),
             ("0.0.0.0", "::", [false, false, false]),
         ] {
-            assert_eq!(shared(one, other), expected, "{one} and {other}");
+            assert_eq!(shared_prefixes(one, other), expected, "{one} and {other}");
         }
     }
 

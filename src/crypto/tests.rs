@@ -92,20 +92,20 @@ proptest::proptest! {
     ) {
         let (native, portable) = (aead::native::AeadKey::new(&key), aead::portable::AeadKey::new(&key));
         let plain = [&*text, &[0; TAG_LEN]].concat();
-        let (mut one, mut other) = (plain.clone(), plain);
-        native.seal(nonce, &mut one).unwrap();
-        portable.seal(nonce, &mut other).unwrap();
-        proptest::prop_assert_eq!(&one, &other);
-        let mut changed = one.clone();
-        changed[flip.index(one.len())] ^= 1;
-        let mut again = changed.clone();
-        proptest::prop_assert_eq!(native.open(nonce, &mut changed), Err(aead::InvalidTag));
-        proptest::prop_assert_eq!(portable.open(nonce, &mut again), Err(aead::InvalidTag));
-        proptest::prop_assert!(changed.iter().chain(&again).all(|byte| *byte == 0), "output of a failed opening");
-        native.open(nonce, &mut other).unwrap();
-        portable.open(nonce, &mut one).unwrap();
-        proptest::prop_assert_eq!((&one[..text.len()], &other[..text.len()]), (&*text, &*text));
-        proptest::prop_assert!(native.open(nonce, &mut one[..8]).is_err() && portable.open(nonce, &mut other[..8]).is_err());
+        let (mut by_native, mut by_portable) = (plain.clone(), plain);
+        native.seal(nonce, &mut by_native).unwrap();
+        portable.seal(nonce, &mut by_portable).unwrap();
+        proptest::prop_assert_eq!(&by_native, &by_portable);
+        let mut changed_for_native = by_native.clone();
+        changed_for_native[flip.index(by_native.len())] ^= 1;
+        let mut changed_for_portable = changed_for_native.clone();
+        proptest::prop_assert_eq!(native.open(nonce, &mut changed_for_native), Err(aead::InvalidTag));
+        proptest::prop_assert_eq!(portable.open(nonce, &mut changed_for_portable), Err(aead::InvalidTag));
+        proptest::prop_assert!(changed_for_native.iter().chain(&changed_for_portable).all(|byte| *byte == 0), "output of a failed opening");
+        native.open(nonce, &mut by_portable).unwrap();
+        portable.open(nonce, &mut by_native).unwrap();
+        proptest::prop_assert_eq!((&by_native[..text.len()], &by_portable[..text.len()]), (&*text, &*text));
+        proptest::prop_assert!(native.open(nonce, &mut by_native[..8]).is_err() && portable.open(nonce, &mut by_portable[..8]).is_err());
     }
 }
 

@@ -102,8 +102,8 @@ impl BenchOptions {
 pub(crate) async fn run(options: BenchOptions) -> Result<(), Failure> {
     if options.mode == Mode::Search {
         let limit = Duration::from_secs(options.limit);
-        let late = |_| Failure::failed(BenchError::TimedOut(options.limit));
-        let report = timeout(limit, search::measure(&options)).await.map_err(late)??;
+        let timed_out = |_| Failure::failed(BenchError::TimedOut(options.limit));
+        let report = timeout(limit, search::measure(&options)).await.map_err(timed_out)??;
         return print(&options, &report, report.to_text());
     }
     let server = BenchServer::start().await.map_err(Failure::system("can't start the HTTP server"))?;

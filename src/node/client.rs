@@ -307,13 +307,13 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
         core::future::pending::<()>().await;
     };
     let applications = descriptors::applications();
-    let (.., paged) = tokio::join!(
+    let (.., page_outcome) = tokio::join!(
         announce,
         socks::serve(socks, client.clone(), SocksLimits { applications, ..SocksLimits::default() }),
         http_proxy::serve(http, client, HttpLimits { applications, ..HttpLimits::default() }),
         page::serve(page, search_page, applications.min(page::MAX_CONNECTIONS)),
     );
-    paged.map_err(Failure::system("the search page ended"))
+    page_outcome.map_err(Failure::system("the search page ended"))
 }
 
 fn parse_relay(text: &str) -> Result<RelayId, Failure> {

@@ -31,11 +31,11 @@ pub(crate) async fn request<T: DeserializeOwned>(
     path: &str,
     body: Option<&impl Serialize>,
 ) -> Result<T, Failure> {
-    let late = |_| {
+    let timed_out = |_| {
         let limit = ANSWER_TIMEOUT.as_secs();
         Failure::failed(format!("the client at {control} did not answer within {limit} s; try again"))
     };
-    let (status, answer) = timeout(ANSWER_TIMEOUT, exchange(control, path, body)).await.map_err(late)??;
+    let (status, answer) = timeout(ANSWER_TIMEOUT, exchange(control, path, body)).await.map_err(timed_out)??;
     if status.is_success() {
         return serde_json::from_slice(&answer).map_err(|_| not_a_client(control));
     }
@@ -65,15 +65,15 @@ async fn exchange(
     body: Option<&impl Serialize>,
 ) -> Result<(StatusCode, Bytes), Failure> {
     let socket = TcpStream::connect(control).await.map_err(|error| no_client(control, error))?;
-    let broken = |_| not_a_client(control);
-    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(broken)?;
+    let invalid_answer = |_| not_a_client(control);
+    let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await.map_err(invalid_answer)?;
     let driving = tokio::spawn(connection);
     let method = if body.is_some() { "POST" } else { "GET" };
     let body = body.map(serde_json::to_vec).transpose().map_err(Failure::failed)?;
     let request =
         Request::builder().method(method).uri(path).header(header::HOST, control.to_string()).header(API_FIELD, "1");
     let request = request.body(Full::new(Bytes::from(body.unwrap_or_default()))).map_err(Failure::failed)?;
-    let (head, body) = sender.send_request(request).await.map_err(broken)?.into_parts();
+    let (head, body) = sender.send_request(request).await.map_err(invalid_answer)?.into_parts();
     let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|_| not_a_client(control))?.to_bytes();
     driving.abort();
     Ok((head.status, body))

@@ -155,10 +155,10 @@ fn request(options: &FetchOptions) -> Result<Request<()>, Failure> {
     *request.method_mut() = options.method.clone().unwrap_or(default_method);
     *request.uri_mut() = uri;
     for field in &options.header {
-        let wrong = || Failure::usage(format!("--header: {field:?} is not a field; write \"Name: value\""));
-        let (name, value) = field.split_once(':').ok_or_else(wrong)?;
-        let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| wrong())?;
-        let value = HeaderValue::from_str(value.trim()).map_err(|_| wrong())?;
+        let invalid_field = || Failure::usage(format!("--header: {field:?} is not a field; write \"Name: value\""));
+        let (name, value) = field.split_once(':').ok_or_else(invalid_field)?;
+        let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| invalid_field())?;
+        let value = HeaderValue::from_str(value.trim()).map_err(|_| invalid_field())?;
         request.headers_mut().append(name, value);
     }
     Ok(request)

@@ -51,7 +51,7 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
     println!("folder       {}", folder.path().display());
     match options.role {
         KeysRole::Relay => {
-            let identity = folder.kept_identity()?.ok_or_else(|| missing(&folder))?;
+            let identity = folder.kept_identity()?.ok_or_else(|| missing_keys(&folder))?;
             println!("identity     {}", identity.id().to_base32());
             // A volunteer has no certificate.
             if let Some(certificate) = folder.kept_certificate()? {
@@ -60,7 +60,7 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
             }
         }
         KeysRole::Directory => {
-            let authority = folder.kept_authority()?.ok_or_else(|| missing(&folder))?;
+            let authority = folder.kept_authority()?.ok_or_else(|| missing_keys(&folder))?;
             println!("authority    {}", authority.id().to_base32());
         }
     }
@@ -91,7 +91,7 @@ fn create(folder: &Folder, role: KeysRole) -> Result<(), Failure> {
     Ok(())
 }
 
-fn missing(folder: &Folder) -> Failure {
+fn missing_keys(folder: &Folder) -> Failure {
     Failure::usage(format!(
         "{}: the folder has no keys and belongs to another user or to a starting node: start the node, then try again",
         folder.path().display()

@@ -158,9 +158,9 @@ impl RelayAssembly {
         let drive = Drive::new(Clock::start(), listener.sockets, config, core, rng)?;
 
         let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
-        let at = PageDirectories::At(directories.directories.clone());
+        let page_directories = PageDirectories::At(directories.directories.clone());
         let engines = options.web_engine.as_deref().unwrap_or_default();
-        let pages = PagesPort::open(options.web, at, &directories.authorities, engines).await?;
+        let pages = PagesPort::open(options.web, page_directories, &directories.authorities, engines).await?;
         let directory = || DirectoryClient::new(directories.clone());
         let (interval_sender, interval) = watch::channel(None);
         let presences = (!is_volunteer && options.gateway.unwrap_or(true)).then_some(Presences {
@@ -170,11 +170,17 @@ impl RelayAssembly {
             volunteers: changes.volunteers,
             interval: interval.clone(),
         });
-        let (id, updated) = (identity.id(), updates.clone());
+        let id = identity.id();
         tracing::info!(relay = %id, exit = !profile.exit.is_empty(), volunteer = is_volunteer, "relay started");
         let publication = if is_volunteer {
             let gateways = changes.gateways;
-            Publication::Registrations(Registrations { identity, updates: updated, gateways, interval, progress })
+            Publication::Registrations(Registrations {
+                identity,
+                updates: updates.clone(),
+                gateways,
+                interval,
+                progress,
+            })
         } else {
             Publication::Descriptor(Upkeep { identity, progress })
         };

@@ -136,11 +136,12 @@ async fn start(
         |what: &str, detail: String| println!("  {:5.2} s  {what:<14} {detail}", start_time.elapsed().as_secs_f64());
     println!("Umbel testnet: {} relays, {} of them exits, in {}", options.relays, options.exits, folder.display());
     step("search engine", engine.to_text());
-    let own = engine.describe(folder)?.display().to_string();
-    let for_pages: Vec<String> =
-        [&own].into_iter().chain(&options.web_engine).map(|engine| format!("--web-engine={engine}")).collect();
-    let engines: Vec<String> = [own].iter().chain(&options.engine).map(|engine| format!("--engine={engine}")).collect();
-    let directory = nodes.spawn(directory(options, folder, &for_pages))?;
+    let own_engine = engine.describe(folder)?.display().to_string();
+    let page_engines: Vec<String> =
+        [&own_engine].into_iter().chain(&options.web_engine).map(|engine| format!("--web-engine={engine}")).collect();
+    let engines: Vec<String> =
+        [own_engine].iter().chain(&options.engine).map(|engine| format!("--engine={engine}")).collect();
+    let directory = nodes.spawn(directory(options, folder, &page_engines))?;
     let Report::Directory { api, authority } = nodes.next_report(directory).await? else {
         return Err(Failure::failed(nodes.with_logs("the directory did not report its address")));
     };

@@ -177,8 +177,8 @@ pub(crate) async fn pages(
 }
 
 /// The engines that the operator configured, in the form for pages.
-async fn page_engines(written: &[String]) -> Result<Vec<PageEngine>, Failure> {
-    let described = for_pages(written).await.map_err(Failure::invalid("web-engine"))?;
+async fn page_engines(entries: &[String]) -> Result<Vec<PageEngine>, Failure> {
+    let described = for_pages(entries).await.map_err(Failure::invalid("web-engine"))?;
     let engine = |(engine, description): (Engine, String)| PageEngine {
         name: engine.name().to_string(),
         title: engine.title().to_owned(),
@@ -303,23 +303,23 @@ mod tests {
         let engine = PageEngine { name: "other".to_owned(), title: String::new(), description };
         let shown = engine_address(&engine);
         assert!(shown.contains("https://en.wikipedia.org") && shown.contains("may query"), "{shown}");
-        let none = PageEngine { description: "<a/>".to_owned(), ..engine };
-        assert!(engine_address(&none).starts_with("can't be queried"));
+        let invalid = PageEngine { description: "<a/>".to_owned(), ..engine };
+        assert!(engine_address(&invalid).starts_with("can't be queried"));
     }
 
     #[tokio::test]
     async fn the_total_length_of_engines_for_pages_is_limited() {
         let shipped = include_str!("../../deploy/engines/wikipedia.xml");
         let folder = tempfile::tempdir().unwrap();
-        let written: Vec<String> = (0..4)
+        let entries: Vec<String> = (0..4)
             .map(|number| {
                 let path = folder.path().join(format!("{number}.xml"));
                 std::fs::write(&path, format!("{shipped}<!--{}-->", "x".repeat(60 << 10))).unwrap();
                 format!("e-{number}={}", path.display())
             })
             .collect();
-        assert_eq!(page_engines(&written[..3]).await.unwrap().len(), 3);
-        let failure = page_engines(&written).await.unwrap_err();
+        assert_eq!(page_engines(&entries[..3]).await.unwrap().len(), 3);
+        let failure = page_engines(&entries).await.unwrap_err();
         assert!(failure.status() == 2 && failure.to_string().starts_with("web-engine: "), "{failure}");
     }
 

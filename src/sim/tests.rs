@@ -47,7 +47,7 @@ const RELAY: RelayId = RelayId::from_bytes([1; 32]);
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A world of two nodes with an open link, and the two nodes: the dialler and the listener.
-fn linked(seed: u64, properties: LinkProperties) -> (World<Recorder>, NodeId, NodeId) {
+fn linked_world(seed: u64, properties: LinkProperties) -> (World<Recorder>, NodeId, NodeId) {
     let mut world = World::new(seed, properties);
     let near = world.add_node("10.0.0.1:1".parse().unwrap(), false);
     let far = world.add_node("10.0.0.2:2".parse().unwrap(), true);
@@ -62,7 +62,7 @@ fn linked(seed: u64, properties: LinkProperties) -> (World<Recorder>, NodeId, No
 /// The arrivals of 200 messages over four lanes of a lossy link, from a run with `seed`.
 fn arrivals(seed: u64) -> Vec<(Instant, u8, Slots)> {
     let properties = LinkProperties { loss: 0.05, jitter: Duration::from_millis(4), ..LinkProperties::default() };
-    let (mut world, near, far) = linked(seed, properties);
+    let (mut world, near, far) = linked_world(seed, properties);
     world.with(near, |node, _, _| {
         let link = node.link.unwrap();
         for number in 0..200_u8 {
@@ -97,7 +97,7 @@ fn a_lane_keeps_its_order_and_lanes_overtake_each_other() {
 
 #[test]
 fn a_link_carries_no_more_than_its_rate() {
-    let (mut world, near, far) = linked(1, LinkProperties { rate: 1_000_000, ..LinkProperties::default() });
+    let (mut world, near, far) = linked_world(1, LinkProperties { rate: 1_000_000, ..LinkProperties::default() });
     let began = world.now();
     world.with(near, |node, _, _| {
         let link = node.link.unwrap();
@@ -111,7 +111,7 @@ fn a_link_carries_no_more_than_its_rate() {
 
 #[test]
 fn links_to_a_crashed_node_close_and_dials_to_it_fail() {
-    let (mut world, near, far) = linked(1, LinkProperties::default());
+    let (mut world, near, far) = linked_world(1, LinkProperties::default());
     let target = world.network().dial_target(far, RELAY).unwrap();
     world.crash(far);
     world.run_until(LIMIT, |world| world.with(near, |node, _, _| node.closed.then_some(()))?).unwrap();
@@ -121,7 +121,7 @@ fn links_to_a_crashed_node_close_and_dials_to_it_fail() {
 
 #[test]
 fn a_wrong_fingerprint_is_refused() {
-    let (mut world, near, far) = linked(1, LinkProperties::default());
+    let (mut world, near, far) = linked_world(1, LinkProperties::default());
     let mut target = world.network().dial_target(far, RELAY).unwrap();
     target.fingerprint[0] ^= 1;
     world.with(near, |node, _, _| node.out.push(Transmit::Dial(target)));

@@ -27,8 +27,8 @@ impl Host {
     /// # Errors
     /// When `text` is empty, longer than 255 bytes, or has a character other than letters, digits, `-`, `.` and `_`.
     pub fn parse(text: &str) -> Result<Self, WireError> {
-        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-        if let Ok(ip) = bare.parse() {
+        let without_brackets = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+        if let Ok(ip) = without_brackets.parse() {
             return Ok(Self::Ip(ip));
         }
         if text.is_empty() {

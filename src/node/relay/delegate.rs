@@ -48,9 +48,9 @@ pub(super) async fn delegate(
     };
     let tls = Tls::new(options.delegate_root.iter().flatten()).map_err(Failure::invalid("delegate-root"))?;
     let outbound = |policies| Outbound::new(policies, Arc::clone(resolver), tls.clone(), OutboundLimits::default());
-    let all = |private| policy(&["accept *"], private);
+    let accept_all = |private| policy(&["accept *"], private);
     // An address that the operator configured is allowed, even if it is private.
-    let configured = outbound(TargetPolicies { resolved: all(private)?, literal: all(true)? });
+    let configured = outbound(TargetPolicies { resolved: accept_all(private)?, literal: accept_all(true)? });
     let http = match tier {
         DelegateTier::Search if options.engine.iter().flatten().next().is_none() => {
             return Err(Failure::usage("delegate: \"search\" needs an engine; add --engine"));
@@ -79,14 +79,14 @@ pub(super) async fn delegate(
         time: options.delegated_time.map_or(caps.time, core::time::Duration::from_secs),
         ..caps
     };
-    let public = outbound(TargetPolicies { resolved: all(private)?, literal: all(private)? });
+    let public = outbound(TargetPolicies { resolved: accept_all(private)?, literal: accept_all(private)? });
     let search = search(options, Senders { configured, public }).await?;
     Ok(Some(Delegate::new(search, Http::new(http, caps), ExitLimits::new(rates, Instant::now()))))
 }
 
 /// The search service with the engines of `options`, whose requests `senders` send.
 async fn search(options: &RelayOptions, senders: Senders) -> Result<ExitSearch, Failure> {
-    let written: Vec<&String> = options.engine.iter().flatten().collect();
-    let engines = Engines::load(&written, senders).await.map_err(Failure::usage)?;
+    let entries: Vec<&String> = options.engine.iter().flatten().collect();
+    let engines = Engines::load(&entries, senders).await.map_err(Failure::usage)?;
     Ok(ExitSearch::new(engines, SearchCaps::default()))
 }

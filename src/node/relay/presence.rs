@@ -33,11 +33,11 @@ pub(super) struct Presences {
 impl Presences {
     /// Sends reports until the relay ends.
     pub(super) async fn run(mut self) {
-        let (mut last_at, mut failing) = (0, false);
+        let (mut last_at_ms, mut failing) = (0, false);
         loop {
             let volunteers = self.volunteers.borrow_and_update().clone();
             let is_empty = volunteers.is_empty();
-            let accepted = self.report(volunteers, &mut last_at, &mut failing).await;
+            let accepted = self.report(volunteers, &mut last_at_ms, &mut failing).await;
             let Some(interval) = self.interval().await else { return };
             let min_delay = interval.checked_div(MIN_DELAY_DIVISOR).unwrap_or_default();
             sleep(min_delay).await;
@@ -55,17 +55,17 @@ impl Presences {
     }
 
     /// Sends one report; returns whether it was accepted.
-    async fn report(&self, mut volunteers: Vec<RelayId>, last_at: &mut u64, failing: &mut bool) -> bool {
+    async fn report(&self, mut volunteers: Vec<RelayId>, last_at_ms: &mut u64, failing: &mut bool) -> bool {
         volunteers.sort_unstable();
         volunteers.dedup();
         volunteers.truncate(MAX_PRESENT);
         // An empty report only withdraws an earlier report.
-        if volunteers.is_empty() && *last_at == 0 {
+        if volunteers.is_empty() && *last_at_ms == 0 {
             return true;
         }
         // The time must increase from report to report, even if the clock was set back.
-        let at_ms = wall_milliseconds().max(last_at.saturating_add(1));
-        *last_at = at_ms;
+        let at_ms = wall_milliseconds().max(last_at_ms.saturating_add(1));
+        *last_at_ms = at_ms;
         let count = volunteers.len();
         let presence = Presence { gateway: self.identity.id(), at_ms, volunteers };
         let outcome = match presence.sign(&self.identity) {

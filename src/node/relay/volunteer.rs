@@ -119,10 +119,10 @@ impl Registrations {
     }
 
     /// Passes an answer to the core, and logs and reports a change of reachability.
-    async fn handle_registration(&self, registration: Registration, before: Reachability) -> Reachability {
+    async fn handle_registration(&self, registration: Registration, previous: Reachability) -> Reachability {
         let confirmed = registration.gateways.len();
         let _ = self.updates.send(Update::Registered(registration)).await;
-        let now = match (confirmed, before) {
+        let reachability = match (confirmed, previous) {
             (0, Reachability::Waiting(answers)) if answers < MAX_ANSWERS_WITHOUT_GATEWAY => {
                 Reachability::Waiting(answers.saturating_add(1))
             }
@@ -130,20 +130,20 @@ impl Registrations {
             (0, _) => Reachability::Unreachable,
             (gateways, _) => Reachability::Reachable(gateways),
         };
-        match now {
-            Reachability::Reachable(gateways) if now != before => {
+        match reachability {
+            Reachability::Reachable(gateways) if reachability != previous => {
                 tracing::info!(gateways, "this volunteer can be reached");
-                if !matches!(before, Reachability::Reachable(_)) {
+                if !matches!(previous, Reachability::Reachable(_)) {
                     self.progress.send(&Report::Reachable { gateways });
                 }
             }
-            Reachability::Unreachable if now != before => {
+            Reachability::Unreachable if reachability != previous => {
                 let channels = self.gateways.borrow().len();
                 tracing::warn!(channels, "this volunteer can't be reached: {}", unreachability_reason(channels));
             }
             _ => {}
         }
-        now
+        reachability
     }
 
     async fn log_figures(&self) {
