@@ -1,10 +1,11 @@
 //! The origin's end of a circuit: the state machine for the whole path.
 //!
 //! [`Origin`] owns the onion layers, the handshake in flight and the streams at each hop. The client drives it: the
-//! client passes received cells ([`Origin::handle_cell`]) and pulls cells to send ([`Origin::poll_cell`]) while the
-//! channel's queue for the circuit is short, so that SENDME and CREDIT wait behind few DATA cells of this end.
-//! Governed by `proto/03-cells.md`, `proto/04-handshake.md` and `proto/05-relay-messages.md`. Threat: relays that tag
-//! a circuit by illegal messages. A message that is illegal from its hop, or in the circuit's state, ends the circuit.
+//! client passes received cells ([`Origin::handle_cell`]) and pulls cells to send ([`Origin::poll_cell`]). The client
+//! pulls only while the channel's queue for the circuit is short. So SENDME and CREDIT wait behind few DATA cells of
+//! this end. Governed by `proto/03-cells.md`, `proto/04-handshake.md` and `proto/05-relay-messages.md`. Threat: relays
+//! that tag a circuit by illegal messages. A message that is illegal from its hop, or in the circuit's state, ends the
+//! circuit.
 //!
 //! | cell or message | legal | from |
 //! |---|---|---|

@@ -60,8 +60,8 @@ impl ClientHandshake {
     /// Takes the relay's reply.
     ///
     /// # Errors
-    /// When the reply is malformed, has another handshake type or a key of small order, or is not the reply of the
-    /// onion key's holder to this request.
+    /// When the reply is malformed, or has another handshake type or a key of small order. Also when it is not the
+    /// reply of the onion key's holder to this request.
     pub fn finish(self, reply: &[u8]) -> Result<EstablishedHop, HandshakeError> {
         let mut unread = reply;
         expect_type(&mut unread)?;

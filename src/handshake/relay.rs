@@ -64,8 +64,8 @@ impl VerifiedRequest {
     /// Opens a request to the relay `identity` as the hop `hop`.
     ///
     /// # Errors
-    /// When the request is malformed, has an unknown handshake type or a key of small order, names an unknown onion
-    /// key, was modified, or was made for another relay or hop.
+    /// When the request is malformed, was modified, or was made for another relay or hop. Also when it has an unknown
+    /// handshake type, an unknown onion key or a key of small order.
     pub fn open(
         identity: &RelayId,
         keys: &OnionKeyring,

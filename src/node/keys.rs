@@ -1,7 +1,8 @@
 //! `umbel keys`: shows a node's keys, and creates them before the node's first start.
 //!
-//! The command writes only to a folder that belongs to the current user, because a service can't read a file of another
-//! user, and that no node has locked. It never changes onion keys, because a running relay does not load new onion keys.
+//! The command writes only to a folder that no node has locked and that belongs to the current user. A service can't
+//! read the files of another user. The command never changes onion keys, because a running relay does not load new
+//! onion keys.
 
 use std::path::PathBuf;
 

@@ -44,8 +44,9 @@ impl Fragments {
     /// Takes the next fragment; returns the body when the body is complete.
     ///
     /// # Errors
-    /// When the body's length is zero or beyond [`MAX_BODY_LEN`], a fragment has no bytes of the body, the body needs
-    /// more than [`MAX_FRAGMENTS`] fragments, or the bytes after its end aren't zero. The caller must end the circuit.
+    /// When the body's length is zero or beyond [`MAX_BODY_LEN`], or a fragment has no bytes of the body. Also when the
+    /// body needs more than [`MAX_FRAGMENTS`] fragments, or the bytes after its end aren't zero. The caller must end
+    /// the circuit.
     pub fn push(&mut self, fragment: &[u8]) -> Result<Option<Vec<u8>>, WireError> {
         let (length, part) = match self.length {
             Some(length) => (length, fragment),
