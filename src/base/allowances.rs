@@ -43,7 +43,7 @@ impl Allowances {
         }
         let Self { source_rate, relay_rate, .. } = *self;
         let network_rate = Rate {
-            a_second: source_rate.a_second.saturating_mul(NETWORK_FACTOR),
+            per_second: source_rate.per_second.saturating_mul(NETWORK_FACTOR),
             burst: source_rate.burst.saturating_mul(NETWORK_FACTOR),
         };
         let (owner_rate, network) = match owner {
@@ -85,8 +85,8 @@ mod tests {
     use super::*;
     use crate::base::RelayId;
 
-    const SOURCE: Rate = Rate { a_second: 10, burst: 20 };
-    const RELAY: Rate = Rate { a_second: 50, burst: 100 };
+    const SOURCE: Rate = Rate { per_second: 10, burst: 20 };
+    const RELAY: Rate = Rate { per_second: 50, burst: 100 };
 
     fn source(block: u8, network: u8, host: u8) -> Owner {
         Owner::of_address([10, block, network, host].into())

@@ -1,9 +1,9 @@
 //! HTTP requests that an exit performs: each over a new connection to an address that its policy allows.
 //!
-//! Names are resolved here. The policy decides on each address, and the connection goes to an address that it allowed,
-//! so a changing DNS answer can't redirect the request. `https` certificates are verified. Redirects are not followed;
-//! a caller that follows one sends a new request, with a new decision. Governed by `proto/09-delegated.md`. Threat
-//! addressed: use of an exit against its local network.
+//! This module resolves names. The policy decides on each address, and the connection goes to an allowed address, so a
+//! changing DNS answer can't redirect the request. `https` certificates are verified. Redirects are not followed: a
+//! caller that follows a redirect sends a new request, for which the policy decides again. Governed by
+//! `proto/09-delegated.md`. Threat addressed: use of an exit against its local network.
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -50,7 +50,7 @@ pub(crate) struct TargetPolicies {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OutboundLimits {
     /// Time limit for resolving, connecting and the TLS handshake together; 10 s.
-    pub(crate) connect: Duration,
+    pub(crate) connect_timeout: Duration,
     /// For request and response, after connecting.
     pub(crate) exchange: ExchangeLimits,
 }
@@ -63,14 +63,14 @@ impl Default for OutboundLimits {
             head_bytes: 64 * 1024,
             fields: 128,
         };
-        Self { connect: Duration::from_secs(10), exchange }
+        Self { connect_timeout: Duration::from_secs(10), exchange }
     }
 }
 
 /// The reason why a request has no response. The text contains nothing of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum OutboundError {
-    /// The URL is not an absolute `http` or `https` one, or has a user name.
+    /// The URL is not a valid absolute `http` or `https` URL, or has a user name.
     #[error("the URL is not an http or https URL of a host")]
     Address,
     /// The connection failed; [`EndReason::Policy`] when the policy allows no address of the target.
@@ -112,15 +112,15 @@ impl Outbound {
         let (secure, target) = target_of(request.uri()).ok_or(OutboundError::Address)?;
         request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let limits = self.limits.exchange;
-        let late = |_| OutboundError::Connect(EndReason::TimedOut);
+        let timed_out = |_| OutboundError::Connect(EndReason::TimedOut);
         if secure {
-            let stream = timeout(self.limits.connect, async {
+            let stream = timeout(self.limits.connect_timeout, async {
                 let socket = self.connect(&target).await?;
                 Ok::<_, OutboundError>(self.tls.connect(&target.host.to_text(), socket).await?)
             });
-            Ok(exchange(stream.await.map_err(late)??, request, limits).await?)
+            Ok(exchange(stream.await.map_err(timed_out)??, request, limits).await?)
         } else {
-            let socket = timeout(self.limits.connect, self.connect(&target)).await.map_err(late)??;
+            let socket = timeout(self.limits.connect_timeout, self.connect(&target)).await.map_err(timed_out)??;
             Ok(exchange(socket, request, limits).await?)
         }
     }

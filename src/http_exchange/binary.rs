@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use super::body::BodyError;
-use crate::delegated::binary_http::{self, BinaryHttpError, Decoder, END, Field, Head, Part, put_number};
+use crate::delegated::binary_http::{self, BinaryHttpError, Decoder, Field, Head, Part, TERMINATORS, put_number};
 
 /// Most bytes of one piece of a body.
 const MAX_PIECE: usize = 16 * 1024;
@@ -199,7 +199,7 @@ pub(crate) async fn write_content<B: Body<Error: Into<BodyError>>>(
             data.advance(sent);
         }
     }
-    timeout(stall, writer.write_all(&END)).await.map_err(|_| MessageError::Broken)??;
+    timeout(stall, writer.write_all(&TERMINATORS)).await.map_err(|_| MessageError::Broken)??;
     Ok(())
 }
 
@@ -241,7 +241,7 @@ impl<B: Body<Error: Into<BodyError>>> Body for Encoded<B> {
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None => {
                     self.body = None;
-                    self.next = Some(Bytes::from_static(&END));
+                    self.next = Some(Bytes::from_static(&TERMINATORS));
                 }
             }
         }

@@ -45,7 +45,7 @@ use crate::{
 
 use self::{
     presence::Presences,
-    task::{Changes, RelayCore, Update},
+    task::{Changes, DrivenRelay, Update},
     upkeep::{ProfileSource, Upkeep},
     volunteer::Registrations,
 };
@@ -92,7 +92,7 @@ impl Progress {
 /// A relay's core and the tasks around it, ready to run.
 struct RelayAssembly {
     identity: RelayId,
-    drive: Drive<RelayCore>,
+    drive: Drive<DrivenRelay>,
     updates: mpsc::Sender<Update>,
     /// Fetches each consensus.
     follower: DirectoryClient,
@@ -108,7 +108,7 @@ struct RelayAssembly {
     _lock: FolderLock,
 }
 
-/// The way of publishing the relay at the directory.
+/// The method of publishing the relay at the directory.
 enum Publication {
     /// By the descriptor of a listening relay.
     Descriptor(Upkeep),
@@ -154,8 +154,8 @@ impl RelayAssembly {
             congestion: congestion(options),
             ..network::endpoint(listener.certificate, (!is_volunteer).then_some(listener.ice))
         };
-        let core = RelayCore::new(relay, services.exit(), receiver, observers);
-        let drive = Drive::new(Clock::start(), listener.sockets, config, core, rng)?;
+        let driven = DrivenRelay::new(relay, services.exit(), receiver, observers);
+        let drive = Drive::new(Clock::start(), listener.sockets, config, driven, rng)?;
 
         let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
         let page_directories = PageDirectories::At(directories.directories.clone());
@@ -359,7 +359,7 @@ fn resolver(options: &RelayOptions) -> Resolver {
 /// Refreshes the delegated services if the relay offers any; otherwise never completes.
 async fn refresh(delegate: Option<&Delegate>) {
     match delegate {
-        Some(delegate) => delegate.keep().await,
+        Some(delegate) => delegate.run().await,
         None => core::future::pending().await,
     }
 }

@@ -1,9 +1,10 @@
 //! The streams of the circuits that end at a relay, between their origins and the node's exit.
 //!
 //! [`ExitStreams`] owns the [`Streams`] of each such circuit, the exit's identifiers of streams, and the queue of
-//! circuits with messages to send. [`Relay`](super::Relay) drives it. Messages of origins and commands of the exit go
-//! in; events for the exit ([`ExitStreams::poll_event`]) and messages to origins ([`ExitStreams::poll_ready`] and
-//! [`ExitStreams::poll_message`]) come out. The caps are those of [`stream`](crate::stream), for each circuit.
+//! circuits with messages to send. [`Relay`](super::Relay) drives this machine. Its inputs are messages of origins and
+//! commands of the exit. Its outputs are events for the exit ([`ExitStreams::poll_event`]) and messages to origins
+//! ([`ExitStreams::poll_ready`] and [`ExitStreams::poll_message`]). The caps of [`stream`](crate::stream) apply to each
+//! circuit.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -34,14 +35,15 @@ impl From<ExitStream> for u64 {
     }
 }
 
-/// BEGINs and REQUESTs of a circuit; as many at once as it may have streams.
-const BEGINS: Rate = Rate { a_second: 20, burst: 256 };
-/// RESOLVEs of a circuit.
-const RESOLVES: Rate = Rate { a_second: 10, burst: 64 };
+/// Rate of the BEGINs and REQUESTs of a circuit. The burst equals the default cap on open streams of a circuit.
+const BEGIN_RATE: Rate = Rate { per_second: 20, burst: 256 };
+/// Rate of the RESOLVEs of a circuit.
+const RESOLVE_RATE: Rate = Rate { per_second: 10, burst: 64 };
 
 /// The streams of one circuit.
 struct ExitCircuit {
-    /// This relay knows the origin's address; an exit here would know both ends (`proto/05-relay-messages.md` §4).
+    /// Whether this relay is the first hop, whose neighbour is the origin. A first hop serves no streams, so that no
+    /// relay gets both the origin's address and the target (`proto/05-relay-messages.md` §4).
     is_first_hop: bool,
     /// Time of the origin's last stream message.
     received_at: Instant,
@@ -51,14 +53,14 @@ struct ExitCircuit {
     open: BTreeMap<StreamId, ExitStreamState>,
     /// The time at which a stream was last served; not updated while one is open.
     last_use: Option<Instant>,
-    /// Its place in the queue of circuits with messages to send.
+    /// The circuit's place in the queue of circuits with messages to send.
     ready: Ticket,
 }
 
 impl ExitCircuit {
     /// Removes a stream that has ended.
     fn remove(&mut self, id: StreamId) {
-        if self.open.remove(&id).is_some_and(|open| open.served) {
+        if self.open.remove(&id).is_some_and(|open| open.is_served) {
             self.last_use = Some(self.received_at);
         }
     }
@@ -67,11 +69,11 @@ impl ExitCircuit {
 /// A stream or RESOLVE that the exit has open.
 struct ExitStreamState {
     stream: ExitStream,
-    /// The exit has connected it, or performs its request.
-    served: bool,
-    /// The origin has finished its direction.
+    /// Whether the exit has connected the stream, or performs its request.
+    is_served: bool,
+    /// Whether the origin has finished its direction.
     origin_finished: bool,
-    /// The target has finished its direction.
+    /// Whether the target has finished its direction.
     target_finished: bool,
 }
 
@@ -85,7 +87,8 @@ pub(super) struct ExitStreams {
     circuits: HashMap<CircuitKey, ExitCircuit>,
     /// The streams that the exit has open.
     streams: BTreeMap<ExitStream, (CircuitKey, StreamId)>,
-    next: u64,
+    /// The number of the next [`ExitStream`].
+    next_stream: u64,
     /// Circuits that may have messages to send.
     ready: ReadyQueue<CircuitKey>,
     /// Deadlines of circuits; an entry may be earlier than the deadline.
@@ -94,12 +97,12 @@ pub(super) struct ExitStreams {
 }
 
 impl ExitCircuit {
-    /// Takes a request from the circuit's rate, without which one client could scan ports and flood name servers in the
-    /// exit's name (`proto/08-paths.md` §6).
+    /// Counts a request towards the circuit's rate. Without a rate, one client could scan ports and flood name servers
+    /// from the exit's address (`proto/08-paths.md` §6).
     fn is_within_rate(&mut self, request: &StreamEvent) -> bool {
         match request {
-            StreamEvent::Resolve(_) => self.resolves.take(self.received_at, RESOLVES),
-            _ => self.begins.take(self.received_at, BEGINS),
+            StreamEvent::Resolve(_) => self.resolves.take(self.received_at, RESOLVE_RATE),
+            _ => self.begins.take(self.received_at, BEGIN_RATE),
         }
     }
 }
@@ -112,7 +115,7 @@ impl ExitStreams {
             delegate: parameters.delegate,
             circuits: HashMap::new(),
             streams: BTreeMap::new(),
-            next: 1,
+            next_stream: 1,
             ready: ReadyQueue::new(),
             deadlines: Deadlines::default(),
             events: VecDeque::new(),
@@ -129,17 +132,17 @@ impl ExitStreams {
         self.circuits.get(&key).is_some_and(|circuit| !circuit.open.is_empty())
     }
 
-    /// The time at which a circuit last served a stream: `now` if one is open. Messages that cost the relay next to
-    /// nothing (DROP, an echo request, a refused BEGIN) are no use.
+    /// The time at which a circuit last served a stream: `now` if a served stream is open. Echo requests and refused
+    /// BEGINs don't count as use, because they cost the origin almost nothing.
     pub(super) fn last_use(&self, now: Instant, key: CircuitKey) -> Option<Instant> {
         let circuit = self.circuits.get(&key)?;
-        if circuit.open.values().any(|open| open.served) { Some(now) } else { circuit.last_use }
+        if circuit.open.values().any(|open| open.is_served) { Some(now) } else { circuit.last_use }
     }
 
     /// Handles a stream message of the origin of a circuit, at which this relay is `hop`.
     ///
     /// # Errors
-    /// When the message is a violation or exceeds a cap: the circuit must end.
+    /// When the message is a breach or exceeds a cap. The circuit must end.
     pub(super) fn handle_message(
         &mut self,
         now: Instant,
@@ -163,7 +166,7 @@ impl ExitStreams {
         Ok(())
     }
 
-    /// Carries out a command of the exit. Ignores streams that have ended.
+    /// Handles a command of the exit. Ignores commands for streams that have ended.
     pub(super) fn handle_command(&mut self, stream: ExitStream, command: StreamCommand) {
         let ends = matches!(command, StreamCommand::Resolved { .. } | StreamCommand::Reset(_));
         let finishes = matches!(command, StreamCommand::Finish);
@@ -172,16 +175,16 @@ impl ExitStreams {
         }
         self.with_stream(stream, |streams, id| streams.handle_command(id, command));
         if ends || (finishes && self.finish_target(stream)) {
-            self.forget(stream);
+            self.remove(stream);
         }
     }
 
-    /// Takes bytes from the target, up to [`Self::room`], and returns how many.
+    /// Queues bytes of the target for the origin, up to [`Self::room`]. Returns the number of queued bytes.
     pub(super) fn write(&mut self, stream: ExitStream, bytes: &[u8]) -> usize {
         self.with_stream(stream, |streams, id| streams.write(id, bytes)).unwrap_or(0)
     }
 
-    /// The number of bytes that [`Self::write`] takes now.
+    /// The number of bytes that [`Self::write`] accepts now.
     pub(super) fn room(&self, stream: ExitStream) -> usize {
         let Some((key, id)) = self.streams.get(&stream) else { return 0 };
         self.circuits.get(key).map_or(0, |circuit| circuit.streams.room(*id))
@@ -192,8 +195,8 @@ impl ExitStreams {
         self.streams.get(&stream).map(|(key, _)| *key)
     }
 
-    /// The queue of a circuit's cells has room again: its streams may send.
-    pub(super) fn handle_drained(&mut self, key: CircuitKey) {
+    /// The queue of a circuit's cells is low: its streams may send.
+    pub(super) fn handle_queue_low(&mut self, key: CircuitKey) {
         self.settle(key, true);
     }
 
@@ -251,12 +254,12 @@ impl ExitStreams {
         self.circuits.get_mut(&key)?.streams.poll_message(now, capacity, rng)
     }
 
-    /// Messages of a circuit were sent, which makes room in send buffers.
+    /// Handles the sending of a circuit's messages, which makes room in send buffers.
     pub(super) fn handle_sent(&mut self, key: CircuitKey) {
         self.settle(key, false);
     }
 
-    /// Collects the events and the deadline of a circuit after a change, and with `may_send`, queues it if it has a
+    /// Collects the events and the deadline of a circuit after a change. With `may_send`, queues a circuit that has a
     /// message. Refuses streams that this relay doesn't serve.
     fn settle(&mut self, key: CircuitKey, may_send: bool) {
         let Some(circuit) = self.circuits.get_mut(&key) else { return };
@@ -272,10 +275,10 @@ impl ExitStreams {
                     continue;
                 }
                 Some(true) => {
-                    let stream = ExitStream(self.next);
-                    self.next = self.next.saturating_add(1);
-                    let served = matches!(event, StreamEvent::Request(_));
-                    let state = ExitStreamState { stream, served, origin_finished: false, target_finished: false };
+                    let stream = ExitStream(self.next_stream);
+                    self.next_stream = self.next_stream.saturating_add(1);
+                    let is_served = matches!(event, StreamEvent::Request(_));
+                    let state = ExitStreamState { stream, is_served, origin_finished: false, target_finished: false };
                     circuit.open.insert(id, state);
                     self.streams.insert(stream, (key, id));
                 }
@@ -288,9 +291,9 @@ impl ExitStreams {
             let Some(open) = circuit.open.get_mut(&id) else { continue };
             let stream = open.stream;
             open.origin_finished |= matches!(event, StreamEvent::Finished);
-            let over = matches!(event, StreamEvent::Closed(_)) || (open.origin_finished && open.target_finished);
+            let has_ended = matches!(event, StreamEvent::Closed(_)) || (open.origin_finished && open.target_finished);
             self.events.push_back((stream, event));
-            if over {
+            if has_ended {
                 circuit.remove(id);
                 self.streams.remove(&stream);
             }
@@ -303,14 +306,15 @@ impl ExitStreams {
         }
     }
 
-    fn with_stream<T>(&mut self, stream: ExitStream, act: impl FnOnce(&mut Streams, StreamId) -> T) -> Option<T> {
+    /// Calls `call` for an open stream, then settles its circuit. `None` if the stream has ended.
+    fn with_stream<T>(&mut self, stream: ExitStream, call: impl FnOnce(&mut Streams, StreamId) -> T) -> Option<T> {
         let (key, id) = *self.streams.get(&stream)?;
-        let outcome = act(&mut self.circuits.get_mut(&key)?.streams, id);
+        let outcome = call(&mut self.circuits.get_mut(&key)?.streams, id);
         self.settle(key, true);
         Some(outcome)
     }
 
-    /// Records that the target has finished its direction; returns whether the origin has too.
+    /// Records that the target has finished its direction. Returns whether the origin has finished too.
     fn finish_target(&mut self, stream: ExitStream) -> bool {
         let Some((key, id)) = self.streams.get(&stream) else { return false };
         let open = self.circuits.get_mut(key).and_then(|circuit| circuit.open.get_mut(id));
@@ -321,17 +325,18 @@ impl ExitStreams {
     }
 
     /// Removes a stream that has ended.
-    fn forget(&mut self, stream: ExitStream) {
+    fn remove(&mut self, stream: ExitStream) {
         let Some((key, id)) = self.streams.remove(&stream) else { return };
         if let Some(circuit) = self.circuits.get_mut(&key) {
             circuit.remove(id);
         }
     }
 
+    /// Records that the exit has connected a stream.
     fn set_served(&mut self, stream: ExitStream) {
         let Some((key, id)) = self.streams.get(&stream) else { return };
         if let Some(open) = self.circuits.get_mut(key).and_then(|circuit| circuit.open.get_mut(id)) {
-            open.served = true;
+            open.is_served = true;
         }
     }
 }

@@ -16,7 +16,7 @@ const PROGRAM: &str = "kiwix-serve";
 const SHIPPED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/engines/kiwix.xml"));
 /// The address of Kiwix in [`SHIPPED`].
 const SHIPPED_ADDRESS: &str = "127.0.0.1:8080";
-const START_LIMIT: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum starts. A start fails if another program takes the chosen port before Kiwix opens it.
 const MAX_ATTEMPTS: usize = 3;
 
@@ -68,7 +68,7 @@ impl Kiwix {
             }
             false
         };
-        Ok(timeout(START_LIMIT, running).await.unwrap_or(false).then(|| {
+        Ok(timeout(START_TIMEOUT, running).await.unwrap_or(false).then(|| {
             let zim = zim.file_name().unwrap_or_default().to_string_lossy().into_owned();
             Self { address, zim, _process: process }
         }))
@@ -88,7 +88,7 @@ impl Kiwix {
 fn start_failure(error: io::Error) -> Failure {
     match error.kind() {
         io::ErrorKind::NotFound => Failure::failed(format!(
-            "{PROGRAM} is not installed: install kiwix-tools, or omit --zim to search Umbel's own papers"
+            "{PROGRAM} is not installed: install kiwix-tools, or omit --zim to search Umbel's own documentation"
         )),
         _ => Failure::system(format!("can't start {PROGRAM}"))(error),
     }
