@@ -1,16 +1,17 @@
 //! The origin's end of a circuit: the state machine for the whole path.
 //!
 //! [`Origin`] owns the onion layers, the handshake in flight and the streams at each hop. The client drives it: the
-//! client passes received cells ([`Origin::handle_cell`]) and pulls cells to send ([`Origin::poll_cell`]) while the
-//! channel's queue for the circuit is short, so that SENDME and CREDIT wait behind few DATA cells of this end.
-//! Governed by `proto/03-cells.md`, `proto/04-handshake.md` and `proto/05-relay-messages.md`. Threat: relays that tag
-//! a circuit by illegal messages. A message that is illegal from its hop, or in the circuit's state, ends the circuit.
+//! client passes received cells ([`Origin::handle_cell`]) and pulls cells to send ([`Origin::poll_cell`]). The client
+//! pulls only while the channel's queue for the circuit is short. So SENDME and CREDIT wait behind few DATA cells of
+//! this end. Governed by `proto/03-cells.md`, `proto/04-handshake.md` and `proto/05-relay-messages.md`. Threat: relays
+//! that tag a circuit by illegal messages. A message that is illegal from its hop, or in the circuit's state, ends the
+//! circuit.
 //!
 //! | cell or message | legal | from |
 //! |---|---|---|
-//! | CREATED | while the first hop is built | |
-//! | EXTENDED | while a later hop is built | the last built hop |
-//! | GONE | while a later hop is built, after its EXTEND and before its EXTENDED | the last built hop |
+//! | CREATED | during the handshake with the first hop | |
+//! | EXTENDED | during the handshake with a later hop | the last built hop |
+//! | GONE | during the handshake with a later hop, after all EXTENDs and before EXTENDED | the last built hop |
 //! | DROP | never, because no padding is negotiated | |
 //! | others (table of `stream`) | after streams were opened at the hop | any hop |
 //! | DESTROY | always | |
@@ -37,15 +38,15 @@ use build::{Building, NextHopGone};
 
 /// Time without a message from the last hop, while streams are open, after which the origin requests an echo.
 const ECHO_DELAY: Duration = Duration::from_secs(15);
-/// The same time while a BEGIN or RESOLVE is unanswered.
+/// [`ECHO_DELAY`] while a BEGIN or RESOLVE is unanswered.
 const ECHO_DELAY_BEFORE_ANSWER: Duration = Duration::from_millis(500);
-const ECHO_TIMEOUT_MIN: Duration = Duration::from_secs(1);
-const ECHO_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+const MIN_ECHO_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_ECHO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The reason for the end of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CircuitError {
-    /// A relay of the circuit ended it, or the channel closed. The origin can't determine the relay or the reason.
+    /// A relay ended the circuit, or the channel closed. The origin can't determine the relay or the reason.
     #[error("a relay ended the circuit, or its channel closed")]
     Destroyed,
     /// This end closed the circuit.
@@ -68,7 +69,7 @@ pub enum CircuitError {
         /// The kind of the message.
         kind: MessageKind,
     },
-    /// A cell is illegal, or illegal in the circuit's state.
+    /// A cell's command is illegal at an origin, or in the circuit's state.
     #[error("a {0:?} cell is illegal in this state")]
     IllegalCell(Command),
     /// A handshake failed.
@@ -150,7 +151,7 @@ pub struct Origin {
     streams: Vec<(HopIndex, Streams)>,
     last_message_at: Instant,
     /// The deadline of the next message from the last hop, after an echo request.
-    echo: Option<Instant>,
+    echo_deadline: Option<Instant>,
     echo_timeout: Duration,
     scratch: Vec<u8>,
     events: VecDeque<CircuitEvent>,
@@ -185,8 +186,8 @@ impl Origin {
             extends: VecDeque::new(),
             streams: Vec::new(),
             last_message_at: now,
-            echo: None,
-            echo_timeout: ECHO_TIMEOUT_MAX,
+            echo_deadline: None,
+            echo_timeout: MAX_ECHO_TIMEOUT,
             scratch: Vec::with_capacity(BODY_LEN),
             events: VecDeque::new(),
         })
@@ -204,7 +205,8 @@ impl Origin {
         &self.path
     }
 
-    /// The time of the last message from the last built hop; the time of the start if no hop is built.
+    /// The time of the last message from the last built hop; before its first message, the time at which the hop was
+    /// built. Without a built hop, the time of the start.
     #[must_use]
     pub const fn last_message_at(&self) -> Instant {
         self.last_message_at
@@ -339,7 +341,7 @@ impl Origin {
             CircuitState::Closed => return,
             CircuitState::Building(_) | CircuitState::NextHopGone(_) | CircuitState::Open => {}
         }
-        if self.echo.is_some_and(|deadline| deadline <= now) {
+        if self.echo_deadline.is_some_and(|deadline| deadline <= now) {
             return self.fail(CircuitError::Silent);
         }
         self.echo_if_silent(now);
@@ -355,7 +357,7 @@ impl Origin {
         let own = match &self.state {
             CircuitState::Building(building) => Some(building.deadline),
             CircuitState::NextHopGone(_) => None,
-            CircuitState::Open => self.echo.or_else(|| Some(self.last_message_at.after(self.echo_delay()?))),
+            CircuitState::Open => self.echo_deadline.or_else(|| Some(self.last_message_at.after(self.echo_delay()?))),
             CircuitState::Closed => return None,
         };
         self.streams.iter().filter_map(|(_, streams)| streams.poll_timeout()).chain(own).min()
@@ -387,7 +389,7 @@ impl Origin {
         let kind = message.kind();
         if usize::from(hop.value()) == self.layers.len() {
             self.last_message_at = now;
-            self.echo = None;
+            self.echo_deadline = None;
         }
         match message {
             RelayMessage::Drop => Err(CircuitError::Illegal { hop, kind }),
@@ -442,15 +444,15 @@ impl Origin {
         }
     }
 
-    /// Sets a deadline for a message from the last hop and sends an echo request, unless one is unanswered. The
-    /// deadline applies even if no request can be sent.
+    /// Sets a deadline for a message from the last hop and sends an echo request, unless an echo request is unanswered.
+    /// The deadline applies even if no request can be sent.
     fn send_echo(&mut self, now: Instant) {
         let timeout = self.echo_timeout;
-        if self.echo.is_none()
+        if self.echo_deadline.is_none()
             && let Some(streams) = self.exit_streams()
         {
             streams.echo();
-            self.echo = Some(now.after(timeout));
+            self.echo_deadline = Some(now.after(timeout));
         }
     }
 
@@ -462,6 +464,7 @@ impl Origin {
         }
     }
 
+    /// Ends the circuit without a DESTROY.
     fn end(&mut self, error: CircuitError) {
         if matches!(self.state, CircuitState::Closed) {
             return;

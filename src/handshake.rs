@@ -4,7 +4,7 @@
 //! the relay's onion key and with the relay's ephemeral key; each direction carries a sealed payload. Each state is a
 //! value that the next step consumes. No state outlives its handshake. Driven by the circuit at the origin and by the
 //! relay. Governed by `proto/04-handshake.md`. Threat: relays that impersonate a later hop. The keys are bound to
-//! identity, onion key, hop number and type, and only the holder of the onion key can answer.
+//! identity, onion key, hop number and handshake type. Only the holder of the onion key can answer.
 
 mod origin;
 mod relay;
@@ -44,14 +44,14 @@ pub struct HopKeys {
 /// A failure of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
-    /// The message is too short or too long for its type.
+    /// The message is too short or too long for its handshake type.
     #[error("the handshake message is malformed")]
     Malformed,
-    /// The type is unknown.
+    /// The handshake type is unknown.
     #[error("handshake type {0:#06x} is unknown")]
     Type(u16),
-    /// The request names an onion key that is neither the current nor the previous one.
-    #[error("the onion key is neither the current nor the previous one")]
+    /// The request names an onion key that is neither the current nor the previous key of the relay.
+    #[error("the onion key is neither the relay's current nor its previous key")]
     UnknownOnionKey,
     /// The other end's key is of small order.
     #[error(transparent)]

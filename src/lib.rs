@@ -1,9 +1,9 @@
 //! Umbel: an anonymising relay overlay over WebRTC data channels.
 //!
 //! A [`Client`] opens streams over three relays, called guard, middle and exit. Each relay removes one layer of
-//! encryption. The guard knows the client's address and not the target. The exit knows the target and not the address.
-//! An exit can also search or perform an HTTP request for the client. `threat-model.md` states the protections and
-//! their limits.
+//! encryption. The guard sees the client's address and not the target. The exit sees the target and not the client's
+//! address. An exit can also search or perform an HTTP request for the client. `threat-model.md` states the protections
+//! and their limits.
 //!
 //! # Examples
 //!
@@ -14,7 +14,8 @@
 //! | `examples/request.rs` | an HTTP request that an exit performs | [`Client::request`], [`ResponseBody`] |
 //! | `examples/relay.rs` | a relay inside an application | [`EmbeddedRelay`], [`RelayConfig`] |
 //!
-//! `umbel testnet` starts a network on one machine and prints the options that all four take. A stream:
+//! `umbel testnet` starts a network on one machine and prints the options that all four programs take. This code
+//! opens a stream:
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -49,7 +50,7 @@
 
 pub mod base;
 #[cfg(feature = "browser")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
 pub mod browser;
 pub mod channel;
 pub mod circuit;
@@ -60,12 +61,12 @@ pub mod crypto;
 pub mod delegated;
 pub mod directory;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
 pub mod directory_http;
 #[cfg(any(feature = "native", feature = "browser"))]
 pub mod engine;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
 pub mod exit;
 pub mod exit_policy;
 pub mod flow;
@@ -73,33 +74,33 @@ pub mod flow;
 pub mod fuzz;
 pub mod handshake;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
 pub(crate) mod http_exchange;
 #[cfg(any(feature = "browser-tls", all(test, feature = "native")))]
 pub mod https;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
 pub mod io;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
 pub mod node;
 pub mod onion;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
 pub(crate) mod page;
 pub mod path;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
 pub mod ports;
 pub mod relay;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
 pub mod requests;
 pub mod sim;
 pub mod stream;
 pub mod transport;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "it drives the core and passes time and randomness to it")]
+#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
 pub(crate) mod web;
 pub mod wire;
 

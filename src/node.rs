@@ -2,7 +2,7 @@
 //!
 //! This module has configuration, assembly and life cycle of a node. The core ([`crate::client`], [`crate::relay`],
 //! [`crate::directory`]) has the protocol; its drivers (such as [`crate::io`], [`crate::exit`] and [`crate::ports`])
-//! have the rest of the input and output.
+//! have all other input and output.
 
 mod bench;
 pub mod cli;

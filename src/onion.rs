@@ -2,9 +2,9 @@
 //!
 //! Owns the cell keys and counters of a circuit: one [`RelayLayer`] at each relay, [`OriginLayers`] at the origin.
 //! Driven by the machines that switch cells. Works in place on a body, without allocation. Governed by
-//! `proto/03-cells.md`. Threat: relays that mark traffic by modifying it. A modified, replayed or reordered cell, or
-//! the cell after a dropped one, fails at the next honest hop in the forward direction, and at the origin in the
-//! backward direction. After a failure to open a layer the direction has ended and the circuit must end.
+//! `proto/03-cells.md`. Threat: relays that mark traffic by modifying it. A modified, replayed or reordered cell,
+//! and the cell after a dropped cell, can't be opened. Forward, the next honest hop detects the failure; backward, the
+//! origin. After a failure to open a layer the direction has ended and the circuit must end.
 
 mod cipher;
 mod origin;
@@ -49,7 +49,7 @@ pub enum OnionError {
     #[error("the message is longer than the layer's capacity")]
     TooLong,
     /// The circuit has no such hop, or has the maximum number of hops.
-    #[error("the circuit has no such hop")]
+    #[error("the circuit has no such hop, or has the maximum number of hops")]
     NoSuchHop,
 }
 
@@ -65,7 +65,7 @@ impl OnionError {
     }
 }
 
-/// Bytes of a body that hop `hop`'s layer covers; the rest is zero.
+/// Bytes of a body that hop `hop`'s layer covers; the filler after them is zero.
 #[must_use]
 pub const fn sealed_len(hop: HopIndex) -> usize {
     // Subtracts at most 7 · 17 of 1,019 bytes, so no operation saturates.

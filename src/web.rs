@@ -7,10 +7,10 @@
 //! | `GET /badge.js`, `/umbel.js`, `/umbel.d.ts`, `/assets/…` | the file |
 //! | `GET /umbel.json` | the network: directories and authorities, and search engines for volunteers |
 //!
-//! The files are built from `web/`. The program contains those that existed at its build ([`embedded`]). Header fields
-//! of each answer restrict the sources and scripts of a page. Any site may read the answers, because other programs use
-//! the library. Pages send queries and requests to relays, never to this server. Threats addressed: other sites that
-//! frame the volunteer's page; a server that serves modified pages ([`verify`]).
+//! The files are built from `web/`. The program contains the files that existed when it was built ([`embedded`]).
+//! Header fields of each answer restrict the sources and scripts of a page. Any site may read the answers, because
+//! other programs use the library. Pages send queries and requests to relays, never to this server. Threats addressed:
+//! other sites that frame the volunteer's page; a server that serves modified pages ([`verify`]).
 
 pub(crate) mod manifest;
 #[cfg(test)]
@@ -40,7 +40,7 @@ use crate::{
     io::{content_coding::is_accepted, listener::accept_each},
 };
 
-/// Cap on TCP connections; further ones wait in the listener's backlog.
+/// Cap on TCP connections; further connections wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 256;
 /// Time limit of a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,7 +49,7 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(180);
 /// Maximum bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Content security policy of pages. The pages contain it as a `meta` element too, for other servers
+/// Content security policy of pages. The pages contain the policy as a `meta` element too, for other servers
 /// (`web/vite.config.ts` has the reasons). Only the header field can forbid framing.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' data:; \
      connect-src http: https:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
@@ -78,13 +78,13 @@ pub(crate) struct File {
     pub(crate) name: &'static str,
     /// The uncompressed content.
     pub(crate) whole: &'static [u8],
-    /// The content in the coding `br`; `None` if that is not smaller.
+    /// The content in the coding `br`; `None` if the coding makes the content no smaller.
     pub(crate) brotli: Option<&'static [u8]>,
-    /// The content in the coding `gzip`; `None` if that is not smaller.
+    /// The content in the coding `gzip`; `None` if the coding makes the content no smaller.
     pub(crate) gzip: Option<&'static [u8]>,
 }
 
-/// The files embedded in this program; empty if they didn't exist at its build.
+/// The files embedded in this program; empty if `web/` was not built before the program.
 pub(crate) fn embedded() -> &'static [File] {
     include!(concat!(env!("OUT_DIR"), "/pages.rs"))
 }
@@ -131,10 +131,10 @@ pub(crate) fn router(
     engines: Vec<PageEngine>,
 ) -> Router {
     let authorities = authorities.iter().map(ToString::to_string).collect();
-    let known = NetworkDescription { directories: Vec::new(), authorities, engines };
+    let description = NetworkDescription { directories: Vec::new(), authorities, engines };
     let network = move |fields: HeaderMap| {
-        let (directories, known) = (directories.clone(), known.clone());
-        async move { serve_network(&fields, directories, known) }
+        let (directories, description) = (directories.clone(), description.clone());
+        async move { serve_network(&fields, directories, description) }
     };
     let mut router = Router::new()
         .route("/", get(|| async { with_fields(Redirect::temporary("/volunteer").into_response(), FILE_POLICY) }))
@@ -154,7 +154,7 @@ pub(crate) fn router(
 }
 
 /// The router of a program without pages, which answers requests for pages with status 404 and `text`.
-pub(crate) fn absent(text: &'static str) -> Router {
+pub(crate) fn router_without_pages(text: &'static str) -> Router {
     let answer = move || async move {
         let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         with_fields((StatusCode::NOT_FOUND, [content_type], text).into_response(), FILE_POLICY)
@@ -163,7 +163,7 @@ pub(crate) fn absent(text: &'static str) -> Router {
     with_fallbacks(names.into_iter().fold(Router::new(), |router, name| router.route(name, get(answer))))
 }
 
-/// Answers other paths and methods with 404 and 405, with the header fields of the other answers.
+/// Adds the answers to other paths (404) and to other methods (405), with the header fields of all answers.
 fn with_fallbacks(router: Router) -> Router {
     let answer = |status: StatusCode| move || async move { with_fields(status.into_response(), FILE_POLICY) };
     router.method_not_allowed_fallback(answer(StatusCode::METHOD_NOT_ALLOWED)).fallback(answer(StatusCode::NOT_FOUND))
@@ -209,7 +209,7 @@ fn serve_file(file: &'static File, tag: &HeaderValue, request: &HeaderMap) -> Re
     with_fields(response, if file.name.ends_with(".html") { PAGE_POLICY } else { FILE_POLICY })
 }
 
-fn serve_network(request: &HeaderMap, directories: PageDirectories, known: NetworkDescription) -> Response {
+fn serve_network(request: &HeaderMap, directories: PageDirectories, description: NetworkDescription) -> Response {
     let directories = match directories {
         PageDirectories::At(directories) => directories,
         PageDirectories::Here => match own_origin(request) {
@@ -222,7 +222,7 @@ fn serve_network(request: &HeaderMap, directories: PageDirectories, known: Netwo
             }
         },
     };
-    let Ok(text) = serde_json::to_string(&NetworkDescription { directories, ..known }) else {
+    let Ok(text) = serde_json::to_string(&NetworkDescription { directories, ..description }) else {
         return with_fields(StatusCode::INTERNAL_SERVER_ERROR.into_response(), FILE_POLICY);
     };
     let content_type = HeaderValue::from_static("application/json");

@@ -35,15 +35,15 @@ impl AddressPrefix {
         Self::new(address, 16, 32)
     }
 
-    fn new(address: IpAddr, ipv4: u8, ipv6: u8) -> Self {
+    fn new(address: IpAddr, ipv4_length: u8, ipv6_length: u8) -> Self {
         match address {
             IpAddr::V4(address) => {
-                let mask = u32::MAX.checked_shl(32_u32.saturating_sub(ipv4.into())).unwrap_or(0);
-                Self { first_address: Ipv4Addr::from_bits(address.to_bits() & mask).into(), length: ipv4 }
+                let mask = u32::MAX.checked_shl(32_u32.saturating_sub(ipv4_length.into())).unwrap_or(0);
+                Self { first_address: Ipv4Addr::from_bits(address.to_bits() & mask).into(), length: ipv4_length }
             }
             IpAddr::V6(address) => {
-                let mask = u128::MAX.checked_shl(128_u32.saturating_sub(ipv6.into())).unwrap_or(0);
-                Self { first_address: Ipv6Addr::from_bits(address.to_bits() & mask).into(), length: ipv6 }
+                let mask = u128::MAX.checked_shl(128_u32.saturating_sub(ipv6_length.into())).unwrap_or(0);
+                Self { first_address: Ipv6Addr::from_bits(address.to_bits() & mask).into(), length: ipv6_length }
             }
         }
     }
@@ -56,14 +56,14 @@ mod tests {
 
     use super::*;
 
-    /// Whether two addresses share the source, the network, the block.
-    fn shared(one: &str, other: &str) -> [bool; 3] {
+    /// Whether two addresses have the same source, the same network and the same block.
+    fn shared_prefixes(one: &str, other: &str) -> [bool; 3] {
         let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
         [AddressPrefix::source, AddressPrefix::network, AddressPrefix::block].map(|prefix| prefix(one) == prefix(other))
     }
 
     #[test]
-    fn addresses_share_the_prefixes_of_their_family() {
+    fn addresses_of_one_family_with_the_same_first_bits_share_a_prefix() {
         for (one, other, expected) in [
             ("192.0.2.1", "192.0.2.1", [true, true, true]),
             ("192.0.2.1", "192.0.2.2", [false, true, true]),
@@ -75,7 +75,7 @@ mod tests {
             ("2001:db8::1", "2001:db9::1", [false, false, false]),
             ("0.0.0.0", "::", [false, false, false]),
         ] {
-            assert_eq!(shared(one, other), expected, "{one} and {other}");
+            assert_eq!(shared_prefixes(one, other), expected, "{one} and {other}");
         }
     }
 

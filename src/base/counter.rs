@@ -41,8 +41,8 @@ mod tests {
         assert_eq!(count, 255);
         count.decrement();
         assert_eq!(count, 254);
-        let mut none = 0_usize;
-        none.decrement();
-        assert_eq!(none, 0);
+        let mut count = 0_usize;
+        count.decrement();
+        assert_eq!(count, 0);
     }
 }

@@ -7,8 +7,8 @@ use core::{
 
 use data_encoding::BASE32_NOPAD;
 
-/// The identifier of a circuit on one channel. The end that creates the circuit chooses it: the dialler from the upper
-/// half, the other end from the lower (`proto/02-channel.md`).
+/// The identifier of a circuit on one channel. The end that creates the circuit chooses the identifier: the dialler
+/// from the upper half of the range, the listener from the lower half (`proto/02-channel.md`).
 ///
 /// Prints redacted, because identifiers and times in a log could link the traffic of two relays.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,18 +1,19 @@
 //! Links: the interface between the protocol core and a transport.
 //!
 //! A link is one association of a transport with a peer (for WebRTC: one DTLS association with its data channels). The
-//! core names links, sends requests ([`Transmit`]) and receives events ([`LinkEvent`]). It has no access to sockets.
+//! core identifies a link by its [`LinkId`], sends requests ([`Transmit`]) and receives events ([`LinkEvent`]). The
+//! core has no access to sockets.
 
 use core::{fmt, net::SocketAddr};
 
 use super::{ErrorClass, Redacted, RelayId, Slots};
 
 /// Lanes of a link to a stock WebRTC stack: reliable, ordered data channels. The circuits of the link are spread over
-/// them (`proto/01-transport.md`).
+/// the lanes (`proto/01-transport.md`).
 pub const LANES: u8 = 4;
 
-/// Lanes of a link between Umbel nodes. A lost packet delays the circuits of its lane, so more lanes mean fewer
-/// delayed circuits.
+/// Maximum lanes of a link, which a link between two native nodes has. A lost packet delays all circuits of its lane,
+/// so with more lanes it delays fewer circuits.
 pub const MAX_LANES: u8 = 64;
 
 /// Maximum cells in one data-channel message. In datagrams of 1,232 bytes, 17 cells fill 15 SCTP packets. 16 cells
@@ -37,7 +38,7 @@ impl Lane {
         if value < MAX_LANES { Some(Self(value)) } else { None }
     }
 
-    /// The lane's number, which is also the stream identifier of its data channel.
+    /// The lane's number, which is also the number of its SCTP stream.
     #[must_use]
     pub const fn value(self) -> u8 {
         self.0
@@ -65,7 +66,7 @@ impl fmt::Debug for DialTarget {
     }
 }
 
-/// Properties of a link that the transport established when it opened.
+/// Properties of a link, as the transport established them before the link opened.
 #[derive(Clone, Debug)]
 pub struct LinkOpened {
     /// The relay that this node dialled; `None` if the other end dialled.
@@ -121,7 +122,7 @@ pub enum LinkClose {
     /// The other end violated a protocol below the channel.
     #[error("the other end violated the protocol")]
     Broken,
-    /// The memory for links was exhausted. The link without progress for longest ends.
+    /// The memory for links was exhausted, and this link had made no progress for the longest time.
     #[error("this node's memory for links is exhausted")]
     Overloaded,
     /// The link's keys have protected the maximum number of records.
@@ -165,7 +166,7 @@ pub enum LinkEvent {
         bytes: usize,
     },
     /// The link's keys are close to their limit. The core puts no new circuits on the link, and opens a second link for
-    /// new circuits. The first link carries its present circuits until they end or [`LinkEvent::Closed`] reports
+    /// new circuits. The first link carries its current circuits until they end or [`LinkEvent::Closed`] reports
     /// [`LinkClose::KeyLimit`]. Reported once.
     Retire {
         /// The link.

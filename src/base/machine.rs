@@ -9,8 +9,8 @@ use super::{Instant, LinkEvent, Transmit};
 ///
 /// **Drain contract.** A batch is any number of inputs: `handle_…` calls and calls of the machine's other methods.
 /// After each batch the driver calls [`handle_batch_end`](Self::handle_batch_end) once, then
-/// [`poll_transmit`](Self::poll_transmit) until it returns `None`. It repeats both until nothing was sent, and only
-/// then waits, at most until [`poll_timeout`](Self::poll_timeout). `now` never decreases from call to call.
+/// [`poll_transmit`](Self::poll_transmit) until it returns `None`. The driver repeats both until nothing was sent, and
+/// only then waits, at most until [`poll_timeout`](Self::poll_timeout). `now` never decreases from call to call.
 pub trait LinkMachine {
     /// Takes an event of a link or a dial.
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng);

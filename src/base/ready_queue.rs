@@ -13,9 +13,9 @@ pub struct ReadyQueue<K> {
     /// The keys, with the numbers of their tickets in ascending order.
     keys: VecDeque<(u64, K)>,
     /// The number of the last ticket that was issued.
-    issued: u64,
+    last_issued: u64,
     /// The number of the last ticket whose key was popped.
-    popped: u64,
+    last_popped: u64,
 }
 
 /// The place of an entry in one [`ReadyQueue`]. A new ticket is in no queue.
@@ -40,14 +40,14 @@ impl<K> ReadyQueue<K> {
     /// An empty queue.
     #[must_use]
     pub const fn new() -> Self {
-        Self { keys: VecDeque::new(), issued: 0, popped: 0 }
+        Self { keys: VecDeque::new(), last_issued: 0, last_popped: 0 }
     }
 
     /// Appends `key` unless it is queued. `ticket` is the ticket of the key's entry for this queue.
     pub fn push(&mut self, key: K, ticket: &mut Ticket) {
-        if ticket.0 <= self.popped {
-            self.issued = self.issued.wrapping_add(1);
-            ticket.0 = self.issued;
+        if ticket.0 <= self.last_popped {
+            self.last_issued = self.last_issued.wrapping_add(1);
+            ticket.0 = self.last_issued;
             self.keys.push_back((ticket.0, key));
         }
     }
@@ -55,14 +55,14 @@ impl<K> ReadyQueue<K> {
     /// Removes and returns the first key, which can then be appended again.
     pub fn pop(&mut self) -> Option<K> {
         let (number, key) = self.keys.pop_front()?;
-        self.popped = number;
+        self.last_popped = number;
         Some(key)
     }
 
     /// Removes the key of `ticket`, if the key is queued. Takes time in proportion to the smaller number of keys before
     /// or after the key.
     pub fn remove(&mut self, ticket: &mut Ticket) {
-        if ticket.0 > self.popped
+        if ticket.0 > self.last_popped
             && let Ok(at) = self.keys.binary_search_by_key(&ticket.0, |(number, _)| *number)
         {
             self.keys.remove(at);
@@ -73,7 +73,7 @@ impl<K> ReadyQueue<K> {
     /// Removes all keys.
     pub fn clear(&mut self) {
         self.keys.clear();
-        self.popped = self.issued;
+        self.last_popped = self.last_issued;
     }
 
     /// Whether no key is queued.

@@ -135,17 +135,17 @@ impl Slots {
     /// Appends a copy of `bytes`.
     pub fn extend_from_slice(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let at = self.len % SLOT_LEN;
-            if at == 0 {
+            let offset = self.len % SLOT_LEN;
+            if offset == 0 {
                 self.slots.push(Slot::unwritten());
             }
-            let (part, rest) = bytes.split_at(bytes.len().min(SLOT_LEN.saturating_sub(at)));
-            let place = self.slots.last_mut().and_then(|slot| slot.get_mut(at..at.saturating_add(part.len())));
+            let (part, remaining) = bytes.split_at(bytes.len().min(SLOT_LEN.saturating_sub(offset)));
+            let place = self.slots.last_mut().and_then(|slot| slot.get_mut(offset..offset.saturating_add(part.len())));
             if let Some(place) = place {
                 place.copy_from_slice(part);
             }
             self.len = self.len.saturating_add(part.len());
-            bytes = rest;
+            bytes = remaining;
         }
     }
 

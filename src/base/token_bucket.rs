@@ -10,7 +10,7 @@ const PARTS: u128 = 1_000_000_000;
 pub struct Rate {
     /// Tokens gained in a second: the long-term average.
     pub per_second: u64,
-    /// Tokens in a full bucket: the maximum that can be taken at once.
+    /// Tokens in a full bucket: the maximum that can be taken without a wait.
     pub burst: u64,
 }
 
@@ -33,11 +33,11 @@ impl TokenBucket {
 
     /// Takes a token; `false` if the bucket holds none.
     pub fn take(&mut self, now: Instant, rate: Rate) -> bool {
-        let taken = self.available(now, rate) > 0;
-        if taken {
+        let has_token = self.available(now, rate) > 0;
+        if has_token {
             self.spend(now, rate, 1);
         }
-        taken
+        has_token
     }
 
     /// Takes `tokens`. Tokens that the bucket doesn't hold become a debt, which delays later tokens.
@@ -53,8 +53,8 @@ impl TokenBucket {
         u64::try_from(held).unwrap_or(u64::MAX)
     }
 
-    /// The time from which the bucket holds `tokens`, or is full if `tokens` exceeds the burst. It is never before the
-    /// last [`spend`](Self::spend).
+    /// The time from which the bucket holds `tokens`, or is full if `tokens` exceeds the burst. Never before the time
+    /// of the last [`spend`](Self::spend).
     #[must_use]
     pub fn available_at(&self, rate: Rate, tokens: u64) -> Instant {
         let lacking = self.missing_parts.saturating_sub(parts(rate.burst.saturating_sub(tokens)));
@@ -92,7 +92,7 @@ mod tests {
         Instant::from_nanos(nanos)
     }
 
-    fn taken(bucket: &mut TokenBucket, now: Instant) -> usize {
+    fn tokens_taken(bucket: &mut TokenBucket, now: Instant) -> usize {
         (0..100).filter(|_| bucket.take(now, RATE)).count()
     }
 
@@ -100,15 +100,15 @@ mod tests {
     fn a_full_bucket_gives_a_burst_and_then_the_rate() {
         let mut bucket = TokenBucket::new();
         assert!(bucket.is_full(at(0), RATE));
-        assert_eq!(taken(&mut bucket, at(5)), 6);
+        assert_eq!(tokens_taken(&mut bucket, at(5)), 6);
         assert!(!bucket.take(at(333_333_338), RATE));
         assert!(bucket.take(at(333_333_339), RATE));
-        assert_eq!(taken(&mut bucket, at(1_000_000_005)), 2);
-        assert_eq!(taken(&mut bucket, at(1_000_000_000_000)), 6);
+        assert_eq!(tokens_taken(&mut bucket, at(1_000_000_005)), 2);
+        assert_eq!(tokens_taken(&mut bucket, at(1_000_000_000_000)), 6);
     }
 
     #[test]
-    fn many_attempts_in_a_second_get_exactly_the_rate() {
+    fn attempts_in_every_millisecond_get_exactly_the_rate() {
         let mut bucket = TokenBucket::new();
         bucket.spend(at(0), RATE, 6);
         let taken = (1..=10_000).filter(|step| bucket.take(at(step * 1_000_000), RATE)).count();
@@ -134,13 +134,13 @@ mod tests {
     }
 
     #[test]
-    fn rates_of_zero_and_without_bound_do_not_overflow() {
+    fn the_lowest_and_the_highest_rate_do_not_overflow() {
         let (end, mut bucket) = (at(u64::MAX), TokenBucket::new());
-        let none = Rate { per_second: 0, burst: 0 };
-        assert!(!bucket.take(end, none) && bucket.available_at(none, 1) <= end);
-        let all = Rate { per_second: u64::MAX, burst: u64::MAX };
-        bucket.spend(at(0), all, u64::MAX);
-        assert_eq!(bucket.available(at(0), all), 0);
-        assert_eq!(bucket.available(end, all), u64::MAX);
+        let lowest = Rate { per_second: 0, burst: 0 };
+        assert!(!bucket.take(end, lowest) && bucket.available_at(lowest, 1) <= end);
+        let highest = Rate { per_second: u64::MAX, burst: u64::MAX };
+        bucket.spend(at(0), highest, u64::MAX);
+        assert_eq!(bucket.available(at(0), highest), 0);
+        assert_eq!(bucket.available(end, highest), u64::MAX);
     }
 }

@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use rand::CryptoRng;
 
-use super::{CircuitError, CircuitEvent, CircuitState, ECHO_TIMEOUT_MAX, ECHO_TIMEOUT_MIN, Origin};
+use super::{CircuitError, CircuitEvent, CircuitState, MAX_ECHO_TIMEOUT, MIN_ECHO_TIMEOUT, Origin};
 use crate::{
     base::{HopIndex, Instant},
     handshake::{ClientHandshake, RelayKeys},
@@ -47,7 +47,8 @@ impl Building {
         Ok((Self { hop, deadline, began: now, hop_timeout, handshake, reply: Fragments::new() }, request))
     }
 
-    /// Takes a fragment of the reply; the rest must arrive within [`FRAGMENTS_TIMEOUT`] (`proto/03-cells.md` §5).
+    /// Takes a fragment of the reply; the last fragment must arrive within [`FRAGMENTS_TIMEOUT`] of the first
+    /// (`proto/03-cells.md` §5).
     fn handle_fragment(&mut self, now: Instant, fragment: &[u8]) -> Result<Option<Vec<u8>>, WireError> {
         self.deadline = self.deadline.min(now.after(FRAGMENTS_TIMEOUT));
         self.reply.push(fragment)
@@ -108,7 +109,7 @@ impl Origin {
         self.events.push_back(CircuitEvent::HopBuilt { hop, elapsed });
         let Some(relay) = self.path.get(usize::from(hop.value())).copied() else {
             // The last hop's time is at least a round trip of the whole path: it includes a dial and the handshake.
-            self.echo_timeout = elapsed.saturating_mul(4).clamp(ECHO_TIMEOUT_MIN, ECHO_TIMEOUT_MAX);
+            self.echo_timeout = elapsed.saturating_mul(4).clamp(MIN_ECHO_TIMEOUT, MAX_ECHO_TIMEOUT);
             self.events.push_back(CircuitEvent::Built);
             return Ok(());
         };

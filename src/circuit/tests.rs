@@ -351,7 +351,7 @@ fn a_circuit_without_an_echo_answer_ends() {
 }
 
 /// Advances to the next deadline, which must be in the future, and drops all cells sent. Returns their number.
-fn advance_losing_cells(chain: &mut Chain, origin: &mut Origin) -> usize {
+fn advance_without_delivery(chain: &mut Chain, origin: &mut Origin) -> usize {
     let at = origin.poll_timeout().unwrap();
     assert!(at > chain.now, "due in the past");
     chain.now = at;
@@ -365,7 +365,7 @@ fn at_most_one_echo_is_outstanding_and_any_message_answers_it() {
     let data = RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"x") };
     let mut sent = 0;
     for _ in 0..600 {
-        sent += advance_losing_cells(&mut chain, &mut origin);
+        sent += advance_without_delivery(&mut chain, &mut origin);
         chain.now = chain.now.after(Duration::from_millis(1));
         let cell = chain.seal(hop(3), &data);
         origin.handle_cell(chain.now, cell, &mut chain.rng);
@@ -373,8 +373,8 @@ fn at_most_one_echo_is_outstanding_and_any_message_answers_it() {
     }
     assert!(origin.is_open());
     assert_eq!(sent, 1);
-    advance_losing_cells(&mut chain, &mut origin);
-    advance_losing_cells(&mut chain, &mut origin);
+    advance_without_delivery(&mut chain, &mut origin);
+    advance_without_delivery(&mut chain, &mut origin);
     assert_eq!(events(&mut origin).last(), Some(&CircuitEvent::Closed(CircuitError::Silent)));
 }
 
@@ -384,8 +384,8 @@ fn a_dead_circuit_is_detected_at_the_maximum_number_of_streams() {
     while origin.open(chain.now, target()).is_ok() {}
     while origin.poll_cell(chain.now, &mut chain.rng).is_some() {}
     assert_eq!(origin.open_streams(), usize::try_from(FlowParameters::default().max_streams).unwrap());
-    advance_losing_cells(&mut chain, &mut origin);
-    advance_losing_cells(&mut chain, &mut origin);
+    advance_without_delivery(&mut chain, &mut origin);
+    advance_without_delivery(&mut chain, &mut origin);
     assert_eq!(events(&mut origin).last(), Some(&CircuitEvent::Closed(CircuitError::Silent)));
 }
 
@@ -401,7 +401,7 @@ fn a_destroy_fails_the_streams_and_is_not_answered() {
 }
 
 /// A circuit of three hops whose second hop has not answered yet.
-fn awaiting_second() -> (Chain, Origin) {
+fn awaiting_second_hop() -> (Chain, Origin) {
     let mut chain = Chain::new(3);
     let mut origin = chain.origin();
     let create = origin.poll_cell(chain.now, &mut chain.rng).unwrap();
@@ -418,7 +418,7 @@ fn awaiting_second() -> (Chain, Origin) {
 
 #[test]
 fn another_relay_replaces_one_that_is_gone() {
-    let (mut chain, mut origin) = awaiting_second();
+    let (mut chain, mut origin) = awaiting_second_hop();
     let gone = chain.seal(hop(1), &RelayMessage::Gone);
     origin.handle_cell(chain.now, gone, &mut chain.rng);
     assert_eq!(events(&mut origin), [CircuitEvent::Gone { hop: hop(2) }]);
@@ -434,7 +434,7 @@ fn another_relay_replaces_one_that_is_gone() {
 
 #[test]
 fn gone_is_legal_only_as_the_first_answer_to_an_extend() {
-    let (mut chain, mut origin) = awaiting_second();
+    let (mut chain, mut origin) = awaiting_second_hop();
     for _ in 0..2 {
         let gone = chain.seal(hop(1), &RelayMessage::Gone);
         origin.handle_cell(chain.now, gone, &mut chain.rng);
@@ -442,9 +442,9 @@ fn gone_is_legal_only_as_the_first_answer_to_an_extend() {
     let illegal = |number| CircuitEvent::Closed(CircuitError::Illegal { hop: hop(number), kind: MessageKind::Gone });
     assert_eq!(events(&mut origin).last(), Some(&illegal(1)));
 
-    let (mut chain, mut origin) = awaiting_second();
-    let half = RelayMessage::Extended { fragment: Bytes::from_static(&[0, 200, 1]) };
-    for message in [half, RelayMessage::Gone] {
+    let (mut chain, mut origin) = awaiting_second_hop();
+    let partial = RelayMessage::Extended { fragment: Bytes::from_static(&[0, 200, 1]) };
+    for message in [partial, RelayMessage::Gone] {
         let cell = chain.seal(hop(1), &message);
         origin.handle_cell(chain.now, cell, &mut chain.rng);
     }

@@ -1,8 +1,8 @@
 //! The AEAD of layers and payloads: ChaCha20-Poly1305 (RFC 8439), in place, without associated data.
 //!
-//! Native nodes use AWS-LC's assembly, which selects AVX-512, AVX2 or NEON at run time. It takes at most a third of
-//! the portable code's time for each cell, and sealing and opening cells is most of a relay's computation. All other
-//! builds use the portable code. A test checks that both give the same bytes.
+//! Native nodes use AWS-LC's assembly, which selects AVX-512, AVX2 or NEON at run time. All other builds use portable
+//! code. The assembly takes at most a third of the portable code's time for each cell. Sealing and opening cells is
+//! most of a relay's computation. A test checks that the assembly and the portable code give the same bytes.
 
 pub(crate) const TAG_LEN: usize = 16;
 pub(crate) const NONCE_LEN: usize = 12;
@@ -33,12 +33,12 @@ pub(super) mod native {
 
         /// Encrypts `sealed` except its last 16 bytes, and writes the tag to these.
         pub(crate) fn seal(&self, nonce: [u8; NONCE_LEN], sealed: &mut [u8]) -> Result<(), InvalidTag> {
-            let (text, place) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(InvalidTag)?;
+            let (text, tag_place) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(InvalidTag)?;
             let tag = self
                 .0
                 .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), text)
                 .map_err(|_| InvalidTag)?;
-            place.copy_from_slice(tag.as_ref());
+            tag_place.copy_from_slice(tag.as_ref());
             Ok(())
         }
 
@@ -72,8 +72,8 @@ pub(super) mod portable {
 
         /// Encrypts `sealed` except its last 16 bytes, and writes the tag to these.
         pub(crate) fn seal(&self, nonce: [u8; NONCE_LEN], sealed: &mut [u8]) -> Result<(), InvalidTag> {
-            let (text, place) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(InvalidTag)?;
-            *place = self.0.encrypt_inout_detached(&nonce.into(), &[], text.into()).map_err(|_| InvalidTag)?.into();
+            let (text, tag_place) = sealed.split_last_chunk_mut::<TAG_LEN>().ok_or(InvalidTag)?;
+            *tag_place = self.0.encrypt_inout_detached(&nonce.into(), &[], text.into()).map_err(|_| InvalidTag)?.into();
             Ok(())
         }
 

@@ -51,15 +51,15 @@ impl KeySource {
     pub(crate) fn expand_pair(&self, label: &[u8], context: &[u8]) -> (Zeroizing<[u8; 32]>, Zeroizing<[u8; 32]>) {
         let both = self.expand::<64>(label, context);
         let (mut first, mut second) = (Zeroizing::new([0; 32]), Zeroizing::new([0; 32]));
-        let (one, other) = both.split_at(32);
-        first.copy_from_slice(one);
-        second.copy_from_slice(other);
+        let (first_half, second_half) = both.split_at(32);
+        first.copy_from_slice(first_half);
+        second.copy_from_slice(second_half);
         (first, second)
     }
 }
 
-/// The secret from which all cell keys of one hop and direction are derived in order. Each step replaces it, and an
-/// earlier state can't be derived from a later one.
+/// The secret from which all cell keys of one hop and direction are derived in order. Each step replaces the secret. An
+/// earlier secret can't be derived from a later one.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct LayerKey([u8; 32]);
 

@@ -60,7 +60,7 @@ impl OnionSecret {
         self.public
     }
 
-    /// X25519 with the other end's public key.
+    /// X25519 of this secret and the other end's public key.
     ///
     /// # Errors
     /// When the result is all zero, which only a key of small order causes.
@@ -128,8 +128,8 @@ pub fn verify(id: &RelayId, context: &str, message: &[u8], signature: &[u8; 64])
         .map_err(|_| CryptoError::Signature)
 }
 
-/// The bytes that a signature covers: label, purpose, a zero byte, message. They differ for any two purposes, whatever
-/// the messages (`proto/04-handshake.md` §6).
+/// The bytes that a signature covers: label, purpose, a zero byte, message. A purpose has no zero byte, so signatures
+/// for two purposes never cover the same bytes (`proto/04-handshake.md` §6).
 fn signed_bytes(context: &str, message: &[u8]) -> Vec<u8> {
     [SIGNATURE_LABEL, context.as_bytes(), &[0], message].concat()
 }

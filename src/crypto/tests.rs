@@ -1,3 +1,5 @@
+//! Tests of the primitives with the values of their specifications, and with our test vectors.
+
 use chacha20poly1305::{AeadInOut as _, ChaCha20Poly1305, KeyInit as _};
 use rand::{SeedableRng as _, rngs::ChaCha20Rng};
 
@@ -9,13 +11,14 @@ use super::{
     *,
 };
 
+/// The X25519 result of a secret and a public key in hexadecimal.
 fn agreed(secret: &str, public: &str) -> Vec<u8> {
     let secret = OnionSecret::from_bytes(hex(secret).try_into().unwrap());
     secret.agree(&OnionPublic(hex(public).try_into().unwrap())).unwrap().as_bytes().to_vec()
 }
 
 #[test]
-fn rfc_7748_section_5_2() {
+fn x25519_matches_rfc_7748_section_5_2() {
     assert_eq!(
         agreed(
             "a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4",
@@ -33,7 +36,7 @@ fn rfc_7748_section_5_2() {
 }
 
 #[test]
-fn rfc_7748_section_5_2_iterated() {
+fn iterated_x25519_matches_rfc_7748_section_5_2() {
     let nine: [u8; 32] = core::array::from_fn(|at| if at == 0 { 9 } else { 0 });
     let (mut k, mut u) = (nine, nine);
     for round in 1..=1000 {
@@ -47,7 +50,7 @@ fn rfc_7748_section_5_2_iterated() {
 }
 
 #[test]
-fn rfc_7748_section_6_1() {
+fn key_agreement_matches_rfc_7748_section_6_1() {
     let alice = "77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a";
     let bob = "5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb";
     let alice_public = "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a";
@@ -59,7 +62,7 @@ fn rfc_7748_section_6_1() {
 }
 
 #[test]
-fn rfc_8439_section_2_8_2() {
+fn the_aead_matches_rfc_8439_section_2_8_2() {
     let key = hex("808182838485868788898a8b8c8d8e8f909192939495969798999a9b9c9d9e9f");
     let aad = hex("50515253c0c1c2c3c4c5c6c7");
     let nonce: [u8; 12] = hex("070000004041424344454647").try_into().unwrap();
@@ -81,7 +84,7 @@ fn rfc_8439_section_2_8_2() {
 #[cfg(feature = "native")]
 proptest::proptest! {
     #[test]
-    fn native_and_portable_sealing_give_the_same_bytes(
+    fn native_and_portable_code_seal_and_open_alike(
         key: [u8; 32],
         nonce: [u8; 12],
         text in proptest::collection::vec(proptest::num::u8::ANY, 0..1100),
@@ -89,25 +92,25 @@ proptest::proptest! {
     ) {
         let (native, portable) = (aead::native::AeadKey::new(&key), aead::portable::AeadKey::new(&key));
         let plain = [&*text, &[0; TAG_LEN]].concat();
-        let (mut one, mut other) = (plain.clone(), plain);
-        native.seal(nonce, &mut one).unwrap();
-        portable.seal(nonce, &mut other).unwrap();
-        proptest::prop_assert_eq!(&one, &other);
-        let mut changed = one.clone();
-        changed[flip.index(one.len())] ^= 1;
-        let mut again = changed.clone();
-        proptest::prop_assert_eq!(native.open(nonce, &mut changed), Err(aead::InvalidTag));
-        proptest::prop_assert_eq!(portable.open(nonce, &mut again), Err(aead::InvalidTag));
-        proptest::prop_assert!(changed.iter().chain(&again).all(|byte| *byte == 0), "output of a failed opening");
-        native.open(nonce, &mut other).unwrap();
-        portable.open(nonce, &mut one).unwrap();
-        proptest::prop_assert_eq!((&one[..text.len()], &other[..text.len()]), (&*text, &*text));
-        proptest::prop_assert!(native.open(nonce, &mut one[..8]).is_err() && portable.open(nonce, &mut other[..8]).is_err());
+        let (mut by_native, mut by_portable) = (plain.clone(), plain);
+        native.seal(nonce, &mut by_native).unwrap();
+        portable.seal(nonce, &mut by_portable).unwrap();
+        proptest::prop_assert_eq!(&by_native, &by_portable);
+        let mut changed_for_native = by_native.clone();
+        changed_for_native[flip.index(by_native.len())] ^= 1;
+        let mut changed_for_portable = changed_for_native.clone();
+        proptest::prop_assert_eq!(native.open(nonce, &mut changed_for_native), Err(aead::InvalidTag));
+        proptest::prop_assert_eq!(portable.open(nonce, &mut changed_for_portable), Err(aead::InvalidTag));
+        proptest::prop_assert!(changed_for_native.iter().chain(&changed_for_portable).all(|byte| *byte == 0), "output of a failed opening");
+        native.open(nonce, &mut by_portable).unwrap();
+        portable.open(nonce, &mut by_native).unwrap();
+        proptest::prop_assert_eq!((&by_native[..text.len()], &by_portable[..text.len()]), (&*text, &*text));
+        proptest::prop_assert!(native.open(nonce, &mut by_native[..8]).is_err() && portable.open(nonce, &mut by_portable[..8]).is_err());
     }
 }
 
 #[test]
-fn rfc_5869_appendix_a_1() {
+fn hkdf_matches_rfc_5869_appendix_a_1() {
     let source = KeySource::extract(&hex("000102030405060708090a0b0c"), &[&[0x0b; 22]]);
     let (label, context) = (hex("f0f1f2f3f4"), hex("f5f6f7f8f9"));
     assert_eq!(
@@ -117,7 +120,7 @@ fn rfc_5869_appendix_a_1() {
 }
 
 #[test]
-fn rfc_5869_appendix_a_2() {
+fn hkdf_matches_rfc_5869_appendix_a_2() {
     let run = |from: u8, to: u8| (from..=to).collect::<Vec<u8>>();
     let source = KeySource::extract(&run(0x60, 0xaf), &[&run(0x00, 0x1f), &run(0x20, 0x4f)]);
     assert_eq!(
@@ -129,7 +132,7 @@ fn rfc_5869_appendix_a_2() {
 }
 
 #[test]
-fn rfc_5869_appendix_a_3() {
+fn hkdf_matches_rfc_5869_appendix_a_3() {
     let source = KeySource::extract(&[], &[&[0x0b; 22]]);
     assert_eq!(
         source.expand::<42>(&[], &[]).to_vec(),
@@ -157,7 +160,7 @@ fn signatures_match_the_vectors() {
 }
 
 #[test]
-fn a_signature_holds_for_one_key_purpose_and_message() {
+fn a_signature_is_valid_only_for_its_key_purpose_and_message() {
     let rng = &mut ChaCha20Rng::seed_from_u64(1);
     let (key, other) = (IdentityKey::generate(rng), IdentityKey::generate(rng));
     let signature = key.sign("purpose", b"message");
@@ -175,7 +178,7 @@ fn a_signature_holds_for_one_key_purpose_and_message() {
 }
 
 #[test]
-fn a_key_of_small_order_signs_nothing() {
+fn a_signature_by_a_key_of_small_order_is_refused() {
     // The lenient equation accepts any message for the identity point with R = identity and s = 0.
     let mut point = [0; 32];
     point[0] = 1;

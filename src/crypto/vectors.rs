@@ -3,6 +3,7 @@
 use data_encoding::HEXLOWER;
 use serde_json::Value;
 
+/// The content of a file of vectors.
 pub(crate) fn read(json: &str) -> Value {
     serde_json::from_str(json).unwrap()
 }

@@ -31,7 +31,7 @@ pub struct EstablishedHop {
 impl ClientHandshake {
     /// Starts a handshake with `relay` as the hop `hop`. Returns the state and the request to send.
     ///
-    /// `payload` has no forward secrecy and can be replayed, so it must be safe to process twice.
+    /// `payload` has no forward secrecy and can be replayed, so a relay must be able to process it twice without harm.
     ///
     /// # Errors
     /// When the relay's onion key is of small order or the payload is longer than [`super::MAX_PAYLOAD_LEN`].
@@ -60,17 +60,18 @@ impl ClientHandshake {
     /// Takes the relay's reply.
     ///
     /// # Errors
-    /// When the reply is malformed, of another type, has a key of small order, or is not the reply of the onion key's
-    /// holder to this request.
+    /// When the reply is malformed, or has another handshake type or a key of small order. Also when it is not the
+    /// reply of the onion key's holder to this request.
     pub fn finish(self, reply: &[u8]) -> Result<EstablishedHop, HandshakeError> {
-        let mut rest = reply;
-        expect_type(&mut rest)?;
-        let ephemeral = OnionPublic(*field(&mut rest)?);
-        let auth = field(&mut rest)?;
+        let mut unread = reply;
+        expect_type(&mut unread)?;
+        let ephemeral = OnionPublic(*field(&mut unread)?);
+        let auth = field(&mut unread)?;
+        let sealed_payload = unread;
         let ee = self.ephemeral.agree(&ephemeral)?;
         let stage = self.stage.reply(&self.sealed_payload, &ephemeral, &ee);
         let payload_key = stage.payload_key();
-        let keys = stage.finish(rest).verify(auth)?;
-        Ok(EstablishedHop { keys, payload: payload_key.open(rest)? })
+        let keys = stage.finish(sealed_payload).verify(auth)?;
+        Ok(EstablishedHop { keys, payload: payload_key.open(sealed_payload)? })
     }
 }

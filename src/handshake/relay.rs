@@ -64,23 +64,24 @@ impl VerifiedRequest {
     /// Opens a request to the relay `identity` as the hop `hop`.
     ///
     /// # Errors
-    /// When the request is malformed, of an unknown type, names an unknown onion key, has a key of small order, or
-    /// was made for another relay or hop.
+    /// When the request is malformed, was modified, or was made for another relay or hop. Also when it has an unknown
+    /// handshake type, an unknown onion key or a key of small order.
     pub fn open(
         identity: &RelayId,
         keys: &OnionKeyring,
         hop: HopIndex,
         request: &[u8],
     ) -> Result<Self, HandshakeError> {
-        let mut rest = request;
-        expect_type(&mut rest)?;
-        let onion_key = OnionPublic(*field(&mut rest)?);
-        let ephemeral = OnionPublic(*field(&mut rest)?);
+        let mut unread = request;
+        expect_type(&mut unread)?;
+        let onion_key = OnionPublic(*field(&mut unread)?);
+        let ephemeral = OnionPublic(*field(&mut unread)?);
+        let sealed_payload = unread;
         let secret = keys.find(&onion_key).ok_or(HandshakeError::UnknownOnionKey)?;
         let relay = RelayKeys { identity: *identity, onion_key };
         let stage = RequestStage::new(&relay, hop, &ephemeral, secret.agree(&ephemeral)?);
-        let payload = stage.payload_key().open(rest)?;
-        Ok(Self { stage, ephemeral, sealed_payload: rest.to_vec(), payload })
+        let payload = stage.payload_key().open(sealed_payload)?;
+        Ok(Self { stage, ephemeral, sealed_payload: sealed_payload.to_vec(), payload })
     }
 
     /// The payload of the request; may be a replay.
@@ -102,9 +103,9 @@ impl VerifiedRequest {
         let ee = ephemeral.agree(&self.ephemeral)?;
         let stage = self.stage.reply(&self.sealed_payload, &public, &ee);
         let sealed_payload = stage.payload_key().seal(payload)?;
-        let last = stage.finish(&sealed_payload);
-        let reply = [&TYPE_X25519.to_be_bytes(), public.0.as_slice(), &last.auth, &sealed_payload].concat();
-        Ok(HandshakeAnswer { reply, keys: last.keys, payload: self.payload })
+        let final_stage = stage.finish(&sealed_payload);
+        let reply = [&TYPE_X25519.to_be_bytes(), public.0.as_slice(), &final_stage.auth, &sealed_payload].concat();
+        Ok(HandshakeAnswer { reply, keys: final_stage.keys, payload: self.payload })
     }
 }
 

@@ -1,3 +1,5 @@
+//! Tests of both ends of the handshake, with changed messages and the test vectors.
+
 use rand::{SeedableRng as _, rngs::ChaCha20Rng};
 
 #[cfg(target_arch = "wasm32")]
@@ -23,20 +25,20 @@ fn hop(value: u8) -> HopIndex {
 
 struct Relay {
     identity: RelayId,
-    ring: OnionKeyring,
+    keyring: OnionKeyring,
 }
 
 impl Relay {
     fn new(rng: &mut ChaCha20Rng) -> Self {
-        Self { identity: RelayId::from_bytes([7; 32]), ring: OnionKeyring::new(OnionSecret::generate(rng), None) }
+        Self { identity: RelayId::from_bytes([7; 32]), keyring: OnionKeyring::new(OnionSecret::generate(rng), None) }
     }
 
     fn keys(&self) -> RelayKeys {
-        RelayKeys { identity: self.identity, onion_key: self.ring.public() }
+        RelayKeys { identity: self.identity, onion_key: self.keyring.public() }
     }
 
     fn open(&self, at: u8, request: &[u8]) -> Result<VerifiedRequest, HandshakeError> {
-        VerifiedRequest::open(&self.identity, &self.ring, hop(at), request)
+        VerifiedRequest::open(&self.identity, &self.keyring, hop(at), request)
     }
 }
 
@@ -63,7 +65,7 @@ fn a_request_for_another_relay_hop_or_onion_key_is_refused() {
     assert!(relay.open(2, &request).is_ok());
     assert_eq!(relay.open(3, &request).err(), Some(HandshakeError::Forged));
     let other = RelayId::from_bytes([8; 32]);
-    assert_eq!(VerifiedRequest::open(&other, &relay.ring, hop(2), &request).err(), Some(HandshakeError::Forged));
+    assert_eq!(VerifiedRequest::open(&other, &relay.keyring, hop(2), &request).err(), Some(HandshakeError::Forged));
     assert_eq!(Relay::new(rng).open(2, &request).err(), Some(HandshakeError::UnknownOnionKey));
 }
 
@@ -72,10 +74,10 @@ fn the_previous_onion_key_is_accepted_and_an_older_one_is_refused() {
     let rng = &mut rng();
     let mut relay = Relay::new(rng);
     let (state, request) = ClientHandshake::start(&relay.keys(), hop(1), &[], rng).unwrap();
-    relay.ring.rotate(OnionSecret::generate(rng));
+    relay.keyring.rotate(OnionSecret::generate(rng));
     let answer = relay.open(1, &request).unwrap().answer(&[], rng).unwrap();
     assert!(state.finish(&answer.reply).is_ok());
-    relay.ring.rotate(OnionSecret::generate(rng));
+    relay.keyring.rotate(OnionSecret::generate(rng));
     assert_eq!(relay.open(1, &request).err(), Some(HandshakeError::UnknownOnionKey));
 }
 
@@ -93,7 +95,7 @@ fn a_request_with_a_changed_bit_is_refused() {
             match at {
                 0..2 => assert!(matches!(error, HandshakeError::Type(_))),
                 2..34 => assert_eq!(error, HandshakeError::UnknownOnionKey),
-                // X25519 ignores the top bit of a public key, but the transcript covers it.
+                // X25519 ignores the top bit of a public key, but the transcript covers that bit.
                 _ => assert_eq!(error, HandshakeError::Forged),
             }
         }
@@ -136,8 +138,8 @@ fn a_replayed_request_yields_other_keys() {
     let rng = &mut rng();
     let relay = Relay::new(rng);
     let (_, request) = ClientHandshake::start(&relay.keys(), hop(1), &[], rng).unwrap();
-    let first = respond(&relay.identity, &relay.ring, hop(1), &request, rng).unwrap();
-    let second = respond(&relay.identity, &relay.ring, hop(1), &request, rng).unwrap();
+    let first = respond(&relay.identity, &relay.keyring, hop(1), &request, rng).unwrap();
+    let second = respond(&relay.identity, &relay.keyring, hop(1), &request, rng).unwrap();
     assert_ne!(first.keys.forward.as_bytes(), second.keys.forward.as_bytes());
 }
 
@@ -208,9 +210,9 @@ fn handshakes_match_the_vectors() {
     for case in cases(&vectors, "handshakes") {
         let secret = |name: &str| OnionSecret::from_bytes(array(&case[name]));
         let (at, identity) = (hop(number(&case["hop"])), RelayId::from_bytes(array(&case["identity"])));
-        let ring = OnionKeyring::new(secret("onion_secret"), None);
+        let keyring = OnionKeyring::new(secret("onion_secret"), None);
         let keys = RelayKeys { identity, onion_key: OnionPublic(array(&case["onion_public"])) };
-        assert_eq!(ring.public(), keys.onion_key);
+        assert_eq!(keyring.public(), keys.onion_key);
         assert_eq!(secret("origin_ephemeral_secret").public().0, array(&case["origin_ephemeral_public"]));
 
         let (state, request) =
@@ -218,7 +220,7 @@ fn handshakes_match_the_vectors() {
                 .unwrap();
         assert_eq!(request, bytes(&case["request"]));
 
-        let opened = VerifiedRequest::open(&identity, &ring, at, &request).unwrap();
+        let opened = VerifiedRequest::open(&identity, &keyring, at, &request).unwrap();
         assert_eq!(opened.payload(), bytes(&case["request_payload"]));
         let answer = opened.answer_with(secret("relay_ephemeral_secret"), &bytes(&case["reply_payload"])).unwrap();
         assert_eq!(answer.reply, bytes(&case["reply"]));
@@ -235,9 +237,9 @@ fn handshakes_match_the_vectors() {
 fn invalid_requests_of_the_vectors_are_refused() {
     let vectors = read(include_str!("../../proto/vectors/handshake.json"));
     for case in cases(&vectors, "refused_requests") {
-        let ring = OnionKeyring::new(OnionSecret::from_bytes(array(&case["onion_secret"])), None);
+        let keyring = OnionKeyring::new(OnionSecret::from_bytes(array(&case["onion_secret"])), None);
         let identity = RelayId::from_bytes(array(&case["identity"]));
-        let opened = VerifiedRequest::open(&identity, &ring, hop(number(&case["hop"])), &bytes(&case["request"]));
+        let opened = VerifiedRequest::open(&identity, &keyring, hop(number(&case["hop"])), &bytes(&case["request"]));
         assert!(opened.is_err(), "{}", case["why"]);
     }
 }

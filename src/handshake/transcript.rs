@@ -24,6 +24,7 @@ const HOP_KEYS_LABEL: &[u8] = b"umbel 1 hop keys";
 /// The state after the keys of the request: the hash h1 and the first secret.
 pub(super) struct RequestStage {
     hash: [u8; 32],
+    /// X25519 of the origin's ephemeral key and the relay's onion key.
     es: SharedSecret,
 }
 
@@ -44,7 +45,8 @@ impl RequestStage {
         PayloadKey(KeySource::extract(&self.hash, &[self.es.as_bytes()]).expand(REQUEST_KEY_LABEL, &[]))
     }
 
-    /// Adds the relay's ephemeral key. `sealed` is the request's sealed payload, as encoded on the wire.
+    /// Adds the relay's ephemeral key. `sealed` is the request's sealed payload, as encoded on the wire; `ee` is X25519
+    /// of both ephemeral keys.
     pub(super) fn reply(&self, sealed: &[u8], ephemeral: &OnionPublic, ee: &SharedSecret) -> ReplyStage {
         let hash = sha256_parts(&[REPLY_LABEL, &self.hash, &ephemeral.0, sealed]);
         let source = KeySource::extract(&hash, &[self.es.as_bytes(), ee.as_bytes()]);
@@ -116,12 +118,12 @@ impl PayloadKey {
 
 /// Splits a field of fixed length off the front of a message.
 pub(super) fn field<'a, const N: usize>(message: &mut &'a [u8]) -> Result<&'a [u8; N], HandshakeError> {
-    let (field, rest) = message.split_first_chunk().ok_or(HandshakeError::Malformed)?;
-    *message = rest;
+    let (field, remaining) = message.split_first_chunk().ok_or(HandshakeError::Malformed)?;
+    *message = remaining;
     Ok(field)
 }
 
-/// Splits the type off the front of a message and checks that it is [`TYPE_X25519`].
+/// Splits the handshake type off the front of a message and checks that it is [`TYPE_X25519`].
 pub(super) fn expect_type(message: &mut &[u8]) -> Result<(), HandshakeError> {
     match u16::from_be_bytes(*field(message)?) {
         TYPE_X25519 => Ok(()),

@@ -1,4 +1,4 @@
-//! `umbel bench`: measures throughput, latency and request rate of a network through a SOCKS5 port.
+//! `umbel bench`: measures throughput, latency and request rate of a network through a SOCKS5 port, or its searches.
 //!
 //! The command works with any SOCKS5 port. It sends requests to an HTTP server that it starts on loopback, and verifies
 //! every byte of the responses. So the network's exits must run on this machine and allow private targets, as a
@@ -42,7 +42,7 @@ pub(crate) struct BenchOptions {
     /// Concurrent streams (bulk, requests) or searches (search)
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=512))]
     streams: u16,
-    /// SOCKS5 user names for the streams; each has separate circuits
+    /// Number of SOCKS5 user names for the streams; each user name has separate circuits
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     circuits: u16,
     /// Bytes per stream (bulk) or per request (ttfb, requests) [default: 64MiB, or 2KiB]
@@ -54,8 +54,8 @@ pub(crate) struct BenchOptions {
     /// Address of the client's page and API (search)
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9352")]
     control: SocketAddr,
-    /// OpenSearch description of the engine, the same file that the exits use (search); a testnet stores it in its
-    /// folder
+    /// OpenSearch description of the engine, the same file that the exits use (search); a testnet stores the file in
+    /// its folder
     #[arg(long, value_name = "FILE")]
     description: Option<PathBuf>,
     /// Time limit in seconds
@@ -102,8 +102,8 @@ impl BenchOptions {
 pub(crate) async fn run(options: BenchOptions) -> Result<(), Failure> {
     if options.mode == Mode::Search {
         let limit = Duration::from_secs(options.limit);
-        let late = |_| Failure::failed(BenchError::TimedOut(options.limit));
-        let report = timeout(limit, search::measure(&options)).await.map_err(late)??;
+        let timed_out = |_| Failure::failed(BenchError::TimedOut(options.limit));
+        let report = timeout(limit, search::measure(&options)).await.map_err(timed_out)??;
         return print(&options, &report, report.to_text());
     }
     let server = BenchServer::start().await.map_err(Failure::system("can't start the HTTP server"))?;

@@ -87,7 +87,7 @@ enum CliCommand {
     #[command(after_help = "Example, beside a running testnet:\n  umbel bench --streams 4 --circuits 2\n\nBeside a \
         testnet that was started with --dir FOLDER:\n  umbel bench --mode search --streams 64 --description FOLDER/umbel.xml")]
     Bench(bench::BenchOptions),
-    /// Compare a server's pages for browsers with those of this program or a manifest, or print their hashes
+    /// Compare a server's pages for browsers with the pages of this program or with a manifest, or print hashes
     #[command(after_help = "Example:\n  umbel web verify https://umbel.example/\n  umbel web manifest")]
     Web(web::WebOptions),
     /// Remove a testnet's folder after the testnet has ended

@@ -53,8 +53,8 @@ use super::{
 };
 use task::{ClientCommand, ClientObservers};
 
-/// Commands that may wait for the client's task. Callers of further commands wait to send them.
-const WAITING_COMMANDS: usize = 256;
+/// Cap on commands that wait for the client's task. The caller of a further command waits until there is room.
+const MAX_WAITING_COMMANDS: usize = 256;
 /// Time limit of [`Client::bootstrap`] for the first circuit.
 const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -66,7 +66,7 @@ pub struct ClientConfig {
     /// Keys of trusted directory authorities; more than half must have signed a consensus.
     pub authorities: Vec<AuthorityId>,
     /// Folder for guards and consensus, created if it doesn't exist; for one client at a time. Without a folder, each
-    /// start draws new guards, which increases the exposure to malicious guards over time.
+    /// start chooses new guards, which increases the exposure to malicious guards over time.
     pub data_dir: Option<PathBuf>,
 }
 
@@ -94,7 +94,7 @@ pub struct Client {
 #[derive(Debug)]
 struct ClientShared {
     task: AbortHandle,
-    /// The number of isolations allocated.
+    /// The number of isolations that [`Client::isolated`] has allocated.
     isolations: AtomicU64,
     exits: Exits,
     tls: Tls,
@@ -108,8 +108,8 @@ impl Drop for ClientShared {
 
 /// Search settings of a client.
 #[derive(Clone, Debug, Default)]
-struct Searches {
-    /// The engine for queries that name none.
+struct SearchSettings {
+    /// The engine for queries that name no engine.
     engine: Option<EngineName>,
     /// Whether circuits for searches are built before the first search.
     prebuilt: bool,
@@ -150,7 +150,7 @@ impl Client {
             authorities: config.authorities,
             cache: folder.as_ref().map(Folder::consensus_cache),
         };
-        let started = Self::start(directories, folder, None, Searches::default(), Reporter::new(false))?;
+        let started = Self::start(directories, folder, None, SearchSettings::default(), Reporter::new(false))?;
         let (client, mut ready) = started;
         let first_circuit = async { ready.wait_for(|ready| *ready).await.is_ok() };
         match timeout(BOOTSTRAP_TIMEOUT, first_circuit).await {
@@ -164,12 +164,12 @@ impl Client {
         directories: DirectoryConfig,
         folder: Option<Folder>,
         middle: Option<RelayId>,
-        searches: Searches,
+        searches: SearchSettings,
         reporter: Reporter,
     ) -> Result<(Self, watch::Receiver<bool>), Failure> {
         let volunteers = DirectoryClient::new(directories.clone())?;
         let follower = DirectoryClient::new(directories)?;
-        let (commands, receiver) = mpsc::channel(WAITING_COMMANDS);
+        let (commands, receiver) = mpsc::channel(MAX_WAITING_COMMANDS);
         let (ready_sender, ready) = watch::channel(false);
         let (offers_sender, offers) = watch::channel(None);
         let exits = Exits::new(offers, searches.engine.clone());
@@ -180,21 +180,19 @@ impl Client {
         // Weak, so that the refresh tasks don't keep the client's task running after the drop of the last handle.
         let weak = commands.downgrade();
         let task = tokio::spawn(async move {
-            let forward = |request| {
+            let forward = |command| {
                 let commands = weak.upgrade();
                 async move {
                     match commands {
-                        Some(commands) => commands.send(request).await.is_ok(),
+                        Some(commands) => commands.send(command).await.is_ok(),
                         None => false,
                     }
                 }
             };
             tokio::join!(
                 drive.run(),
-                network::follow(follower, rng, |found| forward(ClientCommand::Consensus(found))),
-                network::follow_volunteers(volunteers, volunteers_rng, |found| forward(ClientCommand::Volunteers(
-                    found
-                ))),
+                network::follow(follower, rng, |consensus| forward(ClientCommand::Consensus(consensus))),
+                network::follow_volunteers(volunteers, volunteers_rng, |list| forward(ClientCommand::Volunteers(list))),
             );
         });
         let isolation = Isolation::of_listener("crate");
@@ -237,12 +235,13 @@ impl Client {
         Ok(answers.into_iter().filter_map(address).collect())
     }
 
+    /// Sends the command with a channel for the reply, and waits for the reply.
     async fn call<T>(
         &self,
-        request: impl FnOnce(oneshot::Sender<Result<T, ConnectError>>) -> ClientCommand,
+        command: impl FnOnce(oneshot::Sender<Result<T, ConnectError>>) -> ClientCommand,
     ) -> Result<T, ConnectError> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(request(reply)).await.map_err(|_| ConnectError::Stopped)?;
+        self.commands.send(command(reply)).await.map_err(|_| ConnectError::Stopped)?;
         answer.await.unwrap_or(Err(ConnectError::Stopped))
     }
 }
@@ -286,18 +285,18 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
     let folder = Folder::open(&data_dir(options.data_dir.as_deref(), "client")?)?;
     let _lock = folder.lock()?;
     let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
-    let searches = Searches { engine, prebuilt: true };
+    let searches = SearchSettings { engine, prebuilt: true };
     let (client, mut ready) = Client::start(directories, Some(folder), middle, searches, reporter)?;
     let check = Check::new(&mut randomness()?);
     let requester = client.requester();
-    let serving = SearchPage {
+    let search_page = SearchPage {
         searcher: client.searcher(),
         reader: PageReader::new(requester.clone()),
         requester,
         check,
         socks: port(&socks)?,
     };
-    // The proxy check of the search page sends its request through these two ports.
+    // The proxy check of the search page sends its request through the SOCKS5 or the HTTP port.
     let client = ByDestination::new(CheckConnector::new(client, check), options.isolate_destination.unwrap_or(false));
     tracing::info!("client started; waiting for the first circuit");
     let announce = async {
@@ -308,13 +307,13 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
         core::future::pending::<()>().await;
     };
     let applications = descriptors::applications();
-    let (.., paged) = tokio::join!(
+    let (.., page_outcome) = tokio::join!(
         announce,
         socks::serve(socks, client.clone(), SocksLimits { applications, ..SocksLimits::default() }),
         http_proxy::serve(http, client, HttpLimits { applications, ..HttpLimits::default() }),
-        page::serve(page, serving, applications.min(page::MAX_CONNECTIONS)),
+        page::serve(page, search_page, applications.min(page::MAX_CONNECTIONS)),
     );
-    paged.map_err(Failure::system("the search page ended"))
+    page_outcome.map_err(Failure::system("the search page ended"))
 }
 
 fn parse_relay(text: &str) -> Result<RelayId, Failure> {

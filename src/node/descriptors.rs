@@ -1,35 +1,35 @@
-//! The process's limit of open files: each stream of an application or target needs one.
+//! The process's limit of file descriptors: each TCP connection of an application or to a target needs one descriptor.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::ports::socks::SocksLimits;
 
-/// Highest limit that is set; a program that visits all possible descriptors would take long with more.
-const HIGHEST: u64 = 1 << 20;
-/// A lower limit is logged.
-const RECOMMENDED: u64 = 4096;
-/// Descriptors for everything but the connections of applications: sockets of links, files, fetches.
+/// Maximum that [`raise`] sets. A started program that closes all possible descriptors takes long with a higher limit.
+const MAX_LIMIT: u64 = 1 << 20;
+/// Under this limit, [`warn_if_few`] logs a warning.
+const RECOMMENDED_LIMIT: u64 = 4096;
+/// Descriptors that the connections of applications leave free: for sockets of links, files and fetches.
 const RESERVED: u64 = 128;
 
-/// Raises the soft limit to the hard one.
+/// Raises the soft limit to the hard limit, at most to [`MAX_LIMIT`].
 pub(super) fn raise() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let wanted = hard.min(HIGHEST);
-        if soft < wanted {
-            // A lower limit is sufficient for most uses, and logged otherwise.
-            let _ = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard);
+        let raised = hard.min(MAX_LIMIT);
+        if soft < raised {
+            // An error needs no action: `warn_if_few` logs a limit that stays low.
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, raised, hard);
         }
     }
 }
 
 fn limit() -> u64 {
-    getrlimit(Resource::RLIMIT_NOFILE).map_or(RECOMMENDED, |(soft, _)| soft)
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(RECOMMENDED_LIMIT, |(soft, _)| soft)
 }
 
-/// Logs a low limit.
+/// Logs a warning if the limit is low.
 pub(super) fn warn_if_few() {
     let limit = limit();
-    if limit < RECOMMENDED {
+    if limit < RECOMMENDED_LIMIT {
         tracing::warn!(
             limit,
             "this process may open few files, which limits its streams; raise the hard limit (ulimit -Hn, LimitNOFILE)"
@@ -42,9 +42,9 @@ pub(super) fn applications() -> usize {
     share(limit(), SocksLimits::default().applications)
 }
 
-fn share(limit: u64, most: usize) -> usize {
+fn share(limit: u64, max: usize) -> usize {
     let share = limit.saturating_sub(RESERVED).checked_div(3).unwrap_or_default();
-    usize::try_from(share).unwrap_or(most).clamp(1, most)
+    usize::try_from(share).unwrap_or(max).clamp(1, max)
 }
 
 #[cfg(test)]
@@ -53,7 +53,7 @@ mod tests {
     use crate::io::testing::with_limits;
 
     #[test]
-    fn the_ports_leave_descriptors_to_everything_else() {
+    fn the_ports_leave_descriptors_for_other_uses() {
         for (limit, applications) in [(64, 1), (256, 42), (1024, 298), (4096, 1024), (u64::MAX, 1024)] {
             assert_eq!(share(limit, 1024), applications);
         }

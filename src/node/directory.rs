@@ -96,7 +96,7 @@ fn config(options: &DirectoryOptions) -> Result<AuthorityConfig, Failure> {
         min_relays: options.await_relays.unwrap_or(defaults.min_relays),
         interval,
         private_addresses: private,
-        // In a private network dials are cheap, and all relays start at the same time, so none has a long uptime.
+        // In a private network dials are cheap. All its relays start together, so no relay has a long uptime.
         proof_interval: if private { Duration::from_secs(20) } else { defaults.proof_interval },
         stable_after: if private { Duration::ZERO } else { defaults.stable_after },
         parameters,
@@ -128,7 +128,7 @@ impl Prover for ByDialling {
 struct DrivenProver {
     channels: Channels,
     proofs: mpsc::Receiver<ProofRequest>,
-    /// Requests of each relay; the first is in flight.
+    /// The requests for each relay; the first is in flight, the others wait.
     in_flight: BTreeMap<RelayId, VecDeque<ProofRequest>>,
 }
 
@@ -207,12 +207,12 @@ impl LinkMachine for DrivenProver {
 
 impl TaskDriven for DrivenProver {
     fn poll_outside(&mut self, now: Instant, _: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
-        let mut taken = Poll::Pending;
+        let mut progress = Poll::Pending;
         while let Poll::Ready(Some(proof)) = self.proofs.poll_recv(cx) {
             self.add(now, proof);
-            taken = Poll::Ready(());
+            progress = Poll::Ready(());
         }
-        taken
+        progress
     }
 }
 

@@ -1,7 +1,7 @@
 //! The event loop that joins a protocol core with its transport and with the other tasks of a node.
 //!
-//! One task owns the core; nothing in it is shared or locked. Each turn takes all inputs (datagrams, commands, the
-//! time), drains core and transport, sends, and waits.
+//! One task owns the core, without locks. Each turn takes the inputs (datagrams, commands, the time), drains core and
+//! transport, sends, and waits.
 
 use core::{
     future::{Future, poll_fn},
@@ -28,15 +28,15 @@ use super::Failure;
 
 /// A driven machine with input from other tasks.
 pub(crate) trait TaskDriven: Driven {
-    /// Takes a bounded amount of input from other tasks (applications, exits, the directory client). Returns
-    /// `Pending` if there is none, and then wakes the task when input arrives.
+    /// Takes a bounded amount of input from other tasks (applications, exits, the directory client). Without input,
+    /// returns `Pending`, and wakes the task when input arrives.
     fn poll_outside(&mut self, now: Instant, rng: &mut StdRng, cx: &mut Context<'_>) -> Poll<()>;
 }
 
 /// Time limit for closing links when a node ends.
 const SHUT_DOWN_TIMEOUT: Duration = Duration::from_secs(1);
-/// Largest number of rounds of sending before the loop receives again.
-const PULLS: usize = 64;
+/// Maximum rounds of draining and sending before the loop receives again.
+const MAX_SENDING_ROUNDS: usize = 64;
 
 /// Monotonic time since the loop began, as `base::Instant`.
 #[derive(Clone, Copy, Debug)]
@@ -90,7 +90,7 @@ impl<D: TaskDriven> Drive<D> {
     }
 
     /// Runs until `stop` completes, then up to `SHUT_DOWN_TIMEOUT` longer to close links, so that neighbours need not
-    /// wait for their timeout. A drop of the future stops the loop at once.
+    /// wait for their timeout. A drop of the future stops the loop immediately.
     pub(crate) async fn run_until(mut self, stop: impl Future<Output = ()>) {
         tokio::select! {
             () = self.turn_while(|_| true) => {}
@@ -101,13 +101,14 @@ impl<D: TaskDriven> Drive<D> {
         let _ = timeout(SHUT_DOWN_TIMEOUT, self.turn_while(|endpoint| endpoint.counts().links > 0)).await;
     }
 
+    /// Performs turns until `keep_going` returns `false` after a turn.
     async fn turn_while(&mut self, keep_going: impl Fn(&Endpoint) -> bool) {
         loop {
             let now = self.clock.now();
             turn(now, &mut self.driven, &mut self.endpoint, &mut self.rng);
             let mut idle = self.sockets.flush(now, &mut self.endpoint).await;
-            // Links pull the next output only after the last has been sent.
-            for _ in 0..PULLS {
+            // A link pulls its next output only after its last output has been sent.
+            for _ in 0..MAX_SENDING_ROUNDS {
                 if !idle || !self.endpoint.has_link_event() {
                     break;
                 }
@@ -126,17 +127,17 @@ impl<D: TaskDriven> Drive<D> {
     /// the function returns without waiting.
     async fn wait(&mut self, idle: bool) {
         let Self { clock, sockets, endpoint, driven, rng } = self;
-        let due = if idle { next_turn(driven, endpoint) } else { Some(Instant::START) };
-        let due_by = async {
-            match due {
-                Some(due) => sleep_until(clock.to_tokio(due)).await,
+        let deadline = if idle { next_turn(driven, endpoint) } else { Some(Instant::START) };
+        let expiry = async {
+            match deadline {
+                Some(deadline) => sleep_until(clock.to_tokio(deadline)).await,
                 None => core::future::pending().await,
             }
         };
         tokio::select! {
             () = sockets.readable() => {}
             () = poll_fn(|cx| driven.poll_outside(clock.now(), rng, cx)) => {}
-            () = due_by => {}
+            () = expiry => {}
         }
         let now = clock.now();
         sockets.receive(|route, datagrams, segment| endpoint.handle_datagrams(now, route, datagrams, segment));

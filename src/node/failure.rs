@@ -17,7 +17,7 @@ pub enum Failure {
     /// The command line or the configuration is invalid. Exit status 2.
     #[error(transparent)]
     Usage(Cause),
-    /// The value of an option, or a file that it names, is invalid. Exit status 2.
+    /// The value of an option, or a file that an option names, is invalid. Exit status 2.
     #[error("{subject}: {source}")]
     Invalid {
         /// The option or the file.

@@ -1,7 +1,7 @@
 //! `umbel fetch`: sends one HTTP request through the running client, and writes the body of the answer.
 //!
-//! An output file is created only when the body is complete. Standard output may be partial. The exit status reports a
-//! failure in both cases.
+//! An output file is created only when the body is complete; standard output may get a part of the body. The
+//! exit status reports an incomplete body.
 
 mod output;
 #[cfg(test)]
@@ -75,25 +75,26 @@ pub(crate) struct FetchOptions {
     /// Way of sending the request [default: stream for https, request for http]
     #[arg(long, value_name = "HOW")]
     via: Option<Via>,
-    /// Encrypt the request for this Oblivious HTTP gateway, which sends it to the target; the exit can't read it
+    /// Encrypt the request for this Oblivious HTTP gateway, which sends the request to the target; the exit can't read
+    /// the request
     #[arg(long, value_name = "URL", conflicts_with = "via")]
     gateway: Option<Url>,
     /// Write to this file instead of standard output; the file is created when the body is complete
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Address of the running client's page, the value of its --page option
-    #[arg(long, default_value = control::DEFAULT, value_name = "ADDR")]
+    #[arg(long, default_value = control::DEFAULT_ADDRESS, value_name = "ADDR")]
     control: SocketAddr,
 }
 
 /// Runs `umbel fetch`.
 ///
 /// # Errors
-/// When there is no client, the answer is missing or incomplete, or its status is no success.
+/// When there is no client, or when the answer is missing or incomplete, or has a status other than success.
 pub(crate) async fn run(options: FetchOptions) -> Result<(), Failure> {
     let Some(path) = &options.output else { return fetch(options).await };
     output::check(path)?;
-    // A signal would end the process at once and leave a partial file.
+    // Otherwise a signal would end the process immediately and leave the temporary file.
     tokio::select! {
         fetched = fetch(options) => fetched,
         failure = interrupted() => Err(failure),
@@ -141,23 +142,23 @@ async fn fetch(options: FetchOptions) -> Result<(), Failure> {
 fn request(options: &FetchOptions) -> Result<Request<()>, Failure> {
     let url = &options.url;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(Failure::usage("the URL is not an http or https one"));
+        return Err(Failure::usage("the URL is not an http or https URL"));
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err(Failure::usage("the URL has a user name; send it with --header \"Authorization: …\""));
     }
-    let mut whole = url.clone();
-    whole.set_fragment(None);
-    let uri: Uri = whole.as_str().parse().map_err(|_| Failure::usage("the URL is invalid or too long"))?;
+    let mut without_fragment = url.clone();
+    without_fragment.set_fragment(None);
+    let uri: Uri = without_fragment.as_str().parse().map_err(|_| Failure::usage("the URL is invalid or too long"))?;
     let default_method = if options.data.is_some() { Method::POST } else { Method::GET };
     let mut request = Request::new(());
     *request.method_mut() = options.method.clone().unwrap_or(default_method);
     *request.uri_mut() = uri;
     for field in &options.header {
-        let wrong = || Failure::usage(format!("--header: {field:?} is not a field; write \"Name: value\""));
-        let (name, value) = field.split_once(':').ok_or_else(wrong)?;
-        let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| wrong())?;
-        let value = HeaderValue::from_str(value.trim()).map_err(|_| wrong())?;
+        let invalid_field = || Failure::usage(format!("--header: {field:?} is not a field; write \"Name: value\""));
+        let (name, value) = field.split_once(':').ok_or_else(invalid_field)?;
+        let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| invalid_field())?;
+        let value = HeaderValue::from_str(value.trim()).map_err(|_| invalid_field())?;
         request.headers_mut().append(name, value);
     }
     Ok(request)
@@ -254,8 +255,8 @@ fn check_status(response: &Response<()>, url: &Url) -> Result<(), Failure> {
         .and_then(|value| url.join(value.to_str().ok()?).ok());
     Err(Failure::failed(match location {
         Some(location) => {
-            // The target chose this URL, and the message quotes it for copying: a quotation mark in it would end the
-            // quoted argument.
+            // The message contains a command to copy, with the URL as a quoted argument. The target chose the URL: a
+            // quotation mark in the URL would end the argument.
             let location = location.as_str().replace('\'', "%27");
             format!("the target redirects ({status}): umbel fetch '{location}'")
         }

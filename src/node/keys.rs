@@ -1,7 +1,8 @@
 //! `umbel keys`: shows a node's keys, and creates them before the node's first start.
 //!
-//! The command writes only to a folder that belongs to the current user and that no node has locked. It never changes
-//! onion keys, because a running relay does not load new ones, and a service can't read a file of another user.
+//! The command writes only to a folder that no node has locked and that belongs to the current user. A service can't
+//! read the files of another user. The command never changes onion keys, because a running relay does not load new
+//! onion keys.
 
 use std::path::PathBuf;
 
@@ -51,7 +52,7 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
     println!("folder       {}", folder.path().display());
     match options.role {
         KeysRole::Relay => {
-            let identity = folder.stored_identity()?.ok_or_else(|| missing(&folder))?;
+            let identity = folder.stored_identity()?.ok_or_else(|| missing_keys(&folder))?;
             println!("identity     {}", identity.id().to_base32());
             // A volunteer has no certificate.
             if let Some(certificate) = folder.stored_certificate()? {
@@ -60,7 +61,7 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
             }
         }
         KeysRole::Directory => {
-            let authority = folder.stored_authority()?.ok_or_else(|| missing(&folder))?;
+            let authority = folder.stored_authority()?.ok_or_else(|| missing_keys(&folder))?;
             println!("authority    {}", authority.id().to_base32());
         }
     }
@@ -91,7 +92,7 @@ fn create(folder: &Folder, role: KeysRole) -> Result<(), Failure> {
     Ok(())
 }
 
-fn missing(folder: &Folder) -> Failure {
+fn missing_keys(folder: &Folder) -> Failure {
     Failure::usage(format!(
         "{}: the folder has no keys and belongs to another user or to a starting node: start the node, then try again",
         folder.path().display()

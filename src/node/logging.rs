@@ -1,7 +1,7 @@
 //! Logs of this crate to standard error, at the requested level.
 //!
-//! Logs of libraries are discarded, because they may contain addresses and names. Logs of this crate contain none
-//! (`threat-model.md`, "Logs").
+//! Logs of libraries are discarded, because they may contain addresses and names. Logs of this crate contain no address
+//! or name (`threat-model.md`, "Logs").
 
 use tracing_subscriber::{Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
@@ -10,7 +10,7 @@ use super::Failure;
 /// Starts logging for the whole process.
 ///
 /// # Errors
-/// [`Failure::Usage`] when `level` is no log level.
+/// [`Failure::Usage`] when `level` is not a log level.
 pub(crate) fn start(level: Option<&str>) -> Result<(), Failure> {
     let level: tracing::Level = level
         .unwrap_or("info")

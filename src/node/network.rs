@@ -19,14 +19,14 @@ use crate::{
 
 use super::Failure;
 
-/// Silence after which a link counts as failed. It is short, so that the link's circuits are replaced soon. The link
-/// has sent three keep-alives by then.
-const SILENCE: Duration = Duration::from_secs(3);
+/// Time without a packet after which a link counts as failed. During this time the link sends three keep-alives. The
+/// time is short, so that the link's circuits are replaced soon.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The directories and authorities that the options name.
 ///
 /// # Errors
-/// [`Failure::Usage`] when there are none, or a key is invalid.
+/// [`Failure::Usage`] when no directory or no authority is configured, or when a key is invalid.
 pub(crate) fn directory_config(
     directories: &Option<Vec<String>>,
     authorities: &Option<Vec<String>>,
@@ -42,7 +42,7 @@ pub(crate) fn directory_config(
     Ok(DirectoryConfig { directories, authorities, cache: folder.map(Folder::consensus_cache) })
 }
 
-/// Passes each new consensus to `take` until that returns `false`.
+/// Passes each new consensus to `take` until `take` returns `false`.
 pub(crate) async fn follow<F: Future<Output = bool>>(
     client: DirectoryClient,
     rng: StdRng,
@@ -55,7 +55,7 @@ pub(crate) async fn follow<F: Future<Output = bool>>(
     }
 }
 
-/// Passes each new volunteer list to `take` until that returns `false`.
+/// Passes each new volunteer list to `take` until `take` returns `false`.
 pub(crate) async fn follow_volunteers<F: Future<Output = bool>>(
     client: DirectoryClient,
     rng: StdRng,
@@ -73,9 +73,9 @@ async fn forward<D, F: Future<Output = bool>>(
     take: impl Fn(Arc<D>) -> F,
 ) {
     while receiver.changed().await.is_ok() {
-        let found = receiver.borrow_and_update().clone();
-        if let Some(found) = found
-            && !take(found).await
+        let document = receiver.borrow_and_update().clone();
+        if let Some(document) = document
+            && !take(document).await
         {
             return;
         }
@@ -85,15 +85,15 @@ async fn forward<D, F: Future<Output = bool>>(
 /// The certificate in `folder`, created if there is none.
 ///
 /// # Errors
-/// When it can't be read or created.
+/// When the certificate can't be read or created.
 pub(crate) fn certificate(folder: &Folder) -> Result<Certificate, Failure> {
     let fresh = Certificate::generate().and_then(|fresh| fresh.to_bytes())?;
     let bytes: Zeroizing<Vec<u8>> = folder.certificate(move || fresh)?;
     Ok(Certificate::from_bytes(&bytes)?)
 }
 
-/// A relay's ICE user-name fragment and password. Both are public and prove nothing, so they are derived from the
-/// relay's identity. They need no storage and stay the same after a restart.
+/// A relay's ICE user-name fragment and password. They are public and prove nothing, so they are derived from the
+/// relay's identity. Derived values need no storage and stay the same after a restart.
 ///
 /// # Errors
 /// None in practice, because base 32 consists of ICE characters only.
@@ -103,13 +103,13 @@ pub(crate) fn ice_of(relay: &RelayId) -> Result<Ice, Failure> {
     Ice::new(ufrag, password.get(..32).unwrap_or(password)).map_err(Failure::failed)
 }
 
-/// Transport settings of a node. Without `ice`, the node accepts no dials and presents a fresh certificate on each of
-/// its own.
+/// Transport settings of a node. Without `ice`, the node accepts no dials, and presents a fresh certificate in each
+/// dial of its own.
 pub(crate) fn endpoint(certificate: Certificate, ice: Option<Ice>) -> EndpointConfig {
     EndpointConfig {
         fresh_certificate_per_dial: ice.is_none(),
         accept: ice,
-        caps: EndpointCaps { silence_timeout: SILENCE, ..EndpointCaps::default() },
+        caps: EndpointCaps { silence_timeout: SILENCE_TIMEOUT, ..EndpointCaps::default() },
         ..EndpointConfig::new(certificate)
     }
 }

@@ -55,8 +55,8 @@ pub(crate) struct RelayOptions {
     /// (allow-list), or any that the exit policy accepts (open) [default: none]
     #[arg(long, value_name = "TIER")]
     pub(crate) delegate: Option<DelegateTier>,
-    /// Search engine for clients' searches: a file or URL of its OpenSearch description; a name before it replaces
-    /// the description's own, as in kiwix=http://127.0.0.1:8080/search/searchdescription.xml; may be repeated
+    /// Search engine for clients' searches: a file or URL of its OpenSearch description; NAME= before it replaces
+    /// the name in the description, as in kiwix=http://127.0.0.1:8080/search/searchdescription.xml; may be repeated
     #[arg(long, value_name = "FILE or URL")]
     pub(crate) engine: Option<Vec<String>>,
     /// With --delegate allow-list, methods and host of allowed requests, such as "GET,HEAD example.org"; may be
@@ -82,8 +82,8 @@ pub(crate) struct RelayOptions {
     #[arg(long, value_name = "ADDR")]
     pub(crate) web: Option<SocketAddr>,
     /// With --web, search engine that volunteers in browsers may query: a file of its OpenSearch description; the
-    /// engine must allow any page to read its answers (CORS); a name before it replaces the description's own, as in
-    /// wikipedia=FILE; may be repeated
+    /// engine must allow any page to read its answers (CORS); NAME= before it replaces the name in the description, as
+    /// in wikipedia=FILE; may be repeated
     #[arg(long, value_name = "FILE")]
     pub(crate) web_engine: Option<Vec<String>>,
     /// Identity of another relay of the same operator, which clients don't use in one circuit with this relay; may be
@@ -109,7 +109,7 @@ pub(crate) enum Congestion {
     Cubic,
 }
 
-/// The requests that a relay performs for clients; each tier includes those before it.
+/// The requests that a relay performs for clients; each tier includes the tiers before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum DelegateTier {
@@ -117,7 +117,7 @@ pub(crate) enum DelegateTier {
     Search,
     /// Requests to listed hosts.
     AllowList,
-    /// Any request.
+    /// Any request that the exit policy accepts.
     Open,
 }
 
@@ -137,7 +137,7 @@ pub(crate) struct ClientOptions {
     /// Address of the search page, also used by the other commands [default: 127.0.0.1:9352]
     #[arg(long, value_name = "ADDR")]
     pub(crate) page: Option<SocketAddr>,
-    /// Search engine of queries that name none [default: the one that most exits offer]
+    /// Search engine of queries that name no engine [default: the engine that most exits offer]
     #[arg(long, value_name = "NAME")]
     pub(crate) engine: Option<String>,
     /// Base URL of a directory; may be repeated
@@ -154,8 +154,8 @@ pub(crate) struct ClientOptions {
     /// circuit
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) isolate_destination: Option<bool>,
-    /// Let the ports listen on an address that other machines can reach; those can then use this client's circuits
-    /// [default: false]
+    /// Let the ports listen on an address that other machines can reach; these machines can then use this client's
+    /// circuits [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) allow_remote: Option<bool>,
     /// Log level: error, warn, info, debug or trace [default: info]
@@ -191,8 +191,8 @@ pub(crate) struct DirectoryOptions {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) web: Option<bool>,
     /// With --web, search engine that volunteers in browsers may query: a file of its OpenSearch description; the
-    /// engine must allow any page to read its answers (CORS); a name before it replaces the description's own, as in
-    /// wikipedia=FILE; may be repeated
+    /// engine must allow any page to read its answers (CORS); NAME= before it replaces the name in the description, as
+    /// in wikipedia=FILE; may be repeated
     #[arg(long, value_name = "FILE")]
     pub(crate) web_engine: Option<Vec<String>>,
     /// Log level: error, warn, info, debug or trace [default: info]
@@ -203,7 +203,8 @@ pub(crate) struct DirectoryOptions {
 /// The options of flags and file; flags take precedence.
 ///
 /// # Errors
-/// [`Failure::Usage`] when the file can't be read or isn't TOML, or a key is unknown or has a wrong value.
+/// [`Failure::Invalid`] when the file can't be read or isn't TOML, or a key of the file is unknown or has a wrong
+/// value.
 pub(crate) fn load<T: Serialize + DeserializeOwned>(flags: &T, file: Option<&Path>) -> Result<T, Failure> {
     let mut table = match file {
         None => toml::Table::new(),
@@ -217,19 +218,20 @@ pub(crate) fn load<T: Serialize + DeserializeOwned>(flags: &T, file: Option<&Pat
     table.try_into().map_err(Failure::usage)
 }
 
-/// Checks `text` against the keys of `T`, so that an error names its line, and returns it as a table.
+/// Checks `text` against the keys of `T`, so that an error names its line, and returns the text as a table.
 fn parse<T: DeserializeOwned>(text: &str) -> Result<toml::Table, toml::de::Error> {
     toml::from_str::<T>(text)?;
     toml::from_str(text)
 }
 
-/// The folder of a node's state: the `given` one, otherwise the one that systemd sets, otherwise the user's.
+/// The folder of a node's state: `configured`, otherwise the folder that systemd sets, otherwise the folder of `role`
+/// in the user's state folder.
 ///
 /// # Errors
-/// [`Failure::Usage`] when none of them is set.
-pub(crate) fn data_dir(given: Option<&Path>, role: &str) -> Result<PathBuf, Failure> {
-    if let Some(given) = given {
-        return Ok(given.to_owned());
+/// [`Failure::Usage`] when none of these folders is set.
+pub(crate) fn data_dir(configured: Option<&Path>, role: &str) -> Result<PathBuf, Failure> {
+    if let Some(configured) = configured {
+        return Ok(configured.to_owned());
     }
     if let Some(state) = std::env::var_os("STATE_DIRECTORY") {
         return Ok(PathBuf::from(state));
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_an_error_that_names_it() {
+    fn an_unknown_key_is_an_error_that_names_the_key() {
         let file = file("listen = \"127.0.0.1:1\"\n");
         let message = load(&ClientOptions::default(), Some(file.path())).unwrap_err().to_string();
         assert!(message.contains("listen"), "{message}");
@@ -278,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_an_error_that_names_it() {
+    fn a_missing_file_is_an_error_that_names_the_file() {
         let failure = load(&ClientOptions::default(), Some(Path::new("/nonexistent.toml"))).unwrap_err();
         assert_eq!(failure.status(), 2);
         assert!(failure.to_string().contains("/nonexistent.toml"), "{failure}");

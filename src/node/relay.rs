@@ -46,7 +46,7 @@ use crate::{
 use self::{
     presence::Presences,
     task::{Changes, DrivenRelay, Update},
-    upkeep::{Fresh, Upkeep},
+    upkeep::{ProfileSource, Upkeep},
     volunteer::Registrations,
 };
 use super::{
@@ -98,11 +98,11 @@ struct RelayAssembly {
     follower: DirectoryClient,
     /// Receives the time between two volunteer lists, from the consensus.
     interval: watch::Sender<Option<Duration>>,
-    fresh: Fresh,
+    profiles: ProfileSource,
     publication: Publication,
     /// Sends the documents of `publication`.
     publisher: DirectoryClient,
-    /// Present at a gateway.
+    /// The reports of a gateway; `None` for other relays.
     presences: Option<Presences>,
     pages: PagesPort,
     _lock: FolderLock,
@@ -129,8 +129,8 @@ impl RelayAssembly {
         let lock = folder.lock()?;
         let identity = Arc::new(folder.identity(&mut rng)?);
         let onion_keys = folder.onion_keys(wall_time(), &mut rng)?;
-        let listener = RelayListener::find(options, &folder, &identity)?;
-        let services = Services::new(options, policy, &listener.own()).await?;
+        let listener = RelayListener::open(options, &folder, &identity)?;
+        let services = Services::new(options, policy, &listener.own_addresses()).await?;
         let delegate = services.delegate.clone();
         let profile = Profile {
             identity: identity.id(),
@@ -158,9 +158,9 @@ impl RelayAssembly {
         let drive = Drive::new(Clock::start(), listener.sockets, config, driven, rng)?;
 
         let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
-        let at = PageDirectories::At(directories.directories.clone());
+        let page_directories = PageDirectories::At(directories.directories.clone());
         let engines = options.web_engine.as_deref().unwrap_or_default();
-        let pages = PagesPort::open(options.web, at, &directories.authorities, engines).await?;
+        let pages = PagesPort::open(options.web, page_directories, &directories.authorities, engines).await?;
         let directory = || DirectoryClient::new(directories.clone());
         let (interval_sender, interval) = watch::channel(None);
         let presences = (!is_volunteer && options.gateway.unwrap_or(true)).then_some(Presences {
@@ -170,18 +170,24 @@ impl RelayAssembly {
             volunteers: changes.volunteers,
             interval: interval.clone(),
         });
-        let (id, updated) = (identity.id(), updates.clone());
+        let id = identity.id();
         tracing::info!(relay = %id, exit = !profile.exit.is_empty(), volunteer = is_volunteer, "relay started");
         let publication = if is_volunteer {
             let gateways = changes.gateways;
-            Publication::Registrations(Registrations { identity, updates: updated, gateways, interval, progress })
+            Publication::Registrations(Registrations {
+                identity,
+                updates: updates.clone(),
+                gateways,
+                interval,
+                progress,
+            })
         } else {
             Publication::Descriptor(Upkeep { identity, progress })
         };
         Ok(Self {
             identity: id,
             drive,
-            fresh: Fresh { folder, updates: updates.clone(), delegate, profile },
+            profiles: ProfileSource { folder, updates: updates.clone(), delegate, profile },
             updates,
             follower: directory()?,
             interval: interval_sender,
@@ -198,20 +204,20 @@ impl RelayAssembly {
     /// # Errors
     /// When the relay's documents can't be signed.
     async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), Failure> {
-        let Self { drive, updates, follower, interval, fresh, publication, publisher, presences, pages, .. } = self;
-        let delegate = fresh.delegate.clone();
+        let Self { drive, updates, follower, interval, profiles, publication, publisher, presences, pages, .. } = self;
+        let delegate = profiles.delegate.clone();
         let published = async {
             match publication {
-                Publication::Descriptor(upkeep) => upkeep.run(fresh, publisher).await,
-                Publication::Registrations(registrations) => registrations.run(fresh, publisher).await,
+                Publication::Descriptor(upkeep) => upkeep.run(profiles, publisher).await,
+                Publication::Registrations(registrations) => registrations.run(profiles, publisher).await,
             }
         };
         tokio::select! {
             () = drive.run_until(stop) => {}
-            () = network::follow(follower, randomness()?, |found| {
+            () = network::follow(follower, randomness()?, |consensus| {
                 let updates = updates.clone();
-                interval.send_replace(Some(found.parameters().volunteer_interval()));
-                async move { updates.send(Update::Consensus(found)).await.is_ok() }
+                interval.send_replace(Some(consensus.parameters().volunteer_interval()));
+                async move { updates.send(Update::Consensus(consensus)).await.is_ok() }
             }) => {}
             outcome = published => outcome?,
             () = refresh(delegate.as_deref()) => {}
@@ -265,7 +271,8 @@ struct RelayListener {
 }
 
 impl RelayListener {
-    fn find(options: &RelayOptions, folder: &Folder, identity: &IdentityKey) -> Result<Self, Failure> {
+    /// Opens the sockets that `options` require.
+    fn open(options: &RelayOptions, folder: &Folder, identity: &IdentityKey) -> Result<Self, Failure> {
         let ice = network::ice_of(&identity.id())?;
         if options.no_listen.unwrap_or(false) {
             // Never presented, because each dial creates a fresh certificate.
@@ -280,14 +287,14 @@ impl RelayListener {
     }
 
     /// The relay's own addresses, which its exit refuses as targets.
-    fn own(&self) -> Vec<IpAddr> {
+    fn own_addresses(&self) -> Vec<IpAddr> {
         self.addresses.iter().chain(&self.sockets.listening()).map(SocketAddr::ip).collect()
     }
 }
 
 /// The services of an exit.
 struct Services {
-    /// The policy for streams; `None` without streams to targets.
+    /// The policy for streams; `None` if the relay opens no streams to targets.
     policy: Option<Policy>,
     resolver: Arc<Resolver>,
     /// The service for delegated requests.
@@ -295,10 +302,10 @@ struct Services {
 }
 
 impl Services {
-    async fn new(options: &RelayOptions, policy: Option<Policy>, own: &[IpAddr]) -> Result<Self, Failure> {
-        let policy = policy.map(|policy| policy.refusing_own(own.iter().copied()));
+    async fn new(options: &RelayOptions, policy: Option<Policy>, own_addresses: &[IpAddr]) -> Result<Self, Failure> {
+        let policy = policy.map(|policy| policy.refusing_own(own_addresses.iter().copied()));
         let resolver = Arc::new(resolver(options));
-        let delegate = delegate::delegate(options, policy.as_ref(), own, &resolver).await?.map(Arc::new);
+        let delegate = delegate::delegate(options, policy.as_ref(), own_addresses, &resolver).await?.map(Arc::new);
         Ok(Self { policy, resolver, delegate })
     }
 
@@ -312,7 +319,8 @@ impl Services {
     }
 }
 
-/// Waits for SIGINT or SIGTERM. SIGHUP ends the process at once, unless the parent process ignores it.
+/// Waits for SIGINT or SIGTERM. SIGHUP ends the process immediately, unless the process was started with SIGHUP
+/// ignored.
 async fn stopped() {
     let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
         (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),

@@ -20,13 +20,13 @@ use super::{Failure, control};
 
 /// Longest line of text from an exit, in characters.
 const MAX_LINE: usize = 2048;
-/// Bytes of a query read from standard input; larger than any valid query.
+/// Maximum bytes of a query from standard input; larger than any valid query.
 const MAX_INPUT: u64 = 64 * 1024;
 
 /// Options of `umbel search`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct SearchOptions {
-    /// Search terms; `-` reads them from standard input, which hides them from other users of this machine
+    /// Search terms; `-` reads the terms from standard input, which hides them from other users of this machine
     #[arg(required_unless_present = "engines", value_name = "TERMS")]
     terms: Vec<String>,
     /// Search engine [default: the client's]
@@ -39,7 +39,7 @@ pub(crate) struct SearchOptions {
     #[arg(long, value_name = "TAG")]
     language: Option<String>,
     /// Number of exits to query, each over a separate circuit, 1 to 8; the output shows where their results differ, which
-    /// can reveal an exit that falsifies results. All of them see the query, but not the client's address
+    /// can reveal an exit that falsifies results. All these exits see the query, but not the client's address
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u16).range(1..=8))]
     exits: Option<u16>,
     /// Print the answer as JSON
@@ -52,7 +52,7 @@ pub(crate) struct SearchOptions {
     #[arg(long, conflicts_with_all = ["terms", "open", "exits"])]
     engines: bool,
     /// Address of the running client's page, the value of its --page option
-    #[arg(long, default_value = control::DEFAULT, value_name = "ADDR")]
+    #[arg(long, default_value = control::DEFAULT_ADDRESS, value_name = "ADDR")]
     control: SocketAddr,
 }
 
@@ -101,7 +101,7 @@ fn open(control: SocketAddr, searched: &ApiResults, number: usize) -> Result<(),
     };
     let address = format!("http://{control}{}", read_address(&result.url));
     print(std::slice::from_ref(&address))?;
-    // On a machine without a desktop the command fails, and the user has the printed URL.
+    // On a machine without a desktop the command fails, and the user copies the printed URL.
     let _ = std::process::Command::new("xdg-open")
         .arg(address)
         .stdin(Stdio::null())

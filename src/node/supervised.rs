@@ -1,8 +1,8 @@
 //! Ends a process when the process that started it ends.
 //!
 //! The supervisor holds the writing end of each child's standard input. When the supervisor ends for any reason, the
-//! kernel closes that end, and the child reads the end of its input. This needs no signal and no process identifier,
-//! so it has no race.
+//! kernel closes the pipe, and the child reads the end of its input. This method needs no signal and no process
+//! identifier, so it has no race.
 
 use std::{io::Read as _, path::Path, process::exit, thread, time::Duration};
 
@@ -16,7 +16,7 @@ pub(crate) fn end_with_supervisor() {
 
 /// Waits for the end of standard input, then removes `folder`. A testnet starts a process for this.
 ///
-/// The other processes end at the same time but may still write, so the removal is repeated until the folder stays
+/// The other processes end simultaneously but may still write, so the removal is repeated until the folder stays
 /// absent.
 pub(crate) fn remove_after_supervisor(folder: &Path) {
     await_end_of_input();

@@ -21,7 +21,7 @@ use tokio::{
 
 use self::{
     engine::TestnetEngine,
-    process::{Nodes, Spawn},
+    process::{NodeSpec, Nodes},
 };
 use super::{
     Failure, bench, control,
@@ -71,7 +71,7 @@ pub(crate) struct TestnetOptions {
     /// repeated
     #[arg(long, value_name = "FILE")]
     web_engine: Vec<String>,
-    /// Folder for keys, documents and logs; kept after the end [default: a temporary one, removed at the end]
+    /// Folder for keys, documents and logs; kept after the end [default: a temporary folder, removed at the end]
     #[arg(long, value_name = "PATH")]
     dir: Option<PathBuf>,
     /// Keep the temporary folder
@@ -94,9 +94,9 @@ pub(crate) async fn run(options: TestnetOptions) -> Result<(), Failure> {
         return Err(Failure::usage(format!("--exits {} exceeds --relays {}", options.exits, options.relays)));
     }
     port::check(options.address)?;
-    port_is_free(options.socks, "--socks")?;
-    port_is_free(options.http, "--http")?;
-    port_is_free(options.page, "--page")?;
+    check_free(options.socks, "--socks")?;
+    check_free(options.http, "--http")?;
+    check_free(options.page, "--page")?;
     let folder = TestnetFolder::make(&options)?;
     let mut nodes = Nodes::new(folder.path())?;
     if folder.is_temporary() {
@@ -136,11 +136,12 @@ async fn start(
         |what: &str, detail: String| println!("  {:5.2} s  {what:<14} {detail}", start_time.elapsed().as_secs_f64());
     println!("Umbel testnet: {} relays, {} of them exits, in {}", options.relays, options.exits, folder.display());
     step("search engine", engine.to_text());
-    let own = engine.describe(folder)?.display().to_string();
-    let for_pages: Vec<String> =
-        [&own].into_iter().chain(&options.web_engine).map(|engine| format!("--web-engine={engine}")).collect();
-    let engines: Vec<String> = [own].iter().chain(&options.engine).map(|engine| format!("--engine={engine}")).collect();
-    let directory = nodes.spawn(directory(options, folder, &for_pages))?;
+    let own_engine = engine.describe(folder)?.display().to_string();
+    let page_engines: Vec<String> =
+        [&own_engine].into_iter().chain(&options.web_engine).map(|engine| format!("--web-engine={engine}")).collect();
+    let engines: Vec<String> =
+        [own_engine].iter().chain(&options.engine).map(|engine| format!("--engine={engine}")).collect();
+    let directory = nodes.spawn(directory(options, folder, &page_engines))?;
     let Report::Directory { api, authority } = nodes.next_report(directory).await? else {
         return Err(Failure::failed(nodes.with_logs("the directory did not report its address")));
     };
@@ -205,7 +206,8 @@ impl Ports {
     fn show(self, relays: IpAddr, engine: &TestnetEngine, server: &bench::BenchServer) {
         let Self { socks, page, api, network } = self;
         let umbel = std::env::args().next().unwrap_or_else(|| "umbel".to_owned());
-        let control = if page.to_string() == control::DEFAULT { String::new() } else { format!(" --control {page}") };
+        let control =
+            if page.to_string() == control::DEFAULT_ADDRESS { String::new() } else { format!(" --control {page}") };
         println!("\nTry:   {umbel} search{control} {}", engine.example());
         println!("       http://{page}/ in a browser");
         if web::has_pages() {
@@ -233,15 +235,15 @@ fn path(hops: &[HopReport]) -> String {
     hops.join(" → ")
 }
 
-fn directory(options: &TestnetOptions, folder: &Path, engines: &[String]) -> Spawn {
-    let spawn = Spawn::new("directory", "directory", folder)
+fn directory(options: &TestnetOptions, folder: &Path, engines: &[String]) -> NodeSpec {
+    let spec = NodeSpec::new("directory", "directory", folder)
         .arg("--listen=127.0.0.1:0")
         .arg(format!("--await-relays={}", options.relays))
         .arg("--interval=60")
         .arg("--volunteer-interval=1")
         .arg("--private-network")
         .arg(format!("--log={}", options.log));
-    if web::has_pages() { spawn.arg("--web").args(engines) } else { spawn }
+    if web::has_pages() { spec.arg("--web").args(engines) } else { spec }
 }
 
 fn relay(
@@ -250,23 +252,23 @@ fn relay(
     number: u16,
     network: &[String],
     engines: &[String],
-) -> Result<Spawn, Failure> {
+) -> Result<NodeSpec, Failure> {
     let name = format!("relay{number}");
-    let spawn = Spawn::new("relay", &name, folder)
+    let spec = NodeSpec::new("relay", &name, folder)
         .arg(format!("--listen={}", relay_address(&folder.join(format!("{name}.address")), options.address)?))
         .arg(format!("--log={}", options.log))
         .args(network);
     Ok(if number > options.relays.saturating_sub(options.exits) {
-        // A high limit, so that measurements find the limits of the machine.
+        // A high rate, so that measurements find the limits of the machine.
         let delegated = ["--delegate=open".to_owned(), "--delegated-rate=100000".to_owned()];
-        spawn.arg("--exit=accept *:*").arg("--allow-private-targets").args(&delegated).args(engines)
+        spec.arg("--exit=accept *:*").arg("--allow-private-targets").args(&delegated).args(engines)
     } else {
-        spawn
+        spec
     })
 }
 
-/// The address in `file`, or a free one at `ip`, which is written to `file`. After a restart in the same folder, the
-/// relays so have the addresses of the clients' stored consensus. An address with another IP is replaced.
+/// The address in `file` if its IP is `ip`, otherwise a free address at `ip`, which is written to `file`. So after a
+/// restart in the same folder, the relays have the addresses in the client's stored consensus.
 fn relay_address(file: &Path, ip: IpAddr) -> Result<SocketAddr, Failure> {
     if let Ok(text) = std::fs::read_to_string(file) {
         let no_address = |_| Failure::usage(format!("{}: not an address; remove the file", file.display()));
@@ -280,22 +282,22 @@ fn relay_address(file: &Path, ip: IpAddr) -> Result<SocketAddr, Failure> {
     Ok(address)
 }
 
-fn volunteer(options: &TestnetOptions, folder: &Path, number: u16, network: &[String]) -> Spawn {
-    Spawn::new("relay", &format!("volunteer{number}"), folder)
+fn volunteer(options: &TestnetOptions, folder: &Path, number: u16, network: &[String]) -> NodeSpec {
+    NodeSpec::new("relay", &format!("volunteer{number}"), folder)
         .arg("--no-listen")
         .arg(format!("--log={}", options.log))
         .args(network)
 }
 
-fn client(options: &TestnetOptions, folder: &Path, network: &[String]) -> Spawn {
+fn client(options: &TestnetOptions, folder: &Path, network: &[String]) -> NodeSpec {
     let ports = [options.socks, options.http, options.page];
-    let spawn = Spawn::new("client", "client", folder)
+    let spec = NodeSpec::new("client", "client", folder)
         .arg(format!("--socks={}", options.socks))
         .arg(format!("--http={}", options.http))
         .arg(format!("--page={}", options.page))
         .arg(format!("--log={}", options.log))
         .args(network);
-    if ports.iter().all(|port| port.ip().is_loopback()) { spawn } else { spawn.arg("--allow-remote") }
+    if ports.iter().all(|port| port.ip().is_loopback()) { spec } else { spec.arg("--allow-remote") }
 }
 
 async fn check(socks: SocketAddr, server: &bench::BenchServer) -> Result<(), Failure> {
@@ -310,7 +312,8 @@ async fn check(socks: SocketAddr, server: &bench::BenchServer) -> Result<(), Fai
     Ok(())
 }
 
-fn port_is_free(port: SocketAddr, flag: &str) -> Result<(), Failure> {
+/// Checks that a listener can open `port`. The error names `flag` as the option for another port.
+fn check_free(port: SocketAddr, flag: &str) -> Result<(), Failure> {
     match TcpListener::bind(port) {
         Ok(_) => Ok(()),
         Err(error) => Err(Failure::system(format!(
@@ -367,6 +370,7 @@ impl TestnetFolder {
         matches!(self, Self::Temporary(_))
     }
 
+    /// Removes a temporary folder, or prints the path of a kept folder.
     fn finish(self) {
         match self {
             Self::Temporary(folder) => drop(folder),

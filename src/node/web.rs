@@ -12,9 +12,9 @@ use crate::{
     engine::Engine,
     exit::delegated::engines::for_pages,
     web::{
-        NetworkDescription, PageDirectories, PageEngine, absent, embedded,
+        NetworkDescription, PageDirectories, PageEngine, embedded,
         manifest::Manifest,
-        router, serve,
+        router, router_without_pages, serve,
         verify::{Outcome, VerifyError, folder, verify},
     },
 };
@@ -30,10 +30,10 @@ const MAX_MANIFEST: u64 = 64 << 10;
 const NOT_EMBEDDED: &str = "this program was built without the pages for browsers: in the folder of its source, run \
      `cargo xtask web`, then build it again";
 
-/// The page for visitors of a program without pages.
+/// The answer to visitors of a program without pages.
 const NOT_BUILT: &str = "This program was built without the pages for browsers. To add them, its operator runs `cargo xtask web` in \
      the folder of its source, builds the program again, and restarts it.\n";
-/// The page for visitors of a directory that has the pages but does not serve them.
+/// The answer to visitors of a directory that has the pages but does not serve them.
 const NOT_SERVED: &str =
     "This directory does not serve the pages for browsers. Its operator can enable them with --web.\n";
 
@@ -46,7 +46,7 @@ pub(crate) struct WebOptions {
 
 #[derive(Clone, Debug, Subcommand)]
 enum WebCommand {
-    /// Compare the pages that a server serves with those of this program, or with a manifest
+    /// Compare the pages that a server serves with the pages of this program, or with a manifest
     #[command(after_help = "Example:\n  umbel web verify https://umbel.example/\n  umbel web verify --manifest \
         umbel-web.sha256 --authority KEY https://umbel.example/\n\nExit status: 0 all files are identical, 1 there are \
         differences (each is printed), 3 the server can't be reached. The server could still serve other files to other visitors.")]
@@ -54,7 +54,8 @@ enum WebCommand {
         /// URL of the pages
         #[arg(value_name = "URL")]
         url: String,
-        /// Manifest of a release, as `umbel web manifest` prints it [default: that of the pages in this program]
+        /// Manifest of a release, as `umbel web manifest` prints it [default: the manifest of the pages in this
+        /// program]
         #[arg(long, value_name = "FILE")]
         manifest: Option<PathBuf>,
         /// Authority key that the network of the pages must have, and no others; may be repeated
@@ -119,7 +120,7 @@ async fn check(url: &str, manifest: &Manifest, authorities: &[String]) -> Result
 /// Prints the network that the pages join, which the manifest doesn't cover.
 fn print_network(network: Option<&NetworkDescription>) {
     let Some(network) = network else {
-        println!("The server describes no network (umbel.json is absent).");
+        println!("The server describes no network (umbel.json is missing or invalid).");
         return;
     };
     // The text comes from an untrusted server and is printed to a terminal.
@@ -135,7 +136,7 @@ fn print_network(network: Option<&NetworkDescription>) {
     }
 }
 
-/// The address that volunteers query for `engine`; the engine's name doesn't imply it.
+/// The address that volunteers query for `engine`. The name of an engine doesn't determine the address.
 fn engine_address(engine: &PageEngine) -> String {
     let name = EngineName::parse(&engine.name);
     match name.map(|name| Engine::describe_for_page(engine.description.as_bytes(), Some(name))) {
@@ -158,8 +159,8 @@ fn read_manifest(path: &std::path::Path) -> Result<Manifest, Failure> {
     Manifest::parse(&text).map_err(Failure::invalid(subject))
 }
 
-/// The pages in this program, for the network of `directories` and `authorities`, with the `engines` that its
-/// volunteers may query, as the operator configured them.
+/// The router for the pages in this program, for the network of `directories` and `authorities`. Volunteers may query
+/// `engines`, which the operator configured.
 ///
 /// # Errors
 /// When there are no pages, or a page can't query an engine.
@@ -176,8 +177,8 @@ pub(crate) async fn pages(
 }
 
 /// The engines that the operator configured, in the form for pages.
-async fn page_engines(written: &[String]) -> Result<Vec<PageEngine>, Failure> {
-    let described = for_pages(written).await.map_err(Failure::invalid("web-engine"))?;
+async fn page_engines(entries: &[String]) -> Result<Vec<PageEngine>, Failure> {
+    let described = for_pages(entries).await.map_err(Failure::invalid("web-engine"))?;
     let engine = |(engine, description): (Engine, String)| PageEngine {
         name: engine.name().to_string(),
         title: engine.title().to_owned(),
@@ -195,12 +196,12 @@ async fn page_engines(written: &[String]) -> Result<Vec<PageEngine>, Failure> {
     Ok(engines)
 }
 
-/// The failure for engines that are configured for pages that aren't served.
-fn without_pages() -> Failure {
-    Failure::usage("web-engine: not allowed without --web, because only the pages for browsers use it")
+/// The failure of a configuration with engines for pages, but without the pages.
+fn engines_without_pages() -> Failure {
+    Failure::usage("web-engine: not allowed without --web, because only the pages for browsers use the engines")
 }
 
-/// The router of a directory of `authority` for the paths of the pages: the pages themselves if `serve` is set,
+/// The router of a directory of `authority` for the paths of the pages. It serves the pages if `serve` is set,
 /// otherwise instructions for the operator.
 ///
 /// # Errors
@@ -213,9 +214,9 @@ pub(crate) async fn directory_pages(
 ) -> Result<Router, Failure> {
     match (serve, has_pages()) {
         (true, _) => pages(PageDirectories::Here, &[authority], engines).await,
-        (false, _) if !engines.is_empty() => Err(without_pages()),
-        (false, true) => Ok(absent(NOT_SERVED)),
-        (false, false) => Ok(absent(NOT_BUILT)),
+        (false, _) if !engines.is_empty() => Err(engines_without_pages()),
+        (false, true) => Ok(router_without_pages(NOT_SERVED)),
+        (false, false) => Ok(router_without_pages(NOT_BUILT)),
     }
 }
 
@@ -239,7 +240,7 @@ impl PagesPort {
         engines: &[String],
     ) -> Result<Self, Failure> {
         let Some(address) = address else {
-            return if engines.is_empty() { Ok(Self(None)) } else { Err(without_pages()) };
+            return if engines.is_empty() { Ok(Self(None)) } else { Err(engines_without_pages()) };
         };
         let router = pages(directories, authorities, engines).await?;
         let action = format!("can't listen on {address} for the pages; choose another address with --web ADDR");
@@ -302,23 +303,23 @@ mod tests {
         let engine = PageEngine { name: "other".to_owned(), title: String::new(), description };
         let shown = engine_address(&engine);
         assert!(shown.contains("https://en.wikipedia.org") && shown.contains("may query"), "{shown}");
-        let none = PageEngine { description: "<a/>".to_owned(), ..engine };
-        assert!(engine_address(&none).starts_with("can't be queried"));
+        let invalid = PageEngine { description: "<a/>".to_owned(), ..engine };
+        assert!(engine_address(&invalid).starts_with("can't be queried"));
     }
 
     #[tokio::test]
     async fn the_total_length_of_engines_for_pages_is_limited() {
         let shipped = include_str!("../../deploy/engines/wikipedia.xml");
         let folder = tempfile::tempdir().unwrap();
-        let written: Vec<String> = (0..4)
+        let entries: Vec<String> = (0..4)
             .map(|number| {
                 let path = folder.path().join(format!("{number}.xml"));
                 std::fs::write(&path, format!("{shipped}<!--{}-->", "x".repeat(60 << 10))).unwrap();
                 format!("e-{number}={}", path.display())
             })
             .collect();
-        assert_eq!(page_engines(&written[..3]).await.unwrap().len(), 3);
-        let failure = page_engines(&written).await.unwrap_err();
+        assert_eq!(page_engines(&entries[..3]).await.unwrap().len(), 3);
+        let failure = page_engines(&entries).await.unwrap_err();
         assert!(failure.status() == 2 && failure.to_string().starts_with("web-engine: "), "{failure}");
     }
 

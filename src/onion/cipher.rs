@@ -5,7 +5,7 @@ use crate::crypto::{AeadKey, InvalidTag, LayerKey, NONCE_LEN};
 /// Cells sealed under one key (`proto/03-cells.md` §4).
 pub(super) const CELLS_PER_KEY: u64 = 1 << 16;
 
-/// Seals or opens the cells of one hop and direction in order. After a failure it holds no key.
+/// Seals or opens the cells of one hop and direction in order. After a failure the cipher holds no key.
 pub(super) struct LayerCipher(Option<CipherState>);
 
 struct CipherState {

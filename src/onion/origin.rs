@@ -75,11 +75,11 @@ impl OriginLayers {
     }
 
     /// Opens the layers of a backward cell, in place. Returns the hop that sent the relay message, and the length of
-    /// the message with its padding. Both are at the start of the body.
+    /// the message with its padding. The message is then at the start of the body.
     ///
     /// # Errors
-    /// When a layer is not authentic or has ended, or its kind is not valid. The circuit must end. Every later call
-    /// fails.
+    /// When a layer is not authentic or has ended, or the kind of a layer is not valid. The circuit must end. Every
+    /// later call fails.
     pub fn open_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(HopIndex, usize), OnionError> {
         let opened = self.try_open_backward(body);
         if opened.is_err() {
@@ -91,7 +91,7 @@ impl OriginLayers {
     }
 
     fn try_open_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(HopIndex, usize), OnionError> {
-        let mut failed = OnionError::NoSuchHop;
+        let mut without_message = OnionError::NoSuchHop;
         for HopLayers { index, backward, .. } in &mut self.hops {
             let layer = layer(*index, body)?;
             backward.open(layer).map_err(|error| cipher_error(*index, &error))?;
@@ -102,16 +102,16 @@ impl OriginLayers {
                     body.copy_within(start..start.saturating_add(length), 0);
                     return Ok((*index, length));
                 }
-                Some(&KIND_PASS) => failed = OnionError::Kind(*index),
+                Some(&KIND_PASS) => without_message = OnionError::Kind(*index),
                 _ => return Err(OnionError::Kind(*index)),
             }
         }
         // The last hop forwarded a cell although no hop follows it.
-        Err(failed)
+        Err(without_message)
     }
 }
 
-/// The layer of `hop` in a body whose outer layers are open. One kind byte of each outer layer precedes it.
+/// The layer of `hop` in a body whose outer layers are open. The kind byte of each outer layer precedes the layer.
 fn layer(hop: HopIndex, body: &mut [u8; BODY_LEN]) -> Result<&mut [u8], OnionError> {
     let start = usize::from(hop.value()).saturating_sub(1);
     body.get_mut(start..start.saturating_add(sealed_len(hop))).ok_or(OnionError::NoSuchHop)

@@ -67,7 +67,7 @@ impl RelayLayer {
     /// Adds this hop's layer to a backward cell from the next hop, in place.
     ///
     /// # Errors
-    /// When the filler isn't zero, this hop is the last possible one, or the layer has ended. The circuit must end.
+    /// When the filler isn't zero, this hop is the last possible hop, or the layer has ended. The circuit must end.
     /// Every later call for this direction fails.
     pub fn seal_backward(&mut self, body: &mut [u8; BODY_LEN]) -> Result<(), OnionError> {
         let added = self.try_seal_backward(body);
@@ -106,9 +106,9 @@ impl RelayLayer {
 
 /// Writes the kind byte and the message to the start of a layer.
 pub(super) fn place_message(message: &[u8], layer: &mut [u8]) -> Result<(), OnionError> {
-    let (kind, rest) = layer.split_first_mut().ok_or(OnionError::TooLong)?;
+    let (kind, content) = layer.split_first_mut().ok_or(OnionError::TooLong)?;
     *kind = KIND_MESSAGE;
-    rest.get_mut(..message.len()).ok_or(OnionError::TooLong)?.copy_from_slice(message);
+    content.get_mut(..message.len()).ok_or(OnionError::TooLong)?.copy_from_slice(message);
     Ok(())
 }
 

@@ -1,3 +1,5 @@
+//! Tests of an origin's and its relays' layers in memory, with attacks on cells, and the test vectors.
+
 use crate::{
     base::HopIndex,
     crypto::{
@@ -43,7 +45,7 @@ impl Circuit {
         body
     }
 
-    /// Passes a body through the relays from `from` on, until one of them finds a message or fails.
+    /// Passes a body through the relays from `from` on, until a relay finds a message or fails.
     fn forward_from(&mut self, from: u8, body: &mut Body) -> Result<u8, (u8, OnionError)> {
         for (relay, at) in self.relays.iter_mut().zip(1..).skip(usize::from(from) - 1) {
             match relay.open_forward(body) {
@@ -71,7 +73,8 @@ impl Circuit {
     }
 }
 
-fn full(at: u8) -> Vec<u8> {
+/// A message to or from the hop `at` that fills its layer.
+fn full_message(at: u8) -> Vec<u8> {
     (0..message_capacity(hop(at))).map(|value| value as u8 ^ at).collect()
 }
 
@@ -89,7 +92,7 @@ fn messages_pass_between_the_origin_and_each_hop_at_every_length() {
         let mut circuit = Circuit::new(length);
         for round in 0..3 {
             for at in 1..=length {
-                let (message, capacity) = (full(at), message_capacity(hop(at)));
+                let (message, capacity) = (full_message(at), message_capacity(hop(at)));
                 let mut body = circuit.seal(at, &message);
                 assert_eq!(circuit.forward_from(1, &mut body), Ok(at), "round {round}");
                 assert_eq!(body[..capacity], message);
@@ -122,7 +125,7 @@ fn a_circuit_has_eight_hops_at_most() {
 }
 
 #[test]
-fn misuse_at_the_origin_leaves_the_layers_usable() {
+fn refused_messages_leave_the_layers_usable() {
     let mut circuit = Circuit::new(2);
     let mut body = [0; BODY_LEN];
     let long = [0; BODY_LEN];

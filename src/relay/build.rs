@@ -78,7 +78,7 @@ impl Relay {
         rng: &mut dyn CryptoRng,
     ) -> Option<()> {
         let owner = self.owner_of_circuits(endpoint.channel)?;
-        if self.table.check(&owner) == Err(AtCap::Part) {
+        if self.table.check(&owner) == Err(AtCap::Share) {
             return None;
         }
         let answer = respond(&self.identity, &self.onion_keys, hop, request, rng)
@@ -99,7 +99,7 @@ impl Relay {
 
     /// Whether the shares and rates of the table, the owner and the channel admit one more circuit.
     fn may_create(&mut self, now: Instant, channel: ChannelId, owner: &Owner) -> bool {
-        self.table.check(owner) != Err(AtCap::Part)
+        self.table.check(owner) != Err(AtCap::Share)
             && self.channels.may_create(now, channel)
             && self.allowances.take(now, owner)
     }

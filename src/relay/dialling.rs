@@ -41,7 +41,7 @@ impl Dialling {
         };
         let dialled = self.dials.get(owner);
         let may_dial = dialled.is_none_or(|dialled| dialled.contains_key(relay) || dialled.len() < cap);
-        may_dial && self.owned.check(owner) != Err(AtCap::Part)
+        may_dial && self.owned.check(owner) != Err(AtCap::Share)
     }
 
     /// The circuit to end so that one more may wait: of the owner closest to its share, the circuit that has waited

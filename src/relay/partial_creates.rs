@@ -52,7 +52,7 @@ impl PartialCreates {
     ) -> Result<Option<CircuitEndpoint>, AtCap> {
         let evicted = match self.owned.check(&create.owner) {
             Ok(()) => None,
-            Err(AtCap::Part) => return Err(AtCap::Part),
+            Err(AtCap::Share) => return Err(AtCap::Share),
             Err(AtCap::All) => self.owned.lowest().map(|(_, endpoint)| endpoint),
         };
         if let Some(evicted) = evicted {

@@ -70,7 +70,7 @@ struct NetworkInterface {
     certificate: [u8; 32],
     listens: bool,
     alive: bool,
-    /// The end of an outage of its line.
+    /// The end of the last outage of the node's line.
     offline_until: Instant,
     events: VecDeque<LinkEvent>,
 }
@@ -79,9 +79,9 @@ struct NetworkInterface {
 struct LinkEnd {
     node: NodeId,
     other: LinkId,
-    /// The departure of the last message.
+    /// The departure time of the last message.
     sends_until: Instant,
-    /// The arrival of the last message of each lane.
+    /// The arrival time of the last message of each lane.
     lanes_until: [Instant; LANES as usize],
     /// Bytes of messages that have not departed.
     buffered: usize,
@@ -152,14 +152,14 @@ impl Network {
             interface.alive = false;
             interface.events.clear();
         }
-        let orphans: Vec<_> = self.ends.values().filter(|end| end.node == node).map(|end| end.other).collect();
-        for link in orphans {
+        let other_ends: Vec<_> = self.ends.values().filter(|end| end.node == node).map(|end| end.other).collect();
+        for link in other_ends {
             self.schedule(now.after(SILENCE_TIMEOUT), ScheduledEvent::Closure { link, by_silence: true });
         }
     }
 
-    /// Interrupts the line of `node` for `duration`, at least 3 s. The node's links end by silence. A dial succeeds only
-    /// if the dial outlasts the outage.
+    /// Interrupts the line of `node` for `duration`, at least 3 s. The node's links end by silence. A dial during the
+    /// outage succeeds only if the outage ends before the dial's timeout.
     pub fn interrupt(&mut self, now: Instant, node: NodeId, duration: Duration) {
         if let Some(interface) = self.interfaces.get_mut(node.0) {
             interface.offline_until = now.after(duration.max(SILENCE_TIMEOUT));
@@ -220,7 +220,7 @@ impl Network {
         let extra_delay = self.extra_delay(message.len());
         let Some(end) = self.ends.get_mut(&link) else { return };
         end.buffered = end.buffered.saturating_add(message.len());
-        let departs = end.sends_until.max(now).after(at_rate(message.len(), properties.rate));
+        let departs = end.sends_until.max(now).after(sending_time(message.len(), properties.rate));
         end.sends_until = departs;
         let (node, other) = (end.node, end.other);
         let mut arrives = departs.after(properties.delay).after(extra_delay);
@@ -368,7 +368,8 @@ impl Transport for NodeTransport<'_> {
     }
 }
 
-fn at_rate(bytes: usize, rate: u64) -> Duration {
+/// The time in which a link of `rate` sends `bytes`.
+fn sending_time(bytes: usize, rate: u64) -> Duration {
     let nanoseconds = u128::try_from(bytes).unwrap_or(u128::MAX).saturating_mul(1_000_000_000);
     let nanoseconds = nanoseconds.checked_div(u128::from(rate)).unwrap_or(0);
     Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))

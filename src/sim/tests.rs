@@ -9,7 +9,7 @@ use super::*;
 use crate::base::{Instant, Lane, LinkEvent, LinkId, LinkMachine, RelayId, Slots, Transmit};
 use core::time::Duration;
 
-/// Sends given messages, and records arrivals with their times.
+/// Sends the messages in `out`, and records the arrival time of each received message.
 #[derive(Default)]
 struct Recorder {
     out: Vec<Transmit>,
@@ -46,7 +46,8 @@ impl LinkMachine for Recorder {
 const RELAY: RelayId = RelayId::from_bytes([1; 32]);
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-fn linked(seed: u64, properties: LinkProperties) -> (World<Recorder>, NodeId, NodeId) {
+/// A world of two nodes with an open link, and the two nodes: the dialler and the listener.
+fn linked_world(seed: u64, properties: LinkProperties) -> (World<Recorder>, NodeId, NodeId) {
     let mut world = World::new(seed, properties);
     let near = world.add_node("10.0.0.1:1".parse().unwrap(), false);
     let far = world.add_node("10.0.0.2:2".parse().unwrap(), true);
@@ -58,9 +59,10 @@ fn linked(seed: u64, properties: LinkProperties) -> (World<Recorder>, NodeId, No
     (world, near, far)
 }
 
+/// The arrivals of 200 messages over four lanes of a lossy link, from a run with `seed`.
 fn arrivals(seed: u64) -> Vec<(Instant, u8, Slots)> {
     let properties = LinkProperties { loss: 0.05, jitter: Duration::from_millis(4), ..LinkProperties::default() };
-    let (mut world, near, far) = linked(seed, properties);
+    let (mut world, near, far) = linked_world(seed, properties);
     world.with(near, |node, _, _| {
         let link = node.link.unwrap();
         for number in 0..200_u8 {
@@ -83,14 +85,19 @@ fn a_lane_keeps_its_order_and_lanes_overtake_each_other() {
     let received = arrivals(3);
     assert_eq!(received.len(), 200);
     for lane in 0..4 {
-        assert!(received.iter().filter(|(_, of, _)| *of == lane).is_sorted_by_key(|(_, _, message)| message.to_vec()));
+        assert!(
+            received
+                .iter()
+                .filter(|(_, number, _)| *number == lane)
+                .is_sorted_by_key(|(_, _, message)| message.to_vec())
+        );
     }
     assert!(!received.is_sorted_by_key(|(_, _, message)| message.to_vec()));
 }
 
 #[test]
 fn a_link_carries_no_more_than_its_rate() {
-    let (mut world, near, far) = linked(1, LinkProperties { rate: 1_000_000, ..LinkProperties::default() });
+    let (mut world, near, far) = linked_world(1, LinkProperties { rate: 1_000_000, ..LinkProperties::default() });
     let began = world.now();
     world.with(near, |node, _, _| {
         let link = node.link.unwrap();
@@ -106,7 +113,7 @@ fn a_link_carries_no_more_than_its_rate() {
 
 #[test]
 fn links_to_a_crashed_node_close_and_dials_to_it_fail() {
-    let (mut world, near, far) = linked(1, LinkProperties::default());
+    let (mut world, near, far) = linked_world(1, LinkProperties::default());
     let target = world.network().dial_target(far, RELAY).unwrap();
     world.crash(far);
     world.run_until(TIMEOUT, |world| world.with(near, |node, _, _| node.closed.then_some(()))?).unwrap();
@@ -116,7 +123,7 @@ fn links_to_a_crashed_node_close_and_dials_to_it_fail() {
 
 #[test]
 fn a_wrong_fingerprint_is_refused() {
-    let (mut world, near, far) = linked(1, LinkProperties::default());
+    let (mut world, near, far) = linked_world(1, LinkProperties::default());
     let mut target = world.network().dial_target(far, RELAY).unwrap();
     target.fingerprint[0] ^= 1;
     world.with(near, |node, _, _| node.out.push(Transmit::Dial(target)));

@@ -86,8 +86,8 @@ impl<M: LinkMachine> World<M> {
         Some(outcome)
     }
 
-    /// Advances time to the next event or timeout, and handles all that are due. If none is due until `limit`, advances
-    /// to `limit` and returns `false`.
+    /// Advances time to the next event or timeout, and handles all due events and timeouts. If none is due until
+    /// `limit`, advances time to `limit` and returns `false`.
     pub fn step(&mut self, limit: Instant) -> bool {
         let deadlines = self.machines.iter().flatten().filter_map(LinkMachine::poll_timeout);
         let next = deadlines.chain(self.network.next_event_at()).min();
@@ -124,7 +124,7 @@ impl<M: LinkMachine> World<M> {
         }
     }
 
-    /// Exchanges events and messages between a node and the network until neither has more.
+    /// Exchanges events and messages between a node and the network until there are none.
     fn settle(&mut self, node: NodeId) {
         let Some(Some(machine)) = self.machines.get_mut(node.0) else { return };
         let mut transport = self.network.transport(node);

@@ -22,7 +22,7 @@ pub(crate) struct Manifest {
 /// The reason why a text is not a manifest.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum ManifestError {
-    #[error("line {0} is not a hash and a file name, as `umbel web manifest` prints them")]
+    #[error("line {0} is not a hash and a new file name, as `umbel web manifest` prints them")]
     Line(usize),
     #[error("the manifest has more than {MAX_FILES} files")]
     TooMany,

@@ -1,3 +1,5 @@
+//! Tests of the pages' server, and of the comparison of a server's files with a manifest.
+
 use core::net::SocketAddr;
 
 use tokio::{
@@ -14,7 +16,7 @@ use super::{
 use crate::directory::fixture::key;
 
 /// Time limit of each wait.
-const DEADLINE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 const PAGE: &[u8] = b"<!doctype html><title>Volunteer</title>";
 const SCRIPT: &[u8] = b"export const a = 1;";
@@ -56,7 +58,7 @@ impl Server {
         let mut socket = TcpStream::connect(self.address).await.unwrap();
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        timeout(DEADLINE, socket.read_to_end(&mut answer)).await.expect("no answer in time").unwrap();
+        timeout(WAIT_TIMEOUT, socket.read_to_end(&mut answer)).await.expect("no answer in time").unwrap();
         String::from_utf8_lossy(&answer).to_ascii_lowercase()
     }
 
@@ -106,7 +108,7 @@ async fn other_paths_and_methods_are_refused_with_the_security_header_fields() {
     let answer = server.raw(post).await;
     assert!(answer.starts_with("http/1.1 405") && answer.contains("allow: get"), "{answer}");
     assert_security_fields(&answer);
-    let without_pages = start(absent("no pages")).await;
+    let without_pages = start(router_without_pages("no pages")).await;
     for path in ["/volunteer", "/other"] {
         assert_security_fields(&without_pages.get(path, "").await);
     }
@@ -152,9 +154,9 @@ async fn an_unchanged_file_is_answered_with_not_modified() {
     let answer = server.get("/badge.js", "").await;
     let tag = answer.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap().to_owned();
     let tag = tag.replace("w/", "W/");
-    let again = server.get("/badge.js", &format!("if-none-match: {tag}\r\n")).await;
-    assert!(again.starts_with("http/1.1 304"), "{again}");
-    assert!(again.contains("content-security-policy"), "{again}");
+    let second = server.get("/badge.js", &format!("if-none-match: {tag}\r\n")).await;
+    assert!(second.starts_with("http/1.1 304"), "{second}");
+    assert!(second.contains("content-security-policy"), "{second}");
     let other = server.get("/badge.js", "if-none-match: W/\"other\"\r\n").await;
     assert!(other.starts_with("http/1.1 200"), "{other}");
 }
@@ -171,9 +173,10 @@ async fn the_network_has_the_origin_of_the_request_as_directory() {
     let https = server.get("/umbel.json", "x-forwarded-proto: https\r\n").await;
     assert!(https.contains("cache-control: no-store"), "{https}");
     assert_eq!(body(https).directories, ["https://here:1"]);
-    for odd in ["user@host", "a b", "", "a/b"] {
-        let answer = server.raw(&format!("GET /umbel.json HTTP/1.1\r\nhost: {odd}\r\nconnection: close\r\n\r\n")).await;
-        assert!(answer.starts_with("http/1.1 400"), "{odd}: {answer}");
+    for host in ["user@host", "a b", "", "a/b"] {
+        let answer =
+            server.raw(&format!("GET /umbel.json HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")).await;
+        assert!(answer.starts_with("http/1.1 400"), "{host}: {answer}");
     }
 }
 
@@ -195,11 +198,11 @@ async fn the_network_has_the_configured_directories() {
 async fn files_as_in_the_manifest_have_no_difference() {
     let server = serving(const { &[file("assets/a-1234.js", SCRIPT), file("volunteer.html", PAGE)] }).await;
     let manifest = Manifest::of(&[file("assets/a-1234.js", SCRIPT), file("volunteer.html", PAGE)]);
-    for under in ["", "/", "/volunteer", "/volunteer.html?x#y"] {
-        let folder = folder(&format!("http://{}{under}", server.address), &manifest).unwrap();
+    for suffix in ["", "/", "/volunteer", "/volunteer.html?x#y"] {
+        let folder = folder(&format!("http://{}{suffix}", server.address), &manifest).unwrap();
         let authority = AuthorityId::from(key(100).id()).to_string();
         let outcome = verify(&folder, &manifest, &[authority]).await.unwrap();
-        assert_eq!(outcome.differences, [], "{under}");
+        assert_eq!(outcome.differences, [], "{suffix}");
         assert_eq!(outcome.network.unwrap().directories, [format!("http://{}", server.address)]);
         let other = AuthorityId::from(key(101).id()).to_string();
         let outcome = verify(&folder, &manifest, &[other]).await.unwrap();
@@ -272,14 +275,14 @@ fn only_http_urls_are_compared() {
     for bad in ["", "umbel.example", "file:///x", "javascript:x"] {
         assert!(matches!(folder(bad, &manifest), Err(VerifyError::Url(_))), "{bad}");
     }
-    let under = |url| folder(url, &manifest).unwrap().to_string();
-    assert_eq!(under("https://h/pages/badge.js"), "https://h/pages/");
-    assert_eq!(under("https://h/pages"), "https://h/pages/");
+    let base = |url| folder(url, &manifest).unwrap().to_string();
+    assert_eq!(base("https://h/pages/badge.js"), "https://h/pages/");
+    assert_eq!(base("https://h/pages"), "https://h/pages/");
 }
 
 #[tokio::test]
 async fn a_server_without_pages_answers_with_the_reason() {
-    let server = start(absent("Run `cargo xtask web`.\n")).await;
+    let server = start(router_without_pages("Run `cargo xtask web`.\n")).await;
     for path in ["/", "/volunteer", "/search", "/search.html"] {
         let answer = server.get(path, "").await;
         assert!(answer.starts_with("http/1.1 404"), "{answer}");

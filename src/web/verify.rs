@@ -36,8 +36,8 @@ pub(crate) struct Difference {
 /// The kind of a difference.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Mismatch {
-    /// The content has this other hash.
-    Other([u8; 32]),
+    /// The content has another hash, which is the value.
+    Content([u8; 32]),
     /// The HTTP status code is not 200, as for a redirect.
     Status(u16),
     /// The file exceeds the maximum length.
@@ -52,14 +52,14 @@ impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = &self.path;
         match &self.kind {
-            Mismatch::Other(hash) => write!(f, "{path}: the contents differ; SHA-256 {}", HEXLOWER.encode(hash)),
+            Mismatch::Content(hash) => write!(f, "{path}: the contents differ; SHA-256 {}", HEXLOWER.encode(hash)),
             Mismatch::Status(status) => write!(f, "{path}: HTTP status {status} instead of the file"),
             Mismatch::TooLong => write!(f, "{path}: longer than the maximum for a file"),
             Mismatch::LoadingField(field) => write!(
                 f,
                 "{path}: identical, but with a header field \"{field}\" that makes browsers show or load something else"
             ),
-            Mismatch::Network => write!(f, "{path}: the authorities differ from the expected ones"),
+            Mismatch::Network => write!(f, "{path}: no valid description of the network with the expected authorities"),
         }
     }
 }
@@ -68,7 +68,7 @@ impl fmt::Display for Difference {
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) differences: Vec<Difference>,
-    /// The network that the pages would join; `None` if the server has no valid description of it.
+    /// The network that the pages would join; `None` if the server has no valid description of a network.
     pub(crate) network: Option<NetworkDescription>,
 }
 
@@ -89,7 +89,7 @@ impl From<reqwest::Error> for VerifyError {
     }
 }
 
-/// The base URL of the pages. `text` is this URL or that of a page.
+/// The base URL of the pages. `text` is this URL, or the URL of a file of `manifest` directly below this URL.
 ///
 /// # Errors
 /// When `text` is not an `http` or `https` URL.
@@ -109,8 +109,8 @@ pub(crate) fn folder(text: &str, manifest: &Manifest) -> Result<Url, VerifyError
     Ok(url)
 }
 
-/// Fetches every file of `manifest` from `folder`, and compares it. Unless `authorities` is empty, the network must
-/// have exactly these.
+/// Fetches every file of `manifest` from `folder` and compares its hash. Unless `authorities` is empty, the network
+/// must have exactly these authorities.
 ///
 /// # Errors
 /// When the server can't be reached, or a transfer is truncated.
@@ -130,7 +130,8 @@ pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[Str
         for path in paths(name) {
             match compare(&client, folder, path, hash).await? {
                 None => found = true,
-                // A server may have a page with or without the suffix. One path is sufficient, and both must be equal.
+                // A server may have a page with or without the suffix. One of the two paths is sufficient, but a server
+                // with both must have the same content at both.
                 Some(difference) if difference.kind == Mismatch::Status(404) => missing = missing.or(Some(difference)),
                 Some(difference) => {
                     found = true;
@@ -170,7 +171,7 @@ async fn compare(
     let Some(bytes) = read_at_most(response, MAX_FILE).await? else { return differs(Mismatch::TooLong) };
     let found = sha256(&bytes);
     if found != *hash {
-        return differs(Mismatch::Other(found));
+        return differs(Mismatch::Content(found));
     }
     match loading {
         Some(field) => differs(Mismatch::LoadingField(field)),

@@ -23,9 +23,9 @@ const HEADER_LEN: usize = 5;
 pub enum Command {
     /// Has no content; the receiver drops it. The only command without a circuit.
     Padding = 0,
-    /// Opens a circuit: a handshake request, or a fragment of one.
+    /// Opens a circuit: a handshake request, or a fragment of a request.
     Create = 1,
-    /// Answers [`Command::Create`]: a handshake reply, or a fragment of one.
+    /// Answers [`Command::Create`]: a handshake reply, or a fragment of a reply.
     Created = 2,
     /// Carries onion layers.
     Relay = 3,
@@ -132,7 +132,7 @@ impl Cell {
     /// Decodes the cell in a slot.
     ///
     /// # Errors
-    /// When the command is unknown, padding has a circuit identifier, or another cell has none.
+    /// When the command is unknown, padding has a circuit identifier, or another cell has no circuit identifier.
     pub fn decode(slot: Slot) -> Result<Self, WireError> {
         let [a, b, c, d, command, ..] = *slot;
         let command = Command::from_code(command).ok_or(WireError::Invalid("cell command"))?;
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cell_encodes_and_decodes_to_an_equal_one() {
+    fn an_encoded_cell_decodes_to_an_equal_cell() {
         let mut body = CellBody::from([7; BODY_LEN]);
         body[0] = 1;
         let cell = Cell::new(CircuitId::new(0x8000_0001).unwrap(), Command::Relay, body);

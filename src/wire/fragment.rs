@@ -24,15 +24,15 @@ pub struct Fragments {
     body: Vec<u8>,
     /// The length of the whole body, from the first fragment.
     length: Option<usize>,
-    /// Fragments of the body received so far.
-    taken: usize,
+    /// The number of fragments of the body received so far.
+    received: usize,
 }
 
 impl Fragments {
     /// A reassembler without a fragment.
     #[must_use]
     pub const fn new() -> Self {
-        Self { body: Vec::new(), length: None, taken: 0 }
+        Self { body: Vec::new(), length: None, received: 0 }
     }
 
     /// Whether a body has started and is incomplete.
@@ -41,11 +41,12 @@ impl Fragments {
         self.length.is_some()
     }
 
-    /// Takes the next fragment; returns the body when it is complete.
+    /// Takes the next fragment; returns the body when the body is complete.
     ///
     /// # Errors
-    /// When the body's length is zero or beyond [`MAX_BODY_LEN`], a fragment has no bytes of the body, the body needs
-    /// more than [`MAX_FRAGMENTS`], or the bytes after its end aren't zero. The caller must end the circuit.
+    /// When the body's length is zero or beyond [`MAX_BODY_LEN`], or a fragment has no bytes of the body. Also when the
+    /// body needs more than [`MAX_FRAGMENTS`] fragments, or the bytes after its end aren't zero. The caller must end
+    /// the circuit.
     pub fn push(&mut self, fragment: &[u8]) -> Result<Option<Vec<u8>>, WireError> {
         let (length, part) = match self.length {
             Some(length) => (length, fragment),
@@ -57,7 +58,7 @@ impl Fragments {
         if length == 0 || part.is_empty() {
             return Err(WireError::Truncated("fragment"));
         }
-        if length > MAX_BODY_LEN || self.taken >= MAX_FRAGMENTS {
+        if length > MAX_BODY_LEN || self.received >= MAX_FRAGMENTS {
             return Err(WireError::TooLong("fragmented body"));
         }
         let missing = length.saturating_sub(self.body.len());
@@ -66,10 +67,10 @@ impl Fragments {
             return Err(WireError::TrailingBytes("fragment"));
         }
         self.length = Some(length);
-        self.taken.increment();
+        self.received.increment();
         self.body.extend_from_slice(part);
         if self.body.len() < length {
-            return if self.taken < MAX_FRAGMENTS { Ok(None) } else { Err(WireError::TooLong("fragmented body")) };
+            return if self.received < MAX_FRAGMENTS { Ok(None) } else { Err(WireError::TooLong("fragmented body")) };
         }
         Ok(Some(core::mem::take(self).body))
     }
@@ -78,12 +79,12 @@ impl Fragments {
 /// Splits `body` into fragments of at most `capacity` bytes.
 ///
 /// # Errors
-/// When the body is empty, longer than [`MAX_BODY_LEN`] or needs more than [`MAX_FRAGMENTS`], or `capacity` has no
-/// room after the length field.
+/// When the body is empty, is longer than [`MAX_BODY_LEN`] or needs more than [`MAX_FRAGMENTS`] fragments, or when
+/// `capacity` has no room after the length field.
 pub fn split(body: &[u8], capacity: usize) -> Result<Vec<Vec<u8>>, WireError> {
     let length = u16::try_from(body.len()).map_err(|_| WireError::TooLong("fragmented body"))?;
-    let longest = capacity.saturating_mul(MAX_FRAGMENTS).saturating_sub(LENGTH_LEN);
-    if body.len() > MAX_BODY_LEN || body.len() > longest {
+    let max_len = capacity.saturating_mul(MAX_FRAGMENTS).saturating_sub(LENGTH_LEN);
+    if body.len() > MAX_BODY_LEN || body.len() > max_len {
         return Err(WireError::TooLong("fragmented body"));
     }
     if body.is_empty() || capacity <= LENGTH_LEN {

@@ -15,20 +15,20 @@ const HOST_NAME: u8 = 1;
 /// The host of a stream's target or of a RESOLVE. Prints redacted.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Host {
-    /// A DNS name: 1 to 255 ASCII letters, digits, `-`, `.` and `_`, as given by the application.
+    /// A DNS name as the application passed it: 1 to 255 ASCII letters, digits, `-`, `.` and `_`.
     Name(String),
     /// An address.
     Ip(IpAddr),
 }
 
 impl Host {
-    /// Parses `text`: an address if it has that form (IPv6 with or without brackets), otherwise a DNS name.
+    /// Parses `text` as an IP address (IPv6 with or without brackets), otherwise as a DNS name.
     ///
     /// # Errors
     /// When `text` is empty, longer than 255 bytes, or has a character other than letters, digits, `-`, `.` and `_`.
     pub fn parse(text: &str) -> Result<Self, WireError> {
-        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-        if let Ok(ip) = bare.parse() {
+        let without_brackets = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+        if let Ok(ip) = without_brackets.parse() {
             return Ok(Self::Ip(ip));
         }
         if text.is_empty() {

@@ -63,11 +63,11 @@ pub enum MessageKind {
     Extend = 10,
     /// Answers EXTEND.
     Extended = 11,
-    /// No content: padding that only the receiving hop can distinguish.
+    /// No content: padding that only the receiver can distinguish from other messages.
     Drop = 12,
     /// Opens a stream to a service of the hop itself.
     Request = 13,
-    /// Answers EXTEND: the hop can't reach that relay. The circuit is unchanged.
+    /// Answers EXTEND: the hop can't reach the relay that EXTEND named. The circuit is unchanged.
     Gone = 14,
 }
 
@@ -202,7 +202,7 @@ pub enum RelayMessage {
     Connected {
         /// The stream.
         stream: StreamId,
-        /// The address that the hop connected to, if it reports one.
+        /// The address that the hop connected to, if the hop reports the address.
         address: Option<IpAddr>,
     },
     /// Bytes of a stream.
@@ -214,7 +214,7 @@ pub enum RelayMessage {
         /// The bytes, never empty.
         bytes: Bytes,
     },
-    /// The end of a stream or of one direction of it.
+    /// The end of a stream, or of one direction of a stream.
     End {
         /// The stream.
         stream: StreamId,
@@ -313,8 +313,8 @@ impl RelayMessage {
     /// Appends the message to `out`, without padding.
     ///
     /// # Errors
-    /// When a field is longer than its length field can encode, or has a value that [`Self::decode`] rejects. The onion
-    /// layer checks whether the message fits the hop's layer.
+    /// When a field is longer than its length field can encode, or has a value that [`Self::decode`] rejects. The
+    /// module `onion` checks whether the message fits the hop's layer.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), WireError> {
         out.push(self.kind() as u8);
         out.extend_from_slice(&self.stream().map_or(0, StreamId::value).to_be_bytes());
@@ -438,10 +438,10 @@ impl RelayMessage {
                     Some(Host::Name(_)) => return Err(WireError::Invalid("connected address")),
                 }
             }
-            MessageKind::Data => Self::Data { stream, tag: None, bytes: reader.rest(payload)? },
+            MessageKind::Data => Self::Data { stream, tag: None, bytes: reader.remaining(payload)? },
             MessageKind::TaggedData => {
                 let tag = Some(reader.array()?);
-                Self::Data { stream, tag, bytes: reader.rest(payload)? }
+                Self::Data { stream, tag, bytes: reader.remaining(payload)? }
             }
             MessageKind::End => Self::End {
                 stream,

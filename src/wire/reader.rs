@@ -21,15 +21,15 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8], WireError> {
-        let (taken, rest) = self.bytes.split_at_checked(length).ok_or(WireError::Truncated(self.value))?;
-        self.bytes = rest;
-        Ok(taken)
+        let (field, remaining) = self.bytes.split_at_checked(length).ok_or(WireError::Truncated(self.value))?;
+        self.bytes = remaining;
+        Ok(field)
     }
 
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
-        let (taken, rest) = self.bytes.split_first_chunk().ok_or(WireError::Truncated(self.value))?;
-        self.bytes = rest;
-        Ok(*taken)
+        let (field, remaining) = self.bytes.split_first_chunk().ok_or(WireError::Truncated(self.value))?;
+        self.bytes = remaining;
+        Ok(*field)
     }
 
     pub(super) fn u8(&mut self) -> Result<u8, WireError> {
@@ -45,7 +45,7 @@ impl<'a> Reader<'a> {
     }
 
     /// All remaining bytes, at least one, as a slice of `whole`'s buffer.
-    pub(super) fn rest(&mut self, whole: &Bytes) -> Result<Bytes, WireError> {
+    pub(super) fn remaining(&mut self, whole: &Bytes) -> Result<Bytes, WireError> {
         if self.bytes.is_empty() {
             return Err(WireError::Truncated(self.value));
         }

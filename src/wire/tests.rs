@@ -1,3 +1,5 @@
+//! Tests of the codecs: properties of all messages, cells and fragments, and the test vectors.
+
 use core::net::IpAddr;
 
 #[cfg(target_arch = "wasm32")]
@@ -38,7 +40,7 @@ fn reason() -> impl Strategy<Value = EndReason> {
 
 fn message() -> impl Strategy<Value = RelayMessage> {
     let id = || (1..=u16::MAX).prop_map(|id| StreamId::new(id).unwrap());
-    let bytes = |least| vec(any::<u8>(), least..900).prop_map(Bytes::from);
+    let bytes = |min_len| vec(any::<u8>(), min_len..900).prop_map(Bytes::from);
     prop_oneof![
         (id(), host(), 1..=u16::MAX)
             .prop_map(|(stream, host, port)| RelayMessage::Begin { stream, target: Target { host, port } }),
@@ -74,7 +76,7 @@ fn encoded(message: &RelayMessage) -> Vec<u8> {
 
 proptest! {
     #[test]
-    fn messages_with_any_padding_decode_to_equal_ones(message in message(), padding in 0..64_usize) {
+    fn a_message_with_any_padding_decodes_to_an_equal_message(message in message(), padding in 0..64_usize) {
         let mut bytes = encoded(&message);
         bytes.resize(bytes.len() + padding, 0);
         prop_assert_eq!(RelayMessage::decode(&Bytes::from(bytes)), Ok(message));

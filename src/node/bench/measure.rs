@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use super::{
-    process::Processes,
+    process::ProcessTotals,
     server::{BenchServer, ServerState},
     stream::{BenchError, BenchStream, FetchSample, MIB, rate_mib},
 };
@@ -157,7 +157,7 @@ pub(super) struct PhaseResult {
     seconds: f64,
     mib_per_second: f64,
     requests_per_second: f64,
-    /// Time to open a stream, without requests on reused streams.
+    /// Time to open a stream; requests on an open stream don't count.
     connect: Percentiles,
     /// Time from a request to the complete head of the response.
     first_byte: Percentiles,
@@ -196,11 +196,16 @@ pub(super) struct Measurement {
     phases: Vec<PhaseResult>,
     /// CPU seconds of the watched processes per GiB.
     cpu_seconds_per_gib: Option<f64>,
-    processes: Option<Processes>,
+    processes: Option<ProcessTotals>,
 }
 
 impl Measurement {
-    pub(super) fn new(load: Load, warm_up: Duration, phases: Vec<PhaseResult>, processes: Option<Processes>) -> Self {
+    pub(super) fn new(
+        load: Load,
+        warm_up: Duration,
+        phases: Vec<PhaseResult>,
+        processes: Option<ProcessTotals>,
+    ) -> Self {
         let gib = phases.iter().map(|phase| phase.bytes).sum::<u64>() as f64 / GIB;
         let cpu_seconds_per_gib = processes.map(|processes| processes.cpu_seconds / gib);
         Self { load, warm_up_ms: warm_up.as_secs_f64() * 1e3, phases, cpu_seconds_per_gib, processes }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs};
 use serde::Serialize;
 
 /// Clock ticks per second in /proc; the same on all Linux platforms that Rust supports.
-const TICKS: f64 = 100.0;
+const TICKS_PER_SECOND: f64 = 100.0;
 const KIB: u64 = 1024;
 
 /// CPU time and memory of watched processes so far, by process identifier.
@@ -21,7 +21,7 @@ struct Usage {
 
 /// CPU time of watched processes during a measurement, and their memory.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(super) struct Processes {
+pub(super) struct ProcessTotals {
     /// Number of processes.
     pub(super) count: usize,
     /// CPU seconds of all processes.
@@ -48,10 +48,10 @@ impl ProcessUsage {
     }
 
     /// The CPU time since `before` and the current memory; `None` if no watched process exists.
-    pub(super) fn since(&self, before: &Self) -> Option<Processes> {
+    pub(super) fn since(&self, before: &Self) -> Option<ProcessTotals> {
         let used =
             |(pid, now): (&u32, &Usage)| now.cpu_seconds - before.0.get(pid).map_or(0.0, |before| before.cpu_seconds);
-        (!self.0.is_empty()).then(|| Processes {
+        (!self.0.is_empty()).then(|| ProcessTotals {
             count: self.0.len(),
             cpu_seconds: self.0.iter().map(used).sum(),
             largest_resident: self.0.values().map(|usage| usage.resident).max().unwrap_or(0),
@@ -82,7 +82,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok();
     Some(Stat {
         parent: fields.get(PARENT)?.parse().ok()?,
-        cpu_seconds: (ticks(USER_TICKS)? + ticks(SYSTEM_TICKS)?) / TICKS,
+        cpu_seconds: (ticks(USER_TICKS)? + ticks(SYSTEM_TICKS)?) / TICKS_PER_SECOND,
     })
 }
 
@@ -118,7 +118,7 @@ mod tests {
             (6, Usage { cpu_seconds: 1.0, resident: 30 }),
         ]));
         let used = after.since(&before).unwrap();
-        assert_eq!(used, Processes { count: 2, cpu_seconds: 2.5, largest_resident: 30, resident: 40 });
+        assert_eq!(used, ProcessTotals { count: 2, cpu_seconds: 2.5, largest_resident: 30, resident: 40 });
         assert_eq!(ProcessUsage::default().since(&ProcessUsage::default()), None);
     }
 }

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::{
     BenchOptions,
     measure::Percentiles,
-    process::{ProcessUsage, Processes},
+    process::{ProcessTotals, ProcessUsage},
 };
 use crate::{
     delegated::{SearchAnswer, SearchRequest},
@@ -71,11 +71,11 @@ fn terms(number: usize) -> String {
     let word = |at: usize| WORDS.get(at % WORD_COUNT).copied().unwrap_or_default();
     let distance = (number / WORD_COUNT % WORD_COUNT).saturating_add(1);
     let mut terms = format!("{} {}", word(number), word(number.saturating_add(distance)));
-    let mut rest = number / WORD_COUNT / WORD_COUNT;
-    while rest > 0 {
+    let mut quotient = number / WORD_COUNT / WORD_COUNT;
+    while quotient > 0 {
         terms.push(' ');
-        terms.push_str(word(rest));
-        rest /= WORD_COUNT;
+        terms.push_str(word(quotient));
+        quotient /= WORD_COUNT;
     }
     terms
 }
@@ -127,7 +127,7 @@ pub(super) struct SearchReport {
     queries: usize,
     /// Concurrent searches, if more than one worker was chosen.
     concurrent: Option<ConcurrentReport>,
-    processes: Option<Processes>,
+    processes: Option<ProcessTotals>,
 }
 
 /// The result of concurrent searches.
@@ -182,11 +182,11 @@ pub(super) async fn measure(options: &BenchOptions) -> Result<SearchReport, Fail
 }
 
 impl ConcurrentReport {
-    /// Alternates the routes, so that changes of the machine's load affect both. Within a round the routes send
+    /// Alternates the routes, so that changes of the machine's load affect both routes. Within a round the routes send
     /// different queries, from number `from` on.
     ///
-    /// The number of rounds is small because each search uses a circuit. A guard limits a client to 200 new circuits at
-    /// once, and then 50 per second (`creates_of_client`). More rounds would measure this limit.
+    /// The number of rounds is small because each search uses a circuit. A guard accepts a burst of 200 new circuits
+    /// from a client, and then 50 per second (`creates_of_client`). More rounds would measure this limit.
     async fn measure(bench: &Arc<SearchBench>, workers: usize, from: usize) -> Result<Self, Failure> {
         const ROUNDS: usize = 3;
         let (mut direct, mut client) = (SearchRounds::default(), SearchRounds::default());
@@ -287,13 +287,13 @@ impl SearchBench {
     /// Number of circuits that the client has used for the engine: one for each request to an exit.
     async fn circuits(&self) -> Result<u64, Failure> {
         let engines: Vec<api::OfferedEngine> = control::request(self.control, "/api/engines", None::<&()>).await?;
-        let own = engines.iter().filter(|engine| engine.engine == self.engine.name().as_str());
-        let exits = own.flat_map(|engine| &engine.exits);
+        let offered = engines.iter().filter(|engine| engine.engine == self.engine.name().as_str());
+        let exits = offered.flat_map(|engine| &engine.exits);
         Ok(exits.map(|exit| u64::from(exit.answered).saturating_add(exit.failed.into())).sum())
     }
 
     /// Performs [`SEARCHES_PER_WORKER`] searches in each of `workers` concurrent tasks, with the queries from number
-    /// `from` on. Returns their durations and the total time.
+    /// `from` on. Returns the durations of the searches and the total time.
     async fn round(
         self: &Arc<Self>,
         route: SearchRoute,

@@ -16,14 +16,15 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::io::listener::accept_each;
 
-/// Length of the period, in bytes. Prime, so that it is not a multiple of a cell, page or buffer: a shift by these is
-/// detected.
+/// Length of the period, in bytes. A prime, and so no multiple of the length of a cell, page or buffer: a shift of the
+/// body by such a length is detected.
 const PERIOD: usize = 1_048_573;
+/// Maximum bytes of a head.
 const MAX_HEAD: usize = 8 * 1024;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_TCP_CONNECTIONS: usize = 2048;
 /// Maximum bytes of the body in the first write of a response.
-const FIRST_WRITE: u64 = 16 * 1024;
+const MAX_FIRST_WRITE: u64 = 16 * 1024;
 const GREETING: &str = "This text came over three hops of your own testnet.\n";
 
 /// The bytes of all bodies: a pseudo-random period, repeated without end.
@@ -42,11 +43,12 @@ impl PseudoRandomBody {
         Self(words.flat_map(u64::to_be_bytes).take(PERIOD).collect())
     }
 
-    /// The bytes from `position` on, up to `limit` or the end of the period; at least one if `limit` isn't zero.
+    /// The bytes from `position` to the end of the period, at most `limit` bytes; at least one byte if `limit` isn't
+    /// zero.
     fn at(&self, position: u64, limit: u64) -> &[u8] {
         let start = usize::try_from(position.checked_rem(PERIOD as u64).unwrap_or(0)).unwrap_or(0);
-        let rest = self.0.get(start..).unwrap_or_default();
-        rest.get(..usize::try_from(limit).unwrap_or(usize::MAX)).unwrap_or(rest)
+        let to_end = self.0.get(start..).unwrap_or_default();
+        to_end.get(..usize::try_from(limit).unwrap_or(usize::MAX)).unwrap_or(to_end)
     }
 
     /// Whether the body has `bytes` at `position`.
@@ -54,7 +56,7 @@ impl PseudoRandomBody {
         while !bytes.is_empty() {
             let expected = self.at(position, bytes.len() as u64);
             match bytes.split_at_checked(expected.len()) {
-                Some((piece, rest)) if piece == expected => bytes = rest,
+                Some((piece, remaining)) if piece == expected => bytes = remaining,
                 _ => return false,
             }
             position = position.saturating_add(expected.len() as u64);
@@ -156,8 +158,8 @@ async fn serve(mut socket: TcpStream, body: &PseudoRandomBody) -> io::Result<()>
     }
 }
 
-/// Sends `head` and `length` bytes of the body from `position` on. The first write has up to [`FIRST_WRITE`] bytes of
-/// the body, so that a short response is one write.
+/// Sends `head` and `length` bytes of the body from `position` on. The first write has up to [`MAX_FIRST_WRITE`] bytes
+/// of the body, so that a short response is one write.
 async fn send_response(
     socket: &mut TcpStream,
     head: Vec<u8>,
@@ -165,7 +167,7 @@ async fn send_response(
     length: u64,
     position: u64,
 ) -> io::Result<()> {
-    let piece = body.at(position, length.min(FIRST_WRITE));
+    let piece = body.at(position, length.min(MAX_FIRST_WRITE));
     let mut sent = piece.len() as u64;
     socket.write_all(&[head.as_slice(), piece].concat()).await?;
     while sent < length {

@@ -173,9 +173,9 @@ impl BenchStream {
 
 /// Opens a stream to `target` by SOCKS5 (RFC 1928), with the user name `user` (RFC 1929) if the port accepts one.
 async fn connect_through_socks(socket: &mut TcpStream, target: SocketAddr, user: &str) -> Result<(), BenchError> {
-    const NONE: u8 = 0;
+    const NO_AUTHENTICATION: u8 = 0;
     const USER_NAME: u8 = 2;
-    socket.write_all(&[5, 2, NONE, USER_NAME]).await?;
+    socket.write_all(&[5, 2, NO_AUTHENTICATION, USER_NAME]).await?;
     match read::<2>(socket).await? {
         [5, USER_NAME] => {
             let length = u8::try_from(user.len()).map_err(|_| BenchError::NotSocks)?;
@@ -184,7 +184,7 @@ async fn connect_through_socks(socket: &mut TcpStream, target: SocketAddr, user:
                 return Err(BenchError::NotSocks);
             }
         }
-        [5, NONE] => {}
+        [5, NO_AUTHENTICATION] => {}
         _ => return Err(BenchError::NotSocks),
     }
     let SocketAddr::V4(target) = target else { return Err(BenchError::NotSocks) };

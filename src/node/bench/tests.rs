@@ -1,3 +1,5 @@
+//! Tests of the measurements through a SOCKS5 port of this process, without an overlay.
+
 use core::time::Duration;
 
 use clap::Parser;
@@ -29,14 +31,14 @@ async fn socks_port(corrupt: Option<usize>) -> SocketAddr {
         socket.read_exact(&mut head[..4]).await.unwrap();
         socket.write_all(&[5, 2]).await.unwrap();
         socket.read_exact(&mut head[..2]).await.unwrap();
-        let mut rest = vec![0; usize::from(head[1]) + 2];
-        socket.read_exact(&mut rest).await.unwrap();
+        let mut credentials = vec![0; usize::from(head[1]) + 2];
+        socket.read_exact(&mut credentials).await.unwrap();
         socket.write_all(&[1, 0]).await.unwrap();
         socket.read_exact(&mut head).await.unwrap();
         let port = u16::from_be_bytes([head[8], head[9]]);
         let mut target = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         socket.write_all(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).await.unwrap();
-        let Some(place) = corrupt else {
+        let Some(position) = corrupt else {
             let _ = tokio::io::copy_bidirectional(&mut socket, &mut target).await;
             return;
         };
@@ -46,8 +48,8 @@ async fn socks_port(corrupt: Option<usize>) -> SocketAddr {
             let mut seen = 0;
             let mut buffer = [0; 4096];
             while let Ok(length @ 1..) = from.read(&mut buffer).await {
-                if (seen..seen + length).contains(&place) {
-                    buffer[place - seen] ^= 1;
+                if (seen..seen + length).contains(&position) {
+                    buffer[position - seen] ^= 1;
                 }
                 seen += length;
                 if response.write_all(&buffer[..length]).await.is_err() {
@@ -61,7 +63,7 @@ async fn socks_port(corrupt: Option<usize>) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn each_mode_reports_as_text_and_as_json() {
+async fn measurements_of_streams_are_reported_as_text_and_as_json() {
     let socks = socks_port(None).await;
     for (arguments, words) in [
         ("--streams 3 --circuits 2 --bytes 3MiB", "MiB/s"),
@@ -84,8 +86,8 @@ async fn each_mode_reports_as_text_and_as_json() {
 #[tokio::test]
 async fn a_single_changed_bit_is_detected() {
     let server = BenchServer::start().await.unwrap();
-    for place in [60, 5_000, 70_000] {
-        let error = fetch(socks_port(Some(place)).await, &server, 100_000).await.unwrap_err();
+    for position in [60, 5_000, 70_000] {
+        let error = fetch(socks_port(Some(position)).await, &server, 100_000).await.unwrap_err();
         assert!(matches!(error, BenchError::BodyDiffers { .. } | BenchError::HeadDiffers), "{error}");
     }
     assert!(fetch(socks_port(None).await, &server, 100_000).await.is_ok());
@@ -103,9 +105,9 @@ async fn the_error_for_an_unreachable_port_or_a_timeout_names_the_option() {
 
 #[test]
 fn values_outside_the_limits_are_rejected() {
-    for wrong in ["--streams 0", "--streams 10000", "--bytes 0", "--bytes 17GiB", "--limit 0", "--circuits 65"] {
-        let words = std::iter::once("bench").chain(wrong.split_ascii_whitespace());
-        assert!(Command::try_parse_from(words).is_err(), "{wrong}");
+    for arguments in ["--streams 0", "--streams 10000", "--bytes 0", "--bytes 17GiB", "--limit 0", "--circuits 65"] {
+        let words = std::iter::once("bench").chain(arguments.split_ascii_whitespace());
+        assert!(Command::try_parse_from(words).is_err(), "{arguments}");
     }
 }
 

@@ -22,8 +22,8 @@ impl Client {
     /// response.** This includes `https` URLs, because TLS ends at the exit. Use [`Self::request_over_stream`] for
     /// content that an exit must not read.
     ///
-    /// The exit doesn't learn the client's address. To keep it so, this method removes header fields that identify the
-    /// user; the caller must leave such data out of URL and body. Each request has a separate circuit. Redirects are
+    /// The exit doesn't see the client's address. This method removes header fields that identify the user. The caller
+    /// must leave identifying data out of URL and body. Each request has a separate circuit. Redirects are
     /// returned, not followed.
     ///
     /// # Errors
@@ -56,8 +56,8 @@ impl Client {
         self.requester().over_stream(request, self.isolation).await
     }
 
-    /// Encapsulates `request` to the key of the Oblivious HTTP `gateway` (RFC 9458), and sends it there through an
-    /// exit. The gateway performs the request. The request's URL must be absolute.
+    /// Encapsulates `request` to the key of the Oblivious HTTP `gateway` (RFC 9458), and sends it to the gateway
+    /// through an exit. The gateway performs the request. The request's URL must be absolute.
     ///
     /// The exit sees the gateway and the number of bytes. The gateway sees the request and the exit. Two different
     /// exits fetch the gateway's keys. If the copies differ, the request fails. A `gateway` URL without a path means

@@ -5,11 +5,11 @@ use crate::requests::search::{Comparison, Found, SearchFailure, SearchQuery, Sea
 use super::Client;
 
 impl Client {
-    /// Sends a query to an exit, which queries the engine. The engine doesn't learn the client's address; the exit
-    /// learns only the query. Each query uses a separate circuit, independent of the handle.
+    /// Sends a query to an exit, which queries the engine. The engine doesn't see the client's address; the exit
+    /// sees only the query. Each query uses a separate circuit, independent of the handle.
     ///
     /// The results are not authenticated. Their URLs are cleaned, but the exit may have inserted URLs unique to this
-    /// query. Fetch them through the overlay ([`Client::open`]).
+    /// query. Fetch the URLs through the overlay ([`Client::open`]).
     ///
     /// # Errors
     /// See [`SearchFailure`].
@@ -26,10 +26,11 @@ impl Client {
         self.searcher().search(query).await
     }
 
-    /// Sends the same query to `exits` exits, at most eight, each over a separate circuit. All of them see the query.
+    /// Sends the same query to `exits` exits, at most eight, each over a separate circuit. All these exits see the
+    /// query.
     ///
     /// # Errors
-    /// When fewer exits offer the engine, or the query is invalid.
+    /// When fewer than `exits` exits offer the engine, or the query is invalid.
     pub async fn compare(&self, query: &SearchQuery, exits: usize) -> Result<Comparison, SearchFailure> {
         self.searcher().compare(query, exits).await
     }

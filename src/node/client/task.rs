@@ -36,12 +36,12 @@ use crate::{
     wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
-/// Largest number of commands of handles, and of streams, taken before the core is drained.
+/// Maximum commands of handles, and maximum commands of streams, that the task takes before it drains the core.
 const COMMANDS_PER_TURN: usize = 256;
-/// Circuits kept ready for searching: for a query, its second try at another exit, and the next query.
+/// Spare circuits for searches: for a query, its second try at another exit, and the next query.
 const SPARE_SEARCHES: usize = 3;
 
-use super::Searches;
+use super::SearchSettings;
 
 type ReplySender<T> = oneshot::Sender<Result<T, ConnectError>>;
 
@@ -87,7 +87,7 @@ pub(super) fn drive(
     folder: Option<Folder>,
     commands: mpsc::Receiver<ClientCommand>,
     parameters: ClientParameters,
-    searches: Searches,
+    searches: SearchSettings,
     observers: ClientObservers,
 ) -> Result<Drive<DrivenClient>, Failure> {
     let guards = match &folder {
@@ -101,7 +101,7 @@ pub(super) fn drive(
         waiting: BTreeMap::new(),
         folder,
         searches,
-        offering: Offering::default(),
+        current_offers: CurrentOffers::default(),
         observers,
         reported: Reported::default(),
     };
@@ -118,22 +118,23 @@ pub(super) struct DrivenClient {
     commands: mpsc::Receiver<ClientCommand>,
     waiting: BTreeMap<ClientStream, WaitingRequester>,
     folder: Option<Folder>,
-    searches: Searches,
-    offering: Offering,
+    searches: SearchSettings,
+    current_offers: CurrentOffers,
     observers: ClientObservers,
     reported: Reported,
 }
 
-/// The delegated services that relays offer.
+/// The current offers of delegated services.
 #[derive(Default)]
-struct Offering {
-    /// The services of relays in the consensus; `None` before the first consensus.
+struct CurrentOffers {
+    /// The offers of relays in the consensus; `None` before the first consensus.
     listed: Option<Vec<(RelayId, Offer)>>,
-    /// The services of volunteers in the volunteer list.
+    /// The offers of volunteers in the volunteer list.
     volunteers: Vec<(RelayId, Offer)>,
 }
 
-fn offering<'a>(relays: impl Iterator<Item = (RelayId, &'a Offer)>) -> Vec<(RelayId, Offer)> {
+/// The relays that offer a service, with their offers.
+fn with_offer<'a>(relays: impl Iterator<Item = (RelayId, &'a Offer)>) -> Vec<(RelayId, Offer)> {
     relays.filter(|(_, offer)| !offer.is_empty()).map(|(relay, offer)| (relay, offer.clone())).collect()
 }
 
@@ -186,13 +187,13 @@ impl DrivenClient {
                     self.observers.reporter.send(&Report::Consensus { relays: consensus.relays().len() });
                 }
                 let listed = consensus.relays().iter().map(|relay| (relay.identity(), &relay.profile.offer));
-                self.offering.listed = Some(offering(listed));
+                self.current_offers.listed = Some(with_offer(listed));
                 self.update_offers();
                 self.client.set_consensus(now, wall_time(), consensus, rng);
             }
             ClientCommand::Volunteers(list) => {
-                let listed = list.volunteers().iter().map(|it| (it.identity(), &it.profile.offer));
-                self.offering.volunteers = offering(listed);
+                let listed = list.volunteers().iter().map(|volunteer| (volunteer.identity(), &volunteer.profile.offer));
+                self.current_offers.volunteers = with_offer(listed);
                 self.update_offers();
                 self.client.set_volunteers(now, wall_time(), list);
             }
@@ -201,7 +202,7 @@ impl DrivenClient {
 
     /// Publishes changed offers. At the first offers with an engine, keeps circuits ready for searches if configured.
     fn update_offers(&mut self) {
-        let Offering { listed: Some(listed), volunteers } = &self.offering else { return };
+        let CurrentOffers { listed: Some(listed), volunteers } = &self.current_offers else { return };
         let offers: Offers = Some(listed.iter().chain(volunteers).cloned().collect());
         if *self.observers.offers.borrow() == offers {
             return;
@@ -230,9 +231,7 @@ impl DrivenClient {
             ClientEvent::CircuitBuilt { path, channel, hops } => self.report_circuit(&path, channel, &hops),
             ClientEvent::GuardsChanged => self.store_guards(),
             ClientEvent::ConsensusExpired => {
-                tracing::error!(
-                    "the consensus has expired and no directory has a newer one; requests fail until one has"
-                );
+                tracing::error!("the consensus has expired; requests fail until a directory has a newer consensus");
             }
             ClientEvent::Delegated { stream, path, hops, shared_exit } => {
                 if let Some(WaitingRequester::Delegated(reply)) = self.waiting.remove(&stream) {
@@ -250,7 +249,7 @@ impl DrivenClient {
         match event {
             StreamEvent::Connected(_) => {
                 if let Some(WaitingRequester::Stream(reply)) = self.waiting.remove(&stream) {
-                    // If the requester no longer waits, the stream is dropped, which resets it.
+                    // If the requester no longer waits, `send` drops the stream, and a dropped stream is reset.
                     let _ = reply.send(Ok(self.hub.open(stream, self.client.room(stream))));
                 }
             }
@@ -298,7 +297,7 @@ impl DrivenClient {
 }
 
 impl Drop for DrivenClient {
-    /// The task ends by a drop of its future.
+    /// Stores changed guards, because the task ends by a drop of its future.
     fn drop(&mut self) {
         if self.client.take_guard_changes() {
             self.store_guards();
@@ -315,18 +314,18 @@ const fn end_reason(failure: StreamFailure) -> EndReason {
 
 impl TaskDriven for DrivenClient {
     fn poll_outside(&mut self, now: Instant, rng: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
-        let mut taken = Poll::Pending;
+        let mut progress = Poll::Pending;
         for _ in 0..COMMANDS_PER_TURN {
             let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) else { break };
             self.handle_client_command(now, command, rng);
-            taken = Poll::Ready(());
+            progress = Poll::Ready(());
         }
         for _ in 0..COMMANDS_PER_TURN {
             let Poll::Ready((stream, command)) = self.hub.poll_command(cx) else { break };
             self.handle_command(stream, command);
-            taken = Poll::Ready(());
+            progress = Poll::Ready(());
         }
-        taken
+        progress
     }
 }
 

@@ -11,8 +11,8 @@ use tempfile::NamedTempFile;
 
 use crate::node::Failure;
 
-/// Fetches shorter than this show no progress bar.
-const BAR_AFTER: Duration = Duration::from_secs(1);
+/// Time from the start of a fetch to its progress bar.
+const PROGRESS_BAR_DELAY: Duration = Duration::from_secs(1);
 
 /// A file or standard output, with a progress bar on standard error for long fetches.
 pub(super) struct Output {
@@ -25,7 +25,8 @@ enum Sink {
     /// A temporary file beside the final path, until the body is complete.
     File(NamedTempFile, PathBuf),
     Stdout(Stdout),
-    /// A terminal, with the last byte written. Control characters are replaced, because a terminal interprets them.
+    /// A terminal, and the last byte of the body so far. Control characters are replaced, because a terminal interprets
+    /// them.
     Terminal(Stdout, u8),
 }
 
@@ -44,7 +45,7 @@ pub(super) fn check(path: &Path) -> Result<(), Failure> {
 }
 
 impl Output {
-    /// Starts a body, of `length` bytes if that is known.
+    /// Opens the output for a body of `length` bytes, if the length is known.
     ///
     /// # Errors
     /// When the file can't be created.
@@ -73,7 +74,7 @@ impl Output {
     /// Writes the next piece.
     ///
     /// # Errors
-    /// When it can't be written.
+    /// When the piece can't be written.
     pub(super) fn write(&mut self, piece: &[u8]) -> Result<(), Failure> {
         let written = match &mut self.sink {
             Sink::File(file, path) => file.write_all(piece).map_err(unwritable(path)),
@@ -82,8 +83,8 @@ impl Output {
         };
         written?;
         self.bar.inc(piece.len().try_into().unwrap_or(u64::MAX));
-        let bar_helps = !matches!(self.sink, Sink::Terminal(..)) && std::io::stderr().is_terminal();
-        if self.bar.is_hidden() && bar_helps && self.started.elapsed() > BAR_AFTER {
+        let may_show_bar = !matches!(self.sink, Sink::Terminal(..)) && std::io::stderr().is_terminal();
+        if self.bar.is_hidden() && may_show_bar && self.started.elapsed() > PROGRESS_BAR_DELAY {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
         Ok(())
@@ -92,7 +93,7 @@ impl Output {
     /// Completes the body.
     ///
     /// # Errors
-    /// When its last bytes can't be written or the file can't be moved to its path.
+    /// When the last bytes can't be written, or the file can't be moved to its path.
     pub(super) fn finish(self) -> Result<(), Failure> {
         self.bar.finish_and_clear();
         match self.sink {
@@ -146,8 +147,8 @@ mod tests {
     #[test]
     fn only_a_regular_file_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
-        for taken in [folder.path(), Path::new("/dev/null"), Path::new("/dev/full")] {
-            assert!(check(taken).is_err(), "{}", taken.display());
+        for path in [folder.path(), Path::new("/dev/null"), Path::new("/dev/full")] {
+            assert!(check(path).is_err(), "{}", path.display());
         }
         check(&folder.path().join("new")).unwrap();
     }

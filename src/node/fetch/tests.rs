@@ -1,3 +1,5 @@
+//! Tests of `umbel fetch` with the API of a client whose exits are in this process.
+
 use core::time::Duration;
 
 use clap::Parser;
@@ -16,7 +18,8 @@ use crate::{
     },
 };
 
-const DEADLINE: Duration = Duration::from_secs(20);
+/// Time limit of one fetch.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Parser)]
 struct Command {
@@ -48,12 +51,13 @@ async fn fetch(control: SocketAddr, arguments: &[&str]) -> (Result<(), String>, 
     let (control, output) = (control.to_string(), file.to_str().unwrap().to_owned());
     let common = ["fetch", "--control", &control, "--output", &output];
     let options = Command::try_parse_from(common.iter().chain(arguments)).unwrap().options;
-    let outcome = timeout(DEADLINE, run(options)).await.unwrap();
+    let outcome = timeout(FETCH_TIMEOUT, run(options)).await.unwrap();
     let written = std::fs::read_to_string(&file).ok();
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), usize::from(written.is_some()));
     (outcome.map_err(|failure| failure.to_string()), written)
 }
 
+/// Answers with the method, URI, header fields and body of the request.
 async fn mirror(request: Request<Incoming>) -> Response<Full<Bytes>> {
     let head = format!("{} {} {:?}", request.method(), request.uri(), request.headers());
     let body = request.into_body().collect().await.unwrap().to_bytes();
@@ -73,7 +77,7 @@ async fn a_body_is_fetched_by_an_exit_or_over_a_stream() {
 }
 
 #[tokio::test]
-async fn method_fields_and_data_are_sent_as_given() {
+async fn method_and_data_are_sent_without_identifying_fields() {
     let (control, target) = (client().await, http_server(mirror).await);
     let address = format!("http://{target}/");
     let body = fetch(control, &["--data", "text=1", &address]).await.1.unwrap();

@@ -22,21 +22,21 @@ use crate::{
 };
 
 /// Policy of the open tier when the relay has no exit policy.
-const OPEN: [&str; 2] = ["accept *:80", "accept *:443"];
+const OPEN_TIER_RULES: [&str; 2] = ["accept *:80", "accept *:443"];
 
-/// The services given by `options`, if there are any.
+/// The delegated services that `options` configure, if there are any.
 ///
 /// # Errors
-/// [`Failure::Usage`] when an option, or the description at its path or URL, can't be used.
+/// When an option, or the description at the path or URL of an engine, can't be used.
 pub(super) async fn delegate(
     options: &RelayOptions,
     exit: Option<&Policy>,
-    own: &[IpAddr],
+    own_addresses: &[IpAddr],
     resolver: &Arc<Resolver>,
 ) -> Result<Option<Delegate>, Failure> {
     let Some(tier) = options.delegate else {
         return if options.allow_request.is_some() || options.engine.is_some() {
-            Err(Failure::usage("allow-request and engine need delegate, which is not given"))
+            Err(Failure::usage("allow-request and engine need delegate, which is missing"))
         } else {
             Ok(None)
         };
@@ -44,13 +44,13 @@ pub(super) async fn delegate(
     let private = options.allow_private_targets.unwrap_or(false);
     let policy = |rules: &[&str], private: bool| {
         let parsed = Policy::parse(rules, private).map_err(Failure::usage)?;
-        Ok::<_, Failure>(parsed.refusing_own(own.iter().copied()))
+        Ok::<_, Failure>(parsed.refusing_own(own_addresses.iter().copied()))
     };
     let tls = Tls::new(options.delegate_root.iter().flatten()).map_err(Failure::invalid("delegate-root"))?;
     let outbound = |policies| Outbound::new(policies, Arc::clone(resolver), tls.clone(), OutboundLimits::default());
-    let all = |private| policy(&["accept *"], private);
+    let accept_all = |private| policy(&["accept *"], private);
     // An address that the operator configured is allowed, even if it is private.
-    let configured = outbound(TargetPolicies { resolved: all(private)?, literal: all(true)? });
+    let configured = outbound(TargetPolicies { resolved: accept_all(private)?, literal: accept_all(true)? });
     let http = match tier {
         DelegateTier::Search if options.engine.iter().flatten().next().is_none() => {
             return Err(Failure::usage("delegate: \"search\" needs an engine; add --engine"));
@@ -65,7 +65,7 @@ pub(super) async fn delegate(
             Tier::Listed(list, configured.clone())
         }
         DelegateTier::Open => {
-            let open = exit.cloned().map_or_else(|| policy(&OPEN, private), Ok)?;
+            let open = exit.cloned().map_or_else(|| policy(&OPEN_TIER_RULES, private), Ok)?;
             Tier::Open(outbound(TargetPolicies { resolved: open.clone(), literal: open }))
         }
     };
@@ -79,14 +79,14 @@ pub(super) async fn delegate(
         request_timeout: options.delegated_time.map_or(caps.request_timeout, core::time::Duration::from_secs),
         ..caps
     };
-    let public = outbound(TargetPolicies { resolved: all(private)?, literal: all(private)? });
+    let public = outbound(TargetPolicies { resolved: accept_all(private)?, literal: accept_all(private)? });
     let search = search(options, Senders { configured, public }).await?;
     Ok(Some(Delegate::new(search, Http::new(http, caps), ExitLimits::new(rates, Instant::now()))))
 }
 
 /// The search service with the engines of `options`, whose requests `senders` send.
 async fn search(options: &RelayOptions, senders: Senders) -> Result<ExitSearch, Failure> {
-    let written: Vec<&String> = options.engine.iter().flatten().collect();
-    let engines = Engines::load(&written, senders).await.map_err(Failure::usage)?;
+    let entries: Vec<&String> = options.engine.iter().flatten().collect();
+    let engines = Engines::load(&entries, senders).await.map_err(Failure::usage)?;
     Ok(ExitSearch::new(engines, SearchCaps::default()))
 }

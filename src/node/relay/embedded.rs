@@ -23,20 +23,21 @@ pub struct RelayConfig {
     pub directories: Vec<String>,
     /// Keys of trusted directory authorities; more than half must have signed a consensus.
     pub authorities: Vec<AuthorityId>,
-    /// Folder for keys and consensus, created if it doesn't exist. Its keys are the relay's identity, so keep it
-    /// between starts. Only one relay at a time can use a folder.
+    /// Folder for keys and consensus, created if it doesn't exist. The keys are the relay's identity, so keep the
+    /// folder between starts. Only one relay at a time can use a folder.
     pub data_dir: PathBuf,
-    /// UDP address to listen on; port 0 for any free port. `None` for a volunteer, which needs no reachable port: it
-    /// keeps channels to public relays, and circuits reach it over them.
+    /// UDP address to listen on; port 0 for any free port. `None` for a volunteer, which needs no reachable port: a
+    /// volunteer keeps channels to public relays, and circuits reach the volunteer over these channels.
     pub listen: Option<SocketAddr>,
-    /// Addresses at which others reach a listening relay, at most one IPv4 and one IPv6. Empty for the listening
-    /// address, which then must not be unspecified (`0.0.0.0`, `::`). Always empty for a volunteer.
+    /// Addresses at which others reach a listening relay, at most one IPv4 and one IPv6. If empty, others reach the
+    /// relay at the listening address, which then must not be unspecified (`0.0.0.0`, `::`). Always empty for a
+    /// volunteer.
     pub addresses: Vec<SocketAddr>,
 }
 
 /// A relay that runs as tasks of the program that embeds it, and forwards circuits of others.
 ///
-/// The relay is a guard or middle, never an exit, so it opens no connections to targets. (`umbel relay` runs exits.) It
+/// The relay is a guard or middle, never an exit, so it opens no streams to targets. (`umbel relay` runs exits.) It
 /// uses a UDP socket for the listening address, two for dials in each address family, and requests to the directory.
 /// All its links together buffer at most 256 MiB of received and 256 MiB of unacknowledged data.
 ///
@@ -116,7 +117,7 @@ impl EmbeddedRelay {
     /// Waits until the directory has accepted the descriptor of a listening relay, or until a volunteer is reachable
     /// over a gateway. Without a directory or a gateway, the wait does not end; the log (`tracing`) has the reasons.
     ///
-    /// The directory lists a listening relay in its next consensus, after it has dialled the relay.
+    /// The directory dials a listening relay, and then lists the relay in the next consensus.
     ///
     /// # Errors
     /// [`RelayError::Ended`].
@@ -134,10 +135,10 @@ impl EmbeddedRelay {
         figures.await.map_err(|_| RelayError::Ended)
     }
 
-    /// Stops the relay and waits, at most for a second, until its links are closed. Its circuits end.
+    /// Stops the relay and waits, at most for a second, until its links are closed. The relay's circuits end.
     ///
     /// # Errors
-    /// The failure of a relay that had ended before.
+    /// The failure of a relay that ended before the call.
     pub async fn stop(self) -> Result<(), RelayError> {
         drop(self.stop);
         match self.task.await {

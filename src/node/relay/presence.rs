@@ -17,10 +17,10 @@ use crate::{
 
 use super::task::Update;
 
-/// The interval divided by this number is the shortest time between two reports.
-const SHORTEST_DIVISOR: u32 = 4;
+/// Divisor of the interval for the minimum time between two reports.
+const MIN_DELAY_DIVISOR: u32 = 4;
 
-/// Sends the reports of a gateway's volunteers: after a change and each interval.
+/// Sends the reports of a gateway's volunteers: after a change, and once per interval.
 pub(super) struct Presences {
     pub(super) identity: Arc<IdentityKey>,
     pub(super) directory: DirectoryClient,
@@ -33,20 +33,20 @@ pub(super) struct Presences {
 impl Presences {
     /// Sends reports until the relay ends.
     pub(super) async fn run(mut self) {
-        let (mut last_at, mut failing) = (0, false);
+        let (mut last_at_ms, mut failing) = (0, false);
         loop {
             let volunteers = self.volunteers.borrow_and_update().clone();
             let is_empty = volunteers.is_empty();
-            let accepted = self.report(volunteers, &mut last_at, &mut failing).await;
+            let accepted = self.report(volunteers, &mut last_at_ms, &mut failing).await;
             let Some(interval) = self.interval().await else { return };
-            let shortest = interval.checked_div(SHORTEST_DIVISOR).unwrap_or_default();
-            sleep(shortest).await;
-            let rest = interval.saturating_sub(shortest);
+            let min_delay = interval.checked_div(MIN_DELAY_DIVISOR).unwrap_or_default();
+            sleep(min_delay).await;
+            let remaining = interval.saturating_sub(min_delay);
             let changed = match (accepted, is_empty) {
                 (false, _) => continue,
                 // An accepted empty report is not repeated, so the next report follows the next volunteer.
                 (true, true) => self.volunteers.changed().await,
-                (true, false) => timeout(rest, self.volunteers.changed()).await.unwrap_or(Ok(())),
+                (true, false) => timeout(remaining, self.volunteers.changed()).await.unwrap_or(Ok(())),
             };
             if changed.is_err() {
                 return;
@@ -55,17 +55,17 @@ impl Presences {
     }
 
     /// Sends one report; returns whether it was accepted.
-    async fn report(&self, mut volunteers: Vec<RelayId>, last_at: &mut u64, failing: &mut bool) -> bool {
+    async fn report(&self, mut volunteers: Vec<RelayId>, last_at_ms: &mut u64, failing: &mut bool) -> bool {
         volunteers.sort_unstable();
         volunteers.dedup();
         volunteers.truncate(MAX_PRESENT);
-        // An empty report only withdraws an earlier one.
-        if volunteers.is_empty() && *last_at == 0 {
+        // An empty report only withdraws an earlier report.
+        if volunteers.is_empty() && *last_at_ms == 0 {
             return true;
         }
         // The time must increase from report to report, even if the clock was set back.
-        let at_ms = wall_milliseconds().max(last_at.saturating_add(1));
-        *last_at = at_ms;
+        let at_ms = wall_milliseconds().max(last_at_ms.saturating_add(1));
+        *last_at_ms = at_ms;
         let count = volunteers.len();
         let presence = Presence { gateway: self.identity.id(), at_ms, volunteers };
         let outcome = match presence.sign(&self.identity) {
@@ -93,7 +93,7 @@ impl Presences {
         !*failing
     }
 
-    /// The interval, as soon as a consensus is available; `None` when the relay ends.
+    /// Waits for the first consensus; returns its interval, or `None` when the relay ends.
     async fn interval(&mut self) -> Option<Duration> {
         *self.interval.wait_for(Option::is_some).await.ok()?
     }

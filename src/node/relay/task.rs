@@ -16,16 +16,16 @@ use crate::{
     transport::Driven,
 };
 
-/// Largest number of commands of streams taken before the core is drained.
+/// Maximum commands of streams that the task takes before it drains the core.
 const COMMANDS_PER_TURN: usize = 256;
 
 /// Commands to a relay's task.
 pub(super) enum Update {
     Consensus(Arc<Consensus>),
     OnionKey(OnionSecret),
-    /// Of a volunteer: the directory's answer to its registration.
+    /// At a volunteer: the directory's answer to the registration.
     Registered(Registration),
-    /// Of a gateway: the volunteers for which its report counts.
+    /// At a gateway: the volunteers for which the directory counts the report.
     Counted(Counted),
     /// Returns the relay's statistics.
     Figures(oneshot::Sender<RelayFigures>),
@@ -39,9 +39,9 @@ pub(super) struct RelayObservers {
 
 /// Neighbours that the relay reports to directories, updated by the core.
 pub(super) struct Changes {
-    /// Of a gateway: its reachable volunteers.
+    /// At a gateway: the volunteers with a channel.
     pub(super) volunteers: watch::Receiver<Vec<RelayId>>,
-    /// Of a volunteer: its gateways whose channels are open.
+    /// At a volunteer: the gateways whose channels are open.
     pub(super) gateways: watch::Receiver<Vec<RelayId>>,
 }
 
@@ -85,19 +85,19 @@ impl DrivenRelay {
 
 impl TaskDriven for DrivenRelay {
     fn poll_outside(&mut self, now: Instant, _: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
-        let mut taken = Poll::Pending;
+        let mut progress = Poll::Pending;
         while let Poll::Ready(Some(update)) = self.updates.poll_recv(cx) {
             self.update(now, update);
-            taken = Poll::Ready(());
+            progress = Poll::Ready(());
         }
         if let Some(exit) = &mut self.exit {
             for _ in 0..COMMANDS_PER_TURN {
                 let Poll::Ready((key, command)) = exit.poll_command(cx) else { break };
                 exit.handle_command(&mut self.relay, key, command);
-                taken = Poll::Ready(());
+                progress = Poll::Ready(());
             }
         }
-        taken
+        progress
     }
 }
 

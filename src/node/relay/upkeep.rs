@@ -16,20 +16,22 @@ use crate::{
 
 use super::{Progress, task::Update};
 
-/// Time between publications of the descriptor; authorities drop a relay after 18 h.
+/// Time between publications of the descriptor. A descriptor is valid for 18 h.
 const PUBLICATION_INTERVAL: Duration = Duration::from_secs(60 * 60);
-/// Delay after a failure: the first one and the largest.
-pub(super) const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
+/// Delay after the first failure. The delay doubles with each failure.
+pub(super) const MIN_RETRY_DELAY: Duration = Duration::from_millis(250);
+/// Maximum delay after a failure.
+pub(super) const MAX_RETRY_DELAY: Duration = Duration::from_secs(60);
 
-/// The current profile of a relay, with its onion key, rotated at the end of its lifetime, and its offer.
-pub(super) struct Fresh {
+/// Source of a relay's current profile. Rotates the onion key at the end of the key's lifetime, and updates the offer.
+pub(super) struct ProfileSource {
     pub(super) folder: Folder,
     pub(super) updates: mpsc::Sender<Update>,
     pub(super) delegate: Option<Arc<Delegate>>,
     pub(super) profile: Profile,
 }
 
-impl Fresh {
+impl ProfileSource {
     /// The current profile.
     pub(super) async fn profile(&mut self, rng: &mut StdRng) -> &Profile {
         match self.folder.rotate_onion_key(wall_time(), rng) {
@@ -64,12 +66,12 @@ impl Upkeep {
     ///
     /// # Errors
     /// When the profile can't be signed.
-    pub(super) async fn run(self, mut fresh: Fresh, publisher: DirectoryClient) -> Result<(), Failure> {
+    pub(super) async fn run(self, mut profiles: ProfileSource, publisher: DirectoryClient) -> Result<(), Failure> {
         let mut rng = randomness()?;
         let mut registered = false;
-        let mut retry = RETRY.0;
+        let mut retry = MIN_RETRY_DELAY;
         loop {
-            let profile = fresh.profile(&mut rng).await.clone();
+            let profile = profiles.profile(&mut rng).await.clone();
             let descriptor = Descriptor { profile, published: wall_time() };
             let signed = descriptor.sign(&self.identity).map_err(Failure::invalid("descriptor"))?;
             let wait = match publisher.publish(&signed).await {
@@ -79,19 +81,19 @@ impl Upkeep {
                         tracing::info!("registered with the directory");
                         self.progress.send(&Report::Registered);
                     }
-                    retry = RETRY.0;
+                    retry = MIN_RETRY_DELAY;
                     PUBLICATION_INTERVAL
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the directory did not accept the descriptor; retrying");
                     let wait = retry;
-                    retry = retry.saturating_mul(2).min(RETRY.1);
+                    retry = retry.saturating_mul(2).min(MAX_RETRY_DELAY);
                     wait
                 }
             };
             tokio::select! {
                 () = sleep(wait) => {}
-                () = fresh.offer_grown() => {}
+                () = profiles.offer_grown() => {}
             }
         }
     }

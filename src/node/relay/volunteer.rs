@@ -19,15 +19,16 @@ use crate::{
 use super::{
     Progress,
     task::Update,
-    upkeep::{Fresh, RETRY},
+    upkeep::{MAX_RETRY_DELAY, MIN_RETRY_DELAY, ProfileSource},
 };
 
-/// Age at which a new descriptor replaces the signed one.
+/// Age at which a new descriptor replaces the signed descriptor.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(6 * 60 * 60);
-/// Delay from a change of the gateways to the next registration, whose answer shows the gateways' reports.
+/// Delay from a change of the gateways to the next registration. The gateways report the change in this time, and the
+/// answer to the registration shows their reports.
 const CHANGE_DELAY: Duration = Duration::from_secs(1);
-/// The volunteer counts as unreachable after more than this number of consecutive answers without a gateway.
-const UNREACHABLE_AFTER: u32 = 4;
+/// Maximum consecutive answers without a gateway. After one more, the volunteer counts as unreachable.
+const MAX_ANSWERS_WITHOUT_GATEWAY: u32 = 4;
 
 /// Registers a volunteer with the directory once per interval.
 pub(super) struct Registrations {
@@ -41,7 +42,7 @@ pub(super) struct Registrations {
 }
 
 /// The last signed descriptor, and the time of signing.
-struct Signed {
+struct SignedDescriptor {
     profile: VolunteerProfile,
     bytes: Vec<u8>,
     at: Instant,
@@ -61,17 +62,18 @@ impl Registrations {
     ///
     /// # Errors
     /// When the profile can't be signed.
-    pub(super) async fn run(mut self, mut fresh: Fresh, publisher: DirectoryClient) -> Result<(), Failure> {
+    pub(super) async fn run(mut self, mut profiles: ProfileSource, publisher: DirectoryClient) -> Result<(), Failure> {
         let mut rng = randomness()?;
-        let (mut signed, mut reachability, mut retry) = (None, Reachability::Waiting(0), RETRY.0);
+        let (mut signed, mut reachability, mut retry) = (None, Reachability::Waiting(0), MIN_RETRY_DELAY);
         loop {
             // The seed in an answer ranks the relays of a consensus, so the consensus is needed first.
             let interval = self.interval.wait_for(Option::is_some).await.ok().and_then(|interval| *interval);
             let Some(interval) = interval else { return Ok(()) };
-            let offered = fresh.profile(&mut rng).await;
+            let offered = profiles.profile(&mut rng).await;
             let profile = volunteer_profile(offered);
             let left_out = offered.offer.engines.len().saturating_sub(profile.offer.engines.len());
-            let is_current = |signed: &Signed| signed.profile == profile && signed.at.elapsed() < RENEWAL_INTERVAL;
+            let is_current =
+                |signed: &SignedDescriptor| signed.profile == profile && signed.at.elapsed() < RENEWAL_INTERVAL;
             let current = match signed.take().filter(is_current) {
                 Some(current) => current,
                 None => {
@@ -89,26 +91,27 @@ impl Registrations {
                 Ok(registration) => {
                     reachability = self.handle_registration(registration, reachability).await;
                     signed = Some(current);
-                    retry = RETRY.0;
+                    retry = MIN_RETRY_DELAY;
                     self.log_figures().await;
                     tokio::select! {
                         () = self.wait(interval) => {}
-                        () = fresh.offer_grown() => {}
+                        () = profiles.offer_grown() => {}
                     }
                 }
                 Err(error) => {
-                    // The next try signs a new descriptor, because the directory may have refused this one as outdated.
+                    // The next try signs a new descriptor, because the directory may have refused this descriptor as
+                    // outdated.
                     tracing::warn!(%error, "the directory did not accept the registration; retrying");
                     sleep(retry).await;
-                    retry = retry.saturating_mul(2).min(RETRY.1).min(interval.max(RETRY.0));
+                    retry = retry.saturating_mul(2).min(MAX_RETRY_DELAY).min(interval.max(MIN_RETRY_DELAY));
                 }
             }
         }
     }
 
-    fn sign(&self, profile: VolunteerProfile) -> Result<Signed, Failure> {
+    fn sign(&self, profile: VolunteerProfile) -> Result<SignedDescriptor, Failure> {
         let descriptor = VolunteerDescriptor { profile: profile.clone(), published: wall_time() };
-        Ok(Signed {
+        Ok(SignedDescriptor {
             profile,
             bytes: descriptor.sign(&self.identity).map_err(Failure::invalid("descriptor"))?,
             at: Instant::now(),
@@ -116,31 +119,31 @@ impl Registrations {
     }
 
     /// Passes an answer to the core, and logs and reports a change of reachability.
-    async fn handle_registration(&self, registration: Registration, before: Reachability) -> Reachability {
+    async fn handle_registration(&self, registration: Registration, previous: Reachability) -> Reachability {
         let confirmed = registration.gateways.len();
         let _ = self.updates.send(Update::Registered(registration)).await;
-        let now = match (confirmed, before) {
-            (0, Reachability::Waiting(answers)) if answers < UNREACHABLE_AFTER => {
+        let reachability = match (confirmed, previous) {
+            (0, Reachability::Waiting(answers)) if answers < MAX_ANSWERS_WITHOUT_GATEWAY => {
                 Reachability::Waiting(answers.saturating_add(1))
             }
             (0, Reachability::Reachable(_)) => Reachability::Waiting(1),
             (0, _) => Reachability::Unreachable,
             (gateways, _) => Reachability::Reachable(gateways),
         };
-        match now {
-            Reachability::Reachable(gateways) if now != before => {
+        match reachability {
+            Reachability::Reachable(gateways) if reachability != previous => {
                 tracing::info!(gateways, "this volunteer can be reached");
-                if !matches!(before, Reachability::Reachable(_)) {
+                if !matches!(previous, Reachability::Reachable(_)) {
                     self.progress.send(&Report::Reachable { gateways });
                 }
             }
-            Reachability::Unreachable if now != before => {
+            Reachability::Unreachable if reachability != previous => {
                 let channels = self.gateways.borrow().len();
-                tracing::warn!(channels, "this volunteer can't be reached: {}", why(channels));
+                tracing::warn!(channels, "this volunteer can't be reached: {}", unreachability_reason(channels));
             }
             _ => {}
         }
-        now
+        reachability
     }
 
     async fn log_figures(&self) {
@@ -151,7 +154,7 @@ impl Registrations {
         }
     }
 
-    /// Waits for the next interval. After a change of gateways, waits only until they have reported it.
+    /// Waits for one interval. After a change of the gateways, waits only for [`CHANGE_DELAY`].
     async fn wait(&mut self, interval: Duration) {
         if let Ok(Ok(())) = timeout(interval, self.gateways.changed()).await {
             sleep(CHANGE_DELAY.min(interval)).await;
@@ -167,10 +170,11 @@ fn volunteer_profile(profile: &Profile) -> VolunteerProfile {
     volunteer
 }
 
-const fn why(channels: usize) -> &'static str {
+/// The likely reason why a volunteer with this number of channels to gateways can't be reached.
+const fn unreachability_reason(channels: usize) -> &'static str {
     match channels {
         0 => "it has no channel to a gateway; check that UDP to the relays is allowed",
-        _ => "the directory has received no gateway's report of it",
+        _ => "no gateway has reported this volunteer to the directory",
     }
 }
 

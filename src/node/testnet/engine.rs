@@ -1,5 +1,5 @@
-//! The search engine of a testnet's exits: Kiwix over a ZIM file if available, otherwise an engine over Umbel's own
-//! documentation, which needs no installation.
+//! The search engine of a testnet's exits: Kiwix over a ZIM file if both are installed, otherwise an engine over
+//! Umbel's own documentation, which needs no installation.
 
 mod documentation;
 mod kiwix;
@@ -12,17 +12,18 @@ use crate::{io::files::write_atomically, node::Failure};
 /// Path of the Rust book in the user's cache, as `cargo xtask book` writes it.
 const BOOK: &str = "umbel-tools/rust-book/rust-book.zim";
 
-/// The running engine. A drop stops it.
+/// The running engine. A drop stops the engine.
 pub(super) enum TestnetEngine {
     Kiwix(Box<Kiwix>),
     Documentation(Documentation),
 }
 
 impl TestnetEngine {
-    /// Starts the engine over `zim`; without one, over the Rust book if the book and Kiwix are installed.
+    /// Starts the engine over `zim`. Without `zim`: over the Rust book if the book and Kiwix are installed, otherwise
+    /// over the papers.
     ///
     /// # Errors
-    /// When the named file can't be served, or no port is free.
+    /// When `zim` can't be served, or no port is free.
     pub(super) async fn start(zim: Option<&Path>) -> Result<Self, Failure> {
         if let Some(zim) = zim {
             return Kiwix::start(zim).await.map(|kiwix| Self::Kiwix(Box::new(kiwix)));

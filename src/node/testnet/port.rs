@@ -1,7 +1,7 @@
 //! Chooses UDP ports for relays, which are configured before the start and must be free again at a restart.
 //!
-//! An ephemeral port can't be reserved: after its socket is closed, the system may assign it to any new socket, and
-//! every dial opens some. So these ports are below the ephemeral range.
+//! An ephemeral port can't be reserved: after its socket is closed, the system may assign it to any new socket of
+//! any program. So these ports are below the ephemeral range.
 
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -13,9 +13,9 @@ use rand::{CryptoRng, RngExt as _};
 use crate::node::Failure;
 
 /// Below the ephemeral range of Linux (32768 and up, `ip_local_port_range`), above the ports of common services.
-const RANGE: Range<u16> = 18_000..32_000;
+const PORTS: Range<u16> = 18_000..32_000;
 /// Ports tried before the search fails.
-const TRIES: usize = 200;
+const MAX_TRIES: usize = 200;
 
 /// Checks that relays can listen at `ip`.
 ///
@@ -29,12 +29,12 @@ pub(super) fn check(ip: IpAddr) -> Result<(), Failure> {
     Err(Failure::usage(format!("--address {ip} is not an address of this machine; `ip address` lists them")))
 }
 
-/// A free UDP port at `ip`.
+/// The address of a free UDP port at `ip`.
 ///
 /// # Errors
-/// When none is found.
+/// When no free port is found.
 pub(super) fn free(ip: IpAddr, rng: &mut impl CryptoRng) -> Result<SocketAddr, Failure> {
-    let mut addresses = (0..TRIES).map(|_| SocketAddr::from((ip, rng.random_range(RANGE))));
+    let mut addresses = (0..MAX_TRIES).map(|_| SocketAddr::from((ip, rng.random_range(PORTS))));
     addresses
         .find(|address| UdpSocket::bind(address).is_ok())
         .ok_or_else(|| Failure::failed(format!("found no free UDP port on {ip}")))
@@ -48,7 +48,7 @@ mod tests {
     #[test]
     fn a_relays_port_is_outside_the_ephemeral_range() {
         let address = free([127, 0, 0, 1].into(), &mut randomness().unwrap()).unwrap();
-        assert!(RANGE.contains(&address.port()));
+        assert!(PORTS.contains(&address.port()));
         UdpSocket::bind(address).unwrap();
     }
 

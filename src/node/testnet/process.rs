@@ -24,12 +24,12 @@ use crate::node::{Failure, report::Report};
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A node to start.
-pub(super) struct Spawn {
+pub(super) struct NodeSpec {
     name: String,
     arguments: Vec<String>,
 }
 
-impl Spawn {
+impl NodeSpec {
     /// A node that runs `umbel <role>` with its own folder `name` inside `folder`.
     pub(super) fn new(role: &str, name: &str, folder: &Path) -> Self {
         let data_dir = format!("--data-dir={}", folder.join(name).display());
@@ -90,12 +90,12 @@ impl Nodes {
     }
 
     /// Starts a node.
-    pub(super) fn spawn(&mut self, spawn: Spawn) -> Result<NodeIndex, Failure> {
-        let failed = |error: io::Error| Failure::system(format!("can't start {}", spawn.name))(error);
-        let log = File::create(self.log_path(&spawn.name)).map_err(failed)?;
+    pub(super) fn spawn(&mut self, spec: NodeSpec) -> Result<NodeIndex, Failure> {
+        let failed = |error: io::Error| Failure::system(format!("can't start {}", spec.name))(error);
+        let log = File::create(self.log_path(&spec.name)).map_err(failed)?;
         // In a separate process group, because Ctrl-C must reach only the testnet, which then ends the nodes in order.
         let mut process = Command::new(&self.program)
-            .args(&spawn.arguments)
+            .args(&spec.arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -115,7 +115,7 @@ impl Nodes {
                 let _ = reporter.send((index, None)).await;
             });
         }
-        self.nodes.push(NodeProcess { name: spawn.name, process });
+        self.nodes.push(NodeProcess { name: spec.name, process });
         Ok(index)
     }
 

@@ -1,6 +1,6 @@
-//! A search engine over Umbel's documentation. It runs in the testnet's process and needs no further software.
+//! A search engine over Umbel's documentation, in the testnet's process.
 //!
-//! The engine serves an OpenSearch 1.1 description, results as RSS, and the pages of the results. It listens on
+//! The engine serves an OpenSearch 1.1 description, results as RSS, and the pages of the results. The engine listens on
 //! loopback. Queries are neither logged nor repeated in answers.
 
 mod index;
@@ -100,7 +100,7 @@ impl Documentation {
     }
 }
 
-/// A response with `document`. As with Kiwix, a page of any origin may read it (CORS).
+/// A response with `document`. A page of any origin may read the response (CORS), as with Kiwix.
 fn xml(kind: &'static str, document: String) -> Response {
     ([(CONTENT_TYPE, kind), (ACCESS_CONTROL_ALLOW_ORIGIN, "*")], document).into_response()
 }
@@ -129,16 +129,16 @@ struct DocumentationQuery {
 
 async fn search(State(index): State<Arc<Index>>, Query(query): Query<DocumentationQuery>) -> Response {
     let found = index.search(&query.terms);
-    let before = query.page.parse::<usize>().unwrap_or(1).saturating_sub(1).saturating_mul(RESULTS_PER_PAGE);
+    let offset = query.page.parse::<usize>().unwrap_or(1).saturating_sub(1).saturating_mul(RESULTS_PER_PAGE);
     let document = html! {
         (XML)
         rss version="2.0" xmlns:opensearch=(OPENSEARCH) {
             channel {
                 title { "Umbel's own documentation" }
                 opensearch:totalResults { (found.len()) }
-                opensearch:startIndex { (before.saturating_add(1)) }
+                opensearch:startIndex { (offset.saturating_add(1)) }
                 opensearch:itemsPerPage { (RESULTS_PER_PAGE) }
-                @for section in found.iter().skip(before).take(RESULTS_PER_PAGE) {
+                @for section in found.iter().skip(offset).take(RESULTS_PER_PAGE) {
                     item {
                         title { (section.title) }
                         link { (section.path) }

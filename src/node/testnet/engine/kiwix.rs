@@ -12,14 +12,15 @@ use tokio::{
 use crate::node::Failure;
 
 const PROGRAM: &str = "kiwix-serve";
-/// The description shipped for operators, and the address of Kiwix in it.
+/// The description of Kiwix that is shipped for operators.
 const SHIPPED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/engines/kiwix.xml"));
+/// The address of Kiwix in [`SHIPPED`].
 const SHIPPED_ADDRESS: &str = "127.0.0.1:8080";
 const START_TIMEOUT: Duration = Duration::from_secs(10);
-/// Number of starts, because another program may take the port between the choice and the start.
-const ATTEMPTS: usize = 3;
+/// Maximum starts. A start fails if another program takes the chosen port before Kiwix opens it.
+const MAX_ATTEMPTS: usize = 3;
 
-/// A running `kiwix-serve`. A drop stops it. It also ends with the testnet's process.
+/// A running `kiwix-serve`. A drop stops the program, which also ends with the testnet's process.
 pub(in super::super) struct Kiwix {
     address: SocketAddr,
     zim: String,
@@ -35,7 +36,7 @@ impl Kiwix {
         if !zim.is_file() {
             return Err(Failure::usage(format!("--zim: {} is not a file", zim.display())));
         }
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ATTEMPTS {
             if let Some(kiwix) = Self::attempt(zim).await.map_err(start_failure)? {
                 return Ok(kiwix);
             }
@@ -43,7 +44,7 @@ impl Kiwix {
         Err(Failure::failed(format!("{PROGRAM} can't serve {}: check that it is a ZIM file", zim.display())))
     }
 
-    /// Starts Kiwix once; `None` if it ended or did not answer in time.
+    /// Starts Kiwix once; `None` if Kiwix ended or did not answer in time.
     async fn attempt(zim: &Path) -> io::Result<Option<Self>> {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut process = Command::new(PROGRAM)
@@ -78,7 +79,7 @@ impl Kiwix {
         format!("Kiwix over {}, http://{}", self.zim, self.address)
     }
 
-    /// The OpenSearch description of this instance: the shipped one with another address.
+    /// The OpenSearch description of this instance: the shipped description with another address.
     pub(super) fn description(&self) -> String {
         SHIPPED.replace(SHIPPED_ADDRESS, &self.address.to_string())
     }

@@ -9,10 +9,10 @@ const TITLE_WEIGHT: usize = 3;
 /// BM25's constants, as suggested by its authors.
 const K1: f64 = 1.2;
 const B: f64 = 0.75;
-/// Largest length of a snippet, in characters.
-const SNIPPET: usize = 240;
-/// Largest distance from the start of a snippet to the matched word, in bytes.
-const SNIPPET_BEFORE: usize = 60;
+/// Maximum characters of a snippet.
+const MAX_SNIPPET_LEN: usize = 240;
+/// Maximum bytes of a snippet before the matched word.
+const MAX_SNIPPET_LEAD: usize = 60;
 
 /// A section of a document. Each section is one page and one search result.
 pub(super) struct Section {
@@ -27,9 +27,9 @@ pub(super) struct Section {
 /// The index.
 pub(super) struct Index {
     sections: Vec<Section>,
-    /// The sections of each word, with the number of its weighted occurrences.
+    /// For each word: the sections that contain the word, with the weighted number of its occurrences.
     postings: BTreeMap<String, Vec<(usize, f64)>>,
-    /// The number of words of each section, with a weighted title.
+    /// The number of words of each section; a word of the title counts [`TITLE_WEIGHT`] times.
     lengths: Vec<f64>,
     mean_length: f64,
 }
@@ -87,17 +87,17 @@ impl Index {
 }
 
 impl Section {
-    /// The text around the first of `terms` in the section, without markup.
+    /// The text around the first occurrence of any of `terms`, without markup.
     pub(super) fn snippet(&self, terms: &str) -> String {
         let wanted: BTreeSet<String> = words(terms).map(|(_, word)| word).collect();
         let text = plain(&self.text);
         let found = words(&text).find(|(_, word)| wanted.contains(word)).map_or(0, |(at, _)| at);
-        let start = words(&text).map(|(at, _)| at).find(|at| at.saturating_add(SNIPPET_BEFORE) >= found).unwrap_or(0);
-        let rest = text.get(start..).unwrap_or_default();
-        let end = rest.char_indices().map(|(at, _)| at).nth(SNIPPET);
-        let piece = end.and_then(|end| rest.get(..end)?.rsplit_once(' ')).map(|(piece, _)| piece);
+        let start = words(&text).map(|(at, _)| at).find(|at| at.saturating_add(MAX_SNIPPET_LEAD) >= found).unwrap_or(0);
+        let to_end = text.get(start..).unwrap_or_default();
+        let end = to_end.char_indices().map(|(at, _)| at).nth(MAX_SNIPPET_LEN);
+        let piece = end.and_then(|end| to_end.get(..end)?.rsplit_once(' ')).map(|(piece, _)| piece);
         let (before, after) = (if start > 0 { "… " } else { "" }, if piece.is_some() { " …" } else { "" });
-        format!("{before}{}{after}", piece.unwrap_or(rest))
+        format!("{before}{}{after}", piece.unwrap_or(to_end))
     }
 }
 
@@ -111,7 +111,7 @@ fn sections(name: &str, text: &str) -> Vec<Section> {
         if line.starts_with("```") {
             in_code = !in_code;
         }
-        let heading = line.strip_prefix('#').filter(|_| !in_code).map(|rest| plain(rest.trim_start_matches('#')));
+        let heading = line.strip_prefix('#').filter(|_| !in_code).map(|heading| plain(heading.trim_start_matches('#')));
         let Some(heading) = heading else {
             if let Some(section) = sections.last_mut() {
                 section.text.push_str(line);
@@ -137,17 +137,17 @@ fn sections(name: &str, text: &str) -> Vec<Section> {
 /// Markdown as plain text, without markup and URLs of references, with collapsed white space.
 pub(super) fn plain(markdown: &str) -> String {
     let mut text = String::with_capacity(markdown.len());
-    let mut rest = markdown;
-    while let Some((before, after)) = rest.split_once("](") {
+    let mut unread = markdown;
+    while let Some((before, after)) = unread.split_once("](") {
         text.push_str(before);
-        rest = after.split_once(')').map_or(after, |(_, rest)| rest);
+        unread = after.split_once(')').map_or(after, |(_, after_url)| after_url);
     }
-    text.push_str(rest);
+    text.push_str(unread);
     text.retain(|character| !matches!(character, '`' | '*' | '|' | '[' | ']'));
     text.split_whitespace().filter(|word| !word.chars().all(|mark| mark == '-')).collect::<Vec<_>>().join(" ")
 }
 
-/// The words of `text`, each with its position and its form in the index: lower case, without a plural's s.
+/// The words of `text`, each with its position and its form in the index: lower case, without the s of a plural.
 fn words(text: &str) -> impl Iterator<Item = (usize, String)> {
     let mut after_word = false;
     let starts = text.char_indices().filter_map(move |(at, character)| {
@@ -164,8 +164,8 @@ fn words(text: &str) -> impl Iterator<Item = (usize, String)> {
 
 /// The word that begins at `at`.
 fn word_at(text: &str, at: usize) -> &str {
-    let rest = text.get(at..).unwrap_or_default();
-    rest.split(|character: char| !character.is_alphanumeric()).next().unwrap_or_default()
+    let to_end = text.get(at..).unwrap_or_default();
+    to_end.split(|character: char| !character.is_alphanumeric()).next().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn every_section_has_its_own_path() {
+    fn each_section_has_a_distinct_path() {
         let index = Index::new(DOCUMENTS);
         let paths: BTreeSet<&str> = index.all().iter().map(|section| section.path.as_str()).collect();
         assert_eq!(paths.len(), index.all().len());
