@@ -310,8 +310,8 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
     let applications = descriptors::applications();
     let (.., paged) = tokio::join!(
         announce,
-        socks::serve(socks, client.clone(), SocksLimits { applications, ..SocksLimits::default() }),
-        http_proxy::serve(http, client, HttpLimits { applications, ..HttpLimits::default() }),
+        socks::serve(socks, client.clone(), SocksLimits { max_applications: applications, ..SocksLimits::default() }),
+        http_proxy::serve(http, client, HttpLimits { max_applications: applications, ..HttpLimits::default() }),
         page::serve(page, serving, applications.min(page::MAX_CONNECTIONS)),
     );
     paged.map_err(Failure::system("the search page ended"))

@@ -57,36 +57,36 @@ const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resour
 #[derive(Clone, Copy, Debug)]
 pub struct HttpLimits {
     /// Time limit of a request's head, including the pause after the previous request. Default 30 s.
-    pub head: Duration,
+    pub head_timeout: Duration,
     /// Time limit for opening a stream. Default 60 s.
-    pub connect: Duration,
+    pub connect_timeout: Duration,
     /// Time limit from the end of the request to the head of the response. Default 120 s.
-    pub response: Duration,
+    pub response_timeout: Duration,
     /// Maximum bytes of a request's or response's head. Default 64 KiB.
-    pub head_bytes: usize,
+    pub max_head_bytes: usize,
     /// Maximum fields of a request's or response's head. Default 128.
-    pub fields: usize,
+    pub max_fields: usize,
     /// Cap on TCP connections of applications; further ones are answered 503. Above three quarters of the cap, an
     /// isolation gets no connection beyond a quarter. Default 1,024.
-    pub applications: usize,
+    pub max_applications: usize,
 }
 
 impl Default for HttpLimits {
     fn default() -> Self {
         Self {
-            head: Duration::from_secs(30),
-            connect: Duration::from_secs(60),
-            response: Duration::from_secs(120),
-            head_bytes: 64 * 1024,
-            fields: 128,
-            applications: 1024,
+            head_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(60),
+            response_timeout: Duration::from_secs(120),
+            max_head_bytes: 64 * 1024,
+            max_fields: 128,
+            max_applications: 1024,
         }
     }
 }
 
 /// Serves the HTTP proxy on `listener` until the future is dropped, which closes the connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: HttpLimits) {
-    let places = ConnectionPlaces::new(limits.applications);
+    let places = ConnectionPlaces::new(limits.max_applications);
     let serve = |socket| {
         let (connector, places) = (connector.clone(), places.clone());
         async move {
@@ -95,7 +95,7 @@ pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: Ht
             }
         }
     };
-    accept_or_shed(listener, limits.applications, serve, refuse_http).await;
+    accept_or_shed(listener, limits.max_applications, serve, refuse_http).await;
 }
 
 /// The upgrade and the stream of an accepted CONNECT (RFC 9110 §9.3.6), which are joined after the response.
@@ -137,9 +137,9 @@ async fn serve_one<C: Connector>(
     });
     let mut serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.head)
-        .max_headers(limits.fields)
-        .max_buf_size(limits.head_bytes)
+        .header_read_timeout(limits.head_timeout)
+        .max_headers(limits.max_fields)
+        .max_buf_size(limits.max_head_bytes)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
@@ -172,7 +172,7 @@ async fn respond<C: Connector>(
         Err(explanation) => return text(StatusCode::BAD_REQUEST, explanation),
     };
     let opening = connector.open(target, isolation);
-    let stream = match timeout(limits.connect, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
+    let stream = match timeout(limits.connect_timeout, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
         Ok(stream) => stream,
         Err(error) => return failure(error),
     };
@@ -182,11 +182,11 @@ async fn respond<C: Connector>(
         return Response::new(Either::Left(Full::default()));
     }
     let limits = ExchangeLimits {
-        head: limits.response,
+        head_timeout: limits.response_timeout,
         // A pause within a body is not limited, as over a direct connection.
-        idle: None,
-        head_bytes: limits.head_bytes,
-        fields: limits.fields,
+        idle_timeout: None,
+        max_head_bytes: limits.max_head_bytes,
+        max_fields: limits.max_fields,
     };
     match exchange(stream, request, limits).await {
         Ok(response) => response.map(Either::Right),

@@ -53,23 +53,27 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub struct SocksLimits {
     /// Time limit of the handshake. Default 10 s.
-    pub handshake: Duration,
+    pub handshake_timeout: Duration,
     /// Time limit for opening a stream or for a lookup. Default 60 s.
-    pub connect: Duration,
+    pub connect_timeout: Duration,
     /// Cap on TCP connections of applications; further ones get reply code 1. Above three quarters of the cap, an
     /// isolation gets no connection beyond a quarter. Default 1,024, of a few kilobytes each without their streams.
-    pub applications: usize,
+    pub max_applications: usize,
 }
 
 impl Default for SocksLimits {
     fn default() -> Self {
-        Self { handshake: Duration::from_secs(10), connect: Duration::from_secs(60), applications: 1024 }
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(60),
+            max_applications: 1024,
+        }
     }
 }
 
 /// Serves SOCKS on `listener` until the future is dropped, which closes the connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: SocksLimits) {
-    let places = ConnectionPlaces::new(limits.applications);
+    let places = ConnectionPlaces::new(limits.max_applications);
     let serve = |socket| {
         let (connector, places) = (connector.clone(), places.clone());
         async move {
@@ -78,7 +82,7 @@ pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: So
             }
         }
     };
-    accept_or_shed(listener, limits.applications, serve, shed).await;
+    accept_or_shed(listener, limits.max_applications, serve, shed).await;
 }
 
 /// Refuses a connection beyond the cap, in the version of its handshake.
@@ -98,7 +102,7 @@ async fn serve_one<C: Connector>(
     places: &ConnectionPlaces,
     limits: SocksLimits,
 ) -> io::Result<()> {
-    let handshake = timeout(limits.handshake, shake_hands(&mut socket)).await??;
+    let handshake = timeout(limits.handshake_timeout, shake_hands(&mut socket)).await??;
     let (request, early) = match handshake {
         Ok(accepted) => accepted,
         Err(reply) => return answer_and_close(socket, &reply).await,
@@ -111,7 +115,7 @@ async fn serve_one<C: Connector>(
                 return answer(socket, &request, Err(general_failure())).await;
             };
             let opening = connector.open(Target { host, port: request.port() }, isolation);
-            match timeout(limits.connect, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
+            match timeout(limits.connect_timeout, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
                 Ok(stream) => {
                     socket.write_all(&reply(&request, SocksStatus::SUCCEEDED, None)).await?;
                     splice(socket, stream, &early, None).await
@@ -120,11 +124,11 @@ async fn serve_one<C: Connector>(
             }
         }
         SocksCmd::RESOLVE => {
-            let found = timeout(limits.connect, resolve(&request, connector, isolation)).await;
+            let found = timeout(limits.connect_timeout, resolve(&request, connector, isolation)).await;
             answer(socket, &request, found.unwrap_or(Err(SocksStatus::TTL_EXPIRED))).await
         }
         SocksCmd::RESOLVE_PTR => {
-            let found = timeout(limits.connect, resolve_ptr(&request, connector, isolation)).await;
+            let found = timeout(limits.connect_timeout, resolve_ptr(&request, connector, isolation)).await;
             answer(socket, &request, found.unwrap_or(Err(SocksStatus::TTL_EXPIRED))).await
         }
         _ => answer(socket, &request, Err(SocksStatus::COMMAND_NOT_SUPPORTED)).await,

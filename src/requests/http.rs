@@ -35,7 +35,7 @@ use crate::{
     connector::{ConnectError, Connector, Delegated, Hop, Isolation},
     delegated::Delegation,
     http_exchange::{
-        binary::{MessageError, Piped, fill, read_response, request_head, write_content},
+        binary::{MessageError, PipedBody, fill, read_response, request_head, write_content},
         body::{BodyError, OutgoingBody},
         fields::{USER_AGENT, fix_request, fix_response},
         http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange, target_of},
@@ -51,8 +51,12 @@ use crate::{
 /// Time limit from the request to the head of the response, between two pieces of the response, and for sending one
 /// piece.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-const LIMITS: ExchangeLimits =
-    ExchangeLimits { head: IDLE_TIMEOUT, idle: Some(IDLE_TIMEOUT), head_bytes: 64 * 1024, fields: 128 };
+const LIMITS: ExchangeLimits = ExchangeLimits {
+    head_timeout: IDLE_TIMEOUT,
+    idle_timeout: Some(IDLE_TIMEOUT),
+    max_head_bytes: 64 * 1024,
+    max_fields: 128,
+};
 
 /// The reason why a response is missing or truncated. The message contains no part of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -92,7 +96,7 @@ impl From<ExchangeError> for RequestError {
             ExchangeError::Silent => Self::Silent,
             ExchangeError::NotHttp | ExchangeError::TooLarge => Self::NotHttp,
             ExchangeError::Broken => Self::Broken,
-            ExchangeError::Cancelled => Self::Body,
+            ExchangeError::RequestBody => Self::Body,
         }
     }
 }
@@ -109,7 +113,7 @@ impl From<MessageError> for RequestError {
 
 /// The result of a request that an exit performed.
 #[derive(Debug)]
-pub(crate) struct Performed {
+pub(crate) struct PerformedRequest {
     /// The target's answer.
     pub(crate) response: Response<ResponseBody>,
     /// The circuit's path, from guard to exit.
@@ -124,7 +128,7 @@ pub struct ResponseBody(BodySource);
 enum BodySource {
     /// The request is sent in a task, because a target may answer before it has received the whole request.
     Exit {
-        body: Piped,
+        body: PipedBody,
         _sending: AbortOnDropHandle<Result<(), MessageError>>,
         _receiving: AbortOnDropHandle<()>,
     },
@@ -190,7 +194,7 @@ impl<C: Connector> Requester<C> {
         mut request: Request<B>,
         not_by: Vec<RelayId>,
         isolation: Isolation,
-    ) -> Result<Performed, RequestError> {
+    ) -> Result<PerformedRequest, RequestError> {
         let (_, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
         fix_request(request.headers_mut());
         match request.body().size_hint().exact() {
@@ -208,7 +212,7 @@ impl<C: Connector> Requester<C> {
         })?;
         let (reader, writer) = tokio::io::split(stream);
         let sending = AbortOnDropHandle::new(tokio::spawn(send(writer, head, request.into_body())));
-        receive(reader, sending).await.map(|response| Performed { response, path })
+        receive(reader, sending).await.map(|response| PerformedRequest { response, path })
     }
 
     /// Sends `request` over a stream to its target. The exit can't read a request to an `https` URL.
@@ -277,7 +281,7 @@ async fn receive(
         return Err(RequestError::Refused(refusal));
     }
     fix_response(response.headers_mut());
-    let (pipe, body) = Piped::unread();
+    let (pipe, body) = PipedBody::of_unknown_length();
     let receiving = AbortOnDropHandle::new(tokio::spawn(async move {
         // An error is passed on in the body.
         let _ = fill(&mut content, pipe, IDLE_TIMEOUT).await;

@@ -31,7 +31,7 @@ use crate::{
         body::{BodyError, OutgoingBody},
         fields::{fix_request, fix_response},
     },
-    requests::http::{Performed, RequestError, Requester, ResponseBody},
+    requests::http::{PerformedRequest, RequestError, Requester, ResponseBody},
 };
 
 /// The path of a gateway whose URL has only a host (RFC 9540 §3).
@@ -141,7 +141,7 @@ impl<C: Connector> Requester<C> {
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.uri_mut() = gateway.clone();
         request.headers_mut().insert(header::ACCEPT, KEYS);
-        let Performed { response, path } = self.perform(request, not_by.clone(), self.isolation()).await?;
+        let PerformedRequest { response, path } = self.perform(request, not_by.clone(), self.isolation()).await?;
         let exit = path.last().map(|hop| hop.relay).ok_or(ObliviousError::NoSecondExit)?;
         // The connector excludes these exits. The comparison depends on this, so it is checked here too.
         if not_by.contains(&exit) {
@@ -161,7 +161,7 @@ impl<C: Connector> Requester<C> {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = gateway;
         request.headers_mut().insert(header::CONTENT_TYPE, REQUEST);
-        let Performed { response, .. } = self.perform(request, Vec::new(), self.isolation()).await?;
+        let PerformedRequest { response, .. } = self.perform(request, Vec::new(), self.isolation()).await?;
         let sealed = read_content(response, &RESPONSE, MAX_RESPONSE).await?;
         let opened = opener.decapsulate(&sealed).map_err(|_| ObliviousError::Sealed)?;
         decode(opened).ok_or(ObliviousError::Sealed)

@@ -198,7 +198,7 @@ async fn an_origin_without_an_http_response_is_reported() {
         drop(socket);
     })
     .await;
-    let limits = HttpLimits { response: Duration::from_millis(50), ..HttpLimits::default() };
+    let limits = HttpLimits { response_timeout: Duration::from_millis(50), ..HttpLimits::default() };
     let request = format!("GET http://origin.test:{}/ HTTP/1.1\r\n\r\n", silent.port());
     let answer = exchange_raw(port(&Direct::default(), limits).await, request.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
@@ -237,7 +237,7 @@ async fn a_truncated_body_is_an_error_at_the_application() {
 
 #[tokio::test]
 async fn slow_and_oversized_heads_end_the_connection() {
-    let limits = HttpLimits { head: Duration::from_millis(100), ..HttpLimits::default() };
+    let limits = HttpLimits { head_timeout: Duration::from_millis(100), ..HttpLimits::default() };
     let address = port(&Direct::default(), limits).await;
     exchange_raw(address, b"GET http://origin.te").await;
     let many = format!("GET http://origin.test/ HTTP/1.1\r\n{}\r\n", "X-Field: 1\r\n".repeat(200));
@@ -300,7 +300,7 @@ async fn an_invalid_port_is_refused() {
 
 #[tokio::test]
 async fn an_application_beyond_the_cap_gets_a_reply_at_once() {
-    let address = port(&Direct::default(), HttpLimits { applications: 1, ..HttpLimits::default() }).await;
+    let address = port(&Direct::default(), HttpLimits { max_applications: 1, ..HttpLimits::default() }).await;
     let mut first = TcpStream::connect(address).await.unwrap();
     first.write_all(b"CONNECT never.test:1 HTTP/1.1\r\n\r\n").await.unwrap();
     let answer = exchange_raw(address, b"CONNECT refused.test:443 HTTP/1.1\r\n\r\n").await;
@@ -315,7 +315,7 @@ async fn an_application_beyond_the_cap_gets_a_reply_at_once() {
 #[tokio::test]
 async fn one_isolation_leaves_connections_to_others() {
     let connector = Direct::default();
-    let address = port(&connector, HttpLimits { applications: 8, ..HttpLimits::default() }).await;
+    let address = port(&connector, HttpLimits { max_applications: 8, ..HttpLimits::default() }).await;
     let mut sockets = Vec::new();
     for open in 1..=6 {
         let mut socket = TcpStream::connect(address).await.unwrap();

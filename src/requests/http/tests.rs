@@ -134,7 +134,7 @@ async fn truncated_and_malformed_responses_are_errors() {
 async fn a_failed_body_of_the_client_fails_the_request() {
     let address = http_origin(mirror).await;
     let requester = LocalExits::new().await.requester();
-    let (pipe, body) = Piped::unread();
+    let (pipe, body) = PipedBody::of_unknown_length();
     pipe.send(Ok(Bytes::from_static(b"half"))).await.unwrap();
     pipe.send(Err(MessageError::Source)).await.unwrap();
     let request = Request::post(format!("http://{address}/")).body(body).unwrap();
@@ -213,7 +213,7 @@ async fn a_large_request_takes_bounded_memory() {
     })
     .await;
     let requester = LocalExits::new().await.requester();
-    let (pipe, body) = Piped::unread();
+    let (pipe, body) = PipedBody::of_unknown_length();
     tokio::spawn(async move {
         let piece = Bytes::from(vec![7; 64 * 1024]);
         let mut sent = 0;
