@@ -3,12 +3,12 @@
 //! | request | answer |
 //! |---|---|
 //! | `CONNECT host:port` | 200, then a stream |
-//! | `GET http://host/…` and other methods | that of the target, over a separate stream |
+//! | `GET http://host/…` and other methods | the target's answer, over a separate stream |
 //! | `GET /…` (origin form) | 400: this port is not a web server |
 //! | `GET https://…` | 400: `https` requires CONNECT |
 //!
 //! Hop-by-hop fields are removed. The value of `Proxy-Authorization` selects the isolation; the field is never
-//! forwarded. Failures have a status and a text: 403 if no exit allows the target, 502 for a failure of the target, 503
+//! forwarded. A failure has a status and a text: 403 if no exit allows the target, 502 for a failure of the target, 503
 //! for a failure of the network or a limit, 504 for a timeout. Requests are never logged, and the texts don't contain
 //! the host.
 
@@ -50,24 +50,24 @@ use crate::{
     wire::{EndReason, Host, Target},
 };
 
-const HTTP: u16 = 80;
+const HTTP_PORT: u16 = 80;
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// Limits of the HTTP proxy port.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpLimits {
-    /// Time limit of a request's head, including the pause after the previous request. Default 30 s.
+    /// Timeout of a request's head, including the pause after the previous request. Default 30 s.
     pub head_timeout: Duration,
-    /// Time limit for opening a stream. Default 60 s.
+    /// Timeout for opening a stream. Default 60 s.
     pub connect_timeout: Duration,
-    /// Time limit from the end of the request to the head of the response. Default 120 s.
+    /// Timeout from the last piece of the request to the head of the response. Default 120 s.
     pub response_timeout: Duration,
     /// Maximum bytes of a request's or response's head. Default 64 KiB.
     pub max_head_bytes: usize,
     /// Maximum fields of a request's or response's head. Default 128.
     pub max_fields: usize,
-    /// Cap on TCP connections of applications; further ones are answered 503. Above three quarters of the cap, an
-    /// isolation gets no connection beyond a quarter. Default 1,024.
+    /// Cap on TCP connections of applications; further connections are answered 503. While three quarters of the cap are
+    /// used, an isolation that uses a quarter gets no further connection. Default 1,024.
     pub max_applications: usize,
 }
 
@@ -101,16 +101,16 @@ pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: Ht
 /// The upgrade and the stream of an accepted CONNECT (RFC 9110 §9.3.6), which are joined after the response.
 type Tunnel = Arc<Mutex<Option<(OnUpgrade, Stream)>>>;
 
-/// The place of a connection, that of its latest request's isolation.
+/// The place that a connection holds, with the isolation of its latest request.
 type HeldPlace = Mutex<Option<(Isolation, ConnectionPlace)>>;
 
-/// Takes a place for `isolation`, unless the connection has it already; false if there is none.
+/// Takes a place for `isolation`, unless the connection holds one for it already. Returns `false` if there is no place.
 fn hold(held: &HeldPlace, places: &ConnectionPlaces, isolation: Isolation) -> bool {
     let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
-    if held.as_ref().is_some_and(|(of, _)| *of == isolation) {
+    if held.as_ref().is_some_and(|(held_for, _)| *held_for == isolation) {
         return true;
     }
-    // The old place is released first, so that a connection never holds two.
+    // The old place is released first, so that a connection never holds two places.
     *held = None;
     *held = places.take(isolation).map(|place| (isolation, place));
     held.is_some()
@@ -144,7 +144,7 @@ async fn serve_one<C: Connector>(
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
     if let Err(error) = Pin::new(&mut serving).await {
-        // A reset prevents that an application which reads to the end treats a truncated body as complete.
+        // Without a reset, an application that reads to the end would treat a truncated body as complete.
         if let (true, Some(parts)) = (error.is_user(), serving.into_parts()) {
             reset_on_close(parts.io.inner());
         }
@@ -156,7 +156,7 @@ async fn serve_one<C: Connector>(
     splice(parts.io.into_inner(), stream, &parts.read_buf, None).await
 }
 
-/// A response with this port's text, or with the target's content.
+/// A response with a text of this port, or with the target's content.
 type ProxyResponse = Response<Either<Full<Bytes>, StreamedBody>>;
 
 async fn respond<C: Connector>(
@@ -221,9 +221,9 @@ fn absolute_target(uri: &Uri) -> Result<Target, &'static str> {
         return Err("a URL with a user name is not forwarded");
     }
     let host = Host::parse(authority.host()).map_err(|_| "the host is neither a name nor an address")?;
-    // `port_u16` returns `None` for an invalid port as for an absent one.
+    // `port_u16` returns `None` both for an invalid port and for an absent one.
     let port = match authority.as_str().strip_prefix(authority.host()) {
-        Some("" | ":") => HTTP,
+        Some("" | ":") => HTTP_PORT,
         _ => authority.port_u16().filter(|port| *port != 0).ok_or("the port is not a number from 1 to 65535")?,
     };
     Ok(Target { host, port })
@@ -250,7 +250,7 @@ fn failure(error: ConnectError) -> ProxyResponse {
     text(status, &error.to_string())
 }
 
-/// The answer to a request whose isolation holds its part of the connections.
+/// The answer to a request whose isolation already holds its share of the connections.
 fn busy() -> ProxyResponse {
     let words = "the connections of this port are in use by one application; close some, or try again later";
     let mut response = text(StatusCode::SERVICE_UNAVAILABLE, words);
@@ -266,7 +266,7 @@ fn text(status: StatusCode, text: &str) -> ProxyResponse {
     // These fields hide from a probing web page whether this port answers.
     headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
     headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    // The rest of the request's content isn't read, so the connection can't be reused.
+    // The remaining content of the request isn't read, so the connection can't be reused.
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }

@@ -66,8 +66,8 @@ async fn connect_by_name_ipv4_and_ipv6_forwards_bytes_and_a_half_close() {
             socket.write_all(&[byte]).await.unwrap();
         }
         assert_eq!(read(&mut socket, 4).await, [5, 0, 5, 0]);
-        let rest = if request[3] == 4 { 18 } else { 6 };
-        read(&mut socket, 2 + rest).await;
+        let address_and_port_len = if request[3] == 4 { 18 } else { 6 };
+        read(&mut socket, 2 + address_and_port_len).await;
         socket.write_all(b"the echo differs").await.unwrap();
         socket.shutdown().await.unwrap();
         let mut back = Vec::new();
@@ -149,9 +149,9 @@ async fn unsupported_requests_have_their_reply_codes() {
 async fn socks_4_and_4a_have_their_own_replies() {
     let origin = echo_origin().await;
     let [high, low] = origin.port().to_be_bytes();
-    let plain = [4, 1, high, low, 127, 0, 0, 1, b'm', b'e', 0];
-    let named = [&[4, 1, high, low, 0, 0, 0, 1, 0], &b"origin.test\0"[..]].concat();
-    for request in [&plain[..], &named] {
+    let by_address = [4, 1, high, low, 127, 0, 0, 1, b'm', b'e', 0];
+    let by_name = [&[4, 1, high, low, 0, 0, 0, 1, 0], &b"origin.test\0"[..]].concat();
+    for request in [&by_address[..], &by_name] {
         let (mut socket, _) = dial().await;
         socket.write_all(request).await.unwrap();
         assert_eq!(read(&mut socket, 8).await[..2], [0, 0x5A]);
@@ -194,7 +194,7 @@ async fn any_credentials_are_accepted_and_select_the_isolation() {
 async fn a_failed_stream_is_a_reset_at_the_application() {
     let origin = origin(|mut socket| async move {
         socket.write_all(b"half of ").await.unwrap();
-        // This byte states that the application has received the others, so a later error is that of the reset.
+        // The application sends one byte after it has received all bytes. So the error after it is the reset's.
         socket.read_exact(&mut [0; 1]).await.unwrap();
         crate::io::stream::reset_on_close(&socket);
     })
@@ -284,7 +284,7 @@ async fn curl_downloads_the_exact_bytes() {
 }
 
 #[tokio::test]
-async fn an_application_beyond_the_cap_gets_a_reply_at_once() {
+async fn an_application_beyond_the_cap_gets_an_immediate_reply() {
     let address = port(&Direct::default(), SocksLimits { max_applications: 1, ..SocksLimits::default() }).await;
     let mut first = TcpStream::connect(address).await.unwrap();
     first.write_all(NO_AUTH).await.unwrap();
