@@ -31,7 +31,7 @@ pub(crate) enum ScriptedReply {
     Answer(SearchAnswer),
     /// Bytes in place of an encoded answer.
     Bytes(Vec<u8>),
-    /// The end of the stream without an answer.
+    /// A reset of the stream, without an answer.
     Reset,
 }
 
