@@ -76,7 +76,7 @@ pub const SEND_BUFFER: usize = 128 << 10;
 
 /// Timeout of CONNECTED and RESOLVED at the origin.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-/// Timeout of an answer at the exit; longer, so that the origin's timeout expires first.
+/// Timeout of an answer at the exit; longer than [`ANSWER_TIMEOUT`], so that the origin's timeout expires first.
 const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Timeout of a SENDME, after which the circuit must end.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -221,7 +221,7 @@ impl Streams {
     }
 
     /// Origin: opens a stream to `target`. [`StreamEvent::Connected`] or [`StreamEvent::Closed`] follows. Bytes
-    /// written before CONNECTED are sent after it.
+    /// written before CONNECTED are sent after CONNECTED.
     ///
     /// # Errors
     /// [`StreamError::Full`].
@@ -242,7 +242,7 @@ impl Streams {
     }
 
     /// Origin: opens a stream to a service of the hop itself. The stream is open without an answer. A hop without the
-    /// service resets it.
+    /// service resets the stream.
     ///
     /// # Errors
     /// [`StreamError::Full`].

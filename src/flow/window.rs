@@ -100,7 +100,7 @@ pub struct CongestionWindow {
     sent_when_full: u64,
     outstanding: VecDeque<OutstandingTag>,
     latest_rtt: Duration,
-    /// The min RTT, and the time of the last sample at most a sixteenth above it.
+    /// The min RTT, and the time of the last sample that exceeded the min RTT by at most a sixteenth.
     min_rtt: Option<(Duration, Instant)>,
     jitter: Duration,
     round: WindowRound,
@@ -359,8 +359,8 @@ impl CongestionWindow {
         self.stepped = false;
     }
 
-    /// Takes the SENDME of a tag sent at `sent_at` during a probe. Ends the probe with the first tag that was sent after
-    /// the measuring round began.
+    /// During a probe, takes the SENDME of a tag sent at `sent_at`. The probe ends with the first tag that was sent
+    /// after the measuring round began.
     fn handle_probe(&mut self, now: Instant, sent_at: Instant) {
         let WindowPhase::Probe { drained_at, round } = &mut self.phase else { return };
         if sent_at < *drained_at {

@@ -168,7 +168,7 @@ impl<B: Body> Body for CountedBody<B> {
 /// fields; the body is read from the stream as the caller polls it.
 ///
 /// # Errors
-/// When the head is late, too large or malformed, or the stream ends before it.
+/// When the response's head is late, too large or malformed, or the stream ends before the head.
 pub(crate) async fn exchange<S, B>(
     stream: S,
     request: Request<B>,

@@ -160,7 +160,7 @@ fn run(exchange: &mut Exchange, site: &mut Site) -> Outcome {
 
 /// The outcome of a GET with the response `plain`, followed by a close_notify alert if `close_notify` is set.
 fn outcome_of(plain: &[u8], close_notify: bool) -> Outcome {
-    let root = Root::new("ours");
+    let root = Root::new("trusted root");
     let (mut exchange, mut site) = (exchange(&root.trust(), "GET", b""), root.site(|_| {}));
     let mut outcome = run(&mut exchange, &mut site);
     let mut bytes = site.seal(plain);
@@ -179,7 +179,7 @@ fn outcome_of(plain: &[u8], close_notify: bool) -> Outcome {
 #[test]
 fn a_request_has_no_identifying_fields_and_its_response_is_complete() {
     for versions in [[&version::TLS13], [&version::TLS12]] {
-        let root = Root::new("ours");
+        let root = Root::new("trusted root");
         let (mut exchange, mut site) =
             (exchange(&root.trust(), "POST", b"request body"), root.site_with_versions(&versions, |_| {}));
         assert_eq!((exchange.host(), exchange.port()), (HOST, 443));
@@ -202,7 +202,7 @@ fn a_request_has_no_identifying_fields_and_its_response_is_complete() {
 
 #[test]
 fn bodies_of_megabytes_pass_both_ways_in_pieces() {
-    let root = Root::new("ours");
+    let root = Root::new("trusted root");
     let body: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
     let (mut exchange, mut site) = (exchange(&root.trust(), "PUT", &body), root.site(|_| {}));
     // The buffer, one write of hyper and the overhead of TLS bound the pending ciphertext.
@@ -225,7 +225,7 @@ fn bodies_of_megabytes_pass_both_ways_in_pieces() {
 
 #[test]
 fn a_site_with_an_invalid_certificate_gets_no_part_of_the_request() {
-    let (root, other, namesake) = (Root::new("ours"), Root::new("another"), Root::new("ours"));
+    let (root, other, namesake) = (Root::new("trusted root"), Root::new("other root"), Root::new("trusted root"));
     let past = rcgen::date_time_ymd(2020, 1, 1);
     let future = rcgen::date_time_ymd(2999, 1, 1);
     let cases = [
@@ -252,14 +252,14 @@ fn a_site_with_an_invalid_certificate_gets_no_part_of_the_request() {
 #[test]
 fn only_mozillas_roots_are_trusted_without_an_anchor() {
     let mut exchange = exchange(&Trust::new([]).unwrap(), "GET", b"");
-    let outcome = run(&mut exchange, &mut Root::new("ours").site(|_| {}));
+    let outcome = run(&mut exchange, &mut Root::new("trusted root").site(|_| {}));
     assert_eq!(outcome.failure, Some(HttpsError::UnknownIssuer));
 }
 
 #[test]
 fn anchors_are_accepted_in_pem_and_der_only() {
-    let root = Root::new("ours");
-    let both = format!("of two\n{}{}", Root::new("another").pem, root.pem);
+    let root = Root::new("trusted root");
+    let both = format!("of two\n{}{}", Root::new("other root").pem, root.pem);
     for anchor in [root.pem.as_bytes(), &root.der, both.as_bytes()] {
         let mut exchange = exchange(&Trust::new([anchor]).unwrap(), "GET", b"");
         let mut site = root.site(|_| {});
@@ -327,7 +327,7 @@ fn the_bytes_before_a_head_are_capped() {
 
 #[test]
 fn a_peer_without_tls_gets_no_part_of_the_request() {
-    let root = Root::new("ours");
+    let root = Root::new("trusted root");
     for (bytes, expected) in [
         (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], HttpsError::NotTls),
         (&[0; 100], HttpsError::NotTls),
@@ -354,7 +354,7 @@ fn a_peer_without_tls_gets_no_part_of_the_request() {
 
 #[test]
 fn a_modified_byte_never_modifies_the_response() {
-    let root = Root::new("ours");
+    let root = Root::new("trusted root");
     // Each round changes one byte of the server's output: the first, then the eighth, and so on.
     let mut at = 0;
     loop {
@@ -391,7 +391,7 @@ fn a_modified_byte_never_modifies_the_response() {
 
 #[test]
 fn unread_responses_are_buffered_up_to_a_cap() {
-    let root = Root::new("ours");
+    let root = Root::new("trusted root");
     let (mut exchange, mut site) = (exchange(&root.trust(), "GET", b""), root.site(|_| {}));
     run(&mut exchange, &mut site);
     let head = site.seal(b"HTTP/1.1 200 OK\r\n\r\n");

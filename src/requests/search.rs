@@ -178,7 +178,8 @@ impl<C: Connector> Searcher<C> {
         exits_with(&self.state().offers.borrow(), engine).map(report).collect()
     }
 
-    /// Sends the query to an exit, and to a second one if the first failure [allows it](MissReason::allows_second_try).
+    /// Sends the query to an exit. Sends it to a second exit if the failure of the first
+    /// [allows a second try](MissReason::allows_second_try).
     ///
     /// # Errors
     /// See [`SearchFailure`].
@@ -202,7 +203,7 @@ impl<C: Connector> Searcher<C> {
         Query::new(self.now(), query, &state.offers.borrow(), state.default_engine.as_ref(), &statistics)
     }
 
-    /// Opens a stream to an exit for `query`, on a circuit that carries nothing else.
+    /// Opens a stream to an exit for `query`, on a separate circuit.
     async fn open(&self, query: &Query) -> Result<Delegated, ConnectError> {
         let number = self.state().query_count.fetch_add(1, Ordering::Relaxed);
         let isolation = Isolation::new("search", &number.to_be_bytes(), &[]);

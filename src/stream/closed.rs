@@ -69,7 +69,7 @@ impl ClosedStreams {
         self.streams.remove(&id).is_some()
     }
 
-    /// Takes `bytes` of DATA; `false` if that many bytes may not arrive on the stream.
+    /// Takes DATA of `bytes` bytes; `false` if fewer bytes may arrive on the stream.
     pub(super) fn handle_data(&mut self, id: StreamId, bytes: u64) -> bool {
         let Some(closed) = self.streams.get_mut(&id) else { return false };
         match closed.bytes_left.checked_sub(bytes) {
@@ -81,17 +81,17 @@ impl ClosedStreams {
         }
     }
 
-    /// Takes a CREDIT of `bytes`; `false` if that CREDIT may not arrive on the stream.
+    /// Takes a CREDIT of `bytes` bytes; `false` if no reader of the sent bytes can grant it.
     pub(super) fn handle_credit(&mut self, id: StreamId, bytes: u32) -> bool {
         self.streams.get_mut(&id).is_some_and(|closed| closed.sent.handle_credit(bytes))
     }
 
-    /// Takes CONNECTED, which may arrive once; `false` if it may not arrive on the stream.
+    /// Takes CONNECTED, which may arrive once; `false` if no CONNECTED may arrive on the stream.
     pub(super) fn handle_connected(&mut self, id: StreamId) -> bool {
         self.streams.get_mut(&id).is_some_and(|closed| core::mem::take(&mut closed.connected))
     }
 
-    /// Takes END(Done), which may arrive once; `false` if it may not arrive on the stream. No bytes may follow.
+    /// Takes END(Done), which may arrive once; `false` if no END(Done) may arrive on the stream. No bytes may follow.
     pub(super) fn handle_finished(&mut self, id: StreamId) -> bool {
         self.streams.get_mut(&id).is_some_and(|closed| {
             closed.bytes_left = 0;
@@ -99,7 +99,7 @@ impl ClosedStreams {
         })
     }
 
-    /// Takes RESOLVED, the peer's last message; `false` if it may not arrive on the stream.
+    /// Takes RESOLVED, the peer's last message; `false` if no RESOLVED may arrive on the stream.
     pub(super) fn handle_resolved(&mut self, id: StreamId) -> bool {
         self.streams.get(&id).is_some_and(|closed| closed.resolved) && self.remove(id)
     }

@@ -237,7 +237,7 @@ fn a_reset_ends_both_directions_and_late_messages_are_legal() {
     pair.settle();
     assert_eq!(events(&mut pair.exit), [(id, StreamEvent::Closed(EndReason::Reset))]);
     assert_eq!(events(&mut pair.origin), []);
-    // The exit's END was its last message.
+    // END was the exit's last message on the stream.
     let message = RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"x") };
     assert_eq!(pair.origin.handle_message(pair.now, message), Err(StreamError::Illegal(MessageKind::Data)));
 }

@@ -1,5 +1,5 @@
-//! Tests of the window over paths of three links, in virtual time. Only native: they take minutes as unoptimised
-//! WebAssembly.
+//! Tests of the window over simulated paths of three links, in virtual time. The tests run only natively, because
+//! they take minutes as unoptimised WebAssembly.
 
 use super::{
     super::*,

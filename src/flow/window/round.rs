@@ -29,7 +29,7 @@ impl RttSamples {
     }
 }
 
-/// One round. It ends with the SENDME of the first tag sent after it began.
+/// One round. It ends with the SENDME of the first tag sent after the round began.
 pub(super) struct WindowRound {
     pub(super) began: Instant,
     /// DATA cells acknowledged before the round began.
