@@ -105,7 +105,7 @@ type Tunnel = Arc<Mutex<Option<(OnUpgrade, Stream)>>>;
 type HeldPlace = Mutex<Option<(Isolation, ConnectionPlace)>>;
 
 /// Takes a place for `isolation`, unless the connection holds one for it already. Returns `false` if there is no place.
-fn hold(held: &HeldPlace, places: &ConnectionPlaces, isolation: Isolation) -> bool {
+fn hold_place(held: &HeldPlace, places: &ConnectionPlaces, isolation: Isolation) -> bool {
     let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
     if held.as_ref().is_some_and(|(held_for, _)| *held_for == isolation) {
         return true;
@@ -127,11 +127,11 @@ async fn serve_one<C: Connector>(
     let service = service_fn(|request: Request<Incoming>| {
         let (connector, tunnel) = (connector.clone(), Arc::clone(&tunnel));
         let isolation = isolation(request.headers());
-        let has_place = hold(&held, &places, isolation);
+        let has_place = hold_place(&held, &places, isolation);
         async move {
             Ok::<_, Infallible>(match has_place {
                 true => respond(request, &connector, isolation, &tunnel, limits).await,
-                false => busy(),
+                false => busy_response(),
             })
         }
     });
@@ -169,12 +169,12 @@ async fn respond<C: Connector>(
     let is_connect = *request.method() == Method::CONNECT;
     let target = match if is_connect { connect_target(request.uri()) } else { absolute_target(request.uri()) } {
         Ok(target) => target,
-        Err(explanation) => return text(StatusCode::BAD_REQUEST, explanation),
+        Err(explanation) => return text_response(StatusCode::BAD_REQUEST, explanation),
     };
     let opening = connector.open(target, isolation);
     let stream = match timeout(limits.connect_timeout, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
         Ok(stream) => stream,
-        Err(error) => return failure(error),
+        Err(error) => return failure_response(error),
     };
     if is_connect {
         let upgrade = hyper::upgrade::on(&mut request);
@@ -191,11 +191,11 @@ async fn respond<C: Connector>(
     match exchange(stream, request, limits).await {
         Ok(response) => response.map(Either::Right),
         Err(ExchangeError::Silent) => {
-            text(StatusCode::GATEWAY_TIMEOUT, "the target accepted the request but did not answer in time")
+            text_response(StatusCode::GATEWAY_TIMEOUT, "the target accepted the request but did not answer in time")
         }
         Err(error) => {
             tracing::debug!(%error, "the target sent no HTTP response");
-            text(StatusCode::BAD_GATEWAY, "the target closed the stream, or its answer is not HTTP")
+            text_response(StatusCode::BAD_GATEWAY, "the target closed the stream, or its answer is not HTTP")
         }
     }
 }
@@ -236,7 +236,7 @@ fn isolation(headers: &HeaderMap) -> Isolation {
         .map_or_else(|| Isolation::of_listener(LISTENER), |value| Isolation::new(LISTENER, value.as_bytes(), &[]))
 }
 
-fn failure(error: ConnectError) -> ProxyResponse {
+fn failure_response(error: ConnectError) -> ProxyResponse {
     let status = match error {
         ConnectError::Stream(StreamFailure::Ended(EndReason::Policy)) => StatusCode::FORBIDDEN,
         ConnectError::Stream(StreamFailure::Ended(EndReason::TimedOut)) => StatusCode::GATEWAY_TIMEOUT,
@@ -247,19 +247,19 @@ fn failure(error: ConnectError) -> ProxyResponse {
         },
         ConnectError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
     };
-    text(status, &error.to_string())
+    text_response(status, &error.to_string())
 }
 
 /// The answer to a request whose isolation already holds its share of the connections.
-fn busy() -> ProxyResponse {
-    let words = "the connections of this port are in use by one application; close some, or try again later";
-    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, words);
+fn busy_response() -> ProxyResponse {
+    let explanation = "the connections of this port are in use by one application; close some, or try again later";
+    let mut response = text_response(StatusCode::SERVICE_UNAVAILABLE, explanation);
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     response
 }
 
-fn text(status: StatusCode, text: &str) -> ProxyResponse {
-    let mut response = Response::new(Either::Left(Full::from(format!("Umbel: {text}\n"))));
+fn text_response(status: StatusCode, explanation: &str) -> ProxyResponse {
+    let mut response = Response::new(Either::Left(Full::from(format!("Umbel: {explanation}\n"))));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

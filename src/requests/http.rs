@@ -179,7 +179,7 @@ impl<C: Connector> Requester<C> {
     }
 
     /// An isolation that no other request has.
-    pub(crate) fn isolation(&self) -> Isolation {
+    pub(crate) fn new_isolation(&self) -> Isolation {
         let number = self.isolation_count.fetch_add(1, Ordering::Relaxed);
         Isolation::new("request", &number.to_be_bytes(), &[])
     }

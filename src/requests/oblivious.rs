@@ -142,7 +142,7 @@ impl<C: Connector> Requester<C> {
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.uri_mut() = gateway.clone();
         request.headers_mut().insert(header::ACCEPT, KEYS_TYPE);
-        let PerformedRequest { response, path } = self.perform(request, not_by.clone(), self.isolation()).await?;
+        let PerformedRequest { response, path } = self.perform(request, not_by.clone(), self.new_isolation()).await?;
         let exit = path.last().map(|hop| hop.relay).ok_or(ObliviousError::NoSecondExit)?;
         // The connector excludes these exits already. The comparison of keys depends on the exclusion, so it is checked
         // again.
@@ -163,7 +163,7 @@ impl<C: Connector> Requester<C> {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = gateway;
         request.headers_mut().insert(header::CONTENT_TYPE, REQUEST_TYPE);
-        let PerformedRequest { response, .. } = self.perform(request, Vec::new(), self.isolation()).await?;
+        let PerformedRequest { response, .. } = self.perform(request, Vec::new(), self.new_isolation()).await?;
         let sealed = read_content(response, &RESPONSE_TYPE, MAX_RESPONSE).await?;
         let opened = opener.decapsulate(&sealed).map_err(|_| ObliviousError::Sealed)?;
         decode(opened).ok_or(ObliviousError::Sealed)

@@ -55,7 +55,7 @@ async fn request<C: Connector>(State(page): State<SearchPage<C>>, call: Request)
         let Some(gateway) = gateway else { return refused(RequestError::Address.into()) };
         return page.requester.oblivious(&gateway, request).await.map_or_else(refused, answer);
     }
-    let isolation = page.requester.isolation();
+    let isolation = page.requester.new_isolation();
     let sent = if by_exit {
         page.requester.perform(request, Vec::new(), isolation).await.map(|performed| performed.response)
     } else {

@@ -45,7 +45,7 @@ async fn perform<C: Connector>(
     requester: &Requester<C>,
     request: Request<impl OutgoingBody<Data = Bytes>>,
 ) -> Result<Response<ResponseBody>, RequestError> {
-    let performing = requester.perform(request, Vec::new(), requester.isolation());
+    let performing = requester.perform(request, Vec::new(), requester.new_isolation());
     timeout(DEADLINE, performing).await.unwrap().map(|performed| performed.response)
 }
 
@@ -151,7 +151,7 @@ async fn tls_over_a_stream_is_verified_by_the_client() {
     let requester = Requester::new(Direct::default(), tls);
     let send = |address: SocketAddr| {
         let request = get(format_args!("https://origin.test:{}/path", address.port()));
-        requester.over_stream(request, requester.isolation())
+        requester.over_stream(request, requester.new_isolation())
     };
     assert!(text(send(good).await.unwrap()).await.starts_with("GET /path"));
     assert_eq!(send(bad).await.unwrap_err(), RequestError::Tls(TlsError::Certificate));
