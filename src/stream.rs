@@ -20,7 +20,7 @@
 //! | CREDIT | open stream or a recently closed one, as much as an honest reader of the sent bytes grants | as at the origin |
 //! | SENDME | echo of the oldest outstanding tag | as at the origin |
 //! | DROP | breach | breach |
-//! | EXTEND, EXTENDED, GONE | breach (the circuit handles these messages before) | breach |
+//! | EXTEND, EXTENDED, GONE | breach (the circuit handles legal ones before) | breach |
 //!
 //! All layers from this module to the sockets use the same events and commands. The layers above change only the
 //! identifier, from [`StreamId`] to `client::ClientStream` or `relay::ExitStream`.

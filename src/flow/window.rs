@@ -8,11 +8,12 @@
 //! ```
 //!
 //! where `queue` is the number of cells delivered in `queue_time`, at least `queue_min` and at most `queue_max`. A
-//! circuit loses no cell, because links retransmit. A retransmission delays all later cells by up to five quarters of
-//! the link's round trip. Two measurements distinguish this delay from a queue that the window causes:
+//! circuit loses no cell, because links retransmit. Cells behind a lost datagram wait for its retransmission, up to five
+//! quarters of the link's round trip. Two measurements distinguish this delay from a queue that the window causes:
 //!
 //! - **Jitter** is the moving average of a round's mean round-trip time minus the round's smallest. A standing queue
-//!   delays all cells of a round equally; a retransmission delays only some.
+//!   delays all cells of a round equally. A retransmission delays only the cells that wait for it, the first ones
+//!   longest.
 //! - **Probes** measure the min RTT, the smallest round-trip time. A probe starts when all samples have exceeded the min
 //!   RTT by more than a sixteenth for `min_rtt_age` and for ten round trips. A probe reduces the window below the path's
 //!   bandwidth-delay product. Once the path's queue has drained, the tags sent during one further round trip measure
@@ -256,8 +257,8 @@ impl CongestionWindow {
     /// a round has given a rate, growth halts while the smallest recent sample exceeds the min RTT by more than the
     /// queue's delay and by more than an eighth of the min RTT.
     ///
-    /// A retransmission delays only the first cells of a burst. So the number of samples evaluated together is a quarter
-    /// of the outstanding tags, at least four.
+    /// Of the cells that wait for a retransmission, the last ones wait least. Therefore many samples are evaluated
+    /// together: a quarter of the outstanding tags, at least four.
     fn grow_by_acknowledged(&mut self, was_full: bool) {
         let max_rtt = self.min_rtt().saturating_add(self.queue_delay().max(part(self.min_rtt(), 8)));
         let evaluated_samples = u32::try_from(self.outstanding.len() / 4).unwrap_or(u32::MAX).max(4);
