@@ -187,7 +187,7 @@ async fn perform(
     let tls = Rc::clone(&io.0);
     let builder = http1::Builder::new().max_headers(MAX_FIELDS).max_buf_size(MAX_HEAD_LEN).handshake(io);
     let (mut sender, connection) = builder.await?;
-    let mut response_emitted = pin!(async move {
+    let mut response_future = pin!(async move {
         let response = sender.send_request(request).await?;
         if let Ok(mut tls) = tls.try_borrow_mut() {
             tls.handle_head();
@@ -198,7 +198,7 @@ async fn perform(
     // An error of the connection is not lost: the response returns it too.
     poll_fn(|context| {
         open = open && connection.as_mut().poll(context).is_pending();
-        response_emitted.as_mut().poll(context)
+        response_future.as_mut().poll(context)
     })
     .await
 }
