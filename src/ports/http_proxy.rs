@@ -8,9 +8,9 @@
 //! | `GET https://…` | 400: `https` requires CONNECT |
 //!
 //! Hop-by-hop fields are removed. The value of `Proxy-Authorization` selects the isolation; the field is never
-//! forwarded. A failure has a status and a text: 403 if no exit allows the target, 502 for a failure of the target, 503
-//! for a failure of the network or a limit, 504 for a timeout. Requests are never logged, and the texts don't contain
-//! the host.
+//! forwarded. A failure has a status and a text: 403 if no exit allows the target or the target is not public, 502 for a
+//! failure of the target, 503 for a failure of the network or a limit, 504 for a timeout. Requests are never logged, and
+//! the texts don't contain the host.
 
 #[cfg(test)]
 mod tests;

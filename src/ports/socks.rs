@@ -13,7 +13,7 @@
 //! |---|---|
 //! | the target refused the connection | 5, refused |
 //! | target unreachable from the exit; name without address | 4, host unreachable |
-//! | no exit of the network allows the target | 2, not allowed |
+//! | no exit of the network allows the target, or the target is not public | 2, not allowed |
 //! | the target did not answer in time | 6, TTL expired, the only code for a timeout |
 //! | no consensus, too few relays, no guard reachable, or no circuit built | 3, network unreachable |
 //! | another failure, also a cap | 1, general failure |

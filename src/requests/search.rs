@@ -72,7 +72,7 @@ pub struct Route {
     pub hops: Vec<Hop>,
     /// Whether the exit also carries other streams of this client, because no other exit offers the engine.
     pub shared_exit: bool,
-    /// The time from query to answer.
+    /// The time from the sending of the query to the complete answer.
     pub took: Duration,
 }
 
