@@ -9,8 +9,8 @@
 //! * the client's and the exit's side of a search ([`query`], [`service`]).
 //!
 //! `exit::delegated` performs requests at the exit; `engine` has the formats of engines. Governed by
-//! `proto/09-delegated.md`. Threats addressed: neither the engine nor the exit learns the client's identity. The exit
-//! isn't trusted, so both ends check and clean answers here.
+//! `proto/09-delegated.md`. Threats addressed: neither the engine nor the exit receives the client's address. The exit
+//! isn't trusted, so both ends check and clean answers by this module.
 
 pub mod binary_http;
 pub mod clean_url;
@@ -32,7 +32,7 @@ pub mod url;
 mod vectors;
 
 pub use self::{
-    exit_statistics::{BLOCKED_FOR, ExitCounts, ExitStatistics},
+    exit_statistics::{BLOCK_DURATION, ExitCounts, ExitStatistics},
     exits::{Miss, MissReason, Offers, engines, exits_with},
     offer::{Delegation, EngineName, HttpOffer, MAX_ENGINES, MAX_HOSTS, Offer},
     refusal::Refusal,

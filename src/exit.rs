@@ -1,17 +1,18 @@
-//! The exit's I/O: connects to targets, resolves names and moves bytes, as the origins' streams request.
+//! The exit's I/O: connects to targets, resolves names and forwards bytes, for the streams of origins.
 //!
-//! The task that owns the core owns the [`Exit`] too. It passes the events of the core's streams in, and applies the
-//! resulting commands to the core. Each stream or lookup waits in a separate task, so nothing here blocks the core.
-//! Governed by `proto/08-paths.md` ("Exit policies"): the policy decides on each address after resolution, and the exit
-//! connects to an address that it allowed. Threat addressed: use of an exit against its local network.
+//! The task that owns the core owns the [`Exit`] too. That task passes the events of the core's exit streams to the
+//! exit, and applies the resulting commands to the core. Each stream or lookup waits in a separate task, so the exit
+//! never blocks the core. Governed by `proto/08-paths.md` ("Exit policies"): the policy decides on each address after
+//! resolution, and the exit connects to an allowed address. Threat addressed: use of an exit against its local network.
 //!
-//! Bounded: streams and lookups in total, time to connect, concurrent lookups, and bytes of each stream by its credit
-//! and room.
+//! Bounded: streams and lookups in total, time to connect, concurrent lookups, bytes of each stream by its credit and
+//! room, and the unread bytes of all streams.
 
 pub(crate) mod delegated;
 pub(crate) mod outbound;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 use core::{
     task::{Context, Poll},
@@ -42,19 +43,26 @@ use crate::{
 /// The policy and limits of an exit.
 #[derive(Debug)]
 pub struct ExitOptions {
-    /// The targets that it may connect to.
+    /// The targets that the exit may connect to.
     pub policy: Policy,
-    /// Maximum concurrent streams and lookups, one socket each; usually 4,096. Further ones are refused.
+    /// Maximum concurrent streams and lookups, one socket each; usually 4,352. Beyond this, streams and
+    /// lookups are refused. A socket closes shortly after its stream has ended, so this is more than [`RelayParameters::exit_streams`].
+    ///
+    /// [`RelayParameters::exit_streams`]: crate::relay::RelayParameters::exit_streams
     pub streams: usize,
+    /// Maximum bytes of all streams from origins that their targets have not read; usually 256 MiB. Beyond it, streams
+    /// end until a sixteenth of it is free: always the one with most such bytes, of the circuit with most, of the
+    /// neighbour with most.
+    pub unread: usize,
     /// Time limit for resolving and connecting together; usually 15 s, less than the origins' limit.
-    pub connect: Duration,
+    pub connect_timeout: Duration,
 }
 
 impl ExitOptions {
     /// The usual limits with `policy`.
     #[must_use]
     pub const fn new(policy: Policy) -> Self {
-        Self { policy, streams: 4096, connect: Duration::from_secs(15) }
+        Self { policy, streams: 4096 + 256, unread: 256 << 20, connect_timeout: Duration::from_secs(15) }
     }
 }
 
@@ -63,7 +71,7 @@ pub(crate) struct Exit {
     hub: Hub<ExitStream>,
     shared: Arc<ExitShared>,
     tasks: JoinSet<()>,
-    /// Running lookups, at most one for each task.
+    /// Running lookups, each with a task.
     lookups: BTreeMap<ExitStream, AbortHandle>,
     /// Results of tasks, and refusals: at most one for each stream or lookup.
     outcomes: mpsc::UnboundedReceiver<(ExitStream, StreamCommand)>,
@@ -87,7 +95,7 @@ impl Exit {
         Self { hub: Hub::new(), shared, tasks: JoinSet::new(), lookups: BTreeMap::new(), outcomes }
     }
 
-    /// Connects to `target`. The stream opens at once, because an origin may send before the exit has connected.
+    /// Connects to `target`. The stream opens immediately, because an origin may send before the exit has connected.
     fn connect(&mut self, id: ExitStream, owner: RequestOwner, target: Target) {
         while self.tasks.try_join_next().is_some() {}
         if let Some(permit) = self.permit(id) {
@@ -112,8 +120,8 @@ impl Exit {
         self.lookups.insert(id, lookup);
     }
 
-    /// Performs the request that arrives as the stream's bytes, and writes the answer there; the core has `room`
-    /// bytes for it.
+    /// Performs the delegated request that arrives over the stream, and writes the answer to the stream. The core has
+    /// room for `room` bytes of the answer.
     fn delegate(&mut self, id: ExitStream, owner: RequestOwner, service: Service, room: usize) {
         while self.tasks.try_join_next().is_some() {}
         let Some(delegate) = self.shared.delegate.clone() else {
@@ -137,12 +145,31 @@ impl Exit {
         self.hub.push(id, bytes);
     }
 
-    /// The origin has finished its direction.
+    /// Beyond the cap on unread bytes, ends streams until a sixteenth of it is free. `owner` returns the owner of a
+    /// stream.
+    fn cap_unread(&mut self, owner: impl Fn(ExitStream) -> Option<RequestOwner>) {
+        let cap = self.shared.options.unread;
+        if self.hub.unread() <= cap {
+            return;
+        }
+        // The core has forgotten the owner of a stream once both its directions have ended.
+        let streams = self.hub.unread_streams().map(|(id, bytes)| (owner(id), bytes, id));
+        for id in unread::by_fullest_owner(streams.collect()) {
+            if self.hub.unread() <= (cap / 16).saturating_mul(15) {
+                return;
+            }
+            tracing::debug!("ending a stream whose target reads too slowly");
+            self.hub.discard(id, EndReason::ResourceLimit);
+            self.shared.send_outcome(id, StreamCommand::Reset(EndReason::ResourceLimit));
+        }
+    }
+
+    /// Handles the end of the origin's direction.
     fn finish(&mut self, id: ExitStream) {
         self.hub.finish(id);
     }
 
-    /// Sets the number of bytes from the target that the core has room for.
+    /// Sets the number of bytes from the target for which the core has room.
     fn set_room(&mut self, id: ExitStream, room: usize) {
         self.hub.set_room(id, room);
     }
@@ -170,7 +197,7 @@ impl Exit {
 
     /// The next command for the core.
     pub(crate) fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<(ExitStream, StreamCommand)> {
-        // The outcome of a stream precedes its commands.
+        // The outcome of a task precedes the commands of its stream.
         if let Poll::Ready(Some((id, outcome))) = self.outcomes.poll_recv(cx) {
             self.lookups.remove(&id);
             if let StreamCommand::Reset(reason) = outcome {
@@ -190,7 +217,7 @@ impl Exit {
         }
     }
 
-    /// Begins what an origin requests.
+    /// Starts the connection, lookup or delegated request that an origin requests.
     fn serve(&mut self, id: ExitStream, owner: RequestOwner, event: StreamEvent, room: usize) {
         match event {
             StreamEvent::Begin(target) => self.connect(id, owner, target),
@@ -204,16 +231,19 @@ impl Exit {
     pub(crate) fn handle_event(&mut self, relay: &Relay, id: ExitStream, event: StreamEvent) {
         match event {
             StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_) => {
-                // A stream without an owner has ended.
+                // A stream without an owner has already ended.
                 if let Some(owner) = relay.request_owner(id) {
                     self.serve(id, owner, event, relay.room(id));
                 }
             }
-            StreamEvent::Data(bytes) => self.push(id, &bytes),
+            StreamEvent::Data(bytes) => {
+                self.push(id, &bytes);
+                self.cap_unread(|stream| relay.request_owner(stream));
+            }
             StreamEvent::Finished => self.finish(id),
             StreamEvent::Writable => self.set_room(id, relay.room(id)),
             StreamEvent::Closed(_) => self.close(id),
-            // Only at an origin.
+            // Events of an origin only.
             StreamEvent::Connected(_) | StreamEvent::Resolved { .. } => {}
         }
     }
@@ -222,11 +252,12 @@ impl Exit {
 impl ExitShared {
     /// Queues the outcome of a task for the core.
     fn send_outcome(&self, id: ExitStream, outcome: StreamCommand) {
-        // Fails only when the core's task has ended, which needs no outcome.
+        // Fails only when the core's task has ended.
         let _ = self.outcome.send((id, outcome));
     }
 }
 
+/// Connects to `target`, and forwards bytes between target and `stream` until either closes.
 async fn serve_stream(
     shared: Arc<ExitShared>,
     id: ExitStream,
@@ -236,7 +267,7 @@ async fn serve_stream(
     permit: OwnedSemaphorePermit,
 ) {
     let connecting = timeout(
-        shared.options.connect,
+        shared.options.connect_timeout,
         connect::connect(&shared.options.policy, &shared.resolver, Some(owner), &target),
     );
     let connected = tokio::select! {
@@ -247,7 +278,7 @@ async fn serve_stream(
     match connected {
         Ok(Connected { socket, address, round_trip }) => {
             shared.send_outcome(id, StreamCommand::Connected(Some(address)));
-            // On loopback, one segment is longer than a window of this length.
+            // On loopback, one segment can be longer than a limited receive window.
             let round_trip = (!address.is_loopback()).then_some(round_trip);
             if let Err(error) = splice(socket, stream, &[], round_trip).await {
                 tracing::debug!(kind = ?error.kind(), "a stream to a target ended early");

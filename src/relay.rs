@@ -1,28 +1,30 @@
 //! The core of a relay: creates circuits for neighbours, switches their cells, extends them, and terminates their
 //! streams.
 //!
-//! Driven as a [`LinkMachine`]. The exit's input and output are outside: [`Relay::poll_event`] returns the streams'
-//! events, and [`Relay::handle_command`] takes the answers. [`LinkMachine::handle_batch_end`] is due after those calls:
-//! it sends the messages of streams that end here, once for all inputs of a batch.
+//! Driven as a [`LinkMachine`]. The exit's I/O is outside: [`Relay::poll_event`] returns the events of streams, and
+//! [`Relay::handle_command`] handles the exit's commands. After these calls, the owner calls
+//! [`LinkMachine::handle_batch_end`], which sends the messages of streams that end here, once for all inputs of a
+//! batch.
 //!
 //! | part | owned by |
 //! |---|---|
 //! | channels to neighbours | [`Channels`] |
 //! | circuits, with this relay's layer and their deadlines | `table::Table` |
 //! | rates of CREATE for each owner | `base::Allowances` |
-//! | CREATEs that lack fragments | `half_built::HalfBuilt` |
+//! | CREATEs that lack fragments | `partial_creates::PartialCreates` |
 //! | circuits that wait for a channel to the next hop | `dialling::Dialling` |
 //! | the share of each owner in each of these tables | `owners::Owned` |
 //! | streams of circuits that end here | `streams::ExitStreams` |
+//! | the share of each owner and circuit in them | `stream_shares::StreamShares` |
 //! | of a volunteer: its gateways | `gateways::Gateways` |
 //! | of a gateway: its volunteers | `volunteers::GatewayVolunteers` |
 //!
 //! `switch` and `build` handle cells: the first switches and reads them, the second builds circuits.
 //! Governed by `proto/02-channel.md` §4 and §5, `proto/03-cells.md` and `proto/04-handshake.md`.
 //!
-//! Threats addressed: neighbours and origins that send illegal messages, or too many. A violation inside a circuit
-//! ends that circuit, to both sides, with the same cell for every rule. A slow reader of a circuit fills only that
-//! circuit's queue.
+//! Threats addressed: neighbours and origins that send illegal messages, or too many. A breach inside a circuit ends
+//! that circuit, to both sides, with the same cell for every rule. A slow reader of a circuit fills only that circuit's
+//! queue.
 //!
 //! | cell | from the origin's side | from the next hop's side |
 //! |---|---|---|
@@ -35,7 +37,7 @@
 //!
 //! | relay message | at a relay |
 //! |---|---|
-//! | EXTEND | once, and again after GONE, unless there is a next hop already; else ends the circuit |
+//! | EXTEND | extends the circuit if there is no next hop and none in progress; else ends the circuit |
 //! | EXTENDED, GONE | ends the circuit |
 //! | all others | as in [`stream`](crate::stream) |
 
@@ -43,9 +45,10 @@ mod build;
 mod circuit;
 mod dialling;
 mod gateways;
-mod half_built;
 mod owners;
 mod parameters;
+mod partial_creates;
+mod stream_shares;
 mod streams;
 mod switch;
 mod table;
@@ -71,7 +74,7 @@ use self::{
     circuit::CircuitEndpoint,
     dialling::Dialling,
     gateways::Gateways,
-    half_built::HalfBuilt,
+    partial_creates::PartialCreates,
     streams::ExitStreams,
     table::{CircuitKey, Side, Table},
     volunteers::GatewayVolunteers,
@@ -86,7 +89,7 @@ pub use self::{
 pub enum RelayEvent {
     /// An event of a stream or RESOLVE, for the exit.
     Stream(ExitStream, StreamEvent),
-    /// The volunteers that this relay is a gateway of have changed ([`Relay::volunteers`]).
+    /// The volunteers of this gateway have changed ([`Relay::volunteers`]).
     VolunteersChanged,
     /// The gateways of this volunteer have changed ([`Relay::gateways`]).
     GatewaysChanged,
@@ -114,7 +117,7 @@ pub struct Relay {
     gateways: Gateways,
     volunteers: GatewayVolunteers,
     table: Table,
-    half_built: HalfBuilt,
+    partial_creates: PartialCreates,
     allowances: Allowances,
     dialling: Dialling,
     streams: ExitStreams,
@@ -139,7 +142,7 @@ impl Relay {
             gateways: Gateways::default(),
             volunteers: GatewayVolunteers::default(),
             table: Table::new(parameters.circuits),
-            half_built: HalfBuilt::new(parameters.half_built),
+            partial_creates: PartialCreates::new(parameters.partial_creates),
             allowances: Allowances::new(parameters.creates_of_source, parameters.channel.creates_of_relay),
             dialling: Dialling::new(parameters.dialling),
             streams: ExitStreams::new(&parameters),
@@ -155,18 +158,18 @@ impl Relay {
         self.identity
     }
 
-    /// The onion key to publish.
+    /// The current onion key, for the descriptor.
     #[must_use]
     pub fn onion_key(&self) -> OnionPublic {
         self.onion_keys.public()
     }
 
-    /// Makes `next` the onion key. The previous key still answers.
+    /// Makes `next` the current onion key. Handshakes with the previous key still succeed.
     pub fn rotate_onion_key(&mut self, next: OnionSecret) {
         self.onion_keys.rotate(next);
     }
 
-    /// Sets the consensus. Circuits are extended only to relays in it or in the previous one.
+    /// Sets the consensus. The relay dials only relays in the current or the previous consensus.
     pub fn set_consensus(&mut self, consensus: Arc<Consensus>) {
         self.known.update(consensus);
         self.gateways.rank(&self.identity, self.known.current());
@@ -184,20 +187,20 @@ impl Relay {
         }
     }
 
-    /// For a volunteer: its gateways that can reach it now, ascending.
+    /// For a volunteer: the gateways that can reach it now, ascending.
     #[must_use]
     pub fn gateways(&self) -> Vec<RelayId> {
         self.gateways.open()
     }
 
-    /// For a gateway: the volunteers that it can reach now.
+    /// For a gateway: the volunteers that this relay can reach now.
     #[must_use]
     pub fn volunteers(&self) -> Vec<RelayId> {
         self.channels.volunteers()
     }
 
-    /// For a gateway: handles the directory's list of the reported volunteers that it counts. Volunteers that it has
-    /// not counted for too long are dropped, so that others can take their places.
+    /// For a gateway: handles the directory's list of the reported volunteers that the directory counts. Drops
+    /// volunteers that the directory has not counted for too long, so that others can take their places.
     pub fn handle_presence(&mut self, now: Instant, counted: &Counted) {
         if let Some(consensus) = self.known.current() {
             let interval = consensus.parameters().volunteer_interval();
@@ -205,46 +208,45 @@ impl Relay {
         }
     }
 
-    /// Accepts no more circuits; existing circuits go on. Channels without circuits close, so that a gateway reports
-    /// at once that this volunteer is gone. No channel is opened from now on.
+    /// Accepts no more circuits; existing circuits remain. Channels without circuits close, so that a gateway
+    /// immediately reports the loss of this volunteer. Opens no channel from now on.
     pub fn drain(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.table.close();
         let Self { channels, table, .. } = self;
-        channels.wind_down(|channel| table.is_on(channel));
+        channels.close_except(|channel| table.is_on(channel));
         self.handle_channel_events(now, rng);
     }
 
-    /// Ends all circuits, to both sides of each.
+    /// Ends all circuits, with DESTROY to both sides of each.
     pub fn end_circuits(&mut self, now: Instant) {
         for key in self.table.keys() {
             self.end(now, key);
         }
     }
 
-    /// Closes all channels and opens none from now on.
+    /// Closes all channels, and opens no channel from now on.
     pub fn shut_down(&mut self) {
         self.channels.shut_down();
     }
 
-    /// Carries out a command of the exit for a stream or RESOLVE.
+    /// Handles a command of the exit for a stream or RESOLVE.
     pub fn handle_command(&mut self, stream: ExitStream, command: StreamCommand) {
         self.streams.handle_command(stream, command);
     }
 
-    /// Takes bytes from the target, up to [`Self::room`], and returns how many.
+    /// Queues bytes of the target for the origin, up to [`Self::room`]. Returns the number of queued bytes.
     pub fn write(&mut self, stream: ExitStream, bytes: &[u8]) -> usize {
         self.streams.write(stream, bytes)
     }
 
-    /// Bytes that [`Self::write`] takes now. [`StreamEvent::Writable`] reports growth.
+    /// The number of bytes that [`Self::write`] accepts now. [`StreamEvent::Writable`] reports growth.
     #[must_use]
     pub fn room(&self, stream: ExitStream) -> usize {
         self.streams.room(stream)
     }
 
-    /// The owner of the stream's request: its circuit, by a number that is unique among this relay's circuits, and the
-    /// neighbour over which the circuit comes. `None` if the stream has ended and its [`StreamEvent::Closed`] is the next
-    /// event of it.
+    /// The owner of the stream's request: the circuit, by a number that is unique among this relay's circuits, and the
+    /// neighbour over whose channel the circuit comes. `None` if the stream has ended.
     #[must_use]
     pub fn request_owner(&self, stream: ExitStream) -> Option<RequestOwner> {
         let key = self.streams.circuit(stream)?;
@@ -253,8 +255,8 @@ impl Relay {
         Some(RequestOwner { neighbour, circuit: key.number() })
     }
 
-    /// The owner of what comes over a channel: a listed relay, or else the source of the neighbour's address. A neighbour
-    /// may claim any identity, so an unlisted one is no owner.
+    /// The owner of the circuits over a channel: a listed relay, or else the source of the neighbour's address. Anyone
+    /// can generate identities, so an unlisted identity is not an owner.
     fn owner(&self, channel: ChannelId) -> Option<Owner> {
         let listed = self.channels.peer(channel).filter(|relay| self.known.relay(relay).is_some());
         listed.map(Owner::Relay).or_else(|| self.channels.owner(channel))
@@ -317,15 +319,15 @@ impl Relay {
                 }
             }
             ChannelEvent::Cell { channel, cell } => self.handle_cell(now, channel, cell, rng),
-            ChannelEvent::Drained { channel, circuit } => self.handle_drained(CircuitEndpoint { channel, circuit }),
+            ChannelEvent::QueueLow { channel, circuit } => self.handle_queue_low(CircuitEndpoint { channel, circuit }),
             ChannelEvent::Closed { channel } => self.handle_closed(now, channel),
         }
     }
 
     /// The next circuit that must end because of a deadline.
-    fn poll_late(&mut self, now: Instant) -> Option<CircuitKey> {
+    fn poll_expired(&mut self, now: Instant) -> Option<CircuitKey> {
         let Self { table, streams, .. } = self;
-        table.poll_late(now, |key| streams.last_use(now, key)).or_else(|| streams.handle_timeout(now))
+        table.poll_expired(now, |key| streams.last_use(now, key)).or_else(|| streams.handle_timeout(now))
     }
 
     fn handle_closed(&mut self, now: Instant, channel: ChannelId) {
@@ -337,7 +339,7 @@ impl Relay {
                 Side::Next => self.handle_next_closed(now, key),
             }
         }
-        self.half_built.remove_channel(channel);
+        self.partial_creates.remove_channel(channel);
     }
 }
 
@@ -350,10 +352,10 @@ impl LinkMachine for Relay {
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.channels.handle_timeout(now);
         self.handle_channel_events(now, rng);
-        while let Some(endpoint) = self.half_built.pop_late(now) {
+        while let Some(endpoint) = self.partial_creates.pop_expired(now) {
             self.destroy(now, endpoint);
         }
-        while let Some(key) = self.poll_late(now) {
+        while let Some(key) = self.poll_expired(now) {
             self.end(now, key);
         }
     }
@@ -367,7 +369,7 @@ impl LinkMachine for Relay {
         loop {
             let transmit = self.channels.poll_transmit(now);
             self.handle_channel_events(now, rng);
-            // Queues that have drained are filled again.
+            // Queues with room are filled again.
             let filled = self.streams.has_ready();
             self.send_messages(now, rng);
             if transmit.is_some() || !filled {
@@ -377,7 +379,7 @@ impl LinkMachine for Relay {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let circuits = [self.table.poll_timeout(), self.half_built.poll_timeout(), self.streams.poll_timeout()];
+        let circuits = [self.table.poll_timeout(), self.partial_creates.poll_timeout(), self.streams.poll_timeout()];
         let neighbours = [self.channels.poll_timeout(), self.gateways.poll_timeout()];
         circuits.into_iter().chain(neighbours).flatten().min()
     }

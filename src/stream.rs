@@ -159,8 +159,8 @@ pub enum StreamEvent {
         /// The answers, at least one.
         answers: Vec<ResolvedAnswer>,
     },
-    /// Received bytes of one cell, or all bytes received before the exit was connected. The owner reports the bytes that
-    /// it has used by [`StreamCommand::Consumed`].
+    /// Received bytes of one cell. At an exit, the event can precede [`StreamCommand::Connected`]. The owner reports the
+    /// bytes that it has used by [`StreamCommand::Consumed`].
     Data(Bytes),
     /// The peer has sent all its bytes and ended its direction cleanly.
     Finished,
@@ -325,6 +325,12 @@ impl Streams {
         self.streams.len()
     }
 
+    /// The time at which a stream was opened, or last carried bytes. `None` after its end.
+    #[must_use]
+    pub fn active_at(&self, id: StreamId) -> Option<Instant> {
+        self.streams.get(&id).map(|stream| stream.active_at)
+    }
+
     /// The congestion window.
     #[must_use]
     pub const fn window(&self) -> &CongestionWindow {
@@ -365,7 +371,7 @@ impl Streams {
         if phase != StreamPhase::Open {
             self.deadlines.set(id, now.after(timeout));
         }
-        self.streams.insert(id, StreamState::new(phase));
+        self.streams.insert(id, StreamState::new(now, phase));
     }
 
     /// Closes a stream. `late_bytes` is the number of bytes that the peer may still send on it.

@@ -153,8 +153,8 @@ impl Pool {
             // Streams may still join circuits that already carry some.
             .filter(|(_, circuit)| circuit.has_carried_streams() || circuit.is_permitted_by(&avoided))
             .min_by_key(|(key, circuit)| {
-                let doubted = circuit.path().iter().any(|relay| self.lost.contains(now, &relay.identity));
-                (doubted, circuit.is_spare(), load(**key), **key)
+                let has_lost_relay = circuit.path().iter().any(|relay| self.lost.contains(now, &relay.identity));
+                (has_lost_relay, circuit.is_spare(), load(**key), **key)
             })
             .map(|(key, _)| *key)
     }
@@ -279,8 +279,8 @@ impl Pool {
         }
     }
 
-    /// The channel's queue of a circuit is short: sends more cells.
-    pub(super) fn handle_drained(
+    /// The channel's queue of a circuit is low: sends more cells.
+    pub(super) fn handle_queue_low(
         &mut self,
         now: Instant,
         channel: ChannelId,
@@ -550,7 +550,7 @@ impl Pool {
     }
 
     /// Guards that no volunteer may follow.
-    pub(super) fn excluded_guards(&self, now: Instant) -> Vec<RelayId> {
-        self.policy.gone_reports.excluded_guards(now)
+    pub(super) fn guards_without_volunteers(&self, now: Instant) -> Vec<RelayId> {
+        self.policy.gone_reports.guards_without_volunteers(now)
     }
 }

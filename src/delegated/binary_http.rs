@@ -1,4 +1,4 @@
-//! Codec of Binary HTTP messages (RFC 9292), without I/O; for processes and pages.
+//! Codec of Binary HTTP messages (RFC 9292), without I/O; for native programs and for pages.
 //!
 //! A [`Decoder`] takes bytes in pieces of any size and returns the head and the content as they arrive. It buffers a
 //! head, but no content. Delegated requests and their responses have indeterminate length (`proto/09-delegated.md`
@@ -16,16 +16,16 @@ use bytes::{Buf as _, Bytes, BytesMut};
 pub const MAX_HEAD_LEN: usize = 64 * 1024;
 /// Cap on fields of a head.
 pub const MAX_FIELDS: usize = 128;
-/// Cap on the number of fields (trailers included) and informational responses of a message.
-pub const MAX_PARTS: usize = 1024;
+/// Cap on the fields of a message, trailers included. Each informational response counts as one more field.
+pub const MAX_TOTAL_FIELDS: usize = 1024;
 /// The terminators of the content and of an empty trailer section, in a message of indeterminate length.
-pub const END: [u8; 2] = [0, 0];
+pub const TERMINATORS: [u8; 2] = [0, 0];
 
 // Framing indicators (RFC 9292 §3.3).
-const KNOWN_REQUEST: u64 = 0;
-const KNOWN_RESPONSE: u64 = 1;
-const REQUEST: u64 = 2;
-const RESPONSE: u64 = 3;
+const KNOWN_LENGTH_REQUEST: u64 = 0;
+const KNOWN_LENGTH_RESPONSE: u64 = 1;
+const INDETERMINATE_REQUEST: u64 = 2;
+const INDETERMINATE_RESPONSE: u64 = 3;
 
 /// Why a message can't be decoded or encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,7 +77,7 @@ pub enum Part {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DecoderState {
     FramingIndicator,
-    /// The control data of a request, and the number of values taken.
+    /// The control data of a request, and the number of decoded values.
     Control(usize),
     Status,
     /// The fields of an informational response.
@@ -95,8 +95,8 @@ pub struct Decoder {
     buffer: BytesMut,
     state: DecoderState,
     is_request: bool,
-    /// Whether the message may have a known length and padding.
-    sealed: bool,
+    /// Whether the message was sealed, and so may have a known length and padding.
+    is_sealed: bool,
     /// Whether the message has a known length.
     is_known_length: bool,
     /// The cap on further bytes of content.
@@ -106,12 +106,12 @@ pub struct Decoder {
     fields: Vec<Field>,
     /// The name of a field whose value is incomplete.
     name: Option<Bytes>,
-    /// The number of bytes taken from the head, or from the trailers.
-    taken: usize,
-    /// The value of `taken` at the end of the current field section, in a message of known length.
+    /// The number of bytes consumed of the head, or of the trailers.
+    consumed: usize,
+    /// The value of `consumed` at the end of the current field section, in a message of known length.
     section_end: Option<usize>,
     /// The number of fields and informational responses.
-    parts: usize,
+    total_fields: usize,
 }
 
 impl Decoder {
@@ -134,21 +134,21 @@ impl Decoder {
         Self::new(false, true, cap)
     }
 
-    fn new(is_request: bool, sealed: bool, cap: u64) -> Self {
+    fn new(is_request: bool, is_sealed: bool, cap: u64) -> Self {
         Self {
             buffer: BytesMut::new(),
             state: DecoderState::FramingIndicator,
             is_request,
-            sealed,
+            is_sealed,
             is_known_length: false,
             content_left: cap,
             control: Default::default(),
             status: 0,
             fields: Vec::new(),
             name: None,
-            taken: 0,
+            consumed: 0,
             section_end: None,
-            parts: 0,
+            total_fields: 0,
         }
     }
 
@@ -157,11 +157,12 @@ impl Decoder {
         &mut self.buffer
     }
 
-    /// The next part; `None` if more bytes are needed. If `ended` states that no bytes follow, the result is a part or
-    /// an error.
+    /// The next part; `None` if more bytes are needed. `ended` states that no bytes follow; the result is then a part
+    /// or an error.
     ///
     /// # Errors
-    /// When the message is truncated, malformed or too large. The owner must not call it again after an error.
+    /// When the message is truncated, malformed or too large. The owner must not call this function again after an
+    /// error.
     pub fn poll_part(&mut self, ended: bool) -> Result<Option<Part>, BinaryHttpError> {
         let part = self.step(ended)?;
         if part.is_none() && ended { Err(BinaryHttpError::Truncated) } else { Ok(part) }
@@ -174,12 +175,12 @@ impl Decoder {
             match self.state {
                 DecoderState::FramingIndicator => {
                     let Some(indicator) = self.number()? else { return Ok(None) };
-                    self.is_known_length = indicator == KNOWN_RESPONSE;
-                    let expected = if self.is_request { REQUEST } else { RESPONSE };
-                    if indicator != expected && !(self.sealed && self.is_known_length) {
+                    self.is_known_length = indicator == KNOWN_LENGTH_RESPONSE;
+                    let expected = if self.is_request { INDETERMINATE_REQUEST } else { INDETERMINATE_RESPONSE };
+                    if indicator != expected && !(self.is_sealed && self.is_known_length) {
                         return Err(BinaryHttpError::Malformed("the message is not of the expected kind"));
                     }
-                    self.taken = 0;
+                    self.consumed = 0;
                     self.state = if self.is_request { DecoderState::Control(0) } else { DecoderState::Status };
                 }
                 DecoderState::Control(index) => match self.control.get(index) {
@@ -196,7 +197,7 @@ impl Decoder {
                     let Some(status) = self.number()? else { return Ok(None) };
                     self.state = match status {
                         100..200 => {
-                            self.count_part()?;
+                            self.count_field()?;
                             DecoderState::InformationalFields
                         }
                         200..600 => DecoderState::Fields,
@@ -223,8 +224,8 @@ impl Decoder {
                 }
                 DecoderState::Content(0, false) if self.is_known_length => self.begin_trailers(),
                 DecoderState::Content(0, _) => {
-                    // The lengths of chunks don't count to the cap on the head.
-                    self.taken = 0;
+                    // The lengths of chunks don't count towards the cap on the head.
+                    self.consumed = 0;
                     let Some(length) = self.number()? else { return Ok(None) };
                     self.content_left = self.content_left.checked_sub(length).ok_or(BinaryHttpError::TooLarge)?;
                     match length {
@@ -233,13 +234,13 @@ impl Decoder {
                     }
                 }
                 DecoderState::Content(left, _) => {
-                    let most = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
-                    if most == 0 {
+                    let length = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+                    if length == 0 {
                         return Ok(None);
                     }
-                    let piece = self.buffer.split_to(most).freeze();
+                    let piece = self.buffer.split_to(length).freeze();
                     self.state =
-                        DecoderState::Content(left.saturating_sub(u64::try_from(most).unwrap_or(u64::MAX)), false);
+                        DecoderState::Content(left.saturating_sub(u64::try_from(length).unwrap_or(u64::MAX)), false);
                     return Ok(Some(Part::Content(piece)));
                 }
                 DecoderState::Trailers => {
@@ -248,7 +249,7 @@ impl Decoder {
                     }
                     self.state = DecoderState::End;
                 }
-                DecoderState::End if !self.buffer.is_empty() && !self.sealed => {
+                DecoderState::End if !self.buffer.is_empty() && !self.is_sealed => {
                     return Err(BinaryHttpError::Malformed("bytes follow its end"));
                 }
                 DecoderState::End => return Ok(ended.then_some(Part::End)),
@@ -257,7 +258,7 @@ impl Decoder {
     }
 
     fn begin_trailers(&mut self) {
-        (self.state, self.taken) = (DecoderState::Trailers, 0);
+        (self.state, self.consumed) = (DecoderState::Trailers, 0);
     }
 
     fn take_head(&mut self) -> Head {
@@ -287,9 +288,9 @@ impl Decoder {
         }
     }
 
-    /// Takes and drops a field section. Returns true at its end. The section may be missing if the message `is_over`.
+    /// Drops a field section. Returns true at the section's end. The section may be missing if the message `is_over`.
     fn skip_fields(&mut self, is_over: bool) -> Result<bool, BinaryHttpError> {
-        if is_over && self.taken == 0 {
+        if is_over && self.consumed == 0 {
             return Ok(true);
         }
         loop {
@@ -305,9 +306,9 @@ impl Decoder {
     fn field(&mut self) -> Result<Option<Option<Field>>, BinaryHttpError> {
         if self.is_known_length && self.section_end.is_none() {
             let Some(length) = self.number()? else { return Ok(None) };
-            self.section_end = Some(self.end(length)?);
+            self.section_end = Some(self.end_after(length)?);
         }
-        if self.section_end == Some(self.taken) && self.name.is_none() {
+        if self.section_end == Some(self.consumed) && self.name.is_none() {
             self.section_end = None;
             return Ok(Some(None));
         }
@@ -327,19 +328,19 @@ impl Decoder {
             self.name = Some(name);
             return Ok(None);
         };
-        self.count_part()?;
+        self.count_field()?;
         Ok(Some(Some((name, value))))
     }
 
-    fn count_part(&mut self) -> Result<(), BinaryHttpError> {
-        self.parts = self.parts.saturating_add(1);
-        if self.parts > MAX_PARTS { Err(BinaryHttpError::TooLarge) } else { Ok(()) }
+    fn count_field(&mut self) -> Result<(), BinaryHttpError> {
+        self.total_fields = self.total_fields.saturating_add(1);
+        if self.total_fields > MAX_TOTAL_FIELDS { Err(BinaryHttpError::TooLarge) } else { Ok(()) }
     }
 
     /// Takes a variable-length integer.
     fn number(&mut self) -> Result<Option<u64>, BinaryHttpError> {
         let Some((number, length)) = self.peek_number() else { return Ok(None) };
-        self.take(length, 0).map(|taken| taken.map(|_| number))
+        self.take(length, 0).map(|bytes| bytes.map(|_| number))
     }
 
     /// Takes a length, and the bytes of that length.
@@ -350,22 +351,22 @@ impl Decoder {
 
     /// Drops `prefix` bytes, then takes `length` bytes. `None` if more bytes are needed.
     fn take(&mut self, prefix: usize, length: u64) -> Result<Option<Bytes>, BinaryHttpError> {
-        let end = self.end(length.saturating_add(u64::try_from(prefix).unwrap_or(u64::MAX)))?;
+        let end = self.end_after(length.saturating_add(u64::try_from(prefix).unwrap_or(u64::MAX)))?;
         if self.section_end.is_some_and(|section_end| end > section_end) {
             return Err(BinaryHttpError::Malformed("a field exceeds its section"));
         }
-        let total = end.saturating_sub(self.taken);
+        let total = end.saturating_sub(self.consumed);
         if self.buffer.len() < total {
             return Ok(None);
         }
-        self.taken = end;
+        self.consumed = end;
         self.buffer.advance(prefix);
         Ok(Some(self.buffer.split_to(total.saturating_sub(prefix)).freeze()))
     }
 
-    /// The value of `taken` after `length` more bytes, within the cap.
-    fn end(&self, length: u64) -> Result<usize, BinaryHttpError> {
-        let end = usize::try_from(length).ok().and_then(|length| self.taken.checked_add(length));
+    /// The value of `consumed` after `length` more bytes, within the cap.
+    fn end_after(&self, length: u64) -> Result<usize, BinaryHttpError> {
+        let end = usize::try_from(length).ok().and_then(|length| self.consumed.checked_add(length));
         end.filter(|end| *end <= MAX_HEAD_LEN).ok_or(BinaryHttpError::TooLarge)
     }
 
@@ -399,13 +400,13 @@ pub(super) fn is_value(value: &[u8]) -> bool {
 /// Encodes the head of a request of indeterminate length. `control` is method, scheme, authority and path.
 ///
 /// # Errors
-/// [`BinaryHttpError::TooLarge`].
+/// [`BinaryHttpError::TooLarge`] if the head exceeds its caps.
 pub fn request_head<'a>(
     control: [&str; 4],
     fields: impl Iterator<Item = (&'a str, &'a [u8])>,
 ) -> Result<Vec<u8>, BinaryHttpError> {
     let mut bytes = Vec::new();
-    put_number(REQUEST, &mut bytes);
+    put_number(INDETERMINATE_REQUEST, &mut bytes);
     put_control(control, &mut bytes);
     put_fields(fields, &mut bytes)?;
     end_head(bytes)
@@ -423,7 +424,7 @@ pub fn response_head<'a>(
         return Err(BinaryHttpError::Malformed("the status is not a final one"));
     }
     let mut bytes = Vec::new();
-    put_number(RESPONSE, &mut bytes);
+    put_number(INDETERMINATE_RESPONSE, &mut bytes);
     put_number(status.into(), &mut bytes);
     put_fields(fields, &mut bytes)?;
     end_head(bytes)
@@ -432,14 +433,14 @@ pub fn response_head<'a>(
 /// Encodes a complete request of known length. `control` is method, scheme, authority and path.
 ///
 /// # Errors
-/// [`BinaryHttpError::TooLarge`], for the head.
+/// [`BinaryHttpError::TooLarge`] if the head exceeds its caps.
 pub fn known_request<'a>(
     control: [&str; 4],
     fields: impl Iterator<Item = (&'a str, &'a [u8])>,
     content: &[u8],
 ) -> Result<Vec<u8>, BinaryHttpError> {
     let (mut bytes, mut section) = (Vec::new(), Vec::new());
-    put_number(KNOWN_REQUEST, &mut bytes);
+    put_number(KNOWN_LENGTH_REQUEST, &mut bytes);
     put_control(control, &mut bytes);
     put_fields(fields, &mut section)?;
     put_vector(&section, &mut bytes);
@@ -488,7 +489,7 @@ pub fn put_number(number: u64, bytes: &mut Vec<u8>) {
     bytes.extend(marked.to_be_bytes().iter().skip(skipped));
 }
 
-/// Appends a length and `value`. A chunk of content has this form too. An empty one would end the content.
+/// Appends a length and `value`. A chunk of content has this form too; an empty chunk would end the content.
 pub fn put_vector(value: &[u8], bytes: &mut Vec<u8>) {
     put_number(u64::try_from(value.len()).unwrap_or(u64::MAX), bytes);
     bytes.extend_from_slice(value);

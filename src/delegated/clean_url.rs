@@ -1,9 +1,10 @@
 //! Cleaning of URLs in search results: removes redirectors and tracking parameters.
 //!
 //! URLs of an engine often lead through a redirector, or have parameters that identify the query, the time or the
-//! reader. An exit could add either. [`clean`] returns the http or https URL of the final target. Both ends call it:
-//! the exit to send fewer bytes, the client because it doesn't trust the exit (`proto/09-delegated.md` §5). Cleaning
-//! can't detect a page that was created for a single query, so clients fetch results through the overlay.
+//! reader. An exit could add such redirectors and parameters. [`clean`] returns the http or https URL of the final
+//! target. Both ends call it: the exit to send fewer bytes, the client because it doesn't trust the exit
+//! (`proto/09-delegated.md` §5). Cleaning can't detect a page that was created for a single query, so clients fetch
+//! results through the overlay.
 
 use data_encoding::BASE64URL_NOPAD;
 
@@ -14,9 +15,9 @@ pub const MAX_URL_LEN: usize = 2048;
 /// Cap on nested redirectors.
 const MAX_NESTING: usize = 8;
 
-/// Parses `text` as a URL, relative to `base` if given, and cleans it. Removes user name, password, known redirectors,
-/// known tracking parameters and text fragments. `None` unless the result is an http or https URL with a host, of at
-/// most [`MAX_URL_LEN`] bytes.
+/// Parses `text` as a URL, relative to `base` if given, and cleans the URL. Removes user name, password, known
+/// redirectors, known tracking parameters and fragments, and text fragments. `None` unless the result is an http or
+/// https URL with a host, of at most [`MAX_URL_LEN`] bytes.
 ///
 /// Cleaning is idempotent.
 #[must_use]
@@ -36,8 +37,8 @@ pub fn clean(text: &str, base: Option<&Url>) -> Option<Url> {
     None
 }
 
-/// `url` without user name, password, tracking parameters and text fragment. `None` unless it is an http or https URL
-/// with a host, of at most [`MAX_URL_LEN`] bytes.
+/// `url` without user name, password, tracking parameters, tracking fragment and text fragment. `None` unless the
+/// result is an http or https URL with a host, of at most [`MAX_URL_LEN`] bytes.
 fn plain(mut url: Url) -> Option<Url> {
     let is_web = matches!(url.scheme(), "http" | "https") && url.host_str().is_some_and(|host| !host.is_empty());
     if !is_web {
@@ -69,8 +70,9 @@ impl ComparableHost {
         self.0.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     }
 
-    /// Whether the host is under `name` with one or two short labels after it, such as google.com and www.google.co.uk.
-    fn is_brand(&self, name: &str) -> bool {
+    /// Whether the host has the label `name`, followed by one or two short labels, such as google.com and
+    /// www.google.co.uk.
+    fn is_under_brand(&self, name: &str) -> bool {
         let labels: Vec<&str> = self.0.split('.').collect();
         let position = labels.iter().position(|label| *label == name);
         position
@@ -79,56 +81,56 @@ impl ComparableHost {
     }
 }
 
-/// The place of the target's URL in a redirector's URL.
-enum TargetPlace {
+/// The location of the target's URL in a redirector's URL.
+enum TargetLocation {
     /// The first of these parameters that is a URL.
     Parameter(&'static [&'static str]),
     /// This parameter: `a1`, and the URL in base64url.
     Base64(&'static str),
     /// The part of the path between `/RU=` and the next slash, percent-encoded.
     YahooPath,
-    /// The rest of the path after this prefix. The scheme is https.
+    /// The part of the path after this prefix, without the scheme https.
     Path(&'static str),
     /// The whole query.
     Query,
 }
 
-/// Redirectors: host, path prefix, and place of the target's URL. A host without a dot matches under any top-level
-/// domain ([`ComparableHost::is_brand`]).
-const REDIRECTORS: &[(&str, &str, TargetPlace)] = &[
-    ("google", "/url", TargetPlace::Parameter(&["q", "url"])),
-    ("google", "/imgres", TargetPlace::Parameter(&["imgrefurl"])),
-    ("google", "/amp/s/", TargetPlace::Path("/amp/s/")),
-    ("duckduckgo.com", "/l/", TargetPlace::Parameter(&["uddg"])),
-    ("bing.com", "/ck/a", TargetPlace::Base64("u")),
-    ("search.yahoo.com", "/", TargetPlace::YahooPath),
-    ("facebook.com", "/l.php", TargetPlace::Parameter(&["u"])),
-    ("l.instagram.com", "/", TargetPlace::Parameter(&["u"])),
-    ("youtube.com", "/redirect", TargetPlace::Parameter(&["q"])),
-    ("out.reddit.com", "/", TargetPlace::Parameter(&["url"])),
-    ("linkedin.com", "/redir/", TargetPlace::Parameter(&["url"])),
-    ("steamcommunity.com", "/linkfilter", TargetPlace::Parameter(&["u", "url"])),
-    ("t.umblr.com", "/redirect", TargetPlace::Parameter(&["z"])),
-    ("vk.com", "/away.php", TargetPlace::Parameter(&["to"])),
-    ("disq.us", "/url", TargetPlace::Parameter(&["url"])),
-    ("slack-redir.net", "/link", TargetPlace::Parameter(&["url"])),
-    ("exit.sc", "/", TargetPlace::Parameter(&["url"])),
-    ("medium.com", "/r/", TargetPlace::Parameter(&["url"])),
-    ("href.li", "/", TargetPlace::Query),
+/// Redirectors: host, path prefix, and location of the target's URL. A host without a dot matches under any top-level
+/// domain ([`ComparableHost::is_under_brand`]).
+const REDIRECTORS: &[(&str, &str, TargetLocation)] = &[
+    ("google", "/url", TargetLocation::Parameter(&["q", "url"])),
+    ("google", "/imgres", TargetLocation::Parameter(&["imgrefurl"])),
+    ("google", "/amp/s/", TargetLocation::Path("/amp/s/")),
+    ("duckduckgo.com", "/l/", TargetLocation::Parameter(&["uddg"])),
+    ("bing.com", "/ck/a", TargetLocation::Base64("u")),
+    ("search.yahoo.com", "/", TargetLocation::YahooPath),
+    ("facebook.com", "/l.php", TargetLocation::Parameter(&["u"])),
+    ("l.instagram.com", "/", TargetLocation::Parameter(&["u"])),
+    ("youtube.com", "/redirect", TargetLocation::Parameter(&["q"])),
+    ("out.reddit.com", "/", TargetLocation::Parameter(&["url"])),
+    ("linkedin.com", "/redir/", TargetLocation::Parameter(&["url"])),
+    ("steamcommunity.com", "/linkfilter", TargetLocation::Parameter(&["u", "url"])),
+    ("t.umblr.com", "/redirect", TargetLocation::Parameter(&["z"])),
+    ("vk.com", "/away.php", TargetLocation::Parameter(&["to"])),
+    ("disq.us", "/url", TargetLocation::Parameter(&["url"])),
+    ("slack-redir.net", "/link", TargetLocation::Parameter(&["url"])),
+    ("exit.sc", "/", TargetLocation::Parameter(&["url"])),
+    ("medium.com", "/r/", TargetLocation::Parameter(&["url"])),
+    ("href.li", "/", TargetLocation::Query),
 ];
 
 /// The http or https URL of the target, if `url` is a known redirector's.
 fn target(url: &Url) -> Option<Url> {
     let host = ComparableHost::of(url);
-    let fits = |name: &str| if name.contains('.') { host.is_under(name) } else { host.is_brand(name) };
+    let fits = |name: &str| if name.contains('.') { host.is_under(name) } else { host.is_under_brand(name) };
     REDIRECTORS
         .iter()
         .filter(|(name, path, _)| fits(name) && url.path().starts_with(path))
-        .find_map(|(_, _, place)| place.target(url))
+        .find_map(|(_, _, location)| location.target(url))
         .filter(|inner| matches!(inner.scheme(), "http" | "https"))
 }
 
-impl TargetPlace {
+impl TargetLocation {
     fn target(&self, outer: &Url) -> Option<Url> {
         let text = match self {
             Self::Parameter(keys) => return keys.iter().find_map(|key| absolute(&parameter(outer, key)?)),
@@ -236,7 +238,7 @@ const TRACKING_OF_SITES: &[(&str, &[&str])] = &[
 
 fn is_tracking(key: &str, host: &ComparableHost) -> bool {
     let is_of_site = |(site, keys): &(&str, &[&str])| {
-        keys.contains(&key) && if site.contains('.') { host.is_under(site) } else { host.is_brand(site) }
+        keys.contains(&key) && if site.contains('.') { host.is_under(site) } else { host.is_under_brand(site) }
     };
     TRACKING.contains(&key)
         || TRACKING_PREFIXES.iter().any(|prefix| key.starts_with(prefix))

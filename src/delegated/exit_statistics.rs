@@ -10,14 +10,14 @@ use super::{Block, EngineName, MissReason, SearchRefusal};
 use crate::base::{Counter as _, Instant, RelayId};
 
 /// Time for which a client avoids an exit that an engine blocks (`proto/09-delegated.md` §3): ten minutes.
-pub const BLOCKED_FOR: Duration = Duration::from_secs(600);
+pub const BLOCK_DURATION: Duration = Duration::from_secs(600);
 /// Cap on pairs of exit and engine.
 const MAX_COUNTS: usize = 4096;
 
 /// Statistics of one exit with one engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExitCounts {
-    /// Answered queries.
+    /// Queries answered with results.
     pub answered: u32,
     /// Failed queries.
     pub failed: u32,
@@ -33,7 +33,7 @@ pub struct ExitStatistics {
 }
 
 impl ExitStatistics {
-    /// Counts the outcome of a query. An exit that the engine blocks is avoided for [`BLOCKED_FOR`].
+    /// Counts the outcome of a query. An exit that the engine blocks is avoided for [`BLOCK_DURATION`].
     pub fn handle_outcome(
         &mut self,
         now: Instant,
@@ -49,7 +49,7 @@ impl ExitStatistics {
         };
         counts.failed.increment();
         if let MissReason::Refused(SearchRefusal::EngineBlocked(block)) = reason {
-            counts.blocked = Some((block, now.after(BLOCKED_FOR)));
+            counts.blocked = Some((block, now.after(BLOCK_DURATION)));
         }
     }
 
@@ -94,7 +94,7 @@ mod tests {
     const EXIT: RelayId = RelayId::from_bytes([1; 32]);
 
     #[test]
-    fn a_blocked_exit_is_avoided_for_ten_minutes_and_that_engine_only() {
+    fn a_blocked_exit_is_avoided_for_ten_minutes_with_that_engine_only() {
         let (engine, other) = (EngineName::parse("a").unwrap(), EngineName::parse("b").unwrap());
         let mut statistics = ExitStatistics::default();
         let now = Instant::START;
@@ -102,7 +102,7 @@ mod tests {
         statistics.handle_outcome(now, &engine, EXIT, Err(blocked));
         assert_eq!(statistics.blocked(now, &engine), [EXIT]);
         assert_eq!(statistics.blocked(now, &other), []);
-        assert_eq!(statistics.blocked(now.after(BLOCKED_FOR), &engine), []);
+        assert_eq!(statistics.blocked(now.after(BLOCK_DURATION), &engine), []);
         assert_eq!(statistics.counts(&engine, &EXIT).failed, 1);
     }
 

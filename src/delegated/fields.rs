@@ -12,7 +12,7 @@ pub const DEFAULTS: [(&str, &str); 2] = [("accept", "*/*"), ("accept-language", 
 /// The field in which an exit sends its refusal (RFC 9209). Exits remove it from answers of targets.
 pub const PROXY_STATUS: &str = "proxy-status";
 
-/// Request fields that may identify the client, its network or its intermediaries, or that the exit sets itself.
+/// Request fields that may identify the client, its network or its intermediaries, or that the exit sets.
 const IDENTIFYING: &[&str] = &[
     "alt-svc",
     "alt-used",
@@ -86,7 +86,7 @@ pub fn is_hop_by_hop(name: &str) -> bool {
 
 /// Whether a request field is removed: it may identify the client, or override the method or address of the request.
 #[must_use]
-pub fn is_identifying(name: &str) -> bool {
+pub fn is_removed_from_requests(name: &str) -> bool {
     IDENTIFYING.contains(&name)
         || OVERRIDING.contains(&name)
         || IDENTIFYING_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
@@ -94,6 +94,6 @@ pub fn is_identifying(name: &str) -> bool {
 
 /// Whether a response field is removed: it makes a client store state or send reports, or is reserved for the exit.
 #[must_use]
-pub fn is_stateful(name: &str) -> bool {
+pub fn is_removed_from_responses(name: &str) -> bool {
     STATEFUL.contains(&name) || name == PROXY_STATUS
 }

@@ -1,7 +1,7 @@
 //! Padded frames of delegated messages, which reveal only the size bucket of a message's length.
 //!
-//! A frame is the message's length (4 bytes, big-endian), the message, and zeros up to the smallest bucket that holds
-//! both (`proto/09-delegated.md` §2).
+//! A frame is the message's length (4 bytes, big-endian), the message, and zeros up to the size of the smallest bucket
+//! that holds length and message (`proto/09-delegated.md` §2).
 
 /// Bytes of the length field before a message.
 pub const HEADER_LEN: usize = 4;
@@ -16,8 +16,8 @@ pub enum FrameError {
     /// The message exceeds the largest bucket.
     #[error("the message is longer than the largest frame")]
     TooLong,
-    /// The frame is truncated, or its length isn't that of its bucket.
-    #[error("the frame's length is not that of a bucket")]
+    /// The frame's length isn't the bucket size for its message.
+    #[error("the frame's length is not the bucket size for its message")]
     Length,
     /// The padding has bytes other than zero.
     #[error("the frame's padding is not zero")]
@@ -41,7 +41,7 @@ pub fn encode(message: &[u8], buckets: &[usize]) -> Result<Vec<u8>, FrameError> 
 /// The message in a complete `frame`.
 ///
 /// # Errors
-/// When the frame's length isn't that of its message's bucket, or its padding isn't zeros.
+/// When the frame's length isn't the bucket size for its message, or the padding isn't zeros.
 pub fn decode<'a>(frame: &'a [u8], buckets: &[usize]) -> Result<&'a [u8], FrameError> {
     let (header, rest) = frame.split_first_chunk::<HEADER_LEN>().ok_or(FrameError::Length)?;
     let length = usize::try_from(u32::from_be_bytes(*header)).map_err(|_| FrameError::TooLong)?;
@@ -55,9 +55,9 @@ pub fn decode<'a>(frame: &'a [u8], buckets: &[usize]) -> Result<&'a [u8], FrameE
     Ok(message)
 }
 
-/// The maximum length of a frame, in bytes.
+/// The maximum length of a frame of one of `buckets`, in bytes.
 #[must_use]
-pub fn longest(buckets: &[usize]) -> usize {
+pub fn max_frame_len(buckets: &[usize]) -> usize {
     buckets.last().copied().unwrap_or(0)
 }
 

@@ -1,7 +1,7 @@
 //! Rate and concurrency limits of the requests that an exit performs, for each circuit, for each neighbour and in total.
 //!
-//! A client has any number of circuits, but few of them come over the neighbours of others. So a neighbour gets at most a
-//! part of the total.
+//! A client can build any number of circuits, so the limit of a circuit does not bound one client. A neighbour gets at
+//! most a part of the total, so that circuits of one neighbour can't exhaust the total.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,11 @@ use crate::base::{Counter as _, Instant, Owner, Rate, TokenBucket};
 /// Cap on circuits with a token bucket. At the cap, requests of new circuits are refused until a circuit has been idle
 /// and its bucket is full.
 const MAX_CIRCUITS: usize = 16 * 1024;
-/// As [`MAX_CIRCUITS`], of neighbours.
+/// Cap on neighbours with a token bucket. At the cap, requests of new neighbours are refused until a neighbour has been
+/// idle and its bucket is full.
 const MAX_NEIGHBOURS: usize = 4 * 1024;
-/// Burst, as seconds at the average rate.
-const BURST: u64 = 4;
+/// The burst, in seconds of the average rate.
+const BURST_SECONDS: u64 = 4;
 
 /// Rates and concurrency of requests.
 #[derive(Clone, Copy, Debug)]
@@ -47,8 +48,8 @@ impl Default for Rates {
 }
 
 impl Rates {
-    /// With these requests per second in total and of one circuit. A neighbour gets a quarter of the total, and no less
-    /// than a circuit.
+    /// These limits, with other average rates: requests per second in total and of one circuit. A neighbour gets a
+    /// quarter of the total, and no less than a circuit.
     #[must_use]
     pub fn with_averages(self, in_total: u32, per_circuit: u32) -> Self {
         let per_neighbour = in_total.div_ceil(4).max(per_circuit);
@@ -56,15 +57,16 @@ impl Rates {
     }
 }
 
-/// The owner of a request, which shares limits with its other requests.
+/// The circuit of a request and its neighbour, to whose limits the request counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestOwner {
     /// The neighbour over whose channel the circuit comes.
     pub neighbour: Owner,
-    /// The number of the circuit.
+    /// The number of the circuit at the exit.
     pub circuit: u64,
 }
 
+/// The use of the limits by one circuit or neighbour.
 #[derive(Debug, Default)]
 struct OwnerUse {
     bucket: TokenBucket,
@@ -72,17 +74,17 @@ struct OwnerUse {
     running: usize,
 }
 
-/// The use by owners of one kind.
+/// The use of the limits by all circuits, or by all neighbours.
 #[derive(Debug)]
 struct Owners<K>(BTreeMap<K, OwnerUse>);
 
 impl<K: Ord> Owners<K> {
-    /// The entry of `owner`. At the cap of `most` entries, drops those that aren't needed.
-    fn entry(&mut self, now: Instant, owner: K, most: usize, rate: Rate) -> Result<&mut OwnerUse, Refusal> {
-        if self.0.len() >= most && !self.0.contains_key(&owner) {
-            // An owner with a full bucket needs no entry.
+    /// The entry of `owner`. At the `cap` on entries, drops those of idle owners with a full bucket.
+    fn entry(&mut self, now: Instant, owner: K, cap: usize, rate: Rate) -> Result<&mut OwnerUse, Refusal> {
+        if self.0.len() >= cap && !self.0.contains_key(&owner) {
+            // A new entry has a full bucket too.
             self.0.retain(|_, owner| owner.running > 0 || !owner.bucket.is_full(now, rate));
-            if self.0.len() >= most {
+            if self.0.len() >= cap {
                 return Err(Refusal::RateLimited);
             }
         }
@@ -108,7 +110,7 @@ pub struct RequestLimits {
 }
 
 impl RequestLimits {
-    /// RequestLimits without requests in progress.
+    /// Limits with no request in progress.
     #[must_use]
     pub const fn new(rates: Rates) -> Self {
         Self {
@@ -120,10 +122,10 @@ impl RequestLimits {
         }
     }
 
-    /// Admits one request of `owner`. It is in progress until it is [released](Self::release).
+    /// Admits one request of `owner`. The request is in progress until it is [released](Self::release).
     ///
     /// # Errors
-    /// [`Refusal::Busy`] at the cap on concurrent requests, [`Refusal::RateLimited`] at the other limits.
+    /// [`Refusal::Busy`] at the cap on concurrent requests in total, [`Refusal::RateLimited`] at the other limits.
     pub fn admit(&mut self, now: Instant, owner: RequestOwner) -> Result<(), Refusal> {
         if self.running >= self.rates.concurrent {
             return Err(Refusal::Busy);
@@ -131,7 +133,8 @@ impl RequestLimits {
         let Rates { in_total, per_neighbour, per_circuit, .. } = self.rates;
         let (in_total, per_neighbour, per_circuit) = (rate(in_total), rate(per_neighbour), rate(per_circuit));
         let neighbour = self.neighbours.entry(now, owner.neighbour, MAX_NEIGHBOURS, per_neighbour)?;
-        // A refused request consumes nothing of the larger limits, and a neighbour at its limit stores no circuits.
+        // A refused request consumes nothing of the larger limits. A neighbour at its limit adds no entries of
+        // circuits.
         if neighbour.running >= self.rates.concurrent_of_neighbour
             || neighbour.bucket.available(now, per_neighbour) == 0
             || self.in_total.available(now, in_total) == 0
@@ -158,20 +161,20 @@ impl RequestLimits {
     }
 }
 
-/// The limit of `a_second` requests per second.
-fn rate(a_second: u32) -> Rate {
-    let a_second = u64::from(a_second);
-    Rate { a_second, burst: a_second.saturating_mul(BURST) }
+/// The limit of `per_second` requests per second.
+fn rate(per_second: u32) -> Rate {
+    let per_second = u64::from(per_second);
+    Rate { per_second, burst: per_second.saturating_mul(BURST_SECONDS) }
 }
 
 #[cfg(test)]
 impl RequestOwner {
-    /// A circuit behind a neighbour of its own.
+    /// A circuit over a neighbour without other circuits.
     pub(crate) fn alone(circuit: u64) -> Self {
         Self::behind(circuit, circuit)
     }
 
-    /// A circuit behind the neighbour `neighbour`.
+    /// A circuit over the neighbour number `neighbour`.
     pub(crate) fn behind(neighbour: u64, circuit: u64) -> Self {
         let address = core::net::Ipv6Addr::from(u128::from(neighbour) << 64);
         Self { neighbour: Owner::of_address(address.into()), circuit }
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_with_many_circuits_behind_one_neighbour_takes_no_requests_of_others() {
+    fn a_client_with_many_circuits_behind_one_neighbour_does_not_exhaust_the_limits() {
         let (mut limits, mut now) = limits(Rates::default());
         let mut answered = 0;
         for _ in 0..60 {

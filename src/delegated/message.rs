@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use super::{
     Refusal,
     binary_http::{
-        BinaryHttpError, Decoder, END, Head, MAX_HEAD_LEN, Part, is_name, is_value, put_vector, request_head,
+        BinaryHttpError, Decoder, Head, MAX_HEAD_LEN, Part, TERMINATORS, is_name, is_value, put_vector, request_head,
     },
     fields,
 };
@@ -20,7 +20,7 @@ pub const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH",
 /// Why a request is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HttpRequestError {
-    /// The URL isn't an absolute `http` or `https` URL, or contains a user name.
+    /// The URL isn't a valid absolute `http` or `https` URL, or contains a user name.
     #[error("the URL is not an http or https URL of a host")]
     Address,
     /// The method isn't in [`METHODS`].
@@ -47,7 +47,7 @@ pub struct HttpRequest {
 }
 
 impl HttpRequest {
-    /// A request for `url` without its fragment. Removes fields that must not pass ([`fields`]), and adds those of
+    /// A request for `url` without its fragment. Removes the request fields that [`fields`] lists, and adds those of
     /// every request.
     ///
     /// # Errors
@@ -135,7 +135,7 @@ impl HttpRequest {
         if !self.body.is_empty() {
             put_vector(&self.body, &mut bytes);
         }
-        bytes.extend_from_slice(&END);
+        bytes.extend_from_slice(&TERMINATORS);
         Ok(bytes)
     }
 }
@@ -162,19 +162,19 @@ fn host_of(authority: &str) -> Option<String> {
     (is_port && is_host).then(|| host.to_ascii_lowercase())
 }
 
-/// The fields to send: the `given` ones that aren't removed, and those of every request.
+/// The fields to send: those of the client that aren't removed, and those of every request.
 fn outgoing(
-    given: impl IntoIterator<Item = (String, String)>,
+    client_fields: impl IntoIterator<Item = (String, String)>,
     body_len: usize,
 ) -> Result<Vec<(String, String)>, HttpRequestError> {
     let mut sent = Vec::new();
-    for (name, value) in given {
+    for (name, value) in client_fields {
         let name = name.to_ascii_lowercase();
         if !is_name(&name) || !is_value(value.as_bytes()) {
             return Err(HttpRequestError::Field);
         }
         let is_fixed = name == "content-length" || fields::FIXED.iter().any(|(fixed, _)| *fixed == name);
-        if !is_fixed && !fields::is_hop_by_hop(&name) && !fields::is_identifying(&name) {
+        if !is_fixed && !fields::is_hop_by_hop(&name) && !fields::is_removed_from_requests(&name) {
             sent.push((name, value));
         }
     }
@@ -202,7 +202,7 @@ pub struct HttpResponse {
 
 impl HttpResponse {
     /// Decodes all bytes of a stream that ended with END(Done). Drops informational responses, trailers, hop-by-hop
-    /// fields and those of [`fields::is_stateful`].
+    /// fields and those of [`fields::is_removed_from_responses`].
     ///
     /// # Errors
     /// When the bytes are not a Binary HTTP response, or its head is too large.
@@ -227,7 +227,8 @@ impl HttpResponse {
         let options = value("connection").map(|value| String::from_utf8_lossy(value).to_ascii_lowercase());
         let is_option =
             |name: &str| options.iter().flat_map(|list| list.split(',')).any(|option| option.trim() == name);
-        let passes = |name: &str| !fields::is_hop_by_hop(name) && !fields::is_stateful(name) && !is_option(name);
+        let passes =
+            |name: &str| !fields::is_hop_by_hop(name) && !fields::is_removed_from_responses(name) && !is_option(name);
         let fields = found.iter().filter(|(name, _)| passes(name)).cloned().collect();
         Ok(Self { status, fields, body, refusal })
     }

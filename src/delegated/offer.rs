@@ -87,7 +87,7 @@ fn is_host(host: &str) -> bool {
     (1..=MAX_HOST_LEN).contains(&host.len()) && host.bytes().all(fits)
 }
 
-/// The request that a circuit's exit must perform. Prints redacted.
+/// The request that a circuit's exit must perform. Prints without the host.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Delegation {
     /// Search this engine.

@@ -1,4 +1,4 @@
-//! Reasons of an exit for refusing a request, in its statistics and in the answer to the client.
+//! Reasons why an exit refuses a request, for the exit's statistics and for the answer to the client.
 //!
 //! The exit answers a refused HTTP request itself, with the field `Proxy-Status` (RFC 9209). Targets can't forge this
 //! field, because the exit removes it from their responses.
@@ -18,10 +18,11 @@ pub enum Refusal {
     /// The exit doesn't offer the host, the method or the engine.
     #[error("the exit does not offer this host or method")]
     NotOffered,
-    /// The circuit or the exit exceeded its rate of requests.
+    /// The circuit, its neighbour or the exit has reached its rate of requests, or the circuit or neighbour its maximum
+    /// number of concurrent requests.
     #[error("the exit has reached its rate limit; try again later")]
     RateLimited,
-    /// The exit has the maximum number of concurrent requests.
+    /// The exit has the maximum number of concurrent requests in total, or lacks a parser or a file descriptor.
     #[error("the exit has the maximum number of concurrent requests; try again later")]
     Busy,
     /// The exit's policy forbids the target's address.
@@ -136,8 +137,8 @@ impl Refusal {
         answer.map_or((502, String::new()), |(_, status, error)| (status, format!("{PREFIX}{error}")))
     }
 
-    /// The refusal in a response with this status code and `Proxy-Status` value; `None` if an exit doesn't send the
-    /// value.
+    /// The refusal in a response with this status code and `Proxy-Status` value; `None` if the value has another form
+    /// than an exit's. An unknown error type gives [`Self::Misconfigured`].
     #[must_use]
     pub fn of_answer(status: u16, proxy_status: &str) -> Option<Self> {
         let error = proxy_status.strip_prefix(PREFIX)?;

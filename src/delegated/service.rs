@@ -1,9 +1,10 @@
 //! The exit's side of searches over streams: decodes queries, encodes and sends answers.
 //!
 //! [`PartialQuery`] receives, admits and decodes one query. [`SearchService`] serves all streams of a node whose core
-//! and edges run in one loop, as in a page. In a process, each stream has a task instead (`exit::delegated`). Driven
-//! like every machine: inputs go to `handle_…`, then the owner calls [`SearchService::poll_event`] until `None`. The
-//! inputs of a stream are the events of [`StreamEvent`](crate::stream::StreamEvent).
+//! and edges run in one loop, as in a page. In a native program, each stream has a task instead (`exit::delegated`).
+//! The owner drives the service like every machine: it passes inputs to `handle_…`, then calls
+//! [`SearchService::poll_event`] until `None`. The inputs of a stream are the events of
+//! [`StreamEvent`](crate::stream::StreamEvent).
 //!
 //! Governed by `proto/09-delegated.md` §3 and §8. Clients are not trusted: caps bound the length of a query, the time
 //! to receive it and to send its answer, the rate and concurrency of queries, and the number of streams.
@@ -16,17 +17,17 @@ use std::collections::VecDeque;
 
 use super::{
     Refusal, SearchAnswer, SearchRefusal, SearchRequest,
-    frame::{REQUEST_BUCKETS, longest},
+    frame::{REQUEST_BUCKETS, max_frame_len},
     limits::{Rates, RequestLimits, RequestOwner},
 };
 use crate::{base::Instant, wire::EndReason};
 
 /// Time limit of receiving a query.
-pub const QUERY_LIMIT: Duration = Duration::from_secs(15);
+pub const QUERY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time limit of the engine, from the first request to the end of the answer, redirects included.
-pub const ENGINE_LIMIT: Duration = Duration::from_secs(8);
+pub const ENGINE_TIMEOUT: Duration = Duration::from_secs(8);
 /// Time limit of sending the answer to the client.
-pub const STALL_LIMIT: Duration = Duration::from_secs(60);
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The reason why a query has no results, in two forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,18 +48,18 @@ impl PartialQuery {
     /// Handles `bytes` from the client.
     ///
     /// # Errors
-    /// When the query exceeds the longest frame. The caller admits the query before it refuses it, so that the query
-    /// counts against the limits.
+    /// When the query exceeds the longest frame. The caller must admit the query before refusing it, so that the query
+    /// counts towards the limits.
     pub fn handle_data(&mut self, bytes: &[u8]) -> Result<(), Refused> {
-        if self.0.len().saturating_add(bytes.len()) > longest(REQUEST_BUCKETS) {
+        if self.0.len().saturating_add(bytes.len()) > max_frame_len(REQUEST_BUCKETS) {
             return Err(Self::MALFORMED);
         }
         self.0.extend_from_slice(bytes);
         Ok(())
     }
 
-    /// Handles the end of the client's direction. Returns the query and its admission; `None` if the client sent no
-    /// bytes. A malformed query is admitted before it is refused, so that it counts against the limits.
+    /// Handles the end of the client's direction. Returns the query and the value of `admit`; `None` if the client sent
+    /// no bytes. A malformed query is admitted before it is refused, so that it counts towards the limits.
     ///
     /// # Errors
     /// The inner result fails if `admit` fails, or the query is malformed.
@@ -95,12 +96,12 @@ pub struct ServiceParameters {
     pub streams_of_circuit: usize,
     /// Cap on streams of one neighbour. Default 32: a page has few neighbours, each of which carries many clients.
     pub streams_of_neighbour: usize,
-    /// Time limit of receiving a query. Default [`QUERY_LIMIT`].
-    pub query: Duration,
-    /// Time limit of the owner's answer. Default 20 s. The owner applies [`ENGINE_LIMIT`] to the engine itself.
-    pub engine: Duration,
-    /// Time limit of sending the answer. Default [`STALL_LIMIT`].
-    pub stall: Duration,
+    /// Time limit of receiving a query. Default [`QUERY_TIMEOUT`].
+    pub query_timeout: Duration,
+    /// Time limit of the owner's answer. Default 20 s. The owner applies [`ENGINE_TIMEOUT`] to the engine itself.
+    pub answer_timeout: Duration,
+    /// Time limit of sending the answer. Default [`STALL_TIMEOUT`].
+    pub stall_timeout: Duration,
 }
 
 impl Default for ServiceParameters {
@@ -110,9 +111,9 @@ impl Default for ServiceParameters {
             streams: 64,
             streams_of_circuit: 8,
             streams_of_neighbour: 32,
-            query: QUERY_LIMIT,
-            engine: Duration::from_secs(20),
-            stall: STALL_LIMIT,
+            query_timeout: QUERY_TIMEOUT,
+            answer_timeout: Duration::from_secs(20),
+            stall_timeout: STALL_TIMEOUT,
         }
     }
 }
@@ -162,10 +163,10 @@ struct Serving<Id> {
     stream: Id,
     owner: RequestOwner,
     /// Whether the query counts as in progress: from its last byte to its answer. A slow sender or reader therefore
-    /// occupies no place of the concurrency limit.
-    admitted: bool,
+    /// does not count towards the concurrency limit.
+    is_admitted: bool,
     /// The deadline of the state.
-    due: Instant,
+    deadline: Instant,
     state: ServingState,
 }
 
@@ -187,7 +188,7 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
         Self { parameters, limits, streams: Vec::new(), events: VecDeque::new() }
     }
 
-    /// Handles a stream of `owner` to the service. Emits [`ServiceEvent::Reset`] at the caps on streams.
+    /// Handles a new stream of `owner`. Emits [`ServiceEvent::Reset`] at the caps on streams.
     pub fn handle_request(&mut self, now: Instant, stream: Id, owner: RequestOwner) {
         let count = |shares: &dyn Fn(&RequestOwner) -> bool| {
             self.streams.iter().filter(|serving| shares(&serving.owner)).count()
@@ -198,12 +199,12 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
         if is_full {
             return self.events.push_back(ServiceEvent::Reset { stream, reason: EndReason::ResourceLimit });
         }
-        let due = now.after(self.parameters.query);
+        let deadline = now.after(self.parameters.query_timeout);
         self.streams.push(Serving {
             stream,
             owner,
-            admitted: false,
-            due,
+            is_admitted: false,
+            deadline,
             state: ServingState::Reading(PartialQuery::default()),
         });
     }
@@ -215,7 +216,7 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
         };
         let Err(refused) = query.handle_data(bytes) else { return };
         let owner = *owner;
-        // The query is admitted before it is refused, so that it counts against the limits.
+        // The query is admitted before it is refused, so that it counts towards the limits.
         let refusal = match self.limits.admit(now, owner) {
             Ok(()) => {
                 self.limits.release(owner);
@@ -228,26 +229,26 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
 
     /// Handles the end of the client's direction.
     pub fn handle_finished(&mut self, now: Instant, stream: Id) {
-        let until = now.after(self.parameters.engine);
+        let deadline = now.after(self.parameters.answer_timeout);
         let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) else { return };
         let ServingState::Reading(query) = &mut serving.state else { return };
-        let (limits, owner, admitted) = (&mut self.limits, serving.owner, &mut serving.admitted);
+        let (limits, owner, is_admitted) = (&mut self.limits, serving.owner, &mut serving.is_admitted);
         let received = core::mem::take(query).handle_finished(|| {
             limits.admit(now, owner)?;
-            *admitted = true;
+            *is_admitted = true;
             Ok(())
         });
         match received {
             None => self.fail(stream, EndReason::Failed),
             Some(Err(refused)) => self.refuse(now, stream, refused.answer),
             Some(Ok((request, ()))) => {
-                (serving.state, serving.due) = (ServingState::Querying, until);
+                (serving.state, serving.deadline) = (ServingState::Querying, deadline);
                 self.events.push_back(ServiceEvent::Query { stream, request });
             }
         }
     }
 
-    /// Handles the answer to the query of `stream`. Ignored unless the stream waits for it.
+    /// Handles the answer to the query of `stream`. Ignores an answer for which the stream does not wait.
     pub fn handle_answer(&mut self, now: Instant, stream: Id, answer: &SearchAnswer) {
         let is_querying = self.serving(stream).is_some_and(|serving| matches!(serving.state, ServingState::Querying));
         if is_querying {
@@ -288,7 +289,7 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
     /// Ends streams past their deadlines.
     pub fn handle_timeout(&mut self, now: Instant) {
         let expired: Vec<Id> =
-            self.streams.iter().filter(|serving| serving.due <= now).map(|serving| serving.stream).collect();
+            self.streams.iter().filter(|serving| serving.deadline <= now).map(|serving| serving.stream).collect();
         for stream in expired {
             match self.serving(stream).map(|serving| &serving.state) {
                 Some(ServingState::Querying) => {
@@ -303,7 +304,7 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
     /// The next deadline for [`Self::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.streams.iter().map(|serving| serving.due).min()
+        self.streams.iter().map(|serving| serving.deadline).min()
     }
 
     /// Whether there are no streams.
@@ -331,12 +332,12 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
 
     fn write(&mut self, now: Instant, stream: Id, answer: &SearchAnswer) {
         let Ok(framed) = answer.encode() else { return self.fail(stream, EndReason::Failed) };
-        let until = now.after(self.parameters.stall);
+        let deadline = now.after(self.parameters.stall_timeout);
         if let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) {
-            if core::mem::take(&mut serving.admitted) {
+            if core::mem::take(&mut serving.is_admitted) {
                 self.limits.release(serving.owner);
             }
-            (serving.state, serving.due) = (ServingState::Writing(framed, 0), until);
+            (serving.state, serving.deadline) = (ServingState::Writing(framed, 0), deadline);
             self.events.push_back(ServiceEvent::Write { stream });
         }
     }
@@ -349,7 +350,7 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
     fn remove(&mut self, stream: Id) -> Option<Serving<Id>> {
         let index = self.streams.iter().position(|serving| serving.stream == stream)?;
         let serving = self.streams.swap_remove(index);
-        if serving.admitted {
+        if serving.is_admitted {
             self.limits.release(serving.owner);
         }
         Some(serving)

@@ -1,8 +1,8 @@
 //! Cleaning of untrusted text for display.
 //!
-//! Titles and snippets come from an engine through an exit; neither is trusted. [`plain`] removes characters that
-//! move the cursor, reverse the direction of text, or can carry a hidden mark, and truncates the text. Markup is kept:
-//! the parser of an answer removes it before, and a page escapes the text afterwards. Both ends call [`plain`]
+//! Titles and snippets come from an engine through an exit; neither is trusted. [`plain`] removes characters that move
+//! the cursor, reverse the direction of text, or can carry a hidden mark, and truncates the text. [`plain`] keeps
+//! markup: the parser of an answer has removed it, and a page escapes the text later. Both ends call [`plain`]
 //! (`proto/09-delegated.md` §5).
 
 /// `text` as one line of at most `max_chars` characters. Invisible characters are removed. White space is collapsed

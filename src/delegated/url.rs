@@ -51,23 +51,23 @@ mod browser {
 
     /// The text is not a URL.
     #[derive(Clone, Copy, Debug)]
-    pub struct NoUrl;
+    pub struct InvalidUrl;
 
     impl Url {
         /// Parses an absolute URL.
         ///
         /// # Errors
         /// When `text` is not an absolute URL.
-        pub fn parse(text: &str) -> Result<Self, NoUrl> {
-            web_sys::Url::new(text).map(|url| Self::read(&url)).map_err(|_| NoUrl)
+        pub fn parse(text: &str) -> Result<Self, InvalidUrl> {
+            web_sys::Url::new(text).map(|url| Self::read(&url)).map_err(|_| InvalidUrl)
         }
 
         /// Parses `text` relative to this URL.
         ///
         /// # Errors
         /// When the result is not a URL.
-        pub fn join(&self, text: &str) -> Result<Self, NoUrl> {
-            web_sys::Url::new_with_base(text, &self.href).map(|url| Self::read(&url)).map_err(|_| NoUrl)
+        pub fn join(&self, text: &str) -> Result<Self, InvalidUrl> {
+            web_sys::Url::new_with_base(text, &self.href).map(|url| Self::read(&url)).map_err(|_| InvalidUrl)
         }
 
         fn read(url: &web_sys::Url) -> Self {

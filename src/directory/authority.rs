@@ -46,13 +46,13 @@ const SIGNATURE_RESERVE: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct AuthorityConfig {
     /// The number of proved relays that the first consensus requires; 0 counts as 1.
-    pub publish_when: usize,
+    pub min_relays: usize,
     /// Interval between two consensuses.
     pub interval: Duration,
     /// Validity of a consensus, at most a week.
     pub lifetime: Duration,
     /// Interval between two proofs of a relay.
-    pub prove_every: Duration,
+    pub proof_interval: Duration,
     /// The time since the first descriptor of a relay after which it is stable. A relay known for at least the median
     /// time is stable too.
     pub stable_after: Duration,
@@ -66,10 +66,10 @@ impl Default for AuthorityConfig {
     /// The settings of a network on the Internet: a consensus each half hour, valid for a day.
     fn default() -> Self {
         Self {
-            publish_when: 3,
+            min_relays: 3,
             interval: Duration::from_secs(30 * 60),
             lifetime: Duration::from_secs(24 * 60 * 60),
-            prove_every: Duration::from_secs(60 * 60),
+            proof_interval: Duration::from_secs(60 * 60),
             stable_after: Duration::from_secs(7 * 24 * 60 * 60),
             private_addresses: false,
             parameters: Parameters::default(),
@@ -83,9 +83,9 @@ impl AuthorityConfig {
     #[must_use]
     pub fn testnet(relays: usize) -> Self {
         Self {
-            publish_when: relays,
+            min_relays: relays,
             interval: Duration::from_secs(20),
-            prove_every: Duration::from_secs(20),
+            proof_interval: Duration::from_secs(20),
             stable_after: Duration::ZERO,
             private_addresses: true,
             parameters: Parameters::default().of_testnet(),
@@ -269,7 +269,7 @@ impl Authority {
             tracing::info!(relay = %target.relay, %error, "the proof of a relay's address failed");
         }
         let was_proved = entry.is_proved();
-        entry.handle_dial(now, target, outcome, self.config.prove_every);
+        entry.handle_dial(now, target, outcome, self.config.proof_interval);
         let (is_new, addresses) = (!was_proved && entry.is_proved(), entry.descriptor.profile.addresses.clone());
         if is_new && self.relays.is_crowded(&target.relay, &addresses) {
             // Others were proved there while it was dialled.
@@ -310,7 +310,7 @@ impl Authority {
             tracing::info!(%relay, "dropping a relay whose descriptor is too old");
             self.events.push_back(AuthorityEvent::DeleteRecord(relay));
         }
-        self.relays.time_out_proofs(now, PROOF_TIMEOUT, self.config.prove_every);
+        self.relays.time_out_proofs(now, PROOF_TIMEOUT, self.config.proof_interval);
         for target in self.relays.start_proofs(now, MAX_PROOFS) {
             self.events.push_back(AuthorityEvent::Prove(target));
         }
@@ -335,7 +335,7 @@ impl Authority {
     fn is_consensus_due(&self, now: WallTime) -> bool {
         match self.next_consensus {
             Some(next) => now >= next,
-            None => self.listed(now) >= self.config.publish_when.max(1),
+            None => self.listed(now) >= self.config.min_relays.max(1),
         }
     }
 

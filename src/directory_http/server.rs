@@ -67,7 +67,7 @@ use crate::{
 };
 
 use connections::{ConnectionCaps, Connections, HttpConnectionPlace};
-use documents::{DOCUMENT, Shelf};
+use documents::{DOCUMENT, ServedDocument};
 use rates::SubmissionRates;
 pub use service::{Prover, run_authority};
 
@@ -110,8 +110,8 @@ struct Peer(IpAddr);
 #[derive(Clone)]
 pub struct DirectoryServer {
     submissions: mpsc::Sender<Submission>,
-    consensus: Arc<Shelf>,
-    volunteers: Arc<Shelf>,
+    consensus: Arc<ServedDocument>,
+    volunteers: Arc<ServedDocument>,
     web: Option<Router>,
     caps: ConnectionCaps,
     rates: Arc<SubmissionRates>,
@@ -122,9 +122,9 @@ impl DirectoryServer {
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<Submission>) {
         let (submissions, receiver) = mpsc::channel(MAX_SUBMISSIONS);
-        let shelf = || Arc::new(Shelf::new());
+        let served = || Arc::new(ServedDocument::new());
         let (caps, rates) = (ConnectionCaps::default(), Arc::default());
-        (Self { submissions, consensus: shelf(), volunteers: shelf(), web: None, caps, rates }, receiver)
+        (Self { submissions, consensus: served(), volunteers: served(), web: None, caps, rates }, receiver)
     }
 
     /// Sets the router for all other paths.
@@ -137,13 +137,13 @@ impl DirectoryServer {
     /// Compresses and serves this consensus in place of the last.
     pub async fn publish(&self, consensus: SignedConsensus) {
         let digest = consensus.digest();
-        self.consensus.put(consensus.into_bytes(), digest).await;
+        self.consensus.set(consensus.into_bytes(), digest).await;
     }
 
     /// Compresses and serves this volunteer list in place of the last.
     pub async fn publish_volunteers(&self, list: SignedVolunteerList) {
         let digest = list.digest();
-        self.volunteers.put(list.into_bytes(), digest).await;
+        self.volunteers.set(list.into_bytes(), digest).await;
     }
 
     /// Accepts connections on `listener` and answers their requests, until the future is dropped.
@@ -303,11 +303,11 @@ fn busy() -> Response {
 }
 
 async fn get_consensus(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
-    directory.consensus.give(&headers, "no consensus yet: not enough relays have registered")
+    directory.consensus.answer(&headers, "no consensus yet: not enough relays have registered")
 }
 
 async fn get_volunteers(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
-    directory.volunteers.give(&headers, "no volunteer list yet: there is no consensus")
+    directory.volunteers.answer(&headers, "no volunteer list yet: there is no consensus")
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Delegated requests at an exit: performs searches and HTTP requests of clients, within limits.
 //!
-//! [`Delegate`] owns the limits and the operator's offer. The exit passes each delegated stream to it, in one task
-//! for each request. Governed by `proto/09-delegated.md`. Clients are not trusted: they may request only what the
-//! operator offers; sizes, times and rates are capped; a request that leaves the exit has nothing that identifies its
-//! sender. Requests are never logged.
+//! [`Delegate`] owns the limits and the operator's offer. The exit passes each delegated stream to the delegate, in a
+//! separate task. Governed by `proto/09-delegated.md`. Clients are not trusted: the exit performs only requests that
+//! the operator offers, and caps sizes, times and rates. It removes the header fields that may identify the client.
+//! Requests are never logged.
 
 pub(crate) mod engines;
 pub(crate) mod http;
@@ -38,27 +38,27 @@ impl Delegate {
 
     /// Waits until the offer grows. At most one task may wait.
     pub(crate) async fn offer_grown(&self) {
-        self.search.grown().await;
+        self.search.engine_added().await;
     }
 
-    /// Performs the request that arrives over `stream`, and writes the answer there. The limits are those of
-    /// `owner`.
+    /// Performs the request that arrives over `stream`, and writes the answer to the stream. The request counts towards
+    /// the limits of `owner`.
     pub(crate) async fn serve<S>(&self, service: Service, owner: RequestOwner, stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let admit = || self.limits.admit(Instant::now(), owner);
-        let done = match service {
-            Service::Http => self.http.serve(stream, admit()).await,
-            Service::Search => self.search.serve(stream, admit).await,
+        let outcome = match service {
+            Service::Http => self.http.serve(stream, owner, admit()).await,
+            Service::Search => self.search.serve(stream, owner, admit).await,
         };
-        if let Err(refusal) = done {
+        if let Err(refusal) = outcome {
             self.limits.count(refusal);
         }
     }
 
     /// Logs counts of refusals once an hour and refreshes the engines' descriptions. Never ends.
-    pub(crate) async fn keep(&self) {
-        tokio::join!(self.limits.report(), self.search.keep_fresh());
+    pub(crate) async fn run(&self) {
+        tokio::join!(self.limits.report(), self.search.refresh_engines());
     }
 }

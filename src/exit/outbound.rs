@@ -1,9 +1,9 @@
 //! HTTP requests that an exit performs: each over a new connection to an address that its policy allows.
 //!
-//! Names are resolved here. The policy decides on each address, and the connection goes to an address that it allowed,
-//! so a changing DNS answer can't redirect the request. `https` certificates are verified. Redirects are not followed;
-//! a caller that follows one sends a new request, with a new decision. Governed by `proto/09-delegated.md`. Threat
-//! addressed: use of an exit against its local network.
+//! This module resolves names. The policy decides on each address, and the connection goes to an allowed address, so a
+//! changing DNS answer can't redirect the request. `https` certificates are verified. Redirects are not followed: a
+//! caller that follows a redirect sends a new request, for which the policy decides again. Governed by
+//! `proto/09-delegated.md`. Threat addressed: use of an exit against its local network.
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -23,7 +23,7 @@ use hyper::{
 use tokio::time::timeout;
 
 use crate::{
-    delegated::Refusal,
+    delegated::{Refusal, limits::RequestOwner},
     exit_policy::Policy,
     http_exchange::{
         body::OutgoingBody,
@@ -50,7 +50,7 @@ pub(crate) struct TargetPolicies {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OutboundLimits {
     /// Time limit for resolving, connecting and the TLS handshake together; 10 s.
-    pub(crate) connect: Duration,
+    pub(crate) connect_timeout: Duration,
     /// For request and response, after connecting.
     pub(crate) exchange: ExchangeLimits,
 }
@@ -63,14 +63,14 @@ impl Default for OutboundLimits {
             max_head_bytes: 64 * 1024,
             max_fields: 128,
         };
-        Self { connect: Duration::from_secs(10), exchange }
+        Self { connect_timeout: Duration::from_secs(10), exchange }
     }
 }
 
 /// The reason why a request has no response. The text contains nothing of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum OutboundError {
-    /// The URL is not an absolute `http` or `https` one, or has a user name.
+    /// The URL is not a valid absolute `http` or `https` URL, or has a user name.
     #[error("the URL is not an http or https URL of a host")]
     Address,
     /// The connection failed; [`EndReason::Policy`] when the policy allows no address of the target.
@@ -101,31 +101,39 @@ impl Outbound {
     /// Sends `request`, whose URL must be absolute, and returns the response. The request is changed only in `Host`,
     /// hop-by-hop fields and `Accept-Encoding`, which accepts no encoding of the body.
     ///
+    /// The request's lookups count as those of `owner`, or of the exit itself.
+    ///
     /// The caller caps the body's length ([`crate::http_exchange::http1::read_whole`]) and the total time.
     ///
     /// # Errors
     /// See [`OutboundError`]. Dropping the future cancels the request.
     pub(crate) async fn send<B: OutgoingBody>(
         &self,
+        owner: Option<RequestOwner>,
         mut request: Request<B>,
     ) -> Result<Response<StreamedBody>, OutboundError> {
         let (secure, target) = target_of(request.uri()).ok_or(OutboundError::Address)?;
         request.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let limits = self.limits.exchange;
-        let late = |_| OutboundError::Connect(EndReason::TimedOut);
+        let timed_out = |_| OutboundError::Connect(EndReason::TimedOut);
         if secure {
-            let stream = timeout(self.limits.connect, async {
-                let socket = self.connect(&target).await?;
+            let stream = timeout(self.limits.connect_timeout, async {
+                let socket = self.connect(owner, &target).await?;
                 Ok::<_, OutboundError>(self.tls.connect(&target.host.to_text(), socket).await?)
             });
-            Ok(exchange(stream.await.map_err(late)??, request, limits).await?)
+            Ok(exchange(stream.await.map_err(timed_out)??, request, limits).await?)
         } else {
-            let socket = timeout(self.limits.connect, self.connect(&target)).await.map_err(late)??;
+            let connecting = timeout(self.limits.connect_timeout, self.connect(owner, &target));
+            let socket = connecting.await.map_err(timed_out)??;
             Ok(exchange(socket, request, limits).await?)
         }
     }
 
-    async fn connect(&self, target: &Target) -> Result<tokio::net::TcpStream, OutboundError> {
+    async fn connect(
+        &self,
+        owner: Option<RequestOwner>,
+        target: &Target,
+    ) -> Result<tokio::net::TcpStream, OutboundError> {
         const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let literal = match &target.host {
             Host::Ip(ip) => Some(*ip),
@@ -134,9 +142,9 @@ impl Outbound {
         let connected = match literal {
             Some(ip) => {
                 let target = Target { host: Host::Ip(ip), port: target.port };
-                connect(&self.policies.literal, &self.resolver, None, &target).await
+                connect(&self.policies.literal, &self.resolver, owner, &target).await
             }
-            None => connect(&self.policies.resolved, &self.resolver, None, target).await,
+            None => connect(&self.policies.resolved, &self.resolver, owner, target).await,
         };
         connected.map(|connected| connected.socket).map_err(OutboundError::Connect)
     }

@@ -18,7 +18,7 @@ use crate::{
     delegated::Delegation,
     io::{
         resolver::ResolverOptions,
-        testing::{Flows, ROOM, echo_origin, origin, reason_of},
+        testing::{Flows, ROOM, echo_server, reason_of, target_server},
     },
     ports::socks::{self, SocksLimits},
     wire::ResolvedAnswer,
@@ -61,13 +61,13 @@ impl ViaExit {
 impl Connector for ViaExit {
     async fn open(&self, target: Target, _: Isolation) -> Result<Stream, ConnectError> {
         let (sender, answer) = oneshot::channel();
-        self.0.send(Request::Open(target, sender)).unwrap_or_else(|_| panic!("the core has ended"));
+        self.0.send(Request::Open(target, sender)).unwrap_or_else(|_| panic!("the core's task has ended"));
         answer.await.unwrap()
     }
 
     async fn resolve(&self, host: Host, _: Isolation) -> Result<Vec<ResolvedAnswer>, ConnectError> {
         let (sender, answer) = oneshot::channel();
-        self.0.send(Request::Resolve(host, sender)).unwrap_or_else(|_| panic!("the core has ended"));
+        self.0.send(Request::Resolve(host, sender)).unwrap_or_else(|_| panic!("the core's task has ended"));
         answer.await.unwrap()
     }
 
@@ -76,10 +76,11 @@ impl Connector for ViaExit {
     }
 }
 
-/// Both ends' core.
+/// The core of both ends.
 #[derive(Default)]
 struct Core {
-    next: u64,
+    /// The identifier of the newest stream or lookup.
+    last: u64,
     hub: Option<Hub<u64>>,
     forward: Flows,
     backward: Flows,
@@ -92,10 +93,14 @@ impl Core {
         self.hub.as_mut().unwrap()
     }
 
-    /// Moves bytes in both directions as far as credit allows; updates the exit's room.
+    /// Forwards bytes in both directions as far as credit allows, and updates the room of both ends.
     fn pump(&mut self, exit: &mut Exit, stream: u64) {
         let mut finished = false;
-        let room = self.forward.pump(stream, |bytes| exit.push(ExitStream(stream), bytes), || finished = true);
+        let push = |bytes: &[u8]| {
+            exit.push(ExitStream(stream), bytes);
+            exit.cap_unread(|_| Some(OWNER));
+        };
+        let room = self.forward.pump(stream, push, || finished = true);
         self.hub().set_room(stream, room);
         if finished {
             exit.finish(ExitStream(stream));
@@ -150,8 +155,8 @@ async fn run(mut exit: Exit, mut requests: mpsc::UnboundedReceiver<Request>) {
         let hub = core.hub.as_mut().unwrap();
         tokio::select! {
             Some(request) = requests.recv() => {
-                core.next += 1;
-                let stream = core.next;
+                core.last += 1;
+                let stream = core.last;
                 match request {
                     Request::Open(target, answer) => {
                         core.forward.open(stream);
@@ -197,10 +202,10 @@ async fn open(via: &ViaExit, host: &str, port: u16) -> Result<Stream, ConnectErr
 
 #[tokio::test]
 async fn a_stream_reaches_its_target_by_name_and_address_and_half_closes() {
-    let origin = echo_origin().await;
+    let target_address = echo_server().await;
     let via = ViaExit::private();
     for host in ["localhost", "127.0.0.1", "::ffff:127.0.0.1"] {
-        let mut stream = open(&via, host, origin.port()).await.unwrap();
+        let mut stream = open(&via, host, target_address.port()).await.unwrap();
         stream.write_all(b"round").await.unwrap();
         stream.shutdown().await.unwrap();
         let mut back = String::new();
@@ -213,24 +218,24 @@ async fn a_stream_reaches_its_target_by_name_and_address_and_half_closes() {
 async fn the_other_direction_stays_open_after_the_target_has_finished() {
     let (sender, received) = oneshot::channel();
     let sender = std::sync::Mutex::new(Some(sender));
-    let origin = origin(move |mut socket| {
+    let target_address = target_server(move |mut socket| {
         let sender = sender.lock().unwrap().take().unwrap();
         async move {
-            socket.write_all(b"no further event").await.unwrap();
+            socket.write_all(b"from the target").await.unwrap();
             socket.shutdown().await.unwrap();
-            let mut late = String::new();
-            socket.read_to_string(&mut late).await.unwrap();
-            sender.send(late).unwrap();
+            let mut text = String::new();
+            socket.read_to_string(&mut text).await.unwrap();
+            sender.send(text).unwrap();
         }
     })
     .await;
-    let mut stream = open(&ViaExit::private(), "127.0.0.1", origin.port()).await.unwrap();
+    let mut stream = open(&ViaExit::private(), "127.0.0.1", target_address.port()).await.unwrap();
     let mut text = String::new();
     timeout(DEADLINE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
-    assert_eq!(text, "no further event");
-    stream.write_all(b"not quite").await.unwrap();
+    assert_eq!(text, "from the target");
+    stream.write_all(b"from the origin").await.unwrap();
     stream.shutdown().await.unwrap();
-    assert_eq!(timeout(DEADLINE, received).await.unwrap().unwrap(), "not quite");
+    assert_eq!(timeout(DEADLINE, received).await.unwrap().unwrap(), "from the origin");
 }
 
 #[tokio::test]
@@ -249,21 +254,21 @@ async fn each_failure_to_connect_has_its_reason() {
 #[tokio::test]
 async fn the_policy_decides_on_the_addresses_of_a_name() {
     let (server, _) = crate::io::resolver::tests::name_server().await;
-    let origin = echo_origin().await;
+    let target_address = echo_server().await;
     let policy = |private| Policy::parse(["accept *"], private).unwrap();
     let options =
         |private_addresses| ResolverOptions { servers: vec![server], private_addresses, ..ResolverOptions::default() };
     let lenient = ViaExit::new(ExitOptions::new(policy(true)), Resolver::new(&options(true)));
-    assert!(open(&lenient, "both.example.net", origin.port()).await.is_ok());
+    assert!(open(&lenient, "both.example.net", target_address.port()).await.is_ok());
     // Policy and resolver must both allow private addresses.
     for (by_policy, by_resolver) in [(false, true), (false, false), (true, false)] {
         let strict = ViaExit::new(ExitOptions::new(policy(by_policy)), Resolver::new(&options(by_resolver)));
-        let refused = open(&strict, "both.example.net", origin.port()).await.unwrap_err();
+        let refused = open(&strict, "both.example.net", target_address.port()).await.unwrap_err();
         assert_eq!(refused, EndReason::Policy.into());
     }
     let strict = ViaExit::new(ExitOptions::new(policy(false)), Resolver::new(&options(false)));
     for host in ["127.0.0.1", "::1", "::ffff:127.0.0.1", "10.0.0.1", "169.254.169.254", "0.0.0.0", "localhost"] {
-        assert_eq!(open(&strict, host, origin.port()).await.unwrap_err(), EndReason::Policy.into(), "{host}");
+        assert_eq!(open(&strict, host, target_address.port()).await.unwrap_err(), EndReason::Policy.into(), "{host}");
     }
 }
 
@@ -280,7 +285,7 @@ async fn another_address_is_tried_when_the_first_refuses() {
 }
 
 #[test]
-fn the_families_alternate_in_whichever_order_they_arrive() {
+fn the_address_families_alternate_in_any_order_of_arrival() {
     let ips = |texts: &[&str]| texts.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
     let mut waiting = connect::WaitingAddresses::default();
     ips(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "::1", "::2"]).into_iter().for_each(|ip| waiting.push(ip));
@@ -307,31 +312,31 @@ async fn the_attempts_of_a_connect_are_capped() {
 }
 
 #[tokio::test]
-async fn a_silent_aaaa_costs_a_connect_nothing() {
+async fn a_connect_does_not_wait_for_an_unanswered_aaaa_query() {
     let (server, _) = crate::io::resolver::tests::name_server().await;
-    let origin = echo_origin().await;
+    let target_address = echo_server().await;
     let options = ResolverOptions { servers: vec![server], private_addresses: true, ..ResolverOptions::default() };
     let policy = Policy::parse(["accept *"], true).unwrap();
     let via = ViaExit::new(ExitOptions::new(policy), Resolver::new(&options));
     let start = std::time::Instant::now();
-    assert!(open(&via, "v4-only.example.net", origin.port()).await.is_ok());
-    // The silent query would take 6.7 s.
+    assert!(open(&via, "v4-only.example.net", target_address.port()).await.is_ok());
+    // The unanswered query takes 6.7 s.
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
 async fn streams_beyond_the_cap_are_refused_until_others_end() {
-    let origin = echo_origin().await;
+    let target_address = echo_server().await;
     let policy = Policy::parse(["accept *"], true).unwrap();
     let resolver = Resolver::new(&ResolverOptions { private_addresses: true, ..ResolverOptions::default() });
     let via = ViaExit::new(ExitOptions { streams: 2, ..ExitOptions::new(policy) }, resolver);
-    let first = open(&via, "127.0.0.1", origin.port()).await.unwrap();
-    let _second = open(&via, "127.0.0.1", origin.port()).await.unwrap();
-    let refused = open(&via, "127.0.0.1", origin.port()).await.unwrap_err();
+    let first = open(&via, "127.0.0.1", target_address.port()).await.unwrap();
+    let _second = open(&via, "127.0.0.1", target_address.port()).await.unwrap();
+    let refused = open(&via, "127.0.0.1", target_address.port()).await.unwrap_err();
     assert_eq!(refused, EndReason::ResourceLimit.into());
     drop(first);
     let reopened = async {
-        while open(&via, "127.0.0.1", origin.port()).await.is_err() {
+        while open(&via, "127.0.0.1", target_address.port()).await.is_err() {
             tokio::task::yield_now().await;
         }
     };
@@ -339,14 +344,42 @@ async fn streams_beyond_the_cap_are_refused_until_others_end() {
 }
 
 #[tokio::test]
+async fn targets_that_read_nothing_fill_the_memory_up_to_the_cap() {
+    let (echo, stuck) = (echo_server().await, target_server(|_socket| core::future::pending()).await);
+    let policy = Policy::parse(["accept *"], true).unwrap();
+    let resolver = Resolver::new(&ResolverOptions { private_addresses: true, ..ResolverOptions::default() });
+    let via = ViaExit::new(ExitOptions { unread: 64 * 1024, ..ExitOptions::new(policy) }, resolver);
+    let mut honest = open(&via, "127.0.0.1", echo.port()).await.unwrap();
+    let mut filling = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let mut stream = open(&via, "127.0.0.1", stuck.port()).await.unwrap();
+        filling.spawn(async move {
+            let block = vec![0; 64 * 1024];
+            loop {
+                if let Err(error) = stream.write_all(&block).await {
+                    return reason_of(&error);
+                }
+            }
+        });
+    }
+    // The kernel's buffers and the credit end the writes of three streams without an error.
+    let first = timeout(DEADLINE, filling.join_next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(first, Some(EndReason::ResourceLimit));
+    let mut answer = [0; 5];
+    honest.write_all(b"hello").await.unwrap();
+    timeout(DEADLINE, honest.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"hello");
+}
+
+#[tokio::test]
 async fn a_reset_crosses_in_both_directions_without_a_reader() {
-    let origin = origin(|mut socket| async move {
+    let target_address = target_server(|mut socket| async move {
         socket.read_exact(&mut [0; 1]).await.unwrap();
         crate::io::stream::reset_on_close(&socket);
     })
     .await;
     let via = ViaExit::private();
-    let mut stream = open(&via, "127.0.0.1", origin.port()).await.unwrap();
+    let mut stream = open(&via, "127.0.0.1", target_address.port()).await.unwrap();
     stream.write_all(b"!").await.unwrap();
     let error = timeout(DEADLINE, stream.read(&mut [0; 1])).await.unwrap().unwrap_err();
     assert_eq!(reason_of(&error), Some(EndReason::Reset));
@@ -354,7 +387,7 @@ async fn a_reset_crosses_in_both_directions_without_a_reader() {
     // The target neither reads nor writes, so that only the reset itself ends the stream.
     let (sender, ended) = oneshot::channel();
     let sender = std::sync::Mutex::new(Some(sender));
-    let stuck = crate::io::testing::origin(move |socket| {
+    let stuck = crate::io::testing::target_server(move |socket| {
         let sender = sender.lock().unwrap().take().unwrap();
         async move {
             let error = socket.ready(tokio::io::Interest::ERROR).await;
@@ -386,7 +419,7 @@ async fn names_are_resolved_at_the_exit() {
 async fn a_large_download_through_socks_and_exit_is_whole() {
     const TOTAL: usize = 32 * 1024 * 1024;
     let byte_at = |at: usize| (at ^ (at >> 8) ^ (at >> 16)) as u8;
-    let origin = origin(move |mut socket| async move {
+    let target_address = target_server(move |mut socket| async move {
         let body: Vec<u8> = (0..TOTAL).map(byte_at).collect();
         socket.write_all(&body).await.unwrap();
     })
@@ -395,7 +428,7 @@ async fn a_large_download_through_socks_and_exit_is_whole() {
     let address = listener.local_addr().unwrap();
     tokio::spawn(socks::serve(listener, ViaExit::private(), SocksLimits::default()));
     let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
-    let [high, low] = origin.port().to_be_bytes();
+    let [high, low] = target_address.port().to_be_bytes();
     socket.write_all(&[5, 1, 0, 5, 1, 0, 1, 127, 0, 0, 1, high, low]).await.unwrap();
     socket.read_exact(&mut [0; 12]).await.unwrap();
     let mut body = Vec::new();

@@ -2,8 +2,8 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Whether `ip` is globally reachable: not private, loopback, link-local (cloud metadata services included), shared,
-/// reserved, documentation, multicast, nor an IPv6 form of such an IPv4 address.
+/// Whether `ip` is globally reachable: not private, loopback, link-local (with most metadata services of clouds),
+/// shared, reserved, documentation, multicast, nor an IPv6 form of such an IPv4 address.
 #[must_use]
 pub fn is_global(ip: IpAddr) -> bool {
     match ip {
@@ -12,9 +12,10 @@ pub fn is_global(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether `ip` is a service of a cloud that gives its machines credentials, some of which have public addresses: AWS,
-/// Google, Azure and others; Amazon's containers; Alibaba, Oracle, Azure's agent; AWS and its containers over IPv6.
+/// Whether `ip` is the metadata service of a cloud, which gives machines their credentials. Some metadata services have
+/// addresses that count as global.
 pub(super) fn is_metadata(ip: IpAddr) -> bool {
+    // AWS, Google, Azure and others; Amazon's containers (two); Alibaba; Oracle; Azure's agent.
     const V4: [[u8; 4]; 6] = [
         [169, 254, 169, 254],
         [169, 254, 170, 2],
@@ -23,6 +24,7 @@ pub(super) fn is_metadata(ip: IpAddr) -> bool {
         [192, 0, 0, 192],
         [168, 63, 129, 16],
     ];
+    // AWS; Amazon's containers.
     const V6: [Ipv6Addr; 2] =
         [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)];
     match ip {
@@ -31,8 +33,8 @@ pub(super) fn is_metadata(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether `ip` is the address of a single host: not unspecified (which on Linux leads to the machine itself),
-/// multicast or broadcast.
+/// Whether `ip` is the address of a single host: not multicast, broadcast, or unspecified. On Linux, a connection to
+/// the unspecified address reaches the machine itself.
 pub(super) fn is_host(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !(ip.octets()[0] == 0 || ip.is_multicast() || ip.is_broadcast()),

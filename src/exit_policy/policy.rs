@@ -10,9 +10,10 @@ use super::{
     address::{embedded_v4, is_global, is_host, is_metadata},
 };
 
+/// Cap on rules of one policy.
 const MAX_RULES: usize = 256;
 
-/// Why an exit-policy rule is invalid. Each variant has the rule's text.
+/// Why an exit policy is invalid, with the text of an invalid rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// The first word is neither `accept` nor `reject`.
@@ -45,22 +46,22 @@ pub enum PolicyError {
 /// | `reject 192.0.2.0/24`, `reject 2001:db8::/32` | those addresses at any port |
 /// | `accept 192.0.2.1:80`, `accept [2001:db8::]/32:443`, `accept *:443` | address and port |
 ///
-/// Rules can't lift these restrictions: addresses that aren't global ([`super::is_global`]) and the exit's addresses
-/// ([`Policy::refusing_own`]) are refused unless the policy was made with `private_addresses`. Addresses of no single
-/// host (unspecified, multicast, broadcast) and of cloud metadata services are always refused.
+/// Rules can't lift two restrictions. Addresses that aren't global ([`super::is_global`]) and the exit's addresses
+/// ([`Policy::refusing_own`]) are refused unless the policy was made with `private_addresses`. Unspecified, multicast
+/// and broadcast addresses, and those of cloud metadata services, are always refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     rules: Vec<Rule>,
     private_addresses: bool,
     /// The exit's addresses.
-    own: Vec<IpAddr>,
+    own_addresses: Vec<IpAddr>,
 }
 
 impl Policy {
     /// The policy that refuses everything.
     #[must_use]
     pub const fn refuse_all() -> Self {
-        Self { rules: Vec::new(), private_addresses: false, own: Vec::new() }
+        Self { rules: Vec::new(), private_addresses: false, own_addresses: Vec::new() }
     }
 
     /// Parses `rules`, in order, at most 256. With `private_addresses` the rules also decide on private, loopback and
@@ -79,18 +80,18 @@ impl Policy {
             }
             parsed.push(Rule::parse(text.as_ref())?);
         }
-        Ok(Self { rules: parsed, private_addresses, own: Vec::new() })
+        Ok(Self { rules: parsed, private_addresses, own_addresses: Vec::new() })
     }
 
-    /// Refuses the exit's addresses like private ones. A connection to one of them would have the exit's machine
-    /// as its source, which a target there may trust.
+    /// Refuses the exit's addresses like private addresses. A connection to such an address would have the exit's
+    /// machine as its source, which a service on this machine may trust.
     #[must_use]
     pub fn refusing_own(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
-        self.own.extend(addresses.into_iter().map(|ip| ip.to_canonical()));
+        self.own_addresses.extend(addresses.into_iter().map(|ip| ip.to_canonical()));
         self
     }
 
-    /// Whether the exit may connect to `port` at `ip`, an address from its resolver. Port 0 is always refused.
+    /// Whether the exit may connect to `port` at `ip`. Port 0 is always refused.
     #[must_use]
     pub fn allows(&self, ip: IpAddr, port: u16) -> bool {
         // IPv4 addresses mapped into IPv6 count as IPv4.
@@ -98,13 +99,13 @@ impl Policy {
         if port == 0 || !is_host(ip) || is_metadata(ip) {
             return false;
         }
-        // A translator or a tunnel may take a packet for an IPv6 address to an IPv4 address in it.
+        // A translator or a tunnel may deliver a packet for an IPv6 address to an IPv4 address embedded in it.
         let embedded = match ip {
             IpAddr::V6(ip) if !ip.is_loopback() => Some(embedded_v4(ip)),
             _ => None,
         };
-        let mut readings = [ip].into_iter().chain(embedded.into_iter().flatten().map(IpAddr::V4));
-        readings.all(|ip| self.allows_reading(ip, port))
+        let mut destinations = [ip].into_iter().chain(embedded.into_iter().flatten().map(IpAddr::V4));
+        destinations.all(|ip| self.allows_destination(ip, port))
     }
 
     /// Whether the rules also decide on private addresses and the exit's own.
@@ -113,18 +114,18 @@ impl Policy {
         self.private_addresses
     }
 
-    fn allows_reading(&self, ip: IpAddr, port: u16) -> bool {
-        let public = is_global(ip) && !self.own.contains(&ip);
+    fn allows_destination(&self, ip: IpAddr, port: u16) -> bool {
+        let public = is_global(ip) && !self.own_addresses.contains(&ip);
         (self.private_addresses || public)
             && self.rules.iter().find(|rule| rule.matches(ip, port)).is_some_and(|rule| rule.accept)
     }
 
-    /// The ports accepted at most addresses, for path selection. Rules on part of an address family are left out: if
-    /// one refuses a target, the client tries another exit.
+    /// The ports accepted at almost every address, for path selection. Rules on part of an address family are left out:
+    /// if such a rule refuses a target, the client tries another exit.
     #[must_use]
     pub fn summary(&self) -> Summary {
         let ports = |covers: fn(&Subnet) -> bool| {
-            let rules: Vec<&Rule> = self.rules.iter().filter(|rule| covers(&rule.network)).collect();
+            let rules: Vec<&Rule> = self.rules.iter().filter(|rule| covers(&rule.subnet)).collect();
             Summary::ranges(
                 (1..=u16::MAX)
                     .filter(|port| rules.iter().find(|rule| rule.ports.contains(port)).is_some_and(|rule| rule.accept)),
@@ -137,7 +138,7 @@ impl Policy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Rule {
     accept: bool,
-    network: Subnet,
+    subnet: Subnet,
     ports: RangeInclusive<u16>,
 }
 
@@ -152,20 +153,20 @@ impl Rule {
             "reject" => false,
             _ => return Err(PolicyError::Verb(text.to_owned())),
         };
-        let (network, ports) = split(pattern);
+        let (subnet, ports) = split(pattern);
         Ok(Self {
             accept,
-            network: Subnet::parse(network).ok_or_else(|| PolicyError::Address(text.to_owned()))?,
+            subnet: Subnet::parse(subnet).ok_or_else(|| PolicyError::Address(text.to_owned()))?,
             ports: parse_ports(ports).ok_or_else(|| PolicyError::Ports(text.to_owned()))?,
         })
     }
 
     fn matches(&self, ip: IpAddr, port: u16) -> bool {
-        self.ports.contains(&port) && self.network.contains(ip)
+        self.ports.contains(&port) && self.subnet.contains(ip)
     }
 }
 
-/// Address part and port part of a rule; `*` if missing.
+/// Address part and port part of a rule; `*` for a missing part.
 fn split(pattern: &str) -> (&str, &str) {
     let only_ports = !pattern.is_empty() && pattern.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
     if only_ports {
@@ -174,7 +175,7 @@ fn split(pattern: &str) -> (&str, &str) {
     // The colon between an IPv6 address and a port follows a bracket.
     let ipv6_without_port = !pattern.contains(']') && pattern.bytes().filter(|byte| *byte == b':').count() > 1;
     match pattern.rsplit_once(':') {
-        Some((network, ports)) if !ipv6_without_port && !ports.contains(']') => (network, ports),
+        Some((subnet, ports)) if !ipv6_without_port && !ports.contains(']') => (subnet, ports),
         _ => (pattern, "*"),
     }
 }
@@ -296,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn the_exits_own_addresses_are_refused_on_every_port_unless_private_ones_are_allowed() {
+    fn the_exits_own_addresses_are_refused_on_every_port_unless_private_addresses_are_allowed() {
         let own = ["1.2.3.4", "2606:4700::1"].map(ip);
         let policy = |private| Policy::parse(["accept *"], private).unwrap().refusing_own(own);
         for text in ["1.2.3.4", "2606:4700::1", "::ffff:1.2.3.4"] {
@@ -332,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_of_an_address_is_judged_like_the_address() {
+    fn the_policy_decides_on_every_form_of_an_address_as_on_the_address() {
         let policy = |private| {
             let policy = Policy::parse(["reject 192.31.0.0/16", "accept *"], private).unwrap();
             policy.refusing_own([ip("9.8.7.6")])
@@ -369,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_gives_the_ports_open_at_most_addresses() {
+    fn the_summary_has_the_ports_that_are_open_at_almost_every_address() {
         let summary = policy(&[
             "reject 1.2.3.0/24",
             "accept 80",

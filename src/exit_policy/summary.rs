@@ -21,26 +21,27 @@ impl PortRange {
         if first == 0 || first > last { None } else { Some(Self { first, last }) }
     }
 
-    /// Its lowest port.
+    /// The lowest port.
     #[must_use]
     pub const fn first(self) -> u16 {
         self.first
     }
 
-    /// Its highest port.
+    /// The highest port.
     #[must_use]
     pub const fn last(self) -> u16 {
         self.last
     }
 
-    /// Whether `port` is in it.
+    /// Whether `port` is in the range.
     #[must_use]
     pub const fn contains(self, port: u16) -> bool {
         self.first <= port && port <= self.last
     }
 }
 
-/// The ports that an exit accepts at most addresses, by address family. A hint: the exit decides.
+/// The ports that an exit accepts at almost every address, by address family. A hint for path selection: the exit
+/// decides on each target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     ipv4: Vec<PortRange>,
@@ -53,8 +54,8 @@ impl Summary {
         Self { ipv4, ipv6, private_addresses }
     }
 
-    /// Ascending, disjoint ranges of `ports` (ascending). Ranges beyond [`MAX_RANGES`] are left out, so that the exit
-    /// is chosen less.
+    /// Ascending, disjoint ranges of `ports` (ascending). Ranges beyond [`MAX_RANGES`] are left out, so that clients
+    /// don't choose the exit for their ports.
     pub(super) fn ranges(ports: impl Iterator<Item = u16>) -> Vec<PortRange> {
         let mut ranges: Vec<PortRange> = Vec::new();
         for port in ports {
@@ -70,13 +71,13 @@ impl Summary {
         ranges
     }
 
-    /// Ports accepted at most IPv4 addresses, ascending and disjoint.
+    /// Ports accepted at almost every IPv4 address, as ascending and disjoint ranges.
     #[must_use]
     pub fn ipv4(&self) -> &[PortRange] {
         &self.ipv4
     }
 
-    /// Ports accepted at most IPv6 addresses, ascending and disjoint.
+    /// Ports accepted at almost every IPv6 address, as ascending and disjoint ranges.
     #[must_use]
     pub fn ipv6(&self) -> &[PortRange] {
         &self.ipv6
@@ -88,13 +89,13 @@ impl Summary {
         self.private_addresses
     }
 
-    /// Whether no port is accepted, so that the relay is no exit.
+    /// Whether no port is accepted, so that the relay is not an exit.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ipv4.is_empty() && self.ipv6.is_empty()
     }
 
-    /// Whether the exit may connect to `port` at `ip`.
+    /// Whether the summary permits `port` at `ip`. The exit may still refuse the target.
     #[must_use]
     pub fn may_allow(&self, ip: IpAddr, port: u16) -> bool {
         let ip = ip.to_canonical();
@@ -102,7 +103,7 @@ impl Summary {
         (self.private_addresses || is_global(ip)) && ranges.iter().any(|range| range.contains(port))
     }
 
-    /// Whether the exit may connect to `port` at a name that only the exit resolves, in either address family.
+    /// Whether the summary permits `port` in either address family, for a name that only the exit resolves.
     #[must_use]
     pub fn may_allow_name(&self, port: u16) -> bool {
         self.ipv4.iter().chain(&self.ipv6).any(|range| range.contains(port))
@@ -118,7 +119,7 @@ mod tests {
     use crate::exit_policy::Policy;
 
     #[test]
-    fn a_name_is_allowed_where_either_family_is() {
+    fn a_name_is_permitted_if_either_address_family_is() {
         let summary = Policy::parse(["accept [::]/0:443"], false).unwrap().summary();
         assert!(summary.may_allow_name(443));
         assert!(!summary.may_allow_name(80));

@@ -3,7 +3,7 @@
 use super::FuzzTarget;
 use crate::delegated::{
     Block, EngineName, SearchAnswer, SearchRefusal, SearchRequest, SearchResult, clean_url, fields,
-    frame::REQUEST_BUCKETS, frame::RESPONSE_BUCKETS, frame::longest, message::HttpResponse, text, url::Url,
+    frame::REQUEST_BUCKETS, frame::RESPONSE_BUCKETS, frame::max_frame_len, message::HttpResponse, text, url::Url,
 };
 
 pub(super) const TARGETS: &[FuzzTarget] = &[
@@ -18,7 +18,7 @@ pub(super) const TARGETS: &[FuzzTarget] = &[
 fn search_request(bytes: &[u8]) {
     let Ok(request) = SearchRequest::decode(bytes) else { return };
     let again = request.encode().expect("a decoded value can be encoded");
-    assert!(again.len() <= longest(REQUEST_BUCKETS));
+    assert!(again.len() <= max_frame_len(REQUEST_BUCKETS));
     assert_eq!(SearchRequest::decode(&again), Ok(request));
 }
 
@@ -35,7 +35,7 @@ fn request_seeds() -> Vec<Vec<u8>> {
 fn search_answer(bytes: &[u8]) {
     let Ok(answer) = SearchAnswer::decode(bytes) else { return };
     let again = answer.encode().expect("a decoded value can be encoded");
-    assert!(again.len() <= longest(RESPONSE_BUCKETS));
+    assert!(again.len() <= max_frame_len(RESPONSE_BUCKETS));
     assert_eq!(SearchAnswer::decode(&again), Ok(answer));
 }
 
@@ -103,7 +103,7 @@ fn http_response(bytes: &[u8]) {
     let Ok(response) = HttpResponse::decode(bytes.to_vec()) else { return };
     assert!((200..600).contains(&response.status));
     assert!(response.body.len() < bytes.len());
-    let is_permitted = |name: &str| !fields::is_hop_by_hop(name) && !fields::is_stateful(name);
+    let is_permitted = |name: &str| !fields::is_hop_by_hop(name) && !fields::is_removed_from_responses(name);
     assert!(response.fields.iter().all(|(name, _)| is_permitted(name)));
 }
 

@@ -39,7 +39,8 @@ impl RelayHarness {
         let identity = Arc::new(IdentityKey::from_bytes(&[1; 32]));
         let keyring = OnionKeyring::new(OnionSecret::from_bytes([2; 32]), None);
         let first = Arc::new(IdentityKey::from_bytes(&[5; 32]));
-        let parameters = RelayParameters { exit: true, circuits: 256, half_built: 128, ..RelayParameters::default() };
+        let parameters =
+            RelayParameters { exit: true, circuits: 256, partial_creates: 128, ..RelayParameters::default() };
         let mut harness = Self {
             relay: Relay::new(identity, keyring, parameters),
             client: Channels::new(LocalRole::Relay(first), ChannelParameters::default()),

@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use super::body::BodyError;
-use crate::delegated::binary_http::{self, BinaryHttpError, Decoder, END, Field, Head, Part, put_number};
+use crate::delegated::binary_http::{self, BinaryHttpError, Decoder, Field, Head, Part, TERMINATORS, put_number};
 
 /// Maximum bytes of one piece of a body.
 const MAX_PIECE: usize = 16 * 1024;
@@ -201,7 +201,7 @@ pub(crate) async fn write_content<B: Body<Error: Into<BodyError>>>(
             data.advance(sent);
         }
     }
-    timeout(piece_timeout, writer.write_all(&END)).await.map_err(|_| MessageError::Broken)??;
+    timeout(piece_timeout, writer.write_all(&TERMINATORS)).await.map_err(|_| MessageError::Broken)??;
     Ok(())
 }
 
@@ -243,7 +243,7 @@ impl<B: Body<Error: Into<BodyError>>> Body for EncodedMessage<B> {
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None => {
                     self.body = None;
-                    self.next = Some(Bytes::from_static(&END));
+                    self.next = Some(Bytes::from_static(&TERMINATORS));
                 }
             }
         }

@@ -10,7 +10,7 @@ use hyper::{
 };
 
 use crate::{
-    delegated::fields::{self, is_identifying, is_stateful},
+    delegated::fields::{self, is_removed_from_requests, is_removed_from_responses},
     http_exchange::http1::remove_hop_by_hop,
 };
 
@@ -21,7 +21,7 @@ pub(crate) const USER_AGENT: HeaderValue = HeaderValue::from_static(fields::USER
 /// default values.
 pub(crate) fn fix_request(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
-    remove(headers, is_identifying);
+    remove(headers, is_removed_from_requests);
     for (name, value) in fields::FIXED {
         headers.insert(name, HeaderValue::from_static(value));
     }
@@ -33,7 +33,7 @@ pub(crate) fn fix_request(headers: &mut HeaderMap) {
 /// Removes hop-by-hop fields from a response, and fields with an effect beyond its request.
 pub(crate) fn fix_response(headers: &mut HeaderMap) {
     remove_hop_by_hop(headers);
-    remove(headers, is_stateful);
+    remove(headers, is_removed_from_responses);
 }
 
 fn remove(headers: &mut HeaderMap, is_removed: impl Fn(&str) -> bool) {

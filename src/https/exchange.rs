@@ -248,7 +248,9 @@ fn permitted_fields(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
         .map(|name| String::from_utf8_lossy(name).trim().to_ascii_lowercase())
         .collect();
     let is_permitted = |name: &str| {
-        !fields::is_hop_by_hop(name) && !fields::is_stateful(name) && !named.iter().any(|other| other == name)
+        !fields::is_hop_by_hop(name)
+            && !fields::is_removed_from_responses(name)
+            && !named.iter().any(|other| other == name)
     };
     let fields = headers.iter().filter(|(name, _)| is_permitted(name.as_str()));
     fields.map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect()

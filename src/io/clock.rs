@@ -18,8 +18,8 @@ pub fn wall_milliseconds() -> u64 {
     u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The time since the machine started, on Linux with the time for which it was suspended. No change of the wall clock
-/// affects it.
+/// The time since the machine started, on Linux and Android including suspended time. Independent of changes of the
+/// wall clock.
 #[must_use]
 pub fn running_time() -> Instant {
     #[cfg(any(target_os = "linux", target_os = "android"))]

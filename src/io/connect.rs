@@ -19,14 +19,14 @@ use crate::{
     wire::{EndReason, Host, Target},
 };
 
-/// Most addresses to try.
+/// Cap on attempts for one target.
 const MAX_ATTEMPTS: usize = 4;
 /// Delay between the starts of concurrent attempts.
-const STAGGER: Duration = Duration::from_millis(250);
+const STAGGER_DELAY: Duration = Duration::from_millis(250);
 /// Timeout of one attempt.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The limit on open files, of this process or of the machine.
+/// System errors at the limit on open files, of this process and of the machine.
 const TOO_MANY_FILES: [Option<i32>; 2] = [Some(libc::EMFILE), Some(libc::ENFILE)];
 
 /// A connection to a target.
@@ -37,8 +37,11 @@ pub(crate) struct Connected {
     pub(crate) round_trip: Duration,
 }
 
-/// Connects to `target`: attempts the addresses that `policy` allows, as the resolver finds them, and returns the first
+/// Connects to `target`: tries the addresses that `policy` allows, as the resolver finds them, and returns the first
 /// connection.
+///
+/// # Errors
+/// The reason for the END message. [`EndReason::Policy`] if the policy refused an address and no attempt was made.
 pub(crate) async fn connect(
     policy: &Policy,
     resolver: &Resolver,
@@ -64,8 +67,9 @@ struct Race<'a> {
     /// Number of attempts started.
     attempts: usize,
     running: JoinSet<Result<Connected, EndReason>>,
+    /// The most informative failure of an attempt.
     failure: Option<EndReason>,
-    /// Why the resolver found no more addresses, or that the policy allows none of them.
+    /// The reason why an address was not tried, or why the lookup failed.
     no_address: Option<EndReason>,
 }
 
@@ -75,7 +79,7 @@ impl<'a> Race<'a> {
         Self { policy, port, waiting, attempts: 0, running, failure: None, no_address: None }
     }
 
-    /// Adds the addresses that the policy allows. Only these are used.
+    /// Adds the addresses that the policy allows.
     fn add(&mut self, found: impl IntoIterator<Item = IpAddr>) {
         for ip in found.into_iter().map(|ip| ip.to_canonical()) {
             if self.policy.allows(ip, self.port) {
@@ -93,29 +97,30 @@ impl<'a> Race<'a> {
                 lookup = None;
                 self.waiting = WaitingAddresses::default();
             }
-            let (looks, waits, runs) = (lookup.is_some(), !self.waiting.is_empty(), !self.running.is_empty());
-            if !(looks || waits || runs) {
+            let (is_looking_up, has_waiting, has_running) =
+                (lookup.is_some(), !self.waiting.is_empty(), !self.running.is_empty());
+            if !(is_looking_up || has_waiting || has_running) {
                 return Err(self.failure.or(self.no_address).unwrap_or(EndReason::Failed));
             }
             tokio::select! {
-                found = next_addresses(&mut lookup), if looks => match found {
+                found = next_addresses(&mut lookup), if is_looking_up => match found {
                     Ok(found) => self.add(found),
                     Err(reason) => {
                         lookup = None;
                         self.no_address = self.no_address.or(Some(reason));
                     }
                 },
-                Some(joined) = self.running.join_next(), if runs => match joined.unwrap_or(Err(EndReason::Failed)) {
+                Some(joined) = self.running.join_next(), if has_running => match joined.unwrap_or(Err(EndReason::Failed)) {
                     Ok(connected) => return Ok(connected),
                     Err(reason) => {
                         self.failure = more_informative(self.failure, reason);
                         next_start = Instant::now();
                     }
                 },
-                () = sleep_until(next_start), if waits => {
+                () = sleep_until(next_start), if has_waiting => {
                     if self.start_next() {
                         let now = Instant::now();
-                        next_start = now.checked_add(STAGGER).unwrap_or(now);
+                        next_start = now.checked_add(STAGGER_DELAY).unwrap_or(now);
                     }
                 }
             }
@@ -124,7 +129,8 @@ impl<'a> Race<'a> {
 }
 
 impl Race<'_> {
-    /// Starts the next attempt, unless its target is this machine.
+    /// Starts the next attempt, unless the policy refuses private addresses and the address is this machine's. Returns
+    /// whether an attempt started.
     fn start_next(&mut self) -> bool {
         let Some(ip) = self.waiting.pop() else { return false };
         if !self.policy.private_addresses() {
@@ -144,7 +150,7 @@ impl Race<'_> {
     }
 }
 
-/// Whether a connection to `ip` would leave from `ip` itself, so that it is an address of this machine, listed or not.
+/// Whether `ip` is an address of this machine: the kernel would choose `ip` as the source of a connection to `ip`.
 ///
 /// # Errors
 /// When no file descriptor or UDP port is free.
@@ -154,14 +160,14 @@ fn is_this_machine(ip: IpAddr, port: u16) -> io::Result<bool> {
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
     match UdpSocket::bind((any, 0)) {
-        // This sends nothing; the kernel chooses the route and the source address.
+        // Connecting a UDP socket sends nothing; the kernel chooses the route and the source address.
         Ok(socket) => {
             Ok(socket.connect((ip, port)).and_then(|()| socket.local_addr()).is_ok_and(|source| source.ip() == ip))
         }
         Err(error) if error.kind() == io::ErrorKind::AddrInUse || TOO_MANY_FILES.contains(&error.raw_os_error()) => {
             Err(error)
         }
-        // The machine has no such addresses, so a connection fails too.
+        // The machine has no addresses of this family, so an attempt fails too.
         Err(_) => Ok(false),
     }
 }
@@ -174,7 +180,7 @@ async fn next_addresses(lookup: &mut Option<AddressLookup>) -> Result<Vec<IpAddr
     }
 }
 
-/// Addresses that wait for their attempt. The families alternate; IPv4 is first because most exits have it.
+/// Addresses that wait for their attempt. The address families alternate; IPv4 is first because most exits have IPv4.
 #[derive(Default)]
 pub(crate) struct WaitingAddresses {
     ipv4: VecDeque<IpAddr>,
@@ -210,7 +216,7 @@ async fn attempt(ip: IpAddr, port: u16) -> Result<Connected, EndReason> {
             let _ = socket.set_nodelay(true);
             Ok(Connected { socket, address: ip, round_trip: start.elapsed() })
         }
-        Ok(Err(error)) => Err(reason(&error)),
+        Ok(Err(error)) => Err(end_reason(&error)),
         Err(_) => Err(EndReason::TimedOut),
     }
 }
@@ -225,7 +231,7 @@ const fn more_informative(known: Option<EndReason>, new: EndReason) -> Option<En
     }
 }
 
-fn reason(error: &io::Error) -> EndReason {
+fn end_reason(error: &io::Error) -> EndReason {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => EndReason::Refused,
         io::ErrorKind::TimedOut => EndReason::TimedOut,
@@ -245,9 +251,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_of_the_machine_is_known_by_its_route() {
+    fn an_address_of_the_machine_is_recognised_by_its_route() {
         assert!(is_this_machine(Ipv4Addr::LOCALHOST.into(), 80).unwrap());
-        // Wherever a route leads, and without one.
+        // Addresses of other machines, with or without a route to them.
         for text in ["192.0.2.1", "2001:db8::1"] {
             assert!(!is_this_machine(text.parse().unwrap(), 80).unwrap(), "{text}");
         }

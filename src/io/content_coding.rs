@@ -2,9 +2,9 @@
 
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap};
 
-/// Whether a client accepts `coding` by name; `*` is ignored.
-pub(crate) fn is_accepted(asked: &HeaderMap, coding: &str) -> bool {
-    let values = asked.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+/// Whether the `request_headers` of a client accept `coding` by name; `*` is ignored.
+pub(crate) fn is_accepted(request_headers: &HeaderMap, coding: &str) -> bool {
+    let values = request_headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|offer| {
         let mut parts = offer.split(';').map(str::trim);
         let named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(coding));

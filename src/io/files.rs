@@ -30,11 +30,14 @@ use crate::{
 pub use atomic::write_atomically;
 use keyfile::KeyFile;
 
-/// Age at which the onion key is rotated. As the previous key it remains valid for the same time.
+/// Age at which the onion key is rotated. The rotated key remains valid, as the previous key, for one more lifetime.
 pub const ONION_KEY_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
+/// Maximum bytes of a key file.
 const MAX_SECRET_LEN: u64 = 64 << 10;
+/// Maximum bytes of the file of the guard sample.
 const MAX_GUARDS_LEN: u64 = 256 << 10;
+// Names of the files in the folder.
 const IDENTITY: &str = "identity.key";
 const AUTHORITY: &str = "authority.key";
 const ONION: &str = "onion.key";
@@ -126,17 +129,17 @@ impl Folder {
     /// Opens the folder at `path`; creates it and its parents (mode 0700) if absent.
     ///
     /// # Errors
-    /// When it can't be created, belongs to another user, or other users may write to it or replace it.
+    /// When the folder can't be created, belongs to another user, or other users may write to it or replace it.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        let folder = Self::open_of_anyone(path)?;
-        if folder.is_ours()? { Ok(folder) } else { Err(FileError::OfAnotherUser { path: folder.path }) }
+        let folder = Self::open_of_any_user(path)?;
+        if folder.is_own()? { Ok(folder) } else { Err(FileError::OfAnotherUser { path: folder.path }) }
     }
 
     /// As [`Self::open`], also for a folder of another user: the superuser may read a service's folder.
     ///
     /// # Errors
     /// As for [`Self::open`], except for the owner.
-    pub fn open_of_anyone(path: &Path) -> Result<Self, FileError> {
+    pub fn open_of_any_user(path: &Path) -> Result<Self, FileError> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::io("create it", path))?;
         let metadata = fs::metadata(path).map_err(FileError::io("read its metadata", path))?;
         if metadata.mode() & 0o022 != 0 {
@@ -176,12 +179,12 @@ impl Folder {
         }
     }
 
-    /// Whether the effective user of this process owns the folder. The node can't read files that a process of another
-    /// user writes to its folder.
+    /// Whether the effective user of this process owns the folder. A node can't read files that another user writes to
+    /// the node's folder.
     ///
     /// # Errors
     /// When a system call fails.
-    pub fn is_ours(&self) -> Result<bool, FileError> {
+    pub fn is_own(&self) -> Result<bool, FileError> {
         // On Linux, the effective user of the process owns this folder.
         let process = Path::new("/proc/self");
         let ours = fs::metadata(process).map_err(FileError::io("read its metadata", process))?;
@@ -192,23 +195,23 @@ impl Folder {
     ///
     /// # Errors
     /// When the file can't be read, is accessible to other users, or is corrupted.
-    pub fn kept_identity(&self) -> Result<Option<IdentityKey>, FileError> {
+    pub fn stored_identity(&self) -> Result<Option<IdentityKey>, FileError> {
         self.load(IDENTITY, signing_key)
     }
 
     /// The directory authority's key; `None` if there is no file.
     ///
     /// # Errors
-    /// As for [`Self::kept_identity`].
-    pub fn kept_authority(&self) -> Result<Option<IdentityKey>, FileError> {
+    /// As for [`Self::stored_identity`].
+    pub fn stored_authority(&self) -> Result<Option<IdentityKey>, FileError> {
         self.load(AUTHORITY, signing_key)
     }
 
     /// The DTLS certificate with its key; `None` if there is no file.
     ///
     /// # Errors
-    /// As for [`Self::kept_identity`].
-    pub fn kept_certificate(&self) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
+    /// As for [`Self::stored_identity`].
+    pub fn stored_certificate(&self) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
         self.load(CERTIFICATE, |file| file.bytes("certificate"))
     }
 
@@ -228,19 +231,21 @@ impl Folder {
         self.signing_key(AUTHORITY, rng)
     }
 
-    /// The relay's onion keys, generated if there is no file, rotated if due at `now`.
+    /// The relay's onion keys. Generated if there is no file; rotated if the current key has reached
+    /// [`ONION_KEY_LIFETIME`] at `now`.
     ///
     /// # Errors
     /// As for [`Self::identity`].
     pub fn onion_keys<R: CryptoRng + ?Sized>(&self, now: WallTime, rng: &mut R) -> Result<OnionKeyring, FileError> {
-        let kept = match self.kept_onion_keys()? {
-            Some(kept) if now.since(kept.made) < ONION_KEY_LIFETIME => kept,
-            kept => self.make_onion_key(now, kept.map(|kept| kept.current), rng)?,
+        let stored = match self.stored_onion_keys()? {
+            Some(stored) if now.since(stored.made) < ONION_KEY_LIFETIME => stored,
+            stored => self.make_onion_key(now, stored.map(|stored| stored.current), rng)?,
         };
-        Ok(OnionKeyring::new(kept.current, kept.previous))
+        Ok(OnionKeyring::new(stored.current, stored.previous))
     }
 
-    /// Rotates the onion key if that is due at `now`; returns the new key. The file is written before this returns.
+    /// Rotates the onion key if it has reached [`ONION_KEY_LIFETIME`] at `now`. Returns the new key, already written to
+    /// the file.
     ///
     /// # Errors
     /// As for [`Self::identity`].
@@ -249,9 +254,9 @@ impl Folder {
         now: WallTime,
         rng: &mut R,
     ) -> Result<Option<OnionSecret>, FileError> {
-        match self.kept_onion_keys()? {
-            Some(kept) if now.since(kept.made) < ONION_KEY_LIFETIME => Ok(None),
-            kept => Ok(Some(self.make_onion_key(now, kept.map(|kept| kept.current), rng)?.current)),
+        match self.stored_onion_keys()? {
+            Some(stored) if now.since(stored.made) < ONION_KEY_LIFETIME => Ok(None),
+            stored => Ok(Some(self.make_onion_key(now, stored.map(|stored| stored.current), rng)?.current)),
         }
     }
 
@@ -285,7 +290,7 @@ impl Folder {
     ///
     /// # Errors
     /// When the file can't be written.
-    pub fn keep_guards(&self, guards: &GuardSample) -> Result<(), FileError> {
+    pub fn store_guards(&self, guards: &GuardSample) -> Result<(), FileError> {
         write_atomically(&self.path.join(GUARDS), &guards.encode())
     }
 
@@ -301,8 +306,8 @@ impl Folder {
         })
     }
 
-    fn kept_onion_keys(&self) -> Result<Option<KeptOnionKeys>, FileError> {
-        self.load(ONION, KeptOnionKeys::read)
+    fn stored_onion_keys(&self) -> Result<Option<StoredOnionKeys>, FileError> {
+        self.load(ONION, StoredOnionKeys::read)
     }
 
     fn make_onion_key<R: CryptoRng + ?Sized>(
@@ -310,10 +315,10 @@ impl Folder {
         now: WallTime,
         previous: Option<OnionSecret>,
         rng: &mut R,
-    ) -> Result<KeptOnionKeys, FileError> {
-        let kept = KeptOnionKeys { made: now, current: OnionSecret::generate(rng), previous };
-        write_atomically(&self.path.join(ONION), kept.write().text().as_bytes())?;
-        Ok(kept)
+    ) -> Result<StoredOnionKeys, FileError> {
+        let stored = StoredOnionKeys { made: now, current: OnionSecret::generate(rng), previous };
+        write_atomically(&self.path.join(ONION), stored.write().text().as_bytes())?;
+        Ok(stored)
     }
 
     fn load<T>(
@@ -344,13 +349,13 @@ impl Folder {
     }
 }
 
-struct KeptOnionKeys {
+struct StoredOnionKeys {
     made: WallTime,
     current: OnionSecret,
     previous: Option<OnionSecret>,
 }
 
-impl KeptOnionKeys {
+impl StoredOnionKeys {
     fn read(file: &KeyFile) -> Result<Self, &'static str> {
         let previous = if file.has("previous") { Some(file.key("previous")?) } else { None };
         Ok(Self {

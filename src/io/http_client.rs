@@ -4,7 +4,7 @@ use std::error::Error;
 
 use reqwest::Response;
 
-/// The innermost cause of `error`, which is the most specific one, without the URL.
+/// The innermost and most specific cause of `error`, without the URL.
 pub(crate) fn innermost_cause(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut innermost: &dyn Error = &error;

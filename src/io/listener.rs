@@ -1,8 +1,8 @@
 //! Listeners of the local ports for applications: address checks, and a cap on concurrent connections.
 //!
 //! A program that reaches such a port uses the overlay as this user. So ports listen on loopback unless configured
-//! otherwise. At its cap, and without free file descriptors, a port still accepts, and refuses by a reply of its protocol
-//! (`accept_or_shed`): an application that is left in the backlog would hang.
+//! otherwise. At its cap, and without free file descriptors, a port still accepts, and refuses by a reply of its
+//! protocol (`accept_or_shed`): an application whose connection stays in the backlog would hang.
 
 mod shed;
 #[cfg(test)]
@@ -23,7 +23,7 @@ pub(crate) use shed::{answer_and_close, refuse_http};
 
 use super::stream::reset_on_close;
 
-/// Connections that are refused concurrently. Beyond it, a connection is reset.
+/// Cap on connections that are refused by a reply concurrently. Further connections are reset.
 const MAX_SHEDDING: usize = 64;
 /// Time limit for the refusal of a connection.
 const SHED_TIMEOUT: Duration = Duration::from_secs(2);
@@ -109,7 +109,7 @@ pub const fn check_address(port: LocalPort, address: SocketAddr, allow_remote: b
 /// Opens `port` on `address`.
 ///
 /// # Errors
-/// When [`check_address`] rejects the address, another program uses it, or a system call fails.
+/// When [`check_address`] rejects the address, another program uses the address, or a system call fails.
 pub async fn listen(port: LocalPort, address: SocketAddr, allow_remote: bool) -> Result<TcpListener, ListenError> {
     check_address(port, address, allow_remote)?;
     TcpListener::bind(address).await.map_err(|source| match source.kind() {
@@ -119,7 +119,7 @@ pub async fn listen(port: LocalPort, address: SocketAddr, allow_remote: bool) ->
 }
 
 /// Accepts connections without end and runs `serve` for each. At most `cap` run concurrently; further connections wait
-/// in the backlog. Dropping the future ends all of them.
+/// in the backlog. Dropping the future ends all connections.
 pub(crate) async fn accept_each<F>(listener: TcpListener, cap: usize, serve: impl Fn(TcpStream) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -147,8 +147,9 @@ where
     }
 }
 
-/// Accepts connections without end. Runs `serve` for each, for at most `cap` concurrently, and `shed` for each further
-/// one, which refuses by a reply. Without free file descriptors, it refuses too. Dropping the future ends all of them.
+/// Accepts connections without end. Runs `serve` for at most `cap` connections concurrently. Runs `shed`, which refuses
+/// by a reply, for each further connection, and for connections accepted without free file descriptors. Dropping the
+/// future ends all connections.
 pub(crate) async fn accept_or_shed<F, S>(
     listener: TcpListener,
     cap: usize,
@@ -164,11 +165,11 @@ pub(crate) async fn accept_or_shed<F, S>(
     loop {
         while tasks.try_join_next().is_some() {}
         spare.refill();
-        let mut scarce = false;
+        let mut has_released_spare = false;
         let accepted = match listener.accept().await {
             Err(error) if is_out_of_descriptors(&error) && spare.release_one() => {
-                scarce = true;
-                // The system reports missing descriptors even if no connection waits, so this must not wait.
+                has_released_spare = true;
+                // The system reports missing descriptors even if no connection waits, so this `accept` must not wait.
                 timeout(Duration::ZERO, listener.accept()).await.unwrap_or(Err(io::ErrorKind::WouldBlock.into()))
             }
             accepted => accepted,
@@ -184,13 +185,16 @@ pub(crate) async fn accept_or_shed<F, S>(
         };
         // Nagle's algorithm would delay the last piece of each answer until an acknowledgement.
         let _ = socket.set_nodelay(true);
-        if let (false, Ok(permit)) = (scarce, Arc::clone(&serving).try_acquire_owned()) {
+        if let (false, Ok(permit)) = (has_released_spare, Arc::clone(&serving).try_acquire_owned()) {
             let serving = serve(socket);
             tasks.spawn(async move {
                 serving.await;
                 drop(permit);
             });
-        } else if let (false, Ok(permit)) = (scarce && spare.is_empty(), Arc::clone(&shedding).try_acquire_owned()) {
+        } else if let (false, Ok(permit)) =
+            // A reply would hold the last spare descriptor.
+            (has_released_spare && spare.is_empty(), Arc::clone(&shedding).try_acquire_owned())
+        {
             let refusing = shed(socket);
             tasks.spawn(async move {
                 let _ = timeout(SHED_TIMEOUT, refusing).await;

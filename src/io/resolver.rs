@@ -1,14 +1,14 @@
 //! The DNS resolver of an exit.
 //!
 //! Origins select the names, so the machine's hosts file and search list are not used. Names of private networks are
-//! rejected unless the policy allows private addresses. Concurrent lookups, time, answers and memory are capped. There is
-//! no cache: a cached answer would show a client that another one asked for the name.
+//! rejected unless the policy allows private addresses. Concurrent lookups, time, answers and memory are capped. There
+//! is no cache: a cached answer would show a client that another client had looked up the name.
 //!
-//! A lookup of a name queries A and AAAA at once and returns each family as it arrives (RFC 8305).
-//! Lookups are not logged here. The library logs names at debug level, so a node disables its log targets
-//! (`hickory_*`).
+//! A lookup of a name queries A and AAAA simultaneously, and returns the addresses of each family as they arrive (RFC
+//! 8305). This module logs no lookups. The library logs names at debug level, so a node disables the library's log
+//! targets (`hickory_*`).
 
-mod turns;
+mod places;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -28,27 +28,28 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use self::turns::{LookupPlace, LookupPlaces};
+use self::places::{LookupPlace, LookupPlaces};
 use crate::{
     delegated::limits::RequestOwner,
     exit_policy::is_global,
     wire::{EndReason, Host, ResolvedAnswer},
 };
 
-/// Most answers to one lookup.
+/// Cap on answers to one lookup.
 const MAX_ANSWERS: usize = 16;
-/// Most bytes of the names in one answer, limited by a relay message.
+/// Cap on bytes of the names in one answer, which must fit into a relay message.
 const MAX_ANSWER_BYTES: usize = 512;
 /// The TTL of all answers, in seconds. The remaining TTL of a record would reveal earlier lookups by other clients, from
 /// the cache of the name server.
 const TTL: u32 = 300;
-/// Wait of a RESOLVE for the second address family, after the first has answered.
-const SECOND_FAMILY: Duration = Duration::from_millis(250);
+/// Time limit of a RESOLVE for the answer of the second address family, counted from the first answer.
+const SECOND_FAMILY_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Names that are never looked up. No public name server has them (RFC 6761, RFC 7686), and a lookup would reveal them.
-const SPECIAL: [&str; 2] = ["onion", "invalid"];
+/// Names that are never looked up: they don't exist in the public DNS (RFC 6761, RFC 7686), and a lookup would reveal
+/// the name.
+const SPECIAL_NAMES: [&str; 2] = ["onion", "invalid"];
 /// Names of private networks (RFC 6762, RFC 8375 and the names that ICANN reserved).
-const PRIVATE: [&str; 5] = ["local", "internal", "home.arpa", "intranet", "lan"];
+const PRIVATE_NAMES: [&str; 5] = ["local", "internal", "home.arpa", "intranet", "lan"];
 
 /// Options of an exit's resolver.
 #[derive(Clone, Debug)]
@@ -57,8 +58,8 @@ pub struct ResolverOptions {
     pub servers: Vec<SocketAddr>,
     /// Whether private addresses are valid answers, and private names may be looked up.
     pub private_addresses: bool,
-    /// Most concurrent lookups. Default 256. A circuit has 8, a neighbour a quarter. Further lookups wait, at most for
-    /// their timeout.
+    /// Maximum concurrent lookups; default 256. A circuit gets at most 8 of these, a neighbour at most a quarter.
+    /// Further lookups wait, at most for their timeout.
     pub concurrency: usize,
     /// Timeout of a lookup. Default 10 s.
     pub timeout: Duration,
@@ -75,20 +76,20 @@ impl Default for ResolverOptions {
 pub(crate) struct LookupAnswers<T> {
     /// TTL in seconds.
     pub(crate) ttl: u32,
-    /// At least one.
+    /// The answers, at least one.
     pub(crate) answers: Vec<T>,
 }
 
 /// A DNS resolver with limits.
 pub struct Resolver {
     inner: Option<TokioResolver>,
-    turns: LookupPlaces,
+    places: LookupPlaces,
     timeout: Duration,
     private_addresses: bool,
 }
 
 impl Resolver {
-    /// A resolver with `options`. Without a name server it logs a warning and resolves only `localhost`.
+    /// A resolver with `options`. Without a name server, logs a warning; the resolver then resolves only `localhost`.
     #[must_use]
     pub fn new(options: &ResolverOptions) -> Self {
         let inner = build(options)
@@ -101,7 +102,7 @@ impl Resolver {
             .ok();
         Self {
             inner,
-            turns: LookupPlaces::new(options.concurrency),
+            places: LookupPlaces::new(options.concurrency),
             timeout: options.timeout,
             private_addresses: options.private_addresses,
         }
@@ -111,7 +112,7 @@ impl Resolver {
         self.inner.as_ref().ok_or(EndReason::Failed)
     }
 
-    /// Looks up an origin's host: a name's addresses, or an address's names.
+    /// Looks up `host` for an origin: a name's addresses, or an address's names.
     pub(crate) async fn resolve(
         &self,
         owner: Option<RequestOwner>,
@@ -140,7 +141,7 @@ impl Resolver {
         let mut answers = Vec::new();
         while let Some(found) = match answers.is_empty() {
             true => lookup.next().await,
-            false => timeout(SECOND_FAMILY, lookup.next()).await.unwrap_or(None),
+            false => timeout(SECOND_FAMILY_TIMEOUT, lookup.next()).await.unwrap_or(None),
         } {
             answers.extend(found);
         }
@@ -152,8 +153,8 @@ impl Resolver {
         Ok(LookupAnswers { ttl: TTL, answers })
     }
 
-    /// Starts a lookup of the addresses of `name`, in both families at once. `owner` is the circuit that asks; `None` if
-    /// the exit itself asks, also for delegated requests.
+    /// Starts a lookup of the addresses of `name`, in both families simultaneously. `owner` is the circuit of the
+    /// request; `None` for lookups of the exit itself, including those for delegated requests.
     pub(crate) async fn lookup(&self, owner: Option<RequestOwner>, name: &str) -> Result<AddressLookup, EndReason> {
         let deadline = now_after(self.timeout);
         let mut lookup = AddressLookup {
@@ -161,7 +162,7 @@ impl Resolver {
             deadline,
             private_addresses: self.private_addresses,
             failure: None,
-            turn: None,
+            place: None,
         };
         if self.is_loopback(name)? {
             lookup.queries.spawn(async { Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]) });
@@ -169,11 +170,11 @@ impl Resolver {
         }
         let name = absolute(name)?;
         let inner = self.inner()?;
-        lookup.turn = Some(timeout_at(deadline, self.turns.take(owner)).await.unwrap_or(Err(EndReason::TimedOut))?);
+        lookup.place = Some(timeout_at(deadline, self.places.take(owner)).await.unwrap_or(Err(EndReason::TimedOut))?);
         for family in [RecordType::A, RecordType::AAAA] {
             let (inner, name) = (inner.clone(), name.clone());
             lookup.queries.spawn(async move {
-                let found = inner.lookup(name, family).await.map_err(|error| reason(&error))?;
+                let found = inner.lookup(name, family).await.map_err(|error| end_reason(&error))?;
                 let addresses = found.answers().iter().filter_map(|record| record.data.ip_addr());
                 Ok(addresses.take(MAX_ANSWERS).collect())
             });
@@ -212,10 +213,10 @@ impl Resolver {
         lookup: impl Future<Output = Result<T, NetError>>,
     ) -> Result<T, EndReason> {
         let limited = async {
-            let mut turn = self.turns.take(owner).await?;
+            let mut place = self.places.take(owner).await?;
             tokio::select! {
-                found = lookup => found.map_err(|error| reason(&error)),
-                () = turn.ended() => Err(EndReason::TimedOut),
+                found = lookup => found.map_err(|error| end_reason(&error)),
+                () = place.ended() => Err(EndReason::TimedOut),
             }
         };
         timeout(self.timeout, limited).await.unwrap_or(Err(EndReason::TimedOut))
@@ -226,45 +227,45 @@ impl Resolver {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         let is_under =
             |suffix: &str| name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        if SPECIAL.into_iter().any(is_under) {
+        if SPECIAL_NAMES.into_iter().any(is_under) {
             return Err(EndReason::NotFound);
         }
         let loopback = is_under("localhost");
-        let private = loopback || !name.contains('.') || PRIVATE.into_iter().any(is_under);
+        let private = loopback || !name.contains('.') || PRIVATE_NAMES.into_iter().any(is_under);
         if private && !self.private_addresses { Err(EndReason::Policy) } else { Ok(loopback) }
     }
 }
 
-/// A running lookup of a name's addresses. Dropping it cancels its queries.
+/// A running lookup of a name's addresses. Dropping this value cancels the queries.
 pub(crate) struct AddressLookup {
     /// One for each address family.
     queries: JoinSet<Result<Vec<IpAddr>, EndReason>>,
     deadline: Instant,
     private_addresses: bool,
     failure: Option<EndReason>,
-    turn: Option<LookupPlace>,
+    place: Option<LookupPlace>,
 }
 
-/// Completes at `deadline`, or when the lookup has to make room for others.
-async fn ended(turn: Option<&mut LookupPlace>, deadline: Instant) {
-    let made_room = async {
-        match turn {
-            Some(turn) => turn.ended().await,
+/// Completes at `deadline`, or when the lookup loses its place to another.
+async fn ended(place: Option<&mut LookupPlace>, deadline: Instant) {
+    let place_lost = async {
+        match place {
+            Some(place) => place.ended().await,
             None => core::future::pending().await,
         }
     };
-    let _ = timeout_at(deadline, made_room).await;
+    let _ = timeout_at(deadline, place_lost).await;
 }
 
 impl AddressLookup {
-    /// The next addresses, of one family, without private ones unless these are allowed; `None` when both families
+    /// The next addresses, of one family, without private addresses unless these are allowed; `None` when both families
     /// have answered, or at the timeout. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Option<Vec<IpAddr>> {
         loop {
-            let turn = self.turn.as_mut();
+            let place = self.place.as_mut();
             let joined = tokio::select! {
                 joined = self.queries.join_next() => joined?,
-                () = ended(turn, self.deadline) => {
+                () = ended(place, self.deadline) => {
                     self.queries.shutdown().await;
                     self.fail(EndReason::TimedOut);
                     return None;
@@ -272,9 +273,9 @@ impl AddressLookup {
             };
             match joined.unwrap_or(Err(EndReason::Failed)) {
                 Ok(mut found) => {
-                    let none = found.is_empty();
+                    let has_no_records = found.is_empty();
                     found.retain(|ip| self.private_addresses || is_global(ip.to_canonical()));
-                    match (found.is_empty(), none) {
+                    match (found.is_empty(), has_no_records) {
                         (false, _) => return Some(found),
                         (true, true) => self.fail(EndReason::NotFound),
                         (true, false) => self.fail(EndReason::Policy),
@@ -290,7 +291,8 @@ impl AddressLookup {
         self.failure.unwrap_or(EndReason::NotFound)
     }
 
-    /// Private addresses show that the name exists; and a family without addresses says nothing of the other one.
+    /// Records a failure of one family. `Policy` has precedence, because private addresses show that the name exists.
+    /// `NotFound` replaces no other reason, because the other family may have addresses.
     fn fail(&mut self, reason: EndReason) {
         self.failure = match (self.failure, reason) {
             (Some(EndReason::Policy), _) => Some(EndReason::Policy),
@@ -314,7 +316,7 @@ fn build(options: &ResolverOptions) -> Result<TokioResolver, NetError> {
         let config = ResolverConfig::from_name_servers(servers);
         TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
     };
-    limit(builder.options_mut(), options);
+    apply_limits(builder.options_mut(), options);
     builder.build()
 }
 
@@ -326,7 +328,7 @@ fn name_server(address: SocketAddr) -> NameServerConfig {
     NameServerConfig::new(address.ip(), true, connections.into())
 }
 
-fn limit(options: &mut ResolverOpts, limits: &ResolverOptions) {
+fn apply_limits(options: &mut ResolverOpts, limits: &ResolverOptions) {
     const ATTEMPTS: usize = 2;
     options.timeout = limits.timeout.checked_div(3).unwrap_or(limits.timeout);
     options.attempts = ATTEMPTS;
@@ -342,14 +344,14 @@ fn now_after(time: Duration) -> Instant {
     now.checked_add(time).unwrap_or(now)
 }
 
-/// The name as a fully qualified one, so that no search list applies.
+/// The fully qualified name, to which no search list applies.
 fn absolute(name: &str) -> Result<Name, EndReason> {
     let mut name = Name::from_ascii(name).map_err(|_| EndReason::NotFound)?;
     name.set_fqdn(true);
     Ok(name)
 }
 
-fn reason(error: &NetError) -> EndReason {
+fn end_reason(error: &NetError) -> EndReason {
     match error {
         error if error.is_no_records_found() => EndReason::NotFound,
         NetError::Timeout => EndReason::TimedOut,

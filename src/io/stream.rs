@@ -8,14 +8,14 @@
 //!               StreamCommand ◀──── outgoing ◀──── poll_write
 //! ```
 //!
-//! The directions of a stream are those of this end, at an origin as at an exit: it receives and sends. Both are capped
-//! in bytes, not in messages. The stream's credit caps the received bytes, which count as consumed
+//! The directions of a stream, received and outgoing, are named from this end, at an origin as at an exit. Both queues
+//! are capped in bytes, not in messages. The stream's credit caps the received bytes, which count as consumed
 //! (`StreamCommand::Consumed`) once they are read. Small pieces are packed, so that many small messages occupy little
 //! more memory than their bytes. The core's room (`Hub::set_room`) caps the outgoing bytes. A stream is in the queue at
 //! most once, so the queue is no longer than the number of streams.
 //!
-//! A reader gets the end of the stream only if the other end finished cleanly. Any other end is an error, which follows
-//! the bytes received before it.
+//! A reader gets the end of the stream only if the peer finished cleanly. Any other end is an error, after the bytes
+//! that were received before it.
 
 mod hub;
 mod receive_window;
@@ -31,7 +31,10 @@ use core::{
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::{Buf, BytesMut};
@@ -47,13 +50,13 @@ pub(crate) use self::{
     splice::{reset_on_close, splice},
 };
 
-/// Consumed bytes are reported to the core in steps of this many, so that only some reads wake it. A stream's credit
-/// must be at least twice this step.
+/// Number of consumed bytes after which they are reported to the core, so that only some reads wake the core's task. A
+/// stream's credit must be at least twice this step.
 const CONSUMED_STEP: usize = 32 * 1024;
 /// Capacity of the first chunk in a stream's queue, in bytes.
-const FIRST_CHUNK: usize = 4 * 1024;
+const FIRST_CHUNK_LEN: usize = 4 * 1024;
 /// Capacity of the following chunks, in bytes.
-const NEXT_CHUNK: usize = 64 * 1024;
+const NEXT_CHUNK_LEN: usize = 64 * 1024;
 
 /// The reason of a stream's failure, wrapped in the [`io::Error`]s of a [`Stream`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,7 +104,7 @@ impl Stream {
             match state.failed {
                 Some(reason) => Poll::Ready(reason),
                 None => {
-                    store_waker(&mut state.failure, cx);
+                    store_waker(&mut state.failure_waker, cx);
                     Poll::Pending
                 }
             }
@@ -125,6 +128,7 @@ impl Drop for Stream {
         let mut state = self.shared.lock();
         state.dropped.get_or_insert(EndReason::Reset);
         state.received.clear();
+        self.shared.forget_unread(usize::MAX);
         self.shared.enqueue(&mut state);
     }
 }
@@ -164,7 +168,7 @@ pub struct StreamReader {
     shared: Arc<StreamShared>,
     /// Chunks moved out of the shared state, so that copies need no lock.
     chunks: VecDeque<BytesMut>,
-    /// Bytes read and not reported to the core.
+    /// Bytes that were read and are not reported to the core.
     unreported: usize,
 }
 
@@ -188,7 +192,7 @@ impl StreamReader {
         }
     }
 
-    /// Waits for a chunk; returns `false` at the clean end.
+    /// Waits for a chunk. Returns false at the clean end of the stream.
     fn poll_chunk(&mut self, cx: &Context<'_>) -> Poll<io::Result<bool>> {
         if !self.chunks.is_empty() {
             return Poll::Ready(Ok(true));
@@ -204,7 +208,7 @@ impl StreamReader {
             (Some(reason), _) => Poll::Ready(Err(io_error(reason))),
             (None, true) => Poll::Ready(Ok(false)),
             (None, false) => {
-                store_waker(&mut state.reader, cx);
+                store_waker(&mut state.reader_waker, cx);
                 Poll::Pending
             }
         }
@@ -214,6 +218,7 @@ impl StreamReader {
         if let Some(chunk) = self.chunks.front_mut() {
             let amount = amount.min(chunk.len());
             chunk.advance(amount);
+            self.shared.forget_unread(amount);
             self.unreported = self.unreported.saturating_add(amount);
             if chunk.is_empty() {
                 self.chunks.pop_front();
@@ -283,7 +288,7 @@ impl StreamWriter {
         }
         match state.room.saturating_sub(state.outgoing.len()) {
             0 => {
-                store_waker(&mut state.writer, cx);
+                store_waker(&mut state.writer_waker, cx);
                 Poll::Pending
             }
             room => Poll::Ready(Ok(room)),
@@ -318,10 +323,10 @@ impl AsyncWrite for StreamWriter {
         }
         let mut state = self.shared.lock();
         let room = core::task::ready!(Self::poll_room_locked(&mut state, cx))?;
-        let taken = buf.get(..room.min(buf.len())).unwrap_or_default();
-        state.outgoing.extend_from_slice(taken);
+        let fitting = buf.get(..room.min(buf.len())).unwrap_or_default();
+        state.outgoing.extend_from_slice(fitting);
         self.shared.enqueue(&mut state);
-        Poll::Ready(Ok(taken.len()))
+        Poll::Ready(Ok(fitting.len()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -341,35 +346,41 @@ struct StreamShared {
     id: u64,
     /// The queue of streams with pending output for the core.
     queue: mpsc::UnboundedSender<Arc<StreamShared>>,
+    /// Bytes from the other end that the reader has not read.
+    unread: AtomicUsize,
+    /// The unread bytes of all streams of the hub.
+    all_unread: Arc<AtomicUsize>,
     state: Mutex<DuplexState>,
 }
 
 #[derive(Default)]
 struct DuplexState {
-    /// Bytes from the other end that the reader has not taken; at most the stream's credit.
+    /// Bytes from the other end that are not read yet; at most the stream's credit.
     received: VecDeque<BytesMut>,
-    /// The other end finished cleanly. All its bytes have been appended to `received`.
+    /// Whether the other end finished cleanly. All its bytes have then been appended to `received`.
     peer_finished: bool,
     /// The stream failed for this reason; no bytes move in either direction.
     failed: Option<EndReason>,
-    /// Bytes read that the core has not taken into account.
+    /// The stream has failed, and its unread bytes are discarded.
+    discarded: bool,
+    /// Bytes that were read and are not yet in a command to the core.
     consumed: usize,
-    /// Bytes for the other end that the core has not taken; at most `room`.
+    /// Bytes for the other end that are not yet in a command to the core; at most `room`.
     outgoing: BytesMut,
-    /// Largest length of `outgoing`.
+    /// Maximum length of `outgoing`.
     room: usize,
-    /// This end has finished writing.
+    /// Whether this end has finished writing.
     finished: bool,
-    /// `finished` was reported to the core.
+    /// Whether `finished` was reported to the core.
     finish_reported: bool,
     /// The stream was dropped. Unless both directions have finished, it is reset for this reason.
     dropped: Option<EndReason>,
-    /// The stream is in the core's queue.
+    /// Whether the stream is in the core's queue.
     queued: bool,
-    reader: Option<Waker>,
-    writer: Option<Waker>,
-    /// The task that waits for a failure.
-    failure: Option<Waker>,
+    reader_waker: Option<Waker>,
+    writer_waker: Option<Waker>,
+    /// The waker of the task that waits for a failure.
+    failure_waker: Option<Waker>,
 }
 
 impl StreamShared {
@@ -377,7 +388,22 @@ impl StreamShared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds the stream to the core's queue unless it is in the queue.
+    /// Counts pushed bytes.
+    fn add_unread(&self, bytes: usize) {
+        self.unread.fetch_add(bytes, Ordering::Relaxed);
+        self.all_unread.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts `bytes` as read, or as many as are counted as unread.
+    fn forget_unread(&self, bytes: usize) {
+        // Discarded bytes are forgotten already.
+        let unread =
+            self.unread.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unread| Some(unread.saturating_sub(bytes)));
+        let forgotten = unread.unwrap_or_default().min(bytes);
+        self.all_unread.fetch_sub(forgotten, Ordering::Relaxed);
+    }
+
+    /// Adds the stream to the core's queue, unless the stream is already in it.
     fn enqueue(self: &Arc<Self>, state: &mut DuplexState) {
         if !state.queued {
             state.queued = true;
@@ -396,7 +422,7 @@ impl DuplexState {
             last.extend_from_slice(bytes);
             return;
         }
-        let size = if self.received.is_empty() { FIRST_CHUNK } else { NEXT_CHUNK };
+        let size = if self.received.is_empty() { FIRST_CHUNK_LEN } else { NEXT_CHUNK_LEN };
         let mut chunk = BytesMut::with_capacity(size.max(bytes.len()));
         chunk.extend_from_slice(bytes);
         self.received.push_back(chunk);

@@ -1,5 +1,5 @@
-//! Test doubles: a core that joins the streams of two hubs, with the room and credit of the real core; a connector over
-//! that core; origins.
+//! Test doubles: a core that joins the streams of two hubs, with the room and credit of the real core; a connector to
+//! targets without an overlay; target servers.
 
 use std::{
     collections::HashMap,
@@ -30,10 +30,10 @@ use super::{
 };
 
 /// Bytes of one DATA message.
-const MESSAGE: usize = 963;
-/// Most bytes of a stream that the core buffers.
+const MESSAGE_LEN: usize = 963;
+/// Maximum bytes of a stream that the core buffers.
 pub(crate) const ROOM: usize = 128 * 1024;
-/// Most bytes that may be in flight to a reader.
+/// Maximum bytes in flight to a reader.
 pub(crate) const CREDIT: usize = 1024 * 1024;
 
 /// The bytes in one direction of a stream.
@@ -75,12 +75,12 @@ impl Flows {
         self.0.remove(&stream);
     }
 
-    /// Moves bytes within the credit, and the end of the stream after them; returns the remaining room.
+    /// Forwards bytes within the credit, then the end of the stream. Returns the remaining room.
     pub(crate) fn pump(&mut self, stream: u64, mut push: impl FnMut(&[u8]), finish: impl FnOnce()) -> usize {
         let Some(flow) = self.0.get_mut(&stream) else { return 0 };
-        let taken = flow.buffered.split_to(flow.credit.min(flow.buffered.len()));
-        flow.credit -= taken.len();
-        taken.chunks(MESSAGE).for_each(&mut push);
+        let forwarded = flow.buffered.split_to(flow.credit.min(flow.buffered.len()));
+        flow.credit -= forwarded.len();
+        forwarded.chunks(MESSAGE_LEN).for_each(&mut push);
         let room = ROOM - flow.buffered.len();
         if flow.finishing && flow.buffered.is_empty() {
             self.0.remove(&stream);
@@ -149,7 +149,7 @@ pub(crate) fn reason_of(error: &std::io::Error) -> Option<EndReason> {
     error.get_ref()?.downcast_ref::<super::stream::StreamFailed>().map(|failed| failed.0)
 }
 
-/// A connector that connects to loopback, without an overlay, and records its requests.
+/// A connector that connects to targets directly, without an overlay, and records its requests.
 ///
 /// The names `origin.test` and `localhost` resolve to 127.0.0.1. `never.test` neither connects nor fails. Each other
 /// name fails; [`Self::address`] lists the reasons.
@@ -213,8 +213,8 @@ impl Connector for Direct {
     }
 }
 
-/// Serves accepted sockets with `serve`, at most 64 concurrently; returns the address.
-pub(crate) async fn origin<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
+/// A target that serves accepted sockets with `serve`, at most 64 concurrently. Returns the address.
+pub(crate) async fn target_server<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -224,9 +224,9 @@ where
     address
 }
 
-/// An origin that echoes its input and ends after the other end has finished.
-pub(crate) async fn echo_origin() -> SocketAddr {
-    origin(|mut socket| async move {
+/// A target that echoes its input, and finishes after the other end has finished.
+pub(crate) async fn echo_server() -> SocketAddr {
+    target_server(|mut socket| async move {
         let (mut reader, mut writer) = socket.split();
         tokio::io::copy(&mut reader, &mut writer).await.unwrap();
         writer.shutdown().await.unwrap();
@@ -234,7 +234,8 @@ pub(crate) async fn echo_origin() -> SocketAddr {
     .await
 }
 
-/// The command that runs the ignored test `name` of this program in a process of its own, after `limits`.
+/// The command that runs the ignored test `name` of this program in a separate process, after the shell command
+/// `limits`.
 pub(crate) fn with_limits(name: &str, limits: &str) -> std::process::Command {
     let mut command = std::process::Command::new("sh");
     command.arg("-c").arg(format!("{limits}; exec \"$0\" --exact {name} --ignored --nocapture"));

@@ -1,8 +1,8 @@
 //! The TLS client for targets (`rustls`): root certificates and handshake.
 //!
-//! An exit uses it for delegated requests, and a client for TLS over a stream through the overlay. Certificates are
-//! verified against the system's roots, and further roots that the operator of a private network configures. Session
-//! resumption is disabled, since a resumed session would link two requests.
+//! An exit uses this TLS for delegated requests, and a client uses it over a stream through the overlay. Certificates
+//! are verified against the system's roots, and further roots that the operator of a private network configures.
+//! Session resumption is disabled, since a resumed session would link two requests.
 
 use std::{
     io,
@@ -59,7 +59,7 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// A client that trusts the system's roots and those in the PEM files `extra`.
+    /// A client with the system's roots and those in the PEM files `extra`.
     ///
     /// # Errors
     /// When a file can't be read or contains no certificate.
@@ -94,7 +94,7 @@ impl Tls {
 
     async fn configure(&self) -> Result<Arc<ClientConfig>, TlsError> {
         let roots = Arc::clone(&self.roots);
-        // Reads files.
+        // `client_config` reads the system's files.
         let config = tokio::task::spawn_blocking(move || client_config(roots.iter().cloned()));
         config.await.ok().and_then(Result::ok).map(Arc::new).ok_or(TlsError::NoRoots)
     }

@@ -287,7 +287,7 @@ mod tests {
         let names: Vec<_> = described.iter().map(|(engine, _)| engine.name().as_str()).collect();
         assert_eq!(names, ["wikipedia", "other"]);
         assert!(described.iter().all(|(_, description)| description.contains("OpenSearchDescription")));
-        assert!(matches!(for_pages(&[&shipped, &shipped]).await, Err(EngineError::Twice(_))));
+        assert!(matches!(for_pages(&[&shipped, &shipped]).await, Err(EngineError::DuplicateName(_))));
         let url = "https://engine.example/description.xml";
         assert!(matches!(for_pages(&[url]).await, Err(EngineError::NoFile(_))));
         assert!(matches!(for_pages(&["/no/such/file"]).await, Err(EngineError::File(..))));

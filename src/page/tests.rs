@@ -7,8 +7,8 @@ use tokio::{io::AsyncWriteExt as _, time::timeout};
 use super::*;
 use crate::{
     delegated::{Block, SearchAnswer, SearchRefusal, SearchRequest},
-    exit::outbound::testing::{TestRoot, https_origin},
-    io::{testing::origin, tls::Tls},
+    exit::outbound::testing::{TestRoot, https_server},
+    io::{testing::target_server, tls::Tls},
     requests::search::testing::{ExitScript, Overlay, ScriptedReply, honest, refusing, result},
 };
 
@@ -260,9 +260,9 @@ async fn every_answer_has_the_security_header_fields() {
     }
 }
 
-/// An origin that answers every request with `response`.
+/// A server that answers every request with `response`.
 async fn site(response: String) -> SocketAddr {
-    origin(move |mut socket| {
+    target_server(move |mut socket| {
         let response = response.clone();
         async move {
             let mut head = Vec::new();
@@ -313,7 +313,7 @@ async fn a_page_over_https_requires_a_valid_certificate() {
     let tls = Tls::new([root.file.path()]).unwrap();
     let address = start_with_tls(&Overlay::new(&[]), tls).await;
     for (name, status) in [("origin.test", 200), ("other.test", 502)] {
-        let site = https_origin(root.server(&[name]), |_| async {
+        let site = https_server(root.server(&[name]), |_| async {
             let page = http_body_util::Full::new(axum::body::Bytes::from_static(b"<p>Sealed words.</p>"));
             hyper::Response::builder().header("content-type", "text/html").body(page).unwrap()
         })

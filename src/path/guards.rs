@@ -89,8 +89,8 @@ impl GuardSample {
         schema::GuardSample { guards, halved: self.halved.map_or(0, WallTime::as_unix) }.encode_to_vec()
     }
 
-    /// Updates the sample to a new consensus: removes guards past their lifetime, unlisted for too long, or convicted
-    /// of path bias, and adds guards. Returns whether guards were added or removed, so that the sample should be stored.
+    /// Updates the sample to a new consensus: removes guards past their lifetime, unlisted for too long, or with
+    /// path bias, and adds guards. Returns whether guards were added or removed, so that the sample should be stored.
     pub fn update<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
         let today = consensus.valid_after();
         self.today = Some(today);
@@ -104,7 +104,7 @@ impl GuardSample {
         self.guards.retain(|guard| {
             today.since(guard.added) <= lifetime && today.since(guard.listed) <= DAY.saturating_mul(UNLISTED_DAYS)
         });
-        self.judge(consensus);
+        self.remove_biased_guard(consensus);
         let removed = self.guards.len() != before;
         let added = self.fill(consensus, rng);
         removed || added

@@ -16,7 +16,7 @@ use crate::{
 use super::{
     Relay,
     circuit::{Circuit, CircuitEndpoint, NextHop},
-    half_built::PartialCreate,
+    partial_creates::PartialCreate,
     table::CircuitKey,
 };
 
@@ -36,14 +36,14 @@ impl Relay {
         }
     }
 
-    /// Reassembles a CREATE: `None` to refuse it, `Some(None)` while fragments are missing.
+    /// Reassembles a CREATE. Returns `None` if the CREATE must be refused, `Some(None)` while fragments are missing.
     fn collect_create(
         &mut self,
         now: Instant,
         endpoint: CircuitEndpoint,
         body: &[u8; BODY_LEN],
     ) -> Option<Option<(HopIndex, Vec<u8>)>> {
-        let partial = self.half_built.remove(endpoint);
+        let partial = self.partial_creates.remove(endpoint);
         let (hop, fragment) = decode_create(body).ok()?;
         // Only relays create later hops; only clients create first hops (`proto/02-channel.md` §5).
         if (hop == HopIndex::FIRST) != self.channels.peer(endpoint.channel).is_none() {
@@ -53,14 +53,14 @@ impl Relay {
         let mut partial = match partial {
             Some(partial) if partial.hop == hop => partial,
             Some(_) => return None,
-            // The caps come before any work.
+            // The caps are checked before any work.
             None if self.may_create(now, endpoint.channel, &owner) => PartialCreate::new(now, hop, owner),
             None => return None,
         };
         match partial.request.push(fragment).ok()? {
             Some(request) => Some(Some((hop, request))),
             None => {
-                if let Some(evicted) = self.half_built.insert(endpoint, partial).ok()? {
+                if let Some(evicted) = self.partial_creates.insert(endpoint, partial).ok()? {
                     self.destroy(now, evicted);
                 }
                 Some(None)
@@ -68,6 +68,7 @@ impl Relay {
         }
     }
 
+    /// Answers a complete CREATE and adds the circuit. `None` if the CREATE must be refused.
     fn open_circuit(
         &mut self,
         now: Instant,
@@ -103,20 +104,21 @@ impl Relay {
             && self.allowances.take(now, owner)
     }
 
-    /// The owner of the circuits that come over a channel. Sets the limits of the channel by it.
+    /// The owner of the circuits over a channel. Sets the channel's limits for this owner.
     fn owner_of_circuits(&mut self, channel: ChannelId) -> Option<Owner> {
         let owner = self.owner(channel);
-        // A volunteer that this relay reaches has a channel with room for circuits in both directions.
+        // The channel to a volunteer carries circuits in both directions, and has the limits of a listed relay's
+        // channel.
         let listed = matches!(owner, Some(Owner::Relay(_))) || self.channels.reaches(channel);
         self.channels.set_listed(channel, listed);
         owner
     }
 
-    /// Ends the least used circuit of the owner that is closest to its share.
+    /// Ends the least used circuit of the owner closest to its share.
     fn make_room(&mut self, now: Instant) {
         let Self { table, streams, .. } = self;
         if let Some(key) = table.least_used(|key| streams.has_open(key)) {
-            tracing::debug!("ending the least used circuit of the fullest owner");
+            tracing::debug!("ending the least used circuit of the owner closest to its share");
             self.end(now, key);
         }
     }
@@ -128,7 +130,7 @@ impl Relay {
         }
     }
 
-    /// `None` if the circuit must end.
+    /// Reassembles an EXTEND, and extends the circuit once it is complete. `None` if the circuit must end.
     fn collect_extend(
         &mut self,
         now: Instant,
@@ -143,7 +145,7 @@ impl Relay {
             return Some(());
         };
         let (relay, request) = decode_extend(&body).ok()?;
-        // A hop back to the previous relay, or to this one, would only hide that the circuit is short.
+        // A hop back to the previous relay or to this relay would make the circuit appear longer than its path is.
         if relay == self.identity || Some(relay) == self.channels.peer(previous) {
             return None;
         }
@@ -159,16 +161,16 @@ impl Relay {
         if let Some(channel) = self.channels.connect(now, &target) {
             return self.create(now, key, channel, request, rng);
         }
-        if let Some(longest) = self.dialling.to_evict(&owner) {
-            self.end(now, longest);
+        if let Some(evicted) = self.dialling.to_evict(&owner) {
+            self.end(now, evicted);
         }
         self.table.circuit_mut(key)?.set_dialling(now, relay);
         self.table.schedule(key);
         self.dialling.insert(now, relay, key, owner, request.to_vec()).then_some(())
     }
 
-    /// Answers GONE to the origin: the next relay can't be reached. The circuit stays as it was. `None` if the
-    /// circuit must end.
+    /// Answers GONE to the origin: the next relay can't be reached. The circuit returns to the state before the EXTEND.
+    /// `None` if the circuit must end.
     fn send_gone(&mut self, key: CircuitKey) -> Option<()> {
         self.table.circuit_mut(key)?.set_gone()?;
         self.table.schedule(key);
@@ -192,7 +194,7 @@ impl Relay {
         self.end(now, key);
     }
 
-    /// A channel to a relay is open: sends the CREATEs that waited for it.
+    /// Sends the CREATEs that waited for the channel to `relay`, which is open now.
     pub(super) fn create_waiting(&mut self, now: Instant, relay: RelayId, channel: ChannelId, rng: &mut dyn CryptoRng) {
         for (key, request) in self.dialling.take(&relay) {
             if self.create(now, key, channel, &request, rng).is_none() {
@@ -223,14 +225,14 @@ impl Relay {
         Some(())
     }
 
-    /// Handles the next hop's CREATED, or a fragment of it, and forwards the whole as EXTENDED.
+    /// Handles the next hop's CREATED, or a fragment of one, and forwards the complete CREATED as EXTENDED.
     pub(super) fn handle_created(&mut self, now: Instant, key: CircuitKey, body: &[u8; BODY_LEN]) {
         if self.collect_created(key, body).is_none() {
             self.end(now, key);
         }
     }
 
-    /// `None` if the circuit must end.
+    /// Reassembles a CREATED, and sends EXTENDED once it is complete. `None` if the circuit must end.
     fn collect_created(&mut self, key: CircuitKey, body: &[u8; BODY_LEN]) -> Option<()> {
         let circuit = self.table.circuit_mut(key)?;
         let Some(body) = circuit.push_created(body)? else { return Some(()) };

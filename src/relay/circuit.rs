@@ -12,16 +12,16 @@ use crate::{
 use super::owners::CircuitRank;
 
 /// Time after which a client's circuit ends that has no next hop and never had a stream that the relay served.
-const UNUSED_LIMIT: Duration = Duration::from_secs(600);
+const UNUSED_TIMEOUT: Duration = Duration::from_secs(600);
 /// The same for a later hop, which may be the last of a circuit that a client keeps ready, and for any hop after its
 /// last stream.
-const UNUSED_LATER_LIMIT: Duration = Duration::from_secs(3600);
+const UNUSED_LATER_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Time limit from the first to the last fragment of one CREATE or EXTEND.
-pub(super) const FRAGMENTS_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const FRAGMENTS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time limit from EXTEND to the open channel: slightly more than the limit of a dial and its handshake.
-const DIAL_LIMIT: Duration = Duration::from_secs(22);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(22);
 /// Time limit from CREATE to the last fragment of CREATED.
-const CREATE_LIMIT: Duration = Duration::from_secs(10);
+const CREATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Cap on GONE messages of one circuit (`proto/05-relay-messages.md` §7).
 const MAX_GONE: u8 = 4;
 
@@ -66,20 +66,20 @@ pub(super) struct Circuit {
     pub(super) hop: HopIndex,
     pub(super) previous: CircuitEndpoint,
     pub(super) owner: Owner,
-    /// Its use as of the last visit by [`Owned`](super::owners::Owned).
-    pub(super) known_use: CircuitRank,
+    /// The circuit's rank in [`Owned`](super::owners::Owned).
+    pub(super) listed_rank: CircuitRank,
     pub(super) next: NextHop,
     pub(super) layer: RelayLayer,
     /// The time of the last cell from the origin.
     pub(super) last_cell: Instant,
-    /// The time since which the circuit has served nothing at this hop.
+    /// The time since which the circuit has served no stream at this hop.
     unused_since: Instant,
-    /// Whether it has ever served a stream at this hop.
-    used: bool,
+    /// Whether the circuit has ever served a stream at this hop.
+    has_served: bool,
     /// The fragments of an incomplete EXTEND.
     extend: Fragments,
     /// Number of GONE messages sent.
-    gone: u8,
+    gone_sent: u8,
     /// The deadline of an EXTEND in progress.
     deadline: Option<Instant>,
 }
@@ -96,14 +96,14 @@ impl Circuit {
             hop,
             previous,
             owner,
-            known_use: CircuitRank { serves: false, last_cell: now },
+            listed_rank: CircuitRank { serves: false, last_cell: now },
             next: NextHop::None,
             layer,
             last_cell: now,
             unused_since: now,
-            used: false,
+            has_served: false,
             extend: Fragments::new(),
-            gone: 0,
+            gone_sent: 0,
             deadline: None,
         }
     }
@@ -115,29 +115,30 @@ impl Circuit {
         }
         let body = self.extend.push(fragment).ok()?;
         if body.is_none() {
-            self.deadline.get_or_insert(now.after(FRAGMENTS_LIMIT));
+            self.deadline.get_or_insert(now.after(FRAGMENTS_TIMEOUT));
         }
         Some(body)
     }
 
-    /// The channel to the next hop is being dialled.
+    /// Records that the channel to the next hop is being dialled.
     pub(super) fn set_dialling(&mut self, now: Instant, relay: RelayId) {
         self.next = NextHop::Dialling(relay);
-        self.deadline = Some(now.after(DIAL_LIMIT));
+        self.deadline = Some(now.after(DIAL_TIMEOUT));
     }
 
-    /// CREATE is sent to the next hop.
+    /// Records that CREATE is sent to the next hop.
     pub(super) fn set_creating(&mut self, now: Instant, endpoint: CircuitEndpoint, volunteer: bool) {
         self.next = NextHop::Creating { endpoint, volunteer, reply: Fragments::new() };
-        self.deadline = Some(now.after(CREATE_LIMIT));
+        self.deadline = Some(now.after(CREATE_TIMEOUT));
     }
 
-    /// The next hop can't be reached. The circuit ends here again; `None` if it must end.
+    /// Records that the next hop can't be reached, so that this relay is the last hop again. `None` if the circuit must
+    /// end.
     pub(super) fn set_gone(&mut self) -> Option<()> {
-        self.gone.increment();
+        self.gone_sent.increment();
         self.next = NextHop::None;
         self.deadline = None;
-        (self.gone <= MAX_GONE).then_some(())
+        (self.gone_sent <= MAX_GONE).then_some(())
     }
 
     /// Adds a fragment of the next hop's CREATED: `Some(None)` while fragments are missing, `None` if the circuit must
@@ -152,8 +153,8 @@ impl Circuit {
         Some(created)
     }
 
-    /// Its use now. `has_stream`: whether a stream is open on it.
-    pub(super) const fn current_use(&self, has_stream: bool) -> CircuitRank {
+    /// The circuit's rank now. `has_stream`: whether a stream of the circuit is open at this hop.
+    pub(super) const fn current_rank(&self, has_stream: bool) -> CircuitRank {
         CircuitRank { serves: has_stream || matches!(self.next, NextHop::Open(_)), last_cell: self.last_cell }
     }
 
@@ -162,16 +163,17 @@ impl Circuit {
         [self.deadline, self.unused_until()].into_iter().flatten().min()
     }
 
-    /// A stream of the circuit was served at `time`.
-    pub(super) fn set_used(&mut self, time: Instant) {
-        self.used = true;
+    /// Records that a stream of the circuit was served at `time`.
+    pub(super) fn set_served(&mut self, time: Instant) {
+        self.has_served = true;
         self.unused_since = self.unused_since.max(time);
     }
 
     /// The time at which the circuit ends as unused; `None` once it is extended. Messages without an open stream don't
-    /// move it, because they cost their origin next to nothing.
+    /// postpone that time, because they cost their origin almost nothing.
     fn unused_until(&self) -> Option<Instant> {
-        let limit = if self.hop == HopIndex::FIRST && !self.used { UNUSED_LIMIT } else { UNUSED_LATER_LIMIT };
-        matches!(self.next, NextHop::None).then(|| self.unused_since.after(limit))
+        let timeout =
+            if self.hop == HopIndex::FIRST && !self.has_served { UNUSED_TIMEOUT } else { UNUSED_LATER_TIMEOUT };
+        matches!(self.next, NextHop::None).then(|| self.unused_since.after(timeout))
     }
 }

@@ -6,9 +6,10 @@ use crate::base::{AtCap, Counter as _, Instant, Owner, RelayId};
 
 use super::{owners::Owned, table::CircuitKey};
 
-/// Caps on relays that the circuits of a source, and of a listed relay, wait for, because a node's dials are few.
-const DIALS_OF_SOURCE: usize = 16;
-const DIALS_OF_RELAY: usize = 64;
+/// Cap on relays that are dialled for the circuits of a source, because the number of a node's dials is limited.
+const MAX_DIALS_OF_SOURCE: usize = 16;
+/// Cap on relays that are dialled for the circuits of a listed relay.
+const MAX_DIALS_OF_RELAY: usize = 64;
 
 /// A waiting circuit.
 struct Waiting {
@@ -23,7 +24,7 @@ pub(super) struct Dialling {
     relays: BTreeMap<RelayId, BTreeMap<CircuitKey, Waiting>>,
     /// The share of each owner, with the circuits ordered by the time since which they wait.
     owned: Owned<Instant, CircuitKey>,
-    /// The relays that the circuits of an owner wait for, with the number of circuits.
+    /// The relays that are dialled for the circuits of an owner, with the number of circuits.
     dials: HashMap<Owner, BTreeMap<RelayId, usize>>,
 }
 
@@ -34,22 +35,23 @@ impl Dialling {
 
     /// Whether a circuit of `owner` may wait for a channel to `relay`.
     pub(super) fn has_room(&self, owner: &Owner, relay: &RelayId) -> bool {
-        let dials = match owner {
-            Owner::Source(..) => DIALS_OF_SOURCE,
-            Owner::Relay(_) => DIALS_OF_RELAY,
+        let cap = match owner {
+            Owner::Source(..) => MAX_DIALS_OF_SOURCE,
+            Owner::Relay(_) => MAX_DIALS_OF_RELAY,
         };
         let dialled = self.dials.get(owner);
-        let may_dial = dialled.is_none_or(|dialled| dialled.contains_key(relay) || dialled.len() < dials);
+        let may_dial = dialled.is_none_or(|dialled| dialled.contains_key(relay) || dialled.len() < cap);
         may_dial && self.owned.check(owner) != Err(AtCap::Part)
     }
 
-    /// The circuit to end so that one more may wait: the longest waiting one of the fullest owner. `None` if the cap
-    /// isn't reached.
+    /// The circuit to end so that one more may wait: of the owner closest to its share, the circuit that has waited
+    /// longest. `None` if the cap isn't reached.
     pub(super) fn to_evict(&self, owner: &Owner) -> Option<CircuitKey> {
         self.owned.check(owner).err().and_then(|_| self.owned.lowest()).map(|(_, key)| key)
     }
 
-    /// Adds a circuit that waits for a channel to `relay`; false if its owner may have no more.
+    /// Adds a circuit that waits for a channel to `relay`. Returns false if the share of its owner, or the cap, is
+    /// reached.
     pub(super) fn insert(
         &mut self,
         now: Instant,
@@ -74,21 +76,22 @@ impl Dialling {
             self.relays.remove(relay);
         }
         if let Some(waiting) = waiting {
-            self.forget(relay, key, &waiting);
+            self.release(relay, key, &waiting);
         }
     }
 
-    /// Removes the circuits that wait for `relay`, with the request of each one's CREATE.
+    /// Removes and returns the circuits that wait for `relay`, each with the request of its CREATE.
     pub(super) fn take(&mut self, relay: &RelayId) -> Vec<(CircuitKey, Vec<u8>)> {
         let circuits = self.relays.remove(relay).unwrap_or_default();
-        let taken = circuits.into_iter().map(|(key, waiting)| {
-            self.forget(relay, key, &waiting);
+        let removed = circuits.into_iter().map(|(key, waiting)| {
+            self.release(relay, key, &waiting);
             (key, waiting.request)
         });
-        taken.collect()
+        removed.collect()
     }
 
-    fn forget(&mut self, relay: &RelayId, key: CircuitKey, waiting: &Waiting) {
+    /// Releases the shares of a removed circuit.
+    fn release(&mut self, relay: &RelayId, key: CircuitKey, waiting: &Waiting) {
         self.owned.remove(&waiting.owner, waiting.since, key);
         let Some(dialled) = self.dials.get_mut(&waiting.owner) else { return };
         if let Some(circuits) = dialled.get_mut(relay) {

@@ -1,10 +1,10 @@
-//! Shares of a relay's caps: items of a cap by owner, and which of them makes room.
+//! Shares of a relay's caps: the items of a cap by owner, and the item that is evicted at the cap.
 
 use std::collections::{BTreeSet, HashMap};
 
 use crate::base::{AtCap, Instant, Owner, Shares};
 
-/// The use of a circuit, by which its owner's circuits are ordered. The one with the least use makes room.
+/// The use of a circuit, by which the circuits of an owner are ordered. At the cap, the least used circuit is evicted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct CircuitRank {
     /// Whether the circuit has a next hop or an open stream.
@@ -13,10 +13,11 @@ pub(super) struct CircuitRank {
     pub(super) last_cell: Instant,
 }
 
-/// The items of all owners, each owner's ordered by rank. At the cap, the lowest one of the fullest owner makes room.
+/// The items of all owners, ordered by rank within each owner. At the cap, the caller evicts the lowest item of the
+/// owner closest to its share.
 ///
-/// Circuits have the rank of their use at their last visit, so a cell changes nothing here. A choice visits each
-/// circuit that had cells since its last visit, and each visit is paid for by a cell.
+/// A cell does not update the rank of its circuit here. An eviction ([`Table::least_used`](super::table::Table))
+/// updates the ranks of the lowest circuits until the lowest rank is current. So there are no more updates than cells.
 pub(super) struct Owned<R, K> {
     shares: Shares,
     by_rank: HashMap<Owner, BTreeSet<(R, K)>>,
@@ -27,12 +28,12 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
         Self { shares: Shares::new(cap), by_rank: HashMap::new() }
     }
 
-    /// Admits nothing from now on.
+    /// Admits no item from now on.
     pub(super) const fn close(&mut self) {
         self.shares.close();
     }
 
-    /// Whether `owner` may have one more.
+    /// Whether `owner` may have one more item.
     pub(super) fn check(&self, owner: &Owner) -> Result<(), AtCap> {
         self.shares.check(owner)
     }
@@ -46,7 +47,7 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
 
     /// Removes an item.
     pub(super) fn remove(&mut self, owner: &Owner, rank: R, key: K) {
-        self.shares.give_back(owner);
+        self.shares.release(owner);
         if let Some(items) = self.by_rank.get_mut(owner) {
             items.remove(&(rank, key));
             if items.is_empty() {
@@ -55,7 +56,7 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
         }
     }
 
-    /// The lowest item of the fullest owner, with its rank.
+    /// The lowest item of the owner closest to its share, with the item's rank.
     pub(super) fn lowest(&self) -> Option<(R, K)> {
         self.by_rank.get(&self.shares.fullest()?)?.first().copied()
     }

@@ -1,22 +1,27 @@
 //! The streams of the circuits that end at a relay, between their origins and the node's exit.
 //!
 //! [`ExitStreams`] owns the [`Streams`] of each such circuit, the exit's identifiers of streams, and the queue of
-//! circuits with messages to send. [`Relay`](super::Relay) drives it. Messages of origins and commands of the exit go
-//! in; events for the exit ([`ExitStreams::poll_event`]) and messages to origins ([`ExitStreams::poll_ready`] and
-//! [`ExitStreams::poll_message`]) come out. The caps are those of [`stream`](crate::stream), for each circuit.
+//! circuits with messages to send. [`Relay`](super::Relay) drives this machine. Its inputs are messages of origins and
+//! commands of the exit. Its outputs are events for the exit ([`ExitStreams::poll_event`]) and messages to origins
+//! ([`ExitStreams::poll_ready`] and [`ExitStreams::poll_message`]).
+//!
+//! Caps: those of [`stream`](crate::stream) for each circuit, and [`RelayParameters::exit_streams`] for all. At the
+//! latter, the circuit with the most streams of the fullest owner loses the stream that has carried no bytes for longest.
+//! A circuit with as many streams as the fullest circuit displaces only a stream that was silent for [`SILENCE`].
 
+use core::time::Duration;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use rand::CryptoRng;
 
 use crate::{
-    base::{Deadlines, HopIndex, Instant, Rate, ReadyQueue, StreamId, Ticket, TokenBucket},
+    base::{Deadlines, HopIndex, Instant, Owner, Rate, ReadyQueue, StreamId, Ticket, TokenBucket},
     flow::FlowParameters,
     stream::{StreamCommand, StreamError, StreamEvent, StreamRole, Streams},
     wire::{EndReason, RelayMessage},
 };
 
-use super::{parameters::RelayParameters, table::CircuitKey};
+use super::{circuit::Circuit, parameters::RelayParameters, stream_shares::StreamShares, table::CircuitKey};
 
 /// A stream or RESOLVE at this relay as an exit; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,14 +39,20 @@ impl From<ExitStream> for u64 {
     }
 }
 
-/// BEGINs and REQUESTs of a circuit; as many at once as it may have streams.
-const BEGINS: Rate = Rate { a_second: 20, burst: 256 };
-/// RESOLVEs of a circuit.
-const RESOLVES: Rate = Rate { a_second: 10, burst: 64 };
+/// Rate of the BEGINs and REQUESTs of a circuit. The burst equals the default cap on open streams of a circuit.
+const BEGIN_RATE: Rate = Rate { per_second: 20, burst: 256 };
+/// Rate of the RESOLVEs of a circuit.
+const RESOLVE_RATE: Rate = Rate { per_second: 10, burst: 64 };
+
+/// The time without bytes after which a stream makes room for one of a circuit that has as many streams.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// The streams of one circuit.
 struct ExitCircuit {
-    /// This relay knows the origin's address; an exit here would know both ends (`proto/05-relay-messages.md` §4).
+    /// The owner of the circuit.
+    owner: Owner,
+    /// Whether this relay is the first hop, whose neighbour is the origin. A first hop serves no streams, so that no
+    /// relay gets both the origin's address and the target (`proto/05-relay-messages.md` §4).
     is_first_hop: bool,
     /// Time of the origin's last stream message.
     received_at: Instant,
@@ -51,27 +62,34 @@ struct ExitCircuit {
     open: BTreeMap<StreamId, ExitStreamState>,
     /// The time at which a stream was last served; not updated while one is open.
     last_use: Option<Instant>,
-    /// Its place in the queue of circuits with messages to send.
+    /// The circuit's place in the queue of circuits with messages to send.
     ready: Ticket,
 }
 
 impl ExitCircuit {
-    /// Removes a stream that has ended.
-    fn remove(&mut self, id: StreamId) {
-        if self.open.remove(&id).is_some_and(|open| open.served) {
+    /// The open stream that has carried no bytes for longest, and since when.
+    fn most_silent(&self) -> Option<(Instant, StreamId)> {
+        self.open.keys().filter_map(|id| Some((self.streams.active_at(*id)?, *id))).min()
+    }
+
+    /// Removes a stream that has ended, and returns its identifier at the exit.
+    fn remove(&mut self, id: StreamId) -> Option<ExitStream> {
+        let open = self.open.remove(&id)?;
+        if open.is_served {
             self.last_use = Some(self.received_at);
         }
+        Some(open.stream)
     }
 }
 
 /// A stream or RESOLVE that the exit has open.
 struct ExitStreamState {
     stream: ExitStream,
-    /// The exit has connected it, or performs its request.
-    served: bool,
-    /// The origin has finished its direction.
+    /// Whether the exit has connected the stream, or performs its request.
+    is_served: bool,
+    /// Whether the origin has finished its direction.
     origin_finished: bool,
-    /// The target has finished its direction.
+    /// Whether the target has finished its direction.
     target_finished: bool,
 }
 
@@ -83,9 +101,11 @@ pub(super) struct ExitStreams {
     /// Whether REQUEST is served.
     delegate: bool,
     circuits: HashMap<CircuitKey, ExitCircuit>,
+    shares: StreamShares,
     /// The streams that the exit has open.
     streams: BTreeMap<ExitStream, (CircuitKey, StreamId)>,
-    next: u64,
+    /// The number of the next [`ExitStream`].
+    next_stream: u64,
     /// Circuits that may have messages to send.
     ready: ReadyQueue<CircuitKey>,
     /// Deadlines of circuits; an entry may be earlier than the deadline.
@@ -94,12 +114,12 @@ pub(super) struct ExitStreams {
 }
 
 impl ExitCircuit {
-    /// Takes a request from the circuit's rate, without which one client could scan ports and flood name servers in the
-    /// exit's name (`proto/08-paths.md` §6).
+    /// Counts a request towards the circuit's rate. Without a rate, one client could scan ports and flood name servers
+    /// from the exit's address (`proto/08-paths.md` §6).
     fn is_within_rate(&mut self, request: &StreamEvent) -> bool {
         match request {
-            StreamEvent::Resolve(_) => self.resolves.take(self.received_at, RESOLVES),
-            _ => self.begins.take(self.received_at, BEGINS),
+            StreamEvent::Resolve(_) => self.resolves.take(self.received_at, RESOLVE_RATE),
+            _ => self.begins.take(self.received_at, BEGIN_RATE),
         }
     }
 }
@@ -111,12 +131,19 @@ impl ExitStreams {
             exit: parameters.exit,
             delegate: parameters.delegate,
             circuits: HashMap::new(),
+            shares: StreamShares::new(parameters.exit_streams),
             streams: BTreeMap::new(),
-            next: 1,
+            next_stream: 1,
             ready: ReadyQueue::new(),
             deadlines: Deadlines::default(),
             events: VecDeque::new(),
         }
+    }
+
+    /// The shares of streams.
+    #[cfg(test)]
+    pub(super) const fn shares(&self) -> &StreamShares {
+        &self.shares
     }
 
     /// The number of streams and RESOLVEs that the exit has open.
@@ -129,26 +156,27 @@ impl ExitStreams {
         self.circuits.get(&key).is_some_and(|circuit| !circuit.open.is_empty())
     }
 
-    /// The time at which a circuit last served a stream: `now` if one is open. Messages that cost the relay next to
-    /// nothing (DROP, an echo request, a refused BEGIN) are no use.
+    /// The time at which a circuit last served a stream: `now` if a served stream is open. Echo requests and refused
+    /// BEGINs don't count as use, because they cost the origin almost nothing.
     pub(super) fn last_use(&self, now: Instant, key: CircuitKey) -> Option<Instant> {
         let circuit = self.circuits.get(&key)?;
-        if circuit.open.values().any(|open| open.served) { Some(now) } else { circuit.last_use }
+        if circuit.open.values().any(|open| open.is_served) { Some(now) } else { circuit.last_use }
     }
 
-    /// Handles a stream message of the origin of a circuit, at which this relay is `hop`.
+    /// Handles a stream message of the origin of `of`.
     ///
     /// # Errors
-    /// When the message is a violation or exceeds a cap: the circuit must end.
+    /// When the message is a breach or exceeds a cap. The circuit must end.
     pub(super) fn handle_message(
         &mut self,
         now: Instant,
         key: CircuitKey,
-        hop: HopIndex,
+        of: &Circuit,
         message: RelayMessage,
     ) -> Result<(), StreamError> {
         let circuit = self.circuits.entry(key).or_insert_with(|| ExitCircuit {
-            is_first_hop: hop == HopIndex::FIRST,
+            owner: of.owner,
+            is_first_hop: of.hop == HopIndex::FIRST,
             received_at: now,
             begins: TokenBucket::new(),
             resolves: TokenBucket::new(),
@@ -163,7 +191,7 @@ impl ExitStreams {
         Ok(())
     }
 
-    /// Carries out a command of the exit. Ignores streams that have ended.
+    /// Handles a command of the exit. Ignores commands for streams that have ended.
     pub(super) fn handle_command(&mut self, stream: ExitStream, command: StreamCommand) {
         let ends = matches!(command, StreamCommand::Resolved { .. } | StreamCommand::Reset(_));
         let finishes = matches!(command, StreamCommand::Finish);
@@ -176,12 +204,12 @@ impl ExitStreams {
         }
     }
 
-    /// Takes bytes from the target, up to [`Self::room`], and returns how many.
+    /// Queues bytes of the target for the origin, up to [`Self::room`]. Returns the number of queued bytes.
     pub(super) fn write(&mut self, stream: ExitStream, bytes: &[u8]) -> usize {
         self.with_stream(stream, |streams, id| streams.write(id, bytes)).unwrap_or(0)
     }
 
-    /// The number of bytes that [`Self::write`] takes now.
+    /// The number of bytes that [`Self::write`] accepts now.
     pub(super) fn room(&self, stream: ExitStream) -> usize {
         let Some((key, id)) = self.streams.get(&stream) else { return 0 };
         self.circuits.get(key).map_or(0, |circuit| circuit.streams.room(*id))
@@ -192,8 +220,8 @@ impl ExitStreams {
         self.streams.get(&stream).map(|(key, _)| *key)
     }
 
-    /// The queue of a circuit's cells has room again: its streams may send.
-    pub(super) fn handle_drained(&mut self, key: CircuitKey) {
+    /// The queue of a circuit's cells is low: its streams may send.
+    pub(super) fn handle_queue_low(&mut self, key: CircuitKey) {
         self.settle(key, true);
     }
 
@@ -201,7 +229,10 @@ impl ExitStreams {
     pub(super) fn handle_closed(&mut self, key: CircuitKey) {
         let Some(circuit) = self.circuits.remove(&key) else { return };
         self.deadlines.remove(key);
+        let mut others = circuit.open.len();
         for open in circuit.open.into_values() {
+            others = others.saturating_sub(1);
+            self.shares.release(&circuit.owner, key, others);
             self.streams.remove(&open.stream);
             self.events.push_back((open.stream, StreamEvent::Closed(EndReason::Reset)));
         }
@@ -251,50 +282,30 @@ impl ExitStreams {
         self.circuits.get_mut(&key)?.streams.poll_message(now, capacity, rng)
     }
 
-    /// Messages of a circuit were sent, which makes room in send buffers.
+    /// Handles the sending of a circuit's messages, which makes room in send buffers.
     pub(super) fn handle_sent(&mut self, key: CircuitKey) {
         self.settle(key, false);
     }
 
-    /// Collects the events and the deadline of a circuit after a change, and with `may_send`, queues it if it has a
+    /// Collects the events and the deadline of a circuit after a change. With `may_send`, queues a circuit that has a
     /// message. Refuses streams that this relay doesn't serve.
     fn settle(&mut self, key: CircuitKey, may_send: bool) {
-        let Some(circuit) = self.circuits.get_mut(&key) else { return };
-        while let Some((id, event)) = circuit.streams.poll_event() {
-            let serves = match event {
-                StreamEvent::Begin(_) | StreamEvent::Resolve(_) => Some(self.exit && !circuit.is_first_hop),
-                StreamEvent::Request(_) => Some(self.delegate && !circuit.is_first_hop),
-                _ => None,
-            };
-            match serves {
-                Some(true) if !circuit.is_within_rate(&event) => {
-                    circuit.streams.handle_command(id, StreamCommand::Reset(EndReason::ResourceLimit));
-                    continue;
-                }
-                Some(true) => {
-                    let stream = ExitStream(self.next);
-                    self.next = self.next.saturating_add(1);
-                    let served = matches!(event, StreamEvent::Request(_));
-                    let state = ExitStreamState { stream, served, origin_finished: false, target_finished: false };
-                    circuit.open.insert(id, state);
-                    self.streams.insert(stream, (key, id));
-                }
-                Some(false) => {
-                    circuit.streams.handle_command(id, StreamCommand::Reset(EndReason::Policy));
-                    continue;
-                }
-                None => {}
+        while let Some(circuit) = self.circuits.get_mut(&key)
+            && let Some((id, event)) = circuit.streams.poll_event()
+        {
+            if matches!(event, StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_)) {
+                self.admit(key, id, event);
+                continue;
             }
             let Some(open) = circuit.open.get_mut(&id) else { continue };
-            let stream = open.stream;
             open.origin_finished |= matches!(event, StreamEvent::Finished);
-            let over = matches!(event, StreamEvent::Closed(_)) || (open.origin_finished && open.target_finished);
-            self.events.push_back((stream, event));
-            if over {
-                circuit.remove(id);
-                self.streams.remove(&stream);
+            let has_ended = matches!(event, StreamEvent::Closed(_)) || (open.origin_finished && open.target_finished);
+            self.events.push_back((open.stream, event));
+            if has_ended {
+                self.remove(key, id);
             }
         }
+        let Some(circuit) = self.circuits.get_mut(&key) else { return };
         if may_send && circuit.streams.has_message() {
             self.ready.push(key, &mut circuit.ready);
         }
@@ -303,14 +314,15 @@ impl ExitStreams {
         }
     }
 
-    fn with_stream<T>(&mut self, stream: ExitStream, act: impl FnOnce(&mut Streams, StreamId) -> T) -> Option<T> {
+    /// Calls `call` for an open stream, then settles its circuit. `None` if the stream has ended.
+    fn with_stream<T>(&mut self, stream: ExitStream, call: impl FnOnce(&mut Streams, StreamId) -> T) -> Option<T> {
         let (key, id) = *self.streams.get(&stream)?;
-        let outcome = act(&mut self.circuits.get_mut(&key)?.streams, id);
+        let outcome = call(&mut self.circuits.get_mut(&key)?.streams, id);
         self.settle(key, true);
         Some(outcome)
     }
 
-    /// Records that the target has finished its direction; returns whether the origin has too.
+    /// Records that the target has finished its direction. Returns whether the origin has finished too.
     fn finish_target(&mut self, stream: ExitStream) -> bool {
         let Some((key, id)) = self.streams.get(&stream) else { return false };
         let open = self.circuits.get_mut(key).and_then(|circuit| circuit.open.get_mut(id));
@@ -320,18 +332,84 @@ impl ExitStreams {
         })
     }
 
-    /// Removes a stream that has ended.
-    fn forget(&mut self, stream: ExitStream) {
-        let Some((key, id)) = self.streams.remove(&stream) else { return };
+    /// Passes an origin's request to the exit, or refuses it.
+    fn admit(&mut self, key: CircuitKey, id: StreamId, request: StreamEvent) {
+        let Some(circuit) = self.circuits.get_mut(&key) else { return };
+        let serves = match request {
+            StreamEvent::Request(_) => self.delegate,
+            _ => self.exit,
+        };
+        let admitted = if !serves || circuit.is_first_hop {
+            Err(EndReason::Policy)
+        } else if !circuit.is_within_rate(&request) {
+            Err(EndReason::ResourceLimit)
+        } else {
+            self.take_share(key)
+        };
+        let Some(circuit) = self.circuits.get_mut(&key) else { return };
+        if let Err(reason) = admitted {
+            return circuit.streams.handle_command(id, StreamCommand::Reset(reason));
+        }
+        let stream = ExitStream(self.next_stream);
+        self.next_stream = self.next_stream.saturating_add(1);
+        let is_served = matches!(request, StreamEvent::Request(_));
+        let state = ExitStreamState { stream, is_served, origin_finished: false, target_finished: false };
+        circuit.open.insert(id, state);
+        self.streams.insert(stream, (key, id));
+        self.events.push_back((stream, request));
+    }
+
+    /// Takes a share for a new stream of a circuit. At the cap, ends the most silent stream of the fullest circuit,
+    /// unless this circuit has as many streams and none of them is silent.
+    fn take_share(&mut self, key: CircuitKey) -> Result<(), EndReason> {
+        let limit = Err(EndReason::ResourceLimit);
+        let Some(circuit) = self.circuits.get(&key) else { return limit };
+        let (owner, streams, now) = (circuit.owner, circuit.open.len(), circuit.received_at);
+        if let Some((most, fullest)) = self.shares.fullest(&owner) {
+            let full = self.circuits.get(&fullest);
+            let Some((active_at, victim)) = full.and_then(ExitCircuit::most_silent) else { return limit };
+            let is_fuller = fullest != key && most > streams.saturating_add(1);
+            if !is_fuller && active_at.after(SILENCE) > now {
+                return limit;
+            }
+            self.evict(fullest, victim);
+        }
+        let streams = self.circuits.get(&key).map_or(streams, |circuit| circuit.open.len());
+        self.shares.take(&owner, key, streams).or(limit)
+    }
+
+    /// Ends a stream to make room for another.
+    fn evict(&mut self, key: CircuitKey, id: StreamId) {
         if let Some(circuit) = self.circuits.get_mut(&key) {
-            circuit.remove(id);
+            circuit.streams.handle_command(id, StreamCommand::Reset(EndReason::ResourceLimit));
+            self.ready.push(key, &mut circuit.ready);
+        }
+        if let Some(stream) = self.remove(key, id) {
+            self.events.push_back((stream, StreamEvent::Closed(EndReason::ResourceLimit)));
         }
     }
 
+    /// Removes a stream that has ended.
+    fn forget(&mut self, stream: ExitStream) {
+        if let Some((key, id)) = self.streams.get(&stream) {
+            self.remove(*key, *id);
+        }
+    }
+
+    /// Removes a stream that has ended, and returns its identifier at the exit.
+    fn remove(&mut self, key: CircuitKey, id: StreamId) -> Option<ExitStream> {
+        let circuit = self.circuits.get_mut(&key)?;
+        let stream = circuit.remove(id)?;
+        self.streams.remove(&stream);
+        self.shares.release(&circuit.owner, key, circuit.open.len());
+        Some(stream)
+    }
+
+    /// Records that the exit has connected a stream.
     fn set_served(&mut self, stream: ExitStream) {
         let Some((key, id)) = self.streams.get(&stream) else { return };
         if let Some(open) = self.circuits.get_mut(key).and_then(|circuit| circuit.open.get_mut(id)) {
-            open.served = true;
+            open.is_served = true;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Switching of a relay's cells from channel to channel, reading of those for the relay itself, and ends of circuits.
+//! Switching of cells from channel to channel, decoding of relay messages for this relay, and the ends of circuits.
 
 use bytes::Bytes;
 use rand::CryptoRng;
@@ -17,6 +17,7 @@ use super::{
 };
 
 impl Relay {
+    /// Handles a cell of a neighbour (tables in [`super`]).
     pub(super) fn handle_cell(&mut self, now: Instant, channel: ChannelId, cell: Cell, rng: &mut dyn CryptoRng) {
         let Some(circuit) = cell.circuit() else { return };
         let endpoint = CircuitEndpoint { channel, circuit };
@@ -28,7 +29,7 @@ impl Relay {
             (Command::Created, Some((key, Side::Next))) => self.handle_created(now, key, cell.body()),
             (Command::Create | Command::Created, Some((key, _))) => self.end(now, key),
             (Command::Destroy, Some((key, _))) => self.end_except(now, key, Some(endpoint)),
-            (Command::Destroy, None) => drop(self.half_built.remove(endpoint)),
+            (Command::Destroy, None) => drop(self.partial_creates.remove(endpoint)),
             // A late cell of a circuit that has ended.
             (Command::Relay | Command::Created, None) | (Command::Padding, _) => {}
         }
@@ -60,15 +61,15 @@ impl Relay {
 
     fn handle_backward(&mut self, now: Instant, key: CircuitKey, mut body: CellBody) {
         let Some(circuit) = self.table.circuit_mut(key) else { return };
-        let answered = matches!(circuit.next, NextHop::Open(_));
-        if !answered || circuit.layer.seal_backward(&mut body).is_err() {
+        let has_answered = matches!(circuit.next, NextHop::Open(_));
+        if !has_answered || circuit.layer.seal_backward(&mut body).is_err() {
             return self.end(now, key);
         }
         let previous = circuit.previous;
         self.switch(now, key, previous, body);
     }
 
-    /// Queues a RELAY cell for a neighbour; a queue at its cap ends the circuit.
+    /// Queues a RELAY cell for a neighbour. A queue at its cap ends the circuit.
     fn switch(&mut self, now: Instant, key: CircuitKey, to: CircuitEndpoint, body: CellBody) {
         self.cells_switched = self.cells_switched.wrapping_add(1);
         if self.channels.send(to.channel, Cell::new(to.circuit, Command::Relay, body)).is_err() {
@@ -79,17 +80,17 @@ impl Relay {
 
     /// Handles a stream message of an origin.
     fn handle_message(&mut self, now: Instant, key: CircuitKey, message: RelayMessage) {
-        let Some(hop) = self.table.circuit(key).map(|circuit| circuit.hop) else { return };
-        if let Err(error) = self.streams.handle_message(now, key, hop, message) {
+        let Some(circuit) = self.table.circuit(key) else { return };
+        if let Err(error) = self.streams.handle_message(now, key, circuit, message) {
             tracing::debug!(%error, class = %error.class(), "ending a circuit after an illegal message");
             self.end(now, key);
         }
     }
 
-    /// Handles a circuit's queue that has room again.
-    pub(super) fn handle_drained(&mut self, endpoint: CircuitEndpoint) {
+    /// Handles a circuit's queue that is low.
+    pub(super) fn handle_queue_low(&mut self, endpoint: CircuitEndpoint) {
         if let Some((key, Side::Previous)) = self.table.find(endpoint) {
-            self.streams.handle_drained(key);
+            self.streams.handle_queue_low(key);
         }
     }
 
@@ -109,7 +110,7 @@ impl Relay {
         }
     }
 
-    /// Sends a relay message of this relay to the origin. `false` if the circuit must end.
+    /// Sends a relay message of this relay to the origin. Returns false if the circuit must end.
     pub(super) fn send_message(&mut self, key: CircuitKey, message: &RelayMessage) -> bool {
         let Some(circuit) = self.table.circuit_mut(key) else { return true };
         self.scratch.clear();
@@ -121,12 +122,12 @@ impl Relay {
         self.channels.send(previous.channel, Cell::new(previous.circuit, Command::Relay, body)).is_ok()
     }
 
-    /// Ends a circuit, to both sides.
+    /// Ends a circuit, with DESTROY to both sides.
     pub(super) fn end(&mut self, now: Instant, key: CircuitKey) {
         self.end_except(now, key, None);
     }
 
-    /// Ends a circuit, to both sides except `except`, which has sent DESTROY.
+    /// Ends a circuit, with DESTROY to both sides except `except`, from which a DESTROY came.
     fn end_except(&mut self, now: Instant, key: CircuitKey, except: Option<CircuitEndpoint>) {
         let Some(circuit) = self.table.remove(key) else { return };
         if let NextHop::Dialling(relay) = &circuit.next {
@@ -142,7 +143,7 @@ impl Relay {
 
     /// Sends DESTROY to a neighbour.
     pub(super) fn destroy(&mut self, now: Instant, endpoint: CircuitEndpoint) {
-        // A DESTROY always finds room; at the cap, the neighbour's channel closes.
+        // A DESTROY returns no error: at the channel's cap, the channel closes.
         let _ = self.channels.send(endpoint.channel, Cell::destroy(endpoint.circuit));
         self.channels.forget_circuit(now, endpoint.channel, endpoint.circuit);
     }

@@ -1,4 +1,4 @@
-//! The table of a relay's circuits, by the channel and identifier of either side, with their deadlines.
+//! The table of a relay's circuits, indexed by channel and identifier on both sides, with their deadlines.
 
 use std::collections::HashMap;
 
@@ -70,19 +70,19 @@ impl Table {
         self.owners.check(owner)
     }
 
-    /// The circuit to end when the table is full: the least used one of the fullest owner. `has_stream` tells whether a
-    /// stream is open on a circuit.
+    /// The circuit to end when the table is full: the least used circuit of the owner closest to its share.
+    /// `has_stream` returns whether a stream of a circuit is open at this relay.
     pub(super) fn least_used(&mut self, has_stream: impl Fn(CircuitKey) -> bool) -> Option<CircuitKey> {
         loop {
-            let (known, key) = self.owners.lowest()?;
+            let (listed, key) = self.owners.lowest()?;
             let circuit = self.circuit_mut(key)?;
-            let current = circuit.current_use(has_stream(key));
-            if current <= known {
+            let current = circuit.current_rank(has_stream(key));
+            if current <= listed {
                 return Some(key);
             }
-            circuit.known_use = current;
+            circuit.listed_rank = current;
             let owner = circuit.owner;
-            self.owners.set_rank(&owner, known, current, key);
+            self.owners.set_rank(&owner, listed, current, key);
         }
     }
 
@@ -91,13 +91,13 @@ impl Table {
         self.owners.close();
     }
 
-    /// Adds a circuit; `None` if its owner may have no more.
+    /// Adds a circuit. `None` if the share of its owner, or the cap, is reached.
     pub(super) fn insert(&mut self, circuit: Circuit) -> Option<CircuitKey> {
         let generation = self.next_generation;
         self.next_generation = generation.wrapping_add(1);
         let previous = circuit.previous;
         let key = CircuitKey { slot: self.slots.vacant_key(), generation };
-        self.owners.insert(circuit.owner, circuit.known_use, key).ok()?;
+        self.owners.insert(circuit.owner, circuit.listed_rank, key).ok()?;
         self.slots.insert((generation, circuit));
         self.insert_endpoint(previous, key, Side::Previous);
         self.schedule(key);
@@ -113,7 +113,7 @@ impl Table {
         self.endpoints.entry(endpoint.channel).or_default().insert(endpoint.circuit, (key, side));
     }
 
-    /// Removes an endpoint, so that it finds no circuit.
+    /// Removes an endpoint, so that [`Self::find`] finds no circuit there.
     pub(super) fn remove_endpoint(&mut self, endpoint: CircuitEndpoint) {
         let Some(endpoints) = self.endpoints.get_mut(&endpoint.channel) else { return };
         endpoints.remove(&endpoint.circuit);
@@ -122,6 +122,7 @@ impl Table {
         }
     }
 
+    /// The circuit with this endpoint, and the endpoint's side.
     pub(super) fn find(&self, endpoint: CircuitEndpoint) -> Option<(CircuitKey, Side)> {
         self.endpoints.get(&endpoint.channel)?.get(&endpoint.circuit).copied()
     }
@@ -140,7 +141,7 @@ impl Table {
         self.circuit_mut(key)?;
         let (_, circuit) = self.slots.try_remove(key.slot)?;
         self.deadlines.remove(key);
-        self.owners.remove(&circuit.owner, circuit.known_use, key);
+        self.owners.remove(&circuit.owner, circuit.listed_rank, key);
         self.remove_endpoint(circuit.previous);
         if let Some(endpoint) = circuit.next.endpoint() {
             self.remove_endpoint(endpoint);
@@ -148,7 +149,7 @@ impl Table {
         Some(circuit)
     }
 
-    /// All circuits.
+    /// The keys of all circuits.
     pub(super) fn keys(&self) -> Vec<CircuitKey> {
         self.slots.iter().map(|(slot, (generation, _))| CircuitKey { slot, generation: *generation }).collect()
     }
@@ -163,16 +164,16 @@ impl Table {
         self.endpoints.get(&channel).into_iter().flat_map(HashMap::values).copied().collect()
     }
 
-    /// Moves the deadline of a circuit earlier after a change.
+    /// Updates the deadline of a circuit after a change, if the new deadline is earlier.
     pub(super) fn schedule(&mut self, key: CircuitKey) {
         if let Some(due) = self.circuit(key).and_then(Circuit::poll_timeout) {
             self.deadlines.set_earlier(key, due);
         }
     }
 
-    /// The next circuit whose deadline is `now` or earlier: it must end. `last_use` is the time at which a circuit last
-    /// served a stream.
-    pub(super) fn poll_late(
+    /// The next circuit whose deadline is `now` or earlier, which must end. `last_use` returns the time at which a
+    /// circuit last served a stream.
+    pub(super) fn poll_expired(
         &mut self,
         now: Instant,
         last_use: impl Fn(CircuitKey) -> Option<Instant>,
@@ -180,11 +181,11 @@ impl Table {
         while let Some(key) = self.deadlines.pop_due(now) {
             let Some(circuit) = self.circuit_mut(key) else { continue };
             if let Some(time) = last_use(key) {
-                circuit.set_used(time);
+                circuit.set_served(time);
             }
             match circuit.poll_timeout() {
                 Some(due) if due <= now => return Some(key),
-                // The deadline has moved since.
+                // The deadline is later than the entry.
                 Some(due) => self.deadlines.set(key, due),
                 None => {}
             }
@@ -192,7 +193,7 @@ impl Table {
         None
     }
 
-    /// The time of the next [`Self::poll_late`].
+    /// The time of the next [`Self::poll_expired`].
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.earliest()
     }

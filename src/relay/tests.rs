@@ -31,6 +31,7 @@ mod exit;
 mod extend;
 mod owners;
 mod reach;
+mod stream_shares;
 
 const ROOM: usize = 1 << 30;
 const NEXT: u16 = 2;
@@ -47,7 +48,7 @@ struct Bench {
     address: IpAddr,
     /// The neighbours, by link.
     neighbours: BTreeMap<LinkId, Channels>,
-    /// Cells from the relay to them.
+    /// Cells from the relay to the neighbours.
     cells: BTreeMap<LinkId, Vec<Cell>>,
     dialled: Vec<RelayId>,
     closed: BTreeSet<LinkId>,
@@ -76,14 +77,14 @@ impl Bench {
         }
     }
 
-    /// A volunteer dials the relay as its gateway.
+    /// Opens a channel by which a volunteer dials the relay as its gateway.
     fn join_volunteer(&mut self, key: Arc<IdentityKey>) -> LinkId {
         let mut channels = Channels::new(LocalRole::Volunteer(key), ChannelParameters::default());
         channels.set_gateways(BTreeSet::from([self.keys.identity]));
         self.join_channels(channels, None)
     }
 
-    /// A neighbour dials the relay, or the relay dials it.
+    /// Opens a channel that a neighbour dials, or that the relay dials to `relay_dials`.
     fn join(&mut self, role: LocalRole, relay_dials: Option<RelayId>) -> LinkId {
         self.join_channels(Channels::new(role, ChannelParameters::default()), relay_dials)
     }
@@ -114,15 +115,15 @@ impl Bench {
     }
 
     fn client(&mut self) -> LinkId {
-        self.join(LocalRole::Anonymous, None)
+        self.join(LocalRole::Client, None)
     }
 
     fn settle(&mut self) {
         loop {
-            let mut still = true;
+            let mut is_idle = true;
             self.relay.handle_batch_end(self.now, &mut self.rng);
             while let Some(transmit) = self.relay.poll_transmit(self.now, &mut self.rng) {
-                still = false;
+                is_idle = false;
                 match transmit {
                     Transmit::Dial(target) => self.dialled.push(target.relay),
                     Transmit::Message { link, lane, message } => {
@@ -137,7 +138,7 @@ impl Bench {
             }
             for neighbour in self.neighbours.values_mut() {
                 while let Some(Transmit::Message { link, lane, message }) = neighbour.poll_transmit(self.now) {
-                    still = false;
+                    is_idle = false;
                     self.relay.handle_link(self.now, LinkEvent::Message { link, lane, message }, &mut self.rng);
                 }
             }
@@ -148,7 +149,7 @@ impl Bench {
                     }
                 }
             }
-            if still {
+            if is_idle {
                 return;
             }
         }
@@ -163,13 +164,13 @@ impl Bench {
         self.cells(link).iter().map(Cell::command).collect()
     }
 
-    /// A neighbour sends a cell, unchanged.
+    /// Sends a cell of a neighbour to the relay, unchanged, and settles.
     fn send(&mut self, link: LinkId, cell: &Cell) {
         self.deliver(link, cell);
         self.settle();
     }
 
-    /// As [`Self::send`]; the relay doesn't answer yet.
+    /// Sends a cell of a neighbour to the relay, without settling.
     fn deliver(&mut self, link: LinkId, cell: &Cell) {
         let message = Slots::from_iter([cell.clone().encode()]);
         let lane = cell.circuit().map_or(0, |circuit| (circuit.value() % u32::from(LANES)) as u8);
@@ -207,7 +208,7 @@ impl Bench {
         }
     }
 
-    /// The next relay, dialled by this one.
+    /// Opens the channel to the next relay, which the bench's relay has dialled.
     fn next(&mut self) -> LinkId {
         self.join(LocalRole::Relay(Arc::new(fixture::key(NEXT))), Some(relay_id(NEXT)))
     }
@@ -223,6 +224,7 @@ impl Bench {
     }
 }
 
+/// An identifier of the upper half, from which a dialler allocates.
 fn upper(number: u32) -> CircuitId {
     CircuitId::new(0x8000_0000 + number).unwrap()
 }
@@ -312,10 +314,10 @@ fn an_incomplete_create_is_refused_at_its_deadline_and_removed_at_destroy() {
     bench.send(link, &incomplete_create(upper(1)));
     bench.send(link, &incomplete_create(upper(2)));
     bench.send(link, &Cell::destroy(upper(2)));
-    assert_eq!(bench.relay.half_built.len(), (1, 1));
+    assert_eq!(bench.relay.partial_creates.len(), (1, 1));
     bench.pass(Duration::from_secs(5));
     assert_eq!(bench.commands(link), [Command::Destroy]);
-    assert_eq!(bench.relay.half_built.len(), (0, 0));
+    assert_eq!(bench.relay.partial_creates.len(), (0, 0));
 }
 
 #[test]
@@ -341,7 +343,7 @@ fn an_extend_dials_once_and_creates_when_the_channel_opens() {
     let next = bench.next();
     let creates = bench.cells(next);
     assert_eq!(creates.iter().map(Cell::command).collect::<Vec<_>>(), [Command::Create; 2]);
-    assert!(creates.iter().all(|cell| cell.body()[0] == 2 && cell.circuit().unwrap().of_dialler()));
+    assert!(creates.iter().all(|cell| cell.body()[0] == 2 && cell.circuit().unwrap().is_in_upper_half()));
     // With the channel open, no dial is needed.
     let mut layers = bench.create(link, upper(3), HopIndex::FIRST);
     bench.extend(link, upper(3), &mut layers, relay_id(NEXT));
@@ -504,32 +506,32 @@ proptest! {
     ) {
         let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
         let links = [bench.client(), bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None)];
-        for (which, number, half, step, byte) in steps {
+        for (which, number, is_upper, step, byte) in steps {
             let link = links[usize::from(which)];
             let hop = HopIndex::new(1 + u8::from(which)).unwrap();
-            let of = if half { upper(number) } else { CircuitId::new(number).unwrap() };
+            let circuit = if is_upper { upper(number) } else { CircuitId::new(number).unwrap() };
             let cell = match step {
                 0 | 1 => {
                     let (_, request) = ClientHandshake::start(&bench.keys, hop, &[], &mut bench.rng).unwrap();
                     create_cells(upper(number), hop, &request).unwrap().remove(0)
                 }
                 2 => incomplete_create(upper(number)),
-                3 => Cell::new(of, Command::Relay, CellBody::from([byte; BODY_LEN])),
+                3 => Cell::new(circuit, Command::Relay, CellBody::from([byte; BODY_LEN])),
                 4 => Cell::new(CircuitId::new(number).unwrap(), Command::Created, CellBody::from([byte; BODY_LEN])),
                 5 => { bench.pass(Duration::from_secs(1)); continue }
-                _ => Cell::destroy(of),
+                _ => Cell::destroy(circuit),
             };
             bench.send(link, &cell);
             prop_assert!(bench.circuits() <= 8 && bench.closed.is_empty());
-            let (half_built, deadlines) = bench.relay.half_built.len();
-            prop_assert_eq!(half_built, deadlines);
+            let (partial_creates, deadlines) = bench.relay.partial_creates.len();
+            prop_assert_eq!(partial_creates, deadlines);
         }
         for link in links {
             let reason = crate::base::LinkClose::ByPeer;
             bench.relay.handle_link(bench.now, LinkEvent::Closed { link, reason }, &mut bench.rng);
         }
         prop_assert_eq!(bench.circuits(), 0);
-        prop_assert_eq!((bench.relay.half_built.len(), bench.relay.table.deadlines()), ((0, 0), 0));
+        prop_assert_eq!((bench.relay.partial_creates.len(), bench.relay.table.deadlines()), ((0, 0), 0));
         prop_assert!(bench.relay.streams.poll_timeout().is_none());
     }
 }

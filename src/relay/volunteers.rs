@@ -11,14 +11,14 @@ use crate::{
 
 /// A gateway stops reaching a volunteer that the directory has not counted for this many volunteer intervals. The
 /// volunteer replaces the gateway long before.
-const UNCOUNTED_INTERVALS: u32 = 10;
+const MAX_UNCOUNTED_INTERVALS: u32 = 10;
 
 /// The volunteers whose channels are open.
 #[derive(Default)]
 pub(super) struct GatewayVolunteers {
     /// By channel, with the time since which the directory has not counted the volunteer.
     volunteers: BTreeMap<ChannelId, Option<Instant>>,
-    /// The set of volunteers has changed since `take_changed`.
+    /// Whether the set of volunteers has changed since `take_changed`.
     changed: bool,
 }
 
@@ -34,8 +34,8 @@ impl GatewayVolunteers {
         self.changed |= self.volunteers.remove(&channel).is_some();
     }
 
-    /// Handles the directory's list of the reported volunteers that it counts: drops those that it has not counted for
-    /// too long. `interval` is the interval of volunteers' registrations.
+    /// Handles the directory's list of the reported volunteers that the directory counts. Drops volunteers that the
+    /// directory has not counted for too long. `interval` is the interval of volunteers' registrations.
     pub(super) fn handle_presence(
         &mut self,
         now: Instant,
@@ -43,12 +43,14 @@ impl GatewayVolunteers {
         interval: Duration,
         channels: &mut Channels,
     ) {
-        let limit = interval.saturating_mul(UNCOUNTED_INTERVALS);
+        let limit = interval.saturating_mul(MAX_UNCOUNTED_INTERVALS);
         let Self { volunteers, changed } = self;
         volunteers.retain(|channel, since| {
-            let counts = channels.peer(*channel).is_some_and(|relay| counted.volunteers.binary_search(&relay).is_ok());
-            // Measured from the first answer without it: after an outage, the directory first needs a report of it.
-            *since = if counts { None } else { since.or(Some(now)) };
+            let is_counted =
+                channels.peer(*channel).is_some_and(|relay| counted.volunteers.binary_search(&relay).is_ok());
+            // Measured from the first list without the volunteer: after an outage, the directory first needs a report
+            // of the volunteer.
+            *since = if is_counted { None } else { since.or(Some(now)) };
             let stays = since.is_none_or(|since| now.since(since) < limit);
             if !stays {
                 channels.stop_reaching(*channel);

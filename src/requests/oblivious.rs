@@ -137,16 +137,21 @@ impl<C: Connector> Requester<C> {
         timeout(timeouts.answer, self.send_sealed(gateway, sealed, opener)).await.map_err(timed_out)?
     }
 
-    /// Fetches the gateway's key configurations by an exit that isn't in `not_by`. Returns both.
-    async fn fetch_keys(&self, gateway: &Uri, not_by: Vec<RelayId>) -> Result<(Bytes, RelayId), ObliviousError> {
+    /// Fetches the gateway's key configurations by an exit that isn't in `excluded_exits`. Returns both.
+    async fn fetch_keys(
+        &self,
+        gateway: &Uri,
+        excluded_exits: Vec<RelayId>,
+    ) -> Result<(Bytes, RelayId), ObliviousError> {
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.uri_mut() = gateway.clone();
         request.headers_mut().insert(header::ACCEPT, KEYS_TYPE);
-        let PerformedRequest { response, path } = self.perform(request, not_by.clone(), self.new_isolation()).await?;
+        let PerformedRequest { response, path } =
+            self.perform(request, excluded_exits.clone(), self.new_isolation()).await?;
         let exit = path.last().map(|hop| hop.relay).ok_or(ObliviousError::NoSecondExit)?;
         // The connector excludes these exits already. The comparison of keys depends on the exclusion, so it is checked
         // again.
-        if not_by.contains(&exit) {
+        if excluded_exits.contains(&exit) {
             return Err(ObliviousError::NoSecondExit);
         }
         Ok((read_content(response, &KEYS_TYPE, MAX_KEYS).await?, exit))

@@ -32,8 +32,8 @@ use crate::{
     connector::{ConnectError, Connector, Delegated, Hop, Isolation},
     delegated::{
         Delegation, EngineName, ExitCounts, ExitStatistics, SearchResult, exits_with,
-        frame::{RESPONSE_BUCKETS, longest},
-        query::{ANSWER_LIMIT, Query, Results, TryError},
+        frame::{RESPONSE_BUCKETS, max_frame_len},
+        query::{ANSWER_TIMEOUT, Query, Results, TryError},
     },
     path::PathError,
 };
@@ -46,7 +46,7 @@ pub use crate::delegated::{
 pub use comparison::{Comparison, ExitOutcome, MAX_COMPARED, Row};
 
 /// Time limit for a circuit. It is longer than the limit of the client's core, whose error contains the reason.
-const CONNECT_LIMIT: Duration = Duration::from_secs(35);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// The results of a query, and the query's path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,8 +208,8 @@ impl<C: Connector> Searcher<C> {
         let number = self.state().query_count.fetch_add(1, Ordering::Relaxed);
         let isolation = Isolation::new("search", &number.to_be_bytes(), &[]);
         let delegation = Delegation::Search(query.engine().clone());
-        let opening = self.connector.delegate(delegation, query.not_by().to_vec(), isolation);
-        timeout(CONNECT_LIMIT, opening).await.unwrap_or(Err(StreamFailure::NoCircuit.into()))
+        let opening = self.connector.delegate(delegation, query.excluded_exits().to_vec(), isolation);
+        timeout(CONNECT_TIMEOUT, opening).await.unwrap_or(Err(StreamFailure::NoCircuit.into()))
     }
 
     /// Sends the query to the exit at the end of `delegated`, and records the outcome.
@@ -218,7 +218,7 @@ impl<C: Connector> Searcher<C> {
             return Err(TryError::NoCircuit(StreamFailure::NoCircuit.into()));
         };
         let start = std::time::Instant::now();
-        let exchanged = timeout(ANSWER_LIMIT, exchange(delegated.stream, query.framed())).await;
+        let exchanged = timeout(ANSWER_TIMEOUT, exchange(delegated.stream, query.framed())).await;
         let took = start.elapsed();
         let outcome = match exchanged {
             Ok(Ok(answer)) => Results::decode(&answer),
@@ -249,7 +249,7 @@ impl<C: Connector> Searcher<C> {
 async fn exchange(mut stream: crate::io::stream::Stream, framed: &[u8]) -> io::Result<Vec<u8>> {
     stream.write_all(framed).await?;
     stream.shutdown().await?;
-    let cap = longest(RESPONSE_BUCKETS).saturating_add(1);
+    let cap = max_frame_len(RESPONSE_BUCKETS).saturating_add(1);
     let mut answer = Vec::new();
     (&mut stream).take(u64::try_from(cap).unwrap_or(u64::MAX)).read_to_end(&mut answer).await?;
     Ok(answer)

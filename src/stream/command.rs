@@ -4,7 +4,7 @@ use core::net::IpAddr;
 
 use bytes::Bytes;
 
-use super::{Receiving, SEND_BUFFER, Sending, StreamEvent, StreamPhase, StreamState, Streams};
+use super::{SEND_BUFFER, Sending, StreamPhase, StreamState, Streams};
 use crate::{
     base::StreamId,
     wire::{EndReason, RelayMessage, ResolvedAnswer},
@@ -13,11 +13,11 @@ use crate::{
 /// A command of this end's application for a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamCommand {
-    /// Exit: the target of [`StreamEvent::Begin`] is connected. Contains the target's address, if the exit discloses
-    /// the address.
+    /// Exit: the target of [`StreamEvent::Begin`](super::StreamEvent::Begin) is connected. Contains the target's
+    /// address, if the exit discloses the address.
     Connected(Option<IpAddr>),
-    /// Exit: answers [`StreamEvent::Resolve`]. Answers beyond 16 are dropped. Without an answer, the request fails with
-    /// `NotFound`.
+    /// Exit: answers [`StreamEvent::Resolve`](super::StreamEvent::Resolve). Answers beyond 16 are dropped. Without an
+    /// answer, the request fails with `NotFound`.
     Resolved {
         /// Seconds for which the answers may be cached.
         ttl: u32,
@@ -68,7 +68,7 @@ impl Streams {
         accepted.len()
     }
 
-    /// Opens a requested stream, and emits the bytes received before its target was connected.
+    /// Opens a requested stream.
     fn handle_target_connected(&mut self, id: StreamId, address: Option<IpAddr>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if stream.phase != StreamPhase::Serving {
@@ -77,12 +77,8 @@ impl Streams {
         stream.phase = StreamPhase::Open;
         self.deadlines.remove(id);
         self.control.push_back(RelayMessage::Connected { stream: id, address });
-        let early = core::mem::take(&mut stream.early);
-        if !early.is_empty() {
-            self.events.push_back((id, StreamEvent::Data(early.freeze())));
-        }
-        if stream.receiving == Receiving::Finished {
-            self.events.push_back((id, StreamEvent::Finished));
+        if stream.is_credit_due() {
+            self.credit_queue.push(id, &mut stream.credit_ticket);
         }
         self.queue_to_send(id);
         self.end_if_sent(id);

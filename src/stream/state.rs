@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 
 use super::{INITIAL_CREDIT, SEND_BUFFER, credit::SentBytes};
-use crate::base::Ticket;
+use crate::base::{Instant, Ticket};
 
 /// The phase of a stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub(super) enum Receiving {
 /// One stream at one end.
 pub(super) struct StreamState {
     pub(super) phase: StreamPhase,
+    /// The time at which the stream was opened, or last carried bytes.
+    pub(super) active_at: Instant,
     pub(super) sending: Sending,
     /// The send buffer: bytes written and not sent.
     pub(super) outgoing: BytesMut,
@@ -52,9 +54,6 @@ pub(super) struct StreamState {
     pub(super) above_threshold: bool,
 
     pub(super) receiving: Receiving,
-    /// Bytes received before the exit was connected. They are copied, because their cells hold more memory than the
-    /// credit counts.
-    pub(super) early: BytesMut,
     /// Bytes received.
     received: u64,
     /// Bytes that the application has used.
@@ -68,17 +67,17 @@ pub(super) struct StreamState {
 }
 
 impl StreamState {
-    pub(super) fn new(phase: StreamPhase) -> Self {
+    pub(super) fn new(now: Instant, phase: StreamPhase) -> Self {
         let initial = u64::from(INITIAL_CREDIT);
         Self {
             phase,
+            active_at: now,
             sending: Sending::Open,
             outgoing: BytesMut::new(),
             sent: SentBytes::default(),
             send_ticket: Ticket::new(),
             above_threshold: false,
             receiving: Receiving::Open,
-            early: BytesMut::new(),
             received: 0,
             consumed: 0,
             granted: initial,
@@ -132,9 +131,9 @@ impl StreamState {
         self.consumed.saturating_add(self.allowance).saturating_sub(self.granted)
     }
 
-    /// Whether enough was consumed to send a CREDIT.
+    /// Whether enough was consumed to send a CREDIT. An exit sends none before CONNECTED.
     pub(super) fn is_credit_due(&self) -> bool {
-        self.receiving == Receiving::Open && self.grantable() >= self.allowance / 4
+        self.phase == StreamPhase::Open && self.receiving == Receiving::Open && self.grantable() >= self.allowance / 4
     }
 
     /// Grants credit and returns the granted bytes. If at most a quarter of the allowance is unread, first doubles the

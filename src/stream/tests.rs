@@ -140,16 +140,21 @@ fn bytes_written_before_connected_are_sent_after_it() {
 }
 
 #[test]
-fn bytes_received_before_the_exit_is_connected_are_kept() {
+fn bytes_that_precede_the_connection_of_the_exit_are_passed_on_and_bring_no_credit() {
     let mut pair = Pair::new();
     let id = StreamId::new(9).unwrap();
     pair.exit.handle_message(pair.now, RelayMessage::Begin { stream: id, target: target() }).unwrap();
-    let bytes = Bytes::from_static(b"early");
+    let bytes = Bytes::from(vec![7; INITIAL_CREDIT as usize / 2]);
     pair.exit.handle_message(pair.now, RelayMessage::Data { stream: id, tag: None, bytes: bytes.clone() }).unwrap();
-    pair.exit.handle_message(pair.now, RelayMessage::End { stream: id, reason: EndReason::Done }).unwrap();
-    assert_eq!(events(&mut pair.exit).len(), 1);
+    assert_eq!(events(&mut pair.exit)[1..], [(id, StreamEvent::Data(bytes.clone()))]);
+    pair.exit.handle_command(id, StreamCommand::Consumed(bytes.len()));
+    assert!(!pair.exit.has_message(), "an exit sends no CREDIT before CONNECTED");
     pair.exit.handle_command(id, StreamCommand::Connected(None));
-    assert_eq!(events(&mut pair.exit), [(id, StreamEvent::Data(bytes)), (id, StreamEvent::Finished)]);
+    let mut next = || pair.exit.poll_message(pair.now, CAPACITY, &mut pair.rng);
+    assert!(matches!(next(), Some(RelayMessage::Connected { .. })));
+    assert!(matches!(next(), Some(RelayMessage::Credit { .. })));
+    pair.exit.handle_message(pair.now, RelayMessage::End { stream: id, reason: EndReason::Done }).unwrap();
+    assert_eq!(events(&mut pair.exit), [(id, StreamEvent::Finished)]);
 }
 
 #[test]
@@ -202,21 +207,6 @@ fn at_most_one_echo_request_is_outstanding_and_it_is_no_stream() {
     pair.origin.handle_message(pair.now, refusal.clone()).unwrap();
     assert_eq!(events(&mut pair.origin), []);
     assert!(pair.origin.handle_message(pair.now, refusal).is_err());
-}
-
-#[test]
-fn bytes_kept_until_the_exit_is_connected_are_copied_out_of_their_cells() {
-    let mut pair = Pair::new();
-    let id = StreamId::new(9).unwrap();
-    pair.exit.handle_message(pair.now, RelayMessage::Begin { stream: id, target: target() }).unwrap();
-    for byte in 0..100 {
-        let cell = Bytes::from(vec![byte; 1019]);
-        let bytes = cell.slice(..1);
-        pair.exit.handle_message(pair.now, RelayMessage::Data { stream: id, tag: None, bytes }).unwrap();
-        assert!(cell.is_unique());
-    }
-    pair.exit.handle_command(id, StreamCommand::Connected(None));
-    assert_eq!(read(&mut pair.exit), (0..100).collect::<Vec<u8>>());
 }
 
 #[test]

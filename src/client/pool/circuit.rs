@@ -16,7 +16,7 @@ use crate::{
     delegated::Delegation,
     directory::Consensus,
     handshake::RelayKeys,
-    path::{Path, Relays, suits},
+    path::{Path, Relays, permits_target},
     stream::Streams,
     wire::Cell,
 };
@@ -288,7 +288,9 @@ impl Pooled {
             return false;
         }
         match (&demand.wanted, &self.delegation) {
-            (Wanted::Stream(target), None) => relays.consensus.relay(&exit).is_some_and(|exit| suits(exit, target)),
+            (Wanted::Stream(target), None) => {
+                relays.consensus.relay(&exit).is_some_and(|exit| permits_target(exit, target))
+            }
             (Wanted::Resolve(_), None) => relays.consensus.relay(&exit).is_some(),
             (Wanted::Delegated(delegation), Some(_)) => {
                 relays.hop(&exit).is_some_and(|exit| delegation.is_offered(exit.offer()))

@@ -55,7 +55,7 @@ fn field(name: &'static str, value: &'static str) -> Field {
 fn message(head: &[u8], content: &[u8]) -> Vec<u8> {
     let mut bytes = head.to_vec();
     put_vector(content, &mut bytes);
-    [bytes, END.to_vec()].concat()
+    [bytes, TERMINATORS.to_vec()].concat()
 }
 
 #[test]
@@ -146,8 +146,8 @@ fn invalid_messages_are_refused() {
 #[test]
 fn a_sealed_message_may_have_a_known_length_and_padding() {
     let known = b"\x01\x40\x67\x03\x01a\x00\x40\xc8\x03\x01a\x00\x02me\x03\x01b\x00".as_slice();
-    let unknown = b"\x03\x40\x67\x01a\x00\x00\x40\xc8\x01a\x00\x00\x01m\x01e\x00\x01b\x00\x00".as_slice();
-    for message in [known, unknown] {
+    let indeterminate = b"\x03\x40\x67\x01a\x00\x00\x40\xc8\x01a\x00\x00\x01m\x01e\x00\x01b\x00\x00".as_slice();
+    for message in [known, indeterminate] {
         for padding in [0, 9] {
             let (head, content) = sealed(&[message, &vec![0; padding]].concat()).unwrap();
             assert!(head == Head::Response { status: 200, fields: vec![field("a", "")] });
@@ -167,16 +167,17 @@ fn a_sealed_message_may_have_a_known_length_and_padding() {
 #[test]
 fn the_number_of_fields_and_informational_responses_is_capped() {
     // Fields with one-letter names and empty values, and informational responses without fields.
-    let (fields, informational) = (b"\x01a\x00".repeat(MAX_PARTS + 1), b"\x40\x67\x00".repeat(MAX_PARTS + 1));
+    let (fields, informational) =
+        (b"\x01a\x00".repeat(MAX_TOTAL_FIELDS + 1), b"\x40\x67\x00".repeat(MAX_TOTAL_FIELDS + 1));
     assert_eq!(fields.len(), 0x0c03, "the length encoded below");
     let section = [&[0x4c, 0x03], fields.as_slice()].concat();
     let known = |parts: &[&[u8]]| [b"\x01".as_slice(), &parts.concat()].concat();
-    let unknown = |parts: &[&[u8]]| [b"\x03".as_slice(), &parts.concat()].concat();
+    let indeterminate = |parts: &[&[u8]]| [b"\x03".as_slice(), &parts.concat()].concat();
     for bad in [
         known(&[b"\x40\xc8\x00\x00", &section]),
         known(&[&informational, b"\x40\xc8"]),
-        unknown(&[b"\x40\xc8\x00\x00", &fields, b"\x00"]),
-        unknown(&[&informational, b"\x40\xc8\x00\x00\x00"]),
+        indeterminate(&[b"\x40\xc8\x00\x00", &fields, b"\x00"]),
+        indeterminate(&[&informational, b"\x40\xc8\x00\x00\x00"]),
     ] {
         assert_eq!(sealed(&bad).err(), Some(BinaryHttpError::TooLarge));
     }

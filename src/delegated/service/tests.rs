@@ -64,9 +64,9 @@ fn a_query_in_pieces_is_emitted_once_and_its_answer_is_sent() {
 }
 
 #[test]
-fn a_query_that_is_too_long_counts_against_the_rate_limit() {
+fn a_query_that_is_too_long_counts_towards_the_rate_limit() {
     let mut service = service();
-    let too_long = vec![0; longest(REQUEST_BUCKETS) + 1];
+    let too_long = vec![0; max_frame_len(REQUEST_BUCKETS) + 1];
     // The burst of one circuit is eight queries.
     for stream in 0..9 {
         service.handle_request(NOW, stream, RequestOwner::alone(1));
@@ -84,7 +84,7 @@ fn a_malformed_query_is_refused_and_not_emitted() {
     let mut service = service();
     let mut wrong = query().encode().unwrap();
     *wrong.last_mut().unwrap() = 1;
-    let too_long = vec![0; longest(REQUEST_BUCKETS) + 1];
+    let too_long = vec![0; max_frame_len(REQUEST_BUCKETS) + 1];
     for (stream, bytes) in [(1, wrong), (2, too_long), (3, b"GET /".to_vec())] {
         service.handle_request(NOW, stream, RequestOwner::alone(stream));
         service.handle_data(NOW, stream, &bytes);
@@ -168,19 +168,19 @@ fn a_closed_stream_frees_its_place_in_the_limits() {
 #[test]
 fn a_slow_client_is_ended_and_a_slow_engine_is_reported() {
     let mut service = service();
-    let limits = ServiceParameters::default();
+    let parameters = ServiceParameters::default();
     service.handle_request(NOW, 1, RequestOwner::alone(1));
     service.handle_data(NOW, 1, b"x");
     send_query(&mut service, 2, 2);
     events(&mut service);
-    assert_eq!(service.poll_timeout(), Some(NOW.after(limits.query)));
-    service.handle_timeout(NOW.after(limits.query));
+    assert_eq!(service.poll_timeout(), Some(NOW.after(parameters.query_timeout)));
+    service.handle_timeout(NOW.after(parameters.query_timeout));
     assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 1, reason: EndReason::TimedOut }]);
-    let engine_deadline = NOW.after(limits.engine);
+    let engine_deadline = NOW.after(parameters.answer_timeout);
     service.handle_timeout(engine_deadline);
     assert_eq!(events(&mut service), [ServiceEvent::Cancel { stream: 2 }, ServiceEvent::Write { stream: 2 }]);
     // A client that doesn't read its answer is ended too.
-    service.handle_timeout(engine_deadline.after(limits.stall));
+    service.handle_timeout(engine_deadline.after(parameters.stall_timeout));
     assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 2, reason: EndReason::TimedOut }]);
     assert_eq!(service.poll_timeout(), None);
 }

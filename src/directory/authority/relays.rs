@@ -26,7 +26,7 @@ const WEIGHT: u32 = 1000;
 /// Consecutive failed proofs after which a relay is no longer listed.
 const MAX_FAILURES: u32 = 2;
 /// The rate at which a relay may change its descriptor: one change a minute, five at once.
-const CHANGES: Rate = Rate { a_second: 1, burst: 300 };
+const CHANGES: Rate = Rate { per_second: 1, burst: 300 };
 /// Tokens of one change.
 const CHANGE: u64 = 60;
 /// The time from a first failed proof to the next try, and the minimum time between proofs after a new descriptor.

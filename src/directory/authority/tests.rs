@@ -309,7 +309,7 @@ fn relays_are_stable_after_the_configured_time_or_the_median_time() {
     let day = Duration::from_secs(24 * hour);
     let young = AuthorityConfig {
         stable_after: Duration::from_secs(10 * hour),
-        prove_every: day,
+        proof_interval: day,
         ..AuthorityConfig::testnet(4)
     };
     let mut authority = authority(young);

@@ -19,33 +19,33 @@ const ZSTD_LEVEL: i32 = 9;
 const GZIP_LEVEL: Compression = Compression::new(6);
 
 /// The current document of one kind.
-pub(super) struct Shelf(watch::Sender<Option<Served>>);
+pub(super) struct ServedDocument(watch::Sender<Option<CompressedDocument>>);
 
 /// A document, with its compressed forms.
 #[derive(Clone)]
-struct Served {
+struct CompressedDocument {
     whole: Bytes,
     zstd: Option<Bytes>,
     gzip: Option<Bytes>,
     etag: HeaderValue,
 }
 
-impl Shelf {
+impl ServedDocument {
     pub(super) fn new() -> Self {
         Self(watch::Sender::new(None))
     }
 
     /// Compresses and serves these bytes of a document with this digest, in place of the last.
-    pub(super) async fn put(&self, document: Vec<u8>, digest: [u8; 32]) {
+    pub(super) async fn set(&self, document: Vec<u8>, digest: [u8; 32]) {
         let Ok(etag) = entity_tag(&digest) else { return tracing::error!("can't compute an entity tag") };
-        match spawn_blocking(move || Served::new(document, etag)).await {
+        match spawn_blocking(move || CompressedDocument::new(document, etag)).await {
             Ok(served) => _ = self.0.send_replace(Some(served)),
             Err(error) => tracing::error!(%error, "can't compress a document; not serving it"),
         }
     }
 
     /// The answer to a GET with these header fields; 404 with the words `none_yet` before the first document.
-    pub(super) fn give(&self, asked: &HeaderMap, none_yet: &'static str) -> Response {
+    pub(super) fn answer(&self, asked: &HeaderMap, none_yet: &'static str) -> Response {
         let Some(served) = self.0.borrow().clone() else { return (StatusCode::NOT_FOUND, none_yet).into_response() };
         let fields = [
             (header::ETAG, served.etag.clone()),
@@ -66,7 +66,7 @@ impl Shelf {
     }
 }
 
-impl Served {
+impl CompressedDocument {
     fn new(document: Vec<u8>, etag: HeaderValue) -> Self {
         let shorter = |packed: io::Result<Vec<u8>>| {
             let packed = packed.inspect_err(|error| tracing::warn!(%error, "can't compress a document")).ok()?;

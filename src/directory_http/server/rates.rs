@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The rate of a source; a network has four times as much ([`Allowances`]).
-const OF_SOURCE: Rate = Rate { a_second: 2, burst: 32 };
+const OF_SOURCE: Rate = Rate { per_second: 2, burst: 32 };
 
 /// The rates of all senders.
 pub(super) struct SubmissionRates {

@@ -28,7 +28,7 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 /// Interval between two looks at a clock that is wrong at the start.
 const CLOCK_WAIT: Duration = Duration::from_secs(1);
 /// Interval between two reports of refused submissions.
-const REFUSALS_LOGGED_EVERY: Duration = Duration::from_secs(60);
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Checks for an authority that a relay is at its address.
 pub trait Prover: Send + Sync + 'static {
@@ -209,7 +209,7 @@ impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
     /// Logs the number of refusals, once a minute however many there are.
     fn report_refusals(&mut self) {
         let (number, since) = self.refused;
-        if number > 0 && since.elapsed() >= REFUSALS_LOGGED_EVERY {
+        if number > 0 && since.elapsed() >= REFUSAL_LOG_INTERVAL {
             tracing::info!(number, "refused submissions");
             self.refused = (0, Instant::now());
         }

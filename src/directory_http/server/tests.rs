@@ -110,7 +110,7 @@ async fn a_list_is_compressed_once_however_often_it_is_fetched() {
     let (server, _submissions) = server().await;
     let body = async |coding: &'static str| {
         let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(coding))]);
-        let answer = server.consensus.give(&headers, "none");
+        let answer = server.consensus.answer(&headers, "none");
         assert_eq!(answer.headers()[header::VARY], "accept-encoding");
         axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap()
     };
@@ -435,7 +435,7 @@ async fn serve_long(caps: ConnectionCaps) -> (SocketAddr, mpsc::Receiver<Submiss
     server.caps = ConnectionCaps { network: |peer| Some(crate::base::AddressPrefix::source(peer)), ..caps };
     let mut long = vec![0; 8 << 20];
     rand::Rng::fill_bytes(&mut ChaCha20Rng::seed_from_u64(1), &mut long);
-    server.consensus.put(long, [1; 32]).await;
+    server.consensus.set(long, [1; 32]).await;
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
     (address, submissions)
@@ -463,9 +463,9 @@ async fn slow_readers_of_one_source_hold_up_no_fetch() {
 
 #[tokio::test]
 async fn beyond_its_share_a_source_is_told_to_try_again_and_a_slow_reader_soon_leaves_its_place() {
-    let patience = Duration::from_millis(200);
+    let slow_reader_timeout = Duration::from_millis(200);
     let (address, _submissions) =
-        serve_long(ConnectionCaps { of_network: 2, patience, ..ConnectionCaps::default() }).await;
+        serve_long(ConnectionCaps { of_network: 2, slow_reader_timeout, ..ConnectionCaps::default() }).await;
     let source = [127, 0, 0, 2];
     let (mut slow, mut slower) = (ask_from(source, address).await, ask_from(source, address).await);
     let mut head = [0; 12];

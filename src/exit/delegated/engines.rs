@@ -1,10 +1,10 @@
 //! The search engines of an exit: reads their descriptions from files and URLs, and refreshes those from URLs daily.
 //!
-//! A URL that fails at the start is retried until it succeeds; its engine is offered from then on.
+//! A fetch that fails at the start is retried until it succeeds; then the engine is offered.
 //!
 //! Governed by `proto/09-delegated.md` §4. The operator chooses the descriptions, never a client. A description in a
-//! file, or of an engine at the host of its URL, may name addresses of this machine or network. Any other may not;
-//! otherwise its server could turn the exit against its local network.
+//! file may name addresses of this machine or network, and so may a description whose engine has the host of the
+//! description's URL. Any other description may not; otherwise its server could direct the exit to the local network.
 
 use core::time::Duration;
 use std::{
@@ -33,25 +33,27 @@ use crate::{
     },
 };
 
-/// Interval between two fetches of a URL.
-const REFRESH_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
-/// First and longest delay between retries of a URL without an engine yet; doubled each time.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
-/// Time limit for one description, and at the start for all of them.
+/// Interval between two fetches of the description of an offered engine.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+/// First delay before a retry of a URL whose engine is not offered yet. Each failure doubles the delay.
+const FIRST_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Longest delay before a retry.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(10 * 60);
+/// Time limit for one description, and at the start for all descriptions together.
 const DESCRIPTION_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The reason why an engine can't be offered. Contains the operator's text.
+/// The reason why an engine can't be offered. The first field is the operator's entry.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EngineError {
-    /// The text before the `=` is no engine name.
+    /// The text before the `=` is not an engine name.
     #[error("engine \"{0}\": the text before the \"=\" is not an engine name; names consist of a-z, 0-9 and -")]
-    Name(String),
+    InvalidName(String),
     /// The file can't be read.
     #[error("engine \"{0}\": {1}")]
     File(String, std::io::Error),
     /// The URL is invalid.
     #[error("engine \"{0}\" is neither a file nor an http or https URL of an OpenSearch description")]
-    Url(String),
+    InvalidUrl(String),
     /// The URL can't be fetched.
     #[error("engine \"{0}\": {1}")]
     Unreachable(String, FetchError),
@@ -60,7 +62,7 @@ pub(crate) enum EngineError {
     Description(String, DescriptionError),
     /// Two engines have the same name.
     #[error("two engines have the name \"{0}\"; write another name before one, as in other=FILE")]
-    Twice(EngineName),
+    DuplicateName(EngineName),
     /// An engine for pages is configured as a URL.
     #[error("engine \"{0}\" is a URL; for pages, write a file with the description")]
     NoFile(String),
@@ -74,7 +76,7 @@ impl EngineError {
     fn reason(&self) -> String {
         match self {
             Self::Unreachable(_, error) => error.to_string(),
-            Self::Twice(_) => "another engine has the same name".to_owned(),
+            Self::DuplicateName(_) => "another engine has the same name".to_owned(),
             _ => "the document at its URL is not a valid description".to_owned(),
         }
     }
@@ -97,12 +99,13 @@ pub(crate) enum FetchError {
     TimedOut,
 }
 
-/// The senders of an exit's requests to engines, by the source of the URL.
+/// The senders of an exit's requests to engines, by the source of the engine's URL.
 #[derive(Clone, Debug)]
 pub(crate) struct Senders {
-    /// For URLs from the operator's configuration, local network included.
+    /// For descriptions, and for engines whose host the operator configured, by a file or by the description's URL. May
+    /// reach the local network.
     pub(crate) configured: Outbound,
-    /// For URLs from other hosts' descriptions.
+    /// For engines at another host than the description's URL.
     pub(crate) public: Outbound,
 }
 
@@ -116,14 +119,15 @@ pub(crate) struct ExitEngine {
 /// The source of a description.
 #[derive(Debug)]
 struct DescriptionSource {
-    /// The operator's text.
-    written: String,
+    /// The operator's entry.
+    entry: String,
+    /// The name before the `=`, which replaces the description's name.
     name: Option<EngineName>,
-    place: Place,
+    location: SourceLocation,
 }
 
 #[derive(Debug)]
-enum Place {
+enum SourceLocation {
     File(PathBuf),
     Url(Url),
 }
@@ -134,7 +138,7 @@ struct Remote {
     source: DescriptionSource,
     /// The position in the operator's list, from 1, used in the log.
     number: usize,
-    /// The name under which the engine is offered, once it is.
+    /// The engine's name, set when the exit first offers the engine.
     offered: OnceLock<EngineName>,
 }
 
@@ -145,38 +149,38 @@ pub(crate) struct Engines {
     remote: Vec<Remote>,
     engines: RwLock<BTreeMap<EngineName, Arc<ExitEngine>>>,
     /// Notified when an engine is added.
-    grown: Notify,
+    added: Notify,
 }
 
 impl Engines {
-    /// Reads the descriptions that the operator configured: files or URLs, optionally with a name and `=` before,
-    /// which replaces the description's name. [`Self::keep_fresh`] retries URLs that can't be fetched now.
+    /// Reads the descriptions that the operator configured. An entry is a file or URL, optionally preceded by a name
+    /// and `=`. This name replaces the description's. [`Self::refresh_engines`] retries URLs that can't be fetched now.
     ///
     /// # Errors
     /// When a description can't be used, so that an exit with a configuration error doesn't start.
-    pub(crate) async fn load<S: AsRef<str>>(written: &[S], senders: Senders) -> Result<Self, EngineError> {
-        if written.len() > MAX_ENGINES {
+    pub(crate) async fn load<S: AsRef<str>>(entries: &[S], senders: Senders) -> Result<Self, EngineError> {
+        if entries.len() > MAX_ENGINES {
             return Err(EngineError::TooMany);
         }
-        let sources = written.iter().map(|written| DescriptionSource::parse(written.as_ref()));
+        let sources = entries.iter().map(|entry| DescriptionSource::parse(entry.as_ref()));
         let mut sources: Vec<_> = (1..).zip(sources.collect::<Result<Vec<_>, _>>()?).collect();
-        // Files first, so that an error in one is reported at once.
+        // Files first, so that an error in a file is reported before any fetch.
         sources.sort_by_key(|(_, source)| source.is_remote());
         let (mut engines, mut remote, mut names) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
-        let by = after(DESCRIPTION_TIMEOUT);
+        let deadline = after(DESCRIPTION_TIMEOUT);
         for (number, source) in sources {
-            let late = |_| Err(EngineError::Unreachable(source.written.clone(), FetchError::TimedOut));
-            let engine = match timeout_at(by, source.describe(source.name.clone(), &senders)).await.unwrap_or_else(late)
-            {
+            let timed_out = |_| Err(EngineError::Unreachable(source.entry.clone(), FetchError::TimedOut));
+            let describing = timeout_at(deadline, source.describe(source.name.clone(), &senders));
+            let engine = match describing.await.unwrap_or_else(timed_out) {
                 Err(error @ EngineError::Unreachable(..)) => {
                     tracing::warn!(number, reason = error.reason(), "can't offer an engine yet; retrying its URL");
                     None
                 }
-                read => Some(read?),
+                described => Some(described?),
             };
-            let name = engine.as_ref().map(|offered| offered.engine.name()).or(source.name.as_ref()).cloned();
+            let name = engine.as_ref().map(|exit_engine| exit_engine.engine.name()).or(source.name.as_ref()).cloned();
             if let Some(name) = name.clone().filter(|name| !names.insert(name.clone())) {
-                return Err(EngineError::Twice(name));
+                return Err(EngineError::DuplicateName(name));
             }
             let offered = name.zip(engine).map(|(name, engine)| {
                 engines.insert(name.clone(), Arc::new(engine));
@@ -187,7 +191,7 @@ impl Engines {
                 remote.push(Remote { source, number, offered });
             }
         }
-        Ok(Self { senders, remote, engines: RwLock::new(engines), grown: Notify::new() })
+        Ok(Self { senders, remote, engines: RwLock::new(engines), added: Notify::new() })
     }
 
     /// The engines' names, ascending.
@@ -195,43 +199,48 @@ impl Engines {
         self.engines.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 
+    /// The engine named `name`, if the exit offers it.
     pub(crate) fn find(&self, name: &EngineName) -> Option<Arc<ExitEngine>> {
         self.engines.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
     /// Waits until an engine is added. At most one task may wait.
-    pub(crate) async fn grown(&self) {
-        self.grown.notified().await;
+    pub(crate) async fn engine_added(&self) {
+        self.added.notified().await;
     }
 
-    /// Refreshes descriptions from URLs daily, and retries failed URLs sooner. After a failure, the previous
-    /// description stays. Never ends.
-    pub(crate) async fn keep_fresh(&self) {
-        let wait = |remote: &Remote| if remote.offered.get().is_some() { REFRESH_EVERY } else { RETRY.0 };
-        let mut due: Vec<_> = self.remote.iter().map(|remote| (after(wait(remote)), RETRY.0, remote)).collect();
+    /// Refreshes descriptions from URLs daily, and retries URLs of engines that are not offered yet sooner. After a
+    /// failed refresh, the previous description stays. Never ends.
+    pub(crate) async fn refresh_engines(&self) {
+        let delay = |remote: &Remote, retry: Duration| match remote.offered.get() {
+            Some(_) => REFRESH_INTERVAL,
+            None => retry,
+        };
+        let scheduled = |remote| (after(delay(remote, FIRST_RETRY_DELAY)), FIRST_RETRY_DELAY, remote);
+        let mut schedule: Vec<_> = self.remote.iter().map(scheduled).collect();
         loop {
-            let Some((at, pause, remote)) = due.iter_mut().min_by_key(|(at, ..)| *at) else {
+            let Some((at, retry_delay, remote)) = schedule.iter_mut().min_by_key(|(at, ..)| *at) else {
                 return core::future::pending().await;
             };
             sleep_until(*at).await;
-            self.renew(remote).await;
-            *pause = pause.saturating_mul(2).min(RETRY.1);
-            *at = after(if remote.offered.get().is_some() { REFRESH_EVERY } else { *pause });
+            self.refresh(remote).await;
+            *retry_delay = retry_delay.saturating_mul(2).min(MAX_RETRY_DELAY);
+            *at = after(delay(remote, *retry_delay));
         }
     }
 
     #[cfg(test)]
-    pub(super) async fn refresh(&self) {
+    pub(super) async fn refresh_all(&self) {
         for remote in &self.remote {
-            self.renew(remote).await;
+            self.refresh(remote).await;
         }
     }
 
-    async fn renew(&self, remote: &Remote) {
+    async fn refresh(&self, remote: &Remote) {
         let number = remote.number;
         let name = remote.offered.get().or(remote.source.name.as_ref()).cloned();
-        let read = remote.source.describe(name, &self.senders).await;
-        let Err(error) = read.and_then(|engine| self.offer(remote, engine)) else { return };
+        let described = remote.source.describe(name, &self.senders).await;
+        let Err(error) = described.and_then(|engine| self.offer(remote, engine)) else { return };
         if remote.offered.get().is_some() {
             tracing::warn!(number, reason = error.reason(), "can't refresh an engine's description");
         } else {
@@ -239,18 +248,18 @@ impl Engines {
         }
     }
 
-    /// Offers the engine of `remote` from now on, or its new description.
-    fn offer(&self, remote: &Remote, offered: ExitEngine) -> Result<(), EngineError> {
-        let name = offered.engine.name().clone();
+    /// Offers the engine of `remote`, or replaces its description.
+    fn offer(&self, remote: &Remote, exit_engine: ExitEngine) -> Result<(), EngineError> {
+        let name = exit_engine.engine.name().clone();
         let mut engines = self.engines.write().unwrap_or_else(PoisonError::into_inner);
         if remote.offered.get().is_none() && engines.contains_key(&name) {
-            return Err(EngineError::Twice(name));
+            return Err(EngineError::DuplicateName(name));
         }
-        engines.insert(name.clone(), Arc::new(offered));
+        engines.insert(name.clone(), Arc::new(exit_engine));
         drop(engines);
         if remote.offered.set(name).is_ok() {
             tracing::info!(number = remote.number, "received an engine's description; offering the engine");
-            self.grown.notify_one();
+            self.added.notify_one();
         }
         Ok(())
     }
@@ -259,22 +268,22 @@ impl Engines {
 /// Engines for volunteers' pages, each with its description: files only, in the syntax of [`Engines::load`].
 ///
 /// # Errors
-/// When pages can't use one of them.
-pub(crate) async fn for_pages<S: AsRef<str>>(written: &[S]) -> Result<Vec<(Engine, String)>, EngineError> {
-    if written.len() > MAX_ENGINES {
+/// When pages can't use one of the engines.
+pub(crate) async fn for_pages<S: AsRef<str>>(entries: &[S]) -> Result<Vec<(Engine, String)>, EngineError> {
+    if entries.len() > MAX_ENGINES {
         return Err(EngineError::TooMany);
     }
     let mut engines: Vec<(Engine, String)> = Vec::new();
-    for source in written {
-        let DescriptionSource { written, name, place } = DescriptionSource::parse(source.as_ref())?;
-        let Place::File(path) = place else { return Err(EngineError::NoFile(written)) };
-        let document = read_file(&path).await.map_err(|error| EngineError::File(written.clone(), error))?;
+    for source in entries {
+        let DescriptionSource { entry, name, location } = DescriptionSource::parse(source.as_ref())?;
+        let SourceLocation::File(path) = location else { return Err(EngineError::NoFile(entry)) };
+        let document = read_file(&path).await.map_err(|error| EngineError::File(entry.clone(), error))?;
         let engine =
-            Engine::describe_for_page(&document, name).map_err(|error| EngineError::Description(written, error))?;
+            Engine::describe_for_page(&document, name).map_err(|error| EngineError::Description(entry, error))?;
         if engines.iter().any(|(other, _)| other.name() == engine.name()) {
-            return Err(EngineError::Twice(engine.name().clone()));
+            return Err(EngineError::DuplicateName(engine.name().clone()));
         }
-        // A description that was parsed is UTF-8.
+        // A parsed description is UTF-8.
         engines.push((engine, String::from_utf8_lossy(&document).into_owned()));
     }
     Ok(engines)
@@ -285,63 +294,64 @@ fn after(wait: Duration) -> Instant {
 }
 
 impl DescriptionSource {
-    fn parse(written: &str) -> Result<Self, EngineError> {
+    fn parse(entry: &str) -> Result<Self, EngineError> {
         // A URL may contain an equals sign too, but not before its scheme.
-        let named = written.split_once('=').filter(|(name, _)| !name.contains(['/', ':', '.', '?']));
-        let (name, place) = match named {
-            Some((name, place)) => {
-                let name = EngineName::parse(name).ok_or_else(|| EngineError::Name(written.to_owned()))?;
-                (Some(name), place)
+        let named = entry.split_once('=').filter(|(name, _)| !name.contains(['/', ':', '.', '?']));
+        let (name, location) = match named {
+            Some((name, location)) => {
+                let name = EngineName::parse(name).ok_or_else(|| EngineError::InvalidName(entry.to_owned()))?;
+                (Some(name), location)
             }
-            None => (None, written),
+            None => (None, entry),
         };
-        let place = if place.contains("://") {
-            let url = Url::parse(place).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-            Place::Url(url.ok_or_else(|| EngineError::Url(written.to_owned()))?)
+        let location = if location.contains("://") {
+            let url =
+                Url::parse(location).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+            SourceLocation::Url(url.ok_or_else(|| EngineError::InvalidUrl(entry.to_owned()))?)
         } else {
-            Place::File(PathBuf::from(place))
+            SourceLocation::File(PathBuf::from(location))
         };
-        Ok(Self { written: written.to_owned(), name, place })
+        Ok(Self { entry: entry.to_owned(), name, location })
     }
 
     const fn is_remote(&self) -> bool {
-        matches!(self.place, Place::Url(_))
+        matches!(self.location, SourceLocation::Url(_))
     }
 
     async fn describe(&self, name: Option<EngineName>, senders: &Senders) -> Result<ExitEngine, EngineError> {
-        let written = || self.written.clone();
-        let (document, origin) = match &self.place {
-            Place::File(path) => {
+        let entry = || self.entry.clone();
+        let (document, origin) = match &self.location {
+            SourceLocation::File(path) => {
                 let read = read_file(path).await;
-                (read.map_err(|error| EngineError::File(written(), error))?, None)
+                (read.map_err(|error| EngineError::File(entry(), error))?, None)
             }
-            Place::Url(url) => {
+            SourceLocation::Url(url) => {
                 let fetched = timeout(DESCRIPTION_TIMEOUT, fetch(url, &senders.configured))
                     .await
                     .unwrap_or(Err(FetchError::TimedOut));
-                (fetched.map_err(|error| EngineError::Unreachable(written(), error))?, Some(url))
+                (fetched.map_err(|error| EngineError::Unreachable(entry(), error))?, Some(url))
             }
         };
         let engine =
-            Engine::describe(&document, origin, name).map_err(|error| EngineError::Description(written(), error))?;
-        let configured = origin.is_none_or(|origin| is_at(&engine, origin));
+            Engine::describe(&document, origin, name).map_err(|error| EngineError::Description(entry(), error))?;
+        let configured = origin.is_none_or(|origin| has_host_of(&engine, origin));
         let outbound = if configured { senders.configured.clone() } else { senders.public.clone() };
         Ok(ExitEngine { engine, outbound })
     }
 }
 
 /// Whether `engine` has the same host as the URL of its description.
-fn is_at(engine: &Engine, origin: &Url) -> bool {
+fn has_host_of(engine: &Engine, origin: &Url) -> bool {
     let probe = SearchRequest::new(engine.name().clone(), "x", 1, None).ok();
     let question = probe.and_then(|probe| engine.question(&probe));
     question.is_some_and(|question| question.url.host() == origin.host())
 }
 
 async fn read_file(path: &PathBuf) -> std::io::Result<Vec<u8>> {
-    let most = u64::try_from(MAX_DESCRIPTION_LEN).unwrap_or(u64::MAX);
+    let cap = u64::try_from(MAX_DESCRIPTION_LEN).unwrap_or(u64::MAX);
     let mut document = Vec::new();
     // One byte more than allowed, so that the parser detects an oversized file.
-    tokio::fs::File::open(path).await?.take(most.saturating_add(1)).read_to_end(&mut document).await?;
+    tokio::fs::File::open(path).await?.take(cap.saturating_add(1)).read_to_end(&mut document).await?;
     Ok(document)
 }
 
@@ -351,7 +361,7 @@ async fn fetch(url: &Url, outbound: &Outbound) -> Result<Vec<u8>, FetchError> {
         .header(header::ACCEPT, "application/opensearchdescription+xml,application/xml;q=0.9")
         .body(Empty::<Bytes>::new())
         .map_err(|_| OutboundError::Address)?;
-    let response = outbound.send(request).await?;
+    let response = outbound.send(None, request).await?;
     if response.status() != hyper::StatusCode::OK {
         return Err(FetchError::Status(response.status().as_u16()));
     }

@@ -1,8 +1,8 @@
-//! The exit's HTTP service: one request in Binary HTTP, one response (`proto/09-delegated.md`, "HTTP").
+//! The exit's HTTP service: one request and one response in Binary HTTP (`proto/09-delegated.md` §6).
 //!
 //! Bodies are forwarded in pieces, concurrently in both directions, with backpressure. A request that the operator
-//! doesn't offer is refused before any name is resolved. Other failures have a response too ([`Refusal`]). A
-//! truncated response resets the stream, so that the client never takes it as complete.
+//! doesn't offer is refused before any name is resolved. Other failures have a response too ([`Refusal`]). A truncated
+//! response resets the stream, so that the client never accepts the response as complete.
 
 mod allow;
 #[cfg(test)]
@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    delegated::{HttpOffer, message::METHODS},
+    delegated::{HttpOffer, limits::RequestOwner, message::METHODS},
     exit::outbound::{Outbound, OutboundError},
     http_exchange::{
         binary::{Content, MessageError, PipedBody, fill, read_request, response_head, write_content},
@@ -31,29 +31,29 @@ use crate::{
 
 pub(crate) use self::allow::Allow;
 
-/// Bytes of a request that are still read after the answer; more than can be in flight.
-const LEFT_OVER: u64 = 4 * 1024 * 1024;
+/// Cap on bytes of a request that the exit reads, and drops, after the answer.
+const MAX_UNUSED_REQUEST_LEN: u64 = 4 * 1024 * 1024;
 
 /// Caps on length and time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HttpCaps {
     /// Maximum bytes of a body, in each direction; 256 MiB.
-    pub(crate) body: u64,
+    pub(crate) max_body_len: u64,
     /// Time limit for a request's head and the first piece of its body; 15 s.
-    pub(crate) head: Duration,
-    /// Time limit for the client to receive a piece of the response; 60 s.
-    pub(crate) stall: Duration,
-    /// Time limit of a request; 15 minutes.
-    pub(crate) time: Duration,
+    pub(crate) head_timeout: Duration,
+    /// Time limit for a piece of the request to arrive, and for a piece of the response to be sent; 60 s.
+    pub(crate) stall_timeout: Duration,
+    /// Time limit from REQUEST to the end of the answer; 15 minutes.
+    pub(crate) request_timeout: Duration,
 }
 
 impl Default for HttpCaps {
     fn default() -> Self {
         Self {
-            body: 256 * 1024 * 1024,
-            head: Duration::from_secs(15),
-            stall: Duration::from_secs(60),
-            time: Duration::from_secs(15 * 60),
+            max_body_len: 256 * 1024 * 1024,
+            head_timeout: Duration::from_secs(15),
+            stall_timeout: Duration::from_secs(60),
+            request_timeout: Duration::from_secs(15 * 60),
         }
     }
 }
@@ -94,8 +94,14 @@ impl Http {
     /// answer.
     ///
     /// # Errors
-    /// The reason why the request was not performed or not completed. The client gets it too.
-    pub(crate) async fn serve<S, A>(&self, stream: S, admitted: Result<A, Refusal>) -> Result<(), Refusal>
+    /// The reason why the request was not performed or not completed. The client receives the reason too, unless the
+    /// answer has begun or the stream failed.
+    pub(crate) async fn serve<S, A>(
+        &self,
+        stream: S,
+        owner: RequestOwner,
+        admitted: Result<A, Refusal>,
+    ) -> Result<(), Refusal>
     where
         A: Send,
         S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -104,24 +110,33 @@ impl Http {
         let performing = async {
             match &admitted {
                 Err(refusal) => self.refuse(&mut writer, *refusal).await,
-                Ok(_) => self.perform(&mut reader, &mut writer).await,
+                Ok(_) => self.perform(owner, &mut reader, &mut writer).await,
             }
         };
-        let outcome = timeout(self.caps.time, performing).await.unwrap_or(Err(Refusal::Silent))?;
+        let outcome = timeout(self.caps.request_timeout, performing).await.unwrap_or(Err(Refusal::Silent))?;
         let _ = writer.shutdown().await;
         drop(admitted);
-        // Dropping the stream before the client has finished would reset it, and discard the answer in flight.
-        let _ = timeout(self.caps.stall, tokio::io::copy(&mut reader.take(LEFT_OVER), &mut tokio::io::sink())).await;
+        // Dropping the stream before the client has finished would reset the stream, and discard the answer in flight.
+        let mut unused = reader.take(MAX_UNUSED_REQUEST_LEN);
+        let _ = timeout(self.caps.stall_timeout, tokio::io::copy(&mut unused, &mut tokio::io::sink())).await;
         outcome.map_or(Ok(()), Err)
     }
 
-    /// Performs a request. The answer, or refusal, is complete unless this returns an error.
-    async fn perform<R, W>(&self, reader: &mut R, writer: &mut W) -> Result<Option<Refusal>, Refusal>
+    /// Performs a request. Returns the refusal that the client received instead of the target's answer, if any.
+    ///
+    /// # Errors
+    /// When the client has not received a complete answer or refusal.
+    async fn perform<R, W>(
+        &self,
+        owner: RequestOwner,
+        reader: &mut R,
+        writer: &mut W,
+    ) -> Result<Option<Refusal>, Refusal>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        let reading = timeout(self.caps.head, read_head(reader, self.caps.body));
+        let reading = timeout(self.caps.head_timeout, read_head(reader, self.caps.max_body_len));
         let read = reading.await.unwrap_or(Err(Refusal::Malformed));
         let (request, first, mut content) = match read {
             Ok(read) => read,
@@ -136,11 +151,11 @@ impl Http {
         let answered = tokio::select! {
             biased;
             answered = async {
-                let response = outbound.send(request.map(|()| body)).await?;
+                let response = outbound.send(Some(owner), request.map(|()| body)).await?;
                 Ok::<_, OutboundError>(self.answer(writer, response).await)
             } => answered,
             never = async {
-                uploaded = fill(&mut content, pipe, self.caps.stall).await;
+                uploaded = fill(&mut content, pipe, self.caps.stall_timeout).await;
                 core::future::pending().await
             } => never,
         };
@@ -189,7 +204,7 @@ impl Http {
         writer: &mut (impl AsyncWrite + Unpin),
         mut response: Response<StreamedBody>,
     ) -> Result<Option<Refusal>, Refusal> {
-        if response.body().size_hint().lower() > self.caps.body {
+        if response.body().size_hint().lower() > self.caps.max_body_len {
             return self.refuse(writer, Refusal::AnswerTooLarge).await;
         }
         fix_response(response.headers_mut());
@@ -209,8 +224,8 @@ impl Http {
         body: B,
     ) -> Result<(), Refusal> {
         let written = async {
-            timeout(self.caps.stall, writer.write_all(head)).await.map_err(|_| MessageError::Broken)??;
-            write_content(writer, body, self.caps.body, self.caps.stall).await
+            timeout(self.caps.stall_timeout, writer.write_all(head)).await.map_err(|_| MessageError::Broken)??;
+            write_content(writer, body, self.caps.max_body_len, self.caps.stall_timeout).await
         };
         match written.await {
             Ok(_) => Ok(()),
@@ -221,17 +236,17 @@ impl Http {
     }
 }
 
-/// A request's head, and the first piece of its body.
+/// A request's head, the first piece of its body, and the rest of the body.
 async fn read_head<R: AsyncRead + Unpin>(
     reader: R,
     cap: u64,
 ) -> Result<(Request<()>, Option<Bytes>, Content<R>), Refusal> {
-    let (request, mut content) = read_request(reader, cap).await.map_err(|error| unread(&error))?;
-    let first = content.piece().await.map_err(|error| unread(&error))?;
+    let (request, mut content) = read_request(reader, cap).await.map_err(|error| read_refusal(&error))?;
+    let first = content.piece().await.map_err(|error| read_refusal(&error))?;
     Ok((request, first, content))
 }
 
-const fn unread(error: &MessageError) -> Refusal {
+const fn read_refusal(error: &MessageError) -> Refusal {
     match error {
         MessageError::TooLarge => Refusal::RequestTooLarge,
         MessageError::Broken | MessageError::Malformed(_) | MessageError::Source => Refusal::Malformed,

@@ -15,10 +15,10 @@ use tokio::time::sleep;
 pub(crate) use crate::delegated::limits::Rates;
 use crate::{base, delegated::limits, http_exchange::refusal::Refusal};
 
-/// Interval between two lines in the log.
-const REPORT_EVERY: Duration = Duration::from_secs(60 * 60);
+/// Interval between two reports of counts in the log.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// An admitted request; it counts as running until this is dropped.
+/// An admitted request, in progress until this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Admitted {
     owner: limits::RequestOwner,
@@ -48,10 +48,10 @@ impl ExitLimits {
         }
     }
 
-    /// Admits a request of `owner`. It counts as running until the result is dropped.
+    /// Admits a request of `owner`, in progress until the result is dropped.
     ///
     /// # Errors
-    /// [`Refusal::RateLimited`] and [`Refusal::Busy`].
+    /// As [`limits::RequestLimits::admit`].
     pub(crate) fn admit(&self, now: Instant, owner: limits::RequestOwner) -> Result<Admitted, Refusal> {
         let now = base::Instant::START.after(now.saturating_duration_since(self.start));
         self.limits.lock().unwrap_or_else(PoisonError::into_inner).admit(now, owner)?;
@@ -77,7 +77,7 @@ impl ExitLimits {
     /// Logs the counts once an hour, and nothing else about the requests.
     pub(crate) async fn report(&self) {
         loop {
-            sleep(REPORT_EVERY).await;
+            sleep(REPORT_INTERVAL).await;
             let counts = self.take_counts();
             if !counts.is_empty() {
                 let counts: Vec<String> =

@@ -23,7 +23,8 @@ use url::Url;
 use crate::{
     delegated::{
         EngineName, SearchAnswer, SearchRefusal, SearchRequest,
-        service::{ENGINE_LIMIT, PartialQuery, QUERY_LIMIT, Refused, STALL_LIMIT},
+        limits::RequestOwner,
+        service::{ENGINE_TIMEOUT, PartialQuery, QUERY_TIMEOUT, Refused, STALL_TIMEOUT},
     },
     engine,
     exit::outbound::OutboundError,
@@ -43,27 +44,27 @@ const MAX_REDIRECTS: usize = 3;
 /// Caps on length and time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SearchCaps {
-    /// Time limit for the query; [`QUERY_LIMIT`].
-    pub(crate) query: Duration,
-    /// Time limit for the engine; [`ENGINE_LIMIT`].
-    pub(crate) engine: Duration,
-    /// Time limit of sending the answer to the client; [`STALL_LIMIT`].
-    pub(crate) stall: Duration,
+    /// Time limit for the query; [`QUERY_TIMEOUT`].
+    pub(crate) query_timeout: Duration,
+    /// Time limit for the engine; [`ENGINE_TIMEOUT`].
+    pub(crate) engine_timeout: Duration,
+    /// Time limit of sending the answer to the client; [`STALL_TIMEOUT`].
+    pub(crate) stall_timeout: Duration,
     /// Maximum bytes of an engine's answer; 2 MiB.
-    pub(crate) answer: usize,
-    /// Answers parsed concurrently; others wait at most the engine's time limit. The number of processors, at least
-    /// two.
-    pub(crate) readers: usize,
+    pub(crate) max_answer_len: usize,
+    /// Maximum answers parsed concurrently; the number of processors, at least two. Others wait, at most for the
+    /// engine's time limit.
+    pub(crate) parsers: usize,
 }
 
 impl Default for SearchCaps {
     fn default() -> Self {
         Self {
-            query: QUERY_LIMIT,
-            engine: ENGINE_LIMIT,
-            stall: STALL_LIMIT,
-            answer: 2 * 1024 * 1024,
-            readers: std::thread::available_parallelism().map_or(2, NonZero::get).max(2),
+            query_timeout: QUERY_TIMEOUT,
+            engine_timeout: ENGINE_TIMEOUT,
+            stall_timeout: STALL_TIMEOUT,
+            max_answer_len: 2 * 1024 * 1024,
+            parsers: std::thread::available_parallelism().map_or(2, NonZero::get).max(2),
         }
     }
 }
@@ -73,14 +74,14 @@ impl Default for SearchCaps {
 pub(crate) struct ExitSearch {
     engines: Engines,
     caps: SearchCaps,
-    /// Permits for parsing. The parsing of a hostile answer can use a multiple of its length in memory, and one
+    /// Permits for parsing. The parsing of a hostile answer can take a multiple of the answer's length in memory, and one
     /// processor.
-    readers: Arc<Semaphore>,
+    parsers: Arc<Semaphore>,
 }
 
 impl ExitSearch {
     pub(crate) fn new(engines: Engines, caps: SearchCaps) -> Self {
-        Self { engines, caps, readers: Arc::new(Semaphore::new(caps.readers)) }
+        Self { engines, caps, parsers: Arc::new(Semaphore::new(caps.parsers)) }
     }
 
     /// The offered engines.
@@ -89,17 +90,17 @@ impl ExitSearch {
     }
 
     /// Waits until an engine is added. At most one task may wait.
-    pub(crate) async fn grown(&self) {
-        self.engines.grown().await;
+    pub(crate) async fn engine_added(&self) {
+        self.engines.engine_added().await;
     }
 
     /// Refreshes the engines' descriptions. Never ends.
-    pub(crate) async fn keep_fresh(&self) {
-        self.engines.keep_fresh().await;
+    pub(crate) async fn refresh_engines(&self) {
+        self.engines.refresh_engines().await;
     }
 
     /// Answers the query that arrives over `stream`, if `admit` allows. The admission lasts from the complete query to
-    /// the engine's answer, so that a client that sends or reads slowly holds none.
+    /// the engine's answer, so that a client that sends or reads slowly holds no admission.
     ///
     /// # Errors
     /// The reason for the operator's counts. The client receives the corresponding [`SearchRefusal`], if its stream is
@@ -107,19 +108,20 @@ impl ExitSearch {
     pub(crate) async fn serve<S, A>(
         &self,
         mut stream: S,
+        owner: RequestOwner,
         admit: impl FnOnce() -> Result<A, Refusal> + Send,
     ) -> Result<(), Refusal>
     where
         A: Send,
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let query = match timeout(self.caps.query, read_query(&mut stream)).await {
+        let query = match timeout(self.caps.query_timeout, read_query(&mut stream)).await {
             Ok(Ok(query)) => query,
             Ok(Err(_)) | Err(_) => return Err(Refusal::ClientGone),
         };
         let received = match query {
             Ok(query) => query.handle_finished(admit).ok_or(Refusal::ClientGone)?,
-            // Admitted first, so that it counts against the limits.
+            // The query is admitted before it is refused, so that it counts towards the limits.
             Err(refused) => match admit() {
                 Ok(_) => Err(refused),
                 Err(cause) => Err(Refused { answer: SearchRefusal::RateLimited, cause }),
@@ -127,7 +129,7 @@ impl ExitSearch {
         };
         let answered = match received {
             Ok((request, admitted)) => {
-                let answered = self.answer(request).await;
+                let answered = self.answer(owner, request).await;
                 drop(admitted);
                 answered
             }
@@ -142,27 +144,28 @@ impl ExitSearch {
             stream.write_all(&framed).await?;
             stream.shutdown().await
         };
-        match timeout(self.caps.stall, writing).await {
+        match timeout(self.caps.stall_timeout, writing).await {
             Ok(Ok(())) => outcome,
             Ok(Err(_)) | Err(_) => Err(Refusal::ClientGone),
         }
     }
 
-    async fn answer(&self, request: SearchRequest) -> Result<SearchAnswer, Refused> {
+    async fn answer(&self, owner: RequestOwner, request: SearchRequest) -> Result<SearchAnswer, Refused> {
         let unknown = Refused { answer: SearchRefusal::UnknownEngine, cause: Refusal::NotOffered };
         let offered = self.engines.find(request.engine()).ok_or(unknown)?;
         if offered.engine.lacks_page(request.page()) {
             return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
         }
-        let querying = timeout(self.caps.engine, query_engine(&offered, &request, self.caps.answer)).await;
-        let late = Refused { answer: SearchRefusal::EngineTimedOut, cause: Refusal::Silent };
-        let (url, status, body) = querying.unwrap_or(Err(late))?;
+        let querying = query_engine(&offered, owner, &request, self.caps.max_answer_len);
+        let querying = timeout(self.caps.engine_timeout, querying).await;
+        let timed_out = Refused { answer: SearchRefusal::EngineTimedOut, cause: Refusal::Silent };
+        let (url, status, body) = querying.unwrap_or(Err(timed_out))?;
         let busy = Refused { answer: SearchRefusal::RateLimited, cause: Refusal::Busy };
-        let reader = timeout(self.caps.engine, Arc::clone(&self.readers).acquire_owned()).await;
-        let reader = reader.ok().and_then(Result::ok).ok_or(busy)?;
+        let permit = timeout(self.caps.engine_timeout, Arc::clone(&self.parsers).acquire_owned()).await;
+        let permit = permit.ok().and_then(Result::ok).ok_or(busy)?;
         let reading = tokio::task::spawn_blocking(move || {
             // Held until the parsing ends, also if the client has disconnected.
-            let _reader = reader;
+            let _permit = permit;
             let response = engine::Response { url: &url, status: status.as_u16(), body: &body };
             offered.engine.read(&request, &response)
         });
@@ -188,11 +191,12 @@ async fn read_query(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Result<
     }
 }
 
-/// Queries an engine; returns the URL after redirects, the status and the body of its answer, at most `most` bytes.
+/// Queries an engine. Returns the URL after redirects, the status and the body of the answer, at most `cap` bytes.
 async fn query_engine(
     offered: &Arc<ExitEngine>,
+    owner: RequestOwner,
     request: &SearchRequest,
-    most: usize,
+    cap: usize,
 ) -> Result<(Url, StatusCode, Vec<u8>), Refused> {
     let bad = Refused { answer: SearchRefusal::BadRequest, cause: Refusal::Malformed };
     let engine::Question { url, accept, accept_language } = offered.engine.question(request).ok_or(bad)?;
@@ -204,26 +208,26 @@ async fn query_engine(
             .header(header::ACCEPT_LANGUAGE, accept_language.as_str())
             .body(Empty::<Bytes>::new())
             .map_err(|_| bad)?;
-        let response = offered.outbound.send(request).await?;
+        let response = offered.outbound.send(Some(owner), request).await?;
         if response.status().is_redirection() {
             at = redirect(&at, &response).ok_or(REDIRECTED)?;
             continue;
         }
         let encoded = response.headers().get(header::CONTENT_ENCODING);
         if encoded.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            // The request forbade encodings. Decompressed, the answer could be of any length, so it is refused.
+            // The request permits no encoding. A decompressed answer could have any length.
             return Err(Refused { answer: SearchRefusal::EngineMalformed, cause: Refusal::NotHttp });
         }
         let status = response.status();
-        return Ok((at, status, read_whole(response.into_body(), most).await?));
+        return Ok((at, status, read_whole(response.into_body(), cap).await?));
     }
     Err(REDIRECTED)
 }
 
 const REDIRECTED: Refused = Refused { answer: SearchRefusal::EngineRedirected, cause: Refusal::NoResults };
 
-/// The target of a redirect, if it has the same host, and either the same scheme and port or `https` instead of
-/// `http`.
+/// The target of a redirect from `at`, if the target has the same host, and either the same scheme and port, or `https`
+/// instead of `http`, both at the default port.
 fn redirect(at: &Url, response: &Response<StreamedBody>) -> Option<Url> {
     let location = response.headers().get(header::LOCATION)?.to_str().ok()?;
     let next = at.join(location).ok()?;

@@ -10,10 +10,10 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::{
     http_exchange::body::{BodyError, OutgoingBody},
-    io::testing::origin,
+    io::testing::target_server,
 };
 
-/// The certificate authority of [`https_origin`], with its root in a PEM file.
+/// The certificate authority of [`https_server`], with its root in a PEM file.
 pub(crate) struct TestRoot {
     pub(crate) file: tempfile::NamedTempFile,
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
@@ -49,18 +49,18 @@ impl TestRoot {
 }
 
 /// Serves HTTP with `answer`; returns the address.
-pub(crate) async fn http_origin<F, B>(
+pub(crate) async fn http_server<F, B>(
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
 ) -> SocketAddr
 where
     F: Future<Output = Response<B>> + Send + 'static,
     B: OutgoingBody,
 {
-    origin(move |socket| serve_http(socket, answer.clone())).await
+    target_server(move |socket| serve_http(socket, answer.clone())).await
 }
 
 /// Serves HTTPS with `answer` and the certificate of `acceptor`; returns the address.
-pub(crate) async fn https_origin<F, B>(
+pub(crate) async fn https_server<F, B>(
     acceptor: TlsAcceptor,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
 ) -> SocketAddr
@@ -68,7 +68,7 @@ where
     F: Future<Output = Response<B>> + Send + 'static,
     B: OutgoingBody,
 {
-    origin(move |socket| {
+    target_server(move |socket| {
         let (acceptor, answer) = (acceptor.clone(), answer.clone());
         async move {
             if let Ok(stream) = acceptor.accept(socket).await {

@@ -3,14 +3,14 @@ use hyper::body::{Bytes, Incoming};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{
-    testing::{TestRoot, http_origin, https_origin},
+    testing::{TestRoot, http_server, https_server},
     *,
 };
 use crate::{
     http_exchange::http1::read_whole,
     io::{
         resolver::{ResolverOptions, tests::name_server},
-        testing::origin,
+        testing::target_server,
     },
 };
 
@@ -45,19 +45,19 @@ async fn body(response: Response<StreamedBody>) -> String {
 }
 
 async fn failing(outbound: &Outbound, address: impl core::fmt::Display) -> OutboundError {
-    timeout(DEADLINE, outbound.send(get(address))).await.unwrap().unwrap_err()
+    timeout(DEADLINE, outbound.send(None, get(address))).await.unwrap().unwrap_err()
 }
 
 #[tokio::test]
 async fn a_request_reaches_a_server_and_its_answer_comes_back() {
-    let address = http_origin(mirror).await;
+    let address = http_server(mirror).await;
     let request = Request::post(format!("http://{address}/path?query"))
         .header("connection", "x-hop")
         .header("x-hop", "1")
         .header("accept-encoding", "gzip")
         .body(Full::<Bytes>::from(vec![0_u8; 1000]))
         .unwrap();
-    let response_body = body(outbound(Tls::default()).send(request).await.unwrap()).await;
+    let response_body = body(outbound(Tls::default()).send(None, request).await.unwrap()).await;
     assert!(response_body.starts_with("POST /path?query"), "{response_body}");
     assert!(response_body.contains(&format!("\"host\": \"{address}\"")), "{response_body}");
     assert!(
@@ -71,17 +71,17 @@ async fn a_request_reaches_a_server_and_its_answer_comes_back() {
 async fn https_needs_a_certificate_for_the_name() {
     let root = TestRoot::new();
     let tls = Tls::new([root.file.path()]).unwrap();
-    let verified = https_origin(root.server(&["localhost"]), mirror).await;
+    let verified = https_server(root.server(&["localhost"]), mirror).await;
     let response =
-        outbound(tls.clone()).send(get(format_args!("https://localhost:{}/", verified.port()))).await.unwrap();
+        outbound(tls.clone()).send(None, get(format_args!("https://localhost:{}/", verified.port()))).await.unwrap();
     assert!(body(response).await.starts_with("GET /"));
-    let other = https_origin(root.server(&["other.example"]), mirror).await;
+    let other = https_server(root.server(&["other.example"]), mirror).await;
     let unverified = OutboundError::Tls(TlsError::Certificate);
     assert_eq!(failing(&outbound(tls.clone()), format_args!("https://localhost:{}/", other.port())).await, unverified);
     // A certificate of an untrusted root fails too.
     let untrusted = Tls::new([TestRoot::new().file.path()]).unwrap();
     assert_eq!(failing(&outbound(untrusted), format_args!("https://localhost:{}/", verified.port())).await, unverified);
-    let plain = http_origin(mirror).await;
+    let plain = http_server(mirror).await;
     let error = failing(&outbound(tls), format_args!("https://localhost:{}/", plain.port())).await;
     assert!(matches!(error, OutboundError::Tls(TlsError::Handshake | TlsError::Broken)), "{error}");
 }
@@ -96,7 +96,7 @@ async fn a_file_of_roots_without_certificates_is_an_error() {
 #[tokio::test]
 async fn a_resolved_name_reaches_no_private_address() {
     let (server, _) = name_server().await;
-    let address = http_origin(mirror).await;
+    let address = http_server(mirror).await;
     let resolver = |private_addresses| {
         Arc::new(Resolver::new(&ResolverOptions {
             servers: vec![server],
@@ -108,7 +108,7 @@ async fn a_resolved_name_reaches_no_private_address() {
     let limits = OutboundLimits::default();
     let url = format!("http://both.example.net:{}/", address.port());
     let allowed = Outbound::new(policies(true), resolver(true), Tls::default(), limits);
-    assert!(allowed.send(get(&url)).await.is_ok());
+    assert!(allowed.send(None, get(&url)).await.is_ok());
     // The resolver drops private addresses. Without that, the policy still decides on the connected address.
     for private_answers in [false, true] {
         let refusing = Outbound::new(policies(false), resolver(private_answers), Tls::default(), limits);
@@ -118,7 +118,7 @@ async fn a_resolved_name_reaches_no_private_address() {
 
 #[tokio::test]
 async fn the_policy_decides_on_address_literals() {
-    let address = http_origin(mirror).await;
+    let address = http_server(mirror).await;
     let mut outbound = outbound(Tls::default());
     for metadata in ["http://169.254.169.254/", "http://[fd00:ec2::254]/", "http://[::ffff:169.254.169.254]/"] {
         assert_eq!(failing(&outbound, metadata).await, OutboundError::Connect(EndReason::Policy), "{metadata}");
@@ -147,7 +147,7 @@ async fn a_silent_slow_or_non_http_target_has_its_own_error() {
         ("what?\r\n\r\n", ExchangeError::NotHttp),
         ("HTTP/1.1 200 OK\r\nX: 1", ExchangeError::Silent),
     ] {
-        let address = origin(move |mut socket| async move {
+        let address = target_server(move |mut socket| async move {
             let _ = socket.read(&mut [0; 1024]).await;
             let _ = socket.write_all(bytes.as_bytes()).await;
             core::future::pending::<()>().await;
@@ -159,7 +159,7 @@ async fn a_silent_slow_or_non_http_target_has_its_own_error() {
             "{bytes}"
         );
     }
-    let flood = origin(|mut socket| async move {
+    let flood = target_server(|mut socket| async move {
         let _ = socket.read(&mut [0; 1024]).await;
         let _ = socket.write_all(b"HTTP/1.1 200 OK\r\n").await;
         while socket.write_all(b"X-Filler: xxxxxxxxxxxxxxxxxxxxxxxxxxxxx\r\n").await.is_ok() {}
@@ -179,7 +179,7 @@ async fn a_truncated_stalled_or_oversized_body_is_an_error() {
         ("Content-Length: 100000000000\r\n\r\nhalf", false, ExchangeError::TooLarge),
         ("Transfer-Encoding: chunked\r\n\r\n15\r\naaaaaaaaaaaaaaaaaaaaa\r\n", false, ExchangeError::TooLarge),
     ] {
-        let address = origin(move |mut socket| async move {
+        let address = target_server(move |mut socket| async move {
             let _ = socket.read(&mut [0; 1024]).await;
             let _ = socket.write_all(format!("HTTP/1.1 200 OK\r\n{bytes}").as_bytes()).await;
             if !ends {
@@ -187,14 +187,14 @@ async fn a_truncated_stalled_or_oversized_body_is_an_error() {
             }
         })
         .await;
-        let response = outbound.send(get(format_args!("http://{address}/"))).await.unwrap();
+        let response = outbound.send(None, get(format_args!("http://{address}/"))).await.unwrap();
         assert_eq!(timeout(DEADLINE, read_whole(response.into_body(), 20)).await.unwrap(), Err(error), "{bytes}");
     }
 }
 
 #[tokio::test]
 async fn a_redirect_is_returned_and_not_followed() {
-    let address = http_origin(|_| async {
+    let address = http_server(|_| async {
         Response::builder()
             .status(302)
             .header("location", "http://127.0.0.1:1/")
@@ -202,6 +202,6 @@ async fn a_redirect_is_returned_and_not_followed() {
             .unwrap()
     })
     .await;
-    let response = outbound(Tls::default()).send(get(format_args!("http://{address}/"))).await.unwrap();
+    let response = outbound(Tls::default()).send(None, get(format_args!("http://{address}/"))).await.unwrap();
     assert_eq!(response.status(), 302);
 }

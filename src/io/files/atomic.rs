@@ -22,7 +22,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     written.map_err(FileError::io("write it", path))
 }
 
-/// Writes `bytes` to `path` (mode 0600) if there is no file yet. An existing file is not an error.
+/// Writes `bytes` to `path` (mode 0600) if there is no file yet. An existing file stays unchanged, without an error.
 pub(super) fn create_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let written = write_temporary(path, bytes).and_then(|(file, folder)| match file.persist_noclobber(path) {
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),

@@ -2,9 +2,12 @@
 //!
 //! ```text
 //! umbel identity.key 1
-//! secret MFRGGZDFMZTWQ2LKNNWG23TPOBYXE43UOV3HO6DZPIYTEMZUGU3A
+//! secret AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=
 //! check K5QXG5DF…
 //! ```
+//!
+//! Keys and certificates are in base 64, numbers in decimal. The checksum is the first 26 characters of the SHA-256
+//! hash in base 32.
 
 use data_encoding::{BASE32_NOPAD, BASE64};
 use zeroize::Zeroizing;
@@ -17,7 +20,7 @@ pub(super) struct KeyFile {
 }
 
 impl KeyFile {
-    /// A file without values.
+    /// A file with the title of the file `name`, without values.
     pub(super) fn new(name: &str) -> Self {
         Self { text: Zeroizing::new(title(name)) }
     }

@@ -34,7 +34,7 @@ fn keys_are_generated_once_and_accessible_to_their_owner_alone() {
     assert_eq!(*folder.certificate(|| panic!("the certificate exists")).unwrap(), [1, 2, 3]);
     let onion = folder.onion_keys(NOW, &mut rng).unwrap().public();
     assert_eq!(folder.onion_keys(NOW, &mut rng).unwrap().public(), onion);
-    folder.keep_guards(&folder.guards().unwrap()).unwrap();
+    folder.store_guards(&folder.guards().unwrap()).unwrap();
     folder.guards().unwrap();
     assert_eq!(mode(folder.path()), 0o700);
     for name in [IDENTITY, AUTHORITY, CERTIFICATE, ONION, GUARDS] {
@@ -43,21 +43,21 @@ fn keys_are_generated_once_and_accessible_to_their_owner_alone() {
 }
 
 #[test]
-fn a_due_onion_key_is_rotated_and_kept_as_the_previous_one() {
+fn an_onion_key_at_its_lifetime_is_rotated_and_stored_as_the_previous_key() {
     let (_parent, folder) = folder();
     let mut rng = rng();
     let first = folder.onion_keys(NOW, &mut rng).unwrap().public();
     let before = NOW.after(ONION_KEY_LIFETIME - Duration::from_secs(1));
     assert!(folder.rotate_onion_key(before, &mut rng).unwrap().is_none());
-    let due = NOW.after(ONION_KEY_LIFETIME);
-    let second = folder.rotate_onion_key(due, &mut rng).unwrap().unwrap().public();
+    let expiry = NOW.after(ONION_KEY_LIFETIME);
+    let second = folder.rotate_onion_key(expiry, &mut rng).unwrap().unwrap().public();
     assert_ne!(second, first);
-    assert_eq!(folder.onion_keys(due, &mut rng).unwrap().public(), second);
-    let kept = folder.kept_onion_keys().unwrap().unwrap();
-    assert_eq!(kept.previous.unwrap().public(), first);
-    assert!(folder.rotate_onion_key(due, &mut rng).unwrap().is_none());
-    let third = folder.onion_keys(due.after(ONION_KEY_LIFETIME), &mut rng).unwrap().public();
-    assert_ne!(third, second, "a due key is also rotated when the node starts");
+    assert_eq!(folder.onion_keys(expiry, &mut rng).unwrap().public(), second);
+    let stored = folder.stored_onion_keys().unwrap().unwrap();
+    assert_eq!(stored.previous.unwrap().public(), first);
+    assert!(folder.rotate_onion_key(expiry, &mut rng).unwrap().is_none());
+    let third = folder.onion_keys(expiry.after(ONION_KEY_LIFETIME), &mut rng).unwrap().public();
+    assert_ne!(third, second, "an expired key is also rotated when the node starts");
 }
 
 #[test]
@@ -95,13 +95,13 @@ fn a_folder_or_secret_of_another_user_is_rejected() {
         eprintln!("skipped: {error}");
         return;
     }
-    assert!(matches!(folder.kept_identity(), Err(FileError::OfAnotherUser { path }) if path == file));
+    assert!(matches!(folder.stored_identity(), Err(FileError::OfAnotherUser { path }) if path == file));
     std::os::unix::fs::chown(path, Some(NOBODY), None).unwrap();
     let error = Folder::open(path).unwrap_err();
     assert!(matches!(&error, FileError::OfAnotherUser { path: refused } if refused == path));
     assert!(error.to_string().contains("chown -R"), "{error}");
     // `umbel keys`, run by the superuser, reads the folder of a service.
-    assert!(Folder::open_of_anyone(path).unwrap().kept_identity().unwrap().is_some());
+    assert!(Folder::open_of_any_user(path).unwrap().stored_identity().unwrap().is_some());
 }
 
 #[test]

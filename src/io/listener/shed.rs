@@ -1,4 +1,4 @@
-//! Refusal of connections beyond a port's cap, and the file descriptors kept for it.
+//! Refusal of connections beyond a port's cap, and the file descriptors kept for such refusals.
 
 use core::time::Duration;
 use std::{fs::File, io};
@@ -9,10 +9,10 @@ use tokio::{
     time::timeout,
 };
 
-/// Descriptors of a port that are kept for connections to refuse.
+/// Number of descriptors that a port keeps for the refusal of connections.
 const SPARE_DESCRIPTORS: usize = 4;
-/// Bytes of a request's head that a refusal reads.
-const MAX_HEAD: usize = 64 * 1024;
+/// Cap on bytes of a request's head that a refusal reads.
+const MAX_HEAD_LEN: usize = 64 * 1024;
 
 /// Descriptors that are released when the process has no free ones, so that a port can accept and refuse.
 #[derive(Debug, Default)]
@@ -43,18 +43,18 @@ pub(super) fn is_out_of_descriptors(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| CODES.contains(&code))
 }
 
-/// Sends the last bytes, then reads the rest of the input: closing with unread input would make the system discard
-/// them.
+/// Sends `answer`, then reads and drops the rest of the input. Closing the socket with unread input would make the
+/// system discard the answer.
 ///
 /// # Errors
 /// When the socket fails.
-pub(crate) async fn answer_and_close(mut socket: TcpStream, last: &[u8]) -> io::Result<()> {
-    const REST_TIMEOUT: Duration = Duration::from_secs(2);
-    const MAX_IGNORED: u64 = 64 * 1024;
-    socket.write_all(last).await?;
+pub(crate) async fn answer_and_close(mut socket: TcpStream, answer: &[u8]) -> io::Result<()> {
+    const DROP_TIMEOUT: Duration = Duration::from_secs(2);
+    const MAX_DROPPED: u64 = 64 * 1024;
+    socket.write_all(answer).await?;
     socket.shutdown().await?;
-    let mut ignored = socket.take(MAX_IGNORED);
-    let _ = timeout(REST_TIMEOUT, tokio::io::copy(&mut ignored, &mut tokio::io::sink())).await;
+    let mut dropped = socket.take(MAX_DROPPED);
+    let _ = timeout(DROP_TIMEOUT, tokio::io::copy(&mut dropped, &mut tokio::io::sink())).await;
     Ok(())
 }
 
@@ -70,7 +70,7 @@ pub(crate) async fn refuse_http(mut socket: TcpStream) {
     // Some clients discard an answer that arrives before they have sent the request.
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
         match socket.read_buf(&mut head).await {
-            Ok(1..) if head.len() < MAX_HEAD => {}
+            Ok(1..) if head.len() < MAX_HEAD_LEN => {}
             _ => break,
         }
     }

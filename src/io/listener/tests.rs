@@ -38,7 +38,7 @@ async fn echo(mut socket: TcpStream) {
     let _ = tokio::io::copy(&mut reader, &mut writer).await;
 }
 
-async fn say_busy(mut socket: TcpStream) {
+async fn reply_busy(mut socket: TcpStream) {
     let _ = socket.write_all(b"busy").await;
 }
 
@@ -46,7 +46,7 @@ async fn say_busy(mut socket: TcpStream) {
 async fn a_connection_beyond_the_cap_is_refused_until_another_ends() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(accept_or_shed(listener, 2, echo, say_busy));
+    tokio::spawn(accept_or_shed(listener, 2, echo, reply_busy));
     let mut served = Vec::new();
     for _ in 0..2 {
         let mut socket = TcpStream::connect(address).await.unwrap();
@@ -54,12 +54,12 @@ async fn a_connection_beyond_the_cap_is_refused_until_another_ends() {
         assert_eq!(timeout(DEADLINE, socket.read_u8()).await.unwrap().unwrap(), b'x');
         served.push(socket);
     }
-    // More than are refused concurrently, one after the other.
+    // Successive connections, more than the cap on concurrent refusals.
     for _ in 0..2 * MAX_SHEDDING {
         let mut socket = TcpStream::connect(address).await.unwrap();
-        let mut said = String::new();
-        timeout(DEADLINE, socket.read_to_string(&mut said)).await.unwrap().unwrap();
-        assert_eq!(said, "busy");
+        let mut reply = String::new();
+        timeout(DEADLINE, socket.read_to_string(&mut reply)).await.unwrap().unwrap();
+        assert_eq!(reply, "busy");
     }
     served.clear();
     let serves_again = async {
@@ -79,7 +79,7 @@ async fn a_connection_beyond_the_cap_is_refused_until_another_ends() {
 async fn port_in_child() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     println!("port {}", listener.local_addr().unwrap().port());
-    accept_or_shed(listener, 1024, echo, say_busy).await;
+    accept_or_shed(listener, 1024, echo, reply_busy).await;
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The hub: the side of the core's task of all its streams.
+//! The hub: all streams of one core, at the core's task.
 
 use core::{
     hash::Hash,
@@ -6,7 +6,10 @@ use core::{
 };
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tokio::sync::mpsc;
@@ -19,26 +22,35 @@ use super::{DuplexState, Stream, StreamReader, StreamShared, StreamWriter};
 /// `client::ClientStream` or `relay::ExitStream`.
 ///
 /// The loop of that task has three steps: apply commands until there are none, pass the core's events to the streams,
-/// wait for commands ([`Hub::poll_command`]). The wait first wakes the readers of pushed bytes, so that a batch of
+/// wait for commands ([`Hub::poll_command`]). Each call first wakes the readers of pushed bytes, so that a batch of
 /// cells wakes a reader once. All methods ignore an identifier without an open stream.
 pub(crate) struct Hub<Id> {
     streams: HashMap<Id, Arc<StreamShared>>,
     /// Sending end of the queue of streams with pending output.
     queue: mpsc::UnboundedSender<Arc<StreamShared>>,
     /// Receiving end of that queue.
-    queued: mpsc::UnboundedReceiver<Arc<StreamShared>>,
-    /// Commands of the last dequeued stream, at most three.
+    queue_receiver: mpsc::UnboundedReceiver<Arc<StreamShared>>,
+    /// Commands of the stream that was dequeued last; at most three.
     commands: VecDeque<(Id, StreamCommand)>,
-    /// Readers to wake, each once.
+    /// The wakers of readers of pushed bytes, each once.
     readers: Vec<Waker>,
+    /// Pushed bytes of all streams that are not read.
+    unread: Arc<AtomicUsize>,
 }
 
 impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
     /// A hub without streams.
     #[must_use]
     pub(crate) fn new() -> Self {
-        let (queue, queued) = mpsc::unbounded_channel();
-        Self { streams: HashMap::new(), queue, queued, commands: VecDeque::new(), readers: Vec::new() }
+        let (queue, queue_receiver) = mpsc::unbounded_channel();
+        Self {
+            streams: HashMap::new(),
+            queue,
+            queue_receiver,
+            commands: VecDeque::new(),
+            readers: Vec::new(),
+            unread: Arc::default(),
+        }
     }
 
     /// Opens the stream `id` with an initial room of `room` bytes. An open stream of the same identifier fails.
@@ -46,7 +58,13 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
     pub(crate) fn open(&mut self, id: Id, room: usize) -> Stream {
         self.fail(id, EndReason::Failed);
         let state = Mutex::new(DuplexState { room, ..DuplexState::default() });
-        let shared = Arc::new(StreamShared { id: id.into(), queue: self.queue.clone(), state });
+        let shared = Arc::new(StreamShared {
+            id: id.into(),
+            queue: self.queue.clone(),
+            unread: AtomicUsize::new(0),
+            all_unread: Arc::clone(&self.unread),
+            state,
+        });
         self.streams.insert(id, Arc::clone(&shared));
         Stream {
             reader: StreamReader { shared: Arc::clone(&shared), chunks: VecDeque::new(), unreported: 0 },
@@ -67,9 +85,22 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
             let mut state = shared.lock();
             if state.dropped.is_none() {
                 state.append(bytes);
-                self.readers.extend(state.reader.take());
+                shared.add_unread(bytes.len());
+                self.readers.extend(state.reader_waker.take());
             }
         }
+    }
+
+    /// The pushed bytes of all streams that are not read.
+    #[must_use]
+    pub(crate) fn unread(&self) -> usize {
+        self.unread.load(Ordering::Relaxed)
+    }
+
+    /// The streams with unread bytes, and their number.
+    pub(crate) fn unread_streams(&self) -> impl Iterator<Item = (Id, usize)> + '_ {
+        let unread = self.streams.iter().map(|(id, shared)| (*id, shared.unread.load(Ordering::Relaxed)));
+        unread.filter(|(_, unread)| *unread > 0)
     }
 
     /// Marks the clean end of the bytes from the other end.
@@ -77,7 +108,7 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         if let Some(shared) = self.streams.get(&id) {
             let mut state = shared.lock();
             state.peer_finished = true;
-            self.readers.extend(state.reader.take());
+            self.readers.extend(state.reader_waker.take());
         }
     }
 
@@ -88,13 +119,26 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         }
     }
 
+    /// As [`Self::fail`], and discards the bytes that the reader has not read.
+    pub(crate) fn discard(&mut self, id: Id, reason: EndReason) {
+        if let Some(shared) = self.streams.remove(&id) {
+            {
+                let mut state = shared.lock();
+                state.discarded = true;
+                state.received.clear();
+            }
+            shared.forget_unread(usize::MAX);
+            fail(&shared, reason);
+        }
+    }
+
     /// Sets the room: the bytes that the core accepts from this stream. Called after each [`StreamCommand::Write`], and
     /// when the stream becomes writable again.
     pub(crate) fn set_room(&mut self, id: Id, room: usize) {
         if let Some(shared) = self.streams.get(&id) {
             let mut state = shared.lock();
             state.room = room;
-            let writer = if room > state.outgoing.len() { state.writer.take() } else { None };
+            let writer = if room > state.outgoing.len() { state.writer_waker.take() } else { None };
             drop(state);
             writer.into_iter().for_each(Waker::wake);
         }
@@ -115,7 +159,7 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
             if let Some(command) = self.commands.pop_front() {
                 return Poll::Ready(command);
             }
-            match core::task::ready!(self.queued.poll_recv(cx)) {
+            match core::task::ready!(self.queue_receiver.poll_recv(cx)) {
                 Some(shared) => self.collect_commands(&shared),
                 // Impossible, since the hub holds a sender.
                 None => return Poll::Pending,
@@ -126,11 +170,11 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
     /// Turns the pending output of a dequeued stream into commands.
     fn collect_commands(&mut self, shared: &Arc<StreamShared>) {
         let id = Id::from(shared.id);
-        // The stream may have failed, and another may have its identifier.
-        let known = self.streams.get(&id).is_some_and(|known| Arc::ptr_eq(known, shared));
+        // The stream may have failed, and another stream may have the identifier.
+        let is_open = self.streams.get(&id).is_some_and(|open| Arc::ptr_eq(open, shared));
         let mut state = shared.lock();
         state.queued = false;
-        if !known {
+        if !is_open {
             return;
         }
         let complete = state.finished && state.peer_finished;
@@ -173,7 +217,7 @@ fn fail(shared: &StreamShared, reason: EndReason) {
     let mut state = shared.lock();
     state.failed.get_or_insert(reason);
     state.outgoing.clear();
-    let wakers = [state.reader.take(), state.writer.take(), state.failure.take()];
+    let wakers = [state.reader_waker.take(), state.writer_waker.take(), state.failure_waker.take()];
     drop(state);
     wakers.into_iter().flatten().for_each(Waker::wake);
 }

@@ -1,12 +1,12 @@
-//! The TCP receive window of a socket whose stream is slower than its sender.
+//! The TCP receive window of a socket, limited while the stream is slower than the sender at the socket's other end.
 //!
 //! Linux advertises a window of up to several megabytes. A sender that is faster than the circuit fills this window and
 //! the queue of this machine's line, in which the cells of all circuits wait. So the window is limited to the bytes
 //! that the stream accepts in one and a half round trips. The limit ends when the socket becomes the slower side.
 //!
 //! TCP_WINDOW_CLAMP limits only bytes in flight. It causes no loss, since the kernel never shrinks an advertised window
-//! (RFC 9293 §3.8.6). Linux 5.15 to 6.6 never reopen a window that was zero when its limit was set. So kernels before
-//! 6.7 have no limit.
+//! (RFC 9293 §3.8.6). Linux 5.15 to 6.6 never reopen a window that was zero when its limit was set. So this module sets
+//! no limit on kernels before 6.7.
 
 use core::time::Duration;
 use std::sync::LazyLock;
@@ -17,17 +17,17 @@ use tokio::{net::TcpStream, time::Instant};
 sockopt_impl!(WindowClamp, Both, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, usize);
 
 /// Shortest interval between adjustments of the limit.
-const INTERVAL: Duration = Duration::from_millis(250);
-/// Time for which the stream must be the slower side before the first limit. It doubles with each limit that made the
-/// socket the slower side, since the round trip is then longer than that of the handshake.
+const ADJUST_INTERVAL: Duration = Duration::from_millis(250);
+/// Time for which the stream must be the slower side before the first limit. The time doubles when the socket is the
+/// slower side under a limit, since the round trip is then longer than that of the handshake.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
-/// A wait of at least this length is a pause of the target or of the origin, and not an effect of the window.
-const PAUSE: Duration = Duration::from_secs(1);
-/// Smallest round trip: the scheduler of a loaded machine delays by more than shorter ones.
+/// Shortest wait that counts as a pause of one of the two ends, and not as an effect of the window.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+/// Smallest assumed round trip. The scheduler of a loaded machine can delay a read by more than a shorter round trip.
 const MIN_ROUND_TRIP: Duration = Duration::from_millis(20);
 /// Smallest limit in bytes: about the initial window of TCP.
 const MIN_LIMIT: usize = 16 * 1024;
-/// Value without a limit: the largest window of TCP (RFC 7323).
+/// The value of the option that sets no limit: the largest window of TCP (RFC 7323).
 const UNLIMITED: usize = 1 << 30;
 
 /// Whether the kernel is Linux 6.7 or later.
@@ -42,7 +42,7 @@ fn is_supported(release: &str) -> bool {
     version.is_some_and(|version| version >= (6, 7))
 }
 
-/// Limits the window by the waits on both sides.
+/// Limits the window of one socket, depending on the waits for the socket and for the stream.
 ///
 /// The splice calls [`Self::handle_room`] when the stream has room, then [`Self::handle_bytes`] when the socket has
 /// bytes.
@@ -55,15 +55,15 @@ pub(super) struct ReceiveWindow {
     wait_start: Instant,
     /// Bytes read in the interval.
     bytes: usize,
-    /// Time without bytes in the socket. In the rest of the interval the stream had no room.
+    /// The part of the interval without bytes in the socket. In the other part the stream had no room.
     starved: Duration,
-    /// One of the waits of the interval was a pause.
-    paused: bool,
+    /// Whether one of the waits in the interval was a pause.
+    has_paused: bool,
     /// Time for which the stream has been the slower side.
-    slower: Duration,
-    /// Value of `slower` at which the window is limited.
+    stream_slower_for: Duration,
+    /// Value of `stream_slower_for` from which the window is limited.
     delay: Duration,
-    limited: bool,
+    is_limited: bool,
 }
 
 impl ReceiveWindow {
@@ -75,10 +75,10 @@ impl ReceiveWindow {
             wait_start: now,
             bytes: 0,
             starved: Duration::ZERO,
-            paused: false,
-            slower: Duration::ZERO,
+            has_paused: false,
+            stream_slower_for: Duration::ZERO,
             delay: FIRST_DELAY,
-            limited: false,
+            is_limited: false,
         })
     }
 
@@ -86,10 +86,10 @@ impl ReceiveWindow {
     pub(super) fn handle_room(&mut self, now: Instant, socket: &TcpStream) {
         self.end_wait(now);
         let elapsed = now.duration_since(self.interval_start);
-        if elapsed >= INTERVAL {
-            // Best effort: without the limit, only the queue is longer.
+        if elapsed >= ADJUST_INTERVAL {
+            // An error needs no action: without the limit, only the queue is longer.
             let _ = self.end_interval(elapsed, socket);
-            (self.interval_start, self.bytes, self.starved, self.paused) = (now, 0, Duration::ZERO, false);
+            (self.interval_start, self.bytes, self.starved, self.has_paused) = (now, 0, Duration::ZERO, false);
         }
     }
 
@@ -102,30 +102,31 @@ impl ReceiveWindow {
 
     fn end_wait(&mut self, now: Instant) -> Duration {
         let wait = now.duration_since(core::mem::replace(&mut self.wait_start, now));
-        self.paused |= wait >= PAUSE;
+        self.has_paused |= wait >= MIN_PAUSE;
         wait
     }
 
+    /// Removes the limit if the socket was the slower side in the interval or one end paused, else adjusts the limit.
     fn end_interval(&mut self, elapsed: Duration, socket: &TcpStream) -> Result<(), Errno> {
-        if self.paused || self.starved.saturating_mul(8) > elapsed {
-            self.slower = Duration::ZERO;
-            if core::mem::take(&mut self.limited) {
-                if !self.paused {
+        if self.has_paused || self.starved.saturating_mul(8) > elapsed {
+            self.stream_slower_for = Duration::ZERO;
+            if core::mem::take(&mut self.is_limited) {
+                if !self.has_paused {
                     self.delay = self.delay.saturating_mul(2);
                 }
                 setsockopt(socket, WindowClamp, &UNLIMITED)?;
             }
             return Ok(());
         }
-        self.slower = self.slower.saturating_add(elapsed);
-        if self.slower < self.delay {
+        self.stream_slower_for = self.stream_slower_for.saturating_add(elapsed);
+        if self.stream_slower_for < self.delay {
             return Ok(());
         }
         // The bytes of one and a half round trips.
         let product = (self.bytes as u128).saturating_mul(self.round_trip.saturating_mul(3).as_nanos());
         let limit = product.checked_div(elapsed.saturating_mul(2).as_nanos()).unwrap_or(0);
         let limit = usize::try_from(limit).unwrap_or(UNLIMITED).clamp(MIN_LIMIT, UNLIMITED);
-        self.limited = true;
+        self.is_limited = true;
         setsockopt(socket, WindowClamp, &limit)
     }
 }
@@ -140,16 +141,16 @@ mod tests {
     fn block(window: &mut ReceiveWindow, socket: &TcpStream, now: &mut Instant, intervals: u32, bytes: usize) {
         for _ in 0..intervals {
             window.handle_bytes(*now, bytes);
-            *now += INTERVAL;
+            *now += ADJUST_INTERVAL;
             window.handle_room(*now, socket);
         }
     }
 
     /// An interval in which the socket has no bytes for a quarter of the time.
     fn starve(window: &mut ReceiveWindow, socket: &TcpStream, now: &mut Instant) {
-        *now += INTERVAL / 4;
+        *now += ADJUST_INTERVAL / 4;
         window.handle_bytes(*now, 1000);
-        *now += INTERVAL * 3 / 4;
+        *now += ADJUST_INTERVAL * 3 / 4;
         window.handle_room(*now, socket);
     }
 
@@ -172,7 +173,7 @@ mod tests {
         assert_eq!(limit(), UNLIMITED);
 
         block(&mut window, &socket, &mut now, 7, 1000);
-        assert_eq!(limit(), UNLIMITED, "a limit that was too small is reached again as soon as the first");
+        assert_eq!(limit(), UNLIMITED, "the delay did not double after a limit that was too small");
         block(&mut window, &socket, &mut now, 1, 1000);
         assert_eq!(limit(), MIN_LIMIT);
     }
@@ -187,15 +188,15 @@ mod tests {
         for origin in [true, false] {
             block(&mut window, &socket, &mut now, 4, 1000);
             assert_eq!(limit(), MIN_LIMIT);
-            window.handle_bytes(if origin { now } else { now + PAUSE }, 1000);
-            now += PAUSE;
+            window.handle_bytes(if origin { now } else { now + MIN_PAUSE }, 1000);
+            now += MIN_PAUSE;
             window.handle_room(now, &socket);
             assert_eq!(limit(), UNLIMITED);
         }
     }
 
     #[tokio::test]
-    async fn a_window_limited_at_zero_reopens() {
+    async fn a_window_that_is_zero_when_limited_reopens() {
         use tokio::io::AsyncWriteExt;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (socket, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), async {
@@ -207,11 +208,11 @@ mod tests {
         let block_of_bytes = vec![0; 1 << 20];
         // Fills both buffers.
         let mut sent = 0;
-        while let Ok(Ok(written)) = tokio::time::timeout(INTERVAL, sender.write(&block_of_bytes)).await {
+        while let Ok(Ok(written)) = tokio::time::timeout(ADJUST_INTERVAL, sender.write(&block_of_bytes)).await {
             sent += written;
         }
         block(&mut window, &socket, &mut now, 5, 1000);
-        assert!(window.limited);
+        assert!(window.is_limited);
         let more = 8 << 20;
         let sending = tokio::spawn(async move { sender.write_all(&vec![0; more]).await });
         let mut received = 0;

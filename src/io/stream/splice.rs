@@ -6,7 +6,7 @@ use core::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
-use std::io;
+use std::{io, sync::Arc};
 
 use bytes::{BufMut, BytesMut};
 use tokio::{
@@ -22,21 +22,21 @@ use crate::wire::EndReason;
 
 use super::{Stream, StreamFailed, StreamReader, StreamWriter, io_error, receive_window::ReceiveWindow};
 
-/// Most bytes in one read from a socket.
-const CHUNK: usize = 64 * 1024;
-/// Longest silence once one direction has ended. After a longer silence the other end has most likely disappeared,
-/// which TCP does not report.
-const HALF_CLOSED_SILENCE: Duration = Duration::from_secs(10 * 60);
+/// Cap on bytes of one read from a socket.
+const MAX_READ_LEN: usize = 64 * 1024;
+/// Time limit without bytes once one direction has ended. The other end has then most likely disappeared, which TCP
+/// does not report.
+const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// Time limit for writing the last bytes of a failed stream to the socket.
 const LAST_BYTES_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Joins `socket` and `stream` until both directions have ended.
+/// Forwards bytes between `socket` and `stream` until both directions have ended.
 ///
 /// A half-close of one side half-closes the other. If the socket fails, the stream is reset. If the stream fails, the
 /// socket is reset (not closed), so that truncated data never looks complete. `early` are bytes already read from the
-/// socket. `round_trip` is that to the other end of the socket; if it is set, the socket's receive window is limited
-/// while the stream is the slower side.
+/// socket. `round_trip` is the round trip to the socket's other end. If it is given, the socket's receive window is
+/// limited while the stream is the slower side.
 ///
 /// # Errors
 /// The failure, unless both directions ended cleanly.
@@ -58,7 +58,7 @@ pub(crate) async fn splice(
 
 /// Makes `socket` send a TCP reset when it is closed.
 pub(crate) fn reset_on_close(socket: &TcpStream) {
-    // Best effort: an error means that the socket has failed already.
+    // An error means that the socket has already failed.
     let _ = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
@@ -68,53 +68,59 @@ async fn join(
     early: &[u8],
     round_trip: Option<Duration>,
 ) -> io::Result<()> {
-    // Polled separately, since both directions may wait for the socket when the stream fails.
+    // The failure is polled separately, since both directions may wait for the socket when the stream fails.
     let failure = stream.failure();
+    let shared = Arc::clone(&stream.shared);
     let (socket_reader, socket_writer) = socket.split();
     let (reader, writer) = stream.split();
-    let moved = AtomicU64::new(0);
+    // The number of reads and writes in both directions.
+    let transfers = AtomicU64::new(0);
     let mut sending = pin!(async {
         writer.write_all(early).await?;
         let window = round_trip.and_then(|round_trip| ReceiveWindow::new(Instant::now(), round_trip));
-        from_socket(&socket_reader, writer, &moved, window).await
+        from_socket(&socket_reader, writer, &transfers, window).await
     });
-    let mut receiving = pin!(to_socket(reader, socket_writer, &moved));
+    let mut receiving = pin!(to_socket(reader, socket_writer, &transfers));
     let mut both = pin!(async {
         tokio::select! {
             result = &mut sending => {
                 result?;
-                finish(&moved, receiving).await
+                finish(&transfers, receiving).await
             }
             result = &mut receiving => {
                 result?;
-                finish(&moved, sending).await
+                finish(&transfers, sending).await
             }
         }
     });
     tokio::select! {
-        // Bytes received before the failure are still written to the socket, within a time limit.
+        // Bytes received before the failure are still written to the socket, within a time limit, unless discarded.
         biased;
         result = &mut both => result,
-        reason = failure => timeout(LAST_BYTES_TIMEOUT, both).await.unwrap_or_else(|_| Err(io_error(reason))),
+        reason = failure => {
+            let last = if shared.lock().discarded { Duration::ZERO } else { LAST_BYTES_TIMEOUT };
+            timeout(last, both).await.unwrap_or_else(|_| Err(io_error(reason)))
+        }
     }
 }
 
-/// Waits for the other direction, `rest`. Fails if no bytes move for [`HALF_CLOSED_SILENCE`].
-async fn finish(moved: &AtomicU64, mut rest: impl Future<Output = io::Result<()>> + Unpin) -> io::Result<()> {
+/// Waits for the end of the direction `open`. Fails if that direction transfers no bytes for [`HALF_CLOSED_TIMEOUT`].
+async fn finish(transfers: &AtomicU64, mut open: impl Future<Output = io::Result<()>> + Unpin) -> io::Result<()> {
     loop {
-        let before = moved.load(Ordering::Relaxed);
-        match timeout(HALF_CLOSED_SILENCE, &mut rest).await {
+        let before = transfers.load(Ordering::Relaxed);
+        match timeout(HALF_CLOSED_TIMEOUT, &mut open).await {
             Ok(result) => return result,
-            Err(_) if moved.load(Ordering::Relaxed) == before => return Err(io::ErrorKind::TimedOut.into()),
+            Err(_) if transfers.load(Ordering::Relaxed) == before => return Err(io::ErrorKind::TimedOut.into()),
             Err(_) => {}
         }
     }
 }
 
+/// Reads from `socket` into the stream, until the socket's other end finishes. `transfers` counts the reads.
 async fn from_socket(
     socket: &ReadHalf<'_>,
     writer: &StreamWriter,
-    moved: &AtomicU64,
+    transfers: &AtomicU64,
     mut window: Option<ReceiveWindow>,
 ) -> io::Result<()> {
     loop {
@@ -124,7 +130,7 @@ async fn from_socket(
         }
         socket.readable().await?;
         // Allocated here, so that an idle stream holds no buffer.
-        let limit = room.min(CHUNK);
+        let limit = room.min(MAX_READ_LEN);
         let mut buffer = BytesMut::with_capacity(limit);
         let read = match socket.try_read_buf(&mut (&mut buffer).limit(limit)) {
             Ok(0) => {
@@ -133,7 +139,7 @@ async fn from_socket(
             }
             Ok(read) => {
                 writer.write_buffer(buffer);
-                moved.fetch_add(1, Ordering::Relaxed);
+                transfers.fetch_add(1, Ordering::Relaxed);
                 read
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
@@ -145,7 +151,8 @@ async fn from_socket(
     }
 }
 
-async fn to_socket(reader: &mut StreamReader, mut socket: WriteHalf<'_>, moved: &AtomicU64) -> io::Result<()> {
+/// Writes the bytes of the stream to `socket`, until the stream ends. `transfers` counts the writes.
+async fn to_socket(reader: &mut StreamReader, mut socket: WriteHalf<'_>, transfers: &AtomicU64) -> io::Result<()> {
     loop {
         let chunk = reader.fill_buf().await?;
         if chunk.is_empty() {
@@ -153,6 +160,6 @@ async fn to_socket(reader: &mut StreamReader, mut socket: WriteHalf<'_>, moved: 
         }
         let written = socket.write(chunk).await?;
         reader.consume(written);
-        moved.fetch_add(1, Ordering::Relaxed);
+        transfers.fetch_add(1, Ordering::Relaxed);
     }
 }

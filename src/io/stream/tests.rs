@@ -149,7 +149,7 @@ async fn small_pieces_occupy_little_more_memory_than_their_bytes() {
         hub.push(7, b"x");
     }
     let capacity: usize = stream.shared.lock().received.iter().map(BytesMut::capacity).sum();
-    assert!(capacity < 1_000_000 + 2 * NEXT_CHUNK, "{capacity} bytes held");
+    assert!(capacity < 1_000_000 + 2 * NEXT_CHUNK_LEN, "{capacity} bytes held");
 }
 
 #[tokio::test]
@@ -185,16 +185,16 @@ async fn socket_pair() -> (TcpStream, TcpStream) {
 async fn a_spliced_socket_carries_bytes_and_half_closes() {
     let (left, right) = stream_pair();
     let (mut application, near) = socket_pair().await;
-    let (far, mut origin) = socket_pair().await;
+    let (far, mut target) = socket_pair().await;
     tokio::spawn(splice(near, left, b"early ", None));
     tokio::spawn(splice(far, right, &[], None));
     application.write_all(b"question").await.unwrap();
     application.shutdown().await.unwrap();
     let mut question = String::new();
-    timeout(DEADLINE, origin.read_to_string(&mut question)).await.unwrap().unwrap();
+    timeout(DEADLINE, target.read_to_string(&mut question)).await.unwrap().unwrap();
     assert_eq!(question, "early question");
-    origin.write_all(b"answer").await.unwrap();
-    drop(origin);
+    target.write_all(b"answer").await.unwrap();
+    drop(target);
     let mut answer = String::new();
     timeout(DEADLINE, application.read_to_string(&mut answer)).await.unwrap().unwrap();
     assert_eq!(answer, "answer");
@@ -223,14 +223,14 @@ async fn spliced_sockets_carry_more_than_20_mib_a_second() {
     const TOTAL: usize = 256 * 1024 * 1024;
     let (left, right) = stream_pair();
     let (mut application, near) = socket_pair().await;
-    let (far, mut origin) = socket_pair().await;
+    let (far, mut target) = socket_pair().await;
     tokio::spawn(splice(near, left, &[], None));
     tokio::spawn(splice(far, right, &[], None));
     let start = Instant::now();
     tokio::spawn(async move {
         let block = vec![7; 64 * 1024];
         for _ in 0..TOTAL / block.len() {
-            origin.write_all(&block).await.unwrap();
+            target.write_all(&block).await.unwrap();
         }
     });
     let mut block = vec![0; 64 * 1024];

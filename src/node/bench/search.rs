@@ -261,7 +261,7 @@ impl SearchBench {
         let duration = start.elapsed();
         match self.engine.read(&request, &Response { url: &question.url, status, body: &body }) {
             SearchAnswer::Results { results, .. } => {
-                let urls = results.iter().take(COMPARED_RESULTS).map(|result| result.link.to_string()).collect();
+                let urls = results.iter().take(COMPARED_RESULTS).map(|result| result.url.to_string()).collect();
                 Ok(TimedSearch { duration, urls })
             }
             SearchAnswer::Refused(refusal) => {
@@ -276,7 +276,7 @@ impl SearchBench {
         let start = Instant::now();
         let found: api::Searched = control::request(self.control, "/api/search", Some(&search)).await?;
         let duration = start.elapsed();
-        let urls = found.results.into_iter().take(COMPARED_RESULTS).map(|result| result.link).collect();
+        let urls = found.results.into_iter().take(COMPARED_RESULTS).map(|result| result.url).collect();
         Ok(TimedSearch { duration, urls })
     }
 

@@ -7,8 +7,8 @@ use tokio::{io::AsyncWriteExt as _, net::TcpListener, sync::watch, time::timeout
 
 use super::*;
 use crate::{
-    exit::outbound::testing::http_origin,
-    io::testing::origin,
+    exit::outbound::testing::http_server,
+    io::testing::target_server,
     page::{self, PageReader, SearchPage, check::Check},
     requests::{
         http::testing::LocalExits,
@@ -62,7 +62,7 @@ async fn mirror(request: Request<Incoming>) -> Response<Full<Bytes>> {
 
 #[tokio::test]
 async fn a_body_is_fetched_by_an_exit_or_over_a_stream() {
-    let (control, target) = (client().await, http_origin(mirror).await);
+    let (control, target) = (client().await, http_server(mirror).await);
     let address = format!("http://{target}/a%20path?query#part");
     for via in ["request", "stream"] {
         let (outcome, written) = fetch(control, &["--via", via, "--header", "X-Mine: 1", &address]).await;
@@ -74,7 +74,7 @@ async fn a_body_is_fetched_by_an_exit_or_over_a_stream() {
 
 #[tokio::test]
 async fn method_fields_and_data_are_sent_as_given() {
-    let (control, target) = (client().await, http_origin(mirror).await);
+    let (control, target) = (client().await, http_server(mirror).await);
     let address = format!("http://{target}/");
     let body = fetch(control, &["--data", "text=1", &address]).await.1.unwrap();
     assert!(body.starts_with("POST / ") && body.contains("\"content-length\": \"6\""), "{body}");
@@ -89,7 +89,7 @@ async fn method_fields_and_data_are_sent_as_given() {
 
 #[tokio::test]
 async fn a_truncated_answer_is_an_error_and_leaves_no_file() {
-    let target = origin(|mut socket| async move {
+    let target = target_server(|mut socket| async move {
         let _ = socket.read(&mut [0; 1024]).await;
         let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await;
     })
@@ -105,7 +105,7 @@ async fn a_truncated_answer_is_an_error_and_leaves_no_file() {
 #[tokio::test]
 async fn the_error_for_a_failure_status_names_the_status() {
     let control = client().await;
-    let target = http_origin(|request| async move {
+    let target = http_server(|request| async move {
         let mut response = Response::new(Full::<Bytes>::from("not this"));
         if request.uri().path() == "/moved" {
             *response.status_mut() = StatusCode::FOUND;
@@ -140,7 +140,7 @@ async fn the_error_for_an_impossible_request_states_the_reason() {
     }
     let no_client = fetch("127.0.0.1:1".parse().unwrap(), &["http://a.example/"]).await.0.unwrap_err();
     assert!(no_client.contains("umbel client"), "{no_client}");
-    let other_server = http_origin(|_| async { Response::new(Full::<Bytes>::from("hello")) }).await;
+    let other_server = http_server(|_| async { Response::new(Full::<Bytes>::from("hello")) }).await;
     let other_server = fetch(other_server, &["http://a.example/"]).await.0.unwrap_err();
     assert!(other_server.contains("invalid or incomplete answer"), "{other_server}");
 }

@@ -75,8 +75,8 @@ pub(super) async fn delegate(
         options.delegated_circuit_rate.unwrap_or(rates.per_circuit),
     );
     let caps = HttpCaps {
-        body: options.delegated_size.map_or(caps.body, |size| size.as_u64()),
-        time: options.delegated_time.map_or(caps.time, core::time::Duration::from_secs),
+        max_body_len: options.delegated_size.map_or(caps.max_body_len, |size| size.as_u64()),
+        request_timeout: options.delegated_time.map_or(caps.request_timeout, core::time::Duration::from_secs),
         ..caps
     };
     let public = outbound(TargetPolicies { resolved: all(private)?, literal: all(private)? });

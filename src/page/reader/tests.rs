@@ -7,7 +7,7 @@ use tokio::{
 
 use super::*;
 use crate::io::{
-    testing::{Direct, origin},
+    testing::{Direct, target_server},
     tls::Tls,
 };
 
@@ -25,7 +25,7 @@ async fn until(description: &str, mut condition: impl FnMut() -> bool) {
 
 /// A site with one small page.
 async fn site() -> Url {
-    let site = origin(|mut socket| async move {
+    let site = target_server(|mut socket| async move {
         let _ = socket.read(&mut [0; 1024]).await;
         let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\nPage").await;
     })
@@ -62,7 +62,7 @@ fn pages_that_wait_to_be_cleaned_hold_little_memory() {
         let busy = tokio::task::spawn_blocking(move || busy.recv());
         let url = site().await;
         let mut reader = PageReader::new(Requester::new(Direct::default(), Tls::default()));
-        reader.place_limit = Duration::from_millis(50);
+        reader.place_timeout = Duration::from_millis(50);
         let read = || {
             let (reader, url) = (reader.clone(), url.clone());
             tokio::spawn(async move { reader.read(url).await.map(|_| ()) })

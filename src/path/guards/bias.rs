@@ -18,13 +18,13 @@ use crate::{
 
 /// Cap on counted next relays of one guard. The one with the fewest circuits is evicted.
 pub(super) const MAX_NEXT: usize = 1024;
-/// Circuits from which on a pair is judged.
-const JUDGED: u16 = 6;
-/// Circuits over one pair that show that it works.
-const PROVED: u16 = 2;
-/// Blocks of addresses of failing next relays, from which on a guard is judged; also the number by which the failing
+/// Number of circuits from which on a pair is rated.
+const MIN_CIRCUITS: u16 = 6;
+/// Number of built circuits over a pair from which on it works.
+const MIN_BUILT: u16 = 2;
+/// Number of blocks of addresses of failing next relays that makes a guard suspect; also the number by which the failing
 /// relays must outnumber three times the others.
-const BLOCKS: usize = 20;
+const MIN_BLOCKS: usize = 20;
 /// Interval at which the counts are halved.
 const HALVED_AFTER: Duration = Duration::from_secs(DAY.as_secs() * 14);
 
@@ -40,16 +40,16 @@ struct PairCount {
 impl PairCount {
     /// Whether at least three quarters of enough circuits failed.
     fn fails(self) -> bool {
-        self.is_judged() && u32::from(self.built).saturating_mul(4) <= u32::from(self.begun)
+        self.is_rated() && u32::from(self.built).saturating_mul(4) <= u32::from(self.begun)
     }
 
     /// Whether at least half of the circuits were built.
     const fn works(self) -> bool {
-        self.built >= PROVED && self.built.saturating_mul(2) >= self.begun
+        self.built >= MIN_BUILT && self.built.saturating_mul(2) >= self.begun
     }
 
-    const fn is_judged(self) -> bool {
-        self.begun >= JUDGED
+    const fn is_rated(self) -> bool {
+        self.begun >= MIN_CIRCUITS
     }
 
     const fn halved(self) -> Self {
@@ -103,19 +103,19 @@ impl NextRelays {
 
     /// Relays that should not follow this guard: those that fail, if they are at most a quarter of all relays. A guard
     /// that fails more pairs is the more likely cause, and would steer its clients by them.
-    fn distrusted(&self, consensus: &Consensus) -> Vec<RelayId> {
+    fn avoided_next(&self, consensus: &Consensus) -> Vec<RelayId> {
         let failing: Vec<_> = self.failing().collect();
         if failing.len().saturating_mul(4) <= consensus.relays().len() { failing } else { Vec::new() }
     }
 
     /// The failing next relays of a suspect guard: they are in enough blocks of addresses, and far more than the others.
     /// Middles of which half are hostile don't reach this margin by chance.
-    fn suspicion(&self, consensus: &Consensus) -> Option<Vec<RelayId>> {
-        let judged = self.pairs.values().filter(|count| count.is_judged()).count();
+    fn failing_if_suspect(&self, consensus: &Consensus) -> Option<Vec<RelayId>> {
+        let rated = self.pairs.values().filter(|count| count.is_rated()).count();
         let failing: Vec<_> = self.failing().collect();
-        let others = judged.saturating_sub(failing.len());
-        let many = failing.len() >= others.saturating_mul(3).saturating_add(BLOCKS);
-        (many && blocks(consensus, failing.iter()) >= BLOCKS).then_some(failing)
+        let others = rated.saturating_sub(failing.len());
+        let many = failing.len() >= others.saturating_mul(3).saturating_add(MIN_BLOCKS);
+        (many && blocks(consensus, failing.iter()) >= MIN_BLOCKS).then_some(failing)
     }
 }
 
@@ -128,8 +128,8 @@ impl GuardSample {
         if let Some(guard) = self.guard(relay) {
             guard.circuits_begun.increment();
             guard.circuits_built = guard.circuits_built.saturating_add(u64::from(built));
-            let suspicious = guard.circuits_built < guard.circuits_begun / 2;
-            if suspicious && guard.circuits_begun % 100 == 0 {
+            let most_fail = guard.circuits_built < guard.circuits_begun / 2;
+            if most_fail && guard.circuits_begun % 100 == 0 {
                 tracing::warn!("most circuits through one guard fail beyond it");
             }
             if let Some(next) = next {
@@ -150,9 +150,9 @@ impl GuardSample {
     }
 
     /// Relays that should not follow this guard.
-    pub(in crate::path) fn distrusted(&self, consensus: &Consensus, guard: &RelayId) -> Vec<RelayId> {
+    pub(in crate::path) fn avoided_next(&self, consensus: &Consensus, guard: &RelayId) -> Vec<RelayId> {
         let guard = self.guards.iter().find(|it| it.identity == *guard);
-        guard.map(|guard| guard.next.distrusted(consensus)).unwrap_or_default()
+        guard.map(|guard| guard.next.avoided_next(consensus)).unwrap_or_default()
     }
 
     /// A pair of relays to measure while a guard is suspect: another usable primary, and a relay that fails behind the
@@ -174,13 +174,13 @@ impl GuardSample {
     }
 
     /// Removes a guard that is the cause of failures, at most one. Halves the counts with time.
-    pub(super) fn judge(&mut self, consensus: &Consensus) {
-        let convicted = |(guard, failing): &(&Guard, Vec<RelayId>)| {
-            convicts(consensus, failing, &self.counts_without(guard)).then_some(guard.identity)
+    pub(super) fn remove_biased_guard(&mut self, consensus: &Consensus) {
+        let biased = |(guard, failing): &(&Guard, Vec<RelayId>)| {
+            is_biased(consensus, failing, &self.counts_without(guard)).then_some(guard.identity)
         };
         let (suspects, guard) = {
             let suspects: Vec<_> = self.suspects(consensus).collect();
-            (suspects.len(), suspects.iter().find_map(convicted))
+            (suspects.len(), suspects.iter().find_map(biased))
         };
         if let Some(guard) = guard {
             tracing::warn!("a guard is replaced: circuits fail behind it, but not behind another guard");
@@ -192,7 +192,7 @@ impl GuardSample {
     }
 
     fn suspects(&self, consensus: &Consensus) -> impl Iterator<Item = (&Guard, Vec<RelayId>)> {
-        self.primaries().filter_map(|guard| Some((guard, guard.next.suspicion(consensus)?)))
+        self.primaries().filter_map(|guard| Some((guard, guard.next.failing_if_suspect(consensus)?)))
     }
 
     /// The counts of the primaries except one.
@@ -218,17 +218,17 @@ impl GuardSample {
 
 /// Whether a suspect guard is the cause: enough of its `failing` next relays work behind one of the `others`, and at
 /// least three quarters of those measured there.
-fn convicts(consensus: &Consensus, failing: &[RelayId], others: &[&NextRelays]) -> bool {
+fn is_biased(consensus: &Consensus, failing: &[RelayId], others: &[&NextRelays]) -> bool {
     let measured = failing.iter().filter(|relay| is_measured(relay, others)).count();
     let works = |relay: &&RelayId| others.iter().any(|other| other.works(relay));
     let working: Vec<_> = failing.iter().filter(works).collect();
     let many = working.len().saturating_mul(4) >= measured.saturating_mul(3);
-    many && blocks(consensus, working.into_iter()) >= BLOCKS
+    many && blocks(consensus, working.into_iter()) >= MIN_BLOCKS
 }
 
 /// Whether enough circuits behind one of the `others` show if the relay works.
 fn is_measured(relay: &RelayId, others: &[&NextRelays]) -> bool {
-    let measured = |count: &PairCount| count.works() || count.begun >= PROVED.saturating_mul(2);
+    let measured = |count: &PairCount| count.works() || count.begun >= MIN_BUILT.saturating_mul(2);
     others.iter().any(|other| other.pairs.get(relay).is_some_and(measured))
 }
 

@@ -6,7 +6,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::io::testing::{Direct, echo_origin, origin};
+use crate::io::testing::{Direct, echo_server, target_server};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -32,7 +32,7 @@ async fn answer_to(request: &str) -> String {
 
 /// An origin server that returns the head of the request as the content.
 async fn mirror() -> SocketAddr {
-    origin(|mut socket| async move {
+    target_server(|mut socket| async move {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(socket.read_u8().await.unwrap());
@@ -49,7 +49,7 @@ async fn mirror() -> SocketAddr {
 
 #[tokio::test]
 async fn connect_opens_a_stream_and_forwards_early_bytes() {
-    let origin = echo_origin().await;
+    let origin = echo_server().await;
     let address = port(&Direct::default(), HttpLimits::default()).await;
     let mut socket = TcpStream::connect(address).await.unwrap();
     let request = format!("CONNECT origin.test:{} HTTP/1.1\r\nHost: x\r\n\r\nearly ", origin.port());
@@ -94,7 +94,7 @@ async fn a_request_is_forwarded_without_hop_by_hop_and_proxy_fields() {
 
 #[tokio::test]
 async fn bodies_are_forwarded_in_both_directions() {
-    let origin = origin(|mut socket| async move {
+    let origin = target_server(|mut socket| async move {
         let mut received = Vec::new();
         while !received.ends_with(b"0\r\n\r\n") && !received.ends_with(&[b'x'; 300_000]) {
             assert_ne!(socket.read_buf(&mut received).await.unwrap(), 0);
@@ -185,7 +185,7 @@ async fn requests_that_cannot_be_forwarded_are_refused() {
 
 #[tokio::test]
 async fn an_origin_without_an_http_response_is_reported() {
-    let nonsense = origin(|mut socket| async move {
+    let nonsense = target_server(|mut socket| async move {
         let _ = socket.read(&mut [0; 1024]).await;
         let _ = socket.write_all(b"what?\r\n\r\n").await;
     })
@@ -193,7 +193,7 @@ async fn an_origin_without_an_http_response_is_reported() {
     let answer = answer_to(&format!("GET http://origin.test:{}/ HTTP/1.1\r\n\r\n", nonsense.port())).await;
     assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
 
-    let silent = origin(|socket| async move {
+    let silent = target_server(|socket| async move {
         core::future::pending::<()>().await;
         drop(socket);
     })
@@ -209,7 +209,7 @@ async fn a_truncated_body_is_an_error_at_the_application() {
     for head in ["HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n", "HTTP/1.0 200 OK\r\n\r\n"] {
         let half_received = Arc::new(Notify::new());
         let notifier = Arc::clone(&half_received);
-        let origin = origin(move |mut socket| {
+        let origin = target_server(move |mut socket| {
             let half_received = Arc::clone(&half_received);
             async move {
                 let _ = socket.read(&mut [0; 1024]).await;

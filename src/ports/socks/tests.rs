@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::io::testing::{Direct, echo_origin, origin};
+use crate::io::testing::{Direct, echo_server, target_server};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -53,7 +53,7 @@ async fn read(socket: &mut TcpStream, length: usize) -> Vec<u8> {
 
 #[tokio::test]
 async fn connect_by_name_ipv4_and_ipv6_forwards_bytes_and_a_half_close() {
-    let origin = echo_origin().await;
+    let origin = echo_server().await;
     let mut by_ipv4 = vec![5, 1, 0, 1, 127, 0, 0, 1];
     by_ipv4.extend_from_slice(&origin.port().to_be_bytes());
     let mut by_ipv6 = vec![5, 1, 0, 4];
@@ -78,7 +78,7 @@ async fn connect_by_name_ipv4_and_ipv6_forwards_bytes_and_a_half_close() {
 
 #[tokio::test]
 async fn bytes_sent_before_the_reply_are_forwarded() {
-    let origin = echo_origin().await;
+    let origin = echo_server().await;
     let (mut socket, _) = dial().await;
     let request = request_to_name(1, "origin.test", origin.port());
     socket.write_all(&[NO_AUTH, &request, b"eager"].concat()).await.unwrap();
@@ -147,7 +147,7 @@ async fn unsupported_requests_have_their_reply_codes() {
 
 #[tokio::test]
 async fn socks_4_and_4a_have_their_own_replies() {
-    let origin = echo_origin().await;
+    let origin = echo_server().await;
     let [high, low] = origin.port().to_be_bytes();
     let by_address = [4, 1, high, low, 127, 0, 0, 1, b'm', b'e', 0];
     let by_name = [&[4, 1, high, low, 0, 0, 0, 1, 0], &b"origin.test\0"[..]].concat();
@@ -163,7 +163,7 @@ async fn socks_4_and_4a_have_their_own_replies() {
 
 #[tokio::test]
 async fn any_credentials_are_accepted_and_select_the_isolation() {
-    let origin = echo_origin().await;
+    let origin = echo_server().await;
     let connector = Direct::default();
     let address = port(&connector, SocksLimits::default()).await;
     let request = request_to_name(1, "origin.test", origin.port());
@@ -192,7 +192,7 @@ async fn any_credentials_are_accepted_and_select_the_isolation() {
 
 #[tokio::test]
 async fn a_failed_stream_is_a_reset_at_the_application() {
-    let origin = origin(|mut socket| async move {
+    let origin = target_server(|mut socket| async move {
         socket.write_all(b"half of ").await.unwrap();
         // The application sends one byte after it has received all bytes. So the error after it is the reset's.
         socket.read_exact(&mut [0; 1]).await.unwrap();
@@ -210,7 +210,7 @@ async fn a_failed_stream_is_a_reset_at_the_application() {
 
 #[tokio::test]
 async fn a_slow_handshake_is_ended_and_frees_its_place() {
-    let origin = echo_origin().await;
+    let origin = echo_server().await;
     let connector = Direct::default();
     let limits =
         SocksLimits { handshake_timeout: Duration::from_millis(100), max_applications: 1, ..SocksLimits::default() };
@@ -261,7 +261,7 @@ async fn curl_downloads_the_exact_bytes() {
     assert!(version.status.success());
     let body: Vec<u8> = (0..5_000_000_u32).map(|at| (at ^ (at >> 7)) as u8).collect();
     let served = body.clone();
-    let origin = origin(move |mut socket| {
+    let origin = target_server(move |mut socket| {
         let served = served.clone();
         async move {
             let _ = socket.read(&mut [0; 4096]).await.unwrap();

@@ -126,7 +126,7 @@ fn streams_of_an_ended_circuit_are_closed_at_the_exit() {
     assert_eq!(event, StreamEvent::Begin(target()));
     bench.send(link, &Cell::destroy(upper(1)));
     assert_eq!(bench.relay.poll_event(), Some(RelayEvent::Stream(exit, StreamEvent::Closed(EndReason::Reset))));
-    // Later calls of the exit for it have no effect.
+    // Later calls of the exit for the stream have no effect.
     bench.relay.handle_command(exit, StreamCommand::Connected(None));
     assert_eq!((bench.relay.write(exit, b"late"), bench.relay.room(exit)), (0, 0));
     assert_eq!(bench.relay.figures().exit_streams, 0);
@@ -138,7 +138,7 @@ fn streams_begin_no_faster_than_the_rate_of_their_circuit() {
     let link = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
     let (mut hasty, mut other) = (bench.create_second(link, upper(1)), bench.create_second(link, upper(2)));
     let mut numbers = 1..;
-    // The number of requests that reach the exit, which refuses them at once.
+    // The number of requests that reach the exit, which refuses them immediately.
     let mut begin = |bench: &mut Bench, at: &mut SecondHop, resolves: bool, count: usize| {
         let mut served = 0;
         for number in numbers.by_ref().take(count) {
@@ -163,7 +163,7 @@ fn streams_begin_no_faster_than_the_rate_of_their_circuit() {
     let limited =
         |message: &RelayMessage| matches!(message, RelayMessage::End { reason: EndReason::ResourceLimit, .. });
     assert_eq!(bench.answers(&mut hasty).iter().filter(|message| limited(message)).count(), 44 + 36);
-    assert_eq!(begin(&mut bench, &mut other, false, 100), 100, "another circuit has a rate of its own");
+    assert_eq!(begin(&mut bench, &mut other, false, 100), 100, "another circuit has a separate rate");
     bench.pass(Duration::from_secs(1));
     assert_eq!(begin(&mut bench, &mut hasty, false, 100), 20);
     assert_eq!(begin(&mut bench, &mut hasty, true, 100), 10);

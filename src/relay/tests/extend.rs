@@ -16,7 +16,7 @@ fn an_extend_to_this_or_the_previous_relay_and_a_second_extend_end_the_circuit()
         };
         let mut layers = bench.create(link, upper(1), HopIndex::new(hop).unwrap());
         if hop == 2 {
-            // The origin's first layer is missing here, so the test passes the message as if it were opened.
+            // The bench lacks the keys of the first hop, so the test passes the decoded message to the relay.
             let key =
                 bench.relay.table.find(CircuitEndpoint { channel: ChannelId(link), circuit: upper(1) }).unwrap().0;
             let body = encode_extend(&relay_id(to), &[1; 100]);
@@ -98,7 +98,7 @@ fn a_forward_cell_without_a_next_hop_ends_the_circuit() {
 }
 
 #[test]
-fn a_closed_channel_ends_its_circuits_and_half_built_circuits() {
+fn a_closed_channel_ends_its_circuits_and_partial_creates() {
     let mut bench = Bench::new(RelayParameters::default());
     let (link, next, ..) = extended(&mut bench);
     bench.send(link, &incomplete_create(upper(2)));
@@ -106,5 +106,5 @@ fn a_closed_channel_ends_its_circuits_and_half_built_circuits() {
     bench.relay.handle_link(bench.now, LinkEvent::Closed { link, reason }, &mut bench.rng);
     bench.settle();
     assert_eq!(bench.commands(next), [Command::Destroy]);
-    assert_eq!((bench.circuits(), bench.relay.half_built.len()), (0, (0, 0)));
+    assert_eq!((bench.circuits(), bench.relay.partial_creates.len()), (0, (0, 0)));
 }

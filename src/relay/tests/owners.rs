@@ -1,4 +1,4 @@
-//! Tests of a relay against sources that take all that they can get.
+//! Tests of a relay against sources that open as many circuits as they can.
 
 use core::net::Ipv6Addr;
 
@@ -11,7 +11,7 @@ use crate::base::{LinkClose, Owner};
 /// Not in the consensus.
 const UNLISTED: u16 = 77;
 
-/// Sends CREATEs on `count` identifiers from `first` on, and returns how many of them were refused.
+/// Sends CREATEs on `count` identifiers, beginning at `first`. Returns the number of refused CREATEs.
 fn flood(bench: &mut Bench, link: LinkId, hop: u8, first: u32, count: u32) -> usize {
     let hop = HopIndex::new(hop).unwrap();
     let (_, request) = ClientHandshake::start(&bench.keys, hop, &[], &mut bench.rng).unwrap();
@@ -27,12 +27,14 @@ fn close(bench: &mut Bench, link: LinkId) {
     bench.settle();
 }
 
+/// Whether the relay has the circuit `number` of `link`.
 fn stands(bench: &Bench, link: LinkId, number: u32) -> bool {
     bench.relay.table.find(CircuitEndpoint { channel: ChannelId(link), circuit: upper(number) }).is_some()
 }
 
 /// Each address opens as many circuits as it can for a minute, over `links` links, while an honest client of another
-/// address opens one a second: all of its circuits stand. Returns the number of the attacker's circuits.
+/// address opens one a second. Asserts that all circuits of the honest client stand. Returns the number of the
+/// attacker's circuits.
 fn attack(addresses: &[IpAddr], links: usize) -> usize {
     const CIRCUITS: usize = 1024;
     let mut bench = Bench::new(RelayParameters { circuits: CIRCUITS, ..RelayParameters::default() });
@@ -86,7 +88,7 @@ fn an_honest_clients_circuits_stand_while_a_48_opens_all_it_can() {
 }
 
 #[test]
-fn a_full_table_makes_room_by_the_least_used_circuit_of_the_fullest_source() {
+fn a_full_table_ends_the_least_used_circuit_of_the_fullest_source() {
     let mut bench = Bench::new(RelayParameters { circuits: 64, exit: true, ..RelayParameters::default() });
     // Two listed relays with less than their quarters, one source with its sixteenth, and a client.
     let relays = [PREVIOUS, 4].map(|number| bench.join(LocalRole::Relay(Arc::new(fixture::key(number))), None));
@@ -128,7 +130,7 @@ fn a_full_table_makes_room_by_the_least_used_circuit_of_the_fullest_source() {
 #[test]
 fn a_neighbour_that_no_consensus_lists_has_the_limits_of_a_client() {
     for (number, refused) in [(UNLISTED, 20), (PREVIOUS, 0)] {
-        let creates_of_client = Rate { a_second: 1, burst: 20 };
+        let creates_of_client = Rate { per_second: 1, burst: 20 };
         let channel = ChannelParameters { creates_of_client, ..ChannelParameters::default() };
         // A sixteenth is 100 circuits.
         let parameters = RelayParameters { channel, circuits: 1600, ..RelayParameters::default() };
@@ -141,7 +143,7 @@ fn a_neighbour_that_no_consensus_lists_has_the_limits_of_a_client() {
 
 #[test]
 fn many_links_and_new_links_of_a_source_bring_no_more_creates() {
-    let creates_of_source = Rate { a_second: 10, burst: 40 };
+    let creates_of_source = Rate { per_second: 10, burst: 40 };
     let mut bench = Bench::new(RelayParameters { creates_of_source, ..RelayParameters::default() });
     let links = [(); 5].map(|()| bench.client());
     let refused: usize = links.iter().map(|link| flood(&mut bench, *link, 1, 1, 20)).sum();
@@ -160,8 +162,8 @@ fn many_links_and_new_links_of_a_source_bring_no_more_creates() {
 }
 
 #[test]
-fn half_built_circuits_of_one_source_leave_room_for_others() {
-    let mut bench = Bench::new(RelayParameters { half_built: 64, ..RelayParameters::default() });
+fn partial_creates_of_one_source_leave_room_for_others() {
+    let mut bench = Bench::new(RelayParameters { partial_creates: 64, ..RelayParameters::default() });
     let incomplete = |bench: &mut Bench, network: u8, links: usize| {
         bench.address = [198, 51, network, 1].into();
         let links: Vec<_> = (0..links).map(|_| bench.client()).collect();
@@ -172,13 +174,13 @@ fn half_built_circuits_of_one_source_leave_room_for_others() {
     };
     assert_eq!(incomplete(&mut bench, 1, 3), 15 - 4, "a sixteenth");
     assert_eq!((2..=16).map(|network| incomplete(&mut bench, network, 1)).sum::<usize>(), 15);
-    assert_eq!(bench.relay.half_built.len(), (64, 64));
+    assert_eq!(bench.relay.partial_creates.len(), (64, 64));
     bench.address = [203, 0, 113, 1].into();
     let honest = bench.client();
     bench.send(honest, &incomplete_create(upper(1)));
-    assert_eq!((bench.commands(honest), bench.relay.half_built.len()), (vec![], (64, 64)));
+    assert_eq!((bench.commands(honest), bench.relay.partial_creates.len()), (vec![], (64, 64)));
     bench.pass(Duration::from_secs(5));
-    assert_eq!(bench.relay.half_built.len(), (0, 0));
+    assert_eq!(bench.relay.partial_creates.len(), (0, 0));
 }
 
 /// Creates a circuit and extends it to a relay without a channel.
@@ -228,7 +230,7 @@ fn circuits_of_one_source_wait_for_at_most_sixteen_relays() {
     assert_eq!((bench.dialled.len(), bench.circuits()), (17, 17));
 }
 
-/// Passes minutes in which padding keeps a link alive.
+/// Advances the time by `minutes`, during which padding keeps a link alive.
 fn minutes(bench: &mut Bench, link: LinkId, minutes: u64) {
     for _ in 0..minutes {
         bench.send(link, &Cell::padding());

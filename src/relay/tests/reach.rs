@@ -38,7 +38,7 @@ fn a_circuit_is_extended_to_a_volunteer_over_the_channel_that_it_dialled() {
     bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
     let creates = bench.cells(volunteer_link);
     assert_eq!(creates.iter().map(Cell::command).collect::<Vec<_>>(), [Command::Create]);
-    assert!(!creates[0].circuit().unwrap().of_dialler());
+    assert!(!creates[0].circuit().unwrap().is_in_upper_half());
     assert!(bench.dialled.is_empty());
 }
 
@@ -159,7 +159,7 @@ fn a_volunteer_that_the_directory_does_not_count_is_dropped_after_ten_intervals(
     bench.relay.handle_presence(bench.now, &answer);
     assert_eq!(bench.relay.volunteers(), [relay_id(VOLUNTEER)]);
     assert_eq!(changes(&mut bench), [RelayEvent::VolunteersChanged]);
-    // An EXTEND to it is answered by GONE.
+    // An EXTEND to the dropped volunteer is answered by GONE.
     let link = bench.client();
     let mut layers = bench.create(link, upper(1), HopIndex::FIRST);
     bench.extend(link, upper(1), &mut layers, relay_id(78));

@@ -5,8 +5,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWrite};
 
 use super::{testing::LocalExits, *};
 use crate::{
-    exit::outbound::testing::{TestRoot, http_origin, https_origin},
-    io::testing::{Direct, origin, stream_pair},
+    exit::outbound::testing::{TestRoot, http_server, https_server},
+    io::testing::{Direct, stream_pair, target_server},
     wire::{Host, ResolvedAnswer, Target},
 };
 
@@ -63,7 +63,7 @@ async fn text(response: Response<ResponseBody>) -> String {
 
 #[tokio::test]
 async fn an_exit_performs_each_request_under_a_separate_isolation() {
-    let address = http_origin(mirror).await;
+    let address = http_server(mirror).await;
     let overlay = LocalExits::new().await;
     let requester = overlay.clone().requester();
     let request = Request::post(format!("http://{address}/path")).header("cookie", "id=1").body(Full::from("body"));
@@ -133,7 +133,7 @@ async fn truncated_and_malformed_responses_are_errors() {
 
 #[tokio::test]
 async fn a_request_whose_body_fails_is_an_error() {
-    let address = http_origin(mirror).await;
+    let address = http_server(mirror).await;
     let requester = LocalExits::new().await.requester();
     let (pipe, body) = PipedBody::of_unknown_length();
     pipe.send(Ok(Bytes::from_static(b"half"))).await.unwrap();
@@ -146,8 +146,8 @@ async fn a_request_whose_body_fails_is_an_error() {
 async fn tls_over_a_stream_is_verified_by_the_client() {
     let root = TestRoot::new();
     let tls = Tls::new([root.file.path()]).unwrap();
-    let good = https_origin(root.server(&["origin.test"]), mirror).await;
-    let bad = https_origin(root.server(&["other.test"]), mirror).await;
+    let good = https_server(root.server(&["origin.test"]), mirror).await;
+    let bad = https_server(root.server(&["other.test"]), mirror).await;
     let requester = Requester::new(Direct::default(), tls);
     let send = |address: SocketAddr| {
         let request = get(format_args!("https://origin.test:{}/path", address.port()));
@@ -178,7 +178,7 @@ async fn write_large(mut sink: impl AsyncWrite + Unpin, received: tokio::sync::w
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_response_takes_bounded_memory() {
     let (progress, received) = tokio::sync::watch::channel(0);
-    let address = origin(move |mut socket| {
+    let address = target_server(move |mut socket| {
         let received = received.clone();
         async move {
             let _ = socket.read(&mut [0; 4096]).await;
@@ -201,7 +201,7 @@ async fn a_large_response_takes_bounded_memory() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_request_takes_bounded_memory() {
     let (progress, received) = tokio::sync::watch::channel(0);
-    let address = http_origin(move |request: Request<Incoming>| {
+    let address = http_server(move |request: Request<Incoming>| {
         let progress = progress.clone();
         async move {
             let mut body = request.into_body();

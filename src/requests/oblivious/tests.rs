@@ -15,7 +15,7 @@ use super::*;
 use crate::{
     connector::{ConnectError, Delegated, Hop, Isolation},
     delegated::Delegation,
-    exit::outbound::testing::http_origin,
+    exit::outbound::testing::http_server,
     io::{stream::Stream, testing::stream_pair, tls::Tls},
     requests::http::testing::LocalExits,
     wire::{EndReason, Host, ResolvedAnswer, Target},
@@ -30,7 +30,7 @@ fn keys(id: u8) -> KeyConfig {
 async fn gateway(key: KeyConfig, configurations: impl Fn(usize) -> Vec<u8> + Clone + Send + Sync + 'static) -> Url {
     let server = Server::new(key).unwrap();
     let requests = Arc::new(AtomicUsize::new(0));
-    let address = http_origin(move |request: Request<Incoming>| {
+    let address = http_server(move |request: Request<Incoming>| {
         let (server, requests, configurations) = (server.clone(), Arc::clone(&requests), configurations.clone());
         async move {
             assert_eq!(request.uri().path(), WELL_KNOWN);
@@ -123,7 +123,7 @@ async fn unusable_keys_are_an_error() {
 
 #[tokio::test]
 async fn a_server_that_is_not_a_gateway_is_an_error() {
-    let address = http_origin(|_| async { Response::new(Full::<Bytes>::from("hello")) }).await;
+    let address = http_server(|_| async { Response::new(Full::<Bytes>::from("hello")) }).await;
     let gateway = format!("http://{address}").parse().unwrap();
     assert_eq!(send(&gateway, 2).await.unwrap_err(), ObliviousError::Gateway(StatusCode::OK));
     let large = LocalExits::several(2).await.requester();

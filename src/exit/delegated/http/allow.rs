@@ -8,7 +8,7 @@ use crate::{
     wire::{Host, Target},
 };
 
-/// The reason why an entry is invalid. Each variant has the entry's text.
+/// The reason why the list is invalid, with the text of an invalid entry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AllowError {
     /// The entry isn't two words.
@@ -36,8 +36,8 @@ pub(crate) struct Allow {
 }
 
 impl Allow {
-    /// Parses the operator's list. An entry is methods, a space, and a host, with `https` unless it begins with
-    /// `http://`.
+    /// Parses the operator's list. An entry consists of methods, separated by commas, then white space and a host. The
+    /// scheme is `https` unless the host begins with `http://`.
     ///
     /// # Errors
     /// When an entry is malformed, or there are more hosts than an exit may offer.

@@ -6,16 +6,17 @@ use hyper::body::Incoming;
 
 use super::*;
 use crate::{
+    delegated::limits::RequestOwner,
     exit::outbound::{
         OutboundLimits, TargetPolicies,
-        testing::{TestRoot, http_origin, https_origin},
+        testing::{TestRoot, http_server, https_server},
     },
     exit_policy::Policy,
     http_exchange::binary::{read_response, request_head},
     io::{
         resolver::{Resolver, ResolverOptions},
         stream::Stream,
-        testing::{origin, stream_pair},
+        testing::{stream_pair, target_server},
         tls::Tls,
     },
 };
@@ -40,7 +41,7 @@ fn get(address: impl core::fmt::Display) -> Request<Full<Bytes>> {
     Request::get(address.to_string()).body(Full::default()).unwrap()
 }
 
-/// The client's response to `head` and `body`, and the outcome at the exit.
+/// The response that the client receives to `request`, and the outcome at the exit.
 async fn performed(
     http: Http,
     request: Request<Full<Bytes>>,
@@ -73,7 +74,7 @@ async fn performed(
 
 fn serve(http: Http) -> (Stream, tokio::task::JoinHandle<Result<(), Refusal>>) {
     let (near, far) = stream_pair();
-    (near, tokio::spawn(async move { http.serve(far, Ok(())).await }))
+    (near, tokio::spawn(async move { http.serve(far, RequestOwner::alone(1), Ok(())).await }))
 }
 
 async fn refused(http: Http, request: Request<Full<Bytes>>) -> Refusal {
@@ -93,7 +94,7 @@ async fn mirror(request: Request<Incoming>) -> Response<Full<Bytes>> {
 
 #[tokio::test]
 async fn a_request_is_performed_without_fields_that_identify_the_client() {
-    let address = http_origin(mirror).await;
+    let address = http_server(mirror).await;
     let request = Request::post(format!("http://{address}/path?query"))
         .header("cookie", "id=1")
         .header("user-agent", "this one")
@@ -117,8 +118,8 @@ async fn a_request_is_performed_without_fields_that_identify_the_client() {
 #[tokio::test]
 async fn the_exit_verifies_certificates() {
     let root = TestRoot::new();
-    let good = https_origin(root.server(&["localhost"]), mirror).await;
-    let bad = https_origin(root.server(&["other.example"]), mirror).await;
+    let good = https_server(root.server(&["localhost"]), mirror).await;
+    let bad = https_server(root.server(&["other.example"]), mirror).await;
     let http = |address: SocketAddr| {
         let tls = Tls::new([root.file.path()]).unwrap();
         let request = get(format_args!("https://localhost:{}/", address.port()));
@@ -132,7 +133,7 @@ async fn the_exit_verifies_certificates() {
 
 #[tokio::test]
 async fn methods_hosts_ports_and_bodies_that_are_not_offered_are_refused() {
-    let address = http_origin(mirror).await;
+    let address = http_server(mirror).await;
     let listed = || {
         let list = Allow::parse_all([format!("GET,POST http://{address}")]).unwrap();
         Http::new(Tier::Listed(list, outbound(true, Tls::default())), HttpCaps::default())
@@ -168,7 +169,7 @@ async fn methods_hosts_ports_and_bodies_that_are_not_offered_are_refused() {
 
 #[tokio::test]
 async fn private_and_metadata_addresses_are_refused() {
-    let address = http_origin(mirror).await;
+    let address = http_server(mirror).await;
     let strict = || Http::new(Tier::Open(outbound(false, Tls::default())), HttpCaps::default());
     for url in [format!("http://{address}/"), "http://localhost/".to_owned(), "http://[::1]/".to_owned()] {
         assert_eq!(refused(strict(), get(url)).await, Refusal::Prohibited);
@@ -191,29 +192,29 @@ async fn an_invalid_request_is_refused_with_a_response() {
 
 #[tokio::test]
 async fn bodies_beyond_the_cap_are_refused_in_both_directions() {
-    let address = http_origin(mirror).await;
+    let address = http_server(mirror).await;
     let small = || {
-        let caps = HttpCaps { body: 1000, ..HttpCaps::default() };
+        let caps = HttpCaps { max_body_len: 1000, ..HttpCaps::default() };
         Http::new(Tier::Open(outbound(true, Tls::default())), caps)
     };
     let large = Request::post(format!("http://{address}/")).body(Full::from(vec![0; 1001])).unwrap();
     assert_eq!(refused(small(), large).await, Refusal::RequestTooLarge);
-    let sized = http_origin(|_| async { Response::new(Full::<Bytes>::from(vec![0; 1001])) }).await;
-    assert_eq!(refused(small(), get(format_args!("http://{sized}/"))).await, Refusal::AnswerTooLarge);
+    let known_length = http_server(|_| async { Response::new(Full::<Bytes>::from(vec![0; 1001])) }).await;
+    assert_eq!(refused(small(), get(format_args!("http://{known_length}/"))).await, Refusal::AnswerTooLarge);
     // A body of unknown length is truncated with an error, and doesn't look complete.
-    let unsized_ = origin(|mut socket| async move {
+    let unknown_length = target_server(|mut socket| async move {
         let _ = socket.read(&mut [0; 1024]).await;
         let _ = socket.write_all(b"HTTP/1.0 200 OK\r\n\r\n").await;
         let _ = socket.write_all(&[0; 1001]).await;
     })
     .await;
-    let (response, served) = performed(small(), get(format_args!("http://{unsized_}/"))).await;
+    let (response, served) = performed(small(), get(format_args!("http://{unknown_length}/"))).await;
     assert_eq!((response.into_body(), served), (Err(MessageError::Broken), Err(Refusal::AnswerTooLarge)));
 }
 
 #[tokio::test]
 async fn a_truncated_answer_does_not_look_complete() {
-    let address = origin(|mut socket| async move {
+    let address = target_server(|mut socket| async move {
         let _ = socket.read(&mut [0; 1024]).await;
         let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await;
     })
@@ -224,7 +225,7 @@ async fn a_truncated_answer_does_not_look_complete() {
 
 #[tokio::test]
 async fn a_silent_closed_or_unknown_target_has_its_own_refusal() {
-    let silent = origin(|socket| async move {
+    let silent = target_server(|socket| async move {
         core::future::pending::<()>().await;
         drop(socket);
     })
@@ -236,8 +237,8 @@ async fn a_silent_closed_or_unknown_target_has_its_own_refusal() {
 
 #[tokio::test]
 async fn a_client_that_reads_nothing_times_out() {
-    let address = http_origin(|_| async { Response::new(Full::<Bytes>::from(vec![0; 4 << 20])) }).await;
-    let caps = HttpCaps { stall: Duration::from_millis(50), ..HttpCaps::default() };
+    let address = http_server(|_| async { Response::new(Full::<Bytes>::from(vec![0; 4 << 20])) }).await;
+    let caps = HttpCaps { stall_timeout: Duration::from_millis(50), ..HttpCaps::default() };
     let (mut stream, serving) = serve(Http::new(Tier::Open(outbound(true, Tls::default())), caps));
     stream.write_all(&request_head(&get(format_args!("http://{address}/"))).unwrap()).await.unwrap();
     stream.write_all(&[0, 0]).await.unwrap();
@@ -248,10 +249,10 @@ async fn a_client_that_reads_nothing_times_out() {
 #[tokio::test]
 async fn an_answered_request_is_released_before_its_client_has_finished() {
     // The target answers before it has the request's body.
-    let address = http_origin(|_| async { Response::new(Full::<Bytes>::from("no need")) }).await;
+    let address = http_server(|_| async { Response::new(Full::<Bytes>::from("no need")) }).await;
     let (mut near, far) = stream_pair();
     let (admitted, released) = tokio::sync::oneshot::channel::<()>();
-    tokio::spawn(async move { open().serve(far, Ok(admitted)).await });
+    tokio::spawn(async move { open().serve(far, RequestOwner::alone(1), Ok(admitted)).await });
     let request = Request::post(format!("http://{address}/")).body(()).unwrap();
     near.write_all(&request_head(&request).unwrap()).await.unwrap();
     near.write_all(b"\x04body").await.unwrap();
@@ -263,7 +264,7 @@ async fn an_answered_request_is_released_before_its_client_has_finished() {
 
 #[tokio::test]
 async fn a_request_slower_than_allowed_is_refused() {
-    let caps = HttpCaps { head: Duration::from_millis(50), ..HttpCaps::default() };
+    let caps = HttpCaps { head_timeout: Duration::from_millis(50), ..HttpCaps::default() };
     let (mut stream, serving) = serve(Http::new(Tier::Open(outbound(true, Tls::default())), caps));
     stream.write_all(&[2, 3, b'G']).await.unwrap();
     let (response, _) = timeout(DEADLINE, read_response(&mut stream, 0)).await.unwrap().unwrap();

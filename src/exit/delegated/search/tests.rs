@@ -10,18 +10,18 @@ use tempfile::NamedTempFile;
 
 use super::*;
 use crate::{
-    delegated::{Block, SearchResult, frame},
+    delegated::{Block, SearchResult, frame, limits::RequestOwner},
     exit::{
         delegated::engines::Senders,
         outbound::{
             Outbound, OutboundLimits, TargetPolicies,
-            testing::{TestRoot, http_origin, https_origin},
+            testing::{TestRoot, http_server, https_server},
         },
     },
     exit_policy::Policy,
     io::{
         resolver::{Resolver, ResolverOptions, tests::name_server},
-        testing::{origin, stream_pair},
+        testing::{stream_pair, target_server},
         tls::Tls,
     },
 };
@@ -48,8 +48,8 @@ fn described(media: &str, template: &str) -> String {
     )
 }
 
-/// Senders to this machine for addresses in the operator's configuration, and to public addresses otherwise. `servers`
-/// resolve names.
+/// A sender that may connect to this machine, for the operator's configuration, and a sender to public addresses.
+/// `servers` resolve names.
 fn senders(servers: Vec<SocketAddr>, tls: Tls) -> Senders {
     let policy = |private| Policy::parse(["accept *"], private).unwrap();
     let options = ResolverOptions { servers, private_addresses: true, ..ResolverOptions::default() };
@@ -73,7 +73,7 @@ async fn service_by(media: &str, template: &str, senders: Senders) -> ExitSearch
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(described(media, template).as_bytes()).unwrap();
     let engines = Engines::load(&[file.path().to_str().unwrap()], senders).await.unwrap();
-    let caps = SearchCaps { engine: Duration::from_millis(700), ..SearchCaps::default() };
+    let caps = SearchCaps { engine_timeout: Duration::from_millis(700), ..SearchCaps::default() };
     ExitSearch::new(engines, caps)
 }
 
@@ -84,7 +84,7 @@ async fn service_at(address: SocketAddr) -> ExitSearch {
 /// The answer to the bytes `framed`, and the outcome at the exit.
 async fn exchanged(search: ExitSearch, framed: &[u8]) -> (Vec<u8>, Result<(), Refusal>) {
     let (mut near, far) = stream_pair();
-    let serving = tokio::spawn(async move { search.serve(far, || Ok(())).await });
+    let serving = tokio::spawn(async move { search.serve(far, RequestOwner::alone(1), || Ok(())).await });
     near.write_all(framed).await.unwrap();
     near.shutdown().await.unwrap();
     let mut answer = Vec::new();
@@ -120,10 +120,10 @@ fn only(answer: SearchAnswer) -> SearchResult {
     }
 }
 
-/// An engine that answers every request by this.
+/// An engine that answers every request with this response.
 async fn answering(status: u16, headers: &'static [(&'static str, &'static str)], body: Vec<u8>) -> SocketAddr {
     let body = Bytes::from(body);
-    http_origin(move |_| {
+    http_server(move |_| {
         let mut response = Response::builder().status(status);
         for (name, value) in headers {
             response = response.header(*name, *value);
@@ -136,12 +136,12 @@ async fn answering(status: u16, headers: &'static [(&'static str, &'static str)]
 
 #[tokio::test]
 async fn a_request_to_an_engine_has_the_same_fields_for_all_clients() {
-    let address = http_origin(mirror).await;
+    let address = http_server(mirror).await;
     let answer = searched(service_at(address).await, &query("rust ownership")).await;
     let SearchAnswer::Results { total, more, .. } = &answer else { panic!("no results") };
     assert_eq!((*total, *more), (Some(31), true));
     let result = only(answer);
-    assert_eq!(result.link.as_str(), "https://example.org/");
+    assert_eq!(result.url.as_str(), "https://example.org/");
     let echoed = result.snippet;
     assert!(echoed.starts_with("/search?q=rust%20ownership&p=1"), "{echoed}");
     let fields = [
@@ -158,7 +158,7 @@ async fn a_request_to_an_engine_has_the_same_fields_for_all_clients() {
 async fn each_query_has_a_separate_connection_and_no_cookie() {
     let connections = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&connections);
-    let address = origin(move |socket| {
+    let address = target_server(move |socket| {
         counter.fetch_add(1, Ordering::Relaxed);
         async move {
             let service = hyper::service::service_fn(|request| async {
@@ -173,7 +173,7 @@ async fn each_query_has_a_separate_connection_and_no_cookie() {
     for expected in 1..=3 {
         let (mut near, far) = stream_pair();
         let search = Arc::clone(&search);
-        tokio::spawn(async move { search.serve(far, || Ok(())).await });
+        tokio::spawn(async move { search.serve(far, RequestOwner::alone(1), || Ok(())).await });
         near.write_all(&query("x").encode().unwrap()).await.unwrap();
         near.shutdown().await.unwrap();
         let mut answer = Vec::new();
@@ -186,7 +186,7 @@ async fn each_query_has_a_separate_connection_and_no_cookie() {
 
 #[tokio::test]
 async fn queries_in_japanese_and_arabic_reach_the_engine_unchanged() {
-    let address = http_origin(|request: Request<Incoming>| async move {
+    let address = http_server(|request: Request<Incoming>| async move {
         let url = Url::parse(&format!("http://engine.example{}", request.uri())).unwrap();
         let terms = url.query_pairs().next().unwrap().1.into_owned();
         let body = serde_json::json!({"results": [{"url": "https://example.org/", "title": terms}]});
@@ -261,7 +261,10 @@ async fn an_invalid_query_is_refused_as_a_bad_request() {
 async fn a_query_beyond_the_limits_is_refused_with_the_reason() {
     let search = service_at(answering(200, &[], b"{}".to_vec()).await).await;
     let (mut near, far) = stream_pair();
-    let serving = tokio::spawn(async move { search.serve(far, || Err::<(), _>(Refusal::RateLimited)).await });
+    let serving =
+        tokio::spawn(
+            async move { search.serve(far, RequestOwner::alone(1), || Err::<(), _>(Refusal::RateLimited)).await },
+        );
     near.write_all(&query("x").encode().unwrap()).await.unwrap();
     near.shutdown().await.unwrap();
     let mut answer = Vec::new();
@@ -286,7 +289,7 @@ async fn a_client_that_sends_or_reads_slowly_holds_no_admission() {
         events.send("admitted").unwrap();
         Ok(Admission(events))
     };
-    tokio::spawn(async move { search.serve(far, admit).await });
+    tokio::spawn(async move { search.serve(far, RequestOwner::alone(1), admit).await });
     let query = query("x").encode().unwrap();
     near.write_all(&query).await.unwrap();
     assert!(received.try_recv().is_err(), "the body is incomplete");
@@ -310,20 +313,20 @@ async fn an_engine_that_is_down_is_reported_as_unreachable() {
     let address = socket.local_addr().unwrap();
     drop(socket);
     assert_eq!(refused(service_at(address).await, &query("x")).await, SearchRefusal::EngineUnreachable);
-    let closing = origin(|socket| async move { drop(socket) }).await;
+    let closing = target_server(|socket| async move { drop(socket) }).await;
     assert_eq!(refused(service_at(closing).await, &query("x")).await, SearchRefusal::EngineUnreachable);
 }
 
 #[tokio::test]
 async fn a_slow_engine_times_out() {
-    let silent = origin(|mut socket| async move {
+    let silent = target_server(|mut socket| async move {
         let _ = socket.read_u8().await;
         core::future::pending::<()>().await;
     })
     .await;
     assert_eq!(refused(service_at(silent).await, &query("x")).await, SearchRefusal::EngineTimedOut);
     // Occasional single bytes don't extend the limit.
-    let dripping = origin(|mut socket| async move {
+    let dripping = target_server(|mut socket| async move {
         let _ = socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n").await;
         while socket.write_all(b" ").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -335,10 +338,10 @@ async fn a_slow_engine_times_out() {
 
 #[tokio::test]
 async fn concurrent_parsing_of_answers_is_capped() {
-    let search = service_at(http_origin(mirror).await).await;
-    let reader = Arc::clone(&search.readers);
-    let all = u32::try_from(reader.available_permits()).unwrap();
-    let _reading = reader.acquire_many_owned(all).await.unwrap();
+    let search = service_at(http_server(mirror).await).await;
+    let parsers = Arc::clone(&search.parsers);
+    let all = u32::try_from(parsers.available_permits()).unwrap();
+    let _parsing = parsers.acquire_many_owned(all).await.unwrap();
     assert_eq!(refused(search, &query("x")).await, SearchRefusal::RateLimited);
 }
 
@@ -346,13 +349,13 @@ async fn concurrent_parsing_of_answers_is_capped() {
 async fn an_answer_beyond_the_cap_is_refused() {
     let long = answering(200, &[], vec![b' '; 3 << 20]).await;
     assert_eq!(refused(service_at(long).await, &query("x")).await, SearchRefusal::EngineTooLarge);
-    let endless = origin(|mut socket| async move {
+    let endless = target_server(|mut socket| async move {
         let _ = socket.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
         while socket.write_all(&[b' '; 4096]).await.is_ok() {}
     })
     .await;
     assert_eq!(refused(service_at(endless).await, &query("x")).await, SearchRefusal::EngineTooLarge);
-    let head = origin(|mut socket| async move {
+    let head = target_server(|mut socket| async move {
         let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nx: ").await;
         while socket.write_all(&[b'x'; 4096]).await.is_ok() {}
     })
@@ -366,7 +369,7 @@ async fn an_invalid_answer_is_reported_as_malformed() {
         let address = answering(200, &[], body.into()).await;
         assert_eq!(refused(service_at(address).await, &query("x")).await, SearchRefusal::EngineMalformed, "{body}");
     }
-    let no_http = origin(|mut socket| async move {
+    let no_http = target_server(|mut socket| async move {
         let _ = socket.write_all(b"SSH-2.0-OpenSSH\r\n").await;
         let _ = socket.read_u8().await;
     })
@@ -411,7 +414,7 @@ async fn redirecting(
 ) -> (SocketAddr, Arc<AtomicUsize>) {
     let requests = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&requests);
-    let address = http_origin(move |request: Request<Incoming>| {
+    let address = http_server(move |request: Request<Incoming>| {
         let location = location(counter.fetch_add(1, Ordering::Relaxed));
         async move {
             match location {
@@ -467,7 +470,7 @@ async fn a_redirect_to_another_host_or_a_private_address_is_not_followed() {
 async fn a_name_rebound_to_this_network_is_refused() {
     let (server, questions) = name_server().await;
     let (address, requests) = redirecting(|_| None).await;
-    // The name resolves to this machine, as after a rebinding when the description has been read.
+    // The name resolves to this machine, as if it had been rebound after the description was read.
     let template = format!("http://both.example.net:{}/?q={{searchTerms}}", address.port());
     let search = service_by(JSON, &template, senders(vec![server], Tls::default())).await;
     let (answer, counted) = exchanged(search, &query("x").encode().unwrap()).await;
@@ -481,11 +484,11 @@ async fn a_name_rebound_to_this_network_is_refused() {
 async fn certificates_of_engines_are_verified() {
     let root = TestRoot::new();
     let tls = Tls::new([root.file.path()]).unwrap();
-    let verified = https_origin(root.server(&["localhost"]), mirror).await;
+    let verified = https_server(root.server(&["localhost"]), mirror).await;
     let template = |address: SocketAddr| format!("https://localhost:{}/?q={{searchTerms}}", address.port());
     let search = service_by(JSON, &template(verified), senders(no_server(), tls.clone())).await;
     only(searched(search, &query("x")).await);
-    let other = https_origin(root.server(&["other.example"]), mirror).await;
+    let other = https_server(root.server(&["other.example"]), mirror).await;
     let search = service_by(JSON, &template(other), senders(no_server(), tls)).await;
     let (answer, counted) = exchanged(search, &query("x").encode().unwrap()).await;
     assert_eq!(SearchAnswer::decode(&answer), Ok(SearchAnswer::Refused(SearchRefusal::EngineUnreachable)));

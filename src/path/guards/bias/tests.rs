@@ -98,7 +98,7 @@ fn a_guard_that_fails_circuits_to_all_but_its_accomplices_is_replaced() {
 }
 
 #[test]
-fn a_network_that_fails_behind_every_guard_convicts_none() {
+fn a_network_that_fails_behind_every_guard_replaces_none() {
     let (days, relays) = days();
     let mut client = Simulated::new(1, &days[0]);
     client.live(&days[..27], &relays, |_, _| 0.1);
@@ -107,8 +107,8 @@ fn a_network_that_fails_behind_every_guard_convicts_none() {
 }
 
 #[test]
-fn only_relays_in_twenty_blocks_of_addresses_convict_a_guard() {
-    for (blocks, convicted) in [(19, false), (20, true)] {
+fn only_failures_in_twenty_blocks_of_addresses_replace_a_guard() {
+    for (blocks, is_replaced) in [(19, false), (20, true)] {
         let relays = (1..=200).map(|number| {
             let mut profile = profile(number);
             let block = u8::try_from(number % blocks).unwrap();
@@ -119,35 +119,35 @@ fn only_relays_in_twenty_blocks_of_addresses_convict_a_guard() {
         let mut client = Simulated::new(2, &consensus);
         let (first, second) = (client.first[0], client.first[1]);
         for next in (1..=200).map(|number| key(number).id()) {
-            for _ in 0..JUDGED {
+            for _ in 0..MIN_CIRCUITS {
                 client.guards.handle_circuit(&first, Some(next), false);
                 client.guards.handle_circuit(&second, Some(next), true);
             }
         }
         client.guards.update(&consensus, &mut client.rng);
-        assert_eq!(!client.has(&first), convicted, "{blocks} blocks");
+        assert_eq!(!client.has(&first), is_replaced, "{blocks} blocks");
     }
 }
 
 #[test]
-fn a_relay_that_fails_behind_one_guard_is_distrusted_there_alone() {
+fn a_relay_that_fails_behind_one_guard_is_avoided_there_alone() {
     let (days, relays) = days();
     let mut client = Simulated::new(3, &days[0]);
     let (first, second) = (client.first[0], client.first[1]);
-    for _ in 0..JUDGED {
+    for _ in 0..MIN_CIRCUITS {
         client.guards.handle_circuit(&first, Some(relays[7]), false);
         client.guards.handle_circuit(&first, Some(relays[8]), true);
         client.guards.handle_circuit(&second, Some(relays[7]), true);
     }
-    assert_eq!(client.guards.distrusted(&days[0], &first), [relays[7]]);
-    assert_eq!(client.guards.distrusted(&days[0], &second), []);
+    assert_eq!(client.guards.avoided_next(&days[0], &first), [relays[7]]);
+    assert_eq!(client.guards.avoided_next(&days[0], &second), []);
     // More than a quarter of all relays: rather the guard's fault.
     for next in &relays[..=101] {
-        for _ in 0..JUDGED {
+        for _ in 0..MIN_CIRCUITS {
             client.guards.handle_circuit(&first, Some(*next), false);
         }
     }
-    assert_eq!(client.guards.distrusted(&days[0], &first), []);
+    assert_eq!(client.guards.avoided_next(&days[0], &first), []);
 }
 
 #[test]
@@ -155,11 +155,11 @@ fn an_early_end_makes_a_built_circuit_a_failed_one() {
     let (days, relays) = days();
     let mut client = Simulated::new(4, &days[0]);
     let guard = client.first[0];
-    for _ in 0..JUDGED {
+    for _ in 0..MIN_CIRCUITS {
         client.guards.handle_circuit(&guard, Some(relays[7]), true);
         client.guards.handle_early_end(&guard, Some(relays[7]));
     }
-    assert_eq!(client.guards.distrusted(&days[0], &guard), [relays[7]]);
+    assert_eq!(client.guards.avoided_next(&days[0], &guard), [relays[7]]);
 }
 
 #[test]

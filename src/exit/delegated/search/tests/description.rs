@@ -4,7 +4,7 @@ use super::*;
 
 /// Serves the current `document`; 503 while it is empty.
 async fn describing(document: Arc<Mutex<String>>) -> SocketAddr {
-    http_origin(move |_| {
+    http_server(move |_| {
         let document = document.lock().unwrap().clone();
         let status = if document.is_empty() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
         async move { Response::builder().status(status).body(Full::<Bytes>::from(document)).unwrap() }
@@ -24,10 +24,10 @@ async fn a_description_from_a_url_is_refreshed_and_kept_after_a_failure() {
     };
     assert_eq!((engines.names(), path()), (vec![name("mine")], "/old".to_owned()));
     *document.lock().unwrap() = described(JSON, &format!("http://{address}/new?q={{searchTerms}}"));
-    engines.refresh().await;
+    engines.refresh_all().await;
     assert_eq!(path(), "/new");
     *document.lock().unwrap() = "broken".to_owned();
-    engines.refresh().await;
+    engines.refresh_all().await;
     assert_eq!(path(), "/new");
 }
 
@@ -35,18 +35,18 @@ async fn a_description_from_a_url_is_refreshed_and_kept_after_a_failure() {
 async fn an_engine_whose_url_fails_at_the_start_is_offered_after_a_retry() {
     let long = answering(200, &[], vec![b' '; 70_000]).await;
     let document = Arc::new(Mutex::new(String::new()));
-    let late = describing(Arc::clone(&document)).await;
-    let urls = [format!("http://{long}/"), "http://127.0.0.1:1/".to_owned(), format!("http://{late}/")];
+    let delayed = describing(Arc::clone(&document)).await;
+    let urls = [format!("http://{long}/"), "http://127.0.0.1:1/".to_owned(), format!("http://{delayed}/")];
     let engines = Engines::load(&urls, senders(no_server(), Tls::default())).await.unwrap();
     assert_eq!(engines.names(), []);
     *document.lock().unwrap() = described(JSON, "https://engine.example/?q={searchTerms}");
-    let grown = async {
+    let added = async {
         tokio::select! {
-            () = engines.keep_fresh() => {}
-            () = engines.grown() => {}
+            () = engines.refresh_engines() => {}
+            () = engines.engine_added() => {}
         }
     };
-    timeout(DEADLINE, grown).await.unwrap();
+    timeout(DEADLINE, added).await.unwrap();
     assert_eq!(engines.names(), [name("engine")]);
 }
 
@@ -56,10 +56,10 @@ async fn an_engine_with_a_late_description_replaces_none_of_the_same_name() {
     file.write_all(described(JSON, "https://first.example/?q={searchTerms}").as_bytes()).unwrap();
     let first = file.path().to_str().unwrap().to_owned();
     let document = Arc::new(Mutex::new(String::new()));
-    let late = format!("http://{}/", describing(Arc::clone(&document)).await);
-    let engines = Engines::load(&[late, first], senders(no_server(), Tls::default())).await.unwrap();
+    let delayed = format!("http://{}/", describing(Arc::clone(&document)).await);
+    let engines = Engines::load(&[delayed, first], senders(no_server(), Tls::default())).await.unwrap();
     *document.lock().unwrap() = described(JSON, "https://second.example/?q={searchTerms}");
-    engines.refresh().await;
+    engines.refresh_all().await;
     let url = engines.find(&name("engine")).unwrap().engine.question(&query("x")).unwrap().url;
     assert_eq!((engines.names(), url.host_str()), (vec![name("engine")], Some("first.example")));
 }
@@ -67,7 +67,7 @@ async fn an_engine_with_a_late_description_replaces_none_of_the_same_name() {
 #[tokio::test]
 async fn a_description_from_another_host_reaches_no_address_of_this_network() {
     let (address, requests) = redirecting(|_| None).await;
-    // The origin has this machine's address, under another name.
+    // The engine is at this machine. The description's URL names the same host in one case only.
     let template = format!("http://127.0.0.1:{}/?q={{searchTerms}}", address.port());
     let document = Arc::new(Mutex::new(described(JSON, &template)));
     let port = describing(document).await.port();
@@ -87,8 +87,8 @@ async fn a_description_from_another_host_reaches_no_address_of_this_network() {
 
 #[tokio::test]
 async fn each_reason_against_an_engine_has_its_own_error() {
-    let load = async |written: &[String]| {
-        Engines::load(written, senders(no_server(), Tls::default())).await.map(drop).unwrap_err().to_string()
+    let load = async |entries: &[String]| {
+        Engines::load(entries, senders(no_server(), Tls::default())).await.map(drop).unwrap_err().to_string()
     };
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(described(JSON, "https://engine.example/?q={searchTerms}").as_bytes()).unwrap();

@@ -1,9 +1,9 @@
-//! The places of concurrent lookups, shared among the circuits that ask.
+//! The places of concurrent lookups, shared among circuits.
 //!
-//! A circuit, and a neighbour, has a share of the places. Beyond it, and when all places are taken, a lookup waits. A free
-//! place goes to the neighbour with fewest lookups, then to its circuit with fewest, then to the first that came. A
-//! lookup that has been running for [`SLOW`] makes room for a waiting one whose neighbour or circuit has fewer. So slow
-//! name servers delay nobody else for long.
+//! A circuit and a neighbour each have a share of the places. Beyond the share, or when all places are taken, a lookup
+//! waits. A free place goes to the neighbour with fewest lookups, then to its circuit with fewest, then to the oldest
+//! lookup. A lookup that has run for [`SLOW_AFTER`] loses its place to a waiting lookup whose neighbour or circuit has
+//! fewer. So slow name servers delay the lookups of other circuits only briefly.
 
 use core::{cmp::Reverse, time::Duration};
 use std::{
@@ -18,25 +18,26 @@ use tokio::{
 
 use crate::{base::Owner, delegated::limits::RequestOwner, wire::EndReason};
 
-/// Lookups of a circuit that run at once.
-const OF_CIRCUIT: usize = 8;
-/// The part of the places that one neighbour may have.
-const NEIGHBOUR_PART: usize = 4;
-/// Most waiting lookups in all, and of a circuit.
-const WAITING: usize = 1024;
-const WAITING_OF_CIRCUIT: usize = 64;
-/// Time after which a lookup may have to make room.
-const SLOW: Duration = Duration::from_secs(2);
-/// The part of [`SLOW`] after which a waiting lookup searches for a slow one, again and again.
-const CHECKS: u32 = 8;
+/// Cap on concurrent lookups of a circuit.
+const MAX_RUNNING_OF_CIRCUIT: usize = 8;
+/// A neighbour gets at most the number of places divided by this divisor.
+const NEIGHBOUR_DIVISOR: usize = 4;
+/// Cap on waiting lookups in total.
+const MAX_WAITING: usize = 1024;
+/// Cap on waiting lookups of a circuit.
+const MAX_WAITING_OF_CIRCUIT: usize = 64;
+/// Time after which a running lookup may lose its place.
+const SLOW_AFTER: Duration = Duration::from_secs(2);
+/// The number of times that a waiting lookup searches for a slow lookup in each [`SLOW_AFTER`].
+const CHECKS_PER_SLOW: u32 = 8;
 
-/// Whose lookup it is; `None` for the exit's own ones, which count as one neighbour.
+/// The circuit of a lookup and its neighbour; `None` for lookups of the exit itself, which count as one neighbour.
 type LookupOwner = Option<RequestOwner>;
 
 #[derive(Clone)]
 pub(super) struct LookupPlaces {
-    places: usize,
-    slow: Duration,
+    count: usize,
+    slow_after: Duration,
     state: Arc<Mutex<State>>,
 }
 
@@ -50,81 +51,84 @@ struct State {
 struct RunningLookup {
     owner: LookupOwner,
     since: Instant,
-    /// Its drop ends the lookup.
-    _ends: oneshot::Sender<()>,
+    /// Dropping this sender ends the lookup.
+    _end: oneshot::Sender<()>,
 }
 
 struct WaitingLookup {
     owner: LookupOwner,
-    /// Its drop refuses the lookup.
-    granted: oneshot::Sender<LookupPlace>,
+    /// Sends the place. Dropping this sender refuses the lookup.
+    grant: oneshot::Sender<LookupPlace>,
 }
 
 /// The place of a running lookup.
 pub(super) struct LookupPlace {
     key: u64,
-    turns: LookupPlaces,
+    places: LookupPlaces,
     ended: oneshot::Receiver<()>,
 }
 
-/// Removes a waiting lookup that is given up.
+/// Removes a waiting lookup whose task has ended.
 struct WaitingGuard<'a> {
     key: u64,
-    turns: &'a LookupPlaces,
+    places: &'a LookupPlaces,
 }
 
 /// The numbers of lookups of an owner: of its neighbour, and of its circuit.
 type OwnerLoad = (usize, usize);
 
 impl LookupPlaces {
-    pub(super) fn new(places: usize) -> Self {
-        Self { places, slow: SLOW, state: Arc::default() }
+    pub(super) fn new(count: usize) -> Self {
+        Self { count, slow_after: SLOW_AFTER, state: Arc::default() }
     }
 
     /// Waits for a place.
+    ///
+    /// # Errors
+    /// [`EndReason::ResourceLimit`] at a cap on waiting lookups.
     pub(super) async fn take(&self, owner: LookupOwner) -> Result<LookupPlace, EndReason> {
         let (key, mut granted) = {
             let mut state = self.lock();
-            if !state.makes_room_to_wait(owner) {
+            if !state.admit_waiting(owner) {
                 return Err(EndReason::ResourceLimit);
             }
             let key = state.number();
             let (sender, granted) = oneshot::channel();
-            state.waiting.insert(key, WaitingLookup { owner, granted: sender });
+            state.waiting.insert(key, WaitingLookup { owner, grant: sender });
             (key, granted)
         };
-        let guard = WaitingGuard { key, turns: self };
+        let guard = WaitingGuard { key, places: self };
         self.grant();
-        let check = self.slow.checked_div(CHECKS).unwrap_or(self.slow);
+        let check = self.slow_after.checked_div(CHECKS_PER_SLOW).unwrap_or(self.slow_after);
         loop {
             match timeout(check, &mut granted).await {
-                Ok(turn) => {
+                Ok(place) => {
                     drop(guard);
-                    return turn.map_err(|_| EndReason::ResourceLimit);
+                    return place.map_err(|_| EndReason::ResourceLimit);
                 }
                 Err(_) => {
-                    self.lock().end_a_slow_one(owner, self.places, self.slow);
+                    self.lock().end_slow_lookup(owner, self.count, self.slow_after);
                     self.grant();
                 }
             }
         }
     }
 
-    /// Gives the free places to waiting lookups.
+    /// Grants the free places to waiting lookups.
     fn grant(&self) {
-        while let Some((granted, turn)) = self.next_grant() {
-            // The turn of a lookup that was given up frees its place again.
-            let _ = granted.send(turn);
+        while let Some((grant, place)) = self.next_grant() {
+            // If the task of the lookup has ended, the dropped place becomes free again.
+            let _ = grant.send(place);
         }
     }
 
     fn next_grant(&self) -> Option<(oneshot::Sender<LookupPlace>, LookupPlace)> {
         let mut state = self.lock();
-        let key = state.next_to_run(self.places)?;
-        let WaitingLookup { owner, granted } = state.waiting.remove(&key)?;
-        let (ends, ended) = oneshot::channel();
-        state.running.insert(key, RunningLookup { owner, since: Instant::now(), _ends: ends });
-        Some((granted, LookupPlace { key, turns: self.clone(), ended }))
+        let key = state.next_to_run(self.count)?;
+        let WaitingLookup { owner, grant } = state.waiting.remove(&key)?;
+        let (end, ended) = oneshot::channel();
+        state.running.insert(key, RunningLookup { owner, since: Instant::now(), _end: end });
+        Some((grant, LookupPlace { key, places: self.clone(), ended }))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -142,25 +146,26 @@ impl State {
         OwnerLoads::of(self.running.values().map(|running| running.owner))
     }
 
-    /// Whether another lookup of `owner` may wait. If too many wait, the newest of the fullest owner is refused.
-    fn makes_room_to_wait(&mut self, owner: LookupOwner) -> bool {
+    /// Whether another lookup of `owner` may wait. At the cap, refuses the newest waiting lookup of the owner with
+    /// most, if that owner has more than `owner`.
+    fn admit_waiting(&mut self, owner: LookupOwner) -> bool {
         let loads = OwnerLoads::of(self.waiting.values().map(|waiting| waiting.owner));
         let load = loads.load(owner);
-        if owner.is_some() && load.1 >= WAITING_OF_CIRCUIT {
+        if owner.is_some() && load.1 >= MAX_WAITING_OF_CIRCUIT {
             return false;
         }
-        if self.waiting.len() < WAITING {
+        if self.waiting.len() < MAX_WAITING {
             return true;
         }
         match self.waiting.iter().map(|(key, waiting)| (loads.load(waiting.owner), *key)).max() {
-            Some((most, newest)) if most > load => self.waiting.remove(&newest).is_some(),
+            Some((highest, newest)) if highest > load => self.waiting.remove(&newest).is_some(),
             _ => false,
         }
     }
 
     fn within_share(owner: LookupOwner, load: OwnerLoad, places: usize) -> bool {
-        let of_neighbour = places.div_ceil(NEIGHBOUR_PART);
-        load.0 < of_neighbour && (owner.is_none() || load.1 < OF_CIRCUIT)
+        let of_neighbour = places.div_ceil(NEIGHBOUR_DIVISOR);
+        load.0 < of_neighbour && (owner.is_none() || load.1 < MAX_RUNNING_OF_CIRCUIT)
     }
 
     fn next_to_run(&self, places: usize) -> Option<u64> {
@@ -172,24 +177,24 @@ impl State {
         candidates.filter(|(load, _, owner)| Self::within_share(*owner, *load, places)).min().map(|(_, key, _)| key)
     }
 
-    /// Ends a slow lookup of an owner with more lookups than `owner`, if `owner` lacks a place because of it.
-    fn end_a_slow_one(&mut self, owner: LookupOwner, places: usize, slow: Duration) {
+    /// Ends a slow lookup of an owner with more lookups than `owner`, if the slow lookup prevents one of `owner`.
+    fn end_slow_lookup(&mut self, owner: LookupOwner, places: usize, slow_after: Duration) {
         let (loads, now) = (self.running_loads(), Instant::now());
         let load = loads.load(owner);
-        if owner.is_some() && load.1 >= OF_CIRCUIT {
+        if owner.is_some() && load.1 >= MAX_RUNNING_OF_CIRCUIT {
             return;
         }
-        let neighbour_is_full = load.0 >= places.div_ceil(NEIGHBOUR_PART);
+        let neighbour_is_full = load.0 >= places.div_ceil(NEIGHBOUR_DIVISOR);
         if !neighbour_is_full && self.running.len() < places {
             return;
         }
-        let slow_ones = self.running.iter().filter(|(_, running)| {
+        let slow_lookups = self.running.iter().filter(|(_, running)| {
             (!neighbour_is_full || neighbour(running.owner) == neighbour(owner))
-                && now.saturating_duration_since(running.since) >= slow
+                && now.saturating_duration_since(running.since) >= slow_after
         });
-        let oldest_of_fullest = slow_ones.map(|(key, running)| (loads.load(running.owner), Reverse(*key))).max();
-        if let Some((most, Reverse(key))) = oldest_of_fullest
-            && most > load
+        let oldest_of_fullest = slow_lookups.map(|(key, running)| (loads.load(running.owner), Reverse(*key))).max();
+        if let Some((highest, Reverse(key))) = oldest_of_fullest
+            && highest > load
         {
             self.running.remove(&key);
         }
@@ -225,7 +230,7 @@ fn neighbour(owner: LookupOwner) -> Option<Owner> {
 }
 
 impl LookupPlace {
-    /// Completes when the lookup has to make room. Cancel-safe.
+    /// Completes when the lookup loses its place. Cancel-safe.
     pub(super) async fn ended(&mut self) {
         let _ = (&mut self.ended).await;
     }
@@ -233,14 +238,14 @@ impl LookupPlace {
 
 impl Drop for LookupPlace {
     fn drop(&mut self) {
-        self.turns.lock().running.remove(&self.key);
-        self.turns.grant();
+        self.places.lock().running.remove(&self.key);
+        self.places.grant();
     }
 }
 
 impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
-        self.turns.lock().waiting.remove(&self.key);
+        self.places.lock().waiting.remove(&self.key);
     }
 }
 
@@ -250,24 +255,24 @@ mod tests {
     use crate::base::RelayId;
 
     /// Less than in a node, because tests run in real time.
-    const SLOW: Duration = Duration::from_millis(200);
+    const SLOW_AFTER: Duration = Duration::from_millis(200);
 
-    fn turns() -> LookupPlaces {
-        LookupPlaces { slow: SLOW, ..LookupPlaces::new(64) }
+    fn places() -> LookupPlaces {
+        LookupPlaces { slow_after: SLOW_AFTER, ..LookupPlaces::new(64) }
     }
 
     fn owner(neighbour: u8, circuit: u64) -> LookupOwner {
         Some(RequestOwner { neighbour: Owner::Relay(RelayId::from_bytes([neighbour; 32])), circuit })
     }
 
-    /// A lookup that runs until it has to make room.
-    fn slow(turns: &LookupPlaces, owner: LookupOwner) -> tokio::task::JoinHandle<Option<Duration>> {
-        let turns = turns.clone();
+    /// A lookup that runs until it loses its place. Returns the time for which it waited.
+    fn slow(places: &LookupPlaces, owner: LookupOwner) -> tokio::task::JoinHandle<Option<Duration>> {
+        let places = places.clone();
         tokio::spawn(async move {
             let start = Instant::now();
-            let mut turn = turns.take(owner).await.ok()?;
+            let mut place = places.take(owner).await.ok()?;
             let waited = start.elapsed();
-            turn.ended().await;
+            place.ended().await;
             Some(waited)
         })
     }
@@ -281,53 +286,53 @@ mod tests {
 
     #[tokio::test]
     async fn slow_lookups_of_one_circuit_delay_no_other_circuit() {
-        let turns = turns();
-        let slow: Vec<_> = (0..100).map(|_| slow(&turns, owner(1, 1))).collect();
-        refused(&slow, 100 - OF_CIRCUIT - WAITING_OF_CIRCUIT).await;
+        let places = places();
+        let slow: Vec<_> = (0..100).map(|_| slow(&places, owner(1, 1))).collect();
+        refused(&slow, 100 - MAX_RUNNING_OF_CIRCUIT - MAX_WAITING_OF_CIRCUIT).await;
         for circuit in 2..50 {
             let start = Instant::now();
-            drop(turns.take(owner(1, circuit)).await.unwrap());
-            assert!(start.elapsed() < SLOW, "{:?}", start.elapsed());
+            drop(places.take(owner(1, circuit)).await.unwrap());
+            assert!(start.elapsed() < SLOW_AFTER, "{:?}", start.elapsed());
         }
         slow.iter().for_each(tokio::task::JoinHandle::abort);
     }
 
     #[tokio::test]
-    async fn slow_lookups_of_many_circuits_and_neighbours_delay_those_behind_others_for_little() {
-        let turns = turns();
+    async fn slow_lookups_of_many_circuits_and_neighbours_delay_those_of_others_briefly() {
+        let places = places();
         let attack: Vec<_> =
-            (0..2000_u64).map(|at| slow(&turns, owner(u8::try_from(at % 8).unwrap(), 1000 + at % 64))).collect();
-        refused(&attack, 2000 - 64 - WAITING).await;
+            (0..2000_u64).map(|at| slow(&places, owner(u8::try_from(at % 8).unwrap(), 1000 + at % 64))).collect();
+        refused(&attack, 2000 - 64 - MAX_WAITING).await;
         for (neighbour, circuit, times) in [(100, 1, 4), (101, 2, 4), (100, 4, 4)] {
             let start = Instant::now();
-            let turn = turns.take(owner(neighbour, circuit)).await.unwrap();
-            assert!(start.elapsed() <= SLOW * times, "{neighbour}: {:?}", start.elapsed());
-            drop(turn);
+            let place = places.take(owner(neighbour, circuit)).await.unwrap();
+            assert!(start.elapsed() <= SLOW_AFTER * times, "{neighbour}: {:?}", start.elapsed());
+            drop(place);
         }
         attack.iter().for_each(tokio::task::JoinHandle::abort);
     }
 
     #[tokio::test]
-    async fn a_lookup_makes_room_only_when_it_is_slow_and_places_lack() {
-        let turns = turns();
-        let first = slow(&turns, owner(1, 1));
-        tokio::time::sleep(SLOW * 4).await;
-        drop(turns.take(owner(2, 2)).await.unwrap());
+    async fn a_slow_lookup_keeps_its_place_while_others_are_free() {
+        let places = places();
+        let first = slow(&places, owner(1, 1));
+        tokio::time::sleep(SLOW_AFTER * 4).await;
+        drop(places.take(owner(2, 2)).await.unwrap());
         assert!(!first.is_finished());
         first.abort();
     }
 
     #[tokio::test]
-    async fn places_are_free_again_after_all_lookups_ended_or_were_given_up() {
-        let turns = turns();
+    async fn all_places_are_free_after_all_lookups_ended_or_were_cancelled() {
+        let places = places();
         for round in 0..3 {
-            let tasks: Vec<_> = (0..300).map(|at| slow(&turns, owner(round, at % 40))).collect();
-            tokio::time::sleep(SLOW * u32::from(round)).await;
+            let tasks: Vec<_> = (0..300).map(|at| slow(&places, owner(round, at % 40))).collect();
+            tokio::time::sleep(SLOW_AFTER * u32::from(round)).await;
             tasks.iter().for_each(tokio::task::JoinHandle::abort);
             for task in tasks {
                 let _ = task.await;
             }
-            let state = turns.lock();
+            let state = places.lock();
             assert_eq!((state.running.len(), state.waiting.len()), (0, 0), "round {round}");
         }
     }

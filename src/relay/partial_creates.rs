@@ -1,4 +1,4 @@
-//! Half-built circuits: CREATEs that lack fragments.
+//! CREATEs that lack fragments, by endpoint, with caps and deadlines.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::{
 };
 
 use super::{
-    circuit::{CircuitEndpoint, FRAGMENTS_LIMIT},
+    circuit::{CircuitEndpoint, FRAGMENTS_TIMEOUT},
     owners::Owned,
 };
 
@@ -23,28 +23,28 @@ pub(super) struct PartialCreate {
 
 impl PartialCreate {
     pub(super) fn new(now: Instant, hop: HopIndex, owner: Owner) -> Self {
-        Self { hop, request: Fragments::new(), owner, deadline: now.after(FRAGMENTS_LIMIT) }
+        Self { hop, request: Fragments::new(), owner, deadline: now.after(FRAGMENTS_TIMEOUT) }
     }
 }
 
-/// All half-built circuits, with their deadlines.
-pub(super) struct HalfBuilt {
+/// All CREATEs that lack fragments, with their deadlines.
+pub(super) struct PartialCreates {
     creates: BTreeMap<CircuitEndpoint, PartialCreate>,
     deadlines: Deadlines<CircuitEndpoint>,
-    /// The share of each owner, with its CREATEs ordered by deadline.
+    /// The share of each owner, whose CREATEs are ordered by deadline.
     owned: Owned<Instant, CircuitEndpoint>,
 }
 
-impl HalfBuilt {
+impl PartialCreates {
     pub(super) fn new(cap: usize) -> Self {
         Self { creates: BTreeMap::new(), deadlines: Deadlines::default(), owned: Owned::new(cap) }
     }
 
-    /// Adds a CREATE that `endpoint` has none of. At the cap, removes the oldest one of the fullest owner and returns
-    /// its endpoint; it is to be refused.
+    /// Adds a CREATE on `endpoint`, which must have none. At the cap, removes the oldest CREATE of the owner closest to
+    /// its share, and returns its endpoint for the caller to refuse.
     ///
     /// # Errors
-    /// When its owner may have no more.
+    /// When the share of the owner of `create` is reached.
     pub(super) fn insert(
         &mut self,
         endpoint: CircuitEndpoint,
@@ -64,6 +64,7 @@ impl HalfBuilt {
         Ok(evicted)
     }
 
+    /// Removes the CREATE on `endpoint`, if there is one.
     pub(super) fn remove(&mut self, endpoint: CircuitEndpoint) -> Option<PartialCreate> {
         let create = self.creates.remove(&endpoint)?;
         self.deadlines.remove(endpoint);
@@ -71,7 +72,7 @@ impl HalfBuilt {
         Some(create)
     }
 
-    /// Removes those of a closed channel.
+    /// Removes the CREATEs on a closed channel.
     pub(super) fn remove_channel(&mut self, channel: ChannelId) {
         let endpoints: Vec<_> =
             self.creates.range(CircuitEndpoint::range(channel)).map(|(endpoint, _)| *endpoint).collect();
@@ -80,19 +81,19 @@ impl HalfBuilt {
         }
     }
 
-    /// Removes the next one whose deadline is `now` or earlier; it is to be refused.
-    pub(super) fn pop_late(&mut self, now: Instant) -> Option<CircuitEndpoint> {
+    /// Removes the next CREATE whose deadline is `now` or earlier. Returns its endpoint for the caller to refuse.
+    pub(super) fn pop_expired(&mut self, now: Instant) -> Option<CircuitEndpoint> {
         let endpoint = self.deadlines.pop_due(now)?;
         self.remove(endpoint);
         Some(endpoint)
     }
 
-    /// The time of the next [`Self::pop_late`].
+    /// The time of the next [`Self::pop_expired`].
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.earliest()
     }
 
-    /// The numbers of half-built circuits and of their deadlines.
+    /// The numbers of CREATEs and of their deadlines.
     #[cfg(test)]
     pub(super) fn len(&self) -> (usize, usize) {
         (self.creates.len(), self.deadlines.len())

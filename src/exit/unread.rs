@@ -1,0 +1,47 @@
+//! The order in which an exit ends streams when the unread bytes of all of them exceed its cap.
+
+use core::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use crate::{base::Owner, delegated::limits::RequestOwner, relay::ExitStream};
+
+/// Streams by their unread bytes: first those of the neighbour with the most, among them those of its circuit with the
+/// most, and among these the one with the most. Streams without an owner count as those of one neighbour.
+pub(super) fn by_fullest_owner(mut streams: Vec<(Option<RequestOwner>, usize, ExitStream)>) -> Vec<ExitStream> {
+    let mut of_neighbour = BTreeMap::<Option<Owner>, usize>::new();
+    let mut of_circuit = BTreeMap::<Option<RequestOwner>, usize>::new();
+    let neighbour = |owner: Option<RequestOwner>| owner.map(|owner| owner.neighbour);
+    for (owner, bytes, _) in &streams {
+        for sum in [of_neighbour.entry(neighbour(*owner)).or_default(), of_circuit.entry(*owner).or_default()] {
+            *sum = sum.saturating_add(*bytes);
+        }
+    }
+    streams.sort_by_key(|(owner, bytes, _)| {
+        Reverse((of_neighbour.get(&neighbour(*owner)), neighbour(*owner), of_circuit.get(owner), *owner, *bytes))
+    });
+    streams.into_iter().map(|(_, _, stream)| stream).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::RelayId;
+
+    fn owner(neighbour: u8, circuit: u64) -> Option<RequestOwner> {
+        Some(RequestOwner { neighbour: Owner::Relay(RelayId::from_bytes([neighbour; 32])), circuit })
+    }
+
+    #[test]
+    fn the_fullest_stream_of_the_fullest_circuit_of_the_fullest_neighbour_is_first() {
+        let unread = [
+            (owner(1, 1), 100, 1),
+            (owner(2, 2), 30, 2),
+            (owner(2, 2), 31, 3),
+            (owner(2, 3), 60, 4),
+            (None, 90, 5),
+            (owner(3, 4), 90, 6),
+        ];
+        let order = by_fullest_owner(unread.map(|(owner, bytes, stream)| (owner, bytes, ExitStream(stream))).to_vec());
+        assert_eq!(order.iter().map(|stream| stream.0).collect::<Vec<_>>(), [3, 2, 4, 1, 6, 5]);
+    }
+}
