@@ -1,4 +1,4 @@
-//! HTTP over byte streams: HTTP/1.1 exchanges, Binary HTTP, and the header fields and refusals of delegated requests.
+//! HTTP over byte streams: HTTP/1.1, Binary HTTP, and the header fields and refusals of delegated requests.
 
 pub(crate) mod binary;
 pub(crate) mod body;

@@ -1,4 +1,4 @@
-//! The requests of a client: searches, HTTP requests and Oblivious HTTP.
+//! A client's requests beyond plain streams: searches, HTTP requests and Oblivious HTTP.
 
 pub mod http;
 pub mod oblivious;

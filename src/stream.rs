@@ -1,28 +1,29 @@
-//! Stream multiplexing over one circuit: the state machine for all streams of an origin or an exit at one hop.
+//! Stream multiplexing over one circuit: the state machine of one end, for all streams between the origin and one hop.
 //!
-//! Owns the streams' buffers and credit, the congestion window over their DATA cells, and recently closed streams, so
-//! that messages in flight when a stream ended are not a violation. Driven by the circuit (at the origin, one machine
-//! for each hop that has streams) or by the relay's end of a circuit. [`Streams::handle_message`] takes messages of
-//! the peer, [`Streams::poll_message`] returns messages to send. [`Streams::handle_command`] takes the application's
-//! commands, [`Streams::poll_event`] returns events for it. Governed by `proto/05-relay-messages.md` and
-//! `proto/06-flow.md`. Threat: a peer that sends illegal messages to fill memory or to leave a trace in the pattern of
-//! cells. Any illegal message ends the circuit.
+//! Owns the streams' buffers and credit, and the congestion window over their DATA cells. Also stores recently closed
+//! streams, so that messages in flight at the end of a stream are no breach. Driven at the origin by the circuit, which
+//! has one machine for each hop with streams, and at an exit by the relay's end of the circuit.
+//! [`Streams::handle_message`] takes messages of the peer, [`Streams::poll_message`] returns messages to send.
+//! [`Streams::handle_command`] takes commands of the application, [`Streams::poll_event`] returns events for the
+//! application. Governed by `proto/05-relay-messages.md` and `proto/06-flow.md`. Threat: a peer that sends illegal
+//! messages to fill memory or to leave a trace in the pattern of cells. Any illegal message ends the circuit.
 //!
 //! | message | at the origin | at the exit |
 //! |---|---|---|
-//! | BEGIN, RESOLVE | violation | new stream, refused beyond the cap |
-//! | CONNECTED, RESOLVED | answer to BEGIN or RESOLVE, once; also of a recently closed stream | violation |
-//! | REQUEST | violation | new stream, open without an answer; refused beyond the cap |
-//! | DATA | open stream, or a recently closed one, within credit | the same, also before CONNECTED |
-//! | END (Done) | open stream or a recently closed one, once | the same, also before CONNECTED |
-//! | END (other) | open or unanswered stream or a recently closed one, once | the same |
-//! | CREDIT | open stream or a recently closed one, as much as an honest reader of the sent bytes grants | the same |
-//! | SENDME | echo of the oldest outstanding tag | the same |
-//! | DROP | violation | violation |
-//! | EXTEND, EXTENDED, GONE | violation (the circuit handles them) | violation |
+//! | BEGIN, RESOLVE | breach | new stream, refused beyond the cap |
+//! | RESOLVE as an echo request | breach | answered immediately, without a stream |
+//! | CONNECTED, RESOLVED | answer to BEGIN or RESOLVE, once; also for a recently closed stream | breach |
+//! | REQUEST | breach | new stream, open without an answer; refused beyond the cap |
+//! | DATA | open stream, or a recently closed one, within credit | as at the origin, also before CONNECTED |
+//! | END (Done) | open stream or a recently closed one, once | as at the origin, also before CONNECTED |
+//! | END (other) | open or unanswered stream or a recently closed one, once | as at the origin |
+//! | CREDIT | open stream or a recently closed one, as much as an honest reader of the sent bytes grants | as at the origin |
+//! | SENDME | echo of the oldest outstanding tag | as at the origin |
+//! | DROP | breach | breach |
+//! | EXTEND, EXTENDED, GONE | breach (the circuit handles legal ones before) | breach |
 //!
-//! All layers from here to the sockets use the same events and commands. The layers above change only the identifier,
-//! from [`StreamId`] to `client::ClientStream` or `relay::ExitStream`.
+//! All layers from this module to the sockets use the same events and commands. The layers above change only the
+//! identifier, from [`StreamId`] to `client::ClientStream` or `relay::ExitStream`.
 //!
 //! | relay message | sent for | emits at the peer |
 //! |---|---|---|
@@ -37,15 +38,16 @@
 //! | END (other) | [`StreamCommand::Reset`] | [`StreamEvent::Closed`] |
 //!
 //! END with the reason Done follows the last byte of a direction; the other direction stays open. END with any other
-//! reason ends both directions. The peer answers it by such an END, unless it has already sent one.
+//! reason ends both directions. The peer answers such an END with END (Reset), unless the peer has already ended the
+//! stream.
 //!
-//! Caps: `max_streams` open streams (further ones are refused with `ResourceLimit`); for each, [`SEND_BUFFER`] bytes to
-//! send and the granted credit to receive; 1,024 recently closed streams (the oldest is evicted first); 1,024 queued
-//! answers (more end the circuit).
+//! Caps: `max_streams` open streams (further ones are refused with `ResourceLimit`); for each stream, [`SEND_BUFFER`]
+//! bytes to send and the granted credit to receive; 1,024 recently closed streams (the oldest is evicted first); 1,024
+//! queued control messages (further answers end the circuit, further requests of the application are refused).
 
+mod closed;
 mod command;
 mod credit;
-mod late;
 mod receive;
 mod send;
 mod state;
@@ -63,8 +65,8 @@ use crate::{
     flow::{Acknowledger, CongestionWindow, FlowError, FlowParameters},
     wire::{EndReason, Host, MessageKind, RelayMessage, ResolvedAnswer, Service, Target},
 };
+use closed::ClosedStreams;
 pub use command::StreamCommand;
-use late::LateStreams;
 use state::{Receiving, Sending, StreamPhase, StreamState};
 
 /// Bytes that either end may send of a stream before any CREDIT (`proto/06-flow.md`).
@@ -74,11 +76,11 @@ pub const SEND_BUFFER: usize = 128 << 10;
 
 /// Timeout of CONNECTED and RESOLVED at the origin.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-/// Timeout of an answer at the exit; longer, so that the origin's timeout expires first.
+/// Timeout of an answer at the exit; longer than [`ANSWER_TIMEOUT`], so that the origin's timeout expires first.
 const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Timeout of a SENDME, after which the circuit must end.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// Maximum queued control messages.
+/// Maximum queued control messages: all except SENDME, CREDIT and DATA.
 const MAX_CONTROL: usize = 1024;
 /// The host whose RESOLVE is an echo request (`proto/05-relay-messages.md` §4).
 const ECHO: Host = Host::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
@@ -88,15 +90,15 @@ const ECHO: Host = Host::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 pub enum StreamRole {
     /// The end that opens streams.
     Origin,
-    /// The hop that serves them.
+    /// The hop that serves streams.
     Exit,
 }
 
-/// A failed call or message. [`Self::Full`] and [`Self::NotOpen`] concern only the caller; all others end the
-/// circuit.
+/// The error of a call or of a message. [`Self::Full`] and [`Self::NotOpen`] concern only the caller; all others end
+/// the circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
-    /// The number of open streams is at its maximum, or no identifier is free.
+    /// The number of open streams or of queued control messages is at its maximum, or no identifier is free.
     #[error("the circuit has the maximum number of streams")]
     Full,
     /// The circuit is not built yet, or has ended.
@@ -105,7 +107,7 @@ pub enum StreamError {
     /// The peer sent a message that is illegal from its end or in this stream's state.
     #[error("{0:?} is illegal from this end or in this state of the stream")]
     Illegal(MessageKind),
-    /// The peer sent more bytes than its credit.
+    /// The peer sent more bytes of a stream than the granted credit.
     #[error("the peer sent more bytes than the stream's credit")]
     BeyondCredit,
     /// The peer sent more CREDIT than a reader of the sent bytes can grant.
@@ -114,7 +116,7 @@ pub enum StreamError {
     /// The peer violated congestion control.
     #[error(transparent)]
     Flow(#[from] FlowError),
-    /// The peer has caused too many answers that it does not accept.
+    /// The queued answers to messages of the peer are at their maximum.
     #[error("too many answers to the peer are queued")]
     TooManyAnswers,
     /// The oldest tag has had no SENDME for a minute.
@@ -123,7 +125,7 @@ pub enum StreamError {
 }
 
 impl StreamError {
-    /// Its class.
+    /// The class of the error.
     #[must_use]
     pub const fn class(self) -> ErrorClass {
         match self {
@@ -148,7 +150,7 @@ pub enum StreamEvent {
     Resolve(Host),
     /// Exit: the origin has opened a stream to this service. [`StreamCommand::Reset`] refuses it.
     Request(Service),
-    /// Origin: the stream is open. Has the address that the exit connected to, if the exit discloses it.
+    /// Origin: the stream is open. Contains the target's address, if the exit discloses the address.
     Connected(Option<IpAddr>),
     /// Origin: the answer to RESOLVE. No further event follows.
     Resolved {
@@ -157,15 +159,15 @@ pub enum StreamEvent {
         /// The answers, at least one.
         answers: Vec<ResolvedAnswer>,
     },
-    /// Received bytes of one cell. At an exit, they can precede its [`StreamCommand::Connected`]. The owner reports
-    /// their use by [`StreamCommand::Consumed`].
+    /// Received bytes of one cell. At an exit, the event can precede [`StreamCommand::Connected`]. The owner reports the
+    /// bytes that it has used by [`StreamCommand::Consumed`].
     Data(Bytes),
     /// The peer has sent all its bytes and ended its direction cleanly.
     Finished,
     /// The send buffer was more than half full, and now at least half of it is free.
     Writable,
-    /// The stream failed, or the peer refused or reset it. No further event follows. Not emitted for a stream that this
-    /// end resets.
+    /// The stream failed, or the peer refused or reset the stream. No further event follows. Not emitted after
+    /// [`StreamCommand::Reset`].
     Closed(EndReason),
 }
 
@@ -178,19 +180,20 @@ pub struct Streams {
     streams: BTreeMap<StreamId, StreamState>,
     /// Origin: the unanswered echo request; at most one.
     echo: Option<StreamId>,
-    late: LateStreams,
-    next_id: u16,
+    closed: ClosedStreams,
+    /// Origin: the last assigned identifier.
+    last_id: u16,
     window: CongestionWindow,
     acknowledger: Acknowledger,
-    /// CONNECTED, END and other control messages, in order.
+    /// CONNECTED, END and other control messages to send, in order.
     control: VecDeque<RelayMessage>,
-    /// Streams whose peer is to receive CREDIT.
-    credit_due: ReadyQueue<StreamId>,
+    /// Streams with a CREDIT to send.
+    credit_queue: ReadyQueue<StreamId>,
     /// Streams that may send bytes, in round-robin order.
-    ready: ReadyQueue<StreamId>,
-    /// Deadlines of unanswered requests.
+    send_queue: ReadyQueue<StreamId>,
+    /// Deadlines of unanswered BEGINs and RESOLVEs.
     deadlines: Deadlines<StreamId>,
-    /// The credit of all streams beyond their initial credit.
+    /// The credit of all streams beyond their initial credit, in bytes.
     extra_credit: u64,
     events: VecDeque<(StreamId, StreamEvent)>,
 }
@@ -205,12 +208,12 @@ impl Streams {
             parameters,
             streams: BTreeMap::new(),
             echo: None,
-            late: LateStreams::default(),
-            next_id: 0,
+            closed: ClosedStreams::default(),
+            last_id: 0,
             acknowledger: Acknowledger::default(),
             control: VecDeque::new(),
-            credit_due: ReadyQueue::new(),
-            ready: ReadyQueue::new(),
+            credit_queue: ReadyQueue::new(),
+            send_queue: ReadyQueue::new(),
             deadlines: Deadlines::default(),
             extra_credit: 0,
             events: VecDeque::new(),
@@ -218,10 +221,10 @@ impl Streams {
     }
 
     /// Origin: opens a stream to `target`. [`StreamEvent::Connected`] or [`StreamEvent::Closed`] follows. Bytes
-    /// written before CONNECTED are sent after it.
+    /// written before CONNECTED are sent after CONNECTED.
     ///
     /// # Errors
-    /// [`StreamError::Full`] at the maximum number of streams.
+    /// [`StreamError::Full`].
     pub fn open(&mut self, now: Instant, target: Target) -> Result<StreamId, StreamError> {
         let stream = self.add(now, StreamPhase::Beginning)?;
         self.control.push_back(RelayMessage::Begin { stream, target });
@@ -231,7 +234,7 @@ impl Streams {
     /// Origin: resolves `host`. [`StreamEvent::Resolved`] or [`StreamEvent::Closed`] follows.
     ///
     /// # Errors
-    /// [`StreamError::Full`] at the maximum number of streams.
+    /// [`StreamError::Full`].
     pub fn resolve(&mut self, now: Instant, host: Host) -> Result<StreamId, StreamError> {
         let stream = self.add(now, StreamPhase::Resolving)?;
         self.control.push_back(RelayMessage::Resolve { stream, host });
@@ -239,19 +242,19 @@ impl Streams {
     }
 
     /// Origin: opens a stream to a service of the hop itself. The stream is open without an answer. A hop without the
-    /// service resets it.
+    /// service resets the stream.
     ///
     /// # Errors
-    /// [`StreamError::Full`] at the maximum number of streams.
+    /// [`StreamError::Full`].
     pub fn request(&mut self, now: Instant, service: Service) -> Result<StreamId, StreamError> {
         let stream = self.add(now, StreamPhase::Open)?;
         self.control.push_back(RelayMessage::Request { stream, service });
         Ok(stream)
     }
 
-    /// Origin: requests an echo of the hop, to test whether the circuit still works. Does nothing if a request is
-    /// unanswered or no identifier is free. No event follows; any received message shows that the circuit works. The
-    /// request does not count as a stream.
+    /// Origin: sends an echo request to the hop, to test whether the circuit still works. Does nothing if an echo
+    /// request is unanswered or no identifier is free. No event follows; any received message shows that the circuit
+    /// works. An echo request does not count as a stream.
     pub fn echo(&mut self) {
         if self.echo.is_none()
             && let Some(stream) = self.free_id()
@@ -261,15 +264,15 @@ impl Streams {
         }
     }
 
-    /// Ends every stream with `reason`, because the circuit has closed.
+    /// Closes every stream with `reason`, because the circuit has ended.
     pub fn abort(&mut self, reason: EndReason) {
-        let ended = core::mem::take(&mut self.streams).into_keys();
-        self.events.extend(ended.map(|id| (id, StreamEvent::Closed(reason))));
+        let aborted = core::mem::take(&mut self.streams).into_keys();
+        self.events.extend(aborted.map(|id| (id, StreamEvent::Closed(reason))));
         self.echo = None;
         self.acknowledger = Acknowledger::default();
         self.control.clear();
-        self.credit_due.clear();
-        self.ready.clear();
+        self.credit_queue.clear();
+        self.send_queue.clear();
         self.deadlines.clear();
     }
 
@@ -278,7 +281,7 @@ impl Streams {
         self.events.pop_front()
     }
 
-    /// Ends requests that have reached their timeout.
+    /// Closes streams whose BEGIN or RESOLVE has reached its timeout.
     ///
     /// # Errors
     /// [`StreamError::Stalled`] when a tag has had no SENDME for a minute: the circuit must end.
@@ -304,7 +307,7 @@ impl Streams {
         }
     }
 
-    /// Whether no stream is open.
+    /// Whether there is no stream, neither open nor unanswered.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.streams.is_empty()
@@ -316,7 +319,7 @@ impl Streams {
         !self.deadlines.is_empty()
     }
 
-    /// The number of open streams and unanswered RESOLVEs, without the echo request.
+    /// The number of open and unanswered streams, RESOLVEs included and the echo request excluded.
     #[must_use]
     pub fn len(&self) -> usize {
         self.streams.len()
@@ -348,14 +351,14 @@ impl Streams {
         Ok(id)
     }
 
-    /// The next free identifier: neither open nor recently closed.
+    /// The next identifier of no open and no recently closed stream.
     fn free_id(&mut self) -> Option<StreamId> {
         for _ in 0..=u16::MAX {
-            self.next_id = self.next_id.wrapping_add(1);
-            if let Some(id) = StreamId::new(self.next_id)
+            self.last_id = self.last_id.wrapping_add(1);
+            if let Some(id) = StreamId::new(self.last_id)
                 && !self.streams.contains_key(&id)
                 && self.echo != Some(id)
-                && !self.late.contains(id)
+                && !self.closed.contains(id)
             {
                 return Some(id);
             }
@@ -364,27 +367,27 @@ impl Streams {
     }
 
     fn insert(&mut self, now: Instant, id: StreamId, phase: StreamPhase) {
-        let wait = if self.role == StreamRole::Origin { ANSWER_TIMEOUT } else { SERVE_TIMEOUT };
+        let timeout = if self.role == StreamRole::Origin { ANSWER_TIMEOUT } else { SERVE_TIMEOUT };
         if phase != StreamPhase::Open {
-            self.deadlines.set(id, now.after(wait));
+            self.deadlines.set(id, now.after(timeout));
         }
         self.streams.insert(id, StreamState::new(now, phase));
     }
 
-    /// Closes a stream. `late_bytes` is the number of its bytes that the peer may still send.
+    /// Closes a stream. `late_bytes` is the number of bytes that the peer may still send on it.
     fn close(&mut self, id: StreamId, late_bytes: u64) {
         if let Some(stream) = self.take(id) {
-            self.late.insert(id, &stream, late_bytes);
+            self.closed.insert(id, &stream, late_bytes);
         }
     }
 
-    /// Removes a stream from every collection.
+    /// Removes a stream from every collection, and returns its state.
     fn take(&mut self, id: StreamId) -> Option<StreamState> {
         let mut stream = self.streams.remove(&id)?;
         self.extra_credit = self.extra_credit.saturating_sub(stream.extra_credit());
         self.deadlines.remove(id);
-        self.ready.remove(&mut stream.ready);
-        self.credit_due.remove(&mut stream.credit_due);
+        self.send_queue.remove(&mut stream.send_ticket);
+        self.credit_queue.remove(&mut stream.credit_ticket);
         Some(stream)
     }
 }

@@ -58,10 +58,10 @@ pub(crate) struct OutboundLimits {
 impl Default for OutboundLimits {
     fn default() -> Self {
         let exchange = ExchangeLimits {
-            head: Duration::from_secs(30),
-            idle: Some(Duration::from_secs(30)),
-            head_bytes: 64 * 1024,
-            fields: 128,
+            head_timeout: Duration::from_secs(30),
+            idle_timeout: Some(Duration::from_secs(30)),
+            max_head_bytes: 64 * 1024,
+            max_fields: 128,
         };
         Self { connect_timeout: Duration::from_secs(10), exchange }
     }
@@ -170,7 +170,7 @@ impl From<OutboundError> for Refusal {
                 ExchangeError::NotHttp => Self::NotHttp,
                 ExchangeError::TooLarge => Self::HeadTooLarge,
                 ExchangeError::Broken => Self::Broken,
-                ExchangeError::Cancelled => Self::Malformed,
+                ExchangeError::RequestBody => Self::Malformed,
             },
         }
     }

@@ -1,9 +1,9 @@
-//! Tests of tags and windows. Tests of the window over simulated paths are in `lines`.
+//! Tests of tags and windows. Tests of the window over simulated paths are in `paths`.
 
 #[cfg(not(target_arch = "wasm32"))]
-mod lines;
+mod paths;
 #[cfg(not(target_arch = "wasm32"))]
-mod path;
+mod simulation;
 
 use super::*;
 use crate::base::Instant;
@@ -40,9 +40,9 @@ fn a_full_window_always_holds_a_tag() {
 }
 
 #[test]
-fn tags_are_echoed_in_order_and_bounded() {
+fn tags_are_echoed_in_order_and_their_queue_is_capped() {
     let mut acknowledger = Acknowledger::default();
-    for number in 0..MAX_UNSENT_TAGS {
+    for number in 0..MAX_QUEUED_TAGS {
         acknowledger.handle_tag([u8::try_from(number % 256).unwrap(); 16]).unwrap();
     }
     assert_eq!(acknowledger.handle_tag([0; 16]), Err(FlowError::TooManyTags));

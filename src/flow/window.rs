@@ -1,5 +1,5 @@
-//! The sender's congestion window, from a model of the path as in BBR (Cardwell et al. 2016). Unlike BBR, it limits
-//! cells in flight and does not pace.
+//! The sender's congestion window, computed from a model of the path as in BBR (Cardwell et al. 2016). Unlike BBR, the
+//! sender does not pace: the window alone limits the cells in flight.
 //!
 //! A round lasts one round trip and gives a delivery rate. The window is
 //!
@@ -8,19 +8,21 @@
 //! ```
 //!
 //! where `queue` is the number of cells delivered in `queue_time`, at least `queue_min` and at most `queue_max`. A
-//! circuit loses no cell, because links retransmit. A retransmission delays all later cells by up to five quarters of
-//! the link's round trip. Two measurements distinguish this delay from a queue that the window causes:
+//! circuit loses no cell, because links retransmit. Cells behind a lost datagram wait for its retransmission, up to five
+//! quarters of the link's round trip. Two measurements distinguish this delay from a queue that the window causes:
 //!
 //! - **Jitter** is the moving average of a round's mean round-trip time minus the round's smallest. A standing queue
-//!   delays all cells of a round alike; a retransmission doesn't.
-//! - **Probes** measure the min RTT, the smallest round-trip time. A probe starts when no sample has been within a
-//!   sixteenth of the min RTT for `min_rtt_age` and for ten round trips. It reduces the window below the path's
+//!   delays all cells of a round equally. A retransmission delays only the cells that wait for it, the first ones
+//!   longest.
+//! - **Probes** measure the min RTT, the smallest round-trip time. A probe starts when all samples have exceeded the min
+//!   RTT by more than a sixteenth for `min_rtt_age` and for ten round trips. A probe reduces the window below the path's
 //!   bandwidth-delay product. Once the path's queue has drained, the tags sent during one further round trip measure
-//!   min RTT and jitter again. The probe ends when these tags are acknowledged. Delay that remains is the path's.
+//!   min RTT and jitter again. The probe ends when these tags are acknowledged. The remaining delay counts as
+//!   propagation delay.
 //!
 //! At first the window doubles each round trip (slow start). Growth halts while the recent samples show a delay that a
-//! queue may cause. If growth is halted when a round ends and the rate is below 1.4 times the previous round's, a probe
-//! ends slow start. The model then determines the window.
+//! queue may cause. If growth is halted at the end of a round, and the round's rate is below 1.4 times the previous
+//! one, a probe ends slow start. The model then determines the window.
 //!
 //! A *step* is growth above the model's window, while no queue exceeds its bound. After three successive steps, slow
 //! start begins again.
@@ -34,16 +36,16 @@ use super::{FlowError, FlowParameters, SendmeTag};
 use crate::base::{Counter as _, Instant};
 use round::{RttSamples, WindowRound, cells_in, duration_of, part};
 
-/// Number of recorded rounds. The path's delivery rate is the maximum of their rates.
-const RATE_ROUNDS: usize = 4;
-/// Number of recorded rounds while the queue exceeds its bound. Older rates are dropped, because the path no longer
-/// delivers them.
-const QUEUED_RATE_ROUNDS: usize = 2;
+/// Maximum recorded rates of rounds. The path's delivery rate is the greatest of them.
+const MAX_RATES: usize = 4;
+/// Maximum recorded rates while the queue exceeds its bound. Older rates are dropped, because the path may have become
+/// slower.
+const MAX_RATES_WHEN_QUEUED: usize = 2;
 /// Successive steps after which slow start begins again.
 const STEPS_TO_SLOW_START: u32 = 3;
 /// Multiple of the jitter in the model's window. With a multiple of one, the window would not grow on a path whose
-/// delay is mostly retransmission. The multiple is one while the standing delay exceeds the queue's delay plus half the
-/// jitter.
+/// delay is mostly retransmission. While the standing delay exceeds the queue's delay plus half the jitter, the multiple
+/// is one instead.
 const JITTER_FACTOR: u32 = 2;
 /// The min RTT is valid for at least this many round trips.
 const MIN_RTT_ROUNDS: u32 = 10;
@@ -52,7 +54,7 @@ const MIN_RTT_ROUNDS: u32 = 10;
 struct OutstandingTag {
     tag: SendmeTag,
     sent_at: Instant,
-    /// DATA cells sent to the hop, up to and including the tagged one.
+    /// DATA cells sent up to and including the tagged one.
     sent: u64,
 }
 
@@ -69,8 +71,8 @@ enum WindowPhase {
     /// The window is below the path's bandwidth-delay product, so that the path's queue drains.
     Probe {
         /// The earliest send time of a tag whose round trip excludes the queue that the window caused.
-        from: Instant,
-        /// The round that measures the path. It begins with the SENDME of the first tag sent at `from` or later.
+        drained_at: Instant,
+        /// The round that measures the path. It begins with the SENDME of the first tag sent at `drained_at` or later.
         round: Option<WindowRound>,
     },
 }
@@ -87,8 +89,11 @@ impl WindowPhase {
 pub struct CongestionWindow {
     parameters: FlowParameters,
     phase: WindowPhase,
+    /// Maximum DATA cells in flight.
     window: u64,
+    /// DATA cells sent.
     sent: u64,
+    /// DATA cells acknowledged.
     acknowledged: u64,
     /// DATA cells sent since the last tag.
     untagged: u64,
@@ -96,11 +101,11 @@ pub struct CongestionWindow {
     sent_when_full: u64,
     outstanding: VecDeque<OutstandingTag>,
     latest_rtt: Duration,
-    /// The min RTT, and the time of the last sample at most a sixteenth above it.
+    /// The min RTT, and the time of the last sample that exceeded the min RTT by at most a sixteenth.
     min_rtt: Option<(Duration, Instant)>,
     jitter: Duration,
     round: WindowRound,
-    /// Delivery rates of the last rounds that the window limited or that were faster, in cells a second.
+    /// Delivery rates in cells a second, of the last rounds that were window-limited or faster than all recorded ones.
     rates: VecDeque<u64>,
     /// Number of successive steps.
     steps: u32,
@@ -160,15 +165,15 @@ impl CongestionWindow {
         if let Some(tag) = tag {
             self.untagged = 0;
             if self.outstanding.is_empty() {
-                // Without outstanding tags the sender was idle. A round that includes the idle time would measure too
-                // low a rate.
+                // Without an outstanding tag, the sender was idle before. A round that includes the idle time would
+                // measure too low a rate.
                 self.begin_round(now);
             }
             self.outstanding.push_back(OutstandingTag { tag, sent_at: now, sent: self.sent });
         }
     }
 
-    /// Takes a SENDME.
+    /// Takes a SENDME: acknowledges the cells up to its tag, and adapts the window.
     ///
     /// # Errors
     /// When the SENDME does not echo the oldest outstanding tag. The caller must end the circuit.
@@ -177,11 +182,11 @@ impl CongestionWindow {
             Some(oldest) if oldest.tag == *tag => oldest,
             _ => return Err(FlowError::WrongTag),
         };
-        let full = self.sent_when_full >= oldest.sent;
+        let was_full = self.sent_when_full >= oldest.sent;
         self.acknowledged = oldest.sent;
-        self.measure(now, now.since(oldest.sent_at).max(Duration::from_nanos(1)), full);
+        self.measure(now, now.since(oldest.sent_at).max(Duration::from_nanos(1)), was_full);
         if matches!(self.phase, WindowPhase::SlowStart { .. }) {
-            self.grow_by_acknowledged(full);
+            self.grow_by_acknowledged(was_full);
         }
         if matches!(self.phase, WindowPhase::Probe { .. }) {
             self.handle_probe(now, oldest.sent_at);
@@ -197,7 +202,7 @@ impl CongestionWindow {
         self.outstanding.front().map(|oldest| oldest.sent_at)
     }
 
-    /// DATA cells sent and not acknowledged. The up to `tag_interval` − 1 cells after the last tag stay in flight until a
+    /// DATA cells sent and not acknowledged. Cells after the last tag, at most `tag_interval` − 1, stay in flight until a
     /// later tag is acknowledged.
     #[must_use]
     pub const fn in_flight(&self) -> u64 {
@@ -210,10 +215,12 @@ impl CongestionWindow {
         self.window
     }
 
-    fn measure(&mut self, now: Instant, rtt: Duration, full: bool) {
+    /// Records the round-trip time of a tag. `was_full` states whether the window was full when the tag was sent or
+    /// later.
+    fn measure(&mut self, now: Instant, rtt: Duration, was_full: bool) {
         self.latest_rtt = rtt;
         self.round.rtt.add(rtt);
-        self.round.full_samples = self.round.full_samples.saturating_add(full.into());
+        self.round.full_samples = self.round.full_samples.saturating_add(was_full.into());
         let min = self.min_rtt();
         if self.min_rtt.is_none() || rtt <= min.saturating_add(part(min, 16)) {
             self.min_rtt = Some((min.min(rtt), now));
@@ -246,21 +253,21 @@ impl CongestionWindow {
         cells_in(self.rate(), time).saturating_add(self.queue_bound())
     }
 
-    /// In slow start, grows the window by the acknowledged cells if it was full and growth is not halted. Once
-    /// a round has given a rate, growth halts while the smallest recent sample exceeds the min RTT by the queue's delay
-    /// and by an eighth.
+    /// In slow start, grows the window by the acknowledged cells if the window was full and growth is not halted. Once
+    /// a round has given a rate, growth halts while the smallest recent sample exceeds the min RTT by more than the
+    /// queue's delay and by more than an eighth of the min RTT.
     ///
-    /// Evaluates as many samples as a quarter of the outstanding tags, at least four, because a retransmission delays
-    /// only the first cells of a burst.
-    fn grow_by_acknowledged(&mut self, full: bool) {
-        let limit = self.min_rtt().saturating_add(self.queue_delay().max(part(self.min_rtt(), 8)));
+    /// Of the cells that wait for a retransmission, the last ones wait least. Therefore many samples are evaluated
+    /// together: a quarter of the outstanding tags, at least four.
+    fn grow_by_acknowledged(&mut self, was_full: bool) {
+        let max_rtt = self.min_rtt().saturating_add(self.queue_delay().max(part(self.min_rtt(), 8)));
         let evaluated_samples = u32::try_from(self.outstanding.len() / 4).unwrap_or(u32::MAX).max(4);
         let (latest_rtt, has_rate) = (self.latest_rtt, !self.rates.is_empty());
         let WindowPhase::SlowStart { halted, samples } = &mut self.phase else { return };
-        let grows = full && !*halted;
+        let grows = was_full && !*halted;
         samples.add(latest_rtt);
         if samples.count >= evaluated_samples {
-            *halted = has_rate && samples.min > limit;
+            *halted = has_rate && samples.min > max_rtt;
             *samples = RttSamples::NONE;
         }
         if grows {
@@ -268,26 +275,27 @@ impl CongestionWindow {
         }
     }
 
+    /// Records the delivery rate of the round, adapts the window, and begins the next round.
     fn end_round(&mut self, now: Instant) {
         let limited = self.round.is_window_limited();
         let rate = self.round.delivery_rate(now, self.acknowledged);
-        let exceeds_last = self.rates.back().is_none_or(|last| rate.saturating_mul(5) >= last.saturating_mul(7));
-        let exceeds_maximum = rate > self.rate().saturating_add(self.rate() / 8);
+        let grew_by_two_fifths = self.rates.back().is_none_or(|last| rate.saturating_mul(5) >= last.saturating_mul(7));
+        let rate_rose = rate > self.rate().saturating_add(self.rate() / 8);
         if limited || rate > self.rate() {
             self.rates.push_back(rate);
-            if self.rates.len() > RATE_ROUNDS {
+            if self.rates.len() > MAX_RATES {
                 self.rates.pop_front();
             }
         }
         match &mut self.phase {
-            WindowPhase::SlowStart { halted: true, .. } if !exceeds_last => self.begin_probe(now),
+            WindowPhase::SlowStart { halted: true, .. } if !grew_by_two_fifths => self.begin_probe(now),
             WindowPhase::SlowStart { halted, .. } => *halted = false,
             WindowPhase::Steady => {
                 if limited {
-                    self.follow_model(exceeds_maximum);
+                    self.follow_model(rate_rose);
                 }
-                let age = self.parameters.min_rtt_age.max(self.latest_rtt.saturating_mul(MIN_RTT_ROUNDS));
-                if self.min_rtt.is_none_or(|(_, seen_at)| now.since(seen_at) >= age) {
+                let max_age = self.parameters.min_rtt_age.max(self.latest_rtt.saturating_mul(MIN_RTT_ROUNDS));
+                if self.min_rtt.is_none_or(|(_, seen_at)| now.since(seen_at) >= max_age) {
                     self.begin_probe(now);
                 }
             }
@@ -297,21 +305,21 @@ impl CongestionWindow {
     }
 
     /// Sets the window to the model's. Adds a step if the rate rose while the queue was within its bound, or if there
-    /// is almost no queue. Adds no step in the round after a step whose effect is measurable.
+    /// is almost no queue. Adds no step in the round after a step, unless jitter hides the step's effect.
     fn follow_model(&mut self, rate_rose: bool) {
         let standing_delay = self.round.rtt.min.saturating_sub(self.min_rtt());
         let queued = standing_delay > self.queue_delay().saturating_add(self.jitter);
         if queued {
-            let old = self.rates.len().saturating_sub(QUEUED_RATE_ROUNDS);
+            let old = self.rates.len().saturating_sub(MAX_RATES_WHEN_QUEUED);
             self.rates.drain(..old);
         } else {
-            // A queue above its bound would count as jitter, so the jitter is updated only without one.
+            // The jitter is not updated while the queue exceeds its bound, because that queue would count as jitter.
             self.jitter = part(self.jitter.saturating_mul(3).saturating_add(self.round.rtt.jitter()), 4);
         }
         let delay = self.queue_delay();
         let factor = if standing_delay > delay.saturating_add(part(self.jitter, 2)) { 1 } else { JITTER_FACTOR };
         let model_window = self.model_window(factor);
-        // The effect of a step is measurable a round later, if jitter doesn't exceed the queue's delay. Until then no
+        // The effect of a step is measurable a round later, unless the jitter exceeds the queue's delay. Until then no
         // further step is added.
         let waits = core::mem::take(&mut self.stepped) && self.jitter <= delay;
         let nearly_empty = standing_delay <= part(delay, 4);
@@ -340,21 +348,23 @@ impl CongestionWindow {
         self.round = WindowRound::new(now, self.acknowledged);
     }
 
-    /// Starts a probe: sets the window to 7/8 of the bandwidth-delay product (with jitter), or of the current window if
-    /// that is smaller.
+    /// Starts a probe: sets the window to 7/8 of the bandwidth-delay product (with jitter), or to 7/8 of the current
+    /// window if the window is smaller.
     fn begin_probe(&mut self, now: Instant) {
         let product = cells_in(self.rate(), self.min_rtt().saturating_add(self.jitter));
         self.set_window(product.min(self.window).saturating_mul(7) / 8);
         let excess = self.in_flight().saturating_sub(self.window);
         let drain_time = duration_of(self.rate(), excess).min(self.latest_rtt);
-        self.phase = WindowPhase::Probe { from: now.after(drain_time), round: None };
+        self.phase = WindowPhase::Probe { drained_at: now.after(drain_time), round: None };
         self.steps = 0;
         self.stepped = false;
     }
 
+    /// During a probe, takes the SENDME of a tag sent at `sent_at`. The probe ends with the first tag that was sent
+    /// after the measuring round began.
     fn handle_probe(&mut self, now: Instant, sent_at: Instant) {
-        let WindowPhase::Probe { from, round } = &mut self.phase else { return };
-        if sent_at < *from {
+        let WindowPhase::Probe { drained_at, round } = &mut self.phase else { return };
+        if sent_at < *drained_at {
             return;
         }
         let round = round.get_or_insert_with(|| WindowRound::new(now, self.acknowledged));

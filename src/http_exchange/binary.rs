@@ -1,9 +1,9 @@
 //! Binary HTTP messages (RFC 9292) on a stream, with heads as types of `hyper` and content in pieces.
 //!
 //! Delegated requests and their responses have this format in the overlay. [`delegated::binary_http`] has the codec and
-//! its caps; this module has the sockets, the timeouts and the queues. Content is forwarded in pieces, so that a large
-//! body needs no more memory than a small one and backpressure reaches its source. Governed by
-//! `proto/09-delegated.md`, "HTTP". The sender is not trusted.
+//! its caps; this module has the I/O, the timeouts and the queues. Content is forwarded in pieces, so that a large body
+//! needs no more memory than a small one, and backpressure reaches the source of the body. Governed by
+//! `proto/09-delegated.md` §6. The sender of a message is not trusted.
 //!
 //! [`delegated::binary_http`]: crate::delegated::binary_http
 
@@ -33,12 +33,12 @@ use tokio::{
 use super::body::BodyError;
 use crate::delegated::binary_http::{self, BinaryHttpError, Decoder, Field, Head, Part, TERMINATORS, put_number};
 
-/// Most bytes of one piece of a body.
+/// Maximum bytes of one piece of a body.
 const MAX_PIECE: usize = 16 * 1024;
-/// Most pieces queued between the reader and the consumer of a body.
-const QUEUED_PIECES: usize = 4;
+/// Maximum pieces queued between the reader and the consumer of a body.
+const MAX_QUEUED_PIECES: usize = 4;
 
-/// Reason for which a message can't be read or written.
+/// The reason why a message can't be read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MessageError {
     /// The message is truncated, or the stream failed.
@@ -50,7 +50,7 @@ pub(crate) enum MessageError {
     /// The message exceeds a limit.
     #[error("the message is too large")]
     TooLarge,
-    /// The source of the body failed.
+    /// The source of the body failed, or its consumer was dropped.
     #[error("the source of the message's body failed")]
     Source,
 }
@@ -71,7 +71,7 @@ impl From<BinaryHttpError> for MessageError {
     }
 }
 
-/// Reads a request up to its content, which may have at most `cap` bytes.
+/// Reads the head of a request. The returned content may have at most `cap` bytes.
 ///
 /// # Errors
 /// When the head is truncated, too large or malformed.
@@ -97,7 +97,8 @@ where
     Ok((request, content))
 }
 
-/// Reads a response up to its content, which may have at most `cap` bytes. Informational responses are dropped.
+/// Reads the head of a response. The returned content may have at most `cap` bytes. Informational responses are
+/// dropped.
 ///
 /// # Errors
 /// When the head is truncated, too large or malformed.
@@ -112,10 +113,10 @@ where
     }
 }
 
-/// The response with this head.
+/// The response with this head, without a body.
 ///
 /// # Errors
-/// When the head is not that of a response.
+/// When the head is a request's, or the status or a field is invalid.
 pub(crate) fn response(head: &Head) -> Result<Response<()>, MessageError> {
     let Head::Response { status, fields } = head else {
         return Err(MessageError::Malformed("the message is not a response"));
@@ -139,7 +140,7 @@ fn headers(fields: &[Field]) -> Result<HeaderMap, MessageError> {
     Ok(headers)
 }
 
-/// Names and values of `headers`.
+/// The names and values of `headers`.
 pub(crate) fn fields(headers: &HeaderMap) -> impl Iterator<Item = (&str, &[u8])> {
     headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))
 }
@@ -168,15 +169,16 @@ pub(crate) fn response_head<B>(response: &Response<B>) -> Result<Vec<u8>, Messag
     Ok(binary_http::response_head(response.status().as_u16(), fields(response.headers()))?)
 }
 
-/// Writes all of `body` and the end of the message.
+/// Writes the whole `body` and the end of the message.
 ///
 /// # Errors
-/// When the body fails or is longer than `cap` bytes, or the stream fails or accepts no piece within `stall`.
+/// When the body fails or is longer than `cap` bytes, or when the stream fails or does not accept a piece within
+/// `piece_timeout`.
 pub(crate) async fn write_content<B: Body<Error: Into<BodyError>>>(
     writer: &mut (impl AsyncWrite + Unpin),
     body: B,
     cap: u64,
-    stall: Duration,
+    piece_timeout: Duration,
 ) -> Result<(), MessageError> {
     let mut body = pin!(body);
     let mut length = 0_u64;
@@ -194,31 +196,31 @@ pub(crate) async fn write_content<B: Body<Error: Into<BodyError>>>(
                 writer.write_all(&size).await?;
                 writer.write_all(chunk).await
             };
-            timeout(stall, writing).await.map_err(|_| MessageError::Broken)??;
+            timeout(piece_timeout, writing).await.map_err(|_| MessageError::Broken)??;
             let sent = chunk.len();
             data.advance(sent);
         }
     }
-    timeout(stall, writer.write_all(&TERMINATORS)).await.map_err(|_| MessageError::Broken)??;
+    timeout(piece_timeout, writer.write_all(&TERMINATORS)).await.map_err(|_| MessageError::Broken)??;
     Ok(())
 }
 
-/// A message encoded as an HTTP body: the same bytes as [`write_content`] writes, for consumers that poll.
+/// A message encoded as an HTTP body: the head, then the bytes that [`write_content`] would write.
 #[derive(Debug)]
-pub(crate) struct Encoded<B> {
+pub(crate) struct EncodedMessage<B> {
     /// The next bytes to return: the head, a chunk or the end.
     next: Option<Bytes>,
     body: Option<Pin<Box<B>>>,
 }
 
-impl<B> Encoded<B> {
+impl<B> EncodedMessage<B> {
     /// The message of `head` and `body`.
     pub(crate) fn new(head: Vec<u8>, body: B) -> Self {
         Self { next: Some(head.into()), body: Some(Box::pin(body)) }
     }
 }
 
-impl<B: Body<Error: Into<BodyError>>> Body for Encoded<B> {
+impl<B: Body<Error: Into<BodyError>>> Body for EncodedMessage<B> {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -248,7 +250,7 @@ impl<B: Body<Error: Into<BodyError>>> Body for Encoded<B> {
     }
 }
 
-/// The content of a message whose head has been read.
+/// The content of a message, after its head has been read.
 #[derive(Debug)]
 pub(crate) struct Content<R> {
     reader: R,
@@ -256,10 +258,10 @@ pub(crate) struct Content<R> {
 }
 
 impl<R: AsyncRead + Unpin> Content<R> {
-    /// The next piece; `None` at the end of the message. The stream must end with the message and its trailers.
+    /// The next piece; `None` at the end of the message. The stream must end after the message and its trailers.
     ///
     /// # Errors
-    /// When the message is truncated or too large. No piece follows an error.
+    /// When the message is truncated, malformed or too large. No piece follows an error.
     pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, MessageError> {
         match self.part().await? {
             Part::Content(piece) => Ok(Some(piece)),
@@ -275,7 +277,7 @@ impl<R: AsyncRead + Unpin> Content<R> {
             }
             let max_len = u64::try_from(MAX_PIECE).unwrap_or(u64::MAX);
             let buffer = self.decoder.buffer_mut();
-            // Parts share blocks of memory. Otherwise each part that is kept would occupy a whole block.
+            // Parts share blocks of memory. Otherwise each stored part would occupy a whole block.
             if buffer.capacity().saturating_sub(buffer.len()) < MAX_PIECE / 4 {
                 buffer.reserve(MAX_PIECE);
             }
@@ -286,7 +288,7 @@ impl<R: AsyncRead + Unpin> Content<R> {
 
 /// A body with pieces from a [`Pipe`].
 #[derive(Debug)]
-pub(crate) struct Piped {
+pub(crate) struct PipedBody {
     pieces: mpsc::Receiver<Result<Bytes, MessageError>>,
     /// The first piece, already read.
     first: Option<Bytes>,
@@ -294,13 +296,13 @@ pub(crate) struct Piped {
     left: Option<u64>,
 }
 
-/// The sending end of a [`Piped`] body.
+/// The sending end of a [`PipedBody`] body.
 pub(crate) type Pipe = mpsc::Sender<Result<Bytes, MessageError>>;
 
-impl Piped {
-    /// A body and its sending end; `first` is its first piece, `None` if the body is empty.
+impl PipedBody {
+    /// A body and its sending end. `first` is the body's first piece, or `None` if the body is empty.
     pub(crate) fn new(first: Option<Bytes>) -> (Pipe, Self) {
-        let (sender, pieces) = mpsc::channel(QUEUED_PIECES);
+        let (sender, pieces) = mpsc::channel(MAX_QUEUED_PIECES);
         let left = first.is_none().then_some(0);
         (sender, Self { pieces, first, left })
     }
@@ -314,20 +316,23 @@ impl Piped {
     }
 
     /// A body of unknown length, and its sending end.
-    pub(crate) fn unread() -> (Pipe, Self) {
-        let (sender, pieces) = mpsc::channel(QUEUED_PIECES);
+    pub(crate) fn of_unknown_length() -> (Pipe, Self) {
+        let (sender, pieces) = mpsc::channel(MAX_QUEUED_PIECES);
         (sender, Self { pieces, first: None, left: None })
     }
 }
 
-/// Moves the rest of `content` into `pipe` until its end, a failure, or the drop of the body. A failure is also sent to
-/// `pipe`. A piece that takes longer than `stall` is a failure.
-pub(crate) async fn fill<R>(content: &mut Content<R>, pipe: Pipe, stall: Duration) -> Result<(), MessageError>
+/// Moves the remaining pieces of `content` into `pipe`.
+///
+/// # Errors
+/// When the content is truncated, malformed or too large, or a piece does not arrive within `piece_timeout`; the error
+/// is also sent to `pipe`. [`MessageError::Source`] when the body has been dropped.
+pub(crate) async fn fill<R>(content: &mut Content<R>, pipe: Pipe, piece_timeout: Duration) -> Result<(), MessageError>
 where
     R: AsyncRead + Unpin,
 {
     loop {
-        match timeout(stall, content.piece()).await.unwrap_or(Err(MessageError::Broken)) {
+        match timeout(piece_timeout, content.piece()).await.unwrap_or(Err(MessageError::Broken)) {
             Ok(Some(piece)) => pipe.send(Ok(piece)).await.map_err(|_| MessageError::Source)?,
             Ok(None) => return Ok(()),
             Err(error) => {
@@ -338,21 +343,24 @@ where
     }
 }
 
-impl Body for Piped {
+impl Body for PipedBody {
     type Data = Bytes;
-    type Error = PipedError;
+    type Error = PipedBodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, PipedError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, PipedBodyError>>> {
         if let Some(first) = self.first.take() {
-            let taken = first.len().try_into().unwrap_or(u64::MAX);
-            self.left = self.left.map(|left| left.saturating_sub(taken));
+            let length = first.len().try_into().unwrap_or(u64::MAX);
+            self.left = self.left.map(|left| left.saturating_sub(length));
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
         if self.left == Some(0) {
             return Poll::Ready(None);
         }
         let piece = self.pieces.poll_recv(cx);
-        piece.map(|piece| piece.map(|piece| piece.map(Frame::data).map_err(PipedError)))
+        piece.map(|piece| piece.map(|piece| piece.map(Frame::data).map_err(PipedBodyError)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -364,7 +372,7 @@ impl Body for Piped {
     }
 }
 
-/// The error of a body whose message is truncated or malformed.
+/// The error of a [`PipedBody`].
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error(transparent)]
-pub(crate) struct PipedError(pub(crate) MessageError);
+pub(crate) struct PipedBodyError(pub(crate) MessageError);

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use hyper::body::Body;
 
-/// The error of a body.
+/// Any error of a body.
 pub(crate) type BodyError = Box<dyn Error + Send + Sync>;
 
 /// A body that an HTTP exchange sends: any [`Body`] that can move between tasks with its data.

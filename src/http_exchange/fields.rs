@@ -1,7 +1,8 @@
-//! Removes identifying header fields from delegated requests and responses, by the rules of `delegated::fields`.
+//! The header fields of delegated requests and responses: removal of identifying ones, by the rules of
+//! `delegated::fields`.
 //!
-//! The client removes them before it sends a request, so that the exit gets no identifying field. The exit removes them
-//! again, so that the target gets no identifying field of a faulty client.
+//! The client removes identifying fields before it sends a request, so that the exit gets none. The exit removes them
+//! again, so that the target gets none from a faulty client.
 
 use hyper::{
     HeaderMap,
@@ -10,7 +11,7 @@ use hyper::{
 
 use crate::{
     delegated::fields::{self, is_removed_from_requests, is_removed_from_responses},
-    http_exchange::http1::strip,
+    http_exchange::http1::remove_hop_by_hop,
 };
 
 /// The `User-Agent` of every delegated request.
@@ -19,7 +20,7 @@ pub(crate) const USER_AGENT: HeaderValue = HeaderValue::from_static(fields::USER
 /// Makes the fields of a request uniform: removes hop-by-hop and identifying fields, and sets common fields to fixed or
 /// default values.
 pub(crate) fn fix_request(headers: &mut HeaderMap) {
-    strip(headers);
+    remove_hop_by_hop(headers);
     remove(headers, is_removed_from_requests);
     for (name, value) in fields::FIXED {
         headers.insert(name, HeaderValue::from_static(value));
@@ -29,9 +30,9 @@ pub(crate) fn fix_request(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes hop-by-hop fields from a response, and fields with an effect beyond this request.
+/// Removes hop-by-hop fields from a response, and fields with an effect beyond its request.
 pub(crate) fn fix_response(headers: &mut HeaderMap) {
-    strip(headers);
+    remove_hop_by_hop(headers);
     remove(headers, is_removed_from_responses);
 }
 

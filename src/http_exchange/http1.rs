@@ -1,8 +1,8 @@
 //! The HTTP/1.1 client: one request and its response over one stream (RFC 9112).
 //!
-//! The HTTP proxy port, an exit's delegated requests and a client's requests over the overlay use it. It owns the task
-//! that moves the bytes; dropping the response ends task and stream. The other end is not trusted: the size of its
-//! head, its silence before the head and, optionally, its silence within the body are capped. A truncated body is an
+//! Used by the HTTP proxy port, by an exit for delegated requests, and by a client for its own requests. Owns the task
+//! that moves the bytes; dropping the response ends the task and the stream. The target is not trusted: the size of its
+//! head, its silence before the head and, optionally, its pauses within the body are capped. A truncated body is an
 //! error, never an end. No state, such as cookies or an open connection, is kept for later requests.
 
 use core::{
@@ -45,23 +45,23 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 ];
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Limits on the other end's time and size.
+/// Limits on the time of the target and on the size of its response.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ExchangeLimits {
-    /// Longest time between the last piece of the request and the response's head.
-    pub(crate) head: Duration,
-    /// Longest time between two pieces of the body; `None` for no limit.
-    pub(crate) idle: Option<Duration>,
-    /// Most bytes of the response's head; at least 8 KiB.
-    pub(crate) head_bytes: usize,
-    /// Most fields of the response's head.
-    pub(crate) fields: usize,
+    /// Maximum time from the last sent piece of the request to the response's head.
+    pub(crate) head_timeout: Duration,
+    /// Maximum time between two pieces of the response's body; `None` for no limit.
+    pub(crate) idle_timeout: Option<Duration>,
+    /// Maximum bytes of the response's head; at least 8 KiB.
+    pub(crate) max_head_bytes: usize,
+    /// Maximum fields of the response's head.
+    pub(crate) max_fields: usize,
 }
 
-/// Reason for which the response is missing or truncated.
+/// The reason why the response is missing or truncated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ExchangeError {
-    /// A time limit expired.
+    /// A timeout of [`ExchangeLimits`] expired.
     #[error("the target accepted the request but did not answer in time")]
     Silent,
     /// The bytes are not an HTTP response.
@@ -75,13 +75,13 @@ pub(crate) enum ExchangeError {
     Broken,
     /// The request's body failed.
     #[error("the request's body is truncated")]
-    Cancelled,
+    RequestBody,
 }
 
 impl From<hyper::Error> for ExchangeError {
     fn from(error: hyper::Error) -> Self {
         if error.is_user() {
-            Self::Cancelled
+            Self::RequestBody
         } else if error.is_parse_too_large() {
             Self::TooLarge
         } else if error.is_parse() {
@@ -96,8 +96,8 @@ impl From<hyper::Error> for ExchangeError {
 #[derive(Debug)]
 pub(crate) struct StreamedBody {
     body: Incoming,
-    idle: Option<(Duration, Pin<Box<Sleep>>)>,
-    _moving: AbortOnDropHandle<()>,
+    idle_timeout: Option<(Duration, Pin<Box<Sleep>>)>,
+    _connection_task: AbortOnDropHandle<()>,
 }
 
 impl Body for StreamedBody {
@@ -110,12 +110,12 @@ impl Body for StreamedBody {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = &mut *self;
         let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
-            let Some((_, sleep)) = &mut this.idle else { return Poll::Pending };
+            let Some((_, sleep)) = &mut this.idle_timeout else { return Poll::Pending };
             ready!(sleep.as_mut().poll(cx));
             return Poll::Ready(Some(Err(ExchangeError::Silent)));
         };
-        if let Some((idle, sleep)) = &mut this.idle {
-            sleep.as_mut().reset(deadline_after(*idle));
+        if let Some((duration, sleep)) = &mut this.idle_timeout {
+            sleep.as_mut().reset(deadline_after(*duration));
         }
         Poll::Ready(frame.map(|frame| frame.map_err(ExchangeError::from)))
     }
@@ -129,11 +129,12 @@ impl Body for StreamedBody {
     }
 }
 
-fn deadline_after(idle: Duration) -> Instant {
-    sleep(idle).deadline()
+/// The instant after `duration`. Unlike an addition, `sleep` doesn't overflow.
+fn deadline_after(duration: Duration) -> Instant {
+    sleep(duration).deadline()
 }
 
-/// The body of a request, which counts its sent pieces.
+/// The body of a request, with a counter of its sent pieces.
 struct CountedBody<B> {
     body: Pin<Box<B>>,
     pieces: Arc<AtomicU64>,
@@ -163,11 +164,11 @@ impl<B: Body> Body for CountedBody<B> {
     }
 }
 
-/// Sends `request` over `stream` in origin form. Its URL must be absolute. Returns the response's head, without
-/// hop-by-hop fields, and its body to read.
+/// Sends `request`, whose URL must be absolute, over `stream` in origin form. Returns the response without hop-by-hop
+/// fields; the body is read from the stream as the caller polls it.
 ///
 /// # Errors
-/// When the head is late, too large or malformed, or the stream ends before it.
+/// When the response's head is late, too large or malformed, or the stream ends before the head.
 pub(crate) async fn exchange<S, B>(
     stream: S,
     request: Request<B>,
@@ -182,7 +183,7 @@ where
     let mut sending = pin!(send(stream, for_origin(counted), limits));
     loop {
         let before = pieces.load(Ordering::Relaxed);
-        match timeout(limits.head, &mut sending).await {
+        match timeout(limits.head_timeout, &mut sending).await {
             Ok(response) => return response,
             Err(_) if pieces.load(Ordering::Relaxed) == before => return Err(ExchangeError::Silent),
             Err(_) => {}
@@ -200,22 +201,22 @@ where
     B: OutgoingBody,
 {
     let (mut sender, connection) = http1::Builder::new()
-        .max_headers(limits.fields)
-        .max_buf_size(limits.head_bytes)
+        .max_headers(limits.max_fields)
+        .max_buf_size(limits.max_head_bytes)
         .handshake(TokioIo::new(stream))
         .await?;
-    let moving = AbortOnDropHandle::new(tokio::spawn(async move {
-        // The sender or the body returns its errors.
+    let connection_task = AbortOnDropHandle::new(tokio::spawn(async move {
+        // The sender or the body also returns an error of the connection.
         let _ = connection.await;
     }));
     let (mut head, body) = sender.send_request(request).await?.into_parts();
-    strip(&mut head.headers);
+    remove_hop_by_hop(&mut head.headers);
     head.version = Version::HTTP_11;
-    let idle = limits.idle.map(|idle| (idle, Box::pin(sleep(idle))));
-    Ok(Response::from_parts(head, StreamedBody { body, idle, _moving: moving }))
+    let idle_timeout = limits.idle_timeout.map(|duration| (duration, Box::pin(sleep(duration))));
+    Ok(Response::from_parts(head, StreamedBody { body, idle_timeout, _connection_task: connection_task }))
 }
 
-/// Reads all of `body`.
+/// Reads the whole `body`.
 ///
 /// # Errors
 /// When the body is truncated or longer than `cap` bytes.
@@ -234,8 +235,8 @@ pub(crate) async fn read_whole<B: Body<Error = ExchangeError>>(body: B, cap: usi
                 return Err(ExchangeError::TooLarge);
             }
             whole.extend_from_slice(chunk);
-            let taken = chunk.len();
-            data.advance(taken);
+            let length = chunk.len();
+            data.advance(length);
         }
     }
     Ok(whole)
@@ -248,7 +249,7 @@ fn for_origin<B>(mut request: Request<B>) -> Request<B> {
     let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     *request.uri_mut() = Uri::from(path);
     *request.version_mut() = Version::HTTP_11;
-    strip(request.headers_mut());
+    remove_hop_by_hop(request.headers_mut());
     if let Some(host) = host {
         request.headers_mut().insert(header::HOST, host);
     }
@@ -256,8 +257,8 @@ fn for_origin<B>(mut request: Request<B>) -> Request<B> {
 }
 
 /// Removes hop-by-hop fields, and the fields named in `Connection`.
-pub(crate) fn strip(headers: &mut HeaderMap) {
-    // Transfer-Encoding overrides Content-Length (RFC 9112 §6.3), so the overridden field is not forwarded.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // Transfer-Encoding overrides Content-Length (RFC 9112 §6.3), so Content-Length is not forwarded.
     if headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
@@ -273,8 +274,8 @@ pub(crate) fn strip(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether an absolute URL uses TLS, and its target. `None` if the scheme is not `http` or `https`, or the URL has a
-/// user name or an invalid port.
+/// Whether an absolute URL uses TLS, and the target of the URL. `None` if the scheme is not `http` or `https`, or the
+/// URL has a user name, an invalid host or an invalid port.
 pub(crate) fn target_of(uri: &Uri) -> Option<(bool, Target)> {
     let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
     let uses_tls = match scheme.to_ascii_lowercase().as_str() {

@@ -1,4 +1,4 @@
-//! Encodes refusals as HTTP responses, and decodes them from responses.
+//! Refusals of delegated requests as HTTP responses: encoding and decoding.
 
 use hyper::{
     HeaderMap, Response, StatusCode,
@@ -23,7 +23,7 @@ impl Refusal {
         response
     }
 
-    /// The refusal in a response, if it contains one.
+    /// The refusal in a response, if the response contains one.
     pub(crate) fn from_response(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
         Self::of_answer(status.as_u16(), headers.get(PROXY_STATUS)?.to_str().ok()?)
     }

@@ -22,7 +22,7 @@ use hyper::{HeaderMap, Request, Response, body::Incoming, client::conn::http1, h
 
 use super::{
     HttpsError, Trust,
-    tls::{Ends, TlsConnection},
+    tls::{TlsConnection, TlsIo},
 };
 use crate::delegated::{
     binary_http::{MAX_FIELDS, MAX_HEAD_LEN},
@@ -30,7 +30,7 @@ use crate::delegated::{
     message::{HttpRequest, HttpRequestError},
 };
 
-/// Bytes of a body buffered for the caller at which reading stops.
+/// Buffered bytes of a body, not yet polled by the caller, at which reading stops.
 const MAX_BUFFERED_BODY: usize = 64 << 10;
 
 /// An event of an exchange.
@@ -52,15 +52,16 @@ pub enum ExchangeEvent {
 /// One request and its response over TLS.
 ///
 /// **Drain contract.** After [`Self::new`] and after each input, call [`Self::poll_event`] until it returns `None`,
-/// then [`Self::poll_transmit`] until it returns `None`. Repeat both until neither returns anything, because each may
-/// make room for the other.
+/// then [`Self::poll_transmit`] until it returns `None`. Repeat both until both return `None` in one pass: a polled
+/// event or output makes room for more.
 pub struct Exchange {
     tls: Rc<RefCell<TlsConnection>>,
     events: Rc<RefCell<VecDeque<ExchangeEvent>>>,
-    /// The exchange by hyper; `None` once it has ended.
+    /// The future that performs the exchange by hyper; `None` once the exchange has ended.
     work: Option<Work>,
+    /// The outcome of `work`; `Ok` until then.
     outcome: Result<(), HttpsError>,
-    awake: Arc<Awake>,
+    woken: Arc<Woken>,
     host: String,
     port: u16,
 }
@@ -68,11 +69,11 @@ pub struct Exchange {
 type Work = Pin<Box<dyn Future<Output = Result<(), HttpsError>>>>;
 
 impl Exchange {
-    /// A request to `url`, serialised as by a browser's `URL`. The request has the permitted ones of `fields` and the
-    /// fields common to all requests.
+    /// An exchange with a request to `url`, which is serialised as by a browser's `URL`. The request has the permitted
+    /// fields of `fields`, and the fields common to all requests.
     ///
     /// # Errors
-    /// When the URL, the method or a field is not allowed.
+    /// When the URL, the method or a field is invalid.
     pub fn new(
         trust: &Trust,
         method: &str,
@@ -90,9 +91,9 @@ impl Exchange {
         let (host, port) = (request.host().to_owned(), request.port());
         let tls = Rc::new(RefCell::new(TlsConnection::new(trust, &host)?));
         let events = Rc::default();
-        let work: Work = Box::pin(perform(Ends(Rc::clone(&tls)), for_origin(request)?, Rc::clone(&events)));
-        let (work, awake) = (Some(work), Arc::default());
-        Ok(Self { tls, events, work, outcome: Ok(()), awake, host, port })
+        let work: Work = Box::pin(perform(TlsIo(Rc::clone(&tls)), for_origin(request)?, Rc::clone(&events)));
+        let (work, woken) = (Some(work), Arc::default());
+        Ok(Self { tls, events, work, outcome: Ok(()), woken, host, port })
     }
 
     /// Host of the stream; an IPv6 address has no brackets.
@@ -140,29 +141,29 @@ impl Exchange {
 
     /// Polls hyper until there is no progress.
     fn run(&mut self) {
-        let waker = Waker::from(Arc::clone(&self.awake));
+        let waker = Waker::from(Arc::clone(&self.woken));
         let mut context = Context::from_waker(&waker);
         while let Some(work) = &mut self.work {
-            self.awake.0.store(false, Ordering::Relaxed);
+            self.woken.0.store(false, Ordering::Relaxed);
             match work.as_mut().poll(&mut context) {
                 Poll::Ready(outcome) => {
                     self.work = None;
-                    // An error of the TLS layer causes that of hyper.
+                    // An error of the TLS layer has caused hyper's error.
                     let tls_failure = self.tls.try_borrow().ok().and_then(|tls| tls.failure());
                     self.outcome = outcome.map_err(|error| tls_failure.unwrap_or(error));
                 }
-                Poll::Pending if !self.awake.0.load(Ordering::Relaxed) => return,
+                Poll::Pending if !self.woken.0.load(Ordering::Relaxed) => return,
                 Poll::Pending => {}
             }
         }
     }
 }
 
-/// Whether the future has woken itself.
+/// Whether the future was woken during its last poll.
 #[derive(Default)]
-struct Awake(AtomicBool);
+struct Woken(AtomicBool);
 
-impl Wake for Awake {
+impl Wake for Woken {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -179,14 +180,14 @@ fn for_origin(request: HttpRequest) -> Result<Request<Full<Bytes>>, HttpsError> 
 }
 
 async fn perform(
-    ends: Ends,
+    io: TlsIo,
     request: Request<Full<Bytes>>,
     events: Rc<RefCell<VecDeque<ExchangeEvent>>>,
 ) -> Result<(), HttpsError> {
-    let tls = Rc::clone(&ends.0);
-    let builder = http1::Builder::new().max_headers(MAX_FIELDS).max_buf_size(MAX_HEAD_LEN).handshake(ends);
+    let tls = Rc::clone(&io.0);
+    let builder = http1::Builder::new().max_headers(MAX_FIELDS).max_buf_size(MAX_HEAD_LEN).handshake(io);
     let (mut sender, connection) = builder.await?;
-    let mut answered = pin!(async move {
+    let mut response_future = pin!(async move {
         let response = sender.send_request(request).await?;
         if let Ok(mut tls) = tls.try_borrow_mut() {
             tls.handle_head();
@@ -194,10 +195,10 @@ async fn perform(
         emit_response(response, &events).await
     });
     let (mut connection, mut open) = (pin!(connection), true);
-    // An error of the connection is also the response's error.
+    // An error of the connection is not lost: the response returns it too.
     poll_fn(|context| {
         open = open && connection.as_mut().poll(context).is_pending();
-        answered.as_mut().poll(context)
+        response_future.as_mut().poll(context)
     })
     .await
 }
@@ -222,7 +223,7 @@ async fn emit_response(
     Ok(())
 }
 
-/// Queues an event; joins consecutive pieces of the body.
+/// Queues an event. Joins consecutive pieces of the body.
 fn push_event(events: &RefCell<VecDeque<ExchangeEvent>>, event: ExchangeEvent) {
     if let Ok(mut events) = events.try_borrow_mut() {
         match (events.back_mut(), event) {
@@ -238,7 +239,7 @@ fn buffered(events: &RefCell<VecDeque<ExchangeEvent>>) -> usize {
     events.try_borrow().map(|events| events.iter().map(length).sum()).unwrap_or_default()
 }
 
-/// The permitted fields of a response, the same as in a response from an exit.
+/// The permitted fields of a response: those that a response from an exit may have.
 fn permitted_fields(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     let named: Vec<String> = headers
         .get_all(header::CONNECTION)

@@ -1,4 +1,4 @@
-//! The exports for `web/src/umbel/https.ts`: thin wrappers.
+//! The exports to TypeScript (`web/src/umbel/https.ts`): thin wrappers of [`Exchange`] and [`Trust`].
 
 use js_sys::Uint8Array;
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
@@ -11,14 +11,15 @@ pub struct HttpsTrust(Trust);
 
 #[wasm_bindgen]
 impl HttpsTrust {
-    /// Mozilla's roots and `anchors`, in PEM or DER.
+    /// Mozilla's roots and `anchors`, certificates in PEM or DER.
     #[wasm_bindgen(constructor)]
     pub fn new(anchors: Vec<Uint8Array>) -> Result<Self, HttpsFailure> {
         let anchors: Vec<Vec<u8>> = anchors.iter().map(Uint8Array::to_vec).collect();
         Ok(Self(Trust::new(anchors.iter().map(Vec::as_slice))?))
     }
 
-    /// A request to `url`, serialised as by a browser's `URL`; `fields` alternates names and values.
+    /// An exchange with a request to `url`, which is serialised as by a browser's `URL`. `fields` alternates names and
+    /// values.
     pub fn exchange(
         &self,
         method: &str,
@@ -49,7 +50,7 @@ impl HttpsExchange {
         self.0.port()
     }
 
-    /// Handles bytes received from the stream; an empty slice is its end.
+    /// Handles bytes received from the stream. An empty slice is the end of the stream.
     pub fn received(&mut self, bytes: &[u8]) {
         match bytes {
             [] => self.0.handle_end(),
@@ -62,8 +63,8 @@ impl HttpsExchange {
         self.0.poll_transmit()
     }
 
-    /// The next event: an [`HttpsHead`], then pieces of the body, then `null` at its end. `undefined` until further
-    /// bytes are received.
+    /// The next event: an [`HttpsHead`], then pieces of the body, then `null` at the end of the body. `undefined` until
+    /// further bytes are received.
     pub fn event(&mut self) -> Result<JsValue, HttpsFailure> {
         Ok(match self.0.poll_event()? {
             Some(ExchangeEvent::Head { status, fields }) => {
@@ -88,12 +89,12 @@ pub struct HttpsHead {
     pub fields: Vec<String>,
 }
 
-/// Reason for which a response failed or is truncated.
+/// The reason why a response failed or is truncated.
 #[wasm_bindgen(getter_with_clone)]
 pub struct HttpsFailure {
-    /// Kind of the failure, for programs.
+    /// The kind of the failure ([`HttpsError::kind`]), for programs.
     pub kind: String,
-    /// Sentence for the user.
+    /// A sentence for the user.
     pub message: String,
 }
 

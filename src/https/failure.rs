@@ -2,11 +2,10 @@
 
 use rustls::{CertificateError, Error};
 
-/// Reason for which a response failed or is truncated. The text is a sentence for the user and contains nothing of the
-/// request.
+/// The reason why a response failed or is truncated. The text is for the user and contains no part of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HttpsError {
-    /// A certificate given as an anchor is invalid.
+    /// A trust anchor is not a valid certificate.
     #[error("The trust anchor is not a certificate in PEM or DER.")]
     Anchor,
     /// The URL is not a valid `https` URL.
@@ -16,21 +15,21 @@ pub enum HttpsError {
     #[error("The method or a header field is not allowed.")]
     Request,
     /// The certificate has expired.
-    #[error("The site’s certificate has expired, or this computer’s clock is wrong. Nothing of the request was sent.")]
+    #[error("The site’s certificate has expired, or this computer’s clock is wrong. No part of the request was sent.")]
     Expired,
     /// The certificate is not valid yet.
     #[error(
-        "The site’s certificate is not valid yet, or this computer’s clock is wrong. Nothing of the request was sent."
+        "The site’s certificate is not valid yet, or this computer’s clock is wrong. No part of the request was sent."
     )]
     NotYetValid,
     /// The certificate is for another host.
-    #[error("The certificate is for another site. Nothing of the request was sent.")]
+    #[error("The certificate is for another site. No part of the request was sent.")]
     OtherName,
     /// No trusted authority has issued the certificate.
-    #[error("No authority that browsers trust has issued the site’s certificate. Nothing of the request was sent.")]
+    #[error("No authority that browsers trust has issued the site’s certificate. No part of the request was sent.")]
     UnknownIssuer,
     /// The certificate, or the proof of its key, is invalid in another way.
-    #[error("The site’s certificate is invalid. Nothing of the request was sent.")]
+    #[error("The site’s certificate is invalid. No part of the request was sent.")]
     Certificate,
     /// The site ended TLS with an alert.
     #[error("The site refused or aborted TLS.")]
@@ -41,7 +40,7 @@ pub enum HttpsError {
     /// The received bytes are not TLS, or were modified.
     #[error("The received data is not TLS, or was modified in transit.")]
     NotTls,
-    /// The received bytes are not HTTP, or the head is too large.
+    /// The received bytes are not HTTP, or a cap on the bytes of a head or of a response is exceeded.
     #[error("The answer is not HTTP, or its head is too large.")]
     NotHttp,
     /// The stream ended before the response did.

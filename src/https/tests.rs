@@ -1,4 +1,4 @@
-//! Exchanges with a real TLS server in memory, and with invalid input.
+//! Tests of exchanges with a TLS server in memory, and with invalid input.
 
 use std::{
     io::{Read as _, Write as _},
@@ -36,12 +36,13 @@ impl Root {
         Trust::new([self.pem.as_bytes()]).unwrap()
     }
 
-    /// A server with a certificate issued by this root.
+    /// A server with a certificate issued by this root. `change` changes the certificate's parameters.
     fn site(&self, change: impl FnOnce(&mut rcgen::CertificateParams)) -> Site {
-        self.site_of(rustls::DEFAULT_VERSIONS, change)
+        self.site_with_versions(rustls::DEFAULT_VERSIONS, change)
     }
 
-    fn site_of(
+    /// As `site`, with these versions of TLS.
+    fn site_with_versions(
         &self,
         versions: &[&'static rustls::SupportedProtocolVersion],
         change: impl FnOnce(&mut rcgen::CertificateParams),
@@ -60,7 +61,7 @@ impl Root {
     }
 }
 
-/// The server.
+/// A TLS server in memory.
 struct Site {
     tls: ServerConnection,
     /// The decrypted bytes that the server received.
@@ -159,7 +160,7 @@ fn run(exchange: &mut Exchange, site: &mut Site) -> Outcome {
 
 /// The outcome of a GET with the response `plain`, followed by a close_notify alert if `close_notify` is set.
 fn outcome_of(plain: &[u8], close_notify: bool) -> Outcome {
-    let root = Root::new("ours");
+    let root = Root::new("trusted root");
     let (mut exchange, mut site) = (exchange(&root.trust(), "GET", b""), root.site(|_| {}));
     let mut outcome = run(&mut exchange, &mut site);
     let mut bytes = site.seal(plain);
@@ -178,9 +179,9 @@ fn outcome_of(plain: &[u8], close_notify: bool) -> Outcome {
 #[test]
 fn a_request_has_no_identifying_fields_and_its_response_is_complete() {
     for versions in [[&version::TLS13], [&version::TLS12]] {
-        let root = Root::new("ours");
+        let root = Root::new("trusted root");
         let (mut exchange, mut site) =
-            (exchange(&root.trust(), "POST", b"request body"), root.site_of(&versions, |_| {}));
+            (exchange(&root.trust(), "POST", b"request body"), root.site_with_versions(&versions, |_| {}));
         assert_eq!((exchange.host(), exchange.port()), (HOST, 443));
         assert_eq!(run(&mut exchange, &mut site), Outcome::default());
         assert_eq!(
@@ -201,12 +202,12 @@ fn a_request_has_no_identifying_fields_and_its_response_is_complete() {
 
 #[test]
 fn bodies_of_megabytes_pass_both_ways_in_pieces() {
-    let root = Root::new("ours");
+    let root = Root::new("trusted root");
     let body: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
     let (mut exchange, mut site) = (exchange(&root.trust(), "PUT", &body), root.site(|_| {}));
     // The buffer, one write of hyper and the overhead of TLS bound the pending ciphertext.
     while let Some(bytes) = exchange.poll_transmit() {
-        assert!(bytes.len() < 1 << 20, "{} bytes at once", bytes.len());
+        assert!(bytes.len() < 1 << 20, "{} bytes in one output", bytes.len());
         site.receive(&bytes);
         exchange.handle_received(&site.pending());
     }
@@ -223,8 +224,8 @@ fn bodies_of_megabytes_pass_both_ways_in_pieces() {
 }
 
 #[test]
-fn a_site_with_an_invalid_certificate_gets_nothing_of_the_request() {
-    let (root, other, namesake) = (Root::new("ours"), Root::new("another"), Root::new("ours"));
+fn a_site_with_an_invalid_certificate_gets_no_part_of_the_request() {
+    let (root, other, namesake) = (Root::new("trusted root"), Root::new("other root"), Root::new("trusted root"));
     let past = rcgen::date_time_ymd(2020, 1, 1);
     let future = rcgen::date_time_ymd(2999, 1, 1);
     let cases = [
@@ -249,25 +250,26 @@ fn a_site_with_an_invalid_certificate_gets_nothing_of_the_request() {
 }
 
 #[test]
-fn only_roots_of_browsers_are_trusted_without_an_anchor() {
+fn only_mozillas_roots_are_trusted_without_an_anchor() {
     let mut exchange = exchange(&Trust::new([]).unwrap(), "GET", b"");
-    let outcome = run(&mut exchange, &mut Root::new("ours").site(|_| {}));
+    let outcome = run(&mut exchange, &mut Root::new("trusted root").site(|_| {}));
     assert_eq!(outcome.failure, Some(HttpsError::UnknownIssuer));
 }
 
 #[test]
 fn anchors_are_accepted_in_pem_and_der_only() {
-    let root = Root::new("ours");
-    let both = format!("of two\n{}{}", Root::new("another").pem, root.pem);
+    let root = Root::new("trusted root");
+    let both = format!("of two\n{}{}", Root::new("other root").pem, root.pem);
     for anchor in [root.pem.as_bytes(), &root.der, both.as_bytes()] {
         let mut exchange = exchange(&Trust::new([anchor]).unwrap(), "GET", b"");
         let mut site = root.site(|_| {});
         assert_eq!(run(&mut exchange, &mut site).failure, None);
         assert!(site.received.starts_with(b"GET "));
     }
-    for none in [&b""[..], b"hello", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", b"-----BEGIN "]
+    for invalid in
+        [&b""[..], b"hello", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", b"-----BEGIN "]
     {
-        assert_eq!(Trust::new([none]).unwrap_err(), HttpsError::Anchor);
+        assert_eq!(Trust::new([invalid]).unwrap_err(), HttpsError::Anchor);
     }
 }
 
@@ -324,8 +326,8 @@ fn the_bytes_before_a_head_are_capped() {
 }
 
 #[test]
-fn a_peer_without_tls_gets_nothing_of_the_request() {
-    let root = Root::new("ours");
+fn a_peer_without_tls_gets_no_part_of_the_request() {
+    let root = Root::new("trusted root");
     for (bytes, expected) in [
         (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], HttpsError::NotTls),
         (&[0; 100], HttpsError::NotTls),
@@ -352,8 +354,8 @@ fn a_peer_without_tls_gets_nothing_of_the_request() {
 
 #[test]
 fn a_modified_byte_never_modifies_the_response() {
-    let root = Root::new("ours");
-    // Changes each seventh byte of the server's output in turn.
+    let root = Root::new("trusted root");
+    // Each round changes one byte of the server's output: the first, then the eighth, and so on.
     let mut at = 0;
     loop {
         let (mut exchange, mut site) = (exchange(&root.trust(), "GET", b""), root.site(|_| {}));
@@ -389,7 +391,7 @@ fn a_modified_byte_never_modifies_the_response() {
 
 #[test]
 fn unread_responses_are_buffered_up_to_a_cap() {
-    let root = Root::new("ours");
+    let root = Root::new("trusted root");
     let (mut exchange, mut site) = (exchange(&root.trust(), "GET", b""), root.site(|_| {}));
     run(&mut exchange, &mut site);
     let head = site.seal(b"HTTP/1.1 200 OK\r\n\r\n");
@@ -406,15 +408,15 @@ fn unread_responses_are_buffered_up_to_a_cap() {
 #[test]
 fn an_invalid_request_is_rejected_before_any_output() {
     let trust = Trust::new([]).unwrap();
-    let made = |method: &str, url: &str, fields: &[(&str, &str)]| {
+    let error_of = |method: &str, url: &str, fields: &[(&str, &str)]| {
         let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         Exchange::new(&trust, method, url, fields, Vec::new()).err()
     };
-    assert_eq!(made("GET", "http://site.example/", &[]), Some(HttpsError::Address));
-    assert_eq!(made("GET", "https://user@site.example/", &[]), Some(HttpsError::Address));
-    assert_eq!(made("GET", "https://site.example:0/", &[]), Some(HttpsError::Address));
-    assert_eq!(made("GET", "", &[]), Some(HttpsError::Address));
-    assert_eq!(made("CONNECT", "https://site.example/", &[]), Some(HttpsError::Request));
-    assert_eq!(made("GET", "https://site.example/", &[("x", "a\r\nhost: b")]), Some(HttpsError::Request));
-    assert_eq!(made("GET", "https://[::1]:8443/", &[]), None);
+    assert_eq!(error_of("GET", "http://site.example/", &[]), Some(HttpsError::Address));
+    assert_eq!(error_of("GET", "https://user@site.example/", &[]), Some(HttpsError::Address));
+    assert_eq!(error_of("GET", "https://site.example:0/", &[]), Some(HttpsError::Address));
+    assert_eq!(error_of("GET", "", &[]), Some(HttpsError::Address));
+    assert_eq!(error_of("CONNECT", "https://site.example/", &[]), Some(HttpsError::Request));
+    assert_eq!(error_of("GET", "https://site.example/", &[("x", "a\r\nhost: b")]), Some(HttpsError::Request));
+    assert_eq!(error_of("GET", "https://[::1]:8443/", &[]), None);
 }

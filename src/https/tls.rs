@@ -1,4 +1,4 @@
-//! The TLS layer of an exchange, from which hyper reads and to which it writes.
+//! The TLS layer of an exchange, with the byte stream that hyper reads and writes.
 
 use core::{
     cell::RefCell,
@@ -17,26 +17,28 @@ use rustls::{ClientConnection, pki_types::ServerName};
 use super::{HttpsError, Trust};
 use crate::delegated::binary_http::MAX_HEAD_LEN;
 
-/// Buffered ciphertext to send at which writes are pending, in bytes; one write may exceed it.
+/// Bytes of ciphertext to send at which writes wait. One write may exceed this number.
 const MAX_OUTGOING: usize = 64 << 10;
-/// Most received ciphertext in the buffer, in bytes. Only a caller that does not poll events exceeds it.
+/// Maximum bytes of received ciphertext in the buffer. Only a caller that does not poll events exceeds this number.
 const MAX_RECEIVED: usize = 1 << 20;
-/// Most ciphertext decrypted before the response's head, including the handshake. rustls and hyper skip TLS tickets and
-/// informational responses without a limit of their own.
+/// Maximum bytes of ciphertext decrypted before the response's head, with those of the handshake. rustls and hyper skip
+/// TLS tickets and informational responses without a cap.
 const MAX_BEFORE_HEAD: usize = 4 * MAX_HEAD_LEN;
-/// Most plaintext bytes in one read.
-const READ_LEN: usize = 16 << 10;
+/// Maximum plaintext bytes of one read.
+const MAX_READ: usize = 16 << 10;
 
 /// A TLS connection over a stream.
 pub(super) struct TlsConnection {
     connection: ClientConnection,
+    /// Received ciphertext that is not decrypted yet.
     received: BytesMut,
-    /// The stream has ended.
+    /// Whether the stream has ended.
     ended: bool,
+    /// Ciphertext to send.
     outgoing: Vec<u8>,
     failure: Option<HttpsError>,
-    /// Ciphertext bytes that may still be decrypted before the head is received; `None` after the head.
-    before_head: Option<usize>,
+    /// Bytes of ciphertext that may still be decrypted before the head is received; `None` after the head.
+    left_before_head: Option<usize>,
 }
 
 impl TlsConnection {
@@ -44,8 +46,14 @@ impl TlsConnection {
     pub(super) fn new(trust: &Trust, host: &str) -> Result<Self, HttpsError> {
         let name = ServerName::try_from(host.to_owned()).map_err(|_| HttpsError::Address)?;
         let connection = ClientConnection::new(trust.config(), name).map_err(|error| HttpsError::from(&error))?;
-        let (received, before_head) = (BytesMut::new(), Some(MAX_BEFORE_HEAD));
-        let mut tls = Self { connection, received, ended: false, outgoing: Vec::new(), failure: None, before_head };
+        let mut tls = Self {
+            connection,
+            received: BytesMut::new(),
+            ended: false,
+            outgoing: Vec::new(),
+            failure: None,
+            left_before_head: Some(MAX_BEFORE_HEAD),
+        };
         tls.seal();
         Ok(tls)
     }
@@ -62,7 +70,7 @@ impl TlsConnection {
         self.ended = true;
     }
 
-    /// Removes the bytes to send.
+    /// Removes and returns the ciphertext to send.
     pub(super) fn take_outgoing(&mut self) -> Vec<u8> {
         core::mem::take(&mut self.outgoing)
     }
@@ -72,9 +80,9 @@ impl TlsConnection {
         self.failure
     }
 
-    /// Handles the receipt of the response's head.
+    /// Handles the receipt of the response's head: lifts the cap on the bytes before it.
     pub(super) const fn handle_head(&mut self) {
-        self.before_head = None;
+        self.left_before_head = None;
     }
 
     /// Moves ciphertext from rustls to the output.
@@ -82,16 +90,16 @@ impl TlsConnection {
         while self.connection.wants_write() && self.connection.write_tls(&mut self.outgoing).is_ok() {}
     }
 
-    /// Decrypts received bytes; returns `false` if there are none.
+    /// Decrypts received bytes. Returns `false` if there are none and the stream has not ended.
     fn open(&mut self) -> io::Result<bool> {
         if self.failure.is_some() || (self.received.is_empty() && !self.ended) {
             return self.failure.map_or(Ok(false), |_| Err(broken()));
         }
-        // At the end of the stream this reads zero bytes, which signals the end to rustls.
+        // At the end of the stream, `read_tls` reads zero bytes, which signals the end to rustls.
         let mut rest = &self.received[..];
         let read = self.connection.read_tls(&mut rest)?;
         self.received.advance(read);
-        if let Some(left) = &mut self.before_head {
+        if let Some(left) = &mut self.left_before_head {
             *left = left.saturating_sub(read);
             if *left == 0 {
                 self.failure = Some(HttpsError::NotHttp);
@@ -99,7 +107,7 @@ impl TlsConnection {
             }
         }
         let outcome = self.connection.process_new_packets();
-        // Sends handshake messages, and the alert after an error.
+        // rustls has queued handshake messages, or an alert after an error.
         self.seal();
         if let Err(error) = outcome {
             self.failure = Some(HttpsError::from(&error));
@@ -153,29 +161,29 @@ fn broken() -> io::Error {
     io::ErrorKind::ConnectionAborted.into()
 }
 
-/// A [`TlsConnection`] for hyper. It wakes no task, since the exchange is polled after each input.
-pub(super) struct Ends(pub(super) Rc<RefCell<TlsConnection>>);
+/// A [`TlsConnection`] as a byte stream for hyper. No waker is used, because the exchange is polled after each input.
+pub(super) struct TlsIo(pub(super) Rc<RefCell<TlsConnection>>);
 
-impl Ends {
+impl TlsIo {
     fn with<T>(&self, act: impl FnOnce(&mut TlsConnection) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         self.0.try_borrow_mut().map_or_else(|_| Poll::Ready(Err(broken())), |mut tls| act(&mut tls))
     }
 }
 
-impl Read for Ends {
+impl Read for TlsIo {
     fn poll_read(
         self: Pin<&mut Self>,
         _: &mut Context<'_>,
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<Result<(), io::Error>> {
-        let mut plain = [0; READ_LEN];
-        let length = buffer.remaining().min(READ_LEN);
+        let mut plain = [0; MAX_READ];
+        let length = buffer.remaining().min(MAX_READ);
         let Some(plain) = plain.get_mut(..length) else { return Poll::Ready(Err(broken())) };
         self.with(|tls| tls.read(plain)).map_ok(|read| buffer.put_slice(plain.get(..read).unwrap_or_default()))
     }
 }
 
-impl Write for Ends {
+impl Write for TlsIo {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize, io::Error>> {
         self.with(|tls| tls.write(bytes))
     }

@@ -1,4 +1,4 @@
-//! Trust anchors for TLS certificates.
+//! The trust anchors by which an exchange verifies TLS certificates.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use rustls::{
 
 use super::HttpsError;
 
-/// Start of a PEM block; a comment may precede it.
-const PEM: &[u8] = b"-----BEGIN ";
+/// The start of a PEM block. A comment may precede the block.
+const PEM_START: &[u8] = b"-----BEGIN ";
 
 /// The trusted issuers: Mozilla's roots and further anchors. Clones are cheap.
 #[derive(Clone, Debug)]
@@ -22,20 +22,20 @@ impl Trust {
     /// Mozilla's roots and `anchors`, each a certificate in DER, or one or more certificates in PEM.
     ///
     /// # Errors
-    /// [`HttpsError::Anchor`] if an anchor is neither.
+    /// [`HttpsError::Anchor`] if an anchor is invalid or contains no certificate.
     pub fn new<'a>(anchors: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, HttpsError> {
         let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         for anchor in anchors {
-            if !anchor.windows(PEM.len()).any(|window| window == PEM) {
+            if !anchor.windows(PEM_START.len()).any(|window| window == PEM_START) {
                 roots.add(CertificateDer::from(anchor)).map_err(|_| HttpsError::Anchor)?;
                 continue;
             }
-            let before = roots.len();
+            let count_before = roots.len();
             for certificate in CertificateDer::pem_slice_iter(anchor) {
                 let certificate = certificate.map_err(|_| HttpsError::Anchor)?;
                 roots.add(certificate).map_err(|_| HttpsError::Anchor)?;
             }
-            if roots.len() == before {
+            if roots.len() == count_before {
                 return Err(HttpsError::Anchor);
             }
         }

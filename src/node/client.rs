@@ -309,8 +309,8 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
     let applications = descriptors::applications();
     let (.., page_outcome) = tokio::join!(
         announce,
-        socks::serve(socks, client.clone(), SocksLimits { applications, ..SocksLimits::default() }),
-        http_proxy::serve(http, client, HttpLimits { applications, ..HttpLimits::default() }),
+        socks::serve(socks, client.clone(), SocksLimits { max_applications: applications, ..SocksLimits::default() }),
+        http_proxy::serve(http, client, HttpLimits { max_applications: applications, ..HttpLimits::default() }),
         page::serve(page, search_page, applications.min(page::MAX_CONNECTIONS)),
     );
     page_outcome.map_err(Failure::system("the search page ended"))

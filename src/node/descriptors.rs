@@ -39,7 +39,7 @@ pub(super) fn warn_if_few() {
 
 /// Connections of applications that each of the three local ports serves concurrently.
 pub(super) fn applications() -> usize {
-    share(limit(), SocksLimits::default().applications)
+    share(limit(), SocksLimits::default().max_applications)
 }
 
 fn share(limit: u64, max: usize) -> usize {

@@ -32,7 +32,7 @@ use tokio_util::io::StreamReader;
 use url::Url;
 
 use crate::{
-    http_exchange::binary::{Content, Encoded, Pipe, Piped, read_response, request_head},
+    http_exchange::binary::{Content, EncodedMessage, Pipe, PipedBody, read_response, request_head},
     page::api::{
         API_FIELD,
         request::{BY_EXIT, BY_STREAM, GATEWAY, KIND, VIA},
@@ -121,7 +121,7 @@ async fn fetch(options: FetchOptions) -> Result<(), Failure> {
     let via = options.via.unwrap_or(if options.url.scheme() == "https" { Via::Stream } else { Via::Request });
     let (length, body) = match options.data {
         Some(data) => body(data).await?,
-        None => (None, Piped::whole(Bytes::new())),
+        None => (None, PipedBody::whole(Bytes::new())),
     };
     if let Some(length) = length.filter(|length| *length > 0) {
         request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
@@ -165,11 +165,11 @@ fn request(options: &FetchOptions) -> Result<Request<()>, Failure> {
 }
 
 /// The body given by `data`, and its length if known. A file is read while it is sent.
-async fn body(data: String) -> Result<(Option<u64>, Piped), Failure> {
+async fn body(data: String) -> Result<(Option<u64>, PipedBody), Failure> {
     let Some(source) = data.strip_prefix('@') else {
-        return Ok((data.len().try_into().ok(), Piped::whole(data.into())));
+        return Ok((data.len().try_into().ok(), PipedBody::whole(data.into())));
     };
-    let (pipe, body) = Piped::unread();
+    let (pipe, body) = PipedBody::of_unknown_length();
     if source == "-" {
         tokio::spawn(copy_to_pipe(tokio::io::stdin(), pipe));
         return Ok((None, body));
@@ -179,7 +179,7 @@ async fn body(data: String) -> Result<(Option<u64>, Piped), Failure> {
     let metadata = file.metadata().await.map_err(unreadable)?;
     let length = metadata.is_file().then_some(metadata.len());
     if length == Some(0) {
-        return Ok((length, Piped::whole(Bytes::new())));
+        return Ok((length, PipedBody::whole(Bytes::new())));
     }
     tokio::spawn(copy_to_pipe(file, pipe));
     Ok((length, body))
@@ -207,7 +207,7 @@ async fn send(
     via: Via,
     gateway: Option<Url>,
     request: Request<()>,
-    body: Piped,
+    body: PipedBody,
 ) -> Result<(Response<()>, Content<impl AsyncRead + Unpin>), Failure> {
     let socket = TcpStream::connect(control).await.map_err(|error| control::no_client(control, error))?;
     let (mut sender, connection) =
@@ -219,7 +219,7 @@ async fn send(
         .header(header::CONTENT_TYPE, KIND)
         .header(API_FIELD, "1")
         .header(VIA, if via == Via::Request { BY_EXIT } else { BY_STREAM })
-        .body(Encoded::new(head, body))
+        .body(EncodedMessage::new(head, body))
         .map_err(Failure::failed)?;
     if let Some(gateway) = gateway {
         let gateway = HeaderValue::from_str(gateway.as_str()).map_err(Failure::usage)?;

@@ -102,7 +102,7 @@ impl<C: Connector> PageReader<C> {
 
     /// Fetches the page at `url` and cleans it.
     pub(super) async fn read(&self, url: Url) -> Result<CleanedPage, ReadError> {
-        let (fetched, place) = timeout(FETCH_TIMEOUT, self.fetch(url, self.requester.isolation()))
+        let (fetched, place) = timeout(FETCH_TIMEOUT, self.fetch(url, self.requester.new_isolation()))
             .await
             .map_err(|_| ReadError::TooSlow)??;
         let permit = Arc::clone(&self.cleaning).acquire_owned().await.map_err(|_| ReadError::Unreadable)?;

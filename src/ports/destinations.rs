@@ -1,4 +1,4 @@
-//! Isolation by destination: streams to different hosts use different circuits.
+//! Isolation by destination (`--isolate-destination`): streams to different hosts use different circuits.
 
 use crate::{
     base::RelayId,
@@ -8,21 +8,21 @@ use crate::{
     wire::{Host, ResolvedAnswer, Target},
 };
 
-/// A connector that isolates streams and lookups by host too, if that is switched on.
+/// A connector that also isolates streams and lookups by host, if isolation by destination is enabled.
 #[derive(Clone, Debug)]
 pub(crate) struct ByDestination<C> {
     connector: C,
-    on: bool,
+    enabled: bool,
 }
 
 impl<C> ByDestination<C> {
-    /// `connector`, with isolation by destination if `on`.
-    pub(crate) const fn new(connector: C, on: bool) -> Self {
-        Self { connector, on }
+    /// `connector`, with isolation by destination if `enabled`.
+    pub(crate) const fn new(connector: C, enabled: bool) -> Self {
+        Self { connector, enabled }
     }
 
     fn isolation(&self, isolation: Isolation, host: &Host) -> Isolation {
-        if self.on { isolation.for_host(host) } else { isolation }
+        if self.enabled { isolation.for_host(host) } else { isolation }
     }
 }
 
@@ -43,7 +43,7 @@ impl<C: Connector> Connector for ByDestination<C> {
         excluded_exits: Vec<RelayId>,
         isolation: Isolation,
     ) -> Result<Delegated, ConnectError> {
-        // Each delegated request has a separate circuit.
+        // Each delegated request has a separate circuit in any case.
         self.connector.delegate(delegation, excluded_exits, isolation).await
     }
 }
@@ -53,22 +53,23 @@ mod tests {
     use super::*;
     use crate::io::testing::Direct;
 
-    async fn isolations(on: bool) -> Vec<Isolation> {
+    /// The isolations of four streams and a lookup.
+    async fn isolations(enabled: bool) -> Vec<Isolation> {
         let direct = Direct::default();
-        let connector = ByDestination::new(direct.clone(), on);
-        let (one, other) = (Isolation::of_listener("socks"), Isolation::of_listener("http"));
+        let connector = ByDestination::new(direct.clone(), enabled);
+        let (socks, http) = (Isolation::of_listener("socks"), Isolation::of_listener("http"));
         for (host, isolation) in
-            [("refused.test", one), ("REFUSED.test.", one), ("policy.test", one), ("refused.test", other)]
+            [("refused.test", socks), ("REFUSED.test.", socks), ("policy.test", socks), ("refused.test", http)]
         {
             let host = Host::parse(host).unwrap();
             assert!(connector.open(Target { host, port: 80 }, isolation).await.is_err());
         }
-        assert!(connector.resolve(Host::parse("refused.test").unwrap(), one).await.is_err());
+        assert!(connector.resolve(Host::parse("refused.test").unwrap(), socks).await.is_err());
         direct.isolations()
     }
 
     #[tokio::test]
-    async fn destinations_share_no_isolation_when_that_is_switched_on() {
+    async fn different_hosts_have_different_isolations_if_enabled() {
         let isolations = isolations(true).await;
         let [first, same_host, other_host, other_listener, lookup] = isolations[..] else { panic!("five requests") };
         assert!(first == same_host && first == lookup);
@@ -76,8 +77,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn destinations_share_the_isolation_by_default() {
-        let one = Isolation::of_listener("socks");
-        assert_eq!(isolations(false).await, [one, one, one, Isolation::of_listener("http"), one]);
+    async fn different_hosts_share_the_isolation_if_disabled() {
+        let socks = Isolation::of_listener("socks");
+        assert_eq!(isolations(false).await, [socks, socks, socks, Isolation::of_listener("http"), socks]);
     }
 }

@@ -3,14 +3,14 @@
 //! | request | answer |
 //! |---|---|
 //! | `CONNECT host:port` | 200, then a stream |
-//! | `GET http://host/…` and other methods | that of the target, over a separate stream |
+//! | `GET http://host/…` and other methods | the target's answer, over a separate stream |
 //! | `GET /…` (origin form) | 400: this port is not a web server |
 //! | `GET https://…` | 400: `https` requires CONNECT |
 //!
 //! Hop-by-hop fields are removed. The value of `Proxy-Authorization` selects the isolation; the field is never
-//! forwarded. Failures have a status and a text: 403 if no exit allows the target, 502 for a failure of the target, 503
-//! for a failure of the network or a limit, 504 for a timeout. Requests are never logged, and the texts don't contain
-//! the host.
+//! forwarded. A failure has a status and a text: 403 if no exit allows the target or the target is not public, 502 for a
+//! failure of the target, 503 for a failure of the network or a limit, 504 for a timeout. Requests are never logged, and
+//! the texts don't contain the host.
 
 #[cfg(test)]
 mod tests;
@@ -50,43 +50,43 @@ use crate::{
     wire::{EndReason, Host, Target},
 };
 
-const HTTP: u16 = 80;
+const HTTP_PORT: u16 = 80;
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// Limits of the HTTP proxy port.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpLimits {
-    /// Time limit of a request's head, including the pause after the previous request. Default 30 s.
-    pub head: Duration,
-    /// Time limit for opening a stream. Default 60 s.
-    pub connect: Duration,
-    /// Time limit from the end of the request to the head of the response. Default 120 s.
-    pub response: Duration,
+    /// Timeout of a request's head, including the pause after the previous request. Default 30 s.
+    pub head_timeout: Duration,
+    /// Timeout for opening a stream. Default 60 s.
+    pub connect_timeout: Duration,
+    /// Timeout from the last piece of the request to the head of the response. Default 120 s.
+    pub response_timeout: Duration,
     /// Maximum bytes of a request's or response's head. Default 64 KiB.
-    pub head_bytes: usize,
+    pub max_head_bytes: usize,
     /// Maximum fields of a request's or response's head. Default 128.
-    pub fields: usize,
-    /// Cap on TCP connections of applications; further ones are answered 503. Above three quarters of the cap, an
-    /// isolation gets no connection beyond a quarter. Default 1,024.
-    pub applications: usize,
+    pub max_fields: usize,
+    /// Cap on TCP connections of applications; further connections are answered 503. While three quarters of the cap are
+    /// used, an isolation that uses a quarter gets no further connection. Default 1,024.
+    pub max_applications: usize,
 }
 
 impl Default for HttpLimits {
     fn default() -> Self {
         Self {
-            head: Duration::from_secs(30),
-            connect: Duration::from_secs(60),
-            response: Duration::from_secs(120),
-            head_bytes: 64 * 1024,
-            fields: 128,
-            applications: 1024,
+            head_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(60),
+            response_timeout: Duration::from_secs(120),
+            max_head_bytes: 64 * 1024,
+            max_fields: 128,
+            max_applications: 1024,
         }
     }
 }
 
 /// Serves the HTTP proxy on `listener` until the future is dropped, which closes the connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: HttpLimits) {
-    let places = ConnectionPlaces::new(limits.applications);
+    let places = ConnectionPlaces::new(limits.max_applications);
     let serve = |socket| {
         let (connector, places) = (connector.clone(), places.clone());
         async move {
@@ -95,22 +95,22 @@ pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: Ht
             }
         }
     };
-    accept_or_shed(listener, limits.applications, serve, refuse_http).await;
+    accept_or_shed(listener, limits.max_applications, serve, refuse_http).await;
 }
 
 /// The upgrade and the stream of an accepted CONNECT (RFC 9110 §9.3.6), which are joined after the response.
 type Tunnel = Arc<Mutex<Option<(OnUpgrade, Stream)>>>;
 
-/// The place of a connection, that of its latest request's isolation.
+/// The place that a connection holds, with the isolation of its latest request.
 type HeldPlace = Mutex<Option<(Isolation, ConnectionPlace)>>;
 
-/// Takes a place for `isolation`, unless the connection has it already; false if there is none.
-fn hold(held: &HeldPlace, places: &ConnectionPlaces, isolation: Isolation) -> bool {
+/// Takes a place for `isolation`, unless the connection holds one for it already. Returns `false` if there is no place.
+fn hold_place(held: &HeldPlace, places: &ConnectionPlaces, isolation: Isolation) -> bool {
     let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
-    if held.as_ref().is_some_and(|(of, _)| *of == isolation) {
+    if held.as_ref().is_some_and(|(held_for, _)| *held_for == isolation) {
         return true;
     }
-    // The old place is released first, so that a connection never holds two.
+    // The old place is released first, so that a connection never holds two places.
     *held = None;
     *held = places.take(isolation).map(|place| (isolation, place));
     held.is_some()
@@ -127,24 +127,24 @@ async fn serve_one<C: Connector>(
     let service = service_fn(|request: Request<Incoming>| {
         let (connector, tunnel) = (connector.clone(), Arc::clone(&tunnel));
         let isolation = isolation(request.headers());
-        let has_place = hold(&held, &places, isolation);
+        let has_place = hold_place(&held, &places, isolation);
         async move {
             Ok::<_, Infallible>(match has_place {
                 true => respond(request, &connector, isolation, &tunnel, limits).await,
-                false => busy(),
+                false => busy_response(),
             })
         }
     });
     let mut serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.head)
-        .max_headers(limits.fields)
-        .max_buf_size(limits.head_bytes)
+        .header_read_timeout(limits.head_timeout)
+        .max_headers(limits.max_fields)
+        .max_buf_size(limits.max_head_bytes)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(socket), service)
         .with_upgrades();
     if let Err(error) = Pin::new(&mut serving).await {
-        // A reset prevents that an application which reads to the end treats a truncated body as complete.
+        // Without a reset, an application that reads to the end would treat a truncated body as complete.
         if let (true, Some(parts)) = (error.is_user(), serving.into_parts()) {
             reset_on_close(parts.io.inner());
         }
@@ -156,7 +156,7 @@ async fn serve_one<C: Connector>(
     splice(parts.io.into_inner(), stream, &parts.read_buf, None).await
 }
 
-/// A response with this port's text, or with the target's content.
+/// A response with a text of this port, or with the target's content.
 type ProxyResponse = Response<Either<Full<Bytes>, StreamedBody>>;
 
 async fn respond<C: Connector>(
@@ -169,12 +169,12 @@ async fn respond<C: Connector>(
     let is_connect = *request.method() == Method::CONNECT;
     let target = match if is_connect { connect_target(request.uri()) } else { absolute_target(request.uri()) } {
         Ok(target) => target,
-        Err(explanation) => return text(StatusCode::BAD_REQUEST, explanation),
+        Err(explanation) => return text_response(StatusCode::BAD_REQUEST, explanation),
     };
     let opening = connector.open(target, isolation);
-    let stream = match timeout(limits.connect, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
+    let stream = match timeout(limits.connect_timeout, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
         Ok(stream) => stream,
-        Err(error) => return failure(error),
+        Err(error) => return failure_response(error),
     };
     if is_connect {
         let upgrade = hyper::upgrade::on(&mut request);
@@ -182,20 +182,20 @@ async fn respond<C: Connector>(
         return Response::new(Either::Left(Full::default()));
     }
     let limits = ExchangeLimits {
-        head: limits.response,
+        head_timeout: limits.response_timeout,
         // A pause within a body is not limited, as over a direct connection.
-        idle: None,
-        head_bytes: limits.head_bytes,
-        fields: limits.fields,
+        idle_timeout: None,
+        max_head_bytes: limits.max_head_bytes,
+        max_fields: limits.max_fields,
     };
     match exchange(stream, request, limits).await {
         Ok(response) => response.map(Either::Right),
         Err(ExchangeError::Silent) => {
-            text(StatusCode::GATEWAY_TIMEOUT, "the target accepted the request but did not answer in time")
+            text_response(StatusCode::GATEWAY_TIMEOUT, "the target accepted the request but did not answer in time")
         }
         Err(error) => {
             tracing::debug!(%error, "the target sent no HTTP response");
-            text(StatusCode::BAD_GATEWAY, "the target closed the stream, or its answer is not HTTP")
+            text_response(StatusCode::BAD_GATEWAY, "the target closed the stream, or its answer is not HTTP")
         }
     }
 }
@@ -221,9 +221,9 @@ fn absolute_target(uri: &Uri) -> Result<Target, &'static str> {
         return Err("a URL with a user name is not forwarded");
     }
     let host = Host::parse(authority.host()).map_err(|_| "the host is neither a name nor an address")?;
-    // `port_u16` returns `None` for an invalid port as for an absent one.
+    // `port_u16` returns `None` both for an invalid port and for an absent one.
     let port = match authority.as_str().strip_prefix(authority.host()) {
-        Some("" | ":") => HTTP,
+        Some("" | ":") => HTTP_PORT,
         _ => authority.port_u16().filter(|port| *port != 0).ok_or("the port is not a number from 1 to 65535")?,
     };
     Ok(Target { host, port })
@@ -236,7 +236,7 @@ fn isolation(headers: &HeaderMap) -> Isolation {
         .map_or_else(|| Isolation::of_listener(LISTENER), |value| Isolation::new(LISTENER, value.as_bytes(), &[]))
 }
 
-fn failure(error: ConnectError) -> ProxyResponse {
+fn failure_response(error: ConnectError) -> ProxyResponse {
     let status = match error {
         ConnectError::Stream(StreamFailure::Ended(EndReason::Policy)) => StatusCode::FORBIDDEN,
         ConnectError::Stream(StreamFailure::Ended(EndReason::TimedOut)) => StatusCode::GATEWAY_TIMEOUT,
@@ -247,26 +247,26 @@ fn failure(error: ConnectError) -> ProxyResponse {
         },
         ConnectError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
     };
-    text(status, &error.to_string())
+    text_response(status, &error.to_string())
 }
 
-/// The answer to a request whose isolation holds its part of the connections.
-fn busy() -> ProxyResponse {
-    let words = "the connections of this port are in use by one application; close some, or try again later";
-    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, words);
+/// The answer to a request whose isolation already holds its share of the connections.
+fn busy_response() -> ProxyResponse {
+    let explanation = "the connections of this port are in use by one application; close some, or try again later";
+    let mut response = text_response(StatusCode::SERVICE_UNAVAILABLE, explanation);
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     response
 }
 
-fn text(status: StatusCode, text: &str) -> ProxyResponse {
-    let mut response = Response::new(Either::Left(Full::from(format!("Umbel: {text}\n"))));
+fn text_response(status: StatusCode, explanation: &str) -> ProxyResponse {
+    let mut response = Response::new(Either::Left(Full::from(format!("Umbel: {explanation}\n"))));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     // These fields hide from a probing web page whether this port answers.
     headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
     headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    // The rest of the request's content isn't read, so the connection can't be reused.
+    // The remaining content of the request isn't read, so the connection can't be reused.
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }

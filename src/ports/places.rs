@@ -1,4 +1,4 @@
-//! The connections of a port by isolation, so that one isolation leaves connections to others.
+//! Shares of a port's connections by isolation, so that one isolation leaves connections to others.
 
 use std::{
     collections::HashMap,
@@ -7,33 +7,36 @@ use std::{
 
 use crate::{base::Counter as _, connector::Isolation};
 
+/// The numbers of held places.
 #[derive(Debug, Default)]
-struct Held {
+struct HeldPlaces {
     all: usize,
     by_isolation: HashMap<Isolation, usize>,
 }
 
-/// Connections whose isolation is known, of one port. A clone shares them.
+/// The places of one port for connections whose isolation is known. Clones share the places.
 ///
-/// The port's cap bounds them. While three quarters of the cap are held, an isolation that holds a quarter gets no
-/// further one.
+/// The port's cap on connections bounds the held places. While three quarters of the cap are held, an isolation that
+/// holds a quarter gets no further place.
 #[derive(Clone, Debug)]
 pub(super) struct ConnectionPlaces {
     cap: usize,
-    held: Arc<Mutex<Held>>,
+    held: Arc<Mutex<HeldPlaces>>,
 }
 
 impl ConnectionPlaces {
+    /// The places of a port that has at most `cap` connections.
     pub(super) fn new(cap: usize) -> Self {
         Self { cap, held: Arc::default() }
     }
 
-    /// A place for a connection of `isolation`, until it is dropped; `None` if others need the remaining ones.
+    /// A place for a connection of `isolation`, held until the value is dropped. `None` if the remaining places are
+    /// reserved for other isolations.
     pub(super) fn take(&self, isolation: Isolation) -> Option<ConnectionPlace> {
         let quarter = self.cap.div_ceil(4);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = held.by_isolation.get(&isolation).copied().unwrap_or_default();
-        if held.all >= self.cap.saturating_sub(quarter) && own >= quarter {
+        let of_isolation = held.by_isolation.get(&isolation).copied().unwrap_or_default();
+        if held.all >= self.cap.saturating_sub(quarter) && of_isolation >= quarter {
             return None;
         }
         held.all.increment();
@@ -46,16 +49,16 @@ impl ConnectionPlaces {
 #[derive(Debug)]
 pub(super) struct ConnectionPlace {
     isolation: Isolation,
-    held: Arc<Mutex<Held>>,
+    held: Arc<Mutex<HeldPlaces>>,
 }
 
 impl Drop for ConnectionPlace {
     fn drop(&mut self) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.all.decrement();
-        if let Some(own) = held.by_isolation.get_mut(&self.isolation) {
-            own.decrement();
-            if *own == 0 {
+        if let Some(of_isolation) = held.by_isolation.get_mut(&self.isolation) {
+            of_isolation.decrement();
+            if *of_isolation == 0 {
                 held.by_isolation.remove(&self.isolation);
             }
         }

@@ -5,7 +5,7 @@
 //! | CONNECT to a name, IPv4 or IPv6 | a stream |
 //! | RESOLVE (0xF0) | the first address of the name |
 //! | RESOLVE_PTR (0xF1) | the first name of the address |
-//! | BIND, UDP ASSOCIATE | 7, command not supported |
+//! | BIND, UDP ASSOCIATE | reply 7, command not supported |
 //!
 //! Any user name and password are accepted. They select the isolation: different credentials use different circuits.
 //!
@@ -13,13 +13,13 @@
 //! |---|---|
 //! | the target refused the connection | 5, refused |
 //! | target unreachable from the exit; name without address | 4, host unreachable |
-//! | no exit of the network allows the target | 2, not allowed |
+//! | no exit of the network allows the target, or the target is not public | 2, not allowed |
 //! | the target did not answer in time | 6, TTL expired, the only code for a timeout |
 //! | no consensus, too few relays, no guard reachable, or no circuit built | 3, network unreachable |
-//! | another failure | 1, general failure |
+//! | another failure, also a cap | 1, general failure |
 //!
-//! `tor-socksproto` has the codec of the handshake, which is limited to a kilobyte and ten seconds. Requests are never
-//! logged.
+//! `tor-socksproto` implements the codec of the handshake. A handshake is limited to a kilobyte and ten seconds.
+//! Requests are never logged.
 
 #[cfg(test)]
 mod tests;
@@ -52,24 +52,29 @@ use crate::{
 /// Limits of the SOCKS port.
 #[derive(Clone, Copy, Debug)]
 pub struct SocksLimits {
-    /// Time limit of the handshake. Default 10 s.
-    pub handshake: Duration,
-    /// Time limit for opening a stream or for a lookup. Default 60 s.
-    pub connect: Duration,
-    /// Cap on TCP connections of applications; further ones get reply code 1. Above three quarters of the cap, an
-    /// isolation gets no connection beyond a quarter. Default 1,024, of a few kilobytes each without their streams.
-    pub applications: usize,
+    /// Timeout of the handshake. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// Timeout for opening a stream or for a lookup. Default 60 s.
+    pub connect_timeout: Duration,
+    /// Cap on TCP connections of applications; further connections get reply code 1. While three quarters of the cap are
+    /// used, an isolation that uses a quarter gets no further connection. Default 1,024. A connection without its stream
+    /// occupies a few kilobytes.
+    pub max_applications: usize,
 }
 
 impl Default for SocksLimits {
     fn default() -> Self {
-        Self { handshake: Duration::from_secs(10), connect: Duration::from_secs(60), applications: 1024 }
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(60),
+            max_applications: 1024,
+        }
     }
 }
 
 /// Serves SOCKS on `listener` until the future is dropped, which closes the connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: SocksLimits) {
-    let places = ConnectionPlaces::new(limits.applications);
+    let places = ConnectionPlaces::new(limits.max_applications);
     let serve = |socket| {
         let (connector, places) = (connector.clone(), places.clone());
         async move {
@@ -78,17 +83,17 @@ pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: So
             }
         }
     };
-    accept_or_shed(listener, limits.applications, serve, shed).await;
+    accept_or_shed(listener, limits.max_applications, serve, shed).await;
 }
 
-/// Refuses a connection beyond the cap, in the version of its handshake.
+/// Refuses a connection beyond the cap, by a reply in the SOCKS version of its handshake.
 async fn shed(mut socket: TcpStream) {
     let reply = match shake_hands(&mut socket).await {
         Ok(Ok((request, _))) => reply(&request, general_failure(), None),
         Ok(Err(reply)) => reply,
         Err(_) => return,
     };
-    // An error of a refused connection needs no action.
+    // An error needs no action, because the connection ends in any case.
     let _ = answer_and_close(socket, &reply).await;
 }
 
@@ -98,7 +103,7 @@ async fn serve_one<C: Connector>(
     places: &ConnectionPlaces,
     limits: SocksLimits,
 ) -> io::Result<()> {
-    let handshake = timeout(limits.handshake, shake_hands(&mut socket)).await??;
+    let handshake = timeout(limits.handshake_timeout, shake_hands(&mut socket)).await??;
     let (request, early) = match handshake {
         Ok(accepted) => accepted,
         Err(reply) => return answer_and_close(socket, &reply).await,
@@ -111,7 +116,7 @@ async fn serve_one<C: Connector>(
                 return answer(socket, &request, Err(general_failure())).await;
             };
             let opening = connector.open(Target { host, port: request.port() }, isolation);
-            match timeout(limits.connect, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
+            match timeout(limits.connect_timeout, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
                 Ok(stream) => {
                     socket.write_all(&reply(&request, SocksStatus::SUCCEEDED, None)).await?;
                     splice(socket, stream, &early, None).await
@@ -120,18 +125,18 @@ async fn serve_one<C: Connector>(
             }
         }
         SocksCmd::RESOLVE => {
-            let found = timeout(limits.connect, resolve(&request, connector, isolation)).await;
+            let found = timeout(limits.connect_timeout, resolve(&request, connector, isolation)).await;
             answer(socket, &request, found.unwrap_or(Err(SocksStatus::TTL_EXPIRED))).await
         }
         SocksCmd::RESOLVE_PTR => {
-            let found = timeout(limits.connect, resolve_ptr(&request, connector, isolation)).await;
+            let found = timeout(limits.connect_timeout, resolve_ptr(&request, connector, isolation)).await;
             answer(socket, &request, found.unwrap_or(Err(SocksStatus::TTL_EXPIRED))).await
         }
         _ => answer(socket, &request, Err(SocksStatus::COMMAND_NOT_SUPPORTED)).await,
     }
 }
 
-/// Performs the handshake. Returns the request and the bytes read after it, or else the reply to a failed handshake.
+/// Performs the handshake. Returns the request and the bytes read after it, or the reply to an invalid handshake.
 async fn shake_hands(socket: &mut TcpStream) -> io::Result<Result<(SocksRequest, Vec<u8>), Vec<u8>>> {
     let mut handshake = SocksProxyHandshake::new();
     let mut buffer = Buffer::new();
@@ -156,7 +161,7 @@ async fn shake_hands(socket: &mut TcpStream) -> io::Result<Result<(SocksRequest,
     }
 }
 
-/// The reply to an invalid handshake. Empty if the protocol has no reply in this state.
+/// The reply to an invalid handshake. The reply is empty if the protocol has none in this state.
 fn refusal(error: &Error, version: Option<u8>, has_chosen_method: bool) -> Vec<u8> {
     match (version, error) {
         (Some(4), _) => vec![0, 0x5B, 0, 0, 0, 0, 0, 0],
@@ -165,13 +170,14 @@ fn refusal(error: &Error, version: Option<u8>, has_chosen_method: bool) -> Vec<u
         (Some(5), Error::NotImplemented(_)) => bare_reply(SocksStatus::COMMAND_NOT_SUPPORTED),
         (Some(5), Error::Decode(_)) => bare_reply(SocksStatus::ADDRTYPE_NOT_SUPPORTED),
         (Some(5), _) => bare_reply(SocksStatus::GENERAL_FAILURE),
-        (Some(letter), _) if letter.is_ascii_uppercase() => HTTP_ON_SOCKS.to_vec(),
+        // The first letter of an HTTP method.
+        (Some(first_byte), _) if first_byte.is_ascii_uppercase() => HTTP_ON_SOCKS.to_vec(),
         _ => Vec::new(),
     }
 }
 
-/// The answer to HTTP clients that use this port as an HTTP proxy. Its fields hide from a probing web page whether this
-/// port answers.
+/// The answer to an application that uses this port as an HTTP proxy. The header fields hide from a probing web page
+/// whether this port answers.
 const HTTP_ON_SOCKS: &[u8] = b"HTTP/1.0 501 Not an HTTP proxy\r\nContent-Type: text/plain\r\nConnection: close\r\n\
     Cross-Origin-Resource-Policy: same-origin\r\nX-Frame-Options: DENY\r\n\r\n\
     This is Umbel's SOCKS port. Set it as a SOCKS5 proxy, or use Umbel's HTTP proxy port.\n";

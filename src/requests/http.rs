@@ -1,8 +1,9 @@
 //! HTTP requests of a client: performed by an exit, or sent over a stream to the target, with TLS in this client.
 //!
-//! Each request has a separate stream. Bodies are forwarded in pieces. The other end is not trusted: heads and pauses
-//! are limited, and a truncated message is an error. An exit reads the requests that it performs, so identifying fields
-//! are removed from these (`crate::http_exchange::fields`). Governed by `proto/09-delegated.md` §6.
+//! Each request has a separate stream. Bodies are forwarded in pieces. Exits and targets are not trusted: heads and
+//! pauses are limited, and a truncated message is an error. An exit can read the requests that it performs, so
+//! identifying fields are removed from these requests (`crate::http_exchange::fields`). Governed by
+//! `proto/09-delegated.md` §6.
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -35,7 +36,7 @@ use crate::{
     connector::{ConnectError, Connector, Delegated, Hop, Isolation},
     delegated::Delegation,
     http_exchange::{
-        binary::{MessageError, Piped, fill, read_response, request_head, write_content},
+        binary::{MessageError, PipedBody, fill, read_response, request_head, write_content},
         body::{BodyError, OutgoingBody},
         fields::{USER_AGENT, fix_request, fix_response},
         http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange, target_of},
@@ -48,13 +49,17 @@ use crate::{
     path::PathError,
 };
 
-/// Time limit from the request to the head of the response, between two pieces of the response, and for sending one
-/// piece.
+/// Timeout for opening a stream, from the request to the head of the response, between two pieces of the response, and
+/// for sending one piece.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-const LIMITS: ExchangeLimits =
-    ExchangeLimits { head: IDLE_TIMEOUT, idle: Some(IDLE_TIMEOUT), head_bytes: 64 * 1024, fields: 128 };
+const LIMITS: ExchangeLimits = ExchangeLimits {
+    head_timeout: IDLE_TIMEOUT,
+    idle_timeout: Some(IDLE_TIMEOUT),
+    max_head_bytes: 64 * 1024,
+    max_fields: 128,
+};
 
-/// The reason why a response is missing or truncated. The message contains no part of the request.
+/// The reason why a response is missing or truncated. The text contains no part of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// The URL is not an absolute `http` or `https` URL, or has a user name.
@@ -72,7 +77,7 @@ pub enum RequestError {
     /// The TLS handshake with the target failed; the exit may have interfered.
     #[error("{0}")]
     Tls(TlsError),
-    /// No bytes arrived for [`IDLE_TIMEOUT`].
+    /// A timeout expired, such as [`IDLE_TIMEOUT`].
     #[error("no answer arrived in time")]
     Silent,
     /// The answer is not an HTTP response, or its head is too large.
@@ -92,7 +97,7 @@ impl From<ExchangeError> for RequestError {
             ExchangeError::Silent => Self::Silent,
             ExchangeError::NotHttp | ExchangeError::TooLarge => Self::NotHttp,
             ExchangeError::Broken => Self::Broken,
-            ExchangeError::Cancelled => Self::Body,
+            ExchangeError::RequestBody => Self::Body,
         }
     }
 }
@@ -109,7 +114,7 @@ impl From<MessageError> for RequestError {
 
 /// The result of a request that an exit performed.
 #[derive(Debug)]
-pub(crate) struct Performed {
+pub(crate) struct PerformedRequest {
     /// The target's answer.
     pub(crate) response: Response<ResponseBody>,
     /// The circuit's path, from guard to exit.
@@ -122,12 +127,10 @@ pub struct ResponseBody(BodySource);
 
 #[derive(Debug)]
 enum BodySource {
-    /// The request is sent in a task, because a target may answer before it has received the whole request.
-    Exit {
-        body: Piped,
-        _sending: AbortOnDropHandle<Result<(), MessageError>>,
-        _receiving: AbortOnDropHandle<()>,
-    },
+    /// From an exit that performs the request. A task sends the request, because a target may answer before it has
+    /// received the whole request.
+    Exit { body: PipedBody, _sending: AbortOnDropHandle<Result<(), MessageError>>, _receiving: AbortOnDropHandle<()> },
+    /// From the target, over a stream.
     Target(Box<StreamedBody>),
 }
 
@@ -166,18 +169,18 @@ impl Body for ResponseBody {
 pub(crate) struct Requester<C> {
     connector: C,
     tls: Tls,
-    /// The number of assigned isolations.
-    isolations: Arc<AtomicU64>,
+    /// The number of isolations that were assigned.
+    isolation_count: Arc<AtomicU64>,
 }
 
 impl<C: Connector> Requester<C> {
     pub(crate) fn new(connector: C, tls: Tls) -> Self {
-        Self { connector, tls, isolations: Arc::default() }
+        Self { connector, tls, isolation_count: Arc::default() }
     }
 
-    /// A new isolation.
-    pub(crate) fn isolation(&self) -> Isolation {
-        let number = self.isolations.fetch_add(1, Ordering::Relaxed);
+    /// An isolation that no other request has.
+    pub(crate) fn new_isolation(&self) -> Isolation {
+        let number = self.isolation_count.fetch_add(1, Ordering::Relaxed);
         Isolation::new("request", &number.to_be_bytes(), &[])
     }
 
@@ -190,7 +193,7 @@ impl<C: Connector> Requester<C> {
         mut request: Request<B>,
         excluded_exits: Vec<RelayId>,
         isolation: Isolation,
-    ) -> Result<Performed, RequestError> {
+    ) -> Result<PerformedRequest, RequestError> {
         let (_, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
         fix_request(request.headers_mut());
         match request.body().size_hint().exact() {
@@ -208,10 +211,10 @@ impl<C: Connector> Requester<C> {
         })?;
         let (reader, writer) = tokio::io::split(stream);
         let sending = AbortOnDropHandle::new(tokio::spawn(send(writer, head, request.into_body())));
-        receive(reader, sending).await.map(|response| Performed { response, path })
+        receive(reader, sending).await.map(|response| PerformedRequest { response, path })
     }
 
-    /// Sends `request` over a stream to its target. The exit can't read a request to an `https` URL.
+    /// Sends `request` over a stream to its target. With an `https` URL, TLS ends in this client and at the target.
     ///
     /// # Errors
     /// See [`RequestError`].
@@ -259,9 +262,9 @@ async fn receive(
     reader: ReadHalf<Stream>,
     mut sending: AbortOnDropHandle<Result<(), MessageError>>,
 ) -> Result<Response<ResponseBody>, RequestError> {
-    let failure = async {
+    let sending_failure = async {
         match (&mut sending).await {
-            // After a failure of the stream, the reader still returns the reason or an earlier answer.
+            // After a failure of the stream, the reader still returns the reason of the failure or an earlier answer.
             Ok(Ok(()) | Err(MessageError::Broken)) => sleep(IDLE_TIMEOUT).await,
             Ok(Err(error)) => return RequestError::from(error),
             Err(_) => return RequestError::Body,
@@ -271,15 +274,15 @@ async fn receive(
     let (mut response, mut content) = tokio::select! {
         biased;
         read = read_response(reader, u64::MAX) => read?,
-        error = failure => return Err(error),
+        error = sending_failure => return Err(error),
     };
     if let Some(refusal) = Refusal::from_response(response.status(), response.headers()) {
         return Err(RequestError::Refused(refusal));
     }
     fix_response(response.headers_mut());
-    let (pipe, body) = Piped::unread();
+    let (pipe, body) = PipedBody::of_unknown_length();
     let receiving = AbortOnDropHandle::new(tokio::spawn(async move {
-        // An error is passed on in the body.
+        // `fill` also passes an error to the body.
         let _ = fill(&mut content, pipe, IDLE_TIMEOUT).await;
     }));
     Ok(response.map(|()| ResponseBody(BodySource::Exit { body, _sending: sending, _receiving: receiving })))

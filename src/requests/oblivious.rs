@@ -1,9 +1,9 @@
 //! Oblivious HTTP (RFC 9458): requests sealed to a gateway, which the forwarding exit can't read.
 //!
 //! The exit sees the gateway and a sealed message. The gateway sees the request and the exit. An exit that fetches the
-//! gateway's key configuration could substitute it. Therefore two different exits fetch it, and both copies must be
-//! equal. This also detects a gateway that identifies clients by individual keys. Gateway and exits are not trusted:
-//! their data is capped and causes no panic. Governed by `proto/09-delegated.md` §7.
+//! gateway's key configuration could substitute the configuration. Therefore two different exits fetch it, and both
+//! copies must be equal. The comparison also detects a gateway that identifies clients by individual keys. Gateway and
+//! exits are not trusted: their data is capped and causes no panic. Governed by `proto/09-delegated.md` §7.
 
 #[cfg(test)]
 mod tests;
@@ -31,30 +31,30 @@ use crate::{
         body::{BodyError, OutgoingBody},
         fields::{fix_request, fix_response},
     },
-    requests::http::{Performed, RequestError, Requester, ResponseBody},
+    requests::http::{PerformedRequest, RequestError, Requester, ResponseBody},
 };
 
 /// The path of a gateway whose URL has only a host (RFC 9540 §3).
 const WELL_KNOWN: &str = "/.well-known/ohttp-gateway";
-const KEYS: HeaderValue = HeaderValue::from_static("application/ohttp-keys");
-const REQUEST: HeaderValue = HeaderValue::from_static("message/ohttp-req");
-const RESPONSE: HeaderValue = HeaderValue::from_static("message/ohttp-res");
+const KEYS_TYPE: HeaderValue = HeaderValue::from_static("application/ohttp-keys");
+const REQUEST_TYPE: HeaderValue = HeaderValue::from_static("message/ohttp-req");
+const RESPONSE_TYPE: HeaderValue = HeaderValue::from_static("message/ohttp-res");
 
-/// Maximum bytes of the key configurations.
+/// Maximum bytes of a gateway's key configurations.
 const MAX_KEYS: usize = 16 * 1024;
 /// Maximum bytes of a request's content.
 const MAX_REQUEST: usize = 1024 * 1024;
 /// Maximum bytes of a sealed response.
 const MAX_RESPONSE: usize = 16 * 1024 * 1024;
-/// Requests are padded to a multiple of this number of bytes, so that the length reveals little to the exit.
-const BUCKET: usize = 1024;
+/// Requests are padded to a multiple of this number of bytes, so that their length reveals little to the exit.
+const PADDING_UNIT: usize = 1024;
 
-/// Time limits of complete transfers. Progress doesn't extend them, because partial data is useless.
+/// Timeouts of complete transfers. Progress doesn't extend a timeout, because partial data is useless.
 #[derive(Clone, Copy, Debug)]
 struct TransferTimeouts {
-    /// Time limit of a fetch of the keys by one exit. Default 1 min.
+    /// Timeout of a fetch of the keys by one exit. Default 1 min.
     keys: Duration,
-    /// Time limit of the sealed answer. Default 10 min.
+    /// Timeout of the sealed request with its answer. Default 10 min.
     answer: Duration,
 }
 
@@ -64,7 +64,7 @@ impl Default for TransferTimeouts {
     }
 }
 
-/// The cipher suites that the library supports. A usable configuration has one of them.
+/// The cipher suites that the library supports. A usable key configuration has one of these suites.
 const SUITES: [SymmetricSuite; 2] = [
     SymmetricSuite::new(Kdf::HkdfSha256, Aead::ChaCha20Poly1305),
     SymmetricSuite::new(Kdf::HkdfSha256, Aead::Aes128Gcm),
@@ -73,10 +73,10 @@ const SUITES: [SymmetricSuite; 2] = [
 /// The reason why an oblivious request has no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ObliviousError {
-    /// The exit did not forward the request.
+    /// A request to the gateway through an exit failed.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// There is no second exit for the comparison of the gateway's keys.
+    /// There is no second exit to compare the gateway's keys.
     #[error("only one exit can reach the gateway, so its keys can't be compared")]
     NoSecondExit,
     /// Two exits returned different keys.
@@ -87,7 +87,7 @@ pub enum ObliviousError {
     /// The key configuration is malformed or has no supported key.
     #[error("the gateway has no supported key")]
     Keys,
-    /// The gateway's answer is not an Oblivious HTTP response.
+    /// The gateway's answer is neither key configurations nor an Oblivious HTTP response, as requested.
     #[error("the gateway answered with status {0} instead of an oblivious response")]
     Gateway(StatusCode),
     /// The sealed answer can't be decrypted or decoded.
@@ -116,15 +116,16 @@ impl<C: Connector> Requester<C> {
         &self,
         gateway: &Url,
         request: Request<B>,
-        limits: TransferTimeouts,
+        timeouts: TransferTimeouts,
     ) -> Result<Response<Full<Bytes>>, ObliviousError> {
         let timed_out = |_| ObliviousError::from(RequestError::Silent);
         let gateway = gateway_uri(gateway).ok_or(RequestError::Address)?;
         let (head, body) = request.into_parts();
         let body = Limited::new(body, MAX_REQUEST).collect().await.map_err(too_large_or(RequestError::Body))?;
         let message = encode(&Request::from_parts(head, body.to_bytes()))?;
-        let (keys, first) = timeout(limits.keys, self.keys(&gateway, Vec::new())).await.map_err(timed_out)??;
-        let second = timeout(limits.keys, self.keys(&gateway, vec![first])).await.map_err(timed_out)?;
+        let (keys, first_exit) =
+            timeout(timeouts.keys, self.fetch_keys(&gateway, Vec::new())).await.map_err(timed_out)??;
+        let second = timeout(timeouts.keys, self.fetch_keys(&gateway, vec![first_exit])).await.map_err(timed_out)?;
         let (second_keys, _) = second.map_err(|error| match error {
             ObliviousError::Request(RequestError::NoExit) => ObliviousError::NoSecondExit,
             error => error,
@@ -133,24 +134,30 @@ impl<C: Connector> Requester<C> {
             return Err(ObliviousError::KeysDiffer);
         }
         let (sealed, opener) = seal(&keys, &message)?;
-        timeout(limits.answer, self.send_sealed(gateway, sealed, opener)).await.map_err(timed_out)?
+        timeout(timeouts.answer, self.send_sealed(gateway, sealed, opener)).await.map_err(timed_out)?
     }
 
-    /// The gateway's key configurations, and the exit that fetched them. The exit isn't in `excluded_exits`.
-    async fn keys(&self, gateway: &Uri, excluded_exits: Vec<RelayId>) -> Result<(Bytes, RelayId), ObliviousError> {
+    /// Fetches the gateway's key configurations by an exit that isn't in `excluded_exits`. Returns both.
+    async fn fetch_keys(
+        &self,
+        gateway: &Uri,
+        excluded_exits: Vec<RelayId>,
+    ) -> Result<(Bytes, RelayId), ObliviousError> {
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.uri_mut() = gateway.clone();
-        request.headers_mut().insert(header::ACCEPT, KEYS);
-        let Performed { response, path } = self.perform(request, excluded_exits.clone(), self.isolation()).await?;
+        request.headers_mut().insert(header::ACCEPT, KEYS_TYPE);
+        let PerformedRequest { response, path } =
+            self.perform(request, excluded_exits.clone(), self.new_isolation()).await?;
         let exit = path.last().map(|hop| hop.relay).ok_or(ObliviousError::NoSecondExit)?;
-        // The connector excludes these exits. The comparison depends on this, so it is checked here too.
+        // The connector excludes these exits already. The comparison of keys depends on the exclusion, so it is checked
+        // again.
         if excluded_exits.contains(&exit) {
             return Err(ObliviousError::NoSecondExit);
         }
-        Ok((read_content(response, &KEYS, MAX_KEYS).await?, exit))
+        Ok((read_content(response, &KEYS_TYPE, MAX_KEYS).await?, exit))
     }
 
-    /// Sends a sealed message to the gateway, and opens the answer.
+    /// Sends a sealed message to the gateway, and opens the gateway's answer.
     async fn send_sealed(
         &self,
         gateway: Uri,
@@ -160,9 +167,9 @@ impl<C: Connector> Requester<C> {
         let mut request = Request::new(Full::<Bytes>::from(sealed));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = gateway;
-        request.headers_mut().insert(header::CONTENT_TYPE, REQUEST);
-        let Performed { response, .. } = self.perform(request, Vec::new(), self.isolation()).await?;
-        let sealed = read_content(response, &RESPONSE, MAX_RESPONSE).await?;
+        request.headers_mut().insert(header::CONTENT_TYPE, REQUEST_TYPE);
+        let PerformedRequest { response, .. } = self.perform(request, Vec::new(), self.new_isolation()).await?;
+        let sealed = read_content(response, &RESPONSE_TYPE, MAX_RESPONSE).await?;
         let opened = opener.decapsulate(&sealed).map_err(|_| ObliviousError::Sealed)?;
         decode(opened).ok_or(ObliviousError::Sealed)
     }
@@ -174,13 +181,13 @@ fn gateway_uri(gateway: &Url) -> Option<Uri> {
     url.as_str().parse().ok()
 }
 
-/// The complete content of a response with status 200 and content type `kind`.
+/// Reads the complete content of a response, at most `cap` bytes. The response must have status 200 and `content_type`.
 async fn read_content(
     response: Response<ResponseBody>,
-    kind: &HeaderValue,
+    content_type: &HeaderValue,
     cap: usize,
 ) -> Result<Bytes, ObliviousError> {
-    if response.status() != StatusCode::OK || response.headers().get(header::CONTENT_TYPE) != Some(kind) {
+    if response.status() != StatusCode::OK || response.headers().get(header::CONTENT_TYPE) != Some(content_type) {
         return Err(ObliviousError::Gateway(response.status()));
     }
     let body = Limited::new(response.into_body(), cap).collect().await.map_err(too_large_or(RequestError::Broken))?;
@@ -191,10 +198,11 @@ fn too_large_or(otherwise: RequestError) -> impl Fn(BodyError) -> ObliviousError
     move |error| if error.is::<LengthLimitError>() { ObliviousError::TooLarge } else { otherwise.into() }
 }
 
-/// Seals `message` to the first supported key of `keys`. Returns the state for opening the answer too.
+/// Seals `message` to the first supported configuration of `keys`. Returns the sealed message, and the state that opens
+/// its answer.
 pub(crate) fn seal(keys: &[u8], message: &[u8]) -> Result<(Vec<u8>, ClientResponse), ObliviousError> {
     let configurations = KeyConfig::decode_list(keys).map_err(|_| ObliviousError::Keys)?;
-    // The list may contain configurations without a supported suite, which the library refuses.
+    // The list may contain configurations without a supported suite, for which the library returns an error.
     let is_usable = |keys: &KeyConfig| SUITES.into_iter().any(|suite| keys.select(suite).is_ok());
     let mut chosen = configurations.into_iter().find(is_usable).ok_or(ObliviousError::Keys)?;
     let sealing = ClientRequest::from_config(&mut chosen).map_err(|_| ObliviousError::Keys)?;
@@ -209,7 +217,7 @@ fn encode(request: &Request<Bytes>) -> Result<Vec<u8>, ObliviousError> {
     fix_request(&mut headers);
     let encoded = known_request(control, fields(&headers), request.body());
     let mut bytes = encoded.map_err(|_| ObliviousError::TooLarge)?;
-    bytes.resize(bytes.len().next_multiple_of(BUCKET), 0);
+    bytes.resize(bytes.len().next_multiple_of(PADDING_UNIT), 0);
     Ok(bytes)
 }
 

@@ -1,9 +1,9 @@
 //! Searches of a client over a [`Connector`], and comparisons of exits.
 //!
-//! [`Query`] chooses the engine and the exits, and requests a second try. This module sends each query over a stream
-//! with a separate isolation, and so on a separate circuit. This module owns the statistics of exits by engine
-//! ([`ExitStatistics`]). Governed by `proto/09-delegated.md` §3. Exits are not trusted: an answer is bounded in length
-//! and time, and the answers of several exits can be compared.
+//! [`Query`] selects the engine and the exits, and determines whether there is a second try. This module sends each
+//! query over a stream with a separate isolation, therefore on a separate circuit. It owns the statistics of exits by
+//! engine ([`ExitStatistics`]). Governed by `proto/09-delegated.md` §3. Exits are not trusted: an answer is bounded in
+//! length and time, and the answers of several exits can be compared.
 
 mod comparison;
 #[cfg(test)]
@@ -45,10 +45,10 @@ pub use crate::delegated::{
 };
 pub use comparison::{Comparison, ExitOutcome, MAX_COMPARED, Row};
 
-/// Time limit for a circuit. It is longer than the client's own limit, whose error has the reason.
+/// Time limit for a circuit. It is longer than the limit of the client's core, whose error contains the reason.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// The results of a query, and its path.
+/// The results of a query, and the query's path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The engine.
@@ -57,11 +57,11 @@ pub struct Found {
     pub results: Vec<SearchResult>,
     /// The total number of results, if the engine stated it.
     pub total: Option<u64>,
-    /// Whether there is a further page.
+    /// Whether there is a further page of results.
     pub more: bool,
     /// The path of query and answer.
     pub route: Route,
-    /// The failed exit of the first try, if there was a second try.
+    /// The failure of the first try, with its exit, if there was a second try.
     pub missed: Option<Miss>,
 }
 
@@ -72,7 +72,7 @@ pub struct Route {
     pub hops: Vec<Hop>,
     /// Whether the exit also carries other streams of this client, because no other exit offers the engine.
     pub shared_exit: bool,
-    /// The time from query to answer.
+    /// The time from the sending of the query to the complete answer.
     pub took: Duration,
 }
 
@@ -88,7 +88,7 @@ pub enum SearchFailure {
     /// There is no circuit.
     #[error("{0}")]
     Connect(#[from] ConnectError),
-    /// The last try failed, for this reason of its exit.
+    /// The last try failed at this exit, for this reason.
     #[error("{}", .0.why)]
     Missed(Miss),
 }
@@ -116,29 +116,31 @@ pub struct ExitReport {
     pub blocked_for: Option<Duration>,
 }
 
-/// The exits with their offers and statistics, which outlive each [`Searcher`]. Cheap to clone; clones share the state.
+/// The exits with their offers and statistics. Outlives the [`Searcher`]s. Cheap to clone; clones share the state.
 #[derive(Clone, Debug)]
 pub struct Exits(Arc<ExitsState>);
 
 #[derive(Debug)]
 struct ExitsState {
     offers: watch::Receiver<Offers>,
-    default: Option<EngineName>,
+    default_engine: Option<EngineName>,
     exit_statistics: Mutex<ExitStatistics>,
-    queries: AtomicU64,
+    /// The number of queries for which a circuit was requested.
+    query_count: AtomicU64,
+    /// The start of the time that the statistics use.
     start: std::time::Instant,
 }
 
 impl Exits {
-    /// The exits of `offers`. Queries without an engine use `default`, or else the engine that most exits offer.
+    /// The exits of `offers`. Queries without an engine use `default_engine`, or else the engine that most exits offer.
     #[must_use]
-    pub fn new(offers: watch::Receiver<Offers>, default: Option<EngineName>) -> Self {
+    pub fn new(offers: watch::Receiver<Offers>, default_engine: Option<EngineName>) -> Self {
         let start = std::time::Instant::now();
         Self(Arc::new(ExitsState {
             offers,
-            default,
+            default_engine,
             exit_statistics: Mutex::default(),
-            queries: AtomicU64::new(0),
+            query_count: AtomicU64::new(0),
             start,
         }))
     }
@@ -161,7 +163,7 @@ impl<C: Connector> Searcher<C> {
     /// The offered engines, the default one first.
     #[must_use]
     pub fn engines(&self) -> Vec<EngineName> {
-        engines(&self.known().offers.borrow(), self.known().default.as_ref())
+        engines(&self.state().offers.borrow(), self.state().default_engine.as_ref())
     }
 
     /// The statistics of the exits that offer `engine`.
@@ -173,10 +175,11 @@ impl<C: Connector> Searcher<C> {
             let remaining = |until: Instant| Some(until.since(now)).filter(|time| !time.is_zero());
             ExitReport { exit, counts, blocked_for: counts.blocked.and_then(|(_, until)| remaining(until)) }
         };
-        exits_with(&self.known().offers.borrow(), engine).map(report).collect()
+        exits_with(&self.state().offers.borrow(), engine).map(report).collect()
     }
 
-    /// Sends the query to an exit, and to a second one if the first failure [allows it](MissReason::allows_second_try).
+    /// Sends the query to an exit. Sends it to a second exit if the failure of the first
+    /// [allows a second try](MissReason::allows_second_try).
     ///
     /// # Errors
     /// See [`SearchFailure`].
@@ -194,15 +197,15 @@ impl<C: Connector> Searcher<C> {
     }
 
     fn begin(&self, query: &SearchQuery) -> Result<Query, QueryError> {
-        // The mutex is locked before the offers are borrowed, as everywhere. Otherwise the client's task could wait for
-        // the mutex when it writes the offers.
-        let (known, statistics) = (self.known(), self.lock());
-        Query::new(self.now(), query, &known.offers.borrow(), known.default.as_ref(), &statistics)
+        // The mutex is locked before the offers are borrowed. A thread that waits for the mutex while it borrows the
+        // offers would block the client's task when the task writes them.
+        let (state, statistics) = (self.state(), self.lock());
+        Query::new(self.now(), query, &state.offers.borrow(), state.default_engine.as_ref(), &statistics)
     }
 
-    /// Opens a stream to an exit for `query`, on a circuit that carries nothing else.
+    /// Opens a stream to an exit for `query`, on a separate circuit.
     async fn open(&self, query: &Query) -> Result<Delegated, ConnectError> {
-        let number = self.known().queries.fetch_add(1, Ordering::Relaxed);
+        let number = self.state().query_count.fetch_add(1, Ordering::Relaxed);
         let isolation = Isolation::new("search", &number.to_be_bytes(), &[]);
         let delegation = Delegation::Search(query.engine().clone());
         let opening = self.connector.delegate(delegation, query.excluded_exits().to_vec(), isolation);
@@ -229,16 +232,16 @@ impl<C: Connector> Searcher<C> {
         Ok(Found { engine: engine.clone(), results, total, more, route, missed: None })
     }
 
-    fn known(&self) -> &ExitsState {
+    fn state(&self) -> &ExitsState {
         &self.exits.0
     }
 
     fn now(&self) -> Instant {
-        Instant::START.after(self.known().start.elapsed())
+        Instant::START.after(self.state().start.elapsed())
     }
 
     fn lock(&self) -> MutexGuard<'_, ExitStatistics> {
-        self.known().exit_statistics.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state().exit_statistics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

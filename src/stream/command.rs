@@ -1,4 +1,4 @@
-//! Commands of this end's application: answers to the peer's requests, bytes to send, and ends of streams.
+//! Commands of this end's application for its streams: answers to the peer's requests, bytes to send, and ends.
 
 use core::net::IpAddr;
 
@@ -13,10 +13,10 @@ use crate::{
 /// A command of this end's application for a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamCommand {
-    /// Exit: the target of [`StreamEvent::Begin`](super::StreamEvent::Begin) is connected. Has the target's address, if
-    /// the exit discloses it.
+    /// Exit: the target of [`StreamEvent::Begin`](super::StreamEvent::Begin) is connected. Contains the target's
+    /// address, if the exit discloses the address.
     Connected(Option<IpAddr>),
-    /// Exit: answers [`StreamEvent::Resolve`](super::StreamEvent::Resolve). At most 16 answers are sent. Without an
+    /// Exit: answers [`StreamEvent::Resolve`](super::StreamEvent::Resolve). Answers beyond 16 are dropped. Without an
     /// answer, the request fails with `NotFound`.
     Resolved {
         /// Seconds for which the answers may be cached.
@@ -26,7 +26,7 @@ pub enum StreamCommand {
     },
     /// Sends bytes, at most [`Streams::room`].
     Write(Bytes),
-    /// The application has used this many received bytes, so the peer may send more.
+    /// The application has used this number of received bytes, so the peer may send more.
     Consumed(usize),
     /// Ends this direction after the written bytes (a half-close). The other direction stays open.
     Finish,
@@ -40,10 +40,10 @@ impl Streams {
     pub fn handle_command(&mut self, id: StreamId, command: StreamCommand) {
         match command {
             StreamCommand::Connected(address) => self.handle_target_connected(id, address),
-            StreamCommand::Resolved { ttl, answers } => self.resolved(id, ttl, answers),
+            StreamCommand::Resolved { ttl, answers } => self.send_resolved(id, ttl, answers),
             StreamCommand::Write(bytes) => {
-                let taken = self.write(id, &bytes);
-                debug_assert!(taken == bytes.len() || taken == 0, "the write exceeds the room");
+                let written = self.write(id, &bytes);
+                debug_assert!(written == bytes.len() || written == 0, "the write exceeds the room");
             }
             StreamCommand::Consumed(bytes) => self.consume(id, bytes),
             StreamCommand::Finish => self.finish(id),
@@ -61,11 +61,11 @@ impl Streams {
     /// not exceed the room.
     pub fn write(&mut self, id: StreamId, bytes: &[u8]) -> usize {
         let Some(stream) = self.streams.get_mut(&id) else { return 0 };
-        let taken = bytes.get(..stream.room()).unwrap_or(bytes);
-        stream.outgoing.extend_from_slice(taken);
+        let accepted = bytes.get(..stream.room()).unwrap_or(bytes);
+        stream.outgoing.extend_from_slice(accepted);
         stream.above_threshold |= stream.outgoing.len() > SEND_BUFFER / 2;
-        self.make_ready(id);
-        taken.len()
+        self.queue_to_send(id);
+        accepted.len()
     }
 
     /// Opens a requested stream.
@@ -78,13 +78,13 @@ impl Streams {
         self.deadlines.remove(id);
         self.control.push_back(RelayMessage::Connected { stream: id, address });
         if stream.is_credit_due() {
-            self.credit_due.push(id, &mut stream.credit_due);
+            self.credit_queue.push(id, &mut stream.credit_ticket);
         }
-        self.make_ready(id);
+        self.queue_to_send(id);
         self.end_if_sent(id);
     }
 
-    fn resolved(&mut self, id: StreamId, ttl: u32, mut answers: Vec<ResolvedAnswer>) {
+    fn send_resolved(&mut self, id: StreamId, ttl: u32, mut answers: Vec<ResolvedAnswer>) {
         if self.streams.get(&id).is_none_or(|stream| stream.phase != StreamPhase::Answering) {
             return;
         }
@@ -100,7 +100,7 @@ impl Streams {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.consume(bytes);
         if stream.is_credit_due() {
-            self.credit_due.push(id, &mut stream.credit_due);
+            self.credit_queue.push(id, &mut stream.credit_ticket);
         }
     }
 
@@ -115,8 +115,8 @@ impl Streams {
     pub(super) fn reset(&mut self, id: StreamId, reason: EndReason) {
         let Some(stream) = self.streams.get(&id) else { return };
         let reason = if reason == EndReason::Done { EndReason::Reset } else { reason };
-        // A stream whose opening message is unsent needs no END.
-        let unsent = match self.control.back() {
+        // An opening message that is the last in the queue is removed. The peer then needs no END.
+        let is_last_queued = match self.control.back() {
             Some(
                 RelayMessage::Begin { stream, .. }
                 | RelayMessage::Resolve { stream, .. }
@@ -124,7 +124,7 @@ impl Streams {
             ) => *stream == id,
             _ => false,
         };
-        if unsent {
+        if is_last_queued {
             self.control.pop_back();
             self.take(id);
             return;

@@ -2,16 +2,19 @@
 
 use super::INITIAL_CREDIT;
 
-/// Bytes that a receiver reads, and so that its peer has sent, before each CREDIT: a quarter of the smallest allowance.
-const BYTES_PER_CREDIT: u64 = INITIAL_CREDIT as u64 / 4;
-/// The largest credit beyond the read bytes and the initial credit: the maximum of `flow.stream-credit`.
+/// Minimum bytes that a receiver reads before each CREDIT: a quarter of the initial credit.
+const MIN_BYTES_PER_CREDIT: u64 = INITIAL_CREDIT as u64 / 4;
+/// Maximum credit beyond the initial credit and the read bytes: the largest valid value of `flow.stream-credit`.
 const MAX_EXTRA_CREDIT: u64 = 16 << 20;
 
 /// The bytes sent on a stream, and the credit received for them.
 #[derive(Clone, Copy, Default)]
 pub(super) struct SentBytes {
+    /// Bytes sent.
     sent: u64,
+    /// Number of received CREDITs.
     credits: u64,
+    /// Bytes granted by all received CREDITs.
     credited: u64,
 }
 
@@ -21,16 +24,16 @@ impl SentBytes {
         self.credited.saturating_add(INITIAL_CREDIT as u64).saturating_sub(self.sent)
     }
 
-    /// This end has sent `bytes`, at most the credit.
+    /// Counts `bytes` sent by this end, at most the credit.
     pub(super) fn handle_sent(&mut self, bytes: usize) {
         self.sent = self.sent.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
     }
 
     /// Takes a CREDIT of the peer; `false` if no reader of the sent bytes can grant it.
-    pub(super) fn takes_credit(&mut self, bytes: u32) -> bool {
+    pub(super) fn handle_credit(&mut self, bytes: u32) -> bool {
         self.credits = self.credits.saturating_add(1);
         self.credited = self.credited.saturating_add(bytes.into());
-        self.credits.saturating_mul(BYTES_PER_CREDIT) <= self.sent
+        self.credits.saturating_mul(MIN_BYTES_PER_CREDIT) <= self.sent
             && self.credited <= self.sent.saturating_add(MAX_EXTRA_CREDIT)
     }
 }

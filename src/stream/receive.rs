@@ -1,4 +1,4 @@
-//! Handling of messages from the peer.
+//! Handling of messages from the peer: checks each message against the state of its stream, and emits events.
 
 use core::net::{IpAddr, Ipv4Addr};
 
@@ -17,7 +17,7 @@ impl Streams {
     /// Takes one message of the peer.
     ///
     /// # Errors
-    /// When the message is a violation or exceeds a cap: the circuit must end.
+    /// When the message is a breach or exceeds a cap: the circuit must end.
     pub fn handle_message(&mut self, now: Instant, message: RelayMessage) -> Result<(), StreamError> {
         let kind = message.kind();
         let legal = match self.role {
@@ -77,7 +77,7 @@ impl Streams {
         }
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let Some(stream) = self.streams.get_mut(&id) else {
-            return late(self.late.takes_data(id, length), StreamError::Illegal(MessageKind::Data));
+            return ok_if(self.closed.handle_data(id, length), StreamError::Illegal(MessageKind::Data));
         };
         let receives =
             matches!(stream.phase, StreamPhase::Open | StreamPhase::Serving) && stream.receiving == Receiving::Open;
@@ -94,21 +94,21 @@ impl Streams {
 
     fn handle_credit(&mut self, id: StreamId, bytes: u32) -> Result<(), StreamError> {
         let Some(stream) = self.streams.get_mut(&id) else {
-            return late(self.late.takes_credit(id, bytes), StreamError::SurplusCredit);
+            return ok_if(self.closed.handle_credit(id, bytes), StreamError::SurplusCredit);
         };
         if !matches!(stream.phase, StreamPhase::Open) {
             return Err(StreamError::Illegal(MessageKind::Credit));
         }
-        if !stream.sent.takes_credit(bytes) {
+        if !stream.sent.handle_credit(bytes) {
             return Err(StreamError::SurplusCredit);
         }
-        self.make_ready(id);
+        self.queue_to_send(id);
         Ok(())
     }
 
     fn handle_finished(&mut self, id: StreamId) -> Result<(), StreamError> {
         let Some(stream) = self.streams.get_mut(&id) else {
-            return late(self.late.takes_finish(id), StreamError::Illegal(MessageKind::End));
+            return ok_if(self.closed.handle_finished(id), StreamError::Illegal(MessageKind::End));
         };
         let receives =
             matches!(stream.phase, StreamPhase::Open | StreamPhase::Serving) && stream.receiving == Receiving::Open;
@@ -116,7 +116,7 @@ impl Streams {
             return Err(StreamError::Illegal(MessageKind::End));
         }
         stream.receiving = Receiving::Finished;
-        self.credit_due.remove(&mut stream.credit_due);
+        self.credit_queue.remove(&mut stream.credit_ticket);
         self.events.push_back((id, StreamEvent::Finished));
         if stream.sending == Sending::Finished {
             self.close(id, 0);
@@ -133,13 +133,13 @@ impl Streams {
             self.events.push_back((id, StreamEvent::Closed(reason)));
             return self.answer(RelayMessage::End { stream: id, reason: EndReason::Reset });
         }
-        // The peer's last message of the stream.
-        late(self.late.remove(id), StreamError::Illegal(MessageKind::End))
+        // An END with another reason than Done is the peer's last message on the stream.
+        ok_if(self.closed.remove(id), StreamError::Illegal(MessageKind::End))
     }
 
     fn handle_connected(&mut self, id: StreamId, address: Option<IpAddr>) -> Result<(), StreamError> {
         let Some(stream) = self.streams.get_mut(&id) else {
-            return late(self.late.takes_connected(id), StreamError::Illegal(MessageKind::Connected));
+            return ok_if(self.closed.handle_connected(id), StreamError::Illegal(MessageKind::Connected));
         };
         if stream.phase != StreamPhase::Beginning {
             return Err(StreamError::Illegal(MessageKind::Connected));
@@ -147,7 +147,7 @@ impl Streams {
         stream.phase = StreamPhase::Open;
         self.deadlines.remove(id);
         self.events.push_back((id, StreamEvent::Connected(address)));
-        self.make_ready(id);
+        self.queue_to_send(id);
         self.end_if_sent(id);
         Ok(())
     }
@@ -164,7 +164,7 @@ impl Streams {
                 Ok(())
             }
             Some(_) => Err(StreamError::Illegal(MessageKind::Resolved)),
-            None => late(self.late.takes_resolved(id), StreamError::Illegal(MessageKind::Resolved)),
+            None => ok_if(self.closed.handle_resolved(id), StreamError::Illegal(MessageKind::Resolved)),
         }
     }
 
@@ -182,9 +182,9 @@ impl Streams {
         if self.control.len() >= MAX_CONTROL {
             return Err(StreamError::TooManyAnswers);
         }
-        self.late.remove(id);
+        self.closed.remove(id);
         if self.is_full() {
-            self.late.insert(id, &StreamState::new(now, phase), super::INITIAL_CREDIT.into());
+            self.closed.insert(id, &StreamState::new(now, phase), super::INITIAL_CREDIT.into());
             self.answer(RelayMessage::End { stream: id, reason: EndReason::ResourceLimit })?;
             return Ok(false);
         }
@@ -202,7 +202,7 @@ impl Streams {
     }
 }
 
-/// The outcome of a message for a stream that isn't open.
-const fn late(legal: bool, error: StreamError) -> Result<(), StreamError> {
+/// `Ok` for a legal message, else `error`.
+const fn ok_if(legal: bool, error: StreamError) -> Result<(), StreamError> {
     if legal { Ok(()) } else { Err(error) }
 }

@@ -1,4 +1,4 @@
-//! The order of outgoing messages: acknowledgements, control messages, CREDIT, then bytes of the streams in turn.
+//! Outgoing messages in their order: acknowledgements, control messages, CREDIT, then bytes of the streams in turn.
 
 use rand::CryptoRng;
 
@@ -15,11 +15,11 @@ impl Streams {
     pub fn has_message(&self) -> bool {
         !self.acknowledger.is_empty()
             || !self.control.is_empty()
-            || !self.credit_due.is_empty()
-            || (!self.ready.is_empty() && self.window.has_room())
+            || !self.credit_queue.is_empty()
+            || (!self.send_queue.is_empty() && self.window.has_room())
     }
 
-    /// The next message to send, at most `capacity` bytes with its header.
+    /// The next message to send, at most `capacity` bytes long with its header.
     pub fn poll_message<R: CryptoRng + ?Sized>(
         &mut self,
         now: Instant,
@@ -39,13 +39,13 @@ impl Streams {
     }
 
     fn poll_credit(&mut self) -> Option<RelayMessage> {
-        let id = self.credit_due.pop()?;
+        let id = self.credit_queue.pop()?;
         let stream = self.streams.get_mut(&id)?;
         let extra = stream.extra_credit();
         let circuit_remaining = u64::from(self.parameters.circuit_credit_max).saturating_sub(self.extra_credit);
         let stream_remaining = u64::from(self.parameters.stream_credit_max).saturating_sub(extra);
-        // A stream's extra credit stays within four times the circuit's remaining credit, so that a later stream gets a
-        // share.
+        // After the grant, a stream's extra credit is at most four times the circuit's remaining credit. So a later
+        // stream gets a share.
         let share = circuit_remaining.saturating_mul(4).saturating_sub(extra) / 5;
         let bytes = stream.grant(share.min(stream_remaining));
         self.extra_credit = self.extra_credit.saturating_add(stream.extra_credit().saturating_sub(extra));
@@ -63,7 +63,7 @@ impl Streams {
         if capacity == 0 {
             return None;
         }
-        let id = self.ready.pop()?;
+        let id = self.send_queue.pop()?;
         let stream = self.streams.get_mut(&id)?;
         let credit = usize::try_from(stream.sent.credit()).unwrap_or(usize::MAX);
         let length = capacity.min(credit).min(stream.outgoing.len());
@@ -77,21 +77,21 @@ impl Streams {
             }
         }
         self.window.handle_sent(now, tag);
-        self.make_ready(id);
+        self.queue_to_send(id);
         self.end_if_sent(id);
         Some(RelayMessage::Data { stream: id, tag, bytes })
     }
 
-    /// Queues the stream for its turn, if it has bytes that it may send.
-    pub(super) fn make_ready(&mut self, id: StreamId) {
+    /// Queues the stream for its turn, if the stream may send bytes.
+    pub(super) fn queue_to_send(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.get_mut(&id)
             && stream.may_send()
         {
-            self.ready.push(id, &mut stream.ready);
+            self.send_queue.push(id, &mut stream.send_ticket);
         }
     }
 
-    /// Queues END(Done) if the stream is finishing and its buffer is empty.
+    /// Queues END(Done) if the stream is open and finishing, and its buffer is empty.
     pub(super) fn end_if_sent(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let sent_all = stream.sending == Sending::Finishing && stream.outgoing.is_empty();

@@ -20,7 +20,7 @@ pub(super) enum StreamPhase {
     Open,
 }
 
-/// This end's direction.
+/// The state of the direction in which this end sends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sending {
     Open,
@@ -30,7 +30,7 @@ pub(super) enum Sending {
     Finished,
 }
 
-/// The peer's direction.
+/// The state of the direction in which the peer sends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Receiving {
     Open,
@@ -38,27 +38,32 @@ pub(super) enum Receiving {
     Finished,
 }
 
+/// One stream at one end.
 pub(super) struct StreamState {
     pub(super) phase: StreamPhase,
     /// The time at which the stream was opened, or last carried bytes.
     pub(super) active_at: Instant,
     pub(super) sending: Sending,
+    /// The send buffer: bytes written and not sent.
     pub(super) outgoing: BytesMut,
-    /// The bytes sent, and the peer's credit for them.
+    /// The bytes sent, and the credit received for them.
     pub(super) sent: SentBytes,
     /// The stream's place in the queue of streams that may send bytes.
-    pub(super) ready: Ticket,
-    /// Whether more than half the send buffer was used. `Writable` follows when half of it is free.
+    pub(super) send_ticket: Ticket,
+    /// Whether more than half the send buffer was used. `Writable` follows when half the buffer is free again.
     pub(super) above_threshold: bool,
 
     pub(super) receiving: Receiving,
+    /// Bytes received.
     received: u64,
+    /// Bytes that the application has used.
     consumed: u64,
+    /// Bytes that the peer may send in all: the initial credit and all CREDITs sent.
     granted: u64,
-    /// The maximum of `granted` beyond `consumed`.
+    /// Maximum bytes granted beyond `consumed`.
     allowance: u64,
-    /// The stream's place in the queue of streams whose peer is to receive CREDIT.
-    pub(super) credit_due: Ticket,
+    /// The stream's place in the queue of streams with a CREDIT to send.
+    pub(super) credit_ticket: Ticket,
 }
 
 impl StreamState {
@@ -70,22 +75,23 @@ impl StreamState {
             sending: Sending::Open,
             outgoing: BytesMut::new(),
             sent: SentBytes::default(),
-            ready: Ticket::new(),
+            send_ticket: Ticket::new(),
             above_threshold: false,
             receiving: Receiving::Open,
             received: 0,
             consumed: 0,
             granted: initial,
             allowance: initial,
-            credit_due: Ticket::new(),
+            credit_ticket: Ticket::new(),
         }
     }
 
-    /// Whether the stream carries bytes and is not a RESOLVE.
+    /// Whether the stream carries bytes: it is no RESOLVE.
     pub(super) const fn carries_data(&self) -> bool {
         matches!(self.phase, StreamPhase::Beginning | StreamPhase::Serving | StreamPhase::Open)
     }
 
+    /// Bytes that the send buffer accepts now.
     pub(super) fn room(&self) -> usize {
         if self.sending == Sending::Open && self.carries_data() {
             SEND_BUFFER.saturating_sub(self.outgoing.len())
@@ -94,11 +100,12 @@ impl StreamState {
         }
     }
 
+    /// Whether the stream has bytes to send and credit for them.
     pub(super) fn may_send(&self) -> bool {
         self.phase == StreamPhase::Open && self.sent.credit() > 0 && !self.outgoing.is_empty()
     }
 
-    /// Counts received bytes; `false` if they exceed the credit.
+    /// Counts received bytes; `false` if all received bytes exceed the granted ones.
     pub(super) const fn receive(&mut self, bytes: u64) -> bool {
         self.received = self.received.saturating_add(bytes);
         self.received <= self.granted
@@ -114,12 +121,12 @@ impl StreamState {
         self.granted.saturating_sub(self.received)
     }
 
-    /// The credit of this stream beyond its initial credit.
+    /// The allowance of this stream beyond its initial credit, in bytes.
     pub(super) fn extra_credit(&self) -> u64 {
         self.allowance.saturating_sub(INITIAL_CREDIT.into())
     }
 
-    /// The credit that the next CREDIT grants.
+    /// Bytes that a CREDIT can grant now.
     const fn grantable(&self) -> u64 {
         self.consumed.saturating_add(self.allowance).saturating_sub(self.granted)
     }
@@ -129,12 +136,12 @@ impl StreamState {
         self.phase == StreamPhase::Open && self.receiving == Receiving::Open && self.grantable() >= self.allowance / 4
     }
 
-    /// Grants credit and returns its bytes. First doubles the allowance if the reader has no backlog, by at most
-    /// `growth` bytes.
-    pub(super) fn grant(&mut self, growth: u64) -> u32 {
+    /// Grants credit and returns the granted bytes. If at most a quarter of the allowance is unread, first doubles the
+    /// allowance, or raises it by `max_growth` bytes if that is less.
+    pub(super) fn grant(&mut self, max_growth: u64) -> u32 {
         let unread = self.received.saturating_sub(self.consumed);
         if unread <= self.allowance / 4 {
-            self.allowance = self.allowance.saturating_add(growth.min(self.allowance));
+            self.allowance = self.allowance.saturating_add(max_growth.min(self.allowance));
         }
         let bytes = u32::try_from(self.grantable()).unwrap_or(u32::MAX);
         self.granted = self.granted.saturating_add(bytes.into());

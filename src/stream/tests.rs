@@ -10,6 +10,7 @@ use super::*;
 
 mod credit;
 
+/// Maximum bytes of a message, with its header.
 const CAPACITY: usize = 968;
 
 fn rng() -> ChaCha8Rng {
@@ -61,7 +62,7 @@ impl Pair {
         }
     }
 
-    /// A connected stream.
+    /// Opens a stream from the origin and connects it.
     fn stream(&mut self) -> StreamId {
         let id = self.origin.open(self.now, target()).unwrap();
         self.settle();
@@ -97,8 +98,8 @@ fn bytes_beyond_the_initial_credit_arrive_unchanged() {
     let mut left = sent.as_slice();
     let mut received_bytes = Vec::new();
     while received_bytes.len() < sent.len() {
-        let taken = pair.origin.write(id, left);
-        left = &left[taken..];
+        let written = pair.origin.write(id, left);
+        left = &left[written..];
         pair.settle();
         received_bytes.extend(read(&mut pair.exit));
     }
@@ -226,7 +227,7 @@ fn a_reset_ends_both_directions_and_late_messages_are_legal() {
     pair.settle();
     assert_eq!(events(&mut pair.exit), [(id, StreamEvent::Closed(EndReason::Reset))]);
     assert_eq!(events(&mut pair.origin), []);
-    // The exit's END was its last message.
+    // END was the exit's last message on the stream.
     let message = RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"x") };
     assert_eq!(pair.origin.handle_message(pair.now, message), Err(StreamError::Illegal(MessageKind::Data)));
 }
@@ -251,27 +252,27 @@ fn a_late_message_that_arrives_twice_is_a_breach() {
     let resolved = |stream| RelayMessage::Resolved { stream, ttl: 1, answers: vec![ResolvedAnswer::Name("a".into())] };
     let end = |stream, reason| RelayMessage::End { stream, reason };
 
-    let begun = pair.origin.open(pair.now, target()).unwrap();
+    let begin_stream = pair.origin.open(pair.now, target()).unwrap();
     while pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng).is_some() {}
-    pair.origin.handle_command(begun, StreamCommand::Reset(EndReason::Reset));
-    assert!(pair.origin.handle_message(pair.now, resolved(begun)).is_err(), "RESOLVED for a BEGIN");
-    for message in [connected(begun), end(begun, EndReason::Done)] {
+    pair.origin.handle_command(begin_stream, StreamCommand::Reset(EndReason::Reset));
+    assert!(pair.origin.handle_message(pair.now, resolved(begin_stream)).is_err(), "RESOLVED for a BEGIN");
+    for message in [connected(begin_stream), end(begin_stream, EndReason::Done)] {
         pair.origin.handle_message(pair.now, message.clone()).unwrap();
         assert!(pair.origin.handle_message(pair.now, message.clone()).is_err(), "{message:?}");
     }
-    let data = RelayMessage::Data { stream: begun, tag: None, bytes: Bytes::from_static(b"x") };
+    let data = RelayMessage::Data { stream: begin_stream, tag: None, bytes: Bytes::from_static(b"x") };
     assert!(pair.origin.handle_message(pair.now, data).is_err(), "DATA after END(Done)");
-    pair.origin.handle_message(pair.now, end(begun, EndReason::Reset)).unwrap();
-    assert!(pair.origin.handle_message(pair.now, end(begun, EndReason::Reset)).is_err());
+    pair.origin.handle_message(pair.now, end(begin_stream, EndReason::Reset)).unwrap();
+    assert!(pair.origin.handle_message(pair.now, end(begin_stream, EndReason::Reset)).is_err());
 
-    let asked = pair.origin.resolve(pair.now, Host::parse("umbel.test").unwrap()).unwrap();
+    let resolve_stream = pair.origin.resolve(pair.now, Host::parse("umbel.test").unwrap()).unwrap();
     while pair.origin.poll_message(pair.now, CAPACITY, &mut pair.rng).is_some() {}
-    pair.origin.handle_command(asked, StreamCommand::Reset(EndReason::Reset));
-    for message in [connected(asked), end(asked, EndReason::Done)] {
+    pair.origin.handle_command(resolve_stream, StreamCommand::Reset(EndReason::Reset));
+    for message in [connected(resolve_stream), end(resolve_stream, EndReason::Done)] {
         assert!(pair.origin.handle_message(pair.now, message.clone()).is_err(), "{message:?} for a RESOLVE");
     }
-    pair.origin.handle_message(pair.now, resolved(asked)).unwrap();
-    assert!(pair.origin.handle_message(pair.now, resolved(asked)).is_err());
+    pair.origin.handle_message(pair.now, resolved(resolve_stream)).unwrap();
+    assert!(pair.origin.handle_message(pair.now, resolved(resolve_stream)).is_err());
 }
 
 #[test]
@@ -441,15 +442,18 @@ fn writable_is_emitted_when_half_the_buffer_is_free() {
     assert_eq!(events(&mut pair.origin), [(id, StreamEvent::Writable)]);
 }
 
-/// An action of one of the two applications, or a delivery of messages.
+/// An action of one of the two applications, or a delivery of messages. A `bool` selects the end: the exit if true. The
+/// first number selects one of the last streams.
 #[derive(Clone, Debug)]
 enum Action {
     Open,
     Connect(usize),
+    /// Writes a number of bytes.
     Write(bool, usize, usize),
     Finish(bool, usize),
     Reset(bool, usize),
     Read(bool),
+    /// Delivers a number of messages from the selected end.
     Deliver(bool, usize),
 }
 
@@ -458,11 +462,11 @@ fn action() -> impl Strategy<Value = Action> {
         Just(Action::Open),
         (0..4_usize).prop_map(Action::Connect),
         (any::<bool>(), 0..4_usize, 1..200_000_usize)
-            .prop_map(|(end, stream, bytes)| Action::Write(end, stream, bytes)),
-        (any::<bool>(), 0..4_usize).prop_map(|(end, stream)| Action::Finish(end, stream)),
-        (any::<bool>(), 0..4_usize).prop_map(|(end, stream)| Action::Reset(end, stream)),
+            .prop_map(|(at_exit, stream, bytes)| Action::Write(at_exit, stream, bytes)),
+        (any::<bool>(), 0..4_usize).prop_map(|(at_exit, stream)| Action::Finish(at_exit, stream)),
+        (any::<bool>(), 0..4_usize).prop_map(|(at_exit, stream)| Action::Reset(at_exit, stream)),
         any::<bool>().prop_map(Action::Read),
-        (any::<bool>(), 1..300_usize).prop_map(|(end, messages)| Action::Deliver(end, messages)),
+        (any::<bool>(), 1..300_usize).prop_map(|(at_exit, messages)| Action::Deliver(at_exit, messages)),
     ]
 }
 
@@ -477,25 +481,25 @@ proptest! {
             match action {
                 Action::Open => ids.extend(pair.origin.open(now, target())),
                 Action::Connect(at) => if let Some(id) = pick(&ids, at) { pair.exit.handle_command(id, StreamCommand::Connected(None)) },
-                Action::Write(end, at, bytes) => if let Some(id) = pick(&ids, at) {
-                    let streams = if end { &mut pair.exit } else { &mut pair.origin };
+                Action::Write(at_exit, at, bytes) => if let Some(id) = pick(&ids, at) {
+                    let streams = if at_exit { &mut pair.exit } else { &mut pair.origin };
                     streams.write(id, &vec![0; bytes]);
                 },
-                Action::Finish(end, at) => if let Some(id) = pick(&ids, at) {
-                    if end { pair.exit.handle_command(id, StreamCommand::Finish) } else { pair.origin.handle_command(id, StreamCommand::Finish) }
+                Action::Finish(at_exit, at) => if let Some(id) = pick(&ids, at) {
+                    if at_exit { pair.exit.handle_command(id, StreamCommand::Finish) } else { pair.origin.handle_command(id, StreamCommand::Finish) }
                 },
-                Action::Reset(end, at) => if let Some(id) = pick(&ids, at) {
-                    if end { pair.exit.handle_command(id, StreamCommand::Reset(EndReason::Failed)) } else { pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Failed)) }
+                Action::Reset(at_exit, at) => if let Some(id) = pick(&ids, at) {
+                    if at_exit { pair.exit.handle_command(id, StreamCommand::Reset(EndReason::Failed)) } else { pair.origin.handle_command(id, StreamCommand::Reset(EndReason::Failed)) }
                 },
-                Action::Read(end) => { read(if end { &mut pair.exit } else { &mut pair.origin }); }
-                Action::Deliver(end, messages) => for _ in 0..messages {
-                    let (from, to) = if end { (&mut pair.exit, &mut pair.origin) } else { (&mut pair.origin, &mut pair.exit) };
+                Action::Read(at_exit) => { read(if at_exit { &mut pair.exit } else { &mut pair.origin }); }
+                Action::Deliver(at_exit, messages) => for _ in 0..messages {
+                    let (from, to) = if at_exit { (&mut pair.exit, &mut pair.origin) } else { (&mut pair.origin, &mut pair.exit) };
                     let has = from.has_message();
                     let message = from.poll_message(now, CAPACITY, &mut pair.rng);
                     prop_assert_eq!(has, message.is_some());
                     let Some(message) = message else { break };
-                    let taken = to.handle_message(now, message);
-                    prop_assert!(taken.is_ok(), "{:?}", taken);
+                    let outcome = to.handle_message(now, message);
+                    prop_assert!(outcome.is_ok(), "{:?}", outcome);
                 },
             }
         }
@@ -521,7 +525,7 @@ proptest! {
 }
 
 #[test]
-fn a_stream_to_a_service_is_open_at_both_ends_at_once() {
+fn a_stream_to_a_service_is_open_at_both_ends_without_an_answer() {
     let mut pair = Pair::new();
     let stream = pair.origin.request(pair.now, Service::Search).unwrap();
     assert_eq!(pair.origin.write(stream, b"query"), 5);

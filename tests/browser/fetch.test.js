@@ -345,7 +345,7 @@ for (const browser of Object.keys(BROWSERS)) {
       }
     });
 
-    test('a site without a valid certificate receives nothing of the request', withTimeout, async () => {
+    test('a site without a valid certificate receives no part of the request', withTimeout, async () => {
       const before = receivedPaths.length;
       const cases = [
         [trusted.certificate('DNS:other.example'), /for another site/],

@@ -21,7 +21,7 @@ use crate::{
     delegated::{HttpOffer, limits::RequestOwner, message::METHODS},
     exit::outbound::{Outbound, OutboundError},
     http_exchange::{
-        binary::{Content, MessageError, Piped, fill, read_request, response_head, write_content},
+        binary::{Content, MessageError, PipedBody, fill, read_request, response_head, write_content},
         body::BodyError,
         fields::{fix_request, fix_response},
         http1::{StreamedBody, target_of},
@@ -146,7 +146,7 @@ impl Http {
             Ok(checked) => checked,
             Err(refusal) => return self.refuse(writer, refusal).await,
         };
-        let (pipe, body) = Piped::new(first);
+        let (pipe, body) = PipedBody::new(first);
         let mut uploaded = Ok(());
         let answered = tokio::select! {
             biased;

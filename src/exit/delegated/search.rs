@@ -247,7 +247,7 @@ impl From<OutboundError> for Refused {
             OutboundError::Address
             | OutboundError::Connect(_)
             | OutboundError::Tls(_)
-            | OutboundError::Exchange(ExchangeError::Broken | ExchangeError::Cancelled) => {
+            | OutboundError::Exchange(ExchangeError::Broken | ExchangeError::RequestBody) => {
                 SearchRefusal::EngineUnreachable
             }
         };

@@ -25,8 +25,8 @@ fn outbound(tls: Tls) -> Outbound {
     let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
     let policies = TargetPolicies { resolved: policy(false), literal: policy(true) };
     let mut limits = OutboundLimits::default();
-    limits.exchange.head = Duration::from_millis(300);
-    limits.exchange.idle = Some(Duration::from_millis(300));
+    limits.exchange.head_timeout = Duration::from_millis(300);
+    limits.exchange.idle_timeout = Some(Duration::from_millis(300));
     Outbound::new(policies, Arc::new(Resolver::new(&options)), tls, limits)
 }
 

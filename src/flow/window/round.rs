@@ -29,13 +29,14 @@ impl RttSamples {
     }
 }
 
-/// One round. It ends with the SENDME of the first tag sent after it began.
+/// One round. It ends with the SENDME of the first tag sent after the round began.
 pub(super) struct WindowRound {
     pub(super) began: Instant,
     /// DATA cells acknowledged before the round began.
     acknowledged: u64,
-    /// Number of tags acknowledged in the round that were sent before the window was last full, or as it became full.
+    /// Number of tags acknowledged in the round for which the window was full, when the tag was sent or later.
     pub(super) full_samples: u32,
+    /// Round-trip times of the tags acknowledged in the round.
     pub(super) rtt: RttSamples,
 }
 
@@ -44,12 +45,13 @@ impl WindowRound {
         Self { began, acknowledged, full_samples: 0, rtt: RttSamples::NONE }
     }
 
-    /// Whether the window, not the application, limited the sending of at least half of the acknowledged tags.
+    /// Whether the window, not the application, limited the sender: the window was full for at least half of the
+    /// acknowledged tags.
     pub(super) const fn is_window_limited(&self) -> bool {
         self.full_samples.saturating_mul(2) >= self.rtt.count
     }
 
-    /// Acknowledged cells a second from the beginning of the round to `now`; `acknowledged` is the total at `now`.
+    /// Cells acknowledged a second from the beginning of the round to `now`. `acknowledged` is the total at `now`.
     pub(super) fn delivery_rate(&self, now: Instant, acknowledged: u64) -> u64 {
         let cells = u128::from(acknowledged.saturating_sub(self.acknowledged));
         let rate = cells.saturating_mul(NANOS).checked_div(now.since(self.began).as_nanos()).unwrap_or(0);

@@ -5,7 +5,7 @@ use http_body_util::Full;
 
 use super::*;
 
-const STALL: Duration = Duration::from_secs(20);
+const PIECE_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn request() -> Request<()> {
     Request::post("https://example.org:8443/path?query=1")
@@ -18,7 +18,7 @@ fn request() -> Request<()> {
 
 async fn message(head: Vec<u8>, body: &'static [u8]) -> Vec<u8> {
     let mut bytes = head;
-    write_content(&mut bytes, Full::new(body), u64::MAX, STALL).await.unwrap();
+    write_content(&mut bytes, Full::new(body), u64::MAX, PIECE_TIMEOUT).await.unwrap();
     bytes
 }
 
@@ -30,7 +30,7 @@ async fn content(content: &mut Content<impl AsyncRead + Unpin>) -> Result<Vec<u8
     Ok(whole)
 }
 
-/// The complete response, and the bytes after it.
+/// The head and the whole content of a response.
 async fn read(bytes: &[u8], cap: u64) -> Result<(Response<()>, Vec<u8>), MessageError> {
     let (response, mut body) = read_response(bytes, cap).await?;
     Ok((response, content(&mut body).await?))
@@ -48,10 +48,10 @@ async fn a_request_decodes_as_encoded() {
 #[tokio::test]
 async fn messages_interoperate_with_the_bhttp_library_in_both_directions() {
     let bytes = message(request_head(&request()).unwrap(), b"body").await;
-    let known = bhttp::Message::read_bhttp(&mut Cursor::new(&bytes)).unwrap();
-    assert_eq!(known.control().authority(), Some(b"example.org:8443".as_slice()));
-    assert_eq!(known.header().get(b"x-twice"), Some(b"1".as_slice()));
-    assert_eq!(known.content(), b"body");
+    let decoded = bhttp::Message::read_bhttp(&mut Cursor::new(&bytes)).unwrap();
+    assert_eq!(decoded.control().authority(), Some(b"example.org:8443".as_slice()));
+    assert_eq!(decoded.header().get(b"x-twice"), Some(b"1".as_slice()));
+    assert_eq!(decoded.content(), b"body");
 
     let mut response = bhttp::Message::response(bhttp::StatusCode::try_from(404_u16).unwrap());
     response.put_header("etag", "1");
@@ -70,7 +70,7 @@ async fn truncated_and_oversized_messages_are_errors() {
     let whole = message(head, b"more than five").await;
     assert_eq!(read(&whole[..whole.len() - 2], u64::MAX).await.unwrap_err(), MessageError::Broken);
     assert_eq!(read(&whole, 5).await.unwrap_err(), MessageError::TooLarge);
-    let written = write_content(&mut Vec::new(), Full::new(b"12".as_slice()), 1, STALL).await;
+    let written = write_content(&mut Vec::new(), Full::new(b"12".as_slice()), 1, PIECE_TIMEOUT).await;
     assert_eq!(written.unwrap_err(), MessageError::TooLarge);
 }
 
@@ -113,13 +113,13 @@ async fn an_unread_body_stops_its_source() {
         near.write_all(&[0, 0]).await.unwrap();
     });
     let (_, mut content) = read_response(far, u64::MAX).await.unwrap();
-    let (pipe, body) = Piped::unread();
-    let filling = tokio::spawn(async move { fill(&mut content, pipe, STALL).await });
-    // The body exceeds the queue, so neither end finishes before it is read.
+    let (pipe, body) = PipedBody::of_unknown_length();
+    let filling = tokio::spawn(async move { fill(&mut content, pipe, PIECE_TIMEOUT).await });
+    // The body exceeds the queue. So neither task finishes before the body is read.
     tokio::task::yield_now().await;
     assert!(!feeding.is_finished() && !filling.is_finished());
-    let taken = body.collect().await.unwrap().to_bytes();
-    assert_eq!(taken.len(), 8 * MAX_PIECE);
+    let collected = body.collect().await.unwrap().to_bytes();
+    assert_eq!(collected.len(), 8 * MAX_PIECE);
     feeding.await.unwrap();
     filling.await.unwrap().unwrap();
 }
@@ -134,6 +134,6 @@ async fn single_byte_pieces_share_a_block_of_memory() {
         near.write_all(&[1, b'x']).await.unwrap();
         pieces.push(body.piece().await.unwrap().unwrap());
     }
-    // One length byte lies between two pieces. Separate blocks, as of copies, are further apart.
+    // One length byte lies between two pieces. Pieces in separate blocks would be further apart.
     assert!(pieces.windows(2).all(|pair| pair[1].as_ptr().addr() == pair[0].as_ptr().addr() + 2));
 }

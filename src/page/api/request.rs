@@ -18,7 +18,7 @@ use url::Url;
 
 use crate::{
     connector::Connector,
-    http_exchange::binary::{Encoded, MessageError, Piped, fill, read_request, response_head},
+    http_exchange::binary::{EncodedMessage, MessageError, PipedBody, fill, read_request, response_head},
     page::SearchPage,
     requests::{http::RequestError, oblivious::ObliviousError},
 };
@@ -55,7 +55,7 @@ async fn request<C: Connector>(State(page): State<SearchPage<C>>, call: Request)
         let Some(gateway) = gateway else { return refused(RequestError::Address.into()) };
         return page.requester.oblivious(&gateway, request).await.map_or_else(refused, answer);
     }
-    let isolation = page.requester.isolation();
+    let isolation = page.requester.new_isolation();
     let sent = if by_exit {
         page.requester.perform(request, Vec::new(), isolation).await.map(|performed| performed.response)
     } else {
@@ -64,12 +64,12 @@ async fn request<C: Connector>(State(page): State<SearchPage<C>>, call: Request)
     sent.map_or_else(|error| refused(error.into()), answer)
 }
 
-async fn read<R>(reader: R) -> Result<hyper::Request<Piped>, MessageError>
+async fn read<R>(reader: R) -> Result<hyper::Request<PipedBody>, MessageError>
 where
     R: AsyncRead + Unpin + Send + 'static,
 {
     let (request, mut content) = read_request(reader, u64::MAX).await?;
-    let (pipe, body) = Piped::new(content.piece().await?);
+    let (pipe, body) = PipedBody::new(content.piece().await?);
     // The task ends when the content is complete or its reader is dropped.
     tokio::spawn(async move { fill(&mut content, pipe, PIECE_TIMEOUT).await });
     Ok(request.map(|()| body))
@@ -82,7 +82,7 @@ where
 {
     match response_head(&response) {
         Ok(head) => {
-            let message = Encoded::new(head, response.into_body());
+            let message = EncodedMessage::new(head, response.into_body());
             ([(header::CONTENT_TYPE, KIND)], Body::new(message)).into_response()
         }
         Err(_) => refused(RequestError::NotHttp.into()),

@@ -17,7 +17,7 @@ async fn port(connector: &Direct, limits: HttpLimits) -> SocketAddr {
     address
 }
 
-/// Sends `request` and returns the complete answer.
+/// Sends `request` in a new TCP connection and returns the complete answer.
 async fn exchange_raw(address: SocketAddr, request: &[u8]) -> String {
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all(request).await.unwrap();
@@ -198,7 +198,7 @@ async fn an_origin_without_an_http_response_is_reported() {
         drop(socket);
     })
     .await;
-    let limits = HttpLimits { response: Duration::from_millis(50), ..HttpLimits::default() };
+    let limits = HttpLimits { response_timeout: Duration::from_millis(50), ..HttpLimits::default() };
     let request = format!("GET http://origin.test:{}/ HTTP/1.1\r\n\r\n", silent.port());
     let answer = exchange_raw(port(&Direct::default(), limits).await, request.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
@@ -208,7 +208,7 @@ async fn an_origin_without_an_http_response_is_reported() {
 async fn a_truncated_body_is_an_error_at_the_application() {
     for head in ["HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n", "HTTP/1.0 200 OK\r\n\r\n"] {
         let half_received = Arc::new(Notify::new());
-        let notify = Arc::clone(&half_received);
+        let notifier = Arc::clone(&half_received);
         let origin = target_server(move |mut socket| {
             let half_received = Arc::clone(&half_received);
             async move {
@@ -229,7 +229,7 @@ async fn a_truncated_body_is_an_error_at_the_application() {
         while !received.ends_with(b"half") {
             assert!(timeout(DEADLINE, socket.read_buf(&mut received)).await.unwrap().unwrap() > 0, "{head}");
         }
-        notify.notify_one();
+        notifier.notify_one();
         let ended = timeout(DEADLINE, socket.read_to_end(&mut received)).await.unwrap();
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset, "{head}");
     }
@@ -237,7 +237,7 @@ async fn a_truncated_body_is_an_error_at_the_application() {
 
 #[tokio::test]
 async fn slow_and_oversized_heads_end_the_connection() {
-    let limits = HttpLimits { head: Duration::from_millis(100), ..HttpLimits::default() };
+    let limits = HttpLimits { head_timeout: Duration::from_millis(100), ..HttpLimits::default() };
     let address = port(&Direct::default(), limits).await;
     exchange_raw(address, b"GET http://origin.te").await;
     let many = format!("GET http://origin.test/ HTTP/1.1\r\n{}\r\n", "X-Field: 1\r\n".repeat(200));
@@ -285,7 +285,7 @@ async fn content_length_with_transfer_encoding_is_not_forwarded() {
         origin.port()
     );
     let answer = exchange_raw(address, request.as_bytes()).await;
-    // A refusal satisfies the assertion too.
+    // The assertion also holds if the request is refused.
     let forwarded = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_ascii_lowercase();
     assert!(!forwarded.contains("content-length"), "{answer}");
 }
@@ -299,8 +299,8 @@ async fn an_invalid_port_is_refused() {
 }
 
 #[tokio::test]
-async fn an_application_beyond_the_cap_gets_a_reply_at_once() {
-    let address = port(&Direct::default(), HttpLimits { applications: 1, ..HttpLimits::default() }).await;
+async fn an_application_beyond_the_cap_gets_an_immediate_reply() {
+    let address = port(&Direct::default(), HttpLimits { max_applications: 1, ..HttpLimits::default() }).await;
     let mut first = TcpStream::connect(address).await.unwrap();
     first.write_all(b"CONNECT never.test:1 HTTP/1.1\r\n\r\n").await.unwrap();
     let answer = exchange_raw(address, b"CONNECT refused.test:443 HTTP/1.1\r\n\r\n").await;
@@ -315,7 +315,7 @@ async fn an_application_beyond_the_cap_gets_a_reply_at_once() {
 #[tokio::test]
 async fn one_isolation_leaves_connections_to_others() {
     let connector = Direct::default();
-    let address = port(&connector, HttpLimits { applications: 8, ..HttpLimits::default() }).await;
+    let address = port(&connector, HttpLimits { max_applications: 8, ..HttpLimits::default() }).await;
     let mut sockets = Vec::new();
     for open in 1..=6 {
         let mut socket = TcpStream::connect(address).await.unwrap();

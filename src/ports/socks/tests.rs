@@ -66,8 +66,8 @@ async fn connect_by_name_ipv4_and_ipv6_forwards_bytes_and_a_half_close() {
             socket.write_all(&[byte]).await.unwrap();
         }
         assert_eq!(read(&mut socket, 4).await, [5, 0, 5, 0]);
-        let rest = if request[3] == 4 { 18 } else { 6 };
-        read(&mut socket, 2 + rest).await;
+        let address_and_port_len = if request[3] == 4 { 18 } else { 6 };
+        read(&mut socket, 2 + address_and_port_len).await;
         socket.write_all(b"the echo differs").await.unwrap();
         socket.shutdown().await.unwrap();
         let mut back = Vec::new();
@@ -113,7 +113,7 @@ async fn each_failure_has_its_reply() {
 #[tokio::test]
 async fn an_open_past_the_time_limit_is_a_timeout() {
     let connector = Direct::default();
-    let limits = SocksLimits { connect: Duration::from_millis(50), ..SocksLimits::default() };
+    let limits = SocksLimits { connect_timeout: Duration::from_millis(50), ..SocksLimits::default() };
     let mut socket = TcpStream::connect(port(&connector, limits).await).await.unwrap();
     socket.write_all(&[NO_AUTH, &request_to_name(1, "never.test", 80)].concat()).await.unwrap();
     assert_eq!(read(&mut socket, 4).await, [5, 0, 5, 6]);
@@ -149,9 +149,9 @@ async fn unsupported_requests_have_their_reply_codes() {
 async fn socks_4_and_4a_have_their_own_replies() {
     let origin = echo_server().await;
     let [high, low] = origin.port().to_be_bytes();
-    let plain = [4, 1, high, low, 127, 0, 0, 1, b'm', b'e', 0];
-    let named = [&[4, 1, high, low, 0, 0, 0, 1, 0], &b"origin.test\0"[..]].concat();
-    for request in [&plain[..], &named] {
+    let by_address = [4, 1, high, low, 127, 0, 0, 1, b'm', b'e', 0];
+    let by_name = [&[4, 1, high, low, 0, 0, 0, 1, 0], &b"origin.test\0"[..]].concat();
+    for request in [&by_address[..], &by_name] {
         let (mut socket, _) = dial().await;
         socket.write_all(request).await.unwrap();
         assert_eq!(read(&mut socket, 8).await[..2], [0, 0x5A]);
@@ -194,7 +194,7 @@ async fn any_credentials_are_accepted_and_select_the_isolation() {
 async fn a_failed_stream_is_a_reset_at_the_application() {
     let origin = target_server(|mut socket| async move {
         socket.write_all(b"half of ").await.unwrap();
-        // This byte states that the application has received the others, so a later error is that of the reset.
+        // The application sends one byte after it has received all bytes. So the error after it is the reset's.
         socket.read_exact(&mut [0; 1]).await.unwrap();
         crate::io::stream::reset_on_close(&socket);
     })
@@ -212,7 +212,8 @@ async fn a_failed_stream_is_a_reset_at_the_application() {
 async fn a_slow_handshake_is_ended_and_frees_its_place() {
     let origin = echo_server().await;
     let connector = Direct::default();
-    let limits = SocksLimits { handshake: Duration::from_millis(100), applications: 1, ..SocksLimits::default() };
+    let limits =
+        SocksLimits { handshake_timeout: Duration::from_millis(100), max_applications: 1, ..SocksLimits::default() };
     let address = port(&connector, limits).await;
     let mut slow = TcpStream::connect(address).await.unwrap();
     slow.write_all(&[5]).await.unwrap();
@@ -283,8 +284,8 @@ async fn curl_downloads_the_exact_bytes() {
 }
 
 #[tokio::test]
-async fn an_application_beyond_the_cap_gets_a_reply_at_once() {
-    let address = port(&Direct::default(), SocksLimits { applications: 1, ..SocksLimits::default() }).await;
+async fn an_application_beyond_the_cap_gets_an_immediate_reply() {
+    let address = port(&Direct::default(), SocksLimits { max_applications: 1, ..SocksLimits::default() }).await;
     let mut first = TcpStream::connect(address).await.unwrap();
     first.write_all(NO_AUTH).await.unwrap();
     assert_eq!(read(&mut first, 2).await, [5, 0]);
@@ -307,7 +308,7 @@ async fn an_application_beyond_the_cap_gets_a_reply_at_once() {
 #[tokio::test]
 async fn one_isolation_leaves_connections_to_others() {
     let connector = Direct::default();
-    let address = port(&connector, SocksLimits { applications: 8, ..SocksLimits::default() }).await;
+    let address = port(&connector, SocksLimits { max_applications: 8, ..SocksLimits::default() }).await;
     let waiting = [NO_AUTH, &request_to_name(1, "never.test", 80)].concat();
     let mut sockets = Vec::new();
     while connector.isolations().len() < 6 {

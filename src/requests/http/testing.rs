@@ -1,4 +1,4 @@
-//! An overlay for tests, whose exits perform requests.
+//! A replacement of the overlay for tests: exits in this process that perform requests.
 
 use core::time::Duration;
 use std::{
@@ -32,7 +32,7 @@ use crate::{
     wire::{EndReason, Host, ResolvedAnswer, Target},
 };
 
-/// An overlay of one or several identical exits in this process, which send requests to this machine.
+/// A connector to one or several identical exits in this process. The exits send requests to targets on this machine.
 #[derive(Clone)]
 pub(crate) struct LocalExits {
     exit: Arc<Delegate>,

@@ -12,7 +12,7 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// An overlay whose exit sends these bytes.
+/// A connector to an exit that answers each request with these bytes.
 #[derive(Clone)]
 struct ScriptedExit(&'static [u8]);
 
@@ -45,10 +45,11 @@ async fn perform<C: Connector>(
     requester: &Requester<C>,
     request: Request<impl OutgoingBody<Data = Bytes>>,
 ) -> Result<Response<ResponseBody>, RequestError> {
-    let performing = requester.perform(request, Vec::new(), requester.isolation());
+    let performing = requester.perform(request, Vec::new(), requester.new_isolation());
     timeout(DEADLINE, performing).await.unwrap().map(|performed| performed.response)
 }
 
+/// Answers with the head of the request and the length of its body.
 async fn mirror(request: Request<Incoming>) -> Response<Full<Bytes>> {
     let head = format!("{} {} {:?}", request.method(), request.uri(), request.headers());
     let body = request.into_body().collect().await.unwrap().to_bytes();
@@ -103,7 +104,7 @@ async fn a_refusal_of_the_exit_is_returned() {
 }
 
 #[tokio::test]
-async fn a_request_that_no_exit_offers_has_a_separate_error() {
+async fn a_request_that_no_exit_performs_has_a_separate_error() {
     let requester = Requester::new(Direct::default(), Tls::default());
     assert_eq!(perform(&requester, get("http://a.example/")).await.unwrap_err(), RequestError::NoExit);
 }
@@ -119,7 +120,7 @@ async fn truncated_and_malformed_responses_are_errors() {
         let requester = Requester::new(ScriptedExit(bytes), Tls::default());
         assert_eq!(perform(&requester, get("http://a.example/")).await.unwrap_err(), error, "{bytes:?}");
     }
-    // The first has four bytes of a ten-byte chunk. The second has a complete body and an additional byte.
+    // The first response has four bytes of a ten-byte chunk. The second has a complete body and an additional byte.
     for (bytes, error) in [
         (b"\x03\x40\xc8\x00\x0ahalf".as_slice(), RequestError::Broken),
         (b"\x03\x40\xc8\x00\x04body\x00\x00\x00", RequestError::NotHttp),
@@ -131,10 +132,10 @@ async fn truncated_and_malformed_responses_are_errors() {
 }
 
 #[tokio::test]
-async fn a_failed_body_of_the_client_fails_the_request() {
+async fn a_request_whose_body_fails_is_an_error() {
     let address = http_server(mirror).await;
     let requester = LocalExits::new().await.requester();
-    let (pipe, body) = Piped::unread();
+    let (pipe, body) = PipedBody::of_unknown_length();
     pipe.send(Ok(Bytes::from_static(b"half"))).await.unwrap();
     pipe.send(Err(MessageError::Source)).await.unwrap();
     let request = Request::post(format!("http://{address}/")).body(body).unwrap();
@@ -150,14 +151,15 @@ async fn tls_over_a_stream_is_verified_by_the_client() {
     let requester = Requester::new(Direct::default(), tls);
     let send = |address: SocketAddr| {
         let request = get(format_args!("https://origin.test:{}/path", address.port()));
-        requester.over_stream(request, requester.isolation())
+        requester.over_stream(request, requester.new_isolation())
     };
     assert!(text(send(good).await.unwrap()).await.starts_with("GET /path"));
     assert_eq!(send(bad).await.unwrap_err(), RequestError::Tls(TlsError::Certificate));
 }
 
 const LARGE: usize = 100 * 1024 * 1024;
-/// Maximum bytes in flight between the two ends: credit and buffer of the stream, the sockets' buffers, some pieces.
+/// Maximum bytes in flight between the two ends: the credit and buffer of the stream, the sockets' buffers, and queued
+/// pieces.
 const MAX_IN_FLIGHT: usize = 16 * 1024 * 1024;
 
 /// Writes 100 MiB, and fails if more than [`MAX_IN_FLIGHT`] bytes are in flight.
@@ -213,7 +215,7 @@ async fn a_large_request_takes_bounded_memory() {
     })
     .await;
     let requester = LocalExits::new().await.requester();
-    let (pipe, body) = Piped::unread();
+    let (pipe, body) = PipedBody::of_unknown_length();
     tokio::spawn(async move {
         let piece = Bytes::from(vec![7; 64 * 1024]);
         let mut sent = 0;

@@ -25,8 +25,8 @@ fn keys(id: u8) -> KeyConfig {
     KeyConfig::new(id, Kem::X25519Sha256, SUITES.to_vec()).unwrap()
 }
 
-/// A gateway with the key `key`. It returns `configurations(n)` to the `n`th request for keys, and answers a sealed
-/// request with its content.
+/// A gateway with the key `key`. It returns `configurations(n)` to the request for keys with number `n`, from 0. It
+/// answers a sealed request by [`respond`].
 async fn gateway(key: KeyConfig, configurations: impl Fn(usize) -> Vec<u8> + Clone + Send + Sync + 'static) -> Url {
     let server = Server::new(key).unwrap();
     let requests = Arc::new(AtomicUsize::new(0));
@@ -35,26 +35,26 @@ async fn gateway(key: KeyConfig, configurations: impl Fn(usize) -> Vec<u8> + Clo
         async move {
             assert_eq!(request.uri().path(), WELL_KNOWN);
             if request.method() == Method::GET {
-                assert_eq!(request.headers().get(header::ACCEPT), Some(&KEYS));
-                return answer(KEYS, configurations(requests.fetch_add(1, Ordering::Relaxed)));
+                assert_eq!(request.headers().get(header::ACCEPT), Some(&KEYS_TYPE));
+                return answer(KEYS_TYPE, configurations(requests.fetch_add(1, Ordering::Relaxed)));
             }
-            assert_eq!(request.headers().get(header::CONTENT_TYPE), Some(&REQUEST));
+            assert_eq!(request.headers().get(header::CONTENT_TYPE), Some(&REQUEST_TYPE));
             let sealed = request.into_body().collect().await.unwrap().to_bytes();
             let (message, sealer) = server.decapsulate(&sealed).unwrap();
-            answer(RESPONSE, sealer.encapsulate(&respond(&message)).unwrap())
+            answer(RESPONSE_TYPE, sealer.encapsulate(&respond(&message)).unwrap())
         }
     })
     .await;
     format!("http://{address}").parse().unwrap()
 }
 
-fn answer(kind: HeaderValue, body: Vec<u8>) -> Response<Full<Bytes>> {
-    Response::builder().header(header::CONTENT_TYPE, kind).body(Full::from(body)).unwrap()
+fn answer(content_type: HeaderValue, body: Vec<u8>) -> Response<Full<Bytes>> {
+    Response::builder().header(header::CONTENT_TYPE, content_type).body(Full::from(body)).unwrap()
 }
 
-/// The answer of a target behind the gateway.
+/// The answer of a target behind the gateway: parts of the request in plain text.
 fn respond(message: &[u8]) -> Vec<u8> {
-    assert_eq!(message.len() % BUCKET, 0);
+    assert_eq!(message.len() % PADDING_UNIT, 0);
     let request = Message::read_bhttp(&mut Cursor::new(message)).unwrap();
     let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap().to_vec()).unwrap();
     let control = request.control();
@@ -141,7 +141,7 @@ fn a_malformed_answer_is_refused() {
     assert!(decode(b"\x01\x40\xc8".to_vec()).is_some());
 }
 
-/// An overlay whose exits begin an answer with keys and then stall.
+/// A connector to exits that begin an answer with keys and then stall.
 #[derive(Clone)]
 struct Stalling;
 
@@ -171,8 +171,8 @@ impl Connector for Stalling {
 async fn a_stalled_fetch_of_keys_times_out() {
     let requester = Requester::new(Stalling, Tls::default());
     let gateway = "http://gateway.example/".parse().unwrap();
-    // The limit is shorter than the permitted pause between two pieces.
-    let limits = TransferTimeouts { keys: Duration::from_millis(200), ..TransferTimeouts::default() };
-    let outcome = timeout(Duration::from_secs(20), requester.oblivious_within(&gateway, request(), limits));
+    // The timeout of the transfer is shorter than the permitted pause between two pieces.
+    let timeouts = TransferTimeouts { keys: Duration::from_millis(200), ..TransferTimeouts::default() };
+    let outcome = timeout(Duration::from_secs(20), requester.oblivious_within(&gateway, request(), timeouts));
     assert_eq!(outcome.await.unwrap().unwrap_err(), ObliviousError::Request(RequestError::Silent));
 }

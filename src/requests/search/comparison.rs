@@ -1,6 +1,6 @@
-//! Comparison of the answers of several exits to one query. It reveals an exit that falsifies an engine's answers.
+//! Comparisons of the answers of several exits to one query, which reveal an exit that falsifies an engine's answers.
 //!
-//! All these exits see the query.
+//! Each compared exit sees the query.
 
 use std::sync::Arc;
 
@@ -20,9 +20,9 @@ pub const MAX_COMPARED: usize = 8;
 /// The answers of several exits to one query.
 #[derive(Clone, Debug)]
 pub struct Comparison {
-    /// The outcome of each exit, in the order of their choice.
+    /// The outcome of each exit, in the order in which the exits were selected.
     pub outcomes: Vec<ExitOutcome>,
-    /// All results, each once.
+    /// All results, each once. The places follow the order of `outcomes`.
     pub rows: Vec<Row>,
 }
 
@@ -35,12 +35,12 @@ pub struct ExitOutcome {
     pub outcome: Result<Found, SearchFailure>,
 }
 
-/// One result, and its rank at each exit.
+/// One result, and its place in the answer of each exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// The result, with title and snippet of the first exit that returned it.
     pub result: SearchResult,
-    /// The rank at each exit, from 1; `None` for exits that didn't return the result.
+    /// The place in the answer of each exit, from 1; `None` for an exit that didn't return the result.
     pub places: Vec<Option<usize>>,
     /// Whether title and snippet are equal at all exits that returned the result.
     pub same_words: bool,
@@ -52,7 +52,7 @@ impl Comparison {
             outcomes.iter().map(|exit| exit.outcome.as_ref().map_or(&[][..], |found| &found.results)).collect();
         let longest = lists.iter().map(|list| list.len()).max().unwrap_or(0);
         let mut rows: Vec<Row> = Vec::new();
-        // The lists are interleaved by rank, so that no exit has precedence.
+        // The lists are interleaved by place, so that no exit has precedence.
         for result in (0..longest).flat_map(|index| lists.iter().filter_map(move |list| list.get(index))) {
             if rows.iter().all(|row| row.result.url != result.url) {
                 rows.push(row(result, &lists));
@@ -64,10 +64,10 @@ impl Comparison {
     /// Whether all successful exits returned the same results in the same order.
     #[must_use]
     pub fn agrees(&self) -> bool {
-        let answered: Vec<bool> = self.outcomes.iter().map(|exit| exit.outcome.is_ok()).collect();
+        let has_answered: Vec<bool> = self.outcomes.iter().map(|exit| exit.outcome.is_ok()).collect();
         self.rows.iter().all(|row| {
             let mut places =
-                row.places.iter().zip(&answered).filter(|(_, answered)| **answered).map(|(place, _)| place);
+                row.places.iter().zip(&has_answered).filter(|(_, answered)| **answered).map(|(place, _)| place);
             let first = places.next();
             row.same_words && places.all(|place| Some(place) == first)
         })
@@ -87,11 +87,12 @@ impl<C: Connector> Searcher<C> {
     /// circuit.
     ///
     /// # Errors
-    /// When fewer exits are available, or the query is invalid. The failure of an exit is its outcome.
+    /// When fewer exits are available, the query is invalid, or a circuit is missing. The failure of an exit is no error
+    /// of the call; it is the outcome of the exit.
     pub async fn compare(&self, query: &SearchQuery, exits: usize) -> Result<Comparison, SearchFailure> {
         let mut query = self.begin(query)?;
         let is_available = |exit: &RelayId| !query.excluded_exits().contains(exit);
-        let available = exits_with(&self.known().offers.borrow(), query.engine()).filter(is_available).count();
+        let available = exits_with(&self.state().offers.borrow(), query.engine()).filter(is_available).count();
         if available < exits.min(MAX_COMPARED) {
             return Err(SearchFailure::TooFewExits(available));
         }

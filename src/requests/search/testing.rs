@@ -1,4 +1,4 @@
-//! An overlay for tests, without relays. Its exits send scripted answers over real streams.
+//! A replacement of the overlay for tests, without relays: exits that send scripted answers over real streams.
 
 use core::time::Duration;
 use std::sync::{Arc, Mutex};
@@ -23,17 +23,19 @@ use crate::{
 
 use super::{Exits, Searcher};
 
-/// An exit's function from a query to its reply.
+/// A function of an exit that returns the reply to a query.
 pub(crate) type ExitScript = fn(&SearchRequest) -> ScriptedReply;
 
 /// The reply of an exit.
 pub(crate) enum ScriptedReply {
     Answer(SearchAnswer),
+    /// Bytes in place of an encoded answer.
     Bytes(Vec<u8>),
+    /// A reset of the stream, without an answer.
     Reset,
 }
 
-/// An overlay with scripted exits for searches. Its streams connect directly to loopback.
+/// A connector to scripted exits for searches. Other streams connect directly to loopback.
 #[derive(Clone)]
 pub(crate) struct Overlay {
     pub(crate) direct: Direct,
@@ -105,6 +107,7 @@ pub(crate) fn engine(name: &str) -> EngineName {
     EngineName::parse(name).unwrap()
 }
 
+/// The exit with the number `number`.
 pub(crate) fn exit(number: usize) -> RelayId {
     RelayId::from_bytes([u8::try_from(number).unwrap(); 32])
 }
@@ -113,7 +116,7 @@ pub(crate) fn result(title: &str, url: &str, snippet: &str) -> SearchResult {
     SearchResult { title: title.to_owned(), url: Url::parse(url).unwrap(), snippet: snippet.to_owned() }
 }
 
-/// An exit that returns two results, which contain the query.
+/// The reply of an exit with two results. The title of the first result contains the query.
 pub(crate) fn honest(request: &SearchRequest) -> ScriptedReply {
     let url = |number: u16| format!("https://book.example/{}/{number}", request.page());
     let results = vec![
@@ -123,6 +126,7 @@ pub(crate) fn honest(request: &SearchRequest) -> ScriptedReply {
     ScriptedReply::Answer(SearchAnswer::Results { results, total: Some(12_345), more: request.page() < 3 })
 }
 
+/// The reply of an exit that refuses the query.
 pub(crate) fn refusing(refusal: SearchRefusal) -> ScriptedReply {
     ScriptedReply::Answer(SearchAnswer::Refused(refusal))
 }

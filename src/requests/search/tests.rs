@@ -6,10 +6,12 @@ use super::{
 };
 use crate::delegated::{Block, HttpOffer, Offer, SearchAnswer, SearchRefusal, SearchRequest};
 
+/// The reply of an exit whose engine demands a CAPTCHA.
 fn captcha(_: &SearchRequest) -> ScriptedReply {
     refusing(SearchRefusal::EngineBlocked(Block::Captcha))
 }
 
+/// The reply of an exit whose engine sent a malformed answer.
 fn malformed(_: &SearchRequest) -> ScriptedReply {
     refusing(SearchRefusal::EngineMalformed)
 }
@@ -142,7 +144,7 @@ async fn a_comparison_shows_an_exit_with_falsified_results() {
     let searcher = overlay.searcher();
     let comparison = searcher.compare(&query(), 4).await.unwrap();
     let exits: BTreeSet<_> = overlay.queried().into_iter().collect();
-    assert_eq!(exits.len(), 4, "each query uses another exit");
+    assert_eq!(exits.len(), 4, "each query uses a different exit");
     assert!(!comparison.agrees());
     let planted = comparison.rows.iter().find(|row| row.result.url.host_str() == Some("planted.example")).unwrap();
     assert_eq!(planted.places, [None, Some(1), None, None]);

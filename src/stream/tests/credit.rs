@@ -29,7 +29,7 @@ fn a_stalled_reader_blocks_only_its_own_stream() {
 }
 
 #[test]
-fn credit_grows_with_its_reader_and_stays_within_the_circuit_limit() {
+fn credit_grows_while_the_reader_keeps_up_and_stays_within_the_circuits_maximum() {
     let parameters = FlowParameters { stream_credit_max: 1 << 20, circuit_credit_max: 1 << 20, ..Default::default() };
     let mut pair = Pair::with(parameters);
     let (first, second) = (pair.stream(), pair.stream());
@@ -42,10 +42,10 @@ fn credit_grows_with_its_reader_and_stays_within_the_circuit_limit() {
         events(&mut pair.exit);
     }
     pair.settle();
-    let open: u64 = pair.origin.streams.values().map(StreamState::credit_left).sum();
+    let credit_left: u64 = pair.origin.streams.values().map(StreamState::credit_left).sum();
     let extra = pair.origin.extra_credit;
     assert!((9 << 16..=1 << 20).contains(&extra), "{extra}");
-    assert!(open <= (1 << 20) + 2 * u64::from(INITIAL_CREDIT), "{open}");
+    assert!(credit_left <= (1 << 20) + 2 * u64::from(INITIAL_CREDIT), "{credit_left}");
     pair.origin.handle_command(first, StreamCommand::Reset(EndReason::Reset));
     pair.origin.handle_command(second, StreamCommand::Reset(EndReason::Reset));
     assert_eq!(pair.origin.extra_credit, 0);
@@ -109,8 +109,8 @@ fn bytes_beyond_the_credit_are_a_breach() {
     assert_eq!(pair.origin.handle_message(pair.now, data), Err(StreamError::BeyondCredit));
 }
 
-/// Sends `bytes` of a connected stream to the exit, which doesn't read them.
-fn sent(bytes: usize) -> (Pair, StreamId) {
+/// A pair with a connected stream, of which the origin has sent `bytes`. The exit has read none of them.
+fn pair_with_sent(bytes: usize) -> (Pair, StreamId) {
     let mut pair = Pair::new();
     let id = pair.stream();
     assert_eq!(pair.origin.write(id, &vec![1; bytes]), bytes);
@@ -119,10 +119,10 @@ fn sent(bytes: usize) -> (Pair, StreamId) {
 }
 
 #[test]
-fn more_credits_than_quarters_of_the_initial_allowance_sent_are_a_breach() {
+fn more_than_one_credit_for_32_kib_of_sent_bytes_is_a_breach() {
     for (bytes, legal) in [(0, 0), (32_767, 0), (32_768, 1), (100_000, 3), (131_072, 4)] {
         for late in [false, true] {
-            let (mut pair, stream) = sent(bytes);
+            let (mut pair, stream) = pair_with_sent(bytes);
             if late {
                 pair.origin.handle_command(stream, StreamCommand::Reset(EndReason::Reset));
             }
@@ -138,10 +138,10 @@ fn more_credits_than_quarters_of_the_initial_allowance_sent_are_a_breach() {
 #[test]
 fn credit_far_beyond_the_sent_bytes_is_a_breach() {
     let credit = |stream, bytes| RelayMessage::Credit { stream, bytes };
-    let (mut pair, id) = sent(65_536);
+    let (mut pair, id) = pair_with_sent(65_536);
     pair.origin.handle_message(pair.now, credit(id, 16 << 20)).unwrap();
     pair.origin.handle_message(pair.now, credit(id, 65_536)).unwrap();
-    let (mut pair, id) = sent(65_536);
+    let (mut pair, id) = pair_with_sent(65_536);
     let surplus = credit(id, (16 << 20) + 65_537);
     assert_eq!(pair.origin.handle_message(pair.now, surplus), Err(StreamError::SurplusCredit));
 }

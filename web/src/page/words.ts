@@ -85,7 +85,7 @@ const FAILURES: Record<Kind, FailureText> = {
   },
   certificate: {
     title: 'The site’s certificate is not valid',
-    words: 'Another party may intercept the stream, so nothing of the request was sent.',
+    words: 'Another party may intercept the stream, so no part of the request was sent.',
   },
   refused: {
     title: 'The request was refused',

@@ -28,8 +28,8 @@ fn outbound(private: bool, tls: Tls) -> Outbound {
     let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
     let policies = TargetPolicies { resolved: policy.clone(), literal: policy };
     let mut limits = OutboundLimits::default();
-    limits.exchange.head = Duration::from_millis(500);
-    limits.exchange.idle = Some(Duration::from_millis(500));
+    limits.exchange.head_timeout = Duration::from_millis(500);
+    limits.exchange.idle_timeout = Some(Duration::from_millis(500));
     Outbound::new(policies, Arc::new(Resolver::new(&options)), tls, limits)
 }
 

@@ -1,9 +1,9 @@
 //! Simulation of circuits over a path of links, in virtual time, from a seed.
 //!
-//! Each link has a fixed rate. It serves circuits in turn, like the queue of a channel. A lost datagram delays the
-//! cells of its circuit until the datagram is retransmitted. Nodes handle received messages in batches. Cells of a
-//! circuit stay in order and none is lost, so a queue is a range of cell numbers. One cell in `tag_interval` has a tag:
-//! the number of the cell.
+//! Each link has a fixed rate, and serves circuits in turn like the queue of a channel. A lost datagram delays the cells
+//! of its circuit until the datagram is retransmitted. Nodes handle received messages in batches. Cells of a circuit
+//! stay in order and none is lost, so a queue is a range of cell numbers. Every `tag_interval`-th cell has a tag: the
+//! number of the cell.
 
 use core::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -15,10 +15,10 @@ use crate::base::Instant;
 
 /// Maximum cells of a message.
 const MESSAGE_CELLS: u64 = crate::base::MESSAGE_CELLS as u64;
-/// Maximum cells that a link takes from a circuit in one turn (deficit round robin).
+/// Maximum cells that a link takes from a circuit in one turn (round robin).
 const QUANTUM: u64 = 4;
 /// Cap of a circuit's queue at the first link. The sender stops at the cap.
-const SENDER_QUEUE: u64 = 32;
+const MAX_SENDER_QUEUE: u64 = 32;
 
 /// Properties of one link, and of the node at the link's far end.
 #[derive(Clone, Copy)]
@@ -57,20 +57,20 @@ struct LinkState {
 /// One circuit's queue at a link: the cells `dequeued + 1` to `end`.
 #[derive(Clone, Copy)]
 struct Queue {
-    /// The last cell taken from the queue.
+    /// The last cell that the link took from the queue.
     dequeued: u64,
     /// The last cell that was sent with a message.
     sent: u64,
     /// The last queued cell.
     end: u64,
-    /// Cells that the link may still take in the circuit's turn.
-    turn: u64,
+    /// Cells that the link may still take in the circuit's current turn.
+    left_in_turn: u64,
     /// Whether the circuit is in `new` or `old`.
     listed: bool,
-    /// The arrival of the last message; later messages do not arrive before it.
-    lane_until: Instant,
-    /// The arrival of the last SENDME at the near end; no later SENDME arrives before it.
-    backward_until: Instant,
+    /// The arrival time of the last message. Later messages do not arrive before that time.
+    last_arrival: Instant,
+    /// The arrival time of the last SENDME at the near end. Later SENDMEs do not arrive before that time.
+    last_sendme_arrival: Instant,
 }
 
 /// One circuit's sender and receiver.
@@ -82,9 +82,9 @@ pub(super) struct Circuit {
     sent: u64,
     /// Number of delivered cells.
     pub(super) delivered: u64,
-    /// Number and send time of each undelivered cell that was sent alone.
+    /// Number and send time of each undelivered cell that the sender sent alone.
     lone_cells: VecDeque<(u64, Instant)>,
-    /// Longest delivery time of a cell that was the only one sent and delivered at its time.
+    /// Longest time from sending to delivery of a cell that was sent alone and was the last of its message.
     pub(super) longest_delivery: Duration,
 }
 
@@ -103,8 +103,9 @@ pub(super) struct PathSimulation {
     rng: ChaCha8Rng,
     links: Vec<LinkState>,
     pub(super) circuits: Vec<Circuit>,
+    /// Events by time, and by serial number at equal times.
     events: BinaryHeap<Reverse<(Instant, u64, Event)>>,
-    serial: u64,
+    last_serial: u64,
     /// Maximum cells of one circuit that were queued at one link.
     pub(super) longest_queue: u64,
 }
@@ -116,10 +117,10 @@ impl PathSimulation {
             dequeued: 0,
             sent: 0,
             end: 0,
-            turn: 0,
+            left_in_turn: 0,
             listed: false,
-            lane_until: Instant::START,
-            backward_until: Instant::START,
+            last_arrival: Instant::START,
+            last_sendme_arrival: Instant::START,
         };
         let link_state = |link: &Link| LinkState {
             properties: *link,
@@ -144,7 +145,7 @@ impl PathSimulation {
             links: links.iter().map(link_state).collect(),
             circuits,
             events: BinaryHeap::new(),
-            serial: 0,
+            last_serial: 0,
             longest_queue: 0,
             parameters,
         };
@@ -165,6 +166,7 @@ impl PathSimulation {
         self.schedule(self.now, Event::Send { circuit });
     }
 
+    /// Runs the simulation for `duration`.
     pub(super) fn run(&mut self, duration: Duration) {
         let end = self.now.after(duration);
         while self.events.peek().is_some_and(|Reverse((at, ..))| *at <= end) {
@@ -195,6 +197,7 @@ impl PathSimulation {
         after.zip(before).map(|(after, before)| (after - before) as f64 / duration.as_secs_f64()).collect()
     }
 
+    /// The delivery rate of all circuits together during `duration`, in cells a second.
     pub(super) fn rate(&mut self, duration: Duration) -> f64 {
         self.rates(duration).into_iter().sum()
     }
@@ -205,15 +208,15 @@ impl PathSimulation {
     }
 
     fn schedule(&mut self, at: Instant, event: Event) {
-        self.serial += 1;
-        self.events.push(Reverse((at, self.serial, event)));
+        self.last_serial += 1;
+        self.events.push(Reverse((at, self.last_serial, event)));
     }
 
     fn send(&mut self, circuit: usize) {
         let every = u64::from(self.parameters.tag_interval);
         let state = &mut self.circuits[circuit];
         let queue = &self.links[0].queues[circuit];
-        let room = SENDER_QUEUE.saturating_sub(queue.end - queue.dequeued);
+        let room = MAX_SENDER_QUEUE.saturating_sub(queue.end - queue.dequeued);
         let mut end = state.sent;
         while state.remaining > 0 && end < state.sent + room && state.window.has_room() {
             end += 1;
@@ -238,7 +241,7 @@ impl PathSimulation {
         self.longest_queue = self.longest_queue.max(queue.end - queue.dequeued);
         if !queue.listed {
             queue.listed = true;
-            queue.turn = QUANTUM;
+            queue.left_in_turn = QUANTUM;
             state.new.push_back(circuit);
         }
         self.serve(link);
@@ -257,20 +260,20 @@ impl PathSimulation {
             let list = if from_new { &mut state.new } else { &mut state.old };
             let Some(&circuit) = list.front() else { break };
             let queue = &mut state.queues[circuit];
-            let taken = queue.turn.min(queue.end - queue.dequeued).min(MESSAGE_CELLS - cells);
-            if taken == 0 {
+            let count = queue.left_in_turn.min(queue.end - queue.dequeued).min(MESSAGE_CELLS - cells);
+            if count == 0 {
                 list.pop_front();
                 if queue.dequeued < queue.end || from_new {
-                    queue.turn = QUANTUM;
+                    queue.left_in_turn = QUANTUM;
                     state.old.push_back(circuit);
                 } else {
                     queue.listed = false;
                 }
                 continue;
             }
-            queue.turn -= taken;
-            queue.dequeued += taken;
-            cells += taken;
+            queue.left_in_turn -= count;
+            queue.dequeued += count;
+            cells += count;
             match served.iter_mut().find(|(other, _)| *other == circuit) {
                 Some((_, end)) => *end = queue.dequeued,
                 None => served.push((circuit, queue.dequeued)),
@@ -289,8 +292,8 @@ impl PathSimulation {
             let arrives = departs.after(state.properties.delay).after(loss_delay);
             let queue = &mut state.queues[circuit];
             queue.sent = end;
-            queue.lane_until = queue.lane_until.max(arrives);
-            let arrives = queue.lane_until;
+            queue.last_arrival = queue.last_arrival.max(arrives);
+            let arrives = queue.last_arrival;
             if !state.properties.pause.is_zero() && arrives > state.wakes_at {
                 state.wakes_at = arrives.after(state.properties.pause.mul_f64(self.rng.random::<f64>()));
             }
@@ -352,7 +355,7 @@ impl PathSimulation {
                     arrives = arrives.after(delay * 5 / 2);
                 }
             }
-            let until = &mut self.links[link].queues[circuit].backward_until;
+            let until = &mut self.links[link].queues[circuit].last_sendme_arrival;
             *until = (*until).max(arrives);
             at = *until;
         }

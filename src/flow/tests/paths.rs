@@ -1,42 +1,43 @@
-//! Tests of the window over paths of three links, in virtual time. Only native: they take minutes as unoptimised
-//! WebAssembly.
+//! Tests of the window over simulated paths of three links, in virtual time. The tests run only natively, because
+//! they take minutes as unoptimised WebAssembly.
 
 use super::{
     super::*,
-    path::{Link, PathSimulation, fairness},
+    simulation::{Link, PathSimulation, fairness},
 };
 
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// `mib` MiB/s, in cells a second.
-const fn mib(mib: u64) -> u64 {
+/// A rate of `mib` MiB/s, in cells a second.
+const fn mib_per_second(mib: u64) -> u64 {
     mib * 1024
 }
 
-/// Three links with a one-way delay of `delay_ms`. The middle link has `rate`, the others are faster.
+/// Three links with a one-way delay of `delay_ms` milliseconds each. The middle link has `rate` cells a second; the
+/// others are faster.
 fn links(delay_ms: u64, rate: u64, loss: f64) -> [Link; 3] {
-    let fast = Link { loss, ..Link::new(delay_ms, mib(250)) };
+    let fast = Link { loss, ..Link::new(delay_ms, mib_per_second(250)) };
     [fast, Link { rate, ..fast }, fast]
 }
 
-/// The throughput in MiB/s during `measured`, after a run of `settle`.
-fn throughput(path: &mut PathSimulation, settle: Duration, measured: Duration) -> f64 {
-    path.run(settle);
+/// The throughput in MiB/s during `measured`, after a run of `warm_up`.
+fn throughput(path: &mut PathSimulation, warm_up: Duration, measured: Duration) -> f64 {
+    path.run(warm_up);
     path.rate(measured) / 1024.0
 }
 
 #[test]
 fn one_circuit_fills_a_line_of_60_mib_a_second_at_25_ms_a_link_within_two_seconds() {
-    let mut path = PathSimulation::new(1, &links(25, mib(60), 0.0), 1);
+    let mut path = PathSimulation::new(1, &links(25, mib_per_second(60), 0.0), 1);
     let rate = throughput(&mut path, seconds(2), seconds(8));
     assert!(rate >= 57.0, "{rate} MiB/s");
 }
 
 #[test]
 fn sixteen_circuits_fill_a_line_of_120_mib_a_second_at_25_ms_a_link_and_share_it_equally() {
-    let mut path = PathSimulation::new(1, &links(25, mib(120), 0.0), 16);
+    let mut path = PathSimulation::new(1, &links(25, mib_per_second(120), 0.0), 16);
     path.run(seconds(2));
     let rates = path.rates(seconds(4));
     let sum = rates.iter().sum::<f64>() / 1024.0;
@@ -46,7 +47,7 @@ fn sixteen_circuits_fill_a_line_of_120_mib_a_second_at_25_ms_a_link_and_share_it
 #[test]
 fn one_circuit_gets_25_mib_a_second_at_25_ms_a_link_and_a_loss_of_one_in_a_thousand() {
     for seed in 1..=3 {
-        let mut path = PathSimulation::new(seed, &links(25, mib(60), 0.001), 1);
+        let mut path = PathSimulation::new(seed, &links(25, mib_per_second(60), 0.001), 1);
         let rate = throughput(&mut path, seconds(4), seconds(6));
         assert!(rate >= 25.0, "seed {seed}: {rate} MiB/s");
     }
@@ -55,7 +56,7 @@ fn one_circuit_gets_25_mib_a_second_at_25_ms_a_link_and_a_loss_of_one_in_a_thous
 #[test]
 fn one_circuit_gets_12_mib_a_second_at_25_ms_a_link_and_a_loss_of_one_in_a_hundred() {
     for seed in 1..=4 {
-        let mut path = PathSimulation::new(seed, &links(25, mib(60), 0.01), 1);
+        let mut path = PathSimulation::new(seed, &links(25, mib_per_second(60), 0.01), 1);
         let rate = throughput(&mut path, seconds(8), seconds(8));
         assert!(rate >= 12.0, "seed {seed}: {rate} MiB/s");
     }
@@ -63,7 +64,7 @@ fn one_circuit_gets_12_mib_a_second_at_25_ms_a_link_and_a_loss_of_one_in_a_hundr
 
 #[test]
 fn sixteen_circuits_fill_lines_with_a_loss_of_one_in_a_hundred() {
-    let mut path = PathSimulation::new(1, &links(25, mib(60), 0.01), 16);
+    let mut path = PathSimulation::new(1, &links(25, mib_per_second(60), 0.01), 16);
     path.run(seconds(6));
     let rates = path.rates(seconds(6));
     let sum = rates.iter().sum::<f64>() / 1024.0;
@@ -72,26 +73,33 @@ fn sixteen_circuits_fill_lines_with_a_loss_of_one_in_a_hundred() {
 
 #[test]
 fn one_circuit_gets_20_mib_a_second_at_100_ms_a_link_and_sixteen_get_45() {
-    let mut path = PathSimulation::new(1, &links(100, mib(50), 0.0), 1);
+    let mut path = PathSimulation::new(1, &links(100, mib_per_second(50), 0.0), 1);
     let rate = throughput(&mut path, seconds(6), seconds(6));
     assert!(rate >= 20.0, "{rate} MiB/s");
-    let mut path = PathSimulation::new(1, &links(100, mib(50), 0.0), 16);
+    let mut path = PathSimulation::new(1, &links(100, mib_per_second(50), 0.0), 16);
     let rate = throughput(&mut path, seconds(8), seconds(6));
     assert!(rate >= 45.0, "{rate} MiB/s");
 }
 
 #[test]
-fn a_settled_queue_stays_within_twice_its_time() {
-    let bound = FlowParameters::default().queue_time;
-    for (delay, rate) in [(1, mib(50)), (5, mib(20)), (25, mib(6)), (25, mib(40)), (60, mib(5)), (100, mib(10))] {
+fn after_slow_start_the_mean_queue_is_at_most_twice_the_queue_time() {
+    let queue_time = FlowParameters::default().queue_time;
+    for (delay, rate) in [
+        (1, mib_per_second(50)),
+        (5, mib_per_second(20)),
+        (25, mib_per_second(6)),
+        (25, mib_per_second(40)),
+        (60, mib_per_second(5)),
+        (100, mib_per_second(10)),
+    ] {
         let mut path = PathSimulation::new(1, &links(delay, rate, 0.0), 1);
         path.run(seconds(15));
-        let mut waits = Duration::ZERO;
+        let mut mean_wait = Duration::ZERO;
         for _ in 0..50 {
             path.run(Duration::from_millis(100));
-            waits += Duration::from_secs_f64(path.queued(0) as f64 / rate as f64) / 50;
+            mean_wait += Duration::from_secs_f64(path.queued(0) as f64 / rate as f64) / 50;
         }
-        assert!(waits <= bound * 2, "{delay} ms, {rate} cells/s: {waits:?}");
+        assert!(mean_wait <= queue_time * 2, "{delay} ms, {rate} cells/s: {mean_wait:?}");
     }
 }
 
@@ -111,9 +119,9 @@ fn sixteen_circuits_fill_50_mbit_a_second_with_a_short_queue_and_do_not_delay_a_
     }
     let sum: f64 = delivered.iter().sum();
     assert!(sum >= 5800.0 && fairness(&delivered) >= 0.98, "{delivered:?}");
-    let waits = queued as f64 / 40.0 / 6000.0;
-    assert!(waits <= 0.15, "{waits} s wait");
-    // 75 ms of propagation delay, and a message of other circuits on each link.
+    let mean_wait = queued as f64 / 40.0 / 6000.0;
+    assert!(mean_wait <= 0.15, "{mean_wait} s wait");
+    // The bound is the propagation delay of 75 ms, and one message of other circuits on each link.
     assert!(
         path.circuits[light].longest_delivery <= Duration::from_millis(90),
         "{:?}",
@@ -122,10 +130,13 @@ fn sixteen_circuits_fill_50_mbit_a_second_with_a_short_queue_and_do_not_delay_a_
 }
 
 #[test]
-fn batches_on_a_short_path_cost_no_throughput() {
+fn batches_on_a_short_path_cost_little_throughput() {
     for (pause, circuits) in [(500, 1), (2000, 1), (5000, 1), (5000, 16)] {
-        let link =
-            Link { delay: Duration::from_micros(50), pause: Duration::from_micros(pause), ..Link::new(0, mib(90)) };
+        let link = Link {
+            delay: Duration::from_micros(50),
+            pause: Duration::from_micros(pause),
+            ..Link::new(0, mib_per_second(90))
+        };
         for seed in 1..=2 {
             let mut path = PathSimulation::new(seed, &[link; 3], circuits);
             let rate = throughput(&mut path, seconds(1), seconds(3));
@@ -145,7 +156,7 @@ fn a_circuit_queues_at_most_the_largest_window_at_a_relay() {
 
 #[test]
 fn slow_start_queues_at_most_three_bandwidth_delay_products_at_a_relay() {
-    for (delay, rate) in [(25, mib(40)), (25, 6000), (100, mib(5))] {
+    for (delay, rate) in [(25, mib_per_second(40)), (25, 6000), (100, mib_per_second(5))] {
         let mut path = PathSimulation::new(1, &links(delay, rate, 0.0), 1);
         path.run(seconds(10));
         let product = rate * delay * 6 / 1000;
@@ -158,8 +169,8 @@ fn slow_start_queues_at_most_three_bandwidth_delay_products_at_a_relay() {
 }
 
 #[test]
-fn a_path_with_increased_delay_is_full_within_ten_seconds() {
-    let mut path = PathSimulation::new(1, &links(5, mib(10), 0.0), 1);
+fn a_path_with_increased_delay_carries_nine_tenths_of_its_rate_within_ten_seconds() {
+    let mut path = PathSimulation::new(1, &links(5, mib_per_second(10), 0.0), 1);
     path.run(seconds(5));
     path.change_link(0, |link| link.delay = Duration::from_millis(75));
     let rate = throughput(&mut path, seconds(10), seconds(5));
@@ -168,20 +179,20 @@ fn a_path_with_increased_delay_is_full_within_ten_seconds() {
 
 #[test]
 fn a_faster_line_is_full_within_three_seconds_and_the_queue_of_a_slower_one_drains() {
-    let mut path = PathSimulation::new(1, &links(25, mib(5), 0.0), 1);
+    let mut path = PathSimulation::new(1, &links(25, mib_per_second(5), 0.0), 1);
     path.run(seconds(6));
-    path.change_link(1, |link| link.rate = mib(40));
+    path.change_link(1, |link| link.rate = mib_per_second(40));
     let rate = throughput(&mut path, seconds(3), seconds(4));
     assert!(rate >= 36.0, "{rate} MiB/s");
-    path.change_link(1, |link| link.rate = mib(4));
+    path.change_link(1, |link| link.rate = mib_per_second(4));
     path.run(seconds(6));
-    let waits = path.queued(0) as f64 / mib(4) as f64;
-    assert!(waits <= 0.1, "{waits} s wait");
+    let wait = path.queued(0) as f64 / mib_per_second(4) as f64;
+    assert!(wait <= 0.1, "{wait} s wait");
 }
 
 #[test]
-fn a_late_circuit_gets_its_share_and_releases_it_at_its_end() {
-    let mut path = PathSimulation::new(1, &links(25, mib(20), 0.0), 2);
+fn a_second_circuit_gets_its_share_and_the_first_gets_the_rate_back_at_its_end() {
+    let mut path = PathSimulation::new(1, &links(25, mib_per_second(20), 0.0), 2);
     path.circuits[1].remaining = 0;
     path.run(seconds(5));
     path.set_remaining(1, u64::MAX);
@@ -195,18 +206,18 @@ fn a_late_circuit_gets_its_share_and_releases_it_at_its_end() {
 }
 
 #[test]
-fn the_queue_of_the_window_is_not_measured_as_propagation_delay() {
-    let mut path = PathSimulation::new(1, &links(5, mib(10), 0.0), 1);
+fn the_queue_that_the_window_causes_is_not_measured_as_propagation_delay() {
+    let mut path = PathSimulation::new(1, &links(5, mib_per_second(10), 0.0), 1);
     path.run(seconds(10));
     let rate = path.rate(seconds(90)) / 1024.0;
     assert!(rate >= 9.7, "{rate} MiB/s");
-    let product = mib(10) * 30 / 1000;
+    let product = mib_per_second(10) * 30 / 1000;
     assert!(path.circuits[0].window.window() <= product + 600, "{}", path.circuits[0].window.window());
 }
 
 #[test]
 fn an_application_limited_sender_does_not_grow_its_window() {
-    let mut path = PathSimulation::new(1, &links(25, mib(10), 0.0), 1);
+    let mut path = PathSimulation::new(1, &links(25, mib_per_second(10), 0.0), 1);
     path.circuits[0].remaining = 0;
     for _ in 0..100 {
         path.set_remaining(0, 40);
@@ -227,7 +238,7 @@ fn a_slow_line_reduces_the_window_to_no_less_than_the_minimum() {
 
 #[test]
 fn the_first_mebibyte_arrives_within_four_round_trips() {
-    let mut path = PathSimulation::new(1, &links(25, mib(60), 0.0), 1);
+    let mut path = PathSimulation::new(1, &links(25, mib_per_second(60), 0.0), 1);
     path.run(Duration::from_millis(3 * 151 + 100));
     assert!(path.circuits[0].delivered >= 1024, "{}", path.circuits[0].delivered);
 }

@@ -1,0 +1,106 @@
+//! Recently closed streams, and the messages that the peer may still send on them.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::{
+    credit::SentBytes,
+    state::{Receiving, StreamPhase, StreamState},
+};
+use crate::base::StreamId;
+
+const MAX_CLOSED: usize = 1024;
+
+/// Recently closed streams. Holds at most 1,024 streams; the oldest is evicted first.
+#[derive(Default)]
+pub(super) struct ClosedStreams {
+    streams: BTreeMap<StreamId, ClosedStream>,
+    /// Identifier and number of the streams, oldest first. Also contains streams that were removed since.
+    order: VecDeque<(StreamId, u64)>,
+    /// The number of insertions.
+    inserted: u64,
+}
+
+/// A closed stream, with the messages that may still arrive.
+struct ClosedStream {
+    /// The number of the insertion, which differs if the identifier is inserted again.
+    number: u64,
+    /// Bytes of DATA that may arrive.
+    bytes_left: u64,
+    /// The bytes sent, for which CREDIT may arrive.
+    sent: SentBytes,
+    /// Whether CONNECTED may arrive.
+    connected: bool,
+    /// Whether RESOLVED may arrive.
+    resolved: bool,
+    /// Whether END(Done) may arrive.
+    finished: bool,
+}
+
+impl ClosedStreams {
+    /// Adds a closed stream, on which the peer may still send `late_bytes`.
+    pub(super) fn insert(&mut self, id: StreamId, stream: &StreamState, late_bytes: u64) {
+        self.inserted = self.inserted.saturating_add(1);
+        let closed = ClosedStream {
+            number: self.inserted,
+            bytes_left: late_bytes,
+            sent: stream.sent,
+            connected: stream.phase == StreamPhase::Beginning,
+            resolved: stream.phase == StreamPhase::Resolving,
+            finished: stream.carries_data() && stream.receiving == Receiving::Open,
+        };
+        self.streams.insert(id, closed);
+        self.order.push_back((id, self.inserted));
+        while self.order.len() > MAX_CLOSED {
+            if let Some((oldest, number)) = self.order.pop_front()
+                && self.streams.get(&oldest).is_some_and(|closed| closed.number == number)
+            {
+                self.streams.remove(&oldest);
+            }
+        }
+    }
+
+    pub(super) fn contains(&self, id: StreamId) -> bool {
+        self.streams.contains_key(&id)
+    }
+
+    /// Removes a stream after the peer's last message, or when its identifier is reused. Returns whether the stream was
+    /// stored.
+    pub(super) fn remove(&mut self, id: StreamId) -> bool {
+        self.streams.remove(&id).is_some()
+    }
+
+    /// Takes DATA of `bytes` bytes; `false` if fewer bytes may arrive on the stream.
+    pub(super) fn handle_data(&mut self, id: StreamId, bytes: u64) -> bool {
+        let Some(closed) = self.streams.get_mut(&id) else { return false };
+        match closed.bytes_left.checked_sub(bytes) {
+            Some(left) => {
+                closed.bytes_left = left;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Takes a CREDIT of `bytes` bytes; `false` if no reader of the sent bytes can grant it.
+    pub(super) fn handle_credit(&mut self, id: StreamId, bytes: u32) -> bool {
+        self.streams.get_mut(&id).is_some_and(|closed| closed.sent.handle_credit(bytes))
+    }
+
+    /// Takes CONNECTED, which may arrive once; `false` if no CONNECTED may arrive on the stream.
+    pub(super) fn handle_connected(&mut self, id: StreamId) -> bool {
+        self.streams.get_mut(&id).is_some_and(|closed| core::mem::take(&mut closed.connected))
+    }
+
+    /// Takes END(Done), which may arrive once; `false` if no END(Done) may arrive on the stream. No bytes may follow.
+    pub(super) fn handle_finished(&mut self, id: StreamId) -> bool {
+        self.streams.get_mut(&id).is_some_and(|closed| {
+            closed.bytes_left = 0;
+            core::mem::take(&mut closed.finished)
+        })
+    }
+
+    /// Takes RESOLVED, the peer's last message; `false` if no RESOLVED may arrive on the stream.
+    pub(super) fn handle_resolved(&mut self, id: StreamId) -> bool {
+        self.streams.get(&id).is_some_and(|closed| closed.resolved) && self.remove(id)
+    }
+}
