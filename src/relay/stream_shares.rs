@@ -25,7 +25,7 @@ impl StreamShares {
     pub(super) fn fullest(&self, owner: &Owner) -> Option<(usize, CircuitKey)> {
         let owner = match self.owners.check(owner) {
             Ok(()) => return None,
-            Err(AtCap::Part) => *owner,
+            Err(AtCap::Share) => *owner,
             Err(AtCap::All) => self.owners.fullest()?,
         };
         self.circuits.get(&owner)?.last().copied()
