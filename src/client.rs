@@ -154,7 +154,7 @@ impl ClientMachine {
     /// stores it before the client ends.
     pub const fn take_guard_changes(&mut self) -> bool {
         self.store_at = None;
-        self.guards.take_counted()
+        self.guards.take_counts_changed()
     }
 
     /// The consensus in use, expired or not.
@@ -249,7 +249,7 @@ impl ClientMachine {
         let refused = match demand.special_host()? {
             SpecialHost::Reserved => true,
             SpecialHost::Private => {
-                self.documents.relays(now, None).is_some_and(|relays| !relays.take_private_targets())
+                self.documents.relays(now, None).is_some_and(|relays| !relays.allow_private_targets())
             }
         };
         refused.then_some(StreamFailure::NotPublic)
@@ -391,7 +391,7 @@ impl ClientMachine {
     /// Dials unreachable guards again. No circuit waits for these dials.
     fn dial_guards(&mut self, now: Instant) {
         let Some(consensus) = self.documents.consensus().filter(|_| !self.documents.is_expired()) else { return };
-        for guard in self.guards.due(consensus, now) {
+        for guard in self.guards.guards_to_dial(consensus, now) {
             // An open channel is reported by its events.
             let _ = self.channels.connect(now, &guard.dial_target());
         }

@@ -76,7 +76,7 @@ impl BuildPolicy {
         if refused(&path) {
             path = choose(&relays, guards, &requirement, refused_by, rng)?;
         }
-        if refused(&path) { Err(requirement.purpose.without_exit()) } else { Ok(path) }
+        if refused(&path) { Err(requirement.purpose.error_without_exit()) } else { Ok(path) }
     }
 
     /// Chooses another relay for `position` (from 0) of `path`; a volunteer only if `volunteer_follows`.
