@@ -93,11 +93,11 @@ fn config(options: &DirectoryOptions) -> Result<AuthorityConfig, Failure> {
         parameters = parameters.with("volunteer.interval-seconds", interval).map_err(Failure::failed)?;
     }
     Ok(AuthorityConfig {
-        publish_when: options.await_relays.unwrap_or(defaults.publish_when),
+        first_consensus_relays: options.await_relays.unwrap_or(defaults.first_consensus_relays),
         interval,
         private_addresses: private,
         // In a private network dials are cheap, and all relays start at the same time, so none has a long uptime.
-        prove_every: if private { Duration::from_secs(20) } else { defaults.prove_every },
+        proof_interval: if private { Duration::from_secs(20) } else { defaults.proof_interval },
         stable_after: if private { Duration::ZERO } else { defaults.stable_after },
         parameters,
         ..defaults
