@@ -347,7 +347,8 @@ impl Net {
         self.client(|party, now, _| party.client.open(now, target(443), Isolation([isolation; 32])))
     }
 
-    /// Opens streams of further isolations until none has a spare circuit left; returns the circuit that is being built.
+    /// Opens streams of further isolations until none has a spare circuit left; returns the circuit that is being
+    /// built.
     fn building(&mut self) -> PooledCircuitKey {
         (200..=250)
             .find_map(|isolation| {

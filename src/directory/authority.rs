@@ -1,9 +1,9 @@
 //! The directory authority: accepts descriptors, requests a proof of each relay's addresses, and signs the consensus.
 //!
 //! Owns the authority's key, the state of every relay and volunteer, and the last consensus. Driven by descriptors,
-//! reports, outcomes of dials and wall-clock time. The owner performs the actions of [`AuthorityEvent`]: it dials relays,
-//! stores records, and serves documents. Governed by `proto/07-directory.md` §6 and §9. Threats addressed: a relay can
-//! claim neither the address of another node nor a weight.
+//! reports, outcomes of dials and wall-clock time. The owner performs the actions of [`AuthorityEvent`]: it dials
+//! relays, stores records, and serves documents. Governed by `proto/07-directory.md` §6 and §9. Threats addressed: a
+//! relay is listed neither with the address of another node nor with a weight that the relay claims.
 //!
 //! Votes of several authorities aren't implemented: this authority signs its own list.
 
@@ -56,8 +56,8 @@ pub struct AuthorityConfig {
     /// Time from a relay's first descriptor to the flag stable. A relay known for at least as long as the median listed
     /// relay is stable too.
     pub stable_after: Duration,
-    /// Whether relays may have private and loopback addresses. If so, there are no caps on relays at one address, in one
-    /// network or in one block.
+    /// Whether relays may have private and loopback addresses. If so, there are no caps on relays at one address, in
+    /// one network or in one block.
     pub private_addresses: bool,
     /// The parameters of the consensus.
     pub parameters: Parameters,
@@ -184,8 +184,8 @@ impl Authority {
         self.key.id().into()
     }
 
-    /// Whether `consensus`, the last consensus that this authority signed, is dated more than a minute after `now`. If so,
-    /// the clock is wrong, or was wrong when the consensus was signed.
+    /// Whether `consensus`, the last consensus that this authority signed, is dated more than a minute after `now`. If
+    /// so, the clock is wrong, or was wrong when the consensus was signed.
     #[must_use]
     pub fn has_signed_after(&self, now: WallTime, consensus: &[u8]) -> bool {
         let signed = UnverifiedConsensus::decode(consensus).ok();
@@ -226,8 +226,9 @@ impl Authority {
         self.handle_timeout(now);
     }
 
-    /// Handles a descriptor (an encoded `SignedDescriptor`). `publisher` is `None` if the sender's address is unknown or not
-    /// global. The relay is listed once its addresses are proved. A repeated descriptor has no effect and is no error.
+    /// Handles a descriptor (an encoded `SignedDescriptor`). `publisher` is `None` if the sender's address is unknown
+    /// or not global. The relay is listed once its addresses are proved. A repeated descriptor has no effect and is no
+    /// error.
     ///
     /// # Errors
     /// When the descriptor is refused; the text may be shown to the sender.
@@ -383,8 +384,8 @@ impl Authority {
         }
     }
 
-    /// Adds a new relay. At a cap, evicts an unproved relay, because new identities cost nothing. If all unproved relays are
-    /// being dialled, which are few, displaces a proved relay.
+    /// Adds a new relay. At a cap, evicts an unproved relay, because new identities cost nothing. If all unproved
+    /// relays are being dialled, which are few, displaces a proved relay.
     fn add(&mut self, entry: RelayEntry, now: WallTime) -> Result<(), DescriptorError> {
         let mut evicted = self.relays.make_room(&entry);
         if self.relays.len() >= MAX_RELAYS {

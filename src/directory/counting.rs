@@ -1,5 +1,5 @@
-//! Signatures of authorities, the threshold that a document requires, and the reasons for which a document doesn't count
-//! (`proto/07-directory.md` §4).
+//! Signatures of authorities, the threshold that a document requires, and the reasons for which a document doesn't
+//! count (`proto/07-directory.md` §4).
 
 use super::{AuthorityId, profile::to_array, schema};
 use crate::crypto::{self, IdentityKey};
@@ -50,8 +50,8 @@ pub(super) fn sign<'a>(
     keys.into_iter().map(sign).collect()
 }
 
-/// Checks that more than half of `authorities` have signed `document` for `purpose`. Each authority counts once, and only
-/// its first signature is checked.
+/// Checks that more than half of `authorities` have signed `document` for `purpose`. Each authority counts once, and
+/// only its first signature is checked.
 ///
 /// # Errors
 /// [`NotCounted::NoAuthorities`] and [`NotCounted::TooFewSignatures`].

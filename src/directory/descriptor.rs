@@ -62,8 +62,8 @@ pub enum DescriptorError {
 pub trait Described: Sized {
     /// The purpose of the signature.
     const PURPOSE: &'static str;
-    /// Maximum bytes of the descriptor, signed or not. This maximum also bounds the memory for decoding, because the counts
-    /// of elements are checked only afterwards.
+    /// Maximum bytes of the descriptor, signed or not. This maximum also bounds the memory for decoding, because the
+    /// counts of elements are checked only afterwards.
     const MAX_LEN: usize;
     /// The descriptor's schema.
     type Schema: Message + Default;

@@ -144,7 +144,8 @@ impl<B: DocumentKind> UnverifiedDocument<B> {
         Ok(document)
     }
 
-    /// Returns the document if more than half of `authorities` have signed it. The dates aren't compared with the clock.
+    /// Returns the document if more than half of `authorities` have signed it. The dates aren't compared with the
+    /// clock.
     ///
     /// # Errors
     /// When there are too few signatures, or the content is invalid.

@@ -1,9 +1,9 @@
 //! Repeated fetches of a document: the choice of directory and time for each fetch, in processes and pages.
 //!
 //! [`FetchRound`] is one fetch: it queries each directory at most once, beginning with the last successful one.
-//! [`Schedule`] determines the time of the next fetch. Neither has I/O: the owner sends the requests and waits. Governed
-//! by `proto/07-directory.md` §7. Directories are not trusted: once the document in use is no longer fresh, an answer
-//! without a newer document is a failure. Otherwise a directory could withhold new documents from nodes.
+//! [`Schedule`] determines the time of the next fetch. Neither has I/O: the owner sends the requests and waits.
+//! Governed by `proto/07-directory.md` §7. Directories are not trusted: once the document in use is no longer fresh, an
+//! answer without a newer document is a failure. Otherwise a directory could withhold new documents from nodes.
 
 #[cfg(test)]
 mod tests;

@@ -94,8 +94,8 @@ impl Parameters {
         if self.values.len() > MAX_PARAMETERS { Err(ParameterError::Order) } else { Ok(self) }
     }
 
-    /// The parameters of congestion control, consistent for every consensus: the minimum window contains two tags, and the
-    /// initial window is between the minimum and the maximum.
+    /// The parameters of congestion control, consistent for every consensus: the minimum window contains two tags, and
+    /// the initial window is between the minimum and the maximum.
     #[must_use]
     pub fn flow(&self) -> FlowParameters {
         let cells = |value| u32::try_from(value).unwrap_or(u32::MAX);
@@ -122,7 +122,8 @@ impl Parameters {
         self.similar_addresses() == 1
     }
 
-    /// Interval between two volunteer lists, between two registrations of a volunteer, and between two reports of a gateway.
+    /// Interval between two volunteer lists, between two registrations of a volunteer, and between two reports of a
+    /// gateway.
     #[must_use]
     pub fn volunteer_interval(&self) -> Duration {
         Duration::from_secs(self.volunteer_interval_seconds())

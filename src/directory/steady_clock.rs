@@ -1,7 +1,7 @@
 //! A wall clock that ignores jumps of the machine's clock.
 //!
-//! A directory signs dates, and drops relays by the ages of their descriptors. After a jump of a day, the directory would
-//! drop all relays, or sign a consensus that clients don't replace for a day.
+//! A directory signs dates, and drops relays by the ages of their descriptors. After a jump of a day, the directory
+//! would drop all relays, or sign a consensus that clients don't replace for a day.
 
 use core::time::Duration;
 
@@ -27,8 +27,8 @@ impl SteadyClock {
         Self { start: (wall, now), has_jumped: false }
     }
 
-    /// The wall-clock time at the monotonic time `now`. Returns `wall` if the wall clock agrees with the monotonic clock.
-    /// Otherwise returns the start plus the monotonic time since then.
+    /// The wall-clock time at the monotonic time `now`. Returns `wall` if the wall clock agrees with the monotonic
+    /// clock. Otherwise returns the start plus the monotonic time since then.
     pub fn read(&mut self, wall: WallTime, now: Instant) -> WallTime {
         let (start, began) = self.start;
         let passed = now.since(began);

@@ -1,7 +1,7 @@
 //! The persistent store of a directory authority.
 //!
-//! [`AuthorityStore`] is a trait, so that a directory of several machines can use another implementation. [`FileStore`] stores
-//! all records in one file (`redb`). The authority's core requests the changes
+//! [`AuthorityStore`] is a trait, so that a directory of several machines can use another implementation. [`FileStore`]
+//! stores all records in one file (`redb`). The authority's core requests the changes
 //! ([`crate::directory::AuthorityEvent`]).
 
 use std::path::{Path, PathBuf};

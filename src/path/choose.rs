@@ -182,8 +182,8 @@ pub fn measure<R: CryptoRng + ?Sized>(relays: &Relays<'_>, guards: &GuardSample,
 }
 
 /// Replaces the unreachable relay at `position` (from 0); the other relays of the path stay. A volunteer is chosen only
-/// if `allow_volunteer` is set. `None` for the position of the guard or the exit, if no relay fits, or if a relay of the
-/// path is no longer listed.
+/// if `allow_volunteer` is set. `None` for the position of the guard or the exit, if no relay fits, or if a relay of
+/// the path is no longer listed.
 pub fn replace<R: CryptoRng + ?Sized>(
     relays: &Relays<'_>,
     path: &[RelayKeys],
@@ -299,8 +299,8 @@ impl<'a> Choice<'a, '_> {
         pick_by_weight(&listed, PathRelay::weight, rng)
     }
 
-    /// Chooses a middle for `position` of `path`, which has the relays before that position and the exit. A volunteer is
-    /// chosen only if `allow_volunteer` is set.
+    /// Chooses a middle for `position` of `path`, which has the relays before that position and the exit. A volunteer
+    /// is chosen only if `allow_volunteer` is set.
     fn middle<R: CryptoRng + ?Sized>(
         &self,
         path: &[PathRelay<'a>],

@@ -93,8 +93,8 @@ impl GuardSample {
     }
 
     /// Updates the sample to a new consensus. Removes guards past their lifetime, guards unlisted for too long, and at
-    /// most one guard with path bias; then adds guards. Returns whether guards were added or removed, so that the sample
-    /// should be stored.
+    /// most one guard with path bias; then adds guards. Returns whether guards were added or removed, so that the
+    /// sample should be stored.
     pub fn update<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
         let date = consensus.valid_after();
         self.consensus_date = Some(date);
@@ -139,9 +139,9 @@ impl GuardSample {
         if was_unreachable { later.collect() } else { Vec::new() }
     }
 
-    /// Records that the guard was silent: it left a channel or circuit unanswered that began at `began`. The guard stays
-    /// usable, and the next circuit dials it again. The guard becomes unreachable only if it is silent a second time
-    /// before it has built a first hop.
+    /// Records that the guard was silent: it left a channel or circuit unanswered that began at `began`. The guard
+    /// stays usable, and the next circuit dials it again. The guard becomes unreachable only if it is silent a second
+    /// time before it has built a first hop.
     pub fn handle_silent(&mut self, now: Instant, relay: &RelayId, began: Instant) {
         let offline = self.is_offline_without(relay);
         if let Some(guard) = self.guard(relay) {
@@ -150,8 +150,8 @@ impl GuardSample {
     }
 
     /// Records that a dial of the guard failed, or did not succeed in time. Other guards precede the guard until a
-    /// channel to it opens. The next dial is due after 5 s. The delay doubles with each failure, up to a minute, or up to
-    /// 15 s while no other guard is reachable.
+    /// channel to it opens. The next dial is due after 5 s. The delay doubles with each failure, up to a minute, or up
+    /// to 15 s while no other guard is reachable.
     pub fn handle_unreachable(&mut self, now: Instant, relay: &RelayId) {
         let offline = self.is_offline_without(relay);
         if let Some(guard) = self.guard(relay) {
@@ -159,8 +159,8 @@ impl GuardSample {
         }
     }
 
-    /// Records an answer of a node that isn't a guard: a new document of a directory. One more guard beyond the primaries
-    /// is used after two such answers, ten minutes apart, if all guards in use were unreachable throughout.
+    /// Records an answer of a node that isn't a guard: a new document of a directory. One more guard beyond the
+    /// primaries is used after two such answers, ten minutes apart, if all guards in use were unreachable throughout.
     pub fn handle_contact(&mut self, now: Instant) {
         if self.in_use().next().is_some() && self.in_use().all(|guard| !guard.reachability.is_usable()) {
             self.further.handle_contact(now);
@@ -178,8 +178,8 @@ impl GuardSample {
         core::mem::replace(&mut self.counts_changed, false)
     }
 
-    /// Listed guards in the order to try: the usable ones in use, then the unreachable ones in use by the times of their
-    /// next dials. The other guards follow, for networks in which no path leads through a guard in use. If
+    /// Listed guards in the order to try: the usable ones in use, then the unreachable ones in use by the times of
+    /// their next dials. The other guards follow, for networks in which no path leads through a guard in use. If
     /// `path.guards-in-use` is 2, either of the first two usable guards is first with equal probability.
     pub(super) fn candidates<'a, R: CryptoRng + ?Sized>(
         &self,

@@ -1,8 +1,8 @@
 //! Special-use hosts: names that no public name server has, and addresses that aren't global.
 //!
-//! A client sends these hosts to no exit, because they would reveal the client's network (`proto/08-paths.md` §6). There
-//! are reserved and private hosts. Private hosts are valid targets if all exits may connect to private addresses, as in a
-//! testnet.
+//! A client sends these hosts to no exit, because they would reveal the client's network (`proto/08-paths.md` §6).
+//! There are reserved and private hosts. Private hosts are valid targets if all exits may connect to private addresses,
+//! as in a testnet.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

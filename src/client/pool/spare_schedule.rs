@@ -1,9 +1,9 @@
 //! The times at which missing spare circuits are built.
 //!
 //! A spare that is built directly after another circuit was used or has ended shows the time of that event to its
-//! relays. A later isolation uses the spare, so that they could link the two. So a missing spare is built after a random
-//! delay. The delay is distributed exponentially: the time of a build contains nothing about the time of the loss.
-//! Requests don't wait for spares, because a waiting request has a circuit built at once.
+//! relays. A later isolation uses the spare, so that they could link the two. So a missing spare is built after a
+//! random delay. The delay is distributed exponentially: the time of a build contains nothing about the time of the
+//! loss. Requests don't wait for spares, because a waiting request has a circuit built at once.
 
 use core::time::Duration;
 

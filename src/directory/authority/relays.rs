@@ -41,7 +41,8 @@ const MAX_UNPROVED_OF_NETWORK: usize = 32;
 pub(super) struct RelayEntry {
     pub(super) descriptor: Descriptor,
     signed: schema::SignedDescriptor,
-    /// The sender of the descriptor; one at the descriptor's first address if the sender's address is unknown or not global.
+    /// The sender of the descriptor; one at the descriptor's first address if the sender's address is unknown or not
+    /// global.
     publisher: Publisher,
     /// The time of the first descriptor.
     first_seen: WallTime,
@@ -127,8 +128,8 @@ impl RelayEntry {
         self.signed = decode_signed(signed);
     }
 
-    /// Handles the outcome of one dial. The proof succeeds once all its dials have succeeded; the next proof is then due
-    /// after `interval`. The outcome of a dial that isn't pending is ignored.
+    /// Handles the outcome of one dial. The proof succeeds once all its dials have succeeded; the next proof is then
+    /// due after `interval`. The outcome of a dial that isn't pending is ignored.
     pub(super) fn handle_dial(
         &mut self,
         now: WallTime,
@@ -222,8 +223,8 @@ impl RelayEntry {
         .encode_to_vec()
     }
 
-    /// Decodes the output of [`Self::encode`]; `None` if the descriptor is invalid or stale. A proof is due immediately, and
-    /// a proved relay is listed until that proof fails.
+    /// Decodes the output of [`Self::encode`]; `None` if the descriptor is invalid or stale. A proof is due
+    /// immediately, and a proved relay is listed until that proof fails.
     pub(super) fn decode(record: &[u8], now: WallTime) -> Option<Self> {
         let record = schema::RelayRecord::decode(record).ok()?;
         let signed = record.descriptor?;
@@ -288,8 +289,8 @@ impl RelayEntries {
         self.entries.insert(entry.descriptor.profile.identity, entry);
     }
 
-    /// Inserts stored relays, the longest known first, up to the caps on proved relays and `max_relays` in total. Returns
-    /// the omitted relays.
+    /// Inserts stored relays, the longest known first, up to the caps on proved relays and `max_relays` in total.
+    /// Returns the omitted relays.
     pub(super) fn restore(&mut self, mut stored: Vec<RelayEntry>, max_relays: usize) -> Vec<RelayId> {
         stored.sort_by_key(|entry| entry.first_seen);
         let (mut proved, mut omitted) = (Crowds::new(&PROVED_CAPS), Vec::new());
@@ -317,14 +318,15 @@ impl RelayEntries {
         self.entries.get(relay).is_some_and(|entry| entry.descriptor.profile.family.contains(other))
     }
 
-    /// Whether proved relays other than `relay` have reached a cap at one of `addresses`, in its network or in its block.
+    /// Whether proved relays other than `relay` have reached a cap at one of `addresses`, in its network or in its
+    /// block.
     pub(super) fn is_crowded(&self, relay: &RelayId, addresses: &[SocketAddr]) -> bool {
         let others = self.entries.iter().filter(|(identity, entry)| *identity != relay && entry.is_proved());
         !self.uncapped && crowding::is_crowded(&PROVED_CAPS, addresses, others.map(|(_, entry)| entry.addresses()))
     }
 
-    /// Evicts a proved relay under eight days of age, if it is in a block with more proved relays than each block of `new`.
-    /// Chooses a relay of the block with the most proved relays, and there the youngest.
+    /// Evicts a proved relay under eight days of age, if it is in a block with more proved relays than each block of
+    /// `new`. Chooses a relay of the block with the most proved relays, and there the youngest.
     pub(super) fn displace(&mut self, now: WallTime, new: &RelayEntry) -> Option<RelayId> {
         let proved = || self.entries.iter().filter(|(_, entry)| entry.is_proved());
         let counts = count_prefixes(proved().flat_map(|(_, entry)| entry.prefixes(AddressPrefix::block)));
@@ -346,9 +348,9 @@ impl RelayEntries {
         Some(relay)
     }
 
-    /// Evicts an unproved relay that is not being proved; a running proof must stay counted. Chooses one of the publishers'
-    /// network with the most unproved relays. Among these it is one at an address in the network with the most unproved
-    /// relays, then the one with the most failures, then the longest known.
+    /// Evicts an unproved relay that is not being proved; a running proof must stay counted. Chooses one of the
+    /// publishers' network with the most unproved relays. Among these it is one at an address in the network with the
+    /// most unproved relays, then the one with the most failures, then the longest known.
     pub(super) fn evict_unproved(&mut self) -> Option<RelayId> {
         let (counts, by_publisher) = (self.unproved_by_network(), self.unproved_by_publisher());
         let fullest = |entry: &RelayEntry| entry.networks().filter_map(|network| counts.get(&network)).max().copied();
@@ -362,8 +364,8 @@ impl RelayEntries {
         Some(relay)
     }
 
-    /// Evicts one unproved relay from each network of `new` that has reached its cap on unproved relays. Returns the evicted
-    /// relays.
+    /// Evicts one unproved relay from each network of `new` that has reached its cap on unproved relays. Returns the
+    /// evicted relays.
     pub(super) fn make_room(&mut self, new: &RelayEntry) -> Vec<RelayId> {
         if self.uncapped {
             return Vec::new();
@@ -409,8 +411,8 @@ impl RelayEntries {
         self.entries.values().filter(move |entry| entry.is_listed(now))
     }
 
-    /// The relays of a consensus created at `now`. The longest known relays are listed, up to the caps for each address,
-    /// network and block, and up to `max_relays` in total.
+    /// The relays of a consensus created at `now`. The longest known relays are listed, up to the caps for each
+    /// address, network and block, and up to `max_relays` in total.
     pub(super) fn list(&self, now: WallTime, stable_after: Duration, max_relays: usize) -> Vec<ConsensusRelay> {
         let mut listed: Vec<&RelayEntry> = self.listed(now).collect();
         listed.sort_by_key(|entry| entry.first_seen);

@@ -48,8 +48,9 @@ struct VolunteerEntry {
     ranking: Ranking,
 }
 
-/// The ranking of a volunteer's gateways, and the digest of the consensus from which it was computed. It is computed only
-/// for volunteers that a gateway reports, because registration is open to all and a ranking takes a hash for each guard.
+/// The ranking of a volunteer's gateways, and the digest of the consensus from which it was computed. It is computed
+/// only for volunteers that a gateway reports, because registration is open to all and a ranking takes a hash for each
+/// guard.
 #[derive(Default)]
 struct Ranking {
     consensus: Option<[u8; 32]>,
@@ -92,7 +93,8 @@ pub(super) struct Volunteers {
 }
 
 impl Volunteers {
-    /// Handles a registration. A repeated registration is recognised by its digest, and its signature isn't verified again.
+    /// Handles a registration. A repeated registration is recognised by its digest, and its signature isn't verified
+    /// again.
     pub(super) fn register(
         &mut self,
         now: WallTime,
@@ -132,8 +134,8 @@ impl Volunteers {
         Ok(Registration { seed, gateways })
     }
 
-    /// Handles a gateway's report, which replaces the gateway's last report. Returns the volunteers for which the report
-    /// counts: registered volunteers whose ranking contains the gateway.
+    /// Handles a gateway's report, which replaces the gateway's last report. Returns the volunteers for which the
+    /// report counts: registered volunteers whose ranking contains the gateway.
     pub(super) fn report(
         &mut self,
         now: WallTime,
@@ -254,8 +256,8 @@ impl Volunteers {
         }
     }
 
-    /// Evicts a volunteer if there are [`MAX_VOLUNTEERS`]: the longest known one without any confirmation, or else the one
-    /// with the oldest confirmation, if that no longer counts. A new volunteer stays for an interval, and at least
+    /// Evicts a volunteer if there are [`MAX_VOLUNTEERS`]: the longest known one without any confirmation, or else the
+    /// one with the oldest confirmation, if that no longer counts. A new volunteer stays for an interval, and at least
     /// [`MIN_STAY`]. Otherwise a flood would evict volunteers before their confirmation.
     fn make_room(&mut self, now: WallTime, consensus: Option<&Consensus>) -> Result<(), DescriptorError> {
         if self.entries.len() < MAX_VOLUNTEERS {

@@ -1,5 +1,5 @@
-//! Presence reports: a gateway's signed report of the volunteers that it reaches, and the directory's answer, which lists
-//! the volunteers for which the report counts.
+//! Presence reports: a gateway's signed report of the volunteers that it reaches, and the directory's answer, which
+//! lists the volunteers for which the report counts.
 
 use prost::Message;
 

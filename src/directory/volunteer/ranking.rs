@@ -12,7 +12,8 @@ pub const RANKED_GATEWAYS: usize = 8;
 const LABEL: &[u8] = b"umbel gateway ranking\0";
 
 /// The ranking of gateways for `volunteer`, the best first, at most [`RANKED_GATEWAYS`]. These are relays flagged as
-/// guards in `consensus`, ascending by the SHA-256 of a label, the seed, the volunteer's identity and the relay's identity.
+/// guards in `consensus`, ascending by the SHA-256 of a label, the seed, the volunteer's identity and the relay's
+/// identity.
 ///
 /// The authority draws the seed after the registration, so a volunteer can't generate an identity for a particular
 /// gateway.

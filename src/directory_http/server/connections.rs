@@ -5,8 +5,8 @@
 //! | 4,096 connections, fewer if the process may have fewer open files | the slowest below 4 KiB/s is evicted; without one the new connection is refused |
 //! | 16 of one network, an IPv4 /24 or IPv6 /48 | the same within the network |
 //!
-//! A peer at an address that isn't global has no share of its own, and only the first cap holds for it. Such peers are the
-//! nodes of a testnet or of one site, or all peers behind a reverse proxy on this machine.
+//! A peer at an address that isn't global has no share of its own, and only the first cap holds for it. Such peers are
+//! the nodes of a testnet or of one site, or all peers behind a reverse proxy on this machine.
 
 mod metered;
 

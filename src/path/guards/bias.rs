@@ -111,8 +111,8 @@ impl NextRelays {
         if failing.len().saturating_mul(4) <= consensus.relays().len() { failing } else { Vec::new() }
     }
 
-    /// The failing next relays if the guard is suspect: they are in enough address blocks, and outnumber the other judged
-    /// relays by far. If half of the middles are hostile, they don't reach this margin by chance.
+    /// The failing next relays if the guard is suspect: they are in enough address blocks, and outnumber the other
+    /// judged relays by far. If half of the middles are hostile, they don't reach this margin by chance.
     fn suspicion(&self, consensus: &Consensus) -> Option<Vec<RelayId>> {
         let judged = self.pairs.values().filter(|count| count.is_judged()).count();
         let failing: Vec<_> = self.failing().collect();
@@ -123,9 +123,9 @@ impl NextRelays {
 }
 
 impl GuardSample {
-    /// Counts a circuit whose first hop, the guard `relay`, was built. `built` states whether all hops were built. `next`
-    /// is the relay behind the guard, `None` on a path with a volunteer. A single failure beyond a guard never changes
-    /// the guard. Otherwise relays that fail circuits could move a client to malicious guards.
+    /// Counts a circuit whose first hop, the guard `relay`, was built. `built` states whether all hops were built.
+    /// `next` is the relay behind the guard, `None` on a path with a volunteer. A single failure beyond a guard never
+    /// changes the guard. Otherwise relays that fail circuits could move a client to malicious guards.
     pub fn handle_circuit(&mut self, relay: &RelayId, next: Option<RelayId>, built: bool) {
         self.counts_changed = true;
         if let Some(guard) = self.guard(relay) {
@@ -222,8 +222,9 @@ impl GuardSample {
     }
 }
 
-/// Whether a suspect guard is the cause of the failures behind it. Its `failing` next relays must work behind one of the
-/// other primaries, whose counts are `others`: in enough address blocks, and at least three quarters of those measured.
+/// Whether a suspect guard is the cause of the failures behind it. Its `failing` next relays must work behind one of
+/// the other primaries, whose counts are `others`: in enough address blocks, and at least three quarters of those
+/// measured.
 fn is_cause(consensus: &Consensus, failing: &[RelayId], others: &[&NextRelays]) -> bool {
     let measured = failing.iter().filter(|relay| is_measured(relay, others)).count();
     let works = |relay: &&RelayId| others.iter().any(|other| other.works(relay));

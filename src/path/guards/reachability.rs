@@ -65,9 +65,9 @@ impl GuardReachability {
         *self = Self::Unreachable { failures, retry: now.after(delay) };
     }
 
-    /// A channel to the guard opened. If the guard was unreachable, its next silence makes it unreachable again unless it
-    /// has built a first hop before. So a guard that opens channels but builds no hop delays circuits no more often than
-    /// a guard that doesn't answer.
+    /// A channel to the guard opened. If the guard was unreachable, its next silence makes it unreachable again unless
+    /// it has built a first hop before. So a guard that opens channels but builds no hop delays circuits no more often
+    /// than a guard that doesn't answer.
     pub(super) const fn handle_opened(&mut self, now: Instant) {
         if let Self::Unreachable { failures, .. } = self {
             *self = Self::Doubted { since: now, failures: *failures };
@@ -94,8 +94,8 @@ impl GuardReachability {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct FurtherGuards {
     count: usize,
-    /// The first answer of a node other than a guard since the last channel to a guard opened, or since the last increment
-    /// of `count`.
+    /// The first answer of a node other than a guard since the last channel to a guard opened, or since the last
+    /// increment of `count`.
     first_contact: Option<Instant>,
 }
 

@@ -77,8 +77,8 @@ impl RunningProofs {
         }
     }
 
-    /// Whether a proof of `entry` may run, so that at most `max_proofs` run. Half of the places are for proved relays, and
-    /// half for unproved ones. If `uncapped` is set, only `max_proofs` applies.
+    /// Whether a proof of `entry` may run, so that at most `max_proofs` run. Half of the places are for proved relays,
+    /// and half for unproved ones. If `uncapped` is set, only `max_proofs` applies.
     fn admits(&self, entry: &RelayEntry, max_proofs: usize, uncapped: bool) -> bool {
         if uncapped {
             return self.proved.saturating_add(self.unproved) < max_proofs;
@@ -106,8 +106,8 @@ impl RelayEntries {
         }
     }
 
-    /// Starts due proofs, so that at most `max_proofs` run: proofs of proved relays the longest due first, proofs of unproved
-    /// relays by turns of their publishers. Returns the dials.
+    /// Starts due proofs, so that at most `max_proofs` run: proofs of proved relays the longest due first, proofs of
+    /// unproved relays by turns of their publishers. Returns the dials.
     pub(in super::super) fn start_proofs(&mut self, now: WallTime, max_proofs: usize) -> Vec<DialTarget> {
         let mut running = RunningProofs::of(self);
         let (mut proved, mut unproved) = (Vec::new(), BTreeMap::<Publisher, Vec<(WallTime, RelayId)>>::new());
