@@ -124,21 +124,21 @@ impl FileStore {
         Ok(())
     }
 
-    fn failed(&self, action: &'static str) -> impl FnOnce(redb::Error) -> StoreError + '_ {
+    fn store_error(&self, action: &'static str) -> impl FnOnce(redb::Error) -> StoreError + '_ {
         move |source| StoreError { action, path: self.path.clone(), source: Box::new(source) }
     }
 }
 
 impl AuthorityStore for FileStore {
     fn load(&self) -> Result<StoredRecords, StoreError> {
-        self.read().map_err(self.failed("read it"))
+        self.read().map_err(self.store_error("read it"))
     }
 
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
         if changes.is_empty() {
             return Ok(());
         }
-        self.write(changes).map_err(self.failed("write it"))
+        self.write(changes).map_err(self.store_error("write it"))
     }
 }
 

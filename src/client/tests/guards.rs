@@ -46,7 +46,7 @@ fn a_guard_that_is_silent_for_three_seconds_is_dialled_again_first() {
 }
 
 #[test]
-fn an_outage_of_the_own_line_moves_no_client() {
+fn an_outage_of_its_line_leads_a_client_to_no_other_guard() {
     for seed in 70..80 {
         let mut net = Net::ready(seed, 2);
         let guard = net.first_guard();
@@ -66,7 +66,7 @@ fn an_outage_of_the_own_line_moves_no_client() {
 }
 
 #[test]
-fn outages_again_and_again_lead_a_client_to_no_guard_beyond_the_primaries() {
+fn repeated_outages_lead_a_client_to_no_guard_beyond_the_primaries() {
     for seed in 80..84 {
         let mut net = Net::ready(seed, 2);
         let guard = net.first_guard();

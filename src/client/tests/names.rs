@@ -54,7 +54,7 @@ fn names_that_no_public_server_has_never_leave_the_client() {
 }
 
 #[test]
-fn names_requested_before_the_consensus_are_judged_by_it() {
+fn names_requested_before_the_consensus_are_checked_against_it() {
     let mut net = Net::without_private_targets(62, 2);
     let streams: Vec<_> = PRIVATE.into_iter().flat_map(|host| net.ask_for(host)).collect();
     net.pass(1);
@@ -86,7 +86,7 @@ fn private_names_are_targets_where_all_exits_connect_to_private_addresses() {
 }
 
 #[test]
-fn a_refused_name_is_known_to_two_exits_at_most() {
+fn a_refused_name_is_sent_to_at_most_two_exits() {
     let mut net = Net::ready(65, 4);
     net.serve(Serves::Refuses(EndReason::Policy));
     let stream = net.open(1);
