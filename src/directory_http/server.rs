@@ -15,8 +15,8 @@
 //!
 //! Owns the HTTP side and the task that drives an [`Authority`] ([`run_authority`]). Governed by
 //! `proto/07-directory.md` §7. Floods are bounded by caps on connections ([`connections`]), rates, bodies and times.
-//! Peers' addresses are not logged. Only their prefixes are held: those of open connections, and those of the
-//! publishers of relays.
+//! Peers' addresses are not logged. Memory contains only their prefixes: of open connections, of recent
+//! senders, and of the publishers of relays.
 //!
 //! [`Authority`]: crate::directory::Authority
 
