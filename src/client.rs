@@ -230,6 +230,7 @@ impl ClientMachine {
         self.events.pop_front()
     }
 
+    /// Adds a request, or fails it immediately.
     fn request(&mut self, now: Instant, demand: Demand) -> ClientStream {
         let stream = self.placement.next();
         let host_failure = self.host_failure(now, &demand);

@@ -24,7 +24,7 @@ enum ConsensusState {
         consensus: Arc<Consensus>,
         expires: Instant,
     },
-    /// No path is chosen from it; open circuits over its relays stay.
+    /// No path is chosen from this consensus; open circuits over its relays stay.
     Expired(Arc<Consensus>),
 }
 

@@ -89,6 +89,6 @@ pub enum ClientEvent {
         /// Whether the exit also carries streams of this client or did so recently, because no other exit fitted.
         shared_exit: bool,
     },
-    /// The request failed before a stream was opened for it; nothing follows.
+    /// The request failed before a stream was opened for it. No further event of the request follows.
     Failed(ClientStream, StreamFailure),
 }

@@ -21,8 +21,8 @@ pub struct ClientParameters {
     pub circuit_wait: Duration,
     /// Time for which an unused circuit is kept. Default 30 min.
     pub spare_age: Duration,
-    /// The relay directly behind the guard on every circuit. For tests and measurements only, because it makes a
-    /// client distinguishable. Default none.
+    /// The relay directly behind the guard on every circuit. For tests and measurements only, because a fixed
+    /// middle makes a client distinguishable. Default none.
     pub middle: Option<RelayId>,
 }
 

@@ -1,9 +1,9 @@
 //! The pool of circuits: builds and closes circuits, and finds the circuit for a request.
 //!
-//! [`Pool`] owns the circuits, their deadlines and the policy of builds. Requests are outside: [`Pool::poll_event`]
-//! returns the events that concern them. Driven by [`ClientMachine`](super::ClientMachine), which passes cells and
-//! events of the channels. At the end of a batch of inputs the client calls [`Pool::poll_event`] until it returns
-//! `None`.
+//! [`Pool`] owns the circuits, their deadlines and the policy of builds. The client owns the requests:
+//! [`Pool::poll_event`] returns the events that concern them. Driven by [`ClientMachine`](super::ClientMachine), which
+//! passes cells and events of the channels. At the end of a batch of inputs the client calls [`Pool::poll_event`] until
+//! it returns `None`.
 //!
 //! Caps: [`ClientParameters`] for circuits and builds; one delegated request for each circuit built for such a request.
 

@@ -1,7 +1,7 @@
 //! A wall clock that ignores jumps of the machine's clock.
 //!
-//! A directory signs dates, and drops relays by the ages of their descriptors. After a jump of a day, the directory
-//! would drop all relays, or sign a consensus that clients don't replace for a day.
+//! A directory signs dates, and drops relays by the ages of their descriptors. After a jump, a directory would drop
+//! relays, or sign a consensus with a future date, which clients replace only by a consensus with a later date.
 
 use core::time::Duration;
 
@@ -12,7 +12,7 @@ const MAX_DIFFERENCE: Duration = Duration::from_secs(60);
 /// A gradual correction of the wall clock may add a thousandth of the time since the start to the difference.
 const CORRECTION_DIVISOR: u32 = 1_000;
 
-/// A wall clock that is checked against the monotonic clock. See the module.
+/// A wall clock that is checked against the monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub struct SteadyClock {
     /// The start, by the wall clock and by the monotonic clock.

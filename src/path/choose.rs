@@ -1,6 +1,7 @@
 //! The choice of one path: guard, middles, exit.
 //!
-//! A volunteer can be a hop only directly behind one of its gateways. Its position is behind the guard, or last.
+//! A volunteer can be a hop only directly behind one of its gateways, and only directly behind the guard or as last
+//! hop.
 
 use core::fmt;
 
@@ -206,7 +207,7 @@ pub fn replace<R: CryptoRng + ?Sized>(
     Some(Path::of(&hops))
 }
 
-/// The relays that fit the exit position for `purpose`, volunteers included.
+/// The relays that fit the exit position for `purpose`; for delegated requests also volunteers.
 pub(crate) fn exits<'a>(relays: &Relays<'a>, purpose: &Purpose) -> Vec<PathRelay<'a>> {
     let listed = || relays.consensus.relays().iter();
     let exits = |fits: &dyn Fn(&ConsensusRelay) -> bool| -> Vec<_> {

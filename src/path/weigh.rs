@@ -1,4 +1,4 @@
-//! Weighted choice of relays (`proto/08-paths.md`, "Weights").
+//! Weighted choice of relays (`proto/08-paths.md` §3).
 
 use rand::{CryptoRng, RngExt};
 

@@ -92,8 +92,7 @@ impl BuildHistory {
         self.pauses.handle_failed(now, isolation, began)
     }
 
-    /// A guard could not be reached. The next guard is dialled without a pause, but from the third failure on after
-    /// one.
+    /// A guard could not be reached. From the third failure on, the next guard is dialled only after a pause.
     pub(super) fn handle_guard_failed(&mut self, now: Instant, relay: RelayId) {
         // Each circuit that was being built through the guard reports the failure, which counts once.
         let is_counted = self.avoided.iter().any(|(other, until)| {
@@ -117,7 +116,7 @@ impl BuildHistory {
         self.guard_failures = 0;
     }
 
-    /// Whether the last guard that was tried could not be reached.
+    /// Whether the last dialled guard could not be reached.
     pub(super) const fn is_guard_unreachable(&self) -> bool {
         self.guard_failures > 0
     }

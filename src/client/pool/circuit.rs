@@ -231,7 +231,7 @@ impl PooledCircuit {
         }
     }
 
-    /// Whether all its hops are built and it has not ended.
+    /// Whether all hops are built and the circuit has not ended.
     pub(in crate::client) const fn is_open(&self) -> bool {
         matches!(&self.state, PooledCircuitState::Open(open) if open.origin.is_open())
     }
@@ -409,7 +409,7 @@ impl PooledCircuit {
         (self.path, self.volunteers) = (keys, volunteers);
     }
 
-    /// Opens a stream for the request. A circuit for a delegated request takes no further one.
+    /// Opens a stream for the request. A circuit for a delegated request takes no further request.
     pub(super) fn open_stream(&mut self, now: Instant, demand: &Demand) -> Option<StreamId> {
         let PooledCircuitState::Open(open) = &mut self.state else { return None };
         let opened = match &demand.kind {

@@ -41,8 +41,8 @@ const MAX_UNPROVED_OF_NETWORK: usize = 32;
 pub(super) struct RelayEntry {
     pub(super) descriptor: Descriptor,
     signed: schema::SignedDescriptor,
-    /// The sender of the descriptor; one at the descriptor's first address if the sender's address is unknown or not
-    /// global.
+    /// The publisher of the descriptor: its sender, or, if the sender's address is unknown or not global, a substitute
+    /// at the descriptor's first address.
     publisher: Publisher,
     /// The time of the first descriptor.
     first_seen: WallTime,

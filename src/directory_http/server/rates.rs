@@ -1,6 +1,6 @@
 //! Rates of submissions for each source and network, so that one sender can't use all of the authority's time.
 //!
-//! | prefix | a second | at once |
+//! | prefix | submissions a second | burst |
 //! |---|---|---|
 //! | source, an IPv4 address or IPv6 /64 | 2 | 32 |
 //! | network, a /24 or /48 | 8 | 128 |

@@ -1,9 +1,9 @@
 //! Path bias: the circuits through each guard, counted by the relay behind the guard.
 //!
 //! A guard that ends circuits to honest exits steers its clients to its accomplices. A middle can end circuits too, to
-//! make an honest guard suspect. The counts distinguish the two: a failing middle fails behind every guard, a failing
-//! guard with almost every middle (`proto/08-paths.md` §4). Volunteers aren't counted, because their addresses aren't
-//! published.
+//! make an honest guard suspect. The counts distinguish the two: a hostile middle fails behind every guard, but behind
+//! a hostile guard almost every middle fails (`proto/08-paths.md` §4). Volunteers aren't counted, because their
+//! addresses aren't published.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};

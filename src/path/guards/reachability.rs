@@ -21,10 +21,10 @@ const MAX_RETRY_DELAY_OFFLINE: Duration = Duration::from_secs(15);
 /// The state of one guard. Not stored on disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) enum GuardReachability {
-    /// The guard has built the first hop of a circuit since its last silence or failed dial, or had neither.
+    /// No silence and no failed dial since the guard last built the first hop of a circuit.
     #[default]
     Usable,
-    /// The guard was silent at the time `since`, or opened a channel then after failed dials. Still the first to dial.
+    /// At the time `since`, the guard was silent, or opened a channel after failed dials. New circuits still use it.
     Doubted { since: Instant, failures: u32 },
     /// The last dial failed. Other guards precede this one. The next dial is due at the time `retry`.
     Unreachable { failures: u32, retry: Instant },
@@ -90,7 +90,7 @@ impl GuardReachability {
     }
 }
 
-/// The number of guards that a client uses beyond its primaries, and the evidence that its line works.
+/// The number of guards that a client uses beyond its primaries, and the evidence that the client's line works.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct FurtherGuards {
     count: usize,
