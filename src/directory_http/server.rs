@@ -7,7 +7,7 @@
 //! | `POST /v1/volunteer`, a volunteer's signed descriptor | 200 with the registration, 503 at the cap, or 400 |
 //! | `POST /v1/presence`, a gateway's signed report | 200 with the volunteers for which it counts, or 400 |
 //! | `GET /v1/consensus` | 200 with a signed consensus and its `ETag`; 304; 404 before the first one |
-//! | `GET /v1/volunteers` | the same for the signed volunteer list |
+//! | `GET /v1/volunteers` | as for the consensus, with the signed volunteer list |
 //! | others | the answer of [`crate::web`], if the pages are served |
 //!
 //! A POST is answered with 503 if the queue for the authority is full or the sender exceeds its rate, and with 413 if

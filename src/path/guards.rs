@@ -169,7 +169,7 @@ impl GuardSample {
 
     /// The unreachable guards in use whose next dials are due.
     pub fn guards_to_dial<'a>(&self, consensus: &'a Consensus, now: Instant) -> Vec<&'a ConsensusRelay> {
-        let due = self.in_use().filter(|guard| guard.reachability.retry().is_some_and(|retry| retry <= now));
+        let due = self.in_use().filter(|guard| guard.reachability.retry_at().is_some_and(|at| at <= now));
         due.filter_map(|guard| listed_guard(consensus, &guard.identity)).collect()
     }
 
@@ -190,7 +190,7 @@ impl GuardSample {
         let max_in_use = self.max_in_use();
         let mut guards: Vec<_> = listed
             .enumerate()
-            .map(|(position, (guard, relay))| (position >= max_in_use, guard.reachability.retry(), relay))
+            .map(|(position, (guard, relay))| (position >= max_in_use, guard.reachability.retry_at(), relay))
             .collect();
         let usable = guards.iter().filter(|(beyond, retry, _)| !beyond && retry.is_none()).count();
         // The sort is stable, so usable guards keep the order of the sample.

@@ -134,7 +134,7 @@ fn a_destroyed_circuit_causes_no_cell_beyond_the_guard_on_another() {
         assert!(changed.is_empty() || changed.iter().any(|(id, _)| **id == far_end.1), "{far_end:?}, another changed");
         changes += changed.len();
     }
-    assert!(changes >= streams, "the ends of circuits with streams are visible on themselves");
+    assert!(changes >= streams, "the end of a circuit with a stream is visible on that circuit");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::{
 
 /// Minimum time after which an unconfirmed volunteer is removed; two intervals if those are longer.
 const MIN_UNCONFIRMED: Duration = Duration::from_secs(60);
-/// Time for which a volunteer has the same seed, and so the same ranking.
+/// Time for which a volunteer keeps its seed, which determines its ranking by a consensus.
 const SEED_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// Cap on stored seeds of removed volunteers; the earliest removed is evicted. Seeds of current volunteers are not
 /// affected.
@@ -34,7 +34,7 @@ const REPORT_INTERVALS: u32 = 3;
 /// Intervals for which a list is valid.
 const LIST_INTERVALS: u32 = 5;
 
-/// One volunteer.
+/// The state of one volunteer.
 struct VolunteerEntry {
     descriptor: VolunteerDescriptor,
     /// Digest of the registration ([`UnverifiedVolunteer::digest`]).

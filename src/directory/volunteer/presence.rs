@@ -110,7 +110,7 @@ impl Statement for Presence {
 
 /// The directory's answer to a report.
 ///
-/// It isn't signed: a directory that falsifies it could equally omit the volunteers from the list.
+/// The answer isn't signed: a directory that falsifies an answer could equally omit the volunteers from the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counted {
     /// The volunteers for which the report counted, ascending.

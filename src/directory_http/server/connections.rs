@@ -3,7 +3,7 @@
 //! | cap | at the cap |
 //! |---|---|
 //! | 4,096 connections, fewer if the process may have fewer open files | the slowest connection below 4 KiB/s is evicted; if there is none, the new connection is refused |
-//! | 16 of one network, an IPv4 /24 or IPv6 /48 | the same within the network |
+//! | 16 of one network, an IPv4 /24 or IPv6 /48 | as above, among the connections of the network |
 //!
 //! For peers at addresses that aren't global, only the first cap holds. Such peers are the nodes of a testnet or of one
 //! site, or all peers behind a reverse proxy on this machine.

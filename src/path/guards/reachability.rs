@@ -26,8 +26,8 @@ pub(super) enum GuardReachability {
     Usable,
     /// At the time `since`, the guard was silent, or opened a channel after failed dials. New circuits still use it.
     Doubted { since: Instant, failures: u32 },
-    /// The last dial failed. Other guards precede this one. The next dial is due at the time `retry`.
-    Unreachable { failures: u32, retry: Instant },
+    /// The last dial failed. Other guards precede this one. The next dial is due at the time `retry_at`.
+    Unreachable { failures: u32, retry_at: Instant },
 }
 
 impl GuardReachability {
@@ -37,9 +37,9 @@ impl GuardReachability {
     }
 
     /// The time of the next dial of an unreachable guard.
-    pub(super) const fn retry(&self) -> Option<Instant> {
+    pub(super) const fn retry_at(&self) -> Option<Instant> {
         match self {
-            Self::Unreachable { retry, .. } => Some(*retry),
+            Self::Unreachable { retry_at, .. } => Some(*retry_at),
             Self::Usable | Self::Doubted { .. } => None,
         }
     }
@@ -62,7 +62,7 @@ impl GuardReachability {
         let max_delay = if offline { MAX_RETRY_DELAY_OFFLINE } else { MAX_RETRY_DELAY };
         let delay = FIRST_RETRY_DELAY.saturating_mul(1 << failures.min(16)).min(max_delay);
         failures.increment();
-        *self = Self::Unreachable { failures, retry: now.after(delay) };
+        *self = Self::Unreachable { failures, retry_at: now.after(delay) };
     }
 
     /// A channel to the guard opened. If the guard was unreachable, its next silence makes it unreachable again unless
@@ -76,8 +76,8 @@ impl GuardReachability {
 
     /// A channel to a guard opened, so the client's line works: the next dial of an unreachable guard is due now.
     pub(super) fn retry_now(&mut self, now: Instant) {
-        if let Self::Unreachable { retry, .. } = self {
-            *retry = now.min(*retry);
+        if let Self::Unreachable { retry_at, .. } = self {
+            *retry_at = now.min(*retry_at);
         }
     }
 
