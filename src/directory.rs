@@ -1,7 +1,7 @@
 //! The directory: signed descriptors of relays, and the authorities' consensus.
 //!
 //! Documents are Protocol Buffers signed as bytes. Each document is decoded as an `Unverified…` type, whose
-//! verification returns the type that the rest of the node trusts. This module owns the document types and the core of
+//! verification returns the type that the rest of the node uses. This module owns the document types and the core of
 //! an [`authority`]. Files (`io`), store and HTTP (`directory_http`) are separate modules. Driven by documents and
 //! wall-clock time from the caller. Governed by `proto/07-directory.md`. Threats addressed (`threat-model.md`): relays
 //! with false statements about themselves, up to half of the authorities, and an adversary between a node and the

@@ -414,10 +414,10 @@ fn a_stream_carries_bytes_both_ways_and_is_removed_at_its_end() {
     let mut net = Net::ready(2, 2);
     let stream = net.connected(1);
     let sent: Vec<u8> = (0..300_000_u32).map(|n| n.to_le_bytes()[1]).collect();
-    let mut left = sent.clone();
-    while !left.is_empty() {
-        let taken = net.client(|party, _, _| party.client.write(stream, &left));
-        left.drain(..taken);
+    let mut unsent = sent.clone();
+    while !unsent.is_empty() {
+        let written = net.client(|party, _, _| party.client.write(stream, &unsent));
+        unsent.drain(..written);
         net.world.step(Instant::from_nanos(u64::MAX));
     }
     net.client(|party, _, _| party.client.handle_command(stream, StreamCommand::Finish));

@@ -14,7 +14,7 @@ use prost::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BoundError {
     /// The document or an element of a repeated field is longer than this maximum, in bytes.
-    #[error("the document or an element of it is longer than {0} bytes")]
+    #[error("the document or one of its elements is longer than {0} bytes")]
     TooLong(usize),
     /// A repeated field has more elements than this maximum.
     #[error("a field has more than {0} elements")]

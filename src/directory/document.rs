@@ -1,7 +1,7 @@
 //! Documents that authorities sign, of any kind: decoding, signatures, validity and encoding.
 //!
 //! Bytes are decoded as an [`UnverifiedDocument`], whose verification returns the [`Document`] that the rest of the
-//! node trusts. [`Document::sign`] returns the [`SignedDocument`] that an authority publishes. Each kind of document
+//! node uses. [`Document::sign`] returns the [`SignedDocument`] that an authority publishes. Each kind of document
 //! implements [`DocumentKind`]. Governed by `proto/07-directory.md` §4.
 
 use core::{fmt, marker::PhantomData, time::Duration};

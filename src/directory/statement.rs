@@ -1,7 +1,7 @@
 //! Statements that a node signs, of any kind: decoding, signature, date and encoding.
 //!
 //! Bytes are decoded as an [`UnverifiedStatement`], whose verification returns the statement that the directory
-//! trusts. Each kind of statement implements [`Statement`]. Governed by `proto/07-directory.md` §1.
+//! uses. Each kind of statement implements [`Statement`]. Governed by `proto/07-directory.md` §1.
 
 use prost::Message;
 

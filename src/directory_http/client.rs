@@ -38,7 +38,7 @@ const MAX_REASON_LEN: usize = 200;
 /// Maximum bytes of the answer to a registration.
 const MAX_REGISTRATION_LEN: usize = 1 << 10;
 
-/// The directories to use and the authorities to trust.
+/// The directories to query, and the authorities whose signatures count.
 #[derive(Clone, Debug)]
 pub struct DirectoryConfig {
     /// Base URLs of directories, `http` or `https`, in the order of queries.
@@ -354,11 +354,11 @@ impl DirectoryClient {
 
 impl Directory {
     fn new(text: &str) -> Result<Self, DirectoryError> {
-        let bad = || DirectoryError::Url(text.to_owned());
-        let base = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(bad)?;
+        let invalid = || DirectoryError::Url(text.to_owned());
+        let base = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(invalid)?;
         let join = |path: &str| -> Result<Url, DirectoryError> {
             let mut url = base.clone();
-            url.path_segments_mut().map_err(|()| bad())?.pop_if_empty().extend(["v1", path]);
+            url.path_segments_mut().map_err(|()| invalid())?.pop_if_empty().extend(["v1", path]);
             Ok(url)
         };
         Ok(Self {

@@ -195,8 +195,8 @@ impl GuardSample {
         let usable = guards.iter().filter(|(beyond, retry, _)| !beyond && retry.is_none()).count();
         // The sort is stable, so usable guards keep the order of the sample.
         guards.sort_by_key(|(beyond, retry, _)| (*beyond, *retry));
-        let in_use = usize::try_from(consensus.parameters().guards_in_use()).unwrap_or(1);
-        if in_use.min(usable) == 2 && rng.random() {
+        let usable_in_use = usize::try_from(consensus.parameters().guards_in_use()).unwrap_or(1);
+        if usable_in_use.min(usable) == 2 && rng.random() {
             guards.swap(0, 1);
         }
         guards.into_iter().map(|(_, _, relay)| relay).collect()

@@ -272,10 +272,10 @@ impl Pool {
     /// a stream.
     fn make_room(&mut self) -> bool {
         let idle = self.circuits.iter().filter(|(_, circuit)| circuit.is_idle());
-        let longest = idle.min_by_key(|(_, circuit)| circuit.idle_since()).map(|(key, _)| *key);
-        if let Some(key) = longest {
+        let longest_idle = idle.min_by_key(|(_, circuit)| circuit.idle_since()).map(|(key, _)| *key);
+        if let Some(key) = longest_idle {
             self.close(key);
         }
-        longest.is_some()
+        longest_idle.is_some()
     }
 }

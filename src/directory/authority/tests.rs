@@ -272,7 +272,7 @@ fn stored_relays_are_listed_and_dialled_again_after_a_restart() {
     assert_eq!(
         actions.published,
         core::slice::from_ref(consensus),
-        "the stored consensus is published at once, and the next one at its time"
+        "the stored consensus is published immediately, and the next one at its time"
     );
     assert_eq!(actions.proofs.len(), 2);
     after.handle_timeout(later(20));
