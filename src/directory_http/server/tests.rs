@@ -90,7 +90,11 @@ async fn the_consensus_has_an_entity_tag_and_is_compressed_on_request() {
     assert!(plain.starts_with("HTTP/1.1 200"), "{plain}");
     let etag = plain.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
     let consensus = client(address).fetch(NOW, None).await.unwrap().unwrap();
-    assert_eq!(etag, format!("W/\"{}\"", data_encoding::HEXLOWER.encode(consensus.digest())), "the tag a client computes");
+    assert_eq!(
+        etag,
+        format!("W/\"{}\"", data_encoding::HEXLOWER.encode(consensus.digest())),
+        "the tag a client computes"
+    );
     assert!(matches!(client(address).fetch(NOW, Some(&consensus)).await, Ok(None)));
     for (headers, expected) in [
         (format!("if-none-match: {etag}\r\n"), "HTTP/1.1 304"),
