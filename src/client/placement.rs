@@ -153,7 +153,7 @@ impl Placement {
     }
 
     /// Makes the request of a closed stream wait for another circuit. Returns false if the request has failed: the
-    /// stream was connected, the target was the cause, or the tries are used up.
+    /// stream was connected, the target was the cause, a second exit refused a name, or the tries are used up.
     fn retry(
         &mut self,
         position: StreamPosition,

@@ -45,7 +45,7 @@ const SIGNATURE_RESERVE: usize = 1024;
 /// Settings of an authority.
 #[derive(Clone, Debug)]
 pub struct AuthorityConfig {
-    /// The number of listed relays that the first consensus requires; 0 counts as 1.
+    /// The number of relays that may be listed, from which on the first consensus is created; 0 counts as 1.
     pub first_consensus_relays: usize,
     /// Interval between two consensuses.
     pub interval: Duration,

@@ -334,7 +334,8 @@ impl PooledCircuit {
         }
     }
 
-    /// The time at which the circuit last became idle.
+    /// The time from which on an idle circuit has carried no stream: the end of its last stream, or else the start of
+    /// the build.
     pub(super) const fn idle_since(&self) -> Instant {
         match &self.state {
             PooledCircuitState::Open(OpenCircuit { used: Some(used), .. }) => used.idle_since,

@@ -34,7 +34,7 @@ enum NextSpare {
 }
 
 impl SpareSchedule {
-    /// Whether a spare circuit is built now, if `missing` of them are missing. Otherwise schedules the next build.
+    /// Whether a spare circuit is built now, if `missing` of them are missing. Otherwise the next build is scheduled.
     pub(super) fn take_due(&mut self, now: Instant, missing: usize, rng: &mut dyn CryptoRng) -> bool {
         if !self.was_complete {
             return true;

@@ -224,7 +224,7 @@ impl RelayEntry {
     }
 
     /// Decodes the output of [`Self::encode`]; `None` if the descriptor is invalid or stale. A proof is due
-    /// immediately, and a proved relay is listed until that proof fails.
+    /// immediately. A relay that was proved when the record was encoded may be listed before that proof.
     pub(super) fn decode(record: &[u8], now: WallTime) -> Option<Self> {
         let record = schema::RelayRecord::decode(record).ok()?;
         let signed = record.descriptor?;
