@@ -62,7 +62,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let found = client.search(&SearchQuery { engine, ..SearchQuery::new(options.terms.join(" ")) }).await?;
 
     for (number, result) in (1..).zip(&found.results) {
-        println!("{number}. {}\n   {}\n   {}", result.title, result.link, result.snippet);
+        println!("{number}. {}\n   {}\n   {}", result.title, result.url, result.snippet);
     }
     let path: Vec<String> = found.route.hops.iter().map(|hop| hop.relay.to_string()).collect();
     println!(

@@ -29,7 +29,7 @@ pub use handshake::LocalRole;
 
 /// Number of cells at which the sender stops filling a circuit's queue, so that later cells wait little.
 pub const QUEUE_HIGH: usize = 32;
-/// Number of cells of a circuit's queue at which [`ChannelEvent::Drained`] is emitted.
+/// Number of cells of a circuit's queue at which [`ChannelEvent::QueueLow`] is emitted.
 pub const QUEUE_LOW: usize = 16;
 
 /// The identifier of a channel of this node. It is not reused after the channel has closed.
@@ -74,18 +74,18 @@ pub struct ChannelParameters {
     /// Default 131,072 (128 MiB).
     pub queued: usize,
     /// Timeout from the dial to the open link. Default 10 s.
-    pub dial_limit: Duration,
+    pub dial_timeout: Duration,
     /// Timeout from the open link to the open channel. Default 10 s.
-    pub handshake_limit: Duration,
+    pub handshake_timeout: Duration,
     /// Time after the last sent message until a padding cell is sent. Default 20 s.
     pub keep_alive: Duration,
     /// Time without a received message after which the channel closes. Default 90 s.
-    pub silence_limit: Duration,
+    pub silence_timeout: Duration,
     /// Time after which a channel with queued cells closes if its link accepts no data. Default 30 s.
-    pub stall_limit: Duration,
+    pub stall_timeout: Duration,
     /// Time without a circuit after which the dialler closes the channel; the other end waits twice as long. Default
     /// 180 s.
-    pub idle_limit: Duration,
+    pub idle_timeout: Duration,
     /// Maximum volunteers for which this node is a gateway. Channels of further volunteers are ordinary ones. Default
     /// 512; a node with 0 is no gateway.
     pub volunteers: usize,
@@ -101,17 +101,17 @@ impl Default for ChannelParameters {
             dials: 256,
             circuits_per_channel: 8192,
             circuits_per_client: 1024,
-            creates_of_relay: Rate { a_second: 500, burst: 1000 },
-            creates_of_client: Rate { a_second: 50, burst: 200 },
+            creates_of_relay: Rate { per_second: 500, burst: 1000 },
+            creates_of_client: Rate { per_second: 50, burst: 200 },
             refusals: 256,
             circuit_queue: 16_896,
             queued: 131_072,
-            dial_limit: Duration::from_secs(10),
-            handshake_limit: Duration::from_secs(10),
+            dial_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(20),
-            silence_limit: Duration::from_secs(90),
-            stall_limit: Duration::from_secs(30),
-            idle_limit: Duration::from_secs(180),
+            silence_timeout: Duration::from_secs(90),
+            stall_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(180),
             volunteers: 512,
             volunteers_per_source: 64,
         }
@@ -147,7 +147,7 @@ pub enum ChannelEvent {
         cell: Cell,
     },
     /// The queue of a live circuit has shrunk to [`QUEUE_LOW`] cells.
-    Drained {
+    QueueLow {
         /// The channel.
         channel: ChannelId,
         /// The circuit.

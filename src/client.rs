@@ -110,7 +110,7 @@ impl ClientMachine {
     #[must_use]
     pub fn new(parameters: ClientParameters, guards: GuardSample) -> Self {
         Self {
-            channels: Channels::new(LocalRole::Anonymous, parameters.channels.clone()),
+            channels: Channels::new(LocalRole::Client, parameters.channels.clone()),
             parameters,
             guards,
             documents: Documents::default(),
@@ -182,17 +182,17 @@ impl ClientMachine {
         self.request(now, Demand::new(RequestKind::Resolve(host), isolation, Vec::new()))
     }
 
-    /// Places a delegated request at an exit that offers it and isn't in `not_by`, over a circuit that carries
+    /// Places a delegated request at an exit that offers it and isn't in `excluded_exits`, over a circuit that carries
     /// nothing else. Exits that carry no stream of this client are preferred. [`ClientEvent::Delegated`],
     /// [`StreamEvent::Closed`](crate::stream::StreamEvent::Closed) or [`ClientEvent::Failed`] follows.
     pub fn delegate(
         &mut self,
         now: Instant,
         delegation: Delegation,
-        not_by: Vec<RelayId>,
+        excluded_exits: Vec<RelayId>,
         isolation: Isolation,
     ) -> ClientStream {
-        self.request(now, Demand::new(RequestKind::Delegated(delegation), isolation, not_by))
+        self.request(now, Demand::new(RequestKind::Delegated(delegation), isolation, excluded_exits))
     }
 
     /// Keeps `count` spare circuits for this kind of delegated request from now on, and none for other kinds.
@@ -375,8 +375,8 @@ impl ClientMachine {
         while let Some(event) = self.channels.poll_event() {
             match event {
                 ChannelEvent::Cell { channel, cell } => self.pool.handle_cell(now, channel, cell, rng),
-                ChannelEvent::Drained { channel, circuit } => {
-                    self.pool.handle_drained(now, channel, circuit, &mut self.channels, rng);
+                ChannelEvent::QueueLow { channel, circuit } => {
+                    self.pool.handle_queue_low(now, channel, circuit, &mut self.channels, rng);
                 }
                 ChannelEvent::Open { channel, peer: Some(relay), .. } => {
                     let superseded = self.guards.handle_opened(now, &relay);
@@ -475,7 +475,7 @@ impl LinkMachine for ClientMachine {
 
     fn poll_transmit(&mut self, now: Instant, rng: &mut dyn CryptoRng) -> Option<Transmit> {
         let transmit = self.channels.poll_transmit(now);
-        // Queues that have drained are filled again.
+        // Fills the queues that are low.
         self.handle_channel_events(now, rng);
         transmit
     }

@@ -79,14 +79,14 @@ pub trait Connector: Clone + Send + Sync + 'static {
         isolation: Isolation,
     ) -> impl Future<Output = Result<Vec<ResolvedAnswer>, ConnectError>> + Send;
 
-    /// Opens a stream to an exit that offers `delegation` and isn't in `not_by`, on a separate circuit.
+    /// Opens a stream to an exit that offers `delegation` and isn't in `excluded_exits`, on a separate circuit.
     ///
     /// # Errors
-    /// When there is no circuit; [`PathError::NotOffered`] when no exit outside `not_by` offers `delegation`.
+    /// When there is no circuit; [`PathError::NotOffered`] when no exit outside `excluded_exits` offers `delegation`.
     fn delegate(
         &self,
         delegation: Delegation,
-        not_by: Vec<RelayId>,
+        excluded_exits: Vec<RelayId>,
         isolation: Isolation,
     ) -> impl Future<Output = Result<Delegated, ConnectError>> + Send;
 }

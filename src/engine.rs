@@ -107,7 +107,7 @@ enum AnswerError {
 /// A result as in the answer, with markup.
 struct RawResult {
     title: String,
-    link: String,
+    url: String,
     snippet: String,
 }
 
@@ -122,9 +122,9 @@ impl RawResult {
     /// The result as plain text with a cleaned URL. `None` if cleaning removes the URL.
     fn cleaned(&self, base: &Url) -> Option<SearchResult> {
         // The URL is checked first, because cleaning texts takes more time.
-        clean_url::clean(&self.link, Some(base))?;
+        clean_url::clean(&self.url, Some(base))?;
         let [title, snippet] = [&self.title, &self.snippet].map(|html| markup::stripped(html, MAX_CHARS));
-        SearchResult::new(&title, &self.link, Some(base), &snippet)
+        SearchResult::new(&title, &self.url, Some(base), &snippet)
     }
 }
 

@@ -24,10 +24,10 @@ const MAX_UNSENT_TAGS: usize = 1024;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlowParameters {
     /// DATA cells from one tag to the next. Default 32.
-    pub tag_every: u32,
+    pub tag_interval: u32,
     /// Initial window, in DATA cells. Default 128.
     pub window_initial: u32,
-    /// Smallest window, in DATA cells; at least twice `tag_every`, else the sender could wait for a tag it can't
+    /// Smallest window, in DATA cells; at least twice `tag_interval`, else the sender could wait for a tag it can't
     /// send. Default 64.
     pub window_min: u32,
     /// Largest window, in DATA cells; a relay ends a circuit that queues more. Default 16,384 (16 MiB).
@@ -55,7 +55,7 @@ pub struct FlowParameters {
 impl Default for FlowParameters {
     fn default() -> Self {
         Self {
-            tag_every: 32,
+            tag_interval: 32,
             window_initial: 128,
             window_min: 64,
             window_max: 16_384,

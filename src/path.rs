@@ -14,7 +14,7 @@ mod restrict;
 mod weigh;
 
 pub(crate) use choose::exits;
-pub use choose::{Path, PathError, Purpose, Requirement, choose, measure, replace, suits};
+pub use choose::{Path, PathError, Purpose, Requirement, choose, measure, permits_target, replace};
 pub use guards::{GuardSample, GuardSampleError};
 pub(crate) use hop::PathRelay;
 pub use hop::Relays;

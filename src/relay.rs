@@ -210,7 +210,7 @@ impl Relay {
     pub fn drain(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.table.close();
         let Self { channels, table, .. } = self;
-        channels.wind_down(|channel| table.is_on(channel));
+        channels.close_except(|channel| table.is_on(channel));
         self.handle_channel_events(now, rng);
     }
 
@@ -317,7 +317,7 @@ impl Relay {
                 }
             }
             ChannelEvent::Cell { channel, cell } => self.handle_cell(now, channel, cell, rng),
-            ChannelEvent::Drained { channel, circuit } => self.handle_drained(CircuitEndpoint { channel, circuit }),
+            ChannelEvent::QueueLow { channel, circuit } => self.handle_queue_low(CircuitEndpoint { channel, circuit }),
             ChannelEvent::Closed { channel } => self.handle_closed(now, channel),
         }
     }
@@ -367,7 +367,7 @@ impl LinkMachine for Relay {
         loop {
             let transmit = self.channels.poll_transmit(now);
             self.handle_channel_events(now, rng);
-            // Queues that have drained are filled again.
+            // Fills the queues that are low.
             let filled = self.streams.has_ready();
             self.send_messages(now, rng);
             if transmit.is_some() || !filled {

@@ -36,16 +36,16 @@ pub trait Transport {
     fn poll_timeout(&self) -> Option<Instant>;
 }
 
-/// Exchanges events and requests between `core` and `transport` until neither has more. This is half of the drain
+/// Exchanges events and requests between `machine` and `transport` until neither has more. This is half of the drain
 /// contract of both.
-pub fn settle(now: Instant, core: &mut impl LinkMachine, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
+pub fn settle(now: Instant, machine: &mut impl LinkMachine, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
     loop {
         while let Some(event) = transport.poll_link_event() {
-            core.handle_link(now, event, rng);
+            machine.handle_link(now, event, rng);
         }
-        core.handle_batch_end(now, rng);
+        machine.handle_batch_end(now, rng);
         let mut sent = false;
-        while let Some(transmit) = core.poll_transmit(now, rng) {
+        while let Some(transmit) = machine.poll_transmit(now, rng) {
             transport.handle_transmit(now, transmit);
             sent = true;
         }
@@ -55,41 +55,41 @@ pub fn settle(now: Instant, core: &mut impl LinkMachine, transport: &mut impl Tr
     }
 }
 
-/// A protocol core with its edges, which a driver runs over a transport.
-pub trait Core {
+/// A machine with its edges, which a driver runs over a transport.
+pub trait Driven {
     /// The machine that uses the transport.
     fn machine(&mut self) -> &mut impl LinkMachine;
 
-    /// Passes the core's events to their recipients; returns whether there were any.
+    /// Passes the machine's events to their recipients; returns whether there were any.
     fn deliver(&mut self, now: Instant) -> bool;
 
     /// Notifies neighbours before the links close.
     fn shut_down(&mut self, _now: Instant) {}
 }
 
-/// Performs the work of `core` and `transport` that is due at `now`, and drains both.
-pub fn turn(now: Instant, core: &mut impl Core, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
+/// Performs the work of `driven` and `transport` that is due at `now`, and drains both.
+pub fn turn(now: Instant, driven: &mut impl Driven, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
     if transport.poll_timeout().is_some_and(|due| due <= now) {
         transport.handle_timeout(now);
     }
-    let machine = core.machine();
+    let machine = driven.machine();
     if machine.poll_timeout().is_some_and(|due| due <= now) {
         machine.handle_timeout(now, rng);
     }
-    drain(now, core, transport, rng);
+    drain(now, driven, transport, rng);
 }
 
-/// Exchanges events and requests, and delivers the core's own events, until there are no more.
-pub fn drain(now: Instant, core: &mut impl Core, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
+/// Exchanges events and requests, and delivers the machine's own events, until there are no more.
+pub fn drain(now: Instant, driven: &mut impl Driven, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
     loop {
-        settle(now, core.machine(), transport, rng);
-        if !core.deliver(now) {
+        settle(now, driven.machine(), transport, rng);
+        if !driven.deliver(now) {
             return;
         }
     }
 }
 
 /// The time of the next [`turn`] without earlier input.
-pub fn next_turn(core: &mut impl Core, transport: &impl Transport) -> Option<Instant> {
-    [core.machine().poll_timeout(), transport.poll_timeout()].into_iter().flatten().min()
+pub fn next_turn(driven: &mut impl Driven, transport: &impl Transport) -> Option<Instant> {
+    [driven.machine().poll_timeout(), transport.poll_timeout()].into_iter().flatten().min()
 }

@@ -43,9 +43,9 @@ use crate::{
 /// Cap on TCP connections; further ones wait in the listener's backlog.
 const MAX_CONNECTIONS: usize = 256;
 /// Time limit of a request's head.
-const HEAD_LIMIT: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit of a connection, for clients that read slowly.
-const CONNECTION_LIMIT: Duration = Duration::from_secs(180);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(180);
 /// Maximum bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
 
@@ -176,11 +176,11 @@ pub(crate) async fn serve(listener: TcpListener, router: Router) {
         async move {
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_LIMIT)
+                .header_read_timeout(HEAD_TIMEOUT)
                 .max_buf_size(MAX_HEAD)
                 .serve_connection(TokioIo::new(socket), service);
             // A failed connection of a browser needs no action.
-            _ = timeout(CONNECTION_LIMIT, connection).await;
+            _ = timeout(CONNECTION_TIMEOUT, connection).await;
         }
     })
     .await;

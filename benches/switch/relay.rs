@@ -104,7 +104,7 @@ impl Bench {
             rng,
             relay,
             keys,
-            client: Channels::new(LocalRole::Anonymous, ChannelParameters::default()),
+            client: Channels::new(LocalRole::Client, ChannelParameters::default()),
             next: Channels::new(LocalRole::Relay(Arc::new(next)), ChannelParameters::default()),
             next_id,
             circuits: Vec::new(),

@@ -42,7 +42,7 @@ impl Allowances {
         }
         let Self { of_source, of_relay, .. } = *self;
         let of_network = Rate {
-            a_second: of_source.a_second.saturating_mul(NETWORK_FACTOR),
+            per_second: of_source.per_second.saturating_mul(NETWORK_FACTOR),
             burst: of_source.burst.saturating_mul(NETWORK_FACTOR),
         };
         let (own, network) = match owner {
@@ -84,8 +84,8 @@ mod tests {
     use super::*;
     use crate::base::RelayId;
 
-    const SOURCE: Rate = Rate { a_second: 10, burst: 20 };
-    const RELAY: Rate = Rate { a_second: 50, burst: 100 };
+    const SOURCE: Rate = Rate { per_second: 10, burst: 20 };
+    const RELAY: Rate = Rate { per_second: 50, burst: 100 };
 
     fn address(block: u8, network: u8, host: u8) -> Owner {
         Owner::of_address([10, block, network, host].into())

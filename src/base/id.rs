@@ -37,7 +37,7 @@ impl CircuitId {
 
     /// Whether the identifier is in the upper half, from which the dialler of a channel chooses.
     #[must_use]
-    pub const fn of_dialler(self) -> bool {
+    pub const fn is_in_upper_half(self) -> bool {
         self.0.get() >= 1 << 31
     }
 }

@@ -123,8 +123,8 @@ impl Shares {
         Ok(())
     }
 
-    /// Gives a unit of `owner` back.
-    pub fn give_back(&mut self, owner: &Owner) {
+    /// Releases a unit of `owner`.
+    pub fn release(&mut self, owner: &Owner) {
         self.set(owner, self.held(owner).saturating_sub(1));
     }
 
@@ -239,7 +239,7 @@ mod tests {
         shares.take(&relay(1)).unwrap();
         shares.close();
         assert!(shares.take(&relay(2)).is_err());
-        shares.give_back(&relay(1));
+        shares.release(&relay(1));
         assert!(shares.is_empty());
     }
 
@@ -255,7 +255,7 @@ mod tests {
                 if takes && shares.take(&owner).is_ok() {
                     *expected.entry(owner).or_default() += 1;
                 } else if !takes && expected.get(&owner).is_some_and(|units| *units > 0) {
-                    shares.give_back(&owner);
+                    shares.release(&owner);
                     *expected.get_mut(&owner).unwrap() -= 1;
                 }
                 let of_network = |network: AddressPrefix| {

@@ -9,7 +9,7 @@ const PARTS: u128 = 1_000_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// Tokens gained in a second: the long-term average.
-    pub a_second: u64,
+    pub per_second: u64,
     /// Tokens in a full bucket: the maximum that can be taken at once.
     pub burst: u64,
 }
@@ -58,7 +58,7 @@ impl TokenBucket {
     #[must_use]
     pub fn available_at(&self, rate: Rate, tokens: u64) -> Instant {
         let lacking = self.missing_parts.saturating_sub(parts(rate.burst.saturating_sub(tokens)));
-        let nanos = lacking.div_ceil(u128::from(rate.a_second.max(1)));
+        let nanos = lacking.div_ceil(u128::from(rate.per_second.max(1)));
         Instant::from_nanos(self.updated_at.as_nanos().saturating_add(u64::try_from(nanos).unwrap_or(u64::MAX)))
     }
 
@@ -70,7 +70,7 @@ impl TokenBucket {
 
     /// Parts that the bucket lacks to be full at `now`.
     fn missing_parts(&self, now: Instant, rate: Rate) -> u128 {
-        let gained = now.since(self.updated_at).as_nanos().saturating_mul(rate.a_second.into());
+        let gained = now.since(self.updated_at).as_nanos().saturating_mul(rate.per_second.into());
         self.missing_parts.saturating_sub(gained)
     }
 }
@@ -86,7 +86,7 @@ mod tests {
 
     use super::*;
 
-    const RATE: Rate = Rate { a_second: 3, burst: 6 };
+    const RATE: Rate = Rate { per_second: 3, burst: 6 };
 
     const fn at(nanos: u64) -> Instant {
         Instant::from_nanos(nanos)
@@ -136,9 +136,9 @@ mod tests {
     #[test]
     fn rates_of_zero_and_without_bound_do_not_overflow() {
         let (end, mut bucket) = (at(u64::MAX), TokenBucket::new());
-        let none = Rate { a_second: 0, burst: 0 };
+        let none = Rate { per_second: 0, burst: 0 };
         assert!(!bucket.take(end, none) && bucket.available_at(none, 1) <= end);
-        let all = Rate { a_second: u64::MAX, burst: u64::MAX };
+        let all = Rate { per_second: u64::MAX, burst: u64::MAX };
         bucket.spend(at(0), all, u64::MAX);
         assert_eq!(bucket.available(at(0), all), 0);
         assert_eq!(bucket.available(end, all), u64::MAX);

@@ -10,7 +10,7 @@ use super::{
     clock,
     drive::Driver,
     open_streams::OpenStreams,
-    slot::{Bell, SlotSender, slot},
+    slot::{Notify, SlotSender, slot},
     store::{Store, StoreEntry},
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     client::{ClientEvent, ClientMachine, ClientStream, Isolation, StreamFailure},
     delegated::Delegation,
     stream::{StreamCommand, StreamEvent},
-    transport::Core,
+    transport::Driven,
     wire::EndReason,
 };
 
@@ -43,7 +43,7 @@ pub(super) struct ExchangePath {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Exchanged {
     pub(super) answer: Vec<u8>,
-    pub(super) way: ExchangePath,
+    pub(super) path: ExchangePath,
     /// Time from sending the request to the end of the answer.
     pub(super) took: Duration,
 }
@@ -52,7 +52,7 @@ pub(super) struct Exchanged {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ExchangeFailure {
     /// No circuit was available.
-    NoWay(StreamFailure),
+    NoCircuit(StreamFailure),
     /// The exit or its circuit closed, or the answer exceeds its bound.
     Broken(ExchangePath),
     /// The exit exceeded the time limit.
@@ -65,13 +65,13 @@ pub(super) enum ExchangeFailure {
 pub(super) struct ExchangeParameters {
     pub(super) delegation: Delegation,
     /// Excluded exits.
-    pub(super) excluded: Vec<RelayId>,
+    pub(super) excluded_exits: Vec<RelayId>,
     pub(super) isolation: Isolation,
     pub(super) request: Vec<u8>,
     /// Largest answer in bytes.
     pub(super) max_len: usize,
     /// Time limit of the answer, from the time at which the circuit is ready.
-    pub(super) time_limit: Duration,
+    pub(super) timeout: Duration,
 }
 
 struct DelegatedExchange {
@@ -86,8 +86,8 @@ struct DelegatedExchange {
     started: SlotSender<()>,
 }
 
-/// The client's core with the streams and exchanges of a page.
-pub(super) struct PageCore {
+/// The client's machine with the streams and exchanges of a page.
+pub(super) struct DrivenPageClient {
     pub(super) client: ClientMachine,
     pub(super) streams: OpenStreams,
     exchanges: BTreeMap<ClientStream, DelegatedExchange>,
@@ -98,13 +98,13 @@ pub(super) struct PageCore {
 /// Progress of the client's start.
 #[derive(Clone, Default)]
 pub(super) struct Steps {
-    /// Rings at each step.
-    pub(super) bell: Bell,
+    /// Notifies at each step.
+    pub(super) changed: Notify,
     /// Whether a circuit is built.
     pub(super) ready: std::rc::Rc<core::cell::Cell<bool>>,
 }
 
-impl PageCore {
+impl DrivenPageClient {
     pub(super) fn new(client: ClientMachine, store: Store, steps: Steps) -> Self {
         Self { client, streams: OpenStreams::default(), exchanges: BTreeMap::new(), store, steps }
     }
@@ -120,7 +120,7 @@ impl PageCore {
         match event {
             ClientEvent::Ready => {
                 self.steps.ready.set(true);
-                self.steps.bell.ring();
+                self.steps.changed.notify();
             }
             ClientEvent::GuardsChanged => self.store_guards(),
             ClientEvent::Delegated { stream, path, hops, shared_exit } => {
@@ -143,14 +143,14 @@ impl PageCore {
             StreamEvent::Data(bytes) => {
                 let Some(exchange) = self.exchanges.get_mut(&stream) else { return };
                 if exchange.answer.len().saturating_add(bytes.len()) > exchange.max_len {
-                    self.end(stream, |_, way, _| Err(ExchangeFailure::Broken(way)), now);
+                    self.end(stream, |_, path, _| Err(ExchangeFailure::Broken(path)), now);
                     return self.client.handle_command(stream, StreamCommand::Reset(EndReason::ResourceLimit));
                 }
                 exchange.answer.extend_from_slice(&bytes);
                 self.client.handle_command(stream, StreamCommand::Consumed(bytes.len()));
             }
             StreamEvent::Finished => {
-                self.end(stream, |answer, way, took| Ok(Exchanged { answer, way, took }), now);
+                self.end(stream, |answer, path, took| Ok(Exchanged { answer, path, took }), now);
             }
             StreamEvent::Closed(reason) => self.fail(now, stream, StreamFailure::Ended(reason)),
             // Events of closed streams, and events that only exits receive.
@@ -166,7 +166,9 @@ impl PageCore {
         let in_flight = self.exchanges.get(&stream).is_some_and(|exchange| exchange.in_flight.is_some());
         self.end(
             stream,
-            |_, way, _| Err(if in_flight { ExchangeFailure::Broken(way) } else { ExchangeFailure::NoWay(failure) }),
+            |_, path, _| {
+                Err(if in_flight { ExchangeFailure::Broken(path) } else { ExchangeFailure::NoCircuit(failure) })
+            },
             now,
         );
     }
@@ -192,42 +194,42 @@ impl PageCore {
         now: Instant,
     ) {
         let Some(mut exchange) = self.exchanges.remove(&stream) else { return };
-        let (since, way) = exchange.in_flight.take().unwrap_or((now, ExchangePath::default()));
-        exchange.reply.send(outcome(core::mem::take(&mut exchange.answer), way, now.since(since)));
+        let (since, path) = exchange.in_flight.take().unwrap_or((now, ExchangePath::default()));
+        exchange.reply.send(outcome(core::mem::take(&mut exchange.answer), path, now.since(since)));
     }
 }
 
 /// Performs the exchange `wanted` over a separate circuit.
 pub(super) async fn exchange(
-    driver: &Driver<PageCore>,
+    driver: &Driver<DrivenPageClient>,
     wanted: ExchangeParameters,
 ) -> Result<Exchanged, ExchangeFailure> {
-    let ExchangeParameters { delegation, excluded, isolation, request, max_len, time_limit } = wanted;
+    let ExchangeParameters { delegation, excluded_exits, isolation, request, max_len, timeout } = wanted;
     let (reply, answer) = slot();
     let (started, start) = slot();
-    let stream = driver.with(|core, now, _| {
-        let stream = core.client.delegate(now, delegation, excluded, isolation);
+    let stream = driver.with(|driven, now, _| {
+        let stream = driven.client.delegate(now, delegation, excluded_exits, isolation);
         let exchange =
             DelegatedExchange { request, sent: 0, answer: Vec::new(), max_len, in_flight: None, reply, started };
-        core.exchanges.insert(stream, exchange);
+        driven.exchanges.insert(stream, exchange);
         stream
     });
     let Some(stream) = stream else { return Err(ExchangeFailure::Closed) };
     // Completes when the circuit is ready or has failed. The client's core limits this wait.
     start.await;
-    match clock::within(time_limit, answer).await {
+    match clock::within(timeout, answer).await {
         Some(outcome) => outcome.unwrap_or(Err(ExchangeFailure::Closed)),
         None => {
-            let way = driver.with(|core, _, _| {
-                core.client.handle_command(stream, StreamCommand::Reset(EndReason::TimedOut));
-                core.exchanges.remove(&stream).and_then(|exchange| exchange.in_flight)
+            let path = driver.with(|driven, _, _| {
+                driven.client.handle_command(stream, StreamCommand::Reset(EndReason::TimedOut));
+                driven.exchanges.remove(&stream).and_then(|exchange| exchange.in_flight)
             });
-            Err(ExchangeFailure::Silent(way.flatten().map(|(_, way)| way).unwrap_or_default()))
+            Err(ExchangeFailure::Silent(path.flatten().map(|(_, path)| path).unwrap_or_default()))
         }
     }
 }
 
-impl Core for PageCore {
+impl Driven for DrivenPageClient {
     fn machine(&mut self) -> &mut impl LinkMachine {
         &mut self.client
     }

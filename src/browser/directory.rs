@@ -35,7 +35,7 @@ const MAX_REGISTRATION_LEN: usize = 1 << 10;
 const MAX_REASON_LEN: usize = 4 << 10;
 const MAX_REASON_CHARS: usize = 200;
 /// Time limit of one request, including its body.
-const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The last words of a message about a rejected document.
 const UNUSED: &str = "so it is not used and nothing was sent to any relay";
@@ -246,7 +246,7 @@ fn prepare(method: &str, url: &str, body: Option<&[u8]>) -> Result<Request, JsVa
     options.set_referrer_policy(ReferrerPolicy::NoReferrer);
     // A cached copy would be revalidated by its entity tag, by which a directory could recognise the browser.
     options.set_cache(RequestCache::NoStore);
-    let limit = u32::try_from(REQUEST_LIMIT.as_millis()).unwrap_or(u32::MAX);
+    let limit = u32::try_from(REQUEST_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
     options.set_signal(Some(&AbortSignal::timeout_with_u32(limit)));
     if let Some(body) = body {
         options.set_body(&Uint8Array::from(body));

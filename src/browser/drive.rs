@@ -19,30 +19,30 @@ use super::clock::{self, Timer};
 use crate::{
     base::Instant,
     transport::{
-        Core,
+        Driven,
         browser::{BrowserCaps, BrowserEndpoint},
         drain, next_turn, turn,
     },
 };
 
-/// A handle of a core and its transport. A drop of the last clone closes the links. The core's [`Core::deliver`] must
+/// A handle of a driven machine and its transport. A drop of the last clone closes the links. [`Driven::deliver`] must
 /// not call into the page.
-pub(super) struct Driver<C>(Rc<DriverShared<C>>);
+pub(super) struct Driver<D>(Rc<DriverShared<D>>);
 
-impl<C> Clone for Driver<C> {
+impl<D> Clone for Driver<D> {
     fn clone(&self) -> Self {
         Self(Rc::clone(&self.0))
     }
 }
 
-struct DriverShared<C> {
-    state: RefCell<DriverState<C>>,
+struct DriverShared<D> {
+    state: RefCell<DriverState<D>>,
     ticker: Rc<Ticker>,
     _on_tick: Closure<dyn FnMut(MessageEvent)>,
 }
 
-struct DriverState<C> {
-    core: C,
+struct DriverState<D> {
+    driven: D,
     endpoint: BrowserEndpoint,
     rng: StdRng,
     /// The timer, after the time at which it fires.
@@ -74,10 +74,10 @@ impl Drop for Ticker {
     }
 }
 
-impl<C: Core + 'static> Driver<C> {
-    /// Joins `core` with a transport that presents `certificate`, or a fresh one on each dial.
+impl<D: Driven + 'static> Driver<D> {
+    /// Joins `driven` with a transport that presents `certificate`, or a fresh one on each dial.
     pub(super) fn start(
-        core: C,
+        driven: D,
         caps: BrowserCaps,
         certificate: Option<RtcCertificate>,
         rng: StdRng,
@@ -89,26 +89,26 @@ impl<C: Core + 'static> Driver<C> {
             Rc::new(move || ticker.wake())
         };
         let endpoint = BrowserEndpoint::new(caps, certificate, wake);
-        let shared = Rc::new_cyclic(|weak: &Weak<DriverShared<C>>| {
+        let shared = Rc::new_cyclic(|weak: &Weak<DriverShared<D>>| {
             let on_tick = Closure::new({
                 let weak = Weak::clone(weak);
                 move |_: MessageEvent| run_turn(&weak)
             });
             ticker.receiver.set_onmessage(Some(on_tick.as_ref().unchecked_ref()));
-            let state = RefCell::new(DriverState { core, endpoint, rng, timer: None, stopped: false });
+            let state = RefCell::new(DriverState { driven, endpoint, rng, timer: None, stopped: false });
             DriverShared { state, ticker: Rc::clone(&ticker), _on_tick: on_tick }
         });
         Ok(Self(shared))
     }
 
-    /// Calls `action` with the core, then schedules a turn of the loop. Returns `None` if the loop has stopped.
-    pub(super) fn with<T>(&self, action: impl FnOnce(&mut C, Instant, &mut StdRng) -> T) -> Option<T> {
+    /// Calls `action` with the driven machine, then schedules a turn of the loop. Returns `None` after a stop.
+    pub(super) fn with<T>(&self, action: impl FnOnce(&mut D, Instant, &mut StdRng) -> T) -> Option<T> {
         let mut state = self.0.state.try_borrow_mut().ok()?;
         if state.stopped {
             return None;
         }
-        let DriverState { core, rng, .. } = &mut *state;
-        let done = action(core, clock::now(), rng);
+        let DriverState { driven, rng, .. } = &mut *state;
+        let done = action(driven, clock::now(), rng);
         self.0.ticker.wake();
         Some(done)
     }
@@ -122,14 +122,14 @@ impl<C: Core + 'static> Driver<C> {
     }
 
     /// Notifies the neighbours. The browser has the output when this function returns.
-    pub(super) fn hang_up(&self) {
+    pub(super) fn shut_down(&self) {
         if let Ok(mut state) = self.0.state.try_borrow_mut()
             && !state.stopped
         {
             let now = clock::now();
-            let DriverState { core, endpoint, rng, .. } = &mut *state;
-            core.shut_down(now);
-            drain(now, core, endpoint, rng);
+            let DriverState { driven, endpoint, rng, .. } = &mut *state;
+            driven.shut_down(now);
+            drain(now, driven, endpoint, rng);
         }
     }
 
@@ -140,7 +140,7 @@ impl<C: Core + 'static> Driver<C> {
 
     /// Notifies the neighbours, closes all links and stops the loop.
     pub(super) fn stop(&self) {
-        self.hang_up();
+        self.shut_down();
         if let Ok(mut state) = self.0.state.try_borrow_mut() {
             state.stopped = true;
             state.timer = None;
@@ -155,7 +155,7 @@ impl<C: Core + 'static> Driver<C> {
 }
 
 /// One turn of the loop.
-fn run_turn<C: Core>(shared: &Weak<DriverShared<C>>) {
+fn run_turn<D: Driven>(shared: &Weak<DriverShared<D>>) {
     let Some(shared) = shared.upgrade() else { return };
     shared.ticker.due.set(false);
     let Ok(mut state) = shared.state.try_borrow_mut() else { return };
@@ -163,11 +163,11 @@ fn run_turn<C: Core>(shared: &Weak<DriverShared<C>>) {
         return;
     }
     let now = clock::now();
-    let DriverState { core, endpoint, rng, timer, .. } = &mut *state;
+    let DriverState { driven, endpoint, rng, timer, .. } = &mut *state;
     endpoint.take(now);
-    turn(now, core, endpoint, rng);
+    turn(now, driven, endpoint, rng);
     // A timer that fires early is harmless.
-    if let Some(due) = next_turn(core, endpoint)
+    if let Some(due) = next_turn(driven, endpoint)
         && timer.as_ref().is_none_or(|(fires, _)| due < *fires || *fires <= now)
     {
         let ticker = Rc::clone(&shared.ticker);

@@ -50,8 +50,8 @@ impl PageClient {
     pub fn request(&self, method: String, url: String, fields: Vec<String>, body: Vec<u8>) -> Promise {
         let client = Rc::clone(&self.page);
         future_to_promise(async move {
-            let (response, way) = request::request(&client, &method, &url, &fields, body).await?;
-            Ok(response_object(&client, &response, &way))
+            let (response, path) = request::request(&client, &method, &url, &fields, body).await?;
+            Ok(response_object(&client, &response, &path))
         })
     }
 
@@ -72,7 +72,7 @@ impl PageClient {
 
     /// Closes all streams and links at once.
     pub fn close(&self) {
-        self.page.driver.with(|core, _, _| core.streams.clear());
+        self.page.driver.with(|driven, _, _| driven.streams.clear());
         self.page.driver.stop();
     }
 }
@@ -157,7 +157,7 @@ fn found_object(page: &Page, found: &SearchOutcome) -> JsValue {
     let result = |result: &SearchResult| {
         object(&[
             ("title", result.title.as_str().into()),
-            ("link", result.link.as_str().into()),
+            ("url", result.url.as_str().into()),
             ("snippet", result.snippet.as_str().into()),
         ])
     };
@@ -166,13 +166,13 @@ fn found_object(page: &Page, found: &SearchOutcome) -> JsValue {
         ("engine", found.engine.as_str().into()),
         ("results", results.into()),
         ("more", found.more.into()),
-        ("path", way_array(page, &found.way).into()),
+        ("path", path_array(page, &found.path).into()),
         ("elapsedMs", milliseconds(found.took)),
-        ("sharedExit", found.way.shared_exit.into()),
+        ("sharedExit", found.path.shared_exit.into()),
     ])
 }
 
-fn response_object(page: &Page, response: &HttpResponse, way: &ExchangePath) -> JsValue {
+fn response_object(page: &Page, response: &HttpResponse, path: &ExchangePath) -> JsValue {
     let field = |(name, value): &(String, Vec<u8>)| {
         // One character for each byte, as in browsers' header values.
         let value: String = value.iter().copied().map(char::from).collect();
@@ -182,17 +182,17 @@ fn response_object(page: &Page, response: &HttpResponse, way: &ExchangePath) -> 
         ("status", response.status.into()),
         ("headers", response.fields.iter().map(field).collect::<Array>().into()),
         ("body", Uint8Array::from(response.body.as_slice()).into()),
-        ("path", way_array(page, way).into()),
+        ("path", path_array(page, path).into()),
     ])
 }
 
-fn way_array(page: &Page, way: &ExchangePath) -> Array {
+fn path_array(page: &Page, path: &ExchangePath) -> Array {
     let consensus = page.consensus();
     // A relay that the consensus doesn't list is in the volunteer list.
     let is_listed = |hop: &super::client::ExchangeHop| {
         consensus.as_ref().is_none_or(|consensus| consensus.relay(&hop.relay).is_some())
     };
-    way.hops
+    path.hops
         .iter()
         .map(|hop| {
             object(&[

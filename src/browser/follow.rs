@@ -15,7 +15,7 @@ use crate::directory::{
 };
 
 /// Time limit for the first consensus, including retries.
-const FIRST_LIMIT: Duration = Duration::from_secs(30);
+const FIRST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The first consensus: the stored one, if it is still valid, otherwise the first from a directory.
 pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Consensus>, PageFailure> {
@@ -23,7 +23,7 @@ pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Con
         return Ok(Arc::new(stored));
     }
     let mut failure = DocumentFetchError::Unreachable;
-    let first = clock::within(FIRST_LIMIT, async {
+    let first = clock::within(FIRST_TIMEOUT, async {
         let mut schedule = Schedule::default();
         while wait(&mut schedule, &|| true).await {
             match directories.fetch(None).await {

@@ -11,7 +11,7 @@ use wasm_bindgen::JsValue;
 use wasm_bindgen_futures::spawn_local;
 
 use super::{
-    client::{PageCore, Steps},
+    client::{DrivenPageClient, Steps},
     clock,
     directory::Directories,
     drive::{Driver, randomness},
@@ -30,15 +30,15 @@ use crate::{
 };
 
 /// Time limit of the first circuit.
-const CIRCUIT_LIMIT: Duration = Duration::from_secs(30);
+const CIRCUIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time limit of the volunteer list, after the consensus.
-const VOLUNTEERS_LIMIT: Duration = Duration::from_millis(250);
+const VOLUNTEERS_TIMEOUT: Duration = Duration::from_millis(250);
 /// Circuits kept ready for searching: for a query, its second try at another exit, and the next query.
 const SPARE_SEARCHES: usize = 3;
 
 /// State shared by all handles of a page's client.
 pub(super) struct Page {
-    pub(super) driver: Driver<PageCore>,
+    pub(super) driver: Driver<DrivenPageClient>,
     pub(super) exit_statistics: RefCell<ExitStatistics>,
     consensus: RefCell<Option<Arc<Consensus>>>,
     /// The volunteer list in use.
@@ -60,12 +60,12 @@ impl Page {
         let parameters = ClientParameters { circuits: 64, streams: 256, ..ClientParameters::default() };
         let client = ClientMachine::new(parameters, guards.unwrap_or_default());
         let steps = Steps::default();
-        let core = PageCore::new(client, store, steps.clone());
+        let driven = DrivenPageClient::new(client, store, steps.clone());
         let unsupported = |_| {
             PageFailure::new(FailureKind::NoWebrtc, "this browser lacks or disables a feature that the client needs")
         };
         let rng = randomness().map_err(unsupported)?;
-        let driver = Driver::start(core, BrowserCaps::default(), None, rng).map_err(unsupported)?;
+        let driver = Driver::start(driven, BrowserCaps::default(), None, rng).map_err(unsupported)?;
         let page = Rc::new(Self {
             driver,
             exit_statistics: RefCell::default(),
@@ -78,7 +78,7 @@ impl Page {
         let fetching = Rc::clone(&directories);
         spawn_local(async move { reply.send(fetching.fetch(None).await.ok().flatten().map(Arc::new)) });
         let first = follow::first_consensus(&directories).await?;
-        let list = clock::within(VOLUNTEERS_LIMIT, list).await.flatten().flatten();
+        let list = clock::within(VOLUNTEERS_TIMEOUT, list).await.flatten().flatten();
         if let Some(list) = &list {
             page.set_volunteers(Arc::clone(list));
         }
@@ -87,11 +87,11 @@ impl Page {
         page.follow(directories, first, list);
         let circuit = async {
             while !steps.ready.get() && !page.driver.is_stopped() {
-                let seen = steps.bell.rings();
-                steps.bell.rung_since(seen).await;
+                let seen = steps.changed.count();
+                steps.changed.notified_since(seen).await;
             }
         };
-        clock::within(CIRCUIT_LIMIT, circuit).await.ok_or_else(|| {
+        clock::within(CIRCUIT_TIMEOUT, circuit).await.ok_or_else(|| {
             let message = "no guard can be reached: this network may block WebRTC or UDP";
             page.driver.stop();
             PageFailure::new(FailureKind::Network, message)
@@ -147,7 +147,7 @@ impl Page {
 
     fn set_volunteers(&self, volunteers: Arc<VolunteerList>) {
         self.volunteers.replace(Some(Arc::clone(&volunteers)));
-        self.driver.with(|core, now, _| core.client.set_volunteers(now, clock::wall_time(), volunteers));
+        self.driver.with(|driven, now, _| driven.client.set_volunteers(now, clock::wall_time(), volunteers));
     }
 
     fn set_consensus(&self, consensus: Arc<Consensus>) {
@@ -155,11 +155,11 @@ impl Page {
             *in_use = Some(Arc::clone(&consensus));
         }
         let likely = engines(&self.offers(), None).into_iter().next();
-        self.driver.with(|core, now, rng| {
-            core.client.set_consensus(now, clock::wall_time(), consensus, rng);
+        self.driver.with(|driven, now, rng| {
+            driven.client.set_consensus(now, clock::wall_time(), consensus, rng);
             // A search is the most likely request of a page.
             if let Some(engine) = likely {
-                core.client.keep_ready(Delegation::Search(engine), SPARE_SEARCHES);
+                driven.client.keep_ready(Delegation::Search(engine), SPARE_SEARCHES);
             }
         });
     }

@@ -17,7 +17,7 @@ use crate::delegated::{
 };
 
 /// Time limit of the answer, from the time at which the circuit is ready.
-const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest answer in bytes.
 const MAX_ANSWER_LEN: usize = 32 << 20;
 
@@ -34,11 +34,11 @@ pub(super) async fn request(
     let request = HttpRequest::new(method, url, pairs, body).map_err(bad)?;
     let wanted = ExchangeParameters {
         delegation: Delegation::Http { host: request.host().to_owned() },
-        excluded: Vec::new(),
+        excluded_exits: Vec::new(),
         isolation: page.isolation(),
         request: request.encode().map_err(bad)?,
         max_len: MAX_ANSWER_LEN,
-        time_limit: ANSWER_LIMIT,
+        timeout: ANSWER_TIMEOUT,
     };
     let exchanged = match exchange(&page.driver, wanted).await {
         Ok(exchanged) => exchanged,
@@ -53,13 +53,13 @@ pub(super) async fn request(
     })?;
     match response.refusal {
         Some(refusal) => Err(PageFailure::new(FailureKind::Refused, refusal.to_string())),
-        None => Ok((response, exchanged.way)),
+        None => Ok((response, exchanged.path)),
     }
 }
 
 fn to_failure(failure: ExchangeFailure) -> PageFailure {
     match failure {
-        ExchangeFailure::NoWay(failure) => failure.into(),
+        ExchangeFailure::NoCircuit(failure) => failure.into(),
         ExchangeFailure::Broken(_) => {
             PageFailure::new(FailureKind::Exit, "the answer is truncated, or larger than the maximum of a page")
         }

@@ -16,7 +16,7 @@ use crate::{
     delegated::{
         Delegation, EngineName, Miss, MissReason, SearchRefusal, SearchResult, engines, exits_with,
         frame::{RESPONSE_BUCKETS, longest},
-        query::{ANSWER_LIMIT, Query, QueryError, Results, SearchQuery, TryError},
+        query::{ANSWER_TIMEOUT, Query, QueryError, Results, SearchQuery, TryError},
     },
 };
 
@@ -26,7 +26,7 @@ pub(super) struct SearchOutcome {
     pub(super) engine: EngineName,
     pub(super) results: Vec<SearchResult>,
     pub(super) more: bool,
-    pub(super) way: ExchangePath,
+    pub(super) path: ExchangePath,
     pub(super) took: Duration,
 }
 
@@ -101,20 +101,20 @@ async fn try_once(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<
     let engine = query.engine();
     let wanted = ExchangeParameters {
         delegation: Delegation::Search(engine.clone()),
-        excluded: query.not_by().to_vec(),
+        excluded_exits: query.excluded_exits().to_vec(),
         isolation: page.isolation(),
         request: query.framed().to_vec(),
         max_len: longest(RESPONSE_BUCKETS),
-        time_limit: ANSWER_LIMIT,
+        timeout: ANSWER_TIMEOUT,
     };
-    let (way, outcome) = match exchange(&page.driver, wanted).await {
-        Ok(exchanged) => (exchanged.way, Results::decode(&exchanged.answer).map(|results| (results, exchanged.took))),
-        Err(ExchangeFailure::Broken(way)) => (way, Err(MissReason::Broken)),
-        Err(ExchangeFailure::Silent(way)) => (way, Err(MissReason::Silent)),
-        Err(ExchangeFailure::NoWay(failure)) => return Err(TryError::NoCircuit(failure.into())),
+    let (path, outcome) = match exchange(&page.driver, wanted).await {
+        Ok(exchanged) => (exchanged.path, Results::decode(&exchanged.answer).map(|results| (results, exchanged.took))),
+        Err(ExchangeFailure::Broken(path)) => (path, Err(MissReason::Broken)),
+        Err(ExchangeFailure::Silent(path)) => (path, Err(MissReason::Silent)),
+        Err(ExchangeFailure::NoCircuit(failure)) => return Err(TryError::NoCircuit(failure.into())),
         Err(ExchangeFailure::Closed) => return Err(TryError::NoCircuit(PageFailure::closed())),
     };
-    let Some(exit) = way.hops.last().map(|hop| hop.relay) else {
+    let Some(exit) = path.hops.last().map(|hop| hop.relay) else {
         return Err(TryError::NoCircuit(StreamFailure::NoCircuit.into()));
     };
     if let Ok(mut statistics) = page.exit_statistics.try_borrow_mut() {
@@ -122,5 +122,5 @@ async fn try_once(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<
         statistics.handle_outcome(clock::now(), engine, exit, outcome);
     }
     let (Results { results, more, .. }, took) = outcome.map_err(|why| TryError::Missed(Miss { exit, why }))?;
-    Ok(SearchOutcome { engine: engine.clone(), results, more, way, took })
+    Ok(SearchOutcome { engine: engine.clone(), results, more, path, took })
 }

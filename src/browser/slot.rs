@@ -1,4 +1,4 @@
-//! Synchronisation between the loop and futures: a slot for one value, and a bell for repeated events.
+//! Synchronisation between the loop and futures: a slot for one value, and [`Notify`] for repeated events.
 
 use core::{
     cell::{Cell, RefCell},
@@ -56,32 +56,32 @@ impl<T> Future for SlotReceiver<T> {
     }
 }
 
-/// Wakes all waiting futures after a change. A future that waits later learns only that the bell has rung.
+/// Wakes all waiting futures after a change. A future that waits later learns only that there was a change.
 #[derive(Clone, Default)]
-pub(super) struct Bell(Rc<Rung>);
+pub(super) struct Notify(Rc<NotifyState>);
 
 #[derive(Default)]
-struct Rung {
-    rings: Cell<u64>,
+struct NotifyState {
+    count: Cell<u64>,
     waiting: RefCell<Vec<Waker>>,
 }
 
-impl Bell {
-    pub(super) fn ring(&self) {
-        self.0.rings.set(self.0.rings.get().wrapping_add(1));
+impl Notify {
+    pub(super) fn notify(&self) {
+        self.0.count.set(self.0.count.get().wrapping_add(1));
         let waiting = self.0.waiting.try_borrow_mut().map(|mut waiting| core::mem::take(&mut *waiting));
         waiting.unwrap_or_default().into_iter().for_each(Waker::wake);
     }
 
-    /// The number of rings so far.
-    pub(super) fn rings(&self) -> u64 {
-        self.0.rings.get()
+    /// The number of notifications so far.
+    pub(super) fn count(&self) -> u64 {
+        self.0.count.get()
     }
 
-    /// Waits until the number of rings differs from `seen`.
-    pub(super) async fn rung_since(&self, seen: u64) {
+    /// Waits until the number of notifications differs from `seen`.
+    pub(super) async fn notified_since(&self, seen: u64) {
         poll_fn(|cx| {
-            if self.rings() != seen {
+            if self.count() != seen {
                 return Poll::Ready(());
             }
             if let Ok(mut waiting) = self.0.waiting.try_borrow_mut()

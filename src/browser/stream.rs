@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use js_sys::Function;
 
 use super::{
-    client::PageCore,
+    client::DrivenPageClient,
     drive::Driver,
     failure::{FailureKind, PageFailure},
     open_streams::OpenStream,
@@ -31,7 +31,7 @@ fn isolation(host: &str) -> Isolation {
 
 /// A stream; dropping it resets it.
 pub(super) struct StreamHandle {
-    driver: Driver<PageCore>,
+    driver: Driver<DrivenPageClient>,
     stream: ClientStream,
 }
 
@@ -41,10 +41,10 @@ impl StreamHandle {
     pub(super) fn open(page: &Page, host: &str, port: u16, wake: Function) -> Result<Self, PageFailure> {
         let invalid = |_| PageFailure::new(FailureKind::BadInput, "the URL's host is invalid");
         let target = Target { host: Host::parse(host).map_err(invalid)?, port };
-        let stream = page.driver.with(|core, now, _| {
-            let stream = core.client.open(now, target, isolation(host));
+        let stream = page.driver.with(|driven, now, _| {
+            let stream = driven.client.open(now, target, isolation(host));
             let (received, connected, peer_finished, failure, due) = (BytesMut::new(), false, false, None, false);
-            core.streams.0.push(OpenStream { stream, received, connected, peer_finished, failure, wake, due });
+            driven.streams.0.push(OpenStream { stream, received, connected, peer_finished, failure, wake, due });
             stream
         });
         Ok(Self { driver: page.driver.clone(), stream: stream.ok_or_else(PageFailure::closed)? })
@@ -53,14 +53,14 @@ impl StreamHandle {
     /// The next received bytes, at most [`MAX_READ`]: `None` if there are none yet, empty at the end of the stream. Read
     /// until `None`, because `wake` is called only once after a read.
     pub(super) fn read(&self) -> Result<Option<Vec<u8>>, PageFailure> {
-        let state = self.driver.with(|core, _, _| {
-            let entry = core.streams.entry(self.stream)?;
+        let state = self.driver.with(|driven, _, _| {
+            let entry = driven.streams.entry(self.stream)?;
             entry.due = false;
             let bytes: Vec<u8> = match entry.received.len() {
                 ..=MAX_READ => core::mem::take(&mut entry.received).into(),
                 _ => entry.received.split_to(MAX_READ).into(),
             };
-            core.client.handle_command(self.stream, StreamCommand::Consumed(bytes.len()));
+            driven.client.handle_command(self.stream, StreamCommand::Consumed(bytes.len()));
             Some((bytes, entry.peer_finished, entry.failed()))
         });
         match state.flatten().ok_or_else(PageFailure::closed)? {
@@ -73,15 +73,15 @@ impl StreamHandle {
     /// Accepts as many of `bytes` as there is room for, and returns the number. [`Self::read`] returns the failure of a
     /// failed stream.
     pub(super) fn write(&self, bytes: &[u8]) -> usize {
-        self.driver.with(|core, _, _| core.client.write(self.stream, bytes)).unwrap_or(0)
+        self.driver.with(|driven, _, _| driven.client.write(self.stream, bytes)).unwrap_or(0)
     }
 }
 
 impl Drop for StreamHandle {
     fn drop(&mut self) {
-        self.driver.with(|core, _, _| {
-            core.client.handle_command(self.stream, StreamCommand::Reset(EndReason::Reset));
-            core.streams.0.retain(|entry| entry.stream != self.stream);
+        self.driver.with(|driven, _, _| {
+            driven.client.handle_command(self.stream, StreamCommand::Reset(EndReason::Reset));
+            driven.streams.0.retain(|entry| entry.stream != self.stream);
         });
     }
 }

@@ -27,7 +27,7 @@ use super::{
     directory::Directories,
     drive::{Driver, randomness},
     failure::{FailureKind, PageFailure, object},
-    slot::Bell,
+    slot::Notify,
     store::Store,
 };
 use crate::{
@@ -36,7 +36,7 @@ use crate::{
     delegated::SearchAnswer,
     directory::Consensus,
     relay::{ExitStream, Reach, Relay, RelayEvent, RelayParameters},
-    transport::{Core, browser::BrowserCaps},
+    transport::{Driven, browser::BrowserCaps},
     wire::CELL_LEN,
 };
 use engines::VolunteerEngines;
@@ -48,7 +48,7 @@ use keys::Keys;
 /// earlier.
 const DRAIN: (Duration, Duration) = (Duration::from_secs(3), Duration::from_millis(250));
 /// Time limit for the browser to send the last messages.
-const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Interval between checks for the end of all links.
 const CLOSE_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum number of links; browsers allow 500.
@@ -80,21 +80,21 @@ impl VolunteerPhase {
     }
 }
 
-/// The relay's core in a page.
-pub(super) struct VolunteerCore {
+/// The relay's machine with its exit in a page.
+pub(super) struct DrivenVolunteer {
     relay: Relay,
     exit: VolunteerExit,
-    changed: Bell,
+    changed: Notify,
 }
 
-impl VolunteerCore {
+impl DrivenVolunteer {
     /// Sends the answer to the query of `stream`.
     fn answer(&mut self, now: Instant, stream: ExitStream, answer: &SearchAnswer) {
         self.exit.answer(now, &mut self.relay, stream, answer);
     }
 }
 
-impl LinkMachine for VolunteerCore {
+impl LinkMachine for DrivenVolunteer {
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
         self.relay.handle_link(now, event, rng);
     }
@@ -117,7 +117,7 @@ impl LinkMachine for VolunteerCore {
     }
 }
 
-impl Core for VolunteerCore {
+impl Driven for DrivenVolunteer {
     fn machine(&mut self) -> &mut impl LinkMachine {
         self
     }
@@ -127,7 +127,7 @@ impl Core for VolunteerCore {
         while let Some(event) = self.relay.poll_event() {
             delivered = true;
             match event {
-                RelayEvent::GatewaysChanged => self.changed.ring(),
+                RelayEvent::GatewaysChanged => self.changed.notify(),
                 RelayEvent::Stream(stream, event) => self.exit.handle_event(now, &mut self.relay, stream, event),
                 // This relay is no gateway.
                 RelayEvent::VolunteersChanged => {}
@@ -148,13 +148,13 @@ pub(super) struct BrowserVolunteer {
     certificate: Option<RtcCertificate>,
     on_state: Function,
     /// Present while the volunteer runs.
-    driver: RefCell<Option<Driver<VolunteerCore>>>,
+    driver: RefCell<Option<Driver<DrivenVolunteer>>>,
     consensus: RefCell<Option<Arc<Consensus>>>,
     rate: Cell<Option<u64>>,
     /// The engines that it queries for clients.
     engines: VolunteerEngines,
-    /// Rings when the gateways or the offer change.
-    changed: Bell,
+    /// Notifies when the gateways or the offer change.
+    changed: Notify,
     /// The number of the current run. A task of an earlier run ends.
     run_number: Cell<u64>,
     phase: Cell<VolunteerPhase>,
@@ -195,7 +195,7 @@ impl BrowserVolunteer {
             consensus: RefCell::default(),
             rate: Cell::new(None),
             engines: VolunteerEngines::default(),
-            changed: Bell::default(),
+            changed: Notify::default(),
             run_number: Cell::new(0),
             phase: Cell::new(VolunteerPhase::Paused),
             why: RefCell::default(),
@@ -230,12 +230,12 @@ impl BrowserVolunteer {
         let Some(driver) = self.driver() else { return };
         self.end_run();
         let run_number = self.run_number.get();
-        driver.with(|core, now, rng| {
-            core.exit.drain();
-            core.relay.drain(now, rng);
+        driver.with(|driven, now, rng| {
+            driven.exit.drain();
+            driven.relay.drain(now, rng);
         });
         // The count of cells excludes those of searches, so searches are checked separately.
-        let searches = || driver.with(|core, _, _| core.exit.is_busy()).unwrap_or_default();
+        let searches = || driver.with(|driven, _, _| driven.exit.is_busy()).unwrap_or_default();
         let until = clock::now().after(DRAIN.0);
         while clock::now() < until && self.run_number.get() == run_number {
             let (before, busy) = (self.figures(), searches());
@@ -244,9 +244,9 @@ impl BrowserVolunteer {
                 break;
             }
         }
-        driver.hang_up();
-        driver.with(|core, _, _| core.relay.shut_down());
-        let until = clock::now().after(CLOSE_LIMIT);
+        driver.shut_down();
+        driver.with(|driven, _, _| driven.relay.shut_down());
+        let until = clock::now().after(CLOSE_TIMEOUT);
         while driver.links() > 0 && clock::now() < until {
             clock::sleep(CLOSE_CHECK_INTERVAL).await;
         }
@@ -268,7 +268,7 @@ impl BrowserVolunteer {
         let before = self.engines.offered();
         self.engines.choose(names, descriptions)?;
         if self.engines.offered() != before {
-            self.changed.ring();
+            self.changed.notify();
         }
         self.report_state();
         Ok(())
@@ -286,11 +286,11 @@ impl BrowserVolunteer {
     fn end_run(&self) {
         self.run_number.set(self.run_number.get().wrapping_add(1));
         self.engines.abort_trial();
-        self.changed.ring();
-        self.engines.query_arrived.ring();
+        self.changed.notify();
+        self.engines.query_arrived.notify();
     }
 
-    fn make_driver(&self) -> Result<Driver<VolunteerCore>, PageFailure> {
+    fn make_driver(&self) -> Result<Driver<DrivenVolunteer>, PageFailure> {
         let (identity, onion_keys) = self.keys.try_borrow().map_err(|_| unsupported(JsValue::NULL))?.for_relay();
         let channel = ChannelParameters { channels: MAX_LINKS, queued: 16_384, ..ChannelParameters::default() };
         let parameters = RelayParameters {
@@ -301,21 +301,24 @@ impl BrowserVolunteer {
             ..RelayParameters::default()
         };
         let exit = VolunteerExit::new(&self.engines);
-        let core =
-            VolunteerCore { relay: Relay::new(identity, onion_keys, parameters), exit, changed: self.changed.clone() };
+        let driven = DrivenVolunteer {
+            relay: Relay::new(identity, onion_keys, parameters),
+            exit,
+            changed: self.changed.clone(),
+        };
         let caps = BrowserCaps { links: MAX_LINKS, ..BrowserCaps::default() };
         let rng = randomness().map_err(unsupported)?;
-        Driver::start(core, caps, self.certificate.clone(), rng).map_err(unsupported)
+        Driver::start(driven, caps, self.certificate.clone(), rng).map_err(unsupported)
     }
 
-    fn driver(&self) -> Option<Driver<VolunteerCore>> {
+    fn driver(&self) -> Option<Driver<DrivenVolunteer>> {
         self.driver.try_borrow().ok()?.clone()
     }
 
     fn figures(&self) -> Figures {
         let figures = self
             .driver()
-            .and_then(|driver| driver.with(|core, _, _| (core.relay.gateways().len(), core.relay.figures())));
+            .and_then(|driver| driver.with(|driven, _, _| (driven.relay.gateways().len(), driven.relay.figures())));
         let (gateways, circuits, cells) =
             figures.map_or((0, 0, 0), |(gateways, figures)| (gateways, figures.circuits, figures.cells_switched));
         let (searches, searched) = (self.engines.answered.get(), self.engines.carried.get());

@@ -29,7 +29,7 @@ const MAX_RETIRING: usize = 2;
 /// All channels of a node, by link and, for channels to relays, also by identity.
 ///
 /// The owner calls [`poll_event`](Self::poll_event) until it returns `None`: after each `handle_…`, and after each
-/// [`poll_transmit`](Self::poll_transmit), which may emit [`ChannelEvent::Drained`].
+/// [`poll_transmit`](Self::poll_transmit), which may emit [`ChannelEvent::QueueLow`].
 pub struct Channels {
     role: LocalRole,
     parameters: ChannelParameters,
@@ -176,7 +176,7 @@ impl Channels {
             self.events.push_back(ChannelEvent::DialFailed { relay, error });
             return None;
         }
-        self.dials.insert(relay, now.after(self.parameters.dial_limit));
+        self.dials.insert(relay, now.after(self.parameters.dial_timeout));
         self.outbox.push_back(Transmit::Dial(target.clone()));
         self.schedule_sweep(now);
         None
@@ -340,11 +340,11 @@ impl Channels {
             return None;
         }
         let mut longest: Option<(u64, ChannelId, CircuitId)> = None;
-        let (mut most_dead, mut dead) = ((0, 0, None), 0_usize);
+        let (mut most_ended, mut ended) = ((0, 0, None), 0_usize);
         for (id, channel) in &self.channels {
-            let of_channel = channel.queue().dead();
-            dead = dead.saturating_add(of_channel);
-            most_dead = most_dead.max((of_channel, channel.queue().len(), Some(*id)));
+            let of_channel = channel.queue().ended_cells();
+            ended = ended.saturating_add(of_channel);
+            most_ended = most_ended.max((of_channel, channel.queue().len(), Some(*id)));
             if let Some((serial, circuit)) = channel.queue().longest_waiting()
                 && longest.is_none_or(|(other, ..)| serial < other)
             {
@@ -352,8 +352,8 @@ impl Channels {
             }
         }
         match longest {
-            Some((_, id, circuit)) if dead <= self.queued / 2 => Some(Overdue::Circuit(id, circuit)),
-            _ => most_dead.2.map(Overdue::Channel),
+            Some((_, id, circuit)) if ended <= self.queued / 2 => Some(Overdue::Circuit(id, circuit)),
+            _ => most_ended.2.map(Overdue::Channel),
         }
     }
 
@@ -367,14 +367,14 @@ impl Channels {
 
     /// Closes all channels and accepts none from now on.
     pub fn shut_down(&mut self) {
-        self.wind_down(|_| false);
+        self.close_except(|_| false);
     }
 
-    /// Closes the channels for which `stays` is false, and accepts no more from now on.
-    pub fn wind_down(&mut self, stays: impl Fn(ChannelId) -> bool) {
+    /// Closes the channels for which `kept` is false, and accepts no more from now on.
+    pub fn close_except(&mut self, kept: impl Fn(ChannelId) -> bool) {
         self.parameters.dials = 0;
         self.parameters.channels = 0;
-        let ids: Vec<_> = self.channels.keys().copied().filter(|id| !stays(*id)).collect();
+        let ids: Vec<_> = self.channels.keys().copied().filter(|id| !kept(*id)).collect();
         for id in ids {
             self.close(id);
         }
@@ -395,7 +395,7 @@ impl Channels {
             self.dials.remove(&relay);
         }
         let refused = match &self.role {
-            LocalRole::Anonymous | LocalRole::Volunteer(_) => opened.dialled.is_none(),
+            LocalRole::Client | LocalRole::Volunteer(_) => opened.dialled.is_none(),
             LocalRole::Relay(_) => false,
         };
         // Other channels are closed for the new link only if it is acceptable otherwise.

@@ -22,7 +22,7 @@ use super::{
 #[derive(Clone)]
 pub enum LocalRole {
     /// A client: proves no identity, and accepts no channel that another end dialled.
-    Anonymous,
+    Client,
     /// A relay that others can dial: always proves its identity, as dialler and as listener.
     Relay(Arc<IdentityKey>),
     /// A relay that others can't dial: always proves its identity. It sets REACH on the channels that it dials to its
@@ -35,7 +35,7 @@ impl LocalRole {
     #[must_use]
     pub fn identity(&self) -> Option<RelayId> {
         match self {
-            Self::Anonymous => None,
+            Self::Client => None,
             Self::Relay(key) | Self::Volunteer(key) => Some(key.id()),
         }
     }
@@ -105,7 +105,7 @@ impl AwaitingHello {
             }
         };
         let proof = match &self.role {
-            LocalRole::Anonymous => None,
+            LocalRole::Client => None,
             LocalRole::Relay(key) | LocalRole::Volunteer(key) => {
                 Some(encode_proof(&key.sign(PROOF_CONTEXT, &signed_by(end))))
             }

@@ -50,7 +50,7 @@ pub(super) struct Next {
     pub(super) cell: Cell,
     pub(super) circuit: CircuitId,
     /// Whether this cell reduced the queue of a live circuit to [`QUEUE_LOW`].
-    pub(super) drained: bool,
+    pub(super) queue_low: bool,
 }
 
 #[derive(Default)]
@@ -187,7 +187,7 @@ impl FairQueue {
             if left == 0 && waiting.cells.capacity() > KEEP_CAPACITY {
                 waiting.cells = VecDeque::new();
             }
-            return Some(Next { cell, circuit: waiting.circuit, drained: waiting.live && left == QUEUE_LOW });
+            return Some(Next { cell, circuit: waiting.circuit, queue_low: waiting.live && left == QUEUE_LOW });
         }
     }
 
@@ -200,7 +200,7 @@ impl FairQueue {
     }
 
     /// Queued cells of circuits that are not live, such as refusals. Visits every circuit.
-    pub(super) fn dead(&self) -> usize {
+    pub(super) fn ended_cells(&self) -> usize {
         self.entries.iter().filter(|(_, waiting)| !waiting.live).map(|(_, waiting)| waiting.cells.len()).sum()
     }
 

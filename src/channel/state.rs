@@ -284,7 +284,7 @@ impl Channel {
             if lane_of(circuit, self.lanes) != lane {
                 return Err(ChannelError::WrongLane);
             }
-            let of_peer = circuit.of_dialler() != established.dialler;
+            let of_peer = circuit.is_in_upper_half() != established.dialler;
             match cell.command() {
                 Command::Create if !of_peer => return Err(ChannelError::WrongHalf),
                 Command::Created if of_peer => return Err(ChannelError::WrongHalf),
@@ -387,8 +387,8 @@ impl Channel {
         let cells = self.room.div_ceil(CELL_LEN).min(PACK_CELLS).min(self.queue.len());
         for _ in 0..cells {
             let Some(next) = self.queue.pop() else { break };
-            if next.drained {
-                events.push_back(ChannelEvent::Drained { channel: self.id, circuit: next.circuit });
+            if next.queue_low {
+                events.push_back(ChannelEvent::QueueLow { channel: self.id, circuit: next.circuit });
             }
             let lane = lane_of(next.circuit, self.lanes);
             let at = lanes.iter().position(|(of, _)| *of == lane).unwrap_or_else(|| {
@@ -411,20 +411,21 @@ impl Channel {
         parameters: &ChannelParameters,
     ) -> Result<TimeoutAction, ChannelError> {
         let State::Open(established) = &self.state else {
-            let expired = now.since(self.since) >= parameters.handshake_limit;
+            let expired = now.since(self.since) >= parameters.handshake_timeout;
             return if expired { Err(ChannelError::TimedOut) } else { Ok(TimeoutAction::Nothing) };
         };
-        if now.since(self.last_received) >= parameters.silence_limit {
+        if now.since(self.last_received) >= parameters.silence_timeout {
             return Err(ChannelError::TimedOut);
         }
         let unsent = self.queue.len() > 0 || !self.messages.is_empty();
-        if unsent && self.full_since.is_some_and(|since| now.since(since) >= parameters.stall_limit) {
+        if unsent && self.full_since.is_some_and(|since| now.since(since) >= parameters.stall_timeout) {
             return Err(ChannelError::Stalled);
         }
         // The dialler closes first, so that the other end's new circuits seldom arrive on a closing channel.
         let idle_factor = if established.dialler { 1 } else { 2 };
-        let idle_limit = if self.retires { Duration::ZERO } else { parameters.idle_limit.saturating_mul(idle_factor) };
-        let idle = self.idle_since.is_some_and(|since| now.since(since) >= idle_limit) && self.queue.len() == 0;
+        let idle_timeout =
+            if self.retires { Duration::ZERO } else { parameters.idle_timeout.saturating_mul(idle_factor) };
+        let idle = self.idle_since.is_some_and(|since| now.since(since) >= idle_timeout) && self.queue.len() == 0;
         if idle && !self.kept {
             return Ok(TimeoutAction::CloseIdle);
         }

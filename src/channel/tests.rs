@@ -180,7 +180,7 @@ fn client_and_relay() -> (Pair, ChannelId) {
 
 /// The same with the parameters of each.
 fn client_and_relay_with(client: ChannelParameters, relay: ChannelParameters) -> (Pair, ChannelId) {
-    let (a, b) = (Node::with(LocalRole::Anonymous, client), Node::with(LocalRole::Relay(key(2)), relay));
+    let (a, b) = (Node::with(LocalRole::Client, client), Node::with(LocalRole::Relay(key(2)), relay));
     let mut pair = Pair::new(a, b);
     pair.link(1, key(2).id());
     pair.settle();
@@ -245,10 +245,10 @@ fn a_violation_closes_the_channel() {
 fn clients_have_lower_limits_for_circuits_than_relays() {
     let parameters = || ChannelParameters {
         circuits_per_client: 2,
-        creates_of_client: Rate { a_second: 2, burst: 3 },
+        creates_of_client: Rate { per_second: 2, burst: 3 },
         ..ChannelParameters::default()
     };
-    for (role, attempts, circuits) in [(LocalRole::Anonymous, 3, 2), (LocalRole::Relay(key(1)), 9, 9)] {
+    for (role, attempts, circuits) in [(LocalRole::Client, 3, 2), (LocalRole::Relay(key(1)), 9, 9)] {
         let mut pair = Pair::new(Node::new(role), Node::with(LocalRole::Relay(key(2)), parameters()));
         pair.link(1, key(2).id());
         pair.settle();
@@ -299,7 +299,7 @@ fn the_source_with_the_most_handshakes_loses_its_oldest_link() {
 #[test]
 fn a_refused_link_closes_no_idle_channel() {
     let parameters = ChannelParameters { channels: 2, handshakes: 1, ..ChannelParameters::default() };
-    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
+    let mut pair = Pair::new(Node::new(LocalRole::Client), Node::with(LocalRole::Relay(key(2)), parameters));
     pair.link(1, key(2).id());
     pair.settle();
     accept_link(&mut pair.b, pair.now, 2, "192.0.2.2:1");
@@ -309,13 +309,13 @@ fn a_refused_link_closes_no_idle_channel() {
 }
 
 #[test]
-fn drained_is_emitted_once_at_the_low_threshold() {
+fn queue_low_is_emitted_once_at_the_low_threshold() {
     let (mut pair, channel) = client_and_relay();
     let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     (0..u8::try_from(QUEUE_HIGH).unwrap()).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
     pair.a.collect(pair.now);
-    let drained = pair.a.events.iter().filter(|event| matches!(event, ChannelEvent::Drained { .. })).count();
-    assert_eq!(drained, 1);
+    let reports = pair.a.events.iter().filter(|event| matches!(event, ChannelEvent::QueueLow { .. })).count();
+    assert_eq!(reports, 1);
 }
 
 #[test]
@@ -349,7 +349,7 @@ fn after_simultaneous_dials_the_channel_of_the_lower_identity_takes_new_circuits
 
 #[test]
 fn repeated_connects_dial_once_and_return_the_open_channel() {
-    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::relay(2));
+    let mut pair = Pair::new(Node::new(LocalRole::Client), Node::relay(2));
     for _ in 0..3 {
         assert_eq!(pair.a.channels.connect(pair.now, &target(&key(2))), None);
     }
@@ -365,12 +365,12 @@ fn repeated_connects_dial_once_and_return_the_open_channel() {
 
 #[test]
 fn unanswered_dials_and_handshakes_time_out() {
-    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::relay(2));
+    let mut pair = Pair::new(Node::new(LocalRole::Client), Node::relay(2));
     pair.a.channels.connect(pair.now, &target(&key(2)));
     pair.advance(Duration::from_secs(12));
     assert_eq!(pair.a.failure(), Some(DialError::TimedOut.into()));
 
-    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::relay(2));
+    let mut pair = Pair::new(Node::new(LocalRole::Client), Node::relay(2));
     let opened = opened(Some(key(2).id()), 1, 2);
     pair.a.handle(pair.now, LinkEvent::Opened { link: LinkId(1), opened }, &mut pair.rng);
     pair.advance(Duration::from_secs(12));
@@ -406,7 +406,7 @@ fn the_channel_of_a_silent_neighbour_closes() {
 #[test]
 fn at_the_cap_the_longest_idle_channel_closes_and_busy_ones_stay() {
     let parameters = ChannelParameters { channels: 1, ..ChannelParameters::default() };
-    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
+    let mut pair = Pair::new(Node::new(LocalRole::Client), Node::with(LocalRole::Relay(key(2)), parameters));
     pair.link(1, key(2).id());
     pair.settle();
     pair.link(2, key(2).id());
@@ -424,7 +424,7 @@ proptest! {
         messages in proptest::collection::vec((0..LANES, proptest::collection::vec(any::<u8>(), 0..2100)), 0..8),
     ) {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
-        let mut node = Node::new(LocalRole::Anonymous);
+        let mut node = Node::new(LocalRole::Client);
         let link = LinkId(1);
         node.handle(Instant::START, LinkEvent::Opened { link, opened: opened(Some(key(2).id()), 1, 2) }, &mut rng);
         for (lane, message) in messages {

@@ -284,8 +284,8 @@ impl Pool {
         }
     }
 
-    /// The channel's queue for a circuit is short. Sends more cells.
-    pub(super) fn handle_drained(
+    /// The channel's queue for a circuit is low. Sends more cells.
+    pub(super) fn handle_queue_low(
         &mut self,
         now: Instant,
         channel: ChannelId,
@@ -562,7 +562,7 @@ impl Pool {
     }
 
     /// Guards that no volunteer may follow.
-    pub(super) fn excluded_guards(&self, now: Instant) -> Vec<RelayId> {
-        self.policy.gone_reports.excluded_guards(now)
+    pub(super) fn guards_without_volunteers(&self, now: Instant) -> Vec<RelayId> {
+        self.policy.gone_reports.guards_without_volunteers(now)
     }
 }

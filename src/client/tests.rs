@@ -559,11 +559,11 @@ fn after_the_loss_of_a_relay_its_stream_fails_and_a_new_request_succeeds_within_
 }
 
 impl Net {
-    fn delegate(&mut self, not_by: &[RelayId], isolation: u8) -> ClientStream {
-        let not_by = not_by.to_vec();
+    fn delegate(&mut self, excluded_exits: &[RelayId], isolation: u8) -> ClientStream {
+        let excluded_exits = excluded_exits.to_vec();
         self.client(|party, now, _| {
             let delegation = Delegation::Search(engine());
-            party.client.delegate(now, delegation, not_by, Isolation([isolation; 32]))
+            party.client.delegate(now, delegation, excluded_exits, Isolation([isolation; 32]))
         })
     }
 

@@ -79,8 +79,8 @@ impl ComparableHost {
     }
 }
 
-/// The place of the target's URL in a redirector's URL.
-enum TargetPlace {
+/// The location of the target's URL in a redirector's URL.
+enum TargetLocation {
     /// The first of these parameters that is a URL.
     Parameter(&'static [&'static str]),
     /// This parameter: `a1`, and the URL in base64url.
@@ -93,28 +93,28 @@ enum TargetPlace {
     Query,
 }
 
-/// Redirectors: host, path prefix, and place of the target's URL. A host without a dot matches under any top-level
+/// Redirectors: host, path prefix, and location of the target's URL. A host without a dot matches under any top-level
 /// domain ([`ComparableHost::is_brand`]).
-const REDIRECTORS: &[(&str, &str, TargetPlace)] = &[
-    ("google", "/url", TargetPlace::Parameter(&["q", "url"])),
-    ("google", "/imgres", TargetPlace::Parameter(&["imgrefurl"])),
-    ("google", "/amp/s/", TargetPlace::Path("/amp/s/")),
-    ("duckduckgo.com", "/l/", TargetPlace::Parameter(&["uddg"])),
-    ("bing.com", "/ck/a", TargetPlace::Base64("u")),
-    ("search.yahoo.com", "/", TargetPlace::YahooPath),
-    ("facebook.com", "/l.php", TargetPlace::Parameter(&["u"])),
-    ("l.instagram.com", "/", TargetPlace::Parameter(&["u"])),
-    ("youtube.com", "/redirect", TargetPlace::Parameter(&["q"])),
-    ("out.reddit.com", "/", TargetPlace::Parameter(&["url"])),
-    ("linkedin.com", "/redir/", TargetPlace::Parameter(&["url"])),
-    ("steamcommunity.com", "/linkfilter", TargetPlace::Parameter(&["u", "url"])),
-    ("t.umblr.com", "/redirect", TargetPlace::Parameter(&["z"])),
-    ("vk.com", "/away.php", TargetPlace::Parameter(&["to"])),
-    ("disq.us", "/url", TargetPlace::Parameter(&["url"])),
-    ("slack-redir.net", "/link", TargetPlace::Parameter(&["url"])),
-    ("exit.sc", "/", TargetPlace::Parameter(&["url"])),
-    ("medium.com", "/r/", TargetPlace::Parameter(&["url"])),
-    ("href.li", "/", TargetPlace::Query),
+const REDIRECTORS: &[(&str, &str, TargetLocation)] = &[
+    ("google", "/url", TargetLocation::Parameter(&["q", "url"])),
+    ("google", "/imgres", TargetLocation::Parameter(&["imgrefurl"])),
+    ("google", "/amp/s/", TargetLocation::Path("/amp/s/")),
+    ("duckduckgo.com", "/l/", TargetLocation::Parameter(&["uddg"])),
+    ("bing.com", "/ck/a", TargetLocation::Base64("u")),
+    ("search.yahoo.com", "/", TargetLocation::YahooPath),
+    ("facebook.com", "/l.php", TargetLocation::Parameter(&["u"])),
+    ("l.instagram.com", "/", TargetLocation::Parameter(&["u"])),
+    ("youtube.com", "/redirect", TargetLocation::Parameter(&["q"])),
+    ("out.reddit.com", "/", TargetLocation::Parameter(&["url"])),
+    ("linkedin.com", "/redir/", TargetLocation::Parameter(&["url"])),
+    ("steamcommunity.com", "/linkfilter", TargetLocation::Parameter(&["u", "url"])),
+    ("t.umblr.com", "/redirect", TargetLocation::Parameter(&["z"])),
+    ("vk.com", "/away.php", TargetLocation::Parameter(&["to"])),
+    ("disq.us", "/url", TargetLocation::Parameter(&["url"])),
+    ("slack-redir.net", "/link", TargetLocation::Parameter(&["url"])),
+    ("exit.sc", "/", TargetLocation::Parameter(&["url"])),
+    ("medium.com", "/r/", TargetLocation::Parameter(&["url"])),
+    ("href.li", "/", TargetLocation::Query),
 ];
 
 /// The http or https URL of the target, if `url` is a known redirector's.
@@ -124,11 +124,11 @@ fn target(url: &Url) -> Option<Url> {
     REDIRECTORS
         .iter()
         .filter(|(name, path, _)| fits(name) && url.path().starts_with(path))
-        .find_map(|(_, _, place)| place.target(url))
+        .find_map(|(_, _, location)| location.target(url))
         .filter(|inner| matches!(inner.scheme(), "http" | "https"))
 }
 
-impl TargetPlace {
+impl TargetLocation {
     fn target(&self, outer: &Url) -> Option<Url> {
         let text = match self {
             Self::Parameter(keys) => return keys.iter().find_map(|key| absolute(&parameter(outer, key)?)),

@@ -158,10 +158,10 @@ impl RequestLimits {
     }
 }
 
-/// The limit of `a_second` requests per second.
-fn rate(a_second: u32) -> Rate {
-    let a_second = u64::from(a_second);
-    Rate { a_second, burst: a_second.saturating_mul(BURST) }
+/// The limit of `per_second` requests per second.
+fn rate(per_second: u32) -> Rate {
+    let per_second = u64::from(per_second);
+    Rate { per_second, burst: per_second.saturating_mul(BURST) }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The client's side of a search: the choice of engine and exits, and the second try; for processes and pages.
 //!
-//! [`Query`] is one search without I/O. The owner sends its frame to an exit that is not in [`Query::not_by`], over a
+//! [`Query`] is one search without I/O. The owner sends its frame to an exit outside [`Query::excluded_exits`], over a
 //! circuit that carries nothing else. It passes the outcome to [`Query::handle_outcome`], which returns the result or
 //! requests a second try. Exits that the engine blocks are avoided for ten minutes ([`ExitStatistics`]).
 //!
@@ -18,8 +18,8 @@ use super::{
 };
 use crate::base::{Instant, RelayId};
 
-/// Time limit of the exit's answer. The exit's own limit for the engine is 8 s ([`super::service::ENGINE_LIMIT`]).
-pub const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+/// Time limit of the exit's answer. The exit's own limit for the engine is 8 s ([`super::service::ENGINE_TIMEOUT`]).
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A user's query. Prints redacted.
 #[derive(Clone, PartialEq, Eq)]
@@ -106,7 +106,7 @@ impl Results {
 pub struct Query {
     engine: EngineName,
     framed: Vec<u8>,
-    not_by: Vec<RelayId>,
+    excluded_exits: Vec<RelayId>,
     /// The failure of the first try, if it allowed a second.
     missed: Option<Miss>,
 }
@@ -132,11 +132,11 @@ impl Query {
         }
         let request = SearchRequest::new(engine.clone(), &query.terms, query.page, query.language.as_deref())?;
         let framed = request.encode()?;
-        let not_by = statistics.blocked(now, engine);
-        if exits_with(offers, engine).all(|exit| not_by.contains(&exit)) {
+        let excluded_exits = statistics.blocked(now, engine);
+        if exits_with(offers, engine).all(|exit| excluded_exits.contains(&exit)) {
             return Err(QueryError::AllBlocked);
         }
-        Ok(Self { engine: engine.clone(), framed, not_by, missed: None })
+        Ok(Self { engine: engine.clone(), framed, excluded_exits, missed: None })
     }
 
     /// The engine.
@@ -151,15 +151,15 @@ impl Query {
         &self.framed
     }
 
-    /// The exits to avoid.
+    /// The excluded exits.
     #[must_use]
-    pub fn not_by(&self) -> &[RelayId] {
-        &self.not_by
+    pub fn excluded_exits(&self) -> &[RelayId] {
+        &self.excluded_exits
     }
 
-    /// Adds `exit` to the exits to avoid.
-    pub fn avoid(&mut self, exit: RelayId) {
-        self.not_by.push(exit);
+    /// Adds `exit` to the excluded exits.
+    pub fn exclude(&mut self, exit: RelayId) {
+        self.excluded_exits.push(exit);
     }
 
     /// The failure of the first try, if a second try followed.
@@ -173,7 +173,7 @@ impl Query {
     pub fn handle_outcome<T, E>(&mut self, outcome: Result<T, TryError<E>>) -> Option<Result<T, TryError<E>>> {
         match (outcome, self.missed) {
             (Err(TryError::Missed(miss)), None) if miss.why.allows_second_try() => {
-                self.avoid(miss.exit);
+                self.exclude(miss.exit);
                 self.missed = Some(miss);
                 None
             }

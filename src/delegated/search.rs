@@ -159,7 +159,7 @@ pub struct SearchResult {
     /// One line, never empty, at most 200 characters.
     pub title: String,
     /// The URL of the page: http or https, cleaned ([`clean_url::clean`]).
-    pub link: Url,
+    pub url: Url,
     /// One line, at most 500 characters.
     pub snippet: String,
 }
@@ -167,13 +167,13 @@ pub struct SearchResult {
 impl SearchResult {
     /// A result with cleaned texts and URL. `None` if cleaning removes the URL. The host replaces an empty title.
     #[must_use]
-    pub fn new(title: &str, link: &str, base: Option<&Url>, snippet: &str) -> Option<Self> {
-        let link = clean_url::clean(link, base)?;
+    pub fn new(title: &str, url: &str, base: Option<&Url>, snippet: &str) -> Option<Self> {
+        let url = clean_url::clean(url, base)?;
         let mut title = text::plain(title, MAX_TITLE);
         if title.is_empty() {
-            link.host_str()?.clone_into(&mut title);
+            url.host_str()?.clone_into(&mut title);
         }
-        Some(Self { title, link, snippet: text::plain(snippet, MAX_SNIPPET) })
+        Some(Self { title, url, snippet: text::plain(snippet, MAX_SNIPPET) })
     }
 }
 
@@ -320,7 +320,7 @@ impl SearchAnswer {
             return Ok(Self::Refused(SearchRefusal::decode(refusal.reason())));
         }
         let clean =
-            |result: &schema::SearchResult| SearchResult::new(&result.title, &result.link, None, &result.snippet);
+            |result: &schema::SearchResult| SearchResult::new(&result.title, &result.url, None, &result.snippet);
         let results = message.results.iter().filter_map(clean).take(MAX_RESULTS).collect();
         Ok(Self::Results { results, total: message.total, more: message.more })
     }
@@ -329,7 +329,7 @@ impl SearchAnswer {
 fn encode_result(result: &SearchResult) -> schema::SearchResult {
     schema::SearchResult {
         title: result.title.clone(),
-        link: result.link.as_str().to_owned(),
+        url: result.url.as_str().to_owned(),
         snippet: result.snippet.clone(),
     }
 }
@@ -401,9 +401,9 @@ mod tests {
 
     #[test]
     fn results_of_a_hostile_exit_are_cleaned_or_dropped() {
-        let hostile = |title: &str, link: &str| schema::SearchResult {
+        let hostile = |title: &str, url: &str| schema::SearchResult {
             title: title.to_owned(),
-            link: link.to_owned(),
+            url: url.to_owned(),
             snippet: "a\u{202e}b\0c".to_owned(),
         };
         let message = schema::SearchResponse {
@@ -418,7 +418,7 @@ mod tests {
         let Ok(SearchAnswer::Results { results, .. }) = SearchAnswer::decode(&framed) else { panic!() };
         assert_eq!(results.len(), 1);
         assert_eq!(results[0].title, "a.example");
-        assert_eq!(results[0].link.as_str(), "https://a.example/?q=1");
+        assert_eq!(results[0].url.as_str(), "https://a.example/?q=1");
         assert!(!results[0].snippet.contains(['\u{202e}', '\0']));
     }
 

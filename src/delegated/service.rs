@@ -22,11 +22,11 @@ use super::{
 use crate::{base::Instant, wire::EndReason};
 
 /// Time limit of receiving a query.
-pub const QUERY_LIMIT: Duration = Duration::from_secs(15);
+pub const QUERY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time limit of the engine, from the first request to the end of the answer, redirects included.
-pub const ENGINE_LIMIT: Duration = Duration::from_secs(8);
+pub const ENGINE_TIMEOUT: Duration = Duration::from_secs(8);
 /// Time limit of sending the answer to the client.
-pub const STALL_LIMIT: Duration = Duration::from_secs(60);
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The reason why a query has no results, in two forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,11 +95,11 @@ pub struct ServiceParameters {
     pub streams_of_circuit: usize,
     /// Cap on streams of one neighbour. Default 32: a page has few neighbours, each of which carries many clients.
     pub streams_of_neighbour: usize,
-    /// Time limit of receiving a query. Default [`QUERY_LIMIT`].
+    /// Time limit of receiving a query. Default [`QUERY_TIMEOUT`].
     pub query: Duration,
-    /// Time limit of the owner's answer. Default 20 s. The owner applies [`ENGINE_LIMIT`] to the engine itself.
+    /// Time limit of the owner's answer. Default 20 s. The owner applies [`ENGINE_TIMEOUT`] to the engine itself.
     pub engine: Duration,
-    /// Time limit of sending the answer. Default [`STALL_LIMIT`].
+    /// Time limit of sending the answer. Default [`STALL_TIMEOUT`].
     pub stall: Duration,
 }
 
@@ -110,9 +110,9 @@ impl Default for ServiceParameters {
             streams: 64,
             streams_of_circuit: 8,
             streams_of_neighbour: 32,
-            query: QUERY_LIMIT,
+            query: QUERY_TIMEOUT,
             engine: Duration::from_secs(20),
-            stall: STALL_LIMIT,
+            stall: STALL_TIMEOUT,
         }
     }
 }

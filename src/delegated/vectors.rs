@@ -59,7 +59,7 @@ fn queries() -> Vec<Value> {
 fn outcome(answer: &SearchAnswer) -> Value {
     match answer {
         SearchAnswer::Results { results, total, more } => {
-            let result = |result: &SearchResult| json!({ "title": result.title, "link": result.link.as_str(), "snippet": result.snippet });
+            let result = |result: &SearchResult| json!({ "title": result.title, "link": result.url.as_str(), "snippet": result.snippet });
             json!({ "results": results.iter().map(result).collect::<Vec<_>>(), "total": total, "more": more })
         }
         SearchAnswer::Refused(refusal) => json!({ "refused": format!("{refusal:?}") }),

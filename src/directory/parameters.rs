@@ -100,11 +100,11 @@ impl Parameters {
     pub fn flow(&self) -> FlowParameters {
         let cells = |value| u32::try_from(value).unwrap_or(u32::MAX);
         let queue_min = cells(self.smallest_queue());
-        let tag_every = cells(self.cells_per_tag());
-        let window_min = tag_every.saturating_mul(2);
+        let tag_interval = cells(self.cells_per_tag());
+        let window_min = tag_interval.saturating_mul(2);
         let window_max = cells(self.largest_window());
         FlowParameters {
-            tag_every,
+            tag_interval,
             window_initial: cells(self.initial_window()).max(window_min).min(window_max),
             window_min,
             window_max,
@@ -202,11 +202,11 @@ mod tests {
                 .enumerate()
                 .fold(Parameters::default(), |parameters, (index, name)| parameters.with(name, value(index)).unwrap());
             let flow = parameters.flow();
-            assert!(flow.tag_every * 2 <= flow.window_min, "{flow:?}");
+            assert!(flow.tag_interval * 2 <= flow.window_min, "{flow:?}");
             assert!(flow.window_min <= flow.window_initial && flow.window_initial <= flow.window_max, "{flow:?}");
             assert!(flow.queue_min <= flow.queue_max, "{flow:?}");
             // A receiver may have at most 1,024 pending SENDMEs.
-            assert!(flow.window_max / flow.tag_every <= 512, "{flow:?}");
+            assert!(flow.window_max / flow.tag_interval <= 512, "{flow:?}");
         }
     }
 

@@ -148,6 +148,6 @@ impl Item {
 
     fn found(mut self) -> RawResult {
         let snippet = if self.snippet.is_empty() { mem::take(&mut self.content) } else { self.snippet };
-        RawResult { title: self.title, link: self.link, snippet }
+        RawResult { title: self.title, url: self.link, snippet }
     }
 }

@@ -59,11 +59,11 @@ pub(super) fn read(page: &str, selectors: &Selectors, base: &Url) -> Result<Answ
     let page = page.get(..page.floor_char_boundary(MAX_BYTES)).unwrap_or_default();
     let html = bounded(page, MAX_NODES).ok_or(AnswerError::Malformed)?;
     let results = html.select(&selectors.result).filter_map(|result| {
-        let link = result.select(&selectors.link).next()?.value().attr("href")?;
+        let url = result.select(&selectors.link).next()?.value().attr("href")?;
         let title = result.select(&selectors.title).next()?.inner_html();
         let snippet = selectors.snippet.as_ref().and_then(|selector| result.select(selector).next());
         let snippet = snippet.map(|snippet: ElementRef<'_>| snippet.inner_html()).unwrap_or_default();
-        RawResult { title, link: link.to_owned(), snippet }.cleaned(base)
+        RawResult { title, url: url.to_owned(), snippet }.cleaned(base)
     });
     Ok(AnswerResults { results: results.take(MAX_RESULTS).collect(), total: None })
 }

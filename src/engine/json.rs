@@ -94,7 +94,7 @@ fn mapped(body: &impl Json, mapping: &Mapping, base: &Url) -> Result<AnswerResul
     let results = body.at(&mapping.results).and_then(|results| results.items()).ok_or(AnswerError::Malformed)?;
     let results = results.iter().filter_map(|result| {
         let snippet = mapping.snippet.as_ref().and_then(|snippet| snippet.text(result)).unwrap_or_default();
-        RawResult { title: mapping.title.text(result)?, link: mapping.link.url(result)?, snippet }.cleaned(base)
+        RawResult { title: mapping.title.text(result)?, url: mapping.link.url(result)?, snippet }.cleaned(base)
     });
     let total = mapping.total.as_ref().and_then(|total| body.at(total)).and_then(|total| total.number());
     Ok(AnswerResults { results: results.take(MAX_RESULTS).collect(), total: total.and_then(count) })
@@ -104,8 +104,7 @@ fn searxng(body: &impl Json, base: &Url) -> Result<AnswerResults, AnswerError> {
     let results = body.at("/results").and_then(|results| results.items()).ok_or(AnswerError::Malformed)?;
     let results = results.iter().filter_map(|result| {
         let snippet = result.at("/content").and_then(|text| text.scalar_text()).unwrap_or_default();
-        RawResult { title: result.at("/title")?.scalar_text()?, link: result.at("/url")?.text()?, snippet }
-            .cleaned(base)
+        RawResult { title: result.at("/title")?.scalar_text()?, url: result.at("/url")?.text()?, snippet }.cleaned(base)
     });
     // In SearXNG's format, 0 is an unknown total.
     let total = body.at("/number_of_results").and_then(|total| total.number()).and_then(count);
@@ -131,7 +130,7 @@ fn suggested(body: &impl Json, base: &Url) -> Result<AnswerResults, AnswerError>
     let (snippets, links) = (column("/2").unwrap_or_default(), column("/3").unwrap_or_default());
     let results = titles.iter().zip(&links).enumerate().filter_map(|(index, (title, link))| {
         let snippet = snippets.get(index).and_then(Json::scalar_text).unwrap_or_default();
-        RawResult { title: title.scalar_text()?, link: link.text()?, snippet }.cleaned(base)
+        RawResult { title: title.scalar_text()?, url: link.text()?, snippet }.cleaned(base)
     });
     Ok(AnswerResults { results: results.take(MAX_RESULTS).collect(), total: None })
 }

@@ -43,7 +43,7 @@ fn answer(engine: &Engine, status: u16, body: &str) -> SearchAnswer {
 fn results(engine: &Engine, body: &str) -> (Vec<(String, String, String)>, Option<u64>, bool) {
     match answer(engine, 200, body) {
         SearchAnswer::Results { results, total, more } => {
-            let results = results.into_iter().map(|result| (result.title, result.link.into(), result.snippet));
+            let results = results.into_iter().map(|result| (result.title, result.url.into(), result.snippet));
             (results.collect(), total, more)
         }
         SearchAnswer::Refused(refusal) => panic!("{refusal}"),

@@ -30,7 +30,7 @@ fn only_the_oldest_outstanding_tag_is_accepted() {
 #[test]
 fn a_full_window_always_holds_a_tag() {
     let invalid =
-        FlowParameters { tag_every: 1000, window_min: 0, window_initial: 1, window_max: 0, ..Default::default() };
+        FlowParameters { tag_interval: 1000, window_min: 0, window_initial: 1, window_max: 0, ..Default::default() };
     let mut window = CongestionWindow::new(&invalid);
     while window.has_room() {
         let tag = window.needs_tag().then_some([7; 16]);

@@ -83,7 +83,7 @@ impl WindowPhase {
 ///
 /// The caller uses [`Self::has_room`] and [`Self::needs_tag`] before each DATA cell, [`Self::handle_sent`] after it,
 /// and [`Self::handle_sendme`] for each SENDME. Memory: one entry for each outstanding tag, at most
-/// `window_max / tag_every`.
+/// `window_max / tag_interval`.
 pub struct CongestionWindow {
     parameters: FlowParameters,
     phase: WindowPhase,
@@ -114,8 +114,8 @@ impl CongestionWindow {
     pub fn new(parameters: &FlowParameters) -> Self {
         let mut parameters = parameters.clone();
         // The consensus may have any values. These bounds ensure that a full window always has an outstanding tag.
-        parameters.tag_every = parameters.tag_every.clamp(1, 1024);
-        parameters.window_min = parameters.window_min.max(parameters.tag_every.saturating_mul(2));
+        parameters.tag_interval = parameters.tag_interval.clamp(1, 1024);
+        parameters.window_min = parameters.window_min.max(parameters.tag_interval.saturating_mul(2));
         parameters.window_max = parameters.window_max.max(parameters.window_min);
         parameters.queue_max = parameters.queue_max.max(parameters.queue_min);
         let window = parameters.window_initial.clamp(parameters.window_min, parameters.window_max).into();
@@ -147,7 +147,7 @@ impl CongestionWindow {
     /// Whether the next DATA cell must carry a tag.
     #[must_use]
     pub fn needs_tag(&self) -> bool {
-        self.untagged.saturating_add(1) >= u64::from(self.parameters.tag_every)
+        self.untagged.saturating_add(1) >= u64::from(self.parameters.tag_interval)
     }
 
     /// Records a sent DATA cell, with its tag if [`Self::needs_tag`] was true.
@@ -197,7 +197,7 @@ impl CongestionWindow {
         self.outstanding.front().map(|oldest| oldest.sent_at)
     }
 
-    /// DATA cells sent and not acknowledged. The up to `tag_every` − 1 cells after the last tag stay in flight until a
+    /// DATA cells sent and not acknowledged. The up to `tag_interval` − 1 cells after the last tag stay in flight until a
     /// later tag is acknowledged.
     #[must_use]
     pub const fn in_flight(&self) -> u64 {
@@ -264,7 +264,7 @@ impl CongestionWindow {
             *samples = RttSamples::NONE;
         }
         if grows {
-            self.set_window(self.window.saturating_add(self.parameters.tag_every.into()));
+            self.set_window(self.window.saturating_add(self.parameters.tag_interval.into()));
         }
     }
 
@@ -317,7 +317,7 @@ impl CongestionWindow {
         let nearly_empty = standing_delay <= part(delay, 4);
         let step = match (queued || waits, rate_rose, nearly_empty) {
             (false, true, _) => self.window / 2,
-            (false, false, true) => (self.window / 4).max(self.parameters.tag_every.into()),
+            (false, false, true) => (self.window / 4).max(self.parameters.tag_interval.into()),
             (true, ..) | (false, false, false) => 0,
         };
         if step > 0 {

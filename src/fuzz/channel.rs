@@ -19,7 +19,7 @@ pub(super) const TARGETS: &[FuzzTarget] = &[FuzzTarget { name: "channel", run: c
 const LINK: LinkId = LinkId(1);
 
 fn role(relay: bool) -> LocalRole {
-    if relay { LocalRole::Relay(Arc::new(IdentityKey::from_bytes(&[7; 32]))) } else { LocalRole::Anonymous }
+    if relay { LocalRole::Relay(Arc::new(IdentityKey::from_bytes(&[7; 32]))) } else { LocalRole::Client }
 }
 
 fn opened(dialled: bool) -> LinkOpened {

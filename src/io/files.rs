@@ -128,15 +128,15 @@ impl Folder {
     /// # Errors
     /// When it can't be created, belongs to another user, or other users may write to it or replace it.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        let folder = Self::open_of_anyone(path)?;
-        if folder.is_ours()? { Ok(folder) } else { Err(FileError::OfAnotherUser { path: folder.path }) }
+        let folder = Self::open_of_any_user(path)?;
+        if folder.is_own()? { Ok(folder) } else { Err(FileError::OfAnotherUser { path: folder.path }) }
     }
 
     /// As [`Self::open`], also for a folder of another user: the superuser may read a service's folder.
     ///
     /// # Errors
     /// As for [`Self::open`], except for the owner.
-    pub fn open_of_anyone(path: &Path) -> Result<Self, FileError> {
+    pub fn open_of_any_user(path: &Path) -> Result<Self, FileError> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::io("create it", path))?;
         let metadata = fs::metadata(path).map_err(FileError::io("read its metadata", path))?;
         if metadata.mode() & 0o022 != 0 {
@@ -181,7 +181,7 @@ impl Folder {
     ///
     /// # Errors
     /// When a system call fails.
-    pub fn is_ours(&self) -> Result<bool, FileError> {
+    pub fn is_own(&self) -> Result<bool, FileError> {
         // On Linux, the effective user of the process owns this folder.
         let process = Path::new("/proc/self");
         let ours = fs::metadata(process).map_err(FileError::io("read its metadata", process))?;
@@ -192,23 +192,23 @@ impl Folder {
     ///
     /// # Errors
     /// When the file can't be read, is accessible to other users, or is corrupted.
-    pub fn kept_identity(&self) -> Result<Option<IdentityKey>, FileError> {
+    pub fn stored_identity(&self) -> Result<Option<IdentityKey>, FileError> {
         self.load(IDENTITY, signing_key)
     }
 
     /// The directory authority's key; `None` if there is no file.
     ///
     /// # Errors
-    /// As for [`Self::kept_identity`].
-    pub fn kept_authority(&self) -> Result<Option<IdentityKey>, FileError> {
+    /// As for [`Self::stored_identity`].
+    pub fn stored_authority(&self) -> Result<Option<IdentityKey>, FileError> {
         self.load(AUTHORITY, signing_key)
     }
 
     /// The DTLS certificate with its key; `None` if there is no file.
     ///
     /// # Errors
-    /// As for [`Self::kept_identity`].
-    pub fn kept_certificate(&self) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
+    /// As for [`Self::stored_identity`].
+    pub fn stored_certificate(&self) -> Result<Option<Zeroizing<Vec<u8>>>, FileError> {
         self.load(CERTIFICATE, |file| file.bytes("certificate"))
     }
 

@@ -56,7 +56,7 @@ use task::{ClientCommand, ClientObservers};
 /// Commands that may wait for the client's task. Callers of further commands wait to send them.
 const WAITING_COMMANDS: usize = 256;
 /// Time limit of [`Client::bootstrap`] for the first circuit.
-const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(60);
+const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The network and the state folder of a [`Client`].
 #[derive(Clone, Debug, Default)]
@@ -125,7 +125,7 @@ pub enum BootstrapError {
     #[error(transparent)]
     System(Failure),
     /// No circuit was built within the time limit.
-    #[error("no circuit within {} s; check that a directory can be reached and that UDP is allowed", BOOTSTRAP_LIMIT.as_secs())]
+    #[error("no circuit within {} s; check that a directory can be reached and that UDP is allowed", BOOTSTRAP_TIMEOUT.as_secs())]
     Unreachable,
 }
 
@@ -153,7 +153,7 @@ impl Client {
         let started = Self::start(directories, folder, None, Searches::default(), Reporter::new(false))?;
         let (client, mut ready) = started;
         let first_circuit = async { ready.wait_for(|ready| *ready).await.is_ok() };
-        match timeout(BOOTSTRAP_LIMIT, first_circuit).await {
+        match timeout(BOOTSTRAP_TIMEOUT, first_circuit).await {
             Ok(true) => Ok(client),
             _ => Err(BootstrapError::Unreachable),
         }
@@ -259,10 +259,10 @@ impl Connector for Client {
     async fn delegate(
         &self,
         delegation: Delegation,
-        not_by: Vec<RelayId>,
+        excluded_exits: Vec<RelayId>,
         isolation: Isolation,
     ) -> Result<Delegated, ConnectError> {
-        self.call(|reply| ClientCommand::Delegate { delegation, not_by, isolation, reply }).await
+        self.call(|reply| ClientCommand::Delegate { delegation, excluded_exits, isolation, reply }).await
     }
 }
 

@@ -25,14 +25,14 @@ use crate::{
     },
     io::{clock::wall_time, files::Folder},
     transport::{
-        Core,
+        Driven,
         native::{Certificate, Sockets},
     },
 };
 
 use super::{
     Failure,
-    drive::{Clock, Drive, TaskCore, randomness},
+    drive::{Clock, Drive, TaskDriven, randomness},
     network,
     options::{DirectoryOptions, data_dir},
     report::{Report, Reporter},
@@ -57,9 +57,9 @@ pub(crate) async fn run(options: DirectoryOptions, reporter: Reporter) -> Result
 
     let certificate = Certificate::generate()?;
     let (proofs, receiver) = mpsc::channel(64);
-    let core = ProverCore::new(receiver);
+    let driven = DrivenProver::new(receiver);
     let sockets = Sockets::bind(&[], true)?;
-    let drive = Drive::new(Clock::start(), sockets, network::endpoint(certificate, None), core, rng)?;
+    let drive = Drive::new(Clock::start(), sockets, network::endpoint(certificate, None), driven, rng)?;
 
     let (server, submissions) = DirectoryServer::new();
     let engines = options.web_engine.as_deref().unwrap_or_default();
@@ -125,16 +125,16 @@ impl Prover for ByDialling {
 }
 
 /// Dials relays, one link at a time to each, and closes the link when the relay is authenticated.
-struct ProverCore {
+struct DrivenProver {
     channels: Channels,
     proofs: mpsc::Receiver<ProofRequest>,
     /// Requests of each relay; the first is in flight.
     in_flight: BTreeMap<RelayId, VecDeque<ProofRequest>>,
 }
 
-impl ProverCore {
+impl DrivenProver {
     fn new(proofs: mpsc::Receiver<ProofRequest>) -> Self {
-        let channels = Channels::new(LocalRole::Anonymous, ChannelParameters::default());
+        let channels = Channels::new(LocalRole::Client, ChannelParameters::default());
         Self { channels, proofs, in_flight: BTreeMap::new() }
     }
 
@@ -177,13 +177,13 @@ impl ProverCore {
                     self.finish(now, relay, Err(error));
                 }
                 // These channels carry no circuits.
-                ChannelEvent::Cell { .. } | ChannelEvent::Drained { .. } | ChannelEvent::Closed { .. } => {}
+                ChannelEvent::Cell { .. } | ChannelEvent::QueueLow { .. } | ChannelEvent::Closed { .. } => {}
             }
         }
     }
 }
 
-impl LinkMachine for ProverCore {
+impl LinkMachine for DrivenProver {
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
         self.channels.handle_link(now, event, rng);
     }
@@ -205,7 +205,7 @@ impl LinkMachine for ProverCore {
     }
 }
 
-impl TaskCore for ProverCore {
+impl TaskDriven for DrivenProver {
     fn poll_outside(&mut self, now: Instant, _: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
         let mut taken = Poll::Pending;
         while let Poll::Ready(Some(proof)) = self.proofs.poll_recv(cx) {
@@ -216,7 +216,7 @@ impl TaskCore for ProverCore {
     }
 }
 
-impl Core for ProverCore {
+impl Driven for DrivenProver {
     fn machine(&mut self) -> &mut impl LinkMachine {
         self
     }

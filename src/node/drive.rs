@@ -18,7 +18,7 @@ use tokio::time::{sleep_until, timeout};
 use crate::{
     base::Instant,
     transport::{
-        Core, drain,
+        Driven, drain,
         native::{Endpoint, EndpointConfig, Sockets},
         next_turn, turn,
     },
@@ -26,15 +26,15 @@ use crate::{
 
 use super::Failure;
 
-/// A core with input from other tasks.
-pub(crate) trait TaskCore: Core {
+/// A driven machine with input from other tasks.
+pub(crate) trait TaskDriven: Driven {
     /// Takes a bounded amount of input from other tasks (applications, exits, the directory client). Returns
     /// `Pending` if there is none, and then wakes the task when input arrives.
     fn poll_outside(&mut self, now: Instant, rng: &mut StdRng, cx: &mut Context<'_>) -> Poll<()>;
 }
 
 /// Time limit for closing links when a node ends.
-const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(1);
+const SHUT_DOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Largest number of rounds of sending before the loop receives again.
 const PULLS: usize = 64;
 
@@ -58,17 +58,17 @@ impl Clock {
     }
 }
 
-/// A core, its transport and its sockets.
-pub(crate) struct Drive<C> {
+/// A driven machine, its transport and its sockets.
+pub(crate) struct Drive<D> {
     clock: Clock,
     sockets: Sockets,
     endpoint: Endpoint,
-    core: C,
+    driven: D,
     rng: StdRng,
 }
 
-impl<C: TaskCore> Drive<C> {
-    /// Joins `core` with a transport over `sockets`.
+impl<D: TaskDriven> Drive<D> {
+    /// Joins `driven` with a transport over `sockets`.
     ///
     /// # Errors
     /// When the transport can't be set up.
@@ -76,12 +76,12 @@ impl<C: TaskCore> Drive<C> {
         clock: Clock,
         sockets: Sockets,
         config: EndpointConfig,
-        core: C,
+        driven: D,
         rng: StdRng,
     ) -> Result<Self, Failure> {
         let mut endpoint = Endpoint::new(config, clock.0.into_std())?;
         endpoint.set_ports(&sockets.ports(), sockets.segments());
-        Ok(Self { clock, sockets, endpoint, core, rng })
+        Ok(Self { clock, sockets, endpoint, driven, rng })
     }
 
     /// Runs until the future is dropped.
@@ -89,29 +89,29 @@ impl<C: TaskCore> Drive<C> {
         self.run_until(core::future::pending()).await;
     }
 
-    /// Runs until `stop` completes, then up to `SHUT_DOWN_LIMIT` longer to close links, so that neighbours need not
+    /// Runs until `stop` completes, then up to `SHUT_DOWN_TIMEOUT` longer to close links, so that neighbours need not
     /// wait for their timeout. A drop of the future stops the loop at once.
     pub(crate) async fn run_until(mut self, stop: impl Future<Output = ()>) {
         tokio::select! {
             () = self.turn_while(|_| true) => {}
             () = stop => {}
         }
-        self.core.shut_down(self.clock.now());
+        self.driven.shut_down(self.clock.now());
         // A neighbour that gets no close within the limit closes the link by timeout.
-        let _ = timeout(SHUT_DOWN_LIMIT, self.turn_while(|endpoint| endpoint.counts().links > 0)).await;
+        let _ = timeout(SHUT_DOWN_TIMEOUT, self.turn_while(|endpoint| endpoint.counts().links > 0)).await;
     }
 
     async fn turn_while(&mut self, keep_going: impl Fn(&Endpoint) -> bool) {
         loop {
             let now = self.clock.now();
-            turn(now, &mut self.core, &mut self.endpoint, &mut self.rng);
+            turn(now, &mut self.driven, &mut self.endpoint, &mut self.rng);
             let mut idle = self.sockets.flush(now, &mut self.endpoint).await;
             // Links pull the next output only after the last has been sent.
             for _ in 0..PULLS {
                 if !idle || !self.endpoint.has_link_event() {
                     break;
                 }
-                drain(now, &mut self.core, &mut self.endpoint, &mut self.rng);
+                drain(now, &mut self.driven, &mut self.endpoint, &mut self.rng);
                 idle = self.sockets.flush(now, &mut self.endpoint).await;
             }
             if !keep_going(&self.endpoint) {
@@ -125,8 +125,8 @@ impl<C: TaskCore> Drive<C> {
     /// Waits for datagrams, commands or the next deadline, and takes all input. Without `idle`, there is more to send, so
     /// the function returns without waiting.
     async fn wait(&mut self, idle: bool) {
-        let Self { clock, sockets, endpoint, core, rng } = self;
-        let due = if idle { next_turn(core, endpoint) } else { Some(Instant::START) };
+        let Self { clock, sockets, endpoint, driven, rng } = self;
+        let due = if idle { next_turn(driven, endpoint) } else { Some(Instant::START) };
         let due_by = async {
             match due {
                 Some(due) => sleep_until(clock.to_tokio(due)).await,
@@ -135,7 +135,7 @@ impl<C: TaskCore> Drive<C> {
         };
         tokio::select! {
             () = sockets.readable() => {}
-            () = poll_fn(|cx| core.poll_outside(clock.now(), rng, cx)) => {}
+            () = poll_fn(|cx| driven.poll_outside(clock.now(), rng, cx)) => {}
             () = due_by => {}
         }
         let now = clock.now();

@@ -47,7 +47,7 @@ const PIECE: usize = 16 * 1024;
 /// Largest error message of the client, in bytes.
 const MAX_ERROR_LEN: usize = 64 * 1024;
 
-/// The way of sending a request.
+/// The method of sending a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Via {
     /// An exit performs the request. The exit reads request and answer; the target sees only the exit's address

@@ -43,7 +43,7 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
         KeysRole::Relay => "relay",
         KeysRole::Directory => "directory",
     };
-    let folder = Folder::open_of_anyone(&data_dir(options.data_dir.as_deref(), role)?)?;
+    let folder = Folder::open_of_any_user(&data_dir(options.data_dir.as_deref(), role)?)?;
     let lock = lock_if_writable(&folder)?;
     if lock.is_some() {
         create(&folder, options.role)?;
@@ -51,16 +51,16 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
     println!("folder       {}", folder.path().display());
     match options.role {
         KeysRole::Relay => {
-            let identity = folder.kept_identity()?.ok_or_else(|| missing(&folder))?;
+            let identity = folder.stored_identity()?.ok_or_else(|| missing(&folder))?;
             println!("identity     {}", identity.id().to_base32());
             // A volunteer has no certificate.
-            if let Some(certificate) = folder.kept_certificate()? {
+            if let Some(certificate) = folder.stored_certificate()? {
                 let certificate = Certificate::from_bytes(&certificate)?;
                 println!("fingerprint  {}", HEXUPPER.encode(&certificate.fingerprint()));
             }
         }
         KeysRole::Directory => {
-            let authority = folder.kept_authority()?.ok_or_else(|| missing(&folder))?;
+            let authority = folder.stored_authority()?.ok_or_else(|| missing(&folder))?;
             println!("authority    {}", authority.id().to_base32());
         }
     }
@@ -69,7 +69,7 @@ pub(crate) fn run(options: &KeysOptions) -> Result<(), Failure> {
 
 /// The lock on the folder; `None` if the folder belongs to another user or is in use.
 fn lock_if_writable(folder: &Folder) -> Result<Option<FolderLock>, Failure> {
-    if !folder.is_ours()? {
+    if !folder.is_own()? {
         return Ok(None);
     }
     match folder.lock() {

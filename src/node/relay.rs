@@ -45,7 +45,7 @@ use crate::{
 
 use self::{
     presence::Presences,
-    task::{Changes, RelayCore, Update},
+    task::{Changes, DrivenRelay, Update},
     upkeep::{Fresh, Upkeep},
     volunteer::Registrations,
 };
@@ -92,7 +92,7 @@ impl Progress {
 /// A relay's core and the tasks around it, ready to run.
 struct RelayAssembly {
     identity: RelayId,
-    drive: Drive<RelayCore>,
+    drive: Drive<DrivenRelay>,
     updates: mpsc::Sender<Update>,
     /// Fetches each consensus.
     follower: DirectoryClient,
@@ -108,7 +108,7 @@ struct RelayAssembly {
     _lock: FolderLock,
 }
 
-/// The way of publishing the relay at the directory.
+/// The method of publishing the relay at the directory.
 enum Publication {
     /// By the descriptor of a listening relay.
     Descriptor(Upkeep),
@@ -129,15 +129,15 @@ impl RelayAssembly {
         let lock = folder.lock()?;
         let identity = Arc::new(folder.identity(&mut rng)?);
         let onion_keys = folder.onion_keys(wall_time(), &mut rng)?;
-        let place = RelayListener::find(options, &folder, &identity)?;
-        let services = Services::new(options, policy, &place.own()).await?;
+        let listener = RelayListener::find(options, &folder, &identity)?;
+        let services = Services::new(options, policy, &listener.own()).await?;
         let delegate = services.delegate.clone();
         let profile = Profile {
             identity: identity.id(),
-            addresses: place.addresses,
-            ice_ufrag: place.ice.ufrag().to_owned(),
-            ice_password: place.ice.password().to_owned(),
-            fingerprint: place.certificate.fingerprint(),
+            addresses: listener.addresses,
+            ice_ufrag: listener.ice.ufrag().to_owned(),
+            ice_password: listener.ice.password().to_owned(),
+            fingerprint: listener.certificate.fingerprint(),
             onion_key: onion_keys.public(),
             family: family(options)?,
             operator: String::new(),
@@ -152,10 +152,10 @@ impl RelayAssembly {
         let relay = Relay::new(Arc::clone(&identity), onion_keys, parameters);
         let config = EndpointConfig {
             congestion: congestion(options),
-            ..network::endpoint(place.certificate, (!is_volunteer).then_some(place.ice))
+            ..network::endpoint(listener.certificate, (!is_volunteer).then_some(listener.ice))
         };
-        let core = RelayCore::new(relay, services.exit(), receiver, observers);
-        let drive = Drive::new(Clock::start(), place.sockets, config, core, rng)?;
+        let driven = DrivenRelay::new(relay, services.exit(), receiver, observers);
+        let drive = Drive::new(Clock::start(), listener.sockets, config, driven, rng)?;
 
         let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
         let at = PageDirectories::At(directories.directories.clone());

@@ -99,7 +99,7 @@ fn open(control: SocketAddr, searched: &Searched, number: usize) -> Result<(), F
     let Some(result) = number.checked_sub(1).and_then(|place| searched.results.get(place)) else {
         return Err(Failure::failed(format!("there is no result {number}: the page has {}", searched.results.len())));
     };
-    let address = format!("http://{control}{}", read_address(&result.link));
+    let address = format!("http://{control}{}", read_address(&result.url));
     print(std::slice::from_ref(&address))?;
     // On a machine without a desktop the command fails, and the user has the printed URL.
     let _ = std::process::Command::new("xdg-open")
@@ -133,7 +133,7 @@ fn result_lines(searched: &Searched) -> Vec<String> {
 }
 
 fn one_result(number: usize, result: &SearchedResult) -> Vec<String> {
-    let mut lines = vec![format!("{number:>2}. {}", bold(&line(&result.title))), format!("    {}", line(&result.link))];
+    let mut lines = vec![format!("{number:>2}. {}", bold(&line(&result.title))), format!("    {}", line(&result.url))];
     if !result.snippet.is_empty() {
         lines.push(format!("    {}", line(&result.snippet)));
     }

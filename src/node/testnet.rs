@@ -32,7 +32,7 @@ use super::{
 use crate::io::files::write_atomically;
 
 /// Time limit of the start.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Options of `umbel testnet`.
 #[derive(Args, Clone, Debug)]
@@ -61,7 +61,7 @@ pub(crate) struct TestnetOptions {
     #[arg(long, default_value = "127.0.0.1:9352", value_name = "ADDR")]
     page: SocketAddr,
     /// ZIM file for the exits' search engine, kiwix-serve [default: the Rust book if `cargo xtask book` has made it,
-    /// otherwise Umbel's own papers]
+    /// otherwise Umbel's own documentation]
     #[arg(long, value_name = "FILE")]
     zim: Option<PathBuf>,
     /// Additional search engine of the exits: a file or URL of its OpenSearch description; may be repeated
@@ -114,7 +114,7 @@ pub(crate) async fn run(options: TestnetOptions) -> Result<(), Failure> {
 async fn start_and_serve(options: &TestnetOptions, folder: &Path, nodes: &mut Nodes) -> Result<(), Failure> {
     let server = bench::BenchServer::start().await.map_err(Failure::system("can't start the HTTP server"))?;
     let engine = TestnetEngine::start(options.zim.as_deref()).await?;
-    let ports = timeout(START_LIMIT, start(options, folder, &engine, nodes))
+    let ports = timeout(START_TIMEOUT, start(options, folder, &engine, nodes))
         .await
         .map_err(|_| Failure::failed(nodes.with_logs("the testnet did not start within a minute")))??;
     if options.check {

@@ -72,7 +72,7 @@ pub(crate) struct Searched {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct SearchedResult {
     pub(crate) title: String,
-    pub(crate) link: String,
+    pub(crate) url: String,
     pub(crate) snippet: String,
 }
 
@@ -144,9 +144,9 @@ pub(crate) struct Failed {
     pub(crate) error: String,
 }
 
-/// The path and query of the reader view of the URL `link` on the search page.
-pub(crate) fn read_address(link: &str) -> String {
-    address("/read", &[("url", link)])
+/// The path and query of the reader view of the URL `url` on the search page.
+pub(crate) fn read_address(url: &str) -> String {
+    address("/read", &[("url", url)])
 }
 
 pub(super) fn router<C: Connector>() -> Router<SearchPage<C>> {
@@ -228,11 +228,7 @@ fn compared(comparison: &Comparison, page: u16) -> Compared {
 }
 
 fn result(result: &SearchResult) -> SearchedResult {
-    SearchedResult {
-        title: result.title.clone(),
-        link: result.link.as_str().to_owned(),
-        snippet: result.snippet.clone(),
-    }
+    SearchedResult { title: result.title.clone(), url: result.url.as_str().to_owned(), snippet: result.snippet.clone() }
 }
 
 fn hop(hop: &Hop) -> PathHop {

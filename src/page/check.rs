@@ -81,10 +81,10 @@ impl<C: Connector> Connector for Checked<C> {
     async fn delegate(
         &self,
         delegation: Delegation,
-        not_by: Vec<RelayId>,
+        excluded_exits: Vec<RelayId>,
         isolation: Isolation,
     ) -> Result<Delegated, ConnectError> {
-        self.connector.delegate(delegation, not_by, isolation).await
+        self.connector.delegate(delegation, excluded_exits, isolation).await
     }
 }
 

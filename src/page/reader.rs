@@ -36,13 +36,13 @@ pub(crate) fn cleaned_page(kind: &str, body: &[u8], url: &Url) -> Option<(String
 const MAX_PAGE_LEN: usize = 3 << 20;
 const MAX_REDIRECTS: usize = 5;
 /// Time limit of a fetch with its redirects.
-const FETCH_LIMIT: Duration = Duration::from_secs(45);
+const FETCH_TIMEOUT: Duration = Duration::from_secs(45);
 /// Cap on pages cleaned concurrently; others wait.
 const MAX_CLEANING: usize = 2;
 /// Pages whose bodies are in memory: those being fetched, waiting to be cleaned, and being cleaned.
 const MAX_BODIES: usize = 8;
 /// Time for which a page waits for such a place before its body is read.
-const PLACE_LIMIT: Duration = Duration::from_secs(10);
+const PLACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A cleaned page.
 pub(super) struct CleanedPage {
@@ -89,18 +89,18 @@ pub(crate) struct PageReader<C> {
     requester: Requester<C>,
     cleaning: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
-    place_limit: Duration,
+    place_timeout: Duration,
 }
 
 impl<C: Connector> PageReader<C> {
     pub(crate) fn new(requester: Requester<C>) -> Self {
         let [cleaning, bodies] = [MAX_CLEANING, MAX_BODIES].map(|most| Arc::new(Semaphore::new(most)));
-        Self { requester, cleaning, bodies, place_limit: PLACE_LIMIT }
+        Self { requester, cleaning, bodies, place_timeout: PLACE_TIMEOUT }
     }
 
     /// Fetches the page at `url` and cleans it.
     pub(super) async fn read(&self, url: Url) -> Result<CleanedPage, ReadError> {
-        let (fetched, place) = timeout(FETCH_LIMIT, self.fetch(url, self.requester.isolation()))
+        let (fetched, place) = timeout(FETCH_TIMEOUT, self.fetch(url, self.requester.isolation()))
             .await
             .map_err(|_| ReadError::TooSlow)??;
         let permit = Arc::clone(&self.cleaning).acquire_owned().await.map_err(|_| ReadError::Unreadable)?;
@@ -125,7 +125,7 @@ impl<C: Connector> PageReader<C> {
             match redirect(&url, &response) {
                 Some(next) => url = next?,
                 None => {
-                    let place = timeout(self.place_limit, Arc::clone(&self.bodies).acquire_owned()).await;
+                    let place = timeout(self.place_timeout, Arc::clone(&self.bodies).acquire_owned()).await;
                     let place = place.ok().and_then(Result::ok).ok_or(ReadError::Busy)?;
                     return Ok((read_page(url, response, verified).await?, place));
                 }

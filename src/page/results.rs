@@ -175,7 +175,7 @@ fn duration_text(took: Duration) -> String {
 }
 
 fn result_markup(result: &SearchResult) -> Markup {
-    let url = result.link.as_str();
+    let url = result.url.as_str();
     html! {
         li {
             h2 dir="auto" { a href=(address("/read", &[("url", url)])) { (result.title) } }
@@ -190,9 +190,9 @@ fn result_markup(result: &SearchResult) -> Markup {
 /// against homographs of other names.
 fn host_and_path(result: &SearchResult) -> String {
     const MAX_CHARS: usize = 80;
-    let host = result.link.host_str().unwrap_or_default();
-    let host = result.link.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-    let parts = result.link.path_segments().into_iter().flatten().filter(|part| !part.is_empty());
+    let host = result.url.host_str().unwrap_or_default();
+    let host = result.url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    let parts = result.url.path_segments().into_iter().flatten().filter(|part| !part.is_empty());
     let whole = core::iter::once(host.as_str()).chain(parts).collect::<Vec<_>>().join(" › ");
     if whole.chars().count() <= MAX_CHARS { whole } else { whole.chars().take(MAX_CHARS).chain(['…']).collect() }
 }

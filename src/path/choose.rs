@@ -128,7 +128,7 @@ impl fmt::Debug for Path {
 /// Whether `relay` is an exit that may forward to `target`. A name fits if the exit allows the port in either address
 /// family, because only the exit resolves names. A private name fits only if the exit allows private addresses too.
 #[must_use]
-pub fn suits(relay: &ConsensusRelay, target: &Target) -> bool {
+pub fn permits_target(relay: &ConsensusRelay, target: &Target) -> bool {
     let exit = &relay.profile.exit;
     let is_allowed = match &target.host {
         Host::Ip(ip) => exit.may_allow(*ip, target.port),
@@ -163,9 +163,9 @@ pub fn choose<R: CryptoRng + ?Sized>(
     let choice = Choice { relays, exits, hops: usize::from(requirement.hops.clamp(2, HopIndex::MAX)) };
     // An adversary that fails circuits can fill `avoid`, so `avoid` must not change the guard either.
     let path = candidates.iter().find_map(|guard| {
-        let distrusted = guards.distrusted(relays.consensus, &guard.identity());
-        match choice.path_through(guard, avoid, &distrusted, rng) {
-            None if !avoid.is_empty() => choice.path_through(guard, &[], &distrusted, rng),
+        let avoided_next = guards.avoided_next(relays.consensus, &guard.identity());
+        match choice.path_through(guard, avoid, &avoided_next, rng) {
+            None if !avoid.is_empty() => choice.path_through(guard, &[], &avoided_next, rng),
             path => path,
         }
     });
@@ -220,7 +220,7 @@ pub(crate) fn exits<'a>(relays: &Relays<'a>, purpose: &Purpose) -> Vec<PathRelay
             let offering = listed().map(PathRelay::Listed).chain(volunteers);
             offering.filter(|hop| delegation.is_offered(hop.offer())).collect()
         }
-        Purpose::Target(target) => exits(&|relay| suits(relay, target)),
+        Purpose::Target(target) => exits(&|relay| permits_target(relay, target)),
         Purpose::Streams => {
             let allowing = exits(&|relay| relay.profile.exit.may_allow_name(USUAL_PORT));
             if allowing.is_empty() { exits(&|_| true) } else { allowing }
@@ -244,12 +244,12 @@ impl<'a> Choice<'a, '_> {
         !avoid.contains(&hop.identity()) && !path.iter().any(|other| related(hop, other, parameters))
     }
 
-    /// Chooses a path that begins with `guard`. A relay in `distrusted` follows the guard only if no other remains.
+    /// Chooses a path that begins with `guard`. A relay in `avoided_next` follows the guard only if no other remains.
     fn path_through<R: CryptoRng + ?Sized>(
         &self,
         guard: &'a ConsensusRelay,
         avoid: &[RelayId],
-        distrusted: &[RelayId],
+        avoided_next: &[RelayId],
         rng: &mut R,
     ) -> Option<Path> {
         let mut path = vec![PathRelay::Listed(guard)];
@@ -261,12 +261,12 @@ impl<'a> Choice<'a, '_> {
         path.push(self.exit(&exits, only_volunteers, rng)?);
         while path.len() < self.hops {
             let position = path.len().saturating_sub(1);
-            let trusted = if position == 1 && !distrusted.is_empty() {
-                self.middle(&path, position, true, &[avoid, distrusted].concat(), rng)
+            let preferred = if position == 1 && !avoided_next.is_empty() {
+                self.middle(&path, position, true, &[avoid, avoided_next].concat(), rng)
             } else {
                 None
             };
-            let middle = trusted.or_else(|| self.middle(&path, position, true, avoid, rng))?;
+            let middle = preferred.or_else(|| self.middle(&path, position, true, avoid, rng))?;
             path.insert(position, middle);
         }
         Some(Path::of(&path))
@@ -319,8 +319,8 @@ impl<'a> Choice<'a, '_> {
             return self.relays.hop(&required).filter(fits);
         }
         let listed: Vec<_> = self.relays.consensus.relays().iter().map(PathRelay::Listed).filter(fits).collect();
-        let doubted = self.relays.doubted.contains(&before.identity());
-        if allow_volunteer && position == 1 && !doubted {
+        let gets_volunteers = !self.relays.guards_without_volunteers.contains(&before.identity());
+        if allow_volunteer && position == 1 && gets_volunteers {
             let reached: Vec<_> = self.relays.volunteers().map(PathRelay::Volunteer).filter(fits).collect();
             let share = self.relays.consensus.parameters().volunteer_share();
             if volunteer_selected(share, reached.len(), listed.len(), rng) {

@@ -109,7 +109,7 @@ impl GuardSample {
             date.since(guard.added) <= lifetime
                 && date.since(guard.last_listed) <= DAY.saturating_mul(MAX_UNLISTED_DAYS)
         });
-        self.judge(consensus);
+        self.remove_biased_guard(consensus);
         let removed = self.guards.len() != before;
         let added = self.fill(consensus, rng);
         removed || added

@@ -18,13 +18,13 @@ pub struct Relays<'a> {
     /// can observe a fixed middle.
     pub middle: Option<RelayId>,
     /// Guards that no volunteer may follow.
-    pub doubted: &'a [RelayId],
+    pub guards_without_volunteers: &'a [RelayId],
 }
 
 impl<'a> From<&'a Consensus> for Relays<'a> {
     /// The relays of the consensus, without volunteers.
     fn from(consensus: &'a Consensus) -> Self {
-        Self { consensus, volunteers: None, middle: None, doubted: &[] }
+        Self { consensus, volunteers: None, middle: None, guards_without_volunteers: &[] }
     }
 }
 

@@ -40,11 +40,11 @@ impl<C: Connector> Connector for ByDestination<C> {
     async fn delegate(
         &self,
         delegation: Delegation,
-        not_by: Vec<RelayId>,
+        excluded_exits: Vec<RelayId>,
         isolation: Isolation,
     ) -> Result<Delegated, ConnectError> {
         // Each delegated request has a separate circuit.
-        self.connector.delegate(delegation, not_by, isolation).await
+        self.connector.delegate(delegation, excluded_exits, isolation).await
     }
 }
 

@@ -12,16 +12,16 @@ use crate::{
 use super::owners::CircuitRank;
 
 /// Time after which a client's circuit ends that has no next hop and never had a stream that the relay served.
-const UNUSED_LIMIT: Duration = Duration::from_secs(600);
+const UNUSED_TIMEOUT: Duration = Duration::from_secs(600);
 /// The same for a later hop, which may be the last of a circuit that a client keeps ready, and for any hop after its
 /// last stream.
-const UNUSED_LATER_LIMIT: Duration = Duration::from_secs(3600);
+const UNUSED_LATER_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Time limit from the first to the last fragment of one CREATE or EXTEND.
-pub(super) const FRAGMENTS_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const FRAGMENTS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time limit from EXTEND to the open channel: slightly more than the limit of a dial and its handshake.
-const DIAL_LIMIT: Duration = Duration::from_secs(22);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(22);
 /// Time limit from CREATE to the last fragment of CREATED.
-const CREATE_LIMIT: Duration = Duration::from_secs(10);
+const CREATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Cap on GONE messages of one circuit (`proto/05-relay-messages.md` §7).
 const MAX_GONE: u8 = 4;
 
@@ -115,7 +115,7 @@ impl Circuit {
         }
         let body = self.extend.push(fragment).ok()?;
         if body.is_none() {
-            self.deadline.get_or_insert(now.after(FRAGMENTS_LIMIT));
+            self.deadline.get_or_insert(now.after(FRAGMENTS_TIMEOUT));
         }
         Some(body)
     }
@@ -123,13 +123,13 @@ impl Circuit {
     /// The channel to the next hop is being dialled.
     pub(super) fn set_dialling(&mut self, now: Instant, relay: RelayId) {
         self.next = NextHop::Dialling(relay);
-        self.deadline = Some(now.after(DIAL_LIMIT));
+        self.deadline = Some(now.after(DIAL_TIMEOUT));
     }
 
     /// CREATE is sent to the next hop.
     pub(super) fn set_creating(&mut self, now: Instant, endpoint: CircuitEndpoint, volunteer: bool) {
         self.next = NextHop::Creating { endpoint, volunteer, reply: Fragments::new() };
-        self.deadline = Some(now.after(CREATE_LIMIT));
+        self.deadline = Some(now.after(CREATE_TIMEOUT));
     }
 
     /// The next hop can't be reached. The circuit ends here again; `None` if it must end.
@@ -171,7 +171,7 @@ impl Circuit {
     /// The time at which the circuit ends as unused; `None` once it is extended. Messages without an open stream don't
     /// move it, because they cost their origin next to nothing.
     fn unused_until(&self) -> Option<Instant> {
-        let limit = if self.hop == HopIndex::FIRST && !self.used { UNUSED_LIMIT } else { UNUSED_LATER_LIMIT };
-        matches!(self.next, NextHop::None).then(|| self.unused_since.after(limit))
+        let timeout = if self.hop == HopIndex::FIRST && !self.used { UNUSED_TIMEOUT } else { UNUSED_LATER_TIMEOUT };
+        matches!(self.next, NextHop::None).then(|| self.unused_since.after(timeout))
     }
 }

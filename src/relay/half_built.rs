@@ -9,7 +9,7 @@ use crate::{
 };
 
 use super::{
-    circuit::{CircuitEndpoint, FRAGMENTS_LIMIT},
+    circuit::{CircuitEndpoint, FRAGMENTS_TIMEOUT},
     owners::Owned,
 };
 
@@ -23,7 +23,7 @@ pub(super) struct PartialCreate {
 
 impl PartialCreate {
     pub(super) fn new(now: Instant, hop: HopIndex, owner: Owner) -> Self {
-        Self { hop, request: Fragments::new(), owner, deadline: now.after(FRAGMENTS_LIMIT) }
+        Self { hop, request: Fragments::new(), owner, deadline: now.after(FRAGMENTS_TIMEOUT) }
     }
 }
 

@@ -46,7 +46,7 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
 
     /// Removes an item.
     pub(super) fn remove(&mut self, owner: &Owner, rank: R, key: K) {
-        self.shares.give_back(owner);
+        self.shares.release(owner);
         if let Some(items) = self.by_rank.get_mut(owner) {
             items.remove(&(rank, key));
             if items.is_empty() {

@@ -47,7 +47,7 @@ impl Default for RelayParameters {
             channel: ChannelParameters::default(),
             flow: FlowParameters::default(),
             circuits: 65_536,
-            creates_of_source: Rate { a_second: 100, burst: 400 },
+            creates_of_source: Rate { per_second: 100, burst: 400 },
             half_built: 1024,
             dialling: 4096,
             exit: false,

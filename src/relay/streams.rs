@@ -35,9 +35,9 @@ impl From<ExitStream> for u64 {
 }
 
 /// BEGINs and REQUESTs of a circuit; as many at once as it may have streams.
-const BEGINS: Rate = Rate { a_second: 20, burst: 256 };
+const BEGINS: Rate = Rate { per_second: 20, burst: 256 };
 /// RESOLVEs of a circuit.
-const RESOLVES: Rate = Rate { a_second: 10, burst: 64 };
+const RESOLVES: Rate = Rate { per_second: 10, burst: 64 };
 
 /// The streams of one circuit.
 struct ExitCircuit {
@@ -192,8 +192,8 @@ impl ExitStreams {
         self.streams.get(&stream).map(|(key, _)| *key)
     }
 
-    /// The queue of a circuit's cells has room again: its streams may send.
-    pub(super) fn handle_drained(&mut self, key: CircuitKey) {
+    /// The queue of a circuit's cells is low: its streams may send.
+    pub(super) fn handle_queue_low(&mut self, key: CircuitKey) {
         self.settle(key, true);
     }
 

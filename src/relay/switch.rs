@@ -86,10 +86,10 @@ impl Relay {
         }
     }
 
-    /// Handles a circuit's queue that has room again.
-    pub(super) fn handle_drained(&mut self, endpoint: CircuitEndpoint) {
+    /// Handles a circuit's queue that is low.
+    pub(super) fn handle_queue_low(&mut self, endpoint: CircuitEndpoint) {
         if let Some((key, Side::Previous)) = self.table.find(endpoint) {
-            self.streams.handle_drained(key);
+            self.streams.handle_queue_low(key);
         }
     }
 

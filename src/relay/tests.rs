@@ -114,7 +114,7 @@ impl Bench {
     }
 
     fn client(&mut self) -> LinkId {
-        self.join(LocalRole::Anonymous, None)
+        self.join(LocalRole::Client, None)
     }
 
     fn settle(&mut self) {
@@ -341,7 +341,7 @@ fn an_extend_dials_once_and_creates_when_the_channel_opens() {
     let next = bench.next();
     let creates = bench.cells(next);
     assert_eq!(creates.iter().map(Cell::command).collect::<Vec<_>>(), [Command::Create; 2]);
-    assert!(creates.iter().all(|cell| cell.body()[0] == 2 && cell.circuit().unwrap().of_dialler()));
+    assert!(creates.iter().all(|cell| cell.body()[0] == 2 && cell.circuit().unwrap().is_in_upper_half()));
     // With the channel open, no dial is needed.
     let mut layers = bench.create(link, upper(3), HopIndex::FIRST);
     bench.extend(link, upper(3), &mut layers, relay_id(NEXT));

@@ -181,14 +181,14 @@ impl<C: Connector> Requester<C> {
         Isolation::new("request", &number.to_be_bytes(), &[])
     }
 
-    /// Sends `request` to an exit that performs it. The exit offers requests to the host and isn't in `not_by`.
+    /// Sends `request` to an exit that performs it. The exit offers requests to the host and isn't in `excluded_exits`.
     ///
     /// # Errors
     /// See [`RequestError`].
     pub(crate) async fn perform<B: OutgoingBody>(
         &self,
         mut request: Request<B>,
-        not_by: Vec<RelayId>,
+        excluded_exits: Vec<RelayId>,
         isolation: Isolation,
     ) -> Result<Performed, RequestError> {
         let (_, target) = target_of(request.uri()).ok_or(RequestError::Address)?;
@@ -201,7 +201,7 @@ impl<C: Connector> Requester<C> {
         }
         let head = request_head(&request)?;
         let host = target.host.to_text().to_ascii_lowercase();
-        let delegated = self.connector.delegate(Delegation::Http { host }, not_by, isolation).await;
+        let delegated = self.connector.delegate(Delegation::Http { host }, excluded_exits, isolation).await;
         let Delegated { stream, path, .. } = delegated.map_err(|error| match error {
             ConnectError::Stream(StreamFailure::NoPath(PathError::NotOffered)) => RequestError::NoExit,
             error => RequestError::Connect(error),

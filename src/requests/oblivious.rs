@@ -136,15 +136,15 @@ impl<C: Connector> Requester<C> {
         timeout(limits.answer, self.send_sealed(gateway, sealed, opener)).await.map_err(timed_out)?
     }
 
-    /// The gateway's key configurations, and the exit that fetched them. The exit isn't in `not_by`.
-    async fn keys(&self, gateway: &Uri, not_by: Vec<RelayId>) -> Result<(Bytes, RelayId), ObliviousError> {
+    /// The gateway's key configurations, and the exit that fetched them. The exit isn't in `excluded_exits`.
+    async fn keys(&self, gateway: &Uri, excluded_exits: Vec<RelayId>) -> Result<(Bytes, RelayId), ObliviousError> {
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.uri_mut() = gateway.clone();
         request.headers_mut().insert(header::ACCEPT, KEYS);
-        let Performed { response, path } = self.perform(request, not_by.clone(), self.isolation()).await?;
+        let Performed { response, path } = self.perform(request, excluded_exits.clone(), self.isolation()).await?;
         let exit = path.last().map(|hop| hop.relay).ok_or(ObliviousError::NoSecondExit)?;
         // The connector excludes these exits. The comparison depends on this, so it is checked here too.
-        if not_by.contains(&exit) {
+        if excluded_exits.contains(&exit) {
             return Err(ObliviousError::NoSecondExit);
         }
         Ok((read_content(response, &KEYS, MAX_KEYS).await?, exit))

@@ -33,7 +33,7 @@ use crate::{
     delegated::{
         Delegation, EngineName, ExitCounts, ExitStatistics, SearchResult, exits_with,
         frame::{RESPONSE_BUCKETS, longest},
-        query::{ANSWER_LIMIT, Query, Results, TryError},
+        query::{ANSWER_TIMEOUT, Query, Results, TryError},
     },
     path::PathError,
 };
@@ -46,7 +46,7 @@ pub use crate::delegated::{
 pub use comparison::{Comparison, ExitOutcome, MAX_COMPARED, Row};
 
 /// Time limit for a circuit. It is longer than the client's own limit, whose error has the reason.
-const CONNECT_LIMIT: Duration = Duration::from_secs(35);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// The results of a query, and its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -205,8 +205,8 @@ impl<C: Connector> Searcher<C> {
         let number = self.known().queries.fetch_add(1, Ordering::Relaxed);
         let isolation = Isolation::new("search", &number.to_be_bytes(), &[]);
         let delegation = Delegation::Search(query.engine().clone());
-        let opening = self.connector.delegate(delegation, query.not_by().to_vec(), isolation);
-        timeout(CONNECT_LIMIT, opening).await.unwrap_or(Err(StreamFailure::NoCircuit.into()))
+        let opening = self.connector.delegate(delegation, query.excluded_exits().to_vec(), isolation);
+        timeout(CONNECT_TIMEOUT, opening).await.unwrap_or(Err(StreamFailure::NoCircuit.into()))
     }
 
     /// Sends the query to the exit at the end of `delegated`, and records the outcome.
@@ -215,7 +215,7 @@ impl<C: Connector> Searcher<C> {
             return Err(TryError::NoCircuit(StreamFailure::NoCircuit.into()));
         };
         let start = std::time::Instant::now();
-        let exchanged = timeout(ANSWER_LIMIT, exchange(delegated.stream, query.framed())).await;
+        let exchanged = timeout(ANSWER_TIMEOUT, exchange(delegated.stream, query.framed())).await;
         let took = start.elapsed();
         let outcome = match exchanged {
             Ok(Ok(answer)) => Results::decode(&answer),

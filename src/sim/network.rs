@@ -25,9 +25,9 @@ const ROOM_THRESHOLD: usize = 256 << 10;
 /// Maximum bytes of a message in one datagram.
 const DATAGRAM_LEN: usize = 1200;
 /// Time after which a dial to an address without a listener fails.
-const DIAL_LIMIT: Duration = Duration::from_secs(5);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time without data after which a link to a crashed node closes.
-const SILENCE_LIMIT: Duration = Duration::from_secs(3);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Properties of every link of the network.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -154,7 +154,7 @@ impl Network {
         }
         let orphans: Vec<_> = self.ends.values().filter(|end| end.node == node).map(|end| end.other).collect();
         for link in orphans {
-            self.schedule(now.after(SILENCE_LIMIT), ScheduledEvent::Closure { link, by_silence: true });
+            self.schedule(now.after(SILENCE_TIMEOUT), ScheduledEvent::Closure { link, by_silence: true });
         }
     }
 
@@ -162,12 +162,12 @@ impl Network {
     /// if the dial outlasts the outage.
     pub fn interrupt(&mut self, now: Instant, node: NodeId, duration: Duration) {
         if let Some(interface) = self.interfaces.get_mut(node.0) {
-            interface.offline_until = now.after(duration.max(SILENCE_LIMIT));
+            interface.offline_until = now.after(duration.max(SILENCE_TIMEOUT));
         }
         let own = self.ends.iter().filter(|(_, end)| end.node == node);
         let links: Vec<_> = own.flat_map(|(link, end)| [*link, end.other]).collect();
         for link in links {
-            self.schedule(now.after(SILENCE_LIMIT), ScheduledEvent::Closure { link, by_silence: true });
+            self.schedule(now.after(SILENCE_TIMEOUT), ScheduledEvent::Closure { link, by_silence: true });
         }
     }
 
@@ -208,9 +208,9 @@ impl Network {
         });
         let round_trips = 3;
         let outage = self.online_at(now, [Some(from), to.map(NodeId)]).since(now);
-        let to = to.map(NodeId).filter(|_| outage < DIAL_LIMIT);
+        let to = to.map(NodeId).filter(|_| outage < DIAL_TIMEOUT);
         let handshake = self.properties.delay.saturating_mul(2 * round_trips);
-        let duration = if to.is_some() { outage.saturating_add(handshake) } else { DIAL_LIMIT };
+        let duration = if to.is_some() { outage.saturating_add(handshake) } else { DIAL_TIMEOUT };
         let event = ScheduledEvent::DialResult { from, relay: target.relay, fingerprint: target.fingerprint, to };
         self.schedule(now.after(duration), event);
     }

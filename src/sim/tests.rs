@@ -44,7 +44,7 @@ impl LinkMachine for Recorder {
 }
 
 const RELAY: RelayId = RelayId::from_bytes([1; 32]);
-const LIMIT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn linked(seed: u64, properties: LinkProperties) -> (World<Recorder>, NodeId, NodeId) {
     let mut world = World::new(seed, properties);
@@ -54,7 +54,7 @@ fn linked(seed: u64, properties: LinkProperties) -> (World<Recorder>, NodeId, No
     world.place(far, Recorder::default());
     let target = world.network().dial_target(far, RELAY).unwrap();
     world.with(near, |node, _, _| node.out.push(Transmit::Dial(target)));
-    world.run_until(LIMIT, |world| world.with(near, |node, _, _| node.link)?).expect("the link opens");
+    world.run_until(TIMEOUT, |world| world.with(near, |node, _, _| node.link)?).expect("the link opens");
     (world, near, far)
 }
 
@@ -68,7 +68,7 @@ fn arrivals(seed: u64) -> Vec<(Instant, u8, Slots)> {
             node.out.push(Transmit::Message { link, lane: Lane::new(number % 4).unwrap(), message });
         }
     });
-    world.run_until(LIMIT, |world| world.with(far, |node, _, _| (node.received.len() == 200).then_some(()))?);
+    world.run_until(TIMEOUT, |world| world.with(far, |node, _, _| (node.received.len() == 200).then_some(()))?);
     world.with(far, |node, _, _| core::mem::take(&mut node.received)).unwrap()
 }
 
@@ -98,7 +98,9 @@ fn a_link_carries_no_more_than_its_rate() {
             node.out.push(Transmit::Message { link, lane: Lane::FIRST, message: Slots::from(vec![0; 10_000]) });
         }
     });
-    world.run_until(LIMIT, |world| world.with(far, |node, _, _| (node.received.len() == 100).then_some(()))?).unwrap();
+    world
+        .run_until(TIMEOUT, |world| world.with(far, |node, _, _| (node.received.len() == 100).then_some(()))?)
+        .unwrap();
     assert_eq!(world.now().since(began), Duration::from_millis(1010));
 }
 
@@ -107,9 +109,9 @@ fn links_to_a_crashed_node_close_and_dials_to_it_fail() {
     let (mut world, near, far) = linked(1, LinkProperties::default());
     let target = world.network().dial_target(far, RELAY).unwrap();
     world.crash(far);
-    world.run_until(LIMIT, |world| world.with(near, |node, _, _| node.closed.then_some(()))?).unwrap();
+    world.run_until(TIMEOUT, |world| world.with(near, |node, _, _| node.closed.then_some(()))?).unwrap();
     world.with(near, |node, _, _| node.out.push(Transmit::Dial(target)));
-    world.run_until(LIMIT, |world| world.with(near, |node, _, _| node.failed.then_some(()))?).unwrap();
+    world.run_until(TIMEOUT, |world| world.with(near, |node, _, _| node.failed.then_some(()))?).unwrap();
 }
 
 #[test]
@@ -118,5 +120,5 @@ fn a_wrong_fingerprint_is_refused() {
     let mut target = world.network().dial_target(far, RELAY).unwrap();
     target.fingerprint[0] ^= 1;
     world.with(near, |node, _, _| node.out.push(Transmit::Dial(target)));
-    world.run_until(LIMIT, |world| world.with(near, |node, _, _| node.failed.then_some(()))?).unwrap();
+    world.run_until(TIMEOUT, |world| world.with(near, |node, _, _| node.failed.then_some(()))?).unwrap();
 }

@@ -25,7 +25,7 @@ use crate::base::{
     DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Rate, Redacted, Slots,
     TokenBucket, Transmit,
 };
-use peer::{Outlook, PeerConnection};
+use peer::{PeerConnection, PeerStatus};
 
 /// Time limit for the delivery of queued data after the core has closed a link.
 const LINGER: Duration = Duration::from_secs(5);
@@ -147,8 +147,8 @@ struct Allowance {
 }
 
 impl Allowance {
-    fn new(now: Instant, a_second: u64) -> Self {
-        let rate = Rate { a_second: a_second.max(1), burst: a_second.max(MIN_ALLOWANCE) };
+    fn new(now: Instant, bytes_per_second: u64) -> Self {
+        let rate = Rate { per_second: bytes_per_second.max(1), burst: bytes_per_second.max(MIN_ALLOWANCE) };
         Self { rate, bytes: TokenBucket::new(), reported: now, limited_room: true }
     }
 
@@ -196,10 +196,10 @@ impl BrowserEndpoint {
         }
     }
 
-    /// Limits the mean sending rate to `a_second` bytes a second; `None` removes the limit. A relay sends each byte
+    /// Limits the mean sending rate to `bytes_per_second`; `None` removes the limit. A relay sends each byte
     /// that it receives, and unsent bytes cause backpressure to their source, so the limit applies to both directions.
-    pub fn set_rate(&mut self, now: Instant, a_second: Option<u64>) {
-        self.allowance = a_second.map(|a_second| Allowance::new(now, a_second));
+    pub fn set_rate(&mut self, now: Instant, bytes_per_second: Option<u64>) {
+        self.allowance = bytes_per_second.map(|bytes_per_second| Allowance::new(now, bytes_per_second));
         self.report_rooms(now);
     }
 
@@ -276,9 +276,9 @@ impl BrowserEndpoint {
     fn handle_change(&mut self, now: Instant, id: LinkId) {
         let Some(link) = self.links.get_mut(&id) else { return };
         link.peer.clear_change();
-        match (link.peer.outlook(), &mut link.stage) {
-            (Outlook::Gone(reason), _) => self.end(now, id, reason),
-            (Outlook::Open, BrowserLinkStage::Opening(dial)) => {
+        match (link.peer.status(), &mut link.stage) {
+            (PeerStatus::Gone(reason), _) => self.end(now, id, reason),
+            (PeerStatus::Open, BrowserLinkStage::Opening(dial)) => {
                 let Some(local_certificate) = dial.local_certificate else { return };
                 let Some(address) = dial.tried.checked_sub(1).and_then(|last| dial.target.addresses.get(last)) else {
                     return;
@@ -299,13 +299,13 @@ impl BrowserEndpoint {
                 }
                 self.report_room(now, id);
             }
-            (Outlook::Open, BrowserLinkStage::Open) => self.report_room(now, id),
-            (Outlook::Open, BrowserLinkStage::Closing { .. }) => {
+            (PeerStatus::Open, BrowserLinkStage::Open) => self.report_room(now, id),
+            (PeerStatus::Open, BrowserLinkStage::Closing { .. }) => {
                 if link.peer.buffered() == 0 {
                     self.links.remove(&id);
                 }
             }
-            (Outlook::Opening, _) => {}
+            (PeerStatus::Opening, _) => {}
         }
     }
 

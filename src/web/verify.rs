@@ -14,10 +14,10 @@ use crate::{
     io::http_client::{innermost_cause, read_at_most},
 };
 
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-const READ_LIMIT: Duration = Duration::from_secs(15);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time limit of one file.
-const FILE_LIMIT: Duration = Duration::from_secs(60);
+const FILE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum bytes of a file without content encoding.
 const MAX_FILE: usize = 8 << 20;
 /// Maximum bytes of the network's description.
@@ -118,9 +118,9 @@ pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[Str
     let client = Client::builder()
         .no_proxy()
         .redirect(redirect::Policy::none())
-        .connect_timeout(CONNECT_LIMIT)
-        .read_timeout(READ_LIMIT)
-        .timeout(FILE_LIMIT)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .timeout(FILE_TIMEOUT)
         .build()
         .map_err(|error| VerifyError::Client(error.to_string()))?;
     let mut differences = Vec::new();

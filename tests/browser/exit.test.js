@@ -271,12 +271,12 @@ for (const browser of Object.keys(BROWSERS)) {
       const direct = await (await fetch(`${kiwixAt}/search?format=xml&pattern=${TERMS}&pageLength=10&start=1`)).text();
       const titles = [...direct.matchAll(/<item>\s*<title>(.*?)<\/title>/g)].map(([, title]) => title);
       assert.deepEqual(found.results.map(({ title }) => title), titles.map((title) => title.replaceAll('&lt;', '<').replaceAll('&gt;', '>')));
-      assert(found.results.every(({ link }) => link.startsWith(kiwixAt)));
+      assert(found.results.every(({ url }) => url.startsWith(kiwixAt)));
       assert(found.more && found.total > 10);
 
       const client = await searchingPage('only-tabs');
       const seen = await client.search({ terms: TERMS, engine: 'only-tabs' });
-      assert.deepEqual(seen.results, found.results.map(({ title, link, snippet }) => ({ title, link, snippet })));
+      assert.deepEqual(seen.results, found.results.map(({ title, url, snippet }) => ({ title, url, snippet })));
       assert.deepEqual(seen.path.map(({ volunteer }) => volunteer), [false, false, true]);
       assert(seen.path[2].relay.startsWith(exit));
       const second = await client.search({ terms: TERMS, engine: 'only-tabs', page: 2 });
@@ -347,7 +347,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.deepEqual(strayRequests, [], 'no redirect is followed');
       // The engine is still offered, because a new trial has succeeded.
       const { results } = await client.search({ terms: 'plain', engine: 'terms', language: 'de' });
-      assert.deepEqual(results, [{ title: 'A bold & short title', link: `${badServer.at}/found`, snippet: 'Rc<T> words' }]);
+      assert.deepEqual(results, [{ title: 'A bold & short title', url: `${badServer.at}/found`, snippet: 'Rc<T> words' }]);
       // The query has no cookie, although the engine has set one, and no referrer.
       const { fields } = queries.findLast(({ terms }) => terms === 'plain');
       assert.deepEqual([fields.cookie, fields.referer], [undefined, undefined]);
@@ -409,7 +409,7 @@ for (const browser of Object.keys(BROWSERS)) {
       const tab = await volunteer({ searchEngines: Object.entries(FORMATS).map(engine) });
       for (const [name, { results }] of Object.entries(FORMATS)) {
         const client = await searchingPage(name);
-        const expected = results.map(([title, link, snippet]) => ({ title, link: link.replace(/^\//, `${badServer.at}/`), snippet }));
+        const expected = results.map(([title, url, snippet]) => ({ title, url: url.replace(/^\//, `${badServer.at}/`), snippet }));
         assert.deepEqual((await client.search({ terms: TERMS, engine: name })).results, expected, name);
         await client.close();
       }

@@ -338,9 +338,9 @@ for (const browser of Object.keys(BROWSERS)) {
       }));
       const stalling = await site(validCertificate, (_, response) => response.write('begins'));
       for (const port of [trickling, stalling]) {
-        await assertFails(`https://127.0.0.1:${port}/`, 'target', /sent nothing in time/, { patience: 1500 });
+        await assertFails(`https://127.0.0.1:${port}/`, 'target', /sent nothing in time/, { timeout: 1500 });
       }
-      for (const init of [{ patience: 0 }, { patience: 'soon' }, { maxBytes: 'few' }, { maxBytes: -1 }]) {
+      for (const init of [{ timeout: 0 }, { timeout: 'soon' }, { maxBytes: 'few' }, { maxBytes: -1 }]) {
         await assertFails(`https://127.0.0.1:${stalling}/`, 'bad-input', /A limit must be a number/, init);
       }
     });

@@ -19,7 +19,7 @@ use umbel::{
 use super::party::{OriginParty, Party, RelayParty, Tapped};
 
 const TODAY: WallTime = WallTime::from_unix(1_800_000_000);
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An origin and relays of one consensus.
 pub(crate) struct Chain {
@@ -70,7 +70,7 @@ impl Chain {
     /// Adds another origin.
     pub(crate) fn add_origin(&mut self, address: &str) -> NodeId {
         let node = self.world.add_node(address.parse().unwrap(), false);
-        let channels = Channels::new(LocalRole::Anonymous, ChannelParameters::default());
+        let channels = Channels::new(LocalRole::Client, ChannelParameters::default());
         self.world.place(node, Tapped::new(Party::Origin(Box::new(OriginParty::new(channels)))));
         node
     }
@@ -79,7 +79,7 @@ impl Chain {
     pub(crate) fn start(&mut self, origin: NodeId, path: Vec<RelayKeys>) {
         let target = self.consensus.relay(&path[0].identity).unwrap().dial_target();
         self.world.with(origin, |tapped, now, _| tapped.origin().channels.connect(now, &target));
-        let channel = self.world.run_until(LIMIT, |world| {
+        let channel = self.world.run_until(TIMEOUT, |world| {
             world.with(origin, |tapped, now, _| tapped.origin().channels.connect(now, &target)).flatten()
         });
         let channel = channel.expect("a channel to the first hop");
@@ -113,9 +113,9 @@ impl Chain {
         assert!(self.until(|chain| chain.origin_is(origin, |party| party.connected)), "the stream is connected");
     }
 
-    /// Advances the simulation until `done`; returns `false` after [`LIMIT`].
+    /// Advances the simulation until `done`; returns `false` after [`TIMEOUT`].
     pub(crate) fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) -> bool {
-        let end = self.world.now().after(LIMIT);
+        let end = self.world.now().after(TIMEOUT);
         while !done(self) {
             if !self.world.step(end) {
                 return done(self);

@@ -148,7 +148,7 @@ fn https_server(site: &Path, certificate: &Path, key: &Path) -> HttpsServer {
         .spawn()
         .unwrap();
     let lines = lines_of(process.stdout.take().unwrap());
-    let port = lines.recv_timeout(LIMIT).unwrap().parse().unwrap();
+    let port = lines.recv_timeout(TIMEOUT).unwrap().parse().unwrap();
     HttpsServer { process, port }
 }
 

@@ -30,7 +30,7 @@ impl Served {
     fn start(command: &mut Command, address: SocketAddr) -> Self {
         let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let served = Self { process, address };
-        await_true("the engine answers", Instant::now() + LIMIT, || TcpStream::connect(address).is_ok());
+        await_true("the engine answers", Instant::now() + TIMEOUT, || TcpStream::connect(address).is_ok());
         served
     }
 
@@ -144,7 +144,7 @@ pub(crate) fn rss(titles: &[&str]) -> Vec<u8> {
 /// The body of the answer to a GET for `path` at `address`.
 pub(crate) fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();

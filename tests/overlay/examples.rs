@@ -71,7 +71,7 @@ fn an_embedded_relay_forwards_circuits_of_others(testnet: &Testnet) {
     let mut relay = Running(command.stdout(Stdio::piped()).spawn().unwrap());
     let lines = lines_of(relay.0.stdout.take().unwrap());
     let next = |start: &str| {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let line = lines.recv_timeout(end.saturating_duration_since(Instant::now())).expect(start);
             if let Some(rest) = line.strip_prefix(start) {

@@ -81,7 +81,7 @@ fn an_interrupted_fetch_leaves_no_file() {
         .arg(format!("http://{address}/"))
         .spawn()
         .unwrap();
-    await_true("half of the body has arrived", Instant::now() + LIMIT, || files() == [4]);
+    await_true("half of the body has arrived", Instant::now() + TIMEOUT, || files() == [4]);
     kill(pid(&process), Signal::SIGINT).unwrap();
     assert_eq!(wait_for_end(&mut process).code(), Some(1));
     assert!(files().is_empty());

@@ -17,7 +17,7 @@ use nix::{
 };
 
 /// Time limit of any wait, after which the test fails.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A testnet of processes; a drop ends them.
 pub(crate) struct Testnet {
@@ -53,7 +53,7 @@ impl Testnet {
             .unwrap();
         let lines = lines_of(process.stdout.take().unwrap());
         let (mut socks, mut http, mut page, mut directory, mut first_path) = (None, None, None, None, Vec::new());
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + TIMEOUT;
         while page.is_none() {
             let line = lines.recv_timeout(end.saturating_duration_since(Instant::now())).expect("the testnet starts");
             let mut words = line.split_whitespace();
@@ -86,7 +86,7 @@ impl Testnet {
             .unwrap();
         let lines = lines_of(process.stdout.take().unwrap());
         let mut client = OwnClient { process, lines, socks: self.socks };
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let line = client.lines.recv_timeout(left).expect("the client is ready");
@@ -233,7 +233,7 @@ pub(crate) fn lines_of(output: impl io::Read + Send + 'static) -> mpsc::Receiver
 
 /// Waits for the end of a process, and fails the test after the limit.
 pub(crate) fn wait_for_end(process: &mut Child) -> std::process::ExitStatus {
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + TIMEOUT;
     await_true("the process ends", end, || process.try_wait().unwrap().is_some());
     process.wait().unwrap()
 }
@@ -371,7 +371,7 @@ pub(crate) fn socks(
     to: u16,
 ) -> (u8, TcpStream) {
     let mut stream = TcpStream::connect(port).unwrap();
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let method = if login.is_some() { 2 } else { 0 };
     stream.write_all(&[5, 1, method]).unwrap();
     assert_eq!(read::<2>(&mut stream), [5, method]);

@@ -17,7 +17,7 @@ fn a_whole_run_at_debug_level_logs_no_address_host_or_path() {
     let client_logs = [folder.join("client.log"), folder.join("other-client.log")];
     testnet.kill(&testnet.relay_folder(&testnet.first_path[0]));
     let _client = client_with_the_same_guards(&testnet, &client_logs[1]);
-    await_true("a client fails to dial the killed guard", Instant::now() + LIMIT, || {
+    await_true("a client fails to dial the killed guard", Instant::now() + TIMEOUT, || {
         fs::read_to_string(&client_logs[1]).unwrap().contains("a guard can't be reached")
     });
     let relays = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap());

@@ -34,7 +34,7 @@ fn a_download_over_delay_and_loss_is_complete_and_never_stalls() {
     let _nodes = start(&links, folder);
     let origin = format!("http://{}", address(EXIT));
 
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + TIMEOUT;
     await_true("a first fetch succeeds", end, || fetch_small(&links, &origin).stdout == b"small");
     let mut body = Body::new();
     let expected: Vec<u8> = std::iter::repeat_with(|| body.chunk()).flatten().take(LENGTH).collect();
@@ -147,7 +147,7 @@ impl Links {
         let mut netdelay = command.stdout(Stdio::piped()).spawn().unwrap();
         let lines = lines_of(netdelay.stdout.take().unwrap());
         let links = Self { prefix, _netdelay: Running(netdelay) };
-        assert_eq!(lines.recv_timeout(LIMIT).expect("netdelay makes namespaces (needs root)"), "ready");
+        assert_eq!(lines.recv_timeout(TIMEOUT).expect("netdelay makes namespaces (needs root)"), "ready");
         links
     }
 }

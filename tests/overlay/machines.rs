@@ -75,7 +75,7 @@ fn origin(network: &Network, folder: &Path) -> Running {
 
 /// Waits until the client fetches the body from the origin, and compares it.
 fn await_body(network: &Network, folder: &Path) {
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + TIMEOUT;
     let url = format!("http://{ORIGIN}/body");
     await_true("the client fetches the body from the origin", end, || fetch(network, &url).status.success());
     assert_eq!(fetch(network, &url).stdout, fs::read(folder.join("body")).unwrap());

@@ -91,13 +91,13 @@ fn refusal(output: &Output) -> String {
 }
 
 #[test]
-fn a_testnet_without_options_searches_umbels_own_papers() {
+fn a_testnet_without_options_searches_umbels_own_documentation() {
     let testnet = Testnet::start(&[]);
     let answer = found(&testnet, &["guard", "sample"]);
     assert_eq!(values(&answer, "title").len(), 10, "{answer}");
     assert!(values(&answer, "title").iter().any(|title| title.to_lowercase().contains("guard")), "{answer}");
     let second = found(&testnet, &["--page=2", "guard", "sample"]);
-    assert_ne!(values(&answer, "link"), values(&second, "link"));
+    assert_ne!(values(&answer, "url"), values(&second, "url"));
     let output = search(&testnet, &["guard", "sample"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains(&values(&answer, "title")[0]), "{output:?}");
 }
@@ -116,11 +116,11 @@ fn fifty_searches_return_the_engines_results_in_its_order() {
         let answer = found(&testnet, &[query]);
         let got: Vec<String> = values(&answer, "title").into_iter().take(10).collect();
         assert_eq!(got, expected, "{query}");
-        let paths = |links: Vec<String>| -> Vec<String> {
-            links.iter().map(|link| link[link.find("/rust-book/").unwrap()..].to_owned()).collect()
+        let paths = |urls: Vec<String>| -> Vec<String> {
+            urls.iter().map(|url| url[url.find("/rust-book/").unwrap()..].to_owned()).collect()
         };
-        let links: Vec<String> = paths(values(&answer, "link")).into_iter().take(10).collect();
-        assert_eq!(links, paths(elements(&items, "link")), "{query}");
+        let urls: Vec<String> = paths(values(&answer, "url")).into_iter().take(10).collect();
+        assert_eq!(urls, paths(elements(&items, "link")), "{query}");
     }
 }
 

@@ -67,7 +67,7 @@ fn a_testnet_killed_at_any_moment_of_its_start_leaves_no_process_and_no_folder()
         kill(pid(&process), Signal::SIGKILL).unwrap();
         process.wait().unwrap();
         let name = temporary.path().display().to_string();
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + TIMEOUT;
         await_true("no process is left", end, || processes_with(&name) == 0);
         await_true("no folder is left", end, || temporary.path().read_dir().unwrap().next().is_none());
     }
@@ -138,10 +138,10 @@ fn a_relay_offers_an_engine_as_soon_as_its_description_can_be_fetched() {
     let _relay = Node::start(&relay, &folder.join("relay"), &log);
 
     let offered = || consensus(directory).map(|list| list.windows(9).any(|part| part == b"latecomer"));
-    await_true("the relay is listed", Instant::now() + LIMIT, || offered().is_some());
+    await_true("the relay is listed", Instant::now() + TIMEOUT, || offered().is_some());
     assert_eq!(offered(), Some(false));
     available.store(true, Ordering::Relaxed);
-    await_true("the engine is offered", Instant::now() + LIMIT, || offered() == Some(true));
+    await_true("the engine is offered", Instant::now() + TIMEOUT, || offered() == Some(true));
     let text = fs::read_to_string(&log).unwrap();
     assert!(text.contains("can't offer an engine yet") && text.contains("status 503"), "{text}");
     for secret in ["127.0.0.1", "description.xml", "engine.example"] {

@@ -56,13 +56,13 @@ fn circuits_of_a_terminated_volunteer_or_relay_end_at_once() {
         assert!(took < PROMPT_END, "{name}: {took:?}");
         // A zombie process has no arguments.
         let runs = |(other, arguments): &(_, Vec<String>)| *other == pid && arguments.len() > 1;
-        await_true("the process ends", at + LIMIT, || !processes().iter().any(runs));
+        await_true("the process ends", at + TIMEOUT, || !processes().iter().any(runs));
     }
 }
 
 /// Number of requests, and of requests between two kills of a volunteer.
 const REQUESTS: usize = 400;
-const KILL_EVERY: usize = 80;
+const KILL_INTERVAL: usize = 80;
 const VOLUNTEERS: usize = 10;
 /// Time limit of one request, also during a kill.
 const LONGEST: Duration = Duration::from_secs(15);
@@ -71,7 +71,7 @@ const LONGEST: Duration = Duration::from_secs(15);
 fn requests_succeed_at_the_first_try_while_volunteers_are_killed() {
     let testnet = Testnet::start(&[&format!("--volunteers={VOLUNTEERS}"), "--relays=5", "--log=debug"]);
     let to_kill: Vec<_> =
-        (1..=REQUESTS / KILL_EVERY).map(|number| testnet.pid_of(&format!("volunteer{number}"))).collect();
+        (1..=REQUESTS / KILL_INTERVAL).map(|number| testnet.pid_of(&format!("volunteer{number}"))).collect();
     let (to_kill, port) = (Arc::new(to_kill), testnet.socks);
     let origin = Origin::start().address;
     let begun = Arc::new(AtomicUsize::new(0));
@@ -84,8 +84,8 @@ fn requests_succeed_at_the_first_try_while_volunteers_are_killed() {
                 if number >= REQUESTS {
                     return;
                 }
-                if number > 0 && number.is_multiple_of(KILL_EVERY) {
-                    kill(to_kill[number / KILL_EVERY - 1], Signal::SIGKILL).unwrap();
+                if number > 0 && number.is_multiple_of(KILL_INTERVAL) {
+                    kill(to_kill[number / KILL_INTERVAL - 1], Signal::SIGKILL).unwrap();
                 }
                 let at = Instant::now();
                 // A separate user name, so a separate circuit. A failure panics.

@@ -28,7 +28,7 @@ export interface Hop {
 export interface SearchResult {
   title: string;
   /** An http or https URL, cleaned. An exit or engine may have made it for this query alone, so open it through the overlay. */
-  link: string;
+  url: string;
   snippet: string;
 }
 
@@ -57,7 +57,7 @@ export interface FetchInit extends RequestInit {
   /** Largest body of the answer, in bytes; 64 MiB by default. */
   maxBytes?: number;
   /** Time limit in milliseconds for the head of the answer, and for each piece of its body; 60,000 by default. */
-  patience?: number;
+  timeout?: number;
 }
 
 /** The steps of the start, in order. */

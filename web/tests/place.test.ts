@@ -1,15 +1,15 @@
 import { beforeAll, describe, expect, test, vi } from 'vitest';
 
-import { MAX_TERMS, address, fromFragment, fromState, link, query } from '../src/search/place';
+import { MAX_TERMS, address, fromFragment, fromState, query, webUrl } from '../src/search/place';
 
 beforeAll(() => vi.stubGlobal('location', { href: 'https://dir.example/search?x=1#old' }));
 
-describe('links', () => {
+describe('URLs', () => {
   test('only web URLs with a host are accepted, without user name and password', () => {
-    expect(link('https://user:secret@example.org/a?b#c')?.href).toBe('https://example.org/a?b#c');
-    expect(link('../d', new URL('http://example.org/a/b/c'))?.href).toBe('http://example.org/a/d');
+    expect(webUrl('https://user:secret@example.org/a?b#c')?.href).toBe('https://example.org/a?b#c');
+    expect(webUrl('../d', new URL('http://example.org/a/b/c'))?.href).toBe('http://example.org/a/d');
     for (const bad of ['', '/a', 'javascript:alert(1)', 'JavaScript:alert(1)', 'data:text/html,x', 'file:///etc/passwd', 'blob:https://a/b', 'https://', 'about:blank', ` ${'x'.repeat(9000)}`]) {
-      expect(link(bad), bad).toBeUndefined();
+      expect(webUrl(bad), bad).toBeUndefined();
     }
   });
 });

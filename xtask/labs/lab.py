@@ -27,7 +27,7 @@ ALLOWED_CONTROLS = '/proc/sys/net/ipv4/tcp_allowed_congestion_control'
 # First three bytes of the addresses that netdelay gives.
 NET = '10.77.0'
 # Time limit of one run of loadgen, in seconds.
-LOAD_LIMIT = 90
+LOAD_TIMEOUT = 90
 # The circuits of a mix: bulk ones, and the user name of the light one beside them.
 MIX_STREAMS = 16
 MIX_LIGHT_USER = 100
@@ -294,7 +294,7 @@ class Lab:
         started, foreign = time.time(), self.foreign_cpu()
         try:
             result = subprocess.run(
-                self.loadgen(prefix, mode, socks, *arguments), stdout=subprocess.PIPE, text=True, timeout=LOAD_LIMIT
+                self.loadgen(prefix, mode, socks, *arguments), stdout=subprocess.PIPE, text=True, timeout=LOAD_TIMEOUT
             )
         except subprocess.TimeoutExpired:
             print_row(prefix + '.timeout', 1, 'flag')

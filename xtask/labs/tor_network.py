@@ -25,9 +25,9 @@ NODES = AUTHORITIES + RELAYS + [CLIENT, CONFLUX_CLIENT]
 HOSTS = {node: min(number, NODES.index(CLIENT)) for number, node in enumerate(NODES)} | {
     'origin': NODES.index(CLIENT) + 1
 }
-CONSENSUS_LIMIT = 150
+CONSENSUS_TIMEOUT = 150
 CLIENT_RESTARTS = 6
-ARTI_LIMIT = 60
+ARTI_TIMEOUT = 60
 # Offsets from --base-port, above the ten ports of each node.
 ARTI_PORT, ORIGIN_PORT = 95, 99
 
@@ -265,8 +265,8 @@ class Tor:
             self.spawn(node)
         # The clients start when both entries can answer them.
         while not all(is_full(self.flags(entry)) for entry in ENTRIES):
-            if time.time() - started > CONSENSUS_LIMIT:
-                sys.exit(f'tor-lab: no full consensus after {CONSENSUS_LIMIT} s: {self.flags(ENTRIES[0])}')
+            if time.time() - started > CONSENSUS_TIMEOUT:
+                sys.exit(f'tor-lab: no full consensus after {CONSENSUS_TIMEOUT} s: {self.flags(ENTRIES[0])}')
             time.sleep(0.5)
         print_row('full_consensus', time.time() - started, 's')
         self.start_clients()
@@ -336,7 +336,7 @@ class Tor:
         write(f'{self.lab.folder}/arti.toml', self.arti_configuration(port))
         started = time.time()
         process = self.lab.spawn('arti', [program, 'proxy', '-c', f'{self.lab.folder}/arti.toml'], 'arti.log')
-        while time.time() - started < ARTI_LIMIT:
+        while time.time() - started < ARTI_TIMEOUT:
             with open(f'{self.lab.folder}/arti.log') as log:
                 if 'Sufficiently bootstrapped' in log.read():
                     print_row('arti.bootstrap', time.time() - started, 's')

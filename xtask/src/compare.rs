@@ -51,7 +51,7 @@ examples: cargo xtask compare --only loopback --no-tor --runs 1
 ";
 
 /// Time limit of one run of a lab, in seconds.
-const LAB_LIMIT: &str = "420";
+const LAB_TIMEOUT: &str = "420";
 const DEFAULT_RUNS: usize = 3;
 
 struct Options {
@@ -202,7 +202,7 @@ fn measure(options: &Options, contenders: &[Contender]) -> Result<(), Failure> {
 fn run_lab(options: &Options, condition: &Condition, contender: &Contender) -> Result<String, Failure> {
     let mut command = Command::new("python3");
     command.arg(root().join("xtask/labs").join(contender.lab)).args(condition.options);
-    command.args(["--only", condition.measurements, "--limit", LAB_LIMIT, "--end-with-parent"]);
+    command.args(["--only", condition.measurements, "--limit", LAB_TIMEOUT, "--end-with-parent"]);
     if let Some(program) = &contender.program {
         command.arg("--umbel").arg(program);
     }

@@ -23,14 +23,14 @@ use web_sys::AbortController;
 pub(in crate::browser) use self::place::describe;
 pub(super) use self::query::count;
 use self::query::{EngineFailure, query};
-use super::{BrowserVolunteer, VolunteerCore};
+use super::{BrowserVolunteer, DrivenVolunteer};
 use crate::{
     base::Instant,
     browser::{
         clock,
         drive::Driver,
         failure::{FailureKind, PageFailure, object},
-        slot::Bell,
+        slot::Notify,
     },
     delegated::{EngineName, MAX_ENGINES, SearchAnswer, SearchRefusal, SearchRequest},
     engine::Engine,
@@ -82,14 +82,14 @@ enum EngineState {
 pub(super) struct VolunteerEngines {
     /// Sorted by name.
     chosen: RefCell<Vec<Rc<Chosen>>>,
-    /// Rings when the choice changes, or a trial is due.
-    changed: Bell,
+    /// Notifies when the choice changes, or a trial is due.
+    changed: Notify,
     /// The trial in flight.
     trial: RefCell<Option<AbortController>>,
     /// Whether any engine is offered.
     pub(super) has_offers: Rc<Cell<bool>>,
-    /// Rings after the arrival of a client's query.
-    pub(super) query_arrived: Bell,
+    /// Notifies after the arrival of a client's query.
+    pub(super) query_arrived: Notify,
     /// Queries with results.
     pub(super) answered: Cell<u32>,
     /// Bytes of queries and answers, including the engines', since the page was loaded.
@@ -137,7 +137,7 @@ impl VolunteerEngines {
             *in_use = chosen;
         }
         self.update_has_offers();
-        self.changed.ring();
+        self.changed.notify();
         Ok(())
     }
 
@@ -238,14 +238,14 @@ fn bad(message: String) -> PageFailure {
 /// Tests the chosen engines, and repeats failed trials, while `wanted` returns true.
 pub(super) async fn run_trials(volunteer: Rc<BrowserVolunteer>, wanted: impl Fn() -> bool) {
     while wanted() {
-        let seen = volunteer.engines.changed.rings();
+        let seen = volunteer.engines.changed.count();
         for entry in volunteer.engines.all() {
             // The user may have removed the engine during the last trial.
             if wanted() && volunteer.engines.has(&entry) && entry.is_due(clock::now()) {
                 run_trial(&volunteer, &entry).await;
             }
         }
-        clock::within(SUSPECTED_RETRY_DELAY, volunteer.engines.changed.rung_since(seen)).await;
+        clock::within(SUSPECTED_RETRY_DELAY, volunteer.engines.changed.notified_since(seen)).await;
     }
 }
 
@@ -266,24 +266,24 @@ async fn run_trial(volunteer: &BrowserVolunteer, entry: &Chosen) {
     };
     if entry.state.replace(state.clone()) != state {
         volunteer.engines.update_has_offers();
-        volunteer.changed.ring();
+        volunteer.changed.notify();
         volunteer.report_state();
     }
 }
 
 /// Performs clients' queries until `driver` stops.
-pub(super) async fn serve(volunteer: Rc<BrowserVolunteer>, driver: Driver<VolunteerCore>) {
+pub(super) async fn serve(volunteer: Rc<BrowserVolunteer>, driver: Driver<DrivenVolunteer>) {
     while !driver.is_stopped() {
-        let seen = volunteer.engines.query_arrived.rings();
-        while let Some(search) = driver.with(|core, _, _| core.exit.poll_query()).flatten() {
+        let seen = volunteer.engines.query_arrived.count();
+        while let Some(search) = driver.with(|driven, _, _| driven.exit.poll_query()).flatten() {
             let (volunteer, driver) = (Rc::clone(&volunteer), driver.clone());
             spawn_local(async move {
                 let stream = search.stream;
                 let answer = volunteer.engines.answer(search).await;
-                driver.with(|core, now, _| core.answer(now, stream, &answer));
+                driver.with(|driven, now, _| driven.answer(now, stream, &answer));
             });
         }
-        volunteer.engines.query_arrived.rung_since(seen).await;
+        volunteer.engines.query_arrived.notified_since(seen).await;
     }
 }
 
@@ -305,7 +305,7 @@ impl VolunteerEngines {
                 let aborted = miss == EngineFailure::Unreadable && abort.signal().aborted();
                 if miss.suspects_engine() && !aborted {
                     entry.suspected.set(true);
-                    self.changed.ring();
+                    self.changed.notify();
                 }
                 SearchAnswer::Refused(miss.into())
             }

@@ -9,7 +9,7 @@ use web_sys::AbortController;
 use super::engines::{PendingSearch, VolunteerEngines, count};
 use crate::{
     base::Instant,
-    browser::slot::Bell,
+    browser::slot::Notify,
     delegated::{
         SearchAnswer, SearchRequest, Service,
         limits::Rates,
@@ -43,8 +43,8 @@ pub(super) struct VolunteerExit {
     queries: VecDeque<PendingSearch>,
     /// The streams of queries in flight.
     in_flight: Vec<(ExitStream, AbortController)>,
-    /// Rings after the arrival of a query.
-    bell: Bell,
+    /// Notifies after the arrival of a query.
+    query_arrived: Notify,
     /// Bytes of queries and answers.
     carried: Rc<Cell<u64>>,
 }
@@ -53,9 +53,17 @@ impl VolunteerExit {
     pub(super) fn new(engines: &VolunteerEngines) -> Self {
         let parameters = ServiceParameters { rates: RATES, ..ServiceParameters::default() };
         let service = SearchService::new(parameters);
-        let (has_offers, bell, carried) =
+        let (has_offers, query_arrived, carried) =
             (Rc::clone(&engines.has_offers), engines.query_arrived.clone(), Rc::clone(&engines.carried));
-        Self { service, has_offers, draining: false, queries: VecDeque::new(), in_flight: Vec::new(), bell, carried }
+        Self {
+            service,
+            has_offers,
+            draining: false,
+            queries: VecDeque::new(),
+            in_flight: Vec::new(),
+            query_arrived,
+            carried,
+        }
     }
 
     /// Handles an event of a stream of `relay`.
@@ -140,7 +148,7 @@ impl VolunteerExit {
         };
         self.in_flight.push((stream, abort.clone()));
         self.queries.push_back(PendingSearch { stream, request, abort });
-        self.bell.ring();
+        self.query_arrived.notify();
     }
 
     fn remove_query(&mut self, stream: ExitStream) -> Option<(ExitStream, AbortController)> {

@@ -92,8 +92,8 @@ async fn report_statistics(run: Rc<Run>) {
         if shown.replace(figures) != Some(figures) {
             run.volunteer.report_state();
         }
-        let seen = run.volunteer.changed.rings();
-        clock::within(REPORT_INTERVAL, run.volunteer.changed.rung_since(seen)).await;
+        let seen = run.volunteer.changed.count();
+        clock::within(REPORT_INTERVAL, run.volunteer.changed.notified_since(seen)).await;
     }
 }
 
@@ -105,7 +105,7 @@ impl Run {
     fn handle_consensus(&self, consensus: &Arc<Consensus>) {
         self.volunteer.consensus.replace(Some(Arc::clone(consensus)));
         if let Some(driver) = self.volunteer.driver() {
-            driver.with(|core, _, _| core.relay.set_consensus(Arc::clone(consensus)));
+            driver.with(|driven, _, _| driven.relay.set_consensus(Arc::clone(consensus)));
         }
     }
 
@@ -123,12 +123,12 @@ impl Run {
             }
             match outcome {
                 Ok(registration) => {
-                    let seen = self.volunteer.changed.rings();
+                    let seen = self.volunteer.changed.count();
                     self.handle_registration(&registration);
                     (signed, retry) = (Some(descriptor), RETRY.0);
                     // A gateway reports its volunteers soon after a change, so the next registration shows its report.
                     // A changed offer needs a registration too.
-                    let changed = clock::within(self.interval(), self.volunteer.changed.rung_since(seen)).await;
+                    let changed = clock::within(self.interval(), self.volunteer.changed.notified_since(seen)).await;
                     if changed.is_some() {
                         clock::sleep(CHANGE_DELAY.min(self.interval())).await;
                     }
@@ -151,7 +151,7 @@ impl Run {
 
     fn handle_registration(&self, registration: &Registration) {
         if let Some(driver) = self.volunteer.driver() {
-            driver.with(|core, now, _| core.relay.handle_registration(now, registration));
+            driver.with(|driven, now, _| driven.relay.handle_registration(now, registration));
         }
         self.registered.set(true);
         self.confirmed.set(!registration.gateways.is_empty());
@@ -203,7 +203,7 @@ impl Run {
         if let Some(next) = keys.rotate(&mut rng)
             && let Some(driver) = self.volunteer.driver()
         {
-            driver.with(|core, _, _| core.relay.rotate_onion_key(next));
+            driver.with(|driven, _, _| driven.relay.rotate_onion_key(next));
         }
         let onion_key = keys.for_relay().1.public();
         let now = clock::wall_time();

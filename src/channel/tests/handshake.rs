@@ -41,7 +41,7 @@ fn a_relay_other_than_the_dialled_one_receives_no_proof() {
 
 #[test]
 fn a_client_at_the_dialled_address_is_refused() {
-    let mut pair = Pair::new(Node::relay(1), Node::new(LocalRole::Anonymous));
+    let mut pair = Pair::new(Node::relay(1), Node::new(LocalRole::Client));
     let link = LinkId(1);
     pair.a.handle(pair.now, LinkEvent::Opened { link, opened: opened(Some(key(2).id()), 1, 2) }, &mut pair.rng);
     pair.a.handle(pair.now, LinkEvent::Room { link, bytes: ROOM }, &mut pair.rng);
@@ -54,7 +54,7 @@ fn a_client_at_the_dialled_address_is_refused() {
 
 #[test]
 fn a_client_refuses_links_that_other_ends_dialled() {
-    let mut client = Node::new(LocalRole::Anonymous);
+    let mut client = Node::new(LocalRole::Client);
     let mut rng = ChaCha20Rng::seed_from_u64(1);
     client.handle(Instant::START, LinkEvent::Opened { link: LinkId(1), opened: opened(None, 1, 2) }, &mut rng);
     assert!(client.sent.contains_close());
@@ -89,7 +89,7 @@ fn a_handshake_replayed_on_another_link_is_refused() {
         }
     }
     recorded.dedup();
-    let mut victim = Node::new(LocalRole::Anonymous);
+    let mut victim = Node::new(LocalRole::Client);
     let link = LinkId(9);
     victim.handle(pair.now, LinkEvent::Opened { link, opened: opened(Some(key(2).id()), 1, 2) }, &mut pair.rng);
     for message in recorded {
@@ -152,7 +152,7 @@ fn cells_that_overtake_the_handshake_are_kept_up_to_a_cap() {
 fn identifiers_of_the_dialler_are_in_the_upper_half_and_others_in_the_lower() {
     let (mut pair, channel) = client_and_relay();
     for _ in 0..50 {
-        assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap().of_dialler());
-        assert!(!pair.b.channels.allocate_circuit(channel, &mut pair.rng).unwrap().of_dialler());
+        assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap().is_in_upper_half());
+        assert!(!pair.b.channels.allocate_circuit(channel, &mut pair.rng).unwrap().is_in_upper_half());
     }
 }

@@ -165,7 +165,7 @@ fn above_the_cap_the_longest_waiting_circuit_is_overdue() {
 #[test]
 fn above_the_cap_unread_circuits_are_overdue_before_a_longer_queue_that_is_read() {
     let parameters = ChannelParameters { queued: 100, ..ChannelParameters::default() };
-    let mut pair = Pair::new(Node::with(LocalRole::Anonymous, parameters), Node::relay(2));
+    let mut pair = Pair::new(Node::with(LocalRole::Client, parameters), Node::relay(2));
     for link in 1..=3 {
         pair.link(link, key(2).id());
         pair.settle();
@@ -186,7 +186,7 @@ fn above_the_cap_unread_circuits_are_overdue_before_a_longer_queue_that_is_read(
 #[test]
 fn a_channel_full_of_refusals_is_overdue_itself() {
     let parameters = ChannelParameters { queued: 10, ..ChannelParameters::default() };
-    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::with(LocalRole::Relay(key(2)), parameters));
+    let mut pair = Pair::new(Node::new(LocalRole::Client), Node::with(LocalRole::Relay(key(2)), parameters));
     for link in 1..=2 {
         pair.link(link, key(2).id());
         pair.settle();

@@ -47,7 +47,7 @@ fn a_volunteer_is_reached_over_its_dialled_channel_until_the_channel_closes() {
 
 #[test]
 fn dialable_relays_and_clients_are_no_volunteers() {
-    for role in [LocalRole::Relay(key(VOLUNTEER)), LocalRole::Anonymous] {
+    for role in [LocalRole::Relay(key(VOLUNTEER)), LocalRole::Client] {
         let mut pair = Pair::new(Node::new(role), Node::relay(GATEWAY));
         pair.link(1, key(GATEWAY).id());
         pair.settle();

@@ -83,7 +83,7 @@ fn a_failed_dial_beside_a_retiring_channel_is_reported() {
 
 #[test]
 fn a_link_that_retires_before_its_channel_is_open_is_closed() {
-    let mut pair = Pair::new(Node::new(LocalRole::Anonymous), Node::relay(2));
+    let mut pair = Pair::new(Node::new(LocalRole::Client), Node::relay(2));
     pair.link(1, key(2).id());
     retire(&mut pair.a, pair.now, 1, &mut pair.rng);
     assert_eq!(pair.a.failure(), Some(ChannelOpenError::Closed));

@@ -16,7 +16,7 @@ use crate::{
     delegated::Delegation,
     directory::Consensus,
     handshake::RelayKeys,
-    path::{Path, Relays, suits},
+    path::{Path, Relays, permits_target},
     stream::Streams,
     wire::Cell,
 };
@@ -298,7 +298,7 @@ impl PooledCircuit {
         }
         match (&demand.kind, &self.delegation) {
             (RequestKind::Stream(target), None) => {
-                relays.consensus.relay(&exit).is_some_and(|exit| suits(exit, target))
+                relays.consensus.relay(&exit).is_some_and(|exit| permits_target(exit, target))
             }
             (RequestKind::Resolve(_), None) => relays.consensus.relay(&exit).is_some(),
             (RequestKind::Delegated(delegation), Some(_)) => {

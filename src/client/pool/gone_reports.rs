@@ -38,7 +38,7 @@ impl GoneReports {
     }
 
     /// Guards that no volunteer may follow.
-    pub(super) fn excluded_guards(&self, now: Instant) -> Vec<RelayId> {
+    pub(super) fn guards_without_volunteers(&self, now: Instant) -> Vec<RelayId> {
         let exceeds = |count: &AnswerCount| {
             now.since(count.since) < PERIOD && count.answers >= MIN_ANSWERS && count.gone > count.answers / 2
         };
@@ -60,11 +60,11 @@ mod tests {
         let mut reports = GoneReports::default();
         for _ in 0..7 {
             reports.handle_answer(Instant::START, GUARD, true);
-            assert_eq!(reports.excluded_guards(Instant::START), []);
+            assert_eq!(reports.guards_without_volunteers(Instant::START), []);
         }
         reports.handle_answer(Instant::START, GUARD, true);
-        assert_eq!(reports.excluded_guards(Instant::START), [GUARD]);
-        assert_eq!(reports.excluded_guards(Instant::START.after(PERIOD)), []);
+        assert_eq!(reports.guards_without_volunteers(Instant::START), [GUARD]);
+        assert_eq!(reports.guards_without_volunteers(Instant::START.after(PERIOD)), []);
     }
 
     #[test]
@@ -73,6 +73,6 @@ mod tests {
         for number in 0..100 {
             reports.handle_answer(Instant::START, GUARD, number % 3 == 0);
         }
-        assert_eq!(reports.excluded_guards(Instant::START), []);
+        assert_eq!(reports.guards_without_volunteers(Instant::START), []);
     }
 }

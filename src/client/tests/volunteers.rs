@@ -164,7 +164,7 @@ fn a_guard_that_reports_every_volunteer_as_gone_gets_listed_middles() {
         assert!(net.relays.contains_key(&middle));
     }
     let now = net.world.now();
-    let guards = net.client(|party, _, _| party.client.pool.excluded_guards(now));
+    let guards = net.client(|party, _, _| party.client.pool.guards_without_volunteers(now));
     assert_eq!(guards.len(), 1, "the guard has no volunteers behind it");
 }
 
@@ -194,7 +194,7 @@ fn gone_reports_of_listed_relays_do_not_count_against_a_guard() {
         for _ in 0..20 {
             pool.handle_gone(now, key, HopIndex::new(2).unwrap(), &inputs, rng);
         }
-        assert_eq!(pool.excluded_guards(now), []);
+        assert_eq!(pool.guards_without_volunteers(now), []);
     });
 }
 

@@ -55,7 +55,7 @@ fn blocked_exits_are_avoided_and_a_query_fails_if_all_exits_are_blocked() {
     statistics.handle_outcome(NOW, &engine("a"), exit(1), Err(CAPTCHA));
     let query = SearchQuery { engine: Some(engine("a")), ..SearchQuery::new("x") };
     let begun = Query::new(NOW, &query, &offers, None, &statistics).unwrap();
-    assert_eq!(begun.not_by(), [exit(1)]);
+    assert_eq!(begun.excluded_exits(), [exit(1)]);
     statistics.handle_outcome(NOW, &engine("a"), exit(2), Err(CAPTCHA));
     assert_eq!(Query::new(NOW, &query, &offers, None, &statistics).err(), Some(QueryError::AllBlocked));
 }
@@ -66,7 +66,7 @@ fn a_failed_try_is_repeated_once_at_another_exit() {
     let begin = || begin(&SearchQuery::new("x"), &offers, None).unwrap();
     let (mut query, found): (_, Outcome) = (begin(), Ok("found"));
     assert_eq!(query.handle_outcome(missed(1, CAPTCHA)), None);
-    assert_eq!(query.not_by(), [exit(1)]);
+    assert_eq!(query.excluded_exits(), [exit(1)]);
     assert_eq!(query.handle_outcome(found), Some(found));
     assert_eq!(query.missed(), Some(Miss { exit: exit(1), why: CAPTCHA }));
 

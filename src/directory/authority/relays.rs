@@ -27,7 +27,7 @@ const WEIGHT: u32 = 1000;
 const MAX_FAILURES: u32 = 2;
 /// The rate at which a relay may change its descriptor: one change a minute, in bursts of five. A change takes
 /// [`CHANGE_TOKENS`].
-const CHANGE_RATE: Rate = Rate { a_second: 1, burst: 300 };
+const CHANGE_RATE: Rate = Rate { per_second: 1, burst: 300 };
 /// The tokens that one change takes.
 const CHANGE_TOKENS: u64 = 60;
 /// The time from a first failed proof to the next try, and the minimum time between proofs after a new descriptor.

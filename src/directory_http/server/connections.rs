@@ -46,14 +46,14 @@ pub(super) struct ConnectionCaps {
     /// Returns the network whose cap holds for a peer; `None` if only the cap in total holds.
     pub(super) network: fn(IpAddr) -> Option<AddressPrefix>,
     /// Interval in which a peer must read at least [`MIN_BYTES_PER_SECOND`] bytes a second of an answer.
-    pub(super) patience: Duration,
+    pub(super) slow_reader_timeout: Duration,
 }
 
 impl Default for ConnectionCaps {
     fn default() -> Self {
         let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1_024, |(soft, _)| soft);
         let all = usize::try_from(files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX).clamp(16, 4_096);
-        Self { all, of_network: 16, network: network_of, patience: Duration::from_secs(5) }
+        Self { all, of_network: 16, network: network_of, slow_reader_timeout: Duration::from_secs(5) }
     }
 }
 
@@ -186,13 +186,13 @@ impl HttpConnectionPlace {
 
     /// Waits until the connection must end: it was evicted, or the peer reads an answer too slowly.
     pub(super) async fn wait_for_end(&mut self) {
-        let patience = self.connections.caps.patience;
+        let slow_reader_timeout = self.connections.caps.slow_reader_timeout;
         let min_bytes =
-            MIN_BYTES_PER_SECOND.saturating_mul(patience.as_millis().try_into().unwrap_or(u64::MAX)) / 1_000;
+            MIN_BYTES_PER_SECOND.saturating_mul(slow_reader_timeout.as_millis().try_into().unwrap_or(u64::MAX)) / 1_000;
         let slow = async {
             loop {
                 let before = self.meter.transferred();
-                sleep(patience).await;
+                sleep(slow_reader_timeout).await;
                 if self.meter.is_blocked() && self.meter.transferred().saturating_sub(before) < min_bytes {
                     return;
                 }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The rate of a source. A network has four times this rate ([`Allowances`]).
-const SOURCE_RATE: Rate = Rate { a_second: 2, burst: 32 };
+const SOURCE_RATE: Rate = Rate { per_second: 2, burst: 32 };
 
 /// The rates of all senders.
 pub(super) struct SubmissionRates {

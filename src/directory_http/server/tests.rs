@@ -468,9 +468,9 @@ async fn slow_readers_of_one_source_delay_no_fetch() {
 
 #[tokio::test]
 async fn a_source_beyond_its_share_gets_503_until_a_slow_reader_is_evicted() {
-    let patience = Duration::from_millis(200);
+    let slow_reader_timeout = Duration::from_millis(200);
     let (address, _submissions) =
-        serve_long(ConnectionCaps { of_network: 2, patience, ..ConnectionCaps::default() }).await;
+        serve_long(ConnectionCaps { of_network: 2, slow_reader_timeout, ..ConnectionCaps::default() }).await;
     let source = [127, 0, 0, 2];
     let (mut slow, mut slower) = (request_from(source, address).await, request_from(source, address).await);
     let mut head = [0; 12];

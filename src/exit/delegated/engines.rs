@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Interval between two fetches of a URL.
-const REFRESH_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+const REFRESH_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 /// First and longest delay between retries of a URL without an engine yet; doubled each time.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
 /// Time limit for one description, and at the start for all of them.
@@ -119,11 +119,11 @@ struct DescriptionSource {
     /// The operator's text.
     written: String,
     name: Option<EngineName>,
-    place: Place,
+    location: SourceLocation,
 }
 
 #[derive(Debug)]
-enum Place {
+enum SourceLocation {
     File(PathBuf),
     Url(Url),
 }
@@ -207,7 +207,7 @@ impl Engines {
     /// Refreshes descriptions from URLs daily, and retries failed URLs sooner. After a failure, the previous
     /// description stays. Never ends.
     pub(crate) async fn keep_fresh(&self) {
-        let wait = |remote: &Remote| if remote.offered.get().is_some() { REFRESH_EVERY } else { RETRY.0 };
+        let wait = |remote: &Remote| if remote.offered.get().is_some() { REFRESH_INTERVAL } else { RETRY.0 };
         let mut due: Vec<_> = self.remote.iter().map(|remote| (after(wait(remote)), RETRY.0, remote)).collect();
         loop {
             let Some((at, pause, remote)) = due.iter_mut().min_by_key(|(at, ..)| *at) else {
@@ -216,7 +216,7 @@ impl Engines {
             sleep_until(*at).await;
             self.renew(remote).await;
             *pause = pause.saturating_mul(2).min(RETRY.1);
-            *at = after(if remote.offered.get().is_some() { REFRESH_EVERY } else { *pause });
+            *at = after(if remote.offered.get().is_some() { REFRESH_INTERVAL } else { *pause });
         }
     }
 
@@ -266,8 +266,8 @@ pub(crate) async fn for_pages<S: AsRef<str>>(written: &[S]) -> Result<Vec<(Engin
     }
     let mut engines: Vec<(Engine, String)> = Vec::new();
     for source in written {
-        let DescriptionSource { written, name, place } = DescriptionSource::parse(source.as_ref())?;
-        let Place::File(path) = place else { return Err(EngineError::NoFile(written)) };
+        let DescriptionSource { written, name, location } = DescriptionSource::parse(source.as_ref())?;
+        let SourceLocation::File(path) = location else { return Err(EngineError::NoFile(written)) };
         let document = read_file(&path).await.map_err(|error| EngineError::File(written.clone(), error))?;
         let engine =
             Engine::describe_for_page(&document, name).map_err(|error| EngineError::Description(written, error))?;
@@ -288,34 +288,35 @@ impl DescriptionSource {
     fn parse(written: &str) -> Result<Self, EngineError> {
         // A URL may contain an equals sign too, but not before its scheme.
         let named = written.split_once('=').filter(|(name, _)| !name.contains(['/', ':', '.', '?']));
-        let (name, place) = match named {
-            Some((name, place)) => {
+        let (name, location) = match named {
+            Some((name, location)) => {
                 let name = EngineName::parse(name).ok_or_else(|| EngineError::Name(written.to_owned()))?;
-                (Some(name), place)
+                (Some(name), location)
             }
             None => (None, written),
         };
-        let place = if place.contains("://") {
-            let url = Url::parse(place).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-            Place::Url(url.ok_or_else(|| EngineError::Url(written.to_owned()))?)
+        let location = if location.contains("://") {
+            let url =
+                Url::parse(location).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+            SourceLocation::Url(url.ok_or_else(|| EngineError::Url(written.to_owned()))?)
         } else {
-            Place::File(PathBuf::from(place))
+            SourceLocation::File(PathBuf::from(location))
         };
-        Ok(Self { written: written.to_owned(), name, place })
+        Ok(Self { written: written.to_owned(), name, location })
     }
 
     const fn is_remote(&self) -> bool {
-        matches!(self.place, Place::Url(_))
+        matches!(self.location, SourceLocation::Url(_))
     }
 
     async fn describe(&self, name: Option<EngineName>, senders: &Senders) -> Result<ExitEngine, EngineError> {
         let written = || self.written.clone();
-        let (document, origin) = match &self.place {
-            Place::File(path) => {
+        let (document, origin) = match &self.location {
+            SourceLocation::File(path) => {
                 let read = read_file(path).await;
                 (read.map_err(|error| EngineError::File(written(), error))?, None)
             }
-            Place::Url(url) => {
+            SourceLocation::Url(url) => {
                 let fetched = timeout(DESCRIPTION_TIMEOUT, fetch(url, &senders.configured))
                     .await
                     .unwrap_or(Err(FetchError::TimedOut));

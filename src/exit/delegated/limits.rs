@@ -16,7 +16,7 @@ pub(crate) use crate::delegated::limits::Rates;
 use crate::{base, delegated::limits, http_exchange::refusal::Refusal};
 
 /// Interval between two lines in the log.
-const REPORT_EVERY: Duration = Duration::from_secs(60 * 60);
+const REPORT_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// An admitted request; it counts as running until this is dropped.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ impl ExitLimits {
     /// Logs the counts once an hour, and nothing else about the requests.
     pub(crate) async fn report(&self) {
         loop {
-            sleep(REPORT_EVERY).await;
+            sleep(REPORT_INTERVAL).await;
             let counts = self.take_counts();
             if !counts.is_empty() {
                 let counts: Vec<String> =

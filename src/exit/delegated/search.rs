@@ -23,7 +23,7 @@ use url::Url;
 use crate::{
     delegated::{
         EngineName, SearchAnswer, SearchRefusal, SearchRequest,
-        service::{ENGINE_LIMIT, PartialQuery, QUERY_LIMIT, Refused, STALL_LIMIT},
+        service::{ENGINE_TIMEOUT, PartialQuery, QUERY_TIMEOUT, Refused, STALL_TIMEOUT},
     },
     engine,
     exit::outbound::OutboundError,
@@ -43,11 +43,11 @@ const MAX_REDIRECTS: usize = 3;
 /// Caps on length and time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SearchCaps {
-    /// Time limit for the query; [`QUERY_LIMIT`].
+    /// Time limit for the query; [`QUERY_TIMEOUT`].
     pub(crate) query: Duration,
-    /// Time limit for the engine; [`ENGINE_LIMIT`].
+    /// Time limit for the engine; [`ENGINE_TIMEOUT`].
     pub(crate) engine: Duration,
-    /// Time limit of sending the answer to the client; [`STALL_LIMIT`].
+    /// Time limit of sending the answer to the client; [`STALL_TIMEOUT`].
     pub(crate) stall: Duration,
     /// Maximum bytes of an engine's answer; 2 MiB.
     pub(crate) answer: usize,
@@ -59,9 +59,9 @@ pub(crate) struct SearchCaps {
 impl Default for SearchCaps {
     fn default() -> Self {
         Self {
-            query: QUERY_LIMIT,
-            engine: ENGINE_LIMIT,
-            stall: STALL_LIMIT,
+            query: QUERY_TIMEOUT,
+            engine: ENGINE_TIMEOUT,
+            stall: STALL_TIMEOUT,
             answer: 2 * 1024 * 1024,
             readers: std::thread::available_parallelism().map_or(2, NonZero::get).max(2),
         }

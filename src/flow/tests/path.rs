@@ -2,7 +2,7 @@
 //!
 //! Each link has a fixed rate. It serves circuits in turn, like the queue of a channel. A lost datagram delays the
 //! cells of its circuit until the datagram is retransmitted. Nodes handle received messages in batches. Cells of a
-//! circuit stay in order and none is lost, so a queue is a range of cell numbers. Every `tag_every`-th cell has a tag:
+//! circuit stay in order and none is lost, so a queue is a range of cell numbers. One cell in `tag_interval` has a tag:
 //! the number of the cell.
 
 use core::cmp::Reverse;
@@ -210,7 +210,7 @@ impl PathSimulation {
     }
 
     fn send(&mut self, circuit: usize) {
-        let every = u64::from(self.parameters.tag_every);
+        let every = u64::from(self.parameters.tag_interval);
         let state = &mut self.circuits[circuit];
         let queue = &self.links[0].queues[circuit];
         let room = SENDER_QUEUE.saturating_sub(queue.end - queue.dequeued);
@@ -323,7 +323,7 @@ impl PathSimulation {
         if link + 1 < self.links.len() {
             return self.enqueue(link + 1, circuit, end);
         }
-        let every = u64::from(self.parameters.tag_every);
+        let every = u64::from(self.parameters.tag_interval);
         let state = &mut self.circuits[circuit];
         let mut tag = (state.delivered / every + 1) * every;
         state.delivered = end;

@@ -95,13 +95,13 @@ fn a_folder_or_secret_of_another_user_is_rejected() {
         eprintln!("skipped: {error}");
         return;
     }
-    assert!(matches!(folder.kept_identity(), Err(FileError::OfAnotherUser { path }) if path == file));
+    assert!(matches!(folder.stored_identity(), Err(FileError::OfAnotherUser { path }) if path == file));
     std::os::unix::fs::chown(path, Some(NOBODY), None).unwrap();
     let error = Folder::open(path).unwrap_err();
     assert!(matches!(&error, FileError::OfAnotherUser { path: refused } if refused == path));
     assert!(error.to_string().contains("chown -R"), "{error}");
     // `umbel keys`, run by the superuser, reads the folder of a service.
-    assert!(Folder::open_of_anyone(path).unwrap().kept_identity().unwrap().is_some());
+    assert!(Folder::open_of_any_user(path).unwrap().stored_identity().unwrap().is_some());
 }
 
 #[test]

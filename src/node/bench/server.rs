@@ -19,7 +19,7 @@ use crate::io::listener::accept_each;
 /// Length of the period, in bytes. Prime, so that it is not a multiple of a cell, page or buffer: a shift by these is
 /// detected.
 const PERIOD: usize = 1_048_573;
-const HEAD_LIMIT: usize = 8 * 1024;
+const MAX_HEAD: usize = 8 * 1024;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_TCP_CONNECTIONS: usize = 2048;
 /// Maximum bytes of the body in the first write of a response.
@@ -200,7 +200,7 @@ pub(super) async fn read_head(socket: &mut TcpStream, input: &mut Vec<u8>) -> io
             let head: Vec<u8> = input.drain(..end.saturating_add(4)).collect();
             return String::from_utf8(head).map(Some).map_err(|_| io::ErrorKind::InvalidData.into());
         }
-        if input.len() > HEAD_LIMIT {
+        if input.len() > MAX_HEAD {
             return Err(io::ErrorKind::InvalidData.into());
         }
         if socket.read_buf(input).await? == 0 {

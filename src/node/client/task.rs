@@ -22,7 +22,7 @@ use crate::{
     },
     node::{
         Failure,
-        drive::{Clock, Drive, TaskCore, randomness},
+        drive::{Clock, Drive, TaskDriven, randomness},
         network,
         report::{HopReport, Report, Reporter},
     },
@@ -30,7 +30,7 @@ use crate::{
     requests::search::{Offers, engines},
     stream::{StreamCommand, StreamEvent},
     transport::{
-        Core,
+        Driven,
         native::{Certificate, Sockets},
     },
     wire::{EndReason, Host, ResolvedAnswer, Target},
@@ -70,7 +70,7 @@ pub(super) enum ClientCommand {
         /// The request.
         delegation: Delegation,
         /// Excluded exits.
-        not_by: Vec<RelayId>,
+        excluded_exits: Vec<RelayId>,
         /// The isolation of the stream's circuit.
         isolation: Isolation,
         /// Takes the outcome.
@@ -89,12 +89,12 @@ pub(super) fn drive(
     parameters: ClientParameters,
     searches: Searches,
     observers: ClientObservers,
-) -> Result<Drive<ClientCore>, Failure> {
+) -> Result<Drive<DrivenClient>, Failure> {
     let guards = match &folder {
         Some(folder) => folder.guards()?,
         None => GuardSample::default(),
     };
-    let core = ClientCore {
+    let driven = DrivenClient {
         client: ClientMachine::new(parameters, guards),
         hub: Hub::new(),
         commands,
@@ -108,11 +108,11 @@ pub(super) fn drive(
     // Never presented, because each dial creates a fresh certificate.
     let certificate = Certificate::generate()?;
     let sockets = Sockets::bind(&[], true)?;
-    Drive::new(Clock::start(), sockets, network::endpoint(certificate, None), core, randomness()?)
+    Drive::new(Clock::start(), sockets, network::endpoint(certificate, None), driven, randomness()?)
 }
 
-/// The client's core with its edges.
-pub(super) struct ClientCore {
+/// The client's machine with its edges.
+pub(super) struct DrivenClient {
     client: ClientMachine,
     hub: Hub<ClientStream>,
     commands: mpsc::Receiver<ClientCommand>,
@@ -161,7 +161,7 @@ struct Reported {
     circuit: bool,
 }
 
-impl ClientCore {
+impl DrivenClient {
     fn handle_client_command(&mut self, now: Instant, command: ClientCommand, rng: &mut StdRng) {
         match command {
             ClientCommand::Open { target, isolation, reply } => {
@@ -172,12 +172,12 @@ impl ClientCore {
                 let stream = self.client.resolve(now, host, isolation);
                 self.waiting.insert(stream, WaitingRequester::Answer(reply));
             }
-            ClientCommand::Delegate { delegation, not_by, isolation, reply } => {
+            ClientCommand::Delegate { delegation, excluded_exits, isolation, reply } => {
                 if let Delegation::Search(_) = delegation {
                     // More searches are likely after the first.
                     self.client.keep_ready(delegation.clone(), SPARE_SEARCHES);
                 }
-                let stream = self.client.delegate(now, delegation, not_by, isolation);
+                let stream = self.client.delegate(now, delegation, excluded_exits, isolation);
                 self.waiting.insert(stream, WaitingRequester::Delegated(reply));
             }
             ClientCommand::Consensus(consensus) => {
@@ -297,7 +297,7 @@ impl ClientCore {
     }
 }
 
-impl Drop for ClientCore {
+impl Drop for DrivenClient {
     /// The task ends by a drop of its future.
     fn drop(&mut self) {
         if self.client.take_guard_changes() {
@@ -313,7 +313,7 @@ const fn end_reason(failure: StreamFailure) -> EndReason {
     }
 }
 
-impl TaskCore for ClientCore {
+impl TaskDriven for DrivenClient {
     fn poll_outside(&mut self, now: Instant, rng: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
         let mut taken = Poll::Pending;
         for _ in 0..COMMANDS_PER_TURN {
@@ -330,7 +330,7 @@ impl TaskCore for ClientCore {
     }
 }
 
-impl Core for ClientCore {
+impl Driven for DrivenClient {
     fn machine(&mut self) -> &mut impl LinkMachine {
         &mut self.client
     }

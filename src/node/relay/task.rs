@@ -11,9 +11,9 @@ use crate::{
     crypto::OnionSecret,
     directory::{Consensus, Counted, Registration},
     exit::Exit,
-    node::drive::TaskCore,
+    node::drive::TaskDriven,
     relay::{Relay, RelayEvent, RelayFigures},
-    transport::Core,
+    transport::Driven,
 };
 
 /// Largest number of commands of streams taken before the core is drained.
@@ -53,15 +53,15 @@ impl Changes {
     }
 }
 
-/// The relay's core with its exit.
-pub(super) struct RelayCore {
+/// The relay's machine with its exit.
+pub(super) struct DrivenRelay {
     relay: Relay,
     exit: Option<Exit>,
     updates: mpsc::Receiver<Update>,
     observers: RelayObservers,
 }
 
-impl RelayCore {
+impl DrivenRelay {
     pub(super) const fn new(
         relay: Relay,
         exit: Option<Exit>,
@@ -83,7 +83,7 @@ impl RelayCore {
     }
 }
 
-impl TaskCore for RelayCore {
+impl TaskDriven for DrivenRelay {
     fn poll_outside(&mut self, now: Instant, _: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
         let mut taken = Poll::Pending;
         while let Poll::Ready(Some(update)) = self.updates.poll_recv(cx) {
@@ -101,7 +101,7 @@ impl TaskCore for RelayCore {
     }
 }
 
-impl Core for RelayCore {
+impl Driven for DrivenRelay {
     fn machine(&mut self) -> &mut impl LinkMachine {
         &mut self.relay
     }

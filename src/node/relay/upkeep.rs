@@ -17,7 +17,7 @@ use crate::{
 use super::{Progress, task::Update};
 
 /// Time between publications of the descriptor; authorities drop a relay after 18 h.
-const PUBLISH_EVERY: Duration = Duration::from_secs(60 * 60);
+const PUBLICATION_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// Delay after a failure: the first one and the largest.
 pub(super) const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
 
@@ -80,7 +80,7 @@ impl Upkeep {
                         self.progress.send(&Report::Registered);
                     }
                     retry = RETRY.0;
-                    PUBLISH_EVERY
+                    PUBLICATION_INTERVAL
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the directory did not accept the descriptor; retrying");

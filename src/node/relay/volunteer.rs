@@ -23,7 +23,7 @@ use super::{
 };
 
 /// Age at which a new descriptor replaces the signed one.
-const RENEW_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(6 * 60 * 60);
 /// Delay from a change of the gateways to the next registration, whose answer shows the gateways' reports.
 const CHANGE_DELAY: Duration = Duration::from_secs(1);
 /// The volunteer counts as unreachable after more than this number of consecutive answers without a gateway.
@@ -71,7 +71,7 @@ impl Registrations {
             let offered = fresh.profile(&mut rng).await;
             let profile = volunteer_profile(offered);
             let left_out = offered.offer.engines.len().saturating_sub(profile.offer.engines.len());
-            let is_current = |signed: &Signed| signed.profile == profile && signed.at.elapsed() < RENEW_EVERY;
+            let is_current = |signed: &Signed| signed.profile == profile && signed.at.elapsed() < RENEWAL_INTERVAL;
             let current = match signed.take().filter(is_current) {
                 Some(current) => current,
                 None => {

@@ -1,12 +1,12 @@
 //! The search engine of a testnet's exits: Kiwix over a ZIM file if available, otherwise an engine over Umbel's own
-//! papers, which needs no installation.
+//! documentation, which needs no installation.
 
+mod documentation;
 mod kiwix;
-mod papers;
 
 use std::path::{Path, PathBuf};
 
-use self::{kiwix::Kiwix, papers::Papers};
+use self::{documentation::Documentation, kiwix::Kiwix};
 use crate::{io::files::write_atomically, node::Failure};
 
 /// Path of the Rust book in the user's cache, as `cargo xtask book` writes it.
@@ -15,7 +15,7 @@ const BOOK: &str = "umbel-tools/rust-book/rust-book.zim";
 /// The running engine. A drop stops it.
 pub(super) enum TestnetEngine {
     Kiwix(Box<Kiwix>),
-    Papers(Papers),
+    Documentation(Documentation),
 }
 
 impl TestnetEngine {
@@ -32,14 +32,14 @@ impl TestnetEngine {
         {
             return Ok(Self::Kiwix(Box::new(kiwix)));
         }
-        Papers::start().await.map(Self::Papers).map_err(Failure::system("can't start the search engine"))
+        Documentation::start().await.map(Self::Documentation).map_err(Failure::system("can't start the search engine"))
     }
 
     /// Writes the engine's OpenSearch description into `folder`, for the exits.
     pub(super) fn describe(&self, folder: &Path) -> Result<PathBuf, Failure> {
         let (name, text) = match self {
             Self::Kiwix(kiwix) => ("kiwix.xml", kiwix.description()),
-            Self::Papers(papers) => ("umbel.xml", papers.description()),
+            Self::Documentation(documentation) => ("umbel.xml", documentation.description()),
         };
         let file = folder.join(name);
         write_atomically(&file, text.as_bytes())?;
@@ -50,7 +50,7 @@ impl TestnetEngine {
     pub(super) fn to_text(&self) -> String {
         match self {
             Self::Kiwix(kiwix) => kiwix.to_text(),
-            Self::Papers(papers) => papers.to_text(),
+            Self::Documentation(documentation) => documentation.to_text(),
         }
     }
 
@@ -58,7 +58,7 @@ impl TestnetEngine {
     pub(super) const fn example(&self) -> &'static str {
         match self {
             Self::Kiwix(_) => "ownership and borrowing",
-            Self::Papers(_) => "guard sample",
+            Self::Documentation(_) => "guard sample",
         }
     }
 }

@@ -21,7 +21,7 @@ use tokio::{
 use crate::node::{Failure, report::Report};
 
 /// Time limit for a node to end by itself.
-const STOP_LIMIT: Duration = Duration::from_secs(3);
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A node to start.
 pub(super) struct Spawn {
@@ -161,13 +161,13 @@ impl Nodes {
             drop(node.process.stdin.take());
         }
         for node in &mut self.nodes {
-            if timeout(STOP_LIMIT, node.process.wait()).await.is_err() {
+            if timeout(STOP_TIMEOUT, node.process.wait()).await.is_err() {
                 let _ = node.process.kill().await;
             }
         }
         if let Some(mut remover) = self.remover {
             drop(remover.stdin.take());
-            let _ = timeout(STOP_LIMIT, remover.wait()).await;
+            let _ = timeout(STOP_TIMEOUT, remover.wait()).await;
         }
     }
 

@@ -25,7 +25,7 @@ use crate::{
 
 use super::{connect_status, failed};
 
-/// The header field with the way of the request: [`BY_EXIT`] or [`BY_STREAM`].
+/// The header field with the method of sending: [`BY_EXIT`] or [`BY_STREAM`].
 pub(crate) const VIA: &str = "umbel-via";
 /// The value of [`VIA`] for a request that an exit performs.
 pub(crate) const BY_EXIT: &str = "request";

@@ -62,7 +62,7 @@ fn pages_that_wait_to_be_cleaned_hold_little_memory() {
         let busy = tokio::task::spawn_blocking(move || busy.recv());
         let url = site().await;
         let mut reader = PageReader::new(Requester::new(Direct::default(), Tls::default()));
-        reader.place_limit = Duration::from_millis(50);
+        reader.place_timeout = Duration::from_millis(50);
         let read = || {
             let (reader, url) = (reader.clone(), url.clone());
             tokio::spawn(async move { reader.read(url).await.map(|_| ()) })

@@ -19,12 +19,12 @@ use crate::{
 
 /// Cap on counted next relays of one guard. The one with the fewest circuits is evicted.
 pub(super) const MAX_NEXT_RELAYS: usize = 1024;
-/// Minimum circuits over a pair for a judgement of the pair.
-const MIN_JUDGED_CIRCUITS: u16 = 6;
+/// Minimum circuits over a pair for a rating of the pair.
+const MIN_RATED_CIRCUITS: u16 = 6;
 /// Minimum built circuits over a pair that works.
 const MIN_BUILT_CIRCUITS: u16 = 2;
 /// Minimum address blocks of the failing next relays of a suspect guard. Also the number by which these relays must
-/// outnumber three times the other judged ones.
+/// outnumber three times the other rated ones.
 const MIN_FAILING_BLOCKS: usize = 20;
 /// Interval at which the counts are halved.
 const HALVING_INTERVAL: Duration = Duration::from_secs(DAY.as_secs() * 14);
@@ -39,9 +39,9 @@ struct PairCount {
 }
 
 impl PairCount {
-    /// Whether the pair is judged, and at least three quarters of its circuits failed.
+    /// Whether the pair is rated, and at least three quarters of its circuits failed.
     fn fails(self) -> bool {
-        self.is_judged() && u32::from(self.built).saturating_mul(4) <= u32::from(self.begun)
+        self.is_rated() && u32::from(self.built).saturating_mul(4) <= u32::from(self.begun)
     }
 
     /// Whether at least two circuits, and at least half of all, were built.
@@ -49,9 +49,9 @@ impl PairCount {
         self.built >= MIN_BUILT_CIRCUITS && self.built.saturating_mul(2) >= self.begun
     }
 
-    /// Whether the circuits are enough to judge the pair.
-    const fn is_judged(self) -> bool {
-        self.begun >= MIN_JUDGED_CIRCUITS
+    /// Whether the circuits are enough to rate the pair.
+    const fn is_rated(self) -> bool {
+        self.begun >= MIN_RATED_CIRCUITS
     }
 
     const fn halved(self) -> Self {
@@ -106,17 +106,17 @@ impl NextRelays {
 
     /// Relays that should not follow this guard: the failing next relays, if they are at most a quarter of all relays.
     /// If more pairs fail, the guard is the more likely cause, and could steer its clients by ending circuits.
-    fn distrusted(&self, consensus: &Consensus) -> Vec<RelayId> {
+    fn avoided_next(&self, consensus: &Consensus) -> Vec<RelayId> {
         let failing: Vec<_> = self.failing().collect();
         if failing.len().saturating_mul(4) <= consensus.relays().len() { failing } else { Vec::new() }
     }
 
     /// The failing next relays if the guard is suspect: they are in enough address blocks, and outnumber the other
-    /// judged relays by far. If half of the middles are hostile, they don't reach this margin by chance.
-    fn suspicion(&self, consensus: &Consensus) -> Option<Vec<RelayId>> {
-        let judged = self.pairs.values().filter(|count| count.is_judged()).count();
+    /// rated relays by far. If half of the middles are hostile, they don't reach this margin by chance.
+    fn failing_if_suspect(&self, consensus: &Consensus) -> Option<Vec<RelayId>> {
+        let rated = self.pairs.values().filter(|count| count.is_rated()).count();
         let failing: Vec<_> = self.failing().collect();
-        let others = judged.saturating_sub(failing.len());
+        let others = rated.saturating_sub(failing.len());
         let many = failing.len() >= others.saturating_mul(3).saturating_add(MIN_FAILING_BLOCKS);
         (many && blocks(consensus, failing.iter()) >= MIN_FAILING_BLOCKS).then_some(failing)
     }
@@ -131,8 +131,8 @@ impl GuardSample {
         if let Some(guard) = self.guard(relay) {
             guard.circuits_begun.increment();
             guard.circuits_built = guard.circuits_built.saturating_add(u64::from(built));
-            let suspicious = guard.circuits_built < guard.circuits_begun / 2;
-            if suspicious && guard.circuits_begun % 100 == 0 {
+            let most_fail = guard.circuits_built < guard.circuits_begun / 2;
+            if most_fail && guard.circuits_begun % 100 == 0 {
                 tracing::warn!("most circuits through one guard fail beyond it");
             }
             if let Some(next) = next {
@@ -153,9 +153,9 @@ impl GuardSample {
     }
 
     /// Relays that should not follow the guard `guard` on a path.
-    pub(in crate::path) fn distrusted(&self, consensus: &Consensus, guard: &RelayId) -> Vec<RelayId> {
+    pub(in crate::path) fn avoided_next(&self, consensus: &Consensus, guard: &RelayId) -> Vec<RelayId> {
         let guard = self.guards.iter().find(|it| it.identity == *guard);
-        guard.map(|guard| guard.next_relays.distrusted(consensus)).unwrap_or_default()
+        guard.map(|guard| guard.next_relays.avoided_next(consensus)).unwrap_or_default()
     }
 
     /// A pair of relays to measure while a guard is suspect: another usable primary, and an unmeasured relay that fails
@@ -177,13 +177,13 @@ impl GuardSample {
     }
 
     /// Removes at most one suspect guard that is the cause of the failures behind it. Halves the counts at intervals.
-    pub(super) fn judge(&mut self, consensus: &Consensus) {
-        let removable = |(guard, failing): &(&Guard, Vec<RelayId>)| {
-            is_cause(consensus, failing, &self.counts_without(guard)).then_some(guard.identity)
+    pub(super) fn remove_biased_guard(&mut self, consensus: &Consensus) {
+        let biased = |(guard, failing): &(&Guard, Vec<RelayId>)| {
+            is_biased(consensus, failing, &self.counts_without(guard)).then_some(guard.identity)
         };
         let (suspects, removed) = {
             let suspects: Vec<_> = self.suspects(consensus).collect();
-            (suspects.len(), suspects.iter().find_map(removable))
+            (suspects.len(), suspects.iter().find_map(biased))
         };
         if let Some(guard) = removed {
             tracing::warn!("replaced a guard: its circuits fail at relays that work behind another guard");
@@ -196,7 +196,7 @@ impl GuardSample {
 
     /// The suspect primaries, with their failing next relays.
     fn suspects(&self, consensus: &Consensus) -> impl Iterator<Item = (&Guard, Vec<RelayId>)> {
-        self.primaries().filter_map(|guard| Some((guard, guard.next_relays.suspicion(consensus)?)))
+        self.primaries().filter_map(|guard| Some((guard, guard.next_relays.failing_if_suspect(consensus)?)))
     }
 
     /// The counts of the primaries except one.
@@ -225,7 +225,7 @@ impl GuardSample {
 /// Whether a suspect guard is the cause of the failures behind it. Its `failing` next relays must work behind one of
 /// the other primaries, whose counts are `others`: in enough address blocks, and at least three quarters of those
 /// measured.
-fn is_cause(consensus: &Consensus, failing: &[RelayId], others: &[&NextRelays]) -> bool {
+fn is_biased(consensus: &Consensus, failing: &[RelayId], others: &[&NextRelays]) -> bool {
     let measured = failing.iter().filter(|relay| is_measured(relay, others)).count();
     let works = |relay: &&RelayId| others.iter().any(|other| other.works(relay));
     let working: Vec<_> = failing.iter().filter(works).collect();
@@ -259,7 +259,7 @@ impl NextRelays {
 
     /// Decodes the output of [`Self::encode`]; `None` if it is invalid.
     pub(super) fn decode(pairs: &[schema::NextRelay]) -> Option<Self> {
-        if pairs.len() > MAX_NEXT {
+        if pairs.len() > MAX_NEXT_RELAYS {
             return None;
         }
         let decode = |pair: &schema::NextRelay| {

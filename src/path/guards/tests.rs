@@ -91,7 +91,7 @@ fn a_silent_guard_is_dialled_again_before_any_other() {
     guards.handle_opened(after(4), &all[0]);
     guards.handle_answered(&all[0]);
     guards.handle_silent(after(10), &all[0], after(10));
-    assert_eq!(first(&guards, &consensus), all[0], "an answer ends the doubt");
+    assert_eq!(first(&guards, &consensus), all[0], "an answer resets the count of silences");
     guards.handle_silent(after(12), &all[0], after(11));
     assert_eq!(first(&guards, &consensus), all[1], "a second silence makes the guard unreachable");
 }

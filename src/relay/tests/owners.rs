@@ -128,7 +128,7 @@ fn a_full_table_makes_room_by_the_least_used_circuit_of_the_fullest_source() {
 #[test]
 fn a_neighbour_that_no_consensus_lists_has_the_limits_of_a_client() {
     for (number, refused) in [(UNLISTED, 20), (PREVIOUS, 0)] {
-        let creates_of_client = Rate { a_second: 1, burst: 20 };
+        let creates_of_client = Rate { per_second: 1, burst: 20 };
         let channel = ChannelParameters { creates_of_client, ..ChannelParameters::default() };
         // A sixteenth is 100 circuits.
         let parameters = RelayParameters { channel, circuits: 1600, ..RelayParameters::default() };
@@ -141,7 +141,7 @@ fn a_neighbour_that_no_consensus_lists_has_the_limits_of_a_client() {
 
 #[test]
 fn many_links_and_new_links_of_a_source_bring_no_more_creates() {
-    let creates_of_source = Rate { a_second: 10, burst: 40 };
+    let creates_of_source = Rate { per_second: 10, burst: 40 };
     let mut bench = Bench::new(RelayParameters { creates_of_source, ..RelayParameters::default() });
     let links = [(); 5].map(|()| bench.client());
     let refused: usize = links.iter().map(|link| flood(&mut bench, *link, 1, 1, 20)).sum();

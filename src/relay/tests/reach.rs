@@ -38,7 +38,7 @@ fn a_circuit_is_extended_to_a_volunteer_over_the_channel_that_it_dialled() {
     bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
     let creates = bench.cells(volunteer_link);
     assert_eq!(creates.iter().map(Cell::command).collect::<Vec<_>>(), [Command::Create]);
-    assert!(!creates[0].circuit().unwrap().of_dialler());
+    assert!(!creates[0].circuit().unwrap().is_in_upper_half());
     assert!(bench.dialled.is_empty());
 }
 

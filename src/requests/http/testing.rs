@@ -81,12 +81,12 @@ impl Connector for LocalExits {
     async fn delegate(
         &self,
         delegation: Delegation,
-        not_by: Vec<RelayId>,
+        excluded_exits: Vec<RelayId>,
         isolation: Isolation,
     ) -> Result<Delegated, ConnectError> {
         self.isolations.lock().unwrap().push(isolation);
         let mut exits = (0..self.exits).map(|number| RelayId::from_bytes([number; 32]));
-        let chosen = exits.find(|exit| !not_by.contains(exit) && delegation.is_offered(&self.exit.offer()));
+        let chosen = exits.find(|exit| !excluded_exits.contains(exit) && delegation.is_offered(&self.exit.offer()));
         let relay = chosen.ok_or(PathError::NotOffered)?;
         let (near, far) = stream_pair();
         let exit = Arc::clone(&self.exit);

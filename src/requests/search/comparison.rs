@@ -54,7 +54,7 @@ impl Comparison {
         let mut rows: Vec<Row> = Vec::new();
         // The lists are interleaved by rank, so that no exit has precedence.
         for result in (0..longest).flat_map(|index| lists.iter().filter_map(move |list| list.get(index))) {
-            if rows.iter().all(|row| row.result.link != result.link) {
+            if rows.iter().all(|row| row.result.url != result.url) {
                 rows.push(row(result, &lists));
             }
         }
@@ -75,12 +75,9 @@ impl Comparison {
 }
 
 fn row(result: &SearchResult, lists: &[&[SearchResult]]) -> Row {
-    let place = |list: &&[SearchResult]| list.iter().position(|other| other.link == result.link);
-    let same_words = lists
-        .iter()
-        .flat_map(|list| list.iter())
-        .filter(|other| other.link == result.link)
-        .all(|other| other == result);
+    let place = |list: &&[SearchResult]| list.iter().position(|other| other.url == result.url);
+    let same_words =
+        lists.iter().flat_map(|list| list.iter()).filter(|other| other.url == result.url).all(|other| other == result);
     let places = lists.iter().map(|list| place(list).map(|place| place.saturating_add(1))).collect();
     Row { result: result.clone(), places, same_words }
 }
@@ -93,7 +90,7 @@ impl<C: Connector> Searcher<C> {
     /// When fewer exits are available, or the query is invalid. The failure of an exit is its outcome.
     pub async fn compare(&self, query: &SearchQuery, exits: usize) -> Result<Comparison, SearchFailure> {
         let mut query = self.begin(query)?;
-        let is_available = |exit: &RelayId| !query.not_by().contains(exit);
+        let is_available = |exit: &RelayId| !query.excluded_exits().contains(exit);
         let available = exits_with(&self.known().offers.borrow(), query.engine()).filter(is_available).count();
         if available < exits.min(MAX_COMPARED) {
             return Err(SearchFailure::TooFewExits(available));
@@ -103,7 +100,7 @@ impl<C: Connector> Searcher<C> {
         for _ in 0..exits.min(MAX_COMPARED) {
             let delegated = self.open(&query).await?;
             let Some(exit) = delegated.path.last().map(|hop| hop.relay) else { continue };
-            query.avoid(exit);
+            query.exclude(exit);
             opened.push((exit, delegated));
         }
         let query = Arc::new(query);

@@ -72,10 +72,11 @@ impl Connector for Overlay {
     async fn delegate(
         &self,
         _: Delegation,
-        not_by: Vec<RelayId>,
+        excluded_exits: Vec<RelayId>,
         isolation: Isolation,
     ) -> Result<Delegated, ConnectError> {
-        let mut available = self.exits.iter().enumerate().filter(|(number, _)| !not_by.contains(&exit(*number)));
+        let mut available =
+            self.exits.iter().enumerate().filter(|(number, _)| !excluded_exits.contains(&exit(*number)));
         let (number, script) = available.next().ok_or(PathError::NotOffered)?;
         self.queries.lock().unwrap().push((exit(number), isolation));
         let (near, far) = stream_pair();
@@ -108,16 +109,16 @@ pub(crate) fn exit(number: usize) -> RelayId {
     RelayId::from_bytes([u8::try_from(number).unwrap(); 32])
 }
 
-pub(crate) fn result(title: &str, link: &str, snippet: &str) -> SearchResult {
-    SearchResult { title: title.to_owned(), link: Url::parse(link).unwrap(), snippet: snippet.to_owned() }
+pub(crate) fn result(title: &str, url: &str, snippet: &str) -> SearchResult {
+    SearchResult { title: title.to_owned(), url: Url::parse(url).unwrap(), snippet: snippet.to_owned() }
 }
 
 /// An exit that returns two results, which contain the query.
 pub(crate) fn honest(request: &SearchRequest) -> ScriptedReply {
-    let link = |number: u16| format!("https://book.example/{}/{number}", request.page());
+    let url = |number: u16| format!("https://book.example/{}/{number}", request.page());
     let results = vec![
-        result(&format!("About {}", request.terms()), &link(1), "The first."),
-        result("What is ownership?", &link(2), ""),
+        result(&format!("About {}", request.terms()), &url(1), "The first."),
+        result("What is ownership?", &url(2), ""),
     ];
     ScriptedReply::Answer(SearchAnswer::Results { results, total: Some(12_345), more: request.page() < 3 })
 }

@@ -21,7 +21,7 @@ fn broken(_: &SearchRequest) -> ScriptedReply {
 /// The reply of [`honest`] with a planted URL in the first result.
 fn falsified(request: &SearchRequest) -> ScriptedReply {
     let ScriptedReply::Answer(SearchAnswer::Results { mut results, total, more }) = honest(request) else { panic!() };
-    results[0].link = "https://planted.example/".parse().unwrap();
+    results[0].url = "https://planted.example/".parse().unwrap();
     ScriptedReply::Answer(SearchAnswer::Results { results, total, more })
 }
 
@@ -131,8 +131,8 @@ async fn results_are_cleaned_by_the_client() {
         ScriptedReply::Answer(SearchAnswer::Results { results, total: None, more: false })
     }]);
     let found = overlay.searcher().search(&query()).await.unwrap();
-    let links: Vec<_> = found.results.iter().map(|result| result.link.as_str()).collect();
-    assert_eq!(links, ["https://a.example/?id=1", "https://a.example/"]);
+    let urls: Vec<_> = found.results.iter().map(|result| result.url.as_str()).collect();
+    assert_eq!(urls, ["https://a.example/?id=1", "https://a.example/"]);
     assert!(!found.results[0].title.contains('\u{202e}') && !found.results[0].snippet.contains('\u{7}'));
 }
 
@@ -144,7 +144,7 @@ async fn a_comparison_shows_an_exit_with_falsified_results() {
     let exits: BTreeSet<_> = overlay.queried().into_iter().collect();
     assert_eq!(exits.len(), 4, "each query uses another exit");
     assert!(!comparison.agrees());
-    let planted = comparison.rows.iter().find(|row| row.result.link.host_str() == Some("planted.example")).unwrap();
+    let planted = comparison.rows.iter().find(|row| row.result.url.host_str() == Some("planted.example")).unwrap();
     assert_eq!(planted.places, [None, Some(1), None, None]);
     assert!(comparison.outcomes[3].outcome.is_err());
 

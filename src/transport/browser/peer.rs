@@ -23,7 +23,7 @@ const MAX_MESSAGE_LEN: usize = 65_536;
 
 /// State of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outlook {
+pub(super) enum PeerStatus {
     /// Not open yet.
     Opening,
     /// All lanes are open.
@@ -119,28 +119,28 @@ impl PeerConnection {
     }
 
     /// The current state.
-    pub(super) fn outlook(&self) -> Outlook {
+    pub(super) fn status(&self) -> PeerStatus {
         match self.connection.ice_connection_state() {
             RtcIceConnectionState::Disconnected | RtcIceConnectionState::Failed => {
-                return Outlook::Gone(LinkClose::TimedOut);
+                return PeerStatus::Gone(LinkClose::TimedOut);
             }
-            RtcIceConnectionState::Closed => return Outlook::Gone(LinkClose::ByPeer),
+            RtcIceConnectionState::Closed => return PeerStatus::Gone(LinkClose::ByPeer),
             _ => {}
         }
         match self.connection.connection_state() {
-            RtcPeerConnectionState::Failed => return Outlook::Gone(LinkClose::Broken),
-            RtcPeerConnectionState::Closed => return Outlook::Gone(LinkClose::ByPeer),
+            RtcPeerConnectionState::Failed => return PeerStatus::Gone(LinkClose::Broken),
+            RtcPeerConnectionState::Closed => return PeerStatus::Gone(LinkClose::ByPeer),
             _ => {}
         }
-        let mut outlook = Outlook::Open;
+        let mut status = PeerStatus::Open;
         for lane in &self.lanes {
             match lane.ready_state() {
                 RtcDataChannelState::Open => {}
-                RtcDataChannelState::Connecting => outlook = Outlook::Opening,
-                _ => return Outlook::Gone(LinkClose::ByPeer),
+                RtcDataChannelState::Connecting => status = PeerStatus::Opening,
+                _ => return PeerStatus::Gone(LinkClose::ByPeer),
             }
         }
-        outlook
+        status
     }
 
     /// Bytes queued and not yet sent.

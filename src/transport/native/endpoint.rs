@@ -55,7 +55,7 @@ pub struct Counts {
     /// Half-open accepted links.
     pub half_open: usize,
     /// Dropped datagrams without a link: neither a valid STUN check nor a ClientHello to a listening port.
-    pub strangers: u64,
+    pub without_link: u64,
     /// STUN checks answered.
     pub checks_answered: u64,
     /// ClientHellos without a cookie, answered without state.
@@ -166,7 +166,7 @@ impl Endpoint {
             // RFC 7983 §7.
             Some(0..=3) => self.handle_check(route, datagram),
             Some(20..=63) => self.handle_dtls(now, route, datagram),
-            _ => self.counts.strangers.increment(),
+            _ => self.counts.without_link.increment(),
         }
     }
 
@@ -191,7 +191,7 @@ impl Endpoint {
                 true
             });
             if !known {
-                self.counts.strangers = self.counts.strangers.saturating_add(records as u64);
+                self.counts.without_link = self.counts.without_link.saturating_add(records as u64);
             }
         }
     }
@@ -229,7 +229,7 @@ impl Endpoint {
                 self.counts.checks_answered.increment();
                 self.out.push(route, &answer, self.segments);
             }
-            None => self.counts.strangers.increment(),
+            None => self.counts.without_link.increment(),
         }
     }
 
@@ -249,7 +249,7 @@ impl Endpoint {
                     self.with_link(now, route, |link, context| link.handle_datagram(context, datagram));
                 }
             }
-            _ => self.counts.strangers.increment(),
+            _ => self.counts.without_link.increment(),
         }
     }
 

@@ -38,11 +38,11 @@ const STOCK_STREAMS: u16 = 4;
 /// Attempts at each of INIT and COOKIE ECHO.
 const HANDSHAKE_ATTEMPTS: u32 = 8;
 /// Time after which the association ends if the first missing TSN is still missing.
-const HOLE_LIMIT: Duration = Duration::from_secs(30);
-/// The same while memory is short; ten round trips if those are longer, at most [`HOLE_LIMIT`].
-const SHORT_HOLE_LIMIT: Duration = Duration::from_secs(3);
+const HOLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same while memory is short; ten round trips if those are longer, at most [`HOLE_TIMEOUT`].
+const SHORT_HOLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time after which the association ends if data is in flight and the cumulative TSN ack has not advanced.
-const STALL_LIMIT: Duration = Duration::from_secs(30);
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Target time to send one message at the pacing rate. It bounds the delay of the following message.
 const MESSAGE_TIME: Duration = Duration::from_millis(2);
 
@@ -265,13 +265,13 @@ impl Association {
 
     /// Time at which the association ends unless the hole is filled or data is acknowledged.
     fn give_up_at(&self) -> Option<Instant> {
-        let hole_limit = if self.memory_short {
-            SHORT_HOLE_LIMIT.max(self.send.round_trip().saturating_mul(10)).min(HOLE_LIMIT)
+        let hole_timeout = if self.memory_short {
+            SHORT_HOLE_TIMEOUT.max(self.send.round_trip().saturating_mul(10)).min(HOLE_TIMEOUT)
         } else {
-            HOLE_LIMIT
+            HOLE_TIMEOUT
         };
-        let hole = self.hole_since().map(|since| since.after(hole_limit));
-        let stall = self.stalled_since().map(|since| since.after(STALL_LIMIT));
+        let hole = self.hole_since().map(|since| since.after(hole_timeout));
+        let stall = self.stalled_since().map(|since| since.after(STALL_TIMEOUT));
         [hole, stall].into_iter().flatten().min()
     }
 

@@ -5,7 +5,7 @@
 // result is shown in a frame that can neither run nor load anything (frame.ts).
 import DOMPurify, { type Config, type DOMPurify as Purifier, type WindowLike } from 'dompurify';
 
-import { link } from './place';
+import { webUrl } from './place';
 
 export interface Cleaned {
   title: string;
@@ -48,7 +48,7 @@ export function clean(html: string, url: URL, readerAddress: (url: URL) => strin
   const page = new Parser().parseFromString(html, 'text/html');
   if (page.getElementsByTagName('*').length > MAX_ELEMENTS) return undefined;
   const title = plain(page.title).slice(0, MAX_TITLE);
-  const base = link(page.querySelector('base[href]')?.getAttribute('href') ?? '', url) ?? url;
+  const base = webUrl(page.querySelector('base[href]')?.getAttribute('href') ?? '', url) ?? url;
   const mains = ['main', '[role=main]', 'article'].map((selector) => page.querySelector(selector));
   const main = mains.find((element) => (element?.textContent?.length ?? 0) >= MIN_MAIN_LENGTH) ?? page.body;
   const cleaned = purifier(view).sanitize(main.innerHTML, CONFIG) as unknown as DocumentFragment;
@@ -66,7 +66,7 @@ export function clean(html: string, url: URL, readerAddress: (url: URL) => strin
       if (href.length > 1) anchor.setAttribute('href', `#${PREFIX}${href.slice(1)}`);
       continue;
     }
-    const target = link(href, base);
+    const target = webUrl(href, base);
     if (target) anchor.setAttribute('href', readerAddress(target));
     else anchor.replaceWith(...anchor.childNodes);
   }

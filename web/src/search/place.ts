@@ -17,14 +17,14 @@ export type Place =
 
 export const HOME: Place = { at: 'home' };
 export const MAX_TERMS = 1024;
-const MAX_LINK = 8 * 1024;
+const MAX_URL = 8 * 1024;
 const MAX_PAGE = 100;
 const NAME = /^[a-z0-9][a-z0-9._-]{0,63}$/;
 const LANGUAGE = /^[A-Za-z0-9-]{1,35}$/;
 
 // `text` as a URL that may be opened: http or https, with a host. User name and password are removed.
-export function link(text: string, base?: URL): URL | undefined {
-  if (text.length > MAX_LINK) return undefined;
+export function webUrl(text: string, base?: URL): URL | undefined {
+  if (text.length > MAX_URL) return undefined;
   let url: URL;
   try {
     url = new URL(text, base);
@@ -47,7 +47,7 @@ export function query(terms: string, engine?: string | null, language?: string |
 // The place of a fragment.
 export function fromFragment(fragment: string): Place {
   const parameters = new URLSearchParams(fragment.replace(/^#/, ''));
-  const read = link(parameters.get('read') ?? '');
+  const read = webUrl(parameters.get('read') ?? '');
   if (read) return { at: 'reader', url: read.href };
   const wanted = query(parameters.get('q') ?? '', parameters.get('engine'), parameters.get('language'), Number(parameters.get('page') ?? 1));
   return wanted.terms ? { at: 'results', query: wanted } : HOME;
@@ -58,7 +58,7 @@ export function fromState(state: unknown): Place | undefined {
   const place = state as Partial<{ at: string; url: unknown; query: Partial<Query> }> | null;
   if (place?.at === 'home') return HOME;
   if ((place?.at === 'reader' || place?.at === 'leave') && typeof place.url === 'string') {
-    const url = link(place.url);
+    const url = webUrl(place.url);
     return url && { at: place.at, url: url.href };
   }
   if (place?.at === 'results' && typeof place.query?.terms === 'string') {

@@ -6,13 +6,13 @@ import type { PageResponse, Umbel } from '../umbel';
 import { clean, type Cleaned } from './clean';
 import { frame } from './frame';
 import { brand, type Go } from './parts';
-import { address, fromFragment, link } from './place';
+import { address, fromFragment, webUrl } from './place';
 
 const MAX_PAGE = 3 * 1024 * 1024;
 const MAX_REDIRECTS = 5;
-const FETCH_LIMIT = 45_000;
+const FETCH_TIMEOUT = 45_000;
 // Length of the first part of a page, in bytes, that may declare the encoding.
-const META_LIMIT = 1024;
+const MAX_META_LEN = 1024;
 const REDIRECTS = [301, 302, 303, 307, 308];
 
 export interface Reading {
@@ -35,7 +35,7 @@ const field = (response: PageResponse, name: string): string | undefined =>
 export async function read(umbel: Pick<Umbel, 'request'>, start: URL): Promise<Reading> {
   let late: ReturnType<typeof setTimeout> | undefined;
   const tooSlow = new Promise<never>((_, reject) => {
-    late = setTimeout(() => reject(new ReadError('the page did not arrive in time')), FETCH_LIMIT);
+    late = setTimeout(() => reject(new ReadError('the page did not arrive in time')), FETCH_TIMEOUT);
   });
   try {
     return await Promise.race([fetchPage(umbel, start), tooSlow]);
@@ -59,7 +59,7 @@ async function fetchPage(umbel: Pick<Umbel, 'request'>, start: URL): Promise<Rea
     });
     const location = field(response, 'location');
     if (REDIRECTS.includes(response.status) && location !== undefined) {
-      const next = link(location, url);
+      const next = webUrl(location, url);
       if (!next) throw new ReadError('the site redirects to a URL that is not http or https');
       url = next;
       continue;
@@ -92,7 +92,7 @@ export function contentOf(response: PageResponse, url: URL): Reading['content'] 
 // The text of `body`, in the encoding that its content type or the page itself declares.
 export function decode(kind: string, body: Uint8Array, html: boolean): string {
   const label = (text: string) => /charset=\s*["']?\s*([a-z0-9_:.-]+)/i.exec(text)?.[1];
-  const declared = label(kind) ?? (html ? label(new TextDecoder('latin1').decode(body.subarray(0, META_LIMIT))) : undefined);
+  const declared = label(kind) ?? (html ? label(new TextDecoder('latin1').decode(body.subarray(0, MAX_META_LEN))) : undefined);
   // A byte-order mark takes precedence.
   const marked = body[0] === 0xfe && body[1] === 0xff ? 'utf-16be' : body[0] === 0xff && body[1] === 0xfe ? 'utf-16le' : undefined;
   const utf8 = body[0] === 0xef && body[1] === 0xbb && body[2] === 0xbf ? 'utf-8' : undefined;

@@ -70,23 +70,23 @@ export function results(scene: Scene, searchQuery: Query, answer: SearchAnswer):
   ];
 }
 
-function result(go: Go, { title, link, snippet }: SearchResult): HTMLLIElement {
+function result(go: Go, { title, url, snippet }: SearchResult): HTMLLIElement {
   return h(
     'li',
     {},
-    h('h2', { dir: 'auto' }, anchorTo(go, { at: 'reader', url: link }, {}, title || link)),
-    h('p', { class: 'where' }, where(link)),
+    h('h2', { dir: 'auto' }, anchorTo(go, { at: 'reader', url }, {}, title || url)),
+    h('p', { class: 'where' }, where(url)),
     snippet !== '' && h('p', { class: 'snippet', dir: 'auto' }, snippet),
-    h('p', { class: 'aside' }, h('button', { type: 'button', class: 'plain', onclick: () => go({ at: 'leave', url: link }) }, 'open directly in this browser…')),
+    h('p', { class: 'aside' }, h('button', { type: 'button', class: 'plain', onclick: () => go({ at: 'leave', url }) }, 'open directly in this browser…')),
   );
 }
 
 // Host and path of a result, shortened.
-export function where(link: string): string {
+export function where(text: string): string {
   const MAX_LETTERS = 80;
   let url: URL;
   try {
-    url = new URL(link);
+    url = new URL(text);
   } catch {
     return '';
   }

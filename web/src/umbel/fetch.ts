@@ -7,7 +7,7 @@ import { type PreparedRequest, type Https, type Transfer, bounded } from './http
 const MAX_REDIRECTS = 20;
 const MAX_BYTES = 64 * 1024 * 1024;
 const MAX_SENT = 32 * 1024 * 1024;
-const DEFAULT_PATIENCE = 60_000;
+const DEFAULT_TIMEOUT = 60_000;
 /** Time limit of all redirects after the first answer, as a multiple of the time limit of one request. */
 const REDIRECTS_FACTOR = 5;
 /** Bytes of a body that are fetched before they are read, so that the stream of a small unread body ends too. */
@@ -16,13 +16,13 @@ const READ_AHEAD = 64 * 1024;
 const WITHOUT_BODY = [204, 205, 304];
 
 export async function fetchBy(https: Https, input: string | URL, init: FetchInit): Promise<Response> {
-  const { maxBytes = MAX_BYTES, patience = DEFAULT_PATIENCE } = init;
+  const { maxBytes = MAX_BYTES, timeout = DEFAULT_TIMEOUT } = init;
   // `NaN` fails these comparisons, so values that are not numbers are rejected.
-  if (!(maxBytes >= 0) || !(patience > 0)) throw new UmbelError('bad-input', 'A limit must be a number, zero or greater.');
+  if (!(maxBytes >= 0) || !(timeout > 0)) throw new UmbelError('bad-input', 'A limit must be a number, zero or greater.');
   const signal = init.signal ?? undefined;
   signal?.throwIfAborted();
   let request = await prepare(input, init, signal);
-  const limits = { patience, until: Infinity, signal };
+  const limits = { timeout, until: Infinity, signal };
   for (let redirects = 0; ; redirects++) {
     const { head, transfer } = await https.send(request, limits).catch((error: unknown) => {
       // The invalid URL is from the site, not from the caller.
@@ -30,7 +30,7 @@ export async function fetchBy(https: Https, input: string | URL, init: FetchInit
       throw error;
     });
     // The limit of redirects starts after the first answer, because the first request may have a large body.
-    if (redirects === 0) limits.until = performance.now() + REDIRECTS_FACTOR * patience;
+    if (redirects === 0) limits.until = performance.now() + REDIRECTS_FACTOR * timeout;
     const headers = pairs(head.fields);
     const location = headers.find(([name]) => name === 'location')?.[1];
     const redirected = [301, 302, 303, 307, 308].includes(head.status) && location !== undefined;

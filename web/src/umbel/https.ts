@@ -14,7 +14,7 @@ const MAX_DELAY = 0x7fff_ffff;
 /** The time limits of a request, and its abort signal. */
 export interface Limits {
   /** Time limit in ms, for the head of an answer and for each piece of its body. */
-  patience: number;
+  timeout: number;
   /** Deadline for the head of the last answer after redirects, by `performance.now()`. */
   until: number;
   signal: AbortSignal | undefined;
@@ -57,13 +57,13 @@ export class Https {
 
   /** Sends a request; returns the head of the response, and the exchange with its body. */
   async send(request: PreparedRequest, limits: Limits): Promise<{ head: HttpsHead; transfer: Transfer }> {
-    const { patience, signal } = limits;
+    const { timeout, signal } = limits;
     // One deadline for all steps before the head, which received bytes don't extend.
-    const until = Math.min(limits.until, performance.now() + patience + (request.body.length / MIN_RATE) * 1000);
+    const until = Math.min(limits.until, performance.now() + timeout + (request.body.length / MIN_RATE) * 1000);
     const { trust } = await bounded(this.#trusted.load(), signal, until);
     const exchange = callModule(() => trust.exchange(request.method, request.url, request.headers.flat(), request.body));
     // A failure to open the stream is reported when it is used.
-    const transfer = new Transfer(exchange, (wake) => this.#open(exchange.host, exchange.port, wake), patience, signal);
+    const transfer = new Transfer(exchange, (wake) => this.#open(exchange.host, exchange.port, wake), timeout, signal);
     // The first event is the head.
     return { head: (await transfer.next(until)) as HttpsHead, transfer };
   }
@@ -93,7 +93,7 @@ export class Trusted {
 export class Transfer {
   readonly #exchange: HttpsExchange;
   readonly #stream: PageStream;
-  readonly #patience: number;
+  readonly #timeout: number;
   readonly #signal: AbortSignal | undefined;
   /** Bytes for which the stream had no room yet. */
   #unsent: Uint8Array | undefined;
@@ -104,18 +104,18 @@ export class Transfer {
   /** Resumes a waiting call of `next`. */
   wake = () => {};
 
-  constructor(exchange: HttpsExchange, open: (wake: () => void) => PageStream, patience: number, signal: AbortSignal | undefined) {
+  constructor(exchange: HttpsExchange, open: (wake: () => void) => PageStream, timeout: number, signal: AbortSignal | undefined) {
     const self = new WeakRef<Transfer>(this);
     this.#exchange = exchange;
     this.#stream = opened(exchange, open, self);
-    this.#patience = patience;
+    this.#timeout = timeout;
     this.#signal = signal;
     this.#aborted = closing(self);
     signal?.addEventListener('abort', this.#aborted);
   }
 
   /** The next event: the head, then pieces of the body, then `null`. Closes the exchange after the last one, or on an error. */
-  async next(until = performance.now() + this.#patience): Promise<HttpsHead | Uint8Array<ArrayBuffer> | null> {
+  async next(until = performance.now() + this.#timeout): Promise<HttpsHead | Uint8Array<ArrayBuffer> | null> {
     try {
       for (;;) {
         this.#signal?.throwIfAborted();

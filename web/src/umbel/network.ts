@@ -11,7 +11,7 @@ export interface Network {
   engines?: SearchEngine[];
 }
 
-const LOAD_LIMIT = 15_000;
+const LOAD_TIMEOUT = 15_000;
 const MAX_LENGTH = 256 * 1024;
 
 export async function findNetwork(network: Network | string = './umbel.json'): Promise<Network> {
@@ -22,7 +22,7 @@ export async function findNetwork(network: Network | string = './umbel.json'): P
     const answer = await fetch(url, {
       credentials: 'omit',
       referrerPolicy: 'no-referrer',
-      signal: AbortSignal.timeout(LOAD_LIMIT),
+      signal: AbortSignal.timeout(LOAD_TIMEOUT),
     });
     if (!answer.ok) throw new Error(String(answer.status));
     text = await answer.text();

@@ -4,7 +4,7 @@
 const DATABASE = 'umbel';
 const ENTRIES = 'entries';
 /** Time limit for opening the database, in ms. An upgrade in another tab may block it. */
-const OPEN_LIMIT = 3_000;
+const OPEN_TIMEOUT = 3_000;
 
 export interface Storage {
   /** Whether stored entries outlast the page. */
@@ -25,7 +25,7 @@ export async function openStorage(): Promise<Storage> {
 function open(): Promise<IDBDatabase> {
   return new Promise((resolve, reject) => {
     const request = indexedDB.open(DATABASE, 1);
-    const late = setTimeout(() => reject(new Error('blocked')), OPEN_LIMIT);
+    const late = setTimeout(() => reject(new Error('blocked')), OPEN_TIMEOUT);
     request.onupgradeneeded = () => request.result.createObjectStore(ENTRIES);
     request.onsuccess = () => {
       clearTimeout(late);

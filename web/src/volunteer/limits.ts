@@ -52,8 +52,8 @@ export function bindLimits(limits: Limits, changed: (limits: Limits) => void): E
   const can = reported(navigator);
   power.disabled = !can.power;
   unmetered.disabled = !can.unmetered;
-  byId('power-untold').hidden = can.power;
-  byId('unmetered-untold').hidden = can.unmetered;
+  byId('power-undisclosed').hidden = can.power;
+  byId('unmetered-undisclosed').hidden = can.unmetered;
   choose(speed, limits.bytesPerSecond);
   choose(total, limits.bytesTotal);
   power.checked = can.power && limits.onlyOnPower === true;
@@ -88,7 +88,7 @@ export function bindLimits(limits: Limits, changed: (limits: Limits) => void): E
         const same = chosen !== undefined && isSame(chosen, engine);
         const box = h('input', { type: 'checkbox', name, checked: same && why === undefined, disabled: why !== undefined });
         const unticked = why ? `It can’t be queried: ${why}` : chosen && !same ? movedText(chosen, engine) : '';
-        const note = h('p', { class: 'untold', role: 'status' }, unticked);
+        const note = h('p', { class: 'note', role: 'status' }, unticked);
         engines.append(h('label', { class: 'check' }, box, `${title ?? name} `, h('small', {}, shortOrigins(origins))), note);
         boxes.push({ box, note, engine, unticked });
       }

@@ -11,7 +11,7 @@ use web_sys::{
 
 use crate::{
     browser::{clock, directory::read_at_most, js},
-    delegated::{SearchAnswer, SearchRefusal, SearchRequest, service::ENGINE_LIMIT, url::Url},
+    delegated::{SearchAnswer, SearchRefusal, SearchRequest, service::ENGINE_TIMEOUT, url::Url},
     engine::{self, Engine},
 };
 
@@ -60,7 +60,7 @@ pub(super) async fn query(
     if engine.lacks_page(request.page()) {
         return Ok(SearchAnswer::Results { results: Vec::new(), total: None, more: false });
     }
-    let outcome = clock::within(ENGINE_LIMIT, fetch(engine, request, abort, carried)).await;
+    let outcome = clock::within(ENGINE_TIMEOUT, fetch(engine, request, abort, carried)).await;
     let (url, status, body) = outcome.unwrap_or_else(|| {
         abort.abort();
         Err(EngineFailure::Refused(SearchRefusal::EngineTimedOut))

@@ -1,7 +1,7 @@
 use super::*;
 
 fn caps(all: usize, of_network: usize) -> ConnectionCaps {
-    ConnectionCaps { all, of_network, network: network_of, patience: Duration::from_secs(5) }
+    ConnectionCaps { all, of_network, network: network_of, slow_reader_timeout: Duration::from_secs(5) }
 }
 
 fn peer(address: &str) -> IpAddr {
@@ -64,11 +64,17 @@ fn at_a_cap_the_slowest_peer_is_evicted_and_no_fast_one() {
 
 #[tokio::test]
 async fn the_connection_of_a_slow_reader_ends_and_that_of_a_waiting_peer_stays() {
-    assert!(ConnectionCaps::default().patience <= Duration::from_secs(5), "a slow reader costs a socket for seconds");
-    let patience = Duration::from_millis(20);
-    let connections = Connections::new(ConnectionCaps { patience, ..caps(4, 4) });
+    assert!(
+        ConnectionCaps::default().slow_reader_timeout <= Duration::from_secs(5),
+        "a slow reader costs a socket for seconds"
+    );
+    let slow_reader_timeout = Duration::from_millis(20);
+    let connections = Connections::new(ConnectionCaps { slow_reader_timeout, ..caps(4, 4) });
     let mut place = connections.admit(Instant::now(), peer("20.0.0.1")).unwrap();
-    assert!(tokio::time::timeout(patience * 10, place.wait_for_end()).await.is_err(), "no bytes wait for the peer");
+    assert!(
+        tokio::time::timeout(slow_reader_timeout * 10, place.wait_for_end()).await.is_err(),
+        "no bytes wait for the peer"
+    );
     place.meter.set_blocked();
     tokio::time::timeout(Duration::from_secs(20), place.wait_for_end())
         .await

@@ -141,7 +141,7 @@ async fn a_request_to_an_engine_has_the_same_fields_for_all_clients() {
     let SearchAnswer::Results { total, more, .. } = &answer else { panic!("no results") };
     assert_eq!((*total, *more), (Some(31), true));
     let result = only(answer);
-    assert_eq!(result.link.as_str(), "https://example.org/");
+    assert_eq!(result.url.as_str(), "https://example.org/");
     let echoed = result.snippet;
     assert!(echoed.starts_with("/search?q=rust%20ownership&p=1"), "{echoed}");
     let fields = [

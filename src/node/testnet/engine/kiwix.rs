@@ -15,7 +15,7 @@ const PROGRAM: &str = "kiwix-serve";
 /// The description shipped for operators, and the address of Kiwix in it.
 const SHIPPED: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/engines/kiwix.xml"));
 const SHIPPED_ADDRESS: &str = "127.0.0.1:8080";
-const START_LIMIT: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// Number of starts, because another program may take the port between the choice and the start.
 const ATTEMPTS: usize = 3;
 
@@ -67,7 +67,7 @@ impl Kiwix {
             }
             false
         };
-        Ok(timeout(START_LIMIT, running).await.unwrap_or(false).then(|| {
+        Ok(timeout(START_TIMEOUT, running).await.unwrap_or(false).then(|| {
             let zim = zim.file_name().unwrap_or_default().to_string_lossy().into_owned();
             Self { address, zim, _process: process }
         }))
@@ -87,7 +87,7 @@ impl Kiwix {
 fn start_failure(error: io::Error) -> Failure {
     match error.kind() {
         io::ErrorKind::NotFound => Failure::failed(format!(
-            "{PROGRAM} is not installed: install kiwix-tools, or omit --zim to search Umbel's own papers"
+            "{PROGRAM} is not installed: install kiwix-tools, or omit --zim to search Umbel's own documentation"
         )),
         _ => Failure::system(format!("can't start {PROGRAM}"))(error),
     }

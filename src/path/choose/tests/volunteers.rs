@@ -60,13 +60,14 @@ fn a_volunteer_is_only_the_hop_behind_its_gateway() {
 }
 
 #[test]
-fn no_volunteer_follows_a_doubted_guard_and_avoided_volunteers_are_not_used() {
+fn no_volunteer_follows_a_guard_without_volunteers_and_avoided_volunteers_are_not_used() {
     let (consensus, list, mut rng) = (full_share(), one_behind_each(), rng());
     let guards = sample(&consensus, &mut rng);
-    let doubted: Vec<RelayId> = (1..=7).map(id).collect();
+    let guards_without_volunteers: Vec<RelayId> = (1..=7).map(id).collect();
     let avoided: Vec<RelayId> = (21..=27).map(id).collect();
-    let doubting = Relays { doubted: &doubted, ..relays_of(&consensus, &list) };
-    for (relays, avoid) in [(doubting, &[][..]), (relays_of(&consensus, &list), &avoided)] {
+    let without_volunteers =
+        Relays { guards_without_volunteers: &guards_without_volunteers, ..relays_of(&consensus, &list) };
+    for (relays, avoid) in [(without_volunteers, &[][..]), (relays_of(&consensus, &list), &avoided)] {
         let path = choose(&relays, &guards, &streams(3), avoid, &mut rng).unwrap();
         assert!(list.volunteer(&path.hops()[1]).is_none());
     }

@@ -121,7 +121,7 @@ fn a_guard_is_removed_only_for_failing_relays_in_twenty_address_blocks() {
         let mut client = SimulatedClient::new(2, &consensus);
         let (first, second) = (client.primaries[0], client.primaries[1]);
         for next in (1..=200).map(|number| key(number).id()) {
-            for _ in 0..MIN_JUDGED_CIRCUITS {
+            for _ in 0..MIN_RATED_CIRCUITS {
                 client.guards.handle_circuit(&first, Some(next), false);
                 client.guards.handle_circuit(&second, Some(next), true);
             }
@@ -132,24 +132,24 @@ fn a_guard_is_removed_only_for_failing_relays_in_twenty_address_blocks() {
 }
 
 #[test]
-fn a_relay_that_fails_behind_one_guard_is_distrusted_there_alone() {
+fn a_relay_that_fails_behind_one_guard_is_avoided_there_alone() {
     let (days, relays) = days();
     let mut client = SimulatedClient::new(3, &days[0]);
     let (first, second) = (client.primaries[0], client.primaries[1]);
-    for _ in 0..MIN_JUDGED_CIRCUITS {
+    for _ in 0..MIN_RATED_CIRCUITS {
         client.guards.handle_circuit(&first, Some(relays[7]), false);
         client.guards.handle_circuit(&first, Some(relays[8]), true);
         client.guards.handle_circuit(&second, Some(relays[7]), true);
     }
-    assert_eq!(client.guards.distrusted(&days[0], &first), [relays[7]]);
-    assert_eq!(client.guards.distrusted(&days[0], &second), []);
+    assert_eq!(client.guards.avoided_next(&days[0], &first), [relays[7]]);
+    assert_eq!(client.guards.avoided_next(&days[0], &second), []);
     // If more than a quarter of all relays fail, the guard is the more likely cause.
     for next in &relays[..=101] {
-        for _ in 0..MIN_JUDGED_CIRCUITS {
+        for _ in 0..MIN_RATED_CIRCUITS {
             client.guards.handle_circuit(&first, Some(*next), false);
         }
     }
-    assert_eq!(client.guards.distrusted(&days[0], &first), []);
+    assert_eq!(client.guards.avoided_next(&days[0], &first), []);
 }
 
 #[test]
@@ -157,11 +157,11 @@ fn an_early_end_makes_a_built_circuit_a_failed_one() {
     let (days, relays) = days();
     let mut client = SimulatedClient::new(4, &days[0]);
     let guard = client.primaries[0];
-    for _ in 0..MIN_JUDGED_CIRCUITS {
+    for _ in 0..MIN_RATED_CIRCUITS {
         client.guards.handle_circuit(&guard, Some(relays[7]), true);
         client.guards.handle_early_end(&guard, Some(relays[7]));
     }
-    assert_eq!(client.guards.distrusted(&days[0], &guard), [relays[7]]);
+    assert_eq!(client.guards.avoided_next(&days[0], &guard), [relays[7]]);
 }
 
 #[test]

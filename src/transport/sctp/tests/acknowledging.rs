@@ -25,11 +25,11 @@ fn sending(packets: usize) -> Forged {
 fn a_sack_for_unsent_data_ends_the_association() {
     for ahead in [10, 11, 1 << 20, (1 << 31) - 20] {
         let mut forged = sending(10);
-        forged.sack(forged.their_tsn.wrapping_add(ahead), 1 << 20, &[], &[]);
+        forged.sack(forged.peer_tsn.wrapping_add(ahead), 1 << 20, &[], &[]);
         assert_eq!(forged.closed, Some(Close::Broken), "{ahead} ahead");
     }
     let mut forged = sending(10);
-    forged.sack(forged.their_tsn, 1 << 20, &[(3, 10)], &[]);
+    forged.sack(forged.peer_tsn, 1 << 20, &[(3, 10)], &[]);
     assert_eq!(forged.closed, Some(Close::Broken), "a block ends beyond the last sent TSN");
 }
 
@@ -39,7 +39,7 @@ fn overlapping_and_reversed_gap_blocks_end_the_association() {
         [&[(0, 0)][..], &[(0, 4)], &[(1, 2)], &[(4, 3)], &[(4, 5), (2, 2)], &[(2, 3), (3, 4)], &[(2, 3), (2, 3)]]
     {
         let mut forged = sending(10);
-        forged.sack(forged.their_tsn.wrapping_sub(1), 1 << 20, blocks, &[]);
+        forged.sack(forged.peer_tsn.wrapping_sub(1), 1 << 20, blocks, &[]);
         assert_eq!(forged.closed, Some(Close::Broken), "{blocks:?}");
     }
 }
@@ -47,7 +47,7 @@ fn overlapping_and_reversed_gap_blocks_end_the_association() {
 #[test]
 fn an_outdated_sack_is_ignored() {
     let mut forged = sending(10);
-    let tsn = forged.their_tsn;
+    let tsn = forged.peer_tsn;
     forged.sack(tsn.wrapping_add(4), 1 << 20, &[], &[]);
     let state = forged.association.check(true);
     for old in [0, 3, 1_000, 1 << 30] {
@@ -61,7 +61,7 @@ fn an_outdated_sack_is_ignored() {
 #[test]
 fn a_shorter_list_of_gap_blocks_revokes_no_acknowledgement() {
     let mut forged = sending(10);
-    let before = forged.their_tsn.wrapping_sub(1);
+    let before = forged.peer_tsn.wrapping_sub(1);
     forged.sack(before, 1 << 20, &[(8, 10)], &[]);
     let state = forged.association.check(true);
     forged.sack(before, 1 << 20, &[], &[]);
@@ -76,7 +76,7 @@ fn a_shorter_list_of_gap_blocks_revokes_no_acknowledgement() {
 fn premature_acknowledgements_exceed_no_bound() {
     // For 0.1 s each packet is acknowledged when it is sent.
     let mut forged = Forged::own();
-    let mut acknowledged = forged.their_tsn;
+    let mut acknowledged = forged.peer_tsn;
     for _ in 0..1_000 {
         let room = forged.association.room(forged.now);
         forged.queue(room.clamp(1, 17 << 10));
@@ -97,7 +97,7 @@ fn false_arrival_times_do_not_end_the_association_and_exceed_no_bound() {
     for seed in 0..20 {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut forged = Forged::own();
-        let mut acknowledged = forged.their_tsn.wrapping_sub(1);
+        let mut acknowledged = forged.peer_tsn.wrapping_sub(1);
         for _ in 0..400 {
             let room = forged.association.room(forged.now);
             forged.queue(room.clamp(1, 17 << 10));
@@ -114,7 +114,7 @@ fn false_arrival_times_do_not_end_the_association_and_exceed_no_bound() {
             assert!(state.window <= 16 << 20 && state.unsent <= 17 << 10);
         }
         assert_eq!(forged.closed, None);
-        assert!(acknowledged.wrapping_sub(forged.their_tsn) > 400, "seed {seed}: the sender sent only a few packets");
+        assert!(acknowledged.wrapping_sub(forged.peer_tsn) > 400, "seed {seed}: the sender sent only a few packets");
     }
 }
 
@@ -157,7 +157,7 @@ fn arrivals_are_neither_sent_to_nor_used_from_a_stock_peer() {
 #[test]
 fn a_zero_window_allows_one_packet_and_reopens() {
     let mut forged = sending(10);
-    let tsn = forged.their_tsn;
+    let tsn = forged.peer_tsn;
     forged.sack(tsn.wrapping_add(9), 0, &[], &[]);
     forged.queue(17 << 10);
     assert_eq!(forged.answers().len(), 1, "one packet exceeds a zero window");
@@ -196,7 +196,7 @@ fn half_a_minute_without_new_acknowledgements_ends_the_association() {
     while forged.closed.is_none() && forged.now.since(start) < Duration::from_secs(60) {
         forged.wait(1_000);
         forged.chunk(packet::HEARTBEAT, 0, &[0, 1, 0, 4]);
-        forged.sack(forged.their_tsn.wrapping_sub(1), 1 << 20, &[], &[]);
+        forged.sack(forged.peer_tsn.wrapping_sub(1), 1 << 20, &[], &[]);
     }
     assert_eq!(forged.closed, Some(Close::TimedOut));
     assert!(forged.now.since(start) <= Duration::from_secs(32), "{:?}", forged.now.since(start));
@@ -205,7 +205,7 @@ fn half_a_minute_without_new_acknowledgements_ends_the_association() {
 #[test]
 fn an_unacknowledged_first_packet_stops_the_sender_within_the_reach_of_gap_blocks() {
     let mut forged = Forged::own();
-    let first = forged.their_tsn;
+    let first = forged.peer_tsn;
     let mut highest = 0_u32;
     let mut max_flights = 0;
     for _ in 0..3_000 {
@@ -236,7 +236,7 @@ fn a_probe_without_room_beside_a_sack_has_a_packet_of_its_own() {
     let mut forged = sending(10);
     // All packets but the last are acknowledged. Its tail loss probe and a SACK become due at the same time.
     forged.now = forged.now.after(Duration::from_millis(50));
-    forged.sack(forged.their_tsn.wrapping_add(8), 1 << 20, &[], &[]);
+    forged.sack(forged.peer_tsn.wrapping_add(8), 1 << 20, &[], &[]);
     let due = forged.association.poll_timeout().unwrap();
     forged.now = due;
     forged.association.handle_timeout(due);
@@ -251,7 +251,7 @@ fn a_probe_without_room_beside_a_sack_has_a_packet_of_its_own() {
 #[test]
 fn duplicates_widen_the_reordering_window_to_at_most_a_round_trip() {
     let mut forged = sending(10);
-    let tsn = forged.their_tsn;
+    let tsn = forged.peer_tsn;
     for number in 0..8 {
         forged.now = forged.now.after(Duration::from_millis(50));
         forged.sack(tsn.wrapping_add(number), 1 << 20, &[], &[tsn; 20]);

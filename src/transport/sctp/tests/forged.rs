@@ -29,7 +29,7 @@ pub(super) struct Forged {
     /// The association's verification tag.
     pub(super) tag: u32,
     /// The association's first TSN.
-    pub(super) their_tsn: u32,
+    pub(super) peer_tsn: u32,
     /// The forged peer's first TSN.
     pub(super) tsn: u32,
     pub(super) cookie: Vec<u8>,
@@ -87,7 +87,7 @@ impl Forged {
             now,
             association,
             tag: 0,
-            their_tsn: 0,
+            peer_tsn: 0,
             tsn: u32::MAX - 2,
             cookie: Vec::new(),
             messages: Vec::new(),
@@ -124,7 +124,7 @@ impl Forged {
     /// Stores tag, first TSN and cookie of an INIT or INIT ACK.
     pub(super) fn read_init(&mut self, body: &[u8]) {
         let init = Init::parse(body).expect("an INIT of ours is well-formed");
-        (self.tag, self.their_tsn) = (init.tag, init.tsn);
+        (self.tag, self.peer_tsn) = (init.tag, init.tsn);
         self.cookie = init.cookie.unwrap_or_default().to_vec();
     }
 

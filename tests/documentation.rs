@@ -7,7 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const PAPERS: &[&str] = &["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "threat-model.md", "docs", "proto", "deploy"];
+const DOCUMENTS: &[&str] =
+    &["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "threat-model.md", "docs", "proto", "deploy"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -21,8 +22,8 @@ fn files(path: &Path, kind: &str) -> Vec<PathBuf> {
     if path.extension().is_some_and(|ending| ending == kind) { vec![path.to_owned()] } else { Vec::new() }
 }
 
-fn papers() -> Vec<(PathBuf, String)> {
-    let files = PAPERS.iter().flat_map(|paper| files(&root().join(paper), "md"));
+fn documents() -> Vec<(PathBuf, String)> {
+    let files = DOCUMENTS.iter().flat_map(|path| files(&root().join(path), "md"));
     files.map(|file| (file.clone(), fs::read_to_string(file).unwrap())).collect()
 }
 
@@ -37,15 +38,15 @@ fn sources() -> String {
     sources.map(|file| fs::read_to_string(file).unwrap()).collect()
 }
 
-/// Fails unless each of `names` is a function in the sources. `paper` names at least `least`.
-fn assert_exist<'a>(paper: &str, names: impl Iterator<Item = &'a str>, least: usize) {
+/// Fails unless each of `names` is a function in the sources. `document` names at least `least`.
+fn assert_exist<'a>(document: &str, names: impl Iterator<Item = &'a str>, least: usize) {
     let text = sources();
     let tests: BTreeSet<&str> =
         text.split("fn ").filter_map(|rest| rest.split_once('(').map(|(name, _)| name)).collect();
     let named: Vec<&str> = names.filter(|name| name.matches('_').count() >= 2).collect();
-    assert!(named.len() > least, "{paper} names its tests");
+    assert!(named.len() > least, "{document} names its tests");
     let missing: Vec<&&str> = named.iter().filter(|name| !tests.contains(**name)).collect();
-    assert!(missing.is_empty(), "{paper} names tests that don't exist: {missing:#?}");
+    assert!(missing.is_empty(), "{document} names tests that don't exist: {missing:#?}");
 }
 
 #[test]
@@ -63,9 +64,9 @@ fn every_test_that_the_tables_of_resources_name_exists() {
 }
 
 #[test]
-fn every_relative_url_in_the_papers_exists() {
+fn every_relative_url_in_the_documentation_exists() {
     let mut broken = Vec::new();
-    for (file, text) in papers() {
+    for (file, text) in documents() {
         let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')').map(|(target, _)| target));
         for target in targets.filter(|target| !target.contains("://") && !target.starts_with('#')) {
             let path = target.split('#').next().unwrap();

@@ -1,4 +1,4 @@
-//! A small full-text index over the sections of Umbel's own papers, ranked by BM25.
+//! A small full-text index over the sections of Umbel's own documentation, ranked by BM25.
 //!
 //! Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009).
 
@@ -14,11 +14,11 @@ const SNIPPET: usize = 240;
 /// Largest distance from the start of a snippet to the matched word, in bytes.
 const SNIPPET_BEFORE: usize = 60;
 
-/// A section of a paper. Each section is one page and one search result.
+/// A section of a document. Each section is one page and one search result.
 pub(super) struct Section {
     /// The path, such as `/proto/03-cells/fragments`.
     pub(super) path: String,
-    /// The headings of section and paper.
+    /// The headings of section and document.
     pub(super) title: String,
     /// The Markdown without the heading.
     pub(super) text: String,
@@ -35,9 +35,9 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Indexes `papers`, each with its name and its Markdown.
-    pub(super) fn new(papers: &[(&str, &str)]) -> Self {
-        let sections: Vec<Section> = papers.iter().flat_map(|(name, text)| sections(name, text)).collect();
+    /// Indexes `documents`, each with its name and its Markdown.
+    pub(super) fn new(documents: &[(&str, &str)]) -> Self {
+        let sections: Vec<Section> = documents.iter().flat_map(|(name, text)| sections(name, text)).collect();
         let mut postings: BTreeMap<String, Vec<(usize, f64)>> = BTreeMap::new();
         let mut lengths = Vec::new();
         for (number, section) in sections.iter().enumerate() {
@@ -56,7 +56,8 @@ impl Index {
         Self { sections, postings, lengths, mean_length }
     }
 
-    /// The sections that contain a word of `terms`, by descending score. Sections of equal score are in the papers' order.
+    /// The sections that contain a word of `terms`, by descending score. Sections of equal score are in the order of the
+    /// documents.
     pub(super) fn search(&self, terms: &str) -> Vec<&Section> {
         let terms: BTreeSet<String> = words(terms).map(|(_, word)| word).collect();
         let mut scores: BTreeMap<usize, f64> = BTreeMap::new();
@@ -79,7 +80,7 @@ impl Index {
         self.sections.iter().find(|section| section.path == path)
     }
 
-    /// All sections, in the papers' order.
+    /// All sections, in the order of the documents.
     pub(super) fn all(&self) -> &[Section] {
         &self.sections
     }
@@ -100,11 +101,11 @@ impl Section {
     }
 }
 
-/// The sections of the paper `name`, split at its headings.
+/// The sections of the document `name`, split at its headings.
 fn sections(name: &str, text: &str) -> Vec<Section> {
-    let paper = format!("/{}", name.strip_suffix(".md").unwrap_or(name));
+    let document = format!("/{}", name.strip_suffix(".md").unwrap_or(name));
     let mut sections: Vec<Section> = Vec::new();
-    let mut paper_title = name.to_owned();
+    let mut document_title = name.to_owned();
     let mut in_code = false;
     for line in text.lines() {
         if line.starts_with("```") {
@@ -120,10 +121,10 @@ fn sections(name: &str, text: &str) -> Vec<Section> {
         };
         let slug: Vec<String> = words(&heading).map(|(at, _)| word_at(&heading, at).to_lowercase()).collect();
         let (mut path, title) = if sections.is_empty() {
-            paper_title = heading;
-            (paper.clone(), paper_title.clone())
+            document_title = heading;
+            (document.clone(), document_title.clone())
         } else {
-            (format!("{paper}/{}", slug.join("-")), format!("{heading} · {paper_title}"))
+            (format!("{document}/{}", slug.join("-")), format!("{heading} · {document_title}"))
         };
         while sections.iter().any(|section| section.path == path) {
             path.push_str("-again");
@@ -171,7 +172,7 @@ fn word_at(text: &str, at: usize) -> &str {
 mod tests {
     use super::*;
 
-    const PAPERS: &[(&str, &str)] = &[
+    const DOCUMENTS: &[(&str, &str)] = &[
         ("one.md", "# Cells\n\nA cell is 1,024 bytes.\n\n## Layers\n\nA [layer](x.md) of `ChaCha20` for each *hop*.\n"),
         (
             "two.md",
@@ -180,7 +181,7 @@ mod tests {
     ];
 
     fn found(terms: &str) -> Vec<String> {
-        Index::new(PAPERS).search(terms).iter().map(|section| section.path.clone()).collect()
+        Index::new(DOCUMENTS).search(terms).iter().map(|section| section.path.clone()).collect()
     }
 
     #[test]
@@ -195,7 +196,7 @@ mod tests {
 
     #[test]
     fn every_section_has_its_own_path() {
-        let index = Index::new(PAPERS);
+        let index = Index::new(DOCUMENTS);
         let paths: BTreeSet<&str> = index.all().iter().map(|section| section.path.as_str()).collect();
         assert_eq!(paths.len(), index.all().len());
         assert_eq!(index.at("/two/layers-again").unwrap().title, "Layers · Relays");
@@ -209,7 +210,10 @@ mod tests {
         let snippet = section.snippet("needles");
         assert!(snippet.contains("needle after") && snippet.len() < 300, "{snippet}");
         assert!(snippet.starts_with("… before") && snippet.ends_with("after …"), "{snippet}");
-        assert_eq!(Index::new(PAPERS).at("/one/layers").unwrap().snippet("hop"), "A layer of ChaCha20 for each hop.");
+        assert_eq!(
+            Index::new(DOCUMENTS).at("/one/layers").unwrap().snippet("hop"),
+            "A layer of ChaCha20 for each hop."
+        );
         let section = Section { text: "日本語".repeat(200), ..section };
         assert!(section.snippet("日本語").starts_with("日本語"));
     }

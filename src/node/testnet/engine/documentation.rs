@@ -30,14 +30,14 @@ const RESULTS_PER_PAGE: usize = 10;
 const XML: PreEscaped<&str> = PreEscaped("<?xml version=\"1.0\" encoding=\"UTF-8\"?>");
 const OPENSEARCH: &str = "http://a9.com/-/spec/opensearch/1.1/";
 
-macro_rules! papers {
+macro_rules! documents {
     ($($name:literal),* $(,)?) => {
         &[$(($name, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/", $name)))),*]
     };
 }
 
 /// The corpus: the path and the Markdown of each file.
-const PAPERS: &[(&str, &str)] = papers![
+const DOCUMENTS: &[(&str, &str)] = documents![
     "README.md",
     "threat-model.md",
     "docs/architecture.md",
@@ -61,12 +61,12 @@ const PAPERS: &[(&str, &str)] = papers![
 ];
 
 /// The running engine. Dropping the value stops the engine.
-pub(in super::super) struct Papers {
+pub(in super::super) struct Documentation {
     address: SocketAddr,
     _serving: AbortOnDropHandle<()>,
 }
 
-impl Papers {
+impl Documentation {
     /// Starts the engine on a free port of 127.0.0.1.
     ///
     /// # Errors
@@ -82,7 +82,7 @@ impl Papers {
             .route("/search", get(search))
             .route("/", get(contents))
             .route("/{*path}", get(page))
-            .with_state(Arc::new(Index::new(PAPERS)));
+            .with_state(Arc::new(Index::new(DOCUMENTS)));
         // Errors are ignored: without TCP_NODELAY answers are only slower, and the exit detects a failed answer.
         let listener = listener.tap_io(|socket| _ = socket.set_nodelay(true));
         let serving = tokio::spawn(async move { _ = axum::serve(listener, router).await });
@@ -96,7 +96,7 @@ impl Papers {
 
     /// The engine's name and URL, for the output of `umbel testnet`.
     pub(super) fn to_text(&self) -> String {
-        format!("Umbel's own papers, http://{}", self.address)
+        format!("Umbel's own documentation, http://{}", self.address)
     }
 }
 
@@ -111,7 +111,7 @@ fn description(address: SocketAddr) -> String {
         (XML)
         OpenSearchDescription xmlns=(OPENSEARCH) {
             ShortName { "Umbel" }
-            Description { "Umbel's own papers" }
+            Description { "Umbel's own documentation" }
             Url type="application/rss+xml" template=(template) {}
         }
     };
@@ -120,21 +120,21 @@ fn description(address: SocketAddr) -> String {
 
 /// The parameters of a search. A missing or invalid page number stands for page 1.
 #[derive(Deserialize)]
-struct PapersQuery {
+struct DocumentationQuery {
     #[serde(default)]
     terms: String,
     #[serde(default)]
     page: String,
 }
 
-async fn search(State(index): State<Arc<Index>>, Query(query): Query<PapersQuery>) -> Response {
+async fn search(State(index): State<Arc<Index>>, Query(query): Query<DocumentationQuery>) -> Response {
     let found = index.search(&query.terms);
     let before = query.page.parse::<usize>().unwrap_or(1).saturating_sub(1).saturating_mul(RESULTS_PER_PAGE);
     let document = html! {
         (XML)
         rss version="2.0" xmlns:opensearch=(OPENSEARCH) {
             channel {
-                title { "Umbel's own papers" }
+                title { "Umbel's own documentation" }
                 opensearch:totalResults { (found.len()) }
                 opensearch:startIndex { (before.saturating_add(1)) }
                 opensearch:itemsPerPage { (RESULTS_PER_PAGE) }
@@ -153,7 +153,7 @@ async fn search(State(index): State<Arc<Index>>, Query(query): Query<PapersQuery
 
 async fn contents(State(index): State<Arc<Index>>) -> Html<String> {
     document(
-        "Umbel's own papers",
+        "Umbel's own documentation",
         &html! {
             ul { @for section in index.all() { li { a href=(section.path) { (section.title) } } } }
         },
@@ -172,7 +172,7 @@ fn document(title: &str, body: &Markup) -> Html<String> {
         (DOCTYPE)
         html lang="en" {
             head { meta charset="utf-8"; title { (title) } }
-            body { h1 { (title) } (body) p { a href="/" { "All papers" } } }
+            body { h1 { (title) } (body) p { a href="/" { "All documents" } } }
         }
     };
     Html(page.into_string())
@@ -217,7 +217,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_urls_of_the_description_are_served() {
-        let engine = Papers::start().await.unwrap();
+        let engine = Documentation::start().await.unwrap();
         let (_, kind, description) = fetch(&format!("http://{}/description.xml", engine.address)).await;
         assert_eq!(kind, "application/opensearchdescription+xml");
         assert_eq!(description, engine.description());
@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn every_document_in_docs_and_proto_is_searched() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-        let named: BTreeSet<&str> = PAPERS.iter().map(|(name, _)| *name).collect();
+        let named: BTreeSet<&str> = DOCUMENTS.iter().map(|(name, _)| *name).collect();
         for folder in ["docs", "proto"] {
             for file in fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path()) {
                 let name = format!("{folder}/{}", file.file_name().unwrap().to_string_lossy());
