@@ -1,10 +1,10 @@
 //! The core of a client: streams, circuits and channels to guards, without I/O.
 //!
 //! [`ClientMachine`] owns the channels to guards, the guard sample and the directory's documents. It drives the pool of
-//! circuits and the placement of requests on them. Driven as a [`LinkMachine`] from below, and by
-//! [`ClientMachine::open`] and similar calls from above. It builds circuits ahead and puts each stream on a circuit of
-//! its isolation. It retries a stream elsewhere if the stream failed before it was connected and the target wasn't the
-//! cause. It rebuilds failed circuits. Governed by `proto/08-paths.md` §5.
+//! circuits and the placement of requests on circuits. Driven as a [`LinkMachine`] by the links, and by
+//! [`ClientMachine::open`] and similar calls of the owner. The client builds circuits ahead, places each stream on a
+//! circuit of the stream's isolation, and rebuilds failed circuits. A stream that failed before it was connected is
+//! retried on another circuit, unless the target was the cause. Governed by `proto/08-paths.md` §5.
 //!
 //! | module | owns |
 //! |---|---|
@@ -12,11 +12,15 @@
 //! | `placement` | requests, and the stream that carries each |
 //! | `documents` | consensus and volunteers, and their expiry |
 //!
-//! Threats addressed: linking of a person's activities under different isolations, which never share a circuit, or
-//! over time, since a circuit takes no new streams ten minutes after its first. Relays that fail circuits until one
-//! has the path they want: retries are few, with pauses, and failures beyond the guard never change the guard.
+//! Threats addressed:
 //!
-//! Caps: [`ClientParameters`]. Beyond them a request fails at once with [`StreamFailure::LimitReached`].
+//! - An exit links activities of one person. Streams of different isolations never share a circuit, and a circuit takes
+//!   no new streams ten minutes after its first.
+//! - Relays fail circuits until a circuit has a path of their choice. Retries are few, with pauses, and failures beyond
+//!   the guard don't change the guard, except for path bias (`proto/08-paths.md` §4).
+//!
+//! Caps: [`ClientParameters`]. Beyond the cap on requests, a request fails immediately with
+//! [`StreamFailure::LimitReached`].
 
 mod documents;
 mod event;
@@ -45,13 +49,13 @@ use crate::{
 use documents::Documents;
 use placement::{Placement, StreamOutcome};
 use pool::{DelegatedCircuit, GuardPair, Pool, PoolEvent, PoolInputs};
-use requests::{Demand, StreamPosition, Wanted};
+use requests::{Demand, RequestKind, StreamPosition};
 
 pub use event::{ClientEvent, StreamFailure};
 pub use isolation::Isolation;
 pub use parameters::ClientParameters;
 
-/// One stream or RESOLVE of the client; never reused.
+/// The identifier of one request of the client: a stream, RESOLVE or delegated request. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientStream(pub u64);
 
@@ -71,18 +75,18 @@ impl From<ClientStream> for u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct PooledCircuitKey(u64);
 
-/// Interval of the check of the ages of circuits and consensus.
-const SWEEP: Duration = Duration::from_secs(1);
-/// Time after which counts of circuits are stored with the guards.
-const STORE_COUNTS: Duration = Duration::from_secs(10 * 60);
+/// Interval at which the ages of circuits and consensus are checked.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval at which the guard sample is stored with changed counts of circuits.
+const STORE_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// Interval of the circuits that measure a suspect guard.
-const MEASURE: Duration = Duration::from_secs(60);
+const MEASUREMENT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A client of the overlay.
 ///
-/// **Drain contract.** That of [`LinkMachine`]; after [`LinkMachine::poll_transmit`] has returned `None`, call
-/// [`ClientMachine::poll_event`] until it returns `None`. [`LinkMachine::handle_batch_end`] handles the circuits'
-/// events and plans, so that a batch of inputs costs little more than one.
+/// **Drain contract.** The contract of [`LinkMachine`] applies. In addition, after [`LinkMachine::poll_transmit`] has
+/// returned `None`, call [`ClientMachine::poll_event`] until it returns `None`. [`LinkMachine::handle_batch_end`]
+/// handles the circuits' events and places requests, so that a batch of inputs costs little more than one input.
 pub struct ClientMachine {
     parameters: ClientParameters,
     channels: Channels,
@@ -90,12 +94,13 @@ pub struct ClientMachine {
     documents: Documents,
     pool: Pool,
     placement: Placement,
-    /// Placements or builds may be due, because requests or circuits have changed.
+    /// Whether placements or builds may be due, because requests or circuits have changed.
     replan: bool,
     /// The next check of ages, from the first consensus on.
     sweep_at: Option<Instant>,
-    /// The time to store the guards, with the counts of circuits since the last time.
+    /// The time to store the guard sample with its changed counts of circuits.
     store_at: Option<Instant>,
+    /// The time of the next measurement of a suspect guard.
     measure_at: Option<Instant>,
     events: VecDeque<ClientEvent>,
 }
@@ -134,7 +139,7 @@ impl ClientMachine {
             self.guards.handle_contact(now);
         }
         self.replan = true;
-        self.sweep_at.get_or_insert_with(|| now.after(SWEEP));
+        self.sweep_at.get_or_insert_with(|| now.after(SWEEP_INTERVAL));
     }
 
     /// Sets a verified list of volunteers; `wall` is the wall-clock time at `now`. Open circuits stay.
@@ -150,11 +155,11 @@ impl ClientMachine {
         &self.guards
     }
 
-    /// Returns whether the guard sample has changed since the last [`ClientEvent::GuardsChanged`], once. The owner
-    /// stores it before the client ends.
+    /// Returns whether circuits were counted since the last [`ClientEvent::GuardsChanged`] and the last call. If so,
+    /// the owner stores the guard sample before the client ends.
     pub const fn take_guard_changes(&mut self) -> bool {
         self.store_at = None;
-        self.guards.take_counted()
+        self.guards.take_counts_changed()
     }
 
     /// The consensus in use, expired or not.
@@ -164,17 +169,17 @@ impl ClientMachine {
     }
 
     /// Requests a stream to `target`. [`StreamEvent::Connected`](crate::stream::StreamEvent::Connected),
-    /// [`StreamEvent::Closed`](crate::stream::StreamEvent::Closed) or [`ClientEvent::Failed`] follows; before that
-    /// nothing can be written.
+    /// [`StreamEvent::Closed`](crate::stream::StreamEvent::Closed) or [`ClientEvent::Failed`] follows. Bytes can be
+    /// written only after `Connected`.
     pub fn open(&mut self, now: Instant, target: Target, isolation: Isolation) -> ClientStream {
-        self.request(now, Demand::new(Wanted::Stream(target), isolation, Vec::new()))
+        self.request(now, Demand::new(RequestKind::Stream(target), isolation, Vec::new()))
     }
 
     /// Resolves a name to addresses, or an address to names.
     /// [`StreamEvent::Resolved`](crate::stream::StreamEvent::Resolved),
     /// [`StreamEvent::Closed`](crate::stream::StreamEvent::Closed) or [`ClientEvent::Failed`] follows.
     pub fn resolve(&mut self, now: Instant, host: Host, isolation: Isolation) -> ClientStream {
-        self.request(now, Demand::new(Wanted::Resolve(host), isolation, Vec::new()))
+        self.request(now, Demand::new(RequestKind::Resolve(host), isolation, Vec::new()))
     }
 
     /// Places a delegated request at an exit that offers it and isn't in `excluded_exits`, over a circuit that carries
@@ -187,17 +192,17 @@ impl ClientMachine {
         excluded_exits: Vec<RelayId>,
         isolation: Isolation,
     ) -> ClientStream {
-        self.request(now, Demand::new(Wanted::Delegated(delegation), isolation, excluded_exits))
+        self.request(now, Demand::new(RequestKind::Delegated(delegation), isolation, excluded_exits))
     }
 
-    /// Keeps `count` spare circuits for requests of this kind from now on, and none for other kinds.
+    /// Keeps `count` spare circuits for this kind of delegated request from now on, and none for other kinds.
     pub fn keep_ready(&mut self, delegation: Delegation, count: usize) {
         self.pool.keep_ready(delegation, count);
         self.replan = true;
     }
 
-    /// Carries out a command for a stream. [`StreamCommand::Reset`] ends a stream or RESOLVE in any state; the others
-    /// need a connected stream.
+    /// Handles a command for a stream. [`StreamCommand::Reset`] ends a request in any state. The other commands have an
+    /// effect only on a connected stream.
     pub fn handle_command(&mut self, stream: ClientStream, command: StreamCommand) {
         let position = match command {
             StreamCommand::Reset(_) => self.placement.remove(stream),
@@ -210,12 +215,12 @@ impl ClientMachine {
         self.pool.with_streams(position.circuit, |streams| streams.handle_command(position.stream, command));
     }
 
-    /// Takes bytes to send, up to [`Self::room`], and returns how many.
+    /// Queues bytes to send, up to [`Self::room`], and returns their number.
     pub fn write(&mut self, stream: ClientStream, bytes: &[u8]) -> usize {
         self.with_stream(stream, |streams, id| streams.write(id, bytes)).unwrap_or(0)
     }
 
-    /// Bytes that [`Self::write`] takes now; zero before the stream is connected.
+    /// Bytes that [`Self::write`] accepts now; zero before the stream is connected.
     pub fn room(&mut self, stream: ClientStream) -> usize {
         self.with_stream(stream, |streams, id| streams.room(id)).unwrap_or(0)
     }
@@ -225,17 +230,18 @@ impl ClientMachine {
         self.events.pop_front()
     }
 
+    /// Adds a request, or fails it immediately.
     fn request(&mut self, now: Instant, demand: Demand) -> ClientStream {
         let stream = self.placement.next();
-        let host_refusal = self.refusal(now, &demand);
-        let refused = if self.documents.is_expired() {
+        let host_failure = self.host_failure(now, &demand);
+        let failure = if self.documents.is_expired() {
             Some(StreamFailure::ConsensusExpired)
         } else if self.placement.len() >= self.parameters.streams {
             Some(StreamFailure::LimitReached)
         } else {
-            host_refusal
+            host_failure
         };
-        if let Some(failure) = refused {
+        if let Some(failure) = failure {
             self.events.push_back(ClientEvent::Failed(stream, failure));
         } else {
             self.placement.insert(stream, demand, now.after(self.parameters.circuit_wait));
@@ -244,15 +250,16 @@ impl ClientMachine {
         stream
     }
 
-    /// The failure of a request whose host is sent to no exit. Without a consensus, private hosts are judged later.
-    fn refusal(&self, now: Instant, demand: &Demand) -> Option<StreamFailure> {
-        let refused = match demand.special_host()? {
+    /// The failure of a request whose host may not be sent to an exit. Without a consensus, private hosts are checked
+    /// later.
+    fn host_failure(&self, now: Instant, demand: &Demand) -> Option<StreamFailure> {
+        let is_refused = match demand.special_host()? {
             SpecialHost::Reserved => true,
             SpecialHost::Private => {
-                self.documents.relays(now, None).is_some_and(|relays| !relays.take_private_targets())
+                self.documents.relays(now, None).is_some_and(|relays| !relays.allow_private_targets())
             }
         };
-        refused.then_some(StreamFailure::NotPublic)
+        is_refused.then_some(StreamFailure::NotPublic)
     }
 
     /// Calls `act` with a connected stream.
@@ -268,13 +275,13 @@ impl ClientMachine {
         Some((pool, placement, PoolInputs { relays, guards, channels, parameters }))
     }
 
-    /// Places waiting requests and starts missing circuits.
+    /// Places waiting requests, and builds missing circuits.
     fn plan(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         if self.documents.is_expired() {
             return;
         }
         for stream in self.placement.waiting() {
-            if let Some(failure) = self.placement.demand(stream).and_then(|demand| self.refusal(now, demand)) {
+            if let Some(failure) = self.placement.demand(stream).and_then(|demand| self.host_failure(now, demand)) {
                 self.placement.remove(stream);
                 self.events.push_back(ClientEvent::Failed(stream, failure));
                 continue;
@@ -293,17 +300,19 @@ impl ClientMachine {
         }
     }
 
+    /// Counts a circuit by its guard and next relay.
     fn count_circuit(&mut self, now: Instant, GuardPair { guard, next }: GuardPair, built: bool) {
         self.guards.handle_circuit(&guard, next, built);
-        self.store_at.get_or_insert_with(|| now.after(STORE_COUNTS));
+        self.store_at.get_or_insert_with(|| now.after(STORE_INTERVAL));
     }
 
+    /// Emits [`ClientEvent::GuardsChanged`].
     fn report_guards(&mut self) {
         self.take_guard_changes();
         self.events.push_back(ClientEvent::GuardsChanged);
     }
 
-    /// Fails the waiting requests of one isolation; without one, all.
+    /// Fails the waiting requests of `isolation`, or all waiting requests if it is `None`.
     fn fail_waiting(&mut self, isolation: Option<Isolation>, failure: StreamFailure) {
         let failed = self.placement.remove_waiting(isolation);
         self.events.extend(failed.into_iter().map(|stream| ClientEvent::Failed(stream, failure)));
@@ -345,12 +354,12 @@ impl ClientMachine {
                 self.events.extend(first.then_some(ClientEvent::Ready));
                 self.replan = true;
             }
-            PoolEvent::BuildFailed { behind, give_up } => {
-                if let Some(pair) = behind {
+            PoolEvent::BuildFailed { pair, exhausted } => {
+                if let Some(pair) = pair {
                     self.count_circuit(now, pair, false);
                 }
-                if give_up.is_some() {
-                    self.fail_waiting(give_up, StreamFailure::NoCircuit);
+                if exhausted.is_some() {
+                    self.fail_waiting(exhausted, StreamFailure::NoCircuit);
                 }
                 self.replan = true;
             }
@@ -391,13 +400,13 @@ impl ClientMachine {
     /// Dials unreachable guards again. No circuit waits for these dials.
     fn dial_guards(&mut self, now: Instant) {
         let Some(consensus) = self.documents.consensus().filter(|_| !self.documents.is_expired()) else { return };
-        for guard in self.guards.due(consensus, now) {
-            // An open channel is reported by its events.
+        for guard in self.guards.guards_to_dial(consensus, now) {
+            // An open channel needs no action: its event was handled when it opened.
             let _ = self.channels.connect(now, &guard.dial_target());
         }
     }
 
-    /// Checks the ages of the consensus and of all circuits.
+    /// Checks the ages of the consensus and of all circuits, and starts the dials and measurements that are due.
     fn sweep(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         if self.documents.handle_expiry(now) {
             self.events.push_back(ClientEvent::ConsensusExpired);
@@ -410,7 +419,7 @@ impl ClientMachine {
         let expired = self.documents.is_expired();
         let measures = !expired && self.measure_at.is_none_or(|at| at <= now);
         if measures {
-            self.measure_at = Some(now.after(MEASURE));
+            self.measure_at = Some(now.after(MEASUREMENT_INTERVAL));
         }
         if let Some((pool, _, mut inputs)) = self.parts(now) {
             pool.sweep(now, &inputs, expired);
@@ -449,7 +458,7 @@ impl LinkMachine for ClientMachine {
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
             self.sweep(now, rng);
-            self.sweep_at = Some(now.after(SWEEP));
+            self.sweep_at = Some(now.after(SWEEP_INTERVAL));
         }
     }
 
@@ -473,7 +482,7 @@ impl LinkMachine for ClientMachine {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let waiting = self.placement.poll_timeout();
-        // A pause between builds matters only to waiting requests; the sweep handles spares.
+        // The end of a pause between builds is a deadline only if requests wait. The sweep builds spare circuits.
         let pause = waiting.and(self.pool.pause_end());
         let deadlines = [self.channels.poll_timeout(), self.pool.poll_timeout(), waiting, pause, self.sweep_at];
         deadlines.into_iter().flatten().min()

@@ -1,10 +1,11 @@
 //! The directory: signed descriptors of relays, and the authorities' consensus.
 //!
-//! Documents are Protocol Buffers signed as bytes. Each is decoded as an `Unverified…` type, whose
-//! verification returns the type that the rest of the node trusts. This module owns the document types and the core of
-//! an [`authority`]. Files (`io`), store and HTTP (`directory_http`) are outside. Driven by documents and wall-clock
-//! time from the caller. Governed by `proto/07-directory.md`. Threats addressed (`threat-model.md`): relays with false
-//! statements about themselves, up to half of the authorities, and an adversary between a node and the directory.
+//! Documents are Protocol Buffers signed as bytes. Each document is decoded as an `Unverified…` type, whose
+//! verification returns the type that the rest of the node uses. This module owns the document types and the core of
+//! an [`authority`]. Files (`io`), store and HTTP (`directory_http`) are separate modules. Driven by documents and
+//! wall-clock time from the caller. Governed by `proto/07-directory.md`. Threats addressed (`threat-model.md`): relays
+//! with false statements about themselves, up to half of the authorities, and an adversary between a node and the
+//! directory.
 
 pub mod authority;
 mod bounded;
@@ -64,7 +65,7 @@ pub const MAX_VOLUNTEER_LEN: usize = 1 << 10;
 pub const MAX_VOLUNTEER_PROFILE_LEN: usize = 400;
 /// Maximum volunteers of a list.
 pub const MAX_VOLUNTEERS: usize = 4_096;
-/// Maximum clock difference of two nodes. The validity of a document may begin this far in the future.
+/// Maximum clock difference of two nodes: the maximum time for which a document may be dated in the future.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(60 * 60);
 
 /// A directory authority's ed25519 public key (RFC 8032), configured in every node.
@@ -86,6 +87,7 @@ impl AuthorityId {
         self.0.as_bytes()
     }
 
+    /// The public key.
     const fn key(&self) -> &RelayId {
         &self.0
     }

@@ -33,7 +33,7 @@ pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Con
                 Err(DocumentFetchError::NoneYet) => failure = DocumentFetchError::NoneYet,
                 Err(error) => return Err(error),
             }
-            schedule.retry(ConsensusBody::longest_retry(None));
+            schedule.retry(ConsensusBody::max_retry_delay(None));
         }
         Err(DocumentFetchError::Unreachable)
     });

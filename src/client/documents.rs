@@ -1,4 +1,4 @@
-//! The directory's documents in use: the consensus and the list of volunteers, with their expiry.
+//! The directory's documents in use: the consensus and the volunteer list, with the times of their expiry.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use crate::{
     path::Relays,
 };
 
-/// The consensus and the volunteers that paths are chosen from.
+/// The documents from which paths are chosen.
 #[derive(Default)]
 pub(super) struct Documents {
     consensus: ConsensusState,
-    /// The volunteers, and the expiry of their list.
+    /// The volunteer list, and the time of its expiry.
     volunteers: Option<(Arc<VolunteerList>, Instant)>,
 }
 
@@ -24,13 +24,13 @@ enum ConsensusState {
         consensus: Arc<Consensus>,
         expires: Instant,
     },
-    /// No path is chosen from it; open circuits over its relays stay.
+    /// No path is chosen from this consensus; open circuits over its relays stay.
     Expired(Arc<Consensus>),
 }
 
 impl Documents {
-    /// Sets a verified consensus; `wall` is the wall-clock time at `now`. Returns whether it is newer than the one
-    /// before it.
+    /// Sets a verified consensus; `wall` is the wall-clock time at `now`. Returns whether the consensus replaces an
+    /// older one.
     pub(super) fn set_consensus(&mut self, now: Instant, wall: WallTime, consensus: Arc<Consensus>) -> bool {
         let newer = self.consensus().is_some_and(|old| old.valid_after() < consensus.valid_after());
         let expires = now.after(consensus.valid_until().since(wall));
@@ -38,8 +38,8 @@ impl Documents {
         newer
     }
 
-    /// Sets a verified list of volunteers; `wall` is the wall-clock time at `now`. Returns whether it is newer than the
-    /// one before it.
+    /// Sets a verified volunteer list; `wall` is the wall-clock time at `now`. Returns whether the list replaces an
+    /// older one.
     pub(super) fn set_volunteers(&mut self, now: Instant, wall: WallTime, list: Arc<VolunteerList>) -> bool {
         let newer = self.volunteers.as_ref().is_some_and(|(old, _)| old.valid_after() < list.valid_after());
         let expires = now.after(list.valid_until().since(wall));
@@ -55,12 +55,12 @@ impl Documents {
         }
     }
 
-    /// Whether the consensus has expired, as found by [`Self::handle_expiry`].
+    /// Whether the consensus had expired at the last [`Self::handle_expiry`].
     pub(super) const fn is_expired(&self) -> bool {
         matches!(self.consensus, ConsensusState::Expired(_))
     }
 
-    /// Returns whether the consensus has expired; once for each consensus.
+    /// Returns true once for each consensus, when the consensus has expired.
     pub(super) fn handle_expiry(&mut self, now: Instant) -> bool {
         match &self.consensus {
             ConsensusState::Valid { consensus, expires } if *expires <= now => {
@@ -71,7 +71,7 @@ impl Documents {
         }
     }
 
-    /// The input of path selection; `middle` fixes the relay behind the guard.
+    /// The relays for path selection. `middle` fixes the relay behind the guard. `None` without a consensus.
     pub(super) fn relays(&self, now: Instant, middle: Option<RelayId>) -> Option<Relays<'_>> {
         let consensus = self.consensus()?;
         let volunteers = self.volunteers.as_ref().filter(|(_, expires)| now < *expires).map(|(list, _)| &**list);

@@ -19,16 +19,16 @@ pub enum StreamFailure {
     /// The client has the maximum number of requests and streams.
     #[error("the client has the maximum number of open streams; close some")]
     LimitReached,
-    /// No consensus arrived in time.
+    /// The client received no consensus in time.
     #[error("the client has no consensus yet; check that a directory can be reached")]
     NoConsensus,
     /// The consensus has expired and no newer one was available. An expired consensus is never used.
     #[error("the consensus has expired and no directory has a newer one; check the clock and the directories")]
     ConsensusExpired,
-    /// The consensus has no path to that target.
+    /// The consensus has no path for the request.
     #[error(transparent)]
     NoPath(#[from] PathError),
-    /// The target is a name or address of a local network, or a reserved name, and is sent to no exit.
+    /// The host is a name or address of a local network, or a reserved name. Such a host is sent to no exit.
     #[error(
         "no exit can reach this host: it is on a local network or has a reserved name; exclude local hosts from the proxy"
     )]
@@ -42,7 +42,7 @@ pub enum StreamFailure {
 }
 
 impl StreamFailure {
-    /// Its class.
+    /// The failure's class.
     #[must_use]
     pub const fn class(self) -> ErrorClass {
         match self {
@@ -60,35 +60,35 @@ impl StreamFailure {
 /// An event for the client's owner.
 #[derive(Clone, Debug)]
 pub enum ClientEvent {
-    /// The first circuit is open: requests are served without delay.
+    /// The first circuit is open, so that requests are placed without delay.
     Ready,
     /// A circuit is open.
     CircuitBuilt {
-        /// Its relays, the guard first.
+        /// The circuit's relays, the guard first.
         path: Vec<RelayId>,
         /// Time from the start of the build to the open channel; near zero if the channel was open before.
         channel: Duration,
-        /// Time of each hop, from its first cell to its answer.
+        /// Build time of each hop, from the first cell to the answer.
         hops: Vec<Duration>,
     },
-    /// The guard sample has changed and should be stored ([`ClientMachine::guards`](super::ClientMachine::guards)).
+    /// The guard sample has changed, and the owner should store it
+    /// ([`ClientMachine::guards`](super::ClientMachine::guards)).
     GuardsChanged,
-    /// The consensus has expired: all requests fail until there is a newer one.
+    /// The consensus has expired. New and waiting requests fail until there is a newer consensus.
     ConsensusExpired,
     /// An event of a stream or RESOLVE, as its circuit emitted it.
     Stream(ClientStream, StreamEvent),
-    /// The stream to an exit that offers the delegated request is open; takes the place of
-    /// [`StreamEvent::Connected`].
+    /// The stream of a delegated request is open. This event replaces [`StreamEvent::Connected`].
     Delegated {
         /// The stream.
         stream: ClientStream,
-        /// The relays of its circuit, the guard first.
+        /// The relays of the stream's circuit, the guard first.
         path: Vec<RelayId>,
-        /// Time of each hop when the circuit was built.
+        /// Build time of each hop of the circuit.
         hops: Vec<Duration>,
-        /// The exit also carries streams of this client, because no other exit offers the same.
+        /// Whether the exit also carries streams of this client or did so recently, because no other exit fitted.
         shared_exit: bool,
     },
-    /// The request failed before a stream was opened for it; nothing follows.
+    /// The request failed before a stream was opened for it. No further event of the request follows.
     Failed(ClientStream, StreamFailure),
 }

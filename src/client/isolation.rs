@@ -1,13 +1,13 @@
-//! The isolation of a stream: the label that keeps it off the circuits of other streams.
+//! The isolation of a request: the label that keeps requests of different users or purposes on different circuits.
 
 use core::fmt;
 
 use crate::{crypto::sha256_parts, wire::Host};
 
-/// The isolation of a stream: streams of different isolations never share a circuit.
+/// The isolation of a request. Requests of different isolations never share a circuit.
 ///
-/// A digest, usually of the listener and the application's credentials, so that the credentials aren't stored.
-/// Prints redacted.
+/// The value is a digest, usually of the listener and the application's credentials, so that the credentials aren't
+/// stored. Prints redacted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Isolation(pub(crate) [u8; 32]);
 
@@ -26,7 +26,7 @@ impl Isolation {
         Self::new(listener, &[], &[])
     }
 
-    /// The part of this isolation for streams to `host`, and for its resolution.
+    /// A separate isolation, derived from this one, for streams to `host` and RESOLVEs of `host`.
     #[must_use]
     pub fn for_host(&self, host: &Host) -> Self {
         let host = host.to_text().to_ascii_lowercase();

@@ -1,28 +1,28 @@
-//! Limits of a client.
+//! Settings of a client: caps and times.
 
 use core::time::Duration;
 
 use crate::{base::RelayId, channel::ChannelParameters};
 
-/// Limits of a client.
+/// Settings of a client.
 #[derive(Clone, Debug)]
 pub struct ClientParameters {
-    /// Limits of its channels.
+    /// Settings of the client's channels.
     pub channels: ChannelParameters,
     /// Spare circuits kept ready. Default 2.
     pub spare_circuits: usize,
-    /// Cap on circuits. Beyond it, the circuits longest without a stream are closed. Default 512.
+    /// Cap on circuits. At the cap, a new circuit replaces the circuit longest without a stream. Default 512.
     pub circuits: usize,
     /// Cap on circuits that are being built. Default 16.
     pub building: usize,
-    /// Cap on requests, open streams included. Default 8,192.
+    /// Cap on requests, including those with open streams. Default 8,192.
     pub streams: usize,
     /// Time for which a request waits for a circuit. Default 30 s.
     pub circuit_wait: Duration,
-    /// Time for which an unused spare circuit is kept. Default 30 min.
+    /// Time for which an unused circuit is kept. Default 30 min.
     pub spare_age: Duration,
-    /// The relay directly behind the guard on every circuit. For tests and measurements only, because it makes a
-    /// client distinguishable. Default none.
+    /// The relay directly behind the guard on every circuit. For tests and measurements only, because a fixed
+    /// middle makes a client distinguishable. Default none.
     pub middle: Option<RelayId>,
 }
 

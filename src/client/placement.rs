@@ -29,7 +29,7 @@ pub(super) enum StreamOutcome {
     Ignore,
 }
 
-/// Requests, and the streams of each circuit that carry them.
+/// All requests, and the streams of each circuit with the requests that they carry.
 #[derive(Default)]
 pub(super) struct Placement {
     requests: Requests,
@@ -62,12 +62,12 @@ impl Placement {
         self.requests.waiting()
     }
 
-    /// Removes the waiting requests of one isolation; without one, all.
+    /// Removes and returns the waiting requests of `isolation`, or all waiting requests if it is `None`.
     pub(super) fn remove_waiting(&mut self, isolation: Option<Isolation>) -> Vec<ClientStream> {
         self.requests.remove_waiting(isolation)
     }
 
-    /// Removes waiting requests beyond their deadlines.
+    /// Removes and returns the waiting requests beyond their deadlines.
     pub(super) fn remove_overdue(&mut self, now: Instant) -> Vec<ClientStream> {
         self.requests.remove_overdue(now)
     }
@@ -82,8 +82,9 @@ impl Placement {
         self.requests.connected(stream)
     }
 
-    /// Places a waiting request on an open circuit. Without one, ensures that a circuit for it is being built. Returns
-    /// the circuit of a placed delegated request, which is open at once, unlike a stream.
+    /// Places a waiting request on an open circuit. If there is none, ensures that a circuit for the request is being
+    /// built. For a placed delegated request, returns the circuit: unlike a stream to a target, its stream is open
+    /// immediately.
     ///
     /// # Errors
     /// When there is no path. The request is then removed.
@@ -100,11 +101,11 @@ impl Placement {
         let circuit = pool.open_circuit_for(now, demand, &inputs.relays, load);
         let placed = circuit.and_then(|circuit| Some((circuit, pool.open_stream(now, circuit, demand)?)));
         let Some((circuit, id)) = placed else {
-            let ensured = pool.ensure_build_for(now, demand, inputs, rng);
-            if ensured.is_err() {
+            let build = pool.ensure_build_for(now, demand, inputs, rng);
+            if build.is_err() {
                 self.requests.remove(stream);
             }
-            return ensured.map(|()| None);
+            return build.map(|()| None);
         };
         self.streams.entry(circuit).or_default().insert(id, stream);
         self.requests.place(stream, StreamPosition { circuit, stream: id });
@@ -115,7 +116,7 @@ impl Placement {
         Ok(delegated)
     }
 
-    /// Updates the request of a stream after `event`. A request that is tried again waits until `deadline`.
+    /// Updates the request of a stream after `event`. A retried request waits for a circuit until `deadline`.
     pub(super) fn handle_event(
         &mut self,
         now: Instant,
@@ -145,14 +146,14 @@ impl Placement {
                 self.remove(stream);
                 pool.handle_stream_ended(now, position.circuit);
             }
-            // Never returned by an origin's streams.
+            // An origin's streams never return these events.
             StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_) => return StreamOutcome::Ignore,
         }
         StreamOutcome::Report(stream)
     }
 
-    /// Returns a closed stream's request to the waiting ones, for another circuit; false if it has failed. It has
-    /// failed if the stream was connected, if the target was the cause, or if its tries are used up.
+    /// Makes the request of a closed stream wait for another circuit. Returns false if the request has failed: the
+    /// stream was connected, the target was the cause, a second exit refused a name, or the tries are used up.
     fn retry(
         &mut self,
         position: StreamPosition,
@@ -162,42 +163,44 @@ impl Placement {
         deadline: Instant,
     ) -> bool {
         let Some(circuit) = pool.circuit(position.circuit) else { return false };
-        let lost = !circuit.is_open();
-        if !lost && !matches!(reason, EndReason::Policy | EndReason::ResourceLimit) {
+        let is_lost = !circuit.is_open();
+        if !is_lost && !matches!(reason, EndReason::Policy | EndReason::ResourceLimit) {
             return false;
         }
         let Some(demand) = self.requests.opening(stream) else { return false };
-        // Each exit learns the name (`proto/08-paths.md` §6).
+        // A name is sent to at most two exits (`proto/08-paths.md` §6).
         if reason == EndReason::Policy && demand.has_name() && !demand.refused_by.is_empty() {
             return false;
         }
         match reason {
-            EndReason::Policy if !lost => demand.refused_by.extend(circuit.exit()),
+            EndReason::Policy if !is_lost => demand.refused_by.extend(circuit.exit()),
             EndReason::ResourceLimit => demand.refused_on.push(position.circuit),
             _ => {}
         }
-        self.requests.put_back(stream, deadline)
+        self.requests.retry(stream, deadline)
     }
 
-    /// This end finishes its direction of a connected stream.
+    /// The client finishes its direction of a connected stream.
     pub(super) fn handle_finish(&mut self, stream: ClientStream) {
         if self.requests.handle_finish(stream) {
             self.remove(stream);
         }
     }
 
-    /// Removes a request; returns its stream, if it is placed. The circuit still sends the stream's pending data.
+    /// Removes a request. Returns its stream, if the request is placed. The circuit still sends the stream's pending
+    /// data.
     pub(super) fn remove(&mut self, stream: ClientStream) -> Option<StreamPosition> {
         let position = self.requests.remove(stream)?;
         self.detach(position);
         Some(position)
     }
 
-    /// A circuit has ended. The [`StreamEvent::Closed`] of its streams came before.
+    /// A circuit has ended. All its streams have been closed before.
     pub(super) fn handle_circuit_ended(&mut self, circuit: PooledCircuitKey) {
         self.streams.remove(&circuit);
     }
 
+    /// Removes the link from a circuit's stream to its request.
     fn detach(&mut self, position: StreamPosition) {
         if let Some(streams) = self.streams.get_mut(&position.circuit) {
             streams.remove(&position.stream);

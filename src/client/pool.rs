@@ -1,11 +1,11 @@
 //! The pool of circuits: builds and closes circuits, and finds the circuit for a request.
 //!
-//! [`Pool`] owns the circuits, their deadlines and the policy of builds. It has no requests: [`Pool::poll_event`]
-//! returns the effects on them. [`ClientMachine`](super::ClientMachine) drives it. Cells and channel events come from
-//! the client's channels. At the end of a batch of inputs the client calls [`Pool::poll_event`] until it returns
-//! `None`.
+//! [`Pool`] owns the circuits, their deadlines and the policy of builds. The client owns the requests:
+//! [`Pool::poll_event`] returns the events that concern them. Driven by [`ClientMachine`](super::ClientMachine), which
+//! passes cells and events of the channels. At the end of a batch of inputs the client calls [`Pool::poll_event`] until
+//! it returns `None`.
 //!
-//! Caps: [`ClientParameters`] for circuits and builds. One delegated request a circuit.
+//! Caps: [`ClientParameters`] for circuits and builds; one delegated request for each circuit built for such a request.
 
 mod build;
 mod build_history;
@@ -33,7 +33,7 @@ use crate::{
     wire::Cell,
 };
 use build_policy::BuildPolicy;
-use circuit::Pooled;
+use circuit::PooledCircuit;
 use lost_relays::LostRelays;
 use spare_schedule::SpareSchedule;
 
@@ -62,27 +62,27 @@ pub(super) enum PoolEvent {
     GuardFailed(RelayId),
     /// A circuit is open.
     Built {
-        /// No circuit was open before.
+        /// Whether no circuit was built before.
         first: bool,
-        /// Its relays, the guard first.
+        /// The circuit's relays, the guard first.
         path: Vec<RelayId>,
         /// Time from the start of the build to the open channel.
         channel: Duration,
-        /// Time of each hop.
+        /// Build time of each hop.
         hops: Vec<Duration>,
-        /// Its guard and next relay.
+        /// The guard and the next relay.
         pair: Option<GuardPair>,
     },
     /// A build failed. The guard is reachable.
     BuildFailed {
-        /// The guard and the next relay, if the first hop was built.
-        behind: Option<GuardPair>,
-        /// The isolation whose retries are used up.
-        give_up: Option<Isolation>,
+        /// The guard and the next relay, if the first hop was built and the channel is open.
+        pair: Option<GuardPair>,
+        /// The isolation of the build, if its retries are used up.
+        exhausted: Option<Isolation>,
     },
     /// A relay ended an open circuit before or soon after its first use.
     EndedEarly(GuardPair),
-    /// A circuit has ended. The events of its streams came before.
+    /// A circuit has ended. The events of its streams have been returned before.
     Ended(PooledCircuitKey),
 }
 
@@ -90,54 +90,58 @@ pub(super) enum PoolEvent {
 #[derive(Clone, Copy)]
 pub(super) struct GuardPair {
     pub(super) guard: RelayId,
-    /// The relay behind the guard; `None` for a volunteer.
+    /// The relay behind the guard; `None` on a path with a volunteer.
     pub(super) next: Option<RelayId>,
 }
 
 /// The circuit of a delegated request.
 pub(super) struct DelegatedCircuit {
-    /// Its relays, the guard first.
+    /// The circuit's relays, the guard first.
     pub(super) path: Vec<RelayId>,
-    /// Time of each hop.
+    /// Build time of each hop.
     pub(super) hops: Vec<Duration>,
-    /// The exit also carries streams of this client.
+    /// Whether the exit also carries streams of this client, or did so recently.
     pub(super) shared_exit: bool,
 }
 
 /// All circuits of a client.
 #[derive(Default)]
 pub(super) struct Pool {
-    circuits: BTreeMap<PooledCircuitKey, Pooled>,
-    last: u64,
+    circuits: BTreeMap<PooledCircuitKey, PooledCircuit>,
+    /// The last key, which is also the number of builds since the start.
+    last_key: u64,
     by_channel: BTreeMap<(ChannelId, CircuitId), PooledCircuitKey>,
-    /// Circuits to settle: those that may have events, cells to send or another deadline.
+    /// Circuits to settle: they may have events, cells to send or a changed deadline.
     ready: ReadyQueue<PooledCircuitKey>,
     /// The circuit that is being settled.
     settling: Option<PooledCircuitKey>,
     deadlines: Deadlines<PooledCircuitKey>,
     policy: BuildPolicy,
-    lost: LostRelays,
+    lost_relays: LostRelays,
+    /// The schedule of spare circuits for streams.
     spares: SpareSchedule,
     /// The kind and number of spare circuits for delegated requests.
     spare_delegated: Option<(Delegation, usize)>,
+    /// The schedule of spare circuits for delegated requests.
     delegated_spares: SpareSchedule,
-    /// Events apart from those of streams. At most two for each circuit, because every batch of inputs empties it.
+    /// Events except those of streams. At most two for each circuit, because the client empties the queue after each
+    /// batch of inputs.
     events: VecDeque<PoolEvent>,
 }
 
 impl Pool {
-    /// A circuit.
-    pub(super) fn circuit(&self, key: PooledCircuitKey) -> Option<&Pooled> {
+    /// The circuit with this key.
+    pub(super) fn circuit(&self, key: PooledCircuitKey) -> Option<&PooledCircuit> {
         self.circuits.get(&key)
     }
 
-    /// Whether the last guard that was tried could not be reached.
+    /// Whether the last dialled guard could not be reached.
     pub(super) const fn is_guard_unreachable(&self) -> bool {
         self.policy.history.is_guard_unreachable()
     }
 
-    /// The open circuit for the request: one without a relay of a recently lost circuit first, of these one of its
-    /// isolation, then a spare. Of several, the one with the lowest `load`.
+    /// The open circuit for the request. Prefers a circuit without relays of recently lost circuits, then a circuit of
+    /// the request's isolation to a spare one, then the circuit with the lowest `load`.
     pub(super) fn open_circuit_for(
         &self,
         now: Instant,
@@ -153,13 +157,13 @@ impl Pool {
             // Streams may still join circuits that already carry some.
             .filter(|(_, circuit)| circuit.has_carried_streams() || circuit.is_permitted_by(&avoided))
             .min_by_key(|(key, circuit)| {
-                let has_lost_relay = circuit.path().iter().any(|relay| self.lost.contains(now, &relay.identity));
+                let has_lost_relay = circuit.path().iter().any(|relay| self.lost_relays.contains(now, &relay.identity));
                 (has_lost_relay, circuit.is_spare(), load(**key), **key)
             })
             .map(|(key, _)| *key)
     }
 
-    /// Opens a stream for the request on an open circuit; `None` if the circuit has the maximum number.
+    /// Opens a stream for the request on an open circuit; `None` if the circuit has the maximum number of streams.
     pub(super) fn open_stream(&mut self, now: Instant, key: PooledCircuitKey, demand: &Demand) -> Option<StreamId> {
         let circuit = self.circuits.get_mut(&key)?;
         let id = circuit.open_stream(now, demand)?;
@@ -170,21 +174,21 @@ impl Pool {
         Some(id)
     }
 
-    /// The circuit `key`, if it is one for a delegated request.
+    /// The circuit `key`, if it was built for a delegated request.
     pub(super) fn delegated_circuit(&self, now: Instant, key: PooledCircuitKey) -> Option<DelegatedCircuit> {
         let circuit = self.circuits.get(&key).filter(|circuit| circuit.delegation().is_some())?;
-        let is_exit = |other: Option<RelayId>| other == circuit.exit();
-        let carried = self.policy.exit_separation.avoided(now, true).any(|exit| is_exit(Some(exit)));
-        let shared_exit = carried || self.carrying_exits().any(|exit| is_exit(Some(exit)));
+        let is_exit = |other: RelayId| Some(other) == circuit.exit();
+        let carried_recently = self.policy.exit_separation.avoided(now, true).any(is_exit);
+        let shared_exit = carried_recently || self.carrying_exits().any(is_exit);
         Some(DelegatedCircuit { path: circuit.relays(), hops: circuit.hop_times().to_vec(), shared_exit })
     }
 
     /// Calls `act` with the streams at the exit of an open circuit.
     pub(super) fn with_streams<T>(&mut self, key: PooledCircuitKey, act: impl FnOnce(&mut Streams) -> T) -> Option<T> {
         let circuit = self.circuits.get_mut(&key)?;
-        let done = act(circuit.exit_streams()?);
+        let result = act(circuit.exit_streams()?);
         self.ready.push(key, &mut circuit.ready);
-        Some(done)
+        Some(result)
     }
 
     /// A stream of the circuit has ended.
@@ -194,10 +198,10 @@ impl Pool {
         }
     }
 
-    /// Keeps `count` spare circuits for requests of this kind from now on, and none for other kinds.
+    /// Keeps `count` spare circuits for this kind of delegated request from now on, and none for other kinds.
     pub(super) fn keep_ready(&mut self, delegation: Delegation, count: usize) {
-        let kept = self.spare_delegated.replace((delegation, count));
-        if kept.map(|(delegation, _)| delegation)
+        let previous = self.spare_delegated.replace((delegation, count));
+        if previous.map(|(delegation, _)| delegation)
             != self.spare_delegated.as_ref().map(|(delegation, _)| delegation.clone())
         {
             self.delegated_spares = SpareSchedule::default();
@@ -247,14 +251,15 @@ impl Pool {
         self.events.push_back(PoolEvent::GuardSilent { guard, began });
     }
 
-    /// A guard that precedes `guards` is usable again: unused circuits through these are replaced.
+    /// A guard that precedes `guards` is usable again. Closes unused circuits through `guards`, so that new ones
+    /// replace them.
     pub(super) fn handle_superseded(&mut self, guards: &[RelayId]) {
         for guard in guards {
             for key in self.connecting_to(guard) {
                 self.remove(key);
             }
         }
-        let through = |circuit: &Pooled| circuit.guard().is_some_and(|guard| guards.contains(&guard));
+        let through = |circuit: &PooledCircuit| circuit.guard().is_some_and(|guard| guards.contains(&guard));
         let mut closed = Vec::new();
         for (key, circuit) in self.circuits.iter_mut().filter(|(_, circuit)| circuit.is_spare() && through(circuit)) {
             // A circuit that is being built closes once it is open.
@@ -279,7 +284,7 @@ impl Pool {
         }
     }
 
-    /// The channel's queue of a circuit is low: sends more cells.
+    /// The channel's queue for a circuit is low. Sends more cells.
     pub(super) fn handle_queue_low(
         &mut self,
         now: Instant,
@@ -289,12 +294,12 @@ impl Pool {
         rng: &mut dyn CryptoRng,
     ) {
         if let Some(key) = self.by_channel.get(&(channel, circuit)).copied() {
-            self.send_messages(now, key, channels, rng);
+            self.send_cells(now, key, channels, rng);
             self.make_ready(key);
         }
     }
 
-    /// Handles expired deadlines; returns whether a build may be due.
+    /// Handles expired deadlines. Returns whether a build may be due.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
         while let Some(key) = self.deadlines.pop_due(now) {
             let Some(circuit) = self.circuits.get_mut(&key) else { continue };
@@ -310,7 +315,7 @@ impl Pool {
         self.policy.history.handle_timeout(now) | spare
     }
 
-    /// The earliest deadline of a circuit, or the time of the next build of a spare.
+    /// The earliest deadline of a circuit or of the build of a spare circuit.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let deadlines = [self.deadlines.earliest(), self.spares.poll_timeout(), self.delegated_spares.poll_timeout()];
         deadlines.into_iter().flatten().min()
@@ -321,8 +326,8 @@ impl Pool {
         self.policy.history.poll_timeout()
     }
 
-    /// The next event. Settles the circuits with changes, one after the other: handles the circuit's events, and fills
-    /// its channel's queue, until neither remains.
+    /// The next event. Settles the changed circuits one after the other: handles the circuit's events and moves its
+    /// cells to the channel, until there are none or the channel's queue is full.
     pub(super) fn poll_event(
         &mut self,
         now: Instant,
@@ -334,14 +339,14 @@ impl Pool {
                 return Some(event);
             }
             let key = self.settling.take().or_else(|| self.ready.pop())?;
-            match self.circuits.get_mut(&key).and_then(Pooled::poll_event) {
+            match self.circuits.get_mut(&key).and_then(PooledCircuit::poll_event) {
                 Some(event) => {
                     self.settling = Some(key);
                     if let Some(event) = self.handle_circuit_event(now, key, event, inputs, rng) {
                         return Some(event);
                     }
                 }
-                None if self.send_messages(now, key, inputs.channels, rng) => self.settling = Some(key),
+                None if self.send_cells(now, key, inputs.channels, rng) => self.settling = Some(key),
                 None => self.handle_settled(key),
             }
         }
@@ -367,15 +372,17 @@ impl Pool {
         }
     }
 
-    /// Moves cells to the channel while its queue for the circuit is short; returns whether any were moved.
-    fn send_messages(
+    /// Moves cells to the channel while the channel's queue for the circuit is short. Returns whether cells were moved.
+    fn send_cells(
         &mut self,
         now: Instant,
         key: PooledCircuitKey,
         channels: &mut Channels,
         rng: &mut dyn CryptoRng,
     ) -> bool {
-        let Some((channel, origin)) = self.circuits.get_mut(&key).and_then(Pooled::origin_mut) else { return false };
+        let Some((channel, origin)) = self.circuits.get_mut(&key).and_then(PooledCircuit::origin_mut) else {
+            return false;
+        };
         let room = QUEUE_HIGH.saturating_sub(channels.queued(channel, origin.circuit()));
         for sent in 0..room {
             let Some(cell) = origin.poll_cell(now, rng) else { return sent > 0 };
@@ -388,10 +395,11 @@ impl Pool {
         room > 0
     }
 
-    /// A circuit has neither events nor cells to send.
+    /// A circuit has neither events nor cells to send. Closes a circuit whose delegated request has ended, or sets the
+    /// deadline.
     fn handle_settled(&mut self, key: PooledCircuitKey) {
         let Some(circuit) = self.circuits.get_mut(&key) else { return };
-        if circuit.is_spent() {
+        if circuit.is_done() {
             return self.close(key);
         }
         if let Some((_, origin)) = circuit.origin_mut() {
@@ -439,11 +447,11 @@ impl Pool {
     ) -> PoolEvent {
         let Some(mut circuit) = self.remove(key) else { return PoolEvent::Ended(key) };
         let by_relay = matches!(error, CircuitError::Destroyed) && circuit.has_channel(inputs.channels);
-        if by_relay && circuit.is_unproved(now) {
+        if by_relay && circuit.is_in_early_use(now) {
             self.events.extend(circuit.guard_pair().map(PoolEvent::EndedEarly));
         }
         if let Some((channel, origin)) = circuit.origin_mut() {
-            // DESTROY is sent however full the queue is.
+            // DESTROY is sent regardless of the queue's length.
             if let Some(destroy) = origin.poll_cell(now, rng) {
                 let _ = inputs.channels.send(channel, destroy);
             }
@@ -458,21 +466,21 @@ impl Pool {
         if !circuit.was_open() {
             self.handle_unbuilt(now, &circuit, error, inputs.channels);
         } else if class != ErrorClass::Local {
-            self.lost.handle_lost(now, circuit.relays());
+            self.lost_relays.handle_lost(now, circuit.relays());
         }
         PoolEvent::Ended(key)
     }
 
-    /// Retires circuits by age, unlisted relays, or if the consensus has `expired`. Closes retired ones without a
-    /// stream.
+    /// Retires circuits that are too old, circuits with unlisted relays, and all circuits if the consensus has
+    /// `expired`. Closes retired circuits without a stream.
     pub(super) fn sweep(&mut self, now: Instant, inputs: &PoolInputs<'_>, expired: bool) {
         self.policy.exit_separation.sweep(now);
         let consensus = inputs.relays.consensus;
-        let used_limit = Duration::from_secs(consensus.parameters().circuit_age());
-        let unused_limit = inputs.parameters.spare_age;
+        let max_use = Duration::from_secs(consensus.parameters().circuit_age());
+        let max_spare_age = inputs.parameters.spare_age;
         let mut closed = Vec::new();
         for (key, circuit) in &mut self.circuits {
-            if expired || circuit.is_too_old(now, used_limit, unused_limit) || !circuit.is_listed(consensus) {
+            if expired || circuit.is_too_old(now, max_use, max_spare_age) || !circuit.is_listed(consensus) {
                 circuit.retire();
             }
             if circuit.is_retired() && circuit.is_idle() {
@@ -493,21 +501,24 @@ impl Pool {
         }
     }
 
+    /// Queues a circuit to be settled.
     fn make_ready(&mut self, key: PooledCircuitKey) {
         if let Some(circuit) = self.circuits.get_mut(&key) {
             self.ready.push(key, &mut circuit.ready);
         }
     }
 
+    /// The circuits that wait for a channel to `relay`.
     fn connecting_to(&self, relay: &RelayId) -> Vec<PooledCircuitKey> {
         self.circuits.iter().filter(|(_, circuit)| circuit.is_connecting_to(relay)).map(|(key, _)| *key).collect()
     }
 
     /// The exits of circuits that carry streams, or have carried some.
     fn carrying_exits(&self) -> impl Iterator<Item = RelayId> {
-        self.circuits.values().filter(|circuit| circuit.has_carried_streams()).filter_map(Pooled::exit)
+        self.circuits.values().filter(|circuit| circuit.has_carried_streams()).filter_map(PooledCircuit::exit)
     }
 
+    /// The exits to avoid for `purpose`; none if no other exit remains.
     fn avoided_exits(
         &self,
         now: Instant,
@@ -518,7 +529,8 @@ impl Pool {
         self.policy.avoided_exits(now, relays, purpose, refused_by, self.carrying_exits())
     }
 
-    fn remove(&mut self, key: PooledCircuitKey) -> Option<Pooled> {
+    /// Removes a circuit and its deadline.
+    fn remove(&mut self, key: PooledCircuitKey) -> Option<PooledCircuit> {
         self.deadlines.remove(key);
         self.circuits.remove(&key)
     }
@@ -526,17 +538,17 @@ impl Pool {
 
 #[cfg(test)]
 impl Pool {
-    pub(super) fn circuits(&self) -> impl Iterator<Item = (PooledCircuitKey, &Pooled)> {
+    pub(super) fn circuits(&self) -> impl Iterator<Item = (PooledCircuitKey, &PooledCircuit)> {
         self.circuits.iter().map(|(key, circuit)| (*key, circuit))
     }
 
-    pub(super) fn circuit_mut(&mut self, key: PooledCircuitKey) -> Option<&mut Pooled> {
+    pub(super) fn circuit_mut(&mut self, key: PooledCircuitKey) -> Option<&mut PooledCircuit> {
         self.circuits.get_mut(&key)
     }
 
     /// The number of builds since the start.
     pub(super) const fn begun(&self) -> u64 {
-        self.last
+        self.last_key
     }
 
     /// Counts a failed build of a spare circuit, which starts a pause.
@@ -546,7 +558,7 @@ impl Pool {
 
     /// A circuit over `path` was lost.
     pub(super) fn handle_lost(&mut self, now: Instant, path: Vec<RelayId>) {
-        self.lost.handle_lost(now, path);
+        self.lost_relays.handle_lost(now, path);
     }
 
     /// Guards that no volunteer may follow.

@@ -13,74 +13,83 @@ use crate::{
 /// Cap on circuits on which a request is tried.
 pub(super) const MAX_TRIES: u8 = 4;
 
+/// The kind of a request, with its target.
 #[derive(Clone)]
-pub(super) enum Wanted {
+pub(super) enum RequestKind {
+    /// A stream to the target.
     Stream(Target),
+    /// A RESOLVE of the host.
     Resolve(Host),
+    /// A delegated request.
     Delegated(Delegation),
 }
 
 /// The properties of a request that determine its circuit.
 pub(super) struct Demand {
-    pub(super) wanted: Wanted,
+    pub(super) kind: RequestKind,
     pub(super) isolation: Isolation,
-    /// Exits that refused it by policy, or that the application excludes.
+    /// Exits that refused the request by policy, or that the application excludes.
     pub(super) refused_by: Vec<RelayId>,
-    /// Circuits without room for it; at most the number of tries.
+    /// Circuits that refused the request for a limit; at most the number of tries.
     pub(super) refused_on: Vec<PooledCircuitKey>,
 }
 
 impl Demand {
-    pub(super) const fn new(wanted: Wanted, isolation: Isolation, refused_by: Vec<RelayId>) -> Self {
-        Self { wanted, isolation, refused_by, refused_on: Vec::new() }
+    pub(super) const fn new(kind: RequestKind, isolation: Isolation, refused_by: Vec<RelayId>) -> Self {
+        Self { kind, isolation, refused_by, refused_on: Vec::new() }
     }
 
     /// The purpose of the exit.
     pub(super) fn purpose(&self) -> Purpose {
-        match &self.wanted {
-            Wanted::Stream(target) => Purpose::Target(target.clone()),
-            Wanted::Resolve(_) => Purpose::Streams,
-            Wanted::Delegated(delegation) => Purpose::Delegated(delegation.clone()),
+        match &self.kind {
+            RequestKind::Stream(target) => Purpose::Target(target.clone()),
+            RequestKind::Resolve(_) => Purpose::Streams,
+            RequestKind::Delegated(delegation) => Purpose::Delegated(delegation.clone()),
         }
     }
 
-    /// The kind of a host that is not public.
+    /// The kind of the request's host; `None` for a public one.
     pub(super) fn special_host(&self) -> Option<SpecialHost> {
-        match &self.wanted {
-            Wanted::Stream(Target { host, .. }) | Wanted::Resolve(host) => SpecialHost::of(host),
-            Wanted::Delegated(Delegation::Http { host }) => SpecialHost::of(&Host::parse(host).ok()?),
-            Wanted::Delegated(Delegation::Search(_)) => None,
+        match &self.kind {
+            RequestKind::Stream(Target { host, .. }) | RequestKind::Resolve(host) => SpecialHost::of(host),
+            RequestKind::Delegated(Delegation::Http { host }) => SpecialHost::of(&Host::parse(host).ok()?),
+            RequestKind::Delegated(Delegation::Search(_)) => None,
         }
     }
 
-    /// Whether it sends a name to the exit.
+    /// Whether the stream or RESOLVE sends a name to the exit.
     pub(super) const fn has_name(&self) -> bool {
-        matches!(&self.wanted, Wanted::Stream(Target { host: Host::Name(_), .. }) | Wanted::Resolve(Host::Name(_)))
+        matches!(
+            &self.kind,
+            RequestKind::Stream(Target { host: Host::Name(_), .. }) | RequestKind::Resolve(Host::Name(_))
+        )
     }
 }
 
-/// A stream of a circuit.
+/// A stream's circuit, and the stream's identifier on it.
 #[derive(Clone, Copy)]
 pub(super) struct StreamPosition {
     pub(super) circuit: PooledCircuitKey,
     pub(super) stream: StreamId,
 }
 
+/// The state of one request.
 struct Request {
     demand: Demand,
+    /// Circuits on which the request was placed.
     tries: u8,
     state: RequestState,
 }
 
 enum RequestState {
-    /// Waits for a circuit, until its deadline.
+    /// The request waits for a circuit, until its deadline.
     Waiting,
-    /// Placed on a circuit, without an answer of the exit.
+    /// The request is placed on a circuit, and the exit has not answered yet.
     Opening(StreamPosition),
     /// The stream is connected.
     Connected {
         position: StreamPosition,
-        /// This end has finished its direction, or will.
+        /// The client has finished its direction, or will after the pending data.
         finished: bool,
         /// The peer has finished its direction.
         peer_finished: bool,
@@ -96,7 +105,7 @@ impl RequestState {
     }
 }
 
-/// All requests, and the order of the waiting ones by deadline.
+/// All requests, and the deadlines of the waiting ones.
 #[derive(Default)]
 pub(super) struct Requests {
     requests: BTreeMap<ClientStream, Request>,
@@ -169,7 +178,7 @@ impl Requests {
         }
     }
 
-    /// This end finishes its direction of a connected stream; returns whether both directions have now ended.
+    /// The client finishes its direction of a connected stream. Returns whether both directions have now ended.
     pub(super) fn handle_finish(&mut self, stream: ClientStream) -> bool {
         match self.requests.get_mut(&stream).map(|request| &mut request.state) {
             Some(RequestState::Connected { finished, peer_finished, .. }) => {
@@ -180,7 +189,7 @@ impl Requests {
         }
     }
 
-    /// The peer has finished its direction; returns whether both directions have now ended.
+    /// The peer has finished its direction of a connected stream. Returns whether both directions have now ended.
     pub(super) fn handle_peer_finished(&mut self, stream: ClientStream) -> bool {
         match self.requests.get_mut(&stream).map(|request| &mut request.state) {
             Some(RequestState::Connected { finished, peer_finished, .. }) => {
@@ -191,8 +200,8 @@ impl Requests {
         }
     }
 
-    /// Returns a request to the waiting ones, for another circuit; false if its tries are used up.
-    pub(super) fn put_back(&mut self, stream: ClientStream, deadline: Instant) -> bool {
+    /// Makes a placed request wait for another circuit. Returns false if the tries of the request are used up.
+    pub(super) fn retry(&mut self, stream: ClientStream, deadline: Instant) -> bool {
         let Some(request) = self.requests.get_mut(&stream).filter(|request| request.tries < MAX_TRIES) else {
             return false;
         };
@@ -201,7 +210,7 @@ impl Requests {
         true
     }
 
-    /// Removes the waiting requests of one isolation; without one, all.
+    /// Removes and returns the waiting requests of `isolation`, or all waiting requests if it is `None`.
     pub(super) fn remove_waiting(&mut self, isolation: Option<Isolation>) -> Vec<ClientStream> {
         let mut waiting = self.waiting();
         waiting.retain(|stream| {
@@ -213,7 +222,7 @@ impl Requests {
         waiting
     }
 
-    /// Removes requests beyond their deadlines.
+    /// Removes and returns the waiting requests beyond their deadlines.
     pub(super) fn remove_overdue(&mut self, now: Instant) -> Vec<ClientStream> {
         let mut overdue = Vec::new();
         while let Some(stream) = self.waiting.pop_due(now) {

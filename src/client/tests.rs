@@ -33,19 +33,22 @@ const RELAYS: u16 = 7;
 
 /// The behaviour of an exit.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Serves {
-    /// Connects, echoes all bytes, and finishes when the origin does.
+enum ExitBehaviour {
+    /// Connects streams, echoes all bytes, and finishes a stream when the origin finishes it.
     Echo,
-    /// Connects and sends without end.
+    /// Connects streams, and sends bytes continuously.
     Flood,
+    /// Refuses streams with this reason.
     Refuses(EndReason),
     /// Answers no request.
     Nothing,
 }
 
+/// A relay, and the state of its streams.
 struct RelayParty {
     relay: Relay,
-    serves: Serves,
+    behaviour: ExitBehaviour,
+    /// The open streams, with the bytes to echo.
     open: BTreeMap<ExitStream, Vec<u8>>,
     /// The number of received BEGINs.
     begun: usize,
@@ -59,15 +62,15 @@ impl RelayParty {
             let RelayEvent::Stream(exit, event) = event else { continue };
             self.begun += usize::from(matches!(event, StreamEvent::Begin(_)));
             match event {
-                StreamEvent::Begin(_) | StreamEvent::Resolve(_) if self.serves == Serves::Nothing => {}
-                StreamEvent::Begin(_) => match self.serves {
-                    Serves::Refuses(reason) => self.relay.handle_command(exit, StreamCommand::Reset(reason)),
+                StreamEvent::Begin(_) | StreamEvent::Resolve(_) if self.behaviour == ExitBehaviour::Nothing => {}
+                StreamEvent::Begin(_) => match self.behaviour {
+                    ExitBehaviour::Refuses(reason) => self.relay.handle_command(exit, StreamCommand::Reset(reason)),
                     _ => {
                         self.relay.handle_command(exit, StreamCommand::Connected(None));
                         self.open.insert(exit, Vec::new());
                     }
                 },
-                // Open at once; echoes all bytes.
+                // The stream of a delegated request is open immediately.
                 StreamEvent::Request(_) => drop(self.open.insert(exit, Vec::new())),
                 StreamEvent::Resolve(_) => {
                     let answers = vec![ResolvedAnswer::Ip([192, 0, 2, 7].into())];
@@ -77,7 +80,7 @@ impl RelayParty {
                     self.relay.handle_command(exit, StreamCommand::Consumed(bytes.len()));
                     self.open.entry(exit).or_default().extend_from_slice(&bytes);
                 }
-                StreamEvent::Finished if self.serves == Serves::Echo => {
+                StreamEvent::Finished if self.behaviour == ExitBehaviour::Echo => {
                     self.send(exit);
                     self.relay.handle_command(exit, StreamCommand::Finish);
                 }
@@ -95,7 +98,7 @@ impl RelayParty {
 
     fn send(&mut self, exit: ExitStream) {
         let Some(waiting) = self.open.get_mut(&exit) else { return };
-        if self.serves == Serves::Flood {
+        if self.behaviour == ExitBehaviour::Flood {
             let room = self.relay.room(exit);
             self.relay.write(exit, &vec![7; room]);
         } else if !waiting.is_empty() {
@@ -105,9 +108,9 @@ impl RelayParty {
     }
 }
 
-/// The events of a stream that the application received.
+/// The events of a request that the application received.
 #[derive(Default)]
-struct Seen {
+struct SeenEvents {
     connected: Option<Instant>,
     delegated: Option<(Vec<RelayId>, bool)>,
     bytes: Vec<u8>,
@@ -116,9 +119,10 @@ struct Seen {
     closed: Option<StreamFailure>,
 }
 
+/// A client, and the events that it has emitted.
 struct ClientParty {
     client: ClientMachine,
-    streams: BTreeMap<ClientStream, Seen>,
+    streams: BTreeMap<ClientStream, SeenEvents>,
     built: Vec<Vec<RelayId>>,
     ready: usize,
     expired: bool,
@@ -172,7 +176,7 @@ impl ClientParty {
         seen.closed = Some(failure);
     }
 
-    fn seen(&mut self, stream: ClientStream) -> &mut Seen {
+    fn seen(&mut self, stream: ClientStream) -> &mut SeenEvents {
         self.streams.entry(stream).or_default()
     }
 }
@@ -194,7 +198,7 @@ impl Party {
 impl LinkMachine for Party {
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng) {
         if let Self::Relay(party) = self
-            && party.serves == Serves::Echo
+            && party.behaviour == ExitBehaviour::Echo
         {
             party.received.extend(linking::cells(now, &event));
         }
@@ -233,6 +237,7 @@ impl LinkMachine for Party {
     }
 }
 
+/// A simulated network of a client and relays.
 struct Net {
     seed: u64,
     world: World<Party>,
@@ -242,7 +247,7 @@ struct Net {
 }
 
 impl Net {
-    /// Seven relays, the first `exits` of them exits; the client has no consensus yet.
+    /// A network with seven relays, of which the first `exits` are exits. The client has no consensus yet.
     fn new(seed: u64, exits: u16) -> Self {
         let properties = LinkProperties { delay: Duration::from_millis(5), ..LinkProperties::default() };
         let mut world = World::new(seed, properties);
@@ -265,7 +270,7 @@ impl Net {
             relays.insert(profile.identity, node);
             all.push(profile);
             let open = BTreeMap::new();
-            let party = RelayParty { relay, serves: Serves::Echo, open, begun: 0, received: Vec::new() };
+            let party = RelayParty { relay, behaviour: ExitBehaviour::Echo, open, begun: 0, received: Vec::new() };
             world.place(node, Party::Relay(Box::new(party)));
         }
         let listed: Vec<_> = all.into_iter().map(|profile: Profile| listed(profile)).collect();
@@ -287,7 +292,7 @@ impl Net {
         net
     }
 
-    /// As [`Self::new`], with the client's circuits built.
+    /// The network of [`Self::new`], in which the client has built its spare circuits.
     fn ready(seed: u64, exits: u16) -> Self {
         let mut net = Self::new(seed, exits);
         net.give_consensus(NOW);
@@ -319,9 +324,10 @@ impl Net {
         })
     }
 
-    fn serve(&mut self, serves: Serves) {
+    /// Sets the behaviour of all exits.
+    fn set_behaviour(&mut self, behaviour: ExitBehaviour) {
         for node in self.relays.values().copied().collect::<Vec<_>>() {
-            self.relay(node, |party| party.serves = serves);
+            self.relay(node, |party| party.behaviour = behaviour);
         }
     }
 
@@ -347,7 +353,7 @@ impl Net {
         self.client(|party, now, _| party.client.open(now, target(443), Isolation([isolation; 32])))
     }
 
-    /// Opens streams of further isolations until none has a spare circuit left; returns the circuit that is being built.
+    /// Opens streams of further isolations until no spare circuit remains. Returns the circuit that is being built.
     fn building(&mut self) -> PooledCircuitKey {
         (200..=250)
             .find_map(|isolation| {
@@ -408,10 +414,10 @@ fn a_stream_carries_bytes_both_ways_and_is_removed_at_its_end() {
     let mut net = Net::ready(2, 2);
     let stream = net.connected(1);
     let sent: Vec<u8> = (0..300_000_u32).map(|n| n.to_le_bytes()[1]).collect();
-    let mut left = sent.clone();
-    while !left.is_empty() {
-        let taken = net.client(|party, _, _| party.client.write(stream, &left));
-        left.drain(..taken);
+    let mut unsent = sent.clone();
+    while !unsent.is_empty() {
+        let written = net.client(|party, _, _| party.client.write(stream, &unsent));
+        unsent.drain(..written);
         net.world.step(Instant::from_nanos(u64::MAX));
     }
     net.client(|party, _, _| party.client.handle_command(stream, StreamCommand::Finish));
@@ -444,7 +450,7 @@ fn streams_share_a_circuit_if_and_only_if_they_share_their_isolation() {
             assert_eq!(net.circuit_of(*stream) == net.circuit_of(*other), key == other_key);
         }
     }
-    // Two more circuits are spare.
+    // Two other circuits are spare ones.
     net.pass(60);
     net.client(|party, _, _| {
         assert_eq!(party.client.pool.circuits().filter(|(_, circuit)| circuit.is_open()).count(), 5);
@@ -487,7 +493,7 @@ fn an_expired_consensus_fails_requests_until_there_is_a_newer_one() {
 fn a_stream_refused_by_one_exits_policy_is_opened_at_another_exit() {
     let mut net = Net::ready(8, 2);
     let first = net.relays[&key(1).id()];
-    net.relay(first, |party| party.serves = Serves::Refuses(EndReason::Policy));
+    net.relay(first, |party| party.behaviour = ExitBehaviour::Refuses(EndReason::Policy));
     for isolation in 0..8 {
         let stream = net.connected(isolation);
         assert_eq!(net.path_of(stream)[2], key(2).id());
@@ -497,7 +503,7 @@ fn a_stream_refused_by_one_exits_policy_is_opened_at_another_exit() {
 #[test]
 fn a_stream_refused_by_every_exits_policy_fails_for_lack_of_an_exit() {
     let mut net = Net::ready(9, 2);
-    net.serve(Serves::Refuses(EndReason::Policy));
+    net.set_behaviour(ExitBehaviour::Refuses(EndReason::Policy));
     let no_exit = StreamFailure::NoPath(PathError::NoExit);
     for (port, seconds) in [(443, 10), (7, 1)] {
         let target = Target { host: Host::Ip([1, 1, 1, 1].into()), port };
@@ -509,7 +515,7 @@ fn a_stream_refused_by_every_exits_policy_fails_for_lack_of_an_exit() {
 #[test]
 fn a_stream_refused_by_its_target_is_not_retried() {
     let mut net = Net::ready(10, 2);
-    net.serve(Serves::Refuses(EndReason::Refused));
+    net.set_behaviour(ExitBehaviour::Refuses(EndReason::Refused));
     let stream = net.open(1);
     assert_eq!(net.closed(stream, 1), StreamFailure::Ended(EndReason::Refused));
 }
@@ -517,7 +523,7 @@ fn a_stream_refused_by_its_target_is_not_retried() {
 #[test]
 fn a_stream_without_an_answer_times_out_and_its_circuit_stays_open() {
     let mut net = Net::ready(11, 2);
-    net.serve(Serves::Nothing);
+    net.set_behaviour(ExitBehaviour::Nothing);
     let stream = net.open(1);
     assert_eq!(net.closed(stream, 21), StreamFailure::Ended(EndReason::TimedOut));
     net.client(|party, _, _| assert_eq!(party.built.len(), 3, "one circuit is used and one more is spare"));
@@ -527,14 +533,15 @@ fn a_stream_without_an_answer_times_out_and_its_circuit_stays_open() {
 fn after_the_loss_of_a_relay_its_stream_fails_and_a_new_request_succeeds_within_five_seconds() {
     for seed in 100..190 {
         let mut net = Net::ready(seed, 3);
-        net.serve(Serves::Flood);
+        net.set_behaviour(ExitBehaviour::Flood);
         let stream = net.connected(1);
         net.wait(5, |party| (party.seen(stream).bytes.len() > 100_000).then_some(()));
         let hop = usize::try_from(seed % 3).unwrap();
         let victim = net.path_of(stream)[hop];
         let node = net.relays[&victim];
         net.world.crash(node);
-        // Before and after detection of the loss.
+        // With even seeds, the next request follows the detection of the loss; with odd seeds, it precedes the
+        // detection.
         if seed % 2 == 0 {
             net.closed(stream, 25);
         }
@@ -564,14 +571,14 @@ impl Net {
         self.listed.iter().filter(|relay| !relay.profile.offer.is_empty()).map(ConsensusRelay::identity).collect()
     }
 
-    /// The exit of a delegated request, and whether it carries streams too.
+    /// The exit of a delegated request, and whether the exit carries streams too.
     fn delegated(&mut self, stream: ClientStream) -> (RelayId, bool) {
         let (path, shared_exit) = self.wait(5, |party| party.seen(stream).delegated.clone());
         (path[2], shared_exit)
     }
 
-    /// Sends a query and receives the exit's echo.
-    fn ask(&mut self, stream: ClientStream) {
+    /// Sends a query and waits for the exit's echo.
+    fn send_query(&mut self, stream: ClientStream) {
         self.client(|party, _, _| {
             assert_eq!(party.client.write(stream, b"query"), 5);
             party.client.handle_command(stream, StreamCommand::Finish);

@@ -1,9 +1,9 @@
 //! The directory authority: accepts descriptors, requests a proof of each relay's addresses, and signs the consensus.
 //!
 //! Owns the authority's key, the state of every relay and volunteer, and the last consensus. Driven by descriptors,
-//! reports, outcomes of dials and wall-clock time. The owner dials ([`AuthorityEvent::Prove`]), stores
-//! ([`AuthorityEvent::StoreRecord`]) and serves ([`AuthorityEvent::Publish`]). Governed by `proto/07-directory.md` §6
-//! and §9. Threats addressed: a relay with another node's address isn't listed, and no weight is taken from a relay.
+//! reports, outcomes of dials and wall-clock time. The owner performs the actions of [`AuthorityEvent`]: it dials
+//! relays, stores records, and serves documents. Governed by `proto/07-directory.md` §6 and §9. Threats addressed: a
+//! relay is listed neither with the address of another node nor with a weight that the relay claims.
 //!
 //! Votes of several authorities aren't implemented: this authority signs its own list.
 
@@ -45,18 +45,19 @@ const SIGNATURE_RESERVE: usize = 1024;
 /// Settings of an authority.
 #[derive(Clone, Debug)]
 pub struct AuthorityConfig {
-    /// The number of proved relays that the first consensus requires; 0 counts as 1.
-    pub min_relays: usize,
+    /// The number of relays that may be listed, from which on the first consensus is created; 0 counts as 1.
+    pub first_consensus_relays: usize,
     /// Interval between two consensuses.
     pub interval: Duration,
     /// Validity of a consensus, at most a week.
     pub lifetime: Duration,
     /// Interval between two proofs of a relay.
     pub proof_interval: Duration,
-    /// The time since the first descriptor of a relay after which it is stable. A relay known for at least the median
-    /// time is stable too.
+    /// Time from a relay's first descriptor to the flag stable. A relay known for at least as long as the median listed
+    /// relay is stable too.
     pub stable_after: Duration,
-    /// Whether relays may have private and loopback addresses. If so, the caps on relays of one network are off too.
+    /// Whether relays may have private and loopback addresses. If so, there are no caps on relays at one address, in
+    /// one network or in one block.
     pub private_addresses: bool,
     /// The parameters of the consensus.
     pub parameters: Parameters,
@@ -66,7 +67,7 @@ impl Default for AuthorityConfig {
     /// The settings of a network on the Internet: a consensus each half hour, valid for a day.
     fn default() -> Self {
         Self {
-            min_relays: 3,
+            first_consensus_relays: 3,
             interval: Duration::from_secs(30 * 60),
             lifetime: Duration::from_secs(24 * 60 * 60),
             proof_interval: Duration::from_secs(60 * 60),
@@ -78,12 +79,12 @@ impl Default for AuthorityConfig {
 }
 
 impl AuthorityConfig {
-    /// The settings of a testnet of `relays` relays on one machine: the first consensus lists all relays, and a new one
-    /// follows each 20 s.
+    /// The settings of a testnet of `relays` relays on one machine: the first consensus lists all relays, and a new
+    /// consensus follows each 20 s.
     #[must_use]
     pub fn testnet(relays: usize) -> Self {
         Self {
-            min_relays: relays,
+            first_consensus_relays: relays,
             interval: Duration::from_secs(20),
             proof_interval: Duration::from_secs(20),
             stable_after: Duration::ZERO,
@@ -105,7 +106,7 @@ pub enum ProofError {
     Identity,
 }
 
-/// The source and the network from which a descriptor came to the authority.
+/// The source and the network of the peer that sent a descriptor to the authority.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Publisher {
     source: AddressPrefix,
@@ -120,7 +121,7 @@ impl fmt::Debug for Publisher {
 }
 
 impl Publisher {
-    /// The publisher at this address; `None` if the address isn't global, as that of a reverse proxy.
+    /// The publisher at this address; `None` if the address isn't global, for example that of a reverse proxy.
     #[must_use]
     pub fn at(address: IpAddr) -> Option<Self> {
         let address = address.to_canonical();
@@ -131,7 +132,7 @@ impl Publisher {
         Self { source: AddressPrefix::source(address), network: AddressPrefix::network(address) }
     }
 
-    /// The first address that a descriptor names.
+    /// The substitute for an unknown publisher: one at the first address of the descriptor.
     fn claimed(descriptor: &Descriptor) -> Self {
         Self::of(descriptor.profile.addresses.first().map_or(Ipv4Addr::UNSPECIFIED.into(), SocketAddr::ip))
     }
@@ -140,11 +141,12 @@ impl Publisher {
 /// Actions that the owner must perform in the order of [`Authority::poll_event`].
 #[derive(Debug)]
 pub enum AuthorityEvent {
-    /// Dial the relay at the one address of the target, check its identity, and call [`Authority::handle_proof`].
+    /// Dial the relay at the one address of the target, verify the relay's identity, and call
+    /// [`Authority::handle_proof`].
     Prove(DialTarget),
     /// Store this consensus for [`Authority::restore`], then serve it in place of the last one.
     Publish(SignedConsensus),
-    /// Serve this volunteer list in place of the last one. It isn't stored.
+    /// Serve this volunteer list in place of the last one, without storing it.
     PublishVolunteers(SignedVolunteerList),
     /// Store this record for [`Authority::restore`], in place of the relay's last record.
     StoreRecord {
@@ -182,8 +184,8 @@ impl Authority {
         self.key.id().into()
     }
 
-    /// Whether `consensus`, the last that this authority signed, is dated more than a minute after `now`. If so, the
-    /// clock is wrong, or was when the consensus was signed.
+    /// Whether `consensus`, the last consensus that this authority signed, is dated more than a minute after `now`. If
+    /// so, the clock is wrong, or was wrong when the consensus was signed.
     #[must_use]
     pub fn has_signed_after(&self, now: WallTime, consensus: &[u8]) -> bool {
         let signed = UnverifiedConsensus::decode(consensus).ok();
@@ -191,15 +193,15 @@ impl Authority {
         verified.is_some_and(|consensus| consensus.valid_after() > now.after(Duration::from_secs(60)))
     }
 
-    /// The number of relays whose proof is valid at `now`. Caps may reduce the number in a consensus.
+    /// The number of relays that may be listed at `now`. The caps can reduce the number in a consensus.
     #[must_use]
     pub fn listed(&self, now: WallTime) -> usize {
         self.relays.listed(now).count()
     }
 
     /// Restores stored state: the records of relays and the last consensus. A consensus that hasn't expired is
-    /// published again. Malformed or stale records are skipped, and so is a consensus that is malformed or of another
-    /// authority.
+    /// published again. Malformed or stale records are skipped. A malformed consensus and one of another authority are
+    /// skipped too.
     pub fn restore<'a>(
         &mut self,
         now: WallTime,
@@ -207,8 +209,8 @@ impl Authority {
         consensus: Option<&[u8]>,
     ) {
         let stored = records.into_iter().filter_map(|record| RelayEntry::decode(record, now)).collect();
-        let left_out = self.relays.restore(stored, MAX_RELAYS);
-        self.events.extend(left_out.into_iter().map(AuthorityEvent::DeleteRecord));
+        let omitted = self.relays.restore(stored, MAX_RELAYS);
+        self.events.extend(omitted.into_iter().map(AuthorityEvent::DeleteRecord));
         let authorities = [self.id()];
         let verified = consensus.and_then(|bytes| {
             let consensus = UnverifiedConsensus::decode(bytes).ok()?.verify_signatures(&authorities).ok()?;
@@ -224,8 +226,9 @@ impl Authority {
         self.handle_timeout(now);
     }
 
-    /// Handles a descriptor (an encoded `SignedDescriptor`) from `publisher`, if its address is known and global. The
-    /// relay is listed once it has proved itself. A known descriptor has no effect and is no error.
+    /// Handles a descriptor (an encoded `SignedDescriptor`). `publisher` is `None` if the sender's address is unknown
+    /// or not global. The relay is listed once its addresses are proved. A repeated descriptor has no effect and is no
+    /// error.
     ///
     /// # Errors
     /// When the descriptor is refused; the text may be shown to the sender.
@@ -254,7 +257,7 @@ impl Authority {
         }
         match self.relays.entry(&identity) {
             Some(known) => known.replace(descriptor, bytes, publisher, now),
-            None => self.add(RelayEntry::new(descriptor, bytes, now).from(publisher), now)?,
+            None => self.add(RelayEntry::new(descriptor, bytes, now).with_publisher(publisher), now)?,
         }
         self.store(&identity);
         self.handle_timeout(now);
@@ -272,8 +275,8 @@ impl Authority {
         entry.handle_dial(now, target, outcome, self.config.proof_interval);
         let (is_new, addresses) = (!was_proved && entry.is_proved(), entry.descriptor.profile.addresses.clone());
         if is_new && self.relays.is_crowded(&target.relay, &addresses) {
-            // Others were proved there while it was dialled.
-            tracing::info!(relay = %target.relay, "dropping a relay: its address or network has too many");
+            // During the dial, other relays reached a cap there.
+            tracing::info!(relay = %target.relay, "dropping a relay: too many relays at its address or in its network");
             self.relays.remove(&target.relay);
             self.events.push_back(AuthorityEvent::DeleteRecord(target.relay));
         }
@@ -282,7 +285,7 @@ impl Authority {
     }
 
     /// Handles a volunteer's registration (an encoded `SignedVolunteer`). The volunteer is listed once a gateway of its
-    /// ranking has reported it. A repeated registration returns its current gateways.
+    /// ranking has reported it. A repeated registration returns the volunteer's current gateways.
     ///
     /// # Errors
     /// When the registration is refused; the text may be shown to the sender.
@@ -335,16 +338,16 @@ impl Authority {
     fn is_consensus_due(&self, now: WallTime) -> bool {
         match self.next_consensus {
             Some(next) => now >= next,
-            None => self.listed(now) >= self.config.min_relays.max(1),
+            None => self.listed(now) >= self.config.first_consensus_relays.max(1),
         }
     }
 
-    /// Signs a new consensus, unless no relay is listed: the last consensus then stays usable until it expires.
+    /// Signs a new consensus, unless no relay is listed. In that case the last consensus stays usable until it expires.
     fn publish(&mut self, now: WallTime) {
         self.next_consensus = Some(now.after(self.config.interval));
         let mut list = self.relays.list(now, self.config.stable_after, MAX_RELAYS);
         if list.is_empty() {
-            tracing::warn!("no relay is proved; there is no new consensus");
+            tracing::warn!("no relay can be listed; there is no new consensus");
             return;
         }
         let last = self.last.as_ref().map(Consensus::valid_after);
@@ -361,9 +364,9 @@ impl Authority {
                 }
                 // The consensus is too long.
                 Ok(_) | Err(DocumentError::Malformed(_)) if relays > 1 => {
-                    let most = relays.saturating_sub(relays.div_ceil(16));
-                    tracing::warn!(relays, most, "the consensus is too long; omitting the relays known shortest");
-                    list = self.relays.list(now, self.config.stable_after, most);
+                    let max_relays = relays.saturating_sub(relays.div_ceil(16));
+                    tracing::warn!(relays, max_relays, "the consensus is too long; omitting the relays known shortest");
+                    list = self.relays.list(now, self.config.stable_after, max_relays);
                 }
                 Ok(_) => return tracing::error!("can't create a consensus: the entry of one relay is too long"),
                 Err(error) => return tracing::error!(%error, "can't create a consensus"),
@@ -381,8 +384,8 @@ impl Authority {
         }
     }
 
-    /// Adds a new relay. Identities are free, so unproved relays are evicted to make room. Without unproved ones other than
-    /// those being dialled, of which there are few, a proved relay makes room.
+    /// Adds a new relay. At a cap, evicts an unproved relay, because new identities cost nothing. If all unproved
+    /// relays are being dialled, which are few, displaces a proved relay.
     fn add(&mut self, entry: RelayEntry, now: WallTime) -> Result<(), DescriptorError> {
         let mut evicted = self.relays.make_room(&entry);
         if self.relays.len() >= MAX_RELAYS {

@@ -14,7 +14,7 @@ use prost::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BoundError {
     /// The document or an element of a repeated field is longer than this maximum, in bytes.
-    #[error("the document or an element of it is longer than {0} bytes")]
+    #[error("the document or one of its elements is longer than {0} bytes")]
     TooLong(usize),
     /// A repeated field has more elements than this maximum.
     #[error("a field has more than {0} elements")]
@@ -33,6 +33,9 @@ pub(crate) struct Bounds {
 }
 
 /// Decodes `bytes` as an `M` within `bounds`.
+///
+/// # Errors
+/// When `bytes` exceed the bounds, or are not an `M`.
 pub(crate) fn decode<M: Message + Default>(bytes: &[u8], bounds: &Bounds) -> Result<M, BoundError> {
     if bytes.len() > bounds.len {
         return Err(BoundError::TooLong(bounds.len));
@@ -41,26 +44,27 @@ pub(crate) fn decode<M: Message + Default>(bytes: &[u8], bounds: &Bounds) -> Res
     M::decode(bytes).map_err(|_| BoundError::Malformed)
 }
 
+/// Checks the counts and lengths of repeated fields without decoding the elements.
 fn check(mut bytes: &[u8], bounds: &Bounds) -> Result<(), BoundError> {
     let mut counts = vec![0_usize; bounds.fields.len()];
     while bytes.has_remaining() {
         let (tag, wire_type) = decode_key(&mut bytes).map_err(|_| BoundError::Malformed)?;
         let bound = bounds.fields.iter().zip(&mut counts).find(|((number, ..), _)| *number == tag);
-        let Some(((_, most, longest), count)) = bound else {
+        let Some(((_, max_count, max_len), count)) = bound else {
             skip_field(wire_type, tag, &mut bytes, DecodeContext::default()).map_err(|_| BoundError::Malformed)?;
             continue;
         };
         *count = count.saturating_add(1);
-        if *count > *most {
-            return Err(BoundError::TooMany(*most));
+        if *count > *max_count {
+            return Err(BoundError::TooMany(*max_count));
         }
         if wire_type != WireType::LengthDelimited {
             return Err(BoundError::Malformed);
         }
         let len = decode_varint(&mut bytes).map_err(|_| BoundError::Malformed)?;
         let len = usize::try_from(len).ok().filter(|len| *len <= bytes.len()).ok_or(BoundError::Malformed)?;
-        if len > *longest {
-            return Err(BoundError::TooLong(*longest));
+        if len > *max_len {
+            return Err(BoundError::TooLong(*max_len));
         }
         bytes.advance(len);
     }

@@ -1,4 +1,5 @@
-//! Signatures of authorities, and the majority that a document requires (`proto/07-directory.md` §4).
+//! Signatures of authorities, the threshold that a document requires, and the reasons for which a document doesn't
+//! count (`proto/07-directory.md` §4).
 
 use super::{AuthorityId, profile::to_array, schema};
 use crate::crypto::{self, IdentityKey};
@@ -32,31 +33,31 @@ pub enum NotCounted {
     #[error("older than the one in use")]
     Older,
     /// A different document with the same date is in use: the authorities have signed both.
-    #[error("differs from the document in use, which has the same date; the authorities contradict themselves")]
+    #[error("differs from the document in use, which has the same date; the authorities have signed both")]
     Conflicting,
 }
 
-/// Signs an encoded document for the purpose `context` with the keys of authorities.
+/// Signs an encoded document for `purpose` with the keys of authorities.
 pub(super) fn sign<'a>(
-    context: &str,
+    purpose: &str,
     document: &[u8],
     keys: impl IntoIterator<Item = &'a IdentityKey>,
 ) -> Vec<schema::AuthoritySignature> {
     let sign = |key: &IdentityKey| schema::AuthoritySignature {
         authority: key.id().as_bytes().to_vec(),
-        signature: key.sign(context, document).to_vec(),
+        signature: key.sign(purpose, document).to_vec(),
     };
     keys.into_iter().map(sign).collect()
 }
 
-/// Checks that more than half of `authorities` have signed `document` for the purpose `context`. Each authority
-/// counts once; only its first signature is checked.
+/// Checks that more than half of `authorities` have signed `document` for `purpose`. Each authority counts once, and
+/// only its first signature is checked.
 ///
 /// # Errors
 /// [`NotCounted::NoAuthorities`] and [`NotCounted::TooFewSignatures`].
 pub(super) fn check_signatures(
     authorities: &[AuthorityId],
-    context: &str,
+    purpose: &str,
     document: &[u8],
     signatures: &[schema::AuthoritySignature],
 ) -> Result<(), NotCounted> {
@@ -73,7 +74,7 @@ pub(super) fn check_signatures(
     let has_signed = |authority: &&&AuthorityId| {
         let found = signatures.iter().find(|signature| signature.authority == authority.as_bytes());
         let signature = found.and_then(|signature| to_array(&signature.signature));
-        signature.is_some_and(|signature| crypto::verify(authority.key(), context, document, &signature).is_ok())
+        signature.is_some_and(|signature| crypto::verify(authority.key(), purpose, document, &signature).is_ok())
     };
     let signed = configured.iter().filter(has_signed).count();
     if signed <= configured.len() / 2 {

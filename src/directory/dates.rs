@@ -36,12 +36,12 @@ impl Dates {
         Self { valid_after, fresh_until, valid_until: valid_after.after(lifetime).max(fresh_until) }
     }
 
-    /// Checks the order of the dates, and that the validity is at most `longest`.
-    pub(super) fn check(&self, longest: Duration) -> Result<(), Impossible> {
+    /// Checks the order of the dates, and that the validity is at most `max_validity`.
+    pub(super) fn check(&self, max_validity: Duration) -> Result<(), Impossible> {
         let Self { valid_after, fresh_until, valid_until } = self;
         let is_ordered = valid_after <= fresh_until && fresh_until <= valid_until && valid_after < valid_until;
         require(is_ordered, "the dates are out of order")?;
-        require(valid_until.since(*valid_after) <= longest, "valid for longer than the maximum")
+        require(valid_until.since(*valid_after) <= max_validity, "valid for longer than the maximum")
     }
 
     /// The time of the next fetch: random within half an interval after `fresh_until`, so that nodes don't fetch at the

@@ -1,4 +1,5 @@
-//! Descriptors: statements of relays and volunteers about themselves, signed by their identities.
+//! Descriptors: statements of relays and volunteers about themselves, signed with their identity keys
+//! (`proto/07-directory.md` §3).
 
 use core::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::{
     crypto::IdentityKey,
 };
 
-/// Time for which a descriptor is valid. Relays publish a new one at least every six hours.
+/// Time for which a descriptor is valid. Relays publish a new descriptor at least every six hours.
 pub const DESCRIPTOR_LIFETIME: Duration = Duration::from_secs(18 * 60 * 60);
 
 /// Why a descriptor is refused. The messages may be shown to the sender.
@@ -46,7 +47,7 @@ pub enum DescriptorError {
     /// A volunteer's identity is that of a relay in the consensus.
     #[error("descriptor: the consensus lists this identity as a relay; a volunteer needs another identity")]
     Public,
-    /// As many relays as may be are proved at one of its addresses, in its network or block.
+    /// The cap on proved relays is reached at one of the relay's addresses, in its network or in its block.
     #[error("descriptor: too many relays at this address or in its network")]
     Crowded,
     /// The relay changes its descriptor too often.
@@ -61,8 +62,8 @@ pub enum DescriptorError {
 pub trait Described: Sized {
     /// The purpose of the signature.
     const PURPOSE: &'static str;
-    /// Maximum bytes of the descriptor, signed or not. It also bounds the memory for decoding, since counts of elements
-    /// are checked only afterwards.
+    /// Maximum bytes of the descriptor, signed or not. This maximum also bounds the memory for decoding, because the
+    /// counts of elements are checked only afterwards.
     const MAX_LEN: usize;
     /// The descriptor's schema.
     type Schema: Message + Default;

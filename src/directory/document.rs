@@ -1,7 +1,7 @@
 //! Documents that authorities sign, of any kind: decoding, signatures, validity and encoding.
 //!
 //! Bytes are decoded as an [`UnverifiedDocument`], whose verification returns the [`Document`] that the rest of the
-//! node trusts. [`Document::sign`] returns the [`SignedDocument`] that an authority publishes. Each kind of document
+//! node uses. [`Document::sign`] returns the [`SignedDocument`] that an authority publishes. Each kind of document
 //! implements [`DocumentKind`]. Governed by `proto/07-directory.md` §4.
 
 use core::{fmt, marker::PhantomData, time::Duration};
@@ -90,7 +90,7 @@ impl<B: DocumentKind> SignedDocument<B> {
         &self.bytes
     }
 
-    /// SHA-256 of its signed part, as in [`Document::digest`]; that of no bytes if it is malformed.
+    /// SHA-256 of the signed bytes, as in [`Document::digest`]. For a malformed encoding, the digest of no bytes.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
         crypto::sha256(&Envelope::decode(self.bytes.as_slice()).unwrap_or_default().document)
@@ -132,7 +132,7 @@ impl<B: DocumentKind> UnverifiedDocument<B> {
     /// older than the document `in_use`.
     ///
     /// # Errors
-    /// One for each reason (`proto/07-directory.md` §4).
+    /// A separate error for each reason (`proto/07-directory.md` §4).
     pub fn verify(
         self,
         authorities: &[AuthorityId],
@@ -144,7 +144,11 @@ impl<B: DocumentKind> UnverifiedDocument<B> {
         Ok(document)
     }
 
-    /// Returns the document if more than half of `authorities` have signed it. Dates aren't compared with the clock.
+    /// Returns the document if more than half of `authorities` have signed it. The dates aren't compared with the
+    /// clock.
+    ///
+    /// # Errors
+    /// When there are too few signatures, or the content is invalid.
     pub(super) fn verify_signatures(&self, authorities: &[AuthorityId]) -> Result<Document<B>, DocumentError> {
         let Envelope { document, signatures } = &self.envelope;
         check_signatures(authorities, B::PURPOSE, document, signatures)?;

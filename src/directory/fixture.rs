@@ -28,7 +28,7 @@ pub(crate) fn key(number: u16) -> IdentityKey {
     IdentityKey::from_bytes(&seed)
 }
 
-/// The profile of relay `number`: not an exit, and in a separate /16.
+/// The profile of relay `number`: not an exit, with an address in a /16 of its own.
 pub(crate) fn profile(number: u16) -> Profile {
     let [high, low] = number.to_be_bytes();
     Profile {
@@ -92,7 +92,7 @@ pub(crate) fn sign_descriptor(number: u16, descriptor: &[u8]) -> Vec<u8> {
     schema::SignedDescriptor { descriptor: descriptor.to_vec(), signature }.encode_to_vec()
 }
 
-/// The signed bytes of a descriptor.
+/// The bytes of a signed descriptor that the signature covers.
 pub(crate) fn unsigned_descriptor(signed: &[u8]) -> Vec<u8> {
     schema::SignedDescriptor::decode(signed).unwrap().descriptor
 }
@@ -102,7 +102,7 @@ pub(crate) fn sign_document<B: DocumentKind>(number: u16, document: &[u8]) -> Ve
     Document::<B>::sign(document.to_vec(), [&key(number)]).into_bytes()
 }
 
-/// The signed bytes of a document of any kind.
+/// The bytes of a signed document of any kind that the signatures cover.
 pub(crate) fn unsigned_document(signed: &[u8]) -> Vec<u8> {
     Envelope::decode(signed).unwrap().document
 }

@@ -1,9 +1,9 @@
-//! Following the directories: the choice of directory and time for each fetch; for processes and pages.
+//! Repeated fetches of a document: the choice of directory and time for each fetch, in processes and pages.
 //!
-//! [`FetchRound`] is one fetch: each directory at most once, beginning with the last successful one. [`Schedule`] is the
-//! time of the next fetch. Both have no I/O: the owner sends the requests and waits. Governed by
-//! `proto/07-directory.md` §7. Directories are not trusted: if the document in use is stale, an answer without a newer
-//! one is a failure. Otherwise a directory could withhold new documents from nodes.
+//! [`FetchRound`] is one fetch: it queries each directory at most once, beginning with the last successful one.
+//! [`Schedule`] determines the time of the next fetch. Neither has I/O: the owner sends the requests and waits.
+//! Governed by `proto/07-directory.md` §7. Directories are not trusted: once the document in use is no longer fresh, an
+//! answer without a newer document is a failure. Otherwise a directory could withhold new documents from nodes.
 
 #[cfg(test)]
 mod tests;
@@ -16,11 +16,11 @@ use super::{Consensus, ConsensusBody, Document, DocumentKind, VolunteerList, Vol
 use crate::base::WallTime;
 
 /// The first delay between retries; it doubles with each retry.
-const FIRST_RETRY: Duration = Duration::from_millis(200);
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// Maximum wait until the wall clock is read again, because a clock may be set and a device may be suspended.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// A kind of document that nodes follow.
+/// A kind of document that nodes fetch repeatedly.
 pub trait Followed: DocumentKind {
     /// The last segment of the document's path at a directory.
     const PATH: &'static str;
@@ -28,15 +28,15 @@ pub trait Followed: DocumentKind {
     const IS_STORED: bool;
 
     /// The maximum delay between retries.
-    fn longest_retry(in_use: Option<&Document<Self>>) -> Duration;
+    fn max_retry_delay(in_use: Option<&Document<Self>>) -> Duration;
 }
 
 impl Followed for ConsensusBody {
     const PATH: &'static str = "consensus";
     const IS_STORED: bool = true;
 
-    /// Shorter before the first consensus, which a new network signs within seconds.
-    fn longest_retry(in_use: Option<&Consensus>) -> Duration {
+    /// The delay is shorter before the first consensus, because the authority of a new network signs it within seconds.
+    fn max_retry_delay(in_use: Option<&Consensus>) -> Duration {
         Duration::from_secs(if in_use.is_some() { 60 } else { 1 })
     }
 }
@@ -46,7 +46,7 @@ impl Followed for VolunteerListBody {
     // A volunteer list expires within minutes.
     const IS_STORED: bool = false;
 
-    fn longest_retry(in_use: Option<&VolunteerList>) -> Duration {
+    fn max_retry_delay(in_use: Option<&VolunteerList>) -> Duration {
         let interval = |list: &VolunteerList| list.fresh_until().since(list.valid_after());
         in_use.map_or(Duration::from_secs(20), |list| {
             interval(list).clamp(Duration::from_secs(1), Duration::from_secs(60))
@@ -54,45 +54,46 @@ impl Followed for VolunteerListBody {
     }
 }
 
-/// One fetch, for which each directory is queried at most once.
+/// One fetch, which queries each directory at most once.
 #[derive(Clone, Copy, Debug)]
 pub struct FetchRound {
     directories: usize,
     index: usize,
     tried: usize,
-    /// Whether the document in use is no longer fresh.
-    is_stale: bool,
+    /// Whether an answer without a newer document is a failure, because the document in use is no longer fresh.
+    requires_newer: bool,
 }
 
 impl FetchRound {
-    /// A round over `directories` directories, at least one, beginning with number `first`.
+    /// A round over `directories` directories, at least one, beginning at the index `first`.
     #[must_use]
     pub const fn new(directories: usize, first: usize) -> Self {
-        Self { directories, index: first, tried: 0, is_stale: false }
+        Self { directories, index: first, tried: 0, requires_newer: false }
     }
 
-    /// Sets the document `in_use`: from the end of its freshness, an answer without a newer document is a failure.
+    /// The same round for a newer document than `in_use`. If `in_use` is no longer fresh at `now`, an answer without a
+    /// newer document is a failure.
     #[must_use]
     pub fn newer_than<B: DocumentKind>(self, now: WallTime, in_use: Option<&Document<B>>) -> Self {
-        Self { is_stale: in_use.is_some_and(|in_use| now >= in_use.fresh_until()), ..self }
+        Self { requires_newer: in_use.is_some_and(|in_use| now >= in_use.fresh_until()), ..self }
     }
 
-    /// The number of the directory to query now; after the round, of the first directory in the next round.
+    /// The index of the directory to query now. After the round, the index of the first directory of the next round.
     #[must_use]
     pub const fn index(&self) -> usize {
         self.index
     }
 
     /// Handles the outcome of the query; `Ok(None)` states that the directory has no newer document. If the document
-    /// in use is no longer fresh, this is the error `nothing_newer`. Returns the outcome of the round at its end: the
-    /// first success, or the last error.
+    /// in use is no longer fresh, `Ok(None)` counts as the error `nothing_newer`. At the end of the round, returns its
+    /// outcome: the first success, or the last error.
     pub fn handle_outcome<T, E>(
         &mut self,
         outcome: Result<Option<T>, E>,
         nothing_newer: E,
     ) -> Option<Result<Option<T>, E>> {
         let outcome = match outcome {
-            Ok(None) if self.is_stale => Err(nothing_newer),
+            Ok(None) if self.requires_newer => Err(nothing_newer),
             outcome => outcome,
         };
         if outcome.is_ok() {
@@ -107,13 +108,13 @@ impl FetchRound {
 /// The time of the next fetch of a document.
 #[derive(Clone, Copy, Debug)]
 pub struct Schedule {
-    due: Due,
+    next_fetch: NextFetch,
     /// The next delay between retries.
-    retry: Duration,
+    retry_delay: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Due {
+enum NextFetch {
     Now,
     After(Duration),
     At(WallTime),
@@ -122,30 +123,30 @@ enum Due {
 impl Default for Schedule {
     /// A schedule whose first fetch is due now.
     fn default() -> Self {
-        Self { due: Due::Now, retry: FIRST_RETRY }
+        Self { next_fetch: NextFetch::Now, retry_delay: FIRST_RETRY_DELAY }
     }
 }
 
 impl Schedule {
-    /// A schedule whose first fetch is due after the freshness of the document `in_use`.
+    /// A schedule whose first fetch is due after the end of the freshness of the document `in_use`.
     pub fn after<B: DocumentKind, R: CryptoRng + ?Sized>(in_use: &Document<B>, rng: &mut R) -> Self {
-        Self { due: Due::At(in_use.next_fetch(rng)), ..Self::default() }
+        Self { next_fetch: NextFetch::At(in_use.next_fetch(rng)), ..Self::default() }
     }
 
-    /// The time to wait before the next call; `None` if a fetch is due.
+    /// The time to wait before the next call of this function; `None` if a fetch is due.
     pub fn poll_wait(&mut self, now: WallTime) -> Option<Duration> {
-        let wait = match self.due {
-            Due::Now => Duration::ZERO,
-            Due::After(delay) => {
-                self.due = Due::Now;
+        let wait = match self.next_fetch {
+            NextFetch::Now => Duration::ZERO,
+            NextFetch::After(delay) => {
+                self.next_fetch = NextFetch::Now;
                 delay
             }
-            Due::At(due) => due.since(now).min(MAX_WAIT),
+            NextFetch::At(due) => due.since(now).min(MAX_WAIT),
         };
         Some(wait).filter(|wait| !wait.is_zero())
     }
 
-    /// Schedules the next fetch after a fetch. `is_new` states whether it returned the document `in_use`.
+    /// Schedules the next fetch after a fetch has ended. `is_new` states whether that fetch returned `in_use`.
     pub fn handle_fetch<B: Followed, R: CryptoRng + ?Sized>(
         &mut self,
         now: WallTime,
@@ -154,17 +155,17 @@ impl Schedule {
         rng: &mut R,
     ) {
         if is_new {
-            self.retry = FIRST_RETRY;
+            self.retry_delay = FIRST_RETRY_DELAY;
         }
         match in_use.map(|in_use| in_use.next_fetch(rng)).filter(|due| *due > now) {
-            Some(due) => self.due = Due::At(due),
-            None => self.retry(B::longest_retry(in_use)),
+            Some(due) => self.next_fetch = NextFetch::At(due),
+            None => self.retry(B::max_retry_delay(in_use)),
         }
     }
 
-    /// Schedules the next fetch after a delay of at most `longest`.
-    pub fn retry(&mut self, longest: Duration) {
-        self.due = Due::After(self.retry);
-        self.retry = self.retry.saturating_mul(2).min(longest);
+    /// Schedules the next fetch after a delay. The delay doubles with each retry, up to `max_delay`.
+    pub fn retry(&mut self, max_delay: Duration) {
+        self.next_fetch = NextFetch::After(self.retry_delay);
+        self.retry_delay = self.retry_delay.saturating_mul(2).min(max_delay);
     }
 }

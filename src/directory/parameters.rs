@@ -32,23 +32,23 @@ pub struct Parameters {
 
 /// Defines the accessors: name on the wire, default, minimum, maximum.
 macro_rules! parameters {
-    ($($(#[$doc:meta])* $accessor:ident = $name:literal, $default:expr, $least:expr, $most:expr;)*) => {
+    ($($(#[$doc:meta])* $accessor:ident = $name:literal, $default:expr, $min:expr, $max:expr;)*) => {
         impl Parameters {
             $($(#[$doc])*
             #[must_use]
             pub fn $accessor(&self) -> u64 {
-                self.values.get($name).copied().unwrap_or($default).clamp($least, $most)
+                self.values.get($name).copied().unwrap_or($default).clamp($min, $max)
             })*
         }
 
         /// Name, default, minimum and maximum of every parameter.
         #[cfg(test)]
-        const TABLE: &[(&str, u64, u64, u64)] = &[$(($name, $default, $least, $most)),*];
+        const TABLE: &[(&str, u64, u64, u64)] = &[$(($name, $default, $min, $max)),*];
     };
 }
 
 parameters! {
-    /// Interval of tagged DATA cells, in DATA cells.
+    /// DATA cells from one tag to the next.
     cells_per_tag = "flow.cells-per-mark", 32, 32, 256;
     /// Congestion window of a new circuit, in DATA cells.
     initial_window = "flow.initial-window", 128, 64, 8192;
@@ -57,9 +57,9 @@ parameters! {
     largest_window = "flow.largest-window", 16_384, 512, 16_384;
     /// The queueing delay that a congestion window keeps on its path, in milliseconds.
     queue_milliseconds = "flow.queue-milliseconds", 40, 5, 500;
-    /// The minimum of that queue, in cells.
+    /// The minimum of the queue that a congestion window keeps on its path, in cells.
     smallest_queue = "flow.smallest-queue", 16, 8, 1024;
-    /// The maximum of that queue, in cells.
+    /// The maximum of the queue that a congestion window keeps on its path, in cells.
     largest_queue = "flow.largest-queue", 1024, 64, 8192;
     /// The largest credit of one stream, in bytes.
     stream_credit = "flow.stream-credit", 16 << 20, 128 << 10, 16 << 20;
@@ -67,7 +67,7 @@ parameters! {
     circuit_age = "circuit.age-seconds", 600, 10, 86_400;
     /// Guards in a client's sample.
     guard_sample = "path.guard-sample", 20, 3, 60;
-    /// Guards at the head of the sample that a client uses in parallel.
+    /// Usable guards at the head of the sample, one of which a client uses for each circuit with equal probability.
     guards_in_use = "path.guards-in-use", 1, 1, 2;
     /// Days for which a guard is kept.
     guard_lifetime_days = "path.guard-lifetime-days", 120, 1, 720;
@@ -94,8 +94,8 @@ impl Parameters {
         if self.values.len() > MAX_PARAMETERS { Err(ParameterError::Order) } else { Ok(self) }
     }
 
-    /// The parameters of congestion control. They are consistent for every consensus: the smallest window contains two
-    /// tags, and the initial window is between the smallest and the largest.
+    /// The parameters of congestion control, consistent for every consensus: the minimum window contains two tags, and
+    /// the initial window is between the minimum and the maximum.
     #[must_use]
     pub fn flow(&self) -> FlowParameters {
         let cells = |value| u32::try_from(value).unwrap_or(u32::MAX);
@@ -122,7 +122,8 @@ impl Parameters {
         self.similar_addresses() == 1
     }
 
-    /// Interval between two volunteer lists, and between two reports of a volunteer or a gateway.
+    /// Interval between two volunteer lists, between two registrations of a volunteer, and between two reports of a
+    /// gateway.
     #[must_use]
     pub fn volunteer_interval(&self) -> Duration {
         Duration::from_secs(self.volunteer_interval_seconds())
@@ -168,8 +169,8 @@ mod tests {
 
     #[test]
     fn a_parameter_is_clamped_to_its_bounds() {
-        for (name, default, least, most) in TABLE {
-            assert!(least <= default && default <= most, "{name}");
+        for (name, default, min, max) in TABLE {
+            assert!(min <= default && default <= max, "{name}");
         }
         let of = |value| Parameters::default().with("flow.largest-window", value).unwrap().largest_window();
         assert_eq!(Parameters::default().largest_window(), 16_384);
@@ -180,9 +181,9 @@ mod tests {
 
     #[test]
     fn the_largest_window_fits_into_the_queue_of_a_relay() {
-        let most = Parameters::default().with("flow.largest-window", u64::MAX).unwrap().flow().window_max;
+        let window_max = Parameters::default().with("flow.largest-window", u64::MAX).unwrap().flow().window_max;
         let queue = crate::channel::ChannelParameters::default().circuit_queue;
-        assert!(usize::try_from(most).unwrap() + 256 < queue, "the queue needs room for control cells too");
+        assert!(usize::try_from(window_max).unwrap() + 256 < queue, "the queue needs room for control cells too");
     }
 
     #[test]

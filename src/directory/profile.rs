@@ -39,7 +39,7 @@ pub struct Profile {
     pub fingerprint: [u8; 32],
     /// The current onion key.
     pub onion_key: OnionPublic,
-    /// Relays of the same operator, at most 64. Counts only if they name this relay too.
+    /// Relays of the same operator, at most 64. A member counts only if it names this relay too.
     pub family: Vec<RelayId>,
     /// The operator, empty if not stated: at most 64 bytes of printable ASCII.
     pub operator: String,
@@ -167,6 +167,7 @@ pub(super) fn to_array<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
     bytes.try_into().ok()
 }
 
+/// The identity in these bytes; `None` unless there are 32.
 pub(crate) fn decode_identity(bytes: &[u8]) -> Option<RelayId> {
     to_array(bytes).map(RelayId::from_bytes)
 }
@@ -187,6 +188,7 @@ pub(super) fn decode_identities(identities: &[Vec<u8>]) -> Option<Vec<RelayId>> 
     identities.iter().map(|identity| decode_identity(identity)).collect()
 }
 
+/// Whether the address is of a single host, and not an IPv4 address mapped into IPv6.
 fn is_unicast(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast()),
@@ -194,13 +196,13 @@ fn is_unicast(ip: IpAddr) -> bool {
     }
 }
 
-fn is_ice_text(text: &str, least: usize) -> bool {
+fn is_ice_text(text: &str, min_len: usize) -> bool {
     let is_ice = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
-    (least..=256).contains(&text.len()) && text.bytes().all(is_ice)
+    (min_len..=256).contains(&text.len()) && text.bytes().all(is_ice)
 }
 
-fn is_printable(text: &str, most: usize) -> bool {
-    text.len() <= most && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+fn is_printable(text: &str, max_len: usize) -> bool {
+    text.len() <= max_len && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
 }
 
 fn encode_address(address: &SocketAddr) -> schema::Address {

@@ -1,7 +1,7 @@
 //! Statements that a node signs, of any kind: decoding, signature, date and encoding.
 //!
 //! Bytes are decoded as an [`UnverifiedStatement`], whose verification returns the statement that the directory
-//! trusts. Each kind of statement implements [`Statement`]. Governed by `proto/07-directory.md` §1.
+//! uses. Each kind of statement implements [`Statement`]. Governed by `proto/07-directory.md` §1.
 
 use prost::Message;
 
@@ -44,7 +44,7 @@ pub trait Statement: Sized {
     /// When the statement is too old, or its date is in the future.
     fn check_date(&self, now: WallTime) -> Result<(), Self::Error>;
 
-    /// The statement in a decoded message. The caller checks the content.
+    /// The statement in a decoded message. The caller calls [`Self::check`] afterwards.
     ///
     /// # Errors
     /// When a part is missing or malformed.
@@ -102,11 +102,11 @@ impl<S: Statement> UnverifiedStatement<S> {
         &self.claimed
     }
 
-    /// SHA-256 over the signed bytes and the signature. It doesn't depend on the encoding around them.
+    /// SHA-256 over the signed bytes and the signature. The digest doesn't depend on the encoding around them.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
-        // The first part has a fixed length, so that the boundary between the parts is unambiguous. The signature is
-        // included: otherwise a node that guesses the content could repeat the statement without the key.
+        // The first part has a fixed length, so that the boundary between the parts is unambiguous. The digest includes
+        // the signature. Otherwise a node without the key could repeat a statement whose content it has guessed.
         crypto::sha256_parts(&[&crypto::sha256(&self.envelope.statement), &self.envelope.signature])
     }
 

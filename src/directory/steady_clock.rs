@@ -1,20 +1,21 @@
-//! Wall-clock time that a jump of the machine's clock doesn't change.
+//! A wall clock that ignores jumps of the machine's clock.
 //!
-//! A directory signs dates, and drops relays by the ages of their descriptors. A clock that jumps by a day would have
-//! it drop all relays, and sign a consensus that clients can't replace afterwards.
+//! A directory signs dates, and drops relays by the ages of their descriptors. After a jump, a directory would drop
+//! relays, or sign a consensus with a future date, which clients replace only by a consensus with a later date.
 
 use core::time::Duration;
 
 use crate::base::{Instant, WallTime};
 
-/// Greatest difference of the two clocks that isn't a jump.
-const TOLERANCE: Duration = Duration::from_secs(60);
-/// A clock that is corrected gradually may differ by a thousandth of the time that has passed.
-const GRADUAL: u32 = 1_000;
+/// Maximum difference of the wall clock and the monotonic clock that isn't a jump.
+const MAX_DIFFERENCE: Duration = Duration::from_secs(60);
+/// A gradual correction of the wall clock may add a thousandth of the time since the start to the difference.
+const CORRECTION_DIVISOR: u32 = 1_000;
 
-/// The wall clock at the start, and the monotonic time since.
+/// A wall clock that is checked against the monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub struct SteadyClock {
+    /// The start, by the wall clock and by the monotonic clock.
     start: (WallTime, Instant),
     has_jumped: bool,
 }
@@ -26,21 +27,22 @@ impl SteadyClock {
         Self { start: (wall, now), has_jumped: false }
     }
 
-    /// The time: `wall` while the wall clock agrees with the monotonic time since the start, and otherwise the time by
-    /// the latter.
+    /// The wall-clock time at the monotonic time `now`. Returns `wall` if the wall clock agrees with the monotonic
+    /// clock. Otherwise returns the start plus the monotonic time since then.
     pub fn read(&mut self, wall: WallTime, now: Instant) -> WallTime {
         let (start, began) = self.start;
         let passed = now.since(began);
         let expected = start.after(passed);
         let difference = wall.since(expected).max(expected.since(wall));
-        let has_jumped = difference > TOLERANCE.saturating_add(passed.checked_div(GRADUAL).unwrap_or_default());
+        let has_jumped =
+            difference > MAX_DIFFERENCE.saturating_add(passed.checked_div(CORRECTION_DIVISOR).unwrap_or_default());
         if has_jumped && !self.has_jumped {
             tracing::warn!(
                 seconds = difference.as_secs(),
                 "the machine's clock jumped; ignoring it. Set the clock, or restart the directory if the clock is now right"
             );
         } else if self.has_jumped && !has_jumped {
-            tracing::info!("the machine's clock is back in step");
+            tracing::info!("the machine's clock agrees with the monotonic clock again");
         }
         self.has_jumped = has_jumped;
         if has_jumped { expected } else { wall }
@@ -68,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_of_the_clock_changes_no_time_until_it_is_back_in_step() {
+    fn a_clock_that_jumped_is_ignored_until_it_agrees_again() {
         let mut clock = SteadyClock::new(START, at(0));
         assert_eq!(clock.read(wall(10), at(10)), wall(10));
         let year = 365 * 24 * 60 * 60;
@@ -90,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn many_small_steps_are_noticed_as_one_jump() {
+    fn many_small_steps_are_detected_as_one_jump() {
         let mut clock = SteadyClock::new(START, at(0));
         let last = (1..100).map(|step| clock.read(wall(step * 60), at(step))).last().unwrap();
         assert_eq!((last, clock.has_jumped()), (wall(99), true));

@@ -1,7 +1,7 @@
 //! Test vectors of `proto/vectors/directory.json`: documents and the outcomes of their verification.
 //!
 //! Signatures are deterministic, so the fixture determines the file. If the file differs, the test prints the expected
-//! file.
+//! content.
 
 use core::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Documents of volunteers: relays that can't be dialled, and are reached over their channels to gateways.
+//! Documents about volunteers: relays that can't be dialled, but are reached over their channels to gateways.
 //!
 //! Contains a volunteer's descriptor ([`VolunteerDescriptor`]), the directory's answer ([`Registration`]), the ranking
 //! of gateways ([`gateway_ranking`]), the gateways' reports ([`Presence`]), and the resulting list ([`VolunteerList`]).
@@ -31,6 +31,7 @@ pub use presence::{Counted, MAX_COUNTED_LEN, MAX_PRESENT, Presence, PresenceErro
 pub use ranking::{RANKED_GATEWAYS, gateway_ranking};
 pub use registration::{Registration, RegistrationError};
 
+/// Maximum identities in a volunteer's family.
 const MAX_FAMILY: usize = 8;
 
 /// A volunteer's profile, at most [`MAX_VOLUNTEER_PROFILE_LEN`] bytes when encoded. `Debug` prints the identity only.
@@ -57,7 +58,7 @@ impl VolunteerProfile {
         RelayKeys { identity: self.identity, onion_key: self.onion_key }
     }
 
-    /// Whether the encoding is within [`MAX_VOLUNTEER_PROFILE_LEN`].
+    /// Whether the encoding has at most [`MAX_VOLUNTEER_PROFILE_LEN`] bytes.
     #[must_use]
     pub fn fits(&self) -> bool {
         self.encode().encoded_len() <= MAX_VOLUNTEER_PROFILE_LEN

@@ -1,7 +1,7 @@
 //! The client of directories over HTTP: publishes a node's documents, and fetches the consensus and the volunteer list.
 //!
-//! Owns the HTTP client and the cache file of the consensus. `directory::follow` chooses the directory
-//! and the times. Driven by the node's calls or by [`DirectoryClient::follow`]. Governed by `proto/07-directory.md` §7.
+//! Owns the HTTP client and the cache file of the consensus. `directory::follow` chooses the directory and the time of
+//! each fetch. Driven by the node's calls or by [`DirectoryClient::follow`]. Governed by `proto/07-directory.md` §7.
 //! Directories are not trusted: lengths and times are capped. A consensus is accepted only with the authorities'
 //! signatures, and never replaced by an older one.
 
@@ -38,7 +38,7 @@ const MAX_REASON_LEN: usize = 200;
 /// Maximum bytes of the answer to a registration.
 const MAX_REGISTRATION_LEN: usize = 1 << 10;
 
-/// The directories to use and the authorities to trust.
+/// The directories to query, and the authorities whose signatures count.
 #[derive(Clone, Debug)]
 pub struct DirectoryConfig {
     /// Base URLs of directories, `http` or `https`, in the order of queries.
@@ -150,9 +150,9 @@ impl DirectoryClient {
     #[must_use]
     pub fn cached(&self, now: WallTime) -> Option<Consensus> {
         let file = fs::File::open(self.cache.as_ref()?).ok()?;
-        let most = u64::try_from(MAX_CONSENSUS_LEN).ok()?;
+        let max_len = u64::try_from(MAX_CONSENSUS_LEN).ok()?;
         let mut bytes = Vec::new();
-        file.take(most.saturating_add(1)).read_to_end(&mut bytes).ok()?;
+        file.take(max_len.saturating_add(1)).read_to_end(&mut bytes).ok()?;
         match verify(&bytes, &self.authorities, now, None) {
             Ok(consensus) => Some(consensus),
             Err(error) => {
@@ -162,9 +162,9 @@ impl DirectoryClient {
         }
     }
 
-    /// Fetches a newer consensus than `in_use`, and writes it to the cache file. Queries the directories in order until
-    /// one succeeds. `None` if that directory has no newer consensus, and `in_use` is still fresh. If `in_use` is no
-    /// longer fresh, an answer without a newer consensus is a failure.
+    /// Fetches a newer consensus than `in_use`, and writes it to the cache file. Queries the directories until one
+    /// succeeds, beginning with the last successful one. Returns `None` if that directory has no newer consensus, and
+    /// `in_use` is still fresh. If `in_use` is no longer fresh, an answer without a newer consensus is a failure.
     ///
     /// # Errors
     /// When all directories failed: the error of the last one.
@@ -249,9 +249,9 @@ impl DirectoryClient {
         outcome
     }
 
-    /// Sends the cached consensus to `consensus`, then fetches and sends a new one whenever the current one is no
-    /// longer fresh. Ends when all receivers are dropped. While fetches fail, the current consensus stays, even if it
-    /// expires.
+    /// Sends the cached consensus to `consensus`, and fetches a newer one. Then fetches and sends a new consensus
+    /// whenever the current one is no longer fresh. Ends when all receivers are dropped. While fetches fail, the
+    /// current consensus stays, even if it expires.
     pub async fn follow<R: CryptoRng + Send>(
         self,
         consensus: watch::Sender<Option<Arc<Consensus>>>,
@@ -299,7 +299,7 @@ impl DirectoryClient {
                     sender.send_replace(in_use.clone());
                 }
                 Ok(None) => {}
-                Err(error) if B::is_alarming(&error, in_use.as_deref(), clock()) => {
+                Err(error) if B::is_unexpected(&error, in_use.as_deref(), clock()) => {
                     tracing::warn!(%error, "no new {}", B::NAME);
                 }
                 Err(error) => tracing::debug!(%error, "no new {}", B::NAME),
@@ -316,7 +316,7 @@ impl DirectoryClient {
     ) -> Result<Option<Document<B>>, DirectoryError> {
         let Some(directory) = self.directories.get(index) else { return Err(DirectoryError::NoneYet) };
         let mut request = self.http.get(B::url(directory).clone());
-        // Computed, and not the tag of the last answer, which a directory could choose for each client.
+        // The tag is computed, because a directory could choose another tag for each client.
         let tag = in_use.and_then(|in_use| entity_tag(in_use.digest()).ok());
         let is_conditional = tag.is_some();
         if let Some(tag) = tag {
@@ -354,11 +354,11 @@ impl DirectoryClient {
 
 impl Directory {
     fn new(text: &str) -> Result<Self, DirectoryError> {
-        let bad = || DirectoryError::Url(text.to_owned());
-        let base = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(bad)?;
+        let invalid = || DirectoryError::Url(text.to_owned());
+        let base = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(invalid)?;
         let join = |path: &str| -> Result<Url, DirectoryError> {
             let mut url = base.clone();
-            url.path_segments_mut().map_err(|()| bad())?.pop_if_empty().extend(["v1", path]);
+            url.path_segments_mut().map_err(|()| invalid())?.pop_if_empty().extend(["v1", path]);
             Ok(url)
         };
         Ok(Self {
@@ -382,7 +382,7 @@ fn verify<B: DocumentKind>(
     document.map_err(|error| DirectoryError::Document { name: B::NAME, error })
 }
 
-/// The error of a response with another status than expected.
+/// The error for a response with an unexpected status.
 async fn refusal(mut response: Response) -> DirectoryError {
     let status = response.status().as_u16();
     let chunk = response.chunk().await.ok().flatten().unwrap_or_default();

@@ -3,21 +3,20 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `POST /v1/descriptor`, a signed descriptor | 202, or 400 with the reason as text |
+//! | `POST /v1/descriptor`, a signed descriptor | 202, or 400 with the reason as text; 503 if the relay changes it too often |
 //! | `POST /v1/volunteer`, a volunteer's signed descriptor | 200 with the registration, 503 at the cap, or 400 |
 //! | `POST /v1/presence`, a gateway's signed report | 200 with the volunteers for which it counts, or 400 |
 //! | `GET /v1/consensus` | 200 with a signed consensus and its `ETag`; 304; 404 before the first one |
-//! | `GET /v1/volunteers` | the same for the signed volunteer list |
+//! | `GET /v1/volunteers` | as for the consensus, with the signed volunteer list |
 //! | others | the answer of [`crate::web`], if the pages are served |
 //!
-//! Every POST is answered with 503 while the queue for the authority is full, and with 413 if its body is too long.
-//! CORS admits pages of any origin, because all documents are public.
+//! A POST is answered with 503 if the queue for the authority is full or the sender exceeds its rate, and with 413 if
+//! the body is too long. CORS admits pages of any origin, because all documents are public.
 //!
 //! Owns the HTTP side and the task that drives an [`Authority`] ([`run_authority`]). Governed by
-//! `proto/07-directory.md` §7. Floods are bounded by caps on connections ([`connections`]), rates, bodies and
-//! times.
-//! Peers' addresses are not logged. Only their prefixes are held: those of open connections, and those of the publishers
-//! of relays.
+//! `proto/07-directory.md` §7. Floods are bounded by caps on connections ([`connections`]), rates, bodies and times.
+//! Peers' addresses are not logged. Memory contains only their prefixes: of open connections, of recent
+//! senders, and of the publishers of relays.
 //!
 //! [`Authority`]: crate::directory::Authority
 
@@ -67,23 +66,23 @@ use crate::{
 };
 
 use connections::{ConnectionCaps, Connections, HttpConnectionPlace};
-use documents::{DOCUMENT, ServedDocument};
+use documents::{CurrentDocument, DOCUMENT_TYPE};
 use rates::SubmissionRates;
 pub use service::{Prover, run_authority};
 
-/// Maximum bytes of a request's content.
+/// Maximum bytes of a request's body.
 const MAX_BODY_LEN: usize = 64 << 10;
 /// Cap on submissions queued for the authority; further ones are answered with 503.
 const MAX_SUBMISSIONS: usize = 256;
 /// Time for which a browser may cache the answer to a CORS preflight (`Access-Control-Max-Age`).
-const CORS_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+const PREFLIGHT_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// Time limit of a connection, also if its peer reads the answer steadily.
+/// Maximum time for which a connection is open, even if the peer reads the answer steadily.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(180);
 /// Pause after a failed `accept`.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Refused connections that get [`REFUSAL`]; others are closed without an answer.
+/// Cap on refused connections that are being answered with [`REFUSAL`]. Others are closed without an answer.
 const MAX_REFUSALS: usize = 64;
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The answer to a connection without a place.
@@ -110,8 +109,8 @@ struct Peer(IpAddr);
 #[derive(Clone)]
 pub struct DirectoryServer {
     submissions: mpsc::Sender<Submission>,
-    consensus: Arc<ServedDocument>,
-    volunteers: Arc<ServedDocument>,
+    consensus: Arc<CurrentDocument>,
+    volunteers: Arc<CurrentDocument>,
     web: Option<Router>,
     caps: ConnectionCaps,
     rates: Arc<SubmissionRates>,
@@ -122,9 +121,9 @@ impl DirectoryServer {
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<Submission>) {
         let (submissions, receiver) = mpsc::channel(MAX_SUBMISSIONS);
-        let served = || Arc::new(ServedDocument::new());
+        let empty = || Arc::new(CurrentDocument::new());
         let (caps, rates) = (ConnectionCaps::default(), Arc::default());
-        (Self { submissions, consensus: served(), volunteers: served(), web: None, caps, rates }, receiver)
+        (Self { submissions, consensus: empty(), volunteers: empty(), web: None, caps, rates }, receiver)
     }
 
     /// Sets the router for all other paths.
@@ -134,16 +133,16 @@ impl DirectoryServer {
         self
     }
 
-    /// Compresses and serves this consensus in place of the last.
+    /// Compresses and serves this consensus in place of the last one.
     pub async fn publish(&self, consensus: SignedConsensus) {
         let digest = consensus.digest();
-        self.consensus.set(consensus.into_bytes(), digest).await;
+        self.consensus.replace(consensus.into_bytes(), digest).await;
     }
 
-    /// Compresses and serves this volunteer list in place of the last.
+    /// Compresses and serves this volunteer list in place of the last one.
     pub async fn publish_volunteers(&self, list: SignedVolunteerList) {
         let digest = list.digest();
-        self.volunteers.set(list.into_bytes(), digest).await;
+        self.volunteers.replace(list.into_bytes(), digest).await;
     }
 
     /// Accepts connections on `listener` and answers their requests, until the future is dropped.
@@ -180,7 +179,7 @@ impl DirectoryServer {
             .allow_methods([Method::GET, Method::POST])
             .allow_headers(Any)
             .expose_headers([header::ETAG])
-            .max_age(CORS_AGE);
+            .max_age(PREFLIGHT_LIFETIME);
         Router::new()
             .route("/v1/descriptor", post(post_descriptor))
             .route("/v1/volunteer", post(post_volunteer))
@@ -188,7 +187,7 @@ impl DirectoryServer {
             .route("/v1/consensus", get(get_consensus))
             .route("/v1/volunteers", get(get_volunteers))
             .route_layer(cors)
-            .route_layer(map_response(close))
+            .route_layer(map_response(close_after))
             .layer(DefaultBodyLimit::disable())
             .layer(RequestBodyLimitLayer::new(MAX_BODY_LEN))
             .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_TIMEOUT))
@@ -197,8 +196,8 @@ impl DirectoryServer {
             .merge(web)
     }
 
-    /// Queues a submission of `peer` for the authority and returns its answer; `None` if the queue is full, or the
-    /// sender exceeds its rate.
+    /// Queues a submission of `peer` for the authority, and returns the authority's answer. `None` if the queue is
+    /// full, if the peer exceeds its rate, or if the submission is dropped without an answer.
     async fn submit<T>(
         &self,
         peer: Peer,
@@ -214,8 +213,8 @@ impl DirectoryServer {
     }
 }
 
-/// Closes the connection after the response, so that idle clients hold no connection.
-async fn close(mut response: Response) -> Response {
+/// Closes the connection after the response, so that no connection is open while it is idle.
+async fn close_after(mut response: Response) -> Response {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
@@ -231,10 +230,10 @@ async fn serve_connection(socket: TcpStream, peer: IpAddr, mut place: HttpConnec
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(64 << 10)
         .serve_connection(TokioIo::new(place.socket(socket)), service);
-    // An error of a peer's connection needs no action, nor does its end.
+    // Neither an error nor the end of a connection needs an action.
     tokio::select! {
         _ = timeout(CONNECTION_TIMEOUT, served) => {}
-        () = place.ended() => {}
+        () = place.wait_for_end() => {}
     }
 }
 
@@ -246,7 +245,7 @@ async fn refuse(mut socket: TcpStream, _permit: OwnedSemaphorePermit) {
         // A close with unread bytes would reset the connection before the peer has read the answer.
         copy(&mut socket, &mut sink()).await
     };
-    // The peer's failure needs no action.
+    // A failure to answer needs no action.
     _ = timeout(REFUSAL_TIMEOUT, answer).await;
 }
 
@@ -274,7 +273,7 @@ async fn post_volunteer(
     body: Bytes,
 ) -> Response {
     match directory.submit(peer, body, Submission::Volunteer).await {
-        Some(Ok(registration)) => (DOCUMENT, registration.encode()).into_response(),
+        Some(Ok(registration)) => (DOCUMENT_TYPE, registration.encode()).into_response(),
         // The authority evicts volunteers each interval, so a later try may succeed.
         Some(Err(DescriptorError::Full)) | None => busy(),
         Some(Err(error)) => refused(&error),
@@ -287,7 +286,7 @@ async fn post_presence(
     body: Bytes,
 ) -> Response {
     match directory.submit(peer, body, Submission::Presence).await {
-        Some(Ok(counted)) => (DOCUMENT, counted.encode()).into_response(),
+        Some(Ok(counted)) => (DOCUMENT_TYPE, counted.encode()).into_response(),
         Some(Err(error)) => refused(&error),
         None => busy(),
     }

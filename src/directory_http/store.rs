@@ -1,7 +1,7 @@
 //! The persistent store of a directory authority.
 //!
-//! [`AuthorityStore`] is a trait, so that a directory of several machines can use another implementation. [`FileStore`] stores
-//! all records in one file (`redb`). The authority's core requests the changes
+//! [`AuthorityStore`] is a trait, so that a directory of several machines can use another implementation. [`FileStore`]
+//! stores all records in one file (`redb`). The authority's core requests the changes
 //! ([`crate::directory::AuthorityEvent`]).
 
 use std::path::{Path, PathBuf};
@@ -124,21 +124,21 @@ impl FileStore {
         Ok(())
     }
 
-    fn failed(&self, action: &'static str) -> impl FnOnce(redb::Error) -> StoreError + '_ {
+    fn store_error(&self, action: &'static str) -> impl FnOnce(redb::Error) -> StoreError + '_ {
         move |source| StoreError { action, path: self.path.clone(), source: Box::new(source) }
     }
 }
 
 impl AuthorityStore for FileStore {
     fn load(&self) -> Result<StoredRecords, StoreError> {
-        self.read().map_err(self.failed("read it"))
+        self.read().map_err(self.store_error("read it"))
     }
 
     fn apply(&self, changes: &[Change]) -> Result<(), StoreError> {
         if changes.is_empty() {
             return Ok(());
         }
-        self.write(changes).map_err(self.failed("write it"))
+        self.write(changes).map_err(self.store_error("write it"))
     }
 }
 

@@ -1,12 +1,12 @@
 //! Entity tags of documents, computed from the digest of their signed part.
 //!
-//! A client computes the tag of the document that it holds. It never returns a tag that a directory chose, by which
-//! the directory could recognise it at another address (`proto/07-directory.md`, "HTTP").
+//! A client computes the tag of its document. It never sends a tag that a directory chose: by such a tag the directory
+//! could recognise the client at another address (`proto/07-directory.md` §7).
 
 use data_encoding::HEXLOWER;
 use reqwest::header::{HeaderValue, InvalidHeaderValue};
 
-/// The entity tag of the document with this digest. It is weak, because it is the same for every compression.
+/// The entity tag of the document with this digest. The tag is weak, because all compressed forms have the same tag.
 ///
 /// # Errors
 /// Never: the tag consists of visible characters.

@@ -93,7 +93,7 @@ fn config(options: &DirectoryOptions) -> Result<AuthorityConfig, Failure> {
         parameters = parameters.with("volunteer.interval-seconds", interval).map_err(Failure::failed)?;
     }
     Ok(AuthorityConfig {
-        min_relays: options.await_relays.unwrap_or(defaults.min_relays),
+        first_consensus_relays: options.await_relays.unwrap_or(defaults.first_consensus_relays),
         interval,
         private_addresses: private,
         // In a private network dials are cheap. All its relays start together, so no relay has a long uptime.

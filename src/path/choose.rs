@@ -1,6 +1,7 @@
 //! The choice of one path: guard, middles, exit.
 //!
-//! A volunteer can be a hop only directly behind one of its gateways. Its position is behind the guard, or last.
+//! A volunteer can be a hop only directly behind one of its gateways, and only directly behind the guard or as last
+//! hop.
 
 use core::fmt;
 
@@ -11,7 +12,7 @@ use super::{
     hop::{PathRelay, Relays},
     names::SpecialHost,
     restrict::related,
-    weigh::{ExitShare, one_in, pick},
+    weigh::{ExitShare, pick_by_weight, pick_uniformly},
 };
 use crate::{
     base::{ErrorClass, HopIndex, RelayId},
@@ -21,7 +22,7 @@ use crate::{
     wire::{Host, Target},
 };
 
-/// The port of most targets. Circuits built ahead end at an exit that allows it, if there is one.
+/// The port of most targets. A circuit built ahead ends at an exit that allows this port, if there is such an exit.
 const USUAL_PORT: u16 = 443;
 
 /// The requirements for a path.
@@ -45,8 +46,8 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// The error if no exit has this purpose.
-    pub(crate) const fn without_exit(&self) -> PathError {
+    /// The error if no exit fits this purpose.
+    pub(crate) const fn error_without_exit(&self) -> PathError {
         match self {
             Self::Streams | Self::Target(_) => PathError::NoExit,
             Self::Delegated(_) => PathError::NotOffered,
@@ -62,7 +63,7 @@ impl Requirement {
     }
 }
 
-/// The reason for which there is no path.
+/// Why there is no path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
     /// No guard of the sample is listed.
@@ -80,7 +81,7 @@ pub enum PathError {
 }
 
 impl PathError {
-    /// Its class.
+    /// The error's class.
     #[must_use]
     pub const fn class(self) -> ErrorClass {
         match self {
@@ -124,26 +125,26 @@ impl fmt::Debug for Path {
     }
 }
 
-/// Whether `relay` is an exit that may forward to `target`. A name fits if the port is open in either address family,
-/// because only the exit resolves names; a private name, only if the exit allows private addresses.
+/// Whether `relay` is an exit that may forward to `target`. A name fits if the exit allows the port in either address
+/// family, because only the exit resolves names. A private name fits only if the exit allows private addresses too.
 #[must_use]
 pub fn permits_target(relay: &ConsensusRelay, target: &Target) -> bool {
     let exit = &relay.profile.exit;
-    let open = match &target.host {
+    let is_allowed = match &target.host {
         Host::Ip(ip) => exit.may_allow(*ip, target.port),
         Host::Name(name) => {
             exit.may_allow_name(target.port) && (exit.private_addresses() || SpecialHost::of_name(name).is_none())
         }
     };
-    relay.flags.contains(Flags::EXIT) && open
+    relay.flags.contains(Flags::EXIT) && is_allowed
 }
 
 /// Chooses a path for `requirement`. The guard is chosen first and independently of the target, so that a target can't
-/// change it. The next guard is used only if no exit for the target can follow the first. Relays in `avoid` (recently
-/// failed, for example) are middle or exit only if no others remain.
+/// change the guard. The next guard is used only if no path to an exit for the purpose begins with the first guard.
+/// Relays in `avoid` (recently failed, for example) are middle or exit only if no others remain.
 ///
 /// # Errors
-/// When there is no guard, no exit for the target, or no path of unrelated relays.
+/// When there is no guard, no exit for the purpose, or no path of unrelated relays.
 pub fn choose<R: CryptoRng + ?Sized>(
     relays: &Relays<'_>,
     guards: &GuardSample,
@@ -157,7 +158,7 @@ pub fn choose<R: CryptoRng + ?Sized>(
     }
     let exits = exits(relays, &requirement.purpose);
     if exits.is_empty() {
-        return Err(requirement.purpose.without_exit());
+        return Err(requirement.purpose.error_without_exit());
     }
     let choice = Choice { relays, exits, hops: usize::from(requirement.hops.clamp(2, HopIndex::MAX)) };
     // An adversary that fails circuits can fill `avoid`, so `avoid` must not change the guard either.
@@ -171,9 +172,9 @@ pub fn choose<R: CryptoRng + ?Sized>(
     path.ok_or(PathError::TooFewRelays)
 }
 
-/// A path for a circuit without requests that measures whether a suspect guard or the relays behind it fail circuits:
-/// it begins with another primary guard and one of these relays. `None` if no guard is suspect, or nothing is left to
-/// measure.
+/// A path for a circuit without requests. The circuit measures whether a suspect guard or the relays behind that guard
+/// fail circuits. The path begins with another primary guard and one of these relays. `None` if no guard is suspect, if
+/// all these relays are measured, or if no other path fits.
 pub fn measure<R: CryptoRng + ?Sized>(relays: &Relays<'_>, guards: &GuardSample, rng: &mut R) -> Option<Path> {
     let (guard, next) = guards.measurement(relays.consensus, rng)?;
     let relays = Relays { middle: Some(next), ..*relays };
@@ -182,30 +183,31 @@ pub fn measure<R: CryptoRng + ?Sized>(relays: &Relays<'_>, guards: &GuardSample,
 }
 
 /// Replaces the unreachable relay at `position` (from 0); the other relays of the path stay. A volunteer is chosen only
-/// if `volunteers` is set. `None` for the guard, for the exit, and if no relay fits.
+/// if `allow_volunteer` is set. `None` for the position of the guard or the exit, if no relay fits, or if a relay of
+/// the path is no longer listed.
 pub fn replace<R: CryptoRng + ?Sized>(
     relays: &Relays<'_>,
     path: &[RelayKeys],
     position: usize,
-    volunteers: bool,
+    allow_volunteer: bool,
     avoid: &[RelayId],
     rng: &mut R,
 ) -> Option<Path> {
     let mut hops: Vec<PathRelay<'_>> = path.iter().map(|keys| relays.hop(&keys.identity)).collect::<Option<_>>()?;
-    let last = position.saturating_add(1) == hops.len();
-    if position == 0 || last || position >= hops.len() {
+    let is_last = position.saturating_add(1) == hops.len();
+    if position == 0 || is_last || position >= hops.len() {
         return None;
     }
     hops.remove(position);
     let choice = Choice { relays, exits: Vec::new(), hops: path.len() };
     let middle = choice
-        .middle(&hops, position, volunteers, avoid, rng)
+        .middle(&hops, position, allow_volunteer, avoid, rng)
         .or_else(|| choice.middle(&hops, position, false, &[], rng))?;
     hops.insert(position, middle);
     Some(Path::of(&hops))
 }
 
-/// The exits for `purpose`.
+/// The relays that fit the exit position for `purpose`; for delegated requests also volunteers.
 pub(crate) fn exits<'a>(relays: &Relays<'a>, purpose: &Purpose) -> Vec<PathRelay<'a>> {
     let listed = || relays.consensus.relays().iter();
     let exits = |fits: &dyn Fn(&ConsensusRelay) -> bool| -> Vec<_> {
@@ -226,19 +228,23 @@ pub(crate) fn exits<'a>(relays: &Relays<'a>, purpose: &Purpose) -> Vec<PathRelay
     }
 }
 
+/// The choice of one path.
 struct Choice<'a, 'b> {
     relays: &'b Relays<'a>,
+    /// The relays that fit the exit position.
     exits: Vec<PathRelay<'a>>,
+    /// Number of hops.
     hops: usize,
 }
 
 impl<'a> Choice<'a, '_> {
+    /// Whether `hop` is not in `avoid`, and unrelated to all relays of `path`.
     fn fits(&self, hop: &PathRelay<'a>, path: &[PathRelay<'a>], avoid: &[RelayId]) -> bool {
         let parameters = self.relays.consensus.parameters();
         !avoid.contains(&hop.identity()) && !path.iter().any(|other| related(hop, other, parameters))
     }
 
-    /// Chooses a path that begins with `guard`. A relay in `avoided_next` follows it only if no other remains.
+    /// Chooses a path that begins with `guard`. A relay in `avoided_next` follows the guard only if no other remains.
     fn path_through<R: CryptoRng + ?Sized>(
         &self,
         guard: &'a ConsensusRelay,
@@ -251,8 +257,8 @@ impl<'a> Choice<'a, '_> {
         let exits: Vec<_> = exits.filter(|exit| self.leads_to(&path, exit, avoid)).collect();
         // Avoided listed exits count too: an adversary that fails circuits through them must not receive their traffic.
         let fits = |hop: &PathRelay<'a>| matches!(hop, PathRelay::Listed(_)) && self.fits(hop, &path, &[]);
-        let volunteers_alone = !self.exits.iter().any(fits);
-        path.push(self.exit(&exits, volunteers_alone, rng)?);
+        let only_volunteers = !self.exits.iter().any(fits);
+        path.push(self.exit(&exits, only_volunteers, rng)?);
         while path.len() < self.hops {
             let position = path.len().saturating_sub(1);
             let preferred = if position == 1 && !avoided_next.is_empty() {
@@ -266,8 +272,8 @@ impl<'a> Choice<'a, '_> {
         Some(Path::of(&path))
     }
 
-    /// Whether a path that begins with `path` can end at `exit`. Without this check, a volunteer could move clients to
-    /// other guards by naming gateways that fit no guard.
+    /// Whether a path that begins with `path` can end at `exit`. Without this check, a volunteer whose gateways fit no
+    /// path behind a guard could move clients to other guards.
     fn leads_to(&self, path: &[PathRelay<'a>], exit: &PathRelay<'a>, avoid: &[RelayId]) -> bool {
         let PathRelay::Volunteer(volunteer) = exit else { return true };
         if self.hops == 2 {
@@ -278,55 +284,56 @@ impl<'a> Choice<'a, '_> {
         gateways.map(PathRelay::Listed).any(|gateway| self.fits(&gateway, &with_exit, avoid))
     }
 
-    /// Chooses one of `exits`: listed ones by weight, volunteers uniformly. Volunteers get at most their share, unless
-    /// `volunteers_alone` is set.
+    /// Chooses one of `exits`: listed ones by weight, volunteers uniformly. A volunteer is chosen with at most the
+    /// probability `path.volunteer-exit-share`, and always if `only_volunteers` is set: no listed exit fits.
     fn exit<R: CryptoRng + ?Sized>(
         &self,
         exits: &[PathRelay<'a>],
-        volunteers_alone: bool,
+        only_volunteers: bool,
         rng: &mut R,
     ) -> Option<PathRelay<'a>> {
         let (listed, volunteers): (Vec<_>, Vec<_>) = exits.iter().partition(|hop| matches!(hop, PathRelay::Listed(_)));
         let share = self.relays.consensus.parameters().volunteer_exit_share();
-        if volunteers_alone || volunteer_selected(share, volunteers.len(), listed.len(), rng) {
-            return one_in(&volunteers, rng);
+        if only_volunteers || volunteer_selected(share, volunteers.len(), listed.len(), rng) {
+            return pick_uniformly(&volunteers, rng);
         }
-        pick(&listed, PathRelay::weight, rng)
+        pick_by_weight(&listed, PathRelay::weight, rng)
     }
 
-    /// Chooses a middle for `position` of `path`, which has the relays before that position and the exit.
+    /// Chooses a middle for `position` of `path`, which has the relays before that position and the exit. A volunteer
+    /// is chosen only if `allow_volunteer` is set.
     fn middle<R: CryptoRng + ?Sized>(
         &self,
         path: &[PathRelay<'a>],
         position: usize,
-        volunteers: bool,
+        allow_volunteer: bool,
         avoid: &[RelayId],
         rng: &mut R,
     ) -> Option<PathRelay<'a>> {
         let (before, exit) = (path.get(position.checked_sub(1)?)?, path.last()?);
-        // The hop before a volunteer at the end must be one of its gateways.
-        let before_exit = position.saturating_add(2) == self.hops;
-        let leads_to_exit = |hop: &PathRelay<'a>| !before_exit || exit.follows(hop);
+        // The hop before a volunteer at the exit position must be one of the volunteer's gateways.
+        let is_before_exit = position.saturating_add(2) == self.hops;
+        let leads_to_exit = |hop: &PathRelay<'a>| !is_before_exit || exit.follows(hop);
         let fits = |hop: &PathRelay<'a>| self.fits(hop, path, avoid) && hop.follows(before) && leads_to_exit(hop);
-        if let Some(wanted) = self.relays.middle.filter(|_| position == 1) {
-            return self.relays.hop(&wanted).filter(fits);
+        if let Some(required) = self.relays.middle.filter(|_| position == 1) {
+            return self.relays.hop(&required).filter(fits);
         }
         let listed: Vec<_> = self.relays.consensus.relays().iter().map(PathRelay::Listed).filter(fits).collect();
         let gets_volunteers = !self.relays.guards_without_volunteers.contains(&before.identity());
-        if volunteers && position == 1 && gets_volunteers {
+        if allow_volunteer && position == 1 && gets_volunteers {
             let reached: Vec<_> = self.relays.volunteers().map(PathRelay::Volunteer).filter(fits).collect();
             let share = self.relays.consensus.parameters().volunteer_share();
             if volunteer_selected(share, reached.len(), listed.len(), rng) {
-                return one_in(&reached, rng);
+                return pick_uniformly(&reached, rng);
             }
         }
         let share = ExitShare::of(self.relays.consensus);
-        pick(&listed, |hop| share.weight(hop), rng)
+        pick_by_weight(&listed, |hop| share.weight(hop), rng)
     }
 }
 
-/// Whether a volunteer takes a position, given the numbers of volunteers and of listed relays that fit it. The
-/// probability is `share` percent, but at most the proportion of volunteers, so that few volunteers get little traffic.
+/// Whether a volunteer takes a position that `volunteers` volunteers and `listed` listed relays fit. The probability is
+/// `share` percent, but at most the proportion of volunteers, so that few volunteers get little traffic.
 fn volunteer_selected<R: CryptoRng + ?Sized>(share: u64, volunteers: usize, listed: usize, rng: &mut R) -> bool {
     let all = volunteers.saturating_add(listed);
     let proportion = volunteers.saturating_mul(10_000).checked_div(all).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! The guard sample: the few relays that a client uses as first hops, kept for months.
 //!
-//! All dates are dates of consensuses, not of the client's clock. They are precise enough, and a stored sample doesn't
-//! reveal when the client ran.
+//! All dates are the `valid_after` of consensuses, not times of the client's clock. So a stored sample doesn't reveal
+//! when the client ran.
 
 mod bias;
 mod reachability;
@@ -13,24 +13,24 @@ use rand::{CryptoRng, RngExt};
 
 use super::{
     hop::PathRelay,
-    weigh::{ExitShare, pick},
+    weigh::{ExitShare, pick_by_weight},
 };
 use crate::{
     base::{Instant, RelayId, WallTime},
     directory::{Consensus, ConsensusRelay, Flags, decode_identity, schema},
 };
-use bias::{MAX_NEXT, NextRelays};
-use reachability::{GuardReach, PRIMARIES, Reserve};
+use bias::{MAX_NEXT_RELAYS, NextRelays};
+use reachability::{FurtherGuards, GuardReachability, PRIMARIES};
 
 /// Maximum guards of the sample, listed or not.
 const MAX_GUARDS: usize = 120;
 /// Number of listed guards below which relays with a weight of zero are sampled too.
 const MIN_GUARDS: usize = 3;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// Days without a listing after which a guard is removed.
-const UNLISTED_DAYS: u32 = 20;
+/// Maximum days for which an unlisted guard stays in the sample.
+const MAX_UNLISTED_DAYS: u32 = 20;
 
-/// A stored guard sample can't be decoded.
+/// The error for a stored guard sample that can't be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the guard sample is corrupted")]
 pub struct GuardSampleError;
@@ -40,24 +40,27 @@ pub struct GuardSampleError;
 pub struct GuardSample {
     guards: Vec<Guard>,
     /// The date of the last consensus.
-    today: Option<WallTime>,
-    reserve: Reserve,
-    /// The consensus at which the counts of next relays were last halved.
-    halved: Option<WallTime>,
-    /// Circuits were counted since the sample was stored.
-    counted: bool,
+    consensus_date: Option<WallTime>,
+    further: FurtherGuards,
+    /// The date of the consensus with which the counts of next relays were last halved.
+    halved_at: Option<WallTime>,
+    /// Whether circuits were counted since the last [`Self::take_counts_changed`].
+    counts_changed: bool,
 }
 
 #[derive(Clone)]
 struct Guard {
     identity: RelayId,
+    /// The start of the guard's lifetime.
     added: WallTime,
-    /// The last consensus that listed the guard.
-    listed: WallTime,
+    /// The date of the last consensus that listed the guard.
+    last_listed: WallTime,
+    /// Circuits whose first hop was built.
     circuits_begun: u64,
+    /// Of these, the circuits that were built completely and not ended early.
     circuits_built: u64,
-    next: NextRelays,
-    reachability: GuardReach,
+    next_relays: NextRelays,
+    reachability: GuardReachability,
 }
 
 impl GuardSample {
@@ -69,40 +72,42 @@ impl GuardSample {
         let sample = schema::GuardSample::decode(bytes).map_err(|_| GuardSampleError)?;
         let guards: Option<Vec<Guard>> = sample.guards.iter().map(Guard::decode).collect();
         let guards = guards.filter(|guards| guards.len() <= MAX_GUARDS).ok_or(GuardSampleError)?;
-        let pairs = guards.iter().map(|guard| guard.next.len()).fold(0, usize::saturating_add);
-        if pairs > PRIMARIES.saturating_mul(MAX_NEXT) {
+        let pairs = guards.iter().map(|guard| guard.next_relays.len()).fold(0, usize::saturating_add);
+        if pairs > PRIMARIES.saturating_mul(MAX_NEXT_RELAYS) {
             return Err(GuardSampleError);
         }
-        let halved = (sample.halved > 0).then(|| WallTime::from_unix(sample.halved));
-        Ok(Self { guards, halved, ..Self::default() })
+        let halved_at = (sample.halved > 0).then(|| WallTime::from_unix(sample.halved));
+        Ok(Self { guards, halved_at, ..Self::default() })
     }
 
-    /// Encodes the sample for storage.
+    /// Encodes the sample for storage, with the counts of next relays of the primaries only.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut guards: Vec<_> = self.guards.iter().map(Guard::encode).collect();
-        if self.today.is_some() {
+        if self.consensus_date.is_some() {
             let primaries: Vec<_> = self.primaries().map(|guard| guard.identity).collect();
             let others = guards.iter_mut().zip(&self.guards).filter(|(_, guard)| !primaries.contains(&guard.identity));
             others.for_each(|(encoded, _)| encoded.next_relays.clear());
         }
-        schema::GuardSample { guards, halved: self.halved.map_or(0, WallTime::as_unix) }.encode_to_vec()
+        schema::GuardSample { guards, halved: self.halved_at.map_or(0, WallTime::as_unix) }.encode_to_vec()
     }
 
-    /// Updates the sample to a new consensus: removes guards past their lifetime, unlisted for too long, or with
-    /// path bias, and adds guards. Returns whether guards were added or removed, so that the sample should be stored.
+    /// Updates the sample to a new consensus. Removes guards past their lifetime, guards unlisted for too long, and at
+    /// most one guard with path bias; then adds guards. Returns whether guards were added or removed, so that the
+    /// sample should be stored.
     pub fn update<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
-        let today = consensus.valid_after();
-        self.today = Some(today);
+        let date = consensus.valid_after();
+        self.consensus_date = Some(date);
         for guard in &mut self.guards {
-            if is_guard(consensus, &guard.identity).is_some() {
-                guard.listed = today;
+            if listed_guard(consensus, &guard.identity).is_some() {
+                guard.last_listed = date;
             }
         }
         let lifetime = lifetime(consensus);
         let before = self.guards.len();
         self.guards.retain(|guard| {
-            today.since(guard.added) <= lifetime && today.since(guard.listed) <= DAY.saturating_mul(UNLISTED_DAYS)
+            date.since(guard.added) <= lifetime
+                && date.since(guard.last_listed) <= DAY.saturating_mul(MAX_UNLISTED_DAYS)
         });
         self.remove_biased_guard(consensus);
         let removed = self.guards.len() != before;
@@ -113,29 +118,30 @@ impl GuardSample {
     /// Records that the guard built the first hop of a circuit.
     pub fn handle_answered(&mut self, relay: &RelayId) {
         if let Some(guard) = self.guard(relay) {
-            guard.reachability = GuardReach::Usable;
+            guard.reachability = GuardReachability::Usable;
         }
     }
 
-    /// Records that a channel to the guard opened. Returns the guards that it precedes from now on: circuits through
-    /// these were built only because this guard was unreachable. All unreachable guards are dialled again at once.
+    /// Records that a channel to the guard opened. The next dials of all unreachable guards are due now. If this guard
+    /// was unreachable, returns the later guards of the sample: circuits through them were built only for that reason.
     pub fn handle_opened(&mut self, now: Instant, relay: &RelayId) -> Vec<RelayId> {
         let Some(position) = self.listed().position(|guard| guard.identity == *relay) else { return Vec::new() };
-        self.reserve.handle_opened(position < PRIMARIES);
-        let returned = self.guard(relay).is_some_and(|guard| {
+        self.further.handle_opened(position < PRIMARIES);
+        let was_unreachable = self.guard(relay).is_some_and(|guard| {
             let unreachable = !guard.reachability.is_usable();
             guard.reachability.handle_opened(now);
             unreachable
         });
         for guard in &mut self.guards {
-            guard.reachability.retry_at_once(now);
+            guard.reachability.retry_now(now);
         }
         let later = self.listed().skip(position.saturating_add(1)).map(|guard| guard.identity);
-        if returned { later.collect() } else { Vec::new() }
+        if was_unreachable { later.collect() } else { Vec::new() }
     }
 
-    /// Records that the guard left a channel or circuit unanswered that began at `began`. It stays first: the next
-    /// circuit dials it again. Only if it is silent once more, before it has built a first hop, it is unreachable.
+    /// Records that the guard was silent: it left a channel or circuit unanswered that began at `began`. The guard
+    /// stays usable, and the next circuit dials it again. The guard becomes unreachable only if it is silent a second
+    /// time before it has built a first hop.
     pub fn handle_silent(&mut self, now: Instant, relay: &RelayId, began: Instant) {
         let offline = self.is_offline_without(relay);
         if let Some(guard) = self.guard(relay) {
@@ -143,9 +149,9 @@ impl GuardSample {
         }
     }
 
-    /// Records that a dial of the guard failed, or did not succeed in time. Other guards precede it until a channel to
-    /// it opens. It is dialled again after 5 s, then each time after twice as long, at most a minute; at most 15 s
-    /// while no guard is reachable.
+    /// Records that a dial of the guard failed, or did not succeed in time. Other guards precede the guard until a
+    /// channel to it opens. The next dial is due after 5 s. The delay doubles with each failure, up to a minute, or up
+    /// to 15 s while no other guard is reachable.
     pub fn handle_unreachable(&mut self, now: Instant, relay: &RelayId) {
         let offline = self.is_offline_without(relay);
         if let Some(guard) = self.guard(relay) {
@@ -153,65 +159,65 @@ impl GuardSample {
         }
     }
 
-    /// Records that something other than a guard answered, a directory for example. One more guard beyond the primaries
-    /// is used if this happened twice, ten minutes apart, and all guards in use were unreachable throughout.
+    /// Records an answer of a node that isn't a guard: a new document of a directory. One more guard beyond the
+    /// primaries is used after two such answers, ten minutes apart, if all guards in use were unreachable throughout.
     pub fn handle_contact(&mut self, now: Instant) {
         if self.in_use().next().is_some() && self.in_use().all(|guard| !guard.reachability.is_usable()) {
-            self.reserve.handle_contact(now);
+            self.further.handle_contact(now);
         }
     }
 
-    /// The unreachable guards in use whose next dial is due.
-    pub fn due<'a>(&self, consensus: &'a Consensus, now: Instant) -> Vec<&'a ConsensusRelay> {
-        let due = self.in_use().filter(|guard| guard.reachability.retry().is_some_and(|retry| retry <= now));
-        due.filter_map(|guard| is_guard(consensus, &guard.identity)).collect()
+    /// The unreachable guards in use whose next dials are due.
+    pub fn guards_to_dial<'a>(&self, consensus: &'a Consensus, now: Instant) -> Vec<&'a ConsensusRelay> {
+        let due = self.in_use().filter(|guard| guard.reachability.retry_at().is_some_and(|at| at <= now));
+        due.filter_map(|guard| listed_guard(consensus, &guard.identity)).collect()
     }
 
-    /// Whether circuits were counted since the last call.
-    pub const fn take_counted(&mut self) -> bool {
-        core::mem::replace(&mut self.counted, false)
+    /// Returns whether circuits were counted since the last call.
+    pub const fn take_counts_changed(&mut self) -> bool {
+        core::mem::replace(&mut self.counts_changed, false)
     }
 
-    /// Listed guards in the order to try: the usable ones in use (shuffled if the consensus demands two), then the
-    /// unreachable ones by the times of their next dials. The other guards follow, for networks in which no path leads
-    /// through a guard in use.
+    /// Listed guards in the order to try: the usable ones in use, then the unreachable ones in use by the times of
+    /// their next dials. The other guards follow, for networks in which no path leads through a guard in use. If
+    /// `path.guards-in-use` is 2, either of the first two usable guards is first with equal probability.
     pub(super) fn candidates<'a, R: CryptoRng + ?Sized>(
         &self,
         consensus: &'a Consensus,
         rng: &mut R,
     ) -> Vec<&'a ConsensusRelay> {
-        let listed = self.guards.iter().filter_map(|guard| Some((guard, is_guard(consensus, &guard.identity)?)));
-        let limit = self.limit();
+        let listed = self.guards.iter().filter_map(|guard| Some((guard, listed_guard(consensus, &guard.identity)?)));
+        let max_in_use = self.max_in_use();
         let mut guards: Vec<_> = listed
             .enumerate()
-            .map(|(position, (guard, relay))| (position >= limit, guard.reachability.retry(), relay))
+            .map(|(position, (guard, relay))| (position >= max_in_use, guard.reachability.retry_at(), relay))
             .collect();
         let usable = guards.iter().filter(|(beyond, retry, _)| !beyond && retry.is_none()).count();
-        // The sort is stable.
+        // The sort is stable, so usable guards keep the order of the sample.
         guards.sort_by_key(|(beyond, retry, _)| (*beyond, *retry));
-        let in_use = usize::try_from(consensus.parameters().guards_in_use()).unwrap_or(1);
-        if in_use.min(usable) == 2 && rng.random() {
+        let usable_in_use = usize::try_from(consensus.parameters().guards_in_use()).unwrap_or(1);
+        if usable_in_use.min(usable) == 2 && rng.random() {
             guards.swap(0, 1);
         }
         guards.into_iter().map(|(_, _, relay)| relay).collect()
     }
 
-    /// The guards that the last consensus listed.
+    /// The guards that the last consensus lists.
     fn listed(&self) -> impl Iterator<Item = &Guard> {
-        self.guards.iter().filter(|guard| Some(guard.listed) == self.today)
+        self.guards.iter().filter(|guard| Some(guard.last_listed) == self.consensus_date)
     }
 
     fn primaries(&self) -> impl Iterator<Item = &Guard> {
         self.listed().take(PRIMARIES)
     }
 
-    /// The number of guards in use: the primaries, and those beyond.
-    const fn limit(&self) -> usize {
-        PRIMARIES.saturating_add(self.reserve.guards())
+    /// The maximum number of guards in use: the primaries, and the guards in use beyond them.
+    const fn max_in_use(&self) -> usize {
+        PRIMARIES.saturating_add(self.further.count())
     }
 
     fn in_use(&self) -> impl Iterator<Item = &Guard> {
-        self.listed().take(self.limit())
+        self.listed().take(self.max_in_use())
     }
 
     /// Whether no guard in use except `relay` is usable.
@@ -223,15 +229,15 @@ impl GuardSample {
         self.guards.iter_mut().find(|guard| guard.identity == *relay)
     }
 
-    /// Adds guards by weight, until the sample holds the required number of listed guards. Returns whether it added
-    /// guards.
+    /// Adds guards by weight until the sample has the required number of listed guards, or its maximum length. Returns
+    /// whether guards were added.
     fn fill<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
         let required = usize::try_from(consensus.parameters().guard_sample()).unwrap_or(MAX_GUARDS);
         let share = ExitShare::of(consensus);
         let sampled =
             |guards: &[Guard], relay: &ConsensusRelay| guards.iter().any(|guard| guard.identity == relay.identity());
         let before = self.guards.len();
-        let listed = self.guards.iter().filter(|guard| guard.listed == consensus.valid_after()).count();
+        let listed = self.guards.iter().filter(|guard| guard.last_listed == consensus.valid_after()).count();
         for count in listed..required {
             if self.guards.len() >= MAX_GUARDS {
                 break;
@@ -243,7 +249,7 @@ impl GuardSample {
                 .map(PathRelay::Listed)
                 .filter(|hop| count < MIN_GUARDS || share.weight(hop) > 0)
                 .collect();
-            let Some(relay) = pick(&eligible, |hop| share.weight(hop), rng) else { break };
+            let Some(relay) = pick_by_weight(&eligible, |hop| share.weight(hop), rng) else { break };
             self.guards.push(Guard::new(relay.identity(), consensus, rng));
         }
         self.guards.len() != before
@@ -257,19 +263,19 @@ impl fmt::Debug for GuardSample {
 }
 
 impl Guard {
-    /// Backdates `added` by up to a tenth of the lifetime, so that guards don't expire together and the date doesn't
-    /// reveal when they were chosen.
+    /// A new guard. `added` is backdated by up to a tenth of the lifetime, so that guards don't expire together and the
+    /// date doesn't reveal the time of the choice.
     fn new<R: CryptoRng + ?Sized>(identity: RelayId, consensus: &Consensus, rng: &mut R) -> Self {
         let tenth = lifetime(consensus).as_secs() / 10;
         let added = consensus.valid_after().before(Duration::from_secs(rng.random_range(0..=tenth)));
         Self {
             identity,
             added,
-            listed: consensus.valid_after(),
+            last_listed: consensus.valid_after(),
             circuits_begun: 0,
             circuits_built: 0,
-            next: NextRelays::default(),
-            reachability: GuardReach::default(),
+            next_relays: NextRelays::default(),
+            reachability: GuardReachability::default(),
         }
     }
 
@@ -277,10 +283,10 @@ impl Guard {
         schema::SampledGuard {
             identity: self.identity.as_bytes().to_vec(),
             added: self.added.as_unix(),
-            listed: self.listed.as_unix(),
+            listed: self.last_listed.as_unix(),
             circuits_begun: self.circuits_begun,
             circuits_built: self.circuits_built,
-            next_relays: self.next.encode(),
+            next_relays: self.next_relays.encode(),
         }
     }
 
@@ -288,19 +294,21 @@ impl Guard {
         Some(Self {
             identity: decode_identity(&guard.identity)?,
             added: WallTime::from_unix(guard.added),
-            listed: WallTime::from_unix(guard.listed),
+            last_listed: WallTime::from_unix(guard.listed),
             circuits_begun: guard.circuits_begun,
             circuits_built: guard.circuits_built,
-            next: NextRelays::decode(&guard.next_relays)?,
-            reachability: GuardReach::default(),
+            next_relays: NextRelays::decode(&guard.next_relays)?,
+            reachability: GuardReachability::default(),
         })
     }
 }
 
-fn is_guard<'a>(consensus: &'a Consensus, relay: &RelayId) -> Option<&'a ConsensusRelay> {
+/// The relay `relay`, if the consensus lists it with the flag guard.
+fn listed_guard<'a>(consensus: &'a Consensus, relay: &RelayId) -> Option<&'a ConsensusRelay> {
     consensus.relay(relay).filter(|relay| relay.flags.contains(Flags::GUARD))
 }
 
+/// The time for which a guard is kept.
 fn lifetime(consensus: &Consensus) -> Duration {
     DAY.saturating_mul(u32::try_from(consensus.parameters().guard_lifetime_days()).unwrap_or(u32::MAX))
 }

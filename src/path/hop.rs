@@ -35,14 +35,16 @@ impl<'a> Relays<'a> {
         self.consensus.relay(identity).map(PathRelay::Listed).or_else(volunteer)
     }
 
-    /// Whether private names and addresses are targets in this network: the authority declares it private, or each of
-    /// its exits connects to private addresses. One exit alone must not attract the private names of all clients.
-    pub(crate) fn take_private_targets(&self) -> bool {
+    /// Whether private names and addresses are targets in this network. They are if the consensus allows similar
+    /// addresses, as in testnets, or if all exits allow private addresses. One such exit among others must not attract
+    /// the private names of all clients.
+    pub(crate) fn allow_private_targets(&self) -> bool {
         let mut exits = self.consensus.relays().iter().filter(|relay| relay.flags.contains(Flags::EXIT)).peekable();
         self.consensus.parameters().allows_similar_addresses()
             || (exits.peek().is_some() && exits.all(|exit| exit.profile.exit.private_addresses()))
     }
 
+    /// All volunteers of the list; none without a list.
     pub(super) fn volunteers(&self) -> impl Iterator<Item = &'a Volunteer> {
         self.volunteers.into_iter().flat_map(VolunteerList::volunteers)
     }
@@ -58,6 +60,7 @@ pub(crate) enum PathRelay<'a> {
 }
 
 impl<'a> PathRelay<'a> {
+    /// The relay's long-term key.
     pub(crate) const fn identity(&self) -> RelayId {
         match self {
             Self::Listed(relay) => relay.identity(),
@@ -65,6 +68,7 @@ impl<'a> PathRelay<'a> {
         }
     }
 
+    /// The relay's keys for a handshake.
     pub(crate) fn keys(&self) -> RelayKeys {
         match self {
             Self::Listed(relay) => relay.keys(),
@@ -72,6 +76,7 @@ impl<'a> PathRelay<'a> {
         }
     }
 
+    /// The delegated requests that the relay performs.
     pub(crate) const fn offer(&self) -> &'a Offer {
         match self {
             Self::Listed(relay) => &relay.profile.offer,
@@ -87,7 +92,7 @@ impl<'a> PathRelay<'a> {
         }
     }
 
-    /// The weight relative to other hops of the same variant.
+    /// The weight for the exit position, relative to other hops of the same variant.
     pub(super) fn weight(&self) -> u64 {
         match self {
             Self::Listed(relay) => relay.weight.into(),
@@ -95,11 +100,11 @@ impl<'a> PathRelay<'a> {
         }
     }
 
-    /// Whether `before` can extend a circuit to this hop.
-    pub(super) fn follows(&self, before: &PathRelay<'_>) -> bool {
+    /// Whether the relay `previous` can extend a circuit to this hop.
+    pub(super) fn follows(&self, previous: &PathRelay<'_>) -> bool {
         match self {
             Self::Listed(_) => true,
-            Self::Volunteer(volunteer) => volunteer.gateways.contains(&before.identity()),
+            Self::Volunteer(volunteer) => volunteer.gateways.contains(&previous.identity()),
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Special-use names: names that no public name server has, and that would tell an exit about the client's network.
+//! Special-use hosts: names that no public name server has, and addresses that aren't global.
 //!
-//! A client sends them to no exit (`proto/08-paths.md` §6). The two kinds differ in a network whose exits may connect to
-//! private addresses, such as a testnet: there, private names are valid targets.
+//! A client sends these hosts to no exit, because they would reveal the client's network (`proto/08-paths.md` §6).
+//! There are reserved and private hosts. Private hosts are valid targets if all exits may connect to private addresses,
+//! as in a testnet.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,8 +12,8 @@ use crate::{exit_policy::is_global, wire::Host};
 const RESERVED: [&str; 3] = ["onion", "invalid", "alt"];
 
 /// Names of private networks and of tests. RFC 6761 (`localhost`, `test`, `example`), RFC 6762 with its appendix G,
-/// RFC 8375 and ICANN's `internal` (local networks), RFC 9462, RFC 9665 and RFC 8880 (discovery), and a name that routers
-/// use.
+/// RFC 8375 and ICANN's `internal` (local networks), RFC 9462, RFC 9665 and RFC 8880 (discovery), and names that
+/// operating systems and routers use.
 const PRIVATE: [&str; 17] = [
     "localhost",
     "test",
@@ -36,7 +37,7 @@ const PRIVATE: [&str; 17] = [
 /// A host that is not sent to an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SpecialHost {
-    /// No network resolves it.
+    /// A name outside the DNS.
     Reserved,
     /// A name or address of a private network.
     Private,
@@ -55,34 +56,35 @@ impl SpecialHost {
     pub(crate) fn of_name(name: &str) -> Option<Self> {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         let is_under =
-            |suffix: &str| name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+            |suffix: &str| name.strip_suffix(suffix).is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('.'));
         if RESERVED.into_iter().any(is_under) {
             return Some(Self::Reserved);
         }
         let last_label = name.rsplit('.').next().unwrap_or_default();
-        // No top-level domain is a number; such a name is an address in another form.
+        // No top-level domain is a number. A name that ends with a number is an address in another form.
         let is_number = last_label.bytes().all(|byte| byte.is_ascii_digit()) || last_label.starts_with("0x");
         let is_private = !name.contains('.')
             || is_number
             || PRIVATE.into_iter().any(is_under)
-            || reversed_address(&name).is_some_and(|ip| !is_global(ip));
+            || address_in_reverse_zone(&name).is_some_and(|ip| !is_global(ip));
         is_private.then_some(Self::Private)
     }
 }
 
-/// An address of the zone whose name is `name`, in `in-addr.arpa` or `ip6.arpa`.
-fn reversed_address(name: &str) -> Option<IpAddr> {
-    /// Value of the parts that the zone's name leaves open: zero would be an address that no zone shares.
-    const OPEN: u8 = 1;
+/// One address of the reverse zone `name` in `in-addr.arpa` or `ip6.arpa`; `None` for other names.
+fn address_in_reverse_zone(name: &str) -> Option<IpAddr> {
+    /// Value of the parts that the zone's name doesn't determine. With zeros, the address could be special although the
+    /// zone has global addresses: 192.0.0.0 in `192.in-addr.arpa`.
+    const UNDETERMINED: u8 = 1;
     let parts = |labels: &str, radix| -> Option<Vec<u8>> {
         labels.rsplit('.').map(|label| u8::from_str_radix(label, radix).ok()).collect()
     };
     if let Some(labels) = name.strip_suffix(".in-addr.arpa") {
-        let mut octets = [OPEN; 4];
+        let mut octets = [UNDETERMINED; 4];
         octets.iter_mut().zip(parts(labels, 10)?).for_each(|(octet, part)| *octet = part);
         return Some(Ipv4Addr::from(octets).into());
     }
-    let mut nibbles = [OPEN; 32];
+    let mut nibbles = [UNDETERMINED; 32];
     nibbles.iter_mut().zip(parts(name.strip_suffix(".ip6.arpa")?, 16)?).for_each(|(nibble, part)| *nibble = part);
     let bits = nibbles.iter().fold(0_u128, |bits, nibble| bits << 4 | u128::from(nibble & 0xF));
     Some(IpAddr::from(Ipv6Addr::from(bits)).to_canonical())
@@ -96,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn special_names_are_known_in_every_case_and_with_a_final_dot() {
+    fn special_names_are_recognised_in_upper_and_lower_case_and_with_a_final_dot() {
         for name in ["onion", "abc.onion", "ABC.Onion.", "x.invalid", "x.alt"] {
             assert_eq!(SpecialHost::of_name(name), Some(SpecialHost::Reserved), "{name}");
         }

@@ -1,4 +1,4 @@
-//! Restrictions on relays of one path (`proto/08-paths.md`, "Restrictions").
+//! Path restrictions: rules by which two relays are not on one path (`proto/08-paths.md` §2).
 
 use super::hop::PathRelay;
 use crate::{
@@ -9,20 +9,21 @@ use crate::{
 /// Whether two relays must not be on one path: they are identical, of one family or operator, or have similar
 /// addresses.
 pub(super) fn related(one: &PathRelay<'_>, other: &PathRelay<'_>, parameters: &Parameters) -> bool {
-    let close = match (one, other) {
+    let are_similar = match (one, other) {
         (PathRelay::Listed(one), PathRelay::Listed(other)) => {
             !parameters.allows_similar_addresses() && similar_addresses(one, other)
         }
         // The addresses of volunteers aren't published.
         _ => false,
     };
-    one.identity() == other.identity() || same_family(one, other) || close
+    one.identity() == other.identity() || same_family_or_operator(one, other) || are_similar
 }
 
 /// Whether two relays are of one family or operator. A family counts only if both relays name each other. Otherwise a
-/// relay could name all relays except those of its own operator, and paths through it would have to use these. No
-/// consensus names volunteers, so the authorities list only family members of a volunteer that name the volunteer.
-fn same_family(one: &PathRelay<'_>, other: &PathRelay<'_>) -> bool {
+/// relay could name all relays except its accomplices, and every path through that relay would continue through them.
+/// A family in the consensus doesn't name volunteers. A volunteer's family in the list is already reduced to members
+/// that name the volunteer.
+fn same_family_or_operator(one: &PathRelay<'_>, other: &PathRelay<'_>) -> bool {
     let ((family, operator), (other_family, other_operator)) = (one.family_and_operator(), other.family_and_operator());
     let (one_names, other_names) = (family.contains(&other.identity()), other_family.contains(&one.identity()));
     let mutual = match (one, other) {
@@ -33,11 +34,12 @@ fn same_family(one: &PathRelay<'_>, other: &PathRelay<'_>) -> bool {
     mutual || (!operator.is_empty() && operator == other_operator)
 }
 
-/// Whether the two relays have addresses in one block.
+/// Whether two relays have addresses in one block.
 fn similar_addresses(one: &ConsensusRelay, other: &ConsensusRelay) -> bool {
-    blocks(one).any(|block| blocks(other).any(|of_other| of_other == block))
+    blocks(one).any(|block| blocks(other).any(|other_block| other_block == block))
 }
 
+/// The address blocks of a relay: an IPv4 /16, an IPv6 /32, or one of each.
 fn blocks(relay: &ConsensusRelay) -> impl Iterator<Item = AddressPrefix> {
     relay.profile.addresses.iter().map(|address| AddressPrefix::block(address.ip()))
 }

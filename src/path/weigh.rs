@@ -1,11 +1,11 @@
-//! Weighted choice of relays (`proto/08-paths.md`, "Weights").
+//! Weighted choice of relays (`proto/08-paths.md` §3).
 
 use rand::{CryptoRng, RngExt};
 
 use super::hop::PathRelay;
 use crate::directory::{Consensus, ConsensusRelay, Flags};
 
-/// The part of an exit's weight that counts for positions other than the last.
+/// The fraction of an exit's weight that counts for positions other than the last.
 #[derive(Clone, Copy)]
 pub(super) struct ExitShare {
     numerator: u64,
@@ -14,15 +14,15 @@ pub(super) struct ExitShare {
 
 impl ExitShare {
     /// Exits are reserved for the exit position. With the weight E of all exits and the weight T of all relays, the
-    /// part is (3E − T) / 3E, or 0 if the exits have less than a third.
+    /// fraction is (3E − T) / 3E, or 0 if the exits have less than a third of the weight.
     pub(super) fn of(consensus: &Consensus) -> Self {
         let weight = |relays: &mut dyn Iterator<Item = &ConsensusRelay>| {
             relays.map(|relay| u64::from(relay.weight)).fold(0, u64::saturating_add)
         };
         let total = weight(&mut consensus.relays().iter());
         let exits = weight(&mut consensus.relays().iter().filter(|relay| relay.flags.contains(Flags::EXIT)));
-        let thrice = exits.saturating_mul(3);
-        Self { numerator: thrice.saturating_sub(total), denominator: thrice.max(1) }
+        let triple = exits.saturating_mul(3);
+        Self { numerator: triple.saturating_sub(total), denominator: triple.max(1) }
     }
 
     /// The weight of `hop` in a position other than the last.
@@ -37,19 +37,19 @@ impl ExitShare {
 }
 
 /// One of `hops`, with a probability proportional to `weight`; uniform if all weights are zero.
-pub(super) fn pick<'a, R: CryptoRng + ?Sized>(
+pub(super) fn pick_by_weight<'a, R: CryptoRng + ?Sized>(
     hops: &[PathRelay<'a>],
     weight: impl Fn(&PathRelay<'a>) -> u64,
     rng: &mut R,
 ) -> Option<PathRelay<'a>> {
     let total = hops.iter().map(&weight).fold(0, u64::saturating_add);
     if total == 0 {
-        return one_in(hops, rng);
+        return pick_uniformly(hops, rng);
     }
-    let mut left = rng.random_range(0..total);
+    let mut remaining = rng.random_range(0..total);
     for hop in hops {
-        match left.checked_sub(weight(hop)) {
-            Some(rest) => left = rest,
+        match remaining.checked_sub(weight(hop)) {
+            Some(difference) => remaining = difference,
             None => return Some(*hop),
         }
     }
@@ -57,7 +57,7 @@ pub(super) fn pick<'a, R: CryptoRng + ?Sized>(
 }
 
 /// One of `hops`, uniformly.
-pub(super) fn one_in<'a, R: CryptoRng + ?Sized>(hops: &[PathRelay<'a>], rng: &mut R) -> Option<PathRelay<'a>> {
+pub(super) fn pick_uniformly<'a, R: CryptoRng + ?Sized>(hops: &[PathRelay<'a>], rng: &mut R) -> Option<PathRelay<'a>> {
     let last = hops.len().checked_sub(1)?;
     hops.get(rng.random_range(0..=last)).copied()
 }

@@ -1,9 +1,10 @@
-//! Builds of circuits: spare ones, those for waiting requests, and substitutes for relays that are gone.
+//! Builds of circuits: spare circuits, circuits for waiting requests, and the replacement of volunteers that are gone.
 
 use rand::CryptoRng;
 
 use super::{
-    GuardPair, Pool, PoolEvent, PoolInputs, build_policy::delegation_of, circuit::Pooled, spare_schedule::SpareSchedule,
+    GuardPair, Pool, PoolEvent, PoolInputs, build_policy::delegation_of, circuit::PooledCircuit,
+    spare_schedule::SpareSchedule,
 };
 use crate::{
     base::{HopIndex, Instant, RelayId},
@@ -14,21 +15,21 @@ use crate::{
 };
 
 impl Pool {
-    /// Starts the spare circuits that are missing and due.
+    /// Starts the builds of missing spare circuits that are due.
     pub(in crate::client) fn keep_spares(
         &mut self,
         now: Instant,
         inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) {
-        self.keep_spare(now, &Purpose::Streams, inputs.parameters.spare_circuits, inputs, rng);
+        self.keep_spares_for(now, &Purpose::Streams, inputs.parameters.spare_circuits, inputs, rng);
         if let Some((delegation, count)) = self.spare_delegated.clone() {
-            self.keep_spare(now, &Purpose::Delegated(delegation), count, inputs, rng);
+            self.keep_spares_for(now, &Purpose::Delegated(delegation), count, inputs, rng);
         }
     }
 
-    /// Starts the due circuits that are missing from `count` spare ones for the purpose.
-    fn keep_spare(
+    /// Starts the due builds of spare circuits for `purpose`, up to `count` circuits in total.
+    fn keep_spares_for(
         &mut self,
         now: Instant,
         purpose: &Purpose,
@@ -37,7 +38,7 @@ impl Pool {
         rng: &mut dyn CryptoRng,
     ) {
         let avoided = self.avoided_exits(now, &inputs.relays, purpose, &[]);
-        let spare = |circuit: &&Pooled| {
+        let spare = |circuit: &&PooledCircuit| {
             circuit.is_spare_for(delegation_of(purpose)) && circuit.exit().is_none_or(|exit| !avoided.contains(&exit))
         };
         let missing = count.saturating_sub(self.circuits.values().filter(spare).count());
@@ -47,8 +48,8 @@ impl Pool {
             }
             return;
         }
-        for left in (1..=missing).rev() {
-            if !self.spare_schedule(purpose).takes_due(now, left, rng) {
+        for still_missing in (1..=missing).rev() {
+            if !self.spare_schedule(purpose).take_due(now, still_missing, rng) {
                 break;
             }
             if !matches!(self.build(now, purpose.clone(), None, &[], inputs, rng), Ok(true)) {
@@ -87,7 +88,10 @@ impl Pool {
         Ok(())
     }
 
-    /// Starts a circuit, if the limits allow it; returns whether it did.
+    /// Starts the build of a circuit if caps and pauses allow it. Returns whether a build was started.
+    ///
+    /// # Errors
+    /// When there is no path.
     fn build(
         &mut self,
         now: Instant,
@@ -107,39 +111,42 @@ impl Pool {
         let relays = path.hops();
         let uses_avoided_exit = relays.last().is_some_and(|exit| avoided.contains(exit));
         if uses_avoided_exit && isolation.is_none() {
-            // No request would be placed on it.
+            // No request would be placed on such a spare circuit.
             return Ok(false);
         }
         if self.circuits.len() >= inputs.parameters.circuits && !self.make_room() {
             return Ok(false);
         }
-        self.connect(now, Pooled::new(now, path, delegation, isolation, uses_avoided_exit), inputs, rng)?;
+        self.connect(now, PooledCircuit::new(now, path, delegation, isolation, uses_avoided_exit), inputs, rng)?;
         Ok(true)
     }
 
-    /// Starts a circuit without requests if a guard is suspect. It closes once it is open.
+    /// Builds a circuit without requests if a guard is suspect. The circuit is closed once it is open.
     pub(in crate::client) fn measure(&mut self, now: Instant, inputs: &mut PoolInputs<'_>, rng: &mut dyn CryptoRng) {
         if self.circuits.len() < inputs.parameters.circuits
             && let Some(path) = measure(&inputs.relays, inputs.guards, rng)
         {
-            let mut circuit = Pooled::new(now, path, None, None, false);
+            let mut circuit = PooledCircuit::new(now, path, None, None, false);
             circuit.retire();
             let _ = self.connect(now, circuit, inputs, rng);
         }
     }
 
-    /// Adds a circuit, and starts it once the channel to its guard is open.
+    /// Adds a circuit, and connects its guard. Starts the first hop if the channel is open already.
+    ///
+    /// # Errors
+    /// When the consensus doesn't list the guard.
     fn connect(
         &mut self,
         now: Instant,
-        circuit: Pooled,
+        circuit: PooledCircuit,
         inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) -> Result<(), PathError> {
         let guard = circuit.guard().and_then(|guard| inputs.relays.consensus.relay(&guard));
         let guard = guard.ok_or(PathError::TooFewRelays)?.dial_target();
-        self.last = self.last.saturating_add(1);
-        let key = PooledCircuitKey(self.last);
+        self.last_key = self.last_key.saturating_add(1);
+        let key = PooledCircuitKey(self.last_key);
         self.circuits.insert(key, circuit);
         self.deadlines.set(key, now.after(self.policy.history.dial_timeout()));
         if let Some(channel) = inputs.channels.connect(now, &guard) {
@@ -166,7 +173,7 @@ impl Pool {
             origin.map_err(|_| channels.forget_circuit(now, channel, id)).ok()
         });
         let Some(origin) = origin else {
-            // The guard takes no more circuits, or its onion key is unusable.
+            // The channel has the maximum number of circuits, or the guard's onion key is unusable.
             let guard = circuit.guard();
             let Some(circuit) = self.remove(key) else { return };
             return self.handle_build_failed(now, &circuit, None, guard);
@@ -176,9 +183,10 @@ impl Pool {
         self.ready.push(key, &mut circuit.ready);
     }
 
-    /// Handles GONE from the hop before `hop` during a build: another relay takes the position, at most once another
-    /// volunteer. GONE is invalid for a relay of the consensus, and at the third time. Otherwise a guard could repeat
-    /// it until the middle is one of its accomplices. After an invalid GONE the build fails.
+    /// Handles GONE from the hop before `hop` during a build. Another relay takes the position of the volunteer: after
+    /// the first GONE it may be a volunteer, after the second only a relay of the consensus. GONE is invalid at the
+    /// third time, and for a relay of the consensus. Otherwise a guard could repeat GONE until the middle is one of its
+    /// accomplices. After an invalid GONE the build fails.
     pub(in crate::client) fn handle_gone(
         &mut self,
         now: Instant,
@@ -190,15 +198,15 @@ impl Pool {
         let position = usize::from(hop.value()).saturating_sub(1);
         let Some(circuit) = self.circuits.get_mut(&key) else { return };
         let Some(report) = circuit.count_gone(position) else { return };
-        tracing::debug!(position, is_volunteer = report.of_volunteer, "the hop before reports a relay as gone");
-        // A guard without a consensus yet has no relays at all, so only volunteers count.
-        if let (Some(guard), 1, true) = (circuit.guard(), position, report.of_volunteer) {
+        tracing::debug!(position, is_volunteer = report.is_of_volunteer, "the hop before reports a relay as gone");
+        // A guard that has no consensus yet reports all relays as gone, so only reports of volunteers count.
+        if let (Some(guard), 1, true) = (circuit.guard(), position, report.is_of_volunteer) {
             self.policy.gone_reports.handle_answer(now, guard, true);
         }
-        // A middle fixed by the settings has no substitute.
-        let substitute = if report.credible && inputs.relays.middle.is_none() {
+        // A middle that the settings fix is not replaced.
+        let substitute = if report.is_valid && inputs.relays.middle.is_none() {
             let path = circuit.path();
-            self.policy.substitute(now, &inputs.relays, path, position, report.volunteer_follows, rng)
+            self.policy.substitute(now, &inputs.relays, path, position, report.allow_volunteer, rng)
         } else {
             None
         };
@@ -212,21 +220,21 @@ impl Pool {
     pub(super) fn handle_unbuilt(
         &mut self,
         now: Instant,
-        circuit: &Pooled,
+        circuit: &PooledCircuit,
         error: CircuitError,
         channels: &mut Channels,
     ) {
         let (Some(guard), Some((channel, _))) = (circuit.guard(), circuit.endpoint()) else { return };
         let reached = circuit.hop_times().len();
         if reached > 0 {
-            // The end of the channel says nothing about the relays behind the guard.
-            let behind = circuit.guard_pair().filter(|_| circuit.has_channel(channels));
+            // If the channel has ended, the relays behind the guard aren't the cause.
+            let pair = circuit.guard_pair().filter(|_| circuit.has_channel(channels));
             if circuit.is_retired() {
-                // No request waits for it.
-                return self.events.push_back(PoolEvent::BuildFailed { behind, give_up: None });
+                // No request waits for the circuit.
+                return self.events.push_back(PoolEvent::BuildFailed { pair, exhausted: None });
             }
             let relay = circuit.path().get(reached).map(|relay| relay.identity);
-            return self.handle_build_failed(now, circuit, behind, relay);
+            return self.handle_build_failed(now, circuit, pair, relay);
         }
         if channels.peer(channel) != Some(guard) {
             return self.handle_guard_silent(guard, circuit.began());
@@ -239,18 +247,19 @@ impl Pool {
         self.handle_guard_silent(guard, circuit.began());
     }
 
-    /// The build of a circuit failed, `behind` its guard if that was built, at `relay` if known.
+    /// The build of a circuit failed, at `relay` if known. `pair` is given if the first hop was built and the channel
+    /// is open.
     fn handle_build_failed(
         &mut self,
         now: Instant,
-        circuit: &Pooled,
-        behind: Option<GuardPair>,
+        circuit: &PooledCircuit,
+        pair: Option<GuardPair>,
         relay: Option<RelayId>,
     ) {
         let isolation = circuit.isolation();
-        let given_up = self.policy.history.handle_failed(now, isolation, circuit.began(), relay);
-        let give_up = isolation.filter(|_| given_up);
-        self.events.push_back(PoolEvent::BuildFailed { behind, give_up });
+        let is_exhausted = self.policy.history.handle_failed(now, isolation, circuit.began(), relay);
+        let exhausted = isolation.filter(|_| is_exhausted);
+        self.events.push_back(PoolEvent::BuildFailed { pair, exhausted });
     }
 
     /// Whether any circuit through this guard has received a message since `time`.
@@ -259,13 +268,14 @@ impl Pool {
         through.any(|circuit| circuit.has_received_since(time))
     }
 
-    /// Closes the circuit that has been without a stream for longest; false if all carry streams.
+    /// Closes the open circuit that has been without a stream for longest. Returns false if no open circuit is without
+    /// a stream.
     fn make_room(&mut self) -> bool {
         let idle = self.circuits.iter().filter(|(_, circuit)| circuit.is_idle());
-        let longest = idle.min_by_key(|(_, circuit)| circuit.idle_since()).map(|(key, _)| *key);
-        if let Some(key) = longest {
+        let longest_idle = idle.min_by_key(|(_, circuit)| circuit.idle_since()).map(|(key, _)| *key);
+        if let Some(key) = longest_idle {
             self.close(key);
         }
-        longest.is_some()
+        longest_idle.is_some()
     }
 }

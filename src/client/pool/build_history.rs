@@ -9,38 +9,44 @@ use crate::{
     client::Isolation,
 };
 
-/// Guards tried in sequence without a pause.
-const GUARDS_AT_ONCE: u32 = 3;
+/// The number of guards that are dialled in sequence without a pause.
+const GUARDS_WITHOUT_PAUSE: u32 = 3;
 
-const HOP_TIMEOUT_UNKNOWN: Duration = Duration::from_secs(5);
-const HOP_TIMEOUT_MIN: Duration = Duration::from_millis(1500);
-const HOP_TIMEOUT_MAX: Duration = Duration::from_secs(10);
-const HOP_TIMES: usize = 32;
+/// The timeout of a hop or dial without a measurement.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+const MIN_HOP_TIMEOUT: Duration = Duration::from_millis(1500);
+const MAX_HOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// The number of recent hop times that are stored.
+const MAX_HOP_TIMES: usize = 32;
 /// Bounds of the time for which circuits wait for a dial of a guard.
-const DIAL_TIMEOUT_MIN: Duration = Duration::from_secs(1);
-const DIAL_TIMEOUT_MAX: Duration = Duration::from_secs(3);
-/// The longest pause after failed dials of guards. Short, so that a client recovers soon after its line does.
-const LONGEST_GUARD_PAUSE: Duration = Duration::from_secs(5);
+const MIN_DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// The maximum pause after failed dials of guards. Short, so that a client recovers soon after its line does.
+const MAX_GUARD_PAUSE: Duration = Duration::from_secs(5);
 
-/// Time for which an unresponsive relay is avoided, and the cap on such relays.
-const AVOID: Duration = Duration::from_secs(60);
-const AVOIDED: usize = 16;
+/// Time for which an unresponsive relay is avoided.
+const AVOIDANCE_TIME: Duration = Duration::from_secs(60);
+/// Cap on avoided relays. The one avoided longest is evicted.
+const MAX_AVOIDED: usize = 16;
 /// Failures of one guard within this time count as one.
-const ONE_FAILURE: Duration = Duration::from_secs(1);
+const SAME_FAILURE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The history of builds: failures, pauses, times of hops, and relays to avoid.
 #[derive(Default)]
 pub(super) struct BuildHistory {
     pauses: BuildPauses,
+    /// Guards that could not be reached, since a channel to a guard last opened.
     guard_failures: u32,
     /// The end of the pause after failed dials of guards.
     guard_pause: Option<Instant>,
+    /// Build times of recent hops.
     hop_times: VecDeque<Duration>,
+    /// Relays to avoid, each until a time; the earliest first.
     avoided: VecDeque<(RelayId, Instant)>,
 }
 
 impl BuildHistory {
-    /// Whether a build for the isolation may start now; without one, a spare circuit.
+    /// Whether a build may start now, for `isolation` or, if it is `None`, of a spare circuit.
     pub(super) fn may_build(&self, now: Instant, isolation: Option<Isolation>) -> bool {
         self.guard_pause.is_none_or(|at| at <= now) && self.pauses.may_build(now, isolation)
     }
@@ -60,13 +66,13 @@ impl BuildHistory {
         !self.hop_times.is_empty()
     }
 
-    /// A circuit for the isolation was built; returns whether it is the first one.
+    /// A circuit for `isolation` was built. Returns whether it is the first circuit of all.
     pub(super) fn handle_built(&mut self, isolation: Option<Isolation>, hop_times: &[Duration]) -> bool {
         let first = !self.has_built();
         self.pauses.handle_built(isolation);
         self.guard_pause = None;
         self.hop_times.extend(hop_times);
-        let surplus = self.hop_times.len().saturating_sub(HOP_TIMES);
+        let surplus = self.hop_times.len().saturating_sub(MAX_HOP_TIMES);
         self.hop_times.drain(..surplus);
         first
     }
@@ -86,32 +92,31 @@ impl BuildHistory {
         self.pauses.handle_failed(now, isolation, began)
     }
 
-    /// A guard could not be reached. The next guard is tried at once, from the third failure on after a pause.
+    /// A guard could not be reached. From the third failure on, the next guard is dialled only after a pause.
     pub(super) fn handle_guard_failed(&mut self, now: Instant, relay: RelayId) {
-        // Each circuit that was being built through it reports the failure; it counts once.
-        let counted = self
-            .avoided
-            .iter()
-            .any(|(other, until)| *other == relay && until.since(now) > AVOID.saturating_sub(ONE_FAILURE));
-        if counted {
+        // Each circuit that was being built through the guard reports the failure, which counts once.
+        let is_counted = self.avoided.iter().any(|(other, until)| {
+            *other == relay && until.since(now) > AVOIDANCE_TIME.saturating_sub(SAME_FAILURE_INTERVAL)
+        });
+        if is_counted {
             return;
         }
         self.avoid(now, relay);
         self.guard_failures.increment();
-        if let Some(doublings) = self.guard_failures.checked_sub(GUARDS_AT_ONCE) {
-            self.guard_pause = Some(now.after(doubled(Duration::from_secs(1), doublings).min(LONGEST_GUARD_PAUSE)));
+        if let Some(doublings) = self.guard_failures.checked_sub(GUARDS_WITHOUT_PAUSE) {
+            self.guard_pause = Some(now.after(doubled(Duration::from_secs(1), doublings).min(MAX_GUARD_PAUSE)));
         }
     }
 
     /// A channel to a guard is open. A pause after failed dials ends.
     pub(super) const fn handle_guard_reached(&mut self) {
-        if self.guard_failures >= GUARDS_AT_ONCE {
+        if self.guard_failures >= GUARDS_WITHOUT_PAUSE {
             self.guard_pause = None;
         }
         self.guard_failures = 0;
     }
 
-    /// Whether the last guard that was tried could not be reached.
+    /// Whether the last dialled guard could not be reached.
     pub(super) const fn is_guard_unreachable(&self) -> bool {
         self.guard_failures > 0
     }
@@ -119,28 +124,29 @@ impl BuildHistory {
     /// The timeout of one hop: five times the slowest recent hop.
     pub(super) fn hop_timeout(&self) -> Duration {
         match self.hop_times.iter().max() {
-            None => HOP_TIMEOUT_UNKNOWN,
-            Some(slowest) => slowest.saturating_mul(5).clamp(HOP_TIMEOUT_MIN, HOP_TIMEOUT_MAX),
+            None => DEFAULT_TIMEOUT,
+            Some(slowest) => slowest.saturating_mul(5).clamp(MIN_HOP_TIMEOUT, MAX_HOP_TIMEOUT),
         }
     }
 
     /// The time for which circuits wait for a dial of a guard. The dial itself continues.
     pub(super) fn dial_timeout(&self) -> Duration {
         match self.hop_times.iter().max() {
-            None => HOP_TIMEOUT_UNKNOWN,
-            Some(slowest) => slowest.saturating_mul(5).clamp(DIAL_TIMEOUT_MIN, DIAL_TIMEOUT_MAX),
+            None => DEFAULT_TIMEOUT,
+            Some(slowest) => slowest.saturating_mul(5).clamp(MIN_DIAL_TIMEOUT, MAX_DIAL_TIMEOUT),
         }
     }
 
+    /// Avoids `relay` from now on.
     fn avoid(&mut self, now: Instant, relay: RelayId) {
         self.avoided.retain(|(avoided, until)| *avoided != relay && *until > now);
-        if self.avoided.len() >= AVOIDED {
+        if self.avoided.len() >= MAX_AVOIDED {
             self.avoided.pop_front();
         }
-        self.avoided.push_back((relay, now.after(AVOID)));
+        self.avoided.push_back((relay, now.after(AVOIDANCE_TIME)));
     }
 
-    /// Relays to avoid: they recently failed to answer.
+    /// Relays to avoid, because they recently failed to answer.
     pub(super) fn avoided(&self, now: Instant) -> Vec<RelayId> {
         self.avoided.iter().filter(|(_, until)| *until > now).map(|(relay, _)| *relay).collect()
     }
@@ -202,8 +208,8 @@ mod tests {
         for number in 0..40 {
             history.handle_failed(Instant::START, None, Instant::START, Some(RelayId::from_bytes([number; 32])));
         }
-        assert_eq!(history.avoided(Instant::START).len(), AVOIDED);
-        assert_eq!(history.avoided(Instant::START.after(AVOID)), []);
+        assert_eq!(history.avoided(Instant::START).len(), MAX_AVOIDED);
+        assert_eq!(history.avoided(Instant::START.after(AVOIDANCE_TIME)), []);
     }
 
     #[test]

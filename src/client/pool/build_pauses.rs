@@ -1,7 +1,7 @@
 //! Pauses between builds after failures, for each isolation.
 //!
-//! Failures of one isolation must not delay another. Otherwise a relay that fails a build would see, at its other
-//! circuits, the pause of the same client.
+//! Failures of one isolation must not delay another isolation. Otherwise a relay that fails a build would recognise
+//! other circuits of the same client by the delay.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
@@ -13,42 +13,45 @@ use crate::{
 
 /// The pauses before the retries of a failed build.
 const PAUSES: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(2)];
-/// The pause after the last of [`PAUSES`], doubled each time, up to [`LONGEST_PAUSE`].
-const LONG_PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Time after which a failure no longer counts; longer than the longest pause and a build.
-const FORGET: Duration = Duration::from_secs(180);
-/// Cap on isolations with failures. Beyond it, the one whose last failure is oldest is forgotten.
-const ISOLATIONS: usize = 512;
+/// The first pause after [`PAUSES`]. The following ones double, up to [`MAX_PAUSE`].
+const LATER_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// Time after which a failure no longer counts, longer than the maximum pause and a build.
+const FAILURE_LIFETIME: Duration = Duration::from_secs(180);
+/// Cap on isolations with failures. The one whose last failure is oldest is evicted.
+const MAX_ISOLATIONS: usize = 512;
 
-/// The failures since the last built circuit of each isolation; those of spare circuits have none.
+/// The failures since the last built circuit of each isolation. The key of spare circuits is `None`.
 #[derive(Default)]
 pub(super) struct BuildPauses(BTreeMap<Option<Isolation>, Failures>);
 
+/// The failures of one isolation.
 struct Failures {
     count: u32,
+    /// The time of the last failure.
     last: Instant,
-    next_at: Option<Instant>,
+    /// The end of the pause.
+    pause_end: Option<Instant>,
 }
 
 impl BuildPauses {
     /// Whether a build for the isolation may start now.
     pub(super) fn may_build(&self, now: Instant, isolation: Option<Isolation>) -> bool {
-        self.0.get(&isolation).and_then(|failures| failures.next_at).is_none_or(|at| at <= now)
+        self.0.get(&isolation).and_then(|failures| failures.pause_end).is_none_or(|at| at <= now)
     }
 
     /// Returns whether a pause has ended, once for each pause.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
         let mut ended = false;
         for failures in self.0.values_mut() {
-            ended |= failures.next_at.take_if(|at| *at <= now).is_some();
+            ended |= failures.pause_end.take_if(|at| *at <= now).is_some();
         }
         ended
     }
 
     /// The earliest end of a pause.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.0.values().filter_map(|failures| failures.next_at).min()
+        self.0.values().filter_map(|failures| failures.pause_end).min()
     }
 
     /// A circuit for the isolation was built.
@@ -56,33 +59,34 @@ impl BuildPauses {
         self.0.remove(&isolation);
     }
 
-    /// A build for the isolation failed that began at `began`. Returns whether waiting requests should fail, which is
-    /// after the build and three retries. Builds that began before the last failure count as one with it.
+    /// A build for the isolation failed that began at `began`. Returns whether waiting requests should fail: after a
+    /// failed build and three failed retries. A build that began before the last failure doesn't count as another
+    /// failure.
     pub(super) fn handle_failed(&mut self, now: Instant, isolation: Option<Isolation>, began: Instant) -> bool {
         if self.0.get(&isolation).is_some_and(|failures| began < failures.last) {
             return false;
         }
-        if self.0.len() >= ISOLATIONS && !self.0.contains_key(&isolation) {
+        if self.0.len() >= MAX_ISOLATIONS && !self.0.contains_key(&isolation) {
             let oldest = self.0.iter().min_by_key(|(_, failures)| failures.last).map(|(isolation, _)| *isolation);
             oldest.map(|isolation| self.0.remove(&isolation));
         }
-        let failures = self.0.entry(isolation).or_insert(Failures { count: 0, last: now, next_at: None });
-        if now.since(failures.last) > FORGET {
+        let failures = self.0.entry(isolation).or_insert(Failures { count: 0, last: now, pause_end: None });
+        if now.since(failures.last) > FAILURE_LIFETIME {
             failures.count = 0;
         }
         failures.last = now;
         failures.count.increment();
         let index = usize::try_from(failures.count.saturating_sub(1)).unwrap_or(usize::MAX);
-        let long = u32::try_from(index.saturating_sub(PAUSES.len())).unwrap_or(u32::MAX);
-        let pause = PAUSES.get(index).copied().unwrap_or_else(|| doubled(LONG_PAUSE, long));
-        failures.next_at = Some(now.after(pause));
+        let doublings = u32::try_from(index.saturating_sub(PAUSES.len())).unwrap_or(u32::MAX);
+        let pause = PAUSES.get(index).copied().unwrap_or_else(|| doubled(LATER_PAUSE, doublings));
+        failures.pause_end = Some(now.after(pause));
         index >= PAUSES.len()
     }
 }
 
-/// The pause, doubled several times, at most [`LONGEST_PAUSE`].
+/// The pause, doubled `doublings` times, at most [`MAX_PAUSE`].
 pub(super) fn doubled(pause: Duration, doublings: u32) -> Duration {
-    pause.saturating_mul(1 << doublings.min(16)).min(LONGEST_PAUSE)
+    pause.saturating_mul(1 << doublings.min(16)).min(MAX_PAUSE)
 }
 
 #[cfg(test)]
@@ -96,7 +100,7 @@ mod tests {
     const B: Option<Isolation> = Some(Isolation([2; 32]));
 
     #[test]
-    fn failures_for_one_isolation_pause_no_other() {
+    fn failures_of_one_isolation_pause_no_other() {
         let mut pauses = BuildPauses::default();
         let now = Instant::START;
         for _ in 0..4 {
@@ -130,7 +134,7 @@ mod tests {
             let now = Instant::from_nanos(number.into());
             pauses.handle_failed(now, Some(Isolation(isolation)), now);
         }
-        assert_eq!(pauses.0.len(), ISOLATIONS);
+        assert_eq!(pauses.0.len(), MAX_ISOLATIONS);
         assert!(pauses.0.values().all(|failures| failures.last >= Instant::from_nanos(2000 - 512)));
     }
 }

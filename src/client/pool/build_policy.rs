@@ -27,10 +27,12 @@ pub(super) struct BuildPolicy {
 }
 
 impl BuildPolicy {
-    /// Exits that `purpose` avoids while an unused exit remains: those with delegated requests, for a stream; those
-    /// with streams, for a delegated request, including the exits `carrying` streams now. Exits in `refused_by` don't
-    /// count as remaining, nor do volunteers where a listed relay offers the same. Otherwise a volunteer that offers it
-    /// would get the requests of all clients that use the listed exits for streams.
+    /// The exits to avoid for `purpose`; none if no other exit remains.
+    ///
+    /// A stream avoids exits with recent delegated requests. A delegated request avoids exits with recent streams, and
+    /// the exits `carrying` streams now. Exits in `refused_by` don't count as remaining. Volunteers don't count where a
+    /// listed relay offers the same. Otherwise a volunteer would get the requests of all clients that use the listed
+    /// exits for streams.
     pub(super) fn avoided_exits(
         &self,
         now: Instant,
@@ -44,15 +46,15 @@ impl BuildPolicy {
         if delegated {
             avoided.extend(carrying);
         }
-        let free = |exit: RelayId| !avoided.contains(&exit) && !refused_by.contains(&exit);
+        let remains = |exit: RelayId| !avoided.contains(&exit) && !refused_by.contains(&exit);
         let (listed, volunteers): (Vec<_>, Vec<_>) =
             exits(relays, purpose).into_iter().partition(|exit| matches!(exit, PathRelay::Listed(_)));
         let others = if listed.is_empty() { volunteers } else { listed };
-        if others.into_iter().any(|exit| free(exit.identity())) { avoided } else { Vec::new() }
+        if others.into_iter().any(|exit| remains(exit.identity())) { avoided } else { Vec::new() }
     }
 
-    /// Chooses a path. Relays that recently failed and the exits in `avoided` are chosen only if no others remain,
-    /// exits in `refused_by` never.
+    /// Chooses a path. Relays that recently failed and the exits in `avoided` are chosen only if no others remain.
+    /// Exits in `refused_by` are never chosen.
     ///
     /// # Errors
     /// When there is no path.
@@ -76,23 +78,23 @@ impl BuildPolicy {
         if refused(&path) {
             path = choose(&relays, guards, &requirement, refused_by, rng)?;
         }
-        if refused(&path) { Err(requirement.purpose.without_exit()) } else { Ok(path) }
+        if refused(&path) { Err(requirement.purpose.error_without_exit()) } else { Ok(path) }
     }
 
-    /// Chooses another relay for `position` (from 0) of `path`; a volunteer only if `volunteer_follows`.
+    /// Replaces the relay at `position` (from 0) of `path`; by a volunteer only if `allow_volunteer` is set.
     pub(super) fn substitute(
         &self,
         now: Instant,
         relays: &Relays<'_>,
         path: &[RelayKeys],
         position: usize,
-        volunteer_follows: bool,
+        allow_volunteer: bool,
         rng: &mut dyn CryptoRng,
     ) -> Option<Path> {
         let guards_without_volunteers = self.gone_reports.guards_without_volunteers(now);
         let relays = Relays { guards_without_volunteers: &guards_without_volunteers, ..*relays };
         let mut avoid = self.history.avoided(now);
         avoid.extend(path.get(position).map(|relay| relay.identity));
-        replace(&relays, path, position, volunteer_follows, &avoid, rng)
+        replace(&relays, path, position, allow_volunteer, &avoid, rng)
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     circuit::{CircuitEvent, Origin},
     client::{
         Isolation,
-        requests::{Demand, Wanted},
+        requests::{Demand, RequestKind},
     },
     delegated::Delegation,
     directory::Consensus,
@@ -21,42 +21,44 @@ use crate::{
     wire::Cell,
 };
 
-/// Cap on credible reports of a relay as gone during one build. The first allows another volunteer as the substitute,
-/// the second only a relay of the consensus.
+/// Cap on valid GONE messages during one build. After the first, another volunteer may take the position, after the
+/// second only a relay of the consensus.
 const MAX_GONE: u8 = 2;
 
-/// Time after its first use in which the end of a circuit counts as a failure of its path.
+/// Time from the first use of a circuit for which an end by a relay counts as a failure of the path.
 const EARLY_USE: Duration = Duration::from_secs(10);
 
 /// A circuit, from the start of its build to its end.
-pub(in crate::client) struct Pooled {
+pub(in crate::client) struct PooledCircuit {
     /// The relays from guard to exit; never empty.
     path: Vec<RelayKeys>,
     /// The hops that are volunteers.
     volunteers: Vec<RelayId>,
-    /// The delegated request that it was built for. Such a circuit carries one request and no streams.
+    /// The delegated request for which the circuit was built. Such a circuit carries one request and no streams.
     delegation: Option<Delegation>,
-    /// Uses an otherwise avoided exit because there was no alternative; serves only its original request.
+    /// Whether the exit would otherwise be avoided, but there was no alternative. Such a circuit serves only the
+    /// waiting request, or the streams of its isolation.
     uses_avoided_exit: bool,
     assignment: Assignment,
     began: Instant,
-    state: PooledState,
-    /// Its place in the queue of circuits to settle.
+    state: PooledCircuitState,
+    /// The circuit's place in the queue of circuits to settle.
     pub(super) ready: Ticket,
 }
 
 /// The requests that a circuit takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Assignment {
-    /// Those of any isolation: a spare circuit.
+    /// Requests of any isolation: a spare circuit.
     Spare,
-    /// Those of one isolation.
+    /// Requests of one isolation.
     Isolation(Isolation),
-    /// No further ones.
+    /// No further requests.
     Retired,
 }
 
-enum PooledState {
+/// The state of a circuit.
+enum PooledCircuitState {
     /// The channel to the guard is being opened.
     Connecting,
     /// The hops are being built.
@@ -65,26 +67,29 @@ enum PooledState {
     Open(OpenCircuit),
 }
 
+/// A circuit whose hops are being built.
 struct BuildingCircuit {
     channel: ChannelId,
     origin: Box<Origin>,
     /// Time from the start of the build to the open channel.
     channel_time: Duration,
     hop_times: Vec<Duration>,
-    /// Number of its hops that were reported as gone.
+    /// The number of GONE messages during the build.
     gone: u8,
 }
 
+/// A circuit of which all hops are built.
 struct OpenCircuit {
     channel: ChannelId,
     origin: Box<Origin>,
     hop_times: Vec<Duration>,
-    used: Option<PooledUse>,
+    /// The use, from the first request on.
+    used: Option<CircuitUse>,
 }
 
-/// The use of a circuit that carries streams, or has carried some.
-struct PooledUse {
-    /// The time of its first stream.
+/// The use of a circuit that carries requests, or has carried some.
+struct CircuitUse {
+    /// The time of the first stream.
     since: Instant,
     /// The last time at which a stream ended; before that, the start of the build.
     idle_since: Instant,
@@ -92,16 +97,16 @@ struct PooledUse {
 
 /// A report that a hop of a circuit is gone.
 pub(super) struct GoneReport {
-    /// The reported relay is a volunteer.
-    pub(super) of_volunteer: bool,
-    /// The report is legal, so another relay takes the position.
-    pub(super) credible: bool,
-    /// That relay may be a volunteer.
-    pub(super) volunteer_follows: bool,
+    /// Whether the reported relay is a volunteer.
+    pub(super) is_of_volunteer: bool,
+    /// Whether the report is valid, so that another relay takes the position.
+    pub(super) is_valid: bool,
+    /// Whether that relay may be a volunteer.
+    pub(super) allow_volunteer: bool,
 }
 
-impl Pooled {
-    /// A circuit over `path` whose channel isn't open yet. Without an isolation it is a spare circuit.
+impl PooledCircuit {
+    /// A circuit over `path` whose channel isn't open yet. Without an isolation, the circuit is a spare one.
     pub(super) fn new(
         now: Instant,
         path: Path,
@@ -118,7 +123,7 @@ impl Pooled {
             uses_avoided_exit,
             assignment,
             began: now,
-            state: PooledState::Connecting,
+            state: PooledCircuitState::Connecting,
             ready: Ticket::new(),
         }
     }
@@ -133,34 +138,38 @@ impl Pooled {
         self.path.iter().map(|relay| relay.identity).collect()
     }
 
+    /// The first relay of the circuit.
     pub(in crate::client) fn guard(&self) -> Option<RelayId> {
         self.path.first().map(|relay| relay.identity)
     }
 
+    /// The last relay of the circuit.
     pub(in crate::client) fn exit(&self) -> Option<RelayId> {
         self.path.last().map(|relay| relay.identity)
     }
 
-    /// Its guard and the relay behind it; no relay if a hop is a volunteer, because volunteers come and go.
+    /// The guard and the relay behind it. No relay is given if a hop is a volunteer, because the end of a circuit over
+    /// a volunteer isn't a failure.
     pub(super) fn guard_pair(&self) -> Option<GuardPair> {
         let next = self.path.get(1).map(|relay| relay.identity).filter(|_| self.volunteers.is_empty());
         Some(GuardPair { guard: self.guard()?, next })
     }
 
-    /// Whether the channel to its guard is open.
+    /// Whether the channel to the guard is open.
     pub(super) fn has_channel(&self, channels: &Channels) -> bool {
         self.endpoint().is_some_and(|(channel, _)| channels.peer(channel) == self.guard())
     }
 
-    /// Whether it is open and was first used at most [`EARLY_USE`] ago, or never.
-    pub(super) fn is_unproved(&self, now: Instant) -> bool {
+    /// Whether an end by a relay at `now` would count as a failure of the path: the circuit is open, and was first used
+    /// less than [`EARLY_USE`] ago, or never.
+    pub(super) fn is_in_early_use(&self, now: Instant) -> bool {
         match &self.state {
-            PooledState::Connecting | PooledState::Building(_) => false,
-            PooledState::Open(open) => open.used.as_ref().is_none_or(|used| now.since(used.since) < EARLY_USE),
+            PooledCircuitState::Connecting | PooledCircuitState::Building(_) => false,
+            PooledCircuitState::Open(open) => open.used.as_ref().is_none_or(|used| now.since(used.since) < EARLY_USE),
         }
     }
 
-    /// The delegated request that it was built for; `None` for streams.
+    /// The delegated request for which the circuit was built; `None` for streams.
     pub(super) const fn delegation(&self) -> Option<&Delegation> {
         self.delegation.as_ref()
     }
@@ -170,90 +179,89 @@ impl Pooled {
         self.path.get(position).is_some_and(|relay| self.volunteers.contains(&relay.identity))
     }
 
-    /// Whether the consensus lists all its relays, volunteers apart. The gateway of a volunteer ends the circuit when
-    /// the volunteer disconnects.
+    /// Whether the consensus lists all relays of the circuit except volunteers. The gateway of a volunteer ends the
+    /// circuit when the volunteer disconnects.
     pub(super) fn is_listed(&self, consensus: &Consensus) -> bool {
         let listed = |relay: &RelayKeys| consensus.relay(&relay.identity).is_some();
         self.path.iter().all(|relay| self.volunteers.contains(&relay.identity) || listed(relay))
     }
 
-    /// The start of its build.
+    /// The start of the build.
     pub(super) const fn began(&self) -> Instant {
         self.began
     }
 
     const fn origin(&self) -> Option<&Origin> {
         match &self.state {
-            PooledState::Connecting => None,
-            PooledState::Building(BuildingCircuit { origin, .. }) | PooledState::Open(OpenCircuit { origin, .. }) => {
-                Some(origin)
-            }
+            PooledCircuitState::Connecting => None,
+            PooledCircuitState::Building(BuildingCircuit { origin, .. })
+            | PooledCircuitState::Open(OpenCircuit { origin, .. }) => Some(origin),
         }
     }
 
-    /// Its channel and its origin's end, once the channel is open.
+    /// The circuit's channel and its origin, once the channel is open.
     pub(super) const fn origin_mut(&mut self) -> Option<(ChannelId, &mut Origin)> {
         match &mut self.state {
-            PooledState::Connecting => None,
-            PooledState::Building(BuildingCircuit { channel, origin, .. })
-            | PooledState::Open(OpenCircuit { channel, origin, .. }) => Some((*channel, &mut **origin)),
+            PooledCircuitState::Connecting => None,
+            PooledCircuitState::Building(BuildingCircuit { channel, origin, .. })
+            | PooledCircuitState::Open(OpenCircuit { channel, origin, .. }) => Some((*channel, &mut **origin)),
         }
     }
 
-    /// Its channel and its identifier there, once the channel is open.
+    /// The circuit's channel and its identifier there, once the channel is open.
     pub(in crate::client) fn endpoint(&self) -> Option<(ChannelId, CircuitId)> {
         match &self.state {
-            PooledState::Connecting => None,
-            PooledState::Building(BuildingCircuit { channel, origin, .. })
-            | PooledState::Open(OpenCircuit { channel, origin, .. }) => Some((*channel, origin.circuit())),
+            PooledCircuitState::Connecting => None,
+            PooledCircuitState::Building(BuildingCircuit { channel, origin, .. })
+            | PooledCircuitState::Open(OpenCircuit { channel, origin, .. }) => Some((*channel, origin.circuit())),
         }
     }
 
-    /// Whether it waits for a channel to `relay`.
+    /// Whether the circuit waits for a channel to `relay`.
     pub(super) fn is_connecting_to(&self, relay: &RelayId) -> bool {
-        matches!(self.state, PooledState::Connecting) && self.guard() == Some(*relay)
+        matches!(self.state, PooledCircuitState::Connecting) && self.guard() == Some(*relay)
     }
 
-    /// Whether it is being built.
+    /// Whether the circuit is being built.
     pub(in crate::client) const fn is_building(&self) -> bool {
         match &self.state {
-            PooledState::Connecting => true,
-            PooledState::Building(building) => building.origin.building().is_some(),
-            PooledState::Open(_) => false,
+            PooledCircuitState::Connecting => true,
+            PooledCircuitState::Building(building) => building.origin.building().is_some(),
+            PooledCircuitState::Open(_) => false,
         }
     }
 
-    /// Whether all its hops are built and it has not ended.
+    /// Whether all hops are built and the circuit has not ended.
     pub(in crate::client) const fn is_open(&self) -> bool {
-        matches!(&self.state, PooledState::Open(open) if open.origin.is_open())
+        matches!(&self.state, PooledCircuitState::Open(open) if open.origin.is_open())
     }
 
-    /// Whether it was open, if it has ended.
+    /// Whether the circuit is open, or was open before it ended.
     pub(super) const fn was_open(&self) -> bool {
-        matches!(self.state, PooledState::Open(_))
+        matches!(self.state, PooledCircuitState::Open(_))
     }
 
-    /// Whether it is open and carries no stream.
+    /// Whether the circuit is open and carries no stream.
     pub(in crate::client) fn is_idle(&self) -> bool {
-        matches!(&self.state, PooledState::Open(open) if open.origin.is_open() && open.origin.open_streams() == 0)
+        matches!(&self.state, PooledCircuitState::Open(open) if open.origin.is_open() && open.origin.open_streams() == 0)
     }
 
-    /// Whether it carries a request, or has carried one.
+    /// Whether the circuit carries a request, or has carried one.
     pub(in crate::client) const fn is_used(&self) -> bool {
-        matches!(&self.state, PooledState::Open(open) if open.used.is_some())
+        matches!(&self.state, PooledCircuitState::Open(open) if open.used.is_some())
     }
 
-    /// Whether it carries streams, or has carried some.
+    /// Whether the circuit carries streams, or has carried some.
     pub(in crate::client) const fn has_carried_streams(&self) -> bool {
         self.delegation.is_none() && self.is_used()
     }
 
-    /// Whether its one delegated request is done.
-    pub(super) fn is_spent(&self) -> bool {
+    /// Whether the one delegated request of the circuit has ended.
+    pub(super) fn is_done(&self) -> bool {
         self.delegation.is_some() && self.assignment == Assignment::Retired && self.is_idle()
     }
 
-    /// The isolation whose requests it takes; `None` for a spare or retired circuit.
+    /// The isolation whose requests the circuit takes; `None` for a spare or retired circuit.
     pub(in crate::client) const fn isolation(&self) -> Option<Isolation> {
         match self.assignment {
             Assignment::Isolation(isolation) => Some(isolation),
@@ -261,22 +269,23 @@ impl Pooled {
         }
     }
 
-    /// Whether it takes requests of any isolation.
+    /// Whether the circuit takes requests of any isolation.
     pub(super) fn is_spare(&self) -> bool {
         self.assignment == Assignment::Spare
     }
 
-    /// Whether it is a spare for streams, or for this kind of delegated request.
+    /// Whether the circuit is a spare one for this kind of delegated request; for streams, if `delegation` is `None`.
     pub(super) fn is_spare_for(&self, delegation: Option<&Delegation>) -> bool {
         self.is_spare() && self.delegation.as_ref() == delegation
     }
 
-    /// Whether the exits in `avoided` permit it for a request that it [takes](Self::takes).
+    /// Whether the circuit may carry a request that it [takes](Self::takes), although exits in `avoided` are to be
+    /// avoided.
     pub(super) fn is_permitted_by(&self, avoided: &[RelayId]) -> bool {
         self.uses_avoided_exit || self.exit().is_some_and(|exit| !avoided.contains(&exit))
     }
 
-    /// Whether it may carry the request, once it is open.
+    /// Whether isolation, exit and purpose of the circuit fit the request.
     pub(super) fn takes(&self, demand: &Demand, relays: &Relays<'_>) -> bool {
         let Some(exit) = self.exit() else { return false };
         let assigned = match self.assignment {
@@ -287,76 +296,83 @@ impl Pooled {
         if !assigned || demand.refused_by.contains(&exit) {
             return false;
         }
-        match (&demand.wanted, &self.delegation) {
-            (Wanted::Stream(target), None) => {
+        match (&demand.kind, &self.delegation) {
+            (RequestKind::Stream(target), None) => {
                 relays.consensus.relay(&exit).is_some_and(|exit| permits_target(exit, target))
             }
-            (Wanted::Resolve(_), None) => relays.consensus.relay(&exit).is_some(),
-            (Wanted::Delegated(delegation), Some(_)) => {
+            (RequestKind::Resolve(_), None) => relays.consensus.relay(&exit).is_some(),
+            (RequestKind::Delegated(delegation), Some(_)) => {
                 relays.hop(&exit).is_some_and(|exit| delegation.is_offered(exit.offer()))
             }
             _ => false,
         }
     }
 
-    /// Reserves it for the requests of one isolation.
+    /// Reserves the circuit for the requests of one isolation.
     pub(in crate::client) fn assign(&mut self, isolation: Isolation) {
         if self.assignment != Assignment::Retired {
             self.assignment = Assignment::Isolation(isolation);
         }
     }
 
-    /// From now on it takes no requests.
+    /// Accepts no further requests.
     pub(super) const fn retire(&mut self) {
         self.assignment = Assignment::Retired;
     }
 
+    /// Whether the circuit accepts no further requests.
     pub(super) fn is_retired(&self) -> bool {
         self.assignment == Assignment::Retired
     }
 
-    /// Whether it is too old for a further request: `used_limit` after its first one, or, without one, `unused_limit`
-    /// after the start of its build.
-    pub(super) fn is_too_old(&self, now: Instant, used_limit: Duration, unused_limit: Duration) -> bool {
+    /// Whether the circuit is too old for a further request: `max_use` after its first request, or, if it has carried
+    /// no request, `max_spare_age` after the start of its build.
+    pub(super) fn is_too_old(&self, now: Instant, max_use: Duration, max_spare_age: Duration) -> bool {
         match &self.state {
-            PooledState::Open(OpenCircuit { used: Some(used), .. }) => now.since(used.since) >= used_limit,
-            _ => now.since(self.began) >= unused_limit,
+            PooledCircuitState::Open(OpenCircuit { used: Some(used), .. }) => now.since(used.since) >= max_use,
+            _ => now.since(self.began) >= max_spare_age,
         }
     }
 
-    /// The time since which it has been idle.
+    /// The time from which on an idle circuit has carried no stream: the end of its last stream, or else the start of
+    /// the build.
     pub(super) const fn idle_since(&self) -> Instant {
         match &self.state {
-            PooledState::Open(OpenCircuit { used: Some(used), .. }) => used.idle_since,
+            PooledCircuitState::Open(OpenCircuit { used: Some(used), .. }) => used.idle_since,
             _ => self.began,
         }
     }
 
-    /// Whether it received a message of its last built hop after `time`.
+    /// Whether the circuit received a message of its last built hop after `time`.
     pub(super) fn has_received_since(&self, time: Instant) -> bool {
         self.origin().is_some_and(|origin| origin.last_message_at() > time)
     }
 
-    /// Times of the hops built, from the first cell of each to its answer.
+    /// The build time of each built hop, from the first cell to the answer.
     pub(in crate::client) fn hop_times(&self) -> &[Duration] {
         match &self.state {
-            PooledState::Connecting => &[],
-            PooledState::Building(BuildingCircuit { hop_times, .. })
-            | PooledState::Open(OpenCircuit { hop_times, .. }) => hop_times,
+            PooledCircuitState::Connecting => &[],
+            PooledCircuitState::Building(BuildingCircuit { hop_times, .. })
+            | PooledCircuitState::Open(OpenCircuit { hop_times, .. }) => hop_times,
         }
     }
 
-    /// The channel is open: the first hop is being built.
+    /// Starts the build of the first hop over an open channel.
     pub(super) fn start(&mut self, now: Instant, channel: ChannelId, origin: Origin) {
         let channel_time = now.since(self.began);
         let origin = Box::new(origin);
-        self.state =
-            PooledState::Building(BuildingCircuit { channel, origin, channel_time, hop_times: Vec::new(), gone: 0 });
+        self.state = PooledCircuitState::Building(BuildingCircuit {
+            channel,
+            origin,
+            channel_time,
+            hop_times: Vec::new(),
+            gone: 0,
+        });
     }
 
     /// A hop was built; returns the number of built hops.
     pub(super) fn handle_hop_built(&mut self, elapsed: Duration) -> usize {
-        if let PooledState::Building(building) = &mut self.state {
+        if let PooledCircuitState::Building(building) = &mut self.state {
             building.hop_times.push(elapsed);
         }
         self.hop_times().len()
@@ -364,9 +380,9 @@ impl Pooled {
 
     /// All hops are built; returns the time from the start of the build to the open channel.
     pub(super) fn handle_built(&mut self) -> Duration {
-        match core::mem::replace(&mut self.state, PooledState::Connecting) {
-            PooledState::Building(BuildingCircuit { channel, origin, channel_time, hop_times, .. }) => {
-                self.state = PooledState::Open(OpenCircuit { channel, origin, hop_times, used: None });
+        match core::mem::replace(&mut self.state, PooledCircuitState::Connecting) {
+            PooledCircuitState::Building(BuildingCircuit { channel, origin, channel_time, hop_times, .. }) => {
+                self.state = PooledCircuitState::Open(OpenCircuit { channel, origin, hop_times, used: None });
                 channel_time
             }
             state => {
@@ -378,32 +394,32 @@ impl Pooled {
 
     /// Counts a report that the relay at `position` (from 0) is gone; `None` unless the circuit is being built.
     pub(super) fn count_gone(&mut self, position: usize) -> Option<GoneReport> {
-        let of_volunteer = self.is_volunteer(position);
-        let PooledState::Building(building) = &mut self.state else { return None };
+        let is_of_volunteer = self.is_volunteer(position);
+        let PooledCircuitState::Building(building) = &mut self.state else { return None };
         building.gone.increment();
-        let credible = of_volunteer && building.gone <= MAX_GONE;
-        Some(GoneReport { of_volunteer, credible, volunteer_follows: building.gone < MAX_GONE })
+        let is_valid = is_of_volunteer && building.gone <= MAX_GONE;
+        Some(GoneReport { is_of_volunteer, is_valid, allow_volunteer: building.gone < MAX_GONE })
     }
 
     /// Continues the build over `path`, which has another relay at `position`.
     pub(super) fn extend_over(&mut self, now: Instant, path: Path, position: usize, rng: &mut dyn CryptoRng) {
         let (keys, volunteers) = path.into_keys();
-        if let (Some(relay), PooledState::Building(building)) = (keys.get(position), &mut self.state) {
+        if let (Some(relay), PooledCircuitState::Building(building)) = (keys.get(position), &mut self.state) {
             building.origin.extend_to(now, *relay, rng);
         }
         (self.path, self.volunteers) = (keys, volunteers);
     }
 
-    /// Opens a stream for the request. A circuit for a delegated request takes no further one.
+    /// Opens a stream for the request. A circuit for a delegated request takes no further request.
     pub(super) fn open_stream(&mut self, now: Instant, demand: &Demand) -> Option<StreamId> {
-        let PooledState::Open(open) = &mut self.state else { return None };
-        let opened = match &demand.wanted {
-            Wanted::Stream(target) => open.origin.open(now, target.clone()),
-            Wanted::Resolve(host) => open.origin.resolve(now, host.clone()),
-            Wanted::Delegated(delegation) => open.origin.request(now, delegation.service()),
+        let PooledCircuitState::Open(open) = &mut self.state else { return None };
+        let opened = match &demand.kind {
+            RequestKind::Stream(target) => open.origin.open(now, target.clone()),
+            RequestKind::Resolve(host) => open.origin.resolve(now, host.clone()),
+            RequestKind::Delegated(delegation) => open.origin.request(now, delegation.service()),
         };
         let id = opened.ok()?;
-        open.used.get_or_insert(PooledUse { since: now, idle_since: self.began });
+        open.used.get_or_insert(CircuitUse { since: now, idle_since: self.began });
         self.assignment = match self.delegation {
             Some(_) => Assignment::Retired,
             None => Assignment::Isolation(demand.isolation),
@@ -411,51 +427,53 @@ impl Pooled {
         Some(id)
     }
 
-    /// One of its streams has ended.
+    /// A stream of the circuit has ended.
     pub(super) const fn handle_stream_ended(&mut self, now: Instant) {
-        if let PooledState::Open(OpenCircuit { used: Some(used), .. }) = &mut self.state {
+        if let PooledCircuitState::Open(OpenCircuit { used: Some(used), .. }) = &mut self.state {
             used.idle_since = now;
         }
     }
 
-    /// The streams at its exit, if it is open.
+    /// The streams at the exit of an open circuit.
     pub(super) fn exit_streams(&mut self) -> Option<&mut Streams> {
         match &mut self.state {
-            PooledState::Connecting | PooledState::Building(_) => None,
-            PooledState::Open(open) => open.origin.exit_streams(),
+            PooledCircuitState::Connecting | PooledCircuitState::Building(_) => None,
+            PooledCircuitState::Open(open) => open.origin.exit_streams(),
         }
     }
 
-    /// The next event of its origin's end.
+    /// The next event of the origin.
     pub(super) fn poll_event(&mut self) -> Option<CircuitEvent> {
         self.origin_mut()?.1.poll_event()
     }
 
+    /// Handles a cell from the circuit's channel.
     pub(super) fn handle_cell(&mut self, now: Instant, cell: Cell, rng: &mut dyn CryptoRng) {
         if let Some((_, origin)) = self.origin_mut() {
             origin.handle_cell(now, cell, rng);
         }
     }
 
+    /// Ends the circuit, because its channel has closed.
     pub(super) fn handle_channel_closed(&mut self) {
         if let Some((_, origin)) = self.origin_mut() {
             origin.handle_channel_closed();
         }
     }
 
-    /// Ends it; a DESTROY is sent.
+    /// Ends the circuit; a DESTROY is sent.
     pub(super) fn close(&mut self) {
         if let Some((_, origin)) = self.origin_mut() {
             origin.close();
         }
     }
 
-    /// Sets the number of hops that were reported as gone, and whether the middle is a volunteer.
+    /// Sets the number of GONE messages so far, and whether the middle is a volunteer.
     #[cfg(test)]
-    pub(in crate::client) fn set_gone(&mut self, gone: u8, volunteer: bool) {
+    pub(in crate::client) fn set_gone(&mut self, gone: u8, is_volunteer: bool) {
         let middle = self.path.get(1).map(|relay| relay.identity);
-        self.volunteers = middle.filter(|_| volunteer).into_iter().collect();
-        if let PooledState::Building(building) = &mut self.state {
+        self.volunteers = middle.filter(|_| is_volunteer).into_iter().collect();
+        if let PooledCircuitState::Building(building) = &mut self.state {
             building.gone = gone;
         }
     }

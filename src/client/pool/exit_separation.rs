@@ -1,16 +1,17 @@
 //! Separation of the exits for streams from the exits for delegated requests.
 //!
-//! An exit that sees a query and soon afterwards a stream from the same guard could attribute both to one person.
-//! Held in memory only, for ten minutes after the last use.
+//! An exit that receives a query and soon afterwards a stream from one guard could attribute both to one person. The
+//! uses of exits are held in memory only, for ten minutes after the last use.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
 
 use crate::base::{Instant, RelayId};
 
-const REMEMBERED: Duration = Duration::from_secs(600);
+/// Time for which a use of an exit counts.
+const USE_LIFETIME: Duration = Duration::from_secs(600);
 
-/// The last use of each exit, by traffic type.
+/// The time of the last use of each exit, by traffic type.
 #[derive(Default)]
 pub(super) struct ExitSeparation {
     streams: BTreeMap<RelayId, Instant>,
@@ -24,16 +25,16 @@ impl ExitSeparation {
         used.insert(exit, now);
     }
 
-    /// Exits to avoid: recently used for the other traffic type.
+    /// The exits to avoid for delegated requests or for streams: those recently used for the other traffic type.
     pub(super) fn avoided(&self, now: Instant, delegated: bool) -> impl Iterator<Item = RelayId> {
         let other = if delegated { &self.streams } else { &self.requests };
-        other.iter().filter(move |(_, at)| now.since(**at) < REMEMBERED).map(|(exit, _)| *exit)
+        other.iter().filter(move |(_, at)| now.since(**at) < USE_LIFETIME).map(|(exit, _)| *exit)
     }
 
     /// Removes old entries.
     pub(super) fn sweep(&mut self, now: Instant) {
         for used in [&mut self.streams, &mut self.requests] {
-            used.retain(|_, at| now.since(*at) < REMEMBERED);
+            used.retain(|_, at| now.since(*at) < USE_LIFETIME);
         }
     }
 }

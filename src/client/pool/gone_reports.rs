@@ -1,43 +1,45 @@
 //! Detection of guards that report too many volunteers as gone.
 //!
-//! Some reports are true, because volunteers come and go and the list is minutes old. But a guard could report all
-//! volunteers except its accomplices. A guard that reports more than half of the requested volunteers gets no
-//! volunteers behind it until the period ends.
+//! Some reports are true, because volunteers leave and the list is minutes old. But a guard could report all volunteers
+//! except its accomplices. If a guard reports more than half of the requested volunteers, no volunteer follows that
+//! guard until the period ends.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
 
 use crate::base::{Counter as _, Instant, RelayId};
 
-/// Period of one count of a guard's answers.
+/// The period for which the answers of a guard are counted.
 const PERIOD: Duration = Duration::from_secs(600);
-/// Answers from which on the proportion counts.
+/// Minimum answers of a guard that can be excluded.
 const MIN_ANSWERS: u32 = 8;
 
-/// The answers of one guard.
+/// The counted answers of one guard.
 #[derive(Clone, Copy)]
-struct Count {
+struct AnswerCount {
+    /// The start of the period.
     since: Instant,
     answers: u32,
+    /// Of these, GONE.
     gone: u32,
 }
 
-/// Recent answers of each guard. At most as many guards as in the sample.
+/// The counted answers of each guard. There are at most as many guards as in the sample.
 #[derive(Default)]
-pub(super) struct GoneReports(BTreeMap<RelayId, Count>);
+pub(super) struct GoneReports(BTreeMap<RelayId, AnswerCount>);
 
 impl GoneReports {
     /// Records the answer of `guard` to an EXTEND to a volunteer: `gone`, or extended.
     pub(super) fn handle_answer(&mut self, now: Instant, guard: RelayId, gone: bool) {
         self.0.retain(|_, count| now.since(count.since) < PERIOD);
-        let count = self.0.entry(guard).or_insert(Count { since: now, answers: 0, gone: 0 });
+        let count = self.0.entry(guard).or_insert(AnswerCount { since: now, answers: 0, gone: 0 });
         count.answers.increment();
         count.gone = count.gone.saturating_add(u32::from(gone));
     }
 
     /// Guards that no volunteer may follow.
     pub(super) fn guards_without_volunteers(&self, now: Instant) -> Vec<RelayId> {
-        let exceeds = |count: &Count| {
+        let exceeds = |count: &AnswerCount| {
             now.since(count.since) < PERIOD && count.answers >= MIN_ANSWERS && count.gone > count.answers / 2
         };
         self.0.iter().filter(|(_, count)| exceeds(count)).map(|(guard, _)| *guard).collect()

@@ -1,9 +1,10 @@
-//! The times at which missing spare circuits are built.
+//! The schedule of builds of missing spare circuits.
 //!
-//! A spare that is built directly after another circuit was used or has ended shows the time of that event to its
-//! relays. A later isolation uses the spare, so that they could link the two. So a missing spare is built after a random
-//! delay. The delay is distributed exponentially: the time of a build contains nothing about the time of the loss.
-//! Requests don't wait for spares, because a waiting request has a circuit built at once.
+//! A spare circuit that is built directly after the use or end of another circuit shows the time of that event to its
+//! relays. A later isolation uses the spare circuit, so its relays could link the two isolations. Therefore a missing
+//! spare circuit is built after a random delay. The delay has an exponential distribution, so that the time of the
+//! build doesn't depend on the time of the event. A request doesn't wait for a spare circuit: a circuit for it is built
+//! immediately.
 
 use core::time::Duration;
 
@@ -13,26 +14,29 @@ use crate::base::Instant;
 
 /// The mean delay of each missing spare.
 const MEAN_DELAY: Duration = Duration::from_secs(4);
-const LONGEST_DELAY: Duration = Duration::from_secs(30);
+const MAX_DELAY: Duration = Duration::from_secs(30);
 
 /// The schedule of spares for one purpose.
 #[derive(Default)]
 pub(super) struct SpareSchedule {
-    /// All spares were there once. Until then they are built without a delay.
-    complete: bool,
+    /// Whether no spare circuit was missing at some time. Until then they are built without a delay.
+    was_complete: bool,
     next: Option<NextSpare>,
 }
 
+/// The next build of a spare circuit.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum NextSpare {
+    /// Due at this time.
     At(Instant),
+    /// Due now.
     Due,
 }
 
 impl SpareSchedule {
-    /// Whether a spare is built now, of which `missing` are missing.
-    pub(super) fn takes_due(&mut self, now: Instant, missing: usize, rng: &mut dyn CryptoRng) -> bool {
-        if !self.complete {
+    /// Whether a spare circuit is built now, if `missing` of them are missing. Otherwise the next build is scheduled.
+    pub(super) fn take_due(&mut self, now: Instant, missing: usize, rng: &mut dyn CryptoRng) -> bool {
+        if !self.was_complete {
             return true;
         }
         match self.next {
@@ -48,22 +52,22 @@ impl SpareSchedule {
         }
     }
 
-    /// No spare is missing.
+    /// No spare circuit is missing.
     pub(super) const fn handle_complete(&mut self) {
-        self.complete = true;
+        self.was_complete = true;
         self.next = None;
     }
 
-    /// Returns whether the time of a build has come, once.
+    /// Returns true once for each scheduled build, when it is due.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
-        let due = self.poll_timeout().is_some_and(|at| at <= now);
-        if due {
+        let is_due = self.poll_timeout().is_some_and(|at| at <= now);
+        if is_due {
             self.next = Some(NextSpare::Due);
         }
-        due
+        is_due
     }
 
-    /// The time of the next build, if one is missing.
+    /// The time of the next scheduled build.
     pub(super) const fn poll_timeout(&self) -> Option<Instant> {
         match self.next {
             Some(NextSpare::At(at)) => Some(at),
@@ -76,5 +80,5 @@ impl SpareSchedule {
 fn delay(missing: usize, rng: &mut dyn CryptoRng) -> Duration {
     let missing = u32::try_from(missing).map_or(f64::MAX, f64::from).max(1.0);
     let exponential = -(1.0 - rng.random::<f64>()).ln();
-    MEAN_DELAY.mul_f64(exponential / missing).min(LONGEST_DELAY)
+    MEAN_DELAY.mul_f64(exponential / missing).min(MAX_DELAY)
 }

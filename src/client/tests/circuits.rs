@@ -82,11 +82,11 @@ fn the_guard_stays_when_circuits_fail_beyond_it() {
 }
 
 #[test]
-fn a_request_beyond_the_cap_fails_at_once() {
+fn a_request_beyond_the_cap_fails_immediately() {
     let mut net = Net::new(15, 2);
-    let most = net.client(|party, _, _| party.client.parameters.streams);
+    let max_requests = net.client(|party, _, _| party.client.parameters.streams);
     let last = net.client(|party, now, _| {
-        (0..=most).map(|_| party.client.open(now, target(443), Isolation([1; 32]))).last().unwrap()
+        (0..=max_requests).map(|_| party.client.open(now, target(443), Isolation([1; 32]))).last().unwrap()
     });
     assert_eq!(net.closed(last, 1), StreamFailure::LimitReached);
 }
@@ -146,7 +146,7 @@ fn a_guard_that_destroys_circuits_over_an_open_channel_stays_the_guard() {
 }
 
 #[test]
-fn a_built_first_hop_marks_the_guard_as_reachable() {
+fn a_guard_that_builds_a_first_hop_is_reachable() {
     let mut net = Net::ready(19, 2);
     let guard = net.client(|party, _, _| party.built[0][0]);
     net.building();
@@ -162,14 +162,14 @@ fn a_built_first_hop_marks_the_guard_as_reachable() {
 #[test]
 fn an_unused_circuit_ends_at_the_age_limit_even_if_it_is_assigned() {
     let mut net = Net::ready(20, 2);
-    let made = net.client(|party, _, _| {
+    let unused = net.client(|party, _, _| {
         party.client.parameters.spare_age = Duration::from_secs(10);
         let (key, _) = party.client.pool.circuits().next().unwrap();
         party.client.pool.circuit_mut(key).unwrap().assign(Isolation([1; 32]));
         key
     });
     net.pass(12);
-    net.client(|party, _, _| assert!(party.client.pool.circuit(made).is_none()));
+    net.client(|party, _, _| assert!(party.client.pool.circuit(unused).is_none()));
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn a_circuit_over_a_relay_no_longer_listed_takes_no_new_stream() {
 #[test]
 fn a_request_is_not_retried_on_a_circuit_without_room() {
     let mut net = Net::ready(22, 2);
-    net.serve(Serves::Refuses(EndReason::ResourceLimit));
+    net.set_behaviour(ExitBehaviour::Refuses(EndReason::ResourceLimit));
     let stream = net.open(1);
     assert_eq!(net.closed(stream, 10), StreamFailure::Ended(EndReason::ResourceLimit));
     let used = net.client(|party, _, _| party.client.pool.circuits().filter(|(_, circuit)| circuit.is_used()).count());

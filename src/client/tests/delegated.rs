@@ -16,8 +16,8 @@ fn a_delegated_request_has_its_own_circuit_which_ends_with_it() {
     assert_ne!(net.circuit_of(second), circuit, "each request has another circuit, even with the same isolation");
     let stream = net.connected(1);
     assert_ne!(net.circuit_of(stream), circuit);
-    net.ask(first);
-    net.ask(second);
+    net.send_query(first);
+    net.send_query(second);
     net.wait(5, |party| party.client.pool.circuit(circuit).is_none().then_some(()));
 }
 
@@ -25,22 +25,22 @@ fn a_delegated_request_has_its_own_circuit_which_ends_with_it() {
 fn a_delegated_request_avoids_exits_with_streams_while_another_remains() {
     let mut net = Net::ready(32, 2);
     let stream = net.connected(1);
-    let busy = net.path_of(stream)[2];
+    let carrying = net.path_of(stream)[2];
     for isolation in 2..8 {
         let request = net.delegate(&[], isolation);
         let (exit, shared_exit) = net.delegated(request);
-        assert_ne!(exit, busy);
+        assert_ne!(exit, carrying);
         assert!(!shared_exit);
-        net.ask(request);
+        net.send_query(request);
     }
-    // The other exit is excluded, so this one is the only choice.
-    let other = net.offering().into_iter().find(|relay| *relay != busy).unwrap();
+    // The other exit is excluded, so the exit with the stream is the only choice.
+    let other = net.offering().into_iter().find(|relay| *relay != carrying).unwrap();
     let request = net.delegate(&[other], 9);
-    assert_eq!(net.delegated(request), (busy, true));
+    assert_eq!(net.delegated(request), (carrying, true));
 }
 
 #[test]
-fn a_delegated_request_that_no_other_exit_offers_fails_at_once() {
+fn a_delegated_request_that_no_other_exit_offers_fails_immediately() {
     let mut net = Net::ready(33, 2);
     let both = net.offering();
     assert_eq!(both.len(), 2);
@@ -57,9 +57,9 @@ fn spare_circuits_for_delegated_requests_carry_no_streams() {
         net.connected(isolation);
     }
     let request = net.delegate(&[], 9);
-    let asked = net.client(|_, now, _| now);
+    let requested_at = net.client(|_, now, _| now);
     net.delegated(request);
-    assert_eq!(net.client(|_, now, _| now), asked, "a circuit was ready");
+    assert_eq!(net.client(|_, now, _| now), requested_at, "a spare circuit was open");
 }
 
 #[test]
@@ -87,21 +87,21 @@ fn no_spare_circuit_is_built_to_an_avoided_exit() {
     let request = net.delegate(&[], 200);
     let (exit, shared_exit) = net.delegated(request);
     assert!(exit != guard && shared_exit);
-    net.ask(request);
+    net.send_query(request);
 }
 
 #[test]
 fn a_stream_avoids_exits_with_delegated_requests_while_another_remains() {
     let mut net = Net::ready(35, 2);
     let request = net.delegate(&[], 1);
-    let (asked, shared_exit) = net.delegated(request);
+    let (exit, shared_exit) = net.delegated(request);
     assert!(!shared_exit);
-    net.ask(request);
+    net.send_query(request);
     for isolation in 2..8 {
         let stream = net.connected(isolation);
-        assert_ne!(net.path_of(stream)[2], asked);
+        assert_ne!(net.path_of(stream)[2], exit);
     }
-    // The separation of the exits lasts.
+    // The next request uses the same exit, which carries no stream.
     let request = net.delegate(&[], 9);
-    assert_eq!(net.delegated(request), (asked, false));
+    assert_eq!(net.delegated(request), (exit, false));
 }

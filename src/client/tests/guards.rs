@@ -14,7 +14,7 @@ impl Net {
     }
 
     /// The guard of a new stream.
-    fn guard_of_new(&mut self, isolation: u8) -> RelayId {
+    fn guard_of_new_stream(&mut self, isolation: u8) -> RelayId {
         let stream = self.open(isolation);
         self.wait(10, |party| party.seen(stream).connected.map(|_| ()));
         self.path_of(stream)[0]
@@ -40,13 +40,13 @@ fn a_guard_that_is_silent_for_three_seconds_is_dialled_again_first() {
         let client = net.client;
         net.world.interrupt(client, Duration::from_secs(3));
         net.pass(4);
-        assert_eq!(net.guard_of_new(1), guard, "seed {seed}");
+        assert_eq!(net.guard_of_new_stream(1), guard, "seed {seed}");
         assert_eq!(net.dialled(), [guard].into(), "seed {seed}");
     }
 }
 
 #[test]
-fn an_outage_of_the_own_line_moves_no_client() {
+fn an_outage_of_its_line_leads_a_client_to_no_other_guard() {
     for seed in 70..80 {
         let mut net = Net::ready(seed, 2);
         let guard = net.first_guard();
@@ -59,14 +59,14 @@ fn an_outage_of_the_own_line_moves_no_client() {
         assert_eq!(net.dialled().len(), 3, "only the primaries are dialled; seed {seed}");
         // The line works again. Each primary is dialled at least every 15 s.
         net.pass(20);
-        assert_eq!(net.guard_of_new(2), guard, "seed {seed}");
+        assert_eq!(net.guard_of_new_stream(2), guard, "seed {seed}");
         assert_eq!(net.guards_of_circuits(), [guard].into(), "seed {seed}");
         assert!(net.dialled().len() <= 3, "seed {seed}");
     }
 }
 
 #[test]
-fn outages_again_and_again_lead_a_client_to_no_guard_beyond_the_primaries() {
+fn repeated_outages_lead_a_client_to_no_guard_beyond_the_primaries() {
     for seed in 80..84 {
         let mut net = Net::ready(seed, 2);
         let guard = net.first_guard();
@@ -77,7 +77,7 @@ fn outages_again_and_again_lead_a_client_to_no_guard_beyond_the_primaries() {
         }
         assert!(net.dialled().len() <= 3, "seed {seed}");
         net.pass(10);
-        assert_eq!(net.guard_of_new(1), guard, "seed {seed}");
+        assert_eq!(net.guard_of_new_stream(1), guard, "seed {seed}");
     }
 }
 
@@ -89,10 +89,10 @@ fn a_client_returns_to_its_first_guard_when_that_answers_again() {
         let node = net.relays[&guard];
         net.world.interrupt(node, Duration::from_secs(120));
         net.pass(10);
-        let second = net.guard_of_new(1);
+        let second = net.guard_of_new_stream(1);
         assert_ne!(second, guard, "seed {seed}");
         assert_eq!(net.guards_of_circuits(), [second].into(), "seed {seed}");
-        // Its next dial is at most a minute after the outage.
+        // The next dial of the guard is at most a minute after the outage.
         net.pass(180);
         let used = net.client(|party, _, _| party.client.pool.circuits().filter(|(_, it)| it.is_used()).count());
         assert_eq!(used, 1);
@@ -100,7 +100,7 @@ fn a_client_returns_to_its_first_guard_when_that_answers_again() {
             let unused = party.client.pool.circuits().filter(|(_, circuit)| !circuit.is_used());
             assert!(unused.count() == 2 && party.client.pool.circuits().all(|(_, it)| it.is_open()), "seed {seed}");
         });
-        assert_eq!(net.guard_of_new(2), guard, "seed {seed}");
+        assert_eq!(net.guard_of_new_stream(2), guard, "seed {seed}");
         assert_eq!(net.dialled().len(), 2, "seed {seed}");
     }
 }
@@ -109,7 +109,7 @@ fn a_client_returns_to_its_first_guard_when_that_answers_again() {
 fn counts_of_circuits_are_stored_after_ten_minutes_and_at_the_end() {
     let mut net = Net::ready(95, 2);
     let changed = |net: &mut Net| net.client(|party, _, _| core::mem::take(&mut party.guards_changed));
-    assert!(changed(&mut net), "the new sample is stored at once");
+    assert!(changed(&mut net), "the new sample is stored immediately");
     net.pass(590);
     assert!(!changed(&mut net));
     net.pass(12);
@@ -118,14 +118,14 @@ fn counts_of_circuits_are_stored_after_ten_minutes_and_at_the_end() {
     net.connected(1);
     net.pass(5);
     assert!(!changed(&mut net));
-    net.client(|party, _, _| assert!(party.client.take_guard_changes(), "the owner stores them at its end"));
+    net.client(|party, _, _| assert!(party.client.take_guard_changes(), "the owner stores the counts at the end"));
 }
 
 #[test]
 fn a_circuit_that_measures_a_suspect_guard_takes_no_request_and_fails_none() {
     let mut net = Net::ready(96, 2);
     let guard = net.first_guard();
-    // Relays that nobody reaches, in blocks of their own.
+    // Unreachable relays, each in an address block of its own.
     for number in 100..130 {
         let mut relay = listed(crate::directory::fixture::profile(number));
         relay.flags = crate::directory::Flags::STABLE;

@@ -1,4 +1,5 @@
-//! Tests of what relays beyond the guard see of one circuit when an event concerns another.
+//! Tests of unlinkability: an event of one circuit has no effect that relays beyond the guard could observe on another
+//! circuit.
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -31,19 +32,20 @@ pub(super) fn cells(at: Instant, event: &LinkEvent) -> Vec<Received> {
         .collect()
 }
 
-/// Isolations with a stream. Those with even numbers send all the time.
+/// The number of isolations, each with a stream. The streams of even isolations send cells continuously.
 const ISOLATIONS: u8 = 5;
-/// The cells that each of these streams sends while the relays are watched, in about half a minute.
+/// The number of cells that each sending stream sends during the observation of about half a minute.
 const CELLS: usize = 50;
 
 /// The cells that relays beyond the guard receive, by the identifier of the circuit between two relays.
 type Transcripts = BTreeMap<CircuitId, Vec<(NodeId, Instant, Command)>>;
 
-/// The far end of a circuit as seen by a relay, which receives its cells from there.
+/// The far side of a circuit at a relay, from which the relay receives backward cells.
 type FarEnd = (NodeId, CircuitId);
 
-struct Watch {
-    /// Circuits that were open when the watch began.
+/// The result of an observation.
+struct Observation {
+    /// The far ends of the circuits that were open at the start.
     far_ends: Vec<FarEnd>,
     transcripts: Transcripts,
 }
@@ -72,7 +74,7 @@ impl Net {
         });
     }
 
-    /// Writes on one stream after the other. Cells of one instant would delay each other on the line to the guard.
+    /// Writes on one stream after the other. Simultaneous cells would delay each other on the line to the guard.
     fn write_on(&mut self, streams: &[ClientStream]) {
         for stream in streams {
             self.client(|party, _, _| party.client.write(*stream, &[1; 200]));
@@ -81,14 +83,14 @@ impl Net {
     }
 }
 
-/// A client with idle and busy streams and with spare circuits is watched for half a minute, after the DESTROY of a
-/// circuit if there is one.
-fn watch(seed: u64, destroyed: Option<FarEnd>) -> Watch {
+/// Observes the relays of a client with idle and sending streams and with spare circuits, for half a minute. If there
+/// is a far end `destroyed`, a DESTROY arrives from it at the start.
+fn observe(seed: u64, destroyed: Option<FarEnd>) -> Observation {
     let mut net = Net::ready(seed, 3);
     let guard = net.client(|party, _, _| party.built[0][0]);
     let guard = net.relays[&guard];
     let streams: Vec<_> = (1..=ISOLATIONS).map(|isolation| net.connected(isolation)).collect();
-    let busy: Vec<_> = streams.into_iter().skip(1).step_by(2).collect();
+    let sending: Vec<_> = streams.into_iter().skip(1).step_by(2).collect();
     net.pass(60);
     let began = net.world.now();
     let mut far_ends = Vec::new();
@@ -102,7 +104,7 @@ fn watch(seed: u64, destroyed: Option<FarEnd>) -> Watch {
         net.destroy(far_end);
     }
     for _ in 0..CELLS {
-        net.write_on(&busy);
+        net.write_on(&sending);
     }
     let mut transcripts = Transcripts::new();
     for node in net.relay_nodes().into_iter().filter(|node| *node != guard) {
@@ -113,26 +115,26 @@ fn watch(seed: u64, destroyed: Option<FarEnd>) -> Watch {
             }
         }
     }
-    Watch { far_ends, transcripts }
+    Observation { far_ends, transcripts }
 }
 
 #[test]
 fn a_destroyed_circuit_causes_no_cell_beyond_the_guard_on_another() {
     let seed = 700;
-    let Watch { far_ends, transcripts: expected } = watch(seed, None);
+    let Observation { far_ends, transcripts: expected } = observe(seed, None);
     let streams = usize::from(ISOLATIONS);
     assert!(far_ends.len() >= 2 * (streams + 2), "two far ends for each circuit: {}", far_ends.len());
     assert!(expected.values().filter(|cells| !cells.is_empty()).count() >= 2 * streams, "each stream causes cells");
     let mut changes = 0;
     for far_end in far_ends {
-        let Watch { transcripts, .. } = watch(seed, Some(far_end));
+        let Observation { transcripts, .. } = observe(seed, Some(far_end));
         let changed: Vec<_> = expected.iter().filter(|(id, cells)| transcripts.get(id) != Some(cells)).collect();
         // The circuit itself has two identifiers beyond the guard.
         assert!(changed.len() <= 2, "{far_end:?} changed {} of {}", changed.len(), expected.len());
         assert!(changed.is_empty() || changed.iter().any(|(id, _)| **id == far_end.1), "{far_end:?}, another changed");
         changes += changed.len();
     }
-    assert!(changes >= streams, "the ends of circuits with streams are visible on themselves");
+    assert!(changes >= streams, "the end of a circuit with a stream is visible on that circuit");
 }
 
 #[test]
@@ -148,7 +150,7 @@ fn a_request_prefers_an_open_circuit_without_relays_of_a_recently_lost_one() {
         let stream = net.connected(1);
         assert_eq!(&net.path_of(stream), other);
     }
-    // After ten seconds either circuit serves.
+    // After ten seconds, neither circuit is preferred for this reason.
     net.client(|party, now, _| party.client.pool.handle_lost(now, first.clone()));
     net.pass(11);
     let stream = net.connected(1);
@@ -185,7 +187,7 @@ fn a_missing_spare_is_built_at_a_time_independent_of_the_use_or_end_of_another()
 }
 
 #[test]
-fn a_request_without_a_spare_circuit_has_one_built_at_once() {
+fn a_circuit_is_built_immediately_for_a_request_without_a_spare_one() {
     let mut net = Net::ready(811, 3);
     for isolation in 1..20 {
         let began = net.world.now();

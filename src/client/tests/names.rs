@@ -1,4 +1,4 @@
-//! Names of local networks and reserved names, which are sent to no exit.
+//! Tests of private and reserved names, which are sent to no exit.
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -11,8 +11,8 @@ const PRIVATE: [&str; 8] =
 const RESERVED: [&str; 4] = ["abcdefgh.onion", "Abc.ONION.", "x.invalid", "x.alt"];
 
 impl Net {
-    /// Requests a stream, a lookup and a delegated request for `host`.
-    fn ask_for(&mut self, host: &str) -> [ClientStream; 3] {
+    /// Requests a stream, a RESOLVE and a delegated request for `host`.
+    fn request_all_for(&mut self, host: &str) -> [ClientStream; 3] {
         let parsed = Host::parse(host).unwrap();
         let (target, host) = (Target { host: parsed.clone(), port: 443 }, host.to_ascii_lowercase());
         self.client(|party, now, _| {
@@ -25,7 +25,7 @@ impl Net {
         })
     }
 
-    /// Such a network, in which the exits up to `number` connect to no private address.
+    /// A network with two exits, of which the first `number` connect to no private address.
     fn without_private_targets(seed: u64, number: usize) -> Self {
         let mut net = Self::new(seed, 2);
         for relay in &mut net.listed[..number] {
@@ -41,8 +41,8 @@ fn names_that_no_public_server_has_never_leave_the_client() {
     net.give_consensus(NOW);
     net.connected(1);
     for host in PRIVATE.into_iter().chain(RESERVED) {
-        for stream in net.ask_for(host) {
-            // At once: within the turn of the request, so no cell has left.
+        for stream in net.request_all_for(host) {
+            // The request fails within its turn, before a cell is sent.
             net.client(|party, now, _| {
                 party.work(now);
                 assert_eq!(party.seen(stream).closed, Some(StreamFailure::NotPublic), "{host}");
@@ -54,9 +54,9 @@ fn names_that_no_public_server_has_never_leave_the_client() {
 }
 
 #[test]
-fn names_requested_before_the_consensus_are_judged_by_it() {
+fn names_requested_before_the_consensus_are_checked_against_it() {
     let mut net = Net::without_private_targets(62, 2);
-    let streams: Vec<_> = PRIVATE.into_iter().flat_map(|host| net.ask_for(host)).collect();
+    let streams: Vec<_> = PRIVATE.into_iter().flat_map(|host| net.request_all_for(host)).collect();
     net.pass(1);
     net.client(|party, _, _| assert_eq!(party.client.placement.len(), streams.len()));
     net.give_consensus(NOW);
@@ -70,28 +70,28 @@ fn private_names_are_targets_where_all_exits_connect_to_private_addresses() {
     let mut net = Net::new(63, 2);
     net.give_consensus(NOW);
     for host in PRIVATE.into_iter().filter(|host| !host.contains(':')) {
-        let [stream, lookup, _] = net.ask_for(host);
+        let [stream, resolve, _] = net.request_all_for(host);
         net.wait(10, |party| party.seen(stream).connected.map(|_| ()));
-        net.wait(10, |party| (!party.seen(lookup).answers.is_empty()).then_some(()));
+        net.wait(10, |party| (!party.seen(resolve).answers.is_empty()).then_some(()));
     }
     for host in RESERVED {
-        let [stream, ..] = net.ask_for(host);
+        let [stream, ..] = net.request_all_for(host);
         assert_eq!(net.closed(stream, 5), StreamFailure::NotPublic);
     }
-    // One such exit among others attracts no private names.
+    // One exit that allows private addresses, among others, attracts no private names.
     let mut net = Net::without_private_targets(64, 1);
     net.give_consensus(NOW);
-    let [stream, ..] = net.ask_for("printer");
+    let [stream, ..] = net.request_all_for("printer");
     assert_eq!(net.closed(stream, 5), StreamFailure::NotPublic);
 }
 
 #[test]
-fn a_refused_name_is_known_to_two_exits_at_most() {
+fn a_refused_name_is_sent_to_at_most_two_exits() {
     let mut net = Net::ready(65, 4);
-    net.serve(Serves::Refuses(EndReason::Policy));
+    net.set_behaviour(ExitBehaviour::Refuses(EndReason::Policy));
     let stream = net.open(1);
     assert_eq!(net.closed(stream, 10), StreamFailure::Ended(EndReason::Policy));
-    let asked = net.relays.values().copied().collect::<Vec<_>>();
-    let asked = asked.into_iter().filter_map(|node| net.relay(node, |party| party.begun));
-    assert_eq!(asked.sum::<usize>(), 2);
+    let nodes = net.relays.values().copied().collect::<Vec<_>>();
+    let begun = nodes.into_iter().filter_map(|node| net.relay(node, |party| party.begun));
+    assert_eq!(begun.sum::<usize>(), 2);
 }

@@ -14,7 +14,7 @@ use crate::{
 const FIRST: u16 = 100;
 
 impl Net {
-    /// Adds a volunteer to the network, and returns its entry for the list.
+    /// Adds a volunteer to the network, and returns its node and its entry for the list.
     fn volunteer(&mut self, number: u16, engines: Vec<EngineName>) -> (NodeId, Volunteer) {
         let address = format!("10.9.8.{}:1", number - FIRST + 1).parse().unwrap();
         let node = self.world.add_node(address, false);
@@ -31,13 +31,13 @@ impl Net {
         profile.offer.engines = engines;
         let gateways = gateway_ranking(&seed, &profile.identity, &consensus)[..3].to_vec();
         let open = BTreeMap::new();
-        let party = RelayParty { relay, serves: Serves::Echo, open, begun: 0, received: Vec::new() };
+        let party = RelayParty { relay, behaviour: ExitBehaviour::Echo, open, begun: 0, received: Vec::new() };
         self.world.place(node, Party::Relay(Box::new(party)));
         self.world.with(node, |_, _, _| ());
         (node, Volunteer { profile, gateways })
     }
 
-    /// `count` volunteers, with channels to their gateways.
+    /// Adds `count` volunteers, and waits for their channels to gateways.
     fn volunteers(&mut self, count: u16) -> Vec<(NodeId, Volunteer)> {
         let joined = (FIRST..FIRST + count).map(|number| self.volunteer(number, Vec::new())).collect();
         self.pass(2);
@@ -59,6 +59,7 @@ impl Net {
     }
 }
 
+/// Sets the parameter `path.volunteer-share` of the client's consensus.
 fn with_share(mut net: Net, percent: u64) -> Net {
     let parameters = Parameters::default().with("path.volunteer-share", percent).unwrap();
     let consensus = Arc::new(consensus_at(NOW, net.listed.clone(), &parameters).0);
@@ -66,7 +67,7 @@ fn with_share(mut net: Net, percent: u64) -> Net {
     net
 }
 
-/// With this many volunteers, every public relay is the gateway of one.
+/// A number of volunteers with which every relay of the consensus is the gateway of a volunteer.
 const MANY: u16 = 16;
 
 #[test]
@@ -77,8 +78,9 @@ fn the_share_of_volunteers_among_middles_follows_the_consensus() {
         let joined = net.volunteers(MANY);
         net.list(joined.iter().map(|(_, volunteer)| volunteer.clone()));
         let middles = net.middles(0..40);
-        let over = middles.iter().filter(|middle| joined.iter().any(|(_, it)| it.identity() == **middle)).count();
-        assert!(expected.contains(&over), "{over} of 40 at {percent} %");
+        let through_volunteers =
+            middles.iter().filter(|middle| joined.iter().any(|(_, it)| it.identity() == **middle)).count();
+        assert!(expected.contains(&through_volunteers), "{through_volunteers} of 40 at {percent} %");
     }
 }
 
@@ -113,7 +115,7 @@ fn requests_connect_without_a_timeout_while_most_listed_volunteers_are_gone() {
             let (began, stream) = (net.world.now(), net.open(isolation));
             let connected = net.wait(5, |party| party.seen(stream).connected);
             let took = connected.since(began);
-            assert!(took < Duration::from_millis(500), "{took:?}: shorter than a timeout; seed {seed}");
+            assert!(took < Duration::from_millis(500), "{took:?} is as long as a timeout; seed {seed}");
         }
     }
 }
@@ -168,7 +170,7 @@ fn a_guard_that_reports_every_volunteer_as_gone_gets_listed_middles() {
 
 #[test]
 fn gone_is_invalid_for_a_listed_middle_and_at_the_third_time() {
-    for (gone, is_volunteer, goes_on) in [(0, false, false), (2, true, false), (1, true, true), (0, true, true)] {
+    for (gone, is_volunteer, continues) in [(0, false, false), (2, true, false), (1, true, true), (0, true, true)] {
         let mut net = with_share(Net::new(46, 2), 0);
         net.pass(1);
         let key = net.building();
@@ -176,8 +178,8 @@ fn gone_is_invalid_for_a_listed_middle_and_at_the_third_time() {
             party.client.pool.circuit_mut(key).unwrap().set_gone(gone, is_volunteer);
             let (pool, _, inputs) = party.client.parts(now).unwrap();
             pool.handle_gone(now, key, HopIndex::new(2).unwrap(), &inputs, rng);
-            let builds = pool.circuit(key).unwrap().is_building();
-            assert_eq!(builds, goes_on, "{gone} before, volunteer: {is_volunteer}");
+            let is_building = pool.circuit(key).unwrap().is_building();
+            assert_eq!(is_building, continues, "{gone} before, volunteer: {is_volunteer}");
         });
     }
 }

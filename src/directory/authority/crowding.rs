@@ -1,6 +1,6 @@
 //! Caps on the relays at one address, in one network and in one block of addresses.
 //!
-//! One party can run many relays cheaply, but addresses of many networks cost it something.
+//! One operator can run many relays at little cost, but addresses in many networks are costly.
 
 use std::{collections::HashMap, net::SocketAddr};
 
@@ -8,14 +8,14 @@ use core::net::IpAddr;
 
 use crate::base::{AddressPrefix, Counter as _};
 
-/// A cap for each kind of prefix.
+/// A cap for each kind of prefix: source, network and block.
 pub(super) type CrowdCaps = [(fn(IpAddr) -> AddressPrefix, usize); 3];
 
 /// Caps on proved relays.
-pub(super) const HELD: CrowdCaps =
+pub(super) const PROVED_CAPS: CrowdCaps =
     [(AddressPrefix::source, 8), (AddressPrefix::network, 32), (AddressPrefix::block, 256)];
 /// Caps on listed relays.
-pub(super) const LISTED: CrowdCaps =
+pub(super) const LISTED_CAPS: CrowdCaps =
     [(AddressPrefix::source, 4), (AddressPrefix::network, 16), (AddressPrefix::block, 128)];
 
 /// Counts of relays by the prefixes of their addresses.
@@ -29,7 +29,7 @@ impl Crowds {
         Self { caps, counts: HashMap::new() }
     }
 
-    /// Counts a relay with these addresses, unless a cap is reached for one of them.
+    /// Counts a relay with these addresses, unless a cap is reached for one of them. Returns whether it was counted.
     pub(super) fn admit(&mut self, addresses: &[SocketAddr]) -> bool {
         let fits = prefixes(self.caps, addresses)
             .all(|(prefix, cap)| self.counts.get(&prefix).is_none_or(|count| *count < cap));
@@ -40,7 +40,7 @@ impl Crowds {
     }
 }
 
-/// Whether a cap is reached for one of `addresses` by `others`, the addresses of other relays.
+/// Whether other relays, whose addresses are `others`, have reached a cap for one of `addresses`.
 pub(super) fn is_crowded<'a>(
     caps: &CrowdCaps,
     addresses: &[SocketAddr],
@@ -55,7 +55,8 @@ pub(super) fn is_crowded<'a>(
     counts.iter().any(|(_, cap, count)| count >= cap)
 }
 
-/// The prefixes of `addresses`, with their caps. No two are equal, because a relay has one address of each family.
+/// The prefixes of a relay's `addresses`, with their caps. No two are equal, because a relay has at most one address of
+/// each family.
 fn prefixes<'a>(caps: &'a CrowdCaps, addresses: &'a [SocketAddr]) -> impl Iterator<Item = (AddressPrefix, usize)> + 'a {
     addresses.iter().flat_map(move |address| caps.iter().map(move |(prefix, cap)| (prefix(address.ip()), *cap)))
 }

@@ -13,7 +13,7 @@ use prost::Message;
 
 use super::{
     ProofError, Publisher,
-    crowding::{self, Crowds, HELD, LISTED},
+    crowding::{self, Crowds, LISTED_CAPS, PROVED_CAPS},
 };
 use crate::{
     base::{AddressPrefix, Counter as _, DialError, DialTarget, Instant, Rate, RelayId, TokenBucket, WallTime},
@@ -25,33 +25,36 @@ use proofs::Turns;
 const WEIGHT: u32 = 1000;
 /// Consecutive failed proofs after which a relay is no longer listed.
 const MAX_FAILURES: u32 = 2;
-/// The rate at which a relay may change its descriptor: one change a minute, five at once.
-const CHANGES: Rate = Rate { per_second: 1, burst: 300 };
-/// Tokens of one change.
-const CHANGE: u64 = 60;
+/// The rate at which a relay may change its descriptor: one change a minute, in bursts of five. A change takes
+/// [`CHANGE_TOKENS`].
+const CHANGE_RATE: Rate = Rate { per_second: 1, burst: 300 };
+/// The tokens that one change takes.
+const CHANGE_TOKENS: u64 = 60;
 /// The time from a first failed proof to the next try, and the minimum time between proofs after a new descriptor.
-const FIRST_RETRY: Duration = Duration::from_secs(5);
-/// Age from which on a proved relay is not displaced.
-const SETTLED_AFTER: Duration = Duration::from_secs(8 * 24 * 60 * 60);
+const FIRST_RETRY_DELAY: Duration = Duration::from_secs(5);
+/// Minimum age of a proved relay that is never displaced.
+const UNDISPLACED_AGE: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 /// Maximum unproved relays of one [`AddressPrefix::network`].
 const MAX_UNPROVED_OF_NETWORK: usize = 32;
 
-/// One relay.
+/// The state of one relay.
 pub(super) struct RelayEntry {
     pub(super) descriptor: Descriptor,
     signed: schema::SignedDescriptor,
-    /// The addresses from which the descriptor came. If they aren't known, those that it names.
+    /// The publisher of the descriptor: its sender, or, if the sender's address is unknown or not global, a substitute
+    /// at the descriptor's first address.
     publisher: Publisher,
+    /// The time of the first descriptor.
     first_seen: WallTime,
     /// The time of the last successful proof with the current dial target.
-    proved: Option<WallTime>,
+    proved_at: Option<WallTime>,
     /// Whether any proof has succeeded, with any dial target.
-    proved_once: bool,
+    was_ever_proved: bool,
     /// Failed proofs since the last successful one.
     failures: u32,
     /// The start of the last proof.
-    started: Option<WallTime>,
-    /// The changes of its descriptor.
+    proof_started: Option<WallTime>,
+    /// Limits the rate of changes of the descriptor.
     changes: TokenBucket,
     proof: Proof,
 }
@@ -61,28 +64,39 @@ enum Proof {
     /// Due at this time.
     Due(WallTime),
     /// In progress since `at`. `pending` are the dials without success yet. `outdated` states whether the relay's dial
-    /// target has changed since.
+    /// target has changed after the start of the proof.
     Running { at: WallTime, pending: Vec<DialTarget>, outdated: bool },
 }
 
 impl RelayEntry {
+    /// An unproved relay whose first proof is due now.
     pub(super) fn new(descriptor: Descriptor, signed: &[u8], now: WallTime) -> Self {
         let (signed, proof) = (decode_signed(signed), Proof::Due(now));
-        let (proved, proved_once, failures, started) = (None, false, 0, None);
-        let publisher = Publisher::claimed(&descriptor);
-        let changes = TokenBucket::new();
-        Self { descriptor, signed, publisher, first_seen: now, proved, proved_once, failures, started, changes, proof }
+        let (proved_at, was_ever_proved, failures, proof_started) = (None, false, 0, None);
+        let (publisher, changes, first_seen) = (Publisher::claimed(&descriptor), TokenBucket::new(), now);
+        Self {
+            descriptor,
+            signed,
+            publisher,
+            first_seen,
+            proved_at,
+            was_ever_proved,
+            failures,
+            proof_started,
+            changes,
+            proof,
+        }
     }
 
-    /// The same relay, with the addresses from which its descriptor came.
-    pub(super) fn from(self, publisher: Option<Publisher>) -> Self {
+    /// The same relay, with the sender of its descriptor if that is known.
+    pub(super) fn with_publisher(self, publisher: Option<Publisher>) -> Self {
         let publisher = publisher.unwrap_or(self.publisher);
         Self { publisher, ..self }
     }
 
-    /// Whether it may change its descriptor.
+    /// Whether the rate of changes allows a new descriptor.
     pub(super) fn may_change(&self, now: WallTime) -> bool {
-        self.changes.available(instant(now), CHANGES) >= CHANGE
+        self.changes.available(instant(now), CHANGE_RATE) >= CHANGE_TOKENS
     }
 
     /// Handles a newer descriptor. A proof stays valid while the dial target is unchanged. The next proof of an
@@ -94,28 +108,28 @@ impl RelayEntry {
         publisher: Option<Publisher>,
         now: WallTime,
     ) {
-        self.changes.spend(instant(now), CHANGES, CHANGE);
+        self.changes.spend(instant(now), CHANGE_RATE, CHANGE_TOKENS);
         self.publisher = publisher.unwrap_or_else(|| Publisher::claimed(&descriptor));
         let is_moved = self.descriptor.profile.dial_target() != descriptor.profile.dial_target();
-        let is_advanced = self.proved.is_some() && (is_moved || self.failures > 0);
+        let is_advanced = self.proved_at.is_some() && (is_moved || self.failures > 0);
         match &mut self.proof {
             Proof::Due(at) if is_advanced => {
-                let earliest = self.started.map_or(now, |started| started.after(FIRST_RETRY).max(now));
+                let earliest = self.proof_started.map_or(now, |started| started.after(FIRST_RETRY_DELAY).max(now));
                 *at = earliest.min(*at);
             }
             // A proof in progress isn't restarted, so that descriptors in quick succession don't multiply dials.
             Proof::Running { outdated, .. } => *outdated |= is_moved,
             Proof::Due(_) => {}
         }
-        if is_moved && self.proved.take().is_some() {
+        if is_moved && self.proved_at.take().is_some() {
             self.failures = 0;
         }
         self.descriptor = descriptor;
         self.signed = decode_signed(signed);
     }
 
-    /// Handles the outcome of one dial. The proof succeeds once all dials have succeeded. The next one is due after
-    /// `interval`. The outcome of a dial that isn't pending is ignored.
+    /// Handles the outcome of one dial. The proof succeeds once all its dials have succeeded; the next proof is then
+    /// due after `interval`. The outcome of a dial that isn't pending is ignored.
     pub(super) fn handle_dial(
         &mut self,
         now: WallTime,
@@ -127,35 +141,37 @@ impl RelayEntry {
         let Some(position) = pending.iter().position(|dial| dial == target) else { return };
         match outcome {
             // The authority has no route or socket for the address, which isn't the relay's failure.
-            Err(ProofError::Dial(DialError::Unable)) => self.proof = Proof::Due(now.after(FIRST_RETRY)),
+            Err(ProofError::Dial(DialError::Unable)) => self.proof = Proof::Due(now.after(FIRST_RETRY_DELAY)),
             Ok(()) if !*outdated => {
                 pending.swap_remove(position);
                 if pending.is_empty() {
-                    self.proved(now, interval);
+                    self.handle_proved(now, interval);
                 }
             }
             // A success with an outdated dial target doesn't count.
-            Ok(()) | Err(_) => self.failed(now, interval),
+            Ok(()) | Err(_) => self.handle_failed(now, interval),
         }
     }
 
-    pub(super) fn proved(&mut self, now: WallTime, interval: Duration) {
-        self.proved = Some(now);
-        self.proved_once = true;
+    /// A proof has succeeded. The next one is due after `interval`.
+    pub(super) fn handle_proved(&mut self, now: WallTime, interval: Duration) {
+        self.proved_at = Some(now);
+        self.was_ever_proved = true;
         self.failures = 0;
         self.proof = Proof::Due(now.after(interval));
     }
 
-    /// Schedules the next try: soon, then with doubled intervals up to `interval`.
-    fn failed(&mut self, now: WallTime, interval: Duration) {
-        let wait = FIRST_RETRY.saturating_mul(1 << self.failures.min(16));
+    /// A proof has failed. The next try is due after a delay, which doubles with each failure up to `interval`.
+    fn handle_failed(&mut self, now: WallTime, interval: Duration) {
+        let wait = FIRST_RETRY_DELAY.saturating_mul(1 << self.failures.min(16));
         self.failures.increment();
         self.proof = Proof::Due(now.after(wait.min(interval)));
     }
 
-    /// Whether the record is stored on disk: only after a first proof, because new identities cost nothing.
+    /// Whether the record is stored on disk. A record is stored only after a first proof, because new identities cost
+    /// nothing.
     pub(super) const fn is_stored(&self) -> bool {
-        self.proved_once
+        self.was_ever_proved
     }
 
     /// Starts a proof and returns its dials: one for each address, so that no unproved address is listed.
@@ -163,7 +179,7 @@ impl RelayEntry {
         let target = self.descriptor.profile.dial_target();
         let at_address = |address| DialTarget { addresses: vec![address], ..target.clone() };
         let dials: Vec<DialTarget> = target.addresses.iter().copied().map(at_address).collect();
-        self.started = Some(now);
+        self.proof_started = Some(now);
         self.proof = Proof::Running { at: now, pending: dials.clone(), outdated: false };
         dials
     }
@@ -172,12 +188,13 @@ impl RelayEntry {
         &self.descriptor.profile.addresses
     }
 
-    /// Whether it is proved at the addresses of its descriptor.
+    /// Whether the relay is proved at the addresses of its descriptor.
     pub(super) const fn is_proved(&self) -> bool {
-        self.proved.is_some()
+        self.proved_at.is_some()
     }
 
-    const fn is_running(&self) -> bool {
+    /// Whether a proof is in progress.
+    const fn is_being_proved(&self) -> bool {
         matches!(self.proof, Proof::Running { .. })
     }
 
@@ -191,41 +208,53 @@ impl RelayEntry {
         self.prefixes(AddressPrefix::network)
     }
 
+    /// Whether the relay may be listed in a consensus.
     fn is_listed(&self, now: WallTime) -> bool {
-        self.proved.is_some() && self.failures < MAX_FAILURES && !self.descriptor.is_stale(now)
+        self.proved_at.is_some() && self.failures < MAX_FAILURES && !self.descriptor.is_stale(now)
     }
 
+    /// Encodes the relay's record for storage.
     pub(super) fn encode(&self) -> Vec<u8> {
         schema::RelayRecord {
             descriptor: Some(self.signed.clone()),
             first_seen: self.first_seen.as_unix(),
-            proved: self.proved.map_or(0, WallTime::as_unix),
+            proved: self.proved_at.map_or(0, WallTime::as_unix),
         }
         .encode_to_vec()
     }
 
-    /// Decodes the output of [`Self::encode`], unless the descriptor is invalid or stale. A proof is due at once, and a
-    /// proved relay is listed meanwhile.
+    /// Decodes the output of [`Self::encode`]; `None` if the descriptor is invalid or stale. A proof is due
+    /// immediately. A relay that was proved when the record was encoded may be listed before that proof.
     pub(super) fn decode(record: &[u8], now: WallTime) -> Option<Self> {
         let record = schema::RelayRecord::decode(record).ok()?;
         let signed = record.descriptor?;
         let descriptor = UnverifiedDescriptor::decode(&signed.encode_to_vec()).ok()?.verify(now).ok()?;
-        let proved = Some(record.proved).filter(|proved| *proved > 0).map(WallTime::from_unix);
+        let proved_at = Some(record.proved).filter(|proved| *proved > 0).map(WallTime::from_unix);
         let first_seen = WallTime::from_unix(record.first_seen).min(now);
-        let (proved_once, failures, started, proof) = (true, 0, None, Proof::Due(now));
-        let publisher = Publisher::claimed(&descriptor);
-        let changes = TokenBucket::new();
-        Some(Self { descriptor, signed, publisher, first_seen, proved, proved_once, failures, started, changes, proof })
+        let (was_ever_proved, failures, proof_started, proof) = (true, 0, None, Proof::Due(now));
+        let (publisher, changes) = (Publisher::claimed(&descriptor), TokenBucket::new());
+        Some(Self {
+            descriptor,
+            signed,
+            publisher,
+            first_seen,
+            proved_at,
+            was_ever_proved,
+            failures,
+            proof_started,
+            changes,
+            proof,
+        })
     }
 }
 
-/// Wall-clock time for a rate.
+/// The wall-clock time `now` as an instant, for the rate of changes.
 const fn instant(now: WallTime) -> Instant {
     Instant::from_nanos(now.as_unix().saturating_mul(1_000_000_000))
 }
 
 /// Counts the occurrences of each prefix.
-fn count(prefixes: impl Iterator<Item = AddressPrefix>) -> BTreeMap<AddressPrefix, usize> {
+fn count_prefixes(prefixes: impl Iterator<Item = AddressPrefix>) -> BTreeMap<AddressPrefix, usize> {
     let mut counts = BTreeMap::new();
     for prefix in prefixes {
         let count: &mut usize = counts.entry(prefix).or_default();
@@ -234,8 +263,7 @@ fn count(prefixes: impl Iterator<Item = AddressPrefix>) -> BTreeMap<AddressPrefi
     counts
 }
 
-/// Decodes a descriptor that was verified before. An empty result, which the caller excludes, would be skipped when the
-/// record is restored.
+/// Decodes a descriptor that the caller has verified, for which the decoding can't fail.
 fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
     schema::SignedDescriptor::decode(bytes).unwrap_or_default()
 }
@@ -244,7 +272,7 @@ fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
 pub(super) struct RelayEntries {
     entries: BTreeMap<RelayId, RelayEntry>,
     turns: Turns,
-    /// Whether the caps on relays of one address or network are off, as in a testnet.
+    /// Whether the caps for each address, network and block are off, as in a testnet.
     uncapped: bool,
 }
 
@@ -261,19 +289,20 @@ impl RelayEntries {
         self.entries.insert(entry.descriptor.profile.identity, entry);
     }
 
-    /// Inserts stored relays, the longest known first, as far as there is room. Returns those without room.
-    pub(super) fn restore(&mut self, mut stored: Vec<RelayEntry>, most: usize) -> Vec<RelayId> {
+    /// Inserts stored relays, the longest known first, up to the caps on proved relays and `max_relays` in total.
+    /// Returns the omitted relays.
+    pub(super) fn restore(&mut self, mut stored: Vec<RelayEntry>, max_relays: usize) -> Vec<RelayId> {
         stored.sort_by_key(|entry| entry.first_seen);
-        let (mut held, mut left_out) = (Crowds::new(&HELD), Vec::new());
+        let (mut proved, mut omitted) = (Crowds::new(&PROVED_CAPS), Vec::new());
         for entry in stored {
-            let fits = self.uncapped || !entry.is_proved() || held.admit(entry.addresses());
-            if fits && self.len() < most {
+            let fits = self.uncapped || !entry.is_proved() || proved.admit(entry.addresses());
+            if fits && self.len() < max_relays {
                 self.insert(entry);
             } else {
-                left_out.push(entry.descriptor.profile.identity);
+                omitted.push(entry.descriptor.profile.identity);
             }
         }
-        left_out
+        omitted
     }
 
     pub(super) fn remove(&mut self, relay: &RelayId) {
@@ -289,19 +318,19 @@ impl RelayEntries {
         self.entries.get(relay).is_some_and(|entry| entry.descriptor.profile.family.contains(other))
     }
 
-    /// Whether relays other than `relay` are proved at one of `addresses`, in its network or block, as many as the caps
-    /// allow.
+    /// Whether proved relays other than `relay` have reached a cap at one of `addresses`, in its network or in its
+    /// block.
     pub(super) fn is_crowded(&self, relay: &RelayId, addresses: &[SocketAddr]) -> bool {
         let others = self.entries.iter().filter(|(identity, entry)| *identity != relay && entry.is_proved());
-        !self.uncapped && crowding::is_crowded(&HELD, addresses, others.map(|(_, entry)| entry.addresses()))
+        !self.uncapped && crowding::is_crowded(&PROVED_CAPS, addresses, others.map(|(_, entry)| entry.addresses()))
     }
 
-    /// Evicts the youngest proved relay of the most crowded block that has one under eight days of age, if the blocks of
-    /// `new` have fewer relays.
+    /// Evicts a proved relay under eight days of age, if it is in a block with more proved relays than each block of
+    /// `new`. Chooses a relay of the block with the most proved relays, and there the youngest.
     pub(super) fn displace(&mut self, now: WallTime, new: &RelayEntry) -> Option<RelayId> {
         let proved = || self.entries.iter().filter(|(_, entry)| entry.is_proved());
-        let counts = count(proved().flat_map(|(_, entry)| entry.prefixes(AddressPrefix::block)));
-        let crowd = |entry: &RelayEntry| {
+        let counts = count_prefixes(proved().flat_map(|(_, entry)| entry.prefixes(AddressPrefix::block)));
+        let crowding = |entry: &RelayEntry| {
             entry
                 .prefixes(AddressPrefix::block)
                 .filter_map(|block| counts.get(&block))
@@ -309,84 +338,89 @@ impl RelayEntries {
                 .copied()
                 .unwrap_or_default()
         };
-        let young = proved().filter(|(_, entry)| !self.uncapped && now.since(entry.first_seen) < SETTLED_AFTER);
-        let (relay, entry) = young.max_by_key(|(_, entry)| (crowd(entry), entry.first_seen))?;
+        let young = proved().filter(|(_, entry)| !self.uncapped && now.since(entry.first_seen) < UNDISPLACED_AGE);
+        let (relay, entry) = young.max_by_key(|(_, entry)| (crowding(entry), entry.first_seen))?;
         let relay = *relay;
-        if crowd(entry) <= crowd(new) {
+        if crowding(entry) <= crowding(new) {
             return None;
         }
         self.entries.remove(&relay);
         Some(relay)
     }
 
-    /// Evicts an unproved relay of the publishers' network with most of them: of these one in the network with most of
-    /// them, the one with most failures, and among these the longest known. Relays that are being dialled stay, so that
-    /// their dials stay counted.
+    /// Evicts an unproved relay that is not being proved; a running proof must stay counted. Chooses one of the
+    /// publishers' network with the most unproved relays. Among these it is one at an address in the network with the
+    /// most unproved relays, then the one with the most failures, then the longest known.
     pub(super) fn evict_unproved(&mut self) -> Option<RelayId> {
-        let (counts, published) = (self.unproved(), self.published());
+        let (counts, by_publisher) = (self.unproved_by_network(), self.unproved_by_publisher());
         let fullest = |entry: &RelayEntry| entry.networks().filter_map(|network| counts.get(&network)).max().copied();
-        let unproved = self.entries.iter().filter(|(_, entry)| entry.proved.is_none() && !entry.is_running());
+        let unproved = self.entries.iter().filter(|(_, entry)| entry.proved_at.is_none() && !entry.is_being_proved());
         let (relay, _) = unproved.max_by_key(|(_, entry)| {
-            let publishers = published.get(&entry.publisher.network);
-            (publishers, fullest(entry), entry.failures, core::cmp::Reverse(entry.first_seen))
+            let of_publisher = by_publisher.get(&entry.publisher.network);
+            (of_publisher, fullest(entry), entry.failures, core::cmp::Reverse(entry.first_seen))
         })?;
         let relay = *relay;
         self.entries.remove(&relay);
         Some(relay)
     }
 
-    /// Evicts one unproved relay from each network of `new` that is at the cap. Returns the evicted relays.
+    /// Evicts one unproved relay from each network of `new` that has reached its cap on unproved relays. Returns the
+    /// evicted relays.
     pub(super) fn make_room(&mut self, new: &RelayEntry) -> Vec<RelayId> {
         if self.uncapped {
             return Vec::new();
         }
-        let (counts, published) = (self.unproved(), self.published());
+        let (counts, by_publisher) = (self.unproved_by_network(), self.unproved_by_publisher());
         let full = |network: &AddressPrefix| counts.get(network).is_some_and(|count| *count >= MAX_UNPROVED_OF_NETWORK);
-        let mut removed = Vec::new();
+        let mut evicted = Vec::new();
         for network in new.networks().filter(full) {
             let inside = self.entries.iter().filter(|(_, entry)| {
-                entry.proved.is_none() && !entry.is_running() && entry.networks().any(|other| other == network)
+                entry.proved_at.is_none() && !entry.is_being_proved() && entry.networks().any(|other| other == network)
             });
-            let evicted = inside.max_by_key(|(_, entry)| {
-                let publishers = published.get(&entry.publisher.network);
-                (publishers, entry.failures, core::cmp::Reverse(entry.first_seen))
+            let candidate = inside.max_by_key(|(_, entry)| {
+                let of_publisher = by_publisher.get(&entry.publisher.network);
+                (of_publisher, entry.failures, core::cmp::Reverse(entry.first_seen))
             });
-            if let Some(relay) = evicted.map(|(relay, _)| *relay) {
+            if let Some(relay) = candidate.map(|(relay, _)| *relay) {
                 self.entries.remove(&relay);
-                removed.push(relay);
+                evicted.push(relay);
             }
         }
-        removed
+        evicted
     }
 
     /// The number of unproved relays in each network.
-    fn unproved(&self) -> BTreeMap<AddressPrefix, usize> {
-        count(self.entries.values().filter(|entry| entry.proved.is_none()).flat_map(RelayEntry::networks))
+    fn unproved_by_network(&self) -> BTreeMap<AddressPrefix, usize> {
+        count_prefixes(self.entries.values().filter(|entry| entry.proved_at.is_none()).flat_map(RelayEntry::networks))
     }
 
-    /// Number of unproved relays from each network of publishers.
-    fn published(&self) -> BTreeMap<AddressPrefix, usize> {
-        count(self.entries.values().filter(|entry| entry.proved.is_none()).map(|entry| entry.publisher.network))
+    /// The number of unproved relays from each network of publishers.
+    fn unproved_by_publisher(&self) -> BTreeMap<AddressPrefix, usize> {
+        count_prefixes(
+            self.entries.values().filter(|entry| entry.proved_at.is_none()).map(|entry| entry.publisher.network),
+        )
     }
 
+    /// Removes relays with stale descriptors, and returns them.
     pub(super) fn remove_stale(&mut self, now: WallTime) -> Vec<RelayId> {
         self.entries.extract_if(.., |_, entry| entry.descriptor.is_stale(now)).map(|(relay, _)| relay).collect()
     }
 
+    /// The relays that may be listed in a consensus.
     pub(super) fn listed(&self, now: WallTime) -> impl Iterator<Item = &RelayEntry> {
         self.entries.values().filter(move |entry| entry.is_listed(now))
     }
 
-    /// The relays of a consensus made at `now`: of those at one address, network and block the longest known, and in total
-    /// the `most` longest known.
-    pub(super) fn list(&self, now: WallTime, stable_after: Duration, most: usize) -> Vec<ConsensusRelay> {
+    /// The relays of a consensus created at `now`. The longest known relays are listed, up to the caps for each
+    /// address, network and block, and up to `max_relays` in total.
+    pub(super) fn list(&self, now: WallTime, stable_after: Duration, max_relays: usize) -> Vec<ConsensusRelay> {
         let mut listed: Vec<&RelayEntry> = self.listed(now).collect();
         listed.sort_by_key(|entry| entry.first_seen);
         if !self.uncapped {
-            let mut crowds = Crowds::new(&LISTED);
+            let mut crowds = Crowds::new(&LISTED_CAPS);
             listed.retain(|entry| crowds.admit(entry.addresses()));
         }
-        listed.truncate(most);
+        listed.truncate(max_relays);
         let mut ages: Vec<Duration> = listed.iter().map(|entry| now.since(entry.first_seen)).collect();
         ages.sort_unstable();
         let median = ages.get(ages.len() / 2).copied().unwrap_or_default();

@@ -25,7 +25,7 @@ struct Actions {
     published: Vec<Vec<u8>>,
     volunteers: Vec<Vec<u8>>,
     records: Vec<Vec<u8>>,
-    forgotten: Vec<RelayId>,
+    deleted: Vec<RelayId>,
 }
 
 fn drain(authority: &mut Authority) -> Actions {
@@ -36,7 +36,7 @@ fn drain(authority: &mut Authority) -> Actions {
             AuthorityEvent::Publish(consensus) => actions.published.push(consensus.into_bytes()),
             AuthorityEvent::PublishVolunteers(list) => actions.volunteers.push(list.into_bytes()),
             AuthorityEvent::StoreRecord { record, .. } => actions.records.push(record),
-            AuthorityEvent::DeleteRecord(relay) => actions.forgotten.push(relay),
+            AuthorityEvent::DeleteRecord(relay) => actions.deleted.push(relay),
         }
     }
     actions
@@ -133,7 +133,7 @@ fn a_proof_at_one_address_does_not_count_at_another() {
     assert_eq!(authority.listed(later(6)), 1);
     submit(&mut authority, 1, profile(1), later(7));
     assert_eq!(authority.listed(later(7)), 0, "a new address needs a new proof");
-    assert!(drain(&mut authority).proofs.is_empty(), "the proof is not repeated at once");
+    assert!(drain(&mut authority).proofs.is_empty(), "the next proof is not within 5 s of the last");
     authority.handle_timeout(later(11));
     assert_eq!(drain(&mut authority).proofs, [profile(1).dial_target()]);
 }
@@ -204,8 +204,8 @@ fn a_relay_with_a_stale_descriptor_is_dropped() {
     let stale = NOW.after(DESCRIPTOR_LIFETIME + Duration::from_secs(1));
     authority.handle_timeout(stale);
     let actions = drain(&mut authority);
-    assert_eq!(actions.forgotten, [key(1).id()]);
-    assert!(actions.published.is_empty(), "an empty consensus is not made");
+    assert_eq!(actions.deleted, [key(1).id()]);
+    assert!(actions.published.is_empty(), "an empty consensus is not created");
 }
 
 #[test]
@@ -241,9 +241,9 @@ fn unproved_relays_are_evicted_for_new_ones() {
     }
     drain(&mut authority);
     submit(&mut authority, 20_000, profile(20_000), NOW);
-    assert_eq!(drain(&mut authority).forgotten, [key(2).id()]);
+    assert_eq!(drain(&mut authority).deleted, [key(2).id()]);
     for number in 3..=MAX_RELAYS as u16 {
-        authority.relays.entry(&key(number).id()).unwrap().proved(NOW, Duration::from_secs(60));
+        authority.relays.entry(&key(number).id()).unwrap().handle_proved(NOW, Duration::from_secs(60));
     }
     authority.handle_proof(NOW, &profile(20_000).dial_target(), Ok(()));
     let full = authority.handle_descriptor(NOW, &descriptor(20_001, profile(20_001), NOW), None);
@@ -272,7 +272,7 @@ fn stored_relays_are_listed_and_dialled_again_after_a_restart() {
     assert_eq!(
         actions.published,
         core::slice::from_ref(consensus),
-        "the stored consensus is published at once, and the next one at its time"
+        "the stored consensus is published immediately, and the next one at its time"
     );
     assert_eq!(actions.proofs.len(), 2);
     after.handle_timeout(later(20));
@@ -307,12 +307,12 @@ fn the_consensus_lists_only_mutual_family_of_listed_relays() {
 fn relays_are_stable_after_the_configured_time_or_the_median_time() {
     let hour = 60 * 60;
     let day = Duration::from_secs(24 * hour);
-    let young = AuthorityConfig {
+    let config = AuthorityConfig {
         stable_after: Duration::from_secs(10 * hour),
         proof_interval: day,
         ..AuthorityConfig::testnet(4)
     };
-    let mut authority = authority(young);
+    let mut authority = authority(config);
     for number in 1..=4_u16 {
         register(&mut authority, number, profile(number), later(u64::from(number) * hour));
     }
@@ -326,27 +326,28 @@ fn relays_are_stable_after_the_configured_time_or_the_median_time() {
     assert_eq!([1, 2, 3, 4].map(|number| guard(&consensus, number)), [true, true, true, false]);
 }
 
-/// An authority of a network on the Internet.
-fn public() -> Authority {
+/// An authority that accepts only global addresses, with the caps for each address, network and block.
+fn public_authority() -> Authority {
     authority(AuthorityConfig { private_addresses: false, ..AuthorityConfig::testnet(1) })
 }
 
-fn at(number: u16, addresses: &[&str]) -> Profile {
+/// The profile of relay `number` at these addresses.
+fn profile_at(number: u16, addresses: &[&str]) -> Profile {
     Profile { addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(), ..profile(number) }
 }
 
 /// Inserts a proved relay that is known since `first_seen`.
 fn insert_proved(authority: &mut Authority, number: u16, address: &str, first_seen: WallTime) {
-    let descriptor = crate::directory::Descriptor { profile: at(number, &[address]), published: NOW };
+    let descriptor = crate::directory::Descriptor { profile: profile_at(number, &[address]), published: NOW };
     let mut entry = RelayEntry::new(descriptor, &[], first_seen);
-    entry.proved(NOW, Duration::from_secs(3600));
+    entry.handle_proved(NOW, Duration::from_secs(3600));
     authority.relays.insert(entry);
 }
 
 #[test]
 fn a_relay_is_listed_only_after_a_proof_at_each_address() {
     let mut authority = authority(AuthorityConfig::testnet(1));
-    submit(&mut authority, 1, at(1, &["20.0.0.1:1", "[2606:4700::1]:1"]), NOW);
+    submit(&mut authority, 1, profile_at(1, &["20.0.0.1:1", "[2606:4700::1]:1"]), NOW);
     let proofs = drain(&mut authority).proofs;
     let dialled: Vec<_> = proofs.iter().map(|target| target.addresses.clone()).collect();
     assert_eq!(
@@ -368,8 +369,8 @@ fn a_relay_is_listed_only_after_a_proof_at_each_address() {
 #[test]
 fn an_address_added_during_a_proof_is_not_listed_unproved() {
     let mut authority = authority(AuthorityConfig::testnet(1));
-    submit(&mut authority, 1, at(1, &["20.0.0.1:1"]), NOW);
-    submit(&mut authority, 1, at(1, &["20.0.0.1:1", "[2606:4700::1]:1"]), later(1));
+    submit(&mut authority, 1, profile_at(1, &["20.0.0.1:1"]), NOW);
+    submit(&mut authority, 1, profile_at(1, &["20.0.0.1:1", "[2606:4700::1]:1"]), later(1));
     let proofs = drain(&mut authority).proofs;
     authority.handle_proof(later(1), &proofs[0], Ok(()));
     assert_eq!((proofs.len(), authority.listed(later(1))), (1, 0));
@@ -387,11 +388,11 @@ fn new_descriptors_of_an_unproved_relay_do_not_advance_its_proof() {
         }
         // The descriptors alternate between two addresses.
         authority.handle_timeout(later(second));
-        let profile = at(1, &[["20.0.0.1:1", "20.0.0.2:1"][second as usize % 2]]);
+        let profile = profile_at(1, &[["20.0.0.1:1", "20.0.0.2:1"][second as usize % 2]]);
         let change = authority.handle_descriptor(later(second), &descriptor(1, profile, later(second)), None);
         assert!(change.is_ok() || change == Err(DescriptorError::TooSoon), "{change:?}");
     }
-    assert!((25..=35).contains(&dials), "{dials}: one in 20 s, as with a constant descriptor");
+    assert!((25..=35).contains(&dials), "{dials} dials; about one in 20 s, as with an unchanged descriptor");
 }
 
 #[test]
@@ -409,23 +410,23 @@ fn an_address_that_the_authority_cannot_dial_is_no_failure() {
 
 #[test]
 fn proofs_and_unproved_relays_of_one_network_are_capped() {
-    let mut authority = public();
+    let mut authority = public_authority();
     let mut actions = Actions::default();
     for number in 0..40 {
-        submit(&mut authority, number, at(number, &[&format!("20.0.0.{number}:1")]), NOW);
+        submit(&mut authority, number, profile_at(number, &[&format!("20.0.0.{number}:1")]), NOW);
         let more = drain(&mut authority);
         actions.proofs.extend(more.proofs);
-        actions.forgotten.extend(more.forgotten);
+        actions.deleted.extend(more.deleted);
     }
-    assert_eq!((actions.proofs.len(), actions.forgotten.len()), (4, 8));
+    assert_eq!((actions.proofs.len(), actions.deleted.len()), (4, 8));
     assert!(authority.poll_timeout().unwrap() > NOW, "a relay that can't be dialled yet sets no deadline");
-    submit(&mut authority, 50, at(50, &["20.0.1.1:1"]), NOW);
+    submit(&mut authority, 50, profile_at(50, &["20.0.1.1:1"]), NOW);
     assert_eq!(drain(&mut authority).proofs.len(), 1, "proofs in another network are not delayed");
 }
 
 #[test]
 fn a_record_is_stored_only_after_a_proof() {
-    let mut authority = public();
+    let mut authority = public_authority();
     submit(&mut authority, 1, profile(1), NOW);
     authority.handle_proof(NOW, &profile(1).dial_target(), FAILED);
     assert!(drain(&mut authority).records.is_empty());

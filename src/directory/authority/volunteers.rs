@@ -2,7 +2,7 @@
 //!
 //! Governed by `proto/07-directory.md` §9. All state is in memory only: after a restart, volunteers and gateways send
 //! their documents again within an interval. New identities cost nothing, so a volunteer is removed unless a gateway of
-//! its ranking confirms it.
+//! its ranking confirms it: reports a channel to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +21,7 @@ use crate::{
 
 /// Minimum time after which an unconfirmed volunteer is removed; two intervals if those are longer.
 const MIN_UNCONFIRMED: Duration = Duration::from_secs(60);
-/// Time for which a volunteer has the same seed, and so the same ranking.
+/// Time for which a volunteer keeps its seed, which determines its ranking by a consensus.
 const SEED_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// Cap on stored seeds of removed volunteers; the earliest removed is evicted. Seeds of current volunteers are not
 /// affected.
@@ -34,7 +34,7 @@ const REPORT_INTERVALS: u32 = 3;
 /// Intervals for which a list is valid.
 const LIST_INTERVALS: u32 = 5;
 
-/// One volunteer.
+/// The state of one volunteer.
 struct VolunteerEntry {
     descriptor: VolunteerDescriptor,
     /// Digest of the registration ([`UnverifiedVolunteer::digest`]).
@@ -43,13 +43,14 @@ struct VolunteerEntry {
     first_seen: WallTime,
     /// The time of the last report by a gateway of the ranking.
     confirmed: Option<WallTime>,
-    /// The gateways whose last report counted for the volunteer.
+    /// The gateways whose last reports counted for the volunteer.
     reported_by: BTreeSet<RelayId>,
     ranking: Ranking,
 }
 
-/// The ranking of a volunteer's gateways, and the digest of its consensus. Computed only for volunteers that a gateway
-/// reports, because registration is open to all and a ranking takes a hash for each guard.
+/// The ranking of a volunteer's gateways, and the digest of the consensus from which it was computed. It is computed
+/// only for volunteers that a gateway reports, because registration is open to all and a ranking takes a hash for each
+/// guard.
 #[derive(Default)]
 struct Ranking {
     consensus: Option<[u8; 32]>,
@@ -84,7 +85,7 @@ struct GatewayReport {
 #[derive(Default)]
 pub(super) struct Volunteers {
     entries: BTreeMap<RelayId, VolunteerEntry>,
-    removed: RemovedSeeds,
+    removed_seeds: RemovedSeeds,
     reports: BTreeMap<RelayId, GatewayReport>,
     /// `valid_after` of the last list.
     last_list: Option<WallTime>,
@@ -92,7 +93,8 @@ pub(super) struct Volunteers {
 }
 
 impl Volunteers {
-    /// Handles a registration. A repeated one is recognised by its digest, and its signature isn't verified again.
+    /// Handles a registration. A repeated registration is recognised by its digest, and its signature isn't verified
+    /// again.
     pub(super) fn register(
         &mut self,
         now: WallTime,
@@ -115,7 +117,7 @@ impl Volunteers {
             None => {
                 let descriptor = unverified.verify(now)?;
                 self.make_room(now, consensus)?;
-                let seed = self.removed.take(&identity).unwrap_or_else(|| Seed::draw(now, rng));
+                let seed = self.removed_seeds.take(&identity).unwrap_or_else(|| Seed::draw(now, rng));
                 let (reported_by, ranking) = (BTreeSet::new(), Ranking::default());
                 let entry =
                     VolunteerEntry { descriptor, digest, seed, first_seen: now, confirmed: None, reported_by, ranking };
@@ -132,8 +134,8 @@ impl Volunteers {
         Ok(Registration { seed, gateways })
     }
 
-    /// Handles a gateway's report. It replaces the gateway's last report. Returns the volunteers for which it counts:
-    /// registered ones whose ranking contains the gateway.
+    /// Handles a gateway's report, which replaces the gateway's last report. Returns the volunteers for which the
+    /// report counts: registered volunteers whose ranking contains the gateway.
     pub(super) fn report(
         &mut self,
         now: WallTime,
@@ -235,14 +237,14 @@ impl Volunteers {
         reachable
     }
 
-    /// Removes volunteers that are stale or have been unconfirmed for too long. Removes reports once their replay would
-    /// be refused for its time.
+    /// Removes volunteers whose descriptor is stale, and volunteers that have been unconfirmed for too long. Removes a
+    /// report once its date is so old that a replay would be refused.
     fn remove_expired(&mut self, now: WallTime, interval: Duration) {
         let max_unconfirmed = MIN_UNCONFIRMED.max(interval.saturating_mul(2));
         self.entries.retain(|identity, entry| {
             let stays = now.since(entry.unconfirmed_since()) < max_unconfirmed && !entry.descriptor.is_stale(now);
             if !stays {
-                self.removed.insert(*identity, entry.seed);
+                self.removed_seeds.insert(*identity, entry.seed);
             }
             stays
         });
@@ -254,8 +256,8 @@ impl Volunteers {
         }
     }
 
-    /// Evicts a volunteer if there are [`MAX_VOLUNTEERS`]: first the longest known one without any confirmation, then
-    /// the one with the oldest confirmation that no longer counts. A volunteer stays for an interval, and at least
+    /// Evicts a volunteer if there are [`MAX_VOLUNTEERS`]: the longest known one without any confirmation, or else the
+    /// one with the oldest confirmation, if that no longer counts. A new volunteer stays for an interval, and at least
     /// [`MIN_STAY`]. Otherwise a flood would evict volunteers before their confirmation.
     fn make_room(&mut self, now: WallTime, consensus: Option<&Consensus>) -> Result<(), DescriptorError> {
         if self.entries.len() < MAX_VOLUNTEERS {
@@ -271,17 +273,18 @@ impl Volunteers {
         let evicted = candidates.min_by_key(|(_, entry)| (entry.confirmed, entry.first_seen));
         let evicted = *evicted.ok_or(DescriptorError::Full)?.0;
         if let Some(entry) = self.entries.remove(&evicted) {
-            self.removed.insert(evicted, entry.seed);
+            self.removed_seeds.insert(evicted, entry.seed);
         }
         Ok(())
     }
 }
 
+/// Time for which a report counts.
 fn report_lifetime(consensus: &Consensus) -> Duration {
     consensus.parameters().volunteer_interval().saturating_mul(REPORT_INTERVALS)
 }
 
-/// The first gateways of the volunteer's ranking whose reports count, at most [`MAX_GATEWAYS`], the best ranked first.
+/// The gateways of the volunteer's ranking whose reports count, the best ranked first, at most [`MAX_GATEWAYS`].
 fn reporting_gateways(
     entry: &mut VolunteerEntry,
     reports: &BTreeMap<RelayId, GatewayReport>,
@@ -313,13 +316,15 @@ impl Seed {
     }
 }
 
-/// The seeds of removed volunteers. Without them, an identity could register repeatedly until its ranking has certain
+/// The seeds of removed volunteers. Without them, a volunteer could register repeatedly until its ranking has certain
 /// gateways.
 #[derive(Default)]
 struct RemovedSeeds {
+    /// The seed of each removed volunteer, with its number in `order`.
     seeds: BTreeMap<RelayId, (u64, Seed)>,
     /// The volunteers by number, in the order of their removal.
     order: BTreeMap<u64, RelayId>,
+    /// The number of the next removed volunteer.
     next: u64,
 }
 
@@ -336,8 +341,8 @@ impl RemovedSeeds {
     }
 
     fn take(&mut self, volunteer: &RelayId) -> Option<Seed> {
-        let (position, seed) = self.seeds.remove(volunteer)?;
-        self.order.remove(&position);
+        let (number, seed) = self.seeds.remove(volunteer)?;
+        self.order.remove(&number);
         Some(seed)
     }
 }

@@ -45,7 +45,7 @@ fn a_round_queries_each_directory_once_from_the_last_successful_one() {
 }
 
 #[test]
-fn an_answer_without_a_newer_document_is_a_failure_if_the_document_in_use_is_stale() {
+fn an_answer_without_a_newer_document_is_a_failure_once_the_document_in_use_is_no_longer_fresh() {
     let (in_use, nothing): (_, Outcome) = (consensus([]), Ok(None));
     let mut fresh = FetchRound::new(2, 0).newer_than(later(FRESH - 1), Some(&in_use));
     assert_eq!(fresh.handle_outcome(nothing, "old"), Some(Ok(None)));
@@ -82,7 +82,9 @@ fn delays_between_retries_double_up_to_the_maximum_until_a_new_document() {
     }
     assert_eq!(delays, [200, 400, 800, 1000, 1000].map(Duration::from_millis));
     let (old, now) = (consensus([]), later(2 * FRESH));
-    for (is_new, delay) in [(false, SECOND), (false, 2 * SECOND), (true, FIRST_RETRY), (false, 2 * FIRST_RETRY)] {
+    for (is_new, delay) in
+        [(false, SECOND), (false, 2 * SECOND), (true, FIRST_RETRY_DELAY), (false, 2 * FIRST_RETRY_DELAY)]
+    {
         schedule.handle_fetch(now, is_new, Some(&old), &mut rng());
         assert_eq!(waits(&mut schedule, now), [delay]);
     }

@@ -56,10 +56,10 @@ impl Volunteer {
             (1..=MAX_GATEWAYS).contains(&gateways.len()),
             "the number of a volunteer's gateways is not one to three",
         )?;
-        let is_last = |(index, gateway): (usize, &RelayId)| {
+        let is_not_repeated = |(index, gateway): (usize, &RelayId)| {
             !gateways.iter().skip(index.saturating_add(1)).any(|other| other == gateway)
         };
-        require(gateways.iter().enumerate().all(is_last), "a gateway is listed twice")?;
+        require(gateways.iter().enumerate().all(is_not_repeated), "a gateway is listed twice")?;
         require(!gateways.contains(&profile.identity), "a volunteer is its own gateway")?;
         Ok(Self { profile, gateways })
     }
@@ -132,7 +132,7 @@ impl VolunteerList {
         self.volunteers().get(position)
     }
 
-    /// The volunteers of this gateway.
+    /// The volunteers that this gateway reaches.
     pub fn reached_by(&self, gateway: &RelayId) -> impl Iterator<Item = &Volunteer> {
         let gateway = *gateway;
         self.volunteers().iter().filter(move |volunteer| volunteer.gateways.contains(&gateway))

@@ -1,5 +1,5 @@
-//! Presence reports: a gateway reports the volunteers with a channel to it. The directory's answer lists the volunteers
-//! for which the report counts.
+//! Presence reports: a gateway's signed report of the volunteers that it reaches, and the directory's answer, which
+//! lists the volunteers for which the report counts.
 
 use prost::Message;
 
@@ -54,7 +54,7 @@ pub type UnverifiedPresence = UnverifiedStatement<Presence>;
 pub struct Presence {
     /// The gateway, which signs the report.
     pub gateway: RelayId,
-    /// The date in Unix milliseconds, later than that of the last report.
+    /// The date in Unix milliseconds, later than the date of the last report.
     pub at_ms: u64,
     /// All volunteers with a channel to the gateway, ascending, at most [`MAX_PRESENT`].
     pub volunteers: Vec<RelayId>,
@@ -110,7 +110,7 @@ impl Statement for Presence {
 
 /// The directory's answer to a report.
 ///
-/// It isn't signed: a directory that falsifies it could equally omit the volunteers from the list.
+/// The answer isn't signed: a directory that falsifies an answer could equally omit the volunteers from the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counted {
     /// The volunteers for which the report counted, ascending.

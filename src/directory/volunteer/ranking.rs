@@ -6,13 +6,14 @@ use crate::{
     directory::{Consensus, Flags},
 };
 
-/// Maximum gateways of a ranking. A volunteer dials no other gateways, and reports of other relays don't count for it.
+/// Maximum gateways of a ranking. A volunteer dials no other gateways, and no report of another relay counts for it.
 pub const RANKED_GATEWAYS: usize = 8;
 
 const LABEL: &[u8] = b"umbel gateway ranking\0";
 
-/// The gateways of `volunteer`, the best first, at most [`RANKED_GATEWAYS`]. These are relays flagged as guards in
-/// `consensus`, ascending by the SHA-256 of a label, the seed, the volunteer's identity and the relay's identity.
+/// The ranking of gateways for `volunteer`, the best first, at most [`RANKED_GATEWAYS`]. These are relays flagged as
+/// guards in `consensus`, ascending by the SHA-256 of a label, the seed, the volunteer's identity and the relay's
+/// identity.
 ///
 /// The authority draws the seed after the registration, so a volunteer can't generate an identity for a particular
 /// gateway.
@@ -21,7 +22,7 @@ pub fn gateway_ranking(seed: &[u8; 32], volunteer: &RelayId, consensus: &Consens
     let guards = consensus.relays().iter().filter(|relay| relay.flags.contains(Flags::GUARD));
     let rank = |relay: RelayId| (sha256_parts(&[LABEL, seed, volunteer.as_bytes(), relay.as_bytes()]), relay);
     let mut ranked: Vec<([u8; 32], RelayId)> = Vec::new();
-    // Insertion keeps the best few. The standard library's sorting code would be a twelfth of a page's download.
+    // Insertion without a sort: the standard library's sorting code would be a twelfth of a page's download.
     for entry in guards.map(|relay| rank(relay.identity())) {
         let index = ranked.partition_point(|other| *other < entry);
         if index < RANKED_GATEWAYS {

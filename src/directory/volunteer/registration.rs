@@ -27,8 +27,8 @@ pub enum RegistrationError {
 
 /// A volunteer's registration at the directory.
 ///
-/// It isn't signed, because it affects only the volunteer. A directory that falsifies the seed can select gateways
-/// among the guards of the consensus. Such a directory could equally omit the volunteer from the list.
+/// A registration isn't signed, because it affects only the volunteer. A directory that falsifies the seed can select
+/// gateways among the guards of the consensus. Such a directory could equally omit the volunteer from the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
     /// The seed of the volunteer's ranking.

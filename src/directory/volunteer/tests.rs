@@ -208,11 +208,11 @@ fn a_verified_list_equals_the_signed_one() {
     assert_eq!(found, volunteers([listed_volunteer(22, &[2]), listed_volunteer(21, &[3, 1, 2])]));
     assert_eq!(found.volunteer(&key(21).id()), Some(&listed_volunteer(21, &[3, 1, 2])));
     assert!(found.volunteer(&key(23).id()).is_none());
-    let over =
+    let reached_by =
         |gateway: u16| -> BTreeSet<_> { found.reached_by(&key(gateway).id()).map(Volunteer::identity).collect() };
-    assert_eq!(over(2), BTreeSet::from([key(21).id(), key(22).id()]));
-    assert_eq!(over(1), BTreeSet::from([key(21).id()]));
-    assert!(over(4).is_empty());
+    assert_eq!(reached_by(2), BTreeSet::from([key(21).id(), key(22).id()]));
+    assert_eq!(reached_by(1), BTreeSet::from([key(21).id()]));
+    assert!(reached_by(4).is_empty());
     assert!(volunteers([]).volunteers().is_empty(), "an empty list is valid");
 }
 

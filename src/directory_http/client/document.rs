@@ -14,7 +14,7 @@ pub(super) trait FetchedBody: Followed + Send + Sync + 'static {
     fn url(directory: &Directory) -> &Url;
 
     /// Whether a failure to fetch a newer document than `in_use` is logged as a warning.
-    fn is_alarming(error: &DirectoryError, in_use: Option<&Document<Self>>, now: WallTime) -> bool;
+    fn is_unexpected(error: &DirectoryError, in_use: Option<&Document<Self>>, now: WallTime) -> bool;
 }
 
 impl FetchedBody for ConsensusBody {
@@ -22,7 +22,7 @@ impl FetchedBody for ConsensusBody {
         &directory.consensus
     }
 
-    fn is_alarming(error: &DirectoryError, _: Option<&Consensus>, _: WallTime) -> bool {
+    fn is_unexpected(error: &DirectoryError, _: Option<&Consensus>, _: WallTime) -> bool {
         !matches!(error, DirectoryError::NoneYet)
     }
 }
@@ -32,8 +32,8 @@ impl FetchedBody for VolunteerListBody {
         &directory.volunteers
     }
 
-    fn is_alarming(error: &DirectoryError, in_use: Option<&VolunteerList>, now: WallTime) -> bool {
-        // The fetch is due in the second in which the authority signs the next list, and may precede it.
+    fn is_unexpected(error: &DirectoryError, in_use: Option<&VolunteerList>, now: WallTime) -> bool {
+        // A fetch can be due in the second in which the authority signs the next list, and precede the new list.
         let is_early =
             matches!(error, DirectoryError::NothingNewer) && in_use.is_some_and(|list| !list.is_expired(now));
         !matches!(error, DirectoryError::NoneYet) && !is_early

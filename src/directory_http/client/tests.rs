@@ -22,7 +22,7 @@ use crate::directory::{
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A directory that answers every request with the same body, or with 404 without one.
+/// A directory that answers every request with one body; with 404 if it has no body.
 #[derive(Clone, Default)]
 struct FakeDirectory {
     body: Arc<Mutex<Option<Vec<u8>>>>,
@@ -142,7 +142,7 @@ async fn a_not_modified_answer_to_an_unconditional_request_is_a_failure() {
     assert!(matches!(client(&[faulty, good]).fetch(NOW, None).await, Ok(Some(_))));
 }
 
-/// A directory that serves `signed` with a tag of its own for each answer, and records the tags that it receives.
+/// Serves `signed` with another tag in each answer, and records the received tags.
 async fn serve_with_tags(signed: Vec<u8>, received: Arc<Mutex<Vec<String>>>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -172,7 +172,7 @@ async fn a_directory_gets_no_tag_back_that_it_chose() {
         assert!(matches!(client.fetch(NOW, Some(&first)).await, Ok(None)));
     }
     let digest = format!("W/\"{}\"", data_encoding::HEXLOWER.encode(first.digest()));
-    assert_eq!(*received.lock().unwrap(), vec![digest; 3], "a tag tells only which document the client holds");
+    assert_eq!(*received.lock().unwrap(), vec![digest; 3], "the tag depends only on the document");
 }
 
 #[tokio::test]
@@ -200,7 +200,7 @@ async fn a_cached_consensus_is_used_without_a_directory_until_it_expires() {
 }
 
 #[tokio::test]
-async fn following_returns_the_first_consensus_and_each_later_one() {
+async fn follow_sends_the_first_consensus_and_each_later_one() {
     let fake = FakeDirectory::default();
     let address = fake.start().await;
     let (sender, mut receiver) = watch::channel(None);

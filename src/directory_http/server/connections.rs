@@ -2,11 +2,11 @@
 //!
 //! | cap | at the cap |
 //! |---|---|
-//! | 4,096 connections, fewer if the process may have fewer open files | the slowest below 4 KiB/s is evicted; without one the new connection is refused |
-//! | 16 of one network, an IPv4 /24 or IPv6 /48 | the same within the network |
+//! | 4,096 connections, fewer if the process may have fewer open files | the slowest connection below 4 KiB/s is evicted; if there is none, the new connection is refused |
+//! | 16 of one network, an IPv4 /24 or IPv6 /48 | as above, among the connections of the network |
 //!
-//! A peer at an address that isn't global has no share of its own, and only the first cap holds for it. Such peers are the
-//! nodes of a testnet or of one site, or all peers behind a reverse proxy on this machine.
+//! For peers at addresses that aren't global, only the first cap holds. Such peers are the nodes of a testnet or of one
+//! site, or all peers behind a reverse proxy on this machine.
 
 mod metered;
 
@@ -27,36 +27,37 @@ use tokio::{
 use crate::{base::AddressPrefix, exit_policy::is_global};
 pub(super) use metered::{Meter, MeteredSocket};
 
-/// Open files left for other purposes than connections.
-const OTHER_FILES: u64 = 256;
+/// Open files reserved for other purposes than connections.
+const RESERVED_FILES: u64 = 256;
 /// Bytes a second below which a peer is slow.
-const SLOW: u64 = 4 << 10;
-/// Age from which the rate of a connection counts.
-const GRACE: Duration = Duration::from_secs(2);
-/// Bytes of an answer that the system stores for a connection: few, so that the rate of a slow reader shows soon.
+const MIN_BYTES_PER_SECOND: u64 = 4 << 10;
+/// Minimum age of a connection that can be evicted for its rate.
+const MIN_RATED_AGE: Duration = Duration::from_secs(2);
+/// Bytes of an answer that the system buffers for a connection: few, so that a slow reader is detected soon.
 const SEND_BUFFER: usize = 32 << 10;
 
-/// The limits of connections.
+/// The caps on connections, and the timeout of slow readers.
 #[derive(Clone, Copy)]
 pub(super) struct ConnectionCaps {
-    /// All connections.
+    /// Maximum connections in total.
     pub(super) all: usize,
-    /// Connections of one network.
+    /// Maximum connections of one network.
     pub(super) of_network: usize,
-    /// The network in whose share a peer is, if any.
+    /// Returns the network whose cap holds for a peer; `None` if only the cap in total holds.
     pub(super) network: fn(IpAddr) -> Option<AddressPrefix>,
-    /// Interval in which a peer must read at least [`SLOW`] bytes a second of an answer.
+    /// Interval in which a peer must read at least [`MIN_BYTES_PER_SECOND`] bytes a second of an answer.
     pub(super) slow_reader_timeout: Duration,
 }
 
 impl Default for ConnectionCaps {
     fn default() -> Self {
         let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1_024, |(soft, _)| soft);
-        let all = usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX).clamp(16, 4_096);
+        let all = usize::try_from(files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX).clamp(16, 4_096);
         Self { all, of_network: 16, network: network_of, slow_reader_timeout: Duration::from_secs(5) }
     }
 }
 
+/// The network of a global address.
 fn network_of(peer: IpAddr) -> Option<AddressPrefix> {
     let peer = peer.to_canonical();
     is_global(peer).then(|| AddressPrefix::network(peer))
@@ -65,17 +66,18 @@ fn network_of(peer: IpAddr) -> Option<AddressPrefix> {
 /// The open connections.
 pub(super) struct Connections {
     caps: ConnectionCaps,
-    table: Mutex<OpenConnections>,
+    table: Mutex<ConnectionTable>,
 }
 
+/// The open connections, by number.
 #[derive(Default)]
-struct OpenConnections {
+struct ConnectionTable {
     next: u64,
-    open: BTreeMap<u64, Open>,
+    open: BTreeMap<u64, OpenConnection>,
     by_network: HashMap<AddressPrefix, BTreeSet<u64>>,
 }
 
-struct Open {
+struct OpenConnection {
     network: Option<AddressPrefix>,
     opened: Instant,
     meter: Arc<Meter>,
@@ -83,7 +85,7 @@ struct Open {
     _end: oneshot::Sender<()>,
 }
 
-/// The place of an open connection. Dropped with it.
+/// The place of an open connection among [`Connections`]. A drop frees the place.
 pub(super) struct HttpConnectionPlace {
     connections: Arc<Connections>,
     number: u64,
@@ -96,13 +98,13 @@ impl Connections {
         Arc::new(Self { caps, table: Mutex::default() })
     }
 
-    /// A place for a connection of `peer`; `None` if all places that it may have are taken by peers that aren't slow.
+    /// A place for a connection of `peer`. At a cap, evicts the slowest connection; `None` if no connection is slow.
     pub(super) fn admit(self: &Arc<Self>, now: Instant, peer: IpAddr) -> Option<HttpConnectionPlace> {
         let network = (self.caps.network)(peer);
         let mut table = self.table();
         if let Some(network) = network {
-            let together = table.by_network.get(&network).cloned().unwrap_or_default();
-            if together.len() >= self.caps.of_network && !table.evict_slowest(together, now) {
+            let of_same_network = table.by_network.get(&network).cloned().unwrap_or_default();
+            if of_same_network.len() >= self.caps.of_network && !table.evict_slowest(of_same_network, now) {
                 return None;
             }
         }
@@ -111,22 +113,22 @@ impl Connections {
         }
         let (end, evicted) = oneshot::channel();
         let meter = Arc::new(Meter::default());
-        let number = table.insert(Open { network, opened: now, meter: Arc::clone(&meter), _end: end });
+        let number = table.insert(OpenConnection { network, opened: now, meter: Arc::clone(&meter), _end: end });
         Some(HttpConnectionPlace { connections: Arc::clone(self), number, meter, evicted })
     }
 
-    /// Evicts the slowest peer, because this process has too many open files.
+    /// Evicts the slowest connection, if one is slow. Called after a failed `accept`, usually for lack of open files.
     pub(super) fn make_room(&self, now: Instant) {
         self.table().evict_slowest_of_all(now);
     }
 
-    fn table(&self) -> MutexGuard<'_, OpenConnections> {
+    fn table(&self) -> MutexGuard<'_, ConnectionTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl OpenConnections {
-    fn insert(&mut self, open: Open) -> u64 {
+impl ConnectionTable {
+    fn insert(&mut self, open: OpenConnection) -> u64 {
         let number = self.next;
         self.next = self.next.saturating_add(1);
         if let Some(network) = open.network {
@@ -139,21 +141,22 @@ impl OpenConnections {
     fn remove(&mut self, number: u64) {
         let Some(open) = self.open.remove(&number) else { return };
         let Some(network) = open.network else { return };
-        if let Some(together) = self.by_network.get_mut(&network) {
-            together.remove(&number);
-            if together.is_empty() {
+        if let Some(of_same_network) = self.by_network.get_mut(&network) {
+            of_same_network.remove(&number);
+            if of_same_network.is_empty() {
                 self.by_network.remove(&network);
             }
         }
     }
 
-    /// Evicts the slowest of all connections; `false` if none is slow.
+    /// Evicts the slowest of all connections; returns `false` if none is slow.
     fn evict_slowest_of_all(&mut self, now: Instant) -> bool {
         let all: Vec<u64> = self.open.keys().copied().collect();
         self.evict_slowest(all, now)
     }
 
-    /// Evicts the slowest of these connections, of equally slow ones the oldest; `false` if none is slow.
+    /// Evicts the slowest of these connections, or the oldest of several equally slow ones. Returns `false` if none is
+    /// slow.
     fn evict_slowest(&mut self, numbers: impl IntoIterator<Item = u64>, now: Instant) -> bool {
         let rate = |number: u64| self.open.get(&number).and_then(|open| open.slow_rate(now)).map(|rate| (rate, number));
         let slowest = numbers.into_iter().filter_map(rate).min();
@@ -163,33 +166,34 @@ impl OpenConnections {
     }
 }
 
-impl Open {
-    /// Its bytes a second since it was opened, if they are below [`SLOW`] after [`GRACE`].
+impl OpenConnection {
+    /// The connection's rate since it was opened, in bytes a second; `None` if the connection is not slow, or too new.
     fn slow_rate(&self, now: Instant) -> Option<u64> {
         let age = now.saturating_duration_since(self.opened);
         let milliseconds = u64::try_from(age.as_millis()).unwrap_or(u64::MAX).max(1);
-        let rate = self.meter.moved().saturating_mul(1_000).checked_div(milliseconds).unwrap_or_default();
-        (age >= GRACE && rate < SLOW).then_some(rate)
+        let rate = self.meter.transferred().saturating_mul(1_000).checked_div(milliseconds).unwrap_or_default();
+        (age >= MIN_RATED_AGE && rate < MIN_BYTES_PER_SECOND).then_some(rate)
     }
 }
 
 impl HttpConnectionPlace {
     /// The socket of the connection, with its bytes counted.
     pub(super) fn socket(&self, socket: TcpStream) -> MeteredSocket {
-        // On failure the system's buffer is longer, and a slow reader shows later.
+        // After a failure the system's buffer is longer, and a slow reader is detected later.
         _ = socket2::SockRef::from(&socket).set_send_buffer_size(SEND_BUFFER);
         MeteredSocket::new(socket, Arc::clone(&self.meter))
     }
 
-    /// Waits until the connection must end: it was evicted, or its peer reads an answer too slowly.
-    pub(super) async fn ended(&mut self) {
+    /// Waits until the connection must end: it was evicted, or the peer reads an answer too slowly.
+    pub(super) async fn wait_for_end(&mut self) {
         let slow_reader_timeout = self.connections.caps.slow_reader_timeout;
-        let least = SLOW.saturating_mul(slow_reader_timeout.as_millis().try_into().unwrap_or(u64::MAX)) / 1_000;
+        let min_bytes =
+            MIN_BYTES_PER_SECOND.saturating_mul(slow_reader_timeout.as_millis().try_into().unwrap_or(u64::MAX)) / 1_000;
         let slow = async {
             loop {
-                let before = self.meter.moved();
+                let before = self.meter.transferred();
                 sleep(slow_reader_timeout).await;
-                if self.meter.is_blocked() && self.meter.moved().saturating_sub(before) < least {
+                if self.meter.is_blocked() && self.meter.transferred().saturating_sub(before) < min_bytes {
                     return;
                 }
             }

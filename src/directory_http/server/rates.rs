@@ -1,11 +1,11 @@
-//! Rates of submissions of each source and network, so that one sender leaves the authority's time to others.
+//! Rates of submissions for each source and network, so that one sender can't use all of the authority's time.
 //!
-//! | prefix | a second | at once |
+//! | prefix | submissions a second | burst |
 //! |---|---|---|
 //! | source, an IPv4 address or IPv6 /64 | 2 | 32 |
 //! | network, a /24 or /48 | 8 | 128 |
 //!
-//! Addresses that aren't global have no rate: they are those of one site, or of a reverse proxy.
+//! Addresses that aren't global have no rate: the senders are nodes of one site, or are behind a reverse proxy.
 
 use core::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
@@ -15,8 +15,8 @@ use crate::{
     exit_policy::is_global,
 };
 
-/// The rate of a source; a network has four times as much ([`Allowances`]).
-const OF_SOURCE: Rate = Rate { per_second: 2, burst: 32 };
+/// The rate of a source. A network has four times this rate ([`Allowances`]).
+const SOURCE_RATE: Rate = Rate { per_second: 2, burst: 32 };
 
 /// The rates of all senders.
 pub(super) struct SubmissionRates {
@@ -25,13 +25,13 @@ pub(super) struct SubmissionRates {
 
 impl Default for SubmissionRates {
     fn default() -> Self {
-        // The sender's identity is not known yet, so no sender is a listed relay.
-        Self { allowances: Mutex::new(Allowances::new(OF_SOURCE, OF_SOURCE)) }
+        // The identity of a sender is not known yet, so the rate of listed relays applies to no sender.
+        Self { allowances: Mutex::new(Allowances::new(SOURCE_RATE, SOURCE_RATE)) }
     }
 }
 
 impl SubmissionRates {
-    /// Counts a submission from `peer`; `false` if it exceeds a rate.
+    /// Counts a submission from `peer`; returns `false` if the submission exceeds a rate.
     pub(super) fn admit(&self, now: Instant, peer: IpAddr) -> bool {
         if !is_global(peer.to_canonical()) {
             return true;
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn submissions_of_a_source_and_of_a_network_have_a_rate_and_others_theirs() {
+    fn each_source_and_each_network_has_a_rate_of_submissions() {
         let rates = SubmissionRates::default();
         assert_eq!(admitted(&rates, 0, |_| "20.0.0.1".into()), 32);
         assert_eq!(admitted(&rates, 1, |_| "::ffff:20.0.0.1".into()), 2);

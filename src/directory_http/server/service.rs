@@ -18,19 +18,19 @@ use crate::{
     io::clock::running_time,
 };
 
-/// Time limit of a dial; shorter than the authority's timeout of a proof, so that the authority receives the outcome.
-const PROOF_TIMEOUT: Duration = Duration::from_secs(20);
+/// Timeout of a dial, shorter than the authority's timeout of a proof, so that the authority receives the outcome.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Minimum wait for a deadline. Wall time has whole seconds, so the time to a deadline may be rounded to zero.
 const MIN_WAIT: Duration = Duration::from_millis(100);
 /// Maximum wait until the wall clock is read again, because the clock may be set.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// Interval between two looks at a clock that is wrong at the start.
-const CLOCK_WAIT: Duration = Duration::from_secs(1);
-/// Interval between two reports of refused submissions.
+/// Interval between two readings of a clock that is wrong at the start.
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Minimum interval between two log lines about refused submissions.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Checks for an authority that a relay is at its address.
+/// Dials relays for an authority, to prove their addresses.
 pub trait Prover: Send + Sync + 'static {
     /// Opens a new link to the target, even if there is an open one, and verifies the identity of the relay. The future
     /// is dropped at the timeout.
@@ -38,10 +38,10 @@ pub trait Prover: Send + Sync + 'static {
 }
 
 /// Drives `authority`: restores the records of `store`, passes `submissions` to the authority, and publishes its
-/// documents at `server`. `rng` draws the seeds of volunteers. Ends when the submissions end.
+/// documents at `server`. `rng` draws the seeds of volunteers. Ends once the senders of submissions are dropped.
 ///
 /// A jump of `clock` has no effect ([`SteadyClock`]). If `clock` is before the last consensus at the start, submissions
-/// are refused and nothing is signed until it is right.
+/// are refused and nothing is signed until `clock` is corrected.
 ///
 /// # Errors
 /// When the store can't be read. A failed write is logged, and the documents are served nevertheless.
@@ -70,7 +70,8 @@ pub async fn run_authority<S: AuthorityStore, P: Prover, R: CryptoRng>(
     Ok(())
 }
 
-/// Waits while the clock `is_wrong`, and refuses submissions meanwhile; `false` if the server was dropped.
+/// Waits while `is_wrong` returns true for the clock, and refuses submissions meanwhile. Returns `false` if the server
+/// was dropped.
 async fn await_clock(is_wrong: impl Fn() -> bool, submissions: &mut mpsc::Receiver<Submission>) -> bool {
     if is_wrong() {
         tracing::warn!(
@@ -79,14 +80,15 @@ async fn await_clock(is_wrong: impl Fn() -> bool, submissions: &mut mpsc::Receiv
     }
     while is_wrong() {
         tokio::select! {
-            // Dropped: the sender gets status 503.
+            // The submission is dropped, so that its sender gets status 503.
             submission = submissions.recv() => if submission.is_none() { return false },
-            () = sleep(CLOCK_WAIT) => {}
+            () = sleep(CLOCK_CHECK_INTERVAL) => {}
         }
     }
     true
 }
 
+/// The state of the task.
 struct DirectoryService<S, P, R> {
     authority: Authority,
     server: DirectoryServer,
@@ -94,11 +96,11 @@ struct DirectoryService<S, P, R> {
     prover: Arc<P>,
     rng: R,
     proofs: JoinSet<(DialTarget, Result<(), ProofError>)>,
-    /// Changes of relays' records to write, the last of each relay.
+    /// Pending changes of relays' records, the last change of each relay.
     pending: BTreeMap<RelayId, Change>,
     /// The write in progress, at most one.
     writes: JoinSet<Result<(), StoreError>>,
-    /// Submissions refused since the last report of them, and its time.
+    /// The number of submissions refused since the last log line about refusals, and the time of that line.
     refused: (u64, Instant),
 }
 
@@ -110,7 +112,7 @@ impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
                 self.authority.handle_timeout(clock());
             }
             self.drain().await;
-            self.report_refusals();
+            self.log_refusals();
             let wait = self.authority.poll_timeout().map_or(MAX_WAIT, |deadline| deadline.since(clock()));
             tokio::select! {
                 submission = submissions.recv() => match submission {
@@ -122,7 +124,7 @@ impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
                     Err(error) => tracing::error!(%error, "the dial for a proof ended without a result"),
                 },
                 Some(write) = self.writes.join_next() => {
-                    report(write);
+                    log_failure(write);
                     self.write();
                 }
                 () = sleep(wait.clamp(MIN_WAIT, MAX_WAIT)) => self.authority.handle_timeout(clock()),
@@ -130,8 +132,8 @@ impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
         }
     }
 
-    /// Passes a submission to the authority, and sends the answer. A failed send needs no action: the client has closed
-    /// its connection.
+    /// Passes a submission to the authority, and sends the answer. A failed send needs no action: the sender of the
+    /// submission has closed its connection.
     fn handle_submission(&mut self, now: WallTime, submission: Submission) {
         match submission {
             Submission::Descriptor(bytes, publisher, sender) => {
@@ -180,19 +182,20 @@ impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
         }
     }
 
+    /// Stores a consensus with all pending changes, then serves it.
     async fn publish(&mut self, consensus: SignedConsensus) {
         while let Some(write) = self.writes.join_next().await {
-            report(write);
+            log_failure(write);
         }
         let mut changes: Vec<Change> = mem::take(&mut self.pending).into_values().collect();
         changes.push(Change::Publish(consensus.as_bytes().to_vec()));
         let store = Arc::clone(&self.store);
-        report(spawn_blocking(move || store.apply(&changes)).await);
+        log_failure(spawn_blocking(move || store.apply(&changes)).await);
         self.server.publish(consensus).await;
     }
 
-    /// Writes the pending changes unless a write is in progress. Then they are written together after it, so that many
-    /// changes cause few writes, and none delays a submission.
+    /// Starts a write of all pending changes, unless a write is in progress. Changes during a write are written
+    /// together afterwards, so that many changes cause few writes, and no write delays a submission.
     fn write(&mut self) {
         if self.writes.is_empty() && !self.pending.is_empty() {
             let changes: Vec<Change> = mem::take(&mut self.pending).into_values().collect();
@@ -201,13 +204,14 @@ impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
         }
     }
 
+    /// Counts and logs a refused submission.
     fn refuse(&mut self, error: &dyn core::error::Error, what: &'static str) {
         self.refused.0.increment();
         tracing::debug!(%error, "{what}");
     }
 
-    /// Logs the number of refusals, once a minute however many there are.
-    fn report_refusals(&mut self) {
+    /// Logs the number of refusals, at most once a minute.
+    fn log_refusals(&mut self) {
         let (number, since) = self.refused;
         if number > 0 && since.elapsed() >= REFUSAL_LOG_INTERVAL {
             tracing::info!(number, "refused submissions");
@@ -215,16 +219,18 @@ impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
         }
     }
 
+    /// Starts a dial, whose outcome is passed to the authority.
     fn prove(&mut self, target: DialTarget) {
         let prover = Arc::clone(&self.prover);
         self.proofs.spawn(async move {
-            let outcome = timeout(PROOF_TIMEOUT, prover.prove(target.clone())).await;
+            let outcome = timeout(DIAL_TIMEOUT, prover.prove(target.clone())).await;
             (target, outcome.unwrap_or(Err(ProofError::Dial(DialError::TimedOut))))
         });
     }
 }
 
-fn report(write: Result<Result<(), StoreError>, JoinError>) {
+/// Logs the failure of a write.
+fn log_failure(write: Result<Result<(), StoreError>, JoinError>) {
     match write {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::error!(%error, "can't store the directory's records"),

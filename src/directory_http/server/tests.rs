@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// Time limit of each wait.
+/// Timeout of each wait.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 async fn listen() -> (TcpListener, SocketAddr) {
@@ -89,9 +89,13 @@ async fn the_consensus_has_an_entity_tag_and_is_compressed_on_request() {
     let plain = exchange(address, &get_consensus("")).await;
     assert!(plain.starts_with("HTTP/1.1 200"), "{plain}");
     let etag = plain.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
-    let held = client(address).fetch(NOW, None).await.unwrap().unwrap();
-    assert_eq!(etag, format!("W/\"{}\"", data_encoding::HEXLOWER.encode(held.digest())), "the tag a client computes");
-    assert!(matches!(client(address).fetch(NOW, Some(&held)).await, Ok(None)));
+    let consensus = client(address).fetch(NOW, None).await.unwrap().unwrap();
+    assert_eq!(
+        etag,
+        format!("W/\"{}\"", data_encoding::HEXLOWER.encode(consensus.digest())),
+        "the tag a client computes"
+    );
+    assert!(matches!(client(address).fetch(NOW, Some(&consensus)).await, Ok(None)));
     for (headers, expected) in [
         (format!("if-none-match: {etag}\r\n"), "HTTP/1.1 304"),
         (format!("if-none-match: \"x\", {}\r\n", etag.trim_start_matches("W/")), "HTTP/1.1 304"),
@@ -106,7 +110,7 @@ async fn the_consensus_has_an_entity_tag_and_is_compressed_on_request() {
 }
 
 #[tokio::test]
-async fn a_list_is_compressed_once_however_often_it_is_fetched() {
+async fn a_document_is_compressed_once_however_often_it_is_fetched() {
     let (server, _submissions) = server().await;
     let body = async |coding: &'static str| {
         let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(coding))]);
@@ -166,7 +170,7 @@ async fn invalid_requests_are_answered_with_an_error_status() {
         assert!(answer.starts_with(expected), "{expected}: {answer}");
     }
     let error = client(address).publish(b"abc").await.unwrap_err();
-    assert!(error.to_string().contains("too long ago"), "the reason reaches the relay: {error}");
+    assert!(error.to_string().contains("too long ago"), "the answer contains the reason: {error}");
 }
 
 #[tokio::test]
@@ -178,7 +182,8 @@ async fn descriptors_above_the_cap_are_answered_with_busy() {
     for _ in 0..MAX_SUBMISSIONS + 10 {
         senders.spawn(async move { client(address).publish(b"abc").await.unwrap_err().to_string() });
     }
-    // There is no authority. Submissions above the cap are answered at once, the others when the receiver is dropped.
+    // There is no authority. Submissions above the cap are answered immediately, the others once the receiver is
+    // dropped.
     for _ in 0..10 {
         let reason = timeout(DEADLINE, senders.join_next()).await.expect("the flood was not answered");
         let reason = reason.unwrap().unwrap();
@@ -192,11 +197,11 @@ async fn descriptors_above_the_cap_are_answered_with_busy() {
     }
 }
 
-/// A prover that accepts the dial targets in the map.
+/// A prover whose dials succeed only for the targets in the map.
 #[derive(Default)]
-struct KnownHosts(Mutex<HashMap<RelayId, DialTarget>>);
+struct ReachableTargets(Mutex<HashMap<RelayId, DialTarget>>);
 
-impl Prover for Arc<KnownHosts> {
+impl Prover for Arc<ReachableTargets> {
     async fn prove(&self, target: DialTarget) -> Result<(), ProofError> {
         match self.0.lock().unwrap().get(&target.relay) {
             Some(known) if *known == target => Ok(()),
@@ -243,7 +248,7 @@ impl AuthorityStore for MemoryStore {
     }
 }
 
-/// A directory with authority and server, whose clock the test sets.
+/// A directory of an authority and a server, with a clock that the test sets.
 struct TestDirectory {
     address: SocketAddr,
     clock: Arc<AtomicU64>,
@@ -251,23 +256,23 @@ struct TestDirectory {
 }
 
 impl TestDirectory {
-    async fn start(relays: usize, store: &MemoryStore, hosts: &Arc<KnownHosts>) -> Self {
-        Self::start_at(NOW.as_unix(), relays, store, hosts).await
+    async fn start(relays: usize, store: &MemoryStore, targets: &Arc<ReachableTargets>) -> Self {
+        Self::start_at(NOW.as_unix(), relays, store, targets).await
     }
 
-    async fn start_at(now: u64, relays: usize, store: &MemoryStore, hosts: &Arc<KnownHosts>) -> Self {
+    async fn start_at(now: u64, relays: usize, store: &MemoryStore, targets: &Arc<ReachableTargets>) -> Self {
         let (server, submissions) = DirectoryServer::new();
         let (listener, address) = listen().await;
         let clock = Arc::new(AtomicU64::new(now));
         let authority = Authority::new(key(100), AuthorityConfig::testnet(relays));
         let shared = Arc::clone(&clock);
         let time = move || WallTime::from_unix(shared.load(Ordering::Relaxed));
-        let (store, hosts, served) = (store.clone(), Arc::clone(hosts), server.clone());
+        let (store, targets, served) = (store.clone(), Arc::clone(targets), server.clone());
         let tasks = vec![
             tokio::spawn(async move { _ = served.serve(listener).await }),
             tokio::spawn(async move {
                 let rng = ChaCha20Rng::seed_from_u64(1);
-                run_authority(authority, (server, submissions), store, hosts, time, rng).await.unwrap();
+                run_authority(authority, (server, submissions), store, targets, time, rng).await.unwrap();
             }),
         ];
         Self { address, clock, tasks }
@@ -311,20 +316,20 @@ impl TestDirectory {
 
 #[tokio::test]
 async fn proved_relays_are_listed_before_and_after_a_restart() {
-    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
-    let directory = TestDirectory::start(3, &store, &hosts).await;
+    let (store, targets) = (MemoryStore::default(), Arc::new(ReachableTargets::default()));
+    let directory = TestDirectory::start(3, &store, &targets).await;
     for number in 1..=3 {
         let profile = if number == 3 { exit_profile(3, &["accept *"]) } else { profile(number) };
-        hosts.0.lock().unwrap().insert(profile.identity, profile.dial_target());
+        targets.0.lock().unwrap().insert(profile.identity, profile.dial_target());
         client(directory.address).publish(&descriptor(number, profile, NOW)).await.unwrap();
     }
     let first = directory.fetch_until(|_| true).await;
     assert_eq!(first.relays().len(), 3);
     directory.stop();
 
-    let directory = TestDirectory::start(3, &store, &hosts).await;
+    let directory = TestDirectory::start(3, &store, &targets).await;
     let restored = directory.fetch_until(|_| true).await;
-    assert_eq!(restored, first, "the last consensus is served again at once");
+    assert_eq!(restored, first, "the last consensus is served again");
     directory.clock.fetch_add(20, Ordering::Relaxed);
     // A submission makes the service read the clock.
     client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
@@ -336,9 +341,9 @@ async fn proved_relays_are_listed_before_and_after_a_restart() {
 
 #[tokio::test]
 async fn a_reported_volunteer_is_listed_and_receives_its_gateways() {
-    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
-    let directory = TestDirectory::start(1, &store, &hosts).await;
-    hosts.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
+    let (store, targets) = (MemoryStore::default(), Arc::new(ReachableTargets::default()));
+    let directory = TestDirectory::start(1, &store, &targets).await;
+    targets.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
     let client = client(directory.address);
     client.publish(&descriptor(1, profile(1), NOW)).await.unwrap();
     directory.fetch_until(|_| true).await;
@@ -406,10 +411,10 @@ async fn pages_of_any_origin_may_send_all_requests() {
 
 #[tokio::test]
 async fn a_relay_with_the_address_of_another_is_not_listed() {
-    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
-    let directory = TestDirectory::start(1, &store, &hosts).await;
+    let (store, targets) = (MemoryStore::default(), Arc::new(ReachableTargets::default()));
+    let directory = TestDirectory::start(1, &store, &targets).await;
     let honest = profile(1);
-    hosts.0.lock().unwrap().insert(honest.identity, honest.dial_target());
+    targets.0.lock().unwrap().insert(honest.identity, honest.dial_target());
     // The second relay claims the address and the certificate of the first.
     let impostor = crate::directory::Profile { identity: key(2).id(), ..honest.clone() };
     client(directory.address).publish(&descriptor(2, impostor, NOW)).await.unwrap();
@@ -420,8 +425,8 @@ async fn a_relay_with_the_address_of_another_is_not_listed() {
     directory.stop();
 }
 
-/// Opens a connection from `source`, and asks for the consensus.
-async fn ask_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
+/// Opens a connection from `source`, and requests the consensus.
+async fn request_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind((source, 0).into()).unwrap();
     let mut socket = socket.connect(address).await.unwrap();
@@ -435,22 +440,22 @@ async fn serve_long(caps: ConnectionCaps) -> (SocketAddr, mpsc::Receiver<Submiss
     server.caps = ConnectionCaps { network: |peer| Some(crate::base::AddressPrefix::source(peer)), ..caps };
     let mut long = vec![0; 8 << 20];
     rand::Rng::fill_bytes(&mut ChaCha20Rng::seed_from_u64(1), &mut long);
-    server.consensus.set(long, [1; 32]).await;
+    server.consensus.replace(long, [1; 32]).await;
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
     (address, submissions)
 }
 
 #[tokio::test]
-async fn slow_readers_of_one_source_hold_up_no_fetch() {
+async fn slow_readers_of_one_source_delay_no_fetch() {
     let caps = ConnectionCaps { all: 4_096, ..ConnectionCaps::default() };
     let (address, _submissions) = serve_long(caps).await;
     let mut slow = JoinSet::new();
     for _ in 0..300 {
-        slow.spawn(ask_from([127, 0, 0, 2], address));
+        slow.spawn(request_from([127, 0, 0, 2], address));
     }
     let _slow = timeout(DEADLINE, slow.join_all()).await.expect("connections wait");
-    // The figure of a directory on an idle machine. Other tests run beside this one, so the fastest of some counts.
+    // The bound is for an idle machine. Other tests run simultaneously, so the fastest of several fetches counts.
     let mut fastest = DEADLINE;
     for _ in 0..5 {
         let began = std::time::Instant::now();
@@ -462,37 +467,38 @@ async fn slow_readers_of_one_source_hold_up_no_fetch() {
 }
 
 #[tokio::test]
-async fn beyond_its_share_a_source_is_told_to_try_again_and_a_slow_reader_soon_leaves_its_place() {
+async fn a_source_beyond_its_share_gets_503_until_a_slow_reader_is_evicted() {
     let slow_reader_timeout = Duration::from_millis(200);
     let (address, _submissions) =
         serve_long(ConnectionCaps { of_network: 2, slow_reader_timeout, ..ConnectionCaps::default() }).await;
     let source = [127, 0, 0, 2];
-    let (mut slow, mut slower) = (ask_from(source, address).await, ask_from(source, address).await);
+    let (mut slow, mut slower) = (request_from(source, address).await, request_from(source, address).await);
     let mut head = [0; 12];
     for socket in [&mut slow, &mut slower] {
         socket.read_exact(&mut head).await.unwrap();
         assert_eq!(&head, b"HTTP/1.1 200");
     }
     let mut refused = Vec::new();
-    ask_from(source, address).await.read_to_end(&mut refused).await.unwrap();
+    request_from(source, address).await.read_to_end(&mut refused).await.unwrap();
     let refused = String::from_utf8(refused).unwrap();
     assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after: 5"), "{refused}");
     let (head, body) = refused.split_once("\r\n\r\n").unwrap();
     assert!(head.contains(&format!("content-length: {}", body.len())), "{refused}");
     let served = async {
         let mut answer = [0; 12];
-        while ask_from(source, address).await.read_exact(&mut answer).await.is_err() || answer != *b"HTTP/1.1 200" {}
+        while request_from(source, address).await.read_exact(&mut answer).await.is_err() || answer != *b"HTTP/1.1 200" {
+        }
     };
-    timeout(DEADLINE, served).await.expect("slow readers keep their places");
+    timeout(DEADLINE, served).await.expect("slow readers are not evicted");
 }
 
 impl MemoryStore {
-    /// The dates since which the stored relays are known.
+    /// The dates from which on the stored relays are known.
     fn first_seen(&self) -> Vec<u64> {
-        let kept = self.0.lock().unwrap();
+        let memory = self.0.lock().unwrap();
         let record =
             |bytes: &Vec<u8>| <crate::directory::schema::RelayRecord as prost::Message>::decode(bytes.as_slice());
-        kept.relays.values().map(|bytes| record(bytes).unwrap().first_seen).collect()
+        memory.relays.values().map(|bytes| record(bytes).unwrap().first_seen).collect()
     }
 }
 
@@ -500,19 +506,19 @@ const TEN_YEARS: u64 = 10 * 365 * 24 * 60 * 60;
 
 #[tokio::test]
 async fn a_jump_of_the_clock_signs_and_drops_nothing() {
-    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
-    let directory = TestDirectory::start(1, &store, &hosts).await;
-    hosts.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
+    let (store, targets) = (MemoryStore::default(), Arc::new(ReachableTargets::default()));
+    let directory = TestDirectory::start(1, &store, &targets).await;
+    targets.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
     client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
     let first = directory.fetch_until(|_| true).await;
     for jumped in [NOW.as_unix() + TEN_YEARS, NOW.as_unix() - TEN_YEARS] {
         directory.clock.store(jumped, Ordering::Relaxed);
-        // Makes the service read the clock. A relay with the right time is accepted all the same.
+        // Submissions make the service read the clock. A descriptor with the right date is accepted despite the jump.
         client(directory.address).publish(&descriptor(2, profile(2), NOW)).await.unwrap();
         assert!(client(directory.address).report(b"nothing").await.is_err());
         directory.clock.store(NOW.as_unix(), Ordering::Relaxed);
-        let kept = directory.fetch_until(|_| true).await;
-        assert_eq!(kept, first, "nothing was signed");
+        let current = directory.fetch_until(|_| true).await;
+        assert_eq!(current, first, "nothing was signed");
         assert_eq!(store.first_seen(), [NOW.as_unix()], "nothing was dropped");
     }
     directory.stop();
@@ -520,21 +526,24 @@ async fn a_jump_of_the_clock_signs_and_drops_nothing() {
 
 #[tokio::test]
 async fn ages_survive_a_jump_of_ten_years_and_a_restart() {
-    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
-    let directory = TestDirectory::start(1, &store, &hosts).await;
-    hosts.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
+    let (store, targets) = (MemoryStore::default(), Arc::new(ReachableTargets::default()));
+    let directory = TestDirectory::start(1, &store, &targets).await;
+    targets.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
     client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
     let first = directory.fetch_until(|_| true).await;
     directory.stop();
     for jumped in [NOW.as_unix() + TEN_YEARS, NOW.as_unix() - TEN_YEARS] {
-        let directory = TestDirectory::start_at(jumped, 1, &store, &hosts).await;
+        let directory = TestDirectory::start_at(jumped, 1, &store, &targets).await;
         let sent = descriptor(1, exit_profile(1, &["accept 80"]), NOW.after(Duration::from_secs(1)));
-        assert!(client(directory.address).publish(&sent).await.is_err(), "by this clock it is old, or of the future");
+        assert!(
+            client(directory.address).publish(&sent).await.is_err(),
+            "by this clock, the descriptor is stale or from the future"
+        );
         directory.stop();
         assert_eq!(store.first_seen(), [NOW.as_unix()]);
     }
-    // A clock that is set right after the start.
-    let directory = TestDirectory::start_at(NOW.as_unix() - TEN_YEARS, 1, &store, &hosts).await;
+    // The clock is wrong at the start, and corrected later.
+    let directory = TestDirectory::start_at(NOW.as_unix() - TEN_YEARS, 1, &store, &targets).await;
     assert!(matches!(client(directory.address).fetch(NOW, None).await, Err(DirectoryError::NoneYet)));
     directory.clock.store(NOW.as_unix(), Ordering::Relaxed);
     assert_eq!(directory.fetch_until(|_| true).await, first);
@@ -543,15 +552,15 @@ async fn ages_survive_a_jump_of_ten_years_and_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_disk_delays_no_answer_and_what_it_missed_is_written_together() {
-    let (store, hosts) = (MemoryStore::default(), Arc::new(KnownHosts::default()));
-    // More relays than register, so that there is no consensus, which is stored before it is served.
-    let directory = TestDirectory::start(20, &store, &hosts).await;
+async fn a_slow_disk_delays_no_answer_and_pending_changes_are_written_together() {
+    let (store, targets) = (MemoryStore::default(), Arc::new(ReachableTargets::default()));
+    // Fewer relays register than the first consensus requires. A consensus would wait for the disk.
+    let directory = TestDirectory::start(20, &store, &targets).await;
     let is_blocked = Arc::clone(&store.0.lock().unwrap().is_blocked);
     is_blocked.store(true, Ordering::Relaxed);
     let publish = async {
         for number in 1..=10 {
-            hosts.0.lock().unwrap().insert(key(number).id(), profile(number).dial_target());
+            targets.0.lock().unwrap().insert(key(number).id(), profile(number).dial_target());
             client(directory.address).publish(&descriptor(number, profile(number), NOW)).await.unwrap();
         }
     };
@@ -563,7 +572,7 @@ async fn a_slow_disk_delays_no_answer_and_what_it_missed_is_written_together() {
             tokio::task::yield_now().await;
         }
     };
-    timeout(DEADLINE, written).await.expect("not written");
+    timeout(DEADLINE, written).await.expect("the changes are not written");
     assert!(store.0.lock().unwrap().writes <= 5, "{}", store.0.lock().unwrap().writes);
     directory.stop();
 }

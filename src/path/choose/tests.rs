@@ -49,7 +49,7 @@ fn seven() -> Consensus {
 fn a_path_has_three_different_relays_and_always_the_same_guard() {
     let (consensus, mut rng) = (seven(), rng());
     let guards = sample(&consensus, &mut rng);
-    let mut firsts = BTreeMap::new();
+    let mut guard_counts = BTreeMap::new();
     for _ in 0..200 {
         let requirement = Requirement::three_hops(target("example.org", 443));
         let path = choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap();
@@ -57,9 +57,9 @@ fn a_path_has_three_different_relays_and_always_the_same_guard() {
         assert_eq!(hops.len(), 3);
         assert!(hops[0] != hops[1] && hops[1] != hops[2] && hops[0] != hops[2], "seed {SEED}");
         assert!([id(1), id(2)].contains(&hops[2]), "seed {SEED}");
-        *firsts.entry(hops[0]).or_insert(0) += 1;
+        *guard_counts.entry(hops[0]).or_insert(0) += 1;
     }
-    assert_eq!(firsts.len(), 1, "seed {SEED}");
+    assert_eq!(guard_counts.len(), 1, "seed {SEED}");
 }
 
 #[test]
@@ -97,10 +97,10 @@ fn the_policy_of_the_exit_allows_the_target() {
 
 #[test]
 fn no_two_hops_share_family_operator_or_network() {
-    let related_pairs = |other: &dyn Fn(&mut crate::directory::Profile)| {
-        // Without the common property, guard 3 and exit 1 would be on one path.
+    let related_pair = |change: &dyn Fn(&mut crate::directory::Profile)| {
+        // Without the common property, relay 3 and exit 1 may be on one path.
         let mut relay = profile(3);
-        other(&mut relay);
+        change(&mut relay);
         let mut exit = exit_profile(1, &["accept *"]);
         exit.family = vec![id(3)];
         exit.operator = "one".into();
@@ -108,8 +108,8 @@ fn no_two_hops_share_family_operator_or_network() {
         let others = (4..=5).map(|number| listed(profile(number)));
         (listed(exit), listed(relay), others.collect::<Vec<_>>())
     };
-    let on_one_path = |other: &dyn Fn(&mut crate::directory::Profile), parameters: &Parameters| {
-        let (exit, relay, others) = related_pairs(other);
+    let on_one_path = |change: &dyn Fn(&mut crate::directory::Profile), parameters: &Parameters| {
+        let (exit, relay, others) = related_pair(change);
         let relays = [exit, relay].into_iter().chain(others);
         let consensus = consensus_at(NOW, relays, parameters).0;
         let mut rng = rng();
@@ -194,12 +194,12 @@ fn relays_to_avoid_never_change_the_guard() {
 #[test]
 fn relays_are_chosen_in_proportion_to_their_weight() {
     let mut rng = rng();
-    let heavy = |mut relay: ConsensusRelay, weight| {
+    let weighted = |mut relay: ConsensusRelay, weight| {
         relay.weight = weight;
         relay
     };
-    let exits = web_exits(1..=3).zip([1000, 2000, 3000]).map(|(relay, weight)| heavy(relay, weight));
-    let middles = (4..=6).map(|number| heavy(listed(profile(number)), u32::from(number - 3) * 5000));
+    let exits = web_exits(1..=3).zip([1000, 2000, 3000]).map(|(relay, weight)| weighted(relay, weight));
+    let middles = (4..=6).map(|number| weighted(listed(profile(number)), u32::from(number - 3) * 5000));
     let consensus = consensus(exits.chain(middles));
     let mut counts: BTreeMap<RelayId, u32> = BTreeMap::new();
     const ROUNDS: u32 = 6000;
@@ -211,7 +211,7 @@ fn relays_are_chosen_in_proportion_to_their_weight() {
             *counts.entry(hop).or_default() += 1;
         }
     }
-    // Exits have less than a third of the weight, so none is a guard. Guards and exits are each chosen as 1 : 2 : 3.
+    // Exits have less than a third of the weight, so none is a guard. Guards are chosen as 1 : 2 : 3, and so are exits.
     for (number, share) in [(1, 1), (2, 2), (3, 3), (4, 1), (5, 2), (6, 3)] {
         let (found, expected) = (counts[&id(number)], ROUNDS / 6 * share);
         assert!(found.abs_diff(expected) < 150, "relay {number}: {found}, expected {expected}; seed {SEED}");
@@ -233,7 +233,7 @@ fn exits_get_other_positions_only_above_a_third_of_the_weight() {
 }
 
 #[test]
-fn a_network_of_exits_only_or_with_one_exit_has_paths() {
+fn there_are_paths_in_a_network_of_exits_only_and_in_one_with_a_single_exit() {
     let mut rng = rng();
     for consensus in
         [consensus(web_exits(1..=3)), consensus(web_exits(1..=1).chain((2..=3).map(|number| listed(profile(number)))))]
@@ -247,7 +247,7 @@ fn a_network_of_exits_only_or_with_one_exit_has_paths() {
 }
 
 #[test]
-fn missing_guards_exits_and_relays_have_errors_of_their_own() {
+fn missing_guards_exits_and_relays_cause_different_errors() {
     let mut rng = rng();
     let mut no_guard = listed(exit_profile(1, &["accept *"]));
     no_guard.flags = Flags::EXIT;

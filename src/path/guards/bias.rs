@@ -1,55 +1,57 @@
-//! Path bias: the circuits of one guard, counted by the relay behind the guard.
+//! Path bias: the circuits through each guard, counted by the relay behind the guard.
 //!
 //! A guard that ends circuits to honest exits steers its clients to its accomplices. A middle can end circuits too, to
-//! make an honest guard suspect. The counts tell both apart: a middle fails behind every guard, a guard with almost
-//! every middle (`proto/08-paths.md` §4). Volunteers aren't counted, because their addresses aren't published.
+//! make an honest guard suspect. The counts distinguish the two: a hostile middle fails behind every guard, but behind
+//! a hostile guard almost every middle fails (`proto/08-paths.md` §4). Volunteers aren't counted, because their
+//! addresses aren't published.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
 use rand::CryptoRng;
 
-use super::{DAY, Guard, GuardSample, is_guard};
+use super::{DAY, Guard, GuardSample, listed_guard};
 use crate::{
     base::{AddressPrefix, Counter as _, RelayId, WallTime},
     directory::{Consensus, ConsensusRelay, decode_identity, schema},
-    path::{hop::PathRelay, weigh::one_in},
+    path::{hop::PathRelay, weigh::pick_uniformly},
 };
 
 /// Cap on counted next relays of one guard. The one with the fewest circuits is evicted.
-pub(super) const MAX_NEXT: usize = 1024;
-/// Number of circuits from which on a pair is rated.
-const MIN_CIRCUITS: u16 = 6;
-/// Number of built circuits over a pair from which on it works.
-const MIN_BUILT: u16 = 2;
-/// Number of blocks of addresses of failing next relays that makes a guard suspect; also the number by which the failing
-/// relays must outnumber three times the others.
-const MIN_BLOCKS: usize = 20;
+pub(super) const MAX_NEXT_RELAYS: usize = 1024;
+/// Minimum circuits over a pair for a rating of the pair.
+const MIN_RATED_CIRCUITS: u16 = 6;
+/// Minimum built circuits over a pair that works.
+const MIN_BUILT_CIRCUITS: u16 = 2;
+/// Minimum address blocks of the failing next relays of a suspect guard. Also the number by which these relays must
+/// outnumber three times the other rated ones.
+const MIN_FAILING_BLOCKS: usize = 20;
 /// Interval at which the counts are halved.
-const HALVED_AFTER: Duration = Duration::from_secs(DAY.as_secs() * 14);
+const HALVING_INTERVAL: Duration = Duration::from_secs(DAY.as_secs() * 14);
 
-/// Circuits over one guard and one next relay.
+/// Counts of the circuits over one pair: a guard and the relay behind it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct PairCount {
     /// Circuits whose first hop was built.
     begun: u16,
-    /// Of these, the circuits that were built to their last hop and not ended at their first use.
+    /// Of these, the circuits that were built to their last hop and not ended early by a relay.
     built: u16,
 }
 
 impl PairCount {
-    /// Whether at least three quarters of enough circuits failed.
+    /// Whether the pair is rated, and at least three quarters of its circuits failed.
     fn fails(self) -> bool {
         self.is_rated() && u32::from(self.built).saturating_mul(4) <= u32::from(self.begun)
     }
 
-    /// Whether at least half of the circuits were built.
+    /// Whether at least two circuits, and at least half of all, were built.
     const fn works(self) -> bool {
-        self.built >= MIN_BUILT && self.built.saturating_mul(2) >= self.begun
+        self.built >= MIN_BUILT_CIRCUITS && self.built.saturating_mul(2) >= self.begun
     }
 
+    /// Whether the circuits are enough to rate the pair.
     const fn is_rated(self) -> bool {
-        self.begun >= MIN_CIRCUITS
+        self.begun >= MIN_RATED_CIRCUITS
     }
 
     const fn halved(self) -> Self {
@@ -66,7 +68,7 @@ pub(super) struct NextRelays {
 impl NextRelays {
     /// Counts a circuit.
     fn count(&mut self, next: RelayId, built: bool) {
-        if !self.pairs.contains_key(&next) && self.pairs.len() >= MAX_NEXT {
+        if !self.pairs.contains_key(&next) && self.pairs.len() >= MAX_NEXT_RELAYS {
             let fewest = self.pairs.iter().min_by_key(|(_, count)| count.begun).map(|(relay, _)| *relay);
             fewest.and_then(|relay| self.pairs.remove(&relay));
         }
@@ -75,8 +77,8 @@ impl NextRelays {
         count.built = count.built.saturating_add(u16::from(built));
     }
 
-    /// A circuit that was counted as built ended at its first use.
-    fn handle_ended(&mut self, next: &RelayId) {
+    /// A circuit that was counted as built was ended early by a relay.
+    fn handle_early_end(&mut self, next: &RelayId) {
         if let Some(count) = self.pairs.get_mut(next) {
             count.built.decrement();
         }
@@ -97,34 +99,35 @@ impl NextRelays {
         self.pairs.iter().filter(|(_, count)| count.fails()).map(|(relay, _)| *relay)
     }
 
+    /// Whether the pair with the relay `next` works.
     fn works(&self, next: &RelayId) -> bool {
         self.pairs.get(next).is_some_and(|count| count.works())
     }
 
-    /// Relays that should not follow this guard: those that fail, if they are at most a quarter of all relays. A guard
-    /// that fails more pairs is the more likely cause, and would steer its clients by them.
+    /// Relays that should not follow this guard: the failing next relays, if they are at most a quarter of all relays.
+    /// If more pairs fail, the guard is the more likely cause, and could steer its clients by ending circuits.
     fn avoided_next(&self, consensus: &Consensus) -> Vec<RelayId> {
         let failing: Vec<_> = self.failing().collect();
         if failing.len().saturating_mul(4) <= consensus.relays().len() { failing } else { Vec::new() }
     }
 
-    /// The failing next relays of a suspect guard: they are in enough blocks of addresses, and far more than the others.
-    /// Middles of which half are hostile don't reach this margin by chance.
+    /// The failing next relays if the guard is suspect: they are in enough address blocks, and outnumber the other
+    /// rated relays by far. If half of the middles are hostile, they don't reach this margin by chance.
     fn failing_if_suspect(&self, consensus: &Consensus) -> Option<Vec<RelayId>> {
         let rated = self.pairs.values().filter(|count| count.is_rated()).count();
         let failing: Vec<_> = self.failing().collect();
         let others = rated.saturating_sub(failing.len());
-        let many = failing.len() >= others.saturating_mul(3).saturating_add(MIN_BLOCKS);
-        (many && blocks(consensus, failing.iter()) >= MIN_BLOCKS).then_some(failing)
+        let many = failing.len() >= others.saturating_mul(3).saturating_add(MIN_FAILING_BLOCKS);
+        (many && blocks(consensus, failing.iter()) >= MIN_FAILING_BLOCKS).then_some(failing)
     }
 }
 
 impl GuardSample {
-    /// Counts a circuit whose first hop, the guard, was built, and whether the circuit was `built` completely. `next` is
-    /// the relay behind the guard, `None` for a volunteer. A single failure beyond a guard never changes the guard.
-    /// Otherwise relays that fail circuits could move a client to their own guard.
+    /// Counts a circuit whose first hop, the guard `relay`, was built. `built` states whether all hops were built.
+    /// `next` is the relay behind the guard, `None` on a path with a volunteer. A single failure beyond a guard never
+    /// changes the guard. Otherwise relays that fail circuits could move a client to malicious guards.
     pub fn handle_circuit(&mut self, relay: &RelayId, next: Option<RelayId>, built: bool) {
-        self.counted = true;
+        self.counts_changed = true;
         if let Some(guard) = self.guard(relay) {
             guard.circuits_begun.increment();
             guard.circuits_built = guard.circuits_built.saturating_add(u64::from(built));
@@ -133,30 +136,30 @@ impl GuardSample {
                 tracing::warn!("most circuits through one guard fail beyond it");
             }
             if let Some(next) = next {
-                guard.next.count(next, built);
+                guard.next_relays.count(next, built);
             }
         }
     }
 
-    /// A circuit that was counted as built was ended by a relay before or soon after its first use.
+    /// Counts a circuit as failed that was counted as built: a relay ended it before or soon after its first use.
     pub fn handle_early_end(&mut self, relay: &RelayId, next: Option<RelayId>) {
-        self.counted = true;
+        self.counts_changed = true;
         if let Some(guard) = self.guard(relay) {
             guard.circuits_built.decrement();
             if let Some(next) = next {
-                guard.next.handle_ended(&next);
+                guard.next_relays.handle_early_end(&next);
             }
         }
     }
 
-    /// Relays that should not follow this guard.
+    /// Relays that should not follow the guard `guard` on a path.
     pub(in crate::path) fn avoided_next(&self, consensus: &Consensus, guard: &RelayId) -> Vec<RelayId> {
         let guard = self.guards.iter().find(|it| it.identity == *guard);
-        guard.map(|guard| guard.next.avoided_next(consensus)).unwrap_or_default()
+        guard.map(|guard| guard.next_relays.avoided_next(consensus)).unwrap_or_default()
     }
 
-    /// A pair of relays to measure while a guard is suspect: another usable primary, and a relay that fails behind the
-    /// suspect guard.
+    /// A pair of relays to measure while a guard is suspect: another usable primary, and an unmeasured relay that fails
+    /// behind the suspect guard.
     pub(in crate::path) fn measurement<'a, R: CryptoRng + ?Sized>(
         &self,
         consensus: &'a Consensus,
@@ -168,22 +171,22 @@ impl GuardSample {
         let unmeasured: Vec<_> = unmeasured.filter_map(|relay| consensus.relay(relay)).map(PathRelay::Listed).collect();
         let usable =
             self.primaries().filter(|guard| guard.identity != suspect.identity && guard.reachability.is_usable());
-        let usable = usable.filter_map(|guard| is_guard(consensus, &guard.identity)).map(PathRelay::Listed);
-        let (guard, next) = (one_in(&usable.collect::<Vec<_>>(), rng)?, one_in(&unmeasured, rng)?);
+        let usable = usable.filter_map(|guard| listed_guard(consensus, &guard.identity)).map(PathRelay::Listed);
+        let (guard, next) = (pick_uniformly(&usable.collect::<Vec<_>>(), rng)?, pick_uniformly(&unmeasured, rng)?);
         Some((consensus.relay(&guard.identity())?, next.identity()))
     }
 
-    /// Removes a guard that is the cause of failures, at most one. Halves the counts with time.
+    /// Removes at most one suspect guard that is the cause of the failures behind it. Halves the counts at intervals.
     pub(super) fn remove_biased_guard(&mut self, consensus: &Consensus) {
         let biased = |(guard, failing): &(&Guard, Vec<RelayId>)| {
             is_biased(consensus, failing, &self.counts_without(guard)).then_some(guard.identity)
         };
-        let (suspects, guard) = {
+        let (suspects, removed) = {
             let suspects: Vec<_> = self.suspects(consensus).collect();
             (suspects.len(), suspects.iter().find_map(biased))
         };
-        if let Some(guard) = guard {
-            tracing::warn!("a guard is replaced: circuits fail behind it, but not behind another guard");
+        if let Some(guard) = removed {
+            tracing::warn!("replaced a guard: its circuits fail at relays that work behind another guard");
             self.guards.retain(|it| it.identity != guard);
         } else if suspects > 0 {
             tracing::warn!("circuits to most relays behind one guard fail");
@@ -191,48 +194,52 @@ impl GuardSample {
         self.age(consensus.valid_after());
     }
 
+    /// The suspect primaries, with their failing next relays.
     fn suspects(&self, consensus: &Consensus) -> impl Iterator<Item = (&Guard, Vec<RelayId>)> {
-        self.primaries().filter_map(|guard| Some((guard, guard.next.failing_if_suspect(consensus)?)))
+        self.primaries().filter_map(|guard| Some((guard, guard.next_relays.failing_if_suspect(consensus)?)))
     }
 
     /// The counts of the primaries except one.
     fn counts_without(&self, guard: &Guard) -> Vec<&NextRelays> {
-        self.primaries().filter(|other| other.identity != guard.identity).map(|other| &other.next).collect()
+        self.primaries().filter(|other| other.identity != guard.identity).map(|other| &other.next_relays).collect()
     }
 
-    fn age(&mut self, today: WallTime) {
-        let due = self.halved.is_some_and(|at| today.since(at) >= HALVED_AFTER);
-        if due || self.halved.is_none() {
-            self.halved = Some(today);
+    /// Halves the counts if the interval has passed at the date of a consensus. Deletes the counts of other guards than
+    /// the primaries.
+    fn age(&mut self, date: WallTime) {
+        let due = self.halved_at.is_some_and(|at| date.since(at) >= HALVING_INTERVAL);
+        if due || self.halved_at.is_none() {
+            self.halved_at = Some(date);
         }
         let primaries: Vec<_> = self.primaries().map(|guard| guard.identity).collect();
         for guard in &mut self.guards {
             if !primaries.contains(&guard.identity) {
-                guard.next = NextRelays::default();
+                guard.next_relays = NextRelays::default();
             } else if due {
-                guard.next.halve();
+                guard.next_relays.halve();
             }
         }
     }
 }
 
-/// Whether a suspect guard is the cause: enough of its `failing` next relays work behind one of the `others`, and at
-/// least three quarters of those measured there.
+/// Whether a suspect guard is the cause of the failures behind it. Its `failing` next relays must work behind one of
+/// the other primaries, whose counts are `others`: in enough address blocks, and at least three quarters of those
+/// measured.
 fn is_biased(consensus: &Consensus, failing: &[RelayId], others: &[&NextRelays]) -> bool {
     let measured = failing.iter().filter(|relay| is_measured(relay, others)).count();
     let works = |relay: &&RelayId| others.iter().any(|other| other.works(relay));
     let working: Vec<_> = failing.iter().filter(works).collect();
     let many = working.len().saturating_mul(4) >= measured.saturating_mul(3);
-    many && blocks(consensus, working.into_iter()) >= MIN_BLOCKS
+    many && blocks(consensus, working.into_iter()) >= MIN_FAILING_BLOCKS
 }
 
-/// Whether enough circuits behind one of the `others` show if the relay works.
+/// Whether the circuits behind one of the other primaries are enough to show whether the relay works.
 fn is_measured(relay: &RelayId, others: &[&NextRelays]) -> bool {
-    let measured = |count: &PairCount| count.works() || count.begun >= MIN_BUILT.saturating_mul(2);
+    let measured = |count: &PairCount| count.works() || count.begun >= MIN_BUILT_CIRCUITS.saturating_mul(2);
     others.iter().any(|other| other.pairs.get(relay).is_some_and(measured))
 }
 
-/// The number of blocks of addresses of these relays: one for each relay, of its IPv4 address if it has one.
+/// The number of address blocks of these relays. One block counts for each relay: that of its IPv4 address, if any.
 fn blocks<'a>(consensus: &Consensus, relays: impl Iterator<Item = &'a RelayId>) -> usize {
     let relays = relays.filter_map(|relay| consensus.relay(relay));
     let addresses = relays.filter_map(|relay| relay.profile.addresses.iter().map(core::net::SocketAddr::ip).min());
@@ -240,6 +247,7 @@ fn blocks<'a>(consensus: &Consensus, relays: impl Iterator<Item = &'a RelayId>) 
 }
 
 impl NextRelays {
+    /// Encodes the counts for storage.
     pub(super) fn encode(&self) -> Vec<schema::NextRelay> {
         let encode = |(relay, count): (&RelayId, &PairCount)| schema::NextRelay {
             identity: relay.as_bytes().to_vec(),
@@ -249,8 +257,9 @@ impl NextRelays {
         self.pairs.iter().map(encode).collect()
     }
 
+    /// Decodes the output of [`Self::encode`]; `None` if it is invalid.
     pub(super) fn decode(pairs: &[schema::NextRelay]) -> Option<Self> {
-        if pairs.len() > MAX_NEXT {
+        if pairs.len() > MAX_NEXT_RELAYS {
             return None;
         }
         let decode = |pair: &schema::NextRelay| {

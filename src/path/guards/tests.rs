@@ -22,10 +22,12 @@ fn days(days: u32) -> Duration {
     DAY * days
 }
 
+/// The listed guards, in the order to try.
 fn order(guards: &GuardSample, consensus: &Consensus) -> Vec<RelayId> {
     guards.candidates(consensus, &mut rng()).into_iter().map(ConsensusRelay::identity).collect()
 }
 
+/// A sample drawn from `consensus`.
 fn sampled(consensus: &Consensus) -> GuardSample {
     let mut guards = GuardSample::default();
     assert!(guards.update(consensus, &mut rng()));
@@ -59,7 +61,7 @@ fn after(seconds: u64) -> Instant {
     Instant::START.after(Duration::from_secs(seconds))
 }
 
-/// A sample with its order, its guards and a consensus of thirty relays.
+/// A sample of twenty guards, their order, and a consensus of thirty relays.
 fn twenty() -> (GuardSample, Vec<RelayId>, Consensus) {
     let consensus = consensus(relays(1..=30));
     let guards = sampled(&consensus);
@@ -71,8 +73,8 @@ fn first(guards: &GuardSample, consensus: &Consensus) -> RelayId {
     order(guards, consensus)[0]
 }
 
-fn due(guards: &GuardSample, consensus: &Consensus, now: Instant) -> Vec<RelayId> {
-    guards.due(consensus, now).into_iter().map(ConsensusRelay::identity).collect()
+fn guards_to_dial(guards: &GuardSample, consensus: &Consensus, now: Instant) -> Vec<RelayId> {
+    guards.guards_to_dial(consensus, now).into_iter().map(ConsensusRelay::identity).collect()
 }
 
 #[test]
@@ -81,13 +83,17 @@ fn a_silent_guard_is_dialled_again_before_any_other() {
     guards.handle_silent(after(3), &all[0], after(3));
     assert_eq!(first(&guards, &consensus), all[0], "the first silence causes a new dial");
     guards.handle_silent(after(4), &all[0], after(2));
-    assert_eq!(first(&guards, &consensus), all[0], "a circuit of the time before the silence is no second one");
+    assert_eq!(
+        first(&guards, &consensus),
+        all[0],
+        "the silence of a circuit that began before the first silence doesn't count"
+    );
     guards.handle_opened(after(4), &all[0]);
     guards.handle_answered(&all[0]);
     guards.handle_silent(after(10), &all[0], after(10));
     assert_eq!(first(&guards, &consensus), all[0], "an answer resets the count of silences");
     guards.handle_silent(after(12), &all[0], after(11));
-    assert_eq!(first(&guards, &consensus), all[1], "a second silence is a failed dial");
+    assert_eq!(first(&guards, &consensus), all[1], "a second silence makes the guard unreachable");
 }
 
 #[test]
@@ -95,14 +101,14 @@ fn an_unreachable_guard_follows_the_other_primaries_until_it_answers() {
     let (mut guards, all, consensus) = twenty();
     guards.handle_unreachable(after(0), &all[0]);
     assert_eq!(order(&guards, &consensus)[..3], [all[1], all[2], all[0]]);
-    assert_eq!(due(&guards, &consensus, after(4)), []);
-    assert_eq!(due(&guards, &consensus, after(5)), [all[0]]);
+    assert_eq!(guards_to_dial(&guards, &consensus, after(4)), []);
+    assert_eq!(guards_to_dial(&guards, &consensus, after(5)), [all[0]]);
     guards.handle_unreachable(after(5), &all[0]);
-    assert_eq!(due(&guards, &consensus, after(14)), []);
+    assert_eq!(guards_to_dial(&guards, &consensus, after(14)), []);
     for _ in 0..10 {
         guards.handle_unreachable(after(15), &all[0]);
     }
-    assert_eq!(due(&guards, &consensus, after(75)), [all[0]], "the longest wait is a minute");
+    assert_eq!(guards_to_dial(&guards, &consensus, after(75)), [all[0]], "the longest wait is a minute");
     assert_eq!(order(&guards, &consensus)[..3], [all[1], all[2], all[0]], "a due dial changes no circuit's guard");
     assert_eq!(guards.handle_opened(after(76), &all[0]), all[1..], "circuits through later guards are superseded");
     assert_eq!(order(&guards, &consensus), all);
@@ -117,34 +123,34 @@ fn while_no_guard_answers_only_primaries_are_dialled() {
         let guard = first(&guards, &consensus);
         assert!(all[..3].contains(&guard));
         guards.handle_unreachable(now, &guard);
-        let waits = due(&guards, &consensus, now.after(Duration::from_secs(15)));
-        assert!(now < after(10) || waits.len() == 3, "each primary is dialled at least every 15 s");
+        let dialled_soon = guards_to_dial(&guards, &consensus, now.after(Duration::from_secs(15)));
+        assert!(now < after(10) || dialled_soon.len() == 3, "each primary is dialled at least every 15 s");
         now = now.after(Duration::from_secs(5));
     }
     guards.handle_opened(now, &all[1]);
     assert_eq!(first(&guards, &consensus), all[1]);
-    assert_eq!(due(&guards, &consensus, now), [all[0], all[2]], "an answer causes new dials of all others");
+    assert_eq!(guards_to_dial(&guards, &consensus, now), [all[0], all[2]], "an answer causes new dials of all others");
     guards.handle_opened(now, &all[0]);
     assert_eq!(first(&guards, &consensus), all[0]);
 }
 
 #[test]
-fn datagrams_dropped_again_and_again_lead_to_no_fourth_guard() {
+fn short_outages_lead_to_no_other_guard() {
     let (mut guards, all, consensus) = twenty();
-    // For an hour, the line fails for 3 s in each 10 s, and the directory answers in between.
+    // For an hour, the line fails for 3 s in each 10 s. The directory answers between the outages.
     for round in 0..360 {
         let now = after(round * 10 + 3);
         let guard = first(&guards, &consensus);
         assert_eq!(guard, all[0], "round {round}");
         guards.handle_silent(now, &guard, now);
         if round % 2 == 0 {
-            // The line returns too late for the first dials.
+            // The line works again too late for the first dials.
             for guard in &all[..3] {
                 guards.handle_unreachable(now, guard);
             }
         }
         guards.handle_contact(now);
-        for guard in due(&guards, &consensus, after(round * 10 + 8)) {
+        for guard in guards_to_dial(&guards, &consensus, after(round * 10 + 8)) {
             guards.handle_opened(now, &guard);
             guards.handle_answered(&guard);
         }
@@ -153,13 +159,13 @@ fn datagrams_dropped_again_and_again_lead_to_no_fourth_guard() {
 }
 
 #[test]
-fn a_fourth_guard_is_used_only_if_something_else_answers_for_ten_minutes() {
+fn a_fourth_guard_is_used_only_if_other_nodes_answer_for_ten_minutes() {
     let (mut guards, all, consensus) = twenty();
     for guard in &all[..3] {
         guards.handle_contact(after(0));
         guards.handle_unreachable(after(1), guard);
     }
-    assert_eq!(first(&guards, &consensus), all[0], "no wait alone leads to another guard");
+    assert_eq!(first(&guards, &consensus), all[0], "time alone leads to no other guard");
     guards.handle_contact(after(5000));
     guards.handle_contact(after(5599));
     assert_eq!(first(&guards, &consensus), all[0]);
@@ -173,7 +179,10 @@ fn a_fourth_guard_is_used_only_if_something_else_answers_for_ten_minutes() {
     guards.handle_opened(after(6300), &all[2]);
     assert_eq!(first(&guards, &consensus), all[2]);
     guards.handle_unreachable(after(6301), &all[2]);
-    assert!(all[..3].contains(&first(&guards, &consensus)), "a primary that answers ends the use of the others");
+    assert!(
+        all[..3].contains(&first(&guards, &consensus)),
+        "a primary that answers ends the use of guards beyond the primaries"
+    );
 }
 
 #[test]
@@ -196,8 +205,8 @@ fn a_guard_that_opens_channels_and_answers_nothing_else_is_dialled_ever_less_oft
     guards.handle_opened(after(5), &all[0]);
     guards.handle_silent(after(7), &all[0], after(6));
     assert_eq!(first(&guards, &consensus), all[1]);
-    assert_eq!(due(&guards, &consensus, after(16)), [], "its failures are remembered");
-    assert_eq!(due(&guards, &consensus, after(17)), [all[0]]);
+    assert_eq!(guards_to_dial(&guards, &consensus, after(16)), [], "its failures are remembered");
+    assert_eq!(guards_to_dial(&guards, &consensus, after(17)), [all[0]]);
 }
 
 #[test]
@@ -228,10 +237,10 @@ fn guards_expire_after_their_lifetime_and_at_different_times() {
 #[test]
 fn counts_of_circuits_survive_a_restart() {
     let (mut guards, all, _) = twenty();
-    assert!(!guards.take_counted());
+    assert!(!guards.take_counts_changed());
     guards.handle_circuit(&all[0], Some(all[5]), true);
     guards.handle_circuit(&all[0], None, false);
-    assert!(guards.take_counted() && !guards.take_counted());
+    assert!(guards.take_counts_changed() && !guards.take_counts_changed());
     let stored = GuardSample::decode(&guards.encode()).unwrap();
     let counts = |guard: &Guard| (guard.circuits_begun, guard.circuits_built);
     assert_eq!(stored.guards.iter().map(counts).collect::<Vec<_>>()[..2], [(2, 1), (0, 0)]);
@@ -241,9 +250,9 @@ fn counts_of_circuits_survive_a_restart() {
 fn an_unlisted_guard_is_skipped_and_removed_after_twenty_days() {
     let first = consensus(relays(1..=3));
     let mut guards = sampled(&first);
-    let gone = order(&guards, &first)[0];
+    let unlisted = order(&guards, &first)[0];
     let mut without = |day| {
-        let others = relays(1..=3).filter(|relay| relay.identity() != gone);
+        let others = relays(1..=3).filter(|relay| relay.identity() != unlisted);
         let later = consensus_at(NOW.after(days(day)), others, &Parameters::default()).0;
         guards.update(&later, &mut rng());
         (order(&guards, &later).len(), guards.guards.len())
@@ -253,7 +262,7 @@ fn an_unlisted_guard_is_skipped_and_removed_after_twenty_days() {
     assert_eq!(without(21), (2, 2));
     let back = consensus_at(NOW.after(days(22)), relays(1..=3), &Parameters::default()).0;
     guards.update(&back, &mut rng());
-    assert_eq!(*order(&guards, &back).last().unwrap(), gone, "a guard that is listed again is added at the end");
+    assert_eq!(*order(&guards, &back).last().unwrap(), unlisted, "a guard that is listed again is added at the end");
 }
 
 #[test]

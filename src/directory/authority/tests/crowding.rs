@@ -7,9 +7,9 @@ use super::*;
 
 #[test]
 fn of_one_address_network_and_block_only_the_longest_known_relays_are_listed() {
-    for (most, place) in [(4, "20.0.0.1"), (16, "20.0.0.H"), (128, "20.0.H.1")] {
-        let mut authority = public();
-        for number in (1..=most + 1).rev() {
+    for (cap, place) in [(4, "20.0.0.1"), (16, "20.0.0.H"), (128, "20.0.H.1")] {
+        let mut authority = public_authority();
+        for number in (1..=cap + 1).rev() {
             let address = format!("{}:{number}", place.replace('H', &number.to_string()));
             insert_proved(&mut authority, number, &address, NOW.before(Duration::from_secs(1000 - u64::from(number))));
         }
@@ -17,19 +17,19 @@ fn of_one_address_network_and_block_only_the_longest_known_relays_are_listed() {
         authority.handle_timeout(NOW);
         let consensus = published(&mut authority, NOW).unwrap();
         let listed = |number| consensus.relay(&key(number).id()).is_some();
-        assert_eq!(consensus.relays().len(), usize::from(most) + 1, "{place}");
-        assert!(listed(1) && listed(most) && listed(500) && !listed(most + 1), "{place}");
+        assert_eq!(consensus.relays().len(), usize::from(cap) + 1, "{place}");
+        assert!(listed(1) && listed(cap) && listed(500) && !listed(cap + 1), "{place}");
     }
 }
 
 #[test]
-fn one_address_proves_no_more_than_eight_relays_and_new_relays_are_taken() {
-    let mut authority = public();
+fn at_most_eight_relays_are_proved_at_one_address_and_others_are_accepted() {
+    let mut authority = public_authority();
     let mut dialled = 0;
     for number in 1..=MAX_RELAYS as u16 {
         let refused = authority.handle_descriptor(
             NOW,
-            &descriptor(number, at(number, &[&format!("20.0.0.1:{}", 1000 + number)]), NOW),
+            &descriptor(number, profile_at(number, &[&format!("20.0.0.1:{}", 1000 + number)]), NOW),
             None,
         );
         assert!(refused.is_ok() || refused == Err(DescriptorError::Crowded), "{refused:?}");
@@ -46,44 +46,50 @@ fn one_address_proves_no_more_than_eight_relays_and_new_relays_are_taken() {
 
 #[test]
 fn relays_that_are_proved_at_the_same_time_do_not_exceed_the_caps() {
-    let mut authority = public();
+    let mut authority = public_authority();
     for number in 1..=7 {
-        register(&mut authority, number, at(number, &[&format!("20.0.0.1:{number}")]), NOW);
+        register(&mut authority, number, profile_at(number, &[&format!("20.0.0.1:{number}")]), NOW);
     }
     drain(&mut authority);
     for number in 8..=10 {
-        submit(&mut authority, number, at(number, &[&format!("20.0.0.1:{number}")]), NOW);
+        submit(&mut authority, number, profile_at(number, &[&format!("20.0.0.1:{number}")]), NOW);
     }
     let proofs = drain(&mut authority).proofs;
     assert_eq!(proofs.len(), 3);
     for target in &proofs {
         authority.handle_proof(NOW, target, Ok(()));
     }
-    let asked = drain(&mut authority);
-    assert_eq!((authority.listed(NOW), asked.forgotten.len(), asked.records.len()), (8, 2, 1));
-    // A relay elsewhere can't move there either.
-    register(&mut authority, 11, at(11, &["20.1.0.1:1"]), NOW);
-    let moved = authority.handle_descriptor(later(1), &descriptor(11, at(11, &["20.0.0.1:11"]), later(1)), None);
+    let actions = drain(&mut authority);
+    assert_eq!((authority.listed(NOW), actions.deleted.len(), actions.records.len()), (8, 2, 1));
+    // A relay at another address can't move to this address either.
+    register(&mut authority, 11, profile_at(11, &["20.1.0.1:1"]), NOW);
+    let moved =
+        authority.handle_descriptor(later(1), &descriptor(11, profile_at(11, &["20.0.0.1:11"]), later(1)), None);
     assert_eq!(moved, Err(DescriptorError::Crowded));
-    assert_eq!(authority.listed(later(1)), 9, "it stays where it is proved");
+    assert_eq!(authority.listed(later(1)), 9, "the relay stays listed at its old address");
 }
 
 #[test]
-fn stored_relays_beyond_the_caps_are_forgotten_the_shortest_known_first() {
+fn stored_relays_beyond_the_caps_are_deleted_the_shortest_known_first() {
     let mut before = authority(AuthorityConfig::testnet(1));
     for number in 1..=9 {
-        register(&mut before, number, at(number, &[&format!("20.0.0.1:{number}")]), later(u64::from(10 - number)));
+        register(
+            &mut before,
+            number,
+            profile_at(number, &[&format!("20.0.0.1:{number}")]),
+            later(u64::from(10 - number)),
+        );
     }
     let records = drain(&mut before).records;
-    let mut after = public();
+    let mut after = public_authority();
     after.restore(later(20), records.iter().map(Vec::as_slice), None);
-    assert_eq!((after.listed(later(20)), drain(&mut after).forgotten), (8, vec![key(1).id()]));
+    assert_eq!((after.listed(later(20)), drain(&mut after).deleted), (8, vec![key(1).id()]));
 }
 
-/// A full directory: relays 1 to 100 in one block since `first_seen` and a second more each, all others in blocks with
-/// fewer, known for longer.
-fn full(first_seen: WallTime) -> Authority {
-    let mut authority = public();
+/// An authority with the maximum number of relays. Relays 1 to 100 are in one block, and relay *n* is known from *n*
+/// seconds after `first_seen` on. All other relays are known for 1,000 s, in blocks with fewer relays.
+fn full_authority(first_seen: WallTime) -> Authority {
+    let mut authority = public_authority();
     for number in 1..=MAX_RELAYS as u16 {
         let [high, low] = number.to_be_bytes();
         let (address, since) = match number {
@@ -97,22 +103,23 @@ fn full(first_seen: WallTime) -> Authority {
 
 #[test]
 fn a_full_directory_makes_room_in_the_most_crowded_block() {
-    let mut authority = full(NOW.before(Duration::from_secs(1000)));
-    register(&mut authority, 20_000, at(20_000, &["90.0.0.1:1"]), NOW);
-    assert_eq!(drain(&mut authority).forgotten, [key(100).id()], "the youngest there");
+    let mut authority = full_authority(NOW.before(Duration::from_secs(1000)));
+    register(&mut authority, 20_000, profile_at(20_000, &["90.0.0.1:1"]), NOW);
+    assert_eq!(drain(&mut authority).deleted, [key(100).id()], "the youngest relay of that block");
     assert!(authority.relays.entry(&key(20_000).id()).unwrap().is_proved());
-    let crowded = authority.handle_descriptor(NOW, &descriptor(20_001, at(20_001, &["20.0.200.1:1"]), NOW), None);
+    let crowded =
+        authority.handle_descriptor(NOW, &descriptor(20_001, profile_at(20_001, &["20.0.200.1:1"]), NOW), None);
     assert_eq!(crowded, Err(DescriptorError::Full), "its own block is the most crowded");
 }
 
 #[test]
 fn descriptors_of_unproved_relays_displace_few_proved_ones() {
-    let mut authority = full(NOW.before(Duration::from_secs(1000)));
+    let mut authority = full_authority(NOW.before(Duration::from_secs(1000)));
     for number in 20_000..20_100 {
         let [high, low] = (number - 20_000_u16).to_be_bytes();
         _ = authority.handle_descriptor(
             NOW,
-            &descriptor(number, at(number, &[&format!("{}.{low}.0.1:1", 90 + high)]), NOW),
+            &descriptor(number, profile_at(number, &[&format!("{}.{low}.0.1:1", 90 + high)]), NOW),
             None,
         );
     }
@@ -121,12 +128,12 @@ fn descriptors_of_unproved_relays_displace_few_proved_ones() {
 
 #[test]
 fn a_relay_known_for_eight_days_is_never_displaced() {
-    let mut authority = full(NOW.before(Duration::from_secs(8 * 24 * 60 * 60 + 200)));
+    let mut authority = full_authority(NOW.before(Duration::from_secs(8 * 24 * 60 * 60 + 200)));
     for number in 101..=MAX_RELAYS as u16 {
         let [high, low] = number.to_be_bytes();
         let since = NOW.before(Duration::from_secs(9 * 24 * 60 * 60));
         insert_proved(&mut authority, number, &format!("{}.{}.0.1:1", 30 + high, low), since);
     }
-    let full = authority.handle_descriptor(NOW, &descriptor(20_000, at(20_000, &["90.0.0.1:1"]), NOW), None);
+    let full = authority.handle_descriptor(NOW, &descriptor(20_000, profile_at(20_000, &["90.0.0.1:1"]), NOW), None);
     assert_eq!(full, Err(DescriptorError::Full));
 }

@@ -1,18 +1,18 @@
-//! Tests of submissions of many publishers.
+//! Tests of descriptors from many publishers.
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
 
-/// Submits a descriptor from the machine at `from`.
+/// Submits a descriptor from the publisher at `from`.
 fn submit_from(authority: &mut Authority, from: [u8; 4], number: u16, profile: Profile, now: WallTime) {
     let publisher = Publisher::at(from.into());
     assert!(publisher.is_some());
     authority.handle_descriptor(now, &descriptor(number, profile, now), publisher).unwrap();
 }
 
-/// Lets each proof fail after 20 s, for `seconds`, except that of relay `honest`; returns the time until it was asked for.
+/// Fails each proof after 20 s, for up to `seconds`. Returns the time until the proof of relay `honest` is requested.
 fn seconds_until_proof(authority: &mut Authority, honest: u16, seconds: u64) -> Option<u64> {
     let mut running: VecDeque<(u64, DialTarget)> = VecDeque::new();
     for second in 0..seconds {
@@ -31,22 +31,22 @@ fn seconds_until_proof(authority: &mut Authority, honest: u16, seconds: u64) -> 
 }
 
 #[test]
-fn descriptors_of_one_sender_delay_no_other_relay_s_proof() {
-    let mut authority = public();
+fn descriptors_of_one_publisher_delay_no_proofs_of_others() {
+    let mut authority = public_authority();
     for number in 0..500 {
         submit_from(&mut authority, [90, 0, 0, 1], number, profile(number), NOW);
     }
     let proofs = drain(&mut authority).proofs.len();
-    assert_eq!(proofs, 4, "one network of publishers has a few proofs at a time");
+    assert_eq!(proofs, 4, "the cap on running proofs of one network of publishers");
     submit_from(&mut authority, [91, 0, 0, 1], 1_000, profile(1_000), NOW);
-    assert_eq!(drain(&mut authority).proofs, [profile(1_000).dial_target()], "at once");
+    assert_eq!(drain(&mut authority).proofs, [profile(1_000).dial_target()], "without a wait");
 }
 
 #[test]
 fn publishers_of_many_networks_and_sources_take_turns() {
-    let mut authority = public();
+    let mut authority = public_authority();
     for number in 0..640_u16 {
-        // 32 networks, one of them with an honest relay beside.
+        // 32 networks; the honest relay is in one of them.
         submit_from(&mut authority, [90, (number % 32) as u8, 0, 1], number, profile(number), NOW);
     }
     submit_from(&mut authority, [90, 31, 0, 2], 1_000, profile(1_000), NOW);
@@ -55,8 +55,8 @@ fn publishers_of_many_networks_and_sources_take_turns() {
 }
 
 #[test]
-fn new_relays_delay_no_proof_of_a_proved_one_nor_the_reverse() {
-    let mut authority = public();
+fn proofs_of_new_and_of_proved_relays_do_not_delay_each_other() {
+    let mut authority = public_authority();
     for number in 0..100 {
         insert_proved(&mut authority, number, &format!("30.{number}.0.1:1"), NOW);
     }
@@ -72,23 +72,23 @@ fn new_relays_delay_no_proof_of_a_proved_one_nor_the_reverse() {
 }
 
 #[test]
-fn a_full_directory_evicts_relays_of_the_publisher_with_most_of_them() {
-    let mut authority = public();
+fn a_full_directory_evicts_a_relay_of_the_publisher_with_the_most_unproved_ones() {
+    let mut authority = public_authority();
     submit_from(&mut authority, [91, 0, 0, 1], 0, profile(0), NOW);
     authority.handle_proof(NOW, &profile(0).dial_target(), FAILED);
     for number in 1..MAX_RELAYS as u16 {
         let descriptor = crate::directory::Descriptor { profile: profile(number), published: NOW };
-        let entry = RelayEntry::new(descriptor, &[], later(1)).from(Publisher::at([90, 0, 0, 1].into()));
+        let entry = RelayEntry::new(descriptor, &[], later(1)).with_publisher(Publisher::at([90, 0, 0, 1].into()));
         authority.relays.insert(entry);
     }
     submit_from(&mut authority, [92, 0, 0, 1], 20_000, profile(20_000), NOW);
-    let forgotten = drain(&mut authority).forgotten;
-    assert!(forgotten.len() == 1 && forgotten != [key(0).id()], "{forgotten:?}");
+    let deleted = drain(&mut authority).deleted;
+    assert!(deleted.len() == 1 && deleted != [key(0).id()], "{deleted:?}");
 }
 
 #[test]
-fn a_relay_that_publishes_without_end_causes_one_write_a_minute() {
-    let mut authority = public();
+fn descriptors_each_second_cause_one_write_a_minute_after_a_burst() {
+    let mut authority = public_authority();
     register(&mut authority, 1, profile(1), NOW);
     drain(&mut authority);
     let (mut records, mut accepted) = (0, 0);
@@ -96,32 +96,30 @@ fn a_relay_that_publishes_without_end_causes_one_write_a_minute() {
         let profile = Profile { operator: second.to_string(), ..profile(1) };
         accepted +=
             u64::from(authority.handle_descriptor(later(second), &descriptor(1, profile, later(second)), None).is_ok());
-        let asked = drain(&mut authority);
-        // The proofs are due by themselves.
-        records += asked.records.len();
+        records += drain(&mut authority).records.len();
     }
-    assert_eq!((accepted, records), (14, 14), "5 at once, and 9 in almost 10 minutes");
+    assert_eq!((accepted, records), (14, 14), "a burst of 5, and 9 in almost 10 minutes");
 }
 
 #[test]
 fn a_consensus_that_would_be_too_long_omits_the_relays_known_shortest() {
-    let mut authority = public();
-    let most = MAX_RELAYS as u16;
+    let mut authority = public_authority();
+    let all = MAX_RELAYS as u16;
     let ports: Vec<String> = (0..60).map(|port| format!("accept {}", 1000 + 2 * port)).collect();
     let exit = exit_profile(1, &ports.iter().map(String::as_str).collect::<Vec<_>>()).exit;
-    for number in 1..=most {
+    for number in 1..=all {
         let long = |text: &str| text.repeat(256);
         let (ice_ufrag, ice_password) = (long("u"), long("p"));
         let profile = Profile { ice_ufrag, ice_password, exit: exit.clone(), ..profile(number) };
         let descriptor = crate::directory::Descriptor { profile, published: NOW };
-        let mut entry = RelayEntry::new(descriptor, &[], NOW.before(Duration::from_secs(u64::from(most - number))));
-        entry.proved(NOW, Duration::from_secs(3600));
+        let mut entry = RelayEntry::new(descriptor, &[], NOW.before(Duration::from_secs(u64::from(all - number))));
+        entry.handle_proved(NOW, Duration::from_secs(3600));
         authority.relays.insert(entry);
     }
     authority.handle_timeout(NOW);
     let consensus = published(&mut authority, NOW).unwrap();
     let listed = consensus.relays().len() as u16;
-    assert!((1000..most).contains(&listed), "{listed}");
+    assert!((1000..all).contains(&listed), "{listed}");
     assert!(
         (1..=listed).all(|number| consensus.relay(&key(number).id()).is_some()),
         "the relays known for longest stay"

@@ -109,7 +109,7 @@ fn presence(gateway: u16, volunteers: &[u16], at_ms: u64) -> Vec<u8> {
 fn a_volunteer_is_listed_with_the_best_ranked_gateways_that_report_it() {
     let mut world = World::testnet(10);
     let registration = world.register(VOLUNTEER, NOW);
-    assert!(registration.gateways.is_empty(), "no gateway has confirmed the volunteer yet");
+    assert!(registration.gateways.is_empty(), "no gateway has reported the volunteer yet");
     let ranking = world.ranking(&registration.seed, VOLUNTEER);
     for gateway in [ranking[2], ranking[0], ranking[7], ranking[4]] {
         assert_eq!(
@@ -132,12 +132,12 @@ fn a_report_does_not_count_for_volunteers_that_rank_other_gateways() {
     let seed = world.register(VOLUNTEER, NOW).seed;
     let ranking = world.ranking(&seed, VOLUNTEER);
     assert_eq!(ranking.len(), RANKED_GATEWAYS);
-    let strangers = (1..=12).filter(|number| !ranking.contains(number)).collect::<Vec<_>>();
-    assert_eq!(strangers.len(), 12 - RANKED_GATEWAYS);
-    for gateway in strangers {
+    let unranked = (1..=12).filter(|number| !ranking.contains(number)).collect::<Vec<_>>();
+    assert_eq!(unranked.len(), 12 - RANKED_GATEWAYS);
+    for gateway in unranked {
         assert!(
             world.report(gateway, &[VOLUNTEER], later(1)).unwrap().volunteers.is_empty(),
-            "the gateway receives the result"
+            "the answer excludes the volunteer"
         );
     }
     assert!(world.register(VOLUNTEER, later(1)).gateways.is_empty());
@@ -174,11 +174,11 @@ fn replayed_and_older_reports_are_refused() {
     let mut world = World::testnet(3);
     world.register(VOLUNTEER, NOW);
     let at = later(1).as_unix() * 1000;
-    let there = presence(1, &[VOLUNTEER], at);
-    world.authority.handle_presence(later(1), &there).unwrap();
+    let present = presence(1, &[VOLUNTEER], at);
+    world.authority.handle_presence(later(1), &present).unwrap();
     world.authority.handle_presence(later(1), &presence(1, &[], at + 1)).unwrap();
     for (again, at) in
-        [(there.clone(), 1), (there, 2), (presence(1, &[VOLUNTEER], at + 1), 2), (presence(1, &[VOLUNTEER], 5), 2)]
+        [(present.clone(), 1), (present, 2), (presence(1, &[VOLUNTEER], at + 1), 2), (presence(1, &[VOLUNTEER], 5), 2)]
     {
         assert_eq!(world.authority.handle_presence(later(at), &again), Err(PresenceError::Older));
     }
@@ -205,7 +205,7 @@ fn a_report_counts_for_three_intervals_and_replaces_the_previous_one() {
     assert_eq!(
         (world.listed(VOLUNTEER), world.listed(VOLUNTEER + 1)),
         (None, Some(ids(&[1]))),
-        "a volunteer that is not in the report has removed"
+        "a volunteer that is not in the last report has left"
     );
     world.settle(later(3 * INTERVAL));
     assert_eq!(world.listed(VOLUNTEER + 1), Some(ids(&[1])));
@@ -243,7 +243,7 @@ fn seeds_depend_on_the_randomness_of_the_authority() {
         world.rng = ChaCha20Rng::seed_from_u64(seed);
         world.register(VOLUNTEER, NOW).seed
     };
-    assert_ne!(first(1), first(2), "gateways depend on the authority's randomness, not on the identity");
+    assert_ne!(first(1), first(2), "the same identity gets different seeds");
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn a_listed_relay_is_refused_as_a_volunteer() {
     let mut world = World::testnet(3);
     let own = volunteer(1, volunteer_profile(1), NOW);
     assert_eq!(world.register_as(NOW, &own), Err(DescriptorError::Public));
-    // A volunteer that has become a relay isn't listed either.
+    // A volunteer that the consensus lists later isn't in the volunteer list.
     world.register(VOLUNTEER, NOW);
     world.report(1, &[VOLUNTEER], NOW).unwrap();
     world.add(VOLUNTEER, profile(VOLUNTEER), NOW);
@@ -309,8 +309,8 @@ fn an_unconfirmed_volunteer_is_removed_and_a_confirmed_one_stays_until_it_is_sta
     for at in (1..lifetime + 10).step_by(30) {
         world.report(1, &[VOLUNTEER + 1], later(at)).unwrap();
         world.settle(later(at + 1));
-        let forgotten = world.authority.volunteers.entries.len() == 1;
-        assert_eq!(forgotten, at >= 59, "{at}");
+        let is_removed = world.authority.volunteers.entries.len() == 1;
+        assert_eq!(is_removed, at >= 59, "{at}");
         assert_eq!(world.listed(VOLUNTEER + 1).is_some(), at < lifetime, "{at}");
         if at + 31 > lifetime {
             return;
@@ -351,7 +351,7 @@ fn a_full_directory_evicts_unconfirmed_volunteers_after_their_minimum_stay() {
     assert_eq!(world.register_as(now, &newcomer(VOLUNTEER + 1)), Err(DescriptorError::Full));
     assert!(
         world.register_as(later(min_stay + 4), &newcomer(VOLUNTEER + 1)).is_ok(),
-        "volunteers without a recent confirmation are removed"
+        "a volunteer whose confirmation no longer counts is evicted"
     );
 }
 
@@ -455,7 +455,7 @@ fn a_flood_of_registrations_does_not_change_the_seed_of_a_registered_volunteer()
     assert_eq!(world.authority.volunteers.entries.len(), 1, "the other volunteer is removed");
     for number in 0..MAX_REMOVED_SEEDS {
         let seed = Seed::draw(NOW, &mut world.rng);
-        world.authority.volunteers.removed.insert(id(number), seed);
+        world.authority.volunteers.removed_seeds.insert(id(number), seed);
     }
     assert_eq!(world.register(VOLUNTEER, later(100)).seed, seed);
     assert_ne!(

@@ -1,4 +1,4 @@
-//! A TCP socket that counts its bytes, and shows whether its peer delays it.
+//! A TCP socket that counts its bytes, and records whether bytes to write wait for the peer.
 
 use core::{
     pin::Pin,
@@ -18,32 +18,36 @@ use tokio::{
 /// The counts of a socket.
 #[derive(Default)]
 pub(in super::super) struct Meter {
-    moved: AtomicU64,
-    blocked: AtomicBool,
+    /// Bytes read and written.
+    transferred: AtomicU64,
+    /// Whether the last write waits for the peer.
+    is_blocked: AtomicBool,
 }
 
 impl Meter {
     /// Bytes read and written.
-    pub(super) fn moved(&self) -> u64 {
-        self.moved.load(Ordering::Relaxed)
+    pub(super) fn transferred(&self) -> u64 {
+        self.transferred.load(Ordering::Relaxed)
     }
 
     /// Whether bytes to write wait for the peer.
     pub(super) fn is_blocked(&self) -> bool {
-        self.blocked.load(Ordering::Relaxed)
+        self.is_blocked.load(Ordering::Relaxed)
     }
 
     #[cfg(test)]
-    pub(super) fn block(&self) {
-        self.blocked.store(true, Ordering::Relaxed);
+    pub(super) fn set_blocked(&self) {
+        self.is_blocked.store(true, Ordering::Relaxed);
     }
 
+    /// Counts bytes read or written.
     pub(super) fn add(&self, bytes: usize) {
-        self.moved.fetch_add(u64::try_from(bytes).unwrap_or_default(), Ordering::Relaxed);
+        self.transferred.fetch_add(u64::try_from(bytes).unwrap_or_default(), Ordering::Relaxed);
     }
 
-    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.blocked.store(written.is_pending(), Ordering::Relaxed);
+    /// Records the outcome of a write, and returns it.
+    fn record_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.is_blocked.store(written.is_pending(), Ordering::Relaxed);
         if let Poll::Ready(Ok(bytes)) = &written {
             self.add(*bytes);
         }
@@ -75,7 +79,7 @@ impl AsyncRead for MeteredSocket {
 impl AsyncWrite for MeteredSocket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
-        self.meter.wrote(written)
+        self.meter.record_write(written)
     }
 
     fn poll_write_vectored(
@@ -84,7 +88,7 @@ impl AsyncWrite for MeteredSocket {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
-        self.meter.wrote(written)
+        self.meter.record_write(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -8,21 +8,24 @@ fn peer(address: &str) -> IpAddr {
     address.parse().unwrap()
 }
 
-/// Whether the connection was evicted.
+/// Whether the connection of this place was evicted.
 fn is_evicted(place: &mut HttpConnectionPlace) -> bool {
     place.evicted.try_recv() == Err(oneshot::error::TryRecvError::Closed)
 }
 
 #[test]
-fn one_network_gets_its_share_of_the_connections_and_others_theirs() {
+fn each_network_gets_its_share_of_the_connections() {
     let (connections, now) = (Connections::new(caps(100, 3)), Instant::now());
     let admit = |address: &str| connections.admit(now, peer(address));
     let mut places: Vec<_> = (1..=3).map(|host| admit(&format!("20.0.0.{host}")).unwrap()).collect();
-    assert!(admit("20.0.0.4").is_none() && admit("::ffff:20.0.0.4").is_none(), "none is slow yet");
+    assert!(
+        admit("20.0.0.4").is_none() && admit("::ffff:20.0.0.4").is_none(),
+        "no connection is old enough to be slow"
+    );
     let others = ["20.0.1.1", "2606:4700::1", "2606:4700::2", "2606:4700::3"].map(|address| admit(address).unwrap());
     assert!(admit("2606:4700:0:1::4").is_none() && admit("2606:4700:1::1").is_some());
     drop(places.pop());
-    places.push(admit("20.0.0.5").expect("a closed connection leaves its place"));
+    places.push(admit("20.0.0.5").expect("a closed connection frees its place"));
     drop((places, others));
     assert!(connections.table().open.is_empty() && connections.table().by_network.is_empty());
 }
@@ -43,7 +46,7 @@ fn at_a_cap_the_slowest_peer_is_evicted_and_no_fast_one() {
         let (connections, now) = (Connections::new(connections), Instant::now());
         let mut places: Vec<_> = (0..4).map(|_| connections.admit(now, peer("20.0.0.1")).unwrap()).collect();
         let now = now + Duration::from_secs(10);
-        let fast = usize::try_from(SLOW).unwrap() * 10;
+        let fast = usize::try_from(MIN_BYTES_PER_SECOND).unwrap() * 10;
         for (place, bytes) in places.iter().zip([fast, 900, 800, 1_000]) {
             place.meter.add(bytes);
         }
@@ -52,15 +55,15 @@ fn at_a_cap_the_slowest_peer_is_evicted_and_no_fast_one() {
         for place in &places {
             place.meter.add(fast);
         }
-        assert!(connections.admit(now, peer(network)).is_none(), "all are fast enough, or new");
-        let now = now + GRACE;
+        assert!(connections.admit(now, peer(network)).is_none(), "all connections are fast enough, or too new");
+        let now = now + MIN_RATED_AGE;
         let _next = connections.admit(now, peer(network)).unwrap();
         assert!(is_evicted(&mut newest));
     }
 }
 
 #[tokio::test]
-async fn a_slow_reader_is_ended_and_a_peer_that_waits_for_the_directory_is_not() {
+async fn the_connection_of_a_slow_reader_ends_and_that_of_a_waiting_peer_stays() {
     assert!(
         ConnectionCaps::default().slow_reader_timeout <= Duration::from_secs(5),
         "a slow reader costs a socket for seconds"
@@ -68,7 +71,12 @@ async fn a_slow_reader_is_ended_and_a_peer_that_waits_for_the_directory_is_not()
     let slow_reader_timeout = Duration::from_millis(20);
     let connections = Connections::new(ConnectionCaps { slow_reader_timeout, ..caps(4, 4) });
     let mut place = connections.admit(Instant::now(), peer("20.0.0.1")).unwrap();
-    assert!(tokio::time::timeout(slow_reader_timeout * 10, place.ended()).await.is_err(), "no bytes wait for the peer");
-    place.meter.block();
-    tokio::time::timeout(Duration::from_secs(20), place.ended()).await.expect("the slow reader stays");
+    assert!(
+        tokio::time::timeout(slow_reader_timeout * 10, place.wait_for_end()).await.is_err(),
+        "no bytes wait for the peer"
+    );
+    place.meter.set_blocked();
+    tokio::time::timeout(Duration::from_secs(20), place.wait_for_end())
+        .await
+        .expect("the connection of the slow reader stays open");
 }

@@ -1,4 +1,4 @@
-//! Tests of paths over volunteers.
+//! Tests of paths with volunteers.
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -17,11 +17,11 @@ fn full_share() -> Consensus {
 }
 
 /// Volunteers 21 to 27, each with one gateway: relays 1 to 7 in order.
-fn one_each() -> VolunteerList {
+fn one_behind_each() -> VolunteerList {
     volunteers((1..=7).map(|gateway| listed_volunteer(20 + gateway, &[gateway])))
 }
 
-/// The number of the guard that a client with this sample uses.
+/// The number of the relay that a client with this sample uses as guard.
 fn guard_of(consensus: &Consensus, guards: &GuardSample, rng: &mut ChaCha20Rng) -> u16 {
     let guard = choose(&consensus.into(), guards, &streams(2), &[], rng).unwrap().hops()[0];
     (1..=7).find(|number| id(*number) == guard).unwrap()
@@ -61,7 +61,7 @@ fn a_volunteer_is_only_the_hop_behind_its_gateway() {
 
 #[test]
 fn no_volunteer_follows_a_guard_without_volunteers_and_avoided_volunteers_are_not_used() {
-    let (consensus, list, mut rng) = (full_share(), one_each(), rng());
+    let (consensus, list, mut rng) = (full_share(), one_behind_each(), rng());
     let guards = sample(&consensus, &mut rng);
     let guards_without_volunteers: Vec<RelayId> = (1..=7).map(id).collect();
     let avoided: Vec<RelayId> = (21..=27).map(id).collect();
@@ -109,7 +109,7 @@ fn a_volunteer_is_not_on_a_path_with_an_exit_of_its_listed_family() {
 
 #[test]
 fn a_required_middle_is_used_or_there_is_no_path() {
-    let (consensus, list, mut rng) = (full_share(), one_each(), rng());
+    let (consensus, list, mut rng) = (full_share(), one_behind_each(), rng());
     let guards = sample(&consensus, &mut rng);
     for (number, guard) in [(23, Some(3)), (25, Some(5)), (6, None)] {
         let relays = Relays { middle: Some(id(number)), ..relays_of(&consensus, &list) };
@@ -130,14 +130,14 @@ fn the_replacement_of_a_middle_keeps_the_other_hops() {
     let guards = sample(&consensus, &mut rng);
     let list = many_behind(guard_of(&consensus, &guards, &mut rng));
     let relays = relays_of(&consensus, &list);
-    for volunteers in [true, false] {
+    for allow_volunteer in [true, false] {
         let path = choose(&relays, &guards, &streams(3), &[], &mut rng).unwrap();
         let (keys, _) = path.clone().into_keys();
         let gone = path.hops()[1];
-        let other = replace(&relays, &keys, 1, volunteers, &[gone], &mut rng).unwrap().hops();
-        assert_eq!([other[0], other[2]], [path.hops()[0], path.hops()[2]]);
-        assert!(!path.hops().contains(&other[1]));
-        assert_eq!(list.volunteer(&other[1]).is_some(), volunteers);
+        let replaced = replace(&relays, &keys, 1, allow_volunteer, &[gone], &mut rng).unwrap().hops();
+        assert_eq!([replaced[0], replaced[2]], [path.hops()[0], path.hops()[2]]);
+        assert!(!path.hops().contains(&replaced[1]));
+        assert_eq!(list.volunteer(&replaced[1]).is_some(), allow_volunteer);
         for position in [0, 2, 3] {
             assert_eq!(replace(&relays, &keys, position, true, &[], &mut rng), None);
         }
@@ -183,7 +183,7 @@ fn volunteers_that_fit_no_guard_do_not_change_the_guard() {
     let consensus = consensus_at(NOW, relays, &parameters).0;
     let guards = sample(&consensus, &mut rng);
     let guard = guard_of(&consensus, &guards, &mut rng);
-    // Some have the guard as their only gateway; the others state the operator of their gateway.
+    // Half of the volunteers have the guard as their only gateway. The others have the operator of their gateway.
     let list = volunteers((1000..2000).map(|number| {
         let mut volunteer = listed_volunteer(number, &[if number % 2 == 0 { 5 } else { guard }]);
         volunteer.profile.operator = if number % 2 == 0 { "one".into() } else { String::new() };
@@ -217,13 +217,13 @@ fn avoiding_all_listed_exits_at_most_doubles_the_share_of_volunteers() {
     }));
     let requirement = Requirement::three_hops(Purpose::Delegated(Delegation::Search(engine.clone())));
     let relays = relays_of(&consensus, &list);
-    let mut by_volunteers = 0;
+    let mut through_volunteers = 0;
     for _ in 0..400 {
         let path = choose(&relays, &guards, &requirement, &[id(1), id(2)], &mut rng).unwrap();
-        by_volunteers += u32::from(list.volunteer(&path.hops()[2]).is_some());
+        through_volunteers += u32::from(list.volunteer(&path.hops()[2]).is_some());
     }
     // At most twice a tenth: one choice with the avoided exits excluded, and one without.
-    assert!((20..110).contains(&by_volunteers), "{by_volunteers} of 400");
+    assert!((20..110).contains(&through_volunteers), "{through_volunteers} of 400");
 }
 
 #[test]
@@ -233,11 +233,11 @@ fn few_volunteers_get_at_most_their_proportion() {
     let guard = guard_of(&consensus, &guards, &mut rng);
     let list = volunteers([listed_volunteer(21, &[guard])]);
     let relays = relays_of(&consensus, &list);
-    let mut over = 0;
+    let mut through_volunteer = 0;
     for _ in 0..400 {
         let path = choose(&relays, &guards, &streams(3), &[], &mut rng).unwrap();
-        over += u32::from(path.hops()[1] == id(21));
+        through_volunteer += u32::from(path.hops()[1] == id(21));
     }
     // One of six candidates.
-    assert!((30..110).contains(&over), "{over} of 400");
+    assert!((30..110).contains(&through_volunteer), "{through_volunteer} of 400");
 }

@@ -12,9 +12,9 @@ use crate::directory::{
 const RELAYS: u16 = 400;
 const DAYS: u32 = 30;
 const CLIENTS: u64 = 40;
-const CIRCUITS_A_DAY: usize = 100;
-/// Circuits that fail for no one's fault.
-const NATURAL: f64 = 0.03;
+const CIRCUITS_PER_DAY: usize = 100;
+/// The probability that a circuit fails though no relay is hostile.
+const NATURAL_FAILURES: f64 = 0.03;
 
 /// Consensuses of thirty days, and the identities of their relays.
 fn days() -> (Vec<Consensus>, Vec<RelayId>) {
@@ -25,44 +25,46 @@ fn days() -> (Vec<Consensus>, Vec<RelayId>) {
     ((0..DAYS).map(consensus).collect(), (1..=RELAYS).map(|number| key(number).id()).collect())
 }
 
-/// A client, and its first primaries.
-struct Simulated {
+/// A client, and its initial primaries.
+struct SimulatedClient {
     guards: GuardSample,
-    first: Vec<RelayId>,
+    primaries: Vec<RelayId>,
     rng: ChaCha20Rng,
 }
 
-impl Simulated {
+impl SimulatedClient {
     fn new(seed: u64, consensus: &Consensus) -> Self {
         let (mut guards, mut rng) = (GuardSample::default(), ChaCha20Rng::seed_from_u64(seed));
         guards.update(consensus, &mut rng);
-        let first = guards.primaries().map(|guard| guard.identity).collect();
-        Self { guards, first, rng }
+        let primaries = guards.primaries().map(|guard| guard.identity).collect();
+        Self { guards, primaries, rng }
     }
 
-    fn count(&mut self, guard: RelayId, next: RelayId, works: impl Fn(&RelayId, &RelayId) -> f64) {
-        let built = self.rng.random::<f64>() < works(&guard, &next) * (1.0 - NATURAL);
+    /// Counts a circuit that is built with the probability of `probability`, less natural failures.
+    fn count(&mut self, guard: RelayId, next: RelayId, probability: impl Fn(&RelayId, &RelayId) -> f64) {
+        let built = self.rng.random::<f64>() < probability(&guard, &next) * (1.0 - NATURAL_FAILURES);
         self.guards.handle_circuit(&guard, Some(next), built);
     }
 
-    /// Lives through all days, in a network in which `works` returns the chance of a circuit over a guard and a next
-    /// relay.
-    fn live(&mut self, days: &[Consensus], relays: &[RelayId], works: impl Fn(&RelayId, &RelayId) -> f64) {
+    /// Builds the circuits of all `days`. `probability` returns the probability that a circuit over a guard and a next
+    /// relay is built.
+    fn run(&mut self, days: &[Consensus], relays: &[RelayId], probability: impl Fn(&RelayId, &RelayId) -> f64) {
         for consensus in days {
             self.guards.update(consensus, &mut self.rng);
-            for _ in 0..CIRCUITS_A_DAY {
+            for _ in 0..CIRCUITS_PER_DAY {
                 let guard = self.guards.primaries().next().unwrap().identity;
                 let next = relays[self.rng.random_range(0..relays.len())];
                 if next != guard {
-                    self.count(guard, next, &works);
+                    self.count(guard, next, &probability);
                 }
                 if let Some((guard, next)) = self.guards.measurement(consensus, &mut self.rng) {
-                    self.count(guard.identity(), next, &works);
+                    self.count(guard.identity(), next, &probability);
                 }
             }
         }
     }
 
+    /// Whether `guard` is still a primary.
     fn has(&self, guard: &RelayId) -> bool {
         self.guards.primaries().any(|it| it.identity == *guard)
     }
@@ -72,13 +74,13 @@ impl Simulated {
 fn honest_guards_are_kept_though_half_of_the_middles_fail_circuits_behind_them() {
     let (days, relays) = days();
     for seed in 0..CLIENTS {
-        let mut client = Simulated::new(seed, &days[0]);
-        let guard = client.first[0];
-        // The worst case: hostile middles work behind every guard except the one that they want to push out.
+        let mut client = SimulatedClient::new(seed, &days[0]);
+        let guard = client.primaries[0];
+        // The worst case: hostile middles work behind every guard except the attacked one.
         let hostile: BTreeSet<RelayId> = relays.iter().step_by(2).copied().collect();
-        let works = |by: &RelayId, next: &RelayId| if *by == guard && hostile.contains(next) { 0.0 } else { 1.0 };
-        client.live(&days, &relays, works);
-        assert!(client.first.clone().iter().all(|guard| client.has(guard)), "seed {seed}");
+        let probability = |by: &RelayId, next: &RelayId| if *by == guard && hostile.contains(next) { 0.0 } else { 1.0 };
+        client.run(&days, &relays, probability);
+        assert!(client.primaries.clone().iter().all(|guard| client.has(guard)), "seed {seed}");
     }
 }
 
@@ -87,28 +89,28 @@ fn a_guard_that_fails_circuits_to_all_but_its_accomplices_is_replaced() {
     let (days, relays) = days();
     let mut replaced = 0;
     for seed in 0..CLIENTS {
-        let mut client = Simulated::new(seed, &days[0]);
-        let guard = client.first[0];
+        let mut client = SimulatedClient::new(seed, &days[0]);
+        let guard = client.primaries[0];
         // One circuit of ten ends at an accomplice.
-        client.live(&days, &relays, |by, _| if *by == guard { 0.1 } else { 1.0 });
+        client.run(&days, &relays, |by, _| if *by == guard { 0.1 } else { 1.0 });
         replaced += u64::from(!client.has(&guard));
-        assert!(client.has(&client.first[1].clone()), "seed {seed}");
+        assert!(client.has(&client.primaries[1].clone()), "seed {seed}");
     }
     assert!(replaced * 10 >= CLIENTS * 9, "{replaced} of {CLIENTS} replaced the guard");
 }
 
 #[test]
-fn a_network_that_fails_behind_every_guard_replaces_none() {
+fn circuits_that_fail_behind_every_guard_remove_no_guard() {
     let (days, relays) = days();
-    let mut client = Simulated::new(1, &days[0]);
-    client.live(&days[..27], &relays, |_, _| 0.1);
+    let mut client = SimulatedClient::new(1, &days[0]);
+    client.run(&days[..27], &relays, |_, _| 0.1);
     assert_eq!(client.guards.suspects(&days[0]).count(), 1, "the guard is suspect");
-    assert!(client.first.clone().iter().all(|guard| client.has(guard)));
+    assert!(client.primaries.clone().iter().all(|guard| client.has(guard)));
 }
 
 #[test]
-fn only_failures_in_twenty_blocks_of_addresses_replace_a_guard() {
-    for (blocks, is_replaced) in [(19, false), (20, true)] {
+fn a_guard_is_removed_only_for_failing_relays_in_twenty_address_blocks() {
+    for (blocks, removed) in [(19, false), (20, true)] {
         let relays = (1..=200).map(|number| {
             let mut profile = profile(number);
             let block = u8::try_from(number % blocks).unwrap();
@@ -116,34 +118,34 @@ fn only_failures_in_twenty_blocks_of_addresses_replace_a_guard() {
             listed(profile)
         });
         let consensus = consensus_at(NOW, relays, &Parameters::default()).0;
-        let mut client = Simulated::new(2, &consensus);
-        let (first, second) = (client.first[0], client.first[1]);
+        let mut client = SimulatedClient::new(2, &consensus);
+        let (first, second) = (client.primaries[0], client.primaries[1]);
         for next in (1..=200).map(|number| key(number).id()) {
-            for _ in 0..MIN_CIRCUITS {
+            for _ in 0..MIN_RATED_CIRCUITS {
                 client.guards.handle_circuit(&first, Some(next), false);
                 client.guards.handle_circuit(&second, Some(next), true);
             }
         }
         client.guards.update(&consensus, &mut client.rng);
-        assert_eq!(!client.has(&first), is_replaced, "{blocks} blocks");
+        assert_eq!(!client.has(&first), removed, "{blocks} blocks");
     }
 }
 
 #[test]
 fn a_relay_that_fails_behind_one_guard_is_avoided_there_alone() {
     let (days, relays) = days();
-    let mut client = Simulated::new(3, &days[0]);
-    let (first, second) = (client.first[0], client.first[1]);
-    for _ in 0..MIN_CIRCUITS {
+    let mut client = SimulatedClient::new(3, &days[0]);
+    let (first, second) = (client.primaries[0], client.primaries[1]);
+    for _ in 0..MIN_RATED_CIRCUITS {
         client.guards.handle_circuit(&first, Some(relays[7]), false);
         client.guards.handle_circuit(&first, Some(relays[8]), true);
         client.guards.handle_circuit(&second, Some(relays[7]), true);
     }
     assert_eq!(client.guards.avoided_next(&days[0], &first), [relays[7]]);
     assert_eq!(client.guards.avoided_next(&days[0], &second), []);
-    // More than a quarter of all relays: rather the guard's fault.
+    // If more than a quarter of all relays fail, the guard is the more likely cause.
     for next in &relays[..=101] {
-        for _ in 0..MIN_CIRCUITS {
+        for _ in 0..MIN_RATED_CIRCUITS {
             client.guards.handle_circuit(&first, Some(*next), false);
         }
     }
@@ -153,9 +155,9 @@ fn a_relay_that_fails_behind_one_guard_is_avoided_there_alone() {
 #[test]
 fn an_early_end_makes_a_built_circuit_a_failed_one() {
     let (days, relays) = days();
-    let mut client = Simulated::new(4, &days[0]);
-    let guard = client.first[0];
-    for _ in 0..MIN_CIRCUITS {
+    let mut client = SimulatedClient::new(4, &days[0]);
+    let guard = client.primaries[0];
+    for _ in 0..MIN_RATED_CIRCUITS {
         client.guards.handle_circuit(&guard, Some(relays[7]), true);
         client.guards.handle_early_end(&guard, Some(relays[7]));
     }
@@ -165,8 +167,8 @@ fn an_early_end_makes_a_built_circuit_a_failed_one() {
 #[test]
 fn counts_of_pairs_are_capped_stored_and_halved_after_two_weeks() {
     let (days, relays) = days();
-    let mut client = Simulated::new(5, &days[0]);
-    let guard = client.first[0];
+    let mut client = SimulatedClient::new(5, &days[0]);
+    let guard = client.primaries[0];
     for _ in 0..3 {
         client.guards.handle_circuit(&guard, Some(relays[7]), true);
     }
@@ -175,15 +177,15 @@ fn counts_of_pairs_are_capped_stored_and_halved_after_two_weeks() {
     }
     let count = |guards: &GuardSample| {
         let guard = guards.guards.iter().find(|it| it.identity == guard).unwrap();
-        (guard.next.len(), guard.next.pairs.get(&relays[7]).map(|count| count.begun))
+        (guard.next_relays.len(), guard.next_relays.pairs.get(&relays[7]).map(|count| count.begun))
     };
-    assert_eq!(count(&client.guards), (MAX_NEXT, Some(3)), "the pairs with the fewest circuits are evicted");
+    assert_eq!(count(&client.guards), (MAX_NEXT_RELAYS, Some(3)), "the pairs with the fewest circuits are evicted");
     let encoded = client.guards.encode();
     assert!(encoded.len() < 80_000, "{}", encoded.len());
     let mut guards = GuardSample::decode(&encoded).unwrap();
-    assert_eq!(count(&guards), (MAX_NEXT, Some(3)));
+    assert_eq!(count(&guards), (MAX_NEXT_RELAYS, Some(3)));
     guards.update(&days[13], &mut client.rng);
-    assert_eq!(count(&guards), (MAX_NEXT, Some(3)));
+    assert_eq!(count(&guards), (MAX_NEXT_RELAYS, Some(3)));
     guards.update(&days[14], &mut client.rng);
     assert_eq!(count(&guards), (1, Some(1)));
 }
