@@ -36,8 +36,8 @@ pub trait Transport {
     fn poll_timeout(&self) -> Option<Instant>;
 }
 
-/// Exchanges events and requests between `machine` and `transport` until neither has more. The caller must then send the
-/// transport's output and poll both deadlines.
+/// Exchanges events and requests between `machine` and `transport` until neither has more. The caller must then send
+/// the transport's output and poll both deadlines.
 pub fn settle(now: Instant, machine: &mut impl LinkMachine, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
     loop {
         while let Some(event) = transport.poll_link_event() {

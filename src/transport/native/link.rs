@@ -66,7 +66,7 @@ impl StdClock {
         self.0.checked_add(Duration::from_nanos(at.as_nanos())).unwrap_or(self.0)
     }
 
-    fn to_instant(self, at: StdInstant) -> Instant {
+    fn instant_at(self, at: StdInstant) -> Instant {
         Instant::START.after(at.saturating_duration_since(self.0))
     }
 }
@@ -366,7 +366,7 @@ impl Link {
             LinkStage::Ended(_) => return None,
         };
         let sctp = self.sctp.as_ref().and_then(|sctp| sctp.poll_timeout());
-        let dtls = self.dtls.poll_timeout().map(|at| clock.to_instant(at));
+        let dtls = self.dtls.poll_timeout().map(|at| clock.instant_at(at));
         [dtls, sctp].into_iter().flatten().fold(own, Ord::min).into()
     }
 
