@@ -33,7 +33,7 @@ pub enum NotCounted {
     #[error("older than the one in use")]
     Older,
     /// A different document with the same date is in use: the authorities have signed both.
-    #[error("differs from the document in use, which has the same date; the authorities have signed both")]
+    #[error("differs from the document in use, which has the same date; the authorities contradict themselves")]
     Conflicting,
 }
 
