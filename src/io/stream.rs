@@ -128,7 +128,7 @@ impl Drop for Stream {
         let mut state = self.shared.lock();
         state.dropped.get_or_insert(EndReason::Reset);
         state.received.clear();
-        self.shared.forget_unread(usize::MAX);
+        self.shared.forget_unread(&mut state, usize::MAX);
         self.shared.enqueue(&mut state);
     }
 }
@@ -186,7 +186,9 @@ impl StreamReader {
     }
 
     fn report_consumed_locked(&mut self, state: &mut DuplexState) {
-        state.consumed = state.consumed.saturating_add(core::mem::take(&mut self.unreported));
+        let consumed = core::mem::take(&mut self.unreported);
+        self.shared.forget_unread(state, consumed);
+        state.consumed = state.consumed.saturating_add(consumed);
         if state.consumed >= CONSUMED_STEP {
             self.shared.enqueue(state);
         }
@@ -218,7 +220,6 @@ impl StreamReader {
         if let Some(chunk) = self.chunks.front_mut() {
             let amount = amount.min(chunk.len());
             chunk.advance(amount);
-            self.shared.forget_unread(amount);
             self.unreported = self.unreported.saturating_add(amount);
             if chunk.is_empty() {
                 self.chunks.pop_front();
@@ -346,8 +347,6 @@ struct StreamShared {
     id: u64,
     /// The queue of streams with pending output for the core.
     queue: mpsc::UnboundedSender<Arc<StreamShared>>,
-    /// Bytes from the other end that the reader has not read.
-    unread: AtomicUsize,
     /// The unread bytes of all streams of the hub.
     all_unread: Arc<AtomicUsize>,
     state: Mutex<DuplexState>,
@@ -357,6 +356,8 @@ struct StreamShared {
 struct DuplexState {
     /// Bytes from the other end that are not read yet; at most the stream's credit.
     received: VecDeque<BytesMut>,
+    /// The number of bytes from the other end that the reader has not reported as read.
+    unread: usize,
     /// Whether the other end finished cleanly. All its bytes have then been appended to `received`.
     peer_finished: bool,
     /// The stream failed for this reason; no bytes move in either direction.
@@ -389,17 +390,15 @@ impl StreamShared {
     }
 
     /// Counts pushed bytes.
-    fn add_unread(&self, bytes: usize) {
-        self.unread.fetch_add(bytes, Ordering::Relaxed);
+    fn add_unread(&self, state: &mut DuplexState, bytes: usize) {
+        state.unread = state.unread.saturating_add(bytes);
         self.all_unread.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Counts `bytes` as read, or as many as are counted as unread.
-    fn forget_unread(&self, bytes: usize) {
-        // Discarded bytes are forgotten already.
-        let unread =
-            self.unread.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unread| Some(unread.saturating_sub(bytes)));
-        let forgotten = unread.unwrap_or_default().min(bytes);
+    /// Counts `bytes` as read, or as many as are counted as unread. Discarded bytes are counted as read already.
+    fn forget_unread(&self, state: &mut DuplexState, bytes: usize) {
+        let forgotten = state.unread.min(bytes);
+        state.unread = state.unread.saturating_sub(forgotten);
         self.all_unread.fetch_sub(forgotten, Ordering::Relaxed);
     }
 

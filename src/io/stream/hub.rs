@@ -61,7 +61,6 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         let shared = Arc::new(StreamShared {
             id: id.into(),
             queue: self.queue.clone(),
-            unread: AtomicUsize::new(0),
             all_unread: Arc::clone(&self.unread),
             state,
         });
@@ -85,7 +84,7 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
             let mut state = shared.lock();
             if state.dropped.is_none() {
                 state.append(bytes);
-                shared.add_unread(bytes.len());
+                shared.add_unread(&mut state, bytes.len());
                 self.readers.extend(state.reader_waker.take());
             }
         }
@@ -99,7 +98,7 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
 
     /// The streams with unread bytes, and their number.
     pub(crate) fn unread_streams(&self) -> impl Iterator<Item = (Id, usize)> + '_ {
-        let unread = self.streams.iter().map(|(id, shared)| (*id, shared.unread.load(Ordering::Relaxed)));
+        let unread = self.streams.iter().map(|(id, shared)| (*id, shared.lock().unread));
         unread.filter(|(_, unread)| *unread > 0)
     }
 
@@ -126,8 +125,8 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
                 let mut state = shared.lock();
                 state.discarded = true;
                 state.received.clear();
+                shared.forget_unread(&mut state, usize::MAX);
             }
-            shared.forget_unread(usize::MAX);
             fail(&shared, reason);
         }
     }
