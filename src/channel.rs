@@ -10,6 +10,7 @@
 //! queue is capped, and a violation closes the channel.
 
 mod channels;
+mod eviction;
 mod handshake;
 mod hello;
 mod queue;
@@ -36,12 +37,12 @@ pub const QUEUE_LOW: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelId(pub(crate) LinkId);
 
-/// The circuit or channel that the owner must end, because more cells are queued than a node may hold.
+/// A circuit or channel that the relay must end, because more cells are queued than a node may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Eviction {
-    /// The owner ends this circuit.
+    /// The relay ends this circuit.
     Circuit(ChannelId, CircuitId),
-    /// The owner closes this channel.
+    /// The relay closes this channel.
     Channel(ChannelId),
 }
 
@@ -72,7 +73,7 @@ pub struct ChannelParameters {
     /// Maximum queued cells of one circuit on one channel; at the cap the caller of [`Channels::send`] ends the
     /// circuit. Must exceed the largest congestion window. Default 16,896 (16.5 MiB).
     pub circuit_queue: usize,
-    /// Maximum queued cells of all channels. Beyond the cap, [`Channels::eviction`] selects a circuit or channel to
+    /// Maximum queued cells of all channels. Beyond the cap, [`Channels::evictions`] selects circuits and channels to
     /// end. Default 131,072 (128 MiB).
     pub queued: usize,
     /// Timeout from the dial to the open link. Default 10 s.

@@ -61,7 +61,7 @@ use std::sync::Arc;
 use rand::CryptoRng;
 
 use crate::{
-    base::{Allowances, Instant, LinkEvent, LinkMachine, Owner, RelayId, Transmit},
+    base::{Allowances, CircuitId, Instant, LinkEvent, LinkMachine, Owner, RelayId, Transmit},
     channel::{ChannelEvent, ChannelId, Channels, Eviction, LocalRole},
     crypto::{IdentityKey, OnionPublic, OnionSecret},
     delegated::limits::RequestOwner,
@@ -289,17 +289,30 @@ impl Relay {
             while let Some(event) = self.channels.poll_event() {
                 self.handle_channel_event(now, event, rng);
             }
-            match self.channels.eviction() {
-                Some(Eviction::Circuit(channel, circuit)) => {
-                    match self.table.find(CircuitEndpoint { channel, circuit }) {
-                        Some((key, _)) => self.end(now, key),
-                        None => self.destroy(now, CircuitEndpoint { channel, circuit }),
+            let evictions = self.channels.evictions(|channel, circuit| self.owner_of_cells(channel, circuit));
+            if evictions.is_empty() {
+                return;
+            }
+            for eviction in evictions {
+                match eviction {
+                    Eviction::Circuit(channel, circuit) => {
+                        match self.table.find(CircuitEndpoint { channel, circuit }) {
+                            Some((key, _)) => self.end(now, key),
+                            None => self.destroy(now, CircuitEndpoint { channel, circuit }),
+                        }
                     }
+                    Eviction::Channel(channel) => self.channels.close(channel),
                 }
-                Some(Eviction::Channel(channel)) => self.channels.close(channel),
-                None => return,
             }
         }
+    }
+
+    /// The owner of queued cells: the owner that opened the circuit. Cells without a circuit of this relay belong to
+    /// the neighbour at the other end of the channel.
+    fn owner_of_cells(&self, channel: ChannelId, circuit: Option<CircuitId>) -> Option<Owner> {
+        let found = circuit.and_then(|circuit| self.table.find(CircuitEndpoint { channel, circuit }));
+        let circuit = found.and_then(|(key, _)| self.table.circuit(key));
+        circuit.map(|circuit| circuit.owner).or_else(|| self.owner(channel))
     }
 
     fn handle_channel_event(&mut self, now: Instant, event: ChannelEvent, rng: &mut dyn CryptoRng) {

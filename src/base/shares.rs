@@ -119,13 +119,23 @@ impl Shares {
     /// As [`check`](Self::check); then nothing is taken.
     pub fn take(&mut self, owner: &Owner) -> Result<(), AtCap> {
         self.check(owner)?;
-        self.set(owner, self.held(owner).saturating_add(1));
+        self.add(owner, 1);
         Ok(())
     }
 
     /// Releases a unit of `owner`.
     pub fn release(&mut self, owner: &Owner) {
-        self.set(owner, self.held(owner).saturating_sub(1));
+        self.subtract(owner, 1);
+    }
+
+    /// Adds units of `owner`, whatever its share and the cap.
+    pub fn add(&mut self, owner: &Owner, units: usize) {
+        self.set(owner, self.held(owner).saturating_add(units));
+    }
+
+    /// Releases several units of `owner`.
+    pub fn subtract(&mut self, owner: &Owner, units: usize) {
+        self.set(owner, self.held(owner).saturating_sub(units));
     }
 
     /// The units of an owner.
@@ -142,6 +152,15 @@ impl Shares {
             Holder::Owner(owner) => Some(owner),
             Holder::Network(network) => self.by_network.get(&network)?.1.last().map(|(_, owner)| *owner),
         }
+    }
+
+    /// A measure that orders owners: the fraction of the share that the owner or its network holds, whichever is
+    /// larger, and then the units of the owner. [`fullest`](Self::fullest) has the highest.
+    #[must_use]
+    pub fn fullness(&self, owner: &Owner) -> (usize, usize) {
+        let held = self.held(owner);
+        let of_network = owner.network().map_or(0, |network| self.of_network(&network));
+        (held.saturating_mul(owner.divisor()).max(of_network.saturating_mul(LARGE_DIVISOR)), held)
     }
 
     fn of_network(&self, network: &AddressPrefix) -> usize {
@@ -271,6 +290,7 @@ mod tests {
                 });
                 let highest = shares.order.last().map_or(0, |(highest, _)| *highest);
                 prop_assert_eq!(highest, fullness_of_all.max().unwrap_or(0));
+                prop_assert!(shares.fullest().is_none_or(|owner| shares.fullness(&owner).0 == highest));
                 prop_assert_eq!(shares.by_owner.len(), expected.values().filter(|units| **units > 0).count());
                 prop_assert_eq!(shares.fullest().is_some(), !shares.is_empty());
             }

@@ -15,6 +15,7 @@ use crate::{
 
 use super::{
     ChannelError, ChannelEvent, ChannelId, ChannelOpenError, ChannelParameters, Eviction, LocalRole, QueueFull,
+    eviction::Candidates,
     state::{Channel, TimeoutAction},
 };
 
@@ -25,6 +26,8 @@ const SIMULTANEOUS_INTERVAL: Duration = Duration::from_secs(10);
 /// Maximum retiring channels to one relay. At the cap this node dials no other channel to that relay: the youngest
 /// retiring channel takes new circuits until its link ends. The cap bounds the ports that a node uses for dialling.
 const MAX_RETIRING: usize = 2;
+/// Divisor of the cap on queued cells for the cells that are free after evictions: a sixteenth.
+const FREED_DIVISOR: usize = 16;
 
 /// All channels of a node, by link and, for channels to relays, also by identity.
 ///
@@ -334,35 +337,41 @@ impl Channels {
         }
     }
 
-    /// The circuit or channel that the owner must end, if more cells are queued than this node may hold. Of the live
-    /// circuits with at least two cells on any channel, it is the circuit whose first cell has waited longest. Without
-    /// such a circuit, or if most cells belong to no live circuit (refusals), it is the channel with the most of those
-    /// cells.
+    /// The circuits and channels that the relay must end, if more cells are queued than this node may hold; otherwise
+    /// none. `owner` returns the owner of a circuit on a channel, and without a circuit the owner of the cells that
+    /// belong to no live circuit (refusals). Without a result, the owner is the source of the other end's address.
     ///
-    /// To end an honest circuit, an attacker must fill this node's memory with cells that have waited for a shorter
-    /// time. Such an attack needs bandwidth; more addresses don't help. Visits every circuit. The owner ends the result
-    /// and calls again.
+    /// The owner that is closest to its share loses its circuit whose first cell has waited longest. If most of its
+    /// cells belong to no live circuit, it loses the channel with the most of those cells. This repeats until a
+    /// sixteenth of the cap is free. So the next visit of all circuits with queued cells follows after as many new cells.
     #[must_use]
-    pub fn eviction(&self) -> Option<Eviction> {
-        if self.queued <= self.parameters.queued {
-            return None;
+    pub fn evictions(&self, owner: impl Fn(ChannelId, Option<CircuitId>) -> Option<Owner>) -> Vec<Eviction> {
+        let cap = self.parameters.queued;
+        if self.queued <= cap {
+            return Vec::new();
         }
-        let mut longest: Option<(u64, ChannelId, CircuitId)> = None;
-        let (mut most_ended, mut ended) = ((0, 0, None), 0_usize);
+        let mut candidates = Candidates::default();
         for (id, channel) in &self.channels {
-            let of_channel = channel.queue().ended_cells();
-            ended = ended.saturating_add(of_channel);
-            most_ended = most_ended.max((of_channel, channel.queue().len(), Some(*id)));
-            if let Some((serial, circuit)) = channel.queue().longest_waiting()
-                && longest.is_none_or(|(other, ..)| serial < other)
-            {
-                longest = Some((serial, *id, circuit));
+            let owner_of = |circuit| owner(*id, circuit).unwrap_or_else(|| channel.owner());
+            let mut ended = 0_usize;
+            for queued in channel.queue().queued_cells() {
+                if queued.live {
+                    candidates.add_circuit(owner_of(Some(queued.circuit)), *id, &queued);
+                } else {
+                    ended = ended.saturating_add(queued.cells);
+                }
+            }
+            if ended > 0 {
+                candidates.add_ended(owner_of(None), *id, ended);
             }
         }
-        match longest {
-            Some((_, id, circuit)) if ended <= self.queued / 2 => Some(Eviction::Circuit(id, circuit)),
-            _ => most_ended.2.map(Eviction::Channel),
+        let mut evictions = candidates.select(self.queued.saturating_sub(cap.saturating_sub(cap / FREED_DIVISOR)));
+        if evictions.is_empty() {
+            // All cells are the only ones of their live circuits.
+            let most = self.channels.iter().map(|(id, channel)| (channel.queue().len(), *id)).max();
+            evictions.extend(most.map(|(_, id)| Eviction::Channel(id)));
         }
+        evictions
     }
 
     /// Closes a channel; [`ChannelEvent::Closed`] follows if it was open.

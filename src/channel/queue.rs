@@ -46,6 +46,15 @@ struct CircuitQueue {
     refused: bool,
 }
 
+/// The queued cells of one circuit: at least one.
+pub(super) struct QueuedCells {
+    pub(super) circuit: CircuitId,
+    pub(super) live: bool,
+    pub(super) cells: usize,
+    /// The serial number of the first cell.
+    pub(super) first_serial: u64,
+}
+
 /// The next cell to send.
 pub(super) struct NextCell {
     pub(super) cell: Cell,
@@ -197,17 +206,13 @@ impl FairQueue {
         }
     }
 
-    /// The serial number of the longest waiting first cell of a live circuit, and that circuit. Circuits with one cell
-    /// are ignored: their end frees no memory, because a DESTROY replaces the cell. Visits every circuit.
-    pub(super) fn longest_waiting(&self) -> Option<(u64, CircuitId)> {
-        let queues = self.entries.iter().map(|(_, queue)| queue);
-        let evictable = queues.filter(|queue| queue.live && queue.cells.len() > 1);
-        evictable.filter_map(|queue| Some((queue.cells.front()?.0, queue.circuit))).min()
-    }
-
-    /// Queued cells of circuits that are not live, such as refusals. Visits every circuit.
-    pub(super) fn ended_cells(&self) -> usize {
-        self.entries.iter().filter(|(_, queue)| !queue.live).map(|(_, queue)| queue.cells.len()).sum()
+    /// The circuits with queued cells, live or not. Visits only these, and a few whose queue is empty by now.
+    pub(super) fn queued_cells(&self) -> impl Iterator<Item = QueuedCells> {
+        self.quiet.iter().chain(&self.busy).filter_map(|slot| {
+            let CircuitQueue { circuit, cells, live, .. } = self.entries.get(*slot)?;
+            let (first_serial, _) = cells.front()?;
+            Some(QueuedCells { circuit: *circuit, live: *live, cells: cells.len(), first_serial: *first_serial })
+        })
     }
 
     fn entry(&self, circuit: CircuitId) -> Option<&CircuitQueue> {

@@ -462,6 +462,10 @@ proptest! {
                 },
             }
             prop_assert_eq!(queue.len(), model.values().map(VecDeque::len).sum::<usize>());
+            let listed: BTreeMap<_, _> =
+                queue.queued_cells().map(|queued| (queued.circuit.value(), (queued.first_serial, queued.cells))).collect();
+            let expected = model.iter().filter_map(|(number, cells)| Some((*number, (*cells.front()?, cells.len()))));
+            prop_assert_eq!(listed, expected.collect::<BTreeMap<_, _>>());
         }
     }
 }

@@ -4,6 +4,7 @@
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
+use crate::base::Owner;
 
 #[test]
 fn cells_of_a_circuit_arrive_in_order_and_in_its_lane() {
@@ -146,6 +147,16 @@ fn unread_refusals_beyond_the_cap_close_the_channel() {
     assert!(pair.b.sent.contains_close());
 }
 
+/// The evictions if each owner is the source of the other end's address.
+fn evictions(node: &Node) -> Vec<Eviction> {
+    node.channels.evictions(|_, _| None)
+}
+
+/// A source in the network with this number.
+fn source(network: u8) -> Owner {
+    Owner::of_address([198, 51, network, 1].into())
+}
+
 #[test]
 fn above_the_cap_the_longest_waiting_circuit_is_evicted() {
     let parameters = ChannelParameters { queued: 10, ..ChannelParameters::default() };
@@ -155,11 +166,11 @@ fn above_the_cap_the_longest_waiting_circuit_is_evicted() {
     let second = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
     (0..2).for_each(|tag| pair.a.channels.send(channel, cell(first, tag)).unwrap());
     (0..8).for_each(|tag| pair.a.channels.send(channel, cell(second, tag)).unwrap());
-    assert_eq!(pair.a.channels.eviction(), None);
+    assert_eq!(evictions(&pair.a), []);
     pair.a.channels.send(channel, cell(second, 9)).unwrap();
-    assert_eq!(pair.a.channels.eviction(), Some(Eviction::Circuit(channel, first)));
+    assert_eq!(evictions(&pair.a), [Eviction::Circuit(channel, first)]);
     pair.a.channels.send(channel, Cell::destroy(second)).unwrap();
-    assert_eq!(pair.a.channels.eviction(), None);
+    assert_eq!(evictions(&pair.a), []);
 }
 
 #[test]
@@ -177,10 +188,55 @@ fn above_the_cap_unread_circuits_are_evicted_before_a_longer_queue_that_is_read(
     (0..20).for_each(|tag| pair.a.channels.send(stalled, cell(first, tag)).unwrap());
     (0..20).for_each(|tag| pair.a.channels.send(other, cell(second, tag)).unwrap());
     (0..61).for_each(|tag| pair.a.channels.send(honest, cell(read, tag)).unwrap());
-    assert_eq!(pair.a.channels.eviction(), Some(Eviction::Circuit(stalled, first)));
+    assert_eq!(evictions(&pair.a), [Eviction::Circuit(stalled, first)]);
     pair.a.channels.send(stalled, Cell::destroy(first)).unwrap();
     (0..20).for_each(|tag| pair.a.channels.send(honest, cell(read, tag)).unwrap());
-    assert_eq!(pair.a.channels.eviction(), Some(Eviction::Circuit(other, second)));
+    assert_eq!(evictions(&pair.a), [Eviction::Circuit(other, second)]);
+}
+
+#[test]
+fn above_the_cap_the_fullest_owner_loses_its_longest_waiting_circuits() {
+    let parameters = ChannelParameters { queued: 160, ..ChannelParameters::default() };
+    let (mut pair, channel) = client_and_relay_with(parameters, ChannelParameters::default());
+    pair.room(1, 0);
+    let circuits: Vec<_> = (0..12).map(|_| pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap()).collect();
+    let (honest, hostile) = circuits.split_at(4);
+    // The cells of the honest circuits have waited longest.
+    for (circuits, cells) in [(honest, 8), (hostile, 16)] {
+        for circuit in circuits {
+            (0..cells).for_each(|tag| pair.a.channels.send(channel, cell(*circuit, tag)).unwrap());
+        }
+    }
+    assert_eq!(evictions(&pair.a), []);
+    pair.a.channels.send(channel, cell(honest[0], 9)).unwrap();
+    let owner = |_, circuit: Option<CircuitId>| {
+        let is_hostile = circuit.is_some_and(|circuit| hostile.contains(&circuit));
+        Some(if is_hostile { source(0) } else { source(1) })
+    };
+    // One visit frees a sixteenth of the cap, or slightly more.
+    assert_eq!(pair.a.channels.evictions(owner), [Eviction::Circuit(channel, hostile[0])]);
+    (0..10).for_each(|tag| pair.a.channels.send(channel, cell(honest[1], tag)).unwrap());
+    let expected = [0, 1].map(|at| Eviction::Circuit(channel, hostile[at]));
+    assert_eq!(pair.a.channels.evictions(owner), expected, "15 cells each, of 171");
+}
+
+#[test]
+fn single_cells_beyond_the_cap_close_the_channel_with_most_cells() {
+    let parameters = ChannelParameters { queued: 10, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::with(LocalRole::Client, parameters), Node::relay(2));
+    for link in 1..=2 {
+        pair.link(link, key(2).id());
+        pair.settle();
+        pair.room(link, 0);
+    }
+    for (link, circuits) in [(1, 3), (2, 8)] {
+        let channel = ChannelId(LinkId(link));
+        for _ in 0..circuits {
+            let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+            pair.a.channels.send(channel, cell(circuit, 0)).unwrap();
+        }
+    }
+    assert_eq!(evictions(&pair.a), [Eviction::Channel(ChannelId(LinkId(2)))]);
 }
 
 #[test]
@@ -199,9 +255,9 @@ fn a_channel_full_of_refusals_is_evicted() {
     (1..=8).for_each(|number| {
         pair.b.channels.send(hostile, Cell::destroy(circuit(0x8000_0000 + number))).unwrap();
     });
-    assert_eq!(pair.b.channels.eviction(), Some(Eviction::Channel(hostile)));
+    assert_eq!(evictions(&pair.b), [Eviction::Channel(hostile)]);
     pair.b.channels.close(hostile);
-    assert_eq!((pair.b.channels.eviction(), pair.b.channels.queued(honest, held)), (None, 3));
+    assert_eq!((evictions(&pair.b), pair.b.channels.queued(honest, held)), (vec![], 3));
 }
 
 #[test]

@@ -87,6 +87,51 @@ fn an_honest_clients_circuits_stand_while_a_48_opens_all_it_can() {
     assert_eq!(attack(&addresses, 1), 1024 / 4);
 }
 
+/// Opens circuits on a new link whose client then reads nothing, and queues `answers` answers on each.
+fn open_unread_circuits(bench: &mut Bench, circuits: u32, answers: u16) -> LinkId {
+    let link = bench.client();
+    let mut layers: Vec<_> = (1..=circuits).map(|number| bench.create(link, upper(number), HopIndex::FIRST)).collect();
+    bench.relay.handle_link(bench.now, LinkEvent::Room { link, bytes: 0 }, &mut bench.rng);
+    for (number, layers) in (1..).zip(&mut layers) {
+        for stream in 1..=answers {
+            let (stream, host) = (StreamId::new(stream).unwrap(), Host::parse("a.b").unwrap());
+            bench.send_message(link, upper(number), layers, &RelayMessage::Resolve { stream, host });
+        }
+        while let Some(RelayEvent::Stream(exit, _)) = bench.relay.poll_event() {
+            bench.relay.handle_command(exit, StreamCommand::Reset(EndReason::NotFound));
+        }
+        bench.settle();
+    }
+    link
+}
+
+#[test]
+fn a_source_with_eight_circuits_of_young_cells_ends_no_circuit_of_slow_clients() {
+    let channel = ChannelParameters { queued: 300, ..ChannelParameters::default() };
+    let mut bench = Bench::new(RelayParameters { channel, exit: true, ..RelayParameters::default() });
+    let mut honest = Vec::new();
+    for network in 1..=4 {
+        bench.address = [198, 51, network, 1].into();
+        honest.push(open_unread_circuits(&mut bench, 1, 15));
+    }
+    bench.address = [203, 0, 113, 1].into();
+    let mut hostile = Vec::new();
+    for _ in 0..10 {
+        bench.pass(Duration::from_secs(1));
+        // All cells of these circuits are younger than those of the honest clients.
+        hostile.push(open_unread_circuits(&mut bench, 8, 40));
+        assert!(honest.iter().all(|link| stands(&bench, *link, 1)));
+    }
+    let left = hostile.iter().flat_map(|link| (1..=8).map(move |number| (*link, number)));
+    let left = left.filter(|(link, number)| stands(&bench, *link, *number)).count();
+    assert!((1..=8).contains(&left), "the attacker has ended its own circuits, except {left}");
+    for link in honest {
+        bench.relay.handle_link(bench.now, LinkEvent::Room { link, bytes: ROOM }, &mut bench.rng);
+        bench.settle();
+        assert_eq!(bench.commands(link), [Command::Relay; 15]);
+    }
+}
+
 #[test]
 fn a_full_table_ends_the_least_used_circuit_of_the_fullest_source() {
     let mut bench = Bench::new(RelayParameters { circuits: 64, exit: true, ..RelayParameters::default() });

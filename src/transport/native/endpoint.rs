@@ -469,9 +469,8 @@ impl Endpoint {
         }
     }
 
-    /// Evicts a link if a link requested more memory while memory was short: the link without progress for longest,
-    /// among those with a lease. Evicts at most one link for each budget in each [`RELIEF_INTERVAL`], since each
-    /// eviction scans all links.
+    /// Evicts a link if a link requested more memory while memory was short ([`Memory::to_evict`]). Evicts at most one
+    /// link for each budget in each [`RELIEF_INTERVAL`], since each eviction scans all links.
     fn free_memory(&mut self, now: Instant) {
         if now.since(self.last_relief) < RELIEF_INTERVAL {
             return;
@@ -479,9 +478,13 @@ impl Endpoint {
         let requests = [(true, self.memory.receive.take_request()), (false, self.memory.send.take_request())];
         for (received, _) in requests.into_iter().filter(|(_, requested)| *requested) {
             self.last_relief = now;
-            let since = self.links.iter().filter_map(|(route, link)| Some((link.stalled_since(received)?, *route)));
-            if let Some((_, route)) = since.min() {
-                tracing::warn!("the memory for links is short; closing the link without progress for longest");
+            let memory = if received { &self.memory.receive } else { &self.memory.send };
+            let stalled = self.links.iter().filter_map(|(route, link)| {
+                let (lease, since) = link.stalled(received)?;
+                Some((lease, since, *route))
+            });
+            if let Some(route) = memory.to_evict(stalled) {
+                tracing::warn!("the memory for links is short; closing a link without progress of the fullest source");
                 self.with_link(now, route, Link::evict);
             }
         }

@@ -229,12 +229,13 @@ impl Link {
         self.shut_down(context, Ending::Done);
     }
 
-    /// Start of the current period without progress of received or sent data. `None` if there is progress, or no lease
-    /// for that direction.
-    pub(super) fn stalled_since(&self, received: bool) -> Option<Instant> {
+    /// The lease of received or sent data, and the start of the current period without progress of that data. `None` if
+    /// there is progress, or nothing is leased.
+    pub(super) fn stalled(&self, received: bool) -> Option<(&Lease, Instant)> {
         let lease = if received { &self.leases.receive } else { &self.leases.send };
-        let sctp = self.sctp.as_ref().filter(|_| lease.bytes() > 0)?;
-        if received { sctp.hole_since() } else { sctp.stalled_since() }
+        let sctp = self.sctp.as_ref().filter(|_| !lease.is_empty())?;
+        let since = if received { sctp.hole_since() } else { sctp.stalled_since() };
+        Some((lease, since?))
     }
 
     /// Ends the link to free its memory.
@@ -452,6 +453,7 @@ impl Link {
                 if let Some(sctp) = sctp {
                     let (limit, refused) = memory.adjust(lease, sctp.held());
                     sctp.set_receive_limit(limit, refused || memory.is_short());
+                    sctp.set_hole_timeout(memory.is_short_for(lease));
                     sctp.handle_packet(now, packet);
                 }
             }

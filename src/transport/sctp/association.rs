@@ -39,7 +39,7 @@ const STOCK_STREAMS: u16 = 4;
 const MAX_HANDSHAKE_ATTEMPTS: u32 = 8;
 /// Time after which the association ends if the first missing TSN is still missing.
 const HOLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same while memory is short; ten round trips if those are longer, at most [`HOLE_TIMEOUT`].
+/// The same while memory is short for the peer's source; ten round trips if those are longer, at most [`HOLE_TIMEOUT`].
 const SHORT_HOLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time after which the association ends if data is in flight and the cumulative TSN ack has not advanced.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -122,8 +122,8 @@ pub struct Association {
     own_peer: Option<OwnPeer>,
     /// Number of streams that the peer accepts.
     peer_streams: u16,
-    /// Memory is short.
-    memory_short: bool,
+    /// Whether a missing TSN ends the association after [`SHORT_HOLE_TIMEOUT`].
+    short_hole_timeout: bool,
     send: SendHalf,
     receive: Option<Receiver>,
     /// Time of the last INIT ACK. If only one was sent, it gives the listener's first round-trip sample.
@@ -163,7 +163,7 @@ impl Association {
             zero_checksum: false,
             own_peer: None,
             peer_streams: STOCK_STREAMS,
-            memory_short: false,
+            short_hole_timeout: false,
             send: SendHalf::new(now, send_config, stock_peer(), local_tsn),
             receive: None,
             init_ack_at: None,
@@ -271,7 +271,7 @@ impl Association {
 
     /// Time at which the association ends unless the hole is filled or data is acknowledged.
     fn expires_at(&self) -> Option<Instant> {
-        let hole_timeout = if self.memory_short {
+        let hole_timeout = if self.short_hole_timeout {
             SHORT_HOLE_TIMEOUT.max(self.send.round_trip().saturating_mul(10)).min(HOLE_TIMEOUT)
         } else {
             HOLE_TIMEOUT
@@ -396,12 +396,16 @@ impl Association {
     }
 
     /// Caps the bytes held for partly received messages. Data beyond the cap is dropped as if lost. While memory is
-    /// short, the cap applies to the window too, and a missing TSN ends the association sooner.
+    /// short, the cap applies to the window too.
     pub fn set_receive_limit(&mut self, bytes: usize, memory_short: bool) {
-        self.memory_short = memory_short;
         if let Some(receive) = &mut self.receive {
             receive.set_limit(bytes, memory_short);
         }
+    }
+
+    /// Sets whether a missing TSN ends the association sooner, because memory is short for the peer's source.
+    pub const fn set_hole_timeout(&mut self, short: bool) {
+        self.short_hole_timeout = short;
     }
 
     /// Bytes held for sending: queued, or sent and not passed by the cumulative TSN ack.

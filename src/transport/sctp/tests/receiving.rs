@@ -445,3 +445,16 @@ fn tsns_and_sequence_numbers_wrap() {
     assert_eq!(forged.answer_sack(), (4, 1 << 20, Vec::new()));
     assert_eq!(forged.messages.len(), 9);
 }
+
+#[test]
+fn a_hole_ends_the_association_after_thirty_seconds_or_for_a_full_source_after_three() {
+    for (short, seconds) in [(false, 30), (true, 3)] {
+        let mut forged = ForgedPeer::own();
+        forged.association.set_hole_timeout(short);
+        forged.data(&whole(forged.tsn.wrapping_add(1), 1, b"x"));
+        forged.wait(seconds * 1000 - 1);
+        assert_eq!(forged.closed, None);
+        forged.wait(1);
+        assert_eq!(forged.closed, Some(Close::TimedOut));
+    }
+}
