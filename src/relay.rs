@@ -12,6 +12,7 @@
 //! | circuits, with this relay's layer and their deadlines | `table::Table` |
 //! | rates of CREATE for each owner | `base::Allowances` |
 //! | CREATEs that lack fragments | `partial_creates::PartialCreates` |
+//! | CREATEs that wait for their handshake | `waiting_creates::WaitingCreates` |
 //! | circuits that wait for a channel to the next hop | `dialling::Dialling` |
 //! | the share of each owner in each of these tables | `owners::Owned` |
 //! | streams of circuits that end here | `streams::ExitStreams` |
@@ -22,16 +23,19 @@
 //! `switch` and `build` handle cells: the first switches and reads them, the second builds circuits.
 //! Governed by `proto/02-channel.md` §4 and §5, `proto/03-cells.md` and `proto/04-handshake.md`.
 //!
+//! Handshakes run in the core's task, at most a few in each batch and at most at a rate. CREATEs above the rate wait, and
+//! the owners take turns.
+//!
 //! Threats addressed: neighbours and origins that send illegal messages, or too many. A breach inside a circuit ends
 //! that circuit, to both sides, with the same cell for every rule. A slow reader of a circuit fills only that circuit's
 //! queue.
 //!
 //! | cell | from the origin's side | from the next hop's side |
 //! |---|---|---|
-//! | CREATE | a new circuit; on one that exists: ends it | breaks the channel |
+//! | CREATE | a new circuit, after its handshake; on one that exists or waits: ends it | breaks the channel |
 //! | CREATED | breaks the channel | answer to CREATE, once; else ends the circuit |
-//! | RELAY | opened; forwarded or decoded | layer added, if the next hop has answered; else ends the circuit |
-//! | DESTROY | ends the circuit | ends the circuit |
+//! | RELAY | opened; forwarded or decoded; on one that waits for its handshake: ends it | layer added, if the next hop has answered; else ends the circuit |
+//! | DESTROY | ends the circuit, also one that waits | ends the circuit |
 //!
 //! Cells of unknown circuits are dropped. Late cells are normal after a DESTROY.
 //!
@@ -55,13 +59,14 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod volunteers;
+mod waiting_creates;
 
 use std::sync::Arc;
 
 use rand::CryptoRng;
 
 use crate::{
-    base::{Allowances, CircuitId, Instant, LinkEvent, LinkMachine, Owner, RelayId, Transmit},
+    base::{Allowances, CircuitId, Instant, LinkEvent, LinkMachine, Owner, Rate, RelayId, TokenBucket, Transmit},
     channel::{ChannelEvent, ChannelId, Channels, Eviction, LocalRole},
     crypto::{IdentityKey, OnionPublic, OnionSecret},
     delegated::limits::RequestOwner,
@@ -78,6 +83,7 @@ use self::{
     streams::ExitStreams,
     table::{CircuitKey, Side, Table},
     volunteers::GatewayVolunteers,
+    waiting_creates::WaitingCreates,
 };
 pub use self::{
     parameters::{Reach, RelayParameters},
@@ -118,6 +124,9 @@ pub struct Relay {
     volunteers: GatewayVolunteers,
     table: Table,
     partial_creates: PartialCreates,
+    waiting_creates: WaitingCreates,
+    handshake_rate: Rate,
+    handshake_tokens: TokenBucket,
     allowances: Allowances,
     dialling: Dialling,
     streams: ExitStreams,
@@ -143,6 +152,9 @@ impl Relay {
             volunteers: GatewayVolunteers::default(),
             table: Table::new(parameters.circuits),
             partial_creates: PartialCreates::new(parameters.partial_creates),
+            waiting_creates: WaitingCreates::new(parameters.waiting_creates),
+            handshake_rate: parameters.circuit_handshakes,
+            handshake_tokens: TokenBucket::new(),
             allowances: Allowances::new(parameters.creates_of_source, parameters.channel.creates_of_relay),
             dialling: Dialling::new(parameters.dialling),
             streams: ExitStreams::new(&parameters),
@@ -354,6 +366,7 @@ impl Relay {
             }
         }
         self.partial_creates.remove_channel(channel);
+        self.waiting_creates.remove_channel(channel);
     }
 }
 
@@ -369,6 +382,9 @@ impl LinkMachine for Relay {
         while let Some(endpoint) = self.partial_creates.pop_expired(now) {
             self.destroy(now, endpoint);
         }
+        while let Some(endpoint) = self.waiting_creates.pop_expired(now) {
+            self.refuse(now, endpoint);
+        }
         while let Some(key) = self.poll_expired(now) {
             self.end(now, key);
         }
@@ -376,6 +392,7 @@ impl LinkMachine for Relay {
 
     fn handle_batch_end(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.gateways.plan(now, &self.known, &mut self.channels);
+        self.perform_handshakes(now, rng);
         self.send_messages(now, rng);
     }
 
@@ -395,6 +412,7 @@ impl LinkMachine for Relay {
     fn poll_timeout(&self) -> Option<Instant> {
         let circuits = [self.table.poll_timeout(), self.partial_creates.poll_timeout(), self.streams.poll_timeout()];
         let neighbours = [self.channels.poll_timeout(), self.gateways.poll_timeout()];
-        circuits.into_iter().chain(neighbours).flatten().min()
+        let creates = [self.waiting_creates.poll_timeout(), self.next_handshake()];
+        circuits.into_iter().chain(creates).chain(neighbours).flatten().min()
     }
 }

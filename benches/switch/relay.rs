@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rand::{SeedableRng, rngs::ChaCha20Rng};
 use umbel::{
     base::{
-        CircuitId, HopIndex, Instant, LANES, Lane, LinkEvent, LinkId, LinkMachine, LinkOpened, Redacted, RelayId,
+        CircuitId, HopIndex, Instant, LANES, Lane, LinkEvent, LinkId, LinkMachine, LinkOpened, Rate, Redacted, RelayId,
         Slots, Transmit, WallTime,
     },
     channel::{ChannelEvent, ChannelParameters, Channels, LocalRole},
@@ -99,7 +99,10 @@ impl BenchRelay {
         let onion = OnionSecret::generate(&mut rng);
         let keys = RelayKeys { identity: identity.id(), onion_key: onion.public() };
         let list = consensus(&next, &onion);
-        let mut relay = Relay::new(Arc::new(identity), OnionKeyring::new(onion, None), RelayParameters::default());
+        // The time of the benchmark stands still.
+        let circuit_handshakes = Rate { per_second: 1, burst: 1_000_000 };
+        let parameters = RelayParameters { circuit_handshakes, ..RelayParameters::default() };
+        let mut relay = Relay::new(Arc::new(identity), OnionKeyring::new(onion, None), parameters);
         relay.set_consensus(Arc::new(list));
         let next_id = next.id();
         let mut bench = Self {
@@ -136,6 +139,7 @@ impl BenchRelay {
         let (now, rng) = (Instant::START, &mut self.rng);
         loop {
             let mut idle = true;
+            self.relay.handle_batch_end(now, rng);
             while let Some(transmit) = self.relay.poll_transmit(now, rng) {
                 let Transmit::Message { link, lane, message } = transmit else { panic!("{transmit:?}") };
                 let neighbour = if link == PREVIOUS { &mut self.client } else { &mut self.next };

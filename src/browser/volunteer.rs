@@ -31,7 +31,7 @@ use super::{
     store::Store,
 };
 use crate::{
-    base::{Instant, LinkEvent, LinkMachine, Transmit},
+    base::{Instant, LinkEvent, LinkMachine, Rate, Transmit},
     channel::ChannelParameters,
     delegated::SearchAnswer,
     directory::Consensus,
@@ -300,6 +300,8 @@ impl BrowserVolunteer {
         let parameters = RelayParameters {
             channel,
             circuits: 4096,
+            // The timers of a hidden page fire once a second, so a burst of CREATEs must not need them.
+            circuit_handshakes: Rate { per_second: 500, burst: 32 },
             delegate: true,
             reach: Reach::Gateways,
             ..RelayParameters::default()

@@ -18,31 +18,19 @@ use super::{
     circuit::{Circuit, CircuitEndpoint, NextHop},
     partial_creates::PartialCreate,
     table::CircuitKey,
+    waiting_creates::WaitingCreate,
 };
 
 impl Relay {
     /// Handles a CREATE, or a fragment of one, on an unused identifier.
-    pub(super) fn handle_create(
-        &mut self,
-        now: Instant,
-        endpoint: CircuitEndpoint,
-        body: &[u8; BODY_LEN],
-        rng: &mut dyn CryptoRng,
-    ) {
-        match self.collect_create(now, endpoint, body) {
-            Some(Some((hop, request))) if self.open_circuit(now, endpoint, hop, &request, rng).is_some() => {}
-            Some(None) => {}
-            Some(Some(_)) | None => self.destroy(now, endpoint),
+    pub(super) fn handle_create(&mut self, now: Instant, endpoint: CircuitEndpoint, body: &[u8; BODY_LEN]) {
+        if self.collect_create(now, endpoint, body).is_none() {
+            self.destroy(now, endpoint);
         }
     }
 
-    /// Reassembles a CREATE. Returns `None` if the CREATE must be refused, `Some(None)` while fragments are missing.
-    fn collect_create(
-        &mut self,
-        now: Instant,
-        endpoint: CircuitEndpoint,
-        body: &[u8; BODY_LEN],
-    ) -> Option<Option<(HopIndex, Vec<u8>)>> {
+    /// Reassembles a CREATE, and queues it once it is complete. `None` if the CREATE must be refused.
+    fn collect_create(&mut self, now: Instant, endpoint: CircuitEndpoint, body: &[u8; BODY_LEN]) -> Option<()> {
         let partial = self.partial_creates.remove(endpoint);
         let (hop, fragment) = decode_create(body).ok()?;
         // Only relays create later hops; only clients create first hops (`proto/02-channel.md` §5).
@@ -58,37 +46,70 @@ impl Relay {
             None => return None,
         };
         match partial.request.push(fragment).ok()? {
-            Some(request) => Some(Some((hop, request))),
+            Some(request) => self.queue_create(now, endpoint, hop, request),
             None => {
                 if let Some(evicted) = self.partial_creates.insert(endpoint, partial).ok()? {
                     self.destroy(now, evicted);
                 }
-                Some(None)
+                Some(())
             }
         }
     }
 
-    /// Answers a complete CREATE and adds the circuit. `None` if the CREATE must be refused.
+    /// Queues a complete CREATE for its handshake. `None` if the CREATE must be refused.
+    fn queue_create(&mut self, now: Instant, endpoint: CircuitEndpoint, hop: HopIndex, request: Vec<u8>) -> Option<()> {
+        let owner = self.owner_of_circuits(endpoint.channel)?;
+        let is_at_share = [self.table.check(&owner), self.waiting_creates.check(&owner)].contains(&Err(AtCap::Share));
+        // The circuit is live while it waits: the channel counts it, and isn't idle.
+        if is_at_share || !self.channels.admit_circuit(endpoint.channel, endpoint.circuit) {
+            return None;
+        }
+        let evicted = self.waiting_creates.insert(endpoint, WaitingCreate::new(now, hop, owner, request)).ok()?;
+        if let Some(evicted) = evicted {
+            self.refuse(now, evicted);
+        }
+        Some(())
+    }
+
+    /// Performs the handshakes of waiting CREATEs that the rate permits now, in turns of their owners.
+    pub(super) fn perform_handshakes(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        while !self.waiting_creates.is_empty() && self.handshake_tokens.take(now, self.handshake_rate) {
+            let Some((endpoint, create)) = self.waiting_creates.pop() else { return };
+            if self.open_circuit(now, endpoint, &create, rng).is_none() {
+                self.refuse(now, endpoint);
+            }
+        }
+    }
+
+    /// The time of the next [`Self::perform_handshakes`].
+    pub(super) fn next_handshake(&self) -> Option<Instant> {
+        (!self.waiting_creates.is_empty()).then(|| self.handshake_tokens.available_at(self.handshake_rate, 1))
+    }
+
+    /// Refuses a CREATE that no longer waits.
+    pub(super) fn refuse(&mut self, now: Instant, endpoint: CircuitEndpoint) {
+        // The circuit ends before its DESTROY is queued, so that the DESTROY counts towards the channel's cap of
+        // refusals.
+        self.channels.forget_circuit(now, endpoint.channel, endpoint.circuit);
+        self.destroy(now, endpoint);
+    }
+
+    /// Answers a CREATE and adds the circuit. `None` if the CREATE must be refused.
     fn open_circuit(
         &mut self,
         now: Instant,
         endpoint: CircuitEndpoint,
-        hop: HopIndex,
-        request: &[u8],
+        create: &WaitingCreate,
         rng: &mut dyn CryptoRng,
     ) -> Option<()> {
-        let owner = self.owner_of_circuits(endpoint.channel)?;
+        let WaitingCreate { hop, owner, .. } = *create;
         if self.table.check(&owner) == Err(AtCap::Share) {
             return None;
         }
-        let answer = respond(&self.identity, &self.onion_keys, hop, request, rng)
+        let answer = respond(&self.identity, &self.onion_keys, hop, &create.request, rng)
             .inspect_err(|error| tracing::debug!(%error, class = %error.class(), "refusing a circuit"))
             .ok()?;
-        let cells = created_cells(endpoint.circuit, &answer.reply).ok()?;
-        if !self.channels.admit_circuit(endpoint.channel, endpoint.circuit) {
-            return None;
-        }
-        for cell in cells {
+        for cell in created_cells(endpoint.circuit, &answer.reply).ok()? {
             self.channels.send(endpoint.channel, cell).ok()?;
         }
         if self.table.check(&owner).is_err() {

@@ -58,7 +58,12 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
 
     /// The lowest item of the owner closest to its share, with the item's rank.
     pub(super) fn lowest(&self) -> Option<(R, K)> {
-        self.by_rank.get(&self.shares.fullest()?)?.first().copied()
+        self.lowest_of(&self.shares.fullest()?)
+    }
+
+    /// The lowest item of `owner`, with the item's rank.
+    pub(super) fn lowest_of(&self, owner: &Owner) -> Option<(R, K)> {
+        self.by_rank.get(owner)?.first().copied()
     }
 
     /// Changes the rank of an item.

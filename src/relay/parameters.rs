@@ -20,6 +20,13 @@ pub struct RelayParameters {
     /// Cap on CREATEs that lack fragments, 4 KiB each, with the shares of `circuits`. At the cap, the oldest CREATE of
     /// the owner closest to its share is refused. Default 1,024.
     pub partial_creates: usize,
+    /// Cap on complete CREATEs that wait for their handshake, 4 KiB each, with the shares of `circuits`, which exceed
+    /// the bursts of CREATEs. At the cap, the oldest CREATE of the owner closest to its share is refused. Default 8,192.
+    pub waiting_creates: usize,
+    /// Rate of the handshakes of all circuits, which run in the core's task and delay its cells. Default 2,000 a second:
+    /// at about 0.2 ms each, less than half of the task's time. The burst, default 4, is the maximum in one batch, so
+    /// that the handshakes of a batch delay its cells by less than 1 ms.
+    pub circuit_handshakes: Rate,
     /// Cap on circuits that wait for a channel to their next hop, 4 KiB each, with the shares of `circuits`. Beyond the
     /// share of its owner, the circuit that extends ends. At the cap, the circuit that has waited longest, of the owner
     /// closest to its share, ends. The circuits of a source wait for at most 16 relays, those of a listed relay for 64.
@@ -55,6 +62,8 @@ impl Default for RelayParameters {
             circuits: 65_536,
             creates_of_source: Rate { per_second: 100, burst: 400 },
             partial_creates: 1024,
+            waiting_creates: 8192,
+            circuit_handshakes: Rate { per_second: 2000, burst: 4 },
             dialling: 4096,
             exit_streams: 4096,
             exit: false,

@@ -25,11 +25,18 @@ impl Relay {
         match (cell.command(), found) {
             (Command::Relay, Some((key, Side::Previous))) => self.handle_forward(now, key, cell.into_body(), rng),
             (Command::Relay, Some((key, Side::Next))) => self.handle_backward(now, key, cell.into_body()),
-            (Command::Create, None) => self.handle_create(now, endpoint, cell.body(), rng),
+            // A waiting CREATE has no keys, so no RELAY cell can be valid, and its identifier is in use.
+            (Command::Create | Command::Relay, None) if self.waiting_creates.remove(endpoint).is_some() => {
+                self.refuse(now, endpoint);
+            }
+            (Command::Create, None) => self.handle_create(now, endpoint, cell.body()),
             (Command::Created, Some((key, Side::Next))) => self.handle_created(now, key, cell.body()),
             (Command::Create | Command::Created, Some((key, _))) => self.end(now, key),
             (Command::Destroy, Some((key, _))) => self.end_except(now, key, Some(endpoint)),
-            (Command::Destroy, None) => drop(self.partial_creates.remove(endpoint)),
+            (Command::Destroy, None) => {
+                self.partial_creates.remove(endpoint);
+                self.waiting_creates.remove(endpoint);
+            }
             // A late cell of a circuit that has ended.
             (Command::Relay | Command::Created, None) | (Command::Padding, _) => {}
         }

@@ -29,6 +29,7 @@ use crate::{
 
 mod exit;
 mod extend;
+mod handshakes;
 mod owners;
 mod reach;
 mod stream_shares;
@@ -36,6 +37,8 @@ mod stream_shares;
 const ROOM: usize = 1 << 30;
 const NEXT: u16 = 2;
 const PREVIOUS: u16 = 3;
+/// A rate that delays no handshake.
+const UNLIMITED: Rate = Rate { per_second: 1_000_000, burst: 1_000_000 };
 
 /// A relay (number 1 of the consensus) and its neighbours at the other ends of its links.
 struct Bench {
@@ -55,7 +58,12 @@ struct Bench {
 }
 
 impl Bench {
+    /// A relay whose handshakes don't wait.
     fn new(parameters: RelayParameters) -> Self {
+        Self::limited(RelayParameters { circuit_handshakes: UNLIMITED, ..parameters })
+    }
+
+    fn limited(parameters: RelayParameters) -> Self {
         let mut rng = ChaCha20Rng::seed_from_u64(1);
         let onion = OnionSecret::generate(&mut rng);
         let identity = Arc::new(fixture::key(1));
@@ -504,7 +512,9 @@ proptest! {
     fn no_sequence_of_cells_leaves_state_after_its_channels_close(
         steps in proptest::collection::vec((any::<bool>(), 1..5_u32, any::<bool>(), 0..7_u8, any::<u8>()), 0..120),
     ) {
-        let mut bench = Bench::new(RelayParameters { exit: true, ..RelayParameters::default() });
+        let circuit_handshakes = Rate { per_second: 1, burst: 4 };
+        let parameters = RelayParameters { exit: true, circuit_handshakes, ..RelayParameters::default() };
+        let mut bench = Bench::limited(parameters);
         let links = [bench.client(), bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None)];
         for (which, number, is_upper, step, byte) in steps {
             let link = links[usize::from(which)];
@@ -525,6 +535,8 @@ proptest! {
             prop_assert!(bench.circuits() <= 8 && bench.closed.is_empty());
             let (partial_creates, deadlines) = bench.relay.partial_creates.len();
             prop_assert_eq!(partial_creates, deadlines);
+            let (waiting, deadlines, turns, order) = bench.relay.waiting_creates.len();
+            prop_assert_eq!((waiting, turns), (deadlines, order));
         }
         for link in links {
             let reason = crate::base::LinkClose::ByPeer;
@@ -532,6 +544,7 @@ proptest! {
         }
         prop_assert_eq!(bench.circuits(), 0);
         prop_assert_eq!((bench.relay.partial_creates.len(), bench.relay.table.deadlines()), ((0, 0), 0));
+        prop_assert_eq!(bench.relay.waiting_creates.len(), (0, 0, 0, 0));
         prop_assert!(bench.relay.streams.poll_timeout().is_none());
     }
 }

@@ -1,0 +1,230 @@
+//! Complete CREATEs that wait for their handshake, with caps, deadlines and turns of their owners.
+
+use core::time::Duration;
+use std::collections::{BTreeMap, HashMap};
+
+use crate::{
+    base::{AtCap, Counter as _, Deadlines, HopIndex, Instant, Owner},
+    channel::ChannelId,
+};
+
+use super::{circuit::CircuitEndpoint, owners::Owned};
+
+/// Time limit from the last fragment of a CREATE to its handshake. Origins and extending relays wait longer for CREATED,
+/// so no handshake is performed for a circuit that they have given up.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(3);
+/// CREATEs of a source in one turn.
+const TURN_OF_SOURCE: usize = 1;
+/// CREATEs of a listed relay in one turn: its shares are four times those of a source, because it carries the circuits
+/// of many clients.
+const TURN_OF_RELAY: usize = 4;
+
+/// A complete CREATE.
+pub(super) struct WaitingCreate {
+    pub(super) hop: HopIndex,
+    pub(super) request: Vec<u8>,
+    pub(super) owner: Owner,
+    deadline: Instant,
+}
+
+impl WaitingCreate {
+    pub(super) fn new(now: Instant, hop: HopIndex, owner: Owner, request: Vec<u8>) -> Self {
+        Self { hop, request, owner, deadline: now.after(WAIT_TIMEOUT) }
+    }
+}
+
+/// The turn of an owner.
+struct Turn {
+    /// The place of the turn among those of all owners.
+    number: u64,
+    /// CREATEs that the owner may still have handled in this turn.
+    left: usize,
+}
+
+/// All waiting CREATEs. Every operation takes logarithmic time.
+pub(super) struct WaitingCreates {
+    creates: BTreeMap<CircuitEndpoint, WaitingCreate>,
+    deadlines: Deadlines<CircuitEndpoint>,
+    /// The share of each owner, whose CREATEs are ordered by deadline.
+    owned: Owned<Instant, CircuitEndpoint>,
+    /// The turn of each owner with a CREATE.
+    turns: HashMap<Owner, Turn>,
+    /// The same owners, by the number of their turn.
+    order: BTreeMap<u64, Owner>,
+    next_number: u64,
+}
+
+impl WaitingCreates {
+    pub(super) fn new(cap: usize) -> Self {
+        Self {
+            creates: BTreeMap::new(),
+            deadlines: Deadlines::default(),
+            owned: Owned::new(cap),
+            turns: HashMap::new(),
+            order: BTreeMap::new(),
+            next_number: 0,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.creates.is_empty()
+    }
+
+    /// Whether `owner` may have one more CREATE.
+    pub(super) fn check(&self, owner: &Owner) -> Result<(), AtCap> {
+        self.owned.check(owner)
+    }
+
+    /// Adds a CREATE on `endpoint`, which must have none. At the cap, removes the oldest CREATE of the owner closest to
+    /// its share, and returns its endpoint for the caller to refuse.
+    ///
+    /// # Errors
+    /// When the share of the owner of `create` is reached.
+    pub(super) fn insert(
+        &mut self,
+        endpoint: CircuitEndpoint,
+        create: WaitingCreate,
+    ) -> Result<Option<CircuitEndpoint>, AtCap> {
+        let evicted = match self.owned.check(&create.owner) {
+            Ok(()) => None,
+            Err(AtCap::Share) => return Err(AtCap::Share),
+            Err(AtCap::All) => self.owned.lowest().map(|(_, endpoint)| endpoint),
+        };
+        if let Some(evicted) = evicted {
+            self.remove(evicted);
+        }
+        self.owned.insert(create.owner, create.deadline, endpoint)?;
+        self.deadlines.set(endpoint, create.deadline);
+        if !self.turns.contains_key(&create.owner) {
+            self.begin_turn(create.owner);
+        }
+        self.creates.insert(endpoint, create);
+        Ok(evicted)
+    }
+
+    /// Removes the CREATE on `endpoint`, if there is one.
+    pub(super) fn remove(&mut self, endpoint: CircuitEndpoint) -> Option<WaitingCreate> {
+        let create = self.creates.remove(&endpoint)?;
+        self.deadlines.remove(endpoint);
+        self.owned.remove(&create.owner, create.deadline, endpoint);
+        if self.owned.lowest_of(&create.owner).is_none() {
+            self.end_turn(&create.owner);
+        }
+        Some(create)
+    }
+
+    /// Removes the CREATEs on a closed channel.
+    pub(super) fn remove_channel(&mut self, channel: ChannelId) {
+        let endpoints: Vec<_> =
+            self.creates.range(CircuitEndpoint::range(channel)).map(|(endpoint, _)| *endpoint).collect();
+        for endpoint in endpoints {
+            self.remove(endpoint);
+        }
+    }
+
+    /// Removes and returns the next CREATE: the oldest of the owner whose turn it is.
+    pub(super) fn pop(&mut self) -> Option<(CircuitEndpoint, WaitingCreate)> {
+        let (_, &owner) = self.order.first_key_value()?;
+        let (_, endpoint) = self.owned.lowest_of(&owner)?;
+        let create = self.remove(endpoint)?;
+        if let Some(turn) = self.turns.get_mut(&owner) {
+            turn.left.decrement();
+            if turn.left == 0 {
+                self.end_turn(&owner);
+                self.begin_turn(owner);
+            }
+        }
+        Some((endpoint, create))
+    }
+
+    /// Removes the next CREATE whose deadline is `now` or earlier. Returns its endpoint for the caller to refuse.
+    pub(super) fn pop_expired(&mut self, now: Instant) -> Option<CircuitEndpoint> {
+        let endpoint = self.deadlines.pop_due(now)?;
+        self.remove(endpoint);
+        Some(endpoint)
+    }
+
+    /// The time of the next [`Self::pop_expired`].
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines.earliest()
+    }
+
+    /// Puts `owner` behind all other owners.
+    fn begin_turn(&mut self, owner: Owner) {
+        let number = self.next_number;
+        self.next_number = number.wrapping_add(1);
+        let left = match owner {
+            Owner::Source(..) => TURN_OF_SOURCE,
+            Owner::Relay(_) => TURN_OF_RELAY,
+        };
+        self.turns.insert(owner, Turn { number, left });
+        self.order.insert(number, owner);
+    }
+
+    fn end_turn(&mut self, owner: &Owner) {
+        if let Some(turn) = self.turns.remove(owner) {
+            self.order.remove(&turn.number);
+        }
+    }
+
+    /// The numbers of CREATEs, of their deadlines, and of turns in both indexes.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> (usize, usize, usize, usize) {
+        (self.creates.len(), self.deadlines.len(), self.turns.len(), self.order.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    use super::*;
+    use crate::base::{CircuitId, LinkId, RelayId};
+
+    fn source(network: u8) -> Owner {
+        Owner::of_address([10, 0, network, 1].into())
+    }
+
+    fn endpoint(circuit: u32) -> CircuitEndpoint {
+        CircuitEndpoint { channel: ChannelId(LinkId(1)), circuit: CircuitId::new(circuit).unwrap() }
+    }
+
+    fn insert(waiting: &mut WaitingCreates, owner: Owner, circuits: impl Iterator<Item = u32>) {
+        for circuit in circuits {
+            let now = Instant::from_nanos(circuit.into());
+            waiting.insert(endpoint(circuit), WaitingCreate::new(now, HopIndex::FIRST, owner, Vec::new())).unwrap();
+        }
+    }
+
+    fn pop(waiting: &mut WaitingCreates) -> Option<u32> {
+        waiting.pop().map(|(endpoint, _)| endpoint.circuit.value())
+    }
+
+    #[test]
+    fn owners_take_turns_of_one_create_and_listed_relays_of_four() {
+        let mut waiting = WaitingCreates::new(640);
+        insert(&mut waiting, source(1), 10..15);
+        insert(&mut waiting, Owner::Relay(RelayId::from_bytes([1; 32])), 20..26);
+        insert(&mut waiting, source(2), 30..32);
+        assert_eq!(pop(&mut waiting), Some(10));
+        insert(&mut waiting, source(3), 40..41);
+        let rest: Vec<_> = core::iter::from_fn(|| pop(&mut waiting)).collect();
+        assert_eq!(rest, [20, 21, 22, 23, 30, 11, 40, 24, 25, 31, 12, 13, 14]);
+        assert_eq!(waiting.len(), (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn an_owner_that_withdraws_its_creates_goes_to_the_end() {
+        let mut waiting = WaitingCreates::new(640);
+        insert(&mut waiting, source(1), 10..12);
+        insert(&mut waiting, source(2), 20..22);
+        for circuit in 10..12 {
+            assert!(waiting.remove(endpoint(circuit)).is_some());
+        }
+        assert!(waiting.remove(endpoint(10)).is_none());
+        insert(&mut waiting, source(1), 12..14);
+        let order: Vec<_> = core::iter::from_fn(|| pop(&mut waiting)).collect();
+        assert_eq!(order, [20, 12, 21, 13]);
+    }
+}
