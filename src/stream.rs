@@ -33,9 +33,12 @@
 //! | CONNECTED | [`StreamCommand::Connected`] | [`StreamEvent::Connected`] |
 //! | RESOLVED | [`StreamCommand::Resolved`] | [`StreamEvent::Resolved`] |
 //! | DATA | [`StreamCommand::Write`] | [`StreamEvent::Data`] |
-//! | CREDIT | [`StreamCommand::Consumed`] | [`StreamEvent::Writable`], once half the send buffer is free |
+//! | CREDIT | [`StreamCommand::Consumed`] | no event |
 //! | END (Done) | [`StreamCommand::Finish`] | [`StreamEvent::Finished`] |
 //! | END (other) | [`StreamCommand::Reset`] | [`StreamEvent::Closed`] |
+//!
+//! [`StreamEvent::Writable`] is emitted at the end that sends DATA, when the sent bytes have freed half of a fuller send
+//! buffer.
 //!
 //! END with the reason Done follows the last byte of a direction; the other direction stays open. END with any other
 //! reason ends both directions. The peer answers such an END with END (Reset), unless the peer has already ended the

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use syn::{Ident, ImplItem, Item, TraitItem, Type};
+
 const DOCUMENTS: &[&str] =
     &["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "threat-model.md", "docs", "proto", "deploy"];
 
@@ -80,30 +82,85 @@ fn every_relative_url_in_the_documentation_exists() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
-/// The files of the modules in `list`: `a::b` is `src/a/b.rs`, and `a::{b, c}` is two files.
-fn module_files(list: &str) -> Vec<PathBuf> {
-    let module = |path: String| root().join("src").join(path.replace("::", "/")).with_extension("rs");
-    let files = quoted(list).flat_map(|path| match path.split_once('{') {
+/// The paths of the modules in `list`: `a::{b, c}` is `a::b` and `a::c`.
+fn module_paths(list: &str) -> Vec<String> {
+    let paths = quoted(list).flat_map(|path| match path.split_once('{') {
         Some((parent, children)) => {
-            children.trim_end_matches('}').split(", ").map(|child| module(format!("{parent}{child}"))).collect()
+            children.trim_end_matches('}').split(", ").map(|child| format!("{parent}{child}")).collect()
         }
-        None => vec![module(path.to_owned())],
+        None => vec![path.to_owned()],
     });
-    files.collect()
+    paths.collect()
 }
 
-/// Whether `code` contains the type of `path` (`Type::function`, `Enum::Variant`, `Type` or `function`) and defines the
-/// function.
-fn defines(code: &str, path: &str) -> bool {
-    let is_type = |name: &str| name.starts_with(|first: char| first.is_ascii_uppercase());
-    let (qualifier, name) = path.rsplit_once("::").unwrap_or(("", path));
-    let of_type = qualifier.rsplit("::").next().is_none_or(|owner| !is_type(owner) || code.contains(owner));
-    let defined = if is_type(name) {
-        code.contains(name)
-    } else {
-        [format!("fn {name}("), format!("fn {name}<")].iter().any(|function| code.contains(function))
-    };
-    of_type && defined
+/// Names, each with its type if it is a function, variant or field of one.
+type Names = BTreeSet<(Option<String>, String)>;
+
+/// A module, and the names that it defines.
+struct Module {
+    path: String,
+    names: Names,
+}
+
+impl Module {
+    /// The module `path`: `a::b` is `src/a/b.rs`.
+    fn read(path: String) -> Self {
+        let file = root().join("src").join(path.replace("::", "/")).with_extension("rs");
+        let code = syn::parse_file(&fs::read_to_string(file).unwrap()).unwrap();
+        let mut names = Names::new();
+        for item in code.items {
+            match item {
+                Item::Const(item) => add(&mut names, None, [&item.ident]),
+                Item::Fn(item) => add(&mut names, None, [&item.sig.ident]),
+                Item::Type(item) => add(&mut names, None, [&item.ident]),
+                Item::Struct(item) => {
+                    add(&mut names, None, [&item.ident]);
+                    add(&mut names, Some(&item.ident), item.fields.iter().filter_map(|field| field.ident.as_ref()));
+                }
+                Item::Enum(item) => {
+                    add(&mut names, None, [&item.ident]);
+                    add(&mut names, Some(&item.ident), item.variants.iter().map(|variant| &variant.ident));
+                }
+                Item::Trait(item) => {
+                    add(&mut names, None, [&item.ident]);
+                    let functions = item.items.iter().filter_map(|item| match item {
+                        TraitItem::Fn(function) => Some(&function.sig.ident),
+                        _ => None,
+                    });
+                    add(&mut names, Some(&item.ident), functions);
+                }
+                Item::Impl(item) => {
+                    let Type::Path(of) = &*item.self_ty else { continue };
+                    let functions = item.items.iter().filter_map(|item| match item {
+                        ImplItem::Fn(function) => Some(&function.sig.ident),
+                        _ => None,
+                    });
+                    add(&mut names, of.path.segments.last().map(|segment| &segment.ident), functions);
+                }
+                _ => {}
+            }
+        }
+        Self { path, names }
+    }
+
+    /// Whether this module defines `path`: `Type`, `function`, `CONSTANT`, or `Type::name` for a function, variant or
+    /// field. A path can begin with this module, or with its parent, which may re-export the name.
+    fn defines(&self, path: &str) -> bool {
+        let is_type = |name: &str| name.starts_with(|first: char| first.is_ascii_uppercase());
+        let parts: Vec<&str> = path.split("::").collect();
+        let (module, owner, name) = match parts.as_slice() {
+            [module @ .., owner, name] if is_type(owner) => (module, Some((*owner).to_owned()), *name),
+            [module @ .., name] => (module, None, *name),
+            [] => return false,
+        };
+        let module = module.join("::");
+        let is_parent = self.path.rsplit_once("::").is_some_and(|(parent, _)| parent == module);
+        (module.is_empty() || module == self.path || is_parent) && self.names.contains(&(owner, name.to_owned()))
+    }
+}
+
+fn add<'a>(names: &mut Names, owner: Option<&Ident>, added: impl IntoIterator<Item = &'a Ident>) {
+    names.extend(added.into_iter().map(|name| (owner.map(Ident::to_string), name.to_string())));
 }
 
 /// The steps of the sections "The way of …": the title, and the list of modules followed by the text.
@@ -126,12 +183,42 @@ fn every_name_in_the_way_of_a_cell_and_of_a_byte_is_in_the_modules_of_its_step()
     let architecture = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
     let steps = steps(&architecture);
     assert_eq!(steps.len(), 20, "each step lists its modules");
-    let mut missing = Vec::new();
+    let mut wrong = Vec::new();
     for (title, step) in &steps {
         let (list, text) = step.split_once(')').unwrap();
-        let code: Vec<String> = module_files(list).iter().map(|file| fs::read_to_string(file).unwrap()).collect();
-        let absent = quoted(text).filter(|name| !code.iter().any(|code| defines(code, name)));
-        missing.extend(absent.map(|name| format!("{title}: {name}")));
+        let modules: Vec<Module> = module_paths(list).into_iter().map(Module::read).collect();
+        let missing = quoted(text).filter(|name| !modules.iter().any(|module| module.defines(name)));
+        wrong.extend(missing.map(|name| format!("{title}: no listed module defines {name}")));
+        let unused = modules.iter().filter(|module| !quoted(text).any(|name| module.defines(name)));
+        wrong.extend(unused.map(|module| format!("{title}: the text names nothing of {}", module.path)));
     }
-    assert!(missing.is_empty(), "{}", missing.join("\n"));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_module_defines_only_its_own_names() {
+    let defines = |module: &str, path: &str| Module::read(module.to_owned()).defines(path);
+    for (module, path) in [
+        ("stream", "Streams"),
+        ("stream", "Streams::open"),
+        ("stream::send", "Streams::poll_message"),
+        ("channel", "QUEUE_LOW"),
+        ("channel", "ChannelParameters::circuit_queue"),
+        ("transport", "Driven::deliver"),
+        ("base::link", "LinkEvent::Room"),
+        ("io::connect", "io::connect::connect"),
+        ("io::stream::splice", "io::stream::splice"),
+    ] {
+        assert!(defines(module, path), "{module} defines {path}");
+    }
+    // `circuit` uses `Streams` and defines `Origin::open`.
+    for (module, path) in [
+        ("circuit", "Streams"),
+        ("circuit", "Streams::open"),
+        ("circuit", "open"),
+        ("stream", "Streams::poll_message"),
+        ("path::choose", "io::choose"),
+    ] {
+        assert!(!defines(module, path), "{module} does not define {path}");
+    }
 }

@@ -131,8 +131,8 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         }
     }
 
-    /// Sets the room: the bytes that the core accepts from this stream. Called after each [`StreamCommand::Write`], and
-    /// when the stream becomes writable again.
+    /// Sets the room: the bytes that the core accepts from this stream. Called after each [`StreamCommand::Write`], when
+    /// the stream becomes writable again, and at an exit once the target is connected.
     pub(crate) fn set_room(&mut self, id: Id, room: usize) {
         if let Some(shared) = self.streams.get(&id) {
             let mut state = shared.lock();
