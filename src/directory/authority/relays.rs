@@ -21,7 +21,7 @@ use crate::{
     base::{AddressPrefix, Counter as _, DialError, DialTarget, Rate, RelayId, TokenBucket, WallTime},
     directory::{ConsensusRelay, Descriptor, Flags, Statement as _, UnverifiedDescriptor, schema},
 };
-use proofs::{Schedule, Turns};
+use proofs::{ProofSchedule, Turns};
 
 /// The weight of every relay; bandwidth isn't measured.
 const WEIGHT: u32 = 1000;
@@ -304,7 +304,7 @@ fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
 /// All relays, by identity.
 pub(super) struct RelayEntries {
     entries: BTreeMap<RelayId, RelayEntry>,
-    schedule: Schedule,
+    schedule: ProofSchedule,
     turns: Turns,
     /// Whether the caps for each address, network and block are off, as in a testnet.
     uncapped: bool,
@@ -312,7 +312,7 @@ pub(super) struct RelayEntries {
 
 impl RelayEntries {
     pub(super) fn new(uncapped: bool) -> Self {
-        Self { entries: BTreeMap::new(), schedule: Schedule::default(), turns: Turns::default(), uncapped }
+        Self { entries: BTreeMap::new(), schedule: ProofSchedule::default(), turns: Turns::default(), uncapped }
     }
 
     pub(super) fn len(&self) -> usize {

@@ -26,7 +26,7 @@ pub(super) fn queue() -> (SubmissionSender, Submissions) {
 }
 
 /// The network of a sender; `None` if its address isn't global.
-type Network = Option<AddressPrefix>;
+type SenderNetwork = Option<AddressPrefix>;
 
 /// The sending end of the queue. Clones share the queue.
 #[derive(Clone)]
@@ -46,14 +46,14 @@ pub struct Submissions {
 #[derive(Default)]
 struct WaitingSubmissions {
     /// The submissions of each network that has any, the first one first.
-    by_network: BTreeMap<Network, VecDeque<Submission>>,
+    by_network: BTreeMap<SenderNetwork, VecDeque<Submission>>,
     /// The networks with submissions, in the order of their turns.
-    turns: VecDeque<Network>,
+    turns: VecDeque<SenderNetwork>,
 }
 
 impl SubmissionSender {
     /// Queues a submission from `network`. A submission without a place is dropped, so that its sender gets an answer.
-    pub(super) fn send(&self, network: Network, submission: Submission) {
+    pub(super) fn send(&self, network: SenderNetwork, submission: Submission) {
         let mut waiting = lock(&self.waiting);
         let has_place = match self.tickets.try_send(()) {
             Ok(()) => true,
@@ -88,7 +88,7 @@ impl Drop for Submissions {
 }
 
 impl WaitingSubmissions {
-    fn push(&mut self, network: Network, submission: Submission) {
+    fn push(&mut self, network: SenderNetwork, submission: Submission) {
         let queue = self.by_network.entry(network).or_default();
         if queue.is_empty() {
             self.turns.push_back(network);
@@ -111,7 +111,7 @@ impl WaitingSubmissions {
 
     /// Evicts the last submission of the network with the most submissions, in favour of one of `network`. Returns
     /// `false` if no network has enough submissions.
-    fn evict_for(&mut self, network: &Network) -> bool {
+    fn evict_for(&mut self, network: &SenderNetwork) -> bool {
         let own = self.by_network.get(network).map_or(0, VecDeque::len);
         let Some(fullest) = self.by_network.values_mut().max_by_key(|queue| queue.len()) else { return false };
         // The fullest queue has at least two submissions, so it doesn't become empty.

@@ -49,7 +49,7 @@ impl Turns {
 
 /// The deadlines of relays, and the due proofs. A turn visits no other relays.
 #[derive(Default)]
-pub(super) struct Schedule {
+pub(super) struct ProofSchedule {
     /// The next visit of each relay: its descriptor becomes stale, its proof is due, or its proof times out.
     visits: Deadlines<RelayId>,
     /// The relays whose proofs run.
@@ -65,7 +65,7 @@ pub(super) struct Schedule {
 /// The time from which on a proof is due, and the publisher if the relay is unproved.
 type DueProof = (WallTime, Option<Publisher>);
 
-impl Schedule {
+impl ProofSchedule {
     /// Updates the schedule after a change of the relay.
     pub(super) fn update(&mut self, entry: &RelayEntry) {
         let relay = entry.identity();

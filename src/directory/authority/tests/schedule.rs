@@ -48,11 +48,10 @@ proptest! {
                         authority.handle_proof(now, &target, if succeeds { Ok(()) } else { FAILED });
                     }
                 }
-                Input::Wait(seconds) => {
-                    now = now.after(Duration::from_secs(seconds));
-                    authority.handle_timeout(now);
-                }
+                Input::Wait(seconds) => now = now.after(Duration::from_secs(seconds)),
             }
+            // A refused descriptor causes no turn.
+            authority.handle_timeout(now);
             dials.extend(drain(&mut authority).proofs);
             authority.relays.assert_scheduled(now, MAX_PROOFS);
         }
