@@ -28,7 +28,7 @@ mod volunteer;
 
 use core::{fmt, str::FromStr, time::Duration};
 
-pub use authority::{Authority, AuthorityConfig, AuthorityEvent, ProofError, Publisher};
+pub use authority::{Authority, AuthorityConfig, AuthorityEvent, ClockMismatch, ProofError, Publisher};
 pub use consensus::{
     Consensus, ConsensusBody, ConsensusRelay, Flags, KnownRelays, SignedConsensus, UnverifiedConsensus,
 };

@@ -7,6 +7,7 @@
 //!
 //! Votes of several authorities aren't implemented: this authority signs its own list.
 
+mod ages;
 mod crowding;
 mod relays;
 mod volunteers;
@@ -22,23 +23,26 @@ use core::{
 use rand::CryptoRng;
 
 use super::{
-    AuthorityId, Consensus, ConsensusBody, Counted, Dates, Descriptor, DescriptorError, DocumentError,
+    AuthorityId, CLOCK_SKEW, Consensus, ConsensusBody, Counted, Dates, Descriptor, DescriptorError, DocumentError,
     MAX_CONSENSUS_LEN, MAX_RELAYS, Parameters, PresenceError, Registration, SignedConsensus, SignedVolunteerList,
     UnverifiedConsensus, UnverifiedDescriptor, VolunteerList,
 };
 use crate::{
-    base::{AddressPrefix, DialError, DialTarget, RelayId, WallTime},
+    base::{AddressPrefix, DialError, DialTarget, Instant, RelayId, WallTime},
     crypto::IdentityKey,
     exit_policy::is_global,
 };
+use ages::{Ages, FormerRelay};
 use relays::{RelayEntries, RelayEntry};
 use volunteers::Volunteers;
 
+/// Cap on held relays: [`MAX_RELAYS`] proved ones, and at least 1,024 unproved ones.
+const MAX_HELD: usize = MAX_RELAYS + 1_024;
 /// Cap on proofs in progress.
 const MAX_PROOFS: usize = 32;
-/// Time after which a proof without an outcome counts as failed.
-const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Maximum time from the clock at the start to the date of the last consensus, if the clock is before that date.
+const MAX_CLOCK_LAG: Duration = Duration::from_secs(60);
 /// Bytes reserved for the signatures of a signed consensus.
 const SIGNATURE_RESERVE: usize = 1024;
 
@@ -59,6 +63,8 @@ pub struct AuthorityConfig {
     /// Whether relays may have private and loopback addresses. If so, there are no caps on relays at one address, in
     /// one network or in one block.
     pub private_addresses: bool,
+    /// Whether the operator states that the clock is right, even if it doesn't match the last consensus.
+    pub clock_is_right: bool,
     /// The parameters of the consensus.
     pub parameters: Parameters,
 }
@@ -73,6 +79,7 @@ impl Default for AuthorityConfig {
             proof_interval: Duration::from_secs(60 * 60),
             stable_after: Duration::from_secs(7 * 24 * 60 * 60),
             private_addresses: false,
+            clock_is_right: false,
             parameters: Parameters::default(),
         }
     }
@@ -93,6 +100,17 @@ impl AuthorityConfig {
             ..Self::default()
         }
     }
+}
+
+/// A mismatch of the clock at the start and the last consensus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClockMismatch {
+    /// The clock is this long before the date of the last consensus.
+    #[error("the machine's clock is {} s before the last consensus", .0.as_secs())]
+    Behind(Duration),
+    /// The clock is this long after the date of the last consensus, which has expired.
+    #[error("the machine's clock is {} s after the last consensus, which has expired", .0.as_secs())]
+    Ahead(Duration),
 }
 
 /// Why a relay failed the proof of an address.
@@ -164,6 +182,7 @@ pub struct Authority {
     key: IdentityKey,
     config: AuthorityConfig,
     relays: RelayEntries,
+    ages: Ages,
     volunteers: Volunteers,
     last: Option<Consensus>,
     next_consensus: Option<WallTime>,
@@ -174,8 +193,9 @@ impl Authority {
     /// An authority without relays that signs with `key`.
     #[must_use]
     pub fn new(key: IdentityKey, config: AuthorityConfig) -> Self {
-        let (relays, events) = (RelayEntries::new(config.private_addresses), VecDeque::new());
-        Self { key, config, relays, volunteers: Volunteers::default(), last: None, next_consensus: None, events }
+        let (relays, ages) = (RelayEntries::new(config.private_addresses), Ages::new(config.private_addresses));
+        let (volunteers, events) = (Volunteers::default(), VecDeque::new());
+        Self { key, config, relays, ages, volunteers, last: None, next_consensus: None, events }
     }
 
     /// The public key, under which nodes verify the consensus.
@@ -184,13 +204,22 @@ impl Authority {
         self.key.id().into()
     }
 
-    /// Whether `consensus`, the last consensus that this authority signed, is dated more than a minute after `now`. If
-    /// so, the clock is wrong, or was wrong when the consensus was signed.
+    /// Compares `now`, the clock at the start, with `consensus`, the last consensus that this authority signed. A
+    /// mismatch means that the clock is wrong, that it was wrong when the consensus was signed, or that the directory
+    /// didn't run for long. Returns `None` if the configuration states that the clock is right
+    /// ([`AuthorityConfig::clock_is_right`]).
     #[must_use]
-    pub fn has_signed_after(&self, now: WallTime, consensus: &[u8]) -> bool {
-        let signed = UnverifiedConsensus::decode(consensus).ok();
-        let verified = signed.and_then(|consensus| consensus.verify_signatures(&[self.id()]).ok());
-        verified.is_some_and(|consensus| consensus.valid_after() > now.after(Duration::from_secs(60)))
+    pub fn clock_mismatch(&self, now: WallTime, consensus: &[u8]) -> Option<ClockMismatch> {
+        let last = self.own_consensus(consensus).filter(|_| !self.config.clock_is_right)?;
+        if last.valid_after() > now.after(MAX_CLOCK_LAG) {
+            return Some(ClockMismatch::Behind(last.valid_after().since(now)));
+        }
+        last.is_expired(now).then(|| ClockMismatch::Ahead(now.since(last.valid_after())))
+    }
+
+    /// The consensus in these bytes, if this authority signed it.
+    fn own_consensus(&self, consensus: &[u8]) -> Option<Consensus> {
+        UnverifiedConsensus::decode(consensus).ok()?.verify_signatures(&[self.id()]).ok()
     }
 
     /// The number of relays that may be listed at `now`. The caps can reduce the number in a consensus.
@@ -200,23 +229,32 @@ impl Authority {
     }
 
     /// Restores stored state: the records of relays and the last consensus. A consensus that hasn't expired is
-    /// published again. Malformed or stale records are skipped. A malformed consensus and one of another authority are
-    /// skipped too.
+    /// published again. Of a relay whose descriptor is stale, only the age is kept. Malformed records are skipped, and
+    /// so is a consensus that is malformed, from the future, or of another authority.
     pub fn restore<'a>(
         &mut self,
         now: WallTime,
         records: impl IntoIterator<Item = &'a [u8]>,
         consensus: Option<&[u8]>,
     ) {
-        let stored = records.into_iter().filter_map(|record| RelayEntry::decode(record, now)).collect();
-        let omitted = self.relays.restore(stored, MAX_RELAYS);
-        self.events.extend(omitted.into_iter().map(AuthorityEvent::DeleteRecord));
-        let authorities = [self.id()];
-        let verified = consensus.and_then(|bytes| {
-            let consensus = UnverifiedConsensus::decode(bytes).ok()?.verify_signatures(&authorities).ok()?;
-            Some((consensus, bytes))
-        });
-        if let Some((consensus, bytes)) = verified {
+        let (mut current, mut outdated) = (Vec::new(), Vec::new());
+        for record in records {
+            if let Some((relay, former)) = FormerRelay::decode(record, now) {
+                let dropped = self.ages.add(relay, former);
+                self.events.extend(dropped.into_iter().map(AuthorityEvent::DeleteRecord));
+            } else if let Some(entry) = RelayEntry::decode(record, now) {
+                if entry.is_current(now) { current.push(entry) } else { outdated.push(entry) }
+            }
+        }
+        outdated.extend(self.relays.restore(current, MAX_RELAYS));
+        for entry in outdated {
+            self.handle_removal(entry, now);
+        }
+        let own = consensus.and_then(|bytes| Some((self.own_consensus(bytes)?, bytes)));
+        // No node accepts a consensus from the future. After one that a wrong clock has dated, the next consensus has
+        // the right date.
+        let is_usable = |consensus: &Consensus| consensus.valid_after() <= now.after(CLOCK_SKEW);
+        if let Some((consensus, bytes)) = own.filter(|(consensus, _)| is_usable(consensus)) {
             self.next_consensus = Some(consensus.valid_after().after(self.config.interval));
             if !consensus.is_expired(now) {
                 self.events.push_back(AuthorityEvent::Publish(SignedConsensus::from_bytes(bytes.to_vec())));
@@ -256,7 +294,7 @@ impl Authority {
             return Err(DescriptorError::Crowded);
         }
         match self.relays.entry(&identity) {
-            Some(known) => known.replace(descriptor, bytes, publisher, now),
+            Some(_) => self.relays.change(&identity, |known| known.replace(descriptor, bytes, publisher, now)),
             None => self.add(RelayEntry::new(descriptor, bytes, now).with_publisher(publisher), now)?,
         }
         self.store(&identity);
@@ -272,13 +310,10 @@ impl Authority {
             tracing::info!(relay = %target.relay, %error, "the proof of a relay's address failed");
         }
         let was_proved = entry.is_proved();
-        entry.handle_dial(now, target, outcome, self.config.proof_interval);
-        let (is_new, addresses) = (!was_proved && entry.is_proved(), entry.descriptor.profile.addresses.clone());
-        if is_new && self.relays.is_crowded(&target.relay, &addresses) {
-            // During the dial, other relays reached a cap there.
-            tracing::info!(relay = %target.relay, "dropping a relay: too many relays at its address or in its network");
-            self.relays.remove(&target.relay);
-            self.events.push_back(AuthorityEvent::DeleteRecord(target.relay));
+        let interval = self.config.proof_interval;
+        self.relays.change(&target.relay, |entry| entry.handle_dial(now, target, outcome, interval));
+        if !was_proved {
+            self.handle_newly_proved(now, &target.relay);
         }
         self.store(&target.relay);
         self.handle_timeout(now);
@@ -309,11 +344,12 @@ impl Authority {
 
     /// Handles deadlines: drops stale relays, requests proofs, signs a consensus and a volunteer list.
     pub fn handle_timeout(&mut self, now: WallTime) {
-        for relay in self.relays.remove_stale(now) {
-            tracing::info!(%relay, "dropping a relay whose descriptor is too old");
-            self.events.push_back(AuthorityEvent::DeleteRecord(relay));
+        for entry in self.relays.visit_due(now, self.config.proof_interval) {
+            tracing::info!(relay = %entry.identity(), "dropping a relay whose descriptor is too old");
+            self.handle_removal(entry, now);
         }
-        self.relays.time_out_proofs(now, PROOF_TIMEOUT, self.config.proof_interval);
+        let expired = self.ages.remove_expired(now);
+        self.events.extend(expired.into_iter().map(AuthorityEvent::DeleteRecord));
         for target in self.relays.start_proofs(now, MAX_PROOFS) {
             self.events.push_back(AuthorityEvent::Prove(target));
         }
@@ -326,8 +362,7 @@ impl Authority {
     /// The next deadline for [`Self::handle_timeout`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<WallTime> {
-        let proof = self.relays.next_deadline(PROOF_TIMEOUT, MAX_PROOFS);
-        [self.next_consensus, proof, self.volunteers.next_list()].into_iter().flatten().min()
+        [self.next_consensus, self.relays.next_visit(), self.volunteers.next_list()].into_iter().flatten().min()
     }
 
     /// The next action for the owner.
@@ -384,17 +419,64 @@ impl Authority {
         }
     }
 
-    /// Adds a new relay. At a cap, evicts an unproved relay, because new identities cost nothing. If all unproved
-    /// relays are being dialled, which are few, displaces a proved relay.
+    /// Adds a new relay. At a cap, evicts an unproved relay, because new identities cost nothing. No unproved relay
+    /// displaces a proved one; if the new relay couldn't do so after its proof, it is refused.
     fn add(&mut self, entry: RelayEntry, now: WallTime) -> Result<(), DescriptorError> {
-        let mut evicted = self.relays.make_room(&entry);
-        if self.relays.len() >= MAX_RELAYS {
-            let displaced = self.relays.evict_unproved().or_else(|| self.relays.displace(now, &entry));
-            evicted.push(displaced.ok_or(DescriptorError::Full)?);
+        let (identity, addresses) = (entry.identity(), &entry.descriptor.profile.addresses);
+        if self.relays.proved() >= MAX_RELAYS && self.relays.displaceable(now, &identity, addresses).is_none() {
+            return Err(DescriptorError::Full);
         }
-        self.events.extend(evicted.into_iter().map(AuthorityEvent::DeleteRecord));
+        let mut evicted = self.relays.make_room(&entry);
+        if self.relays.len() >= MAX_HELD {
+            evicted.push(self.relays.evict_unproved().ok_or(DescriptorError::Full)?);
+        }
         self.relays.insert(entry);
+        for entry in evicted {
+            self.handle_removal(entry, now);
+        }
         Ok(())
+    }
+
+    /// Handles the proof of a relay that wasn't proved at its addresses before, if the proof has succeeded. The relay has
+    /// the age of its first proof, even if it was dropped since. The relay is dropped if there is no place for it.
+    fn handle_newly_proved(&mut self, now: WallTime, relay: &RelayId) {
+        let Some(entry) = self.relays.entry(relay).filter(|entry| entry.is_proved()) else { return };
+        let (is_stored, addresses) = (entry.is_stored(), &entry.descriptor.profile.addresses);
+        let no_place = if self.relays.is_crowded(relay, addresses) {
+            // During the dial, other relays reached a cap there.
+            Some("too many relays at its address or in its network")
+        } else if self.relays.proved() > MAX_RELAYS {
+            let displaced = self.relays.displaceable(now, relay, addresses);
+            let displaced = displaced.and_then(|displaced| self.relays.remove(&displaced));
+            let no_place = displaced.is_none().then_some("the directory is full");
+            displaced.into_iter().for_each(|entry| self.handle_removal(entry, now));
+            no_place
+        } else {
+            None
+        };
+        if let Some(reason) = no_place {
+            tracing::info!(%relay, reason, "dropping a relay after its proof");
+            let dropped = self.relays.remove(relay);
+            dropped.into_iter().for_each(|entry| self.handle_removal(entry, now));
+        } else if !is_stored {
+            let known_since = self.ages.take(relay, now).unwrap_or(now);
+            self.relays.change(relay, |entry| entry.set_known_since(known_since));
+        }
+    }
+
+    /// Handles the removal of a relay. If the relay was ever proved, its age is kept.
+    fn handle_removal(&mut self, entry: RelayEntry, now: WallTime) {
+        let relay = entry.identity();
+        let Some(former) = entry.former(now) else {
+            // The record of an age must stay.
+            if !self.ages.contains(&relay) {
+                self.events.push_back(AuthorityEvent::DeleteRecord(relay));
+            }
+            return;
+        };
+        self.events.push_back(AuthorityEvent::StoreRecord { relay, record: former.encode(&relay) });
+        let dropped = self.ages.add(relay, former);
+        self.events.extend(dropped.into_iter().map(AuthorityEvent::DeleteRecord));
     }
 
     /// Requests the storage of the relay's record, once the relay has been proved.
@@ -403,6 +485,11 @@ impl Authority {
             self.events.push_back(AuthorityEvent::StoreRecord { relay: *relay, record: entry.encode() });
         }
     }
+}
+
+/// A wall-clock time as an instant, for deadlines and rates.
+const fn instant(time: WallTime) -> Instant {
+    Instant::from_nanos(time.as_unix().saturating_mul(1_000_000_000))
 }
 
 #[cfg(test)]

@@ -205,7 +205,7 @@ fn is_printable(text: &str, max_len: usize) -> bool {
     text.len() <= max_len && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
 }
 
-fn encode_address(address: &SocketAddr) -> schema::Address {
+pub(super) fn encode_address(address: &SocketAddr) -> schema::Address {
     let ip = match address.ip() {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
@@ -213,7 +213,7 @@ fn encode_address(address: &SocketAddr) -> schema::Address {
     schema::Address { ip, port: address.port().into() }
 }
 
-fn decode_address(address: &schema::Address) -> Option<SocketAddr> {
+pub(super) fn decode_address(address: &schema::Address) -> Option<SocketAddr> {
     let ip = match address.ip.len() {
         4 => Ipv4Addr::from(to_array::<4>(&address.ip)?).into(),
         _ => Ipv6Addr::from(to_array::<16>(&address.ip)?).into(),

@@ -10,7 +10,8 @@
 //! | `GET /v1/volunteers` | as for the consensus, with the signed volunteer list |
 //! | others | the answer of [`crate::web`], if the pages are served |
 //!
-//! A POST is answered with 503 if the queue for the authority is full or the sender exceeds its rate, and with 413 if
+//! A POST is answered with 503 if it has no place in the queue for the authority ([`submissions`]) or the sender exceeds
+//! its rate, and with 413 if
 //! the body is too long. CORS admits pages of any origin, because all documents are public.
 //!
 //! Owns the HTTP side and the task that drives an [`Authority`] ([`run_authority`]). Governed by
@@ -24,6 +25,7 @@ mod connections;
 mod documents;
 mod rates;
 mod service;
+mod submissions;
 
 use std::{convert::Infallible, io, net::IpAddr, sync::Arc, time::Duration};
 
@@ -49,7 +51,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncWriteExt as _, copy, sink},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{Instant, timeout},
 };
 use tower_http::{
@@ -65,15 +67,15 @@ use crate::{
     io::clock::running_time,
 };
 
-use connections::{ConnectionCaps, Connections, HttpConnectionPlace};
+use connections::{ConnectionCaps, Connections, HttpConnectionPlace, network_of};
 use documents::{CurrentDocument, DOCUMENT_TYPE};
 use rates::SubmissionRates;
 pub use service::{Prover, run_authority};
+use submissions::SubmissionSender;
+pub use submissions::Submissions;
 
 /// Maximum bytes of a request's body.
 const MAX_BODY_LEN: usize = 64 << 10;
-/// Cap on submissions queued for the authority; further ones are answered with 503.
-const MAX_SUBMISSIONS: usize = 256;
 /// Time for which a browser may cache the answer to a CORS preflight (`Access-Control-Max-Age`).
 const PREFLIGHT_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -108,7 +110,7 @@ struct Peer(IpAddr);
 /// The HTTP side of a directory. Clones share their state.
 #[derive(Clone)]
 pub struct DirectoryServer {
-    submissions: mpsc::Sender<Submission>,
+    submissions: SubmissionSender,
     consensus: Arc<CurrentDocument>,
     volunteers: Arc<CurrentDocument>,
     web: Option<Router>,
@@ -119,8 +121,8 @@ pub struct DirectoryServer {
 impl DirectoryServer {
     /// A server without documents, and the receiver of its submissions.
     #[must_use]
-    pub fn new() -> (Self, mpsc::Receiver<Submission>) {
-        let (submissions, receiver) = mpsc::channel(MAX_SUBMISSIONS);
+    pub fn new() -> (Self, Submissions) {
+        let (submissions, receiver) = submissions::queue();
         let empty = || Arc::new(CurrentDocument::new());
         let (caps, rates) = (ConnectionCaps::default(), Arc::default());
         (Self { submissions, consensus: empty(), volunteers: empty(), web: None, caps, rates }, receiver)
@@ -196,8 +198,8 @@ impl DirectoryServer {
             .merge(web)
     }
 
-    /// Queues a submission of `peer` for the authority, and returns the authority's answer. `None` if the queue is
-    /// full, if the peer exceeds its rate, or if the submission is dropped without an answer.
+    /// Queues a submission of `peer` for the authority, and returns the authority's answer. `None` if the submission has
+    /// no place in the queue, if the peer exceeds its rate, or if the submission is dropped without an answer.
     async fn submit<T>(
         &self,
         peer: Peer,
@@ -208,7 +210,7 @@ impl DirectoryServer {
             return None;
         }
         let (sender, answer) = oneshot::channel();
-        self.submissions.try_send(submission(body, sender)).ok()?;
+        self.submissions.send(network_of(peer.0), submission(body, sender));
         answer.await.ok()
     }
 }

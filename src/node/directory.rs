@@ -96,6 +96,7 @@ fn config(options: &DirectoryOptions) -> Result<AuthorityConfig, Failure> {
         first_consensus_relays: options.await_relays.unwrap_or(defaults.first_consensus_relays),
         interval,
         private_addresses: private,
+        clock_is_right: options.clock_is_right.unwrap_or(false),
         // In a private network dials are cheap. All its relays start together, so no relay has a long uptime.
         proof_interval: if private { Duration::from_secs(20) } else { defaults.proof_interval },
         stable_after: if private { Duration::ZERO } else { defaults.stable_after },

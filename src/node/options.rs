@@ -187,6 +187,10 @@ pub(crate) struct DirectoryOptions {
     /// for a network on one machine or one site [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) private_network: Option<bool>,
+    /// State that the machine's clock is right. Otherwise a directory waits at its start while the clock is before its
+    /// last consensus, or after the end of that consensus. For one start only [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) clock_is_right: Option<bool>,
     /// Serve the pages for browsers too: /volunteer and /search [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) web: Option<bool>,

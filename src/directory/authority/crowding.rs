@@ -57,6 +57,9 @@ pub(super) fn is_crowded<'a>(
 
 /// The prefixes of a relay's `addresses`, with their caps. No two are equal, because a relay has at most one address of
 /// each family.
-fn prefixes<'a>(caps: &'a CrowdCaps, addresses: &'a [SocketAddr]) -> impl Iterator<Item = (AddressPrefix, usize)> + 'a {
+pub(super) fn prefixes<'a>(
+    caps: &'a CrowdCaps,
+    addresses: &'a [SocketAddr],
+) -> impl Iterator<Item = (AddressPrefix, usize)> + 'a {
     addresses.iter().flat_map(move |address| caps.iter().map(move |(prefix, cap)| (prefix(address.ip()), *cap)))
 }

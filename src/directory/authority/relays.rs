@@ -9,17 +9,19 @@ use core::{
     time::Duration,
 };
 
-use prost::Message;
+use prost::Message as _;
 
 use super::{
     ProofError, Publisher,
+    ages::FormerRelay,
     crowding::{self, Crowds, LISTED_CAPS, PROVED_CAPS},
+    instant,
 };
 use crate::{
-    base::{AddressPrefix, Counter as _, DialError, DialTarget, Instant, Rate, RelayId, TokenBucket, WallTime},
-    directory::{ConsensusRelay, Descriptor, Flags, UnverifiedDescriptor, schema},
+    base::{AddressPrefix, Counter as _, DialError, DialTarget, Rate, RelayId, TokenBucket, WallTime},
+    directory::{ConsensusRelay, Descriptor, Flags, Statement as _, UnverifiedDescriptor, schema},
 };
-use proofs::Turns;
+use proofs::{ProofSchedule, Turns};
 
 /// The weight of every relay; bandwidth isn't measured.
 const WEIGHT: u32 = 1000;
@@ -44,12 +46,14 @@ pub(super) struct RelayEntry {
     /// The publisher of the descriptor: its sender, or, if the sender's address is unknown or not global, a substitute
     /// at the descriptor's first address.
     publisher: Publisher,
-    /// The time of the first descriptor.
-    first_seen: WallTime,
+    /// The time of the first descriptor, or of the restart after that.
+    added_at: WallTime,
+    /// The time of the first successful proof, with any dial target, after which the relay got a place.
+    known_since: Option<WallTime>,
     /// The time of the last successful proof with the current dial target.
     proved_at: Option<WallTime>,
-    /// Whether any proof has succeeded, with any dial target.
-    was_ever_proved: bool,
+    /// The addresses of the last successful proof. After a restart, those of the descriptor.
+    proved_addresses: Vec<SocketAddr>,
     /// Failed proofs since the last successful one.
     failures: u32,
     /// The start of the last proof.
@@ -72,15 +76,17 @@ impl RelayEntry {
     /// An unproved relay whose first proof is due now.
     pub(super) fn new(descriptor: Descriptor, signed: &[u8], now: WallTime) -> Self {
         let (signed, proof) = (decode_signed(signed), Proof::Due(now));
-        let (proved_at, was_ever_proved, failures, proof_started) = (None, false, 0, None);
-        let (publisher, changes, first_seen) = (Publisher::claimed(&descriptor), TokenBucket::new(), now);
+        let (known_since, proved_at, proved_addresses) = (None, None, Vec::new());
+        let (failures, proof_started) = (0, None);
+        let (publisher, changes, added_at) = (Publisher::claimed(&descriptor), TokenBucket::new(), now);
         Self {
             descriptor,
             signed,
             publisher,
-            first_seen,
+            added_at,
+            known_since,
             proved_at,
-            was_ever_proved,
+            proved_addresses,
             failures,
             proof_started,
             changes,
@@ -156,7 +162,7 @@ impl RelayEntry {
     /// A proof has succeeded. The next one is due after `interval`.
     pub(super) fn handle_proved(&mut self, now: WallTime, interval: Duration) {
         self.proved_at = Some(now);
-        self.was_ever_proved = true;
+        self.proved_addresses = self.addresses().to_vec();
         self.failures = 0;
         self.proof = Proof::Due(now.after(interval));
     }
@@ -171,7 +177,33 @@ impl RelayEntry {
     /// Whether the record is stored on disk. A record is stored only after a first proof, because new identities cost
     /// nothing.
     pub(super) const fn is_stored(&self) -> bool {
-        self.was_ever_proved
+        self.known_since.is_some()
+    }
+
+    /// Sets the time since which the relay is known, after its first proof.
+    pub(super) const fn set_known_since(&mut self, known_since: WallTime) {
+        self.known_since = Some(known_since);
+    }
+
+    /// The time since which the relay is known; the time of its first descriptor if it was never proved.
+    pub(super) fn known_since(&self) -> WallTime {
+        self.known_since.unwrap_or(self.added_at)
+    }
+
+    /// The relay's identity.
+    pub(super) const fn identity(&self) -> RelayId {
+        self.descriptor.profile.identity
+    }
+
+    /// The former relay, after the authority has dropped the relay at `now`; `None` if the relay was never proved.
+    pub(super) fn former(self, now: WallTime) -> Option<FormerRelay> {
+        let known_since = self.known_since?;
+        Some(FormerRelay { known_since, dropped_at: now, addresses: self.proved_addresses })
+    }
+
+    /// Whether the descriptor's date is valid at `now`.
+    pub(super) fn is_current(&self, now: WallTime) -> bool {
+        self.descriptor.check_date(now).is_ok()
     }
 
     /// Starts a proof and returns its dials: one for each address, so that no unproved address is listed.
@@ -217,40 +249,41 @@ impl RelayEntry {
     pub(super) fn encode(&self) -> Vec<u8> {
         schema::RelayRecord {
             descriptor: Some(self.signed.clone()),
-            first_seen: self.first_seen.as_unix(),
+            known_since: self.known_since().as_unix(),
             proved: self.proved_at.map_or(0, WallTime::as_unix),
+            former: None,
         }
         .encode_to_vec()
     }
 
-    /// Decodes the output of [`Self::encode`]; `None` if the descriptor is invalid or stale. A proof is due
-    /// immediately. A relay that was proved when the record was encoded may be listed before that proof.
+    /// Decodes the output of [`Self::encode`]; `None` if the descriptor is invalid. Its date isn't checked
+    /// ([`Self::is_current`]). A proof is due immediately. A relay that was proved when the record was encoded may be
+    /// listed before that proof.
     pub(super) fn decode(record: &[u8], now: WallTime) -> Option<Self> {
         let record = schema::RelayRecord::decode(record).ok()?;
         let signed = record.descriptor?;
-        let descriptor = UnverifiedDescriptor::decode(&signed.encode_to_vec()).ok()?.verify(now).ok()?;
+        let descriptor = UnverifiedDescriptor::decode(&signed.encode_to_vec()).ok()?;
+        let published = descriptor.claimed().published;
+        let descriptor = descriptor.verify(published).ok()?;
         let proved_at = Some(record.proved).filter(|proved| *proved > 0).map(WallTime::from_unix);
-        let first_seen = WallTime::from_unix(record.first_seen).min(now);
-        let (was_ever_proved, failures, proof_started, proof) = (true, 0, None, Proof::Due(now));
+        let (added_at, known_since) = (now, Some(WallTime::from_unix(record.known_since).min(now)));
+        let (failures, proof_started, proof) = (0, None, Proof::Due(now));
+        let proved_addresses = descriptor.profile.addresses.clone();
         let (publisher, changes) = (Publisher::claimed(&descriptor), TokenBucket::new());
         Some(Self {
             descriptor,
             signed,
             publisher,
-            first_seen,
+            added_at,
+            known_since,
             proved_at,
-            was_ever_proved,
+            proved_addresses,
             failures,
             proof_started,
             changes,
             proof,
         })
     }
-}
-
-/// The wall-clock time `now` as an instant, for the rate of changes.
-const fn instant(now: WallTime) -> Instant {
-    Instant::from_nanos(now.as_unix().saturating_mul(1_000_000_000))
 }
 
 /// Counts the occurrences of each prefix.
@@ -271,6 +304,7 @@ fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
 /// All relays, by identity.
 pub(super) struct RelayEntries {
     entries: BTreeMap<RelayId, RelayEntry>,
+    schedule: ProofSchedule,
     turns: Turns,
     /// Whether the caps for each address, network and block are off, as in a testnet.
     uncapped: bool,
@@ -278,39 +312,54 @@ pub(super) struct RelayEntries {
 
 impl RelayEntries {
     pub(super) fn new(uncapped: bool) -> Self {
-        Self { entries: BTreeMap::new(), turns: Turns::default(), uncapped }
+        Self { entries: BTreeMap::new(), schedule: ProofSchedule::default(), turns: Turns::default(), uncapped }
     }
 
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
+    /// The number of proved relays.
+    pub(super) fn proved(&self) -> usize {
+        self.entries.values().filter(|entry| entry.is_proved()).count()
+    }
+
     pub(super) fn insert(&mut self, entry: RelayEntry) {
-        self.entries.insert(entry.descriptor.profile.identity, entry);
+        self.schedule.update(&entry);
+        self.entries.insert(entry.identity(), entry);
     }
 
     /// Inserts stored relays, the longest known first, up to the caps on proved relays and `max_relays` in total.
     /// Returns the omitted relays.
-    pub(super) fn restore(&mut self, mut stored: Vec<RelayEntry>, max_relays: usize) -> Vec<RelayId> {
-        stored.sort_by_key(|entry| entry.first_seen);
+    pub(super) fn restore(&mut self, mut stored: Vec<RelayEntry>, max_relays: usize) -> Vec<RelayEntry> {
+        stored.sort_by_key(RelayEntry::known_since);
         let (mut proved, mut omitted) = (Crowds::new(&PROVED_CAPS), Vec::new());
         for entry in stored {
             let fits = self.uncapped || !entry.is_proved() || proved.admit(entry.addresses());
             if fits && self.len() < max_relays {
                 self.insert(entry);
             } else {
-                omitted.push(entry.descriptor.profile.identity);
+                omitted.push(entry);
             }
         }
         omitted
     }
 
-    pub(super) fn remove(&mut self, relay: &RelayId) {
-        self.entries.remove(relay);
+    pub(super) fn remove(&mut self, relay: &RelayId) -> Option<RelayEntry> {
+        self.schedule.remove(relay);
+        self.entries.remove(relay)
     }
 
-    pub(super) fn entry(&mut self, relay: &RelayId) -> Option<&mut RelayEntry> {
-        self.entries.get_mut(relay)
+    pub(super) fn entry(&self, relay: &RelayId) -> Option<&RelayEntry> {
+        self.entries.get(relay)
+    }
+
+    /// Changes a relay.
+    pub(super) fn change(&mut self, relay: &RelayId, change: impl FnOnce(&mut RelayEntry)) {
+        if let Some(entry) = self.entries.get_mut(relay) {
+            change(entry);
+            self.schedule.update(entry);
+        }
     }
 
     /// Whether the descriptor of `relay` names `other` as family.
@@ -325,48 +374,40 @@ impl RelayEntries {
         !self.uncapped && crowding::is_crowded(&PROVED_CAPS, addresses, others.map(|(_, entry)| entry.addresses()))
     }
 
-    /// Evicts a proved relay under eight days of age, if it is in a block with more proved relays than each block of
-    /// `new`. Chooses a relay of the block with the most proved relays, and there the youngest.
-    pub(super) fn displace(&mut self, now: WallTime, new: &RelayEntry) -> Option<RelayId> {
-        let proved = || self.entries.iter().filter(|(_, entry)| entry.is_proved());
+    /// The proved relay that relay `new` at `addresses` displaces once it is proved: one under eight days of age, in a
+    /// block with more proved relays than each block of `new`. Chooses a relay of the block with the most proved
+    /// relays, and there the youngest.
+    pub(super) fn displaceable(&self, now: WallTime, new: &RelayId, addresses: &[SocketAddr]) -> Option<RelayId> {
+        let proved = || self.entries.iter().filter(|(relay, entry)| entry.is_proved() && *relay != new);
         let counts = count_prefixes(proved().flat_map(|(_, entry)| entry.prefixes(AddressPrefix::block)));
-        let crowding = |entry: &RelayEntry| {
-            entry
-                .prefixes(AddressPrefix::block)
-                .filter_map(|block| counts.get(&block))
-                .max()
-                .copied()
-                .unwrap_or_default()
+        let crowding = |addresses: &[SocketAddr]| {
+            let blocks = addresses.iter().map(|address| AddressPrefix::block(address.ip()));
+            blocks.filter_map(|block| counts.get(&block)).max().copied().unwrap_or_default()
         };
-        let young = proved().filter(|(_, entry)| !self.uncapped && now.since(entry.first_seen) < UNDISPLACED_AGE);
-        let (relay, entry) = young.max_by_key(|(_, entry)| (crowding(entry), entry.first_seen))?;
-        let relay = *relay;
-        if crowding(entry) <= crowding(new) {
-            return None;
-        }
-        self.entries.remove(&relay);
-        Some(relay)
+        let is_young = |entry: &RelayEntry| !self.uncapped && now.since(entry.known_since()) < UNDISPLACED_AGE;
+        let young = proved().filter(|(_, entry)| is_young(entry));
+        let (relay, entry) = young.max_by_key(|(_, entry)| (crowding(entry.addresses()), entry.known_since()))?;
+        (crowding(entry.addresses()) > crowding(addresses)).then_some(*relay)
     }
 
     /// Evicts an unproved relay that is not being proved; a running proof must stay counted. Chooses one of the
     /// publishers' network with the most unproved relays. Among these it is one at an address in the network with the
     /// most unproved relays, then the one with the most failures, then the longest known.
-    pub(super) fn evict_unproved(&mut self) -> Option<RelayId> {
+    pub(super) fn evict_unproved(&mut self) -> Option<RelayEntry> {
         let (counts, by_publisher) = (self.unproved_by_network(), self.unproved_by_publisher());
         let fullest = |entry: &RelayEntry| entry.networks().filter_map(|network| counts.get(&network)).max().copied();
         let unproved = self.entries.iter().filter(|(_, entry)| entry.proved_at.is_none() && !entry.is_being_proved());
         let (relay, _) = unproved.max_by_key(|(_, entry)| {
             let of_publisher = by_publisher.get(&entry.publisher.network);
-            (of_publisher, fullest(entry), entry.failures, core::cmp::Reverse(entry.first_seen))
+            (of_publisher, fullest(entry), entry.failures, core::cmp::Reverse(entry.added_at))
         })?;
         let relay = *relay;
-        self.entries.remove(&relay);
-        Some(relay)
+        self.remove(&relay)
     }
 
     /// Evicts one unproved relay from each network of `new` that has reached its cap on unproved relays. Returns the
     /// evicted relays.
-    pub(super) fn make_room(&mut self, new: &RelayEntry) -> Vec<RelayId> {
+    pub(super) fn make_room(&mut self, new: &RelayEntry) -> Vec<RelayEntry> {
         if self.uncapped {
             return Vec::new();
         }
@@ -379,12 +420,10 @@ impl RelayEntries {
             });
             let candidate = inside.max_by_key(|(_, entry)| {
                 let of_publisher = by_publisher.get(&entry.publisher.network);
-                (of_publisher, entry.failures, core::cmp::Reverse(entry.first_seen))
+                (of_publisher, entry.failures, core::cmp::Reverse(entry.added_at))
             });
-            if let Some(relay) = candidate.map(|(relay, _)| *relay) {
-                self.entries.remove(&relay);
-                evicted.push(relay);
-            }
+            let candidate = candidate.map(|(relay, _)| *relay);
+            evicted.extend(candidate.and_then(|relay| self.remove(&relay)));
         }
         evicted
     }
@@ -401,11 +440,6 @@ impl RelayEntries {
         )
     }
 
-    /// Removes relays with stale descriptors, and returns them.
-    pub(super) fn remove_stale(&mut self, now: WallTime) -> Vec<RelayId> {
-        self.entries.extract_if(.., |_, entry| entry.descriptor.is_stale(now)).map(|(relay, _)| relay).collect()
-    }
-
     /// The relays that may be listed in a consensus.
     pub(super) fn listed(&self, now: WallTime) -> impl Iterator<Item = &RelayEntry> {
         self.entries.values().filter(move |entry| entry.is_listed(now))
@@ -415,13 +449,13 @@ impl RelayEntries {
     /// address, network and block, and up to `max_relays` in total.
     pub(super) fn list(&self, now: WallTime, stable_after: Duration, max_relays: usize) -> Vec<ConsensusRelay> {
         let mut listed: Vec<&RelayEntry> = self.listed(now).collect();
-        listed.sort_by_key(|entry| entry.first_seen);
+        listed.sort_by_key(|entry| entry.known_since());
         if !self.uncapped {
             let mut crowds = Crowds::new(&LISTED_CAPS);
             listed.retain(|entry| crowds.admit(entry.addresses()));
         }
         listed.truncate(max_relays);
-        let mut ages: Vec<Duration> = listed.iter().map(|entry| now.since(entry.first_seen)).collect();
+        let mut ages: Vec<Duration> = listed.iter().map(|entry| now.since(entry.known_since())).collect();
         ages.sort_unstable();
         let median = ages.get(ages.len() / 2).copied().unwrap_or_default();
         let stable_age = stable_after.min(median);
@@ -436,7 +470,7 @@ impl RelayEntries {
                 |other: &RelayId| families.get(other).is_some_and(|names| names.contains(&profile.identity));
             let family: BTreeSet<RelayId> = profile.family.iter().copied().filter(names_back).collect();
             profile.family = family.into_iter().collect();
-            let stable = now.since(entry.first_seen) >= stable_age;
+            let stable = now.since(entry.known_since()) >= stable_age;
             let flags = Flags::default()
                 .with_if(Flags::STABLE | Flags::GUARD, stable)
                 .with_if(Flags::EXIT, !profile.exit.is_empty());

@@ -7,8 +7,10 @@ use crate::directory::{
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
+mod ages;
 mod crowding;
 mod publishers;
+mod schedule;
 
 fn later(seconds: u64) -> WallTime {
     NOW.after(Duration::from_secs(seconds))
@@ -24,7 +26,11 @@ struct Actions {
     proofs: Vec<DialTarget>,
     published: Vec<Vec<u8>>,
     volunteers: Vec<Vec<u8>>,
+    /// The records of relays.
     records: Vec<Vec<u8>>,
+    /// The records of former relays.
+    ages: Vec<Vec<u8>>,
+    /// The relays whose records were deleted or replaced by their ages.
     deleted: Vec<RelayId>,
 }
 
@@ -35,6 +41,10 @@ fn drain(authority: &mut Authority) -> Actions {
             AuthorityEvent::Prove(target) => actions.proofs.push(target),
             AuthorityEvent::Publish(consensus) => actions.published.push(consensus.into_bytes()),
             AuthorityEvent::PublishVolunteers(list) => actions.volunteers.push(list.into_bytes()),
+            AuthorityEvent::StoreRecord { relay, record } if FormerRelay::decode(&record, NOW).is_some() => {
+                actions.ages.push(record);
+                actions.deleted.push(relay);
+            }
             AuthorityEvent::StoreRecord { record, .. } => actions.records.push(record),
             AuthorityEvent::DeleteRecord(relay) => actions.deleted.push(relay),
         }
@@ -235,7 +245,7 @@ fn descriptors_are_refused_with_the_reason() {
 fn unproved_relays_are_evicted_for_new_ones() {
     let mut authority = authority(AuthorityConfig::testnet(1));
     register(&mut authority, 1, profile(1), NOW);
-    for number in 2..=MAX_RELAYS as u16 {
+    for number in 2..=MAX_HELD as u16 {
         let descriptor = crate::directory::Descriptor { profile: profile(number), published: NOW };
         authority.relays.insert(RelayEntry::new(descriptor, &[], later(u64::from(number))));
     }
@@ -243,7 +253,7 @@ fn unproved_relays_are_evicted_for_new_ones() {
     submit(&mut authority, 20_000, profile(20_000), NOW);
     assert_eq!(drain(&mut authority).deleted, [key(2).id()]);
     for number in 3..=MAX_RELAYS as u16 {
-        authority.relays.entry(&key(number).id()).unwrap().handle_proved(NOW, Duration::from_secs(60));
+        authority.relays.change(&key(number).id(), |entry| entry.handle_proved(NOW, Duration::from_secs(60)));
     }
     authority.handle_proof(NOW, &profile(20_000).dial_target(), Ok(()));
     let full = authority.handle_descriptor(NOW, &descriptor(20_001, profile(20_001), NOW), None);
@@ -287,6 +297,42 @@ fn stored_relays_are_listed_and_dialled_again_after_a_restart() {
     let mut other = restart(later(5), 101, false);
     let actions = drain(&mut other).published;
     assert!(!actions.contains(consensus), "another authority's consensus is not served as its own");
+}
+
+#[test]
+fn a_clock_that_does_not_match_the_last_consensus_is_detected_at_the_start() {
+    let mut before = authority(AuthorityConfig::testnet(1));
+    register(&mut before, 1, profile(1), NOW);
+    let last = drain(&mut before).published.remove(0);
+    let config = AuthorityConfig { clock_is_right: true, ..AuthorityConfig::testnet(1) };
+    let (strict, trusting) = (authority(AuthorityConfig::testnet(1)), authority(config));
+    let day = 24 * 60 * 60;
+    let minute = Duration::from_secs(60);
+    for (now, expected) in [
+        (NOW, None),
+        (NOW.before(minute), None),
+        (later(day - 1), None),
+        (NOW.before(minute * 2), Some(ClockMismatch::Behind(minute * 2))),
+        (later(day), Some(ClockMismatch::Ahead(Duration::from_secs(day)))),
+    ] {
+        assert_eq!(strict.clock_mismatch(now, &last), expected);
+        assert_eq!(trusting.clock_mismatch(now, &last), None);
+        assert_eq!(strict.clock_mismatch(now, b"none"), None);
+    }
+}
+
+#[test]
+fn after_a_consensus_from_the_future_the_next_one_has_the_right_date() {
+    let ten_years = later(10 * 365 * 24 * 60 * 60);
+    let mut before = authority(AuthorityConfig::testnet(1));
+    register(&mut before, 1, profile(1), ten_years);
+    let last = drain(&mut before).published.remove(0);
+    let config = AuthorityConfig { clock_is_right: true, ..AuthorityConfig::testnet(1) };
+    let mut after = authority(config);
+    after.restore(NOW, [], Some(&last));
+    assert!(drain(&mut after).published.is_empty(), "the consensus from the future is not served");
+    register(&mut after, 1, profile(1), NOW);
+    assert_eq!(published(&mut after, NOW).unwrap().valid_after(), NOW);
 }
 
 #[test]
@@ -336,11 +382,12 @@ fn profile_at(number: u16, addresses: &[&str]) -> Profile {
     Profile { addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(), ..profile(number) }
 }
 
-/// Inserts a proved relay that is known since `first_seen`.
-fn insert_proved(authority: &mut Authority, number: u16, address: &str, first_seen: WallTime) {
+/// Inserts a proved relay that is known since `known_since`.
+fn insert_proved(authority: &mut Authority, number: u16, address: &str, known_since: WallTime) {
     let descriptor = crate::directory::Descriptor { profile: profile_at(number, &[address]), published: NOW };
-    let mut entry = RelayEntry::new(descriptor, &[], first_seen);
+    let mut entry = RelayEntry::new(descriptor, &[], known_since);
     entry.handle_proved(NOW, Duration::from_secs(3600));
+    entry.set_known_since(known_since);
     authority.relays.insert(entry);
 }
 

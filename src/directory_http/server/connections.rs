@@ -58,7 +58,7 @@ impl Default for ConnectionCaps {
 }
 
 /// The network of a global address.
-fn network_of(peer: IpAddr) -> Option<AddressPrefix> {
+pub(super) fn network_of(peer: IpAddr) -> Option<AddressPrefix> {
     let peer = peer.to_canonical();
     is_global(peer).then(|| AddressPrefix::network(peer))
 }

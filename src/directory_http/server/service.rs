@@ -5,15 +5,14 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use rand::CryptoRng;
 use tokio::{
-    sync::mpsc,
     task::{JoinError, JoinSet, spawn_blocking},
     time::{Instant, sleep, timeout},
 };
 
-use super::{DirectoryServer, Submission};
+use super::{DirectoryServer, Submission, Submissions};
 use crate::{
     base::{Counter as _, DialError, DialTarget, RelayId, WallTime},
-    directory::{Authority, AuthorityEvent, ProofError, SignedConsensus, SteadyClock},
+    directory::{Authority, AuthorityEvent, ClockMismatch, ProofError, SignedConsensus, SteadyClock},
     directory_http::store::{AuthorityStore, Change, StoreError},
     io::clock::running_time,
 };
@@ -40,14 +39,14 @@ pub trait Prover: Send + Sync + 'static {
 /// Drives `authority`: restores the records of `store`, passes `submissions` to the authority, and publishes its
 /// documents at `server`. `rng` draws the seeds of volunteers. Ends once the senders of submissions are dropped.
 ///
-/// A jump of `clock` has no effect ([`SteadyClock`]). If `clock` is before the last consensus at the start, submissions
-/// are refused and nothing is signed until `clock` is corrected.
+/// A jump of `clock` has no effect ([`SteadyClock`]). If `clock` doesn't match the last consensus at the start
+/// ([`Authority::clock_mismatch`]), submissions are refused and nothing is signed until `clock` is corrected.
 ///
 /// # Errors
 /// When the store can't be read. A failed write is logged, and the documents are served nevertheless.
 pub async fn run_authority<S: AuthorityStore, P: Prover, R: CryptoRng>(
     authority: Authority,
-    (server, mut submissions): (DirectoryServer, mpsc::Receiver<Submission>),
+    (server, mut submissions): (DirectoryServer, Submissions),
     store: S,
     prover: P,
     clock: impl Fn() -> WallTime,
@@ -56,7 +55,7 @@ pub async fn run_authority<S: AuthorityStore, P: Prover, R: CryptoRng>(
     let (store, prover) = (Arc::new(store), Arc::new(prover));
     let stored = store.load()?;
     let last = stored.consensus.as_deref().unwrap_or_default();
-    if !await_clock(|| authority.has_signed_after(clock(), last), &mut submissions).await {
+    if !await_clock(|| authority.clock_mismatch(clock(), last), &mut submissions).await {
         return Ok(());
     }
     let mut steady = SteadyClock::new(clock(), running_time());
@@ -70,21 +69,22 @@ pub async fn run_authority<S: AuthorityStore, P: Prover, R: CryptoRng>(
     Ok(())
 }
 
-/// Waits while `is_wrong` returns true for the clock, and refuses submissions meanwhile. Returns `false` if the server
-/// was dropped.
-async fn await_clock(is_wrong: impl Fn() -> bool, submissions: &mut mpsc::Receiver<Submission>) -> bool {
-    if is_wrong() {
-        tracing::warn!(
-            "the machine's clock is before the last consensus; set the clock. The directory waits until then"
-        );
-    }
-    while is_wrong() {
+/// Waits while `mismatch` returns a mismatch of the clock, and refuses submissions meanwhile. Returns `false` if the
+/// server was dropped.
+async fn await_clock(mismatch: impl Fn() -> Option<ClockMismatch>, submissions: &mut Submissions) -> bool {
+    let Some(first) = mismatch() else { return true };
+    tracing::warn!(
+        "{first}. The directory waits. If the clock is wrong, set the clock. If it is right, restart the directory with \
+         --clock-is-right"
+    );
+    while mismatch().is_some() {
         tokio::select! {
             // The submission is dropped, so that its sender gets status 503.
             submission = submissions.recv() => if submission.is_none() { return false },
             () = sleep(CLOCK_CHECK_INTERVAL) => {}
         }
     }
+    tracing::info!("the machine's clock matches the last consensus; the directory starts");
     true
 }
 
@@ -105,7 +105,7 @@ struct DirectoryService<S, P, R> {
 }
 
 impl<S: AuthorityStore, P: Prover, R: CryptoRng> DirectoryService<S, P, R> {
-    async fn run(&mut self, mut submissions: mpsc::Receiver<Submission>, mut clock: impl FnMut() -> WallTime) {
+    async fn run(&mut self, mut submissions: Submissions, mut clock: impl FnMut() -> WallTime) {
         loop {
             // The deadline is checked before each submission, so that constant submissions can't delay it.
             if self.authority.poll_timeout().is_some_and(|deadline| deadline <= clock()) {

@@ -13,7 +13,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use super::*;
+use super::{submissions::MAX_SUBMISSIONS, *};
 use crate::{
     base::{DialError, DialTarget, RelayId, WallTime},
     directory::{
@@ -58,7 +58,7 @@ fn get_consensus(headers: &str) -> Vec<u8> {
 }
 
 /// A server with a consensus.
-async fn server() -> (DirectoryServer, mpsc::Receiver<Submission>) {
+async fn server() -> (DirectoryServer, Submissions) {
     let (server, submissions) = DirectoryServer::new();
     server.publish(signed_by(&[100], NOW)).await;
     (server, submissions)
@@ -261,10 +261,19 @@ impl TestDirectory {
     }
 
     async fn start_at(now: u64, relays: usize, store: &MemoryStore, targets: &Arc<ReachableTargets>) -> Self {
+        Self::start_with(AuthorityConfig::testnet(relays), now, store, targets).await
+    }
+
+    async fn start_with(
+        config: AuthorityConfig,
+        now: u64,
+        store: &MemoryStore,
+        targets: &Arc<ReachableTargets>,
+    ) -> Self {
         let (server, submissions) = DirectoryServer::new();
         let (listener, address) = listen().await;
         let clock = Arc::new(AtomicU64::new(now));
-        let authority = Authority::new(key(100), AuthorityConfig::testnet(relays));
+        let authority = Authority::new(key(100), config);
         let shared = Arc::clone(&clock);
         let time = move || WallTime::from_unix(shared.load(Ordering::Relaxed));
         let (store, targets, served) = (store.clone(), Arc::clone(targets), server.clone());
@@ -435,7 +444,7 @@ async fn request_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
 }
 
 /// Serves a consensus that exceeds the buffers of a socket, with these caps on the connections of each address.
-async fn serve_long(caps: ConnectionCaps) -> (SocketAddr, mpsc::Receiver<Submission>) {
+async fn serve_long(caps: ConnectionCaps) -> (SocketAddr, Submissions) {
     let (mut server, submissions) = DirectoryServer::new();
     server.caps = ConnectionCaps { network: |peer| Some(crate::base::AddressPrefix::source(peer)), ..caps };
     let mut long = vec![0; 8 << 20];
@@ -494,11 +503,11 @@ async fn a_source_beyond_its_share_gets_503_until_a_slow_reader_is_evicted() {
 
 impl MemoryStore {
     /// The dates from which on the stored relays are known.
-    fn first_seen(&self) -> Vec<u64> {
+    fn known_since(&self) -> Vec<u64> {
         let memory = self.0.lock().unwrap();
         let record =
             |bytes: &Vec<u8>| <crate::directory::schema::RelayRecord as prost::Message>::decode(bytes.as_slice());
-        memory.relays.values().map(|bytes| record(bytes).unwrap().first_seen).collect()
+        memory.relays.values().map(|bytes| record(bytes).unwrap().known_since).collect()
     }
 }
 
@@ -519,7 +528,7 @@ async fn a_jump_of_the_clock_signs_and_drops_nothing() {
         directory.clock.store(NOW.as_unix(), Ordering::Relaxed);
         let current = directory.fetch_until(|_| true).await;
         assert_eq!(current, first, "nothing was signed");
-        assert_eq!(store.first_seen(), [NOW.as_unix()], "nothing was dropped");
+        assert_eq!(store.known_since(), [NOW.as_unix()], "nothing was dropped");
     }
     directory.stop();
 }
@@ -540,14 +549,47 @@ async fn ages_survive_a_jump_of_ten_years_and_a_restart() {
             "by this clock, the descriptor is stale or from the future"
         );
         directory.stop();
-        assert_eq!(store.first_seen(), [NOW.as_unix()]);
+        assert_eq!(store.known_since(), [NOW.as_unix()]);
     }
     // The clock is wrong at the start, and corrected later.
     let directory = TestDirectory::start_at(NOW.as_unix() - TEN_YEARS, 1, &store, &targets).await;
     assert!(matches!(client(directory.address).fetch(NOW, None).await, Err(DirectoryError::NoneYet)));
     directory.clock.store(NOW.as_unix(), Ordering::Relaxed);
     assert_eq!(directory.fetch_until(|_| true).await, first);
-    assert_eq!(store.first_seen(), [NOW.as_unix()]);
+    assert_eq!(store.known_since(), [NOW.as_unix()]);
+    directory.stop();
+}
+
+#[tokio::test]
+async fn a_directory_whose_clock_is_ahead_waits_until_the_operator_states_that_it_is_right() {
+    let (store, targets) = (MemoryStore::default(), Arc::new(ReachableTargets::default()));
+    let directory = TestDirectory::start(1, &store, &targets).await;
+    targets.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
+    client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
+    let first = directory.fetch_until(|_| true).await;
+    directory.stop();
+    let now = NOW.after(Duration::from_secs(2 * 24 * 60 * 60));
+    let sent = descriptor(1, profile(1), now);
+    let directory = TestDirectory::start_at(now.as_unix(), 1, &store, &targets).await;
+    let refusal = client(directory.address).publish(&sent).await.unwrap_err();
+    assert!(matches!(refusal, DirectoryError::Refused { status: 503, .. }), "{refusal}");
+    assert!(matches!(client(directory.address).fetch(now, None).await, Err(DirectoryError::NoneYet)));
+    directory.stop();
+    let interval = Duration::from_secs(1);
+    let config = AuthorityConfig { clock_is_right: true, interval, ..AuthorityConfig::testnet(1) };
+    let directory = TestDirectory::start_with(config, now.as_unix(), &store, &targets).await;
+    let mut current = None;
+    for _ in 0..50 {
+        // The submission makes the service read the clock.
+        client(directory.address).publish(&sent).await.unwrap();
+        current = client(directory.address).fetch(now, None).await.ok().flatten();
+        if current.is_some() {
+            break;
+        }
+        directory.clock.fetch_add(1, Ordering::Relaxed);
+    }
+    assert!(current.expect("no consensus").valid_after() > first.valid_after());
+    assert_eq!(store.known_since(), [NOW.as_unix()], "the relay keeps its age");
     directory.stop();
 }
 

@@ -9,9 +9,15 @@ use core::time::Duration;
 
 use super::{Proof, RelayEntries, RelayEntry, count_prefixes};
 use crate::{
-    base::{AddressPrefix, Counter as _, DialTarget, RelayId, WallTime},
-    directory::authority::Publisher,
+    base::{AddressPrefix, Counter as _, Deadlines, DialTarget, Instant, RelayId, WallTime},
+    directory::{
+        DESCRIPTOR_LIFETIME,
+        authority::{Publisher, instant},
+    },
 };
+
+/// Time after which a proof without an outcome counts as failed.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Maximum running proofs at addresses in one [`AddressPrefix::network`].
 const MAX_PROOFS_OF_NETWORK: usize = 4;
@@ -41,6 +47,77 @@ impl Turns {
     }
 }
 
+/// The deadlines of relays, and the due proofs. A turn visits no other relays.
+#[derive(Default)]
+pub(super) struct ProofSchedule {
+    /// The next visit of each relay: its descriptor becomes stale, its proof is due, or its proof times out.
+    visits: Deadlines<RelayId>,
+    /// The relays whose proofs run.
+    running: BTreeSet<RelayId>,
+    /// The relays whose proofs are due and haven't started for lack of a place.
+    waiting: BTreeMap<RelayId, DueProof>,
+    /// Those of proved relays, the longest due first.
+    proved: BTreeSet<(WallTime, RelayId)>,
+    /// Those of unproved relays, by publisher, the longest due first.
+    unproved: BTreeMap<Publisher, BTreeSet<(WallTime, RelayId)>>,
+}
+
+/// The time from which on a proof is due, and the publisher if the relay is unproved.
+type DueProof = (WallTime, Option<Publisher>);
+
+impl ProofSchedule {
+    /// Updates the schedule after a change of the relay.
+    pub(super) fn update(&mut self, entry: &RelayEntry) {
+        let relay = entry.identity();
+        self.remove(&relay);
+        let at = match entry.proof {
+            Proof::Due(at) => at,
+            Proof::Running { at, .. } => {
+                self.running.insert(relay);
+                at.after(PROOF_TIMEOUT)
+            }
+        };
+        self.visits.set(relay, instant(at.min(stale_at(entry))));
+    }
+
+    /// Removes a relay.
+    pub(super) fn remove(&mut self, relay: &RelayId) {
+        self.visits.remove(*relay);
+        self.running.remove(relay);
+        let Some((at, publisher)) = self.waiting.remove(relay) else { return };
+        let key = (at, *relay);
+        match publisher {
+            None => _ = self.proved.remove(&key),
+            Some(publisher) => {
+                if let Some(due) = self.unproved.get_mut(&publisher) {
+                    due.remove(&key);
+                    if due.is_empty() {
+                        self.unproved.remove(&publisher);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Queues the proof of a relay, due since `at`, until there is a place.
+    fn queue_proof(&mut self, entry: &RelayEntry, at: WallTime) {
+        let relay = entry.identity();
+        self.remove(&relay);
+        let publisher = (!entry.is_proved()).then_some(entry.publisher);
+        match publisher {
+            None => _ = self.proved.insert((at, relay)),
+            Some(publisher) => _ = self.unproved.entry(publisher).or_default().insert((at, relay)),
+        }
+        self.waiting.insert(relay, (at, publisher));
+        self.visits.set(relay, instant(stale_at(entry)));
+    }
+}
+
+/// The time from which on the relay's descriptor is stale.
+fn stale_at(entry: &RelayEntry) -> WallTime {
+    entry.descriptor.published.after(DESCRIPTOR_LIFETIME).after(Duration::from_secs(1))
+}
+
 /// Counts of running proofs.
 struct RunningProofs {
     /// Proofs of proved relays.
@@ -55,7 +132,7 @@ struct RunningProofs {
 
 impl RunningProofs {
     fn of(entries: &RelayEntries) -> Self {
-        let running = || entries.entries.values().filter(|entry| entry.is_being_proved());
+        let running = || entries.schedule.running.iter().filter_map(|relay| entries.entries.get(relay));
         let unproved = || running().filter(|entry| !entry.is_proved());
         Self {
             proved: running().count().saturating_sub(unproved().count()),
@@ -77,70 +154,86 @@ impl RunningProofs {
         }
     }
 
-    /// Whether a proof of `entry` may run, so that at most `max_proofs` run. Half of the places are for proved relays,
-    /// and half for unproved ones. If `uncapped` is set, only `max_proofs` applies.
-    fn admits(&self, entry: &RelayEntry, max_proofs: usize, uncapped: bool) -> bool {
+    /// Whether there is a place for a proof of some relay, proved or not, so that at most `max_proofs` run. Half of the
+    /// places are for proved relays, and half for unproved ones. If `uncapped` is set, only `max_proofs` applies.
+    const fn has_place(&self, is_proved: bool, max_proofs: usize, uncapped: bool) -> bool {
         if uncapped {
             return self.proved.saturating_add(self.unproved) < max_proofs;
         }
-        let is_below = |counts: &BTreeMap<AddressPrefix, usize>, network: AddressPrefix, cap| {
-            counts.get(&network).is_none_or(|count| *count < cap)
-        };
-        let half = max_proofs / 2;
-        let has_place = if entry.is_proved() {
-            self.proved < half
-        } else {
-            self.unproved < half && is_below(&self.by_publisher, entry.publisher.network, MAX_PROOFS_OF_PUBLISHER)
-        };
-        has_place && entry.networks().all(|network| is_below(&self.by_network, network, MAX_PROOFS_OF_NETWORK))
+        let running = if is_proved { self.proved } else { self.unproved };
+        running < max_proofs / 2
+    }
+
+    /// Whether a proof of an unproved relay of `publisher` may run.
+    fn admits_publisher(&self, publisher: &Publisher, uncapped: bool) -> bool {
+        uncapped || is_below(&self.by_publisher, publisher.network, MAX_PROOFS_OF_PUBLISHER)
+    }
+
+    /// Whether a proof at the addresses of `entry` may run.
+    fn admits_networks(&self, entry: &RelayEntry, uncapped: bool) -> bool {
+        uncapped || entry.networks().all(|network| is_below(&self.by_network, network, MAX_PROOFS_OF_NETWORK))
     }
 }
 
-impl RelayEntries {
-    /// Fails proofs that began at least `timeout` ago. `interval` is the maximum time to the next try.
-    pub(in super::super) fn time_out_proofs(&mut self, now: WallTime, timeout: Duration, interval: Duration) {
-        for entry in self.entries.values_mut() {
-            if matches!(entry.proof, Proof::Running { at, .. } if now >= at.after(timeout)) {
-                entry.handle_failed(now, interval);
-            }
-        }
-    }
+fn is_below(counts: &BTreeMap<AddressPrefix, usize>, network: AddressPrefix, cap: usize) -> bool {
+    counts.get(&network).is_none_or(|count| *count < cap)
+}
 
-    /// Starts due proofs, so that at most `max_proofs` run: proofs of proved relays the longest due first, proofs of
-    /// unproved relays by turns of their publishers. Returns the dials.
-    pub(in super::super) fn start_proofs(&mut self, now: WallTime, max_proofs: usize) -> Vec<DialTarget> {
-        let mut running = RunningProofs::of(self);
-        let (mut proved, mut unproved) = (Vec::new(), BTreeMap::<Publisher, Vec<(WallTime, RelayId)>>::new());
-        for (relay, entry) in &self.entries {
+impl RelayEntries {
+    /// Visits the relays with a due deadline: removes those with stale descriptors, fails proofs without an outcome, and
+    /// queues due proofs. `interval` is the maximum time to the next try of a failed proof.
+    /// Returns the removed relays.
+    pub(in super::super) fn visit_due(&mut self, now: WallTime, interval: Duration) -> Vec<RelayEntry> {
+        let mut stale = Vec::new();
+        while let Some(relay) = self.schedule.visits.pop_due(instant(now)) {
+            let Some(entry) = self.entries.get_mut(&relay) else { continue };
+            if entry.descriptor.is_stale(now) {
+                stale.extend(self.remove(&relay));
+                continue;
+            }
             match entry.proof {
-                Proof::Due(at) if at <= now && entry.is_proved() => proved.push((at, *relay)),
-                Proof::Due(at) if at <= now => unproved.entry(entry.publisher).or_default().push((at, *relay)),
+                Proof::Due(at) if at <= now => {
+                    self.schedule.queue_proof(entry, at);
+                    continue;
+                }
+                Proof::Running { at, .. } if now >= at.after(PROOF_TIMEOUT) => entry.handle_failed(now, interval),
                 _ => {}
             }
+            self.schedule.update(entry);
         }
+        stale
+    }
+
+    /// Starts proofs of waiting relays, so that at most `max_proofs` run: proofs of proved relays the longest due first,
+    /// proofs of unproved relays by turns of their publishers. Returns the dials.
+    pub(in super::super) fn start_proofs(&mut self, now: WallTime, max_proofs: usize) -> Vec<DialTarget> {
+        let mut running = RunningProofs::of(self);
         let mut dials = Vec::new();
-        proved.sort_unstable();
-        for (_, relay) in proved {
-            dials.extend(self.start(now, &relay, &mut running, max_proofs));
+        while running.has_place(true, max_proofs, self.uncapped)
+            && let Some(relay) = self.first_admitted(&running, self.schedule.proved.iter())
+        {
+            dials.extend(self.start(now, &relay, &mut running));
         }
-        for due in unproved.values_mut() {
-            // The longest due is the last, because `pop` takes the last.
-            due.sort_unstable_by(|one, other| other.cmp(one));
+        if !running.has_place(false, max_proofs, self.uncapped) {
+            return dials;
         }
-        let mut order: BTreeSet<_> = unproved.keys().map(|publisher| (self.turns.of(publisher), *publisher)).collect();
-        while let Some((turn, publisher)) = order.pop_first() {
+        let publishers = self.schedule.unproved.keys();
+        let mut order: BTreeSet<_> = publishers.map(|publisher| (self.turns.of(publisher), *publisher)).collect();
+        while running.has_place(false, max_proofs, self.uncapped)
+            && let Some((turn, publisher)) = order.pop_first()
+        {
             // The turn has changed if another source of the network had a turn since.
             let current = self.turns.of(&publisher);
             if current != turn {
                 order.insert((current, publisher));
                 continue;
             }
-            let due = unproved.get_mut(&publisher).into_iter();
-            let started = due.flat_map(|due| core::iter::from_fn(|| due.pop())).find_map(|(_, relay)| {
-                Some(self.start(now, &relay, &mut running, max_proofs)).filter(|started| !started.is_empty())
-            });
-            if let Some(started) = started {
-                dials.extend(started);
+            if !running.admits_publisher(&publisher, self.uncapped) {
+                continue;
+            }
+            let due = self.schedule.unproved.get(&publisher).into_iter().flatten();
+            if let Some(relay) = self.first_admitted(&running, due) {
+                dials.extend(self.start(now, &relay, &mut running));
                 self.turns.take(&publisher);
                 order.insert((self.turns.of(&publisher), publisher));
             }
@@ -151,21 +244,28 @@ impl RelayEntries {
         dials
     }
 
-    /// Starts the proof of `relay` and returns its dials; none if the proof may not run yet.
-    fn start(
-        &mut self,
-        now: WallTime,
-        relay: &RelayId,
-        running: &mut RunningProofs,
-        max_proofs: usize,
-    ) -> Vec<DialTarget> {
-        let uncapped = self.uncapped;
-        let Some(entry) = self.entries.get_mut(relay).filter(|entry| running.admits(entry, max_proofs, uncapped))
-        else {
+    /// The first of the due relays at whose addresses a proof may run.
+    fn first_admitted<'a>(
+        &self,
+        running: &RunningProofs,
+        mut due: impl Iterator<Item = &'a (WallTime, RelayId)>,
+    ) -> Option<RelayId> {
+        let is_admitted = |relay: &RelayId| {
+            self.entries.get(relay).is_some_and(|entry| running.admits_networks(entry, self.uncapped))
+        };
+        due.find(|(_, relay)| is_admitted(relay)).map(|(_, relay)| *relay)
+    }
+
+    /// Starts the proof of `relay` and returns its dials.
+    fn start(&mut self, now: WallTime, relay: &RelayId, running: &mut RunningProofs) -> Vec<DialTarget> {
+        let Some(entry) = self.entries.get_mut(relay) else {
+            self.schedule.remove(relay);
             return Vec::new();
         };
         running.add(entry);
-        entry.start_proof(now)
+        let dials = entry.start_proof(now);
+        self.schedule.update(entry);
+        dials
     }
 
     /// Removes the turns of publishers of which no relay is stored.
@@ -176,13 +276,43 @@ impl RelayEntries {
         self.turns.last_turns.retain(|prefix, _| known.contains(prefix));
     }
 
-    /// The next time at which a proof that may run is due, or a running proof fails after `timeout`.
-    pub(in super::super) fn next_deadline(&self, timeout: Duration, max_proofs: usize) -> Option<WallTime> {
+    /// The next time for [`Self::visit_due`]. A relay that waits for a place is started after the end of another proof.
+    pub(in super::super) fn next_visit(&self) -> Option<WallTime> {
+        let earliest = self.schedule.visits.earliest()?;
+        Some(WallTime::from_unix(earliest.since(Instant::START).as_secs()))
+    }
+}
+
+#[cfg(test)]
+impl RelayEntries {
+    /// Asserts that the schedule agrees with the relays after a turn at `now`: each relay is in its place, and each due
+    /// proof that may run does run.
+    pub(in super::super) fn assert_scheduled(&self, now: WallTime, max_proofs: usize) {
+        let Self { entries, schedule, uncapped, .. } = self;
         let running = RunningProofs::of(self);
-        let deadline = |entry: &RelayEntry| match entry.proof {
-            Proof::Due(at) => running.admits(entry, max_proofs, self.uncapped).then_some(at),
-            Proof::Running { at, .. } => Some(at.after(timeout)),
-        };
-        self.entries.values().filter_map(deadline).min()
+        for (relay, entry) in entries {
+            assert_eq!(schedule.running.contains(relay), entry.is_being_proved());
+            let Proof::Due(at) = entry.proof else { continue };
+            let Some((due, publisher)) = schedule.waiting.get(relay) else {
+                assert!(at > now, "a due proof neither runs nor waits");
+                continue;
+            };
+            assert_eq!((*due, publisher.is_none()), (at, entry.is_proved()));
+            let is_queued = match publisher {
+                None => schedule.proved.contains(&(at, *relay)),
+                Some(publisher) => {
+                    *publisher == entry.publisher && schedule.unproved[publisher].contains(&(at, *relay))
+                }
+            };
+            assert!(is_queued);
+            let may_run = running.has_place(entry.is_proved(), max_proofs, *uncapped)
+                && running.admits_networks(entry, *uncapped)
+                && (entry.is_proved() || running.admits_publisher(&entry.publisher, *uncapped));
+            assert!(!may_run, "a due proof waits despite a free place");
+        }
+        let queued = schedule.proved.len() + schedule.unproved.values().map(BTreeSet::len).sum::<usize>();
+        assert_eq!(queued, schedule.waiting.len());
+        assert!(schedule.waiting.keys().chain(&schedule.running).all(|relay| entries.contains_key(relay)));
+        assert_eq!(schedule.visits.len(), entries.len());
     }
 }

@@ -87,13 +87,13 @@ fn stored_relays_beyond_the_caps_are_deleted_the_shortest_known_first() {
 }
 
 /// An authority with the maximum number of relays. Relays 1 to 100 are in one block, and relay *n* is known from *n*
-/// seconds after `first_seen` on. All other relays are known for 1,000 s, in blocks with fewer relays.
-fn full_authority(first_seen: WallTime) -> Authority {
+/// seconds after `known_since` on. All other relays are known for 1,000 s, in blocks with fewer relays.
+fn full_authority(known_since: WallTime) -> Authority {
     let mut authority = public_authority();
     for number in 1..=MAX_RELAYS as u16 {
         let [high, low] = number.to_be_bytes();
         let (address, since) = match number {
-            1..=100 => (format!("20.0.{number}.1:1"), first_seen.after(Duration::from_secs(number.into()))),
+            1..=100 => (format!("20.0.{number}.1:1"), known_since.after(Duration::from_secs(number.into()))),
             _ => (format!("{}.{}.0.1:1", 30 + high, low), NOW.before(Duration::from_secs(1000))),
         };
         insert_proved(&mut authority, number, &address, since);
@@ -113,7 +113,7 @@ fn a_full_directory_makes_room_in_the_most_crowded_block() {
 }
 
 #[test]
-fn descriptors_of_unproved_relays_displace_few_proved_ones() {
+fn descriptors_of_unproved_relays_displace_no_proved_one() {
     let mut authority = full_authority(NOW.before(Duration::from_secs(1000)));
     for number in 20_000..20_100 {
         let [high, low] = (number - 20_000_u16).to_be_bytes();
@@ -123,7 +123,39 @@ fn descriptors_of_unproved_relays_displace_few_proved_ones() {
             None,
         );
     }
-    assert!(authority.listed(NOW) >= MAX_RELAYS - MAX_PROOFS - 1, "{}", authority.listed(NOW));
+    assert_eq!(authority.listed(NOW), MAX_RELAYS);
+    assert!(drain(&mut authority).deleted.is_empty());
+}
+
+#[test]
+fn unproved_relays_have_places_beside_a_full_list_of_proved_ones() {
+    let mut authority = full_authority(NOW.before(Duration::from_secs(1000)));
+    for number in 20_000..22_000_u16 {
+        let [high, low] = number.to_be_bytes();
+        submit(&mut authority, number, profile_at(number, &[&format!("{}.{low}.0.1:1", 20 + high)]), NOW);
+    }
+    assert_eq!((authority.relays.len(), authority.listed(NOW)), (MAX_HELD, MAX_RELAYS));
+}
+
+#[test]
+fn a_relay_that_is_proved_when_the_directory_is_full_is_dropped() {
+    let days = |days: u64| NOW.before(Duration::from_secs(days * 24 * 60 * 60));
+    let mut authority = full_authority(days(10));
+    for number in 101..=MAX_RELAYS as u16 {
+        let [high, low] = number.to_be_bytes();
+        insert_proved(&mut authority, number, &format!("{}.{}.0.1:1", 30 + high, low), days(9));
+    }
+    insert_proved(&mut authority, 100, "20.0.100.1:1", days(1));
+    // The two newcomers are in one block. One relay can be displaced.
+    let newcomers = [(20_000, "90.0.0.1:1"), (20_001, "90.0.1.1:1")];
+    for (number, address) in newcomers {
+        submit(&mut authority, number, profile_at(number, &[address]), NOW);
+    }
+    for (number, address) in newcomers {
+        authority.handle_proof(NOW, &profile_at(number, &[address]).dial_target(), Ok(()));
+    }
+    assert_eq!(drain(&mut authority).deleted, [key(100).id(), key(20_001).id()]);
+    assert_eq!(authority.listed(NOW), MAX_RELAYS);
 }
 
 #[test]

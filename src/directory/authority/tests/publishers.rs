@@ -76,7 +76,7 @@ fn a_full_directory_evicts_a_relay_of_the_publisher_with_the_most_unproved_ones(
     let mut authority = public_authority();
     submit_from(&mut authority, [91, 0, 0, 1], 0, profile(0), NOW);
     authority.handle_proof(NOW, &profile(0).dial_target(), FAILED);
-    for number in 1..MAX_RELAYS as u16 {
+    for number in 1..MAX_HELD as u16 {
         let descriptor = crate::directory::Descriptor { profile: profile(number), published: NOW };
         let entry = RelayEntry::new(descriptor, &[], later(1)).with_publisher(Publisher::at([90, 0, 0, 1].into()));
         authority.relays.insert(entry);
@@ -112,8 +112,9 @@ fn a_consensus_that_would_be_too_long_omits_the_relays_known_shortest() {
         let (ice_ufrag, ice_password) = (long("u"), long("p"));
         let profile = Profile { ice_ufrag, ice_password, exit: exit.clone(), ..profile(number) };
         let descriptor = crate::directory::Descriptor { profile, published: NOW };
-        let mut entry = RelayEntry::new(descriptor, &[], NOW.before(Duration::from_secs(u64::from(all - number))));
+        let mut entry = RelayEntry::new(descriptor, &[], NOW);
         entry.handle_proved(NOW, Duration::from_secs(3600));
+        entry.set_known_since(NOW.before(Duration::from_secs(u64::from(all - number))));
         authority.relays.insert(entry);
     }
     authority.handle_timeout(NOW);

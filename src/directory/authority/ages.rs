@@ -1,0 +1,167 @@
+//! The ages of former relays, which were listed or could have been, and which the authority has dropped since.
+//!
+//! A relay that returns within [`MAX_ABSENCE`] keeps its age. Otherwise, attackers that take the places of a relay would
+//! reset its age, on which its flags and its place in the consensus depend.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use core::{net::SocketAddr, time::Duration};
+
+use prost::Message as _;
+
+use super::{
+    crowding::{PROVED_CAPS, prefixes},
+    instant,
+};
+use crate::{
+    base::{AddressPrefix, Deadlines, RelayId, WallTime},
+    directory::{
+        profile::{decode_address, decode_identity, encode_address},
+        schema,
+    },
+};
+
+/// Time for which the age of a former relay is kept.
+pub(super) const MAX_ABSENCE: Duration = Duration::from_secs(60 * 24 * 60 * 60);
+/// Cap on former relays whose ages are kept; each takes about 500 bytes of memory, and 100 bytes on disk.
+pub(super) const MAX_FORMER_RELAYS: usize = 16_384;
+
+/// A relay that the authority has dropped.
+#[derive(Clone, Debug)]
+pub(super) struct FormerRelay {
+    /// The time of its first proof.
+    pub(super) known_since: WallTime,
+    /// The time at which the authority dropped the relay.
+    pub(super) dropped_at: WallTime,
+    /// The addresses of its last proof, because the addresses of a later descriptor are only claimed.
+    pub(super) addresses: Vec<SocketAddr>,
+}
+
+impl FormerRelay {
+    /// Encodes the record of the former relay for storage.
+    pub(super) fn encode(&self, relay: &RelayId) -> Vec<u8> {
+        let former = schema::FormerRelay {
+            identity: relay.as_bytes().to_vec(),
+            addresses: self.addresses.iter().map(encode_address).collect(),
+            dropped: self.dropped_at.as_unix(),
+        };
+        let known_since = self.known_since.as_unix();
+        schema::RelayRecord { descriptor: None, known_since, proved: 0, former: Some(former) }.encode_to_vec()
+    }
+
+    /// Decodes a record; `None` if the record is not that of a former relay.
+    pub(super) fn decode(record: &[u8], now: WallTime) -> Option<(RelayId, Self)> {
+        let record = schema::RelayRecord::decode(record).ok()?;
+        let former = record.former?;
+        let relay = decode_identity(&former.identity)?;
+        // A descriptor has at most one address of each family.
+        let addresses: Option<Vec<_>> = former.addresses.iter().take(2).map(decode_address).collect();
+        let time = |seconds| WallTime::from_unix(seconds).min(now);
+        let (known_since, dropped_at) = (time(record.known_since), time(former.dropped));
+        Some((relay, Self { known_since, dropped_at, addresses: addresses? }))
+    }
+}
+
+/// The ages of former relays, by identity.
+///
+/// The caps for each address, network and block are those of proved relays. At such a cap, the age of the prefix's
+/// youngest relay is dropped. At the cap in total, it is the youngest relay of the block with the most former relays. So
+/// an attacker drops the age of a relay only by as many older relays in the same prefix, or by relays in many blocks.
+pub(super) struct Ages {
+    former: BTreeMap<RelayId, FormerRelay>,
+    expiry: Deadlines<RelayId>,
+    /// The former relays of each prefix, the oldest first.
+    by_prefix: HashMap<AddressPrefix, BTreeSet<(WallTime, RelayId)>>,
+    /// Whether only the cap in total holds, as in a testnet.
+    uncapped: bool,
+}
+
+impl Ages {
+    pub(super) fn new(uncapped: bool) -> Self {
+        Self { former: BTreeMap::new(), expiry: Deadlines::default(), by_prefix: HashMap::new(), uncapped }
+    }
+
+    /// The number of former relays.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.former.len()
+    }
+
+    /// Whether the age of `relay` is kept.
+    pub(super) fn contains(&self, relay: &RelayId) -> bool {
+        self.former.contains_key(relay)
+    }
+
+    /// Adds the age of a relay that has been dropped. Returns the relays whose ages are dropped at a cap, possibly
+    /// `relay` itself.
+    pub(super) fn add(&mut self, relay: RelayId, former: FormerRelay) -> Vec<RelayId> {
+        self.remove(&relay);
+        let key = (former.known_since, relay);
+        let own: Vec<_> = prefixes(&PROVED_CAPS, &former.addresses).collect();
+        for (prefix, _) in &own {
+            self.by_prefix.entry(*prefix).or_default().insert(key);
+        }
+        self.expiry.set(relay, instant(former.dropped_at.after(MAX_ABSENCE)));
+        self.former.insert(relay, former);
+        let mut dropped = Vec::new();
+        let uncapped = self.uncapped;
+        for (prefix, cap) in own.into_iter().filter(|_| !uncapped) {
+            while self.count(&prefix) > cap && self.remove_youngest(&prefix, &mut dropped) {}
+        }
+        while self.former.len() > MAX_FORMER_RELAYS {
+            let blocks =
+                self.former.values().flat_map(|former| &former.addresses).map(|at| AddressPrefix::block(at.ip()));
+            let fullest = blocks.max_by_key(|block| self.count(block));
+            if !fullest.is_some_and(|block| self.remove_youngest(&block, &mut dropped)) {
+                break;
+            }
+        }
+        dropped
+    }
+
+    /// Removes the age of a relay that is held again. Returns the time since which the relay is known; `None` if its age
+    /// isn't kept, or no longer.
+    pub(super) fn take(&mut self, relay: &RelayId, now: WallTime) -> Option<WallTime> {
+        let former = self.remove(relay)?;
+        (now < former.dropped_at.after(MAX_ABSENCE)).then_some(former.known_since)
+    }
+
+    /// Removes the ages of relays that have been away for [`MAX_ABSENCE`], and returns these relays.
+    pub(super) fn remove_expired(&mut self, now: WallTime) -> Vec<RelayId> {
+        let mut expired = Vec::new();
+        while let Some(relay) = self.expiry.pop_due(instant(now)) {
+            self.remove(&relay);
+            expired.push(relay);
+        }
+        expired
+    }
+
+    /// The number of former relays of a prefix.
+    fn count(&self, prefix: &AddressPrefix) -> usize {
+        self.by_prefix.get(prefix).map_or(0, BTreeSet::len)
+    }
+
+    /// Removes the youngest relay of a prefix, and adds it to `removed`. Returns `false` if there is none.
+    fn remove_youngest(&mut self, prefix: &AddressPrefix, removed: &mut Vec<RelayId>) -> bool {
+        let Some((_, youngest)) = self.by_prefix.get(prefix).and_then(|relays| relays.last().copied()) else {
+            return false;
+        };
+        self.remove(&youngest);
+        removed.push(youngest);
+        true
+    }
+
+    fn remove(&mut self, relay: &RelayId) -> Option<FormerRelay> {
+        let former = self.former.remove(relay)?;
+        self.expiry.remove(*relay);
+        for (prefix, _) in prefixes(&PROVED_CAPS, &former.addresses) {
+            if let Some(relays) = self.by_prefix.get_mut(&prefix) {
+                relays.remove(&(former.known_since, *relay));
+                if relays.is_empty() {
+                    self.by_prefix.remove(&prefix);
+                }
+            }
+        }
+        Some(former)
+    }
+}
