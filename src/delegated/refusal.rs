@@ -18,7 +18,7 @@ pub enum Refusal {
     /// The exit doesn't offer the host, the method or the engine.
     #[error("the exit does not offer this host or method")]
     NotOffered,
-    /// The circuit, its neighbour or the exit has reached its rate of requests, or the circuit or neighbour its maximum
+    /// The circuit, its owner or the exit has reached its rate of requests, or the circuit or its owner its maximum
     /// number of concurrent requests.
     #[error("the exit has reached its rate limit; try again later")]
     RateLimited,

@@ -58,8 +58,8 @@ pub struct ResolverOptions {
     pub servers: Vec<SocketAddr>,
     /// Whether private addresses are valid answers, and private names may be looked up.
     pub private_addresses: bool,
-    /// Maximum concurrent lookups; default 256. A circuit gets at most 8 of these, a neighbour at most a quarter.
-    /// Further lookups wait, at most for their timeout.
+    /// Maximum concurrent lookups; default 256. A circuit gets at most 8 of these, an owner of circuits at
+    /// most a quarter. Further lookups wait, at most for their timeout.
     pub concurrency: usize,
     /// Timeout of a lookup. Default 10 s.
     pub timeout: Duration,
