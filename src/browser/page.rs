@@ -94,7 +94,7 @@ impl Page {
             }
         };
         clock::within(CIRCUIT_TIMEOUT, circuit).await.ok_or_else(|| {
-            let message = "no guard can be reached: this network may block WebRTC or UDP";
+            let message = "no circuit could be built in time: this network may block WebRTC or UDP";
             page.driver.stop();
             PageFailure::new(FailureKind::Network, message)
         })?;

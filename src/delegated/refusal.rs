@@ -23,7 +23,7 @@ pub enum Refusal {
     #[error("the exit has reached its rate limit; try again later")]
     RateLimited,
     /// The exit has the maximum number of concurrent requests in total, or lacks a parser or a file descriptor.
-    #[error("the exit has the maximum number of concurrent requests; try again later")]
+    #[error("the exit has no capacity for a further request; try again later")]
     Busy,
     /// The exit's policy forbids the target's address.
     #[error("the exit's policy forbids the target's address")]
@@ -68,8 +68,8 @@ pub enum Refusal {
     /// `SearchRefusal`.
     #[error("the engine returned no results")]
     NoResults,
-    /// The exit's configuration is incomplete.
-    #[error("the exit's configuration is incomplete")]
+    /// The exit's configuration is incomplete. Also the substitute for an unknown reason of a newer exit.
+    #[error("the exit's configuration is incomplete, or the reason is unknown to this version")]
     Misconfigured,
 }
 

@@ -113,7 +113,7 @@ impl VolunteerExit {
         self.draining = true;
     }
 
-    /// Whether there are unanswered searches.
+    /// Whether there are streams of searches: queries in flight, or answers that are not written yet.
     pub(super) fn is_busy(&self) -> bool {
         !self.service.is_empty()
     }
