@@ -58,8 +58,8 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     })
     .await?;
 
-    // Each search has a separate circuit, so an exit can't link two searches. After most failures of the first exit, the
-    // client sends the query to a second exit.
+    // Each search has a separate circuit, so an exit can't link two searches. After most failures of the first exit,
+    // the client sends the query to a second exit.
     let found = client.search(&SearchQuery { engine, ..SearchQuery::new(options.terms.join(" ")) }).await?;
 
     for (number, result) in (1..).zip(&found.results) {

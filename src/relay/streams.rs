@@ -5,10 +5,10 @@
 //! origins and commands of the exit. Its outputs are events for the exit ([`ExitStreams::poll_event`]) and messages to
 //! origins ([`ExitStreams::poll_ready`] and [`ExitStreams::poll_message`]).
 //!
-//! Caps: those of [`stream`](crate::stream) for each circuit, and [`RelayParameters::exit_streams`] for all and for each
-//! owner. At the latter, the circuit with the most streams, of the same owner or of the fullest, loses the stream that
-//! has carried no bytes for longest. A circuit that would then have as many streams as the fullest circuit displaces
-//! only a stream that was silent for [`SILENCE`].
+//! Caps: those of [`stream`](crate::stream) for each circuit, and [`RelayParameters::exit_streams`] for all and for
+//! each owner. At the latter, the circuit with the most streams, of the same owner or of the fullest, loses the stream
+//! that has carried no bytes for longest. A circuit that would then have as many streams as the fullest circuit
+//! displaces only a stream that was silent for [`SILENCE`].
 
 use core::time::Duration;
 use std::collections::{BTreeMap, HashMap, VecDeque};
