@@ -32,7 +32,7 @@ pub(super) struct SearchOutcome {
     pub(super) took: Duration,
 }
 
-/// The engines that exits offer, the default first, each with its number of exits.
+/// The engines that exits offer, each with its number of exits; most exits first, then by name.
 pub(super) fn offered(page: &Page) -> Vec<(EngineName, usize)> {
     let offers = page.offers();
     let exits = |engine: &EngineName| exits_offering(&offers, engine).count();

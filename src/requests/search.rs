@@ -161,7 +161,7 @@ impl<C: Connector> Searcher<C> {
         Self { connector, exits }
     }
 
-    /// The offered engines, the default one first.
+    /// The offered engines: first the default one, if an exit offers it; then by number of exits, most first.
     #[must_use]
     pub fn engines(&self) -> Vec<EngineName> {
         engines(&self.state().offers.borrow(), self.state().default_engine.as_ref())
