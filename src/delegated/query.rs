@@ -178,7 +178,7 @@ impl Query {
                 self.failed_try = Some(failed);
                 None
             }
-            // The second try had no circuit, usually because no other exit offers the engine. Reports the first failure.
+            // The second try had no circuit, usually because no other exit offers the engine: reports the first.
             (Err(TryError::NoCircuit(_)), Some(failed)) => Some(Err(TryError::Failed(failed))),
             (outcome, _) => Some(outcome),
         }

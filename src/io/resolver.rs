@@ -154,7 +154,7 @@ impl Resolver {
     }
 
     /// Starts a lookup of the addresses of `name`, in both families simultaneously. `owner` is the circuit of the
-    /// request; `None` for lookups of the exit itself, including those for delegated requests.
+    /// request; `None` for the exit's own lookups, such as those for descriptions of engines.
     pub(crate) async fn lookup(&self, owner: Option<RequestOwner>, name: &str) -> Result<AddressLookup, EndReason> {
         let deadline = now_after(self.timeout);
         let mut lookup = AddressLookup {
