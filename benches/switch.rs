@@ -13,18 +13,18 @@ use std::{cell::RefCell, hint::black_box};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use umbel::{
     base::{HopIndex, Instant, Lane, LinkEvent, LinkId, LinkMachine, Slots, Transmit},
-    onion::RelayLayer,
-    wire::{BODY_LEN, CellBody},
+    onion::{RelayLayer, sealed_len},
+    wire::{BODY_LEN, CELL_LEN, CellBody},
 };
 
-use relay::{BenchRelay, CELLS, NEXT, PREVIOUS, keys, message, second};
+use relay::{BenchRelay, CELLS, NEXT, PREVIOUS, keys, message, second_hop};
 
 impl BenchRelay {
     fn backward_messages(&self) -> Vec<(Lane, Slots)> {
         let bodies = || {
             (0..CELLS).map(|_| {
                 let mut body = CellBody::zero();
-                body[..umbel::onion::sealed_len(second())].fill(7);
+                body[..sealed_len(second_hop())].fill(7);
                 body
             })
         };
@@ -40,37 +40,39 @@ impl BenchRelay {
             let Transmit::Message { message, .. } = transmit else { panic!("{transmit:?}") };
             sent += black_box(message).len();
         }
-        assert_eq!(sent, self.circuits.len() * CELLS * 1024);
+        assert_eq!(sent, self.circuits.len() * CELLS * CELL_LEN);
     }
 }
 
-fn switch(c: &mut Criterion) {
+fn bench_switch(c: &mut Criterion) {
     let mut group = c.benchmark_group("switch");
     group.throughput(Throughput::Bytes(BODY_LEN as u64));
     let (mut layer, mut body) = (RelayLayer::new(HopIndex::FIRST, keys(1)), [0; BODY_LEN]);
     group.bench_function("layer alone", |b| {
         b.iter(|| {
-            body[BODY_LEN - 17..].fill(0);
+            // The filler for the next hop must be zero: one kind byte and one tag (`proto/03-cells.md` §3).
+            body[sealed_len(second_hop())..].fill(0);
             layer.seal_backward(black_box(&mut body)).unwrap();
         });
     });
     for circuits in [1, 16, 1000] {
         group.throughput(Throughput::Bytes((circuits * CELLS * BODY_LEN) as u64));
-        // Two closures use the relay alternately: one prepares a batch, and the other measures its switching.
+        // In the forward benchmark, the closure that prepares a batch and the closure that switches it both borrow the
+        // relay.
         let bench = RefCell::new(BenchRelay::new(circuits));
         group.bench_function(BenchmarkId::new("backward, circuits", circuits), |b| {
             let messages = bench.borrow().backward_messages();
-            let switch = |messages| bench.borrow_mut().switch(NEXT, messages);
-            b.iter_batched(|| messages.clone(), switch, BatchSize::PerIteration);
+            let run = |messages| bench.borrow_mut().switch(NEXT, messages);
+            b.iter_batched(|| messages.clone(), run, BatchSize::PerIteration);
         });
         group.bench_function(BenchmarkId::new("forward, circuits", circuits), |b| {
             // A cell can be opened only once and in order, so batches are prepared one at a time.
-            let switch = |messages| bench.borrow_mut().switch(PREVIOUS, messages);
-            b.iter_batched(|| bench.borrow_mut().forward_messages(), switch, BatchSize::PerIteration);
+            let run = |messages| bench.borrow_mut().switch(PREVIOUS, messages);
+            b.iter_batched(|| bench.borrow_mut().forward_messages(), run, BatchSize::PerIteration);
         });
     }
     group.finish();
 }
 
-criterion_group!(benches, switch);
+criterion_group!(benches, bench_switch);
 criterion_main!(benches);

@@ -4,8 +4,8 @@
 //! over its channels to public relays. With `--listen`, the relay is public. The relay is never an exit, so this
 //! machine sends no traffic to targets.
 //!
-//! `umbel testnet` starts a network on this machine and prints the two options that name the network. In another
-//! terminal:
+//! `umbel testnet` starts a network on this machine and prints the options `--directory` and `--authority`. In
+//! another terminal:
 //!
 //! ```sh
 //! cargo run --example relay -- --directory URL --authority KEY --data-dir relay-keys
@@ -29,7 +29,8 @@ struct Options {
     /// Folder for the relay's keys, created if it doesn't exist
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// UDP address at which other machines reach this machine, for a public relay [default: none, a volunteer]
+    /// UDP address of a public relay, at which other machines reach this machine [default: none; the relay is a
+    /// volunteer]
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
 }
@@ -65,7 +66,8 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         },
         _ = &mut interrupted => return Ok(relay.stop().await?),
     }
-    println!("ready: registered with the directory");
+    // The directory has accepted the descriptor of a public relay, or a gateway reaches the volunteer.
+    println!("ready");
 
     // The figures of a relay are safe to show: they name no circuit and no neighbour.
     let mut report = interval(Duration::from_secs(10));

@@ -46,7 +46,7 @@ async fn main() -> ExitCode {
 async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let engine = match &options.engine {
         Some(name) => {
-            Some(EngineName::parse(name).ok_or("--engine: a name has the letters a to z, digits and - only")?)
+            Some(EngineName::parse(name).ok_or("--engine: a name has 1 to 32 of the letters a to z, digits and -")?)
         }
         None => None,
     };
@@ -58,8 +58,8 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     })
     .await?;
 
-    // Each search has a separate circuit, so an exit can't link two searches. If the first exit fails, the client sends
-    // the query to a second exit.
+    // Each search has a separate circuit, so an exit can't link two searches. After most failures of the first exit,
+    // the client sends the query to a second exit.
     let found = client.search(&SearchQuery { engine, ..SearchQuery::new(options.terms.join(" ")) }).await?;
 
     for (number, result) in (1..).zip(&found.results) {

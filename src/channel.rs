@@ -134,7 +134,7 @@ pub enum ChannelEvent {
         observed: Option<Redacted<SocketAddr>>,
         /// Whether the peer is a volunteer and this node a gateway of the volunteer. Circuits then reach the volunteer
         /// over this channel.
-        reach: bool,
+        reaches_volunteer: bool,
     },
     /// A dial of [`Channels::connect`] failed, and no other channel to the relay takes new circuits.
     DialFailed {

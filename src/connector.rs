@@ -46,7 +46,8 @@ pub struct Delegated {
     pub stream: Stream,
     /// The circuit's path, from guard to exit.
     pub path: Vec<Hop>,
-    /// Whether the exit also carries other streams of this client, because no other exit offers the request.
+    /// Whether the exit also carries other streams of this client, or did so recently, because no other exit was
+    /// suitable.
     pub shared_exit: bool,
 }
 

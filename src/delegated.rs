@@ -33,7 +33,7 @@ mod vectors;
 
 pub use self::{
     exit_statistics::{BLOCK_DURATION, ExitCounts, ExitStatistics},
-    exits::{Miss, MissReason, Offers, engines, exits_with},
+    exits::{FailedTry, FailedTryReason, Offers, engines, exits_offering},
     offer::{Delegation, EngineName, HttpOffer, MAX_ENGINES, MAX_HOSTS, Offer},
     refusal::Refusal,
     search::{

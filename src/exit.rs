@@ -52,7 +52,7 @@ pub struct ExitOptions {
     pub streams: usize,
     /// Maximum bytes of all streams from origins that their targets have not read; usually 256 MiB. Beyond it, streams
     /// end until a sixteenth of it is free: always the one with most such bytes, of the circuit with most, of the
-    /// neighbour with most.
+    /// circuit owner with most.
     pub unread: usize,
     /// Time limit for resolving and connecting together; usually 15 s, less than the origins' limit.
     pub connect_timeout: Duration,

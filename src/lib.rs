@@ -110,7 +110,7 @@ pub use crate::{
     base::RelayId,
     client::StreamFailure,
     connector::{ConnectError, Hop},
-    delegated::{EngineName, Miss, MissReason, SearchError, SearchRefusal, SearchResult},
+    delegated::{EngineName, FailedTry, FailedTryReason, SearchError, SearchRefusal, SearchResult},
     directory::{AuthorityId, NotAnAuthority},
     http_exchange::{body::OutgoingBody, refusal::Refusal},
     io::{stream::Stream, tls::TlsError},

@@ -1,10 +1,9 @@
-//! The core of a relay: creates circuits for neighbours, switches their cells, extends them, and terminates their
-//! streams.
+//! The core of a relay: creates circuits for neighbours, switches their cells, extends them, and serves the streams
+//! addressed to this relay.
 //!
-//! Driven as a [`LinkMachine`]. The exit's I/O is outside: [`Relay::poll_event`] returns the events of streams, and
-//! [`Relay::handle_command`] handles the exit's commands. After these calls, the owner calls
-//! [`LinkMachine::handle_batch_end`], which sends the messages of streams that end here, once for all inputs of a
-//! batch.
+//! Driven as a [`LinkMachine`]. The sockets to targets belong to the node's exit code: [`Relay::poll_event`] returns
+//! events of streams for it, and [`Relay::handle_command`] takes its commands. After a batch of calls, the owner calls
+//! [`LinkMachine::handle_batch_end`] once. That call sends pending stream messages.
 //!
 //! | part | owned by |
 //! |---|---|
@@ -14,9 +13,9 @@
 //! | CREATEs that lack fragments | `partial_creates::PartialCreates` |
 //! | CREATEs that wait for their handshake | `waiting_creates::WaitingCreates` |
 //! | circuits that wait for a channel to the next hop | `dialling::Dialling` |
-//! | the share of each owner in each of these tables | `owners::Owned` |
-//! | streams of circuits that end here | `streams::ExitStreams` |
-//! | the share of each owner and circuit in them | `stream_shares::StreamShares` |
+//! | each owner's share of circuits, partial CREATEs and waiting circuits | `owners::Owned` |
+//! | streams whose exit is this relay | `streams::ExitStreams` |
+//! | each owner's and each circuit's share of exit streams | `stream_shares::StreamShares` |
 //! | of a volunteer: its gateways | `gateways::Gateways` |
 //! | of a gateway: its volunteers | `volunteers::GatewayVolunteers` |
 //!
@@ -26,24 +25,26 @@
 //! Handshakes run in the core's task, at most a few in each batch and at most at a rate. CREATEs above the rate wait, and
 //! the owners take turns.
 //!
-//! Threats addressed: neighbours and origins that send illegal messages, or too many. A breach inside a circuit ends
-//! that circuit, to both sides, with the same cell for every rule. A slow reader of a circuit fills only that circuit's
-//! queue.
+//! Threats addressed: neighbours and origins that send illegal messages, or too many. A breach in a circuit ends that
+//! circuit. Both sides get the same DESTROY, whichever rule was breached. A slow reader of a circuit fills only that
+//! circuit's queue.
 //!
 //! | cell | from the origin's side | from the next hop's side |
 //! |---|---|---|
-//! | CREATE | a new circuit, after its handshake; on one that exists or waits: ends it | breaks the channel |
-//! | CREATED | breaks the channel | answer to CREATE, once; else ends the circuit |
-//! | RELAY | opened; forwarded or decoded; on one that waits for its handshake: ends it | layer added, if the next hop has answered; else ends the circuit |
+//! | CREATE | creates a circuit, after its handshake; for a circuit that exists or waits: ends the circuit | breach: closes the channel |
+//! | CREATED | breach: closes the channel | answer to CREATE, once; else ends the circuit |
+//! | RELAY | opened; forwarded or decoded; for a circuit that waits for its handshake: ends the circuit | layer added, if the next hop has answered; else ends the circuit |
 //! | DESTROY | ends the circuit, also one that waits | ends the circuit |
 //!
 //! Cells of unknown circuits are dropped. Late cells are normal after a DESTROY.
 //!
 //! | relay message | at a relay |
 //! |---|---|
-//! | EXTEND | extends the circuit if there is no next hop and none in progress; else ends the circuit |
+//! | EXTEND | extends the circuit, or answers GONE; ends the circuit if it has a next hop or an EXTEND in progress |
 //! | EXTENDED, GONE | ends the circuit |
 //! | all others | as in [`stream`](crate::stream) |
+//!
+//! GONE answers an EXTEND to a relay that is neither listed nor a reachable volunteer of this gateway.
 
 mod build;
 mod circuit;
@@ -189,7 +190,7 @@ impl Relay {
     }
 
     /// For a volunteer: handles the directory's answer to its registration. The seed determines the ranking of
-    /// gateways. Gateways without the directory's confirmation are replaced.
+    /// gateways. Replaces gateways that the directory has not confirmed for several volunteer intervals.
     pub fn handle_registration(&mut self, now: Instant, registration: &Registration) {
         self.gateways.set_seed(&self.identity, registration.seed, self.known.current());
         self.channels.set_gateways(self.gateways.ranked());
@@ -199,7 +200,7 @@ impl Relay {
         }
     }
 
-    /// For a volunteer: the gateways that can reach it now, ascending.
+    /// For a volunteer: the gateways that can reach it now, in ascending order of identity.
     #[must_use]
     pub fn gateways(&self) -> Vec<RelayId> {
         self.gateways.open()
@@ -211,12 +212,12 @@ impl Relay {
         self.channels.volunteers()
     }
 
-    /// For a gateway: handles the directory's list of the reported volunteers that the directory counts. Drops
-    /// volunteers that the directory has not counted for too long, so that others can take their places.
-    pub fn handle_presence(&mut self, now: Instant, counted: &Counted) {
+    /// For a gateway: handles the directory's answer to a presence, the list of volunteers that the directory accepted.
+    /// Removes a volunteer that has been missing from these lists for too long, so that another can take its place.
+    pub fn handle_counted(&mut self, now: Instant, counted: &Counted) {
         if let Some(consensus) = self.known.current() {
             let interval = consensus.parameters().volunteer_interval();
-            self.volunteers.handle_presence(now, counted, interval, &mut self.channels);
+            self.volunteers.handle_counted(now, counted, interval, &mut self.channels);
         }
     }
 
@@ -257,14 +258,14 @@ impl Relay {
         self.streams.room(stream)
     }
 
-    /// The owner of the stream's request: the circuit, by a number that is unique among this relay's circuits, and the
-    /// neighbour over whose channel the circuit comes. `None` if the stream has ended.
+    /// To whose limits a stream's request counts: its circuit, and the owner of the circuit. `None` if the stream has
+    /// ended.
     #[must_use]
     pub fn request_owner(&self, stream: ExitStream) -> Option<RequestOwner> {
         let key = self.streams.circuit(stream)?;
         let channel = self.table.circuit(key)?.previous.channel;
-        let neighbour = self.owner(channel)?;
-        Some(RequestOwner { neighbour, circuit: key.number() })
+        let circuit_owner = self.owner(channel)?;
+        Some(RequestOwner { circuit_owner, circuit: key.number() })
     }
 
     /// The owner of the circuits over a channel: a listed relay, or else the source of the neighbour's address. Anyone
@@ -329,16 +330,16 @@ impl Relay {
 
     fn handle_channel_event(&mut self, now: Instant, event: ChannelEvent, rng: &mut dyn CryptoRng) {
         match event {
-            ChannelEvent::Open { channel, peer: Some(relay), reach, .. } => {
+            ChannelEvent::Open { channel, peer: Some(relay), reaches_volunteer, .. } => {
                 self.gateways.handle_open(&relay);
-                if reach {
+                if reaches_volunteer {
                     self.volunteers.handle_open(channel);
                 }
                 self.create_waiting(now, relay, channel, rng);
             }
             ChannelEvent::Open { peer: None, .. } => {}
             ChannelEvent::DialFailed { relay, error } => {
-                tracing::debug!(%error, class = %error.class(), "can't open a channel to the next hop");
+                tracing::debug!(%error, class = %error.class(), "can't open a channel to a relay");
                 self.gateways.handle_failed(now, &relay);
                 for (key, _) in self.dialling.take(&relay) {
                     self.end(now, key);
@@ -400,10 +401,10 @@ impl LinkMachine for Relay {
         loop {
             let transmit = self.channels.poll_transmit(now);
             self.handle_channel_events(now, rng);
-            // Queues with room are filled again.
-            let filled = self.streams.has_ready();
+            let had_ready = self.streams.has_ready();
+            // Sends more messages to queues that this transmit has shortened.
             self.send_messages(now, rng);
-            if transmit.is_some() || !filled {
+            if transmit.is_some() || !had_ready {
                 return transmit;
             }
         }

@@ -25,7 +25,7 @@ const NOW: WallTime = WallTime::from_unix(1_800_000_000);
 pub(crate) const PREVIOUS: LinkId = LinkId(1);
 pub(crate) const NEXT: LinkId = LinkId(2);
 
-pub(crate) fn second() -> HopIndex {
+pub(crate) fn second_hop() -> HopIndex {
     HopIndex::new(2).unwrap()
 }
 
@@ -193,11 +193,11 @@ impl BenchRelay {
     }
 
     pub(crate) fn forward_messages(&mut self) -> Vec<(Lane, Slots)> {
-        let plain = vec![7; message_capacity(second())];
+        let plain = vec![7; message_capacity(second_hop())];
         let seal = |(circuit, layers, _): &mut (CircuitId, OriginLayers, CircuitId)| {
             let bodies = (0..CELLS).map(|_| {
                 let mut body = CellBody::zero();
-                layers.seal_message(second(), &plain, &mut body).unwrap();
+                layers.seal_message(second_hop(), &plain, &mut body).unwrap();
                 body
             });
             message(*circuit, bodies)

@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_count_stays_within_its_range() {
+    fn a_counter_saturates_at_both_ends() {
         let mut count = 254_u8;
         (0..3).for_each(|_| count.increment());
         assert_eq!(count, 255);

@@ -10,7 +10,8 @@ use data_encoding::BASE32_NOPAD;
 /// The identifier of a circuit on one channel. The end that creates the circuit chooses the identifier: the dialler
 /// from the upper half of the range, the listener from the lower half (`proto/02-channel.md`).
 ///
-/// Prints redacted, because identifiers and times in a log could link the traffic of two relays.
+/// Prints redacted, because the logs of two neighbours, compared by identifier and time, would show the path of a
+/// circuit.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CircuitId(NonZeroU32);
 
@@ -109,8 +110,8 @@ impl HopIndex {
 
 /// A relay's identity: its long-term ed25519 public key (RFC 8032), 32 bytes.
 ///
-/// Prints the first eight base-32 characters. Relays are public but paths are not, so the hops of a circuit are never
-/// printed together.
+/// Prints the first eight base-32 characters. Relays are public but paths are not, so a log line never has two hops of
+/// one circuit.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelayId([u8; 32]);
 
@@ -133,7 +134,7 @@ impl RelayId {
         BASE32_NOPAD.encode(&self.0).to_ascii_lowercase()
     }
 
-    /// Decodes the output of [`Self::to_base32`], in either case.
+    /// Decodes the output of [`Self::to_base32`], in either case. `None` if `text` isn't the base 32 of 32 bytes.
     #[must_use]
     pub fn from_base32(text: &str) -> Option<Self> {
         let bytes = BASE32_NOPAD.decode(text.to_ascii_uppercase().as_bytes()).ok()?;

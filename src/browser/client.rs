@@ -1,7 +1,8 @@
-//! The client's core in a page, and its exchanges: one request and one answer over a stream on a separate circuit.
+//! The client's core in a page, and the exchanges of the page. An exchange is one request and one answer on a stream,
+//! over a circuit that carries nothing else.
 //!
-//! The request of an exchange is complete at its start. The answer is returned whole, up to a bound given by the
-//! caller. [`super::stream`] has streams that are read and written in pieces.
+//! The caller passes the whole request at the start, and gets the whole answer, at most `max_len` bytes.
+//! [`super::stream`] has streams that are read and written in pieces.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ExchangeHop {
     pub(super) relay: RelayId,
-    /// Time of the handshake with this hop, from its first cell to the answer.
+    /// Duration of the handshake with this hop, from its first cell to the answer.
     pub(super) took: Duration,
 }
 
@@ -35,7 +36,7 @@ pub(super) struct ExchangeHop {
 pub(super) struct ExchangePath {
     /// The guard first, the exit last.
     pub(super) hops: Vec<ExchangeHop>,
-    /// The exit also carries streams of this client, because no other exit offers the request.
+    /// Whether the exit also carries streams of this client, or did so recently, because no other exit was suitable.
     pub(super) shared_exit: bool,
 }
 
@@ -53,10 +54,10 @@ pub(super) struct CompletedExchange {
 pub(super) enum ExchangeFailure {
     /// No circuit was available.
     NoCircuit(StreamFailure),
-    /// The exit or its circuit closed, or the answer exceeds its bound.
+    /// The exit ended the stream with an error, the circuit failed, or the answer exceeds `max_len`.
     Broken(ExchangePath),
-    /// The exit exceeded the time limit.
-    Silent(ExchangePath),
+    /// The whole answer did not arrive within the time limit.
+    TimedOut(ExchangePath),
     /// The client has been closed.
     Closed,
 }
@@ -64,7 +65,7 @@ pub(super) enum ExchangeFailure {
 /// The parameters of an exchange.
 pub(super) struct ExchangeParameters {
     pub(super) delegation: Delegation,
-    /// Excluded exits.
+    /// Exits at which the request is not placed.
     pub(super) excluded_exits: Vec<RelayId>,
     pub(super) isolation: Isolation,
     pub(super) request: Vec<u8>,
@@ -81,9 +82,9 @@ struct DelegatedExchange {
     answer: Vec<u8>,
     max_len: usize,
     /// The time at which sending began, and the circuit; `None` before.
-    in_flight: Option<(Instant, ExchangePath)>,
-    reply: SlotSender<Result<CompletedExchange, ExchangeFailure>>,
-    /// Receives a value when sending begins.
+    begun: Option<(Instant, ExchangePath)>,
+    outcome: SlotSender<Result<CompletedExchange, ExchangeFailure>>,
+    /// Sends a value when sending of the request begins.
     started: SlotSender<()>,
 }
 
@@ -93,21 +94,21 @@ pub(super) struct DrivenPageClient {
     pub(super) streams: OpenStreams,
     exchanges: BTreeMap<ClientStream, DelegatedExchange>,
     store: Store,
-    steps: Steps,
+    readiness: Readiness,
 }
 
-/// Progress of the client's start.
+/// Whether the client is ready, with a notification.
 #[derive(Clone, Default)]
-pub(super) struct Steps {
-    /// Notifies at each step.
+pub(super) struct Readiness {
+    /// Notifies when `ready` is set.
     pub(super) changed: Notify,
-    /// Whether a circuit is built.
+    /// Whether the first circuit has been built.
     pub(super) ready: std::rc::Rc<core::cell::Cell<bool>>,
 }
 
 impl DrivenPageClient {
-    pub(super) fn new(client: ClientMachine, store: Store, steps: Steps) -> Self {
-        Self { client, streams: OpenStreams::default(), exchanges: BTreeMap::new(), store, steps }
+    pub(super) fn new(client: ClientMachine, store: Store, readiness: Readiness) -> Self {
+        Self { client, streams: OpenStreams::default(), exchanges: BTreeMap::new(), store, readiness }
     }
 
     fn store_guards(&self) {
@@ -120,41 +121,41 @@ impl DrivenPageClient {
         }
         match event {
             ClientEvent::Ready => {
-                self.steps.ready.set(true);
-                self.steps.changed.notify();
+                self.readiness.ready.set(true);
+                self.readiness.changed.notify();
             }
             ClientEvent::GuardsChanged => self.store_guards(),
             ClientEvent::Delegated { stream, path, hops, shared_exit } => {
                 if let Some(exchange) = self.exchanges.get_mut(&stream) {
                     let hops = path.into_iter().zip(hops).map(|(relay, took)| ExchangeHop { relay, took }).collect();
-                    exchange.in_flight = Some((now, ExchangePath { hops, shared_exit }));
+                    exchange.begun = Some((now, ExchangePath { hops, shared_exit }));
                     exchange.started.send(());
                 }
                 self.send_request(stream);
             }
-            ClientEvent::Stream(stream, event) => self.handle_stream(now, stream, event),
+            ClientEvent::Stream(stream, event) => self.handle_stream_event(now, stream, event),
             ClientEvent::Failed(stream, failure) => self.fail(now, stream, failure),
             ClientEvent::CircuitBuilt { .. } | ClientEvent::ConsensusExpired => {}
         }
     }
 
-    fn handle_stream(&mut self, now: Instant, stream: ClientStream, event: StreamEvent) {
+    fn handle_stream_event(&mut self, now: Instant, stream: ClientStream, event: StreamEvent) {
         match event {
             StreamEvent::Writable => self.send_request(stream),
             StreamEvent::Data(bytes) => {
                 let Some(exchange) = self.exchanges.get_mut(&stream) else { return };
                 if exchange.answer.len().saturating_add(bytes.len()) > exchange.max_len {
-                    self.end(stream, |_, path, _| Err(ExchangeFailure::Broken(path)), now);
+                    self.complete(stream, |_, path, _| Err(ExchangeFailure::Broken(path)), now);
                     return self.client.handle_command(stream, StreamCommand::Reset(EndReason::ResourceLimit));
                 }
                 exchange.answer.extend_from_slice(&bytes);
                 self.client.handle_command(stream, StreamCommand::Consumed(bytes.len()));
             }
             StreamEvent::Finished => {
-                self.end(stream, |answer, path, took| Ok(CompletedExchange { answer, path, took }), now);
+                self.complete(stream, |answer, path, took| Ok(CompletedExchange { answer, path, took }), now);
             }
             StreamEvent::Closed(reason) => self.fail(now, stream, StreamFailure::Ended(reason)),
-            // Events of closed streams, and events that only exits receive.
+            // An exchange causes no `Connected` and no `Resolved`; only exits receive the others.
             StreamEvent::Connected(_)
             | StreamEvent::Resolved { .. }
             | StreamEvent::Begin(_)
@@ -164,17 +165,17 @@ impl DrivenPageClient {
     }
 
     fn fail(&mut self, now: Instant, stream: ClientStream, failure: StreamFailure) {
-        let in_flight = self.exchanges.get(&stream).is_some_and(|exchange| exchange.in_flight.is_some());
-        self.end(
+        let has_begun = self.exchanges.get(&stream).is_some_and(|exchange| exchange.begun.is_some());
+        self.complete(
             stream,
             |_, path, _| {
-                Err(if in_flight { ExchangeFailure::Broken(path) } else { ExchangeFailure::NoCircuit(failure) })
+                Err(if has_begun { ExchangeFailure::Broken(path) } else { ExchangeFailure::NoCircuit(failure) })
             },
             now,
         );
     }
 
-    /// Sends as much of a request as the stream has room for.
+    /// Writes as much of the request as the stream has room for; finishes the direction after the last byte.
     fn send_request(&mut self, stream: ClientStream) {
         let Some(exchange) = self.exchanges.get_mut(&stream) else { return };
         while let Some(rest) = exchange.request.get(exchange.sent..).filter(|rest| !rest.is_empty()) {
@@ -183,20 +184,21 @@ impl DrivenPageClient {
                 sent => exchange.sent = exchange.sent.saturating_add(sent),
             }
         }
-        if !core::mem::take(&mut exchange.request).is_empty() || exchange.sent == 0 {
-            self.client.handle_command(stream, StreamCommand::Finish);
-        }
+        exchange.request = Vec::new();
+        // A repeated `Finish` has no effect.
+        self.client.handle_command(stream, StreamCommand::Finish);
     }
 
-    fn end(
+    /// Removes an exchange and sends its outcome to the caller.
+    fn complete(
         &mut self,
         stream: ClientStream,
         outcome: impl FnOnce(Vec<u8>, ExchangePath, Duration) -> Result<CompletedExchange, ExchangeFailure>,
         now: Instant,
     ) {
         let Some(mut exchange) = self.exchanges.remove(&stream) else { return };
-        let (since, path) = exchange.in_flight.take().unwrap_or((now, ExchangePath::default()));
-        exchange.reply.send(outcome(core::mem::take(&mut exchange.answer), path, now.since(since)));
+        let (since, path) = exchange.begun.take().unwrap_or((now, ExchangePath::default()));
+        exchange.outcome.send(outcome(core::mem::take(&mut exchange.answer), path, now.since(since)));
     }
 }
 
@@ -206,26 +208,33 @@ pub(super) async fn exchange(
     parameters: ExchangeParameters,
 ) -> Result<CompletedExchange, ExchangeFailure> {
     let ExchangeParameters { delegation, excluded_exits, isolation, request, max_len, timeout } = parameters;
-    let (reply, answer) = slot();
-    let (started, start) = slot();
+    let (outcome_sender, outcome) = slot();
+    let (started_sender, started) = slot();
     let stream = driver.with(|driven, now, _| {
         let stream = driven.client.delegate(now, delegation, excluded_exits, isolation);
-        let exchange =
-            DelegatedExchange { request, sent: 0, answer: Vec::new(), max_len, in_flight: None, reply, started };
+        let exchange = DelegatedExchange {
+            request,
+            sent: 0,
+            answer: Vec::new(),
+            max_len,
+            begun: None,
+            outcome: outcome_sender,
+            started: started_sender,
+        };
         driven.exchanges.insert(stream, exchange);
         stream
     });
     let Some(stream) = stream else { return Err(ExchangeFailure::Closed) };
     // Completes when the circuit is ready or has failed. The client's core limits this wait.
-    start.await;
-    match clock::within(timeout, answer).await {
+    started.await;
+    match clock::within(timeout, outcome).await {
         Some(outcome) => outcome.unwrap_or(Err(ExchangeFailure::Closed)),
         None => {
             let path = driver.with(|driven, _, _| {
                 driven.client.handle_command(stream, StreamCommand::Reset(EndReason::TimedOut));
-                driven.exchanges.remove(&stream).and_then(|exchange| exchange.in_flight)
+                driven.exchanges.remove(&stream).and_then(|exchange| exchange.begun)
             });
-            Err(ExchangeFailure::Silent(path.flatten().map(|(_, path)| path).unwrap_or_default()))
+            Err(ExchangeFailure::TimedOut(path.flatten().map(|(_, path)| path).unwrap_or_default()))
         }
     }
 }

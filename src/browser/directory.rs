@@ -64,7 +64,7 @@ impl fmt::Display for DocumentFetchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable => f.write_str("the network's directory can't be reached"),
-            Self::NoneYet => f.write_str("the network is starting: its directory has no consensus yet"),
+            Self::NoneYet => f.write_str("the network is starting: its directory has not published the document yet"),
             Self::NothingNewer => {
                 f.write_str("the network's directory has no newer document, and the document in use is no longer fresh")
             }
@@ -85,7 +85,10 @@ const fn describe(error: &DocumentError) -> &'static str {
         DocumentError::NotCounted(NotCounted::Conflicting) => {
             "the authorities have signed two documents with the same date"
         }
-        DocumentError::NotCounted(_) => "the directory's document is older than the one in use",
+        DocumentError::NotCounted(NotCounted::Older) => "the directory's document is older than the one in use",
+        DocumentError::NotCounted(NotCounted::Expired | NotCounted::NotYetValid) => {
+            "the directory's document is not valid at the time of this device's clock"
+        }
         DocumentError::Malformed(_) | DocumentError::Impossible(_) | DocumentError::Parameter(_) => {
             "the directory's answer is not a valid document"
         }
@@ -188,8 +191,10 @@ impl Directories {
         loop {
             let url = self.url(round.index(), "volunteer");
             let answer = match request("POST", &url, Some(descriptor), MAX_REGISTRATION_LEN).await {
-                // The message of `TooLong` is about a document, and this answer is a registration.
-                Err(DocumentFetchError::TooLong) => Err(DocumentFetchError::NoRegistration),
+                // The messages of these errors are about a document, and this answer is a registration.
+                Err(DocumentFetchError::TooLong | DocumentFetchError::NoneYet) => {
+                    Err(DocumentFetchError::NoRegistration)
+                }
                 answer => answer.map(Some),
             };
             if let Some(outcome) = round.handle_outcome(answer, DocumentFetchError::NoRegistration) {

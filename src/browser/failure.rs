@@ -14,13 +14,14 @@ pub(super) enum FailureKind {
     Clock,
     /// The network's consensus is invalid or too old.
     Consensus,
-    /// Directories or relays can't be reached, or a directory refused the request.
+    /// Directories or guards can't be reached, a directory refused the request, no circuit could be built, or the
+    /// network has too few relays.
     Network,
-    /// An exit closed the stream, exceeded the time limit or returned an invalid answer.
+    /// The exit or the circuit failed, the answer exceeded its time limit or length, or it is invalid.
     Exit,
-    /// A website can't be reached, broke off, or returned no valid answer.
+    /// A site can't be found or reached, or its stream ended early.
     Target,
-    /// The search engine failed.
+    /// No exit offers the search engine, or the engine failed or blocked the exits.
     Engine,
     /// No exit permits or offers the request, an exit refused it, or a limit is reached.
     Refused,

@@ -32,7 +32,8 @@ impl OpenStream {
     }
 }
 
-/// The open streams of a page. The client's core caps their number (`ClientParameters::streams`).
+/// The streams of a page. The client's core caps those that have not ended (`ClientParameters::streams`). A stream that
+/// has ended stays until the page drops its handle.
 #[derive(Default)]
 pub(super) struct OpenStreams(pub(super) Vec<OpenStream>);
 

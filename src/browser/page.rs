@@ -11,7 +11,7 @@ use wasm_bindgen::JsValue;
 use wasm_bindgen_futures::spawn_local;
 
 use super::{
-    client::{DrivenPageClient, Steps},
+    client::{DrivenPageClient, Readiness},
     clock,
     directory::Directories,
     drive::{Driver, randomness},
@@ -61,8 +61,8 @@ impl Page {
         let guards = store.read(StoreEntry::Guards).await.and_then(|bytes| GuardSample::decode(&bytes).ok());
         let parameters = ClientParameters { circuits: 64, streams: 256, ..ClientParameters::default() };
         let client = ClientMachine::new(parameters, guards.unwrap_or_default());
-        let steps = Steps::default();
-        let driven = DrivenPageClient::new(client, store, steps.clone());
+        let readiness = Readiness::default();
+        let driven = DrivenPageClient::new(client, store, readiness.clone());
         let unsupported = |_| {
             PageFailure::new(FailureKind::NoWebrtc, "this browser lacks or disables a feature that the client needs")
         };
@@ -88,13 +88,13 @@ impl Page {
         report("consensus");
         page.follow(directories, first, list);
         let circuit = async {
-            while !steps.ready.get() && !page.driver.is_stopped() {
-                let seen = steps.changed.count();
-                steps.changed.notified_since(seen).await;
+            while !readiness.ready.get() && !page.driver.is_stopped() {
+                let seen = readiness.changed.count();
+                readiness.changed.notified_since(seen).await;
             }
         };
         clock::within(CIRCUIT_TIMEOUT, circuit).await.ok_or_else(|| {
-            let message = "no guard can be reached: this network may block WebRTC or UDP";
+            let message = "no circuit could be built in time: this network may block WebRTC or UDP";
             page.driver.stop();
             PageFailure::new(FailureKind::Network, message)
         })?;

@@ -60,10 +60,11 @@ pub(super) async fn request(
 fn to_failure(failure: ExchangeFailure) -> PageFailure {
     match failure {
         ExchangeFailure::NoCircuit(failure) => failure.into(),
-        ExchangeFailure::Broken(_) => {
-            PageFailure::new(FailureKind::Exit, "the answer is truncated, or larger than the maximum of a page")
-        }
-        ExchangeFailure::Silent(_) => PageFailure::new(FailureKind::Exit, "no answer arrived in time"),
+        ExchangeFailure::Broken(_) => PageFailure::new(
+            FailureKind::Exit,
+            "the exit or the circuit failed before the end of the answer, or the answer is larger than a page accepts",
+        ),
+        ExchangeFailure::TimedOut(_) => PageFailure::new(FailureKind::Exit, "the whole answer did not arrive in time"),
         ExchangeFailure::Closed => PageFailure::closed(),
     }
 }

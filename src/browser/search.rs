@@ -14,7 +14,7 @@ use super::{
 use crate::{
     client::StreamFailure,
     delegated::{
-        Delegation, EngineName, Miss, MissReason, SearchRefusal, SearchResult, engines, exits_with,
+        Delegation, EngineName, FailedTry, FailedTryReason, SearchRefusal, SearchResult, engines, exits_offering,
         frame::{RESPONSE_BUCKETS, max_frame_len},
         query::{ANSWER_TIMEOUT, Query, QueryError, Results, SearchQuery, TryError},
     },
@@ -32,10 +32,10 @@ pub(super) struct SearchOutcome {
     pub(super) took: Duration,
 }
 
-/// The engines that exits offer, the default first, each with its number of exits.
+/// The engines that exits offer, each with its number of exits; most exits first, then by name.
 pub(super) fn offered(page: &Page) -> Vec<(EngineName, usize)> {
     let offers = page.offers();
-    let exits = |engine: &EngineName| exits_with(&offers, engine).count();
+    let exits = |engine: &EngineName| exits_offering(&offers, engine).count();
     engines(&offers, None).into_iter().map(|engine| (engine.clone(), exits(&engine))).collect()
 }
 
@@ -65,7 +65,7 @@ pub(super) async fn search(
         if let Some(outcome) = query.handle_outcome(outcome) {
             return outcome.map_err(|error| match error {
                 TryError::NoCircuit(failure) => failure,
-                TryError::Missed(miss) => miss.into(),
+                TryError::Failed(failed) => failed.into(),
             });
         }
     }
@@ -82,14 +82,14 @@ impl From<QueryError> for PageFailure {
     }
 }
 
-impl From<Miss> for PageFailure {
-    fn from(Miss { why, .. }: Miss) -> Self {
-        let kind = match why {
-            MissReason::Broken | MissReason::Silent => FailureKind::Exit,
-            MissReason::Refused(SearchRefusal::RateLimited | SearchRefusal::BadRequest) => FailureKind::Refused,
-            MissReason::Refused(_) => FailureKind::Engine,
+impl From<FailedTry> for PageFailure {
+    fn from(FailedTry { reason, .. }: FailedTry) -> Self {
+        let kind = match reason {
+            FailedTryReason::Broken | FailedTryReason::TimedOut => FailureKind::Exit,
+            FailedTryReason::Refused(SearchRefusal::RateLimited | SearchRefusal::BadRequest) => FailureKind::Refused,
+            FailedTryReason::Refused(_) => FailureKind::Engine,
         };
-        Self::new(kind, why.to_string())
+        Self::new(kind, reason.to_string())
     }
 }
 
@@ -111,8 +111,8 @@ async fn try_once(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<
     };
     let (path, outcome) = match exchange(&page.driver, parameters).await {
         Ok(exchanged) => (exchanged.path, Results::decode(&exchanged.answer).map(|results| (results, exchanged.took))),
-        Err(ExchangeFailure::Broken(path)) => (path, Err(MissReason::Broken)),
-        Err(ExchangeFailure::Silent(path)) => (path, Err(MissReason::Silent)),
+        Err(ExchangeFailure::Broken(path)) => (path, Err(FailedTryReason::Broken)),
+        Err(ExchangeFailure::TimedOut(path)) => (path, Err(FailedTryReason::TimedOut)),
         Err(ExchangeFailure::NoCircuit(failure)) => return Err(TryError::NoCircuit(failure.into())),
         Err(ExchangeFailure::Closed) => return Err(TryError::NoCircuit(PageFailure::closed())),
     };
@@ -120,9 +120,10 @@ async fn try_once(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<
         return Err(TryError::NoCircuit(StreamFailure::NoCircuit.into()));
     };
     if let Ok(mut statistics) = page.exit_statistics.try_borrow_mut() {
-        let outcome = outcome.as_ref().map(|_| ()).map_err(|why| *why);
+        let outcome = outcome.as_ref().map(|_| ()).map_err(|reason| *reason);
         statistics.handle_outcome(clock::now(), engine, exit, outcome);
     }
-    let (Results { results, more, .. }, took) = outcome.map_err(|why| TryError::Missed(Miss { exit, why }))?;
+    let (Results { results, more, .. }, took) =
+        outcome.map_err(|reason| TryError::Failed(FailedTry { exit, reason }))?;
     Ok(SearchOutcome { engine: engine.clone(), results, more, path, took })
 }

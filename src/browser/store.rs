@@ -1,7 +1,7 @@
-//! Entries of a page's persistent storage, which the wrapper provides (`web/src/umbel/storage.ts`).
+//! Entries of a page's persistent storage, which the TypeScript wrapper provides (`web/src/umbel/storage.ts`).
 //!
-//! Stored bytes are verified like untrusted input. If storage is denied or full, the page continues with the state in
-//! memory, and the wrapper reports the failure.
+//! Callers decode the bytes as untrusted input: an entry that is invalid counts as missing. If storage is denied or
+//! full, the page continues with the state in memory, and the wrapper reports the failure.
 
 use js_sys::{Promise, Uint8Array};
 use wasm_bindgen::{JsCast as _, JsValue, prelude::wasm_bindgen};
@@ -32,12 +32,12 @@ pub(super) enum StoreEntry {
     Consensus,
     /// The volunteer's long-term key.
     Identity,
-    /// The volunteer's onion keys, and their creation time.
+    /// The volunteer's current and previous onion keys, and the creation time of the current key.
     Onion,
 }
 
 impl StoreEntry {
-    const fn key(self) -> &'static str {
+    const fn name(self) -> &'static str {
         match self {
             Self::Guards => "guards",
             Self::Consensus => "consensus",
@@ -48,16 +48,16 @@ impl StoreEntry {
 }
 
 impl Store {
-    /// The bytes of `entry`; `None` if the entry is missing or longer than [`MAX_ENTRY_LEN`].
+    /// The bytes of `entry`; `None` if the entry is missing, is not a byte array, or is longer than [`MAX_ENTRY_LEN`].
     pub(super) async fn read(&self, entry: StoreEntry) -> Option<Vec<u8>> {
-        let value: JsValue = JsFuture::from(self.get(entry.key())).await.ok()?;
+        let value: JsValue = JsFuture::from(self.get(entry.name())).await.ok()?;
         let bytes = value.dyn_into::<Uint8Array>().ok()?;
         (bytes.length() <= MAX_ENTRY_LEN).then(|| bytes.to_vec())
     }
 
     /// Stores `bytes` as `entry`, asynchronously.
     pub(super) fn write(&self, entry: StoreEntry, bytes: &[u8]) {
-        let written = self.put(entry.key(), Uint8Array::from(bytes));
+        let written = self.put(entry.name(), Uint8Array::from(bytes));
         spawn_local(async move { drop(JsFuture::from(written).await) });
     }
 }

@@ -102,7 +102,7 @@ impl OpenStream {
         Some(match failure {
             StreamFailure::Ended(_) if self.connected => PageFailure::new(
                 FailureKind::Target,
-                "the site, or the exit on the path to it, closed the stream early",
+                "the site, the exit or another relay of the path closed the stream early",
             ),
             failure => failure.into(),
         })

@@ -266,7 +266,7 @@ impl Channel {
     ) -> Result<(), ChannelError> {
         let HandshakeOutcome { peer, observed, reach, .. } = outcome;
         self.kept |= reach;
-        events.push_back(ChannelEvent::Open { channel: self.id, peer, observed, reach });
+        events.push_back(ChannelEvent::Open { channel: self.id, peer, observed, reaches_volunteer: reach });
         self.opened_at = now;
         self.idle_since = Some(now);
         let mut result = Ok(());

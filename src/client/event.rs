@@ -86,7 +86,8 @@ pub enum ClientEvent {
         path: Vec<RelayId>,
         /// Build time of each hop of the circuit.
         hops: Vec<Duration>,
-        /// Whether the exit also carries streams of this client or did so recently, because no other exit fitted.
+        /// Whether the exit also carries streams of this client, or did so recently, because no other exit was
+        /// suitable.
         shared_exit: bool,
     },
     /// The request failed before a stream was opened for it. No further event of the request follows.

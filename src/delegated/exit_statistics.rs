@@ -6,7 +6,7 @@
 use core::time::Duration;
 use std::collections::BTreeMap;
 
-use super::{Block, EngineName, MissReason, SearchRefusal};
+use super::{Block, EngineName, FailedTryReason, SearchRefusal};
 use crate::base::{Counter as _, Instant, RelayId};
 
 /// Time for which a client avoids an exit that an engine blocks (`proto/09-delegated.md` §3): ten minutes.
@@ -39,7 +39,7 @@ impl ExitStatistics {
         now: Instant,
         engine: &EngineName,
         exit: RelayId,
-        outcome: Result<(), MissReason>,
+        outcome: Result<(), FailedTryReason>,
     ) {
         let counts = self.entry_mut(now, engine, exit);
         let Err(reason) = outcome else {
@@ -48,7 +48,7 @@ impl ExitStatistics {
             return;
         };
         counts.failed.increment();
-        if let MissReason::Refused(SearchRefusal::EngineBlocked(block)) = reason {
+        if let FailedTryReason::Refused(SearchRefusal::EngineBlocked(block)) = reason {
             counts.blocked = Some((block, now.after(BLOCK_DURATION)));
         }
     }
@@ -98,7 +98,7 @@ mod tests {
         let (engine, other) = (EngineName::parse("a").unwrap(), EngineName::parse("b").unwrap());
         let mut statistics = ExitStatistics::default();
         let now = Instant::START;
-        let blocked = MissReason::Refused(SearchRefusal::EngineBlocked(Block::Captcha));
+        let blocked = FailedTryReason::Refused(SearchRefusal::EngineBlocked(Block::Captcha));
         statistics.handle_outcome(now, &engine, EXIT, Err(blocked));
         assert_eq!(statistics.blocked(now, &engine), [EXIT]);
         assert_eq!(statistics.blocked(now, &other), []);

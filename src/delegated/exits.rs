@@ -9,7 +9,7 @@ use crate::base::{Counter as _, RelayId};
 /// The offers of all exits; `None` before the first consensus.
 pub type Offers = Option<Vec<(RelayId, Offer)>>;
 
-/// The engines in `offers`, the default one first: `default` if it is offered, else the one that most exits offer.
+/// The engines in `offers`: first `default`, if an exit offers it; then by number of exits, most first; then by name.
 #[must_use]
 pub fn engines(offers: &Offers, default: Option<&EngineName>) -> Vec<EngineName> {
     let mut counted: BTreeMap<&EngineName, usize> = BTreeMap::new();
@@ -23,41 +23,41 @@ pub fn engines(offers: &Offers, default: Option<&EngineName>) -> Vec<EngineName>
 }
 
 /// The exits that offer `engine`.
-pub fn exits_with<'a>(offers: &'a Offers, engine: &'a EngineName) -> impl Iterator<Item = RelayId> + 'a {
+pub fn exits_offering<'a>(offers: &'a Offers, engine: &'a EngineName) -> impl Iterator<Item = RelayId> + 'a {
     offers.iter().flatten().filter(|(_, offer)| offer.engines.contains(engine)).map(|(exit, _)| *exit)
 }
 
 /// A failed try of a search at an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Miss {
+pub struct FailedTry {
     /// The exit.
     pub exit: RelayId,
     /// The reason.
-    pub why: MissReason,
+    pub reason: FailedTryReason,
 }
 
 /// Why an exit returned no results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MissReason {
+pub enum FailedTryReason {
     /// The exit refused the query.
     #[error("{0}")]
     Refused(SearchRefusal),
-    /// The exit or its circuit failed, or the answer was invalid.
-    #[error("the exit closed the stream early, or its answer is malformed")]
+    /// The exit or the circuit failed, or the answer is malformed.
+    #[error("the exit or the circuit failed, or the answer is malformed")]
     Broken,
-    /// The exit exceeded the time limit of 20 s.
-    #[error("the exit did not answer in time")]
-    Silent,
+    /// The whole answer did not arrive within [`ANSWER_TIMEOUT`](super::query::ANSWER_TIMEOUT).
+    #[error("the exit did not send its whole answer in time")]
+    TimedOut,
 }
 
-impl MissReason {
-    /// Whether a second try at another exit is reasonable. False for [`Self::Silent`], whose second try could take
-    /// 20 s more.
+impl FailedTryReason {
+    /// Whether a second try at another exit is reasonable. False after a timeout, because a second try could take as
+    /// long again.
     #[must_use]
     pub const fn allows_second_try(self) -> bool {
         match self {
             Self::Broken => true,
-            Self::Silent => false,
+            Self::TimedOut => false,
             Self::Refused(refusal) => matches!(
                 refusal,
                 SearchRefusal::EngineBlocked(_)

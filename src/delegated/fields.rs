@@ -1,6 +1,7 @@
 //! Lists of header fields of delegated requests and responses: fields to remove, and fields with fixed values.
 //!
-//! All names are in lower case. Both ends remove the listed fields from requests and from responses. Governed by
+//! All names are in lower case. Client and exit both remove the fields: `IDENTIFYING`, `OVERRIDING` and
+//! `TARGET_CONNECTION` from requests, `STATEFUL` from responses, `HOP_BY_HOP` from both. Governed by
 //! `proto/09-delegated.md` §6.
 
 /// The `User-Agent` of every delegated request.
@@ -12,7 +13,7 @@ pub const DEFAULTS: [(&str, &str); 2] = [("accept", "*/*"), ("accept-language", 
 /// The field in which an exit sends its refusal (RFC 9209). Exits remove it from answers of targets.
 pub const PROXY_STATUS: &str = "proxy-status";
 
-/// Request fields that may identify the client, its network or its intermediaries, or that the exit sets.
+/// Request fields that may identify the client, its network or its intermediaries.
 const IDENTIFYING: &[&str] = &[
     "alt-svc",
     "alt-used",
@@ -28,13 +29,10 @@ const IDENTIFYING: &[&str] = &[
     "dpr",
     "early-data",
     "ect",
-    "expect",
     "fastly-client-ip",
     "forwarded",
     "forwarded-for",
     "from",
-    "host",
-    "http2-settings",
     "last-event-id",
     "max-forwards",
     "origin",
@@ -64,8 +62,12 @@ const IDENTIFYING: &[&str] = &[
     "x-requested-with",
     "x-wap-profile",
 ];
+/// Prefixes of such fields.
 const IDENTIFYING_PREFIXES: &[&str] =
     &["sec-", "proxy-", "x-b3-", "x-forwarded", "x-real-", "x-client-", "x-device", "cf-"];
+
+/// Request fields that belong to the connection between exit and target. The exit sets those that it needs.
+const TARGET_CONNECTION: &[&str] = &["expect", "host", "http2-settings"];
 
 /// Request fields by which some servers replace the method or the address that the exit checked.
 const OVERRIDING: &[&str] =
@@ -78,17 +80,19 @@ const HOP_BY_HOP: &[&str] =
 /// Response fields that make a client store state or send reports.
 const STATEFUL: &[&str] = &["alt-svc", "nel", "report-to", "reporting-endpoints", "set-cookie", "set-cookie2"];
 
-/// Whether a field is hop-by-hop. The caller checks the names listed in `Connection`.
+/// Whether a field is hop-by-hop. Fields named in `Connection` are hop-by-hop too; the caller checks those.
 #[must_use]
 pub fn is_hop_by_hop(name: &str) -> bool {
     HOP_BY_HOP.contains(&name)
 }
 
-/// Whether a request field is removed: it may identify the client, or override the method or address of the request.
+/// Whether a request field is removed: it may identify the client, it may override the request's method or address, or
+/// it belongs to the connection between exit and target.
 #[must_use]
 pub fn is_removed_from_requests(name: &str) -> bool {
     IDENTIFYING.contains(&name)
         || OVERRIDING.contains(&name)
+        || TARGET_CONNECTION.contains(&name)
         || IDENTIFYING_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 

@@ -1,7 +1,8 @@
-//! Rate and concurrency limits of the requests that an exit performs, for each circuit, for each neighbour and in total.
+//! Rate and concurrency limits of the requests that an exit performs, for each circuit, for each owner of circuits and
+//! in total.
 //!
-//! A client can build any number of circuits, so the limit of a circuit does not bound one client. A neighbour gets at
-//! most a part of the total, so that circuits of one neighbour can't exhaust the total.
+//! A client can build any number of circuits, so the limit of a circuit does not bound one client. A circuit owner gets
+//! at most a part of the total, so that circuits of one owner can't exhaust the total.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +12,9 @@ use crate::base::{Counter as _, Instant, Owner, Rate, TokenBucket};
 /// Cap on circuits with a token bucket. At the cap, requests of new circuits are refused until a circuit has been idle
 /// and its bucket is full.
 const MAX_CIRCUITS: usize = 16 * 1024;
-/// Cap on neighbours with a token bucket. At the cap, requests of new neighbours are refused until a neighbour has been
+/// Cap on circuit owners with a token bucket. At the cap, requests of new owners are refused until an owner has been
 /// idle and its bucket is full.
-const MAX_NEIGHBOURS: usize = 4 * 1024;
+const MAX_OWNERS: usize = 4 * 1024;
 /// The burst, in seconds of the average rate.
 const BURST_SECONDS: u64 = 4;
 
@@ -22,14 +23,14 @@ const BURST_SECONDS: u64 = 4;
 pub struct Rates {
     /// Requests per second in total, on average.
     pub in_total: u32,
-    /// Requests per second of one neighbour, on average.
-    pub per_neighbour: u32,
+    /// Requests per second of one circuit owner, on average.
+    pub per_owner: u32,
     /// Requests per second of one circuit, on average.
     pub per_circuit: u32,
     /// Concurrent requests in total.
     pub concurrent: usize,
-    /// Concurrent requests of one neighbour.
-    pub concurrent_of_neighbour: usize,
+    /// Concurrent requests of one circuit owner.
+    pub concurrent_of_owner: usize,
     /// Concurrent requests of one circuit. A client normally uses one circuit for each request.
     pub concurrent_of_circuit: usize,
 }
@@ -38,62 +39,62 @@ impl Default for Rates {
     fn default() -> Self {
         Self {
             in_total: 100,
-            per_neighbour: 25,
+            per_owner: 25,
             per_circuit: 2,
             concurrent: 256,
-            concurrent_of_neighbour: 64,
+            concurrent_of_owner: 64,
             concurrent_of_circuit: 4,
         }
     }
 }
 
 impl Rates {
-    /// These limits, with other average rates: requests per second in total and of one circuit. A neighbour gets a
+    /// These limits, with other average rates: requests per second in total and of one circuit. A circuit owner gets a
     /// quarter of the total, and no less than a circuit.
     #[must_use]
     pub fn with_averages(self, in_total: u32, per_circuit: u32) -> Self {
-        let per_neighbour = in_total.div_ceil(4).max(per_circuit);
-        Self { in_total, per_neighbour, per_circuit, ..self }
+        let per_owner = in_total.div_ceil(4).max(per_circuit);
+        Self { in_total, per_owner, per_circuit, ..self }
     }
 }
 
-/// The circuit of a request and its neighbour, to whose limits the request counts.
+/// To whose limits a request counts: its circuit, and the owner of the circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RequestOwner {
-    /// The neighbour over whose channel the circuit comes.
-    pub neighbour: Owner,
+    /// The owner of the circuit: the listed relay or the source over whose channel the circuit comes.
+    pub circuit_owner: Owner,
     /// The number of the circuit at the exit.
     pub circuit: u64,
 }
 
-/// The use of the limits by one circuit or neighbour.
+/// The use of the limits by one circuit or one circuit owner.
 #[derive(Debug, Default)]
-struct OwnerUse {
+struct LimitUse {
     bucket: TokenBucket,
     /// Requests in progress.
     running: usize,
 }
 
-/// The use of the limits by all circuits, or by all neighbours.
+/// The use of the limits by all circuits, or by all circuit owners.
 #[derive(Debug)]
-struct Owners<K>(BTreeMap<K, OwnerUse>);
+struct LimitUses<K>(BTreeMap<K, LimitUse>);
 
-impl<K: Ord> Owners<K> {
-    /// The entry of `owner`. At the `cap` on entries, drops those of idle owners with a full bucket.
-    fn entry(&mut self, now: Instant, owner: K, cap: usize, rate: Rate) -> Result<&mut OwnerUse, Refusal> {
-        if self.0.len() >= cap && !self.0.contains_key(&owner) {
+impl<K: Ord> LimitUses<K> {
+    /// The entry of `key`. At the `cap` on entries, drops idle entries with a full bucket.
+    fn entry(&mut self, now: Instant, key: K, cap: usize, rate: Rate) -> Result<&mut LimitUse, Refusal> {
+        if self.0.len() >= cap && !self.0.contains_key(&key) {
             // A new entry has a full bucket too.
-            self.0.retain(|_, owner| owner.running > 0 || !owner.bucket.is_full(now, rate));
+            self.0.retain(|_, entry| entry.running > 0 || !entry.bucket.is_full(now, rate));
             if self.0.len() >= cap {
                 return Err(Refusal::RateLimited);
             }
         }
-        Ok(self.0.entry(owner).or_default())
+        Ok(self.0.entry(key).or_default())
     }
 
-    fn release(&mut self, owner: &K) {
-        if let Some(owner) = self.0.get_mut(owner) {
-            owner.running.decrement();
+    fn release(&mut self, key: &K) {
+        if let Some(entry) = self.0.get_mut(key) {
+            entry.running.decrement();
         }
     }
 }
@@ -103,8 +104,8 @@ impl<K: Ord> Owners<K> {
 pub struct RequestLimits {
     rates: Rates,
     in_total: TokenBucket,
-    circuits: Owners<u64>,
-    neighbours: Owners<Owner>,
+    circuits: LimitUses<u64>,
+    owners: LimitUses<Owner>,
     /// Requests in progress.
     running: usize,
 }
@@ -116,8 +117,8 @@ impl RequestLimits {
         Self {
             rates,
             in_total: TokenBucket::new(),
-            circuits: Owners(BTreeMap::new()),
-            neighbours: Owners(BTreeMap::new()),
+            circuits: LimitUses(BTreeMap::new()),
+            owners: LimitUses(BTreeMap::new()),
             running: 0,
         }
     }
@@ -130,13 +131,13 @@ impl RequestLimits {
         if self.running >= self.rates.concurrent {
             return Err(Refusal::Busy);
         }
-        let Rates { in_total, per_neighbour, per_circuit, .. } = self.rates;
-        let (in_total, per_neighbour, per_circuit) = (rate(in_total), rate(per_neighbour), rate(per_circuit));
-        let neighbour = self.neighbours.entry(now, owner.neighbour, MAX_NEIGHBOURS, per_neighbour)?;
-        // A refused request consumes nothing of the larger limits. A neighbour at its limit adds no entries of
-        // circuits.
-        if neighbour.running >= self.rates.concurrent_of_neighbour
-            || neighbour.bucket.available(now, per_neighbour) == 0
+        let Rates { in_total, per_owner, per_circuit, .. } = self.rates;
+        let (in_total, per_owner, per_circuit) = (rate(in_total), rate(per_owner), rate(per_circuit));
+        let circuit_owner = self.owners.entry(now, owner.circuit_owner, MAX_OWNERS, per_owner)?;
+        // A refused request consumes nothing of the larger limits. A circuit owner at its limit adds no entries
+        // of circuits.
+        if circuit_owner.running >= self.rates.concurrent_of_owner
+            || circuit_owner.bucket.available(now, per_owner) == 0
             || self.in_total.available(now, in_total) == 0
         {
             return Err(Refusal::RateLimited);
@@ -145,10 +146,10 @@ impl RequestLimits {
         if circuit.running >= self.rates.concurrent_of_circuit || !circuit.bucket.take(now, per_circuit) {
             return Err(Refusal::RateLimited);
         }
-        neighbour.bucket.spend(now, per_neighbour, 1);
+        circuit_owner.bucket.spend(now, per_owner, 1);
         self.in_total.spend(now, in_total, 1);
         circuit.running.increment();
-        neighbour.running.increment();
+        circuit_owner.running.increment();
         self.running.increment();
         Ok(())
     }
@@ -157,7 +158,7 @@ impl RequestLimits {
     pub fn release(&mut self, owner: RequestOwner) {
         self.running.decrement();
         self.circuits.release(&owner.circuit);
-        self.neighbours.release(&owner.neighbour);
+        self.owners.release(&owner.circuit_owner);
     }
 }
 
@@ -169,15 +170,15 @@ fn rate(per_second: u32) -> Rate {
 
 #[cfg(test)]
 impl RequestOwner {
-    /// A circuit over a neighbour without other circuits.
+    /// A circuit whose owner has no other circuits.
     pub(crate) fn alone(circuit: u64) -> Self {
-        Self::behind(circuit, circuit)
+        Self::of_source(circuit, circuit)
     }
 
-    /// A circuit over the neighbour number `neighbour`.
-    pub(crate) fn behind(neighbour: u64, circuit: u64) -> Self {
-        let address = core::net::Ipv6Addr::from(u128::from(neighbour) << 64);
-        Self { neighbour: Owner::of_address(address.into()), circuit }
+    /// A circuit of the source number `source`.
+    pub(crate) fn of_source(source: u64, circuit: u64) -> Self {
+        let address = core::net::Ipv6Addr::from(u128::from(source) << 64);
+        Self { circuit_owner: Owner::of_address(address.into()), circuit }
     }
 }
 
@@ -240,42 +241,43 @@ mod tests {
 
     #[test]
     fn the_number_of_stored_circuits_is_bounded() {
-        let (mut limits, now) = limits(Rates { in_total: u32::MAX, per_neighbour: u32::MAX, ..Rates::default() });
+        let (mut limits, now) = limits(Rates { in_total: u32::MAX, per_owner: u32::MAX, ..Rates::default() });
         for circuit in 0..MAX_CIRCUITS as u64 {
-            limits.admit(now, RequestOwner::behind(1, circuit)).unwrap();
-            limits.release(RequestOwner::behind(1, circuit));
+            limits.admit(now, RequestOwner::of_source(1, circuit)).unwrap();
+            limits.release(RequestOwner::of_source(1, circuit));
         }
-        assert_eq!(limits.admit(now, RequestOwner::behind(1, u64::MAX)), Err(Refusal::RateLimited));
-        assert_eq!(limits.admit(later(now, 5), RequestOwner::behind(1, u64::MAX)), Ok(()));
-        assert_eq!((limits.circuits.0.len(), limits.neighbours.0.len()), (1, 1));
+        assert_eq!(limits.admit(now, RequestOwner::of_source(1, u64::MAX)), Err(Refusal::RateLimited));
+        assert_eq!(limits.admit(later(now, 5), RequestOwner::of_source(1, u64::MAX)), Ok(()));
+        assert_eq!((limits.circuits.0.len(), limits.owners.0.len()), (1, 1));
     }
 
     #[test]
-    fn requests_of_one_neighbour_leave_places_to_others() {
-        let (mut limits, now) = limits(Rates { in_total: 1000, per_neighbour: 1000, ..Rates::default() });
-        let admitted = (0..1000).filter(|circuit| limits.admit(now, RequestOwner::behind(1, *circuit)).is_ok()).count();
+    fn requests_of_one_owner_leave_places_to_others() {
+        let (mut limits, now) = limits(Rates { in_total: 1000, per_owner: 1000, ..Rates::default() });
+        let admitted =
+            (0..1000).filter(|circuit| limits.admit(now, RequestOwner::of_source(1, *circuit)).is_ok()).count();
         assert_eq!(admitted, 64);
         assert!(limits.circuits.0.len() <= 64, "refused requests are stored");
-        let others = (0..64).filter(|circuit| limits.admit(now, RequestOwner::behind(2, 1000 + circuit)).is_ok());
+        let others = (0..64).filter(|circuit| limits.admit(now, RequestOwner::of_source(2, 1000 + circuit)).is_ok());
         assert_eq!(others.count(), 64);
-        limits.release(RequestOwner::behind(1, 0));
-        assert_eq!(limits.admit(now, RequestOwner::behind(1, 2000)), Ok(()));
+        limits.release(RequestOwner::of_source(1, 0));
+        assert_eq!(limits.admit(now, RequestOwner::of_source(1, 2000)), Ok(()));
     }
 
     #[test]
-    fn a_client_with_many_circuits_behind_one_neighbour_does_not_exhaust_the_limits() {
+    fn a_client_with_many_circuits_of_one_owner_does_not_exhaust_the_limits() {
         let (mut limits, mut now) = limits(Rates::default());
         let mut answered = 0;
         for _ in 0..60 {
             for step in 0..10 {
                 now = now.after(Duration::from_millis(100));
                 // 100 circuits without a pause, and another circuit once a second.
-                for owner in (0..100).map(|circuit| RequestOwner::behind(1, circuit)) {
+                for owner in (0..100).map(|circuit| RequestOwner::of_source(1, circuit)) {
                     if limits.admit(now, owner).is_ok() {
                         limits.release(owner);
                     }
                 }
-                let honest = RequestOwner::behind(2, 1000);
+                let honest = RequestOwner::of_source(2, 1000);
                 if step == 0 && limits.admit(now, honest).is_ok() {
                     limits.release(honest);
                     answered += 1;

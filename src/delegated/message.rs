@@ -20,7 +20,7 @@ pub const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH",
 /// Why a request is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HttpRequestError {
-    /// The URL isn't a valid absolute `http` or `https` URL, or contains a user name.
+    /// The URL isn't a valid absolute `http` or `https` URL, or contains a user name or unescaped characters.
     #[error("the URL is not an http or https URL of a host")]
     Address,
     /// The method isn't in [`METHODS`].
@@ -30,7 +30,7 @@ pub enum HttpRequestError {
     #[error("a header field is invalid")]
     Field,
     /// The head exceeds its caps.
-    #[error("the head is too large")]
+    #[error("the URL and the header fields are too large")]
     TooLarge,
 }
 
@@ -51,7 +51,7 @@ impl HttpRequest {
     /// every request.
     ///
     /// # Errors
-    /// When the URL, the method or a field is invalid.
+    /// When the URL, the method or a field is invalid, or the URL is too long.
     pub fn new(
         method: &str,
         url: &str,
@@ -59,6 +59,9 @@ impl HttpRequest {
         body: Vec<u8>,
     ) -> Result<Self, HttpRequestError> {
         let method = METHODS.iter().find(|known| known.eq_ignore_ascii_case(method)).ok_or(HttpRequestError::Method)?;
+        if url.len() > MAX_HEAD_LEN {
+            return Err(HttpRequestError::TooLarge);
+        }
         let (scheme, rest) = ["https", "http"]
             .iter()
             .find_map(|scheme| Some((*scheme, url.strip_prefix(scheme)?.strip_prefix("://")?)))
@@ -68,7 +71,7 @@ impl HttpRequest {
         let path = path.split('#').next().unwrap_or_default();
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
         let host = host_of(authority).ok_or(HttpRequestError::Address)?;
-        if !path.bytes().all(|byte| byte.is_ascii_graphic()) || url.len() > MAX_HEAD_LEN {
+        if !path.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(HttpRequestError::Address);
         }
         let fields = outgoing(fields, body.len())?;

@@ -14,8 +14,8 @@ mod tests;
 use core::{fmt, time::Duration};
 
 use super::{
-    EngineName, ExitStatistics, Miss, MissReason, Offers, SearchAnswer, SearchError, SearchRequest, SearchResult,
-    engines, exits_with,
+    EngineName, ExitStatistics, FailedTry, FailedTryReason, Offers, SearchAnswer, SearchError, SearchRequest,
+    SearchResult, engines, exits_offering,
 };
 use crate::base::{Instant, RelayId};
 
@@ -75,7 +75,7 @@ pub enum TryError<E> {
     /// There is no circuit to an exit.
     NoCircuit(E),
     /// The exit returned no results.
-    Missed(Miss),
+    Failed(FailedTry),
 }
 
 /// The results in an exit's answer.
@@ -94,11 +94,11 @@ impl Results {
     ///
     /// # Errors
     /// When the frame is invalid or contains a refusal.
-    pub fn decode(framed: &[u8]) -> Result<Self, MissReason> {
+    pub fn decode(framed: &[u8]) -> Result<Self, FailedTryReason> {
         match SearchAnswer::decode(framed) {
             Ok(SearchAnswer::Results { results, total, more }) => Ok(Self { results, total, more }),
-            Ok(SearchAnswer::Refused(refusal)) => Err(MissReason::Refused(refusal)),
-            Err(_) => Err(MissReason::Broken),
+            Ok(SearchAnswer::Refused(refusal)) => Err(FailedTryReason::Refused(refusal)),
+            Err(_) => Err(FailedTryReason::Broken),
         }
     }
 }
@@ -109,7 +109,7 @@ pub struct Query {
     framed: Vec<u8>,
     excluded_exits: Vec<RelayId>,
     /// The failure of the first try, if a second try followed.
-    missed: Option<Miss>,
+    failed_try: Option<FailedTry>,
 }
 
 impl Query {
@@ -134,10 +134,10 @@ impl Query {
         let request = SearchRequest::new(engine.clone(), &query.terms, query.page, query.language.as_deref())?;
         let framed = request.encode()?;
         let excluded_exits = statistics.blocked(now, engine);
-        if exits_with(offers, engine).all(|exit| excluded_exits.contains(&exit)) {
+        if exits_offering(offers, engine).all(|exit| excluded_exits.contains(&exit)) {
             return Err(QueryError::AllBlocked);
         }
-        Ok(Self { engine: engine.clone(), framed, excluded_exits, missed: None })
+        Ok(Self { engine: engine.clone(), framed, excluded_exits, failed_try: None })
     }
 
     /// The engine.
@@ -165,21 +165,21 @@ impl Query {
 
     /// The failure of the first try, if a second try followed.
     #[must_use]
-    pub const fn missed(&self) -> Option<Miss> {
-        self.missed
+    pub const fn failed_try(&self) -> Option<FailedTry> {
+        self.failed_try
     }
 
     /// Handles the outcome of a try. Returns the outcome of the search, or `None` for a second try at another exit. A
-    /// second try follows a first failure that [allows it](MissReason::allows_second_try).
+    /// second try follows a first failure that [allows it](FailedTryReason::allows_second_try).
     pub fn handle_outcome<T, E>(&mut self, outcome: Result<T, TryError<E>>) -> Option<Result<T, TryError<E>>> {
-        match (outcome, self.missed) {
-            (Err(TryError::Missed(miss)), None) if miss.why.allows_second_try() => {
-                self.exclude(miss.exit);
-                self.missed = Some(miss);
+        match (outcome, self.failed_try) {
+            (Err(TryError::Failed(failed)), None) if failed.reason.allows_second_try() => {
+                self.exclude(failed.exit);
+                self.failed_try = Some(failed);
                 None
             }
-            // There is no other exit: report the first failure.
-            (Err(TryError::NoCircuit(_)), Some(miss)) => Some(Err(TryError::Missed(miss))),
+            // The second try had no circuit, usually because no other exit offers the engine: reports the first.
+            (Err(TryError::NoCircuit(_)), Some(failed)) => Some(Err(TryError::Failed(failed))),
             (outcome, _) => Some(outcome),
         }
     }

@@ -18,12 +18,12 @@ pub enum Refusal {
     /// The exit doesn't offer the host, the method or the engine.
     #[error("the exit does not offer this host or method")]
     NotOffered,
-    /// The circuit, its neighbour or the exit has reached its rate of requests, or the circuit or neighbour its maximum
+    /// The circuit, its owner or the exit has reached its rate of requests, or the circuit or its owner its maximum
     /// number of concurrent requests.
     #[error("the exit has reached its rate limit; try again later")]
     RateLimited,
     /// The exit has the maximum number of concurrent requests in total, or lacks a parser or a file descriptor.
-    #[error("the exit has the maximum number of concurrent requests; try again later")]
+    #[error("the exit has no capacity for a further request; try again later")]
     Busy,
     /// The exit's policy forbids the target's address.
     #[error("the exit's policy forbids the target's address")]
@@ -68,8 +68,8 @@ pub enum Refusal {
     /// `SearchRefusal`.
     #[error("the engine returned no results")]
     NoResults,
-    /// The exit's configuration is incomplete.
-    #[error("the exit's configuration is incomplete")]
+    /// The exit's configuration is incomplete. Also the substitute for an unknown reason of a newer exit.
+    #[error("the exit's configuration is incomplete, or the reason is unknown to this version")]
     Misconfigured,
 }
 

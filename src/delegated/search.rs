@@ -221,8 +221,8 @@ pub enum SearchRefusal {
     /// The engine's answer was malformed.
     #[error("the engine's answer is malformed")]
     EngineMalformed,
-    /// The engine redirected the exit to another host or too often.
-    #[error("the engine redirected the exit to another host")]
+    /// The engine redirected the exit to another host or too often, or redirected an exit in a page.
+    #[error("the engine redirected the exit to another host or too often")]
     EngineRedirected,
     /// The engine reported a failure, or the received reason is unknown.
     #[error("the engine reported a failure")]

@@ -94,8 +94,8 @@ pub struct ServiceParameters {
     pub streams: usize,
     /// Cap on streams of one circuit, so that one circuit can't occupy all streams. Default 8.
     pub streams_of_circuit: usize,
-    /// Cap on streams of one neighbour. Default 32: a page has few neighbours, each of which carries many clients.
-    pub streams_of_neighbour: usize,
+    /// Cap on streams of one circuit owner. Default 32: a page has few neighbours, each of which carries many clients.
+    pub streams_of_owner: usize,
     /// Time limit of receiving a query. Default [`QUERY_TIMEOUT`].
     pub query_timeout: Duration,
     /// Time limit of the owner's answer. Default 20 s. The owner applies [`ENGINE_TIMEOUT`] to the engine itself.
@@ -110,7 +110,7 @@ impl Default for ServiceParameters {
             rates: Rates::default(),
             streams: 64,
             streams_of_circuit: 8,
-            streams_of_neighbour: 32,
+            streams_of_owner: 32,
             query_timeout: QUERY_TIMEOUT,
             answer_timeout: Duration::from_secs(20),
             stall_timeout: STALL_TIMEOUT,
@@ -195,7 +195,7 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
         };
         let is_full = self.streams.len() >= self.parameters.streams
             || count(&|other| other.circuit == owner.circuit) >= self.parameters.streams_of_circuit
-            || count(&|other| other.neighbour == owner.neighbour) >= self.parameters.streams_of_neighbour;
+            || count(&|other| other.circuit_owner == owner.circuit_owner) >= self.parameters.streams_of_owner;
         if is_full {
             return self.events.push_back(ServiceEvent::Reset { stream, reason: EndReason::ResourceLimit });
         }

@@ -27,7 +27,7 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The circuit of all streams, where a test names no other.
-const OWNER: RequestOwner = RequestOwner { neighbour: Owner::Relay(RelayId::from_bytes([1; 32])), circuit: 1 };
+const OWNER: RequestOwner = RequestOwner { circuit_owner: Owner::Relay(RelayId::from_bytes([1; 32])), circuit: 1 };
 
 /// A request of the client.
 enum Request {

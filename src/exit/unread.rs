@@ -5,19 +5,19 @@ use std::collections::BTreeMap;
 
 use crate::{base::Owner, delegated::limits::RequestOwner, relay::ExitStream};
 
-/// Streams by their unread bytes: first those of the neighbour with the most, among them those of its circuit with the
-/// most, and among these the one with the most. Streams without an owner count as those of one neighbour.
+/// Streams by their unread bytes: first those of the circuit owner with the most, among them those of its circuit with
+/// the most, and among these the one with the most. Streams without an owner count as those of one circuit owner.
 pub(super) fn by_fullest_owner(mut streams: Vec<(Option<RequestOwner>, usize, ExitStream)>) -> Vec<ExitStream> {
-    let mut of_neighbour = BTreeMap::<Option<Owner>, usize>::new();
+    let mut of_owner = BTreeMap::<Option<Owner>, usize>::new();
     let mut of_circuit = BTreeMap::<Option<RequestOwner>, usize>::new();
-    let neighbour = |owner: Option<RequestOwner>| owner.map(|owner| owner.neighbour);
+    let circuit_owner = |owner: Option<RequestOwner>| owner.map(|owner| owner.circuit_owner);
     for (owner, bytes, _) in &streams {
-        for sum in [of_neighbour.entry(neighbour(*owner)).or_default(), of_circuit.entry(*owner).or_default()] {
+        for sum in [of_owner.entry(circuit_owner(*owner)).or_default(), of_circuit.entry(*owner).or_default()] {
             *sum = sum.saturating_add(*bytes);
         }
     }
     streams.sort_by_key(|(owner, bytes, _)| {
-        Reverse((of_neighbour.get(&neighbour(*owner)), neighbour(*owner), of_circuit.get(owner), *owner, *bytes))
+        Reverse((of_owner.get(&circuit_owner(*owner)), circuit_owner(*owner), of_circuit.get(owner), *owner, *bytes))
     });
     streams.into_iter().map(|(_, _, stream)| stream).collect()
 }
@@ -27,12 +27,12 @@ mod tests {
     use super::*;
     use crate::base::RelayId;
 
-    fn owner(neighbour: u8, circuit: u64) -> Option<RequestOwner> {
-        Some(RequestOwner { neighbour: Owner::Relay(RelayId::from_bytes([neighbour; 32])), circuit })
+    fn owner(relay: u8, circuit: u64) -> Option<RequestOwner> {
+        Some(RequestOwner { circuit_owner: Owner::Relay(RelayId::from_bytes([relay; 32])), circuit })
     }
 
     #[test]
-    fn the_fullest_stream_of_the_fullest_circuit_of_the_fullest_neighbour_is_first() {
+    fn the_fullest_stream_of_the_fullest_circuit_of_the_fullest_owner_is_first() {
         let unread = [
             (owner(1, 1), 100, 1),
             (owner(2, 2), 30, 2),

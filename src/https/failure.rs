@@ -11,8 +11,8 @@ pub enum HttpsError {
     /// The URL is not a valid `https` URL.
     #[error("The URL is not an https URL of a host.")]
     Address,
-    /// The method or a header field is not allowed.
-    #[error("The method or a header field is not allowed.")]
+    /// The method or a header field is not allowed, or the URL is too long.
+    #[error("The method or a header field is not allowed, or the URL is too long.")]
     Request,
     /// The certificate has expired.
     #[error("The site’s certificate has expired, or this computer’s clock is wrong. No part of the request was sent.")]

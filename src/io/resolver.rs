@@ -58,8 +58,8 @@ pub struct ResolverOptions {
     pub servers: Vec<SocketAddr>,
     /// Whether private addresses are valid answers, and private names may be looked up.
     pub private_addresses: bool,
-    /// Maximum concurrent lookups; default 256. A circuit gets at most 8 of these, a neighbour at most a quarter.
-    /// Further lookups wait, at most for their timeout.
+    /// Maximum concurrent lookups; default 256. A circuit gets at most 8 of these, an owner of circuits at
+    /// most a quarter. Further lookups wait, at most for their timeout.
     pub concurrency: usize,
     /// Timeout of a lookup. Default 10 s.
     pub timeout: Duration,
@@ -154,7 +154,7 @@ impl Resolver {
     }
 
     /// Starts a lookup of the addresses of `name`, in both families simultaneously. `owner` is the circuit of the
-    /// request; `None` for lookups of the exit itself, including those for delegated requests.
+    /// request; `None` for the exit's own lookups, such as those for descriptions of engines.
     pub(crate) async fn lookup(&self, owner: Option<RequestOwner>, name: &str) -> Result<AddressLookup, EndReason> {
         let deadline = now_after(self.timeout);
         let mut lookup = AddressLookup {

@@ -120,13 +120,14 @@ fn result_lines(searched: &ApiResults) -> Vec<String> {
     if searched.results.is_empty() {
         lines.push("No results.".to_owned());
     }
-    if let Some(missed) = &searched.missed {
-        lines.push(format!("The first exit, {}, failed: {}.", missed.exit, line(&missed.why)));
+    if let Some(failed_try) = &searched.failed_try {
+        lines.push(format!("The first exit, {}, failed: {}.", failed_try.exit, line(&failed_try.reason)));
     }
     lines.push(summary(searched));
     if searched.shared_exit {
         lines.push(
-            "This exit also carries other traffic of yours, because no other exit offers this engine.".to_owned(),
+            "This exit also carries other traffic of yours, or did so recently, because no other exit was suitable."
+                .to_owned(),
         );
     }
     lines

@@ -26,7 +26,9 @@ use crate::{
     base::ErrorClass,
     connector::{ConnectError, Connector, Hop},
     delegated::{EngineName, SearchResult},
-    requests::search::{Comparison, ExitReport, Found, MAX_COMPARED, Miss, QueryError, SearchFailure, SearchQuery},
+    requests::search::{
+        Comparison, ExitReport, FailedTry, Found, MAX_COMPARED, QueryError, SearchFailure, SearchQuery,
+    },
 };
 
 use super::{SearchPage, layout::address};
@@ -67,10 +69,11 @@ pub(crate) struct ApiResults {
     pub(crate) results: Vec<ApiResult>,
     /// The circuit's path, from guard to exit.
     pub(crate) path: Vec<PathHop>,
-    /// Whether the exit also carries other streams of this client, because no other exit offers the engine.
+    /// Whether the exit also carries other streams of this client, or did so recently, because no other exit was
+    /// suitable.
     pub(crate) shared_exit: bool,
     /// The failed exit of the first try, if there was a second try.
-    pub(crate) missed: Option<ApiMiss>,
+    pub(crate) failed_try: Option<ApiFailedTry>,
 }
 
 /// One result.
@@ -91,9 +94,9 @@ pub(crate) struct PathHop {
 
 /// An exit that returned no results.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct ApiMiss {
+pub(crate) struct ApiFailedTry {
     pub(crate) exit: String,
-    pub(crate) why: String,
+    pub(crate) reason: String,
 }
 
 /// The results of one query through several exits.
@@ -219,7 +222,7 @@ fn api_results(found: &Found, page: u16) -> ApiResults {
         results: found.results.iter().map(result).collect(),
         path: found.route.hops.iter().map(hop).collect(),
         shared_exit: found.route.shared_exit,
-        missed: found.missed.as_ref().map(api_miss),
+        failed_try: found.failed_try.as_ref().map(api_failed_try),
     }
 }
 
@@ -245,8 +248,8 @@ fn hop(hop: &Hop) -> PathHop {
     PathHop { relay: hop.relay.to_string(), took_ms: milliseconds(hop.took) }
 }
 
-fn api_miss(miss: &Miss) -> ApiMiss {
-    ApiMiss { exit: miss.exit.to_string(), why: miss.why.to_string() }
+fn api_failed_try(failed: &FailedTry) -> ApiFailedTry {
+    ApiFailedTry { exit: failed.exit.to_string(), reason: failed.reason.to_string() }
 }
 
 fn milliseconds(took: core::time::Duration) -> f64 {
@@ -260,7 +263,7 @@ fn refusal_response(failure: SearchFailure) -> Response {
         }
         SearchFailure::Connect(error) => connect_status(error),
         SearchFailure::Query(QueryError::NotReady | QueryError::NoEngines) => StatusCode::SERVICE_UNAVAILABLE,
-        SearchFailure::Query(QueryError::AllBlocked) | SearchFailure::Missed(_) => StatusCode::BAD_GATEWAY,
+        SearchFailure::Query(QueryError::AllBlocked) | SearchFailure::Failed(_) => StatusCode::BAD_GATEWAY,
     };
     failure_response(status, failure.to_string())
 }

@@ -13,7 +13,7 @@ use crate::{
     client::StreamFailure,
     connector::ConnectError,
     delegated::{Block, EngineName, MAX_PAGE, SearchRefusal, SearchResult},
-    requests::search::{Found, Miss, MissReason, QueryError, Route, SearchFailure, SearchQuery},
+    requests::search::{FailedTry, FailedTryReason, Found, QueryError, Route, SearchFailure, SearchQuery},
 };
 
 use super::{
@@ -70,7 +70,7 @@ pub(super) fn results(query: &SearchQuery, found: &Found, engines: &[EngineName]
                 @for result in &found.results { (result_markup(result)) }
             }
             (pages(query, found))
-            (query_path(&found.engine, &found.route, found.missed.as_ref()))
+            (query_path(&found.engine, &found.route, found.failed_try.as_ref()))
         }
         (foot())
     };
@@ -115,10 +115,10 @@ fn explain(failure: SearchFailure) -> (StatusCode, &'static str, String) {
         ),
         SearchFailure::TooFewExits(_) => (StatusCode::BAD_REQUEST, "Too few exits", format!("{}.", capital(&message))),
         SearchFailure::Connect(error) => connect_failure(error),
-        SearchFailure::Missed(miss) => (
+        SearchFailure::Failed(failed) => (
             StatusCode::BAD_GATEWAY,
             "The search failed",
-            format!("{} (exit {}). Try again; another exit may succeed.", capital(&message), miss.exit),
+            format!("{} (exit {}). Try again; another exit may succeed.", capital(&message), failed.exit),
         ),
     }
 }
@@ -219,7 +219,7 @@ fn pages(query: &SearchQuery, found: &Found) -> Markup {
 }
 
 /// The path of a query with the role of each hop.
-fn query_path(engine: &EngineName, route: &Route, missed: Option<&Miss>) -> Markup {
+fn query_path(engine: &EngineName, route: &Route, failed_try: Option<&FailedTry>) -> Markup {
     let last = route.hops.len().saturating_sub(1);
     html! {
         details.route open {
@@ -245,13 +245,13 @@ fn query_path(engine: &EngineName, route: &Route, missed: Option<&Miss>) -> Mark
                 "The circuit was built before the query and carries this query only. The times in brackets are the times to reach "
                 "each relay when it was built."
             }
-            @if let Some(miss) = missed {
-                p.note { "The query was first sent to another exit, " code { (miss.exit) } ", which failed: " (failure_reason(*miss)) }
+            @if let Some(failed) = failed_try {
+                p.note { "The query was first sent to another exit, " code { (failed.exit) } ", which failed: " (failure_reason(*failed)) }
             }
             @if route.shared_exit {
                 p.warn {
-                    "This exit also carries other traffic of yours, because no other exit offers this engine. It could link that "
-                    "traffic with this query."
+                    "This exit also carries other traffic of yours, or did so recently, because no other exit was suitable. It could "
+                    "link that traffic with this query."
                 }
             }
         }
@@ -260,9 +260,9 @@ fn query_path(engine: &EngineName, route: &Route, missed: Option<&Miss>) -> Mark
 
 const ROLES: [&str; 3] = ["First relay", "Middle relay", "Exit"];
 
-fn failure_reason(miss: Miss) -> String {
-    match miss.why {
-        MissReason::Refused(SearchRefusal::EngineBlocked(block)) => {
+fn failure_reason(failed: FailedTry) -> String {
+    match failed.reason {
+        FailedTryReason::Refused(SearchRefusal::EngineBlocked(block)) => {
             let how = match block {
                 Block::Captcha => "sent the exit a CAPTCHA",
                 Block::Forbidden => "blocked the exit",
@@ -270,6 +270,6 @@ fn failure_reason(miss: Miss) -> String {
             };
             format!("the engine {how}. The client avoids that exit for this engine for ten minutes.")
         }
-        why => format!("{why}."),
+        reason => format!("{reason}."),
     }
 }

@@ -157,7 +157,7 @@ async fn a_failed_exit_is_shown_with_the_reason() {
     assert!(html.contains("sent the exit a CAPTCHA"), "{html}");
     let (status, html) = get(start_with_exits(&[|_| ScriptedReply::Reset]).await, "/search?q=a").await;
     assert_eq!(status, 502);
-    assert!(html.contains("closed the stream early"), "{html}");
+    assert!(html.contains("The exit or the circuit failed"), "{html}");
 }
 
 #[tokio::test]

@@ -41,7 +41,7 @@ impl CircuitEndpoint {
 
 /// The state of a circuit's next hop.
 pub(super) enum NextHop {
-    /// The circuit ends here.
+    /// This relay is the last hop.
     None,
     /// The channel to the next hop is being dialled.
     Dialling(RelayId),

@@ -7,7 +7,7 @@ use crate::{base::Rate, channel::ChannelParameters, flow::FlowParameters};
 pub struct RelayParameters {
     /// Parameters of the relay's channels.
     pub channel: ChannelParameters,
-    /// Congestion control of the circuits that end here.
+    /// Congestion control of this relay's exit streams.
     pub flow: FlowParameters,
     /// Cap on circuits. Default 65,536 (about 1 KiB each without streams or waiting cells). The share of a source (IPv4
     /// address, IPv6 /64) over all its channels is a sixteenth; the share of its network (/24, /48), and of a listed
@@ -32,9 +32,10 @@ pub struct RelayParameters {
     /// closest to its share, ends. The circuits of a source wait for at most 16 relays, those of a listed relay for 64.
     /// Default 4,096.
     pub dialling: usize,
-    /// Cap on streams, RESOLVEs and delegated requests as an exit, with the shares of `circuits`. At the cap, a stream of
-    /// the owner closest to its share ends: of its circuit with the most streams, the one without bytes for longest.
-    /// Default 4,096.
+    /// Cap on streams, RESOLVEs and delegated requests as an exit, with the shares of `circuits`. At a full share, a
+    /// new stream may replace one of the same owner; at the cap, one of the owner closest to its share. The replaced
+    /// stream is of the owner's circuit with the most streams, and the one without bytes for longest. Otherwise, the
+    /// new stream is refused. Default 4,096.
     pub exit_streams: usize,
     /// Whether the relay serves BEGIN and RESOLVE. Default no.
     pub exit: bool,

@@ -1,4 +1,4 @@
-//! Shares of the streams that end at a relay: how many each circuit and each owner of circuits has, and which circuit
+//! Shares of a relay's exit streams: how many each circuit and each owner of circuits has, and which circuit
 //! makes room at the cap.
 
 use std::collections::{BTreeSet, HashMap};

@@ -1,13 +1,14 @@
-//! The streams of the circuits that end at a relay, between their origins and the node's exit.
+//! The exit streams of a relay, between their origins and the node's exit.
 //!
-//! [`ExitStreams`] owns the [`Streams`] of each such circuit, the exit's identifiers of streams, and the queue of
-//! circuits with messages to send. [`Relay`](super::Relay) drives this machine. Its inputs are messages of origins and
-//! commands of the exit. Its outputs are events for the exit ([`ExitStreams::poll_event`]) and messages to origins
-//! ([`ExitStreams::poll_ready`] and [`ExitStreams::poll_message`]).
+//! [`ExitStreams`] owns the [`Streams`] of each circuit with such streams, the exit's identifiers of streams, and the
+//! queue of circuits with messages to send. [`Relay`](super::Relay) drives this machine. Its inputs are messages of
+//! origins and commands of the exit. Its outputs are events for the exit ([`ExitStreams::poll_event`]) and messages to
+//! origins ([`ExitStreams::poll_ready`] and [`ExitStreams::poll_message`]).
 //!
-//! Caps: those of [`stream`](crate::stream) for each circuit, and [`RelayParameters::exit_streams`] for all. At the
-//! latter, the circuit with the most streams of the fullest owner loses the stream that has carried no bytes for longest.
-//! A circuit with as many streams as the fullest circuit displaces only a stream that was silent for [`SILENCE`].
+//! Caps: those of [`stream`](crate::stream) for each circuit, and [`RelayParameters::exit_streams`] for all and for
+//! each owner. At the latter, the circuit with the most streams, of the same owner or of the fullest, loses the stream
+//! that has carried no bytes for longest. A circuit that would then have as many streams as the fullest circuit
+//! displaces only a stream that was silent for [`SILENCE`].
 
 use core::time::Duration;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -93,7 +94,7 @@ struct ExitStreamState {
     target_finished: bool,
 }
 
-/// The streams of all circuits that end at this relay.
+/// The exit streams of all circuits.
 pub(super) struct ExitStreams {
     flow: FlowParameters,
     /// Whether BEGIN and RESOLVE are served.
@@ -359,8 +360,8 @@ impl ExitStreams {
         self.events.push_back((stream, request));
     }
 
-    /// Takes a share for a new stream of a circuit. At the cap, ends the most silent stream of the fullest circuit,
-    /// unless this circuit has as many streams and none of them is silent.
+    /// Takes a share for a new stream of a circuit. At the cap or the owner's share, ends the most silent stream of the
+    /// fullest circuit. Refuses instead if this circuit would then have as many streams and that stream is not silent.
     fn take_share(&mut self, key: CircuitKey) -> Result<(), EndReason> {
         let limit = Err(EndReason::ResourceLimit);
         let Some(circuit) = self.circuits.get(&key) else { return limit };

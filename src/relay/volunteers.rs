@@ -9,14 +9,14 @@ use crate::{
     directory::Counted,
 };
 
-/// A gateway stops reaching a volunteer that the directory has not counted for this many volunteer intervals. The
-/// volunteer replaces the gateway long before.
+/// A gateway stops reaching a volunteer that has been missing from the directory's answers for this many volunteer
+/// intervals. The volunteer replaces the gateway long before.
 const MAX_UNCOUNTED_INTERVALS: u32 = 10;
 
 /// The volunteers whose channels are open.
 #[derive(Default)]
 pub(super) struct GatewayVolunteers {
-    /// By channel, with the time since which the directory has not counted the volunteer.
+    /// By channel, with the time since which the volunteer is missing from the directory's answers.
     volunteers: BTreeMap<ChannelId, Option<Instant>>,
     /// Whether the set of volunteers has changed since `take_changed`.
     changed: bool,
@@ -34,9 +34,10 @@ impl GatewayVolunteers {
         self.changed |= self.volunteers.remove(&channel).is_some();
     }
 
-    /// Handles the directory's list of the reported volunteers that the directory counts. Drops volunteers that the
-    /// directory has not counted for too long. `interval` is the interval of volunteers' registrations.
-    pub(super) fn handle_presence(
+    /// Handles the directory's answer to a presence, the list of volunteers that the directory accepted. Removes a
+    /// volunteer that has been missing from these lists for too long. `interval` is the interval of volunteers'
+    /// registrations.
+    pub(super) fn handle_counted(
         &mut self,
         now: Instant,
         counted: &Counted,

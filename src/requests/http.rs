@@ -81,7 +81,7 @@ pub enum RequestError {
     #[error("no answer arrived in time")]
     Silent,
     /// The answer is not an HTTP response, or its head is too large.
-    #[error("the answer is not HTTP")]
+    #[error("the answer is not HTTP, or its head is too large")]
     NotHttp,
     /// The answer is truncated.
     #[error("the answer is truncated")]

@@ -31,7 +31,7 @@ use crate::{
     client::StreamFailure,
     connector::{ConnectError, Connector, Delegated, Hop, Isolation},
     delegated::{
-        Delegation, EngineName, ExitCounts, ExitStatistics, SearchResult, exits_with,
+        Delegation, EngineName, ExitCounts, ExitStatistics, SearchResult, exits_offering,
         frame::{RESPONSE_BUCKETS, max_frame_len},
         query::{ANSWER_TIMEOUT, Query, Results, TryError},
     },
@@ -40,7 +40,7 @@ use crate::{
 
 pub(crate) use crate::delegated::engines;
 pub use crate::delegated::{
-    Miss, MissReason, Offers,
+    FailedTry, FailedTryReason, Offers,
     query::{QueryError, SearchQuery},
 };
 pub use comparison::{Comparison, ExitOutcome, MAX_COMPARED, Row};
@@ -62,7 +62,7 @@ pub struct Found {
     /// The path of query and answer.
     pub route: Route,
     /// The failure of the first try, with its exit, if there was a second try.
-    pub missed: Option<Miss>,
+    pub failed_try: Option<FailedTry>,
 }
 
 /// The path of a query.
@@ -70,7 +70,8 @@ pub struct Found {
 pub struct Route {
     /// The hops, from guard to exit.
     pub hops: Vec<Hop>,
-    /// Whether the exit also carries other streams of this client, because no other exit offers the engine.
+    /// Whether the exit also carries other streams of this client, or did so recently, because no other exit was
+    /// suitable.
     pub shared_exit: bool,
     /// The time from the sending of the query to the complete answer.
     pub took: Duration,
@@ -89,8 +90,8 @@ pub enum SearchFailure {
     #[error("{0}")]
     Connect(#[from] ConnectError),
     /// The last try failed at this exit, for this reason.
-    #[error("{}", .0.why)]
-    Missed(Miss),
+    #[error("{}", .0.reason)]
+    Failed(FailedTry),
 }
 
 impl From<TryError<ConnectError>> for SearchFailure {
@@ -100,7 +101,7 @@ impl From<TryError<ConnectError>> for SearchFailure {
                 Self::Query(QueryError::NoSuchEngine)
             }
             TryError::NoCircuit(error) => Self::Connect(error),
-            TryError::Missed(miss) => Self::Missed(miss),
+            TryError::Failed(failed) => Self::Failed(failed),
         }
     }
 }
@@ -160,7 +161,7 @@ impl<C: Connector> Searcher<C> {
         Self { connector, exits }
     }
 
-    /// The offered engines, the default one first.
+    /// The offered engines: first the default one, if an exit offers it; then by number of exits, most first.
     #[must_use]
     pub fn engines(&self) -> Vec<EngineName> {
         engines(&self.state().offers.borrow(), self.state().default_engine.as_ref())
@@ -175,11 +176,11 @@ impl<C: Connector> Searcher<C> {
             let remaining = |until: Instant| Some(until.since(now)).filter(|time| !time.is_zero());
             ExitReport { exit, counts, blocked_for: counts.blocked.and_then(|(_, until)| remaining(until)) }
         };
-        exits_with(&self.state().offers.borrow(), engine).map(report).collect()
+        exits_offering(&self.state().offers.borrow(), engine).map(report).collect()
     }
 
     /// Sends the query to an exit. Sends it to a second exit if the failure of the first
-    /// [allows a second try](MissReason::allows_second_try).
+    /// [allows a second try](FailedTryReason::allows_second_try).
     ///
     /// # Errors
     /// See [`SearchFailure`].
@@ -191,7 +192,7 @@ impl<C: Connector> Searcher<C> {
                 Err(error) => Err(TryError::NoCircuit(error)),
             };
             if let Some(outcome) = query.handle_outcome(outcome) {
-                return Ok(Found { missed: query.missed(), ..outcome? });
+                return Ok(Found { failed_try: query.failed_try(), ..outcome? });
             }
         }
     }
@@ -222,14 +223,15 @@ impl<C: Connector> Searcher<C> {
         let took = start.elapsed();
         let outcome = match exchanged {
             Ok(Ok(answer)) => Results::decode(&answer),
-            Ok(Err(_)) => Err(MissReason::Broken),
-            Err(_) => Err(MissReason::Silent),
+            Ok(Err(_)) => Err(FailedTryReason::Broken),
+            Err(_) => Err(FailedTryReason::TimedOut),
         };
         let engine = query.engine();
-        self.lock().handle_outcome(self.now(), engine, exit, outcome.as_ref().map(|_| ()).map_err(|why| *why));
-        let Results { results, total, more } = outcome.map_err(|why| TryError::Missed(Miss { exit, why }))?;
+        self.lock().handle_outcome(self.now(), engine, exit, outcome.as_ref().map(|_| ()).map_err(|reason| *reason));
+        let Results { results, total, more } =
+            outcome.map_err(|reason| TryError::Failed(FailedTry { exit, reason }))?;
         let route = Route { hops: delegated.path, shared_exit: delegated.shared_exit, took };
-        Ok(Found { engine: engine.clone(), results, total, more, route, missed: None })
+        Ok(Found { engine: engine.clone(), results, total, more, route, failed_try: None })
     }
 
     fn state(&self) -> &ExitsState {

@@ -45,7 +45,7 @@ export interface SearchAnswer {
   path: Hop[];
   /** Time from sending the query to its answer, in milliseconds. */
   elapsedMs: number;
-  /** Whether the exit also carries other streams of this client, because no other exit offers the engine. */
+  /** Whether the exit also carries other streams of this client, or did so recently, because no other exit was suitable. */
   sharedExit: boolean;
 }
 

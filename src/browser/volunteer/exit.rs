@@ -22,13 +22,13 @@ use crate::{
 
 /// Rate limits of a tab. All queries come from one person's address, which an engine may block for too many queries.
 ///
-/// A tab has few neighbours, each of which carries many clients, so one neighbour may use half of the rate.
+/// A tab has few neighbours, each of which carries many clients, so one circuit owner may use half of the rate.
 const RATES: Rates = Rates {
     in_total: 4,
-    per_neighbour: 2,
+    per_owner: 2,
     per_circuit: 1,
     concurrent: 8,
-    concurrent_of_neighbour: 4,
+    concurrent_of_owner: 4,
     concurrent_of_circuit: 4,
 };
 
@@ -113,7 +113,7 @@ impl VolunteerExit {
         self.draining = true;
     }
 
-    /// Whether there are unanswered searches.
+    /// Whether there are streams of searches: queries in flight, or answers that are not written yet.
     pub(super) fn is_busy(&self) -> bool {
         !self.service.is_empty()
     }

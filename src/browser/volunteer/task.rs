@@ -5,7 +5,7 @@ use std::{rc::Rc, sync::Arc};
 
 use wasm_bindgen_futures::spawn_local;
 
-use super::{BrowserVolunteer, VolunteerPhase, engines};
+use super::{BrowserVolunteer, VolunteerPhase, engines, unsupported};
 use crate::{
     base::Instant,
     browser::{
@@ -113,7 +113,7 @@ impl Run {
         }
     }
 
-    /// Registers once per interval, with the same descriptor while it is valid.
+    /// Registers once per interval and after each change, with the same descriptor while it is current.
     async fn keep_registered(&self) {
         let (mut signed, mut retry_delay) = (None, MIN_RETRY_DELAY);
         while !self.is_over() {
@@ -203,9 +203,9 @@ impl Run {
     /// A signed descriptor: `before` if its onion key and offer are current and its age is below
     /// [`MAX_DESCRIPTOR_AGE`], otherwise a new one.
     fn descriptor(&self, before: Option<CurrentDescriptor>) -> Result<CurrentDescriptor, PageFailure> {
-        let broken = |_| PageFailure::new(FailureKind::BadInput, "this volunteer's stored keys are invalid");
-        let mut rng = randomness().map_err(|_| broken(()))?;
-        let mut keys = self.volunteer.keys.try_borrow_mut().map_err(|_| broken(()))?;
+        let failed = || PageFailure::new(FailureKind::BadInput, "this volunteer's descriptor could not be signed");
+        let mut rng = randomness().map_err(unsupported)?;
+        let mut keys = self.volunteer.keys.try_borrow_mut().map_err(|_| failed())?;
         if let Some(next) = keys.rotate(&mut rng)
             && let Some(driver) = self.volunteer.driver()
         {
@@ -231,7 +231,7 @@ impl Run {
         };
         // The volunteer list limits the size of each entry, so surplus engines are omitted, as in native nodes.
         while !profile.fits() && profile.offer.engines.pop().is_some() {}
-        let bytes = VolunteerDescriptor { profile, published: now }.sign(keys.identity()).map_err(|_| broken(()))?;
+        let bytes = VolunteerDescriptor { profile, published: now }.sign(keys.identity()).map_err(|_| failed())?;
         Ok(CurrentDescriptor { bytes, onion_key, offer, signed_at: clock::now() })
     }
 }

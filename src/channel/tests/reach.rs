@@ -26,7 +26,7 @@ fn reached(parameters: ChannelParameters) -> Pair {
 
 fn reported_reach(node: &Node) -> Option<bool> {
     node.events.iter().find_map(|event| match event {
-        ChannelEvent::Open { reach, .. } => Some(*reach),
+        ChannelEvent::Open { reaches_volunteer, .. } => Some(*reaches_volunteer),
         _ => None,
     })
 }

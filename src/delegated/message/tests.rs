@@ -53,6 +53,8 @@ fn a_url_is_split_and_an_invalid_one_is_refused() {
     ] {
         assert_eq!(get(bad), Err(HttpRequestError::Address), "{bad}");
     }
+    let long = format!("https://example.org/{}", "a".repeat(MAX_HEAD_LEN));
+    assert_eq!(get(&long), Err(HttpRequestError::TooLarge));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::*;
 use crate::delegated::{Block, HttpOffer, Offer, SearchRefusal};
 
 const NOW: Instant = Instant::START;
-const CAPTCHA: MissReason = MissReason::Refused(SearchRefusal::EngineBlocked(Block::Captcha));
+const CAPTCHA: FailedTryReason = FailedTryReason::Refused(SearchRefusal::EngineBlocked(Block::Captcha));
 
 type Outcome = Result<&'static str, TryError<()>>;
 
@@ -17,8 +17,8 @@ fn exit(number: u8) -> RelayId {
     RelayId::from_bytes([number; 32])
 }
 
-fn missed(number: u8, why: MissReason) -> Outcome {
-    Err(TryError::Missed(Miss { exit: exit(number), why }))
+fn failed_try(number: u8, reason: FailedTryReason) -> Outcome {
+    Err(TryError::Failed(FailedTry { exit: exit(number), reason }))
 }
 
 fn offers(exits: &[(u8, &[&str])]) -> Offers {
@@ -65,31 +65,34 @@ fn a_failed_try_is_repeated_once_at_another_exit() {
     let offers = offers(&[(1, &["a"]), (2, &["a"]), (3, &["a"])]);
     let begin = || begin(&SearchQuery::new("x"), &offers, None).unwrap();
     let (mut query, found): (_, Outcome) = (begin(), Ok("found"));
-    assert_eq!(query.handle_outcome(missed(1, CAPTCHA)), None);
+    assert_eq!(query.handle_outcome(failed_try(1, CAPTCHA)), None);
     assert_eq!(query.excluded_exits(), [exit(1)]);
     assert_eq!(query.handle_outcome(found), Some(found));
-    assert_eq!(query.missed(), Some(Miss { exit: exit(1), why: CAPTCHA }));
+    assert_eq!(query.failed_try(), Some(FailedTry { exit: exit(1), reason: CAPTCHA }));
 
     let mut query = begin();
-    assert_eq!(query.handle_outcome(missed(1, CAPTCHA)), None);
-    assert_eq!(query.handle_outcome(missed(2, MissReason::Broken)), Some(missed(2, MissReason::Broken)));
+    assert_eq!(query.handle_outcome(failed_try(1, CAPTCHA)), None);
+    assert_eq!(
+        query.handle_outcome(failed_try(2, FailedTryReason::Broken)),
+        Some(failed_try(2, FailedTryReason::Broken))
+    );
 
     let mut query = begin();
-    assert_eq!(query.handle_outcome(missed(1, CAPTCHA)), None);
+    assert_eq!(query.handle_outcome(failed_try(1, CAPTCHA)), None);
     let other: Outcome = Err(TryError::NoCircuit(()));
-    assert_eq!(query.handle_outcome(other), Some(missed(1, CAPTCHA)), "there is no other exit");
+    assert_eq!(query.handle_outcome(other), Some(failed_try(1, CAPTCHA)), "there is no other exit");
 }
 
 #[test]
 fn a_failure_that_allows_no_second_try_ends_the_search() {
     let offers = offers(&[(1, &["a"]), (2, &["a"])]);
     for outcome in [
-        missed(1, MissReason::Silent),
-        missed(1, MissReason::Refused(SearchRefusal::EngineMalformed)),
+        failed_try(1, FailedTryReason::TimedOut),
+        failed_try(1, FailedTryReason::Refused(SearchRefusal::EngineMalformed)),
         Err(TryError::NoCircuit(())),
     ] {
         let mut query = begin(&SearchQuery::new("x"), &offers, None).unwrap();
         assert_eq!(query.handle_outcome(outcome), Some(outcome));
-        assert_eq!(query.missed(), None);
+        assert_eq!(query.failed_try(), None);
     }
 }

@@ -123,14 +123,14 @@ fn the_number_of_streams_is_bounded_and_a_closed_stream_frees_its_place() {
 }
 
 #[test]
-fn streams_of_one_neighbour_leave_half_to_others() {
+fn streams_of_one_owner_leave_half_to_others() {
     let mut service = service();
     for stream in 0..64 {
-        service.handle_request(NOW, stream, RequestOwner::behind(1, stream));
+        service.handle_request(NOW, stream, RequestOwner::of_source(1, stream));
     }
     let refused = |stream| ServiceEvent::Reset { stream, reason: EndReason::ResourceLimit };
     assert_eq!(events(&mut service), (32..64).map(refused).collect::<Vec<_>>());
-    (64..96).for_each(|stream| service.handle_request(NOW, stream, RequestOwner::behind(2, stream)));
+    (64..96).for_each(|stream| service.handle_request(NOW, stream, RequestOwner::of_source(2, stream)));
     assert_eq!(events(&mut service), []);
 }
 

@@ -1,9 +1,9 @@
 //! The places of concurrent lookups, shared among circuits.
 //!
-//! A circuit and a neighbour each have a share of the places. Beyond the share, or when all places are taken, a lookup
-//! waits. A free place goes to the neighbour with fewest lookups, then to its circuit with fewest, then to the oldest
-//! lookup. A lookup that has run for [`SLOW_AFTER`] loses its place to a waiting lookup whose neighbour or circuit has
-//! fewer. So slow name servers delay the lookups of other circuits only briefly.
+//! A circuit and the owner of circuits each have a share of the places. Beyond the share, or when all places are taken,
+//! a lookup waits. A free place goes to the circuit owner with fewest lookups, then to its circuit with fewest, then to
+//! the oldest lookup. A lookup that has run for [`SLOW_AFTER`] loses its place to a waiting lookup whose circuit owner
+//! or circuit has fewer. So slow name servers delay the lookups of other circuits only briefly.
 
 use core::{cmp::Reverse, time::Duration};
 use std::{
@@ -20,8 +20,8 @@ use crate::{base::Owner, delegated::limits::RequestOwner, wire::EndReason};
 
 /// Cap on concurrent lookups of a circuit.
 const MAX_RUNNING_OF_CIRCUIT: usize = 8;
-/// A neighbour gets at most the number of places divided by this divisor.
-const NEIGHBOUR_DIVISOR: usize = 4;
+/// A circuit owner gets at most the number of places divided by this divisor.
+const OWNER_DIVISOR: usize = 4;
 /// Cap on waiting lookups in total.
 const MAX_WAITING: usize = 1024;
 /// Cap on waiting lookups of a circuit.
@@ -31,7 +31,7 @@ const SLOW_AFTER: Duration = Duration::from_secs(2);
 /// The number of times that a waiting lookup searches for a slow lookup in each [`SLOW_AFTER`].
 const CHECKS_PER_SLOW: u32 = 8;
 
-/// The circuit of a lookup and its neighbour; `None` for lookups of the exit itself, which count as one neighbour.
+/// The circuit of a lookup and its owner; `None` for lookups of the exit itself, which count as one circuit owner.
 type LookupOwner = Option<RequestOwner>;
 
 #[derive(Clone)]
@@ -74,7 +74,7 @@ struct WaitingGuard<'a> {
     places: &'a LookupPlaces,
 }
 
-/// The numbers of lookups of an owner: of its neighbour, and of its circuit.
+/// The numbers of lookups of the circuit owner, and of the circuit.
 type OwnerLoad = (usize, usize);
 
 impl LookupPlaces {
@@ -164,8 +164,8 @@ impl State {
     }
 
     fn within_share(owner: LookupOwner, load: OwnerLoad, places: usize) -> bool {
-        let of_neighbour = places.div_ceil(NEIGHBOUR_DIVISOR);
-        load.0 < of_neighbour && (owner.is_none() || load.1 < MAX_RUNNING_OF_CIRCUIT)
+        let of_owner = places.div_ceil(OWNER_DIVISOR);
+        load.0 < of_owner && (owner.is_none() || load.1 < MAX_RUNNING_OF_CIRCUIT)
     }
 
     fn next_to_run(&self, places: usize) -> Option<u64> {
@@ -184,12 +184,12 @@ impl State {
         if owner.is_some() && load.1 >= MAX_RUNNING_OF_CIRCUIT {
             return;
         }
-        let neighbour_is_full = load.0 >= places.div_ceil(NEIGHBOUR_DIVISOR);
-        if !neighbour_is_full && self.running.len() < places {
+        let owner_is_full = load.0 >= places.div_ceil(OWNER_DIVISOR);
+        if !owner_is_full && self.running.len() < places {
             return;
         }
         let slow_lookups = self.running.iter().filter(|(_, running)| {
-            (!neighbour_is_full || neighbour(running.owner) == neighbour(owner))
+            (!owner_is_full || circuit_owner(running.owner) == circuit_owner(owner))
                 && now.saturating_duration_since(running.since) >= slow_after
         });
         let oldest_of_fullest = slow_lookups.map(|(key, running)| (loads.load(running.owner), Reverse(*key))).max();
@@ -201,18 +201,18 @@ impl State {
     }
 }
 
-/// The numbers of lookups of each neighbour and circuit.
+/// The numbers of lookups of each circuit owner and circuit.
 struct OwnerLoads {
-    of_neighbour: BTreeMap<Option<Owner>, usize>,
+    of_owner: BTreeMap<Option<Owner>, usize>,
     of_circuit: BTreeMap<LookupOwner, usize>,
 }
 
 impl OwnerLoads {
     fn of(owners: impl Iterator<Item = LookupOwner>) -> Self {
-        let mut loads = Self { of_neighbour: BTreeMap::new(), of_circuit: BTreeMap::new() };
+        let mut loads = Self { of_owner: BTreeMap::new(), of_circuit: BTreeMap::new() };
         for owner in owners {
-            let of_neighbour = loads.of_neighbour.entry(neighbour(owner)).or_default();
-            *of_neighbour = of_neighbour.saturating_add(1);
+            let of_owner = loads.of_owner.entry(circuit_owner(owner)).or_default();
+            *of_owner = of_owner.saturating_add(1);
             let of_circuit = loads.of_circuit.entry(owner).or_default();
             *of_circuit = of_circuit.saturating_add(1);
         }
@@ -220,13 +220,13 @@ impl OwnerLoads {
     }
 
     fn load(&self, owner: LookupOwner) -> OwnerLoad {
-        let of_neighbour = self.of_neighbour.get(&neighbour(owner)).copied().unwrap_or_default();
-        (of_neighbour, self.of_circuit.get(&owner).copied().unwrap_or_default())
+        let of_owner = self.of_owner.get(&circuit_owner(owner)).copied().unwrap_or_default();
+        (of_owner, self.of_circuit.get(&owner).copied().unwrap_or_default())
     }
 }
 
-fn neighbour(owner: LookupOwner) -> Option<Owner> {
-    owner.map(|owner| owner.neighbour)
+fn circuit_owner(owner: LookupOwner) -> Option<Owner> {
+    owner.map(|owner| owner.circuit_owner)
 }
 
 impl LookupPlace {
@@ -261,8 +261,8 @@ mod tests {
         LookupPlaces { slow_after: SLOW_AFTER, ..LookupPlaces::new(64) }
     }
 
-    fn owner(neighbour: u8, circuit: u64) -> LookupOwner {
-        Some(RequestOwner { neighbour: Owner::Relay(RelayId::from_bytes([neighbour; 32])), circuit })
+    fn owner(relay: u8, circuit: u64) -> LookupOwner {
+        Some(RequestOwner { circuit_owner: Owner::Relay(RelayId::from_bytes([relay; 32])), circuit })
     }
 
     /// A lookup that runs until it loses its place. Returns the time for which it waited.
@@ -298,15 +298,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn slow_lookups_of_many_circuits_and_neighbours_delay_those_of_others_briefly() {
+    async fn slow_lookups_of_many_circuits_and_owners_delay_those_of_others_briefly() {
         let places = places();
         let attack: Vec<_> =
             (0..2000_u64).map(|at| slow(&places, owner(u8::try_from(at % 8).unwrap(), 1000 + at % 64))).collect();
         refused(&attack, 2000 - 64 - MAX_WAITING).await;
-        for (neighbour, circuit, times) in [(100, 1, 4), (101, 2, 4), (100, 4, 4)] {
+        for (relay, circuit, times) in [(100, 1, 4), (101, 2, 4), (100, 4, 4)] {
             let start = Instant::now();
-            let place = places.take(owner(neighbour, circuit)).await.unwrap();
-            assert!(start.elapsed() <= SLOW_AFTER * times, "{neighbour}: {:?}", start.elapsed());
+            let place = places.take(owner(relay, circuit)).await.unwrap();
+            assert!(start.elapsed() <= SLOW_AFTER * times, "{relay}: {:?}", start.elapsed());
             drop(place);
         }
         attack.iter().for_each(tokio::task::JoinHandle::abort);

@@ -76,7 +76,7 @@ impl DrivenRelay {
             Update::Consensus(consensus) => self.relay.set_consensus(consensus),
             Update::OnionKey(next) => self.relay.rotate_onion_key(next),
             Update::Registered(registration) => self.relay.handle_registration(now, &registration),
-            Update::Counted(counted) => self.relay.handle_presence(now, &counted),
+            Update::Counted(counted) => self.relay.handle_counted(now, &counted),
             // The requester may have stopped waiting.
             Update::Figures(reply) => _ = reply.send(self.relay.figures()),
         }

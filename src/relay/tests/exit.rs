@@ -182,5 +182,5 @@ fn a_neighbour_that_no_consensus_lists_counts_by_its_source() {
     let mut second = bench.create_second(stranger, upper(1));
     bench.send_to_second(&mut second, &RelayMessage::Begin { stream: stream(1), target: target() });
     let Some(RelayEvent::Stream(exit, _)) = bench.relay.poll_event() else { panic!("no request") };
-    assert_eq!(bench.relay.request_owner(exit).map(|owner| owner.neighbour), neighbours[1]);
+    assert_eq!(bench.relay.request_owner(exit).map(|owner| owner.circuit_owner), neighbours[1]);
 }

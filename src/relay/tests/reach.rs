@@ -148,7 +148,7 @@ fn a_volunteer_that_the_directory_does_not_count_is_dropped_after_ten_intervals(
     for interval in 0..30 {
         assert_eq!(bench.relay.volunteers().len(), 2, "{interval}");
         if interval >= 20 {
-            bench.relay.handle_presence(bench.now, &answer);
+            bench.relay.handle_counted(bench.now, &answer);
         }
         for link in [link, counted, other] {
             bench.send(link, &Cell::padding());
@@ -156,7 +156,7 @@ fn a_volunteer_that_the_directory_does_not_count_is_dropped_after_ten_intervals(
         bench.pass(Duration::from_secs(60));
     }
     changes(&mut bench);
-    bench.relay.handle_presence(bench.now, &answer);
+    bench.relay.handle_counted(bench.now, &answer);
     assert_eq!(bench.relay.volunteers(), [relay_id(VOLUNTEER)]);
     assert_eq!(changes(&mut bench), [RelayEvent::VolunteersChanged]);
     // An EXTEND to the dropped volunteer is answered by GONE.

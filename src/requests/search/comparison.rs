@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use crate::{
     base::RelayId,
     connector::Connector,
-    delegated::{SearchResult, exits_with},
+    delegated::{SearchResult, exits_offering},
 };
 
 use super::{Found, SearchFailure, SearchQuery, Searcher};
@@ -92,7 +92,7 @@ impl<C: Connector> Searcher<C> {
     pub async fn compare(&self, query: &SearchQuery, exits: usize) -> Result<Comparison, SearchFailure> {
         let mut query = self.begin(query)?;
         let is_available = |exit: &RelayId| !query.excluded_exits().contains(exit);
-        let available = exits_with(&self.state().offers.borrow(), query.engine()).filter(is_available).count();
+        let available = exits_offering(&self.state().offers.borrow(), query.engine()).filter(is_available).count();
         if available < exits.min(MAX_COMPARED) {
             return Err(SearchFailure::TooFewExits(available));
         }

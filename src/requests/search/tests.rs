@@ -38,7 +38,7 @@ async fn a_search_returns_results_and_the_path() {
     assert_eq!(found.results[0].title, "About rust ownership");
     assert_eq!((found.total, found.more), (Some(12_345), true));
     assert_eq!(found.route.hops.last().unwrap().relay, exit(0));
-    assert_eq!(found.missed, None);
+    assert_eq!(found.failed_try, None);
 }
 
 #[tokio::test]
@@ -73,8 +73,8 @@ async fn a_blocked_exit_is_replaced_once_and_then_avoided() {
     let overlay = Overlay::new(&[captcha, honest]);
     let searcher = overlay.searcher();
     let found = searcher.search(&query()).await.unwrap();
-    let blocked = MissReason::Refused(SearchRefusal::EngineBlocked(Block::Captcha));
-    assert_eq!(found.missed, Some(Miss { exit: exit(0), why: blocked }));
+    let blocked = FailedTryReason::Refused(SearchRefusal::EngineBlocked(Block::Captcha));
+    assert_eq!(found.failed_try, Some(FailedTry { exit: exit(0), reason: blocked }));
     searcher.search(&query()).await.unwrap();
     assert_eq!(overlay.queried(), [exit(0), exit(1), exit(1)]);
     let reports = searcher.exit_statistics(&engine("kiwix"));
@@ -86,9 +86,9 @@ async fn a_blocked_exit_is_replaced_once_and_then_avoided() {
 async fn a_query_is_not_sent_if_all_exits_are_blocked() {
     let overlay = Overlay::new(&[captcha, captcha, captcha]);
     let searcher = overlay.searcher();
-    assert!(matches!(searcher.search(&query()).await, Err(SearchFailure::Missed(_))));
+    assert!(matches!(searcher.search(&query()).await, Err(SearchFailure::Failed(_))));
     assert_eq!(overlay.queried().len(), 2, "one query at each of two exits");
-    assert!(matches!(searcher.search(&query()).await, Err(SearchFailure::Missed(_))));
+    assert!(matches!(searcher.search(&query()).await, Err(SearchFailure::Failed(_))));
     assert_eq!(searcher.search(&query()).await, Err(QueryError::AllBlocked.into()));
     assert_eq!(overlay.queried().len(), 3);
 }
@@ -97,7 +97,10 @@ async fn a_query_is_not_sent_if_all_exits_are_blocked() {
 async fn a_failure_of_the_engine_is_not_repeated_at_another_exit() {
     let overlay = Overlay::new(&[malformed, honest]);
     let failure = overlay.searcher().search(&query()).await.unwrap_err();
-    assert!(matches!(failure, SearchFailure::Missed(Miss { why: MissReason::Refused(_), .. })), "{failure}");
+    assert!(
+        matches!(failure, SearchFailure::Failed(FailedTry { reason: FailedTryReason::Refused(_), .. })),
+        "{failure}"
+    );
     assert_eq!(overlay.queried(), [exit(0)]);
 }
 
@@ -117,7 +120,7 @@ async fn an_exit_with_a_truncated_or_malformed_answer_is_replaced() {
     for script in hostile {
         let overlay = Overlay::new(&[script, honest]);
         let found = overlay.searcher().search(&query()).await.unwrap();
-        assert_eq!(found.missed, Some(Miss { exit: exit(0), why: MissReason::Broken }));
+        assert_eq!(found.failed_try, Some(FailedTry { exit: exit(0), reason: FailedTryReason::Broken }));
     }
 }
 

@@ -41,8 +41,8 @@ export function route(answer: SearchAnswer): HTMLDetailsElement {
       h(
         'p',
         { class: 'warn' },
-        'This exit also carries other traffic of yours, because no other exit offers this engine. It could link that traffic with ' +
-          'this query.',
+        'This exit also carries other traffic of yours, or did so recently, because no other exit was suitable. It could link ' +
+          'that traffic with this query.',
       ),
   );
 }

@@ -3,8 +3,12 @@
 use super::{Fragment, IncomingStream, MAX_DUPLICATES, MAX_MESSAGE, MAX_RANGES, Receiver, SLOT_LEN};
 
 impl Receiver {
-    /// Most bytes held: the largest window, an eighth of it for fragments counted in blocks, two messages (one beyond
-    /// the window, and that of the next TSN), and a slot, since fragments move from blocks into slots.
+    /// Cap on the bytes held, the sum of:
+    /// - the largest window, and an eighth of it, because blocks have more bytes than the payload that the sender
+    ///   counts;
+    /// - one message, by which `handle_data` may exceed the window;
+    /// - one message, because the next TSN is always accepted;
+    /// - one slot, because a fragment that moves from a block into a message may start a slot.
     pub(in super::super) fn max_held(&self) -> usize {
         let window = self.window.max(self.max_window);
         window + window / 8 + 2 * MAX_MESSAGE + SLOT_LEN
@@ -12,27 +16,49 @@ impl Receiver {
 
     /// Asserts the invariants.
     pub(in super::super) fn check(&self) {
-        let mut before = self.cumulative;
+        let mut previous_last = self.cumulative;
         for range in &self.ranges {
-            assert!(range.first > before + 1 && range.last >= range.first, "ranges are in order and disjoint");
-            before = range.last;
+            assert!(
+                range.first > previous_last + 1 && range.last >= range.first,
+                "ranges are out of order, overlap or touch"
+            );
+            previous_last = range.last;
         }
-        assert!(self.ranges.len() <= MAX_RANGES && self.duplicates.len() <= MAX_DUPLICATES);
-        assert_eq!(self.hole_since().is_some(), !self.ranges.is_empty(), "a hole before a range has a start time");
+        assert!(self.ranges.len() <= MAX_RANGES, "{} ranges", self.ranges.len());
+        assert!(self.duplicates.len() <= MAX_DUPLICATES, "{} duplicates", self.duplicates.len());
+        assert_eq!(
+            self.hole_since().is_some(),
+            !self.ranges.is_empty(),
+            "a range without the start time of the hole before it, or the reverse"
+        );
         let held = |stream: &IncomingStream| {
             let fragments = stream.pending.values().map(|fragment| Fragment::cost(fragment.payload.len()));
             fragments.sum::<usize>() + stream.message.as_ref().map_or(0, |message| message.bytes.memory())
         };
-        assert_eq!(self.held, self.streams.iter().map(held).sum::<usize>(), "bytes held are counted");
-        assert_eq!(self.pending, self.streams.iter().map(|stream| stream.pending.len()).sum::<usize>());
+        assert_eq!(
+            self.held,
+            self.streams.iter().map(held).sum::<usize>(),
+            "`held` differs from the bytes of the streams"
+        );
+        assert_eq!(
+            self.pending,
+            self.streams.iter().map(|stream| stream.pending.len()).sum::<usize>(),
+            "`pending` differs from the fragments of the streams"
+        );
         assert!(self.held <= self.max_held(), "{} bytes held, {} allowed", self.held, self.max_held());
         for stream in &self.streams {
-            assert!(stream.pending.keys().all(|tsn| *tsn > self.cumulative), "a complete message was not delivered");
+            assert!(
+                stream.pending.keys().all(|tsn| *tsn > self.cumulative),
+                "a fragment before the first hole was not appended to its message"
+            );
             assert!(
                 stream.message.as_ref().is_none_or(|message| message.next_tsn > self.cumulative),
-                "a deliverable message was not delivered"
+                "the next TSN of a message has arrived, but was not appended"
             );
-            assert!(stream.message.as_ref().is_none_or(|message| message.bytes.len() <= MAX_MESSAGE));
+            assert!(
+                stream.message.as_ref().is_none_or(|message| message.bytes.len() <= MAX_MESSAGE),
+                "a message is too long"
+            );
         }
     }
 }
