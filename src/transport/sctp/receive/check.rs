@@ -11,7 +11,7 @@ impl Receiver {
     }
 
     /// Asserts the invariants.
-    pub(in super::super) fn check(&self) {
+    pub(in super::super) fn assert_invariants(&self) {
         let mut before = self.cumulative;
         for range in &self.ranges {
             assert!(range.first > before + 1 && range.last >= range.first, "ranges are in order and disjoint");
