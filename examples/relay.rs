@@ -4,7 +4,7 @@
 //! over its channels to public relays. With `--listen`, the relay is public. The relay is never an exit, so this
 //! machine sends no traffic to targets.
 //!
-//! `umbel testnet` starts a network on this machine and prints the two options that name the network. In another
+//! `umbel testnet` starts a network on this machine and prints the two options that identify the network. In another
 //! terminal:
 //!
 //! ```sh
