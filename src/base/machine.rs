@@ -4,8 +4,8 @@ use rand::CryptoRng;
 
 use super::{Instant, LinkEvent, Transmit};
 
-/// A machine of the core that uses links. It has no I/O. The driver passes events, time and randomness; the machine returns
-/// output and its next deadline.
+/// A machine of the core that uses links. It has no I/O. The driver passes events, time and randomness; the machine
+/// returns output and its next deadline.
 ///
 /// **Drain contract.** A batch is any number of inputs: [`handle_link`](Self::handle_link),
 /// [`handle_timeout`](Self::handle_timeout), and the machine's own methods that take commands. After each batch the
@@ -17,8 +17,8 @@ pub trait LinkMachine {
     /// Takes an event of a link or a dial.
     fn handle_link(&mut self, now: Instant, event: LinkEvent, rng: &mut dyn CryptoRng);
 
-    /// Performs the actions that are due at `now`, or leaves them to [`handle_batch_end`](Self::handle_batch_end). A call
-    /// before the deadline changes nothing.
+    /// Performs the actions that are due at `now`, or leaves them to [`handle_batch_end`](Self::handle_batch_end). A
+    /// call before the deadline changes nothing.
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng);
 
     /// Performs the work that the inputs since the last call require, once for all these inputs, and may perform

@@ -277,8 +277,8 @@ impl Channels {
         self.len() == 0
     }
 
-    /// An unused identifier for a circuit that this end opens on `channel`. `None` if the channel is not open or has the
-    /// maximum number of circuits, or if no unused identifier was found. The circuit is live until
+    /// An unused identifier for a circuit that this end opens on `channel`. `None` if the channel is not open or has
+    /// the maximum number of circuits, or if no unused identifier was found. The circuit is live until
     /// [`Self::end_circuit`] or a DESTROY from the other end.
     pub fn allocate_circuit(&mut self, channel: ChannelId, rng: &mut dyn CryptoRng) -> Option<CircuitId> {
         self.channels.get_mut(&channel)?.allocate(&self.parameters, rng)

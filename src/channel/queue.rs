@@ -1,9 +1,9 @@
 //! The queued cells of one channel, and their fair scheduling.
 //!
 //! Fair queueing after fq_codel (RFC 8290 §4). A cell for a circuit on neither list puts the circuit at the end of the
-//! *quiet* list, which is served before the *busy* list. A circuit that has used up its quantum, or has emptied its queue in its quiet turn,
-//! goes to the end of the busy list. So a cell of an interactive circuit precedes the queued cells of a bulk circuit,
-//! and bulk circuits share equally. A push or a pop takes amortised constant time.
+//! *quiet* list, which is served before the *busy* list. A circuit that has used up its quantum, or has emptied its
+//! queue in its quiet turn, goes to the end of the busy list. So a cell of an interactive circuit precedes the queued
+//! cells of a bulk circuit, and bulk circuits share equally. A push or a pop takes amortised constant time.
 //!
 //! The queue caps the cells of a circuit ([`QueueFull`], after which the caller ends the circuit). The channel caps
 //! circuits and refusals; [`Channels`](super::Channels) caps the cells of all channels.
@@ -82,7 +82,8 @@ impl FairQueue {
         self.live
     }
 
-    /// Circuits that have an entry: live, with queued cells, or ended and not yet removed from its list by [`Self::pop`].
+    /// Circuits that have an entry: live, with queued cells, or ended and not yet removed from its list by
+    /// [`Self::pop`].
     pub(super) fn entries(&self) -> usize {
         self.index.len()
     }

@@ -8,10 +8,9 @@
 //! | `GET https://…` | 400: `https` requires CONNECT |
 //!
 //! Hop-by-hop fields are removed. The value of `Proxy-Authorization` selects the isolation; the field is never
-//! forwarded. A failure has a status and a text: 400 if the request is
-//! invalid, 403 if no exit allows the target or the target is not public, 502 for a
-//! failure of the target, 503 for a failure of the network or a limit, 504 for a timeout. Requests are never logged, and
-//! the texts don't contain the host.
+//! forwarded. A failure has a status and a text: 400 if the request is invalid, 403 if no exit allows the target or the
+//! target is not public, 502 for a failure of the target, 503 for a failure of the network or a limit, 504 for a
+//! timeout. Requests are never logged, and the texts don't contain the host.
 
 #[cfg(test)]
 mod tests;
@@ -106,8 +105,8 @@ type Tunnel = Arc<Mutex<Option<(OnUpgrade, Stream)>>>;
 /// The place that a connection holds, with the isolation of its latest request.
 type HeldPlace = Mutex<Option<(Isolation, ConnectionPlace)>>;
 
-/// Takes a place for `isolation`, unless the connection holds one for it already. Returns `false` if
-/// the remaining places are reserved for other isolations.
+/// Takes a place for `isolation`, unless the connection holds one for it already. Returns `false` if the remaining
+/// places are reserved for other isolations.
 fn hold_place(held: &HeldPlace, places: &ConnectionPlaces, isolation: Isolation) -> bool {
     let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
     if held.as_ref().is_some_and(|(held_for, _)| *held_for == isolation) {

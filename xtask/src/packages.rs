@@ -1,5 +1,5 @@
-//! Installs the programs that the tests use in addition to Rust: applications (curl, wget, git, searx), browsers, Node and
-//! build tools.
+//! Installs the programs that the tests use in addition to Rust: applications (curl, wget, git, searx), browsers, Node
+//! and build tools.
 
 use std::{
     fs, io,

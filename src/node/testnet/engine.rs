@@ -1,5 +1,5 @@
-//! The search engine of a testnet's exits: Kiwix over the user's ZIM file or the Rust book, or an engine over Umbel's own
-//! documentation, which needs no installation.
+//! The search engine of a testnet's exits: Kiwix over the user's ZIM file or the Rust book, or an engine over Umbel's
+//! own documentation, which needs no installation.
 
 mod documentation;
 mod kiwix;
@@ -19,8 +19,8 @@ pub(super) enum TestnetEngine {
 }
 
 impl TestnetEngine {
-    /// Starts the engine over `zim`. Without `zim`: over the Rust book if Kiwix can serve it, otherwise over Umbel's own
-    /// documentation.
+    /// Starts the engine over `zim`. Without `zim`: over the Rust book if Kiwix can serve it, otherwise over Umbel's
+    /// own documentation.
     ///
     /// # Errors
     /// When Kiwix can't serve `zim`, or the engine over the documentation can't start.

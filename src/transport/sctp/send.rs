@@ -1,9 +1,9 @@
 //! The sending half: fragmentation of messages, data in flight, and loss detection.
 //!
 //! Loss detection is RACK-TLP (RFC 8985) on TSNs and gap ack blocks. The [congestion controller](super::congestion)
-//! bounds the data in flight and its rate. A gap ack block is final: its TSNs are never retransmitted, and a
-//! message is freed once all its TSNs are acknowledged. A peer that reneges would need the payload, but our nodes,
-//! `dcSCTP` and `rtc-sctp` never renege.
+//! bounds the data in flight and its rate. A gap ack block is final: its TSNs are never retransmitted, and a message is
+//! freed once all its TSNs are acknowledged. A peer that reneges would need the payload, but our nodes, `dcSCTP` and
+//! `rtc-sctp` never renege.
 
 use core::time::Duration;
 use std::{

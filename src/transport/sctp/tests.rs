@@ -1,5 +1,4 @@
-//! Tests of associations over paths in virtual time, and with forged peers. Failures of random runs print
-//! their seed.
+//! Tests of associations over paths in virtual time, and with forged peers. Failures of random runs print their seed.
 
 mod acknowledging;
 mod bottleneck;

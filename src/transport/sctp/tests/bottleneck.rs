@@ -9,7 +9,8 @@ use super::{
     path::{Pair, PathConditions},
 };
 
-/// A direction of `rate` bytes a second with `delay` milliseconds one way and a queue of `bdp` bandwidth-delay products.
+/// A direction of `rate` bytes a second with `delay` milliseconds one way and a queue of `bdp` bandwidth-delay
+/// products.
 fn bottleneck(delay: u64, rate: u64, bdp: f64) -> PathConditions {
     let mut conditions = PathConditions::new(delay);
     conditions.rate = Some(rate);
