@@ -4,7 +4,7 @@
 //! doesn't see this machine's address. So a request must not identify its user: no cookies, no logins. If the exit must
 //! not read the content, use `Client::request_over_stream` with an `https` URL.
 //!
-//! `umbel testnet` starts a network on this machine and prints the two options that name the network. In another
+//! `umbel testnet` starts a network on this machine and prints the two options that identify the network. In another
 //! terminal:
 //!
 //! ```sh
@@ -48,7 +48,8 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let client = Client::bootstrap(ClientConfig {
         directories: vec![options.directory],
         authorities: vec![options.authority],
-        // `stream.rs` explains when to use a folder.
+        // Nothing is stored, so each start chooses new guards. `examples/stream.rs` explains when to store them in a
+        // folder.
         data_dir: None,
     })
     .await?;
@@ -62,7 +63,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     // The body arrives in pieces too. A truncated body ends with an error.
     let (mut body, mut out) = (response.into_body(), stdout());
     while let Some(frame) = body.frame().await {
-        // Frames other than data are trailers.
+        // Skips trailers, the only other kind of frame.
         if let Ok(data) = frame?.into_data() {
             out.write_all(&data).await?;
         }

@@ -3,7 +3,7 @@
 //! The exit sends the query to the engine. The engine sees the exit's address, the exit sees the query, and neither
 //! sees this machine's address.
 //!
-//! `umbel testnet` starts a network on this machine and prints the two options that name the network. In another
+//! `umbel testnet` starts a network on this machine and prints the two options that identify the network. In another
 //! terminal:
 //!
 //! ```sh
@@ -53,7 +53,8 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let client = Client::bootstrap(ClientConfig {
         directories: vec![options.directory],
         authorities: vec![options.authority],
-        // `stream.rs` explains when to use a folder.
+        // Nothing is stored, so each start chooses new guards. `examples/stream.rs` explains when to store them in a
+        // folder.
         data_dir: None,
     })
     .await?;

@@ -4,7 +4,7 @@
 //! other libraries work over it. The first relay (guard) sees this machine's address but not the target. The last relay
 //! (exit) sees the target but not the address.
 //!
-//! `umbel testnet` starts a network on this machine and prints the two options that name the network. In another
+//! `umbel testnet` starts a network on this machine and prints the two options that identify the network. In another
 //! terminal:
 //!
 //! ```sh

@@ -93,8 +93,12 @@ pub enum DialError {
     /// The other end violated a protocol below the channel, or refused.
     #[error("the other end refused or violated the protocol")]
     Refused,
-    /// This node can't dial: the target has no address of this node's families, or too many dials are in flight.
-    #[error("this node can't dial: no target address of its address families, or too many dials in flight")]
+    /// This node can't dial: the target is this node, or has no address of this node's families, or too many dials are
+    /// in flight.
+    #[error(
+        "this node can't dial: the target is this node, no target address is of its address families, or too many dials are \
+         in flight"
+    )]
     Unable,
 }
 

@@ -280,9 +280,9 @@ impl Channels {
         self.len() == 0
     }
 
-    /// An unused identifier for a circuit that this end opens on `channel`. `None` if the channel is not open or has the
-    /// maximum number of circuits, or if no unused identifier was found. The circuit is live until [`Self::forget_circuit`] or a DESTROY from the other
-    /// end.
+    /// An unused identifier for a circuit that this end opens on `channel`. `None` if the channel is not open or has
+    /// the maximum number of circuits, or if no unused identifier was found. The circuit is live until
+    /// [`Self::end_circuit`] or a DESTROY from the other end.
     pub fn allocate_circuit(&mut self, channel: ChannelId, rng: &mut dyn CryptoRng) -> Option<CircuitId> {
         self.channels.get_mut(&channel)?.allocate(&self.parameters, rng)
     }
@@ -294,7 +294,7 @@ impl Channels {
     }
 
     /// Makes a circuit live that the other end opens on `channel`; `false` if the circuit is live already or the channel
-    /// has the maximum number of circuits. The circuit is live until [`Self::forget_circuit`] or a DESTROY from the
+    /// has the maximum number of circuits. The circuit is live until [`Self::end_circuit`] or a DESTROY from the
     /// other end.
     pub fn admit_circuit(&mut self, channel: ChannelId, circuit: CircuitId) -> bool {
         self.channels.get_mut(&channel).is_some_and(|channel| channel.admit(&self.parameters, circuit))
@@ -330,10 +330,10 @@ impl Channels {
         self.channels.get(&channel).map_or(0, |channel| channel.queue().queued(circuit))
     }
 
-    /// Ends a live circuit. Its identifier is free once its queued cells are sent.
-    pub fn forget_circuit(&mut self, now: Instant, channel: ChannelId, circuit: CircuitId) {
+    /// Ends a live circuit. Its queued cells are still sent; until then, its identifier is not allocated again.
+    pub fn end_circuit(&mut self, now: Instant, channel: ChannelId, circuit: CircuitId) {
         if let Some(channel) = self.channels.get_mut(&channel) {
-            channel.forget(now, circuit);
+            channel.end(now, circuit);
         }
     }
 

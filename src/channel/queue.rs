@@ -1,9 +1,9 @@
 //! The queued cells of one channel, and their fair scheduling.
 //!
-//! Fair queueing after fq_codel (RFC 8290 §4). A circuit whose queue was empty goes to the *quiet* list, which is
-//! served before the *busy* list. A circuit that has used up its quantum, or has emptied its queue in its quiet turn,
-//! goes to the end of the busy list. So a cell of an interactive circuit precedes the queued cells of a bulk circuit,
-//! and bulk circuits share equally. A push or a pop takes constant time.
+//! Fair queueing after fq_codel (RFC 8290 §4). A cell for a circuit on neither list puts the circuit at the end of the
+//! *quiet* list, which is served before the *busy* list. A circuit that has used up its quantum, or has emptied its
+//! queue in its quiet turn, goes to the end of the busy list. So a cell of an interactive circuit precedes the queued
+//! cells of a bulk circuit, and bulk circuits share equally. A push or a pop takes amortised constant time.
 //!
 //! The queue caps the cells of a circuit ([`QueueFull`], after which the caller ends the circuit). The channel caps
 //! circuits and refusals; [`Channels`](super::Channels) caps the cells of all channels.
@@ -40,7 +40,8 @@ struct CircuitQueue {
     /// Cells left of the circuit's quantum.
     quantum_left: u8,
     list: List,
-    /// Whether the circuit is live. The entry of a live circuit stays while its queue is empty.
+    /// Whether the circuit is live: admitted and not yet ended. The entry of a live circuit stays while its queue is
+    /// empty.
     live: bool,
     /// Whether the circuit was not live when its first cell was queued, so that its queued cells are a refusal.
     refused: bool,
@@ -59,7 +60,7 @@ pub(super) struct QueuedCells {
 pub(super) struct NextCell {
     pub(super) cell: Cell,
     pub(super) circuit: CircuitId,
-    /// Whether this cell reduced the queue of a live circuit to [`QUEUE_LOW`].
+    /// Whether the removal of this cell reduced the queue of a live circuit to [`QUEUE_LOW`].
     pub(super) queue_low: bool,
 }
 
@@ -90,7 +91,8 @@ impl FairQueue {
         self.live
     }
 
-    /// Circuits that are live or have queued cells.
+    /// Circuits that have an entry: live, with queued cells, or ended and not yet removed from its list by
+    /// [`Self::pop`].
     pub(super) fn entries(&self) -> usize {
         self.index.len()
     }
@@ -100,7 +102,7 @@ impl FairQueue {
         self.refused
     }
 
-    /// Whether the identifier is in use, by a live circuit or by queued cells of an ended one.
+    /// Whether the identifier has an entry (see [`Self::entries`]).
     pub(super) fn contains(&self, circuit: CircuitId) -> bool {
         self.index.contains_key(&circuit)
     }
@@ -125,7 +127,7 @@ impl FairQueue {
     }
 
     /// Ends `circuit`; its queued cells are still sent.
-    pub(super) fn forget(&mut self, circuit: CircuitId) {
+    pub(super) fn end(&mut self, circuit: CircuitId) {
         let Some(&slot) = self.index.get(&circuit) else { return };
         let Some(queue) = self.entries.get_mut(slot) else { return };
         if core::mem::take(&mut queue.live) {
@@ -145,7 +147,10 @@ impl FairQueue {
         cleared
     }
 
-    /// Queues a cell. A DESTROY replaces all queued cells of its circuit.
+    /// Queues `cell`, with its serial number over all channels. A DESTROY first drops the queued cells of its circuit.
+    ///
+    /// # Errors
+    /// When `limit` cells of the circuit are queued.
     pub(super) fn push(&mut self, circuit: CircuitId, serial: u64, cell: Cell, limit: usize) -> Result<(), QueueFull> {
         if cell.command() == Command::Destroy {
             self.clear(circuit);
@@ -169,7 +174,7 @@ impl FairQueue {
         Ok(())
     }
 
-    /// The next cell to send.
+    /// Removes and returns the next cell to send.
     pub(super) fn pop(&mut self) -> Option<NextCell> {
         loop {
             let from_quiet = !self.quiet.is_empty();

@@ -302,7 +302,7 @@ impl Channel {
                 // The other end would drop further cells of the ended circuit, so none are sent.
                 Command::Destroy => {
                     self.queue.clear(circuit);
-                    self.forget(now, circuit);
+                    self.end(now, circuit);
                 }
                 _ => {}
             }
@@ -335,8 +335,8 @@ impl Channel {
         self.has_capacity(parameters) && self.creates.take(now, rate)
     }
 
-    /// Whether the channel has fewer live circuits than its limit. Live circuits, and others with queued cells,
-    /// must also be fewer than twice the limit.
+    /// Whether the channel has fewer live circuits than its limit. The entries of its queue must also be fewer than
+    /// twice the limit.
     fn has_capacity(&self, parameters: &ChannelParameters) -> bool {
         let relay = self.peer().is_some() && !self.unlisted;
         let limit = if relay { parameters.circuits_per_channel } else { parameters.circuits_per_client };
@@ -352,8 +352,8 @@ impl Channel {
         admitted
     }
 
-    pub(super) fn forget(&mut self, now: Instant, circuit: CircuitId) {
-        self.queue.forget(circuit);
+    pub(super) fn end(&mut self, now: Instant, circuit: CircuitId) {
+        self.queue.end(circuit);
         if self.queue.circuits() == 0 && self.idle_since.is_none() {
             self.idle_since = Some(now);
         }

@@ -384,8 +384,8 @@ fn an_idle_channel_closes_and_one_with_a_circuit_is_kept_alive() {
     pair.b.channels.admit_circuit(channel, circuit);
     pair.advance(Duration::from_secs(3600));
     assert_eq!(pair.a.channels.len(), 1);
-    pair.a.channels.forget_circuit(pair.now, channel, circuit);
-    pair.b.channels.forget_circuit(pair.now, channel, circuit);
+    pair.a.channels.end_circuit(pair.now, channel, circuit);
+    pair.b.channels.end_circuit(pair.now, channel, circuit);
     pair.advance(Duration::from_secs(200));
     assert!(pair.a.channels.is_empty() && pair.b.channels.is_empty());
     assert_eq!(pair.a.channels.poll_timeout(), None);
@@ -444,7 +444,7 @@ proptest! {
             let waiting = model.entry(number).or_default();
             match step {
                 0 => { queue.admit(id); }
-                1 => queue.forget(id),
+                1 => queue.end(id),
                 2 => { prop_assert_eq!(queue.clear(id), waiting.len()); waiting.clear(); }
                 3 => {
                     let mut body = CellBody::zero();

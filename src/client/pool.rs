@@ -456,7 +456,7 @@ impl Pool {
                 let _ = inputs.channels.send(channel, destroy);
             }
             self.by_channel.remove(&(channel, origin.circuit()));
-            inputs.channels.forget_circuit(now, channel, origin.circuit());
+            inputs.channels.end_circuit(now, channel, origin.circuit());
         }
         let (class, hops) = (error.class(), circuit.hop_times().len());
         match class {

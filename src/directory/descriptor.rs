@@ -48,7 +48,7 @@ pub enum DescriptorError {
     #[error("descriptor: the consensus lists this identity as a relay; a volunteer needs another identity")]
     Public,
     /// The cap on proved relays is reached at one of the relay's addresses, in its network or in its block.
-    #[error("descriptor: too many relays at this address or in its network")]
+    #[error("descriptor: too many relays at this address, in its network or in its block")]
     Crowded,
     /// The relay changes its descriptor too often.
     #[error("descriptor: changed too often; try again in a minute")]

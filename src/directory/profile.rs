@@ -115,7 +115,8 @@ impl Profile {
             family: decode_family(&profile.family)?,
             operator: profile.operator,
             exit: match &profile.exit {
-                Some(exit) => decode_summary(exit).ok_or(Impossible("the exit's port ranges are not in order"))?,
+                Some(exit) => decode_summary(exit)
+                    .ok_or(Impossible("the exit's port ranges are invalid, out of order or too many"))?,
                 None => Summary::default(),
             },
             offer: decode_offer(profile.offer)?,

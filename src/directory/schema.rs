@@ -1,6 +1,8 @@
-//! Types that `prost` generates from `proto/directory.proto`. Only codecs use them.
+//! Types that `prost` generates from `proto/directory.proto`, for encoding and decoding. The public API has types of
+//! its own.
 //!
-//! The messages of signed documents are used in tests only, because the codecs have one type for all kinds.
+//! Tests alone use `SignedConsensus`, `SignedVolunteer`, `SignedPresence` and `SignedVolunteerList`: outside tests, the
+//! envelope types of `document` and `statement` decode them for all kinds.
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::all)]
 
 include!(concat!(env!("OUT_DIR"), "/umbel.directory.v1.rs"));

@@ -59,7 +59,7 @@ pub enum DirectoryError {
     #[error("can't create the HTTP client: {0}")]
     Client(String),
     /// The directory is unreachable, or the transfer was cut off.
-    #[error("the directory can't be reached: {0}")]
+    #[error("the exchange with the directory failed: {0}")]
     Unreachable(String),
     /// The directory doesn't have this document yet.
     #[error("the directory has no such document yet")]
@@ -126,7 +126,7 @@ impl DirectoryClient {
     /// A client of the configured directories.
     ///
     /// # Errors
-    /// When a directory's URL is invalid, or there is no directory.
+    /// When a directory's URL is invalid, there is no directory, or the HTTP client can't be created.
     pub fn new(config: DirectoryConfig) -> Result<Self, DirectoryError> {
         let directories: Vec<Directory> =
             config.directories.iter().map(|url| Directory::new(url)).collect::<Result<_, _>>()?;

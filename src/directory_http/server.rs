@@ -89,8 +89,8 @@ const MAX_REFUSALS: usize = 64;
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The answer to a connection without a place.
 const REFUSAL: &str = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\naccess-control-allow-origin: *\r\n\
-     content-type: text/plain; charset=utf-8\r\ncontent-length: 73\r\nconnection: close\r\n\r\n\
-     too many connections from this network to the directory; try again later\n";
+     content-type: text/plain; charset=utf-8\r\ncontent-length: 86\r\nconnection: close\r\n\r\n\
+     too many connections to the directory, in total or from this network; try again later\n";
 
 /// A submission for the authority, with the channel for its answer.
 #[derive(Debug)]
@@ -258,9 +258,7 @@ async fn post_descriptor(
 ) -> Response {
     let publisher = Publisher::at(peer.0);
     match directory.submit(peer, body, |body, answer| Submission::Descriptor(body, publisher, answer)).await {
-        Some(Err(error @ DescriptorError::TooSoon)) => {
-            (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response()
-        }
+        Some(Err(error @ DescriptorError::TooSoon)) => unavailable(&error),
         Some(Ok(())) => {
             (StatusCode::ACCEPTED, "accepted; the relay is listed after the proof of its addresses").into_response()
         }
@@ -277,8 +275,9 @@ async fn post_volunteer(
     match directory.submit(peer, body, Submission::Volunteer).await {
         Some(Ok(registration)) => (DOCUMENT_TYPE, registration.encode()).into_response(),
         // The authority evicts volunteers each interval, so a later try may succeed.
-        Some(Err(DescriptorError::Full)) | None => busy(),
+        Some(Err(error @ DescriptorError::Full)) => unavailable(&error),
         Some(Err(error)) => refused(&error),
+        None => busy(),
     }
 }
 
@@ -298,17 +297,24 @@ fn refused(error: &dyn std::error::Error) -> Response {
     (StatusCode::BAD_REQUEST, error.to_string()).into_response()
 }
 
+fn unavailable(error: &DescriptorError) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response()
+}
+
 fn busy() -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, "the directory is busy, or this address sends too much; try again later")
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        "the directory is busy, or this address or its network exceeds its rate; try again later",
+    )
         .into_response()
 }
 
 async fn get_consensus(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
-    directory.consensus.answer(&headers, "no consensus yet: not enough relays have registered")
+    directory.consensus.answer(&headers, "no consensus yet: the addresses of too few relays are proved")
 }
 
 async fn get_volunteers(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
-    directory.volunteers.answer(&headers, "no volunteer list yet: there is no consensus")
+    directory.volunteers.answer(&headers, "no volunteer list yet")
 }
 
 #[cfg(test)]

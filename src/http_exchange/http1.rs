@@ -70,7 +70,7 @@ pub(crate) enum ExchangeError {
     /// The head or body exceeds a limit.
     #[error("the target's response exceeds the maximum size")]
     TooLarge,
-    /// The stream ended before the response.
+    /// The stream ended before the end of the response.
     #[error("the target closed the stream before the end of its response")]
     Broken,
     /// The request's body failed.
@@ -168,7 +168,8 @@ impl<B: Body> Body for CountedBody<B> {
 /// fields; the body is read from the stream as the caller polls it.
 ///
 /// # Errors
-/// When the response's head is late, too large or malformed, or the stream ends before the head.
+/// When the request's body fails, the response's head is late, too large or malformed, or the stream ends before the
+/// head.
 pub(crate) async fn exchange<S, B>(
     stream: S,
     request: Request<B>,

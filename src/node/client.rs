@@ -306,12 +306,12 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
         }
         core::future::pending::<()>().await;
     };
-    let applications = descriptors::applications();
+    let max_connections = descriptors::connections_per_port();
     let (.., page_outcome) = tokio::join!(
         announce,
-        socks::serve(socks, client.clone(), SocksLimits { max_applications: applications, ..SocksLimits::default() }),
-        http_proxy::serve(http, client, HttpLimits { max_applications: applications, ..HttpLimits::default() }),
-        page::serve(page, search_page, applications.min(page::MAX_CONNECTIONS)),
+        socks::serve(socks, client.clone(), SocksLimits { max_connections, ..SocksLimits::default() }),
+        http_proxy::serve(http, client, HttpLimits { max_connections, ..HttpLimits::default() }),
+        page::serve(page, search_page, max_connections.min(page::MAX_CONNECTIONS)),
     );
     page_outcome.map_err(Failure::system("the search page ended"))
 }

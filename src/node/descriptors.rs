@@ -38,8 +38,8 @@ pub(super) fn warn_if_few() {
 }
 
 /// Connections of applications that each of the three local ports serves concurrently.
-pub(super) fn applications() -> usize {
-    share(limit(), SocksLimits::default().max_applications)
+pub(super) fn connections_per_port() -> usize {
+    share(limit(), SocksLimits::default().max_connections)
 }
 
 fn share(limit: u64, max: usize) -> usize {

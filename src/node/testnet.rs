@@ -88,12 +88,13 @@ pub(crate) struct TestnetOptions {
 /// Runs the testnet until Ctrl-C or the end of the check.
 ///
 /// # Errors
-/// When the start takes longer than a minute, a node ends, or the check fails.
+/// When an option is invalid, the start takes longer than a minute, a node ends during the start, the client ends, or
+/// the check fails.
 pub(crate) async fn run(options: TestnetOptions) -> Result<(), Failure> {
     if options.exits > options.relays {
         return Err(Failure::usage(format!("--exits {} exceeds --relays {}", options.exits, options.relays)));
     }
-    port::check(options.address)?;
+    port::check_address(options.address)?;
     check_free(options.socks, "--socks")?;
     check_free(options.http, "--http")?;
     check_free(options.page, "--page")?;
@@ -197,7 +198,7 @@ struct Ports {
     page: SocketAddr,
     /// The directory's port, which serves the pages for browsers.
     api: SocketAddr,
-    /// The options that name the network to other nodes and programs.
+    /// The options that identify the network to other nodes and programs.
     network: String,
 }
 
@@ -277,7 +278,7 @@ fn relay_address(file: &Path, ip: IpAddr) -> Result<SocketAddr, Failure> {
             return Ok(stored);
         }
     }
-    let address = port::free(ip, &mut randomness()?)?;
+    let address = port::find_free_address(ip, &mut randomness()?)?;
     write_atomically(file, format!("{address}\n").as_bytes())?;
     Ok(address)
 }

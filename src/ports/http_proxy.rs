@@ -2,15 +2,15 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `CONNECT host:port` | 200, then a stream |
+//! | `CONNECT host:port` | 200 once the stream is open, then the stream's bytes in both directions |
 //! | `GET http://host/…` and other methods | the target's answer, over a separate stream |
 //! | `GET /…` (origin form) | 400: this port is not a web server |
 //! | `GET https://…` | 400: `https` requires CONNECT |
 //!
 //! Hop-by-hop fields are removed. The value of `Proxy-Authorization` selects the isolation; the field is never
-//! forwarded. A failure has a status and a text: 403 if no exit allows the target or the target is not public, 502 for a
-//! failure of the target, 503 for a failure of the network or a limit, 504 for a timeout. Requests are never logged, and
-//! the texts don't contain the host.
+//! forwarded. A failure has a status and a text: 400 if the request is invalid, 403 if no exit allows the target or the
+//! target is not public, 502 for a failure of the target, 503 for a failure of the network or a limit, 504 for a
+//! timeout. Requests are never logged, and the texts don't contain the host.
 
 #[cfg(test)]
 mod tests;
@@ -58,44 +58,45 @@ const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resour
 pub struct HttpLimits {
     /// Timeout of a request's head, including the pause after the previous request. Default 30 s.
     pub head_timeout: Duration,
-    /// Timeout for opening a stream. Default 60 s.
-    pub connect_timeout: Duration,
+    /// Timeout for opening the stream of a request, with any method. Default 60 s.
+    pub open_timeout: Duration,
     /// Timeout from the last piece of the request to the head of the response. Default 120 s.
     pub response_timeout: Duration,
     /// Maximum bytes of a request's or response's head. Default 64 KiB.
     pub max_head_bytes: usize,
     /// Maximum fields of a request's or response's head. Default 128.
     pub max_fields: usize,
-    /// Cap on TCP connections of applications; further connections are answered 503. While three quarters of the cap are
-    /// used, an isolation that uses a quarter gets no further connection. Default 1,024.
-    pub max_applications: usize,
+    /// Cap on TCP connections of applications; further connections are answered 503. While connections hold three
+    /// quarters of the cap, a request on a further connection is answered 503 if its isolation holds a quarter of the
+    /// cap or more. Default 1,024.
+    pub max_connections: usize,
 }
 
 impl Default for HttpLimits {
     fn default() -> Self {
         Self {
             head_timeout: Duration::from_secs(30),
-            connect_timeout: Duration::from_secs(60),
+            open_timeout: Duration::from_secs(60),
             response_timeout: Duration::from_secs(120),
             max_head_bytes: 64 * 1024,
             max_fields: 128,
-            max_applications: 1024,
+            max_connections: 1024,
         }
     }
 }
 
 /// Serves the HTTP proxy on `listener` until the future is dropped, which closes the connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: HttpLimits) {
-    let places = ConnectionPlaces::new(limits.max_applications);
-    let serve = |socket| {
+    let places = ConnectionPlaces::new(limits.max_connections);
+    let serve_connection = |socket| {
         let (connector, places) = (connector.clone(), places.clone());
         async move {
             if let Err(error) = serve_one(socket, connector, places, limits).await {
-                tracing::debug!(kind = ?error.kind(), "an application's HTTP proxy stream ended early");
+                tracing::debug!(kind = ?error.kind(), "an application's connection to the HTTP proxy port failed");
             }
         }
     };
-    accept_or_shed(listener, limits.max_applications, serve, refuse_http).await;
+    accept_or_shed(listener, limits.max_connections, serve_connection, refuse_http).await;
 }
 
 /// The upgrade and the stream of an accepted CONNECT (RFC 9110 §9.3.6), which are joined after the response.
@@ -104,7 +105,8 @@ type Tunnel = Arc<Mutex<Option<(OnUpgrade, Stream)>>>;
 /// The place that a connection holds, with the isolation of its latest request.
 type HeldPlace = Mutex<Option<(Isolation, ConnectionPlace)>>;
 
-/// Takes a place for `isolation`, unless the connection holds one for it already. Returns `false` if there is no place.
+/// Takes a place for `isolation`, unless the connection holds one for it already. Returns `false` if the remaining
+/// places are reserved for other isolations.
 fn hold_place(held: &HeldPlace, places: &ConnectionPlaces, isolation: Isolation) -> bool {
     let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
     if held.as_ref().is_some_and(|(held_for, _)| *held_for == isolation) {
@@ -172,7 +174,7 @@ async fn respond<C: Connector>(
         Err(explanation) => return text_response(StatusCode::BAD_REQUEST, explanation),
     };
     let opening = connector.open(target, isolation);
-    let stream = match timeout(limits.connect_timeout, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
+    let stream = match timeout(limits.open_timeout, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
         Ok(stream) => stream,
         Err(error) => return failure_response(error),
     };
@@ -190,12 +192,14 @@ async fn respond<C: Connector>(
     };
     match exchange(stream, request, limits).await {
         Ok(response) => response.map(Either::Right),
-        Err(ExchangeError::Silent) => {
-            text_response(StatusCode::GATEWAY_TIMEOUT, "the target accepted the request but did not answer in time")
-        }
         Err(error) => {
-            tracing::debug!(%error, "the target sent no HTTP response");
-            text_response(StatusCode::BAD_GATEWAY, "the target closed the stream, or its answer is not HTTP")
+            tracing::debug!(%error, "the exchange with the target failed");
+            let status = match error {
+                ExchangeError::RequestBody => StatusCode::BAD_REQUEST,
+                ExchangeError::Silent => StatusCode::GATEWAY_TIMEOUT,
+                ExchangeError::NotHttp | ExchangeError::TooLarge | ExchangeError::Broken => StatusCode::BAD_GATEWAY,
+            };
+            text_response(status, &error.to_string())
         }
     }
 }
@@ -252,7 +256,8 @@ fn failure_response(error: ConnectError) -> ProxyResponse {
 
 /// The answer to a request whose isolation already holds its share of the connections.
 fn busy_response() -> ProxyResponse {
-    let explanation = "the connections of this port are in use by one application; close some, or try again later";
+    let explanation = "the applications with these proxy credentials, or with none, use their share of this port's \
+                       connections; close some, or try again later";
     let mut response = text_response(StatusCode::SERVICE_UNAVAILABLE, explanation);
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     response

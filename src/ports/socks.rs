@@ -54,36 +54,36 @@ use crate::{
 pub struct SocksLimits {
     /// Timeout of the handshake. Default 10 s.
     pub handshake_timeout: Duration,
-    /// Timeout for opening a stream or for a lookup. Default 60 s.
-    pub connect_timeout: Duration,
-    /// Cap on TCP connections of applications; further connections get reply code 1. While three quarters of the cap are
-    /// used, an isolation that uses a quarter gets no further connection. Default 1,024. A connection without its stream
-    /// occupies a few kilobytes.
-    pub max_applications: usize,
+    /// Timeout for opening a stream, or for a lookup. Default 60 s.
+    pub open_timeout: Duration,
+    /// Cap on TCP connections of applications; further connections get reply code 1. While connections hold three
+    /// quarters of the cap, a request on a further connection gets reply code 1 if its isolation holds a quarter of the
+    /// cap or more. Default 1,024. A connection without its stream occupies a few kilobytes.
+    pub max_connections: usize,
 }
 
 impl Default for SocksLimits {
     fn default() -> Self {
         Self {
             handshake_timeout: Duration::from_secs(10),
-            connect_timeout: Duration::from_secs(60),
-            max_applications: 1024,
+            open_timeout: Duration::from_secs(60),
+            max_connections: 1024,
         }
     }
 }
 
 /// Serves SOCKS on `listener` until the future is dropped, which closes the connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: SocksLimits) {
-    let places = ConnectionPlaces::new(limits.max_applications);
-    let serve = |socket| {
+    let places = ConnectionPlaces::new(limits.max_connections);
+    let serve_connection = |socket| {
         let (connector, places) = (connector.clone(), places.clone());
         async move {
             if let Err(error) = serve_one(socket, &connector, &places, limits).await {
-                tracing::debug!(kind = ?error.kind(), "an application's SOCKS stream ended early");
+                tracing::debug!(kind = ?error.kind(), "an application's connection to the SOCKS port failed");
             }
         }
     };
-    accept_or_shed(listener, limits.max_applications, serve, shed).await;
+    accept_or_shed(listener, limits.max_connections, serve_connection, shed).await;
 }
 
 /// Refuses a connection beyond the cap, by a reply in the SOCKS version of its handshake.
@@ -116,7 +116,7 @@ async fn serve_one<C: Connector>(
                 return answer(socket, &request, Err(general_failure())).await;
             };
             let opening = connector.open(Target { host, port: request.port() }, isolation);
-            match timeout(limits.connect_timeout, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
+            match timeout(limits.open_timeout, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
                 Ok(stream) => {
                     socket.write_all(&reply(&request, SocksStatus::SUCCEEDED, None)).await?;
                     splice(socket, stream, &early, None).await
@@ -125,11 +125,11 @@ async fn serve_one<C: Connector>(
             }
         }
         SocksCmd::RESOLVE => {
-            let found = timeout(limits.connect_timeout, resolve(&request, connector, isolation)).await;
+            let found = timeout(limits.open_timeout, resolve(&request, connector, isolation)).await;
             answer(socket, &request, found.unwrap_or(Err(SocksStatus::TTL_EXPIRED))).await
         }
         SocksCmd::RESOLVE_PTR => {
-            let found = timeout(limits.connect_timeout, resolve_ptr(&request, connector, isolation)).await;
+            let found = timeout(limits.open_timeout, resolve_ptr(&request, connector, isolation)).await;
             answer(socket, &request, found.unwrap_or(Err(SocksStatus::TTL_EXPIRED))).await
         }
         _ => answer(socket, &request, Err(SocksStatus::COMMAND_NOT_SUPPORTED)).await,

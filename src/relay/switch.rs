@@ -152,6 +152,6 @@ impl Relay {
     pub(super) fn destroy(&mut self, now: Instant, endpoint: CircuitEndpoint) {
         // A DESTROY returns no error: at the channel's cap, the channel closes.
         let _ = self.channels.send(endpoint.channel, Cell::destroy(endpoint.circuit));
-        self.channels.forget_circuit(now, endpoint.channel, endpoint.circuit);
+        self.channels.end_circuit(now, endpoint.channel, endpoint.circuit);
     }
 }

@@ -76,9 +76,9 @@ pub(crate) fn command(arguments: &[&str]) -> Result<(), Failure> {
             "network namespaces need root: run it as root (cargo xtask compare --help shows how), or --only loopback",
         ));
     }
-    packages::for_labs()?;
+    packages::install_for_labs()?;
     if options.tor {
-        packages::tor()?;
+        packages::install_tor()?;
     }
     if let Some(folder) = &options.keep {
         fs::create_dir_all(folder)

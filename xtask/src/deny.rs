@@ -15,7 +15,7 @@ pub(crate) fn check() -> Result<Tally, Failure> {
     if fetched {
         checks.push("advisories");
     } else {
-        println!("the advisory database can't be reached; skipping the check for known vulnerabilities");
+        println!("can't fetch the advisory database; skipping the check for known vulnerabilities");
     }
     Run::new(&program).args(["check", "--hide-inclusion-graph"]).args(checks).run()
 }
@@ -28,7 +28,7 @@ fn program() -> Result<PathBuf, Failure> {
     let folder = cache("cargo-deny")?;
     let program = folder.join("bin/cargo-deny");
     if !program.is_file() {
-        println!("building cargo-deny; it is cached");
+        println!("building cargo-deny; later runs use the stored program");
         let build = folder.join("build");
         Run::cargo()
             .args(["install", "--quiet", "--locked", "cargo-deny", "--root"])

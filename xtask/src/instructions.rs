@@ -98,7 +98,8 @@ fn count(function: &str, profile: &Path) -> Result<u64, Failure> {
     let cells: u64 = cells
         .parse()
         .map_err(|_| Failure::new(format!("the benchmark printed {cells:?} instead of a number of cells")))?;
-    let text = fs::read_to_string(profile).map_err(|error| Failure::new(format!("{}: {error}", profile.display())))?;
+    let text = fs::read_to_string(profile)
+        .map_err(|error| Failure::new(format!("can't read {}: {error}", profile.display())))?;
     let total =
         text.lines().find_map(|line| line.strip_prefix("totals: ")).and_then(|total| total.trim().parse::<u64>().ok());
     match total.and_then(|total| total.checked_div(cells)) {

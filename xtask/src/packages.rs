@@ -1,9 +1,11 @@
-//! Installs the programs that the tests use in addition to Rust: real clients, browsers, Node, search engines.
+//! Installs the programs that the tests use in addition to Rust: applications (curl, wget, git, searx), browsers, Node
+//! and build tools.
 
 use std::{
     fs, io,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 use crate::run::{Failure, Run, Tally, cache};
@@ -53,12 +55,12 @@ pub(crate) fn install() -> Result<Tally, Failure> {
 }
 
 /// Installs the missing packages of the labs.
-pub(crate) fn for_labs() -> Result<Tally, Failure> {
+pub(crate) fn install_for_labs() -> Result<Tally, Failure> {
     install_missing(PACKAGES.iter().filter(|package| FOR_LABS.contains(&package.name)))
 }
 
-/// Installs Tor if it is missing, and prevents its service from starting, which would join the public network.
-pub(crate) fn tor() -> Result<Tally, Failure> {
+/// Installs Tor if it is missing. Prevents its service from starting, and so from joining the public network.
+pub(crate) fn install_tor() -> Result<Tally, Failure> {
     if (TOR.present)() {
         return Ok(Tally::ONE);
     }
@@ -68,17 +70,31 @@ pub(crate) fn tor() -> Result<Tally, Failure> {
         ));
     }
     let policy = Path::new(SERVICE_POLICY);
-    let failed = |error: io::Error| Failure::new(format!("{SERVICE_POLICY}: {error}"));
     let created = !policy.exists();
     if created {
+        let failed = |error: io::Error| Failure::new(format!("can't write {SERVICE_POLICY}: {error}"));
         fs::write(policy, "#!/bin/sh\nexit 101\n").map_err(failed)?;
         fs::set_permissions(policy, fs::Permissions::from_mode(0o755)).map_err(failed)?;
+    } else if !forbids_start(policy, "tor") {
+        return Err(Failure::new(format!(
+            "{SERVICE_POLICY} permits Tor's service to start, which would join the public network: make the script \
+             exit with 101, or omit Tor with --no-tor"
+        )));
     }
     let outcome = install_missing([TOR].iter());
     if created {
-        fs::remove_file(policy).map_err(failed)?;
+        fs::remove_file(policy).map_err(|error| {
+            Failure::new(format!("can't remove {SERVICE_POLICY}; remove it, or no package can start services: {error}"))
+        })?;
     }
     outcome
+}
+
+/// Whether the script `policy` forbids `service` to start.
+fn forbids_start(policy: &Path, service: &str) -> bool {
+    // Debian ignores a script that it can't run.
+    let status = Command::new(policy).args([service, "start"]).stdin(Stdio::null()).stdout(Stdio::null()).status();
+    status.is_ok_and(|status| status.code() == Some(101))
 }
 
 fn install_missing<'a>(packages: impl Iterator<Item = &'a Package> + Clone) -> Result<Tally, Failure> {
@@ -89,14 +105,17 @@ fn install_missing<'a>(packages: impl Iterator<Item = &'a Package> + Clone) -> R
     }
     if on_path("apt-get").is_none() {
         return Err(Failure::new(format!(
-            "these Debian packages, or their equivalents, are missing: {}",
+            "found no apt-get on PATH; install these Debian packages or their equivalents: {}",
             missing.join(" ")
         )));
     }
     apt_install(&missing)?;
     match packages.into_iter().find(|package| !(package.present)()) {
         None => Ok(Tally::ONE),
-        Some(package) => Err(Failure::new(format!("{} is installed but can't be found", package.name))),
+        Some(package) => Err(Failure::new(format!(
+            "the package {} is installed, but its check still fails: look for its program on PATH",
+            package.name
+        ))),
     }
 }
 
@@ -131,15 +150,42 @@ fn python() -> Option<PathBuf> {
     [PathBuf::from("/usr/bin/python3")].into_iter().chain(on_path("python3")).find(has_modules)
 }
 
-/// A folder with only the Python of [`python`], under the name `python3`.
+/// Creates, if needed, a folder with only the Python of [`python`], under the name `python3`.
 pub(crate) fn python_folder() -> Result<PathBuf, Failure> {
-    let python = python().ok_or_else(|| Failure::new("no Python with Requests and PySocks: --only packages"))?;
+    let python = python().ok_or_else(|| {
+        Failure::new("found no Python with Requests and PySocks; install them with cargo xtask packages")
+    })?;
     let folder = cache("python")?;
     let link = folder.join("python3");
     if std::fs::read_link(&link).ok().as_ref() != Some(&python) {
         // The symbolic link may lead to another Python, or not exist.
         let _ = std::fs::remove_file(&link);
-        std::os::unix::fs::symlink(python, link).map_err(|error| Failure::new(error.to_string()))?;
+        std::os::unix::fs::symlink(python, &link)
+            .map_err(|error| Failure::new(format!("can't create the symbolic link {}: {error}", link.display())))?;
     }
     Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_executable_script_that_exits_with_101_forbids_a_start() {
+        let folder = std::env::temp_dir().join(format!("umbel-xtask-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let policy = folder.join("policy");
+        assert!(!forbids_start(&policy, "tor"), "no script");
+        for (script, mode, forbids) in [
+            ("exit 101", 0o755, true),
+            ("exit 101", 0o644, false),
+            ("exit 0", 0o755, false),
+            ("test \"$1 $2\" = 'tor start' && exit 101", 0o755, true),
+        ] {
+            fs::write(&policy, format!("#!/bin/sh\n{script}\n")).unwrap();
+            fs::set_permissions(&policy, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(forbids_start(&policy, "tor"), forbids, "{script}, {mode:o}");
+        }
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

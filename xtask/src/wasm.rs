@@ -6,7 +6,7 @@
 //! library is built once from this source. `browser-tls` contains C code (ring), which clang compiles.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -51,13 +51,14 @@ pub(crate) fn test() -> Result<Tally, Failure> {
 
 /// The runner of wasm test programs, in the version of the lock file's `wasm-bindgen`, built once and stored.
 fn runner() -> Result<PathBuf, Failure> {
-    let lock = fs::read_to_string(root().join("Cargo.lock")).map_err(|error| Failure::new(error.to_string()))?;
+    let lock = root().join("Cargo.lock");
+    let lock = fs::read_to_string(&lock).map_err(failed("read", &lock))?;
     let version = lock.split("name = \"wasm-bindgen\"\nversion = \"").nth(1).and_then(|rest| rest.split('"').next());
     let version = version.ok_or_else(|| Failure::new("Cargo.lock has no wasm-bindgen"))?;
     let folder = cache(&format!("wasm-bindgen-{version}"))?;
     let program = folder.join("bin/wasm-bindgen-test-runner");
     if !program.is_file() {
-        println!("building wasm-bindgen-test-runner {version}; it is cached");
+        println!("building wasm-bindgen-test-runner {version}; later runs use the stored program");
         let build = folder.join("build");
         Run::cargo()
             .args(["install", "--quiet", "wasm-bindgen-cli", "--version", version, "--no-default-features"])
@@ -96,7 +97,8 @@ pub(crate) fn compiler() -> Result<Option<PathBuf>, Failure> {
     {
         return Ok(None);
     }
-    println!("rustup can't install {TARGET}; using Debian's packages");
+    let reason = if debian_only { "UMBEL_WASM_DEBIAN is set" } else { "rustup can't install it" };
+    println!("using Debian's packages for {TARGET}: {reason}");
     debian().map(Some)
 }
 
@@ -113,7 +115,8 @@ fn debian() -> Result<PathBuf, Failure> {
     });
     let version = version.ok_or_else(|| {
         Failure::new(format!(
-            "no standard library for {TARGET}: `rustup target add` failed, and Debian has no rustc-web"
+            "found no standard library for {TARGET}, and apt-cache lists no package rustc-web: run `rustup target add \
+             {TARGET}`"
         ))
     })?;
     let folder = cache(&format!("rust-wasm-{}", version.replace(['/', ':'], "_")))?;
@@ -132,14 +135,14 @@ fn unpack(folder: &Path, version: &str) -> Result<(), Failure> {
     for path in [&debs, &tree] {
         // Removes files of an interrupted attempt.
         let _ = fs::remove_dir_all(path);
-        fs::create_dir_all(path).map_err(|error| Failure::new(error.to_string()))?;
+        fs::create_dir_all(path).map_err(failed("create", path))?;
     }
     let library = depends("libstd-rust-web-dev", "libstd-rust-web-")?;
     let llvm = depends(&library, "libllvm")?;
     let packages =
         [&library, "rustc-web", "libstd-rust-web-dev", "rust-web-src"].map(|name| format!("{name}={version}"));
     Run::new("apt-get").args(["download", "-qq"]).args(&packages).args([&llvm]).directory(&debs).run()?;
-    let files = fs::read_dir(&debs).map_err(|error| Failure::new(error.to_string()))?;
+    let files = fs::read_dir(&debs).map_err(failed("read", &debs))?;
     for file in files.filter_map(Result::ok).map(|entry| entry.path()) {
         let source = file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("rust-web-src"));
         if source {
@@ -183,7 +186,7 @@ fn depends(package: &str, prefix: &str) -> Result<String, Failure> {
 /// Builds the target's standard library with an empty crate, and copies it to the compiler's library folder.
 fn build_library(folder: &Path) -> Result<(), Failure> {
     let seed = folder.join("seed");
-    fs::create_dir_all(seed.join("src")).map_err(|error| Failure::new(error.to_string()))?;
+    fs::create_dir_all(seed.join("src")).map_err(failed("create", &seed))?;
     let manifest = "[package]\nname = \"seed\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n";
     write(&seed.join("Cargo.toml"), manifest)?;
     write(&seed.join("src/lib.rs"), "")?;
@@ -197,13 +200,13 @@ fn build_library(folder: &Path) -> Result<(), Failure> {
         .directory(&seed)
         .run()?;
     let destination = folder.join("tree/usr/lib/rustlib").join(TARGET).join("lib");
-    fs::create_dir_all(&destination).map_err(|error| Failure::new(error.to_string()))?;
-    let built =
-        fs::read_dir(target.join(TARGET).join("release/deps")).map_err(|error| Failure::new(error.to_string()))?;
+    fs::create_dir_all(&destination).map_err(failed("create", &destination))?;
+    let deps = target.join(TARGET).join("release/deps");
+    let built = fs::read_dir(&deps).map_err(failed("read", &deps))?;
     for file in built.filter_map(Result::ok).map(|entry| entry.path()) {
         let name = file.file_name().unwrap_or_default();
         if file.extension().is_some_and(|kind| kind == "rlib") && !name.to_string_lossy().starts_with("libseed") {
-            fs::copy(&file, destination.join(name)).map_err(|error| Failure::new(error.to_string()))?;
+            fs::copy(&file, destination.join(name)).map_err(failed("copy", &file))?;
         }
     }
     for path in [folder.join("debs"), seed, folder.join("tree/usr/src")] {
@@ -213,5 +216,11 @@ fn build_library(folder: &Path) -> Result<(), Failure> {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Failure> {
-    fs::write(path, text).map_err(|error| Failure::new(format!("can't write {}: {error}", path.display())))
+    fs::write(path, text).map_err(failed("write", path))
+}
+
+/// Converts the error of an operation on `path` into a failure; `verb` names the operation.
+fn failed(verb: &str, path: &Path) -> impl FnOnce(io::Error) -> Failure {
+    let attempted = format!("can't {verb} {}", path.display());
+    move |error| Failure::new(format!("{attempted}: {error}"))
 }

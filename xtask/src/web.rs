@@ -121,7 +121,7 @@ fn compile(module: &Module) -> Result<PathBuf, Failure> {
 
 /// Fails if the module exceeds its size limit.
 fn check_size(Module { name, max_download, .. }: &Module, file: &Path) -> Result<(), Failure> {
-    let bytes = fs::read(file).map_err(|error| Failure::new(format!("{}: {error}", file.display())))?;
+    let bytes = fs::read(file).map_err(|error| Failure::new(format!("can't read {}: {error}", file.display())))?;
     let compressed = gzip(&bytes)?;
     println!("{name}: {} bytes, {compressed} compressed", bytes.len());
     if compressed > *max_download {
@@ -132,7 +132,7 @@ fn check_size(Module { name, max_download, .. }: &Module, file: &Path) -> Result
 
 /// The length of `bytes` after gzip.
 fn gzip(bytes: &[u8]) -> Result<usize, Failure> {
-    let failed = |error: std::io::Error| Failure::new(format!("gzip: {error}"));
+    let failed = |error: std::io::Error| Failure::new(format!("can't run gzip: {error}"));
     let mut child = Command::new("gzip")
         .args(["-9", "--no-name", "--stdout"])
         .stdin(Stdio::piped())
@@ -143,6 +143,9 @@ fn gzip(bytes: &[u8]) -> Result<usize, Failure> {
     let writer = std::thread::spawn(move || input.map(|mut input| input.write_all(&bytes)));
     let output = child.wait_with_output().map_err(failed)?;
     let _ = writer.join();
+    if !output.status.success() {
+        return Err(Failure::new(format!("gzip: {}", output.status)));
+    }
     Ok(output.stdout.len())
 }
 

@@ -102,7 +102,7 @@ fn a_full_circuit_queue_refuses_more_and_destroy_empties_it() {
     }
     assert_eq!(pair.a.channels.send(channel, cell(circuit, 5)), Err(QueueFull));
     pair.a.channels.send(channel, Cell::destroy(circuit)).unwrap();
-    pair.a.channels.forget_circuit(pair.now, channel, circuit);
+    pair.a.channels.end_circuit(pair.now, channel, circuit);
     assert_eq!(pair.a.channels.queued(channel, circuit), 1);
     pair.room(1, ROOM);
     pair.settle();
@@ -289,7 +289,7 @@ fn destroys_of_live_circuits_do_not_count_as_refusals() {
         let circuit = circuit(0x8000_0000 + number);
         assert!(pair.b.channels.admit_circuit(channel, circuit));
         pair.b.channels.send(channel, Cell::destroy(circuit)).unwrap();
-        pair.b.channels.forget_circuit(pair.now, channel, circuit);
+        pair.b.channels.end_circuit(pair.now, channel, circuit);
     }
     pair.b.channels.send(channel, Cell::destroy(circuit(0x8000_0010))).unwrap();
     assert_eq!(pair.b.channels.len(), 1);

@@ -39,7 +39,7 @@ fn a_retiring_channel_is_replaced_and_closes_with_its_last_circuit() {
     assert_eq!(pair.b.cells().len(), 1, "cells of the circuit are delivered");
     let other = pair.a.channels.allocate_circuit(new, &mut pair.rng).unwrap();
     assert!(pair.b.channels.admit_circuit(new, other));
-    pair.a.channels.forget_circuit(pair.now, old, circuit);
+    pair.a.channels.end_circuit(pair.now, old, circuit);
     pair.advance(Duration::from_secs(2));
     assert_eq!(pair.closed, BTreeSet::from([LinkId(1)]));
     assert_eq!(pair.a.channels.lookup(&relay.id()), Some(new));

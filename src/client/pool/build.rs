@@ -170,7 +170,7 @@ impl Pool {
         let Some(circuit) = self.circuits.get_mut(&key) else { return };
         let origin = channels.allocate_circuit(channel, rng).and_then(|id| {
             let origin = Origin::start(now, circuit.path().to_vec(), id, flow, hop_timeout, rng);
-            origin.map_err(|_| channels.forget_circuit(now, channel, id)).ok()
+            origin.map_err(|_| channels.end_circuit(now, channel, id)).ok()
         });
         let Some(origin) = origin else {
             // The channel has the maximum number of circuits, or the guard's onion key is unusable.

@@ -14,8 +14,10 @@ use crate::{directory_http::tag::entity_tag, io::content_coding::is_accepted};
 
 /// The header field with the media type of documents.
 pub(super) const DOCUMENT_TYPE: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, "application/x-protobuf")];
-/// Levels of compression, higher than for a single answer, because each document is compressed once.
+/// Compression level. Higher than for responses that are compressed on each request, because a document is compressed
+/// once and served many times.
 const ZSTD_LEVEL: i32 = 9;
+/// As for [`ZSTD_LEVEL`].
 const GZIP_LEVEL: Compression = Compression::new(6);
 
 /// The current document of one kind.
@@ -35,30 +37,36 @@ impl CurrentDocument {
         Self(watch::Sender::new(None))
     }
 
-    /// Compresses `document`, whose digest is `digest`, and replaces the current document with it.
+    /// Compresses `document` and replaces the current document with it. `digest`: SHA-256 of its signed part, for the
+    /// entity tag.
     pub(super) async fn replace(&self, document: Vec<u8>, digest: [u8; 32]) {
-        let Ok(etag) = entity_tag(&digest) else { return tracing::error!("can't compute an entity tag") };
+        let Ok(etag) = entity_tag(&digest) else {
+            return tracing::error!("can't compute an entity tag; still serving the previous document");
+        };
         match spawn_blocking(move || CompressedDocument::new(document, etag)).await {
             Ok(compressed) => _ = self.0.send_replace(Some(compressed)),
-            Err(error) => tracing::error!(%error, "can't compress a document; not serving it"),
+            Err(error) => tracing::error!(%error, "the compression task failed; still serving the previous document"),
         }
     }
 
-    /// The answer to a GET with the header fields `request`; before the first document, 404 with the text `none_yet`.
-    pub(super) fn answer(&self, request: &HeaderMap, none_yet: &'static str) -> Response {
-        let Some(current) = self.0.borrow().clone() else { return (StatusCode::NOT_FOUND, none_yet).into_response() };
+    /// The answer to a GET with the header fields `request_headers`; before the first document, 404 with the text
+    /// `not_found_text`.
+    pub(super) fn answer(&self, request_headers: &HeaderMap, not_found_text: &'static str) -> Response {
+        let Some(current) = self.0.borrow().clone() else {
+            return (StatusCode::NOT_FOUND, not_found_text).into_response();
+        };
         let fields = [
             (header::ETAG, current.etag.clone()),
             (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
             (header::VARY, HeaderValue::from_static("accept-encoding")),
         ];
-        if request.get_all(header::IF_NONE_MATCH).iter().any(|value| contains_tag(value, &current.etag)) {
+        if request_headers.get_all(header::IF_NONE_MATCH).iter().any(|value| matches_tag(value, &current.etag)) {
             return (StatusCode::NOT_MODIFIED, fields).into_response();
         }
         let compressed = [("zstd", current.zstd), ("gzip", current.gzip)];
         let accepted = compressed
             .into_iter()
-            .find_map(|(coding, bytes)| Some((coding, bytes?)).filter(|_| is_accepted(request, coding)));
+            .find_map(|(coding, bytes)| Some((coding, bytes?)).filter(|_| is_accepted(request_headers, coding)));
         match accepted {
             Some((coding, bytes)) => {
                 (fields, DOCUMENT_TYPE, [(header::CONTENT_ENCODING, coding)], bytes).into_response()
@@ -70,13 +78,15 @@ impl CurrentDocument {
 
 impl CompressedDocument {
     fn new(document: Vec<u8>, etag: HeaderValue) -> Self {
-        let if_shorter = |compressed: io::Result<Vec<u8>>| {
-            let compressed =
-                compressed.inspect_err(|error| tracing::warn!(%error, "can't compress a document")).ok()?;
+        let if_shorter = |coding: &str, compressed: io::Result<Vec<u8>>| {
+            let warn = |error: &io::Error| {
+                tracing::warn!(coding, %error, "can't compress a document; serving it without this coding");
+            };
+            let compressed = compressed.inspect_err(warn).ok()?;
             Some(Bytes::from(compressed)).filter(|compressed| compressed.len() < document.len())
         };
-        let zstd = if_shorter(zstd::encode_all(document.as_slice(), ZSTD_LEVEL));
-        let gzip = if_shorter(gzip(&document));
+        let zstd = if_shorter("zstd", zstd::encode_all(document.as_slice(), ZSTD_LEVEL));
+        let gzip = if_shorter("gzip", gzip(&document));
         Self { plain: document.into(), zstd, gzip, etag }
     }
 }
@@ -87,8 +97,8 @@ fn gzip(document: &[u8]) -> io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-/// Whether an `If-None-Match` value (RFC 9110 §13.1.2) contains `etag`, compared weakly.
-fn contains_tag(value: &HeaderValue, etag: &HeaderValue) -> bool {
+/// Whether an `If-None-Match` value (RFC 9110 §13.1.2) is `*` or lists `etag`, compared weakly.
+fn matches_tag(value: &HeaderValue, etag: &HeaderValue) -> bool {
     let opaque = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
     let (Ok(value), Ok(etag)) = (value.to_str(), etag.to_str()) else { return false };
     value.trim() == "*" || value.split(',').any(|tag| opaque(tag) == opaque(etag))

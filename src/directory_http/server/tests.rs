@@ -373,10 +373,13 @@ async fn a_reported_volunteer_is_listed_and_receives_its_gateways() {
 }
 
 #[tokio::test]
-async fn a_registration_at_the_cap_is_answered_with_busy() {
+async fn a_registration_at_the_cap_is_answered_with_503_and_the_reason() {
     let address = serve_refusals(DescriptorError::Full).await;
     let refusal = client(address).register(b"anything").await.unwrap_err();
-    assert!(matches!(refusal, DirectoryError::Refused { status: 503, .. }), "{refusal}");
+    assert!(
+        matches!(&refusal, DirectoryError::Refused { status: 503, reason } if reason.contains("is full")),
+        "{refusal}"
+    );
 }
 
 #[tokio::test]

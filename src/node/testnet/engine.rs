@@ -1,5 +1,5 @@
-//! The search engine of a testnet's exits: Kiwix over a ZIM file if both are installed, otherwise an engine over
-//! Umbel's own documentation, which needs no installation.
+//! The search engine of a testnet's exits: Kiwix over the user's ZIM file or the Rust book, or an engine over Umbel's
+//! own documentation, which needs no installation.
 
 mod documentation;
 mod kiwix;
@@ -19,11 +19,11 @@ pub(super) enum TestnetEngine {
 }
 
 impl TestnetEngine {
-    /// Starts the engine over `zim`. Without `zim`: over the Rust book if the book and Kiwix are installed, otherwise
-    /// over the papers.
+    /// Starts the engine over `zim`. Without `zim`: over the Rust book if Kiwix can serve it, otherwise over Umbel's
+    /// own documentation.
     ///
     /// # Errors
-    /// When `zim` can't be served, or no port is free.
+    /// When Kiwix can't serve `zim`, or the engine over the documentation can't start.
     pub(super) async fn start(zim: Option<&Path>) -> Result<Self, Failure> {
         if let Some(zim) = zim {
             return Kiwix::start(zim).await.map(|kiwix| Self::Kiwix(Box::new(kiwix)));

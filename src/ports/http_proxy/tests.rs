@@ -191,7 +191,7 @@ async fn an_origin_without_an_http_response_is_reported() {
     })
     .await;
     let answer = answer_to(&format!("GET http://origin.test:{}/ HTTP/1.1\r\n\r\n", nonsense.port())).await;
-    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("the target's answer is not HTTP"), "{answer}");
 
     let silent = target_server(|socket| async move {
         core::future::pending::<()>().await;
@@ -202,6 +202,20 @@ async fn an_origin_without_an_http_response_is_reported() {
     let request = format!("GET http://origin.test:{}/ HTTP/1.1\r\n\r\n", silent.port());
     let answer = exchange_raw(port(&Direct::default(), limits).await, request.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
+}
+
+#[tokio::test]
+async fn an_invalid_body_of_a_request_is_not_the_targets_failure() {
+    let origin =
+        target_server(|mut socket| async move { while socket.read(&mut [0; 1024]).await.is_ok_and(|n| n > 0) {} })
+            .await;
+    let request = format!(
+        "POST http://origin.test:{}/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\nnot a length\r\n",
+        origin.port()
+    );
+    let answer = answer_to(&request).await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(answer.contains("the request's body is truncated"), "{answer}");
 }
 
 #[tokio::test]
@@ -300,7 +314,7 @@ async fn an_invalid_port_is_refused() {
 
 #[tokio::test]
 async fn an_application_beyond_the_cap_gets_an_immediate_reply() {
-    let address = port(&Direct::default(), HttpLimits { max_applications: 1, ..HttpLimits::default() }).await;
+    let address = port(&Direct::default(), HttpLimits { max_connections: 1, ..HttpLimits::default() }).await;
     let mut first = TcpStream::connect(address).await.unwrap();
     first.write_all(b"CONNECT never.test:1 HTTP/1.1\r\n\r\n").await.unwrap();
     let answer = exchange_raw(address, b"CONNECT refused.test:443 HTTP/1.1\r\n\r\n").await;
@@ -315,7 +329,7 @@ async fn an_application_beyond_the_cap_gets_an_immediate_reply() {
 #[tokio::test]
 async fn one_isolation_leaves_connections_to_others() {
     let connector = Direct::default();
-    let address = port(&connector, HttpLimits { max_applications: 8, ..HttpLimits::default() }).await;
+    let address = port(&connector, HttpLimits { max_connections: 8, ..HttpLimits::default() }).await;
     let mut sockets = Vec::new();
     for open in 1..=6 {
         let mut socket = TcpStream::connect(address).await.unwrap();

@@ -113,7 +113,7 @@ async fn each_failure_has_its_reply() {
 #[tokio::test]
 async fn an_open_past_the_time_limit_is_a_timeout() {
     let connector = Direct::default();
-    let limits = SocksLimits { connect_timeout: Duration::from_millis(50), ..SocksLimits::default() };
+    let limits = SocksLimits { open_timeout: Duration::from_millis(50), ..SocksLimits::default() };
     let mut socket = TcpStream::connect(port(&connector, limits).await).await.unwrap();
     socket.write_all(&[NO_AUTH, &request_to_name(1, "never.test", 80)].concat()).await.unwrap();
     assert_eq!(read(&mut socket, 4).await, [5, 0, 5, 6]);
@@ -213,7 +213,7 @@ async fn a_slow_handshake_is_ended_and_frees_its_place() {
     let origin = echo_server().await;
     let connector = Direct::default();
     let limits =
-        SocksLimits { handshake_timeout: Duration::from_millis(100), max_applications: 1, ..SocksLimits::default() };
+        SocksLimits { handshake_timeout: Duration::from_millis(100), max_connections: 1, ..SocksLimits::default() };
     let address = port(&connector, limits).await;
     let mut slow = TcpStream::connect(address).await.unwrap();
     slow.write_all(&[5]).await.unwrap();
@@ -285,7 +285,7 @@ async fn curl_downloads_the_exact_bytes() {
 
 #[tokio::test]
 async fn an_application_beyond_the_cap_gets_an_immediate_reply() {
-    let address = port(&Direct::default(), SocksLimits { max_applications: 1, ..SocksLimits::default() }).await;
+    let address = port(&Direct::default(), SocksLimits { max_connections: 1, ..SocksLimits::default() }).await;
     let mut first = TcpStream::connect(address).await.unwrap();
     first.write_all(NO_AUTH).await.unwrap();
     assert_eq!(read(&mut first, 2).await, [5, 0]);
@@ -308,7 +308,7 @@ async fn an_application_beyond_the_cap_gets_an_immediate_reply() {
 #[tokio::test]
 async fn one_isolation_leaves_connections_to_others() {
     let connector = Direct::default();
-    let address = port(&connector, SocksLimits { max_applications: 8, ..SocksLimits::default() }).await;
+    let address = port(&connector, SocksLimits { max_connections: 8, ..SocksLimits::default() }).await;
     let waiting = [NO_AUTH, &request_to_name(1, "never.test", 80)].concat();
     let mut sockets = Vec::new();
     while connector.isolations().len() < 6 {

@@ -389,14 +389,14 @@ impl Association {
         }
     }
 
-    /// Bytes held for partly received messages.
+    /// Bytes held for incomplete messages and out-of-order fragments.
     #[must_use]
     pub fn held(&self) -> usize {
         self.receive.as_ref().map_or(0, Receiver::held)
     }
 
-    /// Caps the bytes held for partly received messages. Data beyond the cap is dropped as if lost. While memory is
-    /// short, the cap applies to the window too.
+    /// Caps the bytes held for incomplete messages and out-of-order fragments. Data beyond the cap is dropped as if
+    /// lost. While memory is short, the cap applies to the window too, and a missing TSN ends the association sooner.
     pub fn set_receive_limit(&mut self, bytes: usize, memory_short: bool) {
         if let Some(receive) = &mut self.receive {
             receive.set_limit(bytes, memory_short);

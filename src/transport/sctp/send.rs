@@ -1,9 +1,9 @@
 //! The sending half: fragmentation of messages, data in flight, and loss detection.
 //!
 //! Loss detection is RACK-TLP (RFC 8985) on TSNs and gap ack blocks. The [congestion controller](super::congestion)
-//! bounds the data in flight and its rate. A gap ack block is final: its TSNs are never retransmitted, and their
-//! payload is freed immediately. A peer that reneges would need the payload, but our nodes, `dcSCTP` and `rtc-sctp`
-//! never renege.
+//! bounds the data in flight and its rate. A gap ack block is final: its TSNs are never retransmitted, and a message is
+//! freed once all its TSNs are acknowledged. A peer that reneges would need the payload, but our nodes, `dcSCTP` and
+//! `rtc-sctp` never renege.
 
 use core::time::Duration;
 use std::{
@@ -191,7 +191,7 @@ pub struct SendStatistics {
     pub delivered: u64,
     /// SACKs that showed a loss to be spurious.
     pub spurious: u64,
-    /// Tail loss probes sent.
+    /// Expiries of the timer for a tail loss probe.
     pub probes: u64,
     /// Retransmission timeouts.
     pub timeouts: u64,
@@ -364,12 +364,12 @@ impl SendHalf {
         self.unsent_bytes
     }
 
-    /// Bytes of queued and sent messages kept in memory.
+    /// Bytes queued, or sent and not passed by the cumulative TSN ack.
     pub(super) fn held(&self) -> usize {
         usize::try_from(self.span).unwrap_or(usize::MAX).saturating_add(self.unsent_bytes)
     }
 
-    /// Caps the bytes kept for sent data.
+    /// Caps the bytes sent and not passed by the cumulative TSN ack.
     pub(super) fn set_limit(&mut self, bytes: usize) {
         self.max_span = bytes as u64;
     }

@@ -28,10 +28,10 @@ pub(in super::super) struct Kiwix {
 }
 
 impl Kiwix {
-    /// Starts Kiwix over `zim` on a free port of 127.0.0.1 and waits until it answers.
+    /// Starts Kiwix over `zim` on a free port of 127.0.0.1 and waits until it prints its address.
     ///
     /// # Errors
-    /// When Kiwix isn't installed, or can't serve the file.
+    /// When Kiwix isn't installed, or does not serve the file.
     pub(super) async fn start(zim: &Path) -> Result<Self, Failure> {
         if !zim.is_file() {
             return Err(Failure::usage(format!("--zim: {} is not a file", zim.display())));
@@ -41,10 +41,13 @@ impl Kiwix {
                 return Ok(kiwix);
             }
         }
-        Err(Failure::failed(format!("{PROGRAM} can't serve {}: check that it is a ZIM file", zim.display())))
+        Err(Failure::failed(format!(
+            "{PROGRAM} did not serve {} in {MAX_ATTEMPTS} attempts: check that the file is a ZIM file",
+            zim.display()
+        )))
     }
 
-    /// Starts Kiwix once; `None` if Kiwix ended or did not answer in time.
+    /// Starts Kiwix once; `None` if Kiwix ended or did not print its address in time.
     async fn attempt(zim: &Path) -> io::Result<Option<Self>> {
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut process = Command::new(PROGRAM)

@@ -1,34 +1,38 @@
-//! Invariants of an association between calls, and a setter for tests.
+//! Checks for tests and fuzzing: the invariants of an association that hold after each public call, and a setter of the
+//! first TSN.
 
 use super::{Association, AssociationState, SendConfig, SendHalf, stock_peer};
 use crate::{base::Instant, transport::sctp::send::check::SendingState};
 
 impl Association {
-    /// Returns the state of the sending half. Asserts the invariants first if `with_invariants` is set.
-    pub(in super::super) fn check(&self, with_invariants: bool) -> SendingState {
-        if let Some(receive) =
-            self.receive.as_ref().filter(|_| with_invariants && !matches!(self.state, AssociationState::Ended))
-        {
-            receive.check();
-        }
-        if with_invariants && !matches!(self.state, AssociationState::Ended) {
-            self.send.check();
-        }
+    /// The state of the sending half.
+    pub(in super::super) fn sending_state(&self) -> SendingState {
         self.send.sending_state()
     }
 
-    /// Most bytes that may be held for incomplete messages.
+    /// Asserts the invariants of both halves, unless the association has ended.
+    pub(in super::super) fn assert_invariants(&self) {
+        if matches!(self.state, AssociationState::Ended) {
+            return;
+        }
+        if let Some(receive) = &self.receive {
+            receive.assert_invariants();
+        }
+        self.send.assert_invariants();
+    }
+
+    /// Maximum bytes held for incomplete messages and out-of-order fragments.
     pub(in super::super) fn max_held(&self) -> usize {
         self.receive.as_ref().map_or(0, |receive| receive.max_held())
     }
 
     /// Asserts the invariants and that at most [`Self::max_held`] bytes are held.
     pub(crate) fn assert_sound(&self) {
-        self.check(true);
+        self.assert_invariants();
         assert!(self.held() <= self.max_held(), "{} bytes held, {} allowed", self.held(), self.max_held());
     }
 
-    /// Sets the first TSN. Call it before the first packet.
+    /// Sets the first TSN of this end by replacing its sending half. Call it before a packet is sent or received.
     pub(in super::super) fn set_first_tsn(&mut self, now: Instant, tsn: u32) {
         let config = SendConfig {
             max_packet: self.config.max_packet,

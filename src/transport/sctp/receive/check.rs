@@ -15,7 +15,7 @@ impl Receiver {
     }
 
     /// Asserts the invariants.
-    pub(in super::super) fn check(&self) {
+    pub(in super::super) fn assert_invariants(&self) {
         let mut previous_last = self.cumulative;
         for range in &self.ranges {
             assert!(

@@ -34,7 +34,7 @@ impl SendHalf {
     }
 
     /// Asserts the invariants.
-    pub(in super::super) fn check(&self) {
+    pub(in super::super) fn assert_invariants(&self) {
         let in_flight = self.flights.iter().filter(|flight| flight.state == ChunkState::InFlight);
         assert_eq!(self.in_flight, in_flight.map(|flight| flight.length).sum::<u64>(), "bytes in flight are counted");
         assert_eq!(

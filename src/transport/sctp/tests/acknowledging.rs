@@ -49,11 +49,13 @@ fn an_outdated_sack_is_ignored() {
     let mut forged = sending(10);
     let tsn = forged.peer_tsn;
     forged.sack(tsn.wrapping_add(4), 1 << 20, &[], &[]);
-    let state = forged.association.check(true);
+    forged.association.assert_invariants();
+    let state = forged.association.sending_state();
     for old in [0, 3, 1_000, 1 << 30] {
         forged.sack(tsn.wrapping_add(4).wrapping_sub(1 + old), 0, &[(7, 9)], &[]);
     }
-    let after = forged.association.check(true);
+    forged.association.assert_invariants();
+    let after = forged.association.sending_state();
     assert_eq!((after.in_flight, after.peer_window), (state.in_flight, state.peer_window));
     assert_eq!(forged.closed, None);
 }
@@ -63,9 +65,11 @@ fn a_shorter_list_of_gap_blocks_revokes_no_acknowledgement() {
     let mut forged = sending(10);
     let before = forged.peer_tsn.wrapping_sub(1);
     forged.sack(before, 1 << 20, &[(8, 10)], &[]);
-    let state = forged.association.check(true);
+    forged.association.assert_invariants();
+    let state = forged.association.sending_state();
     forged.sack(before, 1 << 20, &[], &[]);
-    assert_eq!(forged.association.check(true).in_flight, state.in_flight);
+    forged.association.assert_invariants();
+    assert_eq!(forged.association.sending_state().in_flight, state.in_flight);
     forged.wait(2_000);
     // A peer whose cumulative TSN stops before a reported gap ack block has reneged.
     forged.sack(before.wrapping_add(7), 1 << 20, &[], &[]);
@@ -86,7 +90,8 @@ fn premature_acknowledgements_exceed_no_bound() {
             forged.sack(acknowledged.wrapping_sub(1), u32::MAX, &[], &[]);
         }
         forged.now = forged.now.after(Duration::from_micros(100));
-        let state = forged.association.check(true);
+        forged.association.assert_invariants();
+        let state = forged.association.sending_state();
         assert!(state.window <= 16 << 20 && state.unsent <= 17 << 10);
     }
     assert_eq!(forged.closed, None);
@@ -110,7 +115,8 @@ fn false_arrival_times_do_not_end_the_association_and_exceed_no_bound() {
             }
             acknowledged = acknowledged.wrapping_add(sent as u32);
             forged.sack(acknowledged, 1 << 30, &[], &[]);
-            let state = forged.association.check(true);
+            forged.association.assert_invariants();
+            let state = forged.association.sending_state();
             assert!(state.window <= 16 << 20 && state.unsent <= 17 << 10);
         }
         assert_eq!(forged.closed, None);
@@ -223,7 +229,7 @@ fn an_unacknowledged_first_packet_bounds_the_number_of_tsns_sent() {
             forged.sack(first.wrapping_sub(1), u32::MAX, &[(2, highest as u16 + 1)], &[]);
         }
         forged.wait(10);
-        max_flights = max_flights.max(forged.association.check(false).flights);
+        max_flights = max_flights.max(forged.association.sending_state().flights);
         if forged.closed.is_some() {
             break;
         }

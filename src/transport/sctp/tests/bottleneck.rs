@@ -6,15 +6,16 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
     super::{Config, congestion::Algorithm},
-    path::{Line, Pair},
+    path::{Pair, PathConditions},
 };
 
-/// A line of `rate` bytes a second with `delay` milliseconds one way and a queue of `bdp` bandwidth-delay products.
-fn bottleneck(delay: u64, rate: u64, bdp: f64) -> Line {
-    let mut line = Line::new(delay);
-    line.rate = Some(rate);
-    line.queue = (line.delay * 2).mul_f64(bdp);
-    line
+/// A direction of `rate` bytes a second with `delay` milliseconds one way and a queue of `bdp` bandwidth-delay
+/// products.
+fn bottleneck(delay: u64, rate: u64, bdp: f64) -> PathConditions {
+    let mut conditions = PathConditions::new(delay);
+    conditions.rate = Some(rate);
+    conditions.queue = (conditions.delay * 2).mul_f64(bdp);
+    conditions
 }
 
 fn links(number: usize, algorithm: Algorithm) -> Vec<[Config; 2]> {
@@ -35,9 +36,9 @@ fn send(pair: &mut Pair, bytes: u64) {
 /// Rate of arrival over each link for `seconds`, in bytes a second, after a warm-up of one second.
 fn rates(pair: &mut Pair, seconds: f64) -> Vec<f64> {
     pair.ends.iter_mut().step_by(2).for_each(|end| end.bulk = u64::MAX);
-    pair.rate(1, 1.0);
+    pair.run_for(1.0);
     let before: Vec<_> = pair.ends.iter().map(|end| end.bytes).collect();
-    pair.rate(1, seconds);
+    pair.run_for(seconds);
     let arrived = pair.ends.iter().zip(before).skip(1).step_by(2);
     arrived.map(|(end, before)| (end.bytes - before) as f64 / seconds).collect()
 }
@@ -57,14 +58,17 @@ fn jitter_without_reordering_causes_no_retransmission() {
     for seed in 0..20 {
         let mut rng = StdRng::seed_from_u64(seed);
         let delay = [1, 5, 25, 100, 200][usize::try_from(seed % 5).unwrap()];
-        let mut line = Line::new(delay);
-        line.jitter = line.delay.mul_f64(rng.random_range(0.0..2.0)).min(Duration::from_millis(100));
-        let mut pair =
-            Pair::with(seed, [line, line], &links(1, [Algorithm::Bbr, Algorithm::Cubic][usize::from(seed % 2 == 1)]));
+        let mut conditions = PathConditions::new(delay);
+        conditions.jitter = conditions.delay.mul_f64(rng.random_range(0.0..2.0)).min(Duration::from_millis(100));
+        let mut pair = Pair::with(
+            seed,
+            [conditions, conditions],
+            &links(1, [Algorithm::Bbr, Algorithm::Cubic][usize::from(seed % 2 == 1)]),
+        );
         send(&mut pair, 300_000);
         let statistics = pair.ends[0].association.statistics();
-        assert_eq!(needless(&pair), 0, "seed {seed}, {line:?}, {statistics:?}");
-        assert_eq!((statistics.lost, statistics.timeouts), (0, 0), "seed {seed}, {line:?}");
+        assert_eq!(needless(&pair), 0, "seed {seed}, {conditions:?}, {statistics:?}");
+        assert_eq!((statistics.lost, statistics.timeouts), (0, 0), "seed {seed}, {conditions:?}");
     }
 }
 
@@ -73,16 +77,16 @@ fn reordering_within_a_quarter_of_the_round_trip_causes_needless_retransmissions
     for seed in 0..20 {
         let mut rng = StdRng::seed_from_u64(seed);
         let delay = [4, 10, 25, 100, 200][usize::try_from(seed % 5).unwrap()];
-        let mut line = Line::new(delay);
-        line.reordered = rng.random_range(0.01..0.2);
-        line.reorder_delay = (line.delay / 2).mul_f64(rng.random_range(0.1..0.95));
-        let mut pair = Pair::new(seed, line);
+        let mut conditions = PathConditions::new(delay);
+        conditions.reordered = rng.random_range(0.01..0.2);
+        conditions.reorder_delay = (conditions.delay / 2).mul_f64(rng.random_range(0.1..0.95));
+        let mut pair = Pair::new(seed, conditions);
         send(&mut pair, 600_000);
         let first = needless(&pair);
         send(&mut pair, 400_000);
         let statistics = pair.ends[0].association.statistics();
-        assert!(first <= 16, "{first} (seed {seed}, {line:?})");
-        assert_eq!(needless(&pair), first, "seed {seed}, {line:?}, {statistics:?}");
+        assert!(first <= 16, "{first} (seed {seed}, {conditions:?})");
+        assert_eq!(needless(&pair), first, "seed {seed}, {conditions:?}, {statistics:?}");
     }
 }
 
@@ -97,8 +101,11 @@ fn one_four_and_sixty_four_links_use_most_of_a_bottleneck_with_any_queue() {
         (6, 64, 25, 3_000_000, 1.0, 0.7),
         (7, 64, 100, 3_000_000, 0.1, 0.6),
     ] {
-        let mut pair =
-            Pair::with(seed, [bottleneck(delay, rate, bdp), Line::new(delay)], &links(number, Algorithm::Bbr));
+        let mut pair = Pair::with(
+            seed,
+            [bottleneck(delay, rate, bdp), PathConditions::new(delay)],
+            &links(number, Algorithm::Bbr),
+        );
         let rates = rates(&mut pair, 1.5);
         let sum: f64 = rates.iter().sum::<f64>() / rate as f64;
         let smallest = rates.iter().copied().fold(f64::MAX, f64::min) / (rate as f64 / number as f64);
@@ -110,7 +117,7 @@ fn one_four_and_sixty_four_links_use_most_of_a_bottleneck_with_any_queue() {
             longest_stall(&pair)
         );
         assert!(sum > min_share, "{sum:.2} of the rate (seed {seed})");
-        assert!(pair.ends.iter().all(|end| end.closed.is_none() && end.open.is_some()), "seed {seed}");
+        assert!(pair.ends.iter().all(|end| end.closed.is_none() && end.open_streams.is_some()), "seed {seed}");
         assert!(longest_stall(&pair) < Duration::from_secs(2), "{:?} (seed {seed})", longest_stall(&pair));
     }
 }
@@ -120,68 +127,72 @@ fn one_link_uses_97_percent_of_50_mbit_with_any_queue() {
     // Rate of payload: full datagrams with all headers.
     const CAPACITY: f64 = 6_250_000.0 * 1_164.0 / 1_257.0;
     for (seed, bdp, jitter) in [(1, 1.0, 0), (2, 8.0, 0), (3, 2.0, 1)] {
-        let line = Line { jitter: Duration::from_millis(jitter), ..bottleneck(25, 6_250_000, bdp) };
-        let mut pair = Pair::with(seed, [line, Line::new(25)], &links(1, Algorithm::Bbr));
+        let conditions = PathConditions { jitter: Duration::from_millis(jitter), ..bottleneck(25, 6_250_000, bdp) };
+        let mut pair = Pair::with(seed, [conditions, PathConditions::new(25)], &links(1, Algorithm::Bbr));
         let used = rates(&mut pair, 9.0)[0] / CAPACITY;
         println!("{bdp} BDP, {jitter} ms of jitter: {used:.4}");
-        assert!(used >= 0.97, "{used:.4} of the line with a queue of {bdp} BDP (seed {seed})");
+        assert!(used >= 0.97, "{used:.4} of the bottleneck with a queue of {bdp} BDP (seed {seed})");
     }
 }
 
 #[test]
 fn jitter_raised_by_load_soon_stops_counting_as_a_queue() {
     // Jitter keeps packets in order, so at this rate nearly every packet waits for one with the full jitter.
-    let line = Line {
+    let conditions = PathConditions {
         jitter: Duration::from_millis(10),
         reordered: 0.05,
         reorder_delay: Duration::from_millis(5),
         ..bottleneck(25, 80_000_000, 1.0)
     };
-    let return_line = Line { rate: None, ..line };
+    let return_conditions = PathConditions { rate: None, ..conditions };
     let config = Config { max_window: 16 << 20, ..Config::new(1_195) };
-    let mut pair = Pair::with(7, [line, return_line], &[[config.clone(), config]]);
+    let mut pair = Pair::with(7, [conditions, return_conditions], &[[config.clone(), config]]);
     rates(&mut pair, 1.0);
     let used = rates(&mut pair, 2.0)[0] / 80_000_000.0;
-    assert!(used >= 0.75, "{used:.3} of the line");
+    assert!(used >= 0.75, "{used:.3} of the bottleneck");
 }
 
 #[test]
 fn delay_on_the_return_path_does_not_slow_the_sender() {
     for (seed, jitter) in [(1, 30), (3, 80)] {
-        let return_line = Line { jitter: Duration::from_millis(jitter), ..Line::new(25) };
-        let mut pair = Pair::with(seed, [bottleneck(25, 2_000_000, 2.0), return_line], &links(1, Algorithm::Bbr));
+        let return_conditions = PathConditions { jitter: Duration::from_millis(jitter), ..PathConditions::new(25) };
+        let mut pair = Pair::with(seed, [bottleneck(25, 2_000_000, 2.0), return_conditions], &links(1, Algorithm::Bbr));
         rates(&mut pair, 1.0);
         let used = rates(&mut pair, 6.0)[0] / 2_000_000.0;
-        assert!(used >= 0.84, "{used:.3} of the line with {jitter} ms of jitter on the return path (seed {seed})");
+        assert!(
+            used >= 0.84,
+            "{used:.3} of the bottleneck with {jitter} ms of jitter on the return path (seed {seed})"
+        );
     }
 }
 
 #[test]
 fn a_fast_clock_of_the_peer_slows_the_sender_but_does_not_stop_it() {
     for ticks in [1 << 16, 1 << 20, 1 << 28] {
-        let mut pair = Pair::with(1, [bottleneck(25, 2_000_000, 2.0), Line::new(25)], &links(1, Algorithm::Bbr));
+        let mut pair =
+            Pair::with(1, [bottleneck(25, 2_000_000, 2.0), PathConditions::new(25)], &links(1, Algorithm::Bbr));
         rates(&mut pair, 1.0);
         pair.false_ticks = Some(ticks);
-        pair.rate(1, 60.0);
-        let rate = pair.rate(1, 60.0);
+        pair.run_for(60.0);
+        let rate = pair.run_and_measure(1, 60.0);
         assert!(rate >= 500.0 && pair.ends[0].closed.is_none(), "{rate} bytes a second, {ticks} ticks an arrival");
     }
 }
 
 #[test]
 fn policers_narrow_return_paths_and_loss_bursts_leave_half_the_rate() {
-    let policed = Line { policer: Some((1_500_000, 40_000)), ..Line::new(20) };
-    let slow = Line { rate: Some(45_000), queue: Duration::from_millis(200), ..Line::new(20) };
-    let bursts = Line { loss: 0.01, burst: 12.0, ..bottleneck(20, 1_500_000, 2.0) };
-    for (seed, name, line, return_line, number) in [
-        (1, "policer", policed, Line::new(20), 1),
-        (2, "policer, four links", policed, Line::new(20), 4),
+    let policed = PathConditions { policer: Some((1_500_000, 40_000)), ..PathConditions::new(20) };
+    let slow = PathConditions { rate: Some(45_000), queue: Duration::from_millis(200), ..PathConditions::new(20) };
+    let bursts = PathConditions { loss: 0.01, burst: 12.0, ..bottleneck(20, 1_500_000, 2.0) };
+    for (seed, name, conditions, return_conditions, number) in [
+        (1, "policer", policed, PathConditions::new(20), 1),
+        (2, "policer, four links", policed, PathConditions::new(20), 4),
         (3, "slow return path", bottleneck(20, 1_500_000, 1.0), slow, 1),
         (4, "slow return path, four links", bottleneck(20, 1_500_000, 1.0), slow, 4),
-        (5, "bursts", bursts, Line::new(20), 1),
-        (6, "bursts both ways", bursts, Line { loss: 0.1, burst: 5.0, ..Line::new(20) }, 1),
+        (5, "bursts", bursts, PathConditions::new(20), 1),
+        (6, "bursts both ways", bursts, PathConditions { loss: 0.1, burst: 5.0, ..PathConditions::new(20) }, 1),
     ] {
-        let mut pair = Pair::with(seed, [line, return_line], &links(number, Algorithm::Bbr));
+        let mut pair = Pair::with(seed, [conditions, return_conditions], &links(number, Algorithm::Bbr));
         let sum: f64 = rates(&mut pair, 3.0).iter().sum();
         println!("{name}: {:.2}, dropped {}, stall {:?}", sum / 1_500_000.0, pair.dropped, longest_stall(&pair));
         assert!(sum > 750_000.0, "{name}: {sum:.0} bytes a second (seed {seed})");
@@ -193,7 +204,7 @@ fn policers_narrow_return_paths_and_loss_bursts_leave_half_the_rate() {
 fn neither_bbr_nor_cubic_starves_the_other() {
     for (seed, delay, bdp) in [(1, 10, 1.0), (2, 25, 2.0), (3, 25, 4.0)] {
         let both = [links(1, Algorithm::Bbr), links(1, Algorithm::Cubic)].concat();
-        let mut pair = Pair::with(seed, [bottleneck(delay, 1_500_000, bdp), Line::new(delay)], &both);
+        let mut pair = Pair::with(seed, [bottleneck(delay, 1_500_000, bdp), PathConditions::new(delay)], &both);
         let rates = rates(&mut pair, 6.0);
         println!("{delay} ms, {bdp} BDP: {rates:?}");
         assert!(rates.iter().all(|rate| *rate > 100_000.0), "{rates:?} (seed {seed})");

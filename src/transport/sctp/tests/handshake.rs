@@ -4,7 +4,7 @@ use super::{
     super::{Close, Config, packet},
     forged::{ForgedPeer, TAG, own_init, packet_for, stock_init, whole},
     in_seconds,
-    path::{Line, Pair},
+    path::{Pair, PathConditions},
 };
 
 /// A packet with the checksum field at zero.
@@ -15,8 +15,8 @@ fn without_checksum(mut packet: Vec<u8>) -> Vec<u8> {
 
 #[test]
 fn a_stock_peer_has_four_streams_and_our_node_sixty_four() {
-    assert_eq!(ForgedPeer::stock().open, Some(4));
-    assert_eq!(ForgedPeer::own().open, Some(64));
+    assert_eq!(ForgedPeer::stock().open_streams, Some(4));
+    assert_eq!(ForgedPeer::own().open_streams, Some(64));
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn fewer_streams_than_lanes_end_the_association() {
         assert_eq!(forged.closed, Some(Close::Broken));
     }
     let mut forged = ForgedPeer::established(&Config::new(1_195), &packet::Init { inbound: 10, ..own_init(1) });
-    assert_eq!(forged.open, Some(10), "no more streams are offered than the peer accepts");
+    assert_eq!(forged.open_streams, Some(10), "no more streams are offered than the peer accepts");
     forged.association.send(forged.now, 9, vec![1].into());
     assert_eq!(forged.answer(packet::DATA).body[4..6], [0, 9]);
 }
@@ -137,7 +137,7 @@ fn unknown_parameters_of_an_init_are_reported_if_their_second_highest_bit_is_set
         assert_eq!(forged.answer(packet::INIT_ACK).body, answer.body, "a repeated INIT has the same answer");
         let cookie = forged.cookie.clone();
         forged.chunk(packet::COOKIE_ECHO, 0, &cookie);
-        assert_eq!(forged.open, Some(4));
+        assert_eq!(forged.open_streams, Some(4));
         reported(&answer.body)
     };
     assert_eq!(report_of(&[]), [[0_u8; 0]; 0]);
@@ -184,12 +184,12 @@ fn a_foreign_cookie_does_not_establish_an_association() {
     forged.read_init(&answer.body);
     for cookie in [Vec::new(), vec![0; 16], forged.cookie[..15].to_vec()] {
         forged.chunk(packet::COOKIE_ECHO, 0, &cookie);
-        assert!(forged.answers().is_empty() && forged.open.is_none());
+        assert!(forged.answers().is_empty() && forged.open_streams.is_none());
     }
     // Without an INIT, the association has no peer.
     let mut forged = ForgedPeer::listening(&Config::new(1_195));
     forged.deliver(&packet_for(0, |writer| writer.chunk(packet::COOKIE_ECHO, 0, &[0; 16])));
-    assert!(forged.answers().is_empty() && forged.open.is_none());
+    assert!(forged.answers().is_empty() && forged.open_streams.is_none());
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn a_packet_without_checksum_needs_an_announcement_and_excludes_init_and_cookie_
 /// Establishes an association by one INIT or two crossing INITs. `lost` has a bit for each lost packet.
 fn establish_despite_losses(both_connect: bool, lost: u8) {
     let config = Config::new(1_195);
-    let mut pair = Pair::with(lost.into(), [Line::new(20); 2], &[[config.clone(), config]]);
+    let mut pair = Pair::with(lost.into(), [PathConditions::new(20); 2], &[[config.clone(), config]]);
     if both_connect {
         pair.connect_both();
     }
@@ -254,7 +254,7 @@ fn establish_despite_losses(both_connect: bool, lost: u8) {
     let all = |pair: &Pair| pair.ends.iter().all(|end| end.received.len() == 5 && end.association.is_flushed());
     let done = pair.run(in_seconds(&pair, 30.0), all);
     assert!(done, "not established, lost packets {lost:#b}");
-    assert!(pair.ends.iter().all(|end| end.open == Some(64) && end.closed.is_none()));
+    assert!(pair.ends.iter().all(|end| end.open_streams == Some(64) && end.closed.is_none()));
 }
 
 #[test]
@@ -287,7 +287,7 @@ fn an_unanswered_handshake_times_out() {
     assert_eq!(forged.association.poll_timeout(), None);
     let mut forged = ForgedPeer::connecting(&Config::new(1_195));
     forged.init(packet::INIT_ACK, forged.tag, &packet::Init { cookie: Some(b"c"), ..stock_init(1) });
-    assert_eq!(forged.open, Some(4));
+    assert_eq!(forged.open_streams, Some(4));
     forged.wait(30_000);
     assert_eq!(forged.closed, Some(Close::TimedOut));
 }

@@ -34,7 +34,7 @@ struct Mixed {
     reordered: f64,
     in_flight: BinaryHeap<Reverse<Flight>>,
     serial: u64,
-    open: Option<u16>,
+    open_streams: Option<u16>,
     connected: bool,
     to_send: Vec<(u16, Vec<u8>)>,
     /// Messages that our end has received, with their streams.
@@ -74,7 +74,7 @@ impl Mixed {
             reordered: 0.0,
             in_flight: BinaryHeap::new(),
             serial: 0,
-            open: None,
+            open_streams: None,
             connected: false,
             to_send: Vec::new(),
             received_by_ours: Vec::new(),
@@ -99,12 +99,12 @@ impl Mixed {
         let mut progress = false;
         while let Some(event) = self.ours.poll_event() {
             match event {
-                AssociationEvent::Open { streams } => self.open = Some(streams),
+                AssociationEvent::Open { streams } => self.open_streams = Some(streams),
                 AssociationEvent::Message { stream, message } => self.received_by_ours.push((stream, message.to_vec())),
                 AssociationEvent::Closed(close) => panic!("ours closed: {close:?} (seed {})", self.seed),
             }
         }
-        while self.open.is_some() && !self.to_send.is_empty() && self.ours.room(self.now) > 0 {
+        while self.open_streams.is_some() && !self.to_send.is_empty() && self.ours.room(self.now) > 0 {
             let (stream, message) = self.to_send.remove(0);
             self.ours.send(self.now, stream, message.into());
         }
@@ -117,7 +117,7 @@ impl Mixed {
             progress = true;
             self.carry(false, &buffer[..length]);
         }
-        self.ours.check(true);
+        self.ours.assert_invariants();
         while let Some(event) = self.theirs.poll_event() {
             progress = true;
             match event {
@@ -232,7 +232,7 @@ fn exchange_all(seeds: core::ops::Range<u64>, count: usize) {
             let mut mixed = Mixed::new(seed, dialler, &Config::new(1_195), &options(zero));
             (mixed.loss, mixed.reordered) = (loss, if seed % 5 == 4 { 0.05 } else { 0.0 });
             mixed.exchange(count);
-            assert_eq!(mixed.open, Some(4), "seed {seed}");
+            assert_eq!(mixed.open_streams, Some(4), "seed {seed}");
             assert!(mixed.connected && mixed.theirs.state() == SocketState::Connected);
             let [ours, theirs] = mixed.without_checksum;
             assert_eq!((ours > 0, theirs > 0), (zero, zero), "seed {seed}, {dialler:?}");

@@ -22,9 +22,9 @@ const BURST_TIMEOUT: Duration = Duration::from_millis(100);
 /// Number of steps between two checks of the invariants.
 const INVARIANT_CHECK_INTERVAL: u64 = 31;
 
-/// One direction of a path.
+/// The conditions of one direction of a network path.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Line {
+pub(super) struct PathConditions {
     /// One-way delay.
     pub(super) delay: Duration,
     /// Upper bound of a uniform additional delay. It does not reorder packets.
@@ -47,7 +47,7 @@ pub(super) struct Line {
     pub(super) policer: Option<(u64, u64)>,
 }
 
-impl Line {
+impl PathConditions {
     pub(super) const fn new(delay_ms: u64) -> Self {
         Self {
             delay: Duration::from_millis(delay_ms),
@@ -67,9 +67,9 @@ impl Line {
 /// A packet in flight: time of arrival, sequence, receiving end, and its bytes.
 type Flight = (Instant, u64, usize, Vec<u8>);
 
-/// The state of a line. All links share the two lines.
+/// One direction of the path and its state. All links share the two directions.
 struct Direction {
-    line: Line,
+    conditions: PathConditions,
     /// Time at which the bottleneck has sent its queue.
     free_at: Instant,
     /// Latest time of arrival so far, except of reordered packets.
@@ -85,7 +85,7 @@ struct Direction {
 /// One end: the association, its traffic and its statistics.
 pub(super) struct End {
     pub(super) association: Association,
-    pub(super) open: Option<u16>,
+    pub(super) open_streams: Option<u16>,
     pub(super) closed: Option<Close>,
     /// Received messages with their streams, if [`Self::keep`] is set.
     pub(super) received: Vec<(u16, Vec<u8>)>,
@@ -111,12 +111,12 @@ pub(super) struct End {
     progress_at: Instant,
 }
 
-/// Pairs of ends and the two lines between them. Even ends connect to the odd ends after them.
+/// Pairs of ends and the two directions of the path between them. Even ends connect to the odd ends after them.
 pub(super) struct Pair {
     pub(super) seed: u64,
     pub(super) now: Instant,
     pub(super) ends: Vec<End>,
-    lines: [Direction; 2],
+    directions: [Direction; 2],
     in_flight: BinaryHeap<Reverse<Flight>>,
     serial: u64,
     steps: u64,
@@ -126,20 +126,20 @@ pub(super) struct Pair {
     /// Interval between arrivals, in ticks, that odd ends report instead of the true one.
     pub(super) false_ticks: Option<u32>,
     last_false_tick: u32,
-    /// Packets lost at random by the lines.
+    /// Packets lost at random on the path.
     pub(super) lost: u64,
     /// Packets dropped by a full queue or a policer.
     pub(super) dropped: u64,
 }
 
 impl Pair {
-    /// Two of our ends, with `line` in both directions.
-    pub(super) fn new(seed: u64, line: Line) -> Self {
-        Self::with(seed, [line, line], &[[Config::new(1_195), Config::new(1_195)]])
+    /// Two of our ends, with `conditions` in both directions.
+    pub(super) fn new(seed: u64, conditions: PathConditions) -> Self {
+        Self::with(seed, [conditions, conditions], &[[Config::new(1_195), Config::new(1_195)]])
     }
 
-    /// A pair of ends for each pair of settings. `lines`: from even ends, from odd ends.
-    pub(super) fn with(seed: u64, lines: [Line; 2], links: &[[Config; 2]]) -> Self {
+    /// A pair of ends for each pair of settings. `conditions`: from even ends, from odd ends.
+    pub(super) fn with(seed: u64, conditions: [PathConditions; 2], links: &[[Config; 2]]) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let now = Instant::from_nanos(1_000_000_000);
         let mut ends = Vec::new();
@@ -147,8 +147,8 @@ impl Pair {
             ends.push(End::new(Association::connect(dialler, now, &mut rng), now));
             ends.push(End::new(Association::accept(listener, now, &mut rng), now));
         }
-        let lines = lines.map(|line| Direction {
-            line,
+        let directions = conditions.map(|conditions| Direction {
+            conditions,
             free_at: now,
             last_due: now,
             losing: false,
@@ -160,7 +160,7 @@ impl Pair {
             seed,
             now,
             ends,
-            lines,
+            directions,
             in_flight,
             serial: 0,
             steps: 0,
@@ -173,9 +173,9 @@ impl Pair {
         }
     }
 
-    /// Changes the line from even (0) or odd (1) ends.
-    pub(super) fn set_line(&mut self, direction: usize, line: Line) {
-        self.lines[direction].line = line;
+    /// Changes the conditions of the direction from even (0) or odd (1) ends.
+    pub(super) fn set_conditions(&mut self, direction: usize, conditions: PathConditions) {
+        self.directions[direction].conditions = conditions;
     }
 
     /// Makes both ends of the first link send an INIT.
@@ -202,16 +202,16 @@ impl Pair {
         if is_lost {
             return false;
         }
-        let direction = &mut self.lines[from % 2];
-        let line = direction.line;
+        let direction = &mut self.directions[from % 2];
+        let conditions = direction.conditions;
         // Gilbert's loss model, with `burst` packets in the losing state on average.
-        if line.loss > 0.0 {
+        if conditions.loss > 0.0 {
             if now.since(direction.carried_at) > BURST_TIMEOUT {
                 direction.losing = false;
             }
             direction.carried_at = now;
-            let leave = 1.0 / line.burst;
-            let enter = line.loss * leave / (1.0 - line.loss);
+            let leave = 1.0 / conditions.burst;
+            let enter = conditions.loss * leave / (1.0 - conditions.loss);
             let enter = if enter.is_finite() { enter.min(1.0) } else { 1.0 };
             direction.losing = self.rng.random_bool(if direction.losing { 1.0 - leave } else { enter });
             if direction.losing {
@@ -221,7 +221,7 @@ impl Pair {
         }
         let bytes = packet.len() as u64 + OVERHEAD;
         let mut at = now;
-        if let Some((rate, burst)) = line.policer {
+        if let Some((rate, burst)) = conditions.policer {
             let (allowed, counted) = direction.allowed;
             let allowed = (allowed + now.since(counted).as_secs_f64() * rate as f64).min(burst as f64);
             let passes = allowed >= bytes as f64;
@@ -231,22 +231,22 @@ impl Pair {
                 return false;
             }
         }
-        if let Some(rate) = line.rate {
+        if let Some(rate) = conditions.rate {
             direction.free_at = direction.free_at.max(now);
-            if direction.free_at.since(now) > line.queue {
+            if direction.free_at.since(now) > conditions.queue {
                 self.dropped += 1;
                 return false;
             }
             direction.free_at = direction.free_at.after(Duration::from_nanos(bytes * 1_000_000_000 / rate));
             at = direction.free_at;
         }
-        let jitter = line.jitter.mul_f64(self.rng.random());
-        let mut due = at.after(line.delay).after(jitter).max(direction.last_due);
+        let jitter = conditions.jitter.mul_f64(self.rng.random());
+        let mut due = at.after(conditions.delay).after(jitter).max(direction.last_due);
         direction.last_due = due;
-        if line.reordered > 0.0 && self.rng.random_bool(line.reordered) {
-            due = due.after(line.reorder_delay);
+        if conditions.reordered > 0.0 && self.rng.random_bool(conditions.reordered) {
+            due = due.after(conditions.reorder_delay);
         }
-        if line.duplicated > 0.0 && self.rng.random_bool(line.duplicated) {
+        if conditions.duplicated > 0.0 && self.rng.random_bool(conditions.duplicated) {
             self.put(due.after(Duration::from_micros(300)), from ^ 1, packet.clone());
         }
         self.put(due, from ^ 1, packet);
@@ -290,8 +290,12 @@ impl Pair {
             }
         }
         self.steps += 1;
-        let (now, with_invariants) = (self.now, self.steps.is_multiple_of(INVARIANT_CHECK_INTERVAL));
-        self.ends[at].note_progress(now, with_invariants);
+        let now = self.now;
+        let end = &mut self.ends[at];
+        if self.steps.is_multiple_of(INVARIANT_CHECK_INTERVAL) {
+            end.association.assert_invariants();
+        }
+        end.note_progress(now);
     }
 
     /// Runs until `done` holds, at most until `until`; returns whether it holds.
@@ -323,11 +327,16 @@ impl Pair {
         true
     }
 
-    /// Runs for `seconds`; returns the mean rate of arrival at end `at`, in bytes a second.
-    pub(super) fn rate(&mut self, at: usize, seconds: f64) -> f64 {
-        let before = self.ends[at].bytes;
+    /// Runs for `seconds`.
+    pub(super) fn run_for(&mut self, seconds: f64) {
         let until = self.now.after(Duration::from_secs_f64(seconds));
         self.run(until, |_| false);
+    }
+
+    /// Runs for `seconds`; returns the mean rate of arrival at end `at`, in bytes a second.
+    pub(super) fn run_and_measure(&mut self, at: usize, seconds: f64) -> f64 {
+        let before = self.ends[at].bytes;
+        self.run_for(seconds);
         (self.ends[at].bytes - before) as f64 / seconds
     }
 }
@@ -336,7 +345,7 @@ impl End {
     fn new(association: Association, now: Instant) -> Self {
         Self {
             association,
-            open: None,
+            open_streams: None,
             closed: None,
             received: Vec::new(),
             keep: false,
@@ -357,7 +366,9 @@ impl End {
         while let Some(event) = self.association.poll_event() {
             assert!(self.closed.is_none(), "no event follows the end");
             match event {
-                AssociationEvent::Open { streams } => assert!(self.open.replace(streams).is_none(), "open twice"),
+                AssociationEvent::Open { streams } => {
+                    assert!(self.open_streams.replace(streams).is_none(), "open twice")
+                }
                 AssociationEvent::Message { stream, message } => {
                     self.bytes += message.len() as u64;
                     if self.keep {
@@ -371,9 +382,9 @@ impl End {
 
     /// Polls a packet; asserts that the windows allow it.
     fn poll_packet(&mut self, seed: u64, now: Instant, buffer: &mut [u8]) -> usize {
-        let before = self.association.check(false);
+        let before = self.association.sending_state();
         let length = self.association.poll_packet(now, buffer);
-        let after = self.association.check(false);
+        let after = self.association.sending_state();
         let packet = buffer.len() as u64;
         if after.in_flight > before.in_flight {
             // A tail loss probe may exceed the window.
@@ -399,8 +410,8 @@ impl End {
         }
     }
 
-    fn note_progress(&mut self, now: Instant, with_invariants: bool) {
-        let state = self.association.check(with_invariants);
+    fn note_progress(&mut self, now: Instant) {
+        let state = self.association.sending_state();
         if state.first_tsn != self.first_tsn || state.flights == 0 {
             self.first_tsn = state.first_tsn;
             self.progress_at = now;
@@ -409,7 +420,7 @@ impl End {
     }
 
     fn next_message(&mut self) -> Option<(u16, Vec<u8>)> {
-        let streams = self.open?;
+        let streams = self.open_streams?;
         if let Some(message) = self.queue.pop_front() {
             return Some(message);
         }
