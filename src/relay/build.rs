@@ -90,7 +90,7 @@ impl Relay {
     pub(super) fn refuse(&mut self, now: Instant, endpoint: CircuitEndpoint) {
         // The circuit ends before its DESTROY is queued, so that the DESTROY counts towards the channel's cap of
         // refusals.
-        self.channels.forget_circuit(now, endpoint.channel, endpoint.circuit);
+        self.channels.end_circuit(now, endpoint.channel, endpoint.circuit);
         self.destroy(now, endpoint);
     }
 
