@@ -75,6 +75,6 @@ impl Documents {
     pub(super) fn relays(&self, now: Instant, middle: Option<RelayId>) -> Option<Relays<'_>> {
         let consensus = self.consensus()?;
         let volunteers = self.volunteers.as_ref().filter(|(_, expires)| now < *expires).map(|(list, _)| &**list);
-        Some(Relays { consensus, volunteers, middle, guards_without_volunteers: &[] })
+        Some(Relays { consensus, volunteers, middle, gateways_without_volunteers: &[] })
     }
 }

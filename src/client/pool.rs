@@ -413,19 +413,14 @@ impl Pool {
     fn handle_hop_built(&mut self, now: Instant, key: PooledCircuitKey, elapsed: Duration) -> Option<PoolEvent> {
         let circuit = self.circuits.get_mut(&key)?;
         let (built, guard) = (circuit.handle_hop_built(elapsed), circuit.guard()?);
-        match built {
-            1 => {
-                self.policy.history.handle_guard_reached();
-                Some(PoolEvent::GuardAnswered(guard))
-            }
-            2 => {
-                if circuit.is_volunteer(1) {
-                    self.policy.gone_reports.handle_answer(now, guard, false);
-                }
-                None
-            }
-            _ => None,
+        if let Some(gateway) = circuit.gateway_of_middle(built.saturating_sub(1)) {
+            self.policy.gone_reports.handle_answer(now, gateway, false);
         }
+        if built > 1 {
+            return None;
+        }
+        self.policy.history.handle_guard_reached();
+        Some(PoolEvent::GuardAnswered(guard))
     }
 
     fn handle_built(&mut self, key: PooledCircuitKey) -> Option<PoolEvent> {
@@ -561,8 +556,8 @@ impl Pool {
         self.lost_relays.handle_lost(now, path);
     }
 
-    /// Guards that no volunteer may follow.
-    pub(super) fn guards_without_volunteers(&self, now: Instant) -> Vec<RelayId> {
-        self.policy.gone_reports.guards_without_volunteers(now)
+    /// Gateways that no volunteer may follow as middle.
+    pub(super) fn gateways_without_volunteers(&self, now: Instant) -> Vec<RelayId> {
+        self.policy.gone_reports.gateways_without_volunteers(now)
     }
 }

@@ -25,6 +25,7 @@ use crate::{
 mod circuits;
 mod delegated;
 mod guards;
+mod layer_two;
 mod linking;
 mod names;
 mod volunteers;
@@ -307,6 +308,12 @@ impl Net {
     fn give_consensus(&mut self, wall: WallTime) {
         let consensus = self.consensus();
         self.client(|party, now, rng| party.client.set_consensus(now, wall, consensus, rng));
+    }
+
+    /// Gives the client a consensus with these parameters.
+    fn set_parameters(&mut self, parameters: &Parameters) {
+        let consensus = Arc::new(consensus_at(NOW, self.listed.clone(), parameters).0);
+        self.client(|party, now, rng| party.client.set_consensus(now, NOW, consensus, rng));
     }
 
     fn client<T>(&mut self, act: impl FnOnce(&mut ClientParty, Instant, &mut rand::rngs::ChaCha20Rng) -> T) -> T {

@@ -71,7 +71,10 @@ parameters! {
     guards_in_use = "path.guards-in-use", 1, 1, 2;
     /// Days for which a guard is kept.
     guard_lifetime_days = "path.guard-lifetime-days", 120, 1, 720;
-    /// Maximum probability in percent that a circuit's middle is a volunteer, if its guard is a volunteer's gateway.
+    /// Layer-2 guards of a client. With 0, each path has another relay behind the guard, and one relay less.
+    layer_two_guards = "path.layer-2-guards", 0, 0, 16;
+    /// Maximum probability in percent that a circuit's middle is a volunteer, if the relay before it is a volunteer's
+    /// gateway.
     volunteer_share = "path.volunteer-share", 50, 0, 100;
     /// Maximum probability in percent that a volunteer performs a delegated request which listed relays offer too.
     volunteer_exit_share = "path.volunteer-exit-share", 10, 0, 100;

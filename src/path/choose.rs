@@ -1,7 +1,8 @@
 //! The choice of one path: guard, middles, exit.
 //!
-//! A volunteer can be a hop only directly behind one of its gateways, and only directly behind the guard or as last
-//! hop.
+//! With layer-2 guards, the first middle is one of them, and a path has one relay more: otherwise the exit would see the
+//! client's few layer-2 guards. A volunteer can be a hop only directly behind one of its gateways: as the first middle
+//! that isn't a layer-2 guard, or as last hop.
 
 use core::fmt;
 
@@ -28,7 +29,7 @@ const USUAL_PORT: u16 = 443;
 /// The requirements for a path.
 #[derive(Clone, Debug)]
 pub struct Requirement {
-    /// Number of hops, clamped to 2 to 8.
+    /// Number of hops without a layer-2 guard, clamped to 2 to 8.
     pub hops: u8,
     /// Purpose of the exit.
     pub purpose: Purpose,
@@ -56,7 +57,7 @@ impl Purpose {
 }
 
 impl Requirement {
-    /// Three hops to an exit for `purpose`.
+    /// Three hops to an exit for `purpose`, or four with a layer-2 guard.
     #[must_use]
     pub const fn three_hops(purpose: Purpose) -> Self {
         Self { hops: 3, purpose }
@@ -141,7 +142,8 @@ pub fn permits_target(relay: &ConsensusRelay, target: &Target) -> bool {
 
 /// Chooses a path for `requirement`. The guard is chosen first and independently of the target, so that a target can't
 /// change the guard. The next guard is used only if no path to an exit for the purpose begins with the first guard.
-/// Relays in `avoid` (recently failed, for example) are middle or exit only if no others remain.
+/// Relays in `avoid` (recently failed, for example) are middle or exit only if no others remain. In a network with too
+/// few relays for a path with a layer-2 guard, the path has none.
 ///
 /// # Errors
 /// When there is no guard, no exit for the purpose, or no path of unrelated relays.
@@ -160,14 +162,19 @@ pub fn choose<R: CryptoRng + ?Sized>(
     if exits.is_empty() {
         return Err(requirement.purpose.error_without_exit());
     }
-    let choice = Choice { relays, exits, hops: usize::from(requirement.hops.clamp(2, HopIndex::MAX)) };
-    // An adversary that fails circuits can fill `avoid`, so `avoid` must not change the guard either.
+    let hops = usize::from(requirement.hops.clamp(2, HopIndex::MAX));
+    let choice = Choice { relays, exits: &exits, hops, layer_two: &[], volunteer_position: 1 };
+    let layer_two = if hops > 2 && relays.middle.is_none() { guards.layer_two() } else { Vec::new() };
+    let longer = hops.saturating_add(1).min(usize::from(HopIndex::MAX));
+    let with_layer_two = Choice { hops: longer, layer_two: &layer_two, volunteer_position: 2, ..choice };
+    let choices = [(!layer_two.is_empty()).then_some(with_layer_two), Some(choice)];
+    // An adversary that fails circuits can fill `avoid`, so `avoid` must not change the guard or the number of hops.
     let path = candidates.iter().find_map(|guard| {
         let avoided_next = guards.avoided_next(relays.consensus, &guard.identity());
-        match choice.path_through(guard, avoid, &avoided_next, rng) {
+        choices.iter().flatten().find_map(|choice| match choice.path_through(guard, avoid, &avoided_next, rng) {
             None if !avoid.is_empty() => choice.path_through(guard, &[], &avoided_next, rng),
             path => path,
-        }
+        })
     });
     path.ok_or(PathError::TooFewRelays)
 }
@@ -178,7 +185,8 @@ pub fn choose<R: CryptoRng + ?Sized>(
 pub fn measure<R: CryptoRng + ?Sized>(relays: &Relays<'_>, guards: &GuardSample, rng: &mut R) -> Option<Path> {
     let (guard, next) = guards.measurement(relays.consensus, rng)?;
     let relays = Relays { middle: Some(next), ..*relays };
-    let choice = Choice { relays: &relays, exits: exits(&relays, &Purpose::Streams), hops: 3 };
+    let exits = exits(&relays, &Purpose::Streams);
+    let choice = Choice { relays: &relays, exits: &exits, hops: 3, layer_two: &[], volunteer_position: 1 };
     choice.path_through(guard, &[], &[], rng)
 }
 
@@ -199,7 +207,7 @@ pub fn replace<R: CryptoRng + ?Sized>(
         return None;
     }
     hops.remove(position);
-    let choice = Choice { relays, exits: Vec::new(), hops: path.len() };
+    let choice = Choice { relays, exits: &[], hops: path.len(), layer_two: &[], volunteer_position: position };
     let middle = choice
         .middle(&hops, position, allow_volunteer, avoid, rng)
         .or_else(|| choice.middle(&hops, position, false, &[], rng))?;
@@ -229,12 +237,17 @@ pub(crate) fn exits<'a>(relays: &Relays<'a>, purpose: &Purpose) -> Vec<PathRelay
 }
 
 /// The choice of one path.
+#[derive(Clone, Copy)]
 struct Choice<'a, 'b> {
     relays: &'b Relays<'a>,
     /// The relays that fit the exit position.
-    exits: Vec<PathRelay<'a>>,
+    exits: &'b [PathRelay<'a>],
     /// Number of hops.
     hops: usize,
+    /// The layer-2 guards, one of which follows the guard. If there are none, any relay does.
+    layer_two: &'b [RelayId],
+    /// The position of the middle that may be a volunteer.
+    volunteer_position: usize,
 }
 
 impl<'a> Choice<'a, '_> {
@@ -261,7 +274,9 @@ impl<'a> Choice<'a, '_> {
         path.push(self.exit(&exits, only_volunteers, rng)?);
         while path.len() < self.hops {
             let position = path.len().saturating_sub(1);
-            let preferred = if position == 1 && !avoided_next.is_empty() {
+            let preferred = if position == 1 && !self.layer_two.is_empty() {
+                self.layer_two_guard(&path, avoid, avoided_next, rng)
+            } else if position == 1 && !avoided_next.is_empty() {
                 self.middle(&path, position, true, &[avoid, avoided_next].concat(), rng)
             } else {
                 None
@@ -270,6 +285,23 @@ impl<'a> Choice<'a, '_> {
             path.insert(position, middle);
         }
         Some(Path::of(&path))
+    }
+
+    /// Chooses one of the layer-2 guards that the path restrictions permit; `None` if they permit none. Relays to avoid
+    /// are chosen if no other layer-2 guards remain. Otherwise an adversary that fails circuits could lead a client
+    /// beyond its layer-2 guards.
+    fn layer_two_guard<R: CryptoRng + ?Sized>(
+        &self,
+        path: &[PathRelay<'a>],
+        avoid: &[RelayId],
+        avoided_next: &[RelayId],
+        rng: &mut R,
+    ) -> Option<PathRelay<'a>> {
+        let listed = self.layer_two.iter().filter_map(|relay| self.relays.consensus.relay(relay));
+        let permitted: Vec<_> = listed.map(PathRelay::Listed).filter(|hop| self.fits(hop, path, &[])).collect();
+        let is_avoided = |hop: &PathRelay<'a>| [avoid, avoided_next].iter().any(|it| it.contains(&hop.identity()));
+        let preferred: Vec<_> = permitted.iter().copied().filter(|hop| !is_avoided(hop)).collect();
+        pick_uniformly(&preferred, rng).or_else(|| pick_uniformly(&permitted, rng))
     }
 
     /// Whether a path that begins with `path` can end at `exit`. Without this check, a volunteer whose gateways fit no
@@ -319,8 +351,8 @@ impl<'a> Choice<'a, '_> {
             return self.relays.hop(&required).filter(fits);
         }
         let listed: Vec<_> = self.relays.consensus.relays().iter().map(PathRelay::Listed).filter(fits).collect();
-        let gets_volunteers = !self.relays.guards_without_volunteers.contains(&before.identity());
-        if allow_volunteer && position == 1 && gets_volunteers {
+        let gets_volunteers = !self.relays.gateways_without_volunteers.contains(&before.identity());
+        if allow_volunteer && position == self.volunteer_position && gets_volunteers {
             let reached: Vec<_> = self.relays.volunteers().map(PathRelay::Volunteer).filter(fits).collect();
             let share = self.relays.consensus.parameters().volunteer_share();
             if volunteer_selected(share, reached.len(), listed.len(), rng) {

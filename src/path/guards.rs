@@ -4,6 +4,7 @@
 //! when the client ran.
 
 mod bias;
+mod layer_two;
 mod reachability;
 
 use core::{fmt, time::Duration};
@@ -20,6 +21,7 @@ use crate::{
     directory::{Consensus, ConsensusRelay, Flags, decode_identity, schema},
 };
 use bias::{MAX_NEXT_RELAYS, NextRelays};
+use layer_two::LayerTwoGuards;
 use reachability::{FurtherGuards, GuardReachability, PRIMARIES};
 
 /// Maximum guards of the sample, listed or not.
@@ -42,6 +44,7 @@ pub struct GuardSample {
     /// The date of the last consensus.
     consensus_date: Option<WallTime>,
     further: FurtherGuards,
+    layer_two: LayerTwoGuards,
     /// The date of the consensus with which the counts of next relays were last halved.
     halved_at: Option<WallTime>,
     /// Whether circuits were counted since the last [`Self::take_counts_changed`].
@@ -77,7 +80,8 @@ impl GuardSample {
             return Err(GuardSampleError);
         }
         let halved_at = (sample.halved > 0).then(|| WallTime::from_unix(sample.halved));
-        Ok(Self { guards, halved_at, ..Self::default() })
+        let layer_two = LayerTwoGuards::decode(&sample.layer_two, sample.layer_two_replaced).ok_or(GuardSampleError)?;
+        Ok(Self { guards, halved_at, layer_two, ..Self::default() })
     }
 
     /// Encodes the sample for storage, with the counts of next relays of the primaries only.
@@ -89,12 +93,18 @@ impl GuardSample {
             let others = guards.iter_mut().zip(&self.guards).filter(|(_, guard)| !primaries.contains(&guard.identity));
             others.for_each(|(encoded, _)| encoded.next_relays.clear());
         }
-        schema::GuardSample { guards, halved: self.halved_at.map_or(0, WallTime::as_unix) }.encode_to_vec()
+        let sample = schema::GuardSample {
+            guards,
+            halved: self.halved_at.map_or(0, WallTime::as_unix),
+            layer_two: self.layer_two.encode(),
+            layer_two_replaced: self.layer_two.encode_replaced_at(),
+        };
+        sample.encode_to_vec()
     }
 
     /// Updates the sample to a new consensus. Removes guards past their lifetime, guards unlisted for too long, and at
-    /// most one guard with path bias; then adds guards. Returns whether guards were added or removed, so that the
-    /// sample should be stored.
+    /// most one guard with path bias; then adds guards, and updates the layer-2 guards. Returns whether guards were added
+    /// or removed, so that the sample should be stored.
     pub fn update<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
         let date = consensus.valid_after();
         self.consensus_date = Some(date);
@@ -112,7 +122,8 @@ impl GuardSample {
         self.remove_biased_guard(consensus);
         let removed = self.guards.len() != before;
         let added = self.fill(consensus, rng);
-        removed || added
+        let layer_two_changed = self.update_layer_two(consensus, rng);
+        removed || added || layer_two_changed
     }
 
     /// Records that the guard built the first hop of a circuit.

@@ -17,14 +17,14 @@ pub struct Relays<'a> {
     /// The relay or volunteer that must be directly behind the guard. For tests and measurements only, because others
     /// can observe a fixed middle.
     pub middle: Option<RelayId>,
-    /// Guards that no volunteer may follow.
-    pub guards_without_volunteers: &'a [RelayId],
+    /// Gateways that no volunteer may follow as middle.
+    pub gateways_without_volunteers: &'a [RelayId],
 }
 
 impl<'a> From<&'a Consensus> for Relays<'a> {
     /// The relays of the consensus, without volunteers.
     fn from(consensus: &'a Consensus) -> Self {
-        Self { consensus, volunteers: None, middle: None, guards_without_volunteers: &[] }
+        Self { consensus, volunteers: None, middle: None, gateways_without_volunteers: &[] }
     }
 }
 

@@ -199,9 +199,9 @@ impl Pool {
         let Some(circuit) = self.circuits.get_mut(&key) else { return };
         let Some(report) = circuit.count_gone(position) else { return };
         tracing::debug!(position, is_volunteer = report.is_of_volunteer, "the hop before reports a relay as gone");
-        // A guard that has no consensus yet reports all relays as gone, so only reports of volunteers count.
-        if let (Some(guard), 1, true) = (circuit.guard(), position, report.is_of_volunteer) {
-            self.policy.gone_reports.handle_answer(now, guard, true);
+        // A relay that has no consensus yet reports all relays as gone, so only reports of volunteers count.
+        if let Some(gateway) = circuit.gateway_of_middle(position) {
+            self.policy.gone_reports.handle_answer(now, gateway, true);
         }
         // A middle that the settings fix is not replaced.
         let substitute = if report.is_valid && inputs.relays.middle.is_none() {

@@ -67,8 +67,8 @@ impl BuildPolicy {
         (refused_by, avoided): (&[RelayId], &[RelayId]),
         rng: &mut dyn CryptoRng,
     ) -> Result<Path, PathError> {
-        let guards_without_volunteers = self.gone_reports.guards_without_volunteers(now);
-        let relays = Relays { guards_without_volunteers: &guards_without_volunteers, ..*relays };
+        let gateways_without_volunteers = self.gone_reports.gateways_without_volunteers(now);
+        let relays = Relays { gateways_without_volunteers: &gateways_without_volunteers, ..*relays };
         let mut avoid = self.history.avoided(now);
         avoid.extend(refused_by);
         avoid.extend(avoided);
@@ -91,8 +91,8 @@ impl BuildPolicy {
         allow_volunteer: bool,
         rng: &mut dyn CryptoRng,
     ) -> Option<Path> {
-        let guards_without_volunteers = self.gone_reports.guards_without_volunteers(now);
-        let relays = Relays { guards_without_volunteers: &guards_without_volunteers, ..*relays };
+        let gateways_without_volunteers = self.gone_reports.gateways_without_volunteers(now);
+        let relays = Relays { gateways_without_volunteers: &gateways_without_volunteers, ..*relays };
         let mut avoid = self.history.avoided(now);
         avoid.extend(path.get(position).map(|relay| relay.identity));
         replace(&relays, path, position, allow_volunteer, &avoid, rng)

@@ -179,6 +179,13 @@ impl PooledCircuit {
         self.path.get(position).is_some_and(|relay| self.volunteers.contains(&relay.identity))
     }
 
+    /// The relay before the volunteer at `position` (from 0); `None` if that hop is the last one or not a volunteer.
+    pub(super) fn gateway_of_middle(&self, position: usize) -> Option<RelayId> {
+        let is_last = position.saturating_add(1) == self.path.len();
+        let gateway = self.path.get(position.checked_sub(1)?)?;
+        (self.is_volunteer(position) && !is_last).then_some(gateway.identity)
+    }
+
     /// Whether the consensus lists all relays of the circuit except volunteers. The gateway of a volunteer ends the
     /// circuit when the volunteer disconnects.
     pub(super) fn is_listed(&self, consensus: &Consensus) -> bool {

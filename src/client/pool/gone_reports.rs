@@ -1,20 +1,22 @@
-//! Detection of guards that report too many volunteers as gone.
+//! Detection of gateways that report too many volunteers as gone.
 //!
-//! Some reports are true, because volunteers leave and the list is minutes old. But a guard could report all volunteers
-//! except its accomplices. If a guard reports more than half of the requested volunteers, no volunteer follows that
-//! guard until the period ends.
+//! The gateway is the guard, or a layer-2 guard where paths have one.
+//!
+//! Some reports are true, because volunteers leave and the list is minutes old. But a gateway could report all
+//! volunteers except its accomplices. If a gateway reports more than half of the requested volunteers, no volunteer
+//! follows that gateway until the period ends.
 
 use core::time::Duration;
 use std::collections::BTreeMap;
 
 use crate::base::{Counter as _, Instant, RelayId};
 
-/// The period for which the answers of a guard are counted.
+/// The period for which the answers of a gateway are counted.
 const PERIOD: Duration = Duration::from_secs(600);
-/// Minimum answers of a guard that can be excluded.
+/// Minimum answers of a gateway that can be excluded.
 const MIN_ANSWERS: u32 = 8;
 
-/// The counted answers of one guard.
+/// The counted answers of one gateway.
 #[derive(Clone, Copy)]
 struct AnswerCount {
     /// The start of the period.
@@ -24,25 +26,25 @@ struct AnswerCount {
     gone: u32,
 }
 
-/// The counted answers of each guard. There are at most as many guards as in the sample.
+/// The counted answers of each gateway, at most as many as the listed relays.
 #[derive(Default)]
 pub(super) struct GoneReports(BTreeMap<RelayId, AnswerCount>);
 
 impl GoneReports {
-    /// Records the answer of `guard` to an EXTEND to a volunteer: `gone`, or extended.
-    pub(super) fn handle_answer(&mut self, now: Instant, guard: RelayId, gone: bool) {
+    /// Records the answer of `gateway` to an EXTEND to a volunteer: `gone`, or extended.
+    pub(super) fn handle_answer(&mut self, now: Instant, gateway: RelayId, gone: bool) {
         self.0.retain(|_, count| now.since(count.since) < PERIOD);
-        let count = self.0.entry(guard).or_insert(AnswerCount { since: now, answers: 0, gone: 0 });
+        let count = self.0.entry(gateway).or_insert(AnswerCount { since: now, answers: 0, gone: 0 });
         count.answers.increment();
         count.gone = count.gone.saturating_add(u32::from(gone));
     }
 
-    /// Guards that no volunteer may follow.
-    pub(super) fn guards_without_volunteers(&self, now: Instant) -> Vec<RelayId> {
+    /// Gateways that no volunteer may follow.
+    pub(super) fn gateways_without_volunteers(&self, now: Instant) -> Vec<RelayId> {
         let exceeds = |count: &AnswerCount| {
             now.since(count.since) < PERIOD && count.answers >= MIN_ANSWERS && count.gone > count.answers / 2
         };
-        self.0.iter().filter(|(_, count)| exceeds(count)).map(|(guard, _)| *guard).collect()
+        self.0.iter().filter(|(_, count)| exceeds(count)).map(|(gateway, _)| *gateway).collect()
     }
 }
 
@@ -53,26 +55,26 @@ mod tests {
 
     use super::*;
 
-    const GUARD: RelayId = RelayId::from_bytes([1; 32]);
+    const GATEWAY: RelayId = RelayId::from_bytes([1; 32]);
 
     #[test]
-    fn a_guard_that_reports_most_volunteers_as_gone_gets_none_for_ten_minutes() {
+    fn a_gateway_that_reports_most_volunteers_as_gone_gets_none_for_ten_minutes() {
         let mut reports = GoneReports::default();
         for _ in 0..7 {
-            reports.handle_answer(Instant::START, GUARD, true);
-            assert_eq!(reports.guards_without_volunteers(Instant::START), []);
+            reports.handle_answer(Instant::START, GATEWAY, true);
+            assert_eq!(reports.gateways_without_volunteers(Instant::START), []);
         }
-        reports.handle_answer(Instant::START, GUARD, true);
-        assert_eq!(reports.guards_without_volunteers(Instant::START), [GUARD]);
-        assert_eq!(reports.guards_without_volunteers(Instant::START.after(PERIOD)), []);
+        reports.handle_answer(Instant::START, GATEWAY, true);
+        assert_eq!(reports.gateways_without_volunteers(Instant::START), [GATEWAY]);
+        assert_eq!(reports.gateways_without_volunteers(Instant::START.after(PERIOD)), []);
     }
 
     #[test]
-    fn a_guard_that_reports_a_third_of_its_volunteers_as_gone_keeps_them() {
+    fn a_gateway_that_reports_a_third_of_its_volunteers_as_gone_keeps_them() {
         let mut reports = GoneReports::default();
         for number in 0..100 {
-            reports.handle_answer(Instant::START, GUARD, number % 3 == 0);
+            reports.handle_answer(Instant::START, GATEWAY, number % 3 == 0);
         }
-        assert_eq!(reports.guards_without_volunteers(Instant::START), []);
+        assert_eq!(reports.gateways_without_volunteers(Instant::START), []);
     }
 }

@@ -61,9 +61,7 @@ impl Net {
 
 /// Sets the parameter `path.volunteer-share` of the client's consensus.
 fn with_share(mut net: Net, percent: u64) -> Net {
-    let parameters = Parameters::default().with("path.volunteer-share", percent).unwrap();
-    let consensus = Arc::new(consensus_at(NOW, net.listed.clone(), &parameters).0);
-    net.client(|party, now, rng| party.client.set_consensus(now, NOW, consensus, rng));
+    net.set_parameters(&Parameters::default().with("path.volunteer-share", percent).unwrap());
     net
 }
 
@@ -164,8 +162,33 @@ fn a_guard_that_reports_every_volunteer_as_gone_gets_listed_middles() {
         assert!(net.relays.contains_key(&middle));
     }
     let now = net.world.now();
-    let guards = net.client(|party, _, _| party.client.pool.guards_without_volunteers(now));
+    let guards = net.client(|party, _, _| party.client.pool.gateways_without_volunteers(now));
     assert_eq!(guards.len(), 1, "the guard has no volunteers behind it");
+}
+
+#[test]
+fn layer_two_guards_that_report_every_volunteer_as_gone_get_listed_middles() {
+    let mut net = Net::new(48, 2);
+    let parameters = Parameters::default().with("path.volunteer-share", 100).unwrap();
+    net.set_parameters(&parameters.with("path.layer-2-guards", 2).unwrap());
+    // These volunteers are listed but unreachable.
+    let listed = (FIRST..FIRST + MANY).map(|number| {
+        let gateways: Vec<u16> = (1..=RELAYS).collect();
+        fixture::listed_volunteer(number, &gateways[usize::from(number) % 5..][..3])
+    });
+    let listed: Vec<_> = listed.collect();
+    net.list(listed);
+    let guard = net.client(|party, _, _| party.built.first().map(|path| path[0]));
+    for isolation in 0..40 {
+        let stream = net.connected(isolation);
+        let path = net.path_of(stream);
+        assert!(path.len() == 4 && path.iter().all(|relay| net.relays.contains_key(relay)));
+    }
+    let now = net.world.now();
+    let gateways = net.client(|party, _, _| party.client.pool.gateways_without_volunteers(now));
+    let layer_two = net.client(|party, _, _| party.client.guards.layer_two());
+    assert!(!gateways.is_empty() && gateways.iter().all(|gateway| layer_two.contains(gateway)));
+    assert!(guard.is_none_or(|guard| !gateways.contains(&guard)), "the guard itself reported nothing");
 }
 
 #[test]
@@ -194,7 +217,7 @@ fn gone_reports_of_listed_relays_do_not_count_against_a_guard() {
         for _ in 0..20 {
             pool.handle_gone(now, key, HopIndex::new(2).unwrap(), &inputs, rng);
         }
-        assert_eq!(pool.guards_without_volunteers(now), []);
+        assert_eq!(pool.gateways_without_volunteers(now), []);
     });
 }
 

@@ -14,6 +14,7 @@ use crate::{
     wire::Host,
 };
 
+mod layer_two;
 mod volunteers;
 
 const SEED: u64 = 11;

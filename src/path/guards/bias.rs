@@ -4,6 +4,10 @@
 //! make an honest guard suspect. The counts distinguish the two: a hostile middle fails behind every guard, but behind
 //! a hostile guard almost every middle fails (`proto/08-paths.md` §4). Volunteers aren't counted, because their
 //! addresses aren't published.
+//!
+//! With layer-2 guards, few relays are behind a guard. A layer-2 guard whose circuits fail is replaced, so that a hostile
+//! guard soon has failed circuits over many relays. Hostile layer-2 guards that fail circuits give their places to
+//! others, until the remaining ones work.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +27,8 @@ pub(super) const MAX_NEXT_RELAYS: usize = 1024;
 const MIN_RATED_CIRCUITS: u16 = 6;
 /// Minimum built circuits over a pair that works.
 const MIN_BUILT_CIRCUITS: u16 = 2;
+/// Minimum circuits over a failing pair before its layer-2 guard is replaced.
+const MIN_CIRCUITS_OF_REPLACED: u16 = 20;
 /// Minimum address blocks of the failing next relays of a suspect guard. Also the number by which these relays must
 /// outnumber three times the other rated ones.
 const MIN_FAILING_BLOCKS: usize = 20;
@@ -88,14 +94,20 @@ impl NextRelays {
         self.pairs.len()
     }
 
-    /// Halves all counts, and removes empty ones.
-    fn halve(&mut self) {
+    /// Halves the counts of the relays for which `is_kept` holds. Removes all others, and empty ones.
+    fn halve(&mut self, is_kept: impl Fn(&RelayId) -> bool) {
         self.pairs.values_mut().for_each(|count| *count = count.halved());
-        self.pairs.retain(|_, count| count.begun > 0);
+        self.pairs.retain(|relay, count| count.begun > 0 && is_kept(relay));
+    }
+
+    /// The next relays that fail, after enough circuits to replace them as layer-2 guards.
+    pub(super) fn failing_often(&self) -> impl Iterator<Item = RelayId> {
+        let often = self.pairs.iter().filter(|(_, count)| count.fails() && count.begun >= MIN_CIRCUITS_OF_REPLACED);
+        often.map(|(relay, _)| *relay)
     }
 
     /// The next relays that fail, in the order of identities.
-    fn failing(&self) -> impl Iterator<Item = RelayId> {
+    pub(super) fn failing(&self) -> impl Iterator<Item = RelayId> {
         self.pairs.iter().filter(|(_, count)| count.fails()).map(|(relay, _)| *relay)
     }
 
@@ -204,19 +216,21 @@ impl GuardSample {
         self.primaries().filter(|other| other.identity != guard.identity).map(|other| &other.next_relays).collect()
     }
 
-    /// Halves the counts if the interval has passed at the date of a consensus. Deletes the counts of other guards than
-    /// the primaries.
+    /// Halves the counts if the interval has passed at the date of a consensus. Then deletes the counts of relays that
+    /// are no longer layer-2 guards. Otherwise the counts of earlier layer-2 guards, which get no more circuits, would
+    /// outnumber those of the present ones. Deletes the counts of other guards than the primaries.
     fn age(&mut self, date: WallTime) {
         let due = self.halved_at.is_some_and(|at| date.since(at) >= HALVING_INTERVAL);
         if due || self.halved_at.is_none() {
             self.halved_at = Some(date);
         }
         let primaries: Vec<_> = self.primaries().map(|guard| guard.identity).collect();
-        for guard in &mut self.guards {
+        let Self { guards, layer_two, .. } = self;
+        for guard in guards {
             if !primaries.contains(&guard.identity) {
                 guard.next_relays = NextRelays::default();
             } else if due {
-                guard.next_relays.halve();
+                guard.next_relays.halve(|relay| layer_two.is_empty() || layer_two.contains(relay));
             }
         }
     }

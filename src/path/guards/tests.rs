@@ -53,7 +53,7 @@ fn a_stored_sample_decodes_to_an_equal_one() {
     assert_eq!(order(&stored, &consensus), order(&guards, &consensus));
     assert_eq!(stored.encode(), guards.encode());
     assert!(GuardSample::decode(&[1, 2, 3]).is_err());
-    let invalid = schema::GuardSample { guards: vec![schema::SampledGuard::default()], halved: 0 };
+    let invalid = schema::GuardSample { guards: vec![schema::SampledGuard::default()], ..Default::default() };
     assert!(GuardSample::decode(&invalid.encode_to_vec()).is_err());
 }
 

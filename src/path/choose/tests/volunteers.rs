@@ -63,10 +63,10 @@ fn a_volunteer_is_only_the_hop_behind_its_gateway() {
 fn no_volunteer_follows_a_guard_without_volunteers_and_avoided_volunteers_are_not_used() {
     let (consensus, list, mut rng) = (full_share(), one_behind_each(), rng());
     let guards = sample(&consensus, &mut rng);
-    let guards_without_volunteers: Vec<RelayId> = (1..=7).map(id).collect();
+    let gateways_without_volunteers: Vec<RelayId> = (1..=7).map(id).collect();
     let avoided: Vec<RelayId> = (21..=27).map(id).collect();
     let without_volunteers =
-        Relays { guards_without_volunteers: &guards_without_volunteers, ..relays_of(&consensus, &list) };
+        Relays { gateways_without_volunteers: &gateways_without_volunteers, ..relays_of(&consensus, &list) };
     for (relays, avoid) in [(without_volunteers, &[][..]), (relays_of(&consensus, &list), &avoided)] {
         let path = choose(&relays, &guards, &streams(3), avoid, &mut rng).unwrap();
         assert!(list.volunteer(&path.hops()[1]).is_none());

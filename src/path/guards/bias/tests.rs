@@ -64,6 +64,30 @@ impl SimulatedClient {
         }
     }
 
+    /// Builds the circuits of all `days` over layer-2 guards. `probability` returns the probability that a circuit over
+    /// a guard, a layer-2 guard and any relay is built.
+    fn run_layer_two(
+        &mut self,
+        days: &[Consensus],
+        relays: &[RelayId],
+        probability: impl Fn(&RelayId, &RelayId, &RelayId) -> f64,
+    ) {
+        for consensus in days {
+            self.guards.update(consensus, &mut self.rng);
+            for _ in 0..CIRCUITS_PER_DAY / 2 {
+                let guard = self.guards.primaries().next().unwrap().identity;
+                let layer_two = self.guards.layer_two();
+                let next = layer_two[self.rng.random_range(0..layer_two.len())];
+                let third = relays[self.rng.random_range(0..relays.len())];
+                self.count(guard, next, |guard, next| probability(guard, next, &third));
+                if let Some((guard, next)) = self.guards.measurement(consensus, &mut self.rng) {
+                    let guard = guard.identity();
+                    self.count(guard, next, |guard, next| probability(guard, next, &third));
+                }
+            }
+        }
+    }
+
     /// Whether `guard` is still a primary.
     fn has(&self, guard: &RelayId) -> bool {
         self.guards.primaries().any(|it| it.identity == *guard)
@@ -82,6 +106,49 @@ fn honest_guards_are_kept_though_half_of_the_middles_fail_circuits_behind_them()
         client.run(&days, &relays, probability);
         assert!(client.primaries.clone().iter().all(|guard| client.has(guard)), "seed {seed}");
     }
+}
+
+/// Two consensuses a day for thirty days, with four layer-2 guards, and the identities of their relays.
+fn half_days_with_layer_two() -> (Vec<Consensus>, Vec<RelayId>) {
+    let parameters = Parameters::default().with("path.layer-2-guards", 4).unwrap();
+    let consensus = |half_day| {
+        let relays = (1..=RELAYS).map(|number| listed(profile(number)));
+        consensus_at(NOW.after(DAY / 2 * half_day), relays, &parameters).0
+    };
+    ((0..DAYS * 2).map(consensus).collect(), (1..=RELAYS).map(|number| key(number).id()).collect())
+}
+
+#[test]
+fn honest_guards_are_kept_though_half_of_the_layer_two_guards_and_middles_fail_circuits() {
+    let (half_days, relays) = half_days_with_layer_two();
+    let hostile: BTreeSet<RelayId> = relays.iter().step_by(2).copied().collect();
+    let mut kept_honest = 0;
+    for seed in 0..CLIENTS {
+        let mut client = SimulatedClient::new(seed, &half_days[0]);
+        let guard = client.primaries[0];
+        // The worst case: hostile relays work behind every guard except the attacked one.
+        client.run_layer_two(&half_days, &relays, |by, next, third| {
+            f64::from(u8::from(*by != guard || !(hostile.contains(next) || hostile.contains(third))))
+        });
+        assert!(client.primaries.clone().iter().all(|guard| client.has(guard)), "seed {seed}");
+        kept_honest += client.guards.layer_two().iter().filter(|relay| !hostile.contains(relay)).count();
+    }
+    let all = usize::try_from(CLIENTS).unwrap() * 4;
+    assert!(kept_honest * 10 > all * 7, "hostile layer-2 guards are replaced: {kept_honest} of {all} are honest");
+}
+
+#[test]
+fn a_guard_that_fails_circuits_over_all_layer_two_guards_is_replaced() {
+    let (half_days, relays) = half_days_with_layer_two();
+    let mut replaced = 0;
+    for seed in 0..CLIENTS {
+        let mut client = SimulatedClient::new(seed, &half_days[0]);
+        let guard = client.primaries[0];
+        client.run_layer_two(&half_days, &relays, |by, _, _| if *by == guard { 0.1 } else { 1.0 });
+        replaced += u64::from(!client.has(&guard));
+        assert!(client.has(&client.primaries[1].clone()), "seed {seed}");
+    }
+    assert!(replaced * 10 >= CLIENTS * 9, "{replaced} of {CLIENTS} replaced the guard");
 }
 
 #[test]

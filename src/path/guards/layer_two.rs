@@ -1,0 +1,158 @@
+//! Layer-2 guards: the few relays behind the guard, kept for days and common to all circuits of a client.
+//!
+//! If each circuit had another relay behind the guard, relays of an adversary would soon see the guard. The relay behind
+//! a layer-2 guard is chosen for each circuit. So the exit doesn't see the layer-2 guard, by which it could link
+//! circuits of different isolations (`proto/08-paths.md` §4).
+
+use core::time::Duration;
+
+use rand::{CryptoRng, RngExt};
+
+use super::{DAY, GuardSample};
+use crate::{
+    base::{RelayId, WallTime},
+    directory::{Consensus, Flags, decode_identity, schema},
+    path::{
+        hop::PathRelay,
+        restrict::related,
+        weigh::{ExitShare, pick_by_weight},
+    },
+};
+
+/// Bounds of the lifetime. It is the greater of two times that are drawn uniformly between these bounds.
+const MIN_LIFETIME: Duration = DAY;
+const MAX_LIFETIME: Duration = DAY.saturating_mul(12);
+/// Minimum time between two replacements of failing layer-2 guards. Without this bound, a guard that ends circuits could
+/// soon exchange all layer-2 guards for its accomplices.
+const REPLACEMENT_INTERVAL: Duration = Duration::from_secs(DAY.as_secs() / 2);
+/// Maximum number of layer-2 guards; the maximum of `path.layer-2-guards`.
+const MAX_LAYER_TWO_GUARDS: usize = 16;
+
+/// The layer-2 guards of a client.
+#[derive(Clone, Default)]
+pub(super) struct LayerTwoGuards {
+    guards: Vec<LayerTwoGuard>,
+    /// The date of the consensus with which a failing layer-2 guard was last replaced.
+    replaced_at: Option<WallTime>,
+}
+
+#[derive(Clone)]
+struct LayerTwoGuard {
+    identity: RelayId,
+    /// The end of the lifetime.
+    expires: WallTime,
+}
+
+impl LayerTwoGuards {
+    pub(super) fn identities(&self) -> impl Iterator<Item = RelayId> {
+        self.guards.iter().map(|guard| guard.identity)
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.guards.is_empty()
+    }
+
+    pub(super) fn contains(&self, relay: &RelayId) -> bool {
+        self.identities().any(|guard| guard == *relay)
+    }
+
+    /// Removes layer-2 guards past their lifetime, unlisted or not stable, and those beyond `number`.
+    fn remove_expired(&mut self, consensus: &Consensus, number: usize) {
+        let date = consensus.valid_after();
+        self.guards.retain(|guard| {
+            let is_listed = consensus.relay(&guard.identity).is_some_and(|relay| relay.flags.contains(Flags::STABLE));
+            is_listed && date < guard.expires && guard.expires.since(date) <= MAX_LIFETIME
+        });
+        self.guards.truncate(number);
+    }
+
+    /// Removes one layer-2 guard in `failing`, if the last replacement was long enough ago.
+    fn remove_failing(&mut self, date: WallTime, failing: &[RelayId]) {
+        let is_due = self.replaced_at.is_none_or(|at| date.since(at) >= REPLACEMENT_INTERVAL);
+        let position = self.guards.iter().position(|guard| failing.contains(&guard.identity));
+        if let Some(position) = position.filter(|_| is_due) {
+            self.guards.remove(position);
+            self.replaced_at = Some(date);
+        }
+    }
+
+    pub(super) fn encode(&self) -> Vec<schema::LayerTwoGuard> {
+        let encode = |guard: &LayerTwoGuard| schema::LayerTwoGuard {
+            identity: guard.identity.as_bytes().to_vec(),
+            expires: guard.expires.as_unix(),
+        };
+        self.guards.iter().map(encode).collect()
+    }
+
+    /// The date of the last replacement, in Unix seconds; 0 if there was none.
+    pub(super) fn encode_replaced_at(&self) -> u64 {
+        self.replaced_at.map_or(0, WallTime::as_unix)
+    }
+
+    /// Decodes the output of [`Self::encode`] and [`Self::encode_replaced_at`]; `None` if it is invalid.
+    pub(super) fn decode(guards: &[schema::LayerTwoGuard], replaced_at: u64) -> Option<Self> {
+        if guards.len() > MAX_LAYER_TWO_GUARDS {
+            return None;
+        }
+        let decode = |guard: &schema::LayerTwoGuard| {
+            let identity = decode_identity(&guard.identity)?;
+            Some(LayerTwoGuard { identity, expires: WallTime::from_unix(guard.expires) })
+        };
+        let guards = guards.iter().map(decode).collect::<Option<_>>()?;
+        Some(Self { guards, replaced_at: (replaced_at > 0).then(|| WallTime::from_unix(replaced_at)) })
+    }
+}
+
+impl GuardSample {
+    /// The layer-2 guards; none if the consensus turns them off.
+    pub(crate) fn layer_two(&self) -> Vec<RelayId> {
+        self.layer_two.identities().collect()
+    }
+
+    /// Updates the layer-2 guards to a new consensus. Returns whether some were added or removed.
+    pub(super) fn update_layer_two<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
+        let number = consensus.parameters().layer_two_guards();
+        let number = usize::try_from(number).unwrap_or(MAX_LAYER_TWO_GUARDS).min(MAX_LAYER_TWO_GUARDS);
+        let before = self.layer_two();
+        self.layer_two.remove_expired(consensus, number);
+        let failing: Vec<_> = self.primaries().flat_map(|guard| guard.next_relays.failing_often()).collect();
+        self.layer_two.remove_failing(consensus.valid_after(), &failing);
+        while self.layer_two.guards.len() < number
+            && let Some(identity) = self.draw_layer_two(consensus, rng)
+        {
+            let expires = consensus.valid_after().after(draw_lifetime(rng));
+            self.layer_two.guards.push(LayerTwoGuard { identity, expires });
+        }
+        before != self.layer_two()
+    }
+
+    /// Draws a layer-2 guard by weight. Relays that fail behind a primary guard, and relays that can't be on one path
+    /// with a primary guard or are related to another layer-2 guard, are drawn only if no others remain. So the path
+    /// restrictions permit most layer-2 guards on each path.
+    fn draw_layer_two<R: CryptoRng + ?Sized>(&self, consensus: &Consensus, rng: &mut R) -> Option<RelayId> {
+        let share = ExitShare::of(consensus);
+        let listed = consensus.relays().iter().filter(|relay| relay.flags.contains(Flags::STABLE));
+        let eligible: Vec<_> = listed
+            .filter(|relay| !self.layer_two.contains(&relay.identity()))
+            .map(PathRelay::Listed)
+            .filter(|hop| share.weight(hop) > 0)
+            .collect();
+        let failing: Vec<_> = self.primaries().flat_map(|guard| guard.next_relays.failing()).collect();
+        let others: Vec<_> = self.primaries().map(|guard| guard.identity).chain(self.layer_two.identities()).collect();
+        let others: Vec<_> = others.iter().filter_map(|relay| consensus.relay(relay)).map(PathRelay::Listed).collect();
+        let is_related = |hop: &PathRelay<'_>| others.iter().any(|other| related(hop, other, consensus.parameters()));
+        let preferred: Vec<_> =
+            eligible.iter().copied().filter(|hop| !failing.contains(&hop.identity()) && !is_related(hop)).collect();
+        let relays = if preferred.is_empty() { &eligible } else { &preferred };
+        pick_by_weight(relays, |hop| share.weight(hop), rng).map(|hop| hop.identity())
+    }
+}
+
+/// The lifetime of a layer-2 guard. The greater of two times makes short lifetimes rare.
+fn draw_lifetime<R: CryptoRng + ?Sized>(rng: &mut R) -> Duration {
+    let mut draw = || rng.random_range(MIN_LIFETIME.as_secs()..=MAX_LIFETIME.as_secs());
+    Duration::from_secs(draw().max(draw()))
+}
+
+#[cfg(test)]
+mod tests;
