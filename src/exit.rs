@@ -18,7 +18,10 @@ use core::{
     task::{Context, Poll},
     time::Duration,
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -54,6 +57,9 @@ pub struct ExitOptions {
     /// end until a sixteenth of it is free: always the one with most such bytes, of the circuit with most, of the
     /// circuit owner with most.
     pub unread: usize,
+    /// Maximum streams whose two directions have ended, but whose target has not read all bytes of the origin; usually
+    /// 256. Beyond it, the oldest of these ends, and the target gets a TCP reset.
+    pub ending: usize,
     /// Time limit for resolving and connecting together; usually 15 s, less than the origins' limit.
     pub connect_timeout: Duration,
 }
@@ -62,7 +68,7 @@ impl ExitOptions {
     /// The usual limits with `policy`.
     #[must_use]
     pub const fn new(policy: Policy) -> Self {
-        Self { policy, streams: 4096 + 256, unread: 256 << 20, connect_timeout: Duration::from_secs(15) }
+        Self { policy, streams: 4096 + 256, unread: 256 << 20, ending: 256, connect_timeout: Duration::from_secs(15) }
     }
 }
 
@@ -73,6 +79,9 @@ pub(crate) struct Exit {
     tasks: JoinSet<()>,
     /// Running lookups, each with a task.
     lookups: BTreeMap<ExitStream, AbortHandle>,
+    /// Streams that the core has removed because both directions have ended. The oldest is first. The tasks of some
+    /// still write to the target.
+    ending: VecDeque<ExitStream>,
     /// Results of tasks, and refusals: at most one for each stream or lookup.
     outcomes: mpsc::UnboundedReceiver<(ExitStream, StreamCommand)>,
 }
@@ -92,7 +101,14 @@ impl Exit {
         let (outcome, outcomes) = mpsc::unbounded_channel();
         let permits = Arc::new(Semaphore::new(options.streams));
         let shared = Arc::new(ExitShared { options, resolver, delegate, permits, outcome });
-        Self { hub: Hub::new(), shared, tasks: JoinSet::new(), lookups: BTreeMap::new(), outcomes }
+        Self {
+            hub: Hub::new(),
+            shared,
+            tasks: JoinSet::new(),
+            lookups: BTreeMap::new(),
+            ending: VecDeque::new(),
+            outcomes,
+        }
     }
 
     /// Connects to `target`. The stream opens immediately, because an origin may send before the exit has connected.
@@ -169,17 +185,36 @@ impl Exit {
         self.hub.finish(id);
     }
 
+    /// Handles the end of both directions of a stream. No share of the core counts its socket any more.
+    fn handle_ended(&mut self, id: ExitStream) {
+        self.ending.push_back(id);
+        if self.ending.len() > self.shared.options.ending {
+            let hub = &self.hub;
+            self.ending.retain(|id| hub.contains(*id));
+        }
+        while self.ending.len() > self.shared.options.ending
+            && let Some(oldest) = self.ending.pop_front()
+        {
+            tracing::debug!("ending a stream whose target reads too slowly");
+            self.hub.discard(oldest, EndReason::ResourceLimit);
+        }
+    }
+
     /// Sets the number of bytes from the target for which the core has room.
     fn set_room(&mut self, id: ExitStream, room: usize) {
         self.hub.set_room(id, room);
     }
 
-    /// Cancels a stream or lookup.
-    fn close(&mut self, id: ExitStream) {
+    /// Cancels a stream or lookup. A stream that makes room for another frees its socket without delay.
+    fn close(&mut self, id: ExitStream, reason: EndReason) {
         if let Some(lookup) = self.lookups.remove(&id) {
             lookup.abort();
         }
-        self.hub.fail(id, EndReason::Reset);
+        if reason == EndReason::ResourceLimit {
+            self.hub.discard(id, reason);
+        } else {
+            self.hub.fail(id, EndReason::Reset);
+        }
     }
 
     fn permit(&self, id: ExitStream) -> Option<OwnedSemaphorePermit> {
@@ -211,9 +246,19 @@ impl Exit {
     /// Passes a command to the relay's core.
     pub(crate) fn handle_command(&mut self, relay: &mut Relay, id: ExitStream, command: StreamCommand) {
         let changes_room = matches!(command, StreamCommand::Connected(_) | StreamCommand::Write(_));
+        let finishes = matches!(command, StreamCommand::Finish);
         relay.handle_command(id, command);
+        if finishes {
+            self.check_ended(relay, id);
+        }
         if changes_room {
             self.set_room(id, relay.room(id));
+        }
+    }
+
+    fn check_ended(&mut self, relay: &Relay, id: ExitStream) {
+        if relay.request_owner(id).is_none() {
+            self.handle_ended(id);
         }
     }
 
@@ -240,9 +285,12 @@ impl Exit {
                 self.push(id, &bytes);
                 self.cap_unread(|stream| relay.request_owner(stream));
             }
-            StreamEvent::Finished => self.finish(id),
+            StreamEvent::Finished => {
+                self.finish(id);
+                self.check_ended(relay, id);
+            }
             StreamEvent::Writable => self.set_room(id, relay.room(id)),
-            StreamEvent::Closed(_) => self.close(id),
+            StreamEvent::Closed(reason) => self.close(id, reason),
             // Events of an origin only.
             StreamEvent::Connected(_) | StreamEvent::Resolved { .. } => {}
         }

@@ -177,7 +177,7 @@ async fn run(mut exit: Exit, mut requests: mpsc::UnboundedReceiver<Request>) {
                     StreamCommand::Consumed(bytes) => core.backward.credit(stream, bytes),
                     StreamCommand::Reset(_) => {
                         core.forget(stream);
-                        exit.close(ExitStream(stream));
+                        exit.close(ExitStream(stream), EndReason::Reset);
                         continue;
                     }
                     StreamCommand::Connected(_) | StreamCommand::Resolved { .. } => panic!("{command:?} of a stream"),
@@ -369,6 +369,45 @@ async fn targets_that_read_nothing_fill_the_memory_up_to_the_cap() {
     honest.write_all(b"hello").await.unwrap();
     timeout(DEADLINE, honest.read_exact(&mut answer)).await.unwrap().unwrap();
     assert_eq!(&answer, b"hello");
+}
+
+#[tokio::test]
+async fn targets_that_read_nothing_keep_few_sockets_of_ended_streams() {
+    let stuck = target_server(|mut socket| async move {
+        socket.shutdown().await.unwrap();
+        core::future::pending().await
+    })
+    .await;
+    let policy = Policy::parse(["accept *"], true).unwrap();
+    let resolver = Resolver::new(&ResolverOptions { private_addresses: true, ..ResolverOptions::default() });
+    let options = ExitOptions { streams: 4, ending: 2, ..ExitOptions::new(policy) };
+    let mut exit = Exit::new(options, Arc::new(resolver), None);
+    let target = Target { host: Host::Ip(stuck.ip()), port: stuck.port() };
+    for stream in (1..=4).map(ExitStream) {
+        exit.connect(stream, OWNER, target.clone());
+        exit.set_room(stream, ROOM);
+        // More than the kernel's buffers of both sockets.
+        exit.push(stream, &vec![0; 32 << 20]);
+        exit.finish(stream);
+        exit.flush();
+    }
+    let finishes = async {
+        let mut finished = 0;
+        while finished < 4 {
+            let (_, command) = poll_fn(|cx| exit.poll_command(cx)).await;
+            finished += usize::from(command == StreamCommand::Finish);
+        }
+    };
+    timeout(DEADLINE, finishes).await.unwrap();
+    assert_eq!(exit.shared.permits.available_permits(), 0, "the targets have read all");
+    (1..=4).map(ExitStream).for_each(|stream| exit.handle_ended(stream));
+    let freed = async {
+        while exit.shared.permits.available_permits() != 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, freed).await.unwrap();
+    assert!(!exit.hub.contains(ExitStream(2)) && exit.hub.contains(ExitStream(3)), "the oldest streams end");
 }
 
 #[tokio::test]

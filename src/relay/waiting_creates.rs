@@ -1,10 +1,10 @@
 //! Complete CREATEs that wait for their handshake, with caps, deadlines and turns of their owners.
 
 use core::time::Duration;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::{
-    base::{AtCap, Counter as _, Deadlines, HopIndex, Instant, Owner},
+    base::{AddressPrefix, AtCap, Counter as _, Deadlines, HopIndex, Instant, Owner, RelayId},
     channel::ChannelId,
 };
 
@@ -13,10 +13,9 @@ use super::{circuit::CircuitEndpoint, owners::Owned};
 /// Time limit from the last fragment of a CREATE to its handshake. Origins and extending relays wait longer for CREATED,
 /// so no handshake is performed for a circuit that they have given up.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(3);
-/// CREATEs of a source in one turn.
-const TURN_OF_SOURCE: usize = 1;
-/// CREATEs of a listed relay in one turn: its shares are four times those of a source, because it carries the circuits
-/// of many clients.
+/// CREATEs of a network in one turn.
+const TURN_OF_NETWORK: usize = 1;
+/// CREATEs of a listed relay in one turn. A listed relay carries the circuits of many clients.
 const TURN_OF_RELAY: usize = 4;
 
 /// A complete CREATE.
@@ -33,24 +32,49 @@ impl WaitingCreate {
     }
 }
 
-/// The turn of an owner.
-struct Turn {
-    /// The place of the turn among those of all owners.
-    number: u64,
-    /// CREATEs that the owner may still have handled in this turn.
-    left: usize,
+/// The holder of a turn: many sources of one network have one turn.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum TurnHolder {
+    Network(AddressPrefix),
+    Relay(RelayId),
 }
 
-/// All waiting CREATEs. Every operation takes logarithmic time.
+impl TurnHolder {
+    const fn of(owner: &Owner) -> Self {
+        match owner {
+            Owner::Source(_, network) => Self::Network(*network),
+            Owner::Relay(relay) => Self::Relay(*relay),
+        }
+    }
+
+    const fn creates(self) -> usize {
+        match self {
+            Self::Network(_) => TURN_OF_NETWORK,
+            Self::Relay(_) => TURN_OF_RELAY,
+        }
+    }
+}
+
+/// The turn of a holder.
+struct Turn {
+    /// The place of the turn among all turns.
+    number: u64,
+    /// CREATEs that the holder may still have handled in this turn.
+    left: usize,
+    /// The holder's owners with a CREATE. They take turns too; the next one is first.
+    owners: VecDeque<Owner>,
+}
+
+/// All waiting CREATEs. An operation takes logarithmic time, and at most a visit of the sources of one network.
 pub(super) struct WaitingCreates {
     creates: BTreeMap<CircuitEndpoint, WaitingCreate>,
     deadlines: Deadlines<CircuitEndpoint>,
     /// The share of each owner, whose CREATEs are ordered by deadline.
     owned: Owned<Instant, CircuitEndpoint>,
-    /// The turn of each owner with a CREATE.
-    turns: HashMap<Owner, Turn>,
-    /// The same owners, by the number of their turn.
-    order: BTreeMap<u64, Owner>,
+    /// The turn of each holder with a CREATE.
+    turns: HashMap<TurnHolder, Turn>,
+    /// The same holders, by the number of their turn.
+    order: BTreeMap<u64, TurnHolder>,
     next_number: u64,
 }
 
@@ -93,10 +117,11 @@ impl WaitingCreates {
         if let Some(evicted) = evicted {
             self.remove(evicted);
         }
+        let is_first = self.owned.lowest_of(&create.owner).is_none();
         self.owned.insert(create.owner, create.deadline, endpoint)?;
         self.deadlines.set(endpoint, create.deadline);
-        if !self.turns.contains_key(&create.owner) {
-            self.begin_turn(create.owner);
+        if is_first {
+            self.add_owner(create.owner);
         }
         self.creates.insert(endpoint, create);
         Ok(evicted)
@@ -108,7 +133,7 @@ impl WaitingCreates {
         self.deadlines.remove(endpoint);
         self.owned.remove(&create.owner, create.deadline, endpoint);
         if self.owned.lowest_of(&create.owner).is_none() {
-            self.end_turn(&create.owner);
+            self.remove_owner(&create.owner);
         }
         Some(create)
     }
@@ -122,19 +147,21 @@ impl WaitingCreates {
         }
     }
 
-    /// Removes and returns the next CREATE: the oldest of the owner whose turn it is.
+    /// Removes and returns the next CREATE: of the holder whose turn it is, the oldest of the next owner.
     pub(super) fn pop(&mut self) -> Option<(CircuitEndpoint, WaitingCreate)> {
-        let (_, &owner) = self.order.first_key_value()?;
-        let (_, endpoint) = self.owned.lowest_of(&owner)?;
-        let create = self.remove(endpoint)?;
-        if let Some(turn) = self.turns.get_mut(&owner) {
-            turn.left.decrement();
-            if turn.left == 0 {
-                self.end_turn(&owner);
-                self.begin_turn(owner);
-            }
+        let (_, &holder) = self.order.first_key_value()?;
+        let turn = self.turns.get_mut(&holder)?;
+        let owner = *turn.owners.front()?;
+        turn.owners.rotate_left(1);
+        turn.left.decrement();
+        if turn.left == 0 {
+            self.order.remove(&turn.number);
+            (turn.number, turn.left) = (self.next_number, holder.creates());
+            self.order.insert(turn.number, holder);
+            self.next_number = self.next_number.wrapping_add(1);
         }
-        Some((endpoint, create))
+        let (_, endpoint) = self.owned.lowest_of(&owner)?;
+        Some((endpoint, self.remove(endpoint)?))
     }
 
     /// Removes the next CREATE whose deadline is `now` or earlier. Returns its endpoint for the caller to refuse.
@@ -149,21 +176,28 @@ impl WaitingCreates {
         self.deadlines.earliest()
     }
 
-    /// Puts `owner` behind all other owners.
-    fn begin_turn(&mut self, owner: Owner) {
-        let number = self.next_number;
-        self.next_number = number.wrapping_add(1);
-        let left = match owner {
-            Owner::Source(..) => TURN_OF_SOURCE,
-            Owner::Relay(_) => TURN_OF_RELAY,
-        };
-        self.turns.insert(owner, Turn { number, left });
-        self.order.insert(number, owner);
+    /// Adds an owner with its first CREATE. A new holder is behind all others.
+    fn add_owner(&mut self, owner: Owner) {
+        let holder = TurnHolder::of(&owner);
+        let (number, order) = (self.next_number, &mut self.order);
+        let turn = self.turns.entry(holder).or_insert_with(|| {
+            order.insert(number, holder);
+            Turn { number, left: holder.creates(), owners: VecDeque::new() }
+        });
+        if turn.number == number {
+            self.next_number = number.wrapping_add(1);
+        }
+        turn.owners.push_back(owner);
     }
 
-    fn end_turn(&mut self, owner: &Owner) {
-        if let Some(turn) = self.turns.remove(owner) {
+    /// Removes an owner without a CREATE.
+    fn remove_owner(&mut self, owner: &Owner) {
+        let holder = TurnHolder::of(owner);
+        let Some(turn) = self.turns.get_mut(&holder) else { return };
+        turn.owners.retain(|other| other != owner);
+        if turn.owners.is_empty() {
             self.order.remove(&turn.number);
+            self.turns.remove(&holder);
         }
     }
 
@@ -211,6 +245,19 @@ mod tests {
         insert(&mut waiting, source(3), 40..41);
         let rest: Vec<_> = core::iter::from_fn(|| pop(&mut waiting)).collect();
         assert_eq!(rest, [20, 21, 22, 23, 30, 11, 40, 24, 25, 31, 12, 13, 14]);
+        assert_eq!(waiting.len(), (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn the_sources_of_a_network_share_its_turn() {
+        let mut waiting = WaitingCreates::new(640);
+        for host in 1..=5 {
+            let owner = Owner::of_address([10, 0, 1, host].into());
+            insert(&mut waiting, owner, u32::from(host) * 10..u32::from(host) * 10 + 2);
+        }
+        insert(&mut waiting, source(2), 70..72);
+        let order: Vec<_> = core::iter::from_fn(|| pop(&mut waiting)).collect();
+        assert_eq!(order, [10, 70, 20, 71, 30, 40, 50, 11, 21, 31, 41, 51]);
         assert_eq!(waiting.len(), (0, 0, 0, 0));
     }
 

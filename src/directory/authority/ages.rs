@@ -119,11 +119,12 @@ impl Ages {
         dropped
     }
 
-    /// Removes the age of a relay that is held again. Returns the time since which the relay is known; `None` if its age
-    /// isn't kept, or no longer.
+    /// Removes the age of a relay that is held again. Returns the time since which the relay counts as known; `None` if
+    /// its age isn't kept, or no longer. The time of the absence doesn't count, so that a relay gains no age by it.
     pub(super) fn take(&mut self, relay: &RelayId, now: WallTime) -> Option<WallTime> {
         let former = self.remove(relay)?;
-        (now < former.dropped_at.after(MAX_ABSENCE)).then_some(former.known_since)
+        let counted_since = former.known_since.after(now.since(former.dropped_at));
+        (now < former.dropped_at.after(MAX_ABSENCE)).then_some(counted_since)
     }
 
     /// Removes the ages of relays that have been away for [`MAX_ABSENCE`], and returns these relays.

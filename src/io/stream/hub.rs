@@ -72,6 +72,11 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         }
     }
 
+    /// Whether a stream is open, or its task still has it.
+    pub(crate) fn contains(&self, id: Id) -> bool {
+        self.streams.contains_key(&id)
+    }
+
     /// The number of open streams.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
@@ -216,6 +221,8 @@ fn fail(shared: &StreamShared, reason: EndReason) {
     let mut state = shared.lock();
     state.failed.get_or_insert(reason);
     state.outgoing.clear();
+    // Bytes of a failed stream remain for a short time only, and ending other streams would not free them.
+    shared.forget_unread(&mut state, usize::MAX);
     let wakers = [state.reader_waker.take(), state.writer_waker.take(), state.failure_waker.take()];
     drop(state);
     wakers.into_iter().flatten().for_each(Waker::wake);
