@@ -260,7 +260,7 @@ for (const browser of Object.keys(BROWSERS)) {
       await page.click('input[name=closed]');
       await page.click('#switch');
       await waitForText(page, 'label:has([name=only-tabs]) + p', 'You are querying it for others');
-      await waitForText(page, 'label:has([name=closed]) + p', 'doesn\'t allow that');
+      await waitForText(page, 'label:has([name=closed]) + p', 'forbids this');
       await screenshots(page, browser, 'exit');
 
       const [exit] = await waitForExits('only-tabs', 1);
