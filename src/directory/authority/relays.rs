@@ -75,7 +75,11 @@ enum Proof {
 impl RelayEntry {
     /// An unproved relay whose first proof is due now.
     pub(super) fn new(descriptor: Descriptor, signed: &[u8], now: WallTime) -> Self {
-        let (signed, proof) = (decode_signed(signed), Proof::Due(now));
+        Self::unproved(descriptor, decode_signed(signed), now)
+    }
+
+    fn unproved(descriptor: Descriptor, signed: schema::SignedDescriptor, now: WallTime) -> Self {
+        let proof = Proof::Due(now);
         let (known_since, proved_at, proved_addresses) = (None, None, Vec::new());
         let (failures, proof_started) = (0, None);
         let (publisher, changes, added_at) = (Publisher::claimed(&descriptor), TokenBucket::new(), now);
@@ -266,23 +270,9 @@ impl RelayEntry {
         let published = descriptor.claimed().published;
         let descriptor = descriptor.verify(published).ok()?;
         let proved_at = Some(record.proved).filter(|proved| *proved > 0).map(WallTime::from_unix);
-        let (added_at, known_since) = (now, Some(WallTime::from_unix(record.known_since).min(now)));
-        let (failures, proof_started, proof) = (0, None, Proof::Due(now));
+        let known_since = Some(WallTime::from_unix(record.known_since).min(now));
         let proved_addresses = descriptor.profile.addresses.clone();
-        let (publisher, changes) = (Publisher::claimed(&descriptor), TokenBucket::new());
-        Some(Self {
-            descriptor,
-            signed,
-            publisher,
-            added_at,
-            known_since,
-            proved_at,
-            proved_addresses,
-            failures,
-            proof_started,
-            changes,
-            proof,
-        })
+        Some(Self { known_since, proved_at, proved_addresses, ..Self::unproved(descriptor, signed, now) })
     }
 }
 
