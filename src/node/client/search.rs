@@ -18,7 +18,7 @@ impl Client {
     /// # async fn example(client: umbel::Client) -> Result<(), umbel::SearchFailure> {
     /// let found = client.search(&umbel::SearchQuery::new("rust ownership")).await?;
     /// for result in &found.results {
-    ///     println!("{} {}", result.title, result.link);
+    ///     println!("{} {}", result.title, result.url);
     /// }
     /// # Ok(()) }
     /// ```
