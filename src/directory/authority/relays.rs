@@ -1,5 +1,6 @@
 //! An authority's state of each relay: proofs, caps, and listing in the consensus (`proto/07-directory.md` §6).
 
+mod counts;
 mod proofs;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,13 +15,14 @@ use prost::Message as _;
 use super::{
     ProofError, Publisher,
     ages::FormerRelay,
-    crowding::{self, Crowds, LISTED_CAPS, PROVED_CAPS},
+    crowding::{Crowds, LISTED_CAPS, PROVED_CAPS},
     instant,
 };
 use crate::{
     base::{AddressPrefix, Counter as _, DialError, DialTarget, Rate, RelayId, TokenBucket, WallTime},
     directory::{ConsensusRelay, Descriptor, Flags, Statement as _, UnverifiedDescriptor, schema},
 };
+use counts::RelayCounts;
 use proofs::{ProofSchedule, Turns};
 
 /// The weight of every relay; bandwidth isn't measured.
@@ -294,6 +296,7 @@ fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
 /// All relays, by identity.
 pub(super) struct RelayEntries {
     entries: BTreeMap<RelayId, RelayEntry>,
+    counts: RelayCounts,
     schedule: ProofSchedule,
     turns: Turns,
     /// Whether the caps for each address, network and block are off, as in a testnet.
@@ -302,7 +305,8 @@ pub(super) struct RelayEntries {
 
 impl RelayEntries {
     pub(super) fn new(uncapped: bool) -> Self {
-        Self { entries: BTreeMap::new(), schedule: ProofSchedule::default(), turns: Turns::default(), uncapped }
+        let (counts, schedule, turns) = (RelayCounts::new(uncapped), ProofSchedule::default(), Turns::default());
+        Self { entries: BTreeMap::new(), counts, schedule, turns, uncapped }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -310,11 +314,12 @@ impl RelayEntries {
     }
 
     /// The number of proved relays.
-    pub(super) fn proved(&self) -> usize {
-        self.entries.values().filter(|entry| entry.is_proved()).count()
+    pub(super) const fn proved(&self) -> usize {
+        self.counts.proved()
     }
 
     pub(super) fn insert(&mut self, entry: RelayEntry) {
+        self.counts.update(&entry);
         self.schedule.update(&entry);
         self.entries.insert(entry.identity(), entry);
     }
@@ -336,6 +341,7 @@ impl RelayEntries {
     }
 
     pub(super) fn remove(&mut self, relay: &RelayId) -> Option<RelayEntry> {
+        self.counts.remove(relay);
         self.schedule.remove(relay);
         self.entries.remove(relay)
     }
@@ -348,6 +354,7 @@ impl RelayEntries {
     pub(super) fn change(&mut self, relay: &RelayId, change: impl FnOnce(&mut RelayEntry)) {
         if let Some(entry) = self.entries.get_mut(relay) {
             change(entry);
+            self.counts.update(entry);
             self.schedule.update(entry);
         }
     }
@@ -360,74 +367,36 @@ impl RelayEntries {
     /// Whether proved relays other than `relay` have reached a cap at one of `addresses`, in its network or in its
     /// block.
     pub(super) fn is_crowded(&self, relay: &RelayId, addresses: &[SocketAddr]) -> bool {
-        let others = self.entries.iter().filter(|(identity, entry)| *identity != relay && entry.is_proved());
-        !self.uncapped && crowding::is_crowded(&PROVED_CAPS, addresses, others.map(|(_, entry)| entry.addresses()))
+        self.counts.is_crowded(relay, addresses)
     }
 
-    /// The proved relay that relay `new` at `addresses` displaces once it is proved: one under eight days of age, in a
-    /// block with more proved relays than each block of `new`. Chooses a relay of the block with the most proved
-    /// relays, and there the youngest.
-    pub(super) fn displaceable(&self, now: WallTime, new: &RelayId, addresses: &[SocketAddr]) -> Option<RelayId> {
-        let proved = || self.entries.iter().filter(|(relay, entry)| entry.is_proved() && *relay != new);
-        let counts = count_prefixes(proved().flat_map(|(_, entry)| entry.prefixes(AddressPrefix::block)));
-        let crowding = |addresses: &[SocketAddr]| {
-            let blocks = addresses.iter().map(|address| AddressPrefix::block(address.ip()));
-            blocks.filter_map(|block| counts.get(&block)).max().copied().unwrap_or_default()
-        };
-        let is_young = |entry: &RelayEntry| !self.uncapped && now.since(entry.known_since()) < UNDISPLACED_AGE;
-        let young = proved().filter(|(_, entry)| is_young(entry));
-        let (relay, entry) = young.max_by_key(|(_, entry)| (crowding(entry.addresses()), entry.known_since()))?;
-        (crowding(entry.addresses()) > crowding(addresses)).then_some(*relay)
+    /// The proved relay that a relay at `addresses`, which isn't held, displaces once it is proved: one under eight days
+    /// of age, in a block with more proved relays than each block of `addresses`. Chooses a relay of the block with the
+    /// most proved relays, and there the youngest.
+    pub(super) fn displaceable(&self, now: WallTime, addresses: &[SocketAddr]) -> Option<RelayId> {
+        let proved = self.counts.proved_by_prefix();
+        let own = addresses.iter().map(|address| proved.count(&AddressPrefix::block(address.ip()))).max();
+        let is_young = |known_since| !self.uncapped && now.since(known_since) < UNDISPLACED_AGE;
+        proved.youngest_of_most_crowded(own.unwrap_or_default(), is_young)
     }
 
-    /// Evicts an unproved relay that is not being proved; a running proof must stay counted. Chooses one of the
-    /// publishers' network with the most unproved relays. Among these it is one at an address in the network with the
-    /// most unproved relays, then the one with the most failures, then the longest known.
+    /// Evicts an unproved relay that is not being proved ([`RelayCounts::first_eviction`]).
     pub(super) fn evict_unproved(&mut self) -> Option<RelayEntry> {
-        let (counts, by_publisher) = (self.unproved_by_network(), self.unproved_by_publisher());
-        let fullest = |entry: &RelayEntry| entry.networks().filter_map(|network| counts.get(&network)).max().copied();
-        let unproved = self.entries.iter().filter(|(_, entry)| entry.proved_at.is_none() && !entry.is_being_proved());
-        let (relay, _) = unproved.max_by_key(|(_, entry)| {
-            let of_publisher = by_publisher.get(&entry.publisher.network);
-            (of_publisher, fullest(entry), entry.failures, core::cmp::Reverse(entry.added_at))
-        })?;
-        let relay = *relay;
+        let relay = self.counts.first_eviction()?;
         self.remove(&relay)
     }
 
-    /// Evicts one unproved relay from each network of `new` that has reached its cap on unproved relays. Returns the
-    /// evicted relays.
-    pub(super) fn make_room(&mut self, new: &RelayEntry) -> Vec<RelayEntry> {
-        if self.uncapped {
-            return Vec::new();
-        }
-        let (counts, by_publisher) = (self.unproved_by_network(), self.unproved_by_publisher());
-        let full = |network: &AddressPrefix| counts.get(network).is_some_and(|count| *count >= MAX_UNPROVED_OF_NETWORK);
+    /// Makes room for the unproved `relay` at `addresses`: evicts one other unproved relay from each network of these
+    /// that has reached its cap on unproved relays. Returns the evicted relays.
+    pub(super) fn make_room(&mut self, relay: &RelayId, addresses: &[SocketAddr]) -> Vec<RelayEntry> {
         let mut evicted = Vec::new();
-        for network in new.networks().filter(full) {
-            let inside = self.entries.iter().filter(|(_, entry)| {
-                entry.proved_at.is_none() && !entry.is_being_proved() && entry.networks().any(|other| other == network)
-            });
-            let candidate = inside.max_by_key(|(_, entry)| {
-                let of_publisher = by_publisher.get(&entry.publisher.network);
-                (of_publisher, entry.failures, core::cmp::Reverse(entry.added_at))
-            });
-            let candidate = candidate.map(|(relay, _)| *relay);
-            evicted.extend(candidate.and_then(|relay| self.remove(&relay)));
+        for network in addresses.iter().map(|address| AddressPrefix::network(address.ip())) {
+            if self.counts.others_unproved(&network, relay) >= MAX_UNPROVED_OF_NETWORK {
+                let first = self.counts.first_eviction_in(&network, relay);
+                evicted.extend(first.and_then(|first| self.remove(&first)));
+            }
         }
         evicted
-    }
-
-    /// The number of unproved relays in each network.
-    fn unproved_by_network(&self) -> BTreeMap<AddressPrefix, usize> {
-        count_prefixes(self.entries.values().filter(|entry| entry.proved_at.is_none()).flat_map(RelayEntry::networks))
-    }
-
-    /// The number of unproved relays from each network of publishers.
-    fn unproved_by_publisher(&self) -> BTreeMap<AddressPrefix, usize> {
-        count_prefixes(
-            self.entries.values().filter(|entry| entry.proved_at.is_none()).map(|entry| entry.publisher.network),
-        )
     }
 
     /// The relays that may be listed in a consensus.
