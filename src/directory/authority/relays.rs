@@ -29,6 +29,10 @@ use proofs::{ProofSchedule, Turns};
 const WEIGHT: u32 = 1000;
 /// Consecutive failed proofs after which a relay is no longer listed.
 const MAX_FAILURES: u32 = 2;
+/// Time after the last successful proof from which on a relay that fails its proofs isn't proved any more. So it takes no
+/// place among the proved relays. Longer than an outage of an honest relay, and than the wait of a due proof for a place:
+/// 16 of 10,000 proofs run at once, for at most 20 s each, so all of them take less than four hours.
+pub(super) const PROOF_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// The rate at which a relay may change its descriptor: one change a minute, in bursts of five. A change takes
 /// [`CHANGE_TOKENS`].
 const CHANGE_RATE: Rate = Rate { per_second: 1, burst: 300 };
@@ -52,7 +56,8 @@ pub(super) struct RelayEntry {
     added_at: WallTime,
     /// The time of the first successful proof, with any dial target, after which the relay got a place.
     known_since: Option<WallTime>,
-    /// The time of the last successful proof with the current dial target.
+    /// The time of the last successful proof with the current dial target. `None` without such a proof, and after the
+    /// end of its [`PROOF_LIFETIME`].
     proved_at: Option<WallTime>,
     /// The addresses of the last successful proof. After a restart, those of the descriptor.
     proved_addresses: Vec<SocketAddr>,
@@ -173,10 +178,15 @@ impl RelayEntry {
         self.proof = Proof::Due(now.after(interval));
     }
 
-    /// A proof has failed. The next try is due after a delay, which doubles with each failure up to `interval`.
+    /// A proof has failed. The next try is due after a delay, which doubles with each failure up to `interval`. Only a
+    /// failure ends the lifetime of the last proof: a proof that waits for a place, or for a restart of the authority,
+    /// isn't the relay's failure.
     fn handle_failed(&mut self, now: WallTime, interval: Duration) {
         let wait = FIRST_RETRY_DELAY.saturating_mul(1 << self.failures.min(16));
         self.failures.increment();
+        if self.failures >= MAX_FAILURES && self.proved_at.is_some_and(|proved| now.since(proved) >= PROOF_LIFETIME) {
+            self.proved_at = None;
+        }
         self.proof = Proof::Due(now.after(wait.min(interval)));
     }
 
@@ -226,7 +236,8 @@ impl RelayEntry {
         &self.descriptor.profile.addresses
     }
 
-    /// Whether the relay is proved at the addresses of its descriptor.
+    /// Whether the relay is proved at the addresses of its descriptor, and has not failed its proofs for
+    /// [`PROOF_LIFETIME`].
     pub(super) const fn is_proved(&self) -> bool {
         self.proved_at.is_some()
     }
@@ -271,7 +282,9 @@ impl RelayEntry {
         let descriptor = UnverifiedDescriptor::decode(&signed.encode_to_vec()).ok()?;
         let published = descriptor.claimed().published;
         let descriptor = descriptor.verify(published).ok()?;
-        let proved_at = Some(record.proved).filter(|proved| *proved > 0).map(WallTime::from_unix);
+        // Dates of a clock that was ahead must not extend the lifetime of a proof.
+        let proved_at = Some(record.proved).filter(|proved| *proved > 0);
+        let proved_at = proved_at.map(|proved| WallTime::from_unix(proved).min(now));
         let known_since = Some(WallTime::from_unix(record.known_since).min(now));
         let proved_addresses = descriptor.profile.addresses.clone();
         Some(Self { known_since, proved_at, proved_addresses, ..Self::unproved(descriptor, signed, now) })
@@ -324,10 +337,10 @@ impl RelayEntries {
         self.entries.insert(entry.identity(), entry);
     }
 
-    /// Inserts stored relays, the longest known first, up to the caps on proved relays and `max_relays` in total.
-    /// Returns the omitted relays.
+    /// Inserts stored relays, first the proved ones, then the longest known, up to the caps on proved relays and
+    /// `max_relays` in total. Returns the omitted relays.
     pub(super) fn restore(&mut self, mut stored: Vec<RelayEntry>, max_relays: usize) -> Vec<RelayEntry> {
-        stored.sort_by_key(RelayEntry::known_since);
+        stored.sort_by_key(|entry| (!entry.is_proved(), entry.known_since()));
         let (mut proved, mut omitted) = (Crowds::new(&PROVED_CAPS), Vec::new());
         for entry in stored {
             let fits = self.uncapped || !entry.is_proved() || proved.admit(entry.addresses());
