@@ -383,7 +383,9 @@ impl LinkMachine for Relay {
         while let Some(endpoint) = self.partial_creates.pop_expired(now) {
             self.destroy(now, endpoint);
         }
-        while let Some(endpoint) = self.waiting_creates.pop_expired(now) {
+        while let Some(endpoint) =
+            self.waiting_creates.pop_expired(now, |channel| self.channels.has_room_for_refusal(channel))
+        {
             self.refuse(now, endpoint);
         }
         while let Some(key) = self.poll_expired(now) {

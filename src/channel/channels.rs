@@ -330,6 +330,14 @@ impl Channels {
         self.channels.get(&channel).map_or(0, |channel| channel.queue().queued(circuit))
     }
 
+    /// Whether a channel has room for a refusal: fewer than half of its cap are queued. The other half is for refusals of
+    /// further CREATEs.
+    #[must_use]
+    pub fn has_room_for_refusal(&self, channel: ChannelId) -> bool {
+        let channel = self.channels.get(&channel);
+        channel.is_none_or(|channel| channel.queue().refusals() < self.parameters.refusals.div_ceil(2))
+    }
+
     /// Ends a live circuit. Its queued cells are still sent; until then, its identifier is not allocated again.
     pub fn end_circuit(&mut self, now: Instant, channel: ChannelId, circuit: CircuitId) {
         if let Some(channel) = self.channels.get_mut(&channel) {
