@@ -188,6 +188,12 @@ impl Channels {
         None
     }
 
+    /// The number of further dials that the cap admits.
+    #[must_use]
+    pub fn free_dials(&self) -> usize {
+        self.parameters.dials.saturating_sub(self.dials.len())
+    }
+
     /// The open channel for new circuits to `relay`. A retiring channel counts only if it reaches a volunteer, or at
     /// the cap of retiring channels.
     #[must_use]
