@@ -41,6 +41,7 @@ pub(crate) fn build() -> Result<Tally, Failure> {
 pub(crate) fn test() -> Result<Tally, Failure> {
     let run = Run::cargo()
         .args(["test", "--lib", "--locked", "--no-default-features", "--features", "browser", "--target", TARGET])
+        .args(["--config", "profile.dev.opt-level=1"])
         .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER", runner()?);
     let run = match compiler()? {
         Some(compiler) => run.env("RUSTC", compiler),
