@@ -26,6 +26,7 @@ fn a_circuit_takes_no_new_streams_ten_minutes_after_its_first() {
         });
         net.pass(2);
     }
+    net.pass(LONGEST_END);
     net.client(|party, _, _| assert!(party.client.pool.circuit(old).is_none()));
 }
 
@@ -168,7 +169,7 @@ fn an_unused_circuit_ends_at_the_age_limit_even_if_it_is_assigned() {
         party.client.pool.circuit_mut(key).unwrap().assign(Isolation([1; 32]));
         key
     });
-    net.pass(12);
+    net.pass(10 + LONGEST_END);
     net.client(|party, _, _| assert!(party.client.pool.circuit(unused).is_none()));
 }
 
