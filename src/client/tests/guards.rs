@@ -60,6 +60,7 @@ fn an_outage_of_its_line_leads_a_client_to_no_other_guard() {
         // The line works again. Each primary is dialled at least every 15 s.
         net.pass(20);
         assert_eq!(net.guard_of_new_stream(2), guard, "seed {seed}");
+        net.pass(LONGEST_END);
         assert_eq!(net.guards_of_circuits(), [guard].into(), "seed {seed}");
         assert!(net.dialled().len() <= 3, "seed {seed}");
     }
