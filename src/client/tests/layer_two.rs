@@ -13,7 +13,7 @@ fn with_layer_two(seed: u64) -> Net {
     let parameters =
         Parameters::default().with("path.layer-2-guards", 4).unwrap().with("path.layer-2-network", 0).unwrap();
     net.set_parameters(&parameters);
-    net.wait(5, |party| (party.built.len() == 2).then_some(()));
+    net.wait(35, |party| (party.built.len() == 2).then_some(()));
     net
 }
 
