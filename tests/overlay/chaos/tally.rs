@@ -32,6 +32,8 @@ pub(super) struct Tally {
     pub(super) hung: u32,
     /// Right requests that reached the origin more than once.
     repeated: u32,
+    /// Right requests of each exit. Without this attribution, no request would count as cut at its exit.
+    exits: BTreeMap<usize, u32>,
     /// The number of failures for each reason.
     reasons: BTreeMap<String, u32>,
     /// The durations of right requests.
@@ -53,6 +55,11 @@ impl Tally {
         f64::from(self.right) / f64::from((self.requests() - self.cut).max(1))
     }
 
+    /// Right requests whose exit is known.
+    pub(super) fn attributed(&self) -> u32 {
+        self.exits.values().sum()
+    }
+
     /// Counts a finished request.
     pub(super) fn add(&mut self, start: Instant, request: &Request, origin: &Origin, strikes: &Strikes) {
         let Request { number, began, ended, outcome } = request;
@@ -66,6 +73,9 @@ impl Tally {
             Outcome::Right => {
                 self.right += 1;
                 self.repeated += u32::from(carriages.len() > 1);
+                if let Some(exit) = carriages.last().and_then(|carriage| carriage.exit) {
+                    *self.exits.entry(exit).or_default() += 1;
+                }
                 return self.durations.push(took);
             }
             Outcome::Wrong(reason) => (&mut self.wrong, format!("wrong bytes: {reason}")),
@@ -128,6 +138,7 @@ impl Tally {
         row("right, without those cut at an exit", format!("{:.2} %", self.success() * 100.0));
         row("right, of all", format!("{:.2} %", f64::from(self.right) / f64::from(self.requests().max(1)) * 100.0));
         row("right requests that reached the origin twice", self.repeated.to_string());
+        row("right requests with a known exit", format!("{} over {} exits", self.attributed(), self.exits.len()));
         row("time of right requests: median", milliseconds(at(500)));
         row("time of right requests: 99 % within", milliseconds(at(990)));
         row("time of right requests: longest", milliseconds(self.durations.last().copied()));
