@@ -233,9 +233,7 @@ impl Origin {
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams; [`StreamError::NotOpen`] unless the circuit is open.
     pub fn open(&mut self, now: Instant, target: Target) -> Result<StreamId, StreamError> {
-        let id = self.exit_streams().ok_or(StreamError::NotOpen)?.open(now, target)?;
-        self.echo_if_silent(now);
-        Ok(id)
+        self.begin(now, |streams| streams.open(now, target))
     }
 
     /// Opens a stream to a service of the last hop itself.
@@ -243,9 +241,7 @@ impl Origin {
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams; [`StreamError::NotOpen`] unless the circuit is open.
     pub fn request(&mut self, now: Instant, service: Service) -> Result<StreamId, StreamError> {
-        let id = self.exit_streams().ok_or(StreamError::NotOpen)?.request(now, service)?;
-        self.echo_if_silent(now);
-        Ok(id)
+        self.begin(now, |streams| streams.request(now, service))
     }
 
     /// Resolves `host` at the last hop.
@@ -253,7 +249,16 @@ impl Origin {
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams; [`StreamError::NotOpen`] unless the circuit is open.
     pub fn resolve(&mut self, now: Instant, host: Host) -> Result<StreamId, StreamError> {
-        let id = self.exit_streams().ok_or(StreamError::NotOpen)?.resolve(now, host)?;
+        self.begin(now, |streams| streams.resolve(now, host))
+    }
+
+    /// Begins a stream or a lookup at the last hop by `begin`.
+    fn begin(
+        &mut self,
+        now: Instant,
+        begin: impl FnOnce(&mut Streams) -> Result<StreamId, StreamError>,
+    ) -> Result<StreamId, StreamError> {
+        let id = begin(self.exit_streams().ok_or(StreamError::NotOpen)?)?;
         self.echo_if_silent(now);
         Ok(id)
     }

@@ -90,7 +90,7 @@ struct ExitShared {
     options: ExitOptions,
     resolver: Arc<Resolver>,
     delegate: Option<Arc<Delegate>>,
-    permits: Arc<Semaphore>,
+    places: Arc<Semaphore>,
     outcome: mpsc::UnboundedSender<(ExitStream, StreamCommand)>,
 }
 
@@ -99,8 +99,8 @@ impl Exit {
     #[must_use]
     pub(crate) fn new(options: ExitOptions, resolver: Arc<Resolver>, delegate: Option<Arc<Delegate>>) -> Self {
         let (outcome, outcomes) = mpsc::unbounded_channel();
-        let permits = Arc::new(Semaphore::new(options.streams));
-        let shared = Arc::new(ExitShared { options, resolver, delegate, permits, outcome });
+        let places = Arc::new(Semaphore::new(options.streams));
+        let shared = Arc::new(ExitShared { options, resolver, delegate, places, outcome });
         Self {
             hub: Hub::new(),
             shared,
@@ -114,16 +114,16 @@ impl Exit {
     /// Connects to `target`. The stream opens immediately, because an origin may send before the exit has connected.
     fn connect(&mut self, id: ExitStream, owner: RequestOwner, target: Target) {
         while self.tasks.try_join_next().is_some() {}
-        if let Some(permit) = self.permit(id) {
+        if let Some(place) = self.take_place(id) {
             let stream = self.hub.open(id, 0);
-            self.tasks.spawn(serve_stream(Arc::clone(&self.shared), id, owner, target, stream, permit));
+            self.tasks.spawn(serve_stream(Arc::clone(&self.shared), id, owner, target, stream, place));
         }
     }
 
     /// Starts a lookup.
     fn resolve(&mut self, id: ExitStream, owner: RequestOwner, host: Host) {
         while self.tasks.try_join_next().is_some() {}
-        let Some(permit) = self.permit(id) else { return };
+        let Some(place) = self.take_place(id) else { return };
         let shared = Arc::clone(&self.shared);
         let lookup = self.tasks.spawn(async move {
             let outcome = match shared.resolver.resolve(Some(owner), &host).await {
@@ -131,7 +131,7 @@ impl Exit {
                 Err(reason) => StreamCommand::Reset(reason),
             };
             shared.send_outcome(id, outcome);
-            drop(permit);
+            drop(place);
         });
         self.lookups.insert(id, lookup);
     }
@@ -144,7 +144,7 @@ impl Exit {
             self.shared.send_outcome(id, StreamCommand::Reset(EndReason::Policy));
             return;
         };
-        let Some(permit) = self.permit(id) else { return };
+        let Some(place) = self.take_place(id) else { return };
         let stream = self.hub.open(id, room);
         let failure = stream.failure();
         self.tasks.spawn(async move {
@@ -152,7 +152,7 @@ impl Exit {
                 () = delegate.serve(service, owner, stream) => {}
                 _ = failure => {}
             }
-            drop(permit);
+            drop(place);
         });
     }
 
@@ -217,12 +217,12 @@ impl Exit {
         }
     }
 
-    fn permit(&self, id: ExitStream) -> Option<OwnedSemaphorePermit> {
-        let permit = Arc::clone(&self.shared.permits).try_acquire_owned().ok();
-        if permit.is_none() {
+    fn take_place(&self, id: ExitStream) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.shared.places).try_acquire_owned().ok();
+        if place.is_none() {
             self.shared.send_outcome(id, StreamCommand::Reset(EndReason::ResourceLimit));
         }
-        permit
+        place
     }
 
     /// Wakes the readers of streams that `push` filled.
@@ -312,7 +312,7 @@ async fn serve_stream(
     owner: RequestOwner,
     target: Target,
     stream: Stream,
-    permit: OwnedSemaphorePermit,
+    place: OwnedSemaphorePermit,
 ) {
     let connecting = timeout(
         shared.options.connect_timeout,
@@ -334,5 +334,5 @@ async fn serve_stream(
         }
         Err(reason) => shared.send_outcome(id, StreamCommand::Reset(reason)),
     }
-    drop(permit);
+    drop(place);
 }

@@ -399,10 +399,10 @@ async fn targets_that_read_nothing_keep_few_sockets_of_ended_streams() {
         }
     };
     timeout(DEADLINE, finishes).await.unwrap();
-    assert_eq!(exit.shared.permits.available_permits(), 0, "the targets have read all");
+    assert_eq!(exit.shared.places.available_permits(), 0, "the targets have read all");
     (1..=4).map(ExitStream).for_each(|stream| exit.handle_ended(stream));
     let freed = async {
-        while exit.shared.permits.available_permits() != 2 {
+        while exit.shared.places.available_permits() != 2 {
             tokio::task::yield_now().await;
         }
     };

@@ -45,7 +45,7 @@ use crate::{
 
 use self::{
     presence::Presences,
-    task::{Changes, DrivenRelay, Update},
+    task::{Changes, DrivenRelay, RelayCommand},
     upkeep::{ProfileSource, Upkeep},
     volunteer::Registrations,
 };
@@ -93,7 +93,7 @@ impl Progress {
 struct RelayAssembly {
     identity: RelayId,
     drive: Drive<DrivenRelay>,
-    updates: mpsc::Sender<Update>,
+    commands: mpsc::Sender<RelayCommand>,
     /// Fetches each consensus.
     follower: DirectoryClient,
     /// Receives the time between two volunteer lists, from the consensus.
@@ -147,7 +147,7 @@ impl RelayAssembly {
         };
         let parameters = parameters(options, services.policy.is_some(), delegate.is_some());
         let is_volunteer = parameters.reach == Reach::Gateways;
-        let (updates, receiver) = mpsc::channel(8);
+        let (commands, receiver) = mpsc::channel(8);
         let (observers, changes) = Changes::new();
         let relay = Relay::new(Arc::clone(&identity), onion_keys, parameters);
         let config = EndpointConfig {
@@ -166,7 +166,7 @@ impl RelayAssembly {
         let presences = (!is_volunteer && options.gateway.unwrap_or(true)).then_some(Presences {
             identity: Arc::clone(&identity),
             directory: directory()?,
-            updates: updates.clone(),
+            commands: commands.clone(),
             volunteers: changes.volunteers,
             interval: interval.clone(),
         });
@@ -176,7 +176,7 @@ impl RelayAssembly {
             let gateways = changes.gateways;
             Publication::Registrations(Registrations {
                 identity,
-                updates: updates.clone(),
+                commands: commands.clone(),
                 gateways,
                 interval,
                 progress,
@@ -187,8 +187,8 @@ impl RelayAssembly {
         Ok(Self {
             identity: id,
             drive,
-            profiles: ProfileSource { folder, updates: updates.clone(), delegate, profile },
-            updates,
+            profiles: ProfileSource { folder, commands: commands.clone(), delegate, profile },
+            commands,
             follower: directory()?,
             interval: interval_sender,
             publication,
@@ -204,7 +204,7 @@ impl RelayAssembly {
     /// # Errors
     /// When the relay's documents can't be signed.
     async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), Failure> {
-        let Self { drive, updates, follower, interval, profiles, publication, publisher, presences, pages, .. } = self;
+        let Self { drive, commands, follower, interval, profiles, publication, publisher, presences, pages, .. } = self;
         let delegate = profiles.delegate.clone();
         let published = async {
             match publication {
@@ -215,9 +215,9 @@ impl RelayAssembly {
         tokio::select! {
             () = drive.run_until(stop) => {}
             () = network::follow(follower, randomness()?, |consensus| {
-                let updates = updates.clone();
+                let commands = commands.clone();
                 interval.send_replace(Some(consensus.parameters().volunteer_interval()));
-                async move { updates.send(Update::Consensus(consensus)).await.is_ok() }
+                async move { commands.send(RelayCommand::Consensus(consensus)).await.is_ok() }
             }) => {}
             outcome = published => outcome?,
             () = refresh(delegate.as_deref()) => {}

@@ -1,8 +1,8 @@
 //! Layer-2 guards: the few relays behind the guard, kept for days and common to all circuits of a client.
 //!
-//! If each circuit had another relay behind the guard, relays of an adversary would soon see the guard. The relay behind
-//! a layer-2 guard is chosen for each circuit. So the exit doesn't see the layer-2 guard, by which it could link
-//! circuits of different isolations (`proto/08-paths.md` §4).
+//! If each circuit had another relay behind the guard, relays of an adversary would soon see the guard. A path with a
+//! layer-2 guard has one more relay, chosen for each circuit, between the layer-2 guard and the exit. An exit that saw
+//! the layer-2 guard could link circuits of different isolations (`proto/08-paths.md` §4).
 
 use core::time::Duration;
 
@@ -19,11 +19,11 @@ use crate::{
     },
 };
 
-/// Bounds of the lifetime. It is the greater of two times that are drawn uniformly between these bounds.
+/// Bounds of the lifetime. The lifetime is the greater of two times drawn uniformly between these bounds.
 const MIN_LIFETIME: Duration = DAY;
 const MAX_LIFETIME: Duration = DAY.saturating_mul(12);
-/// Minimum time between two replacements of failing layer-2 guards. Without this bound, a guard that ends circuits could
-/// soon exchange all layer-2 guards for its accomplices.
+/// Minimum time between two replacements of failing layer-2 guards. Without this bound, a malicious guard that ends
+/// circuits could soon replace all layer-2 guards by relays of its operator.
 const REPLACEMENT_INTERVAL: Duration = Duration::from_secs(DAY.as_secs() / 2);
 /// Maximum number of layer-2 guards; the maximum of `path.layer-2-guards`.
 const MAX_LAYER_TWO_GUARDS: usize = 16;
@@ -56,8 +56,9 @@ impl LayerTwoGuards {
         self.identities().any(|guard| guard == *relay)
     }
 
-    /// Removes layer-2 guards past their lifetime, unlisted or not stable, and those beyond `number`.
-    fn remove_expired(&mut self, consensus: &Consensus, number: usize) {
+    /// Removes layer-2 guards that are unlisted, not stable or past their lifetime, and those beyond `number`. Also
+    /// removes those whose lifetime ends later than [`MAX_LIFETIME`] from now.
+    fn remove_unusable(&mut self, consensus: &Consensus, number: usize) {
         let date = consensus.valid_after();
         self.guards.retain(|guard| {
             let is_listed = consensus.relay(&guard.identity).is_some_and(|relay| relay.flags.contains(Flags::STABLE));
@@ -114,7 +115,7 @@ impl GuardSample {
         let number = consensus.parameters().layer_two_guards();
         let number = usize::try_from(number).unwrap_or(MAX_LAYER_TWO_GUARDS).min(MAX_LAYER_TWO_GUARDS);
         let before = self.layer_two();
-        self.layer_two.remove_expired(consensus, number);
+        self.layer_two.remove_unusable(consensus, number);
         let failing: Vec<_> = self.primaries().flat_map(|guard| guard.next_relays.failing_often()).collect();
         self.layer_two.remove_failing(consensus.valid_after(), &failing);
         while self.layer_two.guards.len() < number
@@ -126,9 +127,9 @@ impl GuardSample {
         before != self.layer_two()
     }
 
-    /// Draws a layer-2 guard by weight. Relays that fail behind a primary guard, and relays that can't be on one path
-    /// with a primary guard or are related to another layer-2 guard, are drawn only if no others remain. So the path
-    /// restrictions permit most layer-2 guards on each path.
+    /// Draws a layer-2 guard by weight. Relays that fail behind a primary guard are drawn only if no others remain. The
+    /// same holds for relays related to a primary guard or another layer-2 guard. So the path restrictions permit most
+    /// layer-2 guards on each path.
     fn draw_layer_two<R: CryptoRng + ?Sized>(&self, consensus: &Consensus, rng: &mut R) -> Option<RelayId> {
         let share = ExitShare::of(consensus);
         let listed = consensus.relays().iter().filter(|relay| relay.flags.contains(Flags::STABLE));

@@ -320,7 +320,7 @@ fn a_circuit_whose_streams_have_ended_ends_an_hour_later() {
     bench.send_to_second(&mut circuit, &RelayMessage::End { stream, reason: EndReason::Done });
     bench.relay.handle_command(exit, StreamCommand::Finish);
     bench.settle();
-    assert_eq!(bench.relay.figures().exit_streams, 0);
+    assert_eq!(bench.relay.statistics().exit_streams, 0);
     minutes(&mut bench, link, 59);
     assert_eq!(bench.circuits(), 1);
     minutes(&mut bench, link, 1);
