@@ -9,6 +9,7 @@ mod strikes;
 mod tally;
 
 use std::{
+    collections::VecDeque,
     fs,
     net::SocketAddr,
     path::Path,
@@ -31,6 +32,8 @@ use super::harness::*;
 const REQUEST_INTERVAL: Duration = Duration::from_millis(100);
 /// Time between two turns of the loop.
 const TURN: Duration = Duration::from_millis(20);
+/// Time for which a finished request isn't counted yet, because the origin may still search its exit.
+const ATTRIBUTION_TIME: Duration = Duration::from_millis(500);
 /// Requests after all nodes were killed and started again.
 const LAST_REQUESTS: u32 = 10;
 /// The first of their numbers, beyond those of the load.
@@ -118,14 +121,22 @@ fn run(
     let (mut next_sample, mut next_progress) = (start, start + Duration::from_secs(10));
     set_exits(origin, nodes);
     let end = start + settings.duration + REQUEST_TIMEOUT + TIMEOUT;
-    loop {
+    let (mut finished, mut has_all) = (VecDeque::<Request>::new(), false);
+    while !has_all || !finished.is_empty() {
         match outcomes.recv_timeout(TURN) {
-            Ok(request) => tally.add(start, &request, origin, strikes),
+            Ok(request) => finished.push_back(request),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
-            // All requests have ended.
-            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                has_all = true;
+                thread::sleep(TURN);
+            }
         }
         let now = Instant::now();
+        while finished.front().is_some_and(|request| now - request.ended > ATTRIBUTION_TIME)
+            && let Some(request) = finished.pop_front()
+        {
+            tally.add(start, &request, origin, strikes);
+        }
         assert!(now < end, "a request has no outcome");
         if now < start + settings.duration && strikes.turn(now, nodes) {
             set_exits(origin, nodes);

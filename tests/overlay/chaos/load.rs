@@ -43,6 +43,8 @@ pub(super) enum Outcome {
 pub(super) struct Request {
     pub(super) number: u32,
     pub(super) began: Instant,
+    /// The time of the SOCKS reply, if it was a success.
+    pub(super) connected: Option<Instant>,
     pub(super) ended: Instant,
     pub(super) outcome: Outcome,
 }
@@ -50,11 +52,12 @@ pub(super) struct Request {
 /// Makes one request. Never tries again.
 pub(super) fn request(socks: SocketAddr, origin: u16, number: u32) -> Request {
     let began = Instant::now();
-    let outcome = exchange(socks, origin, number, began + REQUEST_TIMEOUT);
-    Request { number, began, ended: Instant::now(), outcome }
+    let mut connected = None;
+    let outcome = exchange(socks, origin, number, began + REQUEST_TIMEOUT, &mut connected);
+    Request { number, began, connected, ended: Instant::now(), outcome }
 }
 
-fn exchange(socks: SocketAddr, origin: u16, number: u32, end: Instant) -> Outcome {
+fn exchange(socks: SocketAddr, origin: u16, number: u32, end: Instant, connected: &mut Option<Instant>) -> Outcome {
     let failed = |stage: &'static str, error: &io::Error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Outcome::Hung(stage),
         _ => Outcome::Failed(format!("{stage}: {error}")),
@@ -66,7 +69,7 @@ fn exchange(socks: SocketAddr, origin: u16, number: u32, end: Instant) -> Outcom
     };
     let user = format!("user{}", number % ISOLATIONS);
     match try_socks(&mut stream, Some((&user, "x")), 1, &target(number).to_string(), origin) {
-        Ok(0) => {}
+        Ok(0) => *connected = Some(Instant::now()),
         Ok(code) => return Outcome::Failed(format!("SOCKS reply {code}")),
         Err(error) => return failed("before the SOCKS reply", &error),
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    load::{Origin, Outcome, Request},
+    load::{Carriage, Origin, Outcome, Request},
     nodes::Nodes,
     strikes::Strikes,
 };
@@ -62,7 +62,7 @@ impl Tally {
 
     /// Counts a finished request.
     pub(super) fn add(&mut self, start: Instant, request: &Request, origin: &Origin, strikes: &Strikes) {
-        let Request { number, began, ended, outcome } = request;
+        let Request { number, began, connected, ended, outcome } = request;
         let carriages = origin.carriages(*number);
         let took = *ended - *began;
         self.slowest = self.slowest.max(took);
@@ -84,12 +84,17 @@ impl Tally {
             Outcome::Hung(stage) => (&mut self.hung, format!("hung: {stage}")),
         };
         *class += 1;
+        let after = |time: Instant| format!("{:.2} s", (time - *began).as_secs_f64());
+        let carried: Vec<String> = carriages
+            .iter()
+            .map(|Carriage { exit, at }| format!("relay{} {}", exit.map_or(0, |exit| exit + 1), after(*at)))
+            .collect();
         eprintln!(
-            "{:6.1} s  request {number} after {:.2} s: {reason}; at the origin: {carriages}; {}",
+            "{:6.1} s  request {number} after {}: {reason}; connected {}; origin {carried:?}; {}",
             (*began - start).as_secs_f64(),
-            took.as_secs_f64(),
+            after(*ended),
+            connected.map_or_else(|| "never".to_owned(), after),
             strikes.before(*ended, CONTEXT + took.as_secs()),
-            carriages = carriages.len(),
         );
         *self.reasons.entry(reason).or_default() += 1;
     }
