@@ -172,7 +172,7 @@ impl Nodes {
         (nodes, socks)
     }
 
-    /// Starts all nodes, and waits until all relays are registered and the client accepts requests. Returns the
+    /// Starts all nodes, and waits until all relays have published their descriptors and the client accepts requests. Returns the
     /// client's SOCKS5 port.
     pub(super) fn start_all(&mut self) -> SocketAddr {
         let end = Instant::now() + TIMEOUT;
@@ -181,7 +181,7 @@ impl Nodes {
         self.relays.iter_mut().for_each(Node::start);
         self.client.start();
         for relay in &self.relays {
-            relay.await_report("registered", end);
+            relay.await_report("published", end);
         }
         self.client.await_report("ready", end)["socks"].as_str().unwrap().parse().unwrap()
     }

@@ -14,7 +14,7 @@ use super::{
     nodes::{Nodes, loopback},
 };
 
-/// Cap on relays that are down at once: killed, stopped, or started and not registered yet.
+/// Cap on relays that are down at once: killed, stopped, or started without a published descriptor.
 const MAX_DOWN: usize = 3;
 /// Time limit for the end of a relay after SIGTERM.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ const FLOOD_HOSTS: std::ops::Range<usize> = 210..218;
 /// The state of a relay.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
-    /// Started, but not registered.
+    /// Started, but its descriptor is not published yet.
     Starting(Instant),
     Up,
     /// Stopped by SIGSTOP until this time.
@@ -70,7 +70,7 @@ pub(super) struct Strikes {
     history: Vec<(Instant, String)>,
     /// The number of strikes of each kind.
     pub(super) counts: BTreeMap<&'static str, u32>,
-    /// The longest time from the start of a relay to its registration.
+    /// The longest time from the start of a relay to the publication of its descriptor.
     pub(super) slowest_start: Duration,
     /// Descriptions of nodes that ended without a strike.
     pub(super) ended: Vec<String>,
@@ -148,7 +148,7 @@ impl Strikes {
         for relay in 0..self.states.len() {
             let node = &mut nodes.relays[relay];
             let ended = node.has_ended();
-            let report = node.report().is_some_and(|report| report["report"] == "registered");
+            let report = node.report().is_some_and(|report| report["report"] == "published");
             match self.states[relay] {
                 State::Ending(_) if ended => {
                     node.start();
