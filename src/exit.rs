@@ -19,7 +19,7 @@ use core::{
     time::Duration,
 };
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -58,7 +58,8 @@ pub struct ExitOptions {
     /// circuit owner with most.
     pub unread: usize,
     /// Maximum streams whose two directions have ended, but whose target has not read all bytes of the origin; usually
-    /// 256. Beyond it, the oldest of these ends, and the target gets a TCP reset.
+    /// 256. Beyond it, one of these ends, and the target gets a TCP reset: always the oldest one, of the circuit with
+    /// most, of the circuit owner with most.
     pub ending: usize,
     /// Time limit for resolving and connecting together; usually 15 s, less than the origins' limit.
     pub connect_timeout: Duration,
@@ -79,6 +80,8 @@ pub(crate) struct Exit {
     tasks: JoinSet<()>,
     /// Running lookups, each with a task.
     lookups: BTreeMap<ExitStream, AbortHandle>,
+    /// The owners of the open streams. The core forgets the owner of a stream once both its directions have ended.
+    owners: HashMap<ExitStream, RequestOwner>,
     /// Streams that the core has removed because both directions have ended. The oldest is first. The tasks of some
     /// still write to the target.
     ending: VecDeque<ExitStream>,
@@ -106,6 +109,7 @@ impl Exit {
             shared,
             tasks: JoinSet::new(),
             lookups: BTreeMap::new(),
+            owners: HashMap::new(),
             ending: VecDeque::new(),
             outcomes,
         }
@@ -115,9 +119,19 @@ impl Exit {
     fn connect(&mut self, id: ExitStream, owner: RequestOwner, target: Target) {
         while self.tasks.try_join_next().is_some() {}
         if let Some(place) = self.take_place(id) {
-            let stream = self.hub.open(id, 0);
+            let stream = self.open(id, owner, 0);
             self.tasks.spawn(serve_stream(Arc::clone(&self.shared), id, owner, target, stream, place));
         }
+    }
+
+    /// Opens a stream of `owner` with an initial room of `room` bytes.
+    fn open(&mut self, id: ExitStream, owner: RequestOwner, room: usize) -> Stream {
+        // At most as many streams are open as there are places, so this visit is rare.
+        if self.owners.len() >= self.shared.options.streams.saturating_mul(2) {
+            self.owners.retain(|id, _| self.hub.contains(*id));
+        }
+        self.owners.insert(id, owner);
+        self.hub.open(id, room)
     }
 
     /// Starts a lookup.
@@ -145,7 +159,7 @@ impl Exit {
             return;
         };
         let Some(place) = self.take_place(id) else { return };
-        let stream = self.hub.open(id, room);
+        let stream = self.open(id, owner, room);
         let failure = stream.failure();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -161,15 +175,13 @@ impl Exit {
         self.hub.push(id, bytes);
     }
 
-    /// Beyond the cap on unread bytes, ends streams until a sixteenth of it is free. `owner` returns the owner of a
-    /// stream.
-    fn cap_unread(&mut self, owner: impl Fn(ExitStream) -> Option<RequestOwner>) {
+    /// Beyond the cap on unread bytes, ends streams until a sixteenth of it is free.
+    fn cap_unread(&mut self) {
         let cap = self.shared.options.unread;
         if self.hub.unread() <= cap {
             return;
         }
-        // The core has forgotten the owner of a stream once both its directions have ended.
-        let streams = self.hub.unread_streams().map(|(id, bytes)| (owner(id), bytes, id));
+        let streams = self.hub.unread_streams().map(|(id, bytes)| (self.owners.get(&id).copied(), bytes, id));
         for id in unread::by_fullest_owner(streams.collect()) {
             if self.hub.unread() <= (cap / 16).saturating_mul(15) {
                 return;
@@ -192,11 +204,13 @@ impl Exit {
             let hub = &self.hub;
             self.ending.retain(|id| hub.contains(*id));
         }
-        while self.ending.len() > self.shared.options.ending
-            && let Some(oldest) = self.ending.pop_front()
-        {
+        while self.ending.len() > self.shared.options.ending {
+            let owners: Vec<_> = self.ending.iter().map(|id| self.owners.get(id).copied()).collect();
+            let Some(ended) = unread::first_of_fullest_owner(&owners).and_then(|at| self.ending.remove(at)) else {
+                return;
+            };
             tracing::debug!("ending a stream whose target reads too slowly");
-            self.hub.discard(oldest, EndReason::ResourceLimit);
+            self.hub.discard(ended, EndReason::ResourceLimit);
         }
     }
 
@@ -283,7 +297,7 @@ impl Exit {
             }
             StreamEvent::Data(bytes) => {
                 self.push(id, &bytes);
-                self.cap_unread(|stream| relay.request_owner(stream));
+                self.cap_unread();
             }
             StreamEvent::Finished => {
                 self.finish(id);

@@ -1,9 +1,9 @@
 //! Umbel: an anonymising relay overlay over WebRTC data channels.
 //!
-//! A [`Client`] opens streams over three relays, called guard, middle and exit. Each relay removes one layer of
-//! encryption. The guard sees the client's address and not the target. The exit sees the target and not the client's
-//! address. An exit can also search or perform an HTTP request for the client. `threat-model.md` states the protections
-//! and their limits.
+//! A [`Client`] opens streams over a guard, one or two middles and an exit. Each relay removes one layer of encryption.
+//! The guard sees the client's address and not the target. The exit sees the target and not the client's address. An
+//! exit can also search or perform an HTTP request for the client. `threat-model.md` states the protections and their
+//! limits.
 //!
 //! # Examples
 //!

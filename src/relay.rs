@@ -304,7 +304,9 @@ impl Relay {
             while let Some(event) = self.channels.poll_event() {
                 self.handle_channel_event(now, event, rng);
             }
-            let evictions = self.channels.evictions(|channel, circuit| self.owner_of_cells(channel, circuit));
+            let owner = |channel, circuit| self.owner_of_cells(channel, circuit);
+            let added = |channel, circuit| self.cells_of_an_end(CircuitEndpoint { channel, circuit });
+            let evictions = self.channels.evictions(owner, added);
             if evictions.is_empty() {
                 return;
             }
@@ -328,6 +330,17 @@ impl Relay {
         let found = circuit.and_then(|circuit| self.table.find(CircuitEndpoint { channel, circuit }));
         let circuit = found.and_then(|(key, _)| self.table.circuit(key));
         circuit.map(|circuit| circuit.owner).or_else(|| self.owner(channel))
+    }
+
+    /// The number of cells that the end of the circuit with this endpoint adds to the queue of its other endpoint: a
+    /// DESTROY, unless the DESTROY replaces cells there.
+    fn cells_of_an_end(&self, endpoint: CircuitEndpoint) -> usize {
+        let Some((key, side)) = self.table.find(endpoint) else { return 0 };
+        let other = self.table.circuit(key).and_then(|circuit| match side {
+            Side::Previous => circuit.next.endpoint(),
+            Side::Next => Some(circuit.previous),
+        });
+        usize::from(other.is_some_and(|other| self.channels.queued(other.channel, other.circuit) == 0))
     }
 
     fn handle_channel_event(&mut self, now: Instant, event: ChannelEvent, rng: &mut dyn CryptoRng) {
@@ -385,7 +398,9 @@ impl LinkMachine for Relay {
         while let Some(endpoint) = self.partial_creates.pop_expired(now) {
             self.destroy(now, endpoint);
         }
-        while let Some(endpoint) = self.waiting_creates.pop_expired(now) {
+        while let Some(endpoint) =
+            self.waiting_creates.pop_expired(now, |channel| self.channels.has_room_for_refusal(channel))
+        {
             self.refuse(now, endpoint);
         }
         while let Some(key) = self.poll_expired(now) {

@@ -98,7 +98,7 @@ impl Core {
         let mut finished = false;
         let push = |bytes: &[u8]| {
             exit.push(ExitStream(stream), bytes);
-            exit.cap_unread(|_| Some(OWNER));
+            exit.cap_unread();
         };
         let room = self.forward.pump(stream, push, || finished = true);
         self.hub().set_room(stream, room);

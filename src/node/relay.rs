@@ -29,7 +29,7 @@ use crate::{
     directory::Profile,
     directory_http::client::DirectoryClient,
     exit::{Exit, ExitOptions, delegated::Delegate},
-    exit_policy::Policy,
+    exit_policy::{Nat64Prefix, Policy},
     io::{
         clock::wall_time,
         files::{Folder, FolderLock},
@@ -130,7 +130,7 @@ impl RelayAssembly {
         let identity = Arc::new(folder.identity(&mut rng)?);
         let onion_keys = folder.onion_keys(wall_time(), &mut rng)?;
         let listener = RelayListener::open(options, &folder, &identity)?;
-        let services = Services::new(options, policy, &listener.own_addresses()).await?;
+        let services = Services::new(options, policy, listener.own_addresses()).await?;
         let delegate = services.delegate.clone();
         let profile = Profile {
             identity: identity.id(),
@@ -292,6 +292,19 @@ impl RelayListener {
     }
 }
 
+/// The addresses of an exit and its network, on which no rule of its policies alone decides.
+struct ExitNetwork {
+    own_addresses: Vec<IpAddr>,
+    nat64: Vec<Nat64Prefix>,
+}
+
+impl ExitNetwork {
+    /// The policy without the exit's own addresses, and without those that reach a refused address over NAT64.
+    fn restrict(&self, policy: Policy) -> Policy {
+        policy.refusing_own(self.own_addresses.iter().copied()).with_nat64(self.nat64.iter().copied())
+    }
+}
+
 /// The services of an exit.
 struct Services {
     /// The policy for streams; `None` if the relay opens no streams to targets.
@@ -302,10 +315,18 @@ struct Services {
 }
 
 impl Services {
-    async fn new(options: &RelayOptions, policy: Option<Policy>, own_addresses: &[IpAddr]) -> Result<Self, Failure> {
-        let policy = policy.map(|policy| policy.refusing_own(own_addresses.iter().copied()));
+    async fn new(options: &RelayOptions, policy: Option<Policy>, own_addresses: Vec<IpAddr>) -> Result<Self, Failure> {
         let resolver = Arc::new(resolver(options));
-        let delegate = delegate::delegate(options, policy.as_ref(), own_addresses, &resolver).await?.map(Arc::new);
+        let mut network = ExitNetwork { own_addresses, nat64: nat64(options)? };
+        // With private targets, as in a testnet, the operator names the prefixes.
+        let is_exit = policy.is_some() || options.delegate.is_some();
+        if is_exit && !options.allow_private_targets.unwrap_or(false) {
+            let found = resolver.nat64_prefixes().await;
+            tracing::debug!(prefixes = found.len(), "queried the name servers for NAT64 prefixes");
+            network.nat64.extend(found);
+        }
+        let policy = policy.map(|policy| network.restrict(policy));
+        let delegate = delegate::delegate(options, policy.as_ref(), &network, &resolver).await?.map(Arc::new);
         Ok(Self { policy, resolver, delegate })
     }
 
@@ -348,6 +369,11 @@ fn policy(options: &RelayOptions) -> Result<Option<Policy>, Failure> {
     let Some(rules) = options.exit.as_deref().filter(|rules| !rules.is_empty()) else { return Ok(None) };
     let private_targets = options.allow_private_targets.unwrap_or(false);
     Policy::parse(rules, private_targets).map(Some).map_err(Failure::invalid("exit"))
+}
+
+fn nat64(options: &RelayOptions) -> Result<Vec<Nat64Prefix>, Failure> {
+    let prefixes = options.nat64.iter().flatten().map(|text| text.parse());
+    prefixes.collect::<Result<_, _>>().map_err(Failure::invalid("nat64"))
 }
 
 fn resolver(options: &RelayOptions) -> Resolver {
