@@ -11,6 +11,7 @@
 )]
 
 mod applications;
+mod attack;
 mod engines;
 mod examples;
 mod failures;

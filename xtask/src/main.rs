@@ -4,6 +4,7 @@
 //! so that it builds within a second after a fresh clone.
 #![allow(clippy::disallowed_methods, reason = "not part of the core: reads the clock and the environment")]
 
+mod attack;
 mod book;
 mod browser;
 mod compare;
@@ -30,6 +31,7 @@ usage: cargo xtask COMMAND
   browser                        dial a relay and use the search page in Chromium and Firefox
   instructions                   count the instructions of sealing, switching and packing a cell, and compare them with budgets
   compare [--help] [OPTION]…     measure Umbel and Tor under delay, loss and rate limits, and print a table
+  attack [--help] [OPTION]…      flood a relay with CREATEs from many addresses, and measure an honest client's circuits
   book                           make a ZIM file of the Rust book for kiwix-serve, and print its path
 
 example: cargo xtask test --only clippy --only wasm
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         ["packages"] => packages::install().map(drop),
         ["instructions"] => instructions::check().map(drop),
         ["compare", options @ ..] => compare::command(options),
+        ["attack", options @ ..] => attack::command(options),
         ["book"] => book::command(),
         ["web"] => web::build().map(drop),
         // A subcommand that `web` starts.
