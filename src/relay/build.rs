@@ -180,7 +180,11 @@ impl Relay {
         {
             return self.create(now, key, channel, request, rng);
         }
-        if !self.waiting_extends.has_room(&owner, &relay) {
+        let may_wait = match channel {
+            Some(_) => self.waiting_extends.has_share(&owner),
+            None => self.waiting_extends.may_dial(&owner, &relay, self.channels.free_dials()),
+        };
+        if !may_wait {
             return None;
         }
         if channel.is_none()

@@ -45,7 +45,7 @@ struct Turn {
 /// The turns of the owners that have an item in a queue. An operation takes logarithmic time, and at most a visit of the
 /// sources of one network.
 #[derive(Default)]
-pub(super) struct Turns {
+pub(super) struct OwnerTurns {
     /// The turn of each holder.
     turns: HashMap<TurnHolder, Turn>,
     /// The same holders, by the number of their turn.
@@ -53,7 +53,7 @@ pub(super) struct Turns {
     next_number: u64,
 }
 
-impl Turns {
+impl OwnerTurns {
     /// The owner of the next item. Counts the item towards the turn of the owner's holder.
     pub(super) fn next(&mut self) -> Option<Owner> {
         let (_, &holder) = self.order.first_key_value()?;

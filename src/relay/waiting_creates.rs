@@ -8,11 +8,14 @@ use crate::{
     channel::ChannelId,
 };
 
-use super::{circuit::CircuitEndpoint, owners::Owned, turns::Turns};
+use super::{circuit::CircuitEndpoint, owners::Owned, turns::OwnerTurns};
 
 /// Time limit from the last fragment of a CREATE to its handshake. Origins and extending relays wait longer for CREATED,
 /// so no handshake is performed for a circuit that they have given up.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time from the deadline of a CREATE to its refusal, if the channel has no room for a refusal at the deadline.
+const REFUSAL_DELAY: Duration = Duration::from_millis(50);
+
 /// A complete CREATE.
 pub(super) struct WaitingCreate {
     pub(super) hop: HopIndex,
@@ -34,7 +37,7 @@ pub(super) struct WaitingCreates {
     /// The share of each owner, whose CREATEs are ordered by deadline.
     owned: Owned<Instant, CircuitEndpoint>,
     /// The turns of the owners with a CREATE.
-    turns: Turns,
+    turns: OwnerTurns,
 }
 
 impl WaitingCreates {
@@ -43,7 +46,7 @@ impl WaitingCreates {
             creates: BTreeMap::new(),
             deadlines: Deadlines::default(),
             owned: Owned::new(cap),
-            turns: Turns::default(),
+            turns: OwnerTurns::default(),
         }
     }
 
@@ -112,10 +115,22 @@ impl WaitingCreates {
     }
 
     /// Removes the next CREATE whose deadline is `now` or earlier. Returns its endpoint for the caller to refuse.
-    pub(super) fn pop_expired(&mut self, now: Instant) -> Option<CircuitEndpoint> {
-        let endpoint = self.deadlines.pop_due(now)?;
-        self.remove(endpoint);
-        Some(endpoint)
+    ///
+    /// Many CREATEs of a channel can expire at the same time, and a channel closes beyond its cap of refusals. So a
+    /// CREATE whose channel doesn't meet `has_room` is refused later.
+    pub(super) fn pop_expired(
+        &mut self,
+        now: Instant,
+        has_room: impl Fn(ChannelId) -> bool,
+    ) -> Option<CircuitEndpoint> {
+        while let Some(endpoint) = self.deadlines.pop_due(now) {
+            if has_room(endpoint.channel) {
+                self.remove(endpoint);
+                return Some(endpoint);
+            }
+            self.deadlines.set(endpoint, now.after(REFUSAL_DELAY));
+        }
+        None
     }
 
     /// The time of the next [`Self::pop_expired`].

@@ -3,14 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::base::{Allowances, AtCap, Counter as _, Deadlines, Instant, Owner, Rate, RelayId};
+use crate::base::{AddressPrefix, Allowances, AtCap, Counter as _, Deadlines, Instant, Owner, Rate, RelayId};
 
-use super::{owners::Owned, table::CircuitKey, turns::Turns};
+use super::{owners::Owned, table::CircuitKey, turns::OwnerTurns};
 
-/// Cap on relays for which the circuits of a source wait, because the number of a node's dials is limited.
-const MAX_RELAYS_OF_SOURCE: usize = 16;
-/// Cap on relays for which the circuits of a listed relay wait.
-const MAX_RELAYS_OF_RELAY: usize = 64;
+/// Cap on relays that are dialled for the circuits of a source, because the number of a node's dials is limited. The
+/// relays for whose rate its circuits wait count too.
+const MAX_DIALS_OF_SOURCE: usize = 16;
+/// Cap on relays that are dialled for the circuits of a listed relay.
+const MAX_DIALS_OF_RELAY: usize = 64;
+
+/// The circuits of a network or a listed relay may take up to the number of free dials divided by this divisor. So each
+/// further network or listed relay finds free dials, until about 23 of them dial relays that don't answer.
+const FREE_DIVISOR: usize = 4;
 
 /// A waiting circuit.
 struct WaitingExtend {
@@ -26,7 +31,7 @@ struct Queue {
     circuits: BTreeMap<CircuitKey, WaitingExtend>,
     /// The circuits of each owner, ordered by the time since which they wait.
     by_owner: HashMap<Owner, BTreeSet<(Instant, CircuitKey)>>,
-    turns: Turns,
+    turns: OwnerTurns,
 }
 
 impl Queue {
@@ -65,6 +70,8 @@ pub(super) struct WaitingExtends {
     owned: Owned<Instant, CircuitKey>,
     /// The relays for which the circuits of an owner wait, with the number of circuits.
     waits: HashMap<Owner, BTreeMap<RelayId, usize>>,
+    /// The sums of these relays over the sources of each network.
+    waits_of_network: HashMap<AddressPrefix, usize>,
     /// The rate of CREATEs to each relay.
     rates: Allowances,
     /// The time of the next CREATE to each relay that has an open channel and waiting circuits.
@@ -78,6 +85,7 @@ impl WaitingExtends {
             relays: BTreeMap::new(),
             owned: Owned::new(cap),
             waits: HashMap::new(),
+            waits_of_network: HashMap::new(),
             rates: Allowances::new(rate, rate),
             due: Deadlines::default(),
         }
@@ -88,15 +96,25 @@ impl WaitingExtends {
         !self.relays.contains_key(relay) && self.rates.take(now, &Owner::Relay(*relay))
     }
 
-    /// Whether a circuit of `owner` may wait for `relay`.
-    pub(super) fn has_room(&self, owner: &Owner, relay: &RelayId) -> bool {
+    /// Whether one more circuit of `owner` may wait, within the share of the owner.
+    pub(super) fn has_share(&self, owner: &Owner) -> bool {
+        self.owned.check(owner) != Err(AtCap::Share)
+    }
+
+    /// Whether a circuit of `owner` may wait for a channel to `relay`, if the node may start `free` further dials.
+    pub(super) fn may_dial(&self, owner: &Owner, relay: &RelayId, free: usize) -> bool {
         let cap = match owner {
-            Owner::Source(..) => MAX_RELAYS_OF_SOURCE,
-            Owner::Relay(_) => MAX_RELAYS_OF_RELAY,
+            Owner::Source(..) => MAX_DIALS_OF_SOURCE,
+            Owner::Relay(_) => MAX_DIALS_OF_RELAY,
         };
         let waits = self.waits.get(owner);
-        let may_wait = waits.is_none_or(|relays| relays.contains_key(relay) || relays.len() < cap);
-        may_wait && self.owned.check(owner) != Err(AtCap::Share)
+        let is_below = waits.is_none_or(|relays| relays.contains_key(relay) || relays.len() < cap);
+        let in_all = match owner.network() {
+            Some(network) => self.waits_of_network.get(&network).copied().unwrap_or_default(),
+            None => waits.map_or(0, BTreeMap::len),
+        };
+        let may_dial = self.relays.contains_key(relay) || in_all < (free / FREE_DIVISOR).max(1);
+        is_below && may_dial && self.has_share(owner)
     }
 
     /// The circuit to end so that one more may wait: of the owner closest to its share, the circuit that has waited
@@ -117,7 +135,13 @@ impl WaitingExtends {
         if self.owned.insert(owner, now, key).is_err() {
             return false;
         }
-        self.waits.entry(owner).or_default().entry(relay).or_default().increment();
+        let circuits = self.waits.entry(owner).or_default().entry(relay).or_default();
+        circuits.increment();
+        if *circuits == 1
+            && let Some(network) = owner.network()
+        {
+            self.waits_of_network.entry(network).or_default().increment();
+        }
         self.relays.entry(relay).or_default().insert(key, WaitingExtend { owner, since: now, request });
         true
     }
@@ -188,6 +212,14 @@ impl WaitingExtends {
             circuits.decrement();
             if *circuits == 0 {
                 relays.remove(relay);
+                if let Some(network) = extend.owner.network()
+                    && let Some(waits) = self.waits_of_network.get_mut(&network)
+                {
+                    waits.decrement();
+                    if *waits == 0 {
+                        self.waits_of_network.remove(&network);
+                    }
+                }
             }
         }
         if relays.is_empty() {
@@ -203,6 +235,54 @@ impl WaitingExtends {
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.relays.is_empty() && self.waits.is_empty() && self.due.is_empty() && self.owned.len() == (0, 0, 0)
+        self.relays.is_empty()
+            && self.waits.is_empty()
+            && self.waits_of_network.is_empty()
+            && self.due.is_empty()
+            && self.owned.len() == (0, 0, 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    use super::*;
+
+    #[test]
+    fn each_listed_relay_and_each_network_takes_up_to_a_quarter_of_the_free_dials() {
+        let mut waiting = WaitingExtends::new(4096, Rate { per_second: 450, burst: 500 });
+        let relay = |number: u16| {
+            let mut bytes = [0; 32];
+            bytes[..2].copy_from_slice(&number.to_be_bytes());
+            RelayId::from_bytes(bytes)
+        };
+        let mut keys = 0;
+        let mut dialled = 0_usize;
+        let mut dial = |owner: Owner, tries: usize| {
+            let mut started = 0_usize;
+            for _ in 0..tries {
+                keys += 1;
+                let target = relay(keys);
+                if waiting.may_dial(&owner, &target, 256 - dialled) {
+                    let key = CircuitKey::numbered(keys.into());
+                    assert!(waiting.insert(Instant::START, target, key, owner, Vec::new()));
+                    started += 1;
+                    dialled += 1;
+                }
+            }
+            started
+        };
+        let owners = (1..=10).map(|number| Owner::Relay(relay(60_000 + number)));
+        let of_relays: Vec<_> = owners.map(|owner| dial(owner, 80)).collect();
+        assert_eq!(of_relays[..3], [51, 41, 33]);
+        let of_network: usize = (1..=30).map(|host| dial(Owner::of_address([10, 0, 1, host].into()), 20)).sum();
+        assert!(of_network <= of_relays[9], "{of_network}");
+        assert!(dial(Owner::of_address([10, 0, 2, 1].into()), 20) > 0, "another network finds a free dial");
+        for key in 1..=keys {
+            waiting.remove(&relay(key), CircuitKey::numbered(key.into()));
+        }
+        assert!(waiting.is_empty());
     }
 }

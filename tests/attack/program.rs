@@ -3,6 +3,11 @@
 //!
 //! The attacker and the client use the crate's channels over data channels, so a relay can't distinguish them from nodes.
 //! Each program prints lines of words, and ends with its standard input.
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::disallowed_methods,
+    reason = "a program of a test: uses the system's clock and randomness"
+)]
 
 #[path = "flood.rs"]
 mod flood;

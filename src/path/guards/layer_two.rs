@@ -1,8 +1,8 @@
 //! Layer-2 guards: the few relays behind the guard, kept for days and common to all circuits of a client.
 //!
-//! If each circuit had another relay behind the guard, relays of an adversary would soon see the guard. The relay behind
-//! a layer-2 guard is chosen for each circuit. So the exit doesn't see the layer-2 guard, by which it could link
-//! circuits of different isolations (`proto/08-paths.md` §4).
+//! If each circuit had another relay behind the guard, relays of an adversary would soon see the guard. A path with a
+//! layer-2 guard has one more relay, chosen for each circuit, between the layer-2 guard and the exit. An exit that saw
+//! the layer-2 guard could link circuits of different isolations (`proto/08-paths.md` §4).
 
 use core::time::Duration;
 
@@ -19,11 +19,11 @@ use crate::{
     },
 };
 
-/// Bounds of the lifetime. It is the greater of two times that are drawn uniformly between these bounds.
+/// Bounds of the lifetime. The lifetime is the greater of two times drawn uniformly between these bounds.
 const MIN_LIFETIME: Duration = DAY;
 const MAX_LIFETIME: Duration = DAY.saturating_mul(12);
-/// Minimum time between two replacements of failing layer-2 guards. Without this bound, a guard that ends circuits could
-/// soon exchange all layer-2 guards for its accomplices.
+/// Minimum time between two replacements of failing layer-2 guards. Without this bound, a malicious guard that ends
+/// circuits could soon replace all layer-2 guards by relays of its operator.
 const REPLACEMENT_INTERVAL: Duration = Duration::from_secs(DAY.as_secs() / 2);
 /// Maximum number of layer-2 guards; the maximum of `path.layer-2-guards`.
 const MAX_LAYER_TWO_GUARDS: usize = 16;
@@ -32,6 +32,8 @@ const MAX_LAYER_TWO_GUARDS: usize = 16;
 #[derive(Clone, Default)]
 pub(super) struct LayerTwoGuards {
     guards: Vec<LayerTwoGuard>,
+    /// Whether the current consensus has enough stable relays.
+    in_use: bool,
     /// The date of the consensus with which a failing layer-2 guard was last replaced.
     replaced_at: Option<WallTime>,
 }
@@ -48,16 +50,25 @@ impl LayerTwoGuards {
         self.guards.iter().map(|guard| guard.identity)
     }
 
-    pub(super) const fn is_empty(&self) -> bool {
-        self.guards.is_empty()
+    /// Whether paths have a layer-2 guard.
+    pub(super) const fn in_use(&self) -> bool {
+        self.in_use && !self.guards.is_empty()
     }
 
     pub(super) fn contains(&self, relay: &RelayId) -> bool {
         self.identities().any(|guard| guard == *relay)
     }
 
-    /// Removes layer-2 guards past their lifetime, unlisted or not stable, and those beyond `number`.
-    fn remove_expired(&mut self, consensus: &Consensus, number: usize) {
+    /// Decides by a new consensus whether layer-2 guards are used.
+    pub(super) fn handle_consensus(&mut self, consensus: &Consensus) {
+        let stable = consensus.relays().iter().filter(|relay| relay.flags.contains(Flags::STABLE)).count();
+        let min_network = consensus.parameters().min_layer_two_network();
+        self.in_use = u64::try_from(stable).is_ok_and(|stable| stable >= min_network);
+    }
+
+    /// Removes layer-2 guards that are unlisted, not stable or past their lifetime, and those beyond `number`. Also
+    /// removes those whose lifetime ends later than [`MAX_LIFETIME`] from now.
+    fn remove_unusable(&mut self, consensus: &Consensus, number: usize) {
         let date = consensus.valid_after();
         self.guards.retain(|guard| {
             let is_listed = consensus.relay(&guard.identity).is_some_and(|relay| relay.flags.contains(Flags::STABLE));
@@ -99,36 +110,38 @@ impl LayerTwoGuards {
             Some(LayerTwoGuard { identity, expires: WallTime::from_unix(guard.expires) })
         };
         let guards = guards.iter().map(decode).collect::<Option<_>>()?;
-        Some(Self { guards, replaced_at: (replaced_at > 0).then(|| WallTime::from_unix(replaced_at)) })
+        Some(Self { guards, in_use: false, replaced_at: (replaced_at > 0).then(|| WallTime::from_unix(replaced_at)) })
     }
 }
 
 impl GuardSample {
-    /// The layer-2 guards; none if the consensus turns them off.
+    /// The layer-2 guards; none if the consensus turns them off, or has too few stable relays.
     pub(crate) fn layer_two(&self) -> Vec<RelayId> {
-        self.layer_two.identities().collect()
+        if self.layer_two.in_use() { self.layer_two.identities().collect() } else { Vec::new() }
     }
 
-    /// Updates the layer-2 guards to a new consensus. Returns whether some were added or removed.
+    /// Updates the layer-2 guards to a new consensus. Returns whether some were added or removed. While the consensus has
+    /// too few stable relays, the layer-2 guards stay but are not used, so that a return to more relays draws no others.
     pub(super) fn update_layer_two<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
         let number = consensus.parameters().layer_two_guards();
         let number = usize::try_from(number).unwrap_or(MAX_LAYER_TWO_GUARDS).min(MAX_LAYER_TWO_GUARDS);
-        let before = self.layer_two();
-        self.layer_two.remove_expired(consensus, number);
+        let before: Vec<_> = self.layer_two.identities().collect();
+        self.layer_two.remove_unusable(consensus, number);
         let failing: Vec<_> = self.primaries().flat_map(|guard| guard.next_relays.failing_often()).collect();
         self.layer_two.remove_failing(consensus.valid_after(), &failing);
-        while self.layer_two.guards.len() < number
+        while self.layer_two.in_use
+            && self.layer_two.guards.len() < number
             && let Some(identity) = self.draw_layer_two(consensus, rng)
         {
             let expires = consensus.valid_after().after(draw_lifetime(rng));
             self.layer_two.guards.push(LayerTwoGuard { identity, expires });
         }
-        before != self.layer_two()
+        !self.layer_two.identities().eq(before)
     }
 
-    /// Draws a layer-2 guard by weight. Relays that fail behind a primary guard, and relays that can't be on one path
-    /// with a primary guard or are related to another layer-2 guard, are drawn only if no others remain. So the path
-    /// restrictions permit most layer-2 guards on each path.
+    /// Draws a layer-2 guard by weight. Relays that fail behind a primary guard are drawn only if no others remain. The
+    /// same holds for relays related to a primary guard or another layer-2 guard. So the path restrictions permit most
+    /// layer-2 guards on each path.
     fn draw_layer_two<R: CryptoRng + ?Sized>(&self, consensus: &Consensus, rng: &mut R) -> Option<RelayId> {
         let share = ExitShare::of(consensus);
         let listed = consensus.relays().iter().filter(|relay| relay.flags.contains(Flags::STABLE));

@@ -21,7 +21,8 @@ fn relays(numbers: core::ops::RangeInclusive<u16>) -> impl Iterator<Item = Conse
 
 /// A consensus with the parameter `path.layer-2-guards` at 4.
 fn four(date: WallTime, relays: impl Iterator<Item = ConsensusRelay>) -> Consensus {
-    let parameters = Parameters::default().with("path.layer-2-guards", 4).unwrap();
+    let parameters =
+        Parameters::default().with("path.layer-2-guards", 4).unwrap().with("path.layer-2-network", 0).unwrap();
     consensus_at(date, relays, &parameters).0
 }
 
@@ -79,9 +80,9 @@ fn an_unlisted_or_unstable_layer_two_guard_is_replaced() {
 }
 
 #[test]
-fn without_the_parameter_a_client_has_no_layer_two_guards() {
+fn with_the_parameter_at_zero_a_client_has_no_layer_two_guards() {
     let mut rng = rng();
-    let off = consensus_at(NOW, relays(1..=60), &Parameters::default()).0;
+    let off = consensus_at(NOW, relays(1..=100), &Parameters::default().with("path.layer-2-guards", 0).unwrap()).0;
     assert_eq!(sampled(&off, &mut rng).layer_two(), []);
     let mut guards = sampled(&four(NOW, relays(1..=60)), &mut rng);
     assert!(guards.update(&off, &mut rng));
@@ -95,6 +96,7 @@ fn layer_two_guards_survive_a_restart() {
     let mut guards = sampled(&consensus, &mut rng);
     guards.layer_two.replaced_at = Some(NOW);
     let mut stored = GuardSample::decode(&guards.encode()).unwrap();
+    stored.layer_two.handle_consensus(&consensus);
     assert_eq!(stored.layer_two(), guards.layer_two());
     assert_eq!(stored.encode(), guards.encode());
     stored.update(&consensus, &mut rng);
@@ -146,4 +148,29 @@ fn a_layer_two_guard_that_fails_is_replaced_and_at_most_two_a_day_are() {
     assert_eq!(after(12), [false, true, true, true]);
     assert_eq!(after(13), [false, false, true, true], "more than a quarter of the circuits of the third succeeded");
     assert_eq!(after(26)[..3], [false, false, true]);
+}
+
+#[test]
+fn layer_two_guards_are_used_from_sixty_four_stable_relays() {
+    let mut rng = rng();
+    let network = |relays: u16, day: u64| {
+        let date = NOW.after(DAY.saturating_mul(u32::try_from(day).unwrap()));
+        consensus_at(date, (1..=relays).map(|number| listed(profile(number))), &Parameters::default()).0
+    };
+    let mut guards = sampled(&network(63, 0), &mut rng);
+    assert_eq!(guards.layer_two(), []);
+    assert!(guards.update(&network(64, 0), &mut rng), "the new layer-2 guards are stored");
+    let drawn = guards.layer_two();
+    assert_eq!(drawn.len(), 4);
+
+    // Relays that come and go at the limit lead to no other layer-2 guards.
+    guards.layer_two.guards.iter_mut().for_each(|guard| guard.expires = NOW.after(MAX_LIFETIME));
+    let gone = (1..=64).find(|number| !drawn.contains(&key(*number).id())).unwrap();
+    let fewer = (1..=64).filter(|number| *number != gone).map(|number| listed(profile(number)));
+    let fewer = consensus_at(NOW.after(DAY), fewer, &Parameters::default()).0;
+    guards.update(&fewer, &mut rng);
+    assert_eq!(guards.layer_two(), [], "63 stable relays");
+    let mut restarted = GuardSample::decode(&guards.encode()).unwrap();
+    restarted.update(&network(64, 2), &mut rng);
+    assert_eq!(restarted.layer_two(), drawn);
 }
