@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{self, BufRead as _, BufReader, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
@@ -212,6 +212,19 @@ pub(crate) fn umbel() -> Command {
     Command::new(std::env::var_os("UMBEL_TEST_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_umbel").into()))
 }
 
+/// The program of an example.
+pub(crate) fn example(name: &str) -> Command {
+    let program = examples_folder().join(name);
+    assert!(program.is_file(), "no {}: cargo build --examples", program.display());
+    Command::new(program)
+}
+
+/// The folder of the examples. Cargo and nextest build examples beside the folder of the tests' programs.
+pub(crate) fn examples_folder() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().and_then(Path::parent).unwrap().join("examples")
+}
+
 pub(crate) fn pid(process: &Child) -> Pid {
     Pid::from_raw(i32::try_from(process.id()).unwrap())
 }
@@ -278,7 +291,7 @@ pub(crate) fn shown_key(folder: &Path, role: &str, label: &str) -> String {
     line.split_whitespace().last().unwrap().to_owned()
 }
 
-fn first_word(text: &str) -> String {
+pub(crate) fn first_word(text: &str) -> String {
     text.split_whitespace().next().unwrap_or_default().to_owned()
 }
 

@@ -11,6 +11,7 @@
 )]
 
 mod applications;
+mod attack;
 mod chaos;
 mod engines;
 mod examples;
