@@ -6,6 +6,7 @@
 
 mod book;
 mod browser;
+mod chaos;
 mod compare;
 mod deny;
 mod instructions;
@@ -29,6 +30,7 @@ usage: cargo xtask COMMAND
   packages                       install the Debian packages that the tests need
   browser                        dial a relay and use the search page in Chromium and Firefox
   instructions                   count the instructions of sealing, switching and packing a cell, and compare them with budgets
+  chaos [--help] [OPTION]…       make requests for minutes while relays are killed, stopped, restarted, flooded and out of disk
   compare [--help] [OPTION]…     measure Umbel and Tor under delay, loss and rate limits, and print a table
   book                           make a ZIM file of the Rust book for kiwix-serve, and print its path
 
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         ["deny"] => deny::check().map(drop),
         ["packages"] => packages::install().map(drop),
         ["instructions"] => instructions::check().map(drop),
+        ["chaos", options @ ..] => chaos::command(options),
         ["compare", options @ ..] => compare::command(options),
         ["book"] => book::command(),
         ["web"] => web::build().map(drop),
