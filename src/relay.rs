@@ -47,6 +47,8 @@
 //! GONE answers an EXTEND to a relay that is neither listed nor a reachable volunteer of this gateway.
 
 mod build;
+#[cfg(any(test, fuzzing))]
+mod check;
 mod circuit;
 mod dialling;
 mod gateways;

@@ -11,6 +11,8 @@ mod build;
 mod build_history;
 mod build_pauses;
 mod build_policy;
+#[cfg(any(test, fuzzing))]
+mod check;
 mod circuit;
 mod exit_separation;
 mod gone_reports;

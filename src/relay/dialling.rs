@@ -105,13 +105,19 @@ impl Dialling {
         }
     }
 
+    /// The number of all waiting circuits.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn total(&self) -> usize {
+        self.owned.len().0
+    }
+
     /// The number of circuits that wait for `relay`.
     #[cfg(test)]
     pub(super) fn len(&self, relay: &RelayId) -> usize {
         self.relays.get(relay).map_or(0, BTreeMap::len)
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn is_empty(&self) -> bool {
         self.relays.is_empty() && self.dials.is_empty() && self.owned.len() == (0, 0, 0)
     }

@@ -198,13 +198,13 @@ impl Table {
         self.deadlines.earliest()
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) const fn owners(&self) -> &Owned<CircuitRank, CircuitKey> {
         &self.owners
     }
 
     /// The number of circuits with a deadline.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn deadlines(&self) -> usize {
         self.deadlines.len()
     }

@@ -202,7 +202,7 @@ impl WaitingCreates {
     }
 
     /// The numbers of CREATEs, of their deadlines, and of turns in both indexes.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn len(&self) -> (usize, usize, usize, usize) {
         (self.creates.len(), self.deadlines.len(), self.turns.len(), self.order.len())
     }

@@ -8,6 +8,7 @@ mod book;
 mod browser;
 mod compare;
 mod deny;
+mod fuzz;
 mod instructions;
 mod packages;
 mod run;
@@ -30,6 +31,7 @@ usage: cargo xtask COMMAND
   browser                        dial a relay and use the search page in Chromium and Firefox
   instructions                   count the instructions of sealing, switching and packing a cell, and compare them with budgets
   compare [--help] [OPTION]…     measure Umbel and Tor under delay, loss and rate limits, and print a table
+  fuzz [--help] [OPTION]…        fuzz all targets in turn, resume, and merge the found inputs into fuzz/corpus
   book                           make a ZIM file of the Rust book for kiwix-serve, and print its path
 
 example: cargo xtask test --only clippy --only wasm
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         ["packages"] => packages::install().map(drop),
         ["instructions"] => instructions::check().map(drop),
         ["compare", options @ ..] => compare::command(options),
+        ["fuzz", options @ ..] => fuzz::command(options),
         ["book"] => book::command(),
         ["web"] => web::build().map(drop),
         // A subcommand that `web` starts.

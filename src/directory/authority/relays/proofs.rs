@@ -283,7 +283,7 @@ impl RelayEntries {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl RelayEntries {
     /// Asserts that the schedule agrees with the relays after a turn at `now`: each relay is in its place, and each due
     /// proof that may run does run.
