@@ -69,18 +69,18 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
     // The directory has accepted the descriptor of a public relay, or a gateway reaches the volunteer.
     println!("ready");
 
-    // The figures of a relay are safe to show: they name no circuit and no neighbour.
+    // The statistics of a relay are safe to show: they name no circuit and no neighbour.
     let mut report = interval(Duration::from_secs(10));
     loop {
         tokio::select! {
             _ = report.tick() => {
-                let figures = relay.figures().await?;
-                println!("{} circuits over {} channels", figures.circuits, figures.channels);
+                let statistics = relay.statistics().await?;
+                println!("{} circuits over {} channels", statistics.circuits, statistics.channels);
             }
             _ = &mut interrupted => break,
         }
     }
-    println!("forwarded {} cells", relay.figures().await?.cells_switched);
+    println!("forwarded {} cells", relay.statistics().await?.cells_switched);
 
     // Closes the links, so that neighbours need not wait for a timeout.
     Ok(relay.stop().await?)

@@ -3,7 +3,8 @@
 //! [`Channels`] owns every channel of a node. It performs the channel handshake on each link: it proves this relay's
 //! identity and verifies the peer's. [`Channels`] also spreads circuits over lanes, packs cells into messages, schedules
 //! circuits fairly, sends keep-alives and closes idle channels. It doesn't interpret relay messages. Driven by
-//! [`Relay`](crate::relay::Relay) and the client's core, by the contract of [`LinkMachine`](crate::base::LinkMachine).
+//! [`Relay`](crate::relay::Relay), the client's core, and a directory's dials to relays, by the contract of
+//! [`LinkMachine`](crate::base::LinkMachine).
 //!
 //! Governed by `proto/02-channel.md`. Threats of `threat-model.md`: a network adversary in the middle of a link, and
 //! false relays. A proof of identity covers both certificates and both nonces of the link. Hostile neighbours: every
@@ -257,7 +258,7 @@ struct HandshakeOutcome {
     peer: Option<RelayId>,
     observed: Option<Redacted<SocketAddr>>,
     /// Whether the other end requested to be reached over this channel, and this end accepted.
-    reach: bool,
+    accepted_reach: bool,
     /// Whether this end requested to be reached.
     requested_reach: bool,
 }

@@ -34,7 +34,7 @@ use crate::{
     stream::{StreamError, StreamEvent, StreamRole, Streams},
     wire::{BODY_LEN, Cell, CellBody, Command, EndReason, Host, MessageKind, RelayMessage, Service, Target, WireError},
 };
-use build::{Building, NextHopGone};
+use build::Building;
 
 /// Time without a message from the last hop, while streams are open, after which the origin requests an echo.
 const ECHO_DELAY: Duration = Duration::from_secs(15);
@@ -127,8 +127,8 @@ pub enum CircuitEvent {
 
 enum CircuitState {
     Building(Box<Building>),
-    /// The last built hop has answered GONE, and the owner has named no other relay yet.
-    NextHopGone(NextHopGone),
+    /// The last built hop has answered GONE for this hop, and the owner has named no other relay yet.
+    NextHopGone(HopIndex),
     Open,
     Closed,
 }
@@ -150,6 +150,8 @@ pub struct Origin {
     /// The streams of each hop that has streams.
     streams: Vec<(HopIndex, Streams)>,
     last_message_at: Instant,
+    /// The longest build time of a hop so far.
+    slowest_hop: Duration,
     /// The deadline of the next message from the last hop, after an echo request.
     echo_deadline: Option<Instant>,
     echo_timeout: Duration,
@@ -158,7 +160,8 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Starts to build a circuit over `path`, with the identifier `circuit`. The timeout of each hop is `hop_timeout`.
+    /// Starts to build a circuit over `path`, with the identifier `circuit`. The timeout of the first hop is
+    /// `first_timeout`. The timeout of each later hop depends only on the times of the hops before it.
     ///
     /// # Errors
     /// When the path has no hop or more than eight, or the first relay's onion key is of small order.
@@ -167,14 +170,14 @@ impl Origin {
         path: Vec<RelayKeys>,
         circuit: CircuitId,
         parameters: FlowParameters,
-        hop_timeout: Duration,
+        first_timeout: Duration,
         rng: &mut R,
     ) -> Result<Self, CircuitError> {
         if path.len() > usize::from(HopIndex::MAX) {
             return Err(CircuitError::PathLength);
         }
         let first = path.first().ok_or(CircuitError::PathLength)?;
-        let (building, request) = Building::start(now, first, HopIndex::FIRST, hop_timeout, rng)?;
+        let (building, request) = Building::start(now, first, HopIndex::FIRST, first_timeout, rng)?;
         let cells = crate::wire::create_cells(circuit, HopIndex::FIRST, &request)?;
         Ok(Self {
             circuit,
@@ -186,6 +189,7 @@ impl Origin {
             extends: VecDeque::new(),
             streams: Vec::new(),
             last_message_at: now,
+            slowest_hop: Duration::ZERO,
             echo_deadline: None,
             echo_timeout: MAX_ECHO_TIMEOUT,
             scratch: Vec::with_capacity(BODY_LEN),
@@ -223,7 +227,7 @@ impl Origin {
     pub const fn building(&self) -> Option<HopIndex> {
         match &self.state {
             CircuitState::Building(building) => Some(building.hop),
-            CircuitState::NextHopGone(gone) => Some(gone.hop),
+            CircuitState::NextHopGone(hop) => Some(*hop),
             CircuitState::Open | CircuitState::Closed => None,
         }
     }
@@ -233,9 +237,7 @@ impl Origin {
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams; [`StreamError::NotOpen`] unless the circuit is open.
     pub fn open(&mut self, now: Instant, target: Target) -> Result<StreamId, StreamError> {
-        let id = self.exit_streams().ok_or(StreamError::NotOpen)?.open(now, target)?;
-        self.echo_if_silent(now);
-        Ok(id)
+        self.begin(now, |streams| streams.open(now, target))
     }
 
     /// Opens a stream to a service of the last hop itself.
@@ -243,9 +245,7 @@ impl Origin {
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams; [`StreamError::NotOpen`] unless the circuit is open.
     pub fn request(&mut self, now: Instant, service: Service) -> Result<StreamId, StreamError> {
-        let id = self.exit_streams().ok_or(StreamError::NotOpen)?.request(now, service)?;
-        self.echo_if_silent(now);
-        Ok(id)
+        self.begin(now, |streams| streams.request(now, service))
     }
 
     /// Resolves `host` at the last hop.
@@ -253,7 +253,16 @@ impl Origin {
     /// # Errors
     /// [`StreamError::Full`] at the maximum number of streams; [`StreamError::NotOpen`] unless the circuit is open.
     pub fn resolve(&mut self, now: Instant, host: Host) -> Result<StreamId, StreamError> {
-        let id = self.exit_streams().ok_or(StreamError::NotOpen)?.resolve(now, host)?;
+        self.begin(now, |streams| streams.resolve(now, host))
+    }
+
+    /// Begins a stream or a lookup at the last hop by `begin`.
+    fn begin(
+        &mut self,
+        now: Instant,
+        begin: impl FnOnce(&mut Streams) -> Result<StreamId, StreamError>,
+    ) -> Result<StreamId, StreamError> {
+        let id = begin(self.exit_streams().ok_or(StreamError::NotOpen)?)?;
         self.echo_if_silent(now);
         Ok(id)
     }

@@ -19,7 +19,7 @@
 //! - Relays fail circuits until a circuit has a path of their choice. Retries are few, with pauses, and failures beyond
 //!   the guard don't change the guard, except for path bias (`proto/08-paths.md` §4).
 //!
-//! Caps: [`ClientParameters`]. Beyond the cap on requests, a request fails immediately with
+//! Caps: [`ClientParameters`]. Beyond the caps on requests and circuits, a request fails immediately with
 //! [`StreamFailure::LimitReached`].
 
 #[cfg(any(test, fuzzing))]
@@ -294,7 +294,7 @@ impl ClientMachine {
                 Ok(Some(DelegatedCircuit { path, hops, shared_exit })) => {
                     self.events.push_back(ClientEvent::Delegated { stream, path, hops, shared_exit });
                 }
-                Err(error) => self.events.push_back(ClientEvent::Failed(stream, error.into())),
+                Err(failure) => self.events.push_back(ClientEvent::Failed(stream, failure)),
             }
         }
         if let Some((pool, _, mut inputs)) = self.parts(now) {
@@ -424,7 +424,7 @@ impl ClientMachine {
             self.measure_at = Some(now.after(MEASUREMENT_INTERVAL));
         }
         if let Some((pool, _, mut inputs)) = self.parts(now) {
-            pool.sweep(now, &inputs, expired);
+            pool.sweep(now, &inputs, expired, rng);
             if measures {
                 pool.measure(now, &mut inputs, rng);
             }

@@ -19,7 +19,7 @@ use core::{
     time::Duration,
 };
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -58,7 +58,8 @@ pub struct ExitOptions {
     /// circuit owner with most.
     pub unread: usize,
     /// Maximum streams whose two directions have ended, but whose target has not read all bytes of the origin; usually
-    /// 256. Beyond it, the oldest of these ends, and the target gets a TCP reset.
+    /// 256. Beyond it, one of these ends, and the target gets a TCP reset: always the oldest one, of the circuit with
+    /// most, of the circuit owner with most.
     pub ending: usize,
     /// Time limit for resolving and connecting together; usually 15 s, less than the origins' limit.
     pub connect_timeout: Duration,
@@ -79,6 +80,8 @@ pub(crate) struct Exit {
     tasks: JoinSet<()>,
     /// Running lookups, each with a task.
     lookups: BTreeMap<ExitStream, AbortHandle>,
+    /// The owners of the open streams. The core forgets the owner of a stream once both its directions have ended.
+    owners: HashMap<ExitStream, RequestOwner>,
     /// Streams that the core has removed because both directions have ended. The oldest is first. The tasks of some
     /// still write to the target.
     ending: VecDeque<ExitStream>,
@@ -90,7 +93,7 @@ struct ExitShared {
     options: ExitOptions,
     resolver: Arc<Resolver>,
     delegate: Option<Arc<Delegate>>,
-    permits: Arc<Semaphore>,
+    places: Arc<Semaphore>,
     outcome: mpsc::UnboundedSender<(ExitStream, StreamCommand)>,
 }
 
@@ -99,13 +102,14 @@ impl Exit {
     #[must_use]
     pub(crate) fn new(options: ExitOptions, resolver: Arc<Resolver>, delegate: Option<Arc<Delegate>>) -> Self {
         let (outcome, outcomes) = mpsc::unbounded_channel();
-        let permits = Arc::new(Semaphore::new(options.streams));
-        let shared = Arc::new(ExitShared { options, resolver, delegate, permits, outcome });
+        let places = Arc::new(Semaphore::new(options.streams));
+        let shared = Arc::new(ExitShared { options, resolver, delegate, places, outcome });
         Self {
             hub: Hub::new(),
             shared,
             tasks: JoinSet::new(),
             lookups: BTreeMap::new(),
+            owners: HashMap::new(),
             ending: VecDeque::new(),
             outcomes,
         }
@@ -114,16 +118,26 @@ impl Exit {
     /// Connects to `target`. The stream opens immediately, because an origin may send before the exit has connected.
     fn connect(&mut self, id: ExitStream, owner: RequestOwner, target: Target) {
         while self.tasks.try_join_next().is_some() {}
-        if let Some(permit) = self.permit(id) {
-            let stream = self.hub.open(id, 0);
-            self.tasks.spawn(serve_stream(Arc::clone(&self.shared), id, owner, target, stream, permit));
+        if let Some(place) = self.take_place(id) {
+            let stream = self.open(id, owner, 0);
+            self.tasks.spawn(serve_stream(Arc::clone(&self.shared), id, owner, target, stream, place));
         }
+    }
+
+    /// Opens a stream of `owner` with an initial room of `room` bytes.
+    fn open(&mut self, id: ExitStream, owner: RequestOwner, room: usize) -> Stream {
+        // At most as many streams are open as there are places, so this visit is rare.
+        if self.owners.len() >= self.shared.options.streams.saturating_mul(2) {
+            self.owners.retain(|id, _| self.hub.contains(*id));
+        }
+        self.owners.insert(id, owner);
+        self.hub.open(id, room)
     }
 
     /// Starts a lookup.
     fn resolve(&mut self, id: ExitStream, owner: RequestOwner, host: Host) {
         while self.tasks.try_join_next().is_some() {}
-        let Some(permit) = self.permit(id) else { return };
+        let Some(place) = self.take_place(id) else { return };
         let shared = Arc::clone(&self.shared);
         let lookup = self.tasks.spawn(async move {
             let outcome = match shared.resolver.resolve(Some(owner), &host).await {
@@ -131,7 +145,7 @@ impl Exit {
                 Err(reason) => StreamCommand::Reset(reason),
             };
             shared.send_outcome(id, outcome);
-            drop(permit);
+            drop(place);
         });
         self.lookups.insert(id, lookup);
     }
@@ -144,15 +158,15 @@ impl Exit {
             self.shared.send_outcome(id, StreamCommand::Reset(EndReason::Policy));
             return;
         };
-        let Some(permit) = self.permit(id) else { return };
-        let stream = self.hub.open(id, room);
+        let Some(place) = self.take_place(id) else { return };
+        let stream = self.open(id, owner, room);
         let failure = stream.failure();
         self.tasks.spawn(async move {
             tokio::select! {
                 () = delegate.serve(service, owner, stream) => {}
                 _ = failure => {}
             }
-            drop(permit);
+            drop(place);
         });
     }
 
@@ -161,15 +175,13 @@ impl Exit {
         self.hub.push(id, bytes);
     }
 
-    /// Beyond the cap on unread bytes, ends streams until a sixteenth of it is free. `owner` returns the owner of a
-    /// stream.
-    fn cap_unread(&mut self, owner: impl Fn(ExitStream) -> Option<RequestOwner>) {
+    /// Beyond the cap on unread bytes, ends streams until a sixteenth of it is free.
+    fn cap_unread(&mut self) {
         let cap = self.shared.options.unread;
         if self.hub.unread() <= cap {
             return;
         }
-        // The core has forgotten the owner of a stream once both its directions have ended.
-        let streams = self.hub.unread_streams().map(|(id, bytes)| (owner(id), bytes, id));
+        let streams = self.hub.unread_streams().map(|(id, bytes)| (self.owners.get(&id).copied(), bytes, id));
         for id in unread::by_fullest_owner(streams.collect()) {
             if self.hub.unread() <= (cap / 16).saturating_mul(15) {
                 return;
@@ -192,11 +204,13 @@ impl Exit {
             let hub = &self.hub;
             self.ending.retain(|id| hub.contains(*id));
         }
-        while self.ending.len() > self.shared.options.ending
-            && let Some(oldest) = self.ending.pop_front()
-        {
+        while self.ending.len() > self.shared.options.ending {
+            let owners: Vec<_> = self.ending.iter().map(|id| self.owners.get(id).copied()).collect();
+            let Some(ended) = unread::first_of_fullest_owner(&owners).and_then(|at| self.ending.remove(at)) else {
+                return;
+            };
             tracing::debug!("ending a stream whose target reads too slowly");
-            self.hub.discard(oldest, EndReason::ResourceLimit);
+            self.hub.discard(ended, EndReason::ResourceLimit);
         }
     }
 
@@ -217,12 +231,12 @@ impl Exit {
         }
     }
 
-    fn permit(&self, id: ExitStream) -> Option<OwnedSemaphorePermit> {
-        let permit = Arc::clone(&self.shared.permits).try_acquire_owned().ok();
-        if permit.is_none() {
+    fn take_place(&self, id: ExitStream) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.shared.places).try_acquire_owned().ok();
+        if place.is_none() {
             self.shared.send_outcome(id, StreamCommand::Reset(EndReason::ResourceLimit));
         }
-        permit
+        place
     }
 
     /// Wakes the readers of streams that `push` filled.
@@ -283,7 +297,7 @@ impl Exit {
             }
             StreamEvent::Data(bytes) => {
                 self.push(id, &bytes);
-                self.cap_unread(|stream| relay.request_owner(stream));
+                self.cap_unread();
             }
             StreamEvent::Finished => {
                 self.finish(id);
@@ -312,7 +326,7 @@ async fn serve_stream(
     owner: RequestOwner,
     target: Target,
     stream: Stream,
-    permit: OwnedSemaphorePermit,
+    place: OwnedSemaphorePermit,
 ) {
     let connecting = timeout(
         shared.options.connect_timeout,
@@ -334,5 +348,5 @@ async fn serve_stream(
         }
         Err(reason) => shared.send_outcome(id, StreamCommand::Reset(reason)),
     }
-    drop(permit);
+    drop(place);
 }

@@ -5,9 +5,11 @@
 //! Private, loopback and link-local addresses are refused unless the operator allows them.
 
 mod address;
+mod nat64;
 mod policy;
 mod summary;
 
 pub use address::is_global;
+pub use nat64::{InvalidNat64Prefix, Nat64Prefix};
 pub use policy::{Policy, PolicyError};
 pub use summary::{MAX_RANGES, PortRange, Summary};

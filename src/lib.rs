@@ -1,9 +1,9 @@
 //! Umbel: an anonymising relay overlay over WebRTC data channels.
 //!
-//! A [`Client`] opens streams over three relays, called guard, middle and exit. Each relay removes one layer of
-//! encryption. The guard sees the client's address and not the target. The exit sees the target and not the client's
-//! address. An exit can also search or perform an HTTP request for the client. `threat-model.md` states the protections
-//! and their limits.
+//! A [`Client`] opens streams over a guard, one or two middles and an exit. Each relay removes one layer of encryption.
+//! The guard sees the client's address and not the target. The exit sees the target and not the client's address. An
+//! exit can also search or perform an HTTP request for the client. `threat-model.md` states the protections and their
+//! limits.
 //!
 //! # Examples
 //!
@@ -38,19 +38,20 @@
 //! ```
 //!
 //! The interface needs a tokio runtime and the feature `native`, which is on by default. The crate logs to `tracing`.
-//! Addresses, host names and queries are redacted in the log, and in the `Debug` output of the types that hold them.
+//! Addresses, host names and queries are redacted in the log and in `Debug` output. The `Debug` output of
+//! [`ClientConfig`] and [`RelayConfig`] contains the configured addresses.
 //!
 //! # Layout
 //!
 //! The items below are the interface for applications. The modules are the implementation and may change in any
 //! version: a protocol core without I/O (such as [`circuit`], [`relay`] and [`client`]), its drivers (such as
-//! [`transport`] and [`sim`]), and the assembly of nodes. `docs/architecture.md` explains them, `proto/` specifies the
-//! protocol.
+//! [`transport`] and [`sim`]), and the assembly of nodes. `docs/architecture.md` explains them, and `proto/` specifies
+//! the protocol.
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
 pub mod base;
 #[cfg(feature = "browser")]
-#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
+#[allow(clippy::disallowed_methods, reason = "code with I/O reads the clock and generates randomness")]
 pub mod browser;
 pub mod channel;
 pub mod circuit;
@@ -61,12 +62,12 @@ pub mod crypto;
 pub mod delegated;
 pub mod directory;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
+#[allow(clippy::disallowed_methods, reason = "code with I/O reads the clock and generates randomness")]
 pub mod directory_http;
 #[cfg(any(feature = "native", feature = "browser"))]
 pub mod engine;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
+#[allow(clippy::disallowed_methods, reason = "code with I/O reads the clock and generates randomness")]
 pub mod exit;
 pub mod exit_policy;
 pub mod flow;
@@ -74,33 +75,33 @@ pub mod flow;
 pub mod fuzz;
 pub mod handshake;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
+#[allow(clippy::disallowed_methods, reason = "code with I/O reads the clock and generates randomness")]
 pub(crate) mod http_exchange;
 #[cfg(any(feature = "browser-tls", all(test, feature = "native")))]
 pub mod https;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
+#[allow(clippy::disallowed_methods, reason = "code with I/O reads the clock and generates randomness")]
 pub mod io;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
+#[allow(clippy::disallowed_methods, reason = "code with I/O reads the clock and generates randomness")]
 pub mod node;
 pub mod onion;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
+#[allow(clippy::disallowed_methods, reason = "code with I/O reads the clock and generates randomness")]
 pub(crate) mod page;
 pub mod path;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
+#[allow(clippy::disallowed_methods, reason = "code with I/O reads the clock and generates randomness")]
 pub mod ports;
 pub mod relay;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
+#[allow(clippy::disallowed_methods, reason = "code with I/O reads the clock and generates randomness")]
 pub mod requests;
 pub mod sim;
 pub mod stream;
 pub mod transport;
 #[cfg(feature = "native")]
-#[allow(clippy::disallowed_methods, reason = "a driver reads the clock and generates randomness")]
+#[allow(clippy::disallowed_methods, reason = "code with I/O reads the clock and generates randomness")]
 pub(crate) mod web;
 pub mod wire;
 
@@ -118,7 +119,7 @@ pub use crate::{
         client::{BootstrapError, Client, ClientConfig},
         relay::{EmbeddedRelay, RelayConfig, RelayError},
     },
-    relay::RelayFigures,
+    relay::RelayStatistics,
     requests::{
         http::{RequestError, ResponseBody},
         oblivious::ObliviousError,

@@ -1,7 +1,7 @@
 //! Onion layers: one authenticated layer per hop around each RELAY cell's body.
 //!
 //! Owns the cell keys and counters of a circuit: one [`RelayLayer`] at each relay, [`OriginLayers`] at the origin.
-//! Driven by the machines that switch cells. Works in place on a body, without allocation. Governed by
+//! Driven by `relay` and by the origin (`circuit`). Works in place on a body, without allocation. Governed by
 //! `proto/03-cells.md`. Threat: relays that mark traffic by modifying it. A modified, replayed or reordered cell,
 //! and the cell after a dropped cell, can't be opened. Forward, the next honest hop detects the failure; backward, the
 //! origin. After a failure to open a layer the direction has ended and the circuit must end.

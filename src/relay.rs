@@ -1,9 +1,9 @@
-//! The core of a relay: creates circuits for neighbours, switches their cells, extends them, and serves the streams
-//! addressed to this relay.
+//! The core of a relay: creates and extends circuits, switches their cells, and serves the streams whose exit is this
+//! relay.
 //!
 //! Driven as a [`LinkMachine`]. The sockets to targets belong to the node's exit code: [`Relay::poll_event`] returns
 //! events of streams for it, and [`Relay::handle_command`] takes its commands. After a batch of calls, the owner calls
-//! [`LinkMachine::handle_batch_end`] once. That call sends pending stream messages.
+//! [`LinkMachine::handle_batch_end`] once. That call dials gateways, performs handshakes and sends stream messages.
 //!
 //! | part | owned by |
 //! |---|---|
@@ -22,8 +22,8 @@
 //! `switch` and `build` handle cells: the first switches and reads them, the second builds circuits.
 //! Governed by `proto/02-channel.md` §4 and §5, `proto/03-cells.md` and `proto/04-handshake.md`.
 //!
-//! Handshakes run in the core's task, at most a few in each batch and at most at a rate. CREATEs above the rate wait, and
-//! the owners take turns.
+//! Handshakes run in the core's task. [`RelayParameters::circuit_handshakes`] caps their rate, and their number in a
+//! batch. CREATEs above the rate wait. They are selected in turn by network, or by listed relay.
 //!
 //! Threats addressed: neighbours and origins that send illegal messages, or too many. A breach in a circuit ends that
 //! circuit. Both sides get the same DESTROY, whichever rule was breached. A slow reader of a circuit fills only that
@@ -44,7 +44,8 @@
 //! | EXTENDED, GONE | ends the circuit |
 //! | all others | as in [`stream`](crate::stream) |
 //!
-//! GONE answers an EXTEND to a relay that is neither listed nor a reachable volunteer of this gateway.
+//! GONE answers an EXTEND to a relay that is neither in the last two consensuses nor a reachable volunteer of this
+//! gateway. It also answers an EXTEND to a volunteer whose channel closes before CREATED.
 
 mod build;
 #[cfg(any(test, fuzzing))]
@@ -104,9 +105,9 @@ pub enum RelayEvent {
     GatewaysChanged,
 }
 
-/// A relay's load, for its operator.
+/// A relay's statistics, for its operator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RelayFigures {
+pub struct RelayStatistics {
     /// Open channels.
     pub channels: usize,
     /// Circuits.
@@ -202,7 +203,7 @@ impl Relay {
         }
     }
 
-    /// For a volunteer: the gateways that can reach it now, in ascending order of identity.
+    /// For a volunteer: the gateways whose channels are open, in ascending order of identity.
     #[must_use]
     pub fn gateways(&self) -> Vec<RelayId> {
         self.gateways.open()
@@ -223,8 +224,9 @@ impl Relay {
         }
     }
 
-    /// Accepts no more circuits; existing circuits remain. Channels without circuits close, so that a gateway
-    /// immediately reports the loss of this volunteer. Opens no channel from now on.
+    /// Accepts no more circuits; existing circuits remain. Channels without circuits close, so that a gateway on such a
+    /// channel reports the loss of this volunteer. From now on, neither dials nor accepts links; dials in flight can
+    /// still open channels.
     pub fn drain(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.table.close();
         let Self { channels, table, .. } = self;
@@ -239,7 +241,7 @@ impl Relay {
         }
     }
 
-    /// Closes all channels, and opens no channel from now on.
+    /// Closes all channels. From now on, neither dials nor accepts links; dials in flight can still open channels.
     pub fn shut_down(&mut self) {
         self.channels.shut_down();
     }
@@ -260,8 +262,8 @@ impl Relay {
         self.streams.room(stream)
     }
 
-    /// To whose limits a stream's request counts: its circuit, and the owner of the circuit. `None` if the stream has
-    /// ended.
+    /// The circuit of a stream's request and the circuit's owner, to whose limits the request counts. `None` if the
+    /// stream has ended.
     #[must_use]
     pub fn request_owner(&self, stream: ExitStream) -> Option<RequestOwner> {
         let key = self.streams.circuit(stream)?;
@@ -288,10 +290,10 @@ impl Relay {
         self.streams.poll_event().map(|(stream, event)| RelayEvent::Stream(stream, event))
     }
 
-    /// The current load.
+    /// The current statistics.
     #[must_use]
-    pub fn figures(&self) -> RelayFigures {
-        RelayFigures {
+    pub fn statistics(&self) -> RelayStatistics {
+        RelayStatistics {
             channels: self.channels.len(),
             circuits: self.table.len(),
             exit_streams: self.streams.len(),
@@ -304,7 +306,9 @@ impl Relay {
             while let Some(event) = self.channels.poll_event() {
                 self.handle_channel_event(now, event, rng);
             }
-            let evictions = self.channels.evictions(|channel, circuit| self.owner_of_cells(channel, circuit));
+            let owner = |channel, circuit| self.owner_of_cells(channel, circuit);
+            let added = |channel, circuit| self.cells_of_an_end(CircuitEndpoint { channel, circuit });
+            let evictions = self.channels.evictions(owner, added);
             if evictions.is_empty() {
                 return;
             }
@@ -328,6 +332,17 @@ impl Relay {
         let found = circuit.and_then(|circuit| self.table.find(CircuitEndpoint { channel, circuit }));
         let circuit = found.and_then(|(key, _)| self.table.circuit(key));
         circuit.map(|circuit| circuit.owner).or_else(|| self.owner(channel))
+    }
+
+    /// The number of cells that the end of the circuit with this endpoint adds to the queue of its other endpoint: a
+    /// DESTROY, unless the DESTROY replaces cells there.
+    fn cells_of_an_end(&self, endpoint: CircuitEndpoint) -> usize {
+        let Some((key, side)) = self.table.find(endpoint) else { return 0 };
+        let other = self.table.circuit(key).and_then(|circuit| match side {
+            Side::Previous => circuit.next.endpoint(),
+            Side::Next => Some(circuit.previous),
+        });
+        usize::from(other.is_some_and(|other| self.channels.queued(other.channel, other.circuit) == 0))
     }
 
     fn handle_channel_event(&mut self, now: Instant, event: ChannelEvent, rng: &mut dyn CryptoRng) {
@@ -385,7 +400,9 @@ impl LinkMachine for Relay {
         while let Some(endpoint) = self.partial_creates.pop_expired(now) {
             self.destroy(now, endpoint);
         }
-        while let Some(endpoint) = self.waiting_creates.pop_expired(now) {
+        while let Some(endpoint) =
+            self.waiting_creates.pop_expired(now, |channel| self.channels.has_room_for_refusal(channel))
+        {
             self.refuse(now, endpoint);
         }
         while let Some(key) = self.poll_expired(now) {

@@ -67,7 +67,7 @@ fn bytes_cross_three_hops_both_ways_unchanged_and_end_cleanly() {
     });
     chain.at_relay(3, |relay| {
         assert!(relay.received.len() == LENGTH && is_pattern(&relay.received));
-        assert_eq!(relay.relay.figures().exit_streams, 0);
+        assert_eq!(relay.relay.statistics().exit_streams, 0);
     });
 }
 
@@ -111,8 +111,8 @@ fn a_circuit_that_its_origin_ends_leaves_nothing_behind() {
     chain.at_origin(origin, |party| party.origin.as_mut().unwrap().1.close());
     chain.run_for(Duration::from_secs(5));
     for number in 1..=3 {
-        let figures = chain.at_relay(number, |relay| relay.relay.figures());
-        assert_eq!((figures.circuits, figures.exit_streams), (0, 0));
+        let statistics = chain.at_relay(number, |relay| relay.relay.statistics());
+        assert_eq!((statistics.circuits, statistics.exit_streams), (0, 0));
     }
     assert_eq!(chain.at_relay(3, |relay| relay.closed), 1, "the exit closes the connection to the target");
 }
@@ -170,7 +170,7 @@ fn assert_ended_without_damage(chain: &mut Chain, direction: Direction, what: &s
     });
     for number in 1..=3 {
         assert_eq!(
-            chain.at_relay(number, |relay| relay.relay.figures().circuits),
+            chain.at_relay(number, |relay| relay.relay.statistics().circuits),
             0,
             "{what}: no circuit is left at relay {number}"
         );
@@ -252,7 +252,7 @@ fn a_circuit_whose_handshake_is_altered_is_never_built() {
             assert!(chain.origin_is(origin, |party| !party.built && party.hops_built.len() < link));
             chain.run_for(Duration::from_secs(20));
             for number in 1..=3 {
-                assert_eq!(chain.at_relay(number, |relay| relay.relay.figures().circuits), 0);
+                assert_eq!(chain.at_relay(number, |relay| relay.relay.statistics().circuits), 0);
             }
         }
     }
@@ -284,7 +284,7 @@ fn a_next_hop_that_is_gone_ends_the_circuit() {
     chain.start(chain.origin, chain.keys.clone());
     let origin = chain.origin;
     assert!(chain.run_until(|chain| chain.origin_is(origin, |party| party.closed.is_some())));
-    assert_eq!(chain.at_relay(1, |relay| relay.relay.figures().circuits), 0);
+    assert_eq!(chain.at_relay(1, |relay| relay.relay.statistics().circuits), 0);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Checks that the name of a type that is visible outside its module is unique in `src`.
 //!
-//! Code under `#[cfg(test)]` and types inside functions are exempt.
+//! Exempt are inline modules under `#[cfg(test)]`, files and folders named `tests`, and types inside functions. Traits
+//! count as types.
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -64,7 +65,7 @@ impl<'ast> Visit<'ast> for Types<'_> {
     }
 }
 
-/// Adds the types in `folder`, which has the files of the module `module`.
+/// Adds the types of the files in `folder`, the folder of the module `module`.
 fn read(folder: &Path, module: &[String], found: &mut Definitions) {
     let mut entries: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     entries.sort();
@@ -83,7 +84,8 @@ fn read(folder: &Path, module: &[String], found: &mut Definitions) {
     }
 }
 
-/// Whether two modules implement the same interface: one for native nodes, the other for another platform.
+/// Whether the paths of two modules differ in one component, and that component is `native` in one path. Such modules
+/// implement one interface for two platforms.
 fn are_alternatives(one: &[String], other: &[String]) -> bool {
     let differing: Vec<_> = one.iter().zip(other).filter(|(one, other)| one != other).collect();
     one.len() == other.len() && matches!(differing[..], [(one, other)] if one == "native" || other == "native")

@@ -38,6 +38,12 @@ impl<K: Copy + Ord> Deadlines<K> {
         }
     }
 
+    /// Whether `key` has a deadline.
+    #[must_use]
+    pub fn contains(&self, key: K) -> bool {
+        self.by_key.contains_key(&key)
+    }
+
     /// Removes the deadline of `key`, if the key has one.
     pub fn remove(&mut self, key: K) {
         if let Some(deadline) = self.by_key.remove(&key) {
@@ -100,6 +106,7 @@ mod tests {
             deadlines.set(key, at(deadline));
         }
         deadlines.remove(4);
+        assert!(deadlines.contains(2) && !deadlines.contains(4));
         assert_eq!((deadlines.len(), deadlines.earliest()), (3, Some(at(20))));
         assert_eq!(deadlines.pop_due(at(19)), None);
         assert_eq!(deadlines.keys().collect::<Vec<_>>(), [3, 1, 2]);

@@ -27,7 +27,9 @@ impl Owner {
         Self::Source(AddressPrefix::source(address), AddressPrefix::network(address))
     }
 
-    const fn network(&self) -> Option<AddressPrefix> {
+    /// The network of a source; `None` for a listed relay.
+    #[must_use]
+    pub const fn network(&self) -> Option<AddressPrefix> {
         match self {
             Self::Source(_, network) => Some(*network),
             Self::Relay(_) => None,

@@ -2,24 +2,25 @@
 
 use core::time::Duration;
 
-/// A point in monotonic time, in nanoseconds since the driver started.
+/// A point in monotonic time, in nanoseconds since the start of the driver's clock. A page's clock starts when the page
+/// is loaded.
 ///
-/// Replaces `std::time::Instant`, which is not available in WebAssembly and can't be constructed in a simulation.
-/// Arithmetic saturates.
+/// Replaces `std::time::Instant`, whose `now` panics on `wasm32-unknown-unknown`, and which can't be constructed in a
+/// simulation. Arithmetic saturates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(u64);
 
 impl Instant {
-    /// The time at which the driver started.
+    /// The start of the driver's clock.
     pub const START: Self = Self(0);
 
-    /// The point `nanoseconds` after the driver started.
+    /// The point `nanoseconds` after [`Self::START`].
     #[must_use]
     pub const fn from_nanos(nanoseconds: u64) -> Self {
         Self(nanoseconds)
     }
 
-    /// Nanoseconds since the driver started.
+    /// Nanoseconds since [`Self::START`].
     #[must_use]
     pub const fn as_nanos(self) -> u64 {
         self.0

@@ -46,7 +46,7 @@ pub(super) async fn request(
     };
     let response = HttpResponse::decode(exchanged.answer).map_err(|error| {
         let message = match error {
-            BinaryHttpError::TooLarge => "the head of the answer is too large",
+            BinaryHttpError::TooLarge => "the answer's header or trailer fields are too large or too many",
             BinaryHttpError::Truncated | BinaryHttpError::Malformed(_) => "the answer is truncated or not HTTP",
         };
         PageFailure::new(FailureKind::Exit, message)

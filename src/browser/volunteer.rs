@@ -322,11 +322,11 @@ impl BrowserVolunteer {
     }
 
     fn figures(&self) -> Figures {
-        let figures = self
+        let statistics = self
             .driver()
-            .and_then(|driver| driver.with(|driven, _, _| (driven.relay.gateways().len(), driven.relay.figures())));
-        let (gateways, circuits, cells) =
-            figures.map_or((0, 0, 0), |(gateways, figures)| (gateways, figures.circuits, figures.cells_switched));
+            .and_then(|driver| driver.with(|driven, _, _| (driven.relay.gateways().len(), driven.relay.statistics())));
+        let (gateways, circuits, cells) = statistics
+            .map_or((0, 0, 0), |(gateways, statistics)| (gateways, statistics.circuits, statistics.cells_switched));
         let (searches, search_bytes) = (self.engines.answered.get(), self.engines.search_bytes.get());
         Figures { gateways, circuits, cells: self.earlier_cells.get().saturating_add(cells), searches, search_bytes }
     }

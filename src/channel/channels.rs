@@ -191,6 +191,12 @@ impl Channels {
         None
     }
 
+    /// The number of further dials that the cap admits.
+    #[must_use]
+    pub fn free_dials(&self) -> usize {
+        self.parameters.dials.saturating_sub(self.dials.len())
+    }
+
     /// The open channel for new circuits to `relay`. A retiring channel counts only if it reaches a volunteer, or at
     /// the cap of retiring channels.
     #[must_use]
@@ -333,6 +339,14 @@ impl Channels {
         self.channels.get(&channel).map_or(0, |channel| channel.queue().queued(circuit))
     }
 
+    /// Whether a channel has room for a refusal: fewer than half of its cap are queued. The other half is for refusals of
+    /// further CREATEs.
+    #[must_use]
+    pub fn has_room_for_refusal(&self, channel: ChannelId) -> bool {
+        let channel = self.channels.get(&channel);
+        channel.is_none_or(|channel| channel.queue().refusals() < self.parameters.refusals.div_ceil(2))
+    }
+
     /// Ends a live circuit. Its queued cells are still sent; until then, its identifier is not allocated again.
     pub fn end_circuit(&mut self, now: Instant, channel: ChannelId, circuit: CircuitId) {
         if let Some(channel) = self.channels.get_mut(&channel) {
@@ -343,12 +357,17 @@ impl Channels {
     /// The circuits and channels that the relay must end, if more cells are queued than this node may hold; otherwise
     /// none. `owner` returns the owner of a circuit on a channel, and without a circuit the owner of the cells that
     /// belong to no live circuit (refusals). Without a result, the owner is the source of the other end's address.
+    /// `added` returns the number of cells that the end of a circuit on a channel adds to other channels.
     ///
     /// The owner that is closest to its share loses its circuit whose first cell has waited longest. If most of its
     /// cells belong to no live circuit, it loses the channel with the most of those cells. This repeats until a
     /// sixteenth of the cap is free. So the next visit of all circuits with queued cells follows after as many new cells.
     #[must_use]
-    pub fn evictions(&self, owner: impl Fn(ChannelId, Option<CircuitId>) -> Option<Owner>) -> Vec<Eviction> {
+    pub fn evictions(
+        &self,
+        owner: impl Fn(ChannelId, Option<CircuitId>) -> Option<Owner>,
+        added: impl Fn(ChannelId, CircuitId) -> usize,
+    ) -> Vec<Eviction> {
         let cap = self.parameters.queued;
         if self.queued <= cap {
             return Vec::new();
@@ -359,7 +378,9 @@ impl Channels {
             let mut ended = 0_usize;
             for queued in channel.queue().queued_cells() {
                 if queued.live {
-                    candidates.add_circuit(owner_of(Some(queued.circuit)), *id, &queued);
+                    // A DESTROY replaces the cells here.
+                    let destroys = added(*id, queued.circuit).saturating_add(1);
+                    candidates.add_circuit(owner_of(Some(queued.circuit)), *id, &queued, destroys);
                 } else {
                     ended = ended.saturating_add(queued.cells);
                 }
@@ -370,7 +391,7 @@ impl Channels {
         }
         let mut evictions = candidates.select(self.queued.saturating_sub(cap.saturating_sub(cap / FREED_DIVISOR)));
         if evictions.is_empty() {
-            // All cells are the only ones of their live circuits.
+            // No end of a live circuit frees cells.
             let most = self.channels.iter().map(|(id, channel)| (channel.queue().len(), *id)).max();
             evictions.extend(most.map(|(_, id)| Eviction::Channel(id)));
         }

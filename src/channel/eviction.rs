@@ -15,8 +15,8 @@ use super::{ChannelId, Eviction, queue::QueuedCells};
 struct OwnedCells {
     /// Cells that the evictions of all circuits and channels below free.
     cells: usize,
-    /// The circuits with at least two cells, by the serial number of the first cell, each with the cells that its end
-    /// frees. A circuit with one cell frees none, because a DESTROY replaces the cell.
+    /// The circuits whose end frees cells, by the serial number of the first cell, each with the number of freed cells.
+    /// The end of a circuit queues a DESTROY on each of its channels.
     circuits: BinaryHeap<Reverse<(u64, ChannelId, CircuitId, usize)>>,
     /// Cells of circuits that are not live, such as refusals.
     ended: usize,
@@ -49,9 +49,9 @@ pub(super) struct Candidates {
 }
 
 impl Candidates {
-    /// Adds the queued cells of a live circuit.
-    pub(super) fn add_circuit(&mut self, owner: Owner, channel: ChannelId, queued: &QueuedCells) {
-        let freed = queued.cells.saturating_sub(1);
+    /// Adds the queued cells of a live circuit, whose end queues this number of DESTROYs.
+    pub(super) fn add_circuit(&mut self, owner: Owner, channel: ChannelId, queued: &QueuedCells, destroys: usize) {
+        let freed = queued.cells.saturating_sub(destroys);
         if freed == 0 {
             return;
         }

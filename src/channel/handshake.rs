@@ -1,4 +1,4 @@
-//! The channel handshake: each step is a type that consumes itself (`proto/02-channel.md` §2 and §3).
+//! The channel handshake: each state is a type, and each step consumes the state (`proto/02-channel.md` §2 and §3).
 //!
 //! Each end sends HELLO when the link opens. A relay answers the other end's HELLO with PROOF; a client sends no PROOF.
 //! The channel is open when the HELLO of the other end is valid and, if that end is a relay, its PROOF too. The
@@ -81,7 +81,7 @@ impl AwaitingHello {
     }
 
     /// Checks the other end's HELLO; also returns this end's PROOF, if this end is a relay. With `may_be_gateway`, this
-    /// end accepts REACH.
+    /// end accepts REACH from a relay that dialled it.
     pub(super) fn handle_hello(
         self,
         message: &[u8],
@@ -116,7 +116,7 @@ impl AwaitingHello {
             peer: theirs.identity,
             requested_reach: self.hello.capabilities & REACH != 0,
             observed: theirs.observed.map(Redacted),
-            reach: may_be_gateway
+            accepted_reach: may_be_gateway
                 && end == ChannelEnd::Listener
                 && theirs.identity.is_some()
                 && theirs.capabilities & REACH != 0,
@@ -131,8 +131,8 @@ impl AwaitingHello {
 
 impl AwaitingProof {
     /// Whether the other end requested to be reached, and this end accepted.
-    pub(super) const fn reach(&self) -> bool {
-        self.outcome.reach
+    pub(super) const fn has_accepted_reach(&self) -> bool {
+        self.outcome.accepted_reach
     }
 
     /// Verifies the other end's PROOF.

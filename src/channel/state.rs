@@ -154,15 +154,15 @@ impl Channel {
     /// Whether this node reaches a volunteer over this channel, or will reach one after a valid PROOF.
     pub(super) const fn reaches(&self) -> bool {
         match &self.state {
-            State::AwaitingProof(handshake, _) => handshake.reach(),
-            State::Open(outcome) => outcome.reach,
+            State::AwaitingProof(handshake, _) => handshake.has_accepted_reach(),
+            State::Open(outcome) => outcome.accepted_reach,
             State::AwaitingHello(..) | State::Ended => false,
         }
     }
 
     pub(super) const fn stop_reaching(&mut self) {
         if let State::Open(outcome) = &mut self.state {
-            outcome.reach = false;
+            outcome.accepted_reach = false;
             self.kept = false;
         }
     }
@@ -264,9 +264,9 @@ impl Channel {
         early: EarlyMessages,
         events: &mut VecDeque<ChannelEvent>,
     ) -> Result<(), ChannelError> {
-        let HandshakeOutcome { peer, observed, reach, .. } = outcome;
-        self.kept |= reach;
-        events.push_back(ChannelEvent::Open { channel: self.id, peer, observed, reaches_volunteer: reach });
+        let HandshakeOutcome { peer, observed, accepted_reach, .. } = outcome;
+        self.kept |= accepted_reach;
+        events.push_back(ChannelEvent::Open { channel: self.id, peer, observed, reaches_volunteer: accepted_reach });
         self.opened_at = now;
         self.idle_since = Some(now);
         let mut result = Ok(());

@@ -17,21 +17,33 @@ use crate::{
 /// Timeout from the first fragment of a reply to its last.
 const FRAGMENTS_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Bounds of the timeout of a hop behind the first. The minimum allows for the dial of a relay by the hop before it.
+const MIN_HOP_TIMEOUT: Duration = Duration::from_millis(2500);
+const MAX_HOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The timeout of a hop behind the first: at least ten times the slowest hop of the same circuit, in one of three steps.
+///
+/// The hop can measure its own timeout. Times of other circuits in this value would link the circuits of an origin. So
+/// would an exact time of the line of the origin, which all its circuits share.
+pub(super) fn hop_timeout(slowest: Duration) -> Duration {
+    let least = slowest.saturating_mul(10);
+    let middle = MIN_HOP_TIMEOUT.saturating_mul(2);
+    if least <= MIN_HOP_TIMEOUT {
+        MIN_HOP_TIMEOUT
+    } else if least <= middle {
+        middle
+    } else {
+        MAX_HOP_TIMEOUT
+    }
+}
+
 /// The handshake with one hop.
 pub(super) struct Building {
     pub(super) hop: HopIndex,
     pub(super) deadline: Instant,
     began: Instant,
-    hop_timeout: Duration,
     handshake: ClientHandshake,
     reply: Fragments,
-}
-
-/// The state of a circuit after GONE, until the owner names another relay.
-#[derive(Clone, Copy)]
-pub(super) struct NextHopGone {
-    pub(super) hop: HopIndex,
-    hop_timeout: Duration,
 }
 
 impl Building {
@@ -39,12 +51,12 @@ impl Building {
         now: Instant,
         relay: &RelayKeys,
         hop: HopIndex,
-        hop_timeout: Duration,
+        timeout: Duration,
         rng: &mut R,
     ) -> Result<(Self, Vec<u8>), CircuitError> {
         let (handshake, request) = ClientHandshake::start(relay, hop, &[], rng)?;
-        let deadline = now.after(hop_timeout);
-        Ok((Self { hop, deadline, began: now, hop_timeout, handshake, reply: Fragments::new() }, request))
+        let deadline = now.after(timeout);
+        Ok((Self { hop, deadline, began: now, handshake, reply: Fragments::new() }, request))
     }
 
     /// Takes a fragment of the reply; the last fragment must arrive within [`FRAGMENTS_TIMEOUT`] of the first
@@ -101,11 +113,12 @@ impl Origin {
         let CircuitState::Building(building) = core::mem::replace(&mut self.state, CircuitState::Open) else {
             return Ok(());
         };
-        let Building { hop, began, hop_timeout, handshake, .. } = *building;
+        let Building { hop, began, handshake, .. } = *building;
         let established = handshake.finish(reply)?;
         self.layers.push(established.keys)?;
         self.last_message_at = now;
         let elapsed = now.since(began);
+        self.slowest_hop = self.slowest_hop.max(elapsed);
         self.events.push_back(CircuitEvent::HopBuilt { hop, elapsed });
         let Some(relay) = self.path.get(usize::from(hop.value())).copied() else {
             // The last hop's time is at least a round trip of the whole path: it includes a dial and the handshake.
@@ -114,7 +127,7 @@ impl Origin {
             return Ok(());
         };
         let next = hop.next().ok_or(CircuitError::PathLength)?;
-        self.begin_hop(now, &relay, next, hop_timeout, rng)
+        self.begin_hop(now, &relay, next, rng)
     }
 
     /// Takes GONE: the previous hop can't reach the relay of the next hop (`proto/05-relay-messages.md` §7).
@@ -124,9 +137,9 @@ impl Origin {
             CircuitState::Building(building)
                 if from.next() == Some(building.hop) && !building.reply.is_partial() && extend_sent =>
             {
-                let gone = NextHopGone { hop: building.hop, hop_timeout: building.hop_timeout };
-                self.events.push_back(CircuitEvent::Gone { hop: gone.hop });
-                self.state = CircuitState::NextHopGone(gone);
+                let hop = building.hop;
+                self.events.push_back(CircuitEvent::Gone { hop });
+                self.state = CircuitState::NextHopGone(hop);
                 Ok(())
             }
             _ => Err(CircuitError::Illegal { hop: from, kind: MessageKind::Gone }),
@@ -135,11 +148,11 @@ impl Origin {
 
     /// Makes `relay` the next hop after [`CircuitEvent::Gone`]. Does nothing in any other state.
     pub fn extend_to<R: CryptoRng + ?Sized>(&mut self, now: Instant, relay: RelayKeys, rng: &mut R) {
-        let CircuitState::NextHopGone(NextHopGone { hop, hop_timeout }) = self.state else { return };
+        let CircuitState::NextHopGone(hop) = self.state else { return };
         if let Some(place) = self.path.get_mut(usize::from(hop.value()).saturating_sub(1)) {
             *place = relay;
         }
-        if let Err(error) = self.begin_hop(now, &relay, hop, hop_timeout, rng) {
+        if let Err(error) = self.begin_hop(now, &relay, hop, rng) {
             self.fail(error);
         }
     }
@@ -150,10 +163,9 @@ impl Origin {
         now: Instant,
         relay: &RelayKeys,
         hop: HopIndex,
-        hop_timeout: Duration,
         rng: &mut R,
     ) -> Result<(), CircuitError> {
-        let (building, request) = Building::start(now, relay, hop, hop_timeout, rng)?;
+        let (building, request) = Building::start(now, relay, hop, hop_timeout(self.slowest_hop), rng)?;
         self.state = CircuitState::Building(Box::new(building));
         let before = HopIndex::new(hop.value().saturating_sub(1)).ok_or(CircuitError::PathLength)?;
         let capacity = message_capacity(before).saturating_sub(MESSAGE_HEADER_LEN);

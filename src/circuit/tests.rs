@@ -313,19 +313,32 @@ fn a_forged_reply_ends_the_circuit() {
 }
 
 #[test]
-fn a_hop_without_an_answer_times_out() {
+fn a_first_hop_without_an_answer_times_out() {
     let mut chain = Chain::new(3);
     let mut origin = chain.origin();
-    let create = origin.poll_cell(chain.now, &mut chain.rng).unwrap();
-    for created in chain.handle(create) {
-        origin.handle_cell(chain.now, created, &mut chain.rng);
-    }
-    assert_eq!(origin.building(), Some(hop(2)));
-    events(&mut origin);
     let at = origin.poll_timeout().unwrap();
     assert_eq!(at, chain.now.after(HOP_TIMEOUT));
     origin.handle_timeout(at);
-    assert_eq!(events(&mut origin), [CircuitEvent::Closed(CircuitError::BuildTimedOut(hop(2)))]);
+    assert_eq!(events(&mut origin), [CircuitEvent::Closed(CircuitError::BuildTimedOut(hop(1)))]);
+}
+
+#[test]
+fn a_later_hop_without_an_answer_times_out_by_the_time_of_the_hops_before_it() {
+    for (first_hop, timeout) in [(5, 2500), (400, 4000), (9000, 10_000)] {
+        let mut chain = Chain::new(3);
+        let mut origin = chain.origin();
+        let create = origin.poll_cell(chain.now, &mut chain.rng).unwrap();
+        chain.now = chain.now.after(Duration::from_millis(first_hop));
+        for created in chain.handle(create) {
+            origin.handle_cell(chain.now, created, &mut chain.rng);
+        }
+        assert_eq!(origin.building(), Some(hop(2)));
+        events(&mut origin);
+        let at = origin.poll_timeout().unwrap();
+        assert_eq!(at, chain.now.after(Duration::from_millis(timeout)));
+        origin.handle_timeout(at);
+        assert_eq!(events(&mut origin), [CircuitEvent::Closed(CircuitError::BuildTimedOut(hop(2)))]);
+    }
 }
 
 #[test]

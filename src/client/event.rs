@@ -16,8 +16,8 @@ pub enum StreamFailure {
     /// The reason of [`StreamEvent::Closed`].
     #[error("{0}")]
     Ended(EndReason),
-    /// The client has the maximum number of requests and streams.
-    #[error("the client has the maximum number of open streams; close some")]
+    /// The client has the maximum number of requests and streams, or of circuits.
+    #[error("the client has the maximum number of streams or circuits; close some streams, or use fewer isolations")]
     LimitReached,
     /// The client received no consensus in time.
     #[error("the client has no consensus yet; check that a directory can be reached")]

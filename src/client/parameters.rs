@@ -11,15 +11,16 @@ pub struct ClientParameters {
     pub channels: ChannelParameters,
     /// Spare circuits kept ready. Default 2.
     pub spare_circuits: usize,
-    /// Cap on circuits. At the cap, a new circuit replaces the circuit longest without a stream. Default 512.
+    /// Cap on circuits; an isolation has at most a quarter. At a cap, a new circuit replaces a circuit of the same
+    /// isolation without a stream. If there is none, the request fails. Default 512.
     pub circuits: usize,
-    /// Cap on circuits that are being built. Default 16.
+    /// Cap on circuits that are being built for one isolation, and on spare circuits that are being built. Default 16.
     pub building: usize,
     /// Cap on requests, including those with open streams. Default 8,192.
     pub streams: usize,
     /// Time for which a request waits for a circuit. Default 30 s.
     pub circuit_wait: Duration,
-    /// Time for which an unused circuit is kept. Default 30 min.
+    /// Maximum time for which an unused circuit is kept; each is kept for a random part, at least half. Default 30 min.
     pub spare_age: Duration,
     /// The relay directly behind the guard on every circuit. For tests and measurements only, because a fixed
     /// middle makes a client distinguishable. Default none.
@@ -38,5 +39,12 @@ impl Default for ClientParameters {
             spare_age: Duration::from_secs(30 * 60),
             middle: None,
         }
+    }
+}
+
+impl ClientParameters {
+    /// Cap on the circuits of one isolation.
+    pub(super) const fn isolation_circuits(&self) -> usize {
+        self.circuits.div_ceil(4)
     }
 }

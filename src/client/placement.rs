@@ -8,13 +8,12 @@ use std::collections::BTreeMap;
 use rand::CryptoRng;
 
 use super::{
-    ClientStream, Isolation, PooledCircuitKey,
+    ClientStream, Isolation, PooledCircuitKey, StreamFailure,
     pool::{DelegatedCircuit, Pool, PoolInputs},
     requests::{Demand, Requests, StreamPosition},
 };
 use crate::{
     base::{Instant, StreamId},
-    path::PathError,
     stream::StreamEvent,
     wire::EndReason,
 };
@@ -87,7 +86,7 @@ impl Placement {
     /// immediately.
     ///
     /// # Errors
-    /// When there is no path. The request is then removed.
+    /// When there is no path, or when the cap on circuits is reached. The request is then removed.
     pub(super) fn place(
         &mut self,
         now: Instant,
@@ -95,7 +94,7 @@ impl Placement {
         pool: &mut Pool,
         inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
-    ) -> Result<Option<DelegatedCircuit>, PathError> {
+    ) -> Result<Option<DelegatedCircuit>, StreamFailure> {
         let Some(demand) = self.requests.demand(stream) else { return Ok(None) };
         let load = |circuit| self.streams.get(&circuit).map_or(0, BTreeMap::len);
         let circuit = pool.open_circuit_for(now, demand, &inputs.relays, load);

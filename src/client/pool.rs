@@ -6,14 +6,22 @@
 //! it returns `None`.
 //!
 //! Caps: [`ClientParameters`] for circuits and builds; one delegated request for each circuit built for such a request.
+//!
+//! Threat: relays of two circuits recognise that the circuits belong to one client. No event of one isolation ends a
+//! circuit of another, or changes the path or the timeouts of another's build. Events of the client as a whole end each
+//! circuit at a random time of its own (`circuit_ends`). Isolations share the history of the guard's hop, the rate of
+//! builds (`build_rate`) and the cap on circuits.
 
+mod avoided_relays;
 mod build;
 mod build_history;
 mod build_pauses;
 mod build_policy;
+mod build_rate;
 #[cfg(any(test, fuzzing))]
 mod check;
 mod circuit;
+mod circuit_ends;
 mod exit_separation;
 mod gone_reports;
 mod lost_relays;
@@ -35,7 +43,9 @@ use crate::{
     wire::Cell,
 };
 use build_policy::BuildPolicy;
+use build_rate::BuildRate;
 use circuit::PooledCircuit;
+use circuit_ends::CircuitEnds;
 use lost_relays::LostRelays;
 use spare_schedule::SpareSchedule;
 
@@ -110,6 +120,7 @@ pub(super) struct DelegatedCircuit {
 #[derive(Default)]
 pub(super) struct Pool {
     circuits: BTreeMap<PooledCircuitKey, PooledCircuit>,
+    build_rate: BuildRate,
     /// The last key, which is also the number of builds since the start.
     last_key: u64,
     by_channel: BTreeMap<(ChannelId, CircuitId), PooledCircuitKey>,
@@ -118,6 +129,8 @@ pub(super) struct Pool {
     /// The circuit that is being settled.
     settling: Option<PooledCircuitKey>,
     deadlines: Deadlines<PooledCircuitKey>,
+    /// The ends of circuits without a stream.
+    ends: CircuitEnds,
     policy: BuildPolicy,
     lost_relays: LostRelays,
     /// The schedule of spare circuits for streams.
@@ -142,8 +155,8 @@ impl Pool {
         self.policy.history.is_guard_unreachable()
     }
 
-    /// The open circuit for the request. Prefers a circuit without relays of recently lost circuits, then a circuit of
-    /// the request's isolation to a spare one, then the circuit with the lowest `load`.
+    /// The open circuit for the request. Prefers a circuit without relays of circuits that the request's isolation recently
+    /// lost, then a circuit of that isolation to a spare one, then the circuit with the lowest `load`.
     pub(super) fn open_circuit_for(
         &self,
         now: Instant,
@@ -159,7 +172,8 @@ impl Pool {
             // Streams may still join circuits that already carry some.
             .filter(|(_, circuit)| circuit.has_carried_streams() || circuit.is_permitted_by(&avoided))
             .min_by_key(|(key, circuit)| {
-                let has_lost_relay = circuit.path().iter().any(|relay| self.lost_relays.contains(now, &relay.identity));
+                let is_lost = |relay| self.lost_relays.contains(now, demand.isolation, relay);
+                let has_lost_relay = circuit.path().iter().any(|relay| is_lost(relay.identity));
                 (has_lost_relay, circuit.is_spare(), load(**key), **key)
             })
             .map(|(key, _)| *key)
@@ -169,6 +183,7 @@ impl Pool {
     pub(super) fn open_stream(&mut self, now: Instant, key: PooledCircuitKey, demand: &Demand) -> Option<StreamId> {
         let circuit = self.circuits.get_mut(&key)?;
         let id = circuit.open_stream(now, demand)?;
+        self.ends.cancel(key);
         self.ready.push(key, &mut circuit.ready);
         if let Some(exit) = circuit.exit() {
             self.policy.exit_separation.handle_used(now, exit, circuit.delegation().is_some());
@@ -253,8 +268,8 @@ impl Pool {
         self.events.push_back(PoolEvent::GuardSilent { guard, began });
     }
 
-    /// A guard that precedes `guards` is usable again. Closes unused circuits through `guards`, so that new ones
-    /// replace them.
+    /// A guard that precedes `guards` is usable again. Retires unused circuits through `guards`, so that new ones replace
+    /// them. The next [`Self::sweep`] sets the end of each.
     pub(super) fn handle_superseded(&mut self, guards: &[RelayId]) {
         for guard in guards {
             for key in self.connecting_to(guard) {
@@ -262,16 +277,8 @@ impl Pool {
             }
         }
         let through = |circuit: &PooledCircuit| circuit.guard().is_some_and(|guard| guards.contains(&guard));
-        let mut closed = Vec::new();
-        for (key, circuit) in self.circuits.iter_mut().filter(|(_, circuit)| circuit.is_spare() && through(circuit)) {
-            // A circuit that is being built closes once it is open.
+        for circuit in self.circuits.values_mut().filter(|circuit| circuit.is_spare() && through(circuit)) {
             circuit.retire();
-            if circuit.is_idle() {
-                closed.push(*key);
-            }
-        }
-        for key in closed {
-            self.close(key);
         }
     }
 
@@ -313,19 +320,25 @@ impl Pool {
                 self.handle_guard_failed(now, guard);
             }
         }
+        while let Some(key) = self.ends.pop_due(now) {
+            if self.circuits.get(&key).is_some_and(PooledCircuit::is_idle) {
+                self.close(key);
+            }
+        }
         let spare = self.spares.handle_timeout(now) | self.delegated_spares.handle_timeout(now);
-        self.policy.history.handle_timeout(now) | spare
+        self.policy.history.handle_timeout(now) | self.build_rate.handle_timeout(now) | spare
     }
 
-    /// The earliest deadline of a circuit or of the build of a spare circuit.
+    /// The earliest deadline or end of a circuit, or build of a spare circuit.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let deadlines = [self.deadlines.earliest(), self.spares.poll_timeout(), self.delegated_spares.poll_timeout()];
-        deadlines.into_iter().flatten().min()
+        let circuits = self.deadlines.earliest().into_iter().chain(self.ends.poll_timeout());
+        let spares = self.spares.poll_timeout().into_iter().chain(self.delegated_spares.poll_timeout());
+        circuits.chain(spares).min()
     }
 
-    /// The earliest end of a pause between builds.
+    /// The earliest end of a pause between builds, or of a wait for their rate.
     pub(super) fn pause_end(&self) -> Option<Instant> {
-        self.policy.history.poll_timeout()
+        [self.policy.history.poll_timeout(), self.build_rate.poll_timeout()].into_iter().flatten().min()
     }
 
     /// The next event. Settles the changed circuits one after the other: handles the circuit's events and moves its
@@ -462,30 +475,28 @@ impl Pool {
         }
         if !circuit.was_open() {
             self.handle_unbuilt(now, &circuit, error, inputs.channels);
-        } else if class != ErrorClass::Local {
-            self.lost_relays.handle_lost(now, circuit.relays());
+        } else if class != ErrorClass::Local
+            && let Some(isolation) = circuit.owner()
+        {
+            self.lost_relays.handle_lost(now, isolation, circuit.relays());
         }
         PoolEvent::Ended(key)
     }
 
     /// Retires circuits that are too old, circuits with unlisted relays, and all circuits if the consensus has
-    /// `expired`. Closes retired circuits without a stream.
-    pub(super) fn sweep(&mut self, now: Instant, inputs: &PoolInputs<'_>, expired: bool) {
+    /// `expired`. Sets the ends of circuits without a stream, except spare circuits.
+    pub(super) fn sweep(&mut self, now: Instant, inputs: &PoolInputs<'_>, expired: bool, rng: &mut dyn CryptoRng) {
         self.policy.exit_separation.sweep(now);
         let consensus = inputs.relays.consensus;
         let max_use = Duration::from_secs(consensus.parameters().circuit_age());
         let max_spare_age = inputs.parameters.spare_age;
-        let mut closed = Vec::new();
         for (key, circuit) in &mut self.circuits {
             if expired || circuit.is_too_old(now, max_use, max_spare_age) || !circuit.is_listed(consensus) {
                 circuit.retire();
             }
-            if circuit.is_retired() && circuit.is_idle() {
-                closed.push(*key);
+            if circuit.is_idle() && !circuit.is_spare() {
+                self.ends.schedule(now, *key, circuit.is_retired(), rng);
             }
-        }
-        for key in closed {
-            self.close(key);
         }
     }
 
@@ -529,6 +540,7 @@ impl Pool {
     /// Removes a circuit and its deadline.
     fn remove(&mut self, key: PooledCircuitKey) -> Option<PooledCircuit> {
         self.deadlines.remove(key);
+        self.ends.cancel(key);
         self.circuits.remove(&key)
     }
 }
@@ -553,9 +565,9 @@ impl Pool {
         self.policy.history.handle_failed(now, None, now, None);
     }
 
-    /// A circuit over `path` was lost.
-    pub(super) fn handle_lost(&mut self, now: Instant, path: Vec<RelayId>) {
-        self.lost_relays.handle_lost(now, path);
+    /// A circuit of `isolation` over `path` was lost.
+    pub(super) fn handle_lost(&mut self, now: Instant, isolation: Isolation, path: Vec<RelayId>) {
+        self.lost_relays.handle_lost(now, isolation, path);
     }
 
     /// Gateways that no volunteer may follow as middle.

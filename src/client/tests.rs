@@ -24,6 +24,7 @@ use crate::{
 
 mod circuits;
 mod delegated;
+mod ends;
 mod guards;
 mod layer_two;
 mod linking;
@@ -31,6 +32,9 @@ mod names;
 mod volunteers;
 
 const RELAYS: u16 = 7;
+
+/// Seconds within which a retired circuit without a stream ends.
+const LONGEST_END: u64 = 242;
 
 /// The behaviour of an exit.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -297,7 +301,8 @@ impl Net {
     fn ready(seed: u64, exits: u16) -> Self {
         let mut net = Self::new(seed, exits);
         net.give_consensus(NOW);
-        net.wait(5, |party| (party.built.len() == 2).then_some(()));
+        // The second one is built after a random delay.
+        net.wait(35, |party| (party.built.len() == 2).then_some(()));
         net
     }
 
@@ -408,7 +413,7 @@ fn the_client_is_ready_with_two_spare_circuits_of_three_hops() {
     let mut net = Net::new(1, 2);
     net.give_consensus(NOW);
     net.wait(5, |party| (party.ready == 1).then_some(()));
-    net.pass(5);
+    net.pass(35);
     net.client(|party, _, _| {
         assert_eq!((party.ready, party.built.len()), (1, 2));
         assert!(party.guards_changed);
@@ -487,6 +492,7 @@ fn an_expired_consensus_fails_requests_until_there_is_a_newer_one() {
     net.pass(VALID);
     let waiting = net.open(2);
     assert_eq!(net.closed(waiting, 2), StreamFailure::ConsensusExpired);
+    net.pass(LONGEST_END);
     net.client(|party, _, _| {
         assert!(party.expired);
         assert_eq!(party.client.pool.circuits().count(), 1, "only the circuit with a stream stays open");

@@ -11,7 +11,7 @@ use super::{
     *,
 };
 
-/// The X25519 result of a secret and a public key in hexadecimal.
+/// The X25519 shared secret of a secret key and a public key, which are given in hexadecimal.
 fn agreed(secret: &str, public: &str) -> Vec<u8> {
     let secret = OnionSecret::from_bytes(hex(secret).try_into().unwrap());
     secret.agree(&OnionPublic(hex(public).try_into().unwrap())).unwrap().as_bytes().to_vec()
@@ -101,7 +101,7 @@ proptest::proptest! {
         let mut changed_for_portable = changed_for_native.clone();
         proptest::prop_assert_eq!(native.open(nonce, &mut changed_for_native), Err(aead::InvalidTag));
         proptest::prop_assert_eq!(portable.open(nonce, &mut changed_for_portable), Err(aead::InvalidTag));
-        proptest::prop_assert!(changed_for_native.iter().chain(&changed_for_portable).all(|byte| *byte == 0), "output of a failed opening");
+        proptest::prop_assert!(changed_for_native.iter().chain(&changed_for_portable).all(|byte| *byte == 0), "a failed `open` zeroes the buffer");
         native.open(nonce, &mut by_portable).unwrap();
         portable.open(nonce, &mut by_native).unwrap();
         proptest::prop_assert_eq!((&by_native[..text.len()], &by_portable[..text.len()]), (&*text, &*text));
@@ -179,7 +179,7 @@ fn a_signature_is_valid_only_for_its_key_purpose_and_message() {
 
 #[test]
 fn a_signature_by_a_key_of_small_order_is_refused() {
-    // The lenient equation accepts any message for the identity point with R = identity and s = 0.
+    // Without the check for small order, R = identity and s = 0 are valid for any message under the identity point.
     let mut point = [0; 32];
     point[0] = 1;
     let mut signature = [0; 64];

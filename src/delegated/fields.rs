@@ -1,8 +1,7 @@
 //! Lists of header fields of delegated requests and responses: fields to remove, and fields with fixed values.
 //!
-//! All names are in lower case. Client and exit both remove the fields: `IDENTIFYING`, `OVERRIDING` and
-//! `TARGET_CONNECTION` from requests, `STATEFUL` from responses, `HOP_BY_HOP` from both. Governed by
-//! `proto/09-delegated.md` §6.
+//! All names are in lower case. Client and exit both remove the fields of [`is_removed_from_requests`],
+//! [`is_removed_from_responses`] and [`is_hop_by_hop`]. Governed by `proto/09-delegated.md` §6.
 
 /// The `User-Agent` of every delegated request.
 pub const USER_AGENT: &str = "Mozilla/5.0 (compatible; Umbel)";
@@ -62,7 +61,7 @@ const IDENTIFYING: &[&str] = &[
     "x-requested-with",
     "x-wap-profile",
 ];
-/// Prefixes of such fields.
+/// Prefixes of the names of further identifying request fields.
 const IDENTIFYING_PREFIXES: &[&str] =
     &["sec-", "proxy-", "x-b3-", "x-forwarded", "x-real-", "x-client-", "x-device", "cf-"];
 

@@ -43,7 +43,8 @@ pub enum HttpOffer {
     /// None.
     #[default]
     None,
-    /// Requests to these hosts: 1 to 64 names or addresses in lower case, ascending, each once.
+    /// Requests to these hosts: 1 to 64 names or addresses, ascending, each once. Each has 1 to 253 of `a`–`z`,
+    /// `0`–`9`, `-`, `.`, `:` and `_`.
     Hosts(Vec<String>),
     /// Requests to any host.
     Open,
@@ -100,7 +101,7 @@ pub enum Delegation {
 }
 
 impl Delegation {
-    /// The service that performs the request.
+    /// The kind of the request, as REQUEST states it.
     #[must_use]
     pub const fn service(&self) -> Service {
         match self {
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_that_is_unordered_or_above_its_caps_is_invalid() {
+    fn an_offer_with_a_wrong_order_count_or_host_is_invalid() {
         let good = Offer { engines: vec![engine("a"), engine("b")], requests: hosts(&["a.example", "b.example"]) };
         assert!(good.is_valid());
         let many = (0..33).map(|number| engine(&format!("e{number:02}"))).collect();

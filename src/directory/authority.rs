@@ -295,8 +295,16 @@ impl Authority {
         if !is_settled && self.relays.is_crowded(&identity, addresses) {
             return Err(DescriptorError::Crowded);
         }
-        match self.relays.entry(&identity) {
-            Some(_) => self.relays.change(&identity, |known| known.replace(descriptor, bytes, publisher, now)),
+        match self.relays.entry(&identity).map(|known| known.descriptor.profile.addresses == *addresses) {
+            Some(is_at_the_same_addresses) => {
+                // A relay at new addresses becomes unproved.
+                let evicted =
+                    if is_at_the_same_addresses { Vec::new() } else { self.relays.make_room(&identity, addresses) };
+                self.relays.change(&identity, |known| known.replace(descriptor, bytes, publisher, now));
+                for entry in evicted {
+                    self.handle_removal(entry, now);
+                }
+            }
             None => self.add(RelayEntry::new(descriptor, bytes, now).with_publisher(publisher), now)?,
         }
         self.store(&identity);
@@ -425,10 +433,10 @@ impl Authority {
     /// displaces a proved one; if the new relay couldn't do so after its proof, it is refused.
     fn add(&mut self, entry: RelayEntry, now: WallTime) -> Result<(), DescriptorError> {
         let (identity, addresses) = (entry.identity(), &entry.descriptor.profile.addresses);
-        if self.relays.proved() >= MAX_RELAYS && self.relays.displaceable(now, &identity, addresses).is_none() {
+        if self.relays.proved() >= MAX_RELAYS && self.relays.displaceable(now, addresses).is_none() {
             return Err(DescriptorError::Full);
         }
-        let mut evicted = self.relays.make_room(&entry);
+        let mut evicted = self.relays.make_room(&identity, addresses);
         if self.relays.len() >= MAX_HELD {
             evicted.push(self.relays.evict_unproved().ok_or(DescriptorError::Full)?);
         }
@@ -442,13 +450,17 @@ impl Authority {
     /// Handles the proof of a relay that wasn't proved at its addresses before, if the proof has succeeded. The relay has
     /// the age of its first proof, even if it was dropped since. The relay is dropped if there is no place for it.
     fn handle_newly_proved(&mut self, now: WallTime, relay: &RelayId) {
-        let Some(entry) = self.relays.entry(relay).filter(|entry| entry.is_proved()) else { return };
-        let (is_stored, addresses) = (entry.is_stored(), &entry.descriptor.profile.addresses);
+        if !self.relays.entry(relay).is_some_and(RelayEntry::is_proved) {
+            return;
+        }
+        // The caps apply to the other relays.
+        let Some(mut entry) = self.relays.remove(relay) else { return };
+        let addresses = &entry.descriptor.profile.addresses;
         let no_place = if self.relays.is_crowded(relay, addresses) {
             // During the dial, other relays reached a cap there.
             Some("too many relays at its address or in its network")
-        } else if self.relays.proved() > MAX_RELAYS {
-            let displaced = self.relays.displaceable(now, relay, addresses);
+        } else if self.relays.proved() >= MAX_RELAYS {
+            let displaced = self.relays.displaceable(now, addresses);
             let displaced = displaced.and_then(|displaced| self.relays.remove(&displaced));
             let no_place = displaced.is_none().then_some("the directory is full");
             displaced.into_iter().for_each(|entry| self.handle_removal(entry, now));
@@ -458,12 +470,12 @@ impl Authority {
         };
         if let Some(reason) = no_place {
             tracing::info!(%relay, reason, "dropping a relay after its proof");
-            let dropped = self.relays.remove(relay);
-            dropped.into_iter().for_each(|entry| self.handle_removal(entry, now));
-        } else if !is_stored {
-            let known_since = self.ages.take(relay, now).unwrap_or(now);
-            self.relays.change(relay, |entry| entry.set_known_since(known_since));
+            return self.handle_removal(entry, now);
         }
+        if !entry.is_stored() {
+            entry.set_known_since(self.ages.take(relay, now).unwrap_or(now));
+        }
+        self.relays.insert(entry);
     }
 
     /// Handles the removal of a relay. If the relay was ever proved, its age is kept.

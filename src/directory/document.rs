@@ -42,7 +42,7 @@ pub trait DocumentKind: Sized {
     /// When the content is invalid.
     fn decode(document: Self::Schema) -> Result<(Self, Dates), DocumentError>;
 
-    /// The message of the document with these dates.
+    /// The document with these dates, as a Protocol Buffers message.
     fn encode(&self, dates: &Dates) -> Self::Schema;
 }
 
@@ -52,7 +52,7 @@ pub enum DocumentError {
     /// The bytes are not a document of this kind within its bounds.
     #[error(transparent)]
     Malformed(#[from] BoundError),
-    /// Too few authorities have signed the document, or its dates exclude it.
+    /// Too few authorities have signed the document, its dates exclude it, or it conflicts with the document in use.
     #[error(transparent)]
     NotCounted(#[from] NotCounted),
     /// The content is invalid.
@@ -128,8 +128,8 @@ impl<B: DocumentKind> UnverifiedDocument<B> {
         Ok(Self { envelope: bounded::decode(bytes, &Self::BOUNDS)?, kind: PhantomData })
     }
 
-    /// Returns the document if more than half of `authorities` have signed it, it is valid at `now`, and it is not
-    /// older than the document `in_use`.
+    /// Returns the document if more than half of `authorities` have signed it and it is valid at `now`. It must not be
+    /// older than the document `in_use`, or differ from it with the same date.
     ///
     /// # Errors
     /// A separate error for each reason (`proto/07-directory.md` §4).
@@ -189,7 +189,8 @@ impl<B: DocumentKind> Document<B> {
         Ok(Self { dates, body, digest: crypto::sha256(bytes) })
     }
 
-    /// Checks that the document is valid at `now`, and not older than the document `in_use`.
+    /// Checks that the document is valid at `now`, not older than the document `in_use`, and not different from it with
+    /// the same date.
     fn check(&self, now: WallTime, in_use: Option<&Self>) -> Result<(), NotCounted> {
         if self.valid_after() > now.after(CLOCK_SKEW) {
             return Err(NotCounted::NotYetValid);

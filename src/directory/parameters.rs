@@ -72,7 +72,10 @@ parameters! {
     /// Days for which a guard is kept.
     guard_lifetime_days = "path.guard-lifetime-days", 120, 1, 720;
     /// Layer-2 guards of a client. With 0, each path has another relay behind the guard, and one relay less.
-    layer_two_guards = "path.layer-2-guards", 0, 0, 16;
+    layer_two_guards = "path.layer-2-guards", 4, 0, 16;
+    /// Minimum number of stable relays for layer-2 guards. In a smaller network, a few relays behind the guard are a
+    /// large part of all, so that layer-2 guards would cost a hop and hide little.
+    min_layer_two_network = "path.layer-2-network", 64, 0, 100_000;
     /// Maximum probability in percent that a circuit's middle is a volunteer, if the relay before it is a volunteer's
     /// gateway.
     volunteer_share = "path.volunteer-share", 50, 0, 100;

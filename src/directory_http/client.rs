@@ -10,7 +10,7 @@ mod document;
 use std::{fs, io::Read as _, path::PathBuf, sync::Arc, time::Duration};
 
 use rand::CryptoRng;
-use reqwest::{Client, Response, StatusCode, Url, header, redirect};
+use reqwest::{Client, Response, StatusCode, Url, header};
 use tokio::{sync::watch, time::sleep};
 
 use super::tag::entity_tag;
@@ -24,7 +24,7 @@ use crate::{
     },
     io::{
         files::write_atomically,
-        http_client::{innermost_cause, read_at_most},
+        http_client::{direct_client, innermost_cause, read_at_most},
     },
 };
 use document::FetchedBody;
@@ -133,14 +133,7 @@ impl DirectoryClient {
         if directories.is_empty() {
             return Err(DirectoryError::Url(String::new()));
         }
-        // A proxy of the environment or a redirect would reveal the requests to other hosts.
-        let http = Client::builder()
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .timeout(REQUEST_TIMEOUT)
-            .build()
+        let http = direct_client(CONNECT_TIMEOUT, READ_TIMEOUT, REQUEST_TIMEOUT)
             .map_err(|error| DirectoryError::Client(error.to_string()))?;
         let (authorities, cache) = (config.authorities, config.cache);
         Ok(Self { http, directories, preferred: 0, authorities, cache })

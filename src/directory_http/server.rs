@@ -23,6 +23,7 @@
 
 mod connections;
 mod documents;
+mod proxies;
 mod rates;
 mod service;
 mod submissions;
@@ -69,6 +70,7 @@ use crate::{
 
 use connections::{ConnectionCaps, Connections, HttpConnectionPlace, network_of};
 use documents::{CurrentDocument, DOCUMENT_TYPE};
+pub use proxies::{InvalidProxy, TrustedProxies};
 use rates::SubmissionRates;
 pub use service::{Prover, run_authority};
 use submissions::SubmissionSender;
@@ -84,13 +86,13 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(180);
 /// Pause after a failed `accept`.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Cap on refused connections that are being answered with [`REFUSAL`]. Others are closed without an answer.
+/// Cap on refused connections that are being answered with [`REFUSAL_HEAD`]. Others are closed without an answer.
 const MAX_REFUSALS: usize = 64;
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
-/// The answer to a connection without a place.
-const REFUSAL: &str = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\naccess-control-allow-origin: *\r\n\
-     content-type: text/plain; charset=utf-8\r\ncontent-length: 86\r\nconnection: close\r\n\r\n\
-     too many connections to the directory, in total or from this network; try again later\n";
+/// The head of the answer to a connection without a place. The text follows.
+const REFUSAL_HEAD: &str = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\naccess-control-allow-origin: *\r\n\
+     content-type: text/plain; charset=utf-8\r\ncontent-length: 86\r\nconnection: close\r\n\r\n";
+const REFUSAL_TEXT: &str = "too many connections to the directory, in total or from this network; try again later\n";
 
 /// A submission for the authority, with the channel for its answer.
 #[derive(Debug)]
@@ -103,7 +105,8 @@ pub enum Submission {
     Presence(Bytes, oneshot::Sender<Result<Counted, PresenceError>>),
 }
 
-/// The address of the peer that sent a request. Not logged.
+/// The address of the client that sent a request: the peer of the connection, or the client of a trusted proxy. Not
+/// logged.
 #[derive(Clone, Copy)]
 struct Peer(IpAddr);
 
@@ -115,6 +118,7 @@ pub struct DirectoryServer {
     volunteers: Arc<CurrentDocument>,
     web: Option<Router>,
     caps: ConnectionCaps,
+    proxies: TrustedProxies,
     rates: Arc<SubmissionRates>,
 }
 
@@ -124,8 +128,15 @@ impl DirectoryServer {
     pub fn new() -> (Self, Submissions) {
         let (submissions, receiver) = submissions::queue();
         let empty = || Arc::new(CurrentDocument::new());
-        let (caps, rates) = (ConnectionCaps::default(), Arc::default());
-        (Self { submissions, consensus: empty(), volunteers: empty(), web: None, caps, rates }, receiver)
+        let (caps, proxies, rates) = (ConnectionCaps::default(), TrustedProxies::default(), Arc::default());
+        (Self { submissions, consensus: empty(), volunteers: empty(), web: None, caps, proxies, rates }, receiver)
+    }
+
+    /// Sets the trusted proxies, whose clients are distinguished by `X-Forwarded-For`. By default there are none.
+    #[must_use]
+    pub fn with_proxies(mut self, proxies: TrustedProxies) -> Self {
+        self.proxies = proxies;
+        self
     }
 
     /// Sets the router for all other paths.
@@ -153,12 +164,16 @@ impl DirectoryServer {
     /// Never in practice: a failed `accept` is retried after a pause.
     pub async fn serve(self, listener: TcpListener) -> io::Result<Infallible> {
         let connections = Connections::new(self.caps);
+        let proxies = self.proxies.clone();
         let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
         let router = self.router();
         loop {
             match listener.accept().await {
-                Ok((socket, peer)) => match connections.admit(Instant::now(), peer.ip()) {
-                    Some(place) => _ = tokio::spawn(serve_connection(socket, peer.ip(), place, router.clone())),
+                Ok((socket, peer)) => match admit(&connections, &proxies, peer.ip()) {
+                    Some(place) => {
+                        let (proxies, router) = (proxies.clone(), router.clone());
+                        tokio::spawn(serve_connection(socket, peer.ip(), place, proxies, router));
+                    }
                     None => {
                         if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
                             tokio::spawn(refuse(socket, permit));
@@ -221,11 +236,31 @@ async fn close_after(mut response: Response) -> Response {
     response
 }
 
-async fn serve_connection(socket: TcpStream, peer: IpAddr, mut place: HttpConnectionPlace, router: Router) {
+/// A place for a connection of `peer`. A connection of a trusted proxy counts for no network before its first request.
+fn admit(connections: &Arc<Connections>, proxies: &TrustedProxies, peer: IpAddr) -> Option<HttpConnectionPlace> {
+    connections.admit(Instant::now(), Some(peer).filter(|peer| !proxies.contains(*peer)))
+}
+
+async fn serve_connection(
+    socket: TcpStream,
+    peer: IpAddr,
+    mut place: HttpConnectionPlace,
+    proxies: TrustedProxies,
+    router: Router,
+) {
     let router = TowerToHyperService::new(router);
+    let (share, is_of_proxy) = (place.share(), proxies.contains(peer));
     let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(Peer(peer));
-        router.call(request)
+        let client = proxies.client(peer, request.headers());
+        let is_admitted = !is_of_proxy || share.take(Instant::now(), client);
+        request.extensions_mut().insert(Peer(client));
+        let answer = is_admitted.then(|| router.call(request));
+        async move {
+            match answer {
+                Some(answer) => answer.await,
+                None => Ok(no_place()),
+            }
+        }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -239,10 +274,17 @@ async fn serve_connection(socket: TcpStream, peer: IpAddr, mut place: HttpConnec
     }
 }
 
+/// The answer to a request of a proxy's client whose network has no further place.
+fn no_place() -> Response {
+    let headers =
+        [(header::RETRY_AFTER, "5"), (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"), (header::CONNECTION, "close")];
+    (StatusCode::SERVICE_UNAVAILABLE, headers, REFUSAL_TEXT).into_response()
+}
+
 /// Answers a connection without a place.
 async fn refuse(mut socket: TcpStream, _permit: OwnedSemaphorePermit) {
     let answer = async {
-        socket.write_all(REFUSAL.as_bytes()).await?;
+        socket.write_all([REFUSAL_HEAD, REFUSAL_TEXT].concat().as_bytes()).await?;
         socket.shutdown().await?;
         // A close with unread bytes would reset the connection before the peer has read the answer.
         copy(&mut socket, &mut sink()).await

@@ -98,7 +98,7 @@ impl Core {
         let mut finished = false;
         let push = |bytes: &[u8]| {
             exit.push(ExitStream(stream), bytes);
-            exit.cap_unread(|_| Some(OWNER));
+            exit.cap_unread();
         };
         let room = self.forward.pump(stream, push, || finished = true);
         self.hub().set_room(stream, room);
@@ -399,10 +399,10 @@ async fn targets_that_read_nothing_keep_few_sockets_of_ended_streams() {
         }
     };
     timeout(DEADLINE, finishes).await.unwrap();
-    assert_eq!(exit.shared.permits.available_permits(), 0, "the targets have read all");
+    assert_eq!(exit.shared.places.available_permits(), 0, "the targets have read all");
     (1..=4).map(ExitStream).for_each(|stream| exit.handle_ended(stream));
     let freed = async {
-        while exit.shared.permits.available_permits() != 2 {
+        while exit.shared.places.available_permits() != 2 {
             tokio::task::yield_now().await;
         }
     };

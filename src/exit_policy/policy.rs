@@ -6,7 +6,7 @@ use core::{
 };
 
 use super::{
-    Summary,
+    Nat64Prefix, Summary,
     address::{embedded_v4, is_global, is_host, is_metadata},
 };
 
@@ -55,13 +55,15 @@ pub struct Policy {
     private_addresses: bool,
     /// The exit's addresses.
     own_addresses: Vec<IpAddr>,
+    /// The NAT64 prefixes of the exit's network.
+    nat64: Vec<Nat64Prefix>,
 }
 
 impl Policy {
     /// The policy that refuses everything.
     #[must_use]
     pub const fn refuse_all() -> Self {
-        Self { rules: Vec::new(), private_addresses: false, own_addresses: Vec::new() }
+        Self { rules: Vec::new(), private_addresses: false, own_addresses: Vec::new(), nat64: Vec::new() }
     }
 
     /// Parses `rules`, in order, at most 256. With `private_addresses` the rules also decide on private, loopback and
@@ -80,7 +82,15 @@ impl Policy {
             }
             parsed.push(Rule::parse(text.as_ref())?);
         }
-        Ok(Self { rules: parsed, private_addresses, own_addresses: Vec::new() })
+        Ok(Self { rules: parsed, private_addresses, own_addresses: Vec::new(), nat64: Vec::new() })
+    }
+
+    /// Decides on an address of a NAT64 prefix like on the embedded IPv4 address too, as it always does for the prefixes
+    /// 64:ff9b::/96 and 64:ff9b:1::/48. A further prefix allows no further address.
+    #[must_use]
+    pub fn with_nat64(mut self, prefixes: impl IntoIterator<Item = Nat64Prefix>) -> Self {
+        self.nat64.extend(prefixes);
+        self
     }
 
     /// Refuses the exit's addresses like private addresses. A connection to such an address would have the exit's
@@ -96,7 +106,7 @@ impl Policy {
     pub fn allows(&self, ip: IpAddr, port: u16) -> bool {
         // IPv4 addresses mapped into IPv6 count as IPv4.
         let ip = ip.to_canonical();
-        if port == 0 || !is_host(ip) || is_metadata(ip) {
+        if port == 0 || !is_target(ip) {
             return false;
         }
         // A translator or a tunnel may deliver a packet for an IPv6 address to an IPv4 address embedded in it.
@@ -104,8 +114,13 @@ impl Policy {
             IpAddr::V6(ip) if !ip.is_loopback() => Some(embedded_v4(ip)),
             _ => None,
         };
+        let translated = |prefix: &Nat64Prefix| match ip {
+            IpAddr::V6(ip) => prefix.embedded(ip).map(IpAddr::V4),
+            IpAddr::V4(_) => None,
+        };
         let mut destinations = [ip].into_iter().chain(embedded.into_iter().flatten().map(IpAddr::V4));
         destinations.all(|ip| self.allows_destination(ip, port))
+            && self.nat64.iter().filter_map(translated).all(|ip| is_target(ip) && self.allows_destination(ip, port))
     }
 
     /// Whether the rules also decide on private addresses and the exit's own.
@@ -133,6 +148,11 @@ impl Policy {
         };
         Summary::new(ports(Subnet::covers_v4), ports(Subnet::covers_v6), self.private_addresses)
     }
+}
+
+/// Whether the rules may decide on `ip`.
+fn is_target(ip: IpAddr) -> bool {
+    is_host(ip) && !is_metadata(ip)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -353,6 +373,37 @@ mod tests {
         for form in ["64:ff9b::1.1.1.1", "2002:101:101::1", "::ffff:1.1.1.1"] {
             assert!(policy(false).allows(ip(form), 80), "{form}");
         }
+    }
+
+    #[test]
+    fn an_address_of_a_nat64_prefix_is_judged_like_the_embedded_address() {
+        let prefixes = ["2606:64::/96", "2606:65::/32", "fd00:64::/96"].map(|text| text.parse().unwrap());
+        let policy = |private, prefixes: &[Nat64Prefix]| {
+            let policy = Policy::parse(["reject 192.31.0.0/16", "accept *"], private).unwrap();
+            policy.refusing_own([ip("9.8.7.6")]).with_nat64(prefixes.iter().copied())
+        };
+        let embed = |ip: Ipv4Addr| {
+            let [a, b, c, d] = ip.octets();
+            let last = format!("{:x}:{:x}", u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+            [format!("2606:64::{last}"), format!("2606:65:{last}::1"), format!("fd00:64::{last}")]
+        };
+        for text in ["127.0.0.1", "10.1.2.3", "169.254.169.254", "9.8.7.6", "192.31.4.5", "0.0.0.0", "224.0.0.1"] {
+            for address in embed(text.parse().unwrap()) {
+                assert!(!policy(false, &prefixes).allows(ip(&address), 80), "{text} as {address}");
+            }
+        }
+        for text in ["169.254.169.254", "192.31.4.5", "0.0.0.0", "255.255.255.255"] {
+            for address in embed(text.parse().unwrap()) {
+                assert!(!policy(true, &prefixes).allows(ip(&address), 80), "{text} as {address}");
+            }
+        }
+        // A prefix only refuses: each allowed address is allowed without the prefix too.
+        for (text, expected) in [("1.1.1.1", [true, true, false]), ("10.1.2.3", [false; 3])] {
+            let addresses = embed(text.parse().unwrap()).map(|address| ip(&address));
+            assert_eq!(addresses.map(|ip| policy(false, &prefixes).allows(ip, 80)), expected, "{text}");
+            assert_eq!(addresses.map(|ip| policy(false, &[]).allows(ip, 80)), [true, true, false], "{text}");
+        }
+        assert!(policy(false, &prefixes).allows(ip("2606:4700::a00:1"), 80), "another prefix");
     }
 
     #[test]

@@ -187,7 +187,7 @@ fn hostile_origin(bytes: &[u8]) {
         harness.settle(now);
         harness.serve(&mut choices);
         harness.settle(now);
-        assert!(harness.relay.figures().circuits <= 16);
+        assert!(harness.relay.statistics().circuits <= 16);
     }
 }
 

@@ -1,8 +1,23 @@
-//! Parts common to the HTTP clients: texts of errors, and bodies with a cap.
+//! Parts common to the HTTP clients: the client itself, texts of errors, and bodies with a cap.
 
-use std::error::Error;
+use std::{error::Error, time::Duration};
 
-use reqwest::Response;
+use reqwest::{Client, Response, redirect};
+
+/// A client that connects only to the hosts of its requests: a proxy of the environment or a redirect would reveal the
+/// requests to other hosts. `connect` and `read` limit the waits for a connection and for bytes, `total` a request.
+///
+/// # Errors
+/// When TLS can't be configured.
+pub(crate) fn direct_client(connect: Duration, read: Duration, total: Duration) -> reqwest::Result<Client> {
+    Client::builder()
+        .no_proxy()
+        .redirect(redirect::Policy::none())
+        .connect_timeout(connect)
+        .read_timeout(read)
+        .timeout(total)
+        .build()
+}
 
 /// The innermost and most specific cause of `error`, without the URL.
 pub(crate) fn innermost_cause(error: reqwest::Error) -> String {

@@ -31,7 +31,7 @@ use tokio::{
 use self::places::{LookupPlace, LookupPlaces};
 use crate::{
     delegated::limits::RequestOwner,
-    exit_policy::is_global,
+    exit_policy::{Nat64Prefix, is_global},
     wire::{EndReason, Host, ResolvedAnswer},
 };
 
@@ -44,6 +44,11 @@ const MAX_ANSWER_BYTES: usize = 512;
 const TTL: u32 = 300;
 /// Time limit of a RESOLVE for the answer of the second address family, counted from the first answer.
 const SECOND_FAMILY_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// Time limit of the query for NAT64 prefixes, which delays the start of an exit.
+const NAT64_TIMEOUT: Duration = Duration::from_secs(2);
+/// The name by which a host finds the NAT64 prefixes of its network (RFC 7050).
+const IPV4_ONLY_NAME: &str = "ipv4only.arpa";
 
 /// Names that are never looked up: they don't exist in the public DNS (RFC 6761, RFC 7686), and a lookup would reveal
 /// the name.
@@ -180,6 +185,25 @@ impl Resolver {
             });
         }
         Ok(lookup)
+    }
+
+    /// The NAT64 prefixes of the local network, as far as the name servers reveal them: a name server with DNS64 derives
+    /// the IPv6 addresses of `ipv4only.arpa` from them (RFC 7050). Empty without an answer in time.
+    pub(crate) async fn nat64_prefixes(&self) -> Vec<Nat64Prefix> {
+        let (Ok(inner), Ok(name)) = (self.inner(), absolute(IPV4_ONLY_NAME)) else { return Vec::new() };
+        let found = timeout(NAT64_TIMEOUT, inner.lookup(name, RecordType::AAAA)).await;
+        let Ok(Ok(found)) = found else { return Vec::new() };
+        let addresses = found.answers().iter().filter_map(|record| match record.data.ip_addr()? {
+            IpAddr::V6(ip) => Some(ip),
+            IpAddr::V4(_) => None,
+        });
+        let mut prefixes: Vec<Nat64Prefix> = Vec::new();
+        for prefix in addresses.take(MAX_ANSWERS).flat_map(Nat64Prefix::of_ipv4_only) {
+            if !prefixes.contains(&prefix) {
+                prefixes.push(prefix);
+            }
+        }
+        prefixes
     }
 
     async fn names(&self, owner: Option<RequestOwner>, ip: IpAddr) -> Result<LookupAnswers<String>, EndReason> {

@@ -65,8 +65,8 @@ pub struct ClientConfig {
     pub directories: Vec<String>,
     /// Keys of trusted directory authorities; more than half must have signed a consensus.
     pub authorities: Vec<AuthorityId>,
-    /// Folder for guards and consensus, created if it doesn't exist; for one client at a time. Without a folder, each
-    /// start chooses new guards, which increases the exposure to malicious guards over time.
+    /// Folder for guards and consensus, created if it doesn't exist. Use a folder for one client at a time; this is not
+    /// checked. Without a folder, each start chooses new guards, which increases the exposure to malicious guards.
     pub data_dir: Option<PathBuf>,
 }
 
@@ -142,7 +142,7 @@ impl Client {
     /// Starts a client on the current tokio runtime and waits for its first circuit.
     ///
     /// # Errors
-    /// When the configuration can't be used, the system provides no socket, or no circuit is built within a minute.
+    /// See [`BootstrapError`].
     pub async fn bootstrap(config: ClientConfig) -> Result<Self, BootstrapError> {
         let folder = config.data_dir.as_deref().map(Folder::open).transpose().map_err(Failure::from)?;
         let directories = DirectoryConfig {
@@ -177,7 +177,7 @@ impl Client {
         let parameters = ClientParameters { middle, ..ClientParameters::default() };
         let drive = task::drive(folder, receiver, parameters, searches, observers)?;
         let (rng, volunteers_rng) = (randomness()?, randomness()?);
-        // Weak, so that the refresh tasks don't keep the client's task running after the drop of the last handle.
+        // Weak, so that only handles own the command channel. The drop of the last handle aborts the task.
         let weak = commands.downgrade();
         let task = tokio::spawn(async move {
             let forward = |command| {
@@ -207,7 +207,7 @@ impl Client {
     }
 
     /// A handle to the same client with a separate isolation. Streams of this handle and its clones share no circuit
-    /// with other streams. A handle uses no circuit until its first stream.
+    /// with other streams. A handle uses no circuit until its first request.
     #[must_use]
     pub fn isolated(&self) -> Self {
         let number = self.shared.isolations.fetch_add(1, Ordering::Relaxed);
@@ -224,7 +224,7 @@ impl Client {
         Connector::open(self, Target { host, port }, self.isolation).await
     }
 
-    /// Resolves `name` to its IPv4 and IPv6 addresses, at an exit.
+    /// Resolves `name` to its IPv4 and IPv6 addresses, at an exit. The result is empty if `name` is itself an address.
     ///
     /// # Errors
     /// When `name` is invalid, no circuit is available, or the name has no address.
@@ -301,19 +301,24 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
     tracing::info!("client started; waiting for the first circuit");
     let announce = async {
         if ready.wait_for(|ready| *ready).await.is_ok() {
-            tracing::info!("ready: the ports accept requests");
+            tracing::info!("ready: the first circuit is built");
             reporter.send(&ports);
         }
         core::future::pending::<()>().await;
     };
     let max_connections = descriptors::connections_per_port();
-    let (.., page_outcome) = tokio::join!(
-        announce,
-        socks::serve(socks, client.clone(), SocksLimits { max_connections, ..SocksLimits::default() }),
-        http_proxy::serve(http, client, HttpLimits { max_connections, ..HttpLimits::default() }),
-        page::serve(page, search_page, max_connections.min(page::MAX_CONNECTIONS)),
-    );
-    page_outcome.map_err(Failure::system("the search page ended"))
+    let ports = async {
+        tokio::join!(
+            announce,
+            socks::serve(socks, client.clone(), SocksLimits { max_connections, ..SocksLimits::default() }),
+            http_proxy::serve(http, client, HttpLimits { max_connections, ..HttpLimits::default() }),
+        );
+    };
+    let page_outcome = tokio::select! {
+        () = ports => Ok(()),
+        outcome = page::serve(page, search_page, max_connections.min(page::MAX_CONNECTIONS)) => outcome,
+    };
+    page_outcome.map_err(Failure::system("can't read the address of the search page's port"))
 }
 
 fn parse_relay(text: &str) -> Result<RelayId, Failure> {
@@ -322,5 +327,5 @@ fn parse_relay(text: &str) -> Result<RelayId, Failure> {
 
 fn parse_engine(name: &str) -> Result<EngineName, Failure> {
     EngineName::parse(name)
-        .ok_or_else(|| Failure::usage(format!("engine: {name:?} is not a name; names consist of a-z, 0-9 and -")))
+        .ok_or_else(|| Failure::usage(format!("engine: {name:?} is not a name; use 1 to 32 of a-z, 0-9 and -")))
 }

@@ -20,7 +20,7 @@ use crate::{
     channel::{ChannelEvent, ChannelOpenError, ChannelParameters, Channels, LocalRole},
     directory::{Authority, AuthorityConfig, Parameters, ProofError},
     directory_http::{
-        server::{DirectoryServer, Prover, run_authority},
+        server::{DirectoryServer, Prover, TrustedProxies, run_authority},
         store::FileStore,
     },
     io::{clock::wall_time, files::Folder},
@@ -49,6 +49,7 @@ pub(crate) async fn run(options: DirectoryOptions, reporter: Reporter) -> Result
     let _lock = folder.lock()?;
     let key = folder.authority(&mut rng)?;
     let authority = Authority::new(key, config(&options)?);
+    let proxies = TrustedProxies::parse(options.trusted_proxy.iter().flatten()).map_err(Failure::usage)?;
     let store = FileStore::open(&folder.path().join("directory.redb"))?;
     let listen = options.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9360)));
     let action = format!("can't listen on {listen}; choose another address with --listen ADDR");
@@ -64,7 +65,7 @@ pub(crate) async fn run(options: DirectoryOptions, reporter: Reporter) -> Result
     let (server, submissions) = DirectoryServer::new();
     let engines = options.web_engine.as_deref().unwrap_or_default();
     let pages = web::directory_pages(options.web.unwrap_or(false), authority.id(), engines).await?;
-    let server = server.with_web(pages);
+    let server = server.with_web(pages).with_proxies(proxies);
     let serving = server.clone().serve(listener);
     let key = authority.id().to_string();
     tracing::info!(authority = key, "directory started");

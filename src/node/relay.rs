@@ -29,7 +29,7 @@ use crate::{
     directory::Profile,
     directory_http::client::DirectoryClient,
     exit::{Exit, ExitOptions, delegated::Delegate},
-    exit_policy::Policy,
+    exit_policy::{Nat64Prefix, Policy},
     io::{
         clock::wall_time,
         files::{Folder, FolderLock},
@@ -45,7 +45,7 @@ use crate::{
 
 use self::{
     presence::Presences,
-    task::{Changes, DrivenRelay, Update},
+    task::{Changes, DrivenRelay, RelayCommand},
     upkeep::{ProfileSource, Upkeep},
     volunteer::Registrations,
 };
@@ -93,7 +93,7 @@ impl Progress {
 struct RelayAssembly {
     identity: RelayId,
     drive: Drive<DrivenRelay>,
-    updates: mpsc::Sender<Update>,
+    commands: mpsc::Sender<RelayCommand>,
     /// Fetches each consensus.
     follower: DirectoryClient,
     /// Receives the time between two volunteer lists, from the consensus.
@@ -130,7 +130,7 @@ impl RelayAssembly {
         let identity = Arc::new(folder.identity(&mut rng)?);
         let onion_keys = folder.onion_keys(wall_time(), &mut rng)?;
         let listener = RelayListener::open(options, &folder, &identity)?;
-        let services = Services::new(options, policy, &listener.own_addresses()).await?;
+        let services = Services::new(options, policy, listener.own_addresses()).await?;
         let delegate = services.delegate.clone();
         let profile = Profile {
             identity: identity.id(),
@@ -147,7 +147,7 @@ impl RelayAssembly {
         };
         let parameters = parameters(options, services.policy.is_some(), delegate.is_some());
         let is_volunteer = parameters.reach == Reach::Gateways;
-        let (updates, receiver) = mpsc::channel(8);
+        let (commands, receiver) = mpsc::channel(8);
         let (observers, changes) = Changes::new();
         let relay = Relay::new(Arc::clone(&identity), onion_keys, parameters);
         let config = EndpointConfig {
@@ -166,7 +166,7 @@ impl RelayAssembly {
         let presences = (!is_volunteer && options.gateway.unwrap_or(true)).then_some(Presences {
             identity: Arc::clone(&identity),
             directory: directory()?,
-            updates: updates.clone(),
+            commands: commands.clone(),
             volunteers: changes.volunteers,
             interval: interval.clone(),
         });
@@ -176,7 +176,7 @@ impl RelayAssembly {
             let gateways = changes.gateways;
             Publication::Registrations(Registrations {
                 identity,
-                updates: updates.clone(),
+                commands: commands.clone(),
                 gateways,
                 interval,
                 progress,
@@ -187,8 +187,8 @@ impl RelayAssembly {
         Ok(Self {
             identity: id,
             drive,
-            profiles: ProfileSource { folder, updates: updates.clone(), delegate, profile },
-            updates,
+            profiles: ProfileSource { folder, commands: commands.clone(), delegate, profile },
+            commands,
             follower: directory()?,
             interval: interval_sender,
             publication,
@@ -204,7 +204,7 @@ impl RelayAssembly {
     /// # Errors
     /// When the relay's documents can't be signed.
     async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), Failure> {
-        let Self { drive, updates, follower, interval, profiles, publication, publisher, presences, pages, .. } = self;
+        let Self { drive, commands, follower, interval, profiles, publication, publisher, presences, pages, .. } = self;
         let delegate = profiles.delegate.clone();
         let published = async {
             match publication {
@@ -215,9 +215,9 @@ impl RelayAssembly {
         tokio::select! {
             () = drive.run_until(stop) => {}
             () = network::follow(follower, randomness()?, |consensus| {
-                let updates = updates.clone();
+                let commands = commands.clone();
                 interval.send_replace(Some(consensus.parameters().volunteer_interval()));
-                async move { updates.send(Update::Consensus(consensus)).await.is_ok() }
+                async move { commands.send(RelayCommand::Consensus(consensus)).await.is_ok() }
             }) => {}
             outcome = published => outcome?,
             () = refresh(delegate.as_deref()) => {}
@@ -292,6 +292,19 @@ impl RelayListener {
     }
 }
 
+/// The addresses of an exit and its network, on which no rule of its policies alone decides.
+struct ExitNetwork {
+    own_addresses: Vec<IpAddr>,
+    nat64: Vec<Nat64Prefix>,
+}
+
+impl ExitNetwork {
+    /// The policy without the exit's own addresses, and without those that reach a refused address over NAT64.
+    fn restrict(&self, policy: Policy) -> Policy {
+        policy.refusing_own(self.own_addresses.iter().copied()).with_nat64(self.nat64.iter().copied())
+    }
+}
+
 /// The services of an exit.
 struct Services {
     /// The policy for streams; `None` if the relay opens no streams to targets.
@@ -302,10 +315,18 @@ struct Services {
 }
 
 impl Services {
-    async fn new(options: &RelayOptions, policy: Option<Policy>, own_addresses: &[IpAddr]) -> Result<Self, Failure> {
-        let policy = policy.map(|policy| policy.refusing_own(own_addresses.iter().copied()));
+    async fn new(options: &RelayOptions, policy: Option<Policy>, own_addresses: Vec<IpAddr>) -> Result<Self, Failure> {
         let resolver = Arc::new(resolver(options));
-        let delegate = delegate::delegate(options, policy.as_ref(), own_addresses, &resolver).await?.map(Arc::new);
+        let mut network = ExitNetwork { own_addresses, nat64: nat64(options)? };
+        // With private targets, as in a testnet, the operator names the prefixes.
+        let is_exit = policy.is_some() || options.delegate.is_some();
+        if is_exit && !options.allow_private_targets.unwrap_or(false) {
+            let found = resolver.nat64_prefixes().await;
+            tracing::debug!(prefixes = found.len(), "queried the name servers for NAT64 prefixes");
+            network.nat64.extend(found);
+        }
+        let policy = policy.map(|policy| network.restrict(policy));
+        let delegate = delegate::delegate(options, policy.as_ref(), &network, &resolver).await?.map(Arc::new);
         Ok(Self { policy, resolver, delegate })
     }
 
@@ -348,6 +369,11 @@ fn policy(options: &RelayOptions) -> Result<Option<Policy>, Failure> {
     let Some(rules) = options.exit.as_deref().filter(|rules| !rules.is_empty()) else { return Ok(None) };
     let private_targets = options.allow_private_targets.unwrap_or(false);
     Policy::parse(rules, private_targets).map(Some).map_err(Failure::invalid("exit"))
+}
+
+fn nat64(options: &RelayOptions) -> Result<Vec<Nat64Prefix>, Failure> {
+    let prefixes = options.nat64.iter().flatten().map(|text| text.parse());
+    prefixes.collect::<Result<_, _>>().map_err(Failure::invalid("nat64"))
 }
 
 fn resolver(options: &RelayOptions) -> Resolver {

@@ -18,7 +18,7 @@ pub(crate) enum Report {
         authority: String,
     },
     /// A relay listens and has published its descriptor.
-    Registered,
+    Published,
     /// A volunteer can be reached.
     Reachable {
         /// The number of gateways over which it can be reached.

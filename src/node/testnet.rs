@@ -155,7 +155,7 @@ async fn start(
         nodes.spawn(volunteer(options, folder, number, &network))?;
     }
     nodes.spawn(client(options, folder, &network))?;
-    let (mut registered, mut reachable, mut ports) = (0_u16, 0_u16, None);
+    let (mut published, mut reachable, mut ports) = (0_u16, 0_u16, None);
     loop {
         let (_, report) = nodes.any_report().await?;
         match report {
@@ -165,10 +165,10 @@ async fn start(
                     step("volunteers", format!("{reachable} reachable over gateways and listed"));
                 }
             }
-            Report::Registered => {
-                registered = registered.saturating_add(1);
-                if registered == options.relays {
-                    step("relays", format!("{registered} registered with the directory"));
+            Report::Published => {
+                published = published.saturating_add(1);
+                if published == options.relays {
+                    step("relays", format!("{published} have published their descriptors"));
                 }
             }
             Report::Consensus { relays } => {

@@ -108,6 +108,7 @@ impl GuardSample {
     pub fn update<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
         let date = consensus.valid_after();
         self.consensus_date = Some(date);
+        self.layer_two.handle_consensus(consensus);
         for guard in &mut self.guards {
             if listed_guard(consensus, &guard.identity).is_some() {
                 guard.last_listed = date;

@@ -1,4 +1,4 @@
-//! Shares of a port's connections by isolation, so that one isolation leaves connections to others.
+//! Shares of a port's connections by isolation. No isolation can hold all connections of a port.
 
 use std::{
     collections::HashMap,
@@ -16,8 +16,8 @@ struct HeldPlaces {
 
 /// The places of one port for connections whose isolation is known. Clones share the places.
 ///
-/// The port's cap on connections bounds the held places. While three quarters of the cap are held, an isolation that
-/// holds a quarter gets no further place.
+/// The port's cap on connections bounds the held places. While at least three quarters of the cap are held, an
+/// isolation that holds at least a quarter gets no further place.
 #[derive(Clone, Debug)]
 pub(super) struct ConnectionPlaces {
     cap: usize,
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_isolation_leaves_connections_to_others() {
+    fn one_isolation_holds_at_most_three_quarters_of_the_places() {
         let places = ConnectionPlaces::new(100);
         let (greedy, other) = (Isolation::of_listener("greedy"), Isolation::of_listener("other"));
         let mut held: Vec<_> = (0..200).filter_map(|_| places.take(greedy)).collect();
@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(others.len(), 25);
         drop(others);
         held.truncate(74);
-        assert!(places.take(greedy).is_some(), "less than three quarters are held");
+        assert!(places.take(greedy).is_some(), "fewer than three quarters are held");
         drop(held);
         assert!(places.held.lock().unwrap().by_isolation.is_empty());
     }

@@ -176,7 +176,8 @@ impl Relay {
                 None => self.send_gone(key),
             };
         };
-        if self.channels.lookup(&relay).is_none() && !self.dialling.has_room(&owner, &relay) {
+        if self.channels.lookup(&relay).is_none() && !self.dialling.has_room(&owner, &relay, self.channels.free_dials())
+        {
             return None;
         }
         if let Some(channel) = self.channels.connect(now, &target) {

@@ -35,6 +35,11 @@ impl CircuitKey {
     pub(super) const fn number(self) -> u64 {
         self.generation
     }
+
+    #[cfg(test)]
+    pub(super) const fn numbered(generation: u64) -> Self {
+        Self { slot: 0, generation }
+    }
 }
 
 /// All circuits. Lookup takes constant time.

@@ -222,7 +222,7 @@ impl Bench {
     }
 
     fn circuits(&self) -> usize {
-        self.relay.figures().circuits
+        self.relay.statistics().circuits
     }
 
     fn pass(&mut self, time: Duration) {

@@ -13,6 +13,8 @@ use super::{circuit::CircuitEndpoint, owners::Owned};
 /// Time limit from the last fragment of a CREATE to its handshake. Origins and extending relays wait longer for CREATED,
 /// so no handshake is performed for a circuit that they have given up.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time from the deadline of a CREATE to its refusal, if the channel has no room for a refusal at the deadline.
+const REFUSAL_DELAY: Duration = Duration::from_millis(50);
 /// CREATEs of a network in one turn.
 const TURN_OF_NETWORK: usize = 1;
 /// CREATEs of a listed relay in one turn. A listed relay carries the circuits of many clients.
@@ -165,10 +167,22 @@ impl WaitingCreates {
     }
 
     /// Removes the next CREATE whose deadline is `now` or earlier. Returns its endpoint for the caller to refuse.
-    pub(super) fn pop_expired(&mut self, now: Instant) -> Option<CircuitEndpoint> {
-        let endpoint = self.deadlines.pop_due(now)?;
-        self.remove(endpoint);
-        Some(endpoint)
+    ///
+    /// Many CREATEs of a channel can expire at the same time, and a channel closes beyond its cap of refusals. So a
+    /// CREATE whose channel doesn't meet `has_room` is refused later.
+    pub(super) fn pop_expired(
+        &mut self,
+        now: Instant,
+        has_room: impl Fn(ChannelId) -> bool,
+    ) -> Option<CircuitEndpoint> {
+        while let Some(endpoint) = self.deadlines.pop_due(now) {
+            if has_room(endpoint.channel) {
+                self.remove(endpoint);
+                return Some(endpoint);
+            }
+            self.deadlines.set(endpoint, now.after(REFUSAL_DELAY));
+        }
+        None
     }
 
     /// The time of the next [`Self::pop_expired`].

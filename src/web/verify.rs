@@ -6,12 +6,12 @@
 use core::{fmt, time::Duration};
 
 use data_encoding::HEXLOWER;
-use reqwest::{Client, Response, StatusCode, Url, header, redirect};
+use reqwest::{Client, Response, StatusCode, Url, header};
 
 use super::{NetworkDescription, manifest::Manifest, paths};
 use crate::{
     crypto::sha256,
-    io::http_client::{innermost_cause, read_at_most},
+    io::http_client::{direct_client, innermost_cause, read_at_most},
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -115,13 +115,7 @@ pub(crate) fn folder(text: &str, manifest: &Manifest) -> Result<Url, VerifyError
 /// # Errors
 /// When the server can't be reached, or a transfer is truncated.
 pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[String]) -> Result<Outcome, VerifyError> {
-    let client = Client::builder()
-        .no_proxy()
-        .redirect(redirect::Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
-        .timeout(FILE_TIMEOUT)
-        .build()
+    let client = direct_client(CONNECT_TIMEOUT, READ_TIMEOUT, FILE_TIMEOUT)
         .map_err(|error| VerifyError::Client(error.to_string()))?;
     let mut differences = Vec::new();
     for (name, hash) in manifest.files() {

@@ -7,10 +7,14 @@ import { nonLoopbackAddress } from './addresses.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 
+// The program built by cargo, or the existing file `UMBEL_LISTENER`.
+const built = process.env.UMBEL_LISTENER;
+const [program, before] = built ? [built, []] : ['cargo', ['run', '--quiet', '--example', 'listen', '--']];
+
 // Starts the listener with `options`, on a non-loopback IPv4 address if there is one, because Firefox dials no loopback address.
 export async function listen(options = []) {
   const address = nonLoopbackAddress() ?? '127.0.0.1';
-  const child = spawn('cargo', ['run', '--quiet', '--example', 'listen', '--', ...options, `${address}:0`], {
+  const child = spawn(program, [...before, ...options, `${address}:0`], {
     cwd: root,
     stdio: ['pipe', 'pipe', 'inherit'],
   });

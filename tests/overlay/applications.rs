@@ -93,7 +93,7 @@ fn git_over_https(testnet: &Testnet, scratch: &Path) {
     fs::create_dir_all(&site).unwrap();
     let git = |folder: &Path, arguments: &[&str]| {
         let identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org", "-c", "init.defaultBranch=main"];
-        // An inherited value of this variable would take precedence over `http.sslCAInfo`.
+        // Sets `GIT_SSL_CAINFO`, not `http.sslCAInfo`, because an inherited value of the variable takes precedence.
         let mut git = Command::new("git");
         git.current_dir(folder).env("GIT_SSL_CAINFO", &certificate);
         succeed(git.args(identity).args(arguments))

@@ -11,6 +11,7 @@
 )]
 
 mod applications;
+mod chaos;
 mod engines;
 mod examples;
 mod failures;

@@ -82,7 +82,7 @@ export interface Umbel {
     body?: Uint8Array;
   }): Promise<PageResponse>;
   /**
-   * The browser's `fetch` through a circuit of three relays, with TLS in this page. The exit resolves the host's name, and sees only the
+   * The browser's `fetch` through a circuit, with TLS in this page. The exit resolves the host's name, and sees only the
    * host, the port, and the amounts and times of data. Only `https:` URLs, also for redirects. No cookies, no cache, no `Referer`, and
    * the same header fields for all users. Requests to different hosts never share a circuit.
    */

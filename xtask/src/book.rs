@@ -1,7 +1,7 @@
 //! Builds the corpus of the search tests: the Rust book as a ZIM file for `kiwix-serve`.
 //!
-//! The file is built once for each version of the book and stored with the other tools. `umbel testnet` uses the file
-//! too.
+//! The file is stored in the cache of `xtask`. It is rebuilt when the installed book changes. `umbel testnet` uses the
+//! file too.
 
 use std::{
     fs, io,
@@ -22,13 +22,13 @@ pub(crate) fn command() -> Result<(), Failure> {
     Ok(())
 }
 
-/// The book as a ZIM file, built if it doesn't exist.
+/// The path of the book's ZIM file. Builds the file if it is missing or was made from another installed book.
 pub(crate) fn zim() -> Result<PathBuf, Failure> {
     let failed = |error: io::Error| Failure::new(format!("can't make the ZIM file of the book: {error}"));
     let book = book()?;
     let folder = cache("rust-book")?;
     let (zim, made_from) = (folder.join("rust-book.zim"), folder.join("made-from"));
-    // The folder's name contains the toolchain, and the modification time of a page is the time of installation.
+    // Identifies the installed book: its folder, and the modification time of a page, which differs between versions.
     let source = format!(
         "{} {:?}",
         book.display(),
@@ -53,8 +53,8 @@ pub(crate) fn zim() -> Result<PathBuf, Failure> {
     Ok(zim)
 }
 
-/// The folder of the book's HTML pages, in the toolchain or in Debian's `rust-doc`. If neither has them, installs the
-/// component by rustup, or else the package.
+/// The folder of the book's HTML pages, in the toolchain or in Debian's `rust-doc`. Without both, installs rustup's
+/// component `rust-docs`, or Debian's package if that fails.
 fn book() -> Result<PathBuf, Failure> {
     let toolchain = || {
         let sysroot = Run::new("rustc").args(["--print", "sysroot"]).output()?;

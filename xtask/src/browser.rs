@@ -1,8 +1,8 @@
 //! Tests with real browsers: `tests/browser`, run by Node.
 
-use std::fs;
+use std::{env, fs};
 
-use crate::run::{Failure, Run, Tally, root};
+use crate::run::{Failure, Run, Tally, root, target_folder};
 
 /// Installs the pinned driver if it is missing, and runs the browsers' tests.
 pub(crate) fn test() -> Result<Tally, Failure> {
@@ -13,5 +13,11 @@ pub(crate) fn test() -> Result<Tally, Failure> {
     if installed.is_none() || installed < modified("package-lock.json") {
         Run::new("npm").args(["ci", "--no-audit", "--no-fund"]).directory(&folder).run()?;
     }
-    Run::new("npm").args(["test"]).directory(&folder).run()
+    // With the examples, the dependencies have the same features as for the other tests, so that they are built once.
+    Run::cargo().args(["build", "--quiet", "--workspace", "--locked", "--bins", "--examples"]).run()?;
+    let built = target_folder()?.join("debug");
+    let run = Run::new("npm").args(["test"]).directory(&folder).env("UMBEL_LISTENER", built.join("examples/listen"));
+    // The environment can name another program.
+    let run = if env::var_os("UMBEL_PROGRAM").is_some() { run } else { run.env("UMBEL_PROGRAM", built.join("umbel")) };
+    run.run()
 }

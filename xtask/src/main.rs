@@ -6,6 +6,7 @@
 
 mod book;
 mod browser;
+mod chaos;
 mod compare;
 mod deny;
 mod fuzz;
@@ -30,6 +31,7 @@ usage: cargo xtask COMMAND
   packages                       install the Debian packages that the tests need
   browser                        dial a relay and use the search page in Chromium and Firefox
   instructions                   count the instructions of sealing, switching and packing a cell, and compare them with budgets
+  chaos [--help] [OPTION]…       make requests for minutes while relays are killed, stopped, restarted, flooded and out of disk
   compare [--help] [OPTION]…     measure Umbel and Tor under delay, loss and rate limits, and print a table
   fuzz [--help] [OPTION]…        fuzz all targets in turn, resume, and merge the found inputs into fuzz/corpus
   book                           make a ZIM file of the Rust book for kiwix-serve, and print its path
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         ["deny"] => deny::check().map(drop),
         ["packages"] => packages::install().map(drop),
         ["instructions"] => instructions::check().map(drop),
+        ["chaos", options @ ..] => chaos::command(options),
         ["compare", options @ ..] => compare::command(options),
         ["fuzz", options @ ..] => fuzz::command(options),
         ["book"] => book::command(),

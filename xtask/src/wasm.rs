@@ -37,16 +37,21 @@ pub(crate) fn build() -> Result<Tally, Failure> {
     Ok(Tally::ONE)
 }
 
+/// The module of the core that no page runs.
+const NATIVE_ONLY: &str = "directory::authority::";
+
 /// Runs the core's unit tests as WebAssembly in Node: the core as in a page, with the browser's URL parser.
 pub(crate) fn test() -> Result<Tally, Failure> {
     let run = Run::cargo()
         .args(["test", "--lib", "--locked", "--no-default-features", "--features", "browser", "--target", TARGET])
+        // The run is longer than the build, so the code is optimised.
+        .args(["--config", "profile.dev.opt-level=1"])
         .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER", runner()?);
     let run = match compiler()? {
         Some(compiler) => run.env("RUSTC", compiler),
         None => run,
     };
-    run.run()
+    run.args(["--", "--skip", NATIVE_ONLY]).run()
 }
 
 /// The runner of wasm test programs, in the version of the lock file's `wasm-bindgen`, built once and stored.

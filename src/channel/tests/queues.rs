@@ -149,7 +149,7 @@ fn unread_refusals_beyond_the_cap_close_the_channel() {
 
 /// The evictions if each owner is the source of the other end's address.
 fn evictions(node: &Node) -> Vec<Eviction> {
-    node.channels.evictions(|_, _| None)
+    node.channels.evictions(|_, _| None, |_, _| 0)
 }
 
 /// A source in the network with this number.
@@ -214,10 +214,25 @@ fn above_the_cap_the_fullest_owner_loses_its_longest_waiting_circuits() {
         Some(if is_hostile { source(0) } else { source(1) })
     };
     // One visit frees a sixteenth of the cap, or slightly more.
-    assert_eq!(pair.a.channels.evictions(owner), [Eviction::Circuit(channel, hostile[0])]);
+    assert_eq!(pair.a.channels.evictions(owner, |_, _| 0), [Eviction::Circuit(channel, hostile[0])]);
     (0..10).for_each(|tag| pair.a.channels.send(channel, cell(honest[1], tag)).unwrap());
     let expected = [0, 1].map(|at| Eviction::Circuit(channel, hostile[at]));
-    assert_eq!(pair.a.channels.evictions(owner), expected, "15 cells each, of 171");
+    assert_eq!(pair.a.channels.evictions(owner, |_, _| 0), expected, "15 cells each, of 171");
+}
+
+#[test]
+fn a_circuit_whose_end_frees_no_cell_is_not_evicted() {
+    let parameters = ChannelParameters { queued: 20, ..ChannelParameters::default() };
+    let (mut pair, channel) = client_and_relay_with(parameters, ChannelParameters::default());
+    pair.room(1, 0);
+    let circuits: Vec<_> = (0..9).map(|_| pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap()).collect();
+    let (last, short) = circuits.split_last().unwrap();
+    for (circuit, cells) in short.iter().map(|circuit| (circuit, 2)).chain([(last, 5)]) {
+        (0..cells).for_each(|tag| pair.a.channels.send(channel, cell(*circuit, tag)).unwrap());
+    }
+    // The end of each circuit adds a DESTROY to another channel.
+    assert_eq!(pair.a.channels.evictions(|_, _| None, |_, _| 1), [Eviction::Circuit(channel, *last)]);
+    assert_eq!(evictions(&pair.a).len(), 2, "without a further DESTROY, the oldest circuits free one cell each");
 }
 
 #[test]

@@ -14,8 +14,8 @@ fn volunteer() -> Node {
     node
 }
 
-/// A volunteer that has dialled a gateway.
-fn reached(parameters: ChannelParameters) -> Pair {
+/// A volunteer and a gateway, with an open channel that the volunteer dialled.
+fn volunteer_and_gateway(parameters: ChannelParameters) -> Pair {
     let gateway = Node::with(LocalRole::Relay(key(GATEWAY)), parameters);
     let mut pair = Pair::new(volunteer(), gateway);
     pair.link(1, key(GATEWAY).id());
@@ -33,7 +33,7 @@ fn reported_reach(node: &Node) -> Option<bool> {
 
 #[test]
 fn a_volunteer_is_reached_over_its_dialled_channel_until_the_channel_closes() {
-    let mut pair = reached(ChannelParameters::default());
+    let mut pair = volunteer_and_gateway(ChannelParameters::default());
     let channel = ChannelId(LinkId(1));
     assert_eq!((reported_reach(&pair.a), reported_reach(&pair.b)), (Some(false), Some(true)));
     assert_eq!(pair.b.channels.volunteers(), [key(VOLUNTEER).id()]);
@@ -68,7 +68,7 @@ fn a_volunteer_requests_reach_only_of_its_gateways() {
 
 #[test]
 fn a_volunteer_is_reached_over_its_newest_channel_and_idle_older_ones_close() {
-    let mut pair = reached(ChannelParameters { volunteers: 2, ..ChannelParameters::default() });
+    let mut pair = volunteer_and_gateway(ChannelParameters { volunteers: 2, ..ChannelParameters::default() });
     pair.advance(Duration::from_secs(30));
     pair.link(2, key(GATEWAY).id());
     pair.settle();
@@ -98,7 +98,7 @@ fn unfinished_handshakes_count_towards_the_cap_of_volunteers() {
 }
 
 #[test]
-fn a_volunteer_refuses_links_that_other_ends_dialled() {
+fn a_volunteer_closes_links_that_other_ends_dialled() {
     let mut pair = Pair::new(Node::relay(GATEWAY), volunteer());
     pair.link(1, key(VOLUNTEER).id());
     pair.settle();
@@ -112,7 +112,7 @@ fn beyond_its_caps_a_gateway_treats_a_volunteer_as_an_ordinary_relay() {
         ChannelParameters { volunteers: 0, ..ChannelParameters::default() },
         ChannelParameters { volunteers_per_source: 0, ..ChannelParameters::default() },
     ] {
-        let pair = reached(parameters);
+        let pair = volunteer_and_gateway(parameters);
         assert_eq!(reported_reach(&pair.b), Some(false));
         assert_eq!(pair.b.channels.volunteers(), []);
     }
@@ -120,7 +120,7 @@ fn beyond_its_caps_a_gateway_treats_a_volunteer_as_an_ordinary_relay() {
 
 #[test]
 fn an_idle_channel_stays_while_both_ends_keep_it() {
-    let mut pair = reached(ChannelParameters::default());
+    let mut pair = volunteer_and_gateway(ChannelParameters::default());
     let channel = ChannelId(LinkId(1));
     pair.a.channels.keep(channel, true);
     pair.advance(Duration::from_secs(3600));
@@ -136,7 +136,7 @@ fn an_idle_channel_stays_while_both_ends_keep_it() {
 
 #[test]
 fn at_the_cap_of_channels_those_of_volunteers_stay_open() {
-    let mut pair = reached(ChannelParameters { channels: 2, ..ChannelParameters::default() });
+    let mut pair = volunteer_and_gateway(ChannelParameters { channels: 2, ..ChannelParameters::default() });
     for number in 2..5 {
         pair.now = pair.now.after(Duration::from_secs(1));
         let link = LinkId(number);
@@ -148,7 +148,7 @@ fn at_the_cap_of_channels_those_of_volunteers_stay_open() {
 
 #[test]
 fn a_volunteer_is_reached_over_a_retiring_channel_until_it_has_dialled_another() {
-    let mut pair = reached(ChannelParameters::default());
+    let mut pair = volunteer_and_gateway(ChannelParameters::default());
     pair.advance(Duration::from_secs(30));
     let volunteer = key(VOLUNTEER).id();
     pair.a.channels.keep(ChannelId(LinkId(1)), true);
@@ -158,7 +158,7 @@ fn a_volunteer_is_reached_over_a_retiring_channel_until_it_has_dialled_another()
     pair.advance(Duration::from_secs(30));
     assert_eq!(pair.b.channels.reach(&volunteer), Some(ChannelId(LinkId(1))));
     assert_eq!(pair.b.channels.volunteers(), [volunteer]);
-    assert_eq!(pair.a.channels.lookup(&key(GATEWAY).id()), None, "the volunteer dials another gateway");
+    assert_eq!(pair.a.channels.lookup(&key(GATEWAY).id()), None, "the volunteer dials the gateway again");
     pair.link(2, key(GATEWAY).id());
     pair.settle();
     assert_eq!(pair.b.channels.reach(&volunteer), Some(ChannelId(LinkId(2))));

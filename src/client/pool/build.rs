@@ -10,7 +10,7 @@ use crate::{
     base::{HopIndex, Instant, RelayId},
     channel::{ChannelId, Channels},
     circuit::{CircuitError, Origin},
-    client::{Isolation, PooledCircuitKey, requests::Demand},
+    client::{ClientParameters, Isolation, PooledCircuitKey, StreamFailure, requests::Demand},
     path::{PathError, Purpose, measure},
 };
 
@@ -42,19 +42,13 @@ impl Pool {
             circuit.is_spare_for(delegation_of(purpose)) && circuit.exit().is_none_or(|exit| !avoided.contains(&exit))
         };
         let missing = count.saturating_sub(self.circuits.values().filter(spare).count());
+        // Without any circuit, a request would wait for a whole build.
+        let is_first = !self.policy.history.has_built() && self.circuits.is_empty();
+        let schedule = self.spare_schedule(purpose);
         if missing == 0 {
-            if self.policy.history.has_built() {
-                self.spare_schedule(purpose).handle_complete();
-            }
-            return;
-        }
-        for still_missing in (1..=missing).rev() {
-            if !self.spare_schedule(purpose).take_due(now, still_missing, rng) {
-                break;
-            }
-            if !matches!(self.build(now, purpose.clone(), None, &[], inputs, rng), Ok(true)) {
-                break;
-            }
+            schedule.handle_complete();
+        } else if is_first || schedule.take_due(now, missing, rng) {
+            let _ = self.build(now, purpose.clone(), None, &[], inputs, rng);
         }
     }
 
@@ -65,14 +59,14 @@ impl Pool {
     /// Ensures that a circuit for a waiting request is being built.
     ///
     /// # Errors
-    /// When there is no path.
+    /// When there is no path, or when the cap on circuits is reached.
     pub(in crate::client) fn ensure_build_for(
         &mut self,
         now: Instant,
         demand: &Demand,
         inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
-    ) -> Result<(), PathError> {
+    ) -> Result<(), StreamFailure> {
         let purpose = demand.purpose();
         let avoided = self.avoided_exits(now, &inputs.relays, &purpose, &demand.refused_by);
         let building = self
@@ -83,15 +77,15 @@ impl Pool {
             .min_by_key(|(key, circuit)| (circuit.is_spare(), **key));
         match building {
             Some((_, circuit)) => circuit.assign(demand.isolation),
-            None => _ = self.build(now, purpose, Some(demand.isolation), &demand.refused_by, inputs, rng)?,
+            None => self.build(now, purpose, Some(demand.isolation), &demand.refused_by, inputs, rng)?,
         }
         Ok(())
     }
 
-    /// Starts the build of a circuit if caps and pauses allow it. Returns whether a build was started.
+    /// Starts the build of a circuit if pauses, the cap on builds of the isolation and the rate of builds allow it.
     ///
     /// # Errors
-    /// When there is no path.
+    /// When there is no path, or when the cap on circuits is reached.
     fn build(
         &mut self,
         now: Instant,
@@ -100,33 +94,39 @@ impl Pool {
         refused_by: &[RelayId],
         inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
-    ) -> Result<bool, PathError> {
-        let building = self.circuits.values().filter(|circuit| circuit.is_building()).count();
+    ) -> Result<(), StreamFailure> {
+        // A cap on the builds of all isolations would start the build of one isolation when that of another ends.
+        let is_building = |circuit: &&PooledCircuit| circuit.is_building() && circuit.owner() == isolation;
+        let building = self.circuits.values().filter(is_building).count();
         if building >= inputs.parameters.building || !self.policy.history.may_build(now, isolation) {
-            return Ok(false);
+            return Ok(());
+        }
+        if !self.build_rate.may_build(now) {
+            return Ok(());
         }
         let delegation = delegation_of(&purpose).cloned();
         let avoided = self.avoided_exits(now, &inputs.relays, &purpose, refused_by);
-        let path = self.policy.choose(now, &inputs.relays, inputs.guards, purpose, (refused_by, &avoided), rng)?;
+        let excluded = (isolation, refused_by, &avoided[..]);
+        let path = self.policy.choose(now, &inputs.relays, inputs.guards, purpose, excluded, rng)?;
         let relays = path.hops();
         let uses_avoided_exit = relays.last().is_some_and(|exit| avoided.contains(exit));
         if uses_avoided_exit && isolation.is_none() {
             // No request would be placed on such a spare circuit.
-            return Ok(false);
+            return Ok(());
         }
-        if self.circuits.len() >= inputs.parameters.circuits && !self.make_room() {
-            return Ok(false);
+        if !self.make_room(isolation, inputs.parameters) {
+            return Err(StreamFailure::LimitReached);
         }
-        self.connect(now, PooledCircuit::new(now, path, delegation, isolation, uses_avoided_exit), inputs, rng)?;
-        Ok(true)
+        let circuit = PooledCircuit::new(now, path, delegation, isolation, uses_avoided_exit, rng);
+        Ok(self.connect(now, circuit, inputs, rng)?)
     }
 
-    /// Builds a circuit without requests if a guard is suspect. The circuit is closed once it is open.
+    /// Builds a circuit without requests if a guard is suspect. The circuit ends some time after it is open.
     pub(in crate::client) fn measure(&mut self, now: Instant, inputs: &mut PoolInputs<'_>, rng: &mut dyn CryptoRng) {
         if self.circuits.len() < inputs.parameters.circuits
             && let Some(path) = measure(&inputs.relays, inputs.guards, rng)
         {
-            let mut circuit = PooledCircuit::new(now, path, None, None, false);
+            let mut circuit = PooledCircuit::new(now, path, None, None, false, rng);
             circuit.retire();
             let _ = self.connect(now, circuit, inputs, rng);
         }
@@ -145,6 +145,7 @@ impl Pool {
     ) -> Result<(), PathError> {
         let guard = circuit.guard().and_then(|guard| inputs.relays.consensus.relay(&guard));
         let guard = guard.ok_or(PathError::TooFewRelays)?.dial_target();
+        self.build_rate.handle_build(now);
         self.last_key = self.last_key.saturating_add(1);
         let key = PooledCircuitKey(self.last_key);
         self.circuits.insert(key, circuit);
@@ -164,12 +165,12 @@ impl Pool {
         inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) {
-        let hop_timeout = self.policy.history.hop_timeout();
+        let guard_timeout = self.policy.history.guard_timeout();
         let flow = inputs.relays.consensus.parameters().flow();
         let channels = &mut *inputs.channels;
         let Some(circuit) = self.circuits.get_mut(&key) else { return };
         let origin = channels.allocate_circuit(channel, rng).and_then(|id| {
-            let origin = Origin::start(now, circuit.path().to_vec(), id, flow, hop_timeout, rng);
+            let origin = Origin::start(now, circuit.path().to_vec(), id, flow, guard_timeout, rng);
             origin.map_err(|_| channels.end_circuit(now, channel, id)).ok()
         });
         let Some(origin) = origin else {
@@ -205,7 +206,7 @@ impl Pool {
         }
         // A middle that the settings fix is not replaced.
         let substitute = if report.is_valid && inputs.relays.middle.is_none() {
-            let path = circuit.path();
+            let path = (circuit.owner(), circuit.path());
             self.policy.substitute(now, &inputs.relays, path, position, report.allow_volunteer, rng)
         } else {
             None
@@ -268,14 +269,19 @@ impl Pool {
         through.any(|circuit| circuit.has_received_since(time))
     }
 
-    /// Closes the open circuit that has been without a stream for longest. Returns false if no open circuit is without
-    /// a stream.
-    fn make_room(&mut self) -> bool {
-        let idle = self.circuits.iter().filter(|(_, circuit)| circuit.is_idle());
-        let longest_idle = idle.min_by_key(|(_, circuit)| circuit.idle_since()).map(|(key, _)| *key);
-        if let Some(key) = longest_idle {
-            self.close(key);
+    /// Whether a circuit for `isolation` may be added, or a spare one if it is `None`. At the cap on all circuits or on
+    /// those of the isolation, closes a circuit of the same isolation without a stream: a retired one, or else the one
+    /// longest without a stream. The end of another isolation's circuit would show that both belong to one client.
+    fn make_room(&mut self, isolation: Option<Isolation>, parameters: &ClientParameters) -> bool {
+        let owned = |circuit: &PooledCircuit| isolation.is_some() && circuit.owner() == isolation;
+        let of_isolation = self.circuits.values().filter(|circuit| owned(circuit)).count();
+        if self.circuits.len() < parameters.circuits && of_isolation < parameters.isolation_circuits() {
+            return true;
         }
-        longest_idle.is_some()
+        let idle = self.circuits.iter().filter(|(_, circuit)| owned(circuit) && circuit.is_idle());
+        let longest_idle = idle.min_by_key(|(_, circuit)| (!circuit.is_retired(), circuit.idle_since()));
+        let Some(key) = longest_idle.map(|(key, _)| *key) else { return false };
+        self.close(key);
+        true
     }
 }

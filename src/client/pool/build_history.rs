@@ -1,9 +1,15 @@
-//! Retry policy of circuit builds: pauses after failures, hop timeouts, relays to avoid.
+//! Retry policy of circuit builds: pauses after failures, timeouts of guards, relays to avoid.
+//!
+//! Isolations share only the history of the guard's hop. The relays behind the guard could otherwise recognise circuits of
+//! one client: one relay could determine the paths or timeouts of other circuits.
 
 use core::time::Duration;
 use std::collections::VecDeque;
 
-use super::build_pauses::{BuildPauses, doubled};
+use super::{
+    avoided_relays::AvoidedRelays,
+    build_pauses::{BuildPauses, doubled},
+};
 use crate::{
     base::{Counter as _, Instant, RelayId},
     client::Isolation,
@@ -12,26 +18,23 @@ use crate::{
 /// The number of guards that are dialled in sequence without a pause.
 const GUARDS_WITHOUT_PAUSE: u32 = 3;
 
-/// The timeout of a hop or dial without a measurement.
+/// The timeout of a guard's hop or dial without a measurement.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
-const MIN_HOP_TIMEOUT: Duration = Duration::from_millis(1500);
-const MAX_HOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// The number of recent hop times that are stored.
-const MAX_HOP_TIMES: usize = 32;
+/// Bounds of the timeout of a guard's hop.
+const MIN_GUARD_TIMEOUT: Duration = Duration::from_millis(1500);
+const MAX_GUARD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The number of recent build times of guards' hops that are stored.
+const MAX_GUARD_TIMES: usize = 16;
 /// Bounds of the time for which circuits wait for a dial of a guard.
 const MIN_DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// The maximum pause after failed dials of guards. Short, so that a client recovers soon after its line does.
 const MAX_GUARD_PAUSE: Duration = Duration::from_secs(5);
 
-/// Time for which an unresponsive relay is avoided.
-const AVOIDANCE_TIME: Duration = Duration::from_secs(60);
-/// Cap on avoided relays. The one avoided longest is evicted.
-const MAX_AVOIDED: usize = 16;
 /// Failures of one guard within this time count as one.
 const SAME_FAILURE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The history of builds: failures, pauses, times of hops, and relays to avoid.
+/// The history of builds: failures, pauses, times of guards' hops, and relays to avoid.
 #[derive(Default)]
 pub(super) struct BuildHistory {
     pauses: BuildPauses,
@@ -39,10 +42,9 @@ pub(super) struct BuildHistory {
     guard_failures: u32,
     /// The end of the pause after failed dials of guards.
     guard_pause: Option<Instant>,
-    /// Build times of recent hops.
-    hop_times: VecDeque<Duration>,
-    /// Relays to avoid, each until a time; the earliest first.
-    avoided: VecDeque<(RelayId, Instant)>,
+    /// Build times of the first hops of recent circuits.
+    guard_times: VecDeque<Duration>,
+    avoided_relays: AvoidedRelays,
 }
 
 impl BuildHistory {
@@ -63,7 +65,7 @@ impl BuildHistory {
 
     /// Whether a circuit was ever built.
     pub(super) fn has_built(&self) -> bool {
-        !self.hop_times.is_empty()
+        !self.guard_times.is_empty()
     }
 
     /// A circuit for `isolation` was built. Returns whether it is the first circuit of all.
@@ -71,9 +73,9 @@ impl BuildHistory {
         let first = !self.has_built();
         self.pauses.handle_built(isolation);
         self.guard_pause = None;
-        self.hop_times.extend(hop_times);
-        let surplus = self.hop_times.len().saturating_sub(MAX_HOP_TIMES);
-        self.hop_times.drain(..surplus);
+        self.guard_times.extend(hop_times.first());
+        let surplus = self.guard_times.len().saturating_sub(MAX_GUARD_TIMES);
+        self.guard_times.drain(..surplus);
         first
     }
 
@@ -87,7 +89,7 @@ impl BuildHistory {
         relay: Option<RelayId>,
     ) -> bool {
         if let Some(relay) = relay {
-            self.avoid(now, relay);
+            self.avoided_relays.handle_failed(now, isolation, relay);
         }
         self.pauses.handle_failed(now, isolation, began)
     }
@@ -95,13 +97,11 @@ impl BuildHistory {
     /// A guard could not be reached. From the third failure on, the next guard is dialled only after a pause.
     pub(super) fn handle_guard_failed(&mut self, now: Instant, relay: RelayId) {
         // Each circuit that was being built through the guard reports the failure, which counts once.
-        let is_counted = self.avoided.iter().any(|(other, until)| {
-            *other == relay && until.since(now) > AVOIDANCE_TIME.saturating_sub(SAME_FAILURE_INTERVAL)
-        });
-        if is_counted {
+        let last = self.avoided_relays.guard_failed_at(&relay);
+        if last.is_some_and(|at| now.since(at) < SAME_FAILURE_INTERVAL) {
             return;
         }
-        self.avoid(now, relay);
+        self.avoided_relays.handle_guard_failed(now, relay);
         self.guard_failures.increment();
         if let Some(doublings) = self.guard_failures.checked_sub(GUARDS_WITHOUT_PAUSE) {
             self.guard_pause = Some(now.after(doubled(Duration::from_secs(1), doublings).min(MAX_GUARD_PAUSE)));
@@ -121,34 +121,26 @@ impl BuildHistory {
         self.guard_failures > 0
     }
 
-    /// The timeout of one hop: five times the slowest recent hop.
-    pub(super) fn hop_timeout(&self) -> Duration {
-        match self.hop_times.iter().max() {
+    /// The timeout of a circuit's first hop: five times the slowest recent one.
+    pub(super) fn guard_timeout(&self) -> Duration {
+        match self.guard_times.iter().max() {
             None => DEFAULT_TIMEOUT,
-            Some(slowest) => slowest.saturating_mul(5).clamp(MIN_HOP_TIMEOUT, MAX_HOP_TIMEOUT),
+            Some(slowest) => slowest.saturating_mul(5).clamp(MIN_GUARD_TIMEOUT, MAX_GUARD_TIMEOUT),
         }
     }
 
-    /// The time for which circuits wait for a dial of a guard. The dial itself continues.
+    /// The time for which circuits wait for a dial of a guard: 15 times the slowest recent first hop, because a dial
+    /// takes several round trips. The dial itself continues.
     pub(super) fn dial_timeout(&self) -> Duration {
-        match self.hop_times.iter().max() {
+        match self.guard_times.iter().max() {
             None => DEFAULT_TIMEOUT,
-            Some(slowest) => slowest.saturating_mul(5).clamp(MIN_DIAL_TIMEOUT, MAX_DIAL_TIMEOUT),
+            Some(slowest) => slowest.saturating_mul(15).clamp(MIN_DIAL_TIMEOUT, MAX_DIAL_TIMEOUT),
         }
     }
 
-    /// Avoids `relay` from now on.
-    fn avoid(&mut self, now: Instant, relay: RelayId) {
-        self.avoided.retain(|(avoided, until)| *avoided != relay && *until > now);
-        if self.avoided.len() >= MAX_AVOIDED {
-            self.avoided.pop_front();
-        }
-        self.avoided.push_back((relay, now.after(AVOIDANCE_TIME)));
-    }
-
-    /// Relays to avoid, because they recently failed to answer.
-    pub(super) fn avoided(&self, now: Instant) -> Vec<RelayId> {
-        self.avoided.iter().filter(|(_, until)| *until > now).map(|(relay, _)| *relay).collect()
+    /// Relays that builds for `isolation` avoid, because they recently failed to answer.
+    pub(super) fn avoided(&self, now: Instant, isolation: Option<Isolation>) -> Vec<RelayId> {
+        self.avoided_relays.avoided(now, isolation)
     }
 }
 
@@ -203,13 +195,16 @@ mod tests {
     }
 
     #[test]
-    fn a_relay_that_failed_is_avoided_for_a_minute() {
+    fn timeouts_depend_on_the_times_of_the_first_hops_alone() {
         let mut history = BuildHistory::default();
-        for number in 0..40 {
-            history.handle_failed(Instant::START, None, Instant::START, Some(RelayId::from_bytes([number; 32])));
+        let millis = Duration::from_millis;
+        assert_eq!((history.guard_timeout(), history.dial_timeout()), (millis(5000), millis(5000)));
+        history.handle_built(None, &[millis(400), millis(9000), millis(9000)]);
+        assert_eq!((history.guard_timeout(), history.dial_timeout()), (millis(2000), millis(3000)));
+        for _ in 0..MAX_GUARD_TIMES {
+            history.handle_built(None, &[millis(10), millis(9000), millis(9000)]);
         }
-        assert_eq!(history.avoided(Instant::START).len(), MAX_AVOIDED);
-        assert_eq!(history.avoided(Instant::START.after(AVOIDANCE_TIME)), []);
+        assert_eq!((history.guard_timeout(), history.dial_timeout()), (millis(1500), millis(1000)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::{build_history::BuildHistory, exit_separation::ExitSeparation, gone_reports::GoneReports};
 use crate::{
     base::{Instant, RelayId},
+    client::Isolation,
     delegated::Delegation,
     handshake::RelayKeys,
     path::{GuardSample, Path, PathError, PathRelay, Purpose, Relays, Requirement, choose, exits, replace},
@@ -53,8 +54,8 @@ impl BuildPolicy {
         if others.into_iter().any(|exit| remains(exit.identity())) { avoided } else { Vec::new() }
     }
 
-    /// Chooses a path. Relays that recently failed and the exits in `avoided` are chosen only if no others remain.
-    /// Exits in `refused_by` are never chosen.
+    /// Chooses a path for `isolation` or, if it is `None`, for a spare circuit. Relays that recently failed for the same
+    /// isolation and the exits in `avoided` are chosen only if no others remain. Exits in `refused_by` are never chosen.
     ///
     /// # Errors
     /// When there is no path.
@@ -64,12 +65,12 @@ impl BuildPolicy {
         relays: &Relays<'_>,
         guards: &GuardSample,
         purpose: Purpose,
-        (refused_by, avoided): (&[RelayId], &[RelayId]),
+        (isolation, refused_by, avoided): (Option<Isolation>, &[RelayId], &[RelayId]),
         rng: &mut dyn CryptoRng,
     ) -> Result<Path, PathError> {
         let gateways_without_volunteers = self.gone_reports.gateways_without_volunteers(now);
         let relays = Relays { gateways_without_volunteers: &gateways_without_volunteers, ..*relays };
-        let mut avoid = self.history.avoided(now);
+        let mut avoid = self.history.avoided(now, isolation);
         avoid.extend(refused_by);
         avoid.extend(avoided);
         let requirement = Requirement::three_hops(purpose);
@@ -81,19 +82,20 @@ impl BuildPolicy {
         if refused(&path) { Err(requirement.purpose.error_without_exit()) } else { Ok(path) }
     }
 
-    /// Replaces the relay at `position` (from 0) of `path`; by a volunteer only if `allow_volunteer` is set.
+    /// Replaces the relay at `position` (from 0) of the path of a circuit for `isolation`; by a volunteer only if
+    /// `allow_volunteer` is set.
     pub(super) fn substitute(
         &self,
         now: Instant,
         relays: &Relays<'_>,
-        path: &[RelayKeys],
+        (isolation, path): (Option<Isolation>, &[RelayKeys]),
         position: usize,
         allow_volunteer: bool,
         rng: &mut dyn CryptoRng,
     ) -> Option<Path> {
         let gateways_without_volunteers = self.gone_reports.gateways_without_volunteers(now);
         let relays = Relays { gateways_without_volunteers: &gateways_without_volunteers, ..*relays };
-        let mut avoid = self.history.avoided(now);
+        let mut avoid = self.history.avoided(now, isolation);
         avoid.extend(path.get(position).map(|relay| relay.identity));
         replace(&relays, path, position, allow_volunteer, &avoid, rng)
     }

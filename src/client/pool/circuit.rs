@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use rand::CryptoRng;
+use rand::{CryptoRng, RngExt as _};
 
 use super::GuardPair;
 use crate::{
@@ -41,6 +41,9 @@ pub(in crate::client) struct PooledCircuit {
     uses_avoided_exit: bool,
     assignment: Assignment,
     began: Instant,
+    /// The part of the maximum age at which the circuit is retired if it has carried no request. Circuits that were built
+    /// together must not end together.
+    age_fraction: f64,
     state: PooledCircuitState,
     /// The circuit's place in the queue of circuits to settle.
     pub(super) ready: Ticket,
@@ -53,8 +56,8 @@ enum Assignment {
     Spare,
     /// Requests of one isolation.
     Isolation(Isolation),
-    /// No further requests.
-    Retired,
+    /// No further requests. The isolation is that of the circuit's requests so far.
+    Retired(Option<Isolation>),
 }
 
 /// The state of a circuit.
@@ -113,6 +116,7 @@ impl PooledCircuit {
         delegation: Option<Delegation>,
         isolation: Option<Isolation>,
         uses_avoided_exit: bool,
+        rng: &mut dyn CryptoRng,
     ) -> Self {
         let (path, volunteers) = path.into_keys();
         let assignment = isolation.map_or(Assignment::Spare, Assignment::Isolation);
@@ -123,6 +127,7 @@ impl PooledCircuit {
             uses_avoided_exit,
             assignment,
             began: now,
+            age_fraction: rng.random_range(0.5..=1.0),
             state: PooledCircuitState::Connecting,
             ready: Ticket::new(),
         }
@@ -265,14 +270,24 @@ impl PooledCircuit {
 
     /// Whether the one delegated request of the circuit has ended.
     pub(super) fn is_done(&self) -> bool {
-        self.delegation.is_some() && self.assignment == Assignment::Retired && self.is_idle()
+        self.delegation.is_some() && self.is_retired() && self.is_idle()
     }
 
     /// The isolation whose requests the circuit takes; `None` for a spare or retired circuit.
     pub(in crate::client) const fn isolation(&self) -> Option<Isolation> {
         match self.assignment {
             Assignment::Isolation(isolation) => Some(isolation),
-            Assignment::Spare | Assignment::Retired => None,
+            Assignment::Spare | Assignment::Retired(_) => None,
+        }
+    }
+
+    /// The isolation for which the circuit was built or used, also after the circuit was retired; `None` for a circuit
+    /// that was a spare one throughout.
+    pub(super) const fn owner(&self) -> Option<Isolation> {
+        match self.assignment {
+            Assignment::Isolation(isolation) => Some(isolation),
+            Assignment::Retired(owner) => owner,
+            Assignment::Spare => None,
         }
     }
 
@@ -298,7 +313,7 @@ impl PooledCircuit {
         let assigned = match self.assignment {
             Assignment::Spare => true,
             Assignment::Isolation(isolation) => isolation == demand.isolation,
-            Assignment::Retired => false,
+            Assignment::Retired(_) => false,
         };
         if !assigned || demand.refused_by.contains(&exit) {
             return false;
@@ -317,27 +332,27 @@ impl PooledCircuit {
 
     /// Reserves the circuit for the requests of one isolation.
     pub(in crate::client) fn assign(&mut self, isolation: Isolation) {
-        if self.assignment != Assignment::Retired {
+        if !self.is_retired() {
             self.assignment = Assignment::Isolation(isolation);
         }
     }
 
     /// Accepts no further requests.
     pub(super) const fn retire(&mut self) {
-        self.assignment = Assignment::Retired;
+        self.assignment = Assignment::Retired(self.owner());
     }
 
     /// Whether the circuit accepts no further requests.
-    pub(super) fn is_retired(&self) -> bool {
-        self.assignment == Assignment::Retired
+    pub(super) const fn is_retired(&self) -> bool {
+        matches!(self.assignment, Assignment::Retired(_))
     }
 
     /// Whether the circuit is too old for a further request: `max_use` after its first request, or, if it has carried
-    /// no request, `max_spare_age` after the start of its build.
+    /// no request, a random part of `max_spare_age`, at least half, after the start of its build.
     pub(super) fn is_too_old(&self, now: Instant, max_use: Duration, max_spare_age: Duration) -> bool {
         match &self.state {
             PooledCircuitState::Open(OpenCircuit { used: Some(used), .. }) => now.since(used.since) >= max_use,
-            _ => now.since(self.began) >= max_spare_age,
+            _ => now.since(self.began) >= max_spare_age.mul_f64(self.age_fraction),
         }
     }
 
@@ -428,7 +443,7 @@ impl PooledCircuit {
         let id = opened.ok()?;
         open.used.get_or_insert(CircuitUse { since: now, idle_since: self.began });
         self.assignment = match self.delegation {
-            Some(_) => Assignment::Retired,
+            Some(_) => Assignment::Retired(Some(demand.isolation)),
             None => Assignment::Isolation(demand.isolation),
         };
         Some(id)

@@ -3,8 +3,9 @@
 //! A spare circuit that is built directly after the use or end of another circuit shows the time of that event to its
 //! relays. A later isolation uses the spare circuit, so its relays could link the two isolations. Therefore a missing
 //! spare circuit is built after a random delay. The delay has an exponential distribution, so that the time of the
-//! build doesn't depend on the time of the event. A request doesn't wait for a spare circuit: a circuit for it is built
-//! immediately.
+//! build doesn't depend on the time of the event. The same applies to the spare circuits that are missing at the start.
+//! Circuits that were built simultaneously would be recognised as circuits of one client. A request doesn't wait for a
+//! spare circuit: a circuit for it is built immediately.
 
 use core::time::Duration;
 
@@ -19,8 +20,6 @@ const MAX_DELAY: Duration = Duration::from_secs(30);
 /// The schedule of spares for one purpose.
 #[derive(Default)]
 pub(super) struct SpareSchedule {
-    /// Whether no spare circuit was missing at some time. Until then they are built without a delay.
-    was_complete: bool,
     next: Option<NextSpare>,
 }
 
@@ -36,9 +35,6 @@ enum NextSpare {
 impl SpareSchedule {
     /// Whether a spare circuit is built now, if `missing` of them are missing. Otherwise the next build is scheduled.
     pub(super) fn take_due(&mut self, now: Instant, missing: usize, rng: &mut dyn CryptoRng) -> bool {
-        if !self.was_complete {
-            return true;
-        }
         match self.next {
             Some(NextSpare::Due) => {
                 self.next = None;
@@ -54,7 +50,6 @@ impl SpareSchedule {
 
     /// No spare circuit is missing.
     pub(super) const fn handle_complete(&mut self) {
-        self.was_complete = true;
         self.next = None;
     }
 

@@ -26,6 +26,7 @@ fn a_circuit_takes_no_new_streams_ten_minutes_after_its_first() {
         });
         net.pass(2);
     }
+    net.pass(LONGEST_END);
     net.client(|party, _, _| assert!(party.client.pool.circuit(old).is_none()));
 }
 
@@ -73,11 +74,16 @@ fn the_guard_stays_when_circuits_fail_beyond_it() {
     let exit = net.relays[&key(1).id()];
     assert_ne!(guard, key(1).id(), "the only exit is no guard");
     net.world.crash(exit);
+    let begun = net.client(|party, _, _| party.client.pool.begun());
     let stream = net.open(1);
-    net.closed(stream, 60);
-    net.wait(120, |party| (party.client.pool.circuits().count() > 0).then_some(()));
+    assert_eq!(net.closed(stream, 60), StreamFailure::NoCircuit);
+    net.pass(300);
     net.client(|party, _, _| {
-        assert!(party.client.pool.circuits().all(|(_, circuit)| circuit.guard() == Some(guard)));
+        let failed = party.client.pool.begun() - begun;
+        assert!(failed >= 8, "{failed} circuits failed");
+        assert_eq!(party.built.len(), 2, "no circuit was built without the exit");
+        // A circuit through another guard would need a dial.
+        assert!(party.dialled.iter().all(|relay| *relay == guard), "{} dials", party.dialled.len());
     });
 }
 
@@ -168,7 +174,7 @@ fn an_unused_circuit_ends_at_the_age_limit_even_if_it_is_assigned() {
         party.client.pool.circuit_mut(key).unwrap().assign(Isolation([1; 32]));
         key
     });
-    net.pass(12);
+    net.pass(10 + LONGEST_END);
     net.client(|party, _, _| assert!(party.client.pool.circuit(unused).is_none()));
 }
 

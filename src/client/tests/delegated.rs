@@ -52,7 +52,7 @@ fn a_delegated_request_that_no_other_exit_offers_fails_immediately() {
 fn spare_circuits_for_delegated_requests_carry_no_streams() {
     let mut net = Net::ready(34, 2);
     net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
-    net.wait(5, |party| (party.built.len() == 5).then_some(()));
+    net.wait(95, |party| (party.built.len() == 5).then_some(()));
     for isolation in 1..4 {
         net.connected(isolation);
     }

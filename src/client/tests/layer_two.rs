@@ -10,9 +10,10 @@ use super::*;
 /// A network with layer-2 guards, in which the client has built its spare circuits.
 fn with_layer_two(seed: u64) -> Net {
     let mut net = Net::new(seed, 2);
-    let parameters = Parameters::default().with("path.layer-2-guards", 4).unwrap();
+    let parameters =
+        Parameters::default().with("path.layer-2-guards", 4).unwrap().with("path.layer-2-network", 0).unwrap();
     net.set_parameters(&parameters);
-    net.wait(5, |party| (party.built.len() == 2).then_some(()));
+    net.wait(35, |party| (party.built.len() == 2).then_some(()));
     net
 }
 

@@ -20,6 +20,16 @@ pub(super) struct Received {
     command: Command,
 }
 
+impl Received {
+    pub(super) const fn at(&self) -> Instant {
+        self.at
+    }
+
+    pub(super) fn is(&self, command: Command) -> bool {
+        self.command == command
+    }
+}
+
 /// The cells in a link's event.
 pub(super) fn cells(at: Instant, event: &LinkEvent) -> Vec<Received> {
     let LinkEvent::Message { link, lane, message } = event else { return Vec::new() };
@@ -138,7 +148,7 @@ fn a_destroyed_circuit_causes_no_cell_beyond_the_guard_on_another() {
 }
 
 #[test]
-fn a_request_prefers_an_open_circuit_without_relays_of_a_recently_lost_one() {
+fn a_request_prefers_an_open_circuit_without_relays_that_its_isolation_recently_lost() {
     let mut net = Net::ready(701, 3);
     let (first, second) =
         (net.client(|party, _, _| party.built[0].clone()), net.client(|party, _, _| party.built[1].clone()));
@@ -146,12 +156,18 @@ fn a_request_prefers_an_open_circuit_without_relays_of_a_recently_lost_one() {
     for (lost, other) in [(&first, &second), (&second, &first)] {
         let mut net = Net::ready(701, 3);
         let lost = vec![lost[0], only_in(lost, other).unwrap()];
-        net.client(|party, now, _| party.client.pool.handle_lost(now, lost));
+        net.client(|party, now, _| party.client.pool.handle_lost(now, Isolation([1; 32]), lost));
+        // The loss has no effect on another isolation, which uses the first circuit.
+        let mut others = Net::ready(701, 3);
+        let of_others = vec![first[0], only_in(&first, &second).unwrap()];
+        others.client(|party, now, _| party.client.pool.handle_lost(now, Isolation([2; 32]), of_others));
+        let stream = others.connected(1);
+        assert_eq!(others.path_of(stream), first);
         let stream = net.connected(1);
         assert_eq!(&net.path_of(stream), other);
     }
     // After ten seconds, neither circuit is preferred for this reason.
-    net.client(|party, now, _| party.client.pool.handle_lost(now, first.clone()));
+    net.client(|party, now, _| party.client.pool.handle_lost(now, Isolation([1; 32]), first.clone()));
     net.pass(11);
     let stream = net.connected(1);
     assert_eq!(net.path_of(stream), first);
@@ -230,4 +246,88 @@ fn builds_that_fail_for_one_isolation_delay_no_other() {
             assert!(connected.since(began) < Duration::from_millis(200), "{:?}", connected.since(began));
         }
     });
+}
+
+#[test]
+fn builds_of_one_isolation_wait_for_no_build_of_another() {
+    let mut net = Net::ready(821, 3);
+    net.client(|party, _, _| {
+        (party.client.parameters.spare_circuits, party.client.parameters.building) = (0, 1);
+    });
+    for isolation in 1..3 {
+        net.connected(isolation);
+    }
+    let streams: Vec<_> = (3..13).map(|isolation| net.open(isolation)).collect();
+    let building = net.client(|party, _, _| party.client.pool.circuits().filter(|(_, it)| it.is_building()).count());
+    assert_eq!(building, streams.len());
+}
+
+#[test]
+fn a_relay_that_fails_for_one_isolation_is_still_chosen_for_others() {
+    let mut net = Net::ready(822, 3);
+    net.client(|party, _, _| party.client.parameters.spare_circuits = 0);
+    for isolation in 1..3 {
+        net.connected(isolation);
+    }
+    let failing = net.open(3);
+    let mut failed = Vec::new();
+    while net.client(|party, _, _| party.seen(failing).closed.is_none()) {
+        net.client(|party, now, rng| {
+            let of_isolation = party.client.pool.circuits().find(|(_, circuit)| {
+                circuit.isolation() == Some(Isolation([3; 32]))
+                    && circuit.is_building()
+                    && circuit.hop_times().len() == 1
+            });
+            if let Some((_, circuit)) = of_isolation {
+                failed.push(circuit.relays()[1]);
+                let (channel, circuit) = circuit.endpoint().unwrap();
+                party.client.pool.handle_cell(now, channel, Cell::destroy(circuit), rng);
+            }
+        });
+        net.world.run_until(Duration::from_millis(2), |_| None::<()>);
+    }
+    assert_eq!(failed.len(), 4);
+    let distinct: std::collections::BTreeSet<_> = failed.iter().copied().collect();
+    assert_eq!(distinct.len(), 4, "a retry avoids the relays that failed before");
+    let began = net.world.now();
+    let mut chosen = std::collections::BTreeSet::new();
+    for isolation in 10..50 {
+        let stream = net.connected(isolation);
+        chosen.extend(net.path_of(stream).into_iter().skip(1));
+    }
+    assert!(net.world.now().since(began) < Duration::from_secs(50), "the failures are recent");
+    assert!(distinct.is_subset(&chosen), "{} of 4 relays are chosen", distinct.intersection(&chosen).count());
+}
+
+#[test]
+fn spare_circuits_at_the_start_are_built_at_times_of_their_own() {
+    let mut delays = Vec::new();
+    for seed in 850..900 {
+        let mut net = Net::new(seed, 3);
+        net.give_consensus(NOW);
+        net.wait(5, |party| (party.built.len() == 1).then_some(()));
+        let first = net.world.now();
+        net.wait(35, |party| (party.built.len() == 2).then_some(()));
+        delays.push(net.world.now().since(first).as_millis());
+    }
+    delays.sort_unstable();
+    // The median of an exponential distribution with a mean of 4 s is 2.8 s.
+    assert!((1500..4500).contains(&delays[25]), "{delays:?}");
+}
+
+#[test]
+fn a_burst_of_isolations_is_not_refused_by_the_guard() {
+    let mut net = Net::ready(830, 3);
+    let streams: Vec<_> = (0..480_u16)
+        .map(|number| {
+            let [high, low] = number.to_be_bytes();
+            let mut isolation = [9; 32];
+            (isolation[0], isolation[1]) = (high, low);
+            let target = Target { host: Host::Ip([1, 1, 1, 1].into()), port: 443 };
+            net.client(|party, now, _| party.client.open(now, target, Isolation(isolation)))
+        })
+        .collect();
+    for stream in streams {
+        net.wait(15, |party| party.seen(stream).connected);
+    }
 }

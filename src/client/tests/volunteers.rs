@@ -170,7 +170,7 @@ fn a_guard_that_reports_every_volunteer_as_gone_gets_listed_middles() {
 fn layer_two_guards_that_report_every_volunteer_as_gone_get_listed_middles() {
     let mut net = Net::new(48, 2);
     let parameters = Parameters::default().with("path.volunteer-share", 100).unwrap();
-    net.set_parameters(&parameters.with("path.layer-2-guards", 2).unwrap());
+    net.set_parameters(&parameters.with("path.layer-2-guards", 2).unwrap().with("path.layer-2-network", 0).unwrap());
     // These volunteers are listed but unreachable.
     let listed = (FIRST..FIRST + MANY).map(|number| {
         let gateways: Vec<u16> = (1..=RELAYS).collect();

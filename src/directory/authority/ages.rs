@@ -3,18 +3,18 @@
 //! A relay that returns within [`MAX_ABSENCE`] keeps its age. Otherwise, attackers that take the places of a relay would
 //! reset its age, on which its flags and its place in the consensus depend.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 
 use core::{net::SocketAddr, time::Duration};
 
 use prost::Message as _;
 
 use super::{
-    crowding::{PROVED_CAPS, prefixes},
+    crowding::{PROVED_CAPS, RelaysByPrefix, prefixes},
     instant,
 };
 use crate::{
-    base::{AddressPrefix, Deadlines, RelayId, WallTime},
+    base::{Deadlines, RelayId, WallTime},
     directory::{
         profile::{decode_address, decode_identity, encode_address},
         schema,
@@ -70,15 +70,14 @@ impl FormerRelay {
 pub(super) struct Ages {
     former: BTreeMap<RelayId, FormerRelay>,
     expiry: Deadlines<RelayId>,
-    /// The former relays of each prefix, the oldest first.
-    by_prefix: HashMap<AddressPrefix, BTreeSet<(WallTime, RelayId)>>,
+    by_prefix: RelaysByPrefix,
     /// Whether only the cap in total holds, as in a testnet.
     uncapped: bool,
 }
 
 impl Ages {
     pub(super) fn new(uncapped: bool) -> Self {
-        Self { former: BTreeMap::new(), expiry: Deadlines::default(), by_prefix: HashMap::new(), uncapped }
+        Self { former: BTreeMap::new(), expiry: Deadlines::default(), by_prefix: RelaysByPrefix::default(), uncapped }
     }
 
     /// The number of former relays.
@@ -96,26 +95,19 @@ impl Ages {
     /// `relay` itself.
     pub(super) fn add(&mut self, relay: RelayId, former: FormerRelay) -> Vec<RelayId> {
         self.remove(&relay);
-        let key = (former.known_since, relay);
         let own: Vec<_> = prefixes(&PROVED_CAPS, &former.addresses).collect();
-        for (prefix, _) in &own {
-            self.by_prefix.entry(*prefix).or_default().insert(key);
-        }
+        self.by_prefix.insert(relay, former.known_since, &former.addresses);
         self.expiry.set(relay, instant(former.dropped_at.after(MAX_ABSENCE)));
         self.former.insert(relay, former);
         let mut dropped = Vec::new();
         let uncapped = self.uncapped;
         for (prefix, cap) in own.into_iter().filter(|_| !uncapped) {
-            while self.count(&prefix) > cap && self.remove_youngest(&prefix, &mut dropped) {}
-        }
-        while self.former.len() > MAX_FORMER_RELAYS {
-            let blocks =
-                self.former.values().flat_map(|former| &former.addresses).map(|at| AddressPrefix::block(at.ip()));
-            let fullest = blocks.max_by_key(|block| self.count(block));
-            if !fullest.is_some_and(|block| self.remove_youngest(&block, &mut dropped)) {
-                break;
+            while self.by_prefix.count(&prefix) > cap && self.drop_age(self.by_prefix.youngest(&prefix), &mut dropped) {
             }
         }
+        while self.former.len() > MAX_FORMER_RELAYS
+            && self.drop_age(self.by_prefix.youngest_of_most_crowded(0, |_| true), &mut dropped)
+        {}
         dropped
     }
 
@@ -137,32 +129,17 @@ impl Ages {
         expired
     }
 
-    /// The number of former relays of a prefix.
-    fn count(&self, prefix: &AddressPrefix) -> usize {
-        self.by_prefix.get(prefix).map_or(0, BTreeSet::len)
-    }
-
-    /// Removes the youngest relay of a prefix, and adds it to `removed`. Returns `false` if there is none.
-    fn remove_youngest(&mut self, prefix: &AddressPrefix, removed: &mut Vec<RelayId>) -> bool {
-        let Some((_, youngest)) = self.by_prefix.get(prefix).and_then(|relays| relays.last().copied()) else {
-            return false;
-        };
-        self.remove(&youngest);
-        removed.push(youngest);
-        true
+    /// Drops the age of a former relay, and adds the relay to `dropped`. Returns `false` if there is none.
+    fn drop_age(&mut self, relay: Option<RelayId>, dropped: &mut Vec<RelayId>) -> bool {
+        let found = relay.filter(|relay| self.remove(relay).is_some());
+        dropped.extend(found);
+        found.is_some()
     }
 
     fn remove(&mut self, relay: &RelayId) -> Option<FormerRelay> {
         let former = self.former.remove(relay)?;
         self.expiry.remove(*relay);
-        for (prefix, _) in prefixes(&PROVED_CAPS, &former.addresses) {
-            if let Some(relays) = self.by_prefix.get_mut(&prefix) {
-                relays.remove(&(former.known_since, *relay));
-                if relays.is_empty() {
-                    self.by_prefix.remove(&prefix);
-                }
-            }
-        }
+        self.by_prefix.remove(*relay, former.known_since, &former.addresses);
         Some(former)
     }
 }

@@ -1,5 +1,6 @@
 //! An authority's state of each relay: proofs, caps, and listing in the consensus (`proto/07-directory.md` §6).
 
+mod counts;
 mod proofs;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,19 +15,24 @@ use prost::Message as _;
 use super::{
     ProofError, Publisher,
     ages::FormerRelay,
-    crowding::{self, Crowds, LISTED_CAPS, PROVED_CAPS},
+    crowding::{Crowds, LISTED_CAPS, PROVED_CAPS},
     instant,
 };
 use crate::{
     base::{AddressPrefix, Counter as _, DialError, DialTarget, Rate, RelayId, TokenBucket, WallTime},
     directory::{ConsensusRelay, Descriptor, Flags, Statement as _, UnverifiedDescriptor, schema},
 };
+use counts::RelayCounts;
 use proofs::{ProofSchedule, Turns};
 
 /// The weight of every relay; bandwidth isn't measured.
 const WEIGHT: u32 = 1000;
 /// Consecutive failed proofs after which a relay is no longer listed.
 const MAX_FAILURES: u32 = 2;
+/// Time after the last successful proof from which on a relay that fails its proofs isn't proved any more. So it takes no
+/// place among the proved relays. Longer than an outage of an honest relay, and than the wait of a due proof for a place:
+/// 16 of 10,000 proofs run at once, for at most 20 s each, so all of them take less than four hours.
+pub(super) const PROOF_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// The rate at which a relay may change its descriptor: one change a minute, in bursts of five. A change takes
 /// [`CHANGE_TOKENS`].
 const CHANGE_RATE: Rate = Rate { per_second: 1, burst: 300 };
@@ -50,7 +56,8 @@ pub(super) struct RelayEntry {
     added_at: WallTime,
     /// The time of the first successful proof, with any dial target, after which the relay got a place.
     known_since: Option<WallTime>,
-    /// The time of the last successful proof with the current dial target.
+    /// The time of the last successful proof with the current dial target. `None` without such a proof, and after the
+    /// end of its [`PROOF_LIFETIME`].
     proved_at: Option<WallTime>,
     /// The addresses of the last successful proof. After a restart, those of the descriptor.
     proved_addresses: Vec<SocketAddr>,
@@ -171,10 +178,15 @@ impl RelayEntry {
         self.proof = Proof::Due(now.after(interval));
     }
 
-    /// A proof has failed. The next try is due after a delay, which doubles with each failure up to `interval`.
+    /// A proof has failed. The next try is due after a delay, which doubles with each failure up to `interval`. Only a
+    /// failure ends the lifetime of the last proof: a proof that waits for a place, or for a restart of the authority,
+    /// isn't the relay's failure.
     fn handle_failed(&mut self, now: WallTime, interval: Duration) {
         let wait = FIRST_RETRY_DELAY.saturating_mul(1 << self.failures.min(16));
         self.failures.increment();
+        if self.failures >= MAX_FAILURES && self.proved_at.is_some_and(|proved| now.since(proved) >= PROOF_LIFETIME) {
+            self.proved_at = None;
+        }
         self.proof = Proof::Due(now.after(wait.min(interval)));
     }
 
@@ -224,7 +236,8 @@ impl RelayEntry {
         &self.descriptor.profile.addresses
     }
 
-    /// Whether the relay is proved at the addresses of its descriptor.
+    /// Whether the relay is proved at the addresses of its descriptor, and has not failed its proofs for
+    /// [`PROOF_LIFETIME`].
     pub(super) const fn is_proved(&self) -> bool {
         self.proved_at.is_some()
     }
@@ -269,7 +282,9 @@ impl RelayEntry {
         let descriptor = UnverifiedDescriptor::decode(&signed.encode_to_vec()).ok()?;
         let published = descriptor.claimed().published;
         let descriptor = descriptor.verify(published).ok()?;
-        let proved_at = Some(record.proved).filter(|proved| *proved > 0).map(WallTime::from_unix);
+        // Dates of a clock that was ahead must not extend the lifetime of a proof.
+        let proved_at = Some(record.proved).filter(|proved| *proved > 0);
+        let proved_at = proved_at.map(|proved| WallTime::from_unix(proved).min(now));
         let known_since = Some(WallTime::from_unix(record.known_since).min(now));
         let proved_addresses = descriptor.profile.addresses.clone();
         Some(Self { known_since, proved_at, proved_addresses, ..Self::unproved(descriptor, signed, now) })
@@ -294,6 +309,7 @@ fn decode_signed(bytes: &[u8]) -> schema::SignedDescriptor {
 /// All relays, by identity.
 pub(super) struct RelayEntries {
     entries: BTreeMap<RelayId, RelayEntry>,
+    counts: RelayCounts,
     schedule: ProofSchedule,
     turns: Turns,
     /// Whether the caps for each address, network and block are off, as in a testnet.
@@ -302,7 +318,8 @@ pub(super) struct RelayEntries {
 
 impl RelayEntries {
     pub(super) fn new(uncapped: bool) -> Self {
-        Self { entries: BTreeMap::new(), schedule: ProofSchedule::default(), turns: Turns::default(), uncapped }
+        let (counts, schedule, turns) = (RelayCounts::new(uncapped), ProofSchedule::default(), Turns::default());
+        Self { entries: BTreeMap::new(), counts, schedule, turns, uncapped }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -310,19 +327,20 @@ impl RelayEntries {
     }
 
     /// The number of proved relays.
-    pub(super) fn proved(&self) -> usize {
-        self.entries.values().filter(|entry| entry.is_proved()).count()
+    pub(super) const fn proved(&self) -> usize {
+        self.counts.proved()
     }
 
     pub(super) fn insert(&mut self, entry: RelayEntry) {
+        self.counts.update(&entry);
         self.schedule.update(&entry);
         self.entries.insert(entry.identity(), entry);
     }
 
-    /// Inserts stored relays, the longest known first, up to the caps on proved relays and `max_relays` in total.
-    /// Returns the omitted relays.
+    /// Inserts stored relays, first the proved ones, then the longest known, up to the caps on proved relays and
+    /// `max_relays` in total. Returns the omitted relays.
     pub(super) fn restore(&mut self, mut stored: Vec<RelayEntry>, max_relays: usize) -> Vec<RelayEntry> {
-        stored.sort_by_key(RelayEntry::known_since);
+        stored.sort_by_key(|entry| (!entry.is_proved(), entry.known_since()));
         let (mut proved, mut omitted) = (Crowds::new(&PROVED_CAPS), Vec::new());
         for entry in stored {
             let fits = self.uncapped || !entry.is_proved() || proved.admit(entry.addresses());
@@ -336,6 +354,7 @@ impl RelayEntries {
     }
 
     pub(super) fn remove(&mut self, relay: &RelayId) -> Option<RelayEntry> {
+        self.counts.remove(relay);
         self.schedule.remove(relay);
         self.entries.remove(relay)
     }
@@ -348,6 +367,7 @@ impl RelayEntries {
     pub(super) fn change(&mut self, relay: &RelayId, change: impl FnOnce(&mut RelayEntry)) {
         if let Some(entry) = self.entries.get_mut(relay) {
             change(entry);
+            self.counts.update(entry);
             self.schedule.update(entry);
         }
     }
@@ -360,74 +380,36 @@ impl RelayEntries {
     /// Whether proved relays other than `relay` have reached a cap at one of `addresses`, in its network or in its
     /// block.
     pub(super) fn is_crowded(&self, relay: &RelayId, addresses: &[SocketAddr]) -> bool {
-        let others = self.entries.iter().filter(|(identity, entry)| *identity != relay && entry.is_proved());
-        !self.uncapped && crowding::is_crowded(&PROVED_CAPS, addresses, others.map(|(_, entry)| entry.addresses()))
+        self.counts.is_crowded(relay, addresses)
     }
 
-    /// The proved relay that relay `new` at `addresses` displaces once it is proved: one under eight days of age, in a
-    /// block with more proved relays than each block of `new`. Chooses a relay of the block with the most proved
-    /// relays, and there the youngest.
-    pub(super) fn displaceable(&self, now: WallTime, new: &RelayId, addresses: &[SocketAddr]) -> Option<RelayId> {
-        let proved = || self.entries.iter().filter(|(relay, entry)| entry.is_proved() && *relay != new);
-        let counts = count_prefixes(proved().flat_map(|(_, entry)| entry.prefixes(AddressPrefix::block)));
-        let crowding = |addresses: &[SocketAddr]| {
-            let blocks = addresses.iter().map(|address| AddressPrefix::block(address.ip()));
-            blocks.filter_map(|block| counts.get(&block)).max().copied().unwrap_or_default()
-        };
-        let is_young = |entry: &RelayEntry| !self.uncapped && now.since(entry.known_since()) < UNDISPLACED_AGE;
-        let young = proved().filter(|(_, entry)| is_young(entry));
-        let (relay, entry) = young.max_by_key(|(_, entry)| (crowding(entry.addresses()), entry.known_since()))?;
-        (crowding(entry.addresses()) > crowding(addresses)).then_some(*relay)
+    /// The proved relay that a relay at `addresses`, which isn't held, displaces once it is proved: one under eight days
+    /// of age, in a block with more proved relays than each block of `addresses`. Chooses a relay of the block with the
+    /// most proved relays, and there the youngest.
+    pub(super) fn displaceable(&self, now: WallTime, addresses: &[SocketAddr]) -> Option<RelayId> {
+        let proved = self.counts.proved_by_prefix();
+        let own = addresses.iter().map(|address| proved.count(&AddressPrefix::block(address.ip()))).max();
+        let is_young = |known_since| !self.uncapped && now.since(known_since) < UNDISPLACED_AGE;
+        proved.youngest_of_most_crowded(own.unwrap_or_default(), is_young)
     }
 
-    /// Evicts an unproved relay that is not being proved; a running proof must stay counted. Chooses one of the
-    /// publishers' network with the most unproved relays. Among these it is one at an address in the network with the
-    /// most unproved relays, then the one with the most failures, then the longest known.
+    /// Evicts an unproved relay that is not being proved ([`RelayCounts::first_eviction`]).
     pub(super) fn evict_unproved(&mut self) -> Option<RelayEntry> {
-        let (counts, by_publisher) = (self.unproved_by_network(), self.unproved_by_publisher());
-        let fullest = |entry: &RelayEntry| entry.networks().filter_map(|network| counts.get(&network)).max().copied();
-        let unproved = self.entries.iter().filter(|(_, entry)| entry.proved_at.is_none() && !entry.is_being_proved());
-        let (relay, _) = unproved.max_by_key(|(_, entry)| {
-            let of_publisher = by_publisher.get(&entry.publisher.network);
-            (of_publisher, fullest(entry), entry.failures, core::cmp::Reverse(entry.added_at))
-        })?;
-        let relay = *relay;
+        let relay = self.counts.first_eviction()?;
         self.remove(&relay)
     }
 
-    /// Evicts one unproved relay from each network of `new` that has reached its cap on unproved relays. Returns the
-    /// evicted relays.
-    pub(super) fn make_room(&mut self, new: &RelayEntry) -> Vec<RelayEntry> {
-        if self.uncapped {
-            return Vec::new();
-        }
-        let (counts, by_publisher) = (self.unproved_by_network(), self.unproved_by_publisher());
-        let full = |network: &AddressPrefix| counts.get(network).is_some_and(|count| *count >= MAX_UNPROVED_OF_NETWORK);
+    /// Makes room for the unproved `relay` at `addresses`: evicts one other unproved relay from each network of these
+    /// that has reached its cap on unproved relays. Returns the evicted relays.
+    pub(super) fn make_room(&mut self, relay: &RelayId, addresses: &[SocketAddr]) -> Vec<RelayEntry> {
         let mut evicted = Vec::new();
-        for network in new.networks().filter(full) {
-            let inside = self.entries.iter().filter(|(_, entry)| {
-                entry.proved_at.is_none() && !entry.is_being_proved() && entry.networks().any(|other| other == network)
-            });
-            let candidate = inside.max_by_key(|(_, entry)| {
-                let of_publisher = by_publisher.get(&entry.publisher.network);
-                (of_publisher, entry.failures, core::cmp::Reverse(entry.added_at))
-            });
-            let candidate = candidate.map(|(relay, _)| *relay);
-            evicted.extend(candidate.and_then(|relay| self.remove(&relay)));
+        for network in addresses.iter().map(|address| AddressPrefix::network(address.ip())) {
+            if self.counts.others_unproved(&network, relay) >= MAX_UNPROVED_OF_NETWORK {
+                let first = self.counts.first_eviction_in(&network, relay);
+                evicted.extend(first.and_then(|first| self.remove(&first)));
+            }
         }
         evicted
-    }
-
-    /// The number of unproved relays in each network.
-    fn unproved_by_network(&self) -> BTreeMap<AddressPrefix, usize> {
-        count_prefixes(self.entries.values().filter(|entry| entry.proved_at.is_none()).flat_map(RelayEntry::networks))
-    }
-
-    /// The number of unproved relays from each network of publishers.
-    fn unproved_by_publisher(&self) -> BTreeMap<AddressPrefix, usize> {
-        count_prefixes(
-            self.entries.values().filter(|entry| entry.proved_at.is_none()).map(|entry| entry.publisher.network),
-        )
     }
 
     /// The relays that may be listed in a consensus.

@@ -6,7 +6,8 @@
 //! | 16 of one network, an IPv4 /24 or IPv6 /48 | as above, among the connections of the network |
 //!
 //! For peers at addresses that aren't global, only the first cap holds. Such peers are the nodes of a testnet or of one
-//! site, or all peers behind a reverse proxy on this machine.
+//! site, or all peers behind a reverse proxy on this machine. A connection of a trusted proxy counts for the network of
+//! the client whose request it carries ([`ConnectionShare`]).
 
 mod metered;
 
@@ -85,6 +86,12 @@ struct OpenConnection {
     _end: oneshot::Sender<()>,
 }
 
+/// The part of a network's share that an open connection takes.
+pub(super) struct ConnectionShare {
+    connections: Arc<Connections>,
+    number: u64,
+}
+
 /// The place of an open connection among [`Connections`]. A drop frees the place.
 pub(super) struct HttpConnectionPlace {
     connections: Arc<Connections>,
@@ -98,15 +105,13 @@ impl Connections {
         Arc::new(Self { caps, table: Mutex::default() })
     }
 
-    /// A place for a connection of `peer`. At a cap, evicts the slowest connection; `None` if no connection is slow.
-    pub(super) fn admit(self: &Arc<Self>, now: Instant, peer: IpAddr) -> Option<HttpConnectionPlace> {
-        let network = (self.caps.network)(peer);
+    /// A place for a connection of `peer`; `None` for a proxy whose client isn't known yet. At a cap, evicts the slowest
+    /// connection. Returns `None` if no connection is slow.
+    pub(super) fn admit(self: &Arc<Self>, now: Instant, peer: Option<IpAddr>) -> Option<HttpConnectionPlace> {
+        let network = peer.and_then(self.caps.network);
         let mut table = self.table();
-        if let Some(network) = network {
-            let of_same_network = table.by_network.get(&network).cloned().unwrap_or_default();
-            if of_same_network.len() >= self.caps.of_network && !table.evict_slowest(of_same_network, now) {
-                return None;
-            }
+        if !table.make_room_in(network, self.caps.of_network, now) {
+            return None;
         }
         if table.open.len() >= self.caps.all && !table.evict_slowest_of_all(now) {
             return None;
@@ -139,14 +144,46 @@ impl ConnectionTable {
     }
 
     fn remove(&mut self, number: u64) {
-        let Some(open) = self.open.remove(&number) else { return };
-        let Some(network) = open.network else { return };
+        if let Some(open) = self.open.remove(&number) {
+            self.remove_from_network(number, open.network);
+        }
+    }
+
+    fn remove_from_network(&mut self, number: u64, network: Option<AddressPrefix>) {
+        let Some(network) = network else { return };
         if let Some(of_same_network) = self.by_network.get_mut(&network) {
             of_same_network.remove(&number);
             if of_same_network.is_empty() {
                 self.by_network.remove(&network);
             }
         }
+    }
+
+    /// Makes room for a connection of `network`: at the `cap` of the network, evicts its slowest connection. Returns
+    /// `false` if none is slow.
+    fn make_room_in(&mut self, network: Option<AddressPrefix>, cap: usize, now: Instant) -> bool {
+        let of_same_network = network.and_then(|network| self.by_network.get(&network)).cloned().unwrap_or_default();
+        of_same_network.len() < cap || self.evict_slowest(of_same_network, now)
+    }
+
+    /// Counts an open connection for `network` instead of its previous network. Returns `false` if the network is at its
+    /// `cap`, or if the connection has been evicted.
+    fn assign(&mut self, number: u64, network: Option<AddressPrefix>, cap: usize, now: Instant) -> bool {
+        let Some(previous) = self.open.get(&number).map(|open| open.network) else { return false };
+        if previous == network {
+            return true;
+        }
+        if !self.make_room_in(network, cap, now) {
+            return false;
+        }
+        self.remove_from_network(number, previous);
+        if let Some(network) = network {
+            self.by_network.entry(network).or_default().insert(number);
+        }
+        if let Some(open) = self.open.get_mut(&number) {
+            open.network = network;
+        }
+        true
     }
 
     /// Evicts the slowest of all connections; returns `false` if none is slow.
@@ -176,7 +213,21 @@ impl OpenConnection {
     }
 }
 
+impl ConnectionShare {
+    /// Counts the connection for the network of `client`, whose request it carries. At the cap of that network, evicts
+    /// the slowest connection of it. Returns `false` if none is slow.
+    pub(super) fn take(&self, now: Instant, client: IpAddr) -> bool {
+        let Connections { caps, .. } = &*self.connections;
+        self.connections.table().assign(self.number, (caps.network)(client), caps.of_network, now)
+    }
+}
+
 impl HttpConnectionPlace {
+    /// The part of a network's share that the connection takes.
+    pub(super) fn share(&self) -> ConnectionShare {
+        ConnectionShare { connections: Arc::clone(&self.connections), number: self.number }
+    }
+
     /// The socket of the connection, with its bytes counted.
     pub(super) fn socket(&self, socket: TcpStream) -> MeteredSocket {
         // After a failure the system's buffer is longer, and a slow reader is detected later.

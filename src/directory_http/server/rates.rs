@@ -5,7 +5,8 @@
 //! | source, an IPv4 address or IPv6 /64 | 2 | 32 |
 //! | network, a /24 or /48 | 8 | 128 |
 //!
-//! Addresses that aren't global have no rate: the senders are nodes of one site, or are behind a reverse proxy.
+//! Addresses that aren't global have no rate: the senders are nodes of one site, or are behind a reverse proxy that isn't
+//! trusted.
 
 use core::net::IpAddr;
 use std::sync::{Mutex, PoisonError};

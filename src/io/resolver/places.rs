@@ -7,7 +7,7 @@
 
 use core::{cmp::Reverse, time::Duration};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -16,7 +16,11 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{base::Owner, delegated::limits::RequestOwner, wire::EndReason};
+use crate::{
+    base::{Counter as _, Owner},
+    delegated::limits::RequestOwner,
+    wire::EndReason,
+};
 
 /// Cap on concurrent lookups of a circuit.
 const MAX_RUNNING_OF_CIRCUIT: usize = 8;
@@ -28,7 +32,7 @@ const MAX_WAITING: usize = 1024;
 const MAX_WAITING_OF_CIRCUIT: usize = 64;
 /// Time after which a running lookup may lose its place.
 const SLOW_AFTER: Duration = Duration::from_secs(2);
-/// The number of times that a waiting lookup searches for a slow lookup in each [`SLOW_AFTER`].
+/// The number of times that slow lookups are searched for in each [`SLOW_AFTER`], while lookups wait.
 const CHECKS_PER_SLOW: u32 = 8;
 
 /// The circuit of a lookup and its owner; `None` for lookups of the exit itself, which count as one circuit owner.
@@ -41,11 +45,46 @@ pub(super) struct LookupPlaces {
     state: Arc<Mutex<State>>,
 }
 
+/// The running and waiting lookups. A lookup that starts to wait, to run, or ends, visits no other lookup.
 #[derive(Default)]
 struct State {
     next: u64,
     running: BTreeMap<u64, RunningLookup>,
-    waiting: BTreeMap<u64, WaitingLookup>,
+    /// The number of waiting lookups.
+    waiting: usize,
+    by_owner: BTreeMap<Option<Owner>, LookupsOfOwner>,
+    /// The next lookup to run of each circuit owner, by the running lookups; the first one runs first.
+    to_run: BTreeSet<RankedLookup>,
+    /// The waiting lookup of each circuit owner to refuse at the cap, by the waiting lookups; the last one is refused
+    /// first.
+    to_refuse: BTreeSet<RankedLookup>,
+    /// The time of the last search for slow lookups.
+    checked_at: Option<Instant>,
+}
+
+/// A waiting lookup: the lookups of its circuit owner and of its circuit, its number, and its circuit.
+type RankedLookup = (OwnerLoad, u64, LookupOwner);
+/// The same within a circuit owner: the lookups of the circuit, the number of the lookup, and the circuit.
+type RankedInOwner = (usize, u64, LookupOwner);
+
+/// The lookups of a circuit owner.
+#[derive(Default)]
+struct LookupsOfOwner {
+    running: usize,
+    waiting: usize,
+    circuits: BTreeMap<LookupOwner, LookupsOfCircuit>,
+    /// The next lookup to run of each circuit below its share, by the running lookups.
+    to_run: BTreeSet<RankedInOwner>,
+    /// The newest waiting lookup of each circuit, by the waiting lookups.
+    to_refuse: BTreeSet<RankedInOwner>,
+}
+
+/// The lookups of a circuit.
+#[derive(Default)]
+struct LookupsOfCircuit {
+    running: usize,
+    /// Sends the place to each waiting lookup. Dropping a sender refuses the lookup.
+    waiting: BTreeMap<u64, oneshot::Sender<LookupPlace>>,
 }
 
 struct RunningLookup {
@@ -53,12 +92,6 @@ struct RunningLookup {
     since: Instant,
     /// Dropping this sender ends the lookup.
     _end: oneshot::Sender<()>,
-}
-
-struct WaitingLookup {
-    owner: LookupOwner,
-    /// Sends the place. Dropping this sender refuses the lookup.
-    grant: oneshot::Sender<LookupPlace>,
 }
 
 /// The place of a running lookup.
@@ -71,6 +104,7 @@ pub(super) struct LookupPlace {
 /// Removes a waiting lookup whose task has ended.
 struct WaitingGuard<'a> {
     key: u64,
+    owner: LookupOwner,
     places: &'a LookupPlaces,
 }
 
@@ -94,22 +128,19 @@ impl LookupPlaces {
             }
             let key = state.number();
             let (sender, granted) = oneshot::channel();
-            state.waiting.insert(key, WaitingLookup { owner, grant: sender });
+            state.change(owner, |lookups| _ = lookups.waiting.insert(key, sender));
             (key, granted)
         };
-        let guard = WaitingGuard { key, places: self };
+        let guard = WaitingGuard { key, owner, places: self };
         self.grant();
-        let check = self.slow_after.checked_div(CHECKS_PER_SLOW).unwrap_or(self.slow_after);
+        let interval = self.slow_after.checked_div(CHECKS_PER_SLOW).unwrap_or(self.slow_after);
         loop {
-            match timeout(check, &mut granted).await {
+            match timeout(interval, &mut granted).await {
                 Ok(place) => {
                     drop(guard);
                     return place.map_err(|_| EndReason::ResourceLimit);
                 }
-                Err(_) => {
-                    self.lock().end_slow_lookup(owner, self.count, self.slow_after);
-                    self.grant();
-                }
+                Err(_) => self.end_slow_lookups(interval),
             }
         }
     }
@@ -124,11 +155,33 @@ impl LookupPlaces {
 
     fn next_grant(&self) -> Option<(oneshot::Sender<LookupPlace>, LookupPlace)> {
         let mut state = self.lock();
-        let key = state.next_to_run(self.count)?;
-        let WaitingLookup { owner, grant } = state.waiting.remove(&key)?;
+        let (key, owner) = state.next_to_run(self.count)?;
+        let grant = state.change(owner, |lookups| {
+            let grant = lookups.waiting.remove(&key)?;
+            lookups.running.increment();
+            Some(grant)
+        })?;
         let (end, ended) = oneshot::channel();
         state.running.insert(key, RunningLookup { owner, since: Instant::now(), _end: end });
         Some((grant, LookupPlace { key, places: self.clone(), ended }))
+    }
+
+    /// Ends the slow lookups that prevent a waiting lookup of an owner with fewer, once in each `interval`.
+    fn end_slow_lookups(&self, interval: Duration) {
+        let mut slow = self.lock().slow_lookups(interval, self.slow_after);
+        while let Some((load, Reverse(key))) = slow.pop() {
+            let mut state = self.lock();
+            match state.load_of_running(key) {
+                // Since the search, the owner has lost lookups, so that another owner may have more.
+                Some(current) if current < load => slow.push((current, Reverse(key))),
+                Some(_) if state.is_preventing(key, self.count) => {
+                    state.remove_running(key);
+                    drop(state);
+                    self.grant();
+                }
+                _ => {}
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -142,86 +195,143 @@ impl State {
         self.next
     }
 
-    fn running_loads(&self) -> OwnerLoads {
-        OwnerLoads::of(self.running.values().map(|running| running.owner))
+    /// Changes the lookups of a circuit, and updates the orders.
+    fn change<T>(&mut self, owner: LookupOwner, change: impl FnOnce(&mut LookupsOfCircuit) -> T) -> T {
+        let lookups = self.by_owner.entry(circuit_owner(owner)).or_default();
+        let before = lookups.waiting;
+        if let Some(lookup) = lookups.next_to_run() {
+            self.to_run.remove(&lookup);
+        }
+        if let Some(lookup) = lookups.first_to_refuse() {
+            self.to_refuse.remove(&lookup);
+        }
+        let outcome = lookups.change(owner, change);
+        self.waiting = self.waiting.saturating_sub(before).saturating_add(lookups.waiting);
+        self.to_run.extend(lookups.next_to_run());
+        self.to_refuse.extend(lookups.first_to_refuse());
+        if lookups.circuits.is_empty() {
+            self.by_owner.remove(&circuit_owner(owner));
+        }
+        outcome
+    }
+
+    fn remove_running(&mut self, key: u64) {
+        if let Some(running) = self.running.remove(&key) {
+            self.change(running.owner, |lookups| lookups.running.decrement());
+        }
+    }
+
+    /// The running lookups of the circuit owner and of the circuit of a running lookup.
+    fn load_of_running(&self, key: u64) -> Option<OwnerLoad> {
+        let owner = self.running.get(&key)?.owner;
+        let lookups = self.by_owner.get(&circuit_owner(owner))?;
+        Some((lookups.running, lookups.circuits.get(&owner)?.running))
+    }
+
+    /// The waiting lookups of a circuit owner and of a circuit.
+    fn waiting_load(&self, owner: LookupOwner) -> OwnerLoad {
+        let lookups = self.by_owner.get(&circuit_owner(owner));
+        let of_circuit = lookups.and_then(|lookups| lookups.circuits.get(&owner));
+        (lookups.map_or(0, |lookups| lookups.waiting), of_circuit.map_or(0, |circuit| circuit.waiting.len()))
     }
 
     /// Whether another lookup of `owner` may wait. At the cap, refuses the newest waiting lookup of the owner with
     /// most, if that owner has more than `owner`.
     fn admit_waiting(&mut self, owner: LookupOwner) -> bool {
-        let loads = OwnerLoads::of(self.waiting.values().map(|waiting| waiting.owner));
-        let load = loads.load(owner);
+        let load = self.waiting_load(owner);
         if owner.is_some() && load.1 >= MAX_WAITING_OF_CIRCUIT {
             return false;
         }
-        if self.waiting.len() < MAX_WAITING {
+        if self.waiting < MAX_WAITING {
             return true;
         }
-        match self.waiting.iter().map(|(key, waiting)| (loads.load(waiting.owner), *key)).max() {
-            Some((highest, newest)) if highest > load => self.waiting.remove(&newest).is_some(),
+        match self.to_refuse.last().copied() {
+            Some((highest, newest, fullest)) if highest > load => {
+                self.change(fullest, |lookups| lookups.waiting.remove(&newest)).is_some()
+            }
             _ => false,
         }
     }
 
-    fn within_share(owner: LookupOwner, load: OwnerLoad, places: usize) -> bool {
-        let of_owner = places.div_ceil(OWNER_DIVISOR);
-        load.0 < of_owner && (owner.is_none() || load.1 < MAX_RUNNING_OF_CIRCUIT)
-    }
-
-    fn next_to_run(&self, places: usize) -> Option<u64> {
+    /// The waiting lookup that runs next, and its circuit, if a place is free.
+    fn next_to_run(&self, places: usize) -> Option<(u64, LookupOwner)> {
         if self.running.len() >= places {
             return None;
         }
-        let loads = self.running_loads();
-        let candidates = self.waiting.iter().map(|(key, waiting)| (loads.load(waiting.owner), *key, waiting.owner));
-        candidates.filter(|(load, _, owner)| Self::within_share(*owner, *load, places)).min().map(|(_, key, _)| key)
+        self.first_within_share(places).map(|(_, key, owner)| (key, owner))
     }
 
-    /// Ends a slow lookup of an owner with more lookups than `owner`, if the slow lookup prevents one of `owner`.
-    fn end_slow_lookup(&mut self, owner: LookupOwner, places: usize, slow_after: Duration) {
-        let (loads, now) = (self.running_loads(), Instant::now());
-        let load = loads.load(owner);
-        if owner.is_some() && load.1 >= MAX_RUNNING_OF_CIRCUIT {
-            return;
+    /// The waiting lookup that runs next, except for those of circuit owners at their share.
+    fn first_within_share(&self, places: usize) -> Option<RankedLookup> {
+        // The circuit owner with the fewest lookups is first.
+        self.to_run.first().copied().filter(|((of_owner, _), ..)| *of_owner < places.div_ceil(OWNER_DIVISOR))
+    }
+
+    /// The lookups that have run for `slow_after`, the first to end last. Empty if the last search was less than
+    /// `interval` ago, so that many waiting lookups cause few searches.
+    fn slow_lookups(&mut self, interval: Duration, slow_after: Duration) -> BinaryHeap<(OwnerLoad, Reverse<u64>)> {
+        let now = Instant::now();
+        if self.checked_at.is_some_and(|checked| now.saturating_duration_since(checked) < interval) {
+            return BinaryHeap::new();
         }
-        let owner_is_full = load.0 >= places.div_ceil(OWNER_DIVISOR);
-        if !owner_is_full && self.running.len() < places {
-            return;
-        }
-        let slow_lookups = self.running.iter().filter(|(_, running)| {
-            (!owner_is_full || circuit_owner(running.owner) == circuit_owner(owner))
-                && now.saturating_duration_since(running.since) >= slow_after
-        });
-        let oldest_of_fullest = slow_lookups.map(|(key, running)| (loads.load(running.owner), Reverse(*key))).max();
-        if let Some((highest, Reverse(key))) = oldest_of_fullest
-            && highest > load
-        {
-            self.running.remove(&key);
-        }
+        self.checked_at = Some(now);
+        let running = self.running.iter();
+        let slow = running.filter(|(_, running)| now.saturating_duration_since(running.since) >= slow_after);
+        slow.filter_map(|(key, _)| Some((self.load_of_running(*key)?, Reverse(*key)))).collect()
+    }
+
+    /// Whether a running lookup prevents a waiting one of an owner with fewer lookups: of the same circuit owner, if
+    /// that one is at its share, or of any other, if no place is free.
+    fn is_preventing(&self, key: u64, places: usize) -> bool {
+        let (Some(running), Some(load)) = (self.running.get(&key), self.load_of_running(key)) else { return false };
+        let is_at_share = load.0 >= places.div_ceil(OWNER_DIVISOR);
+        let of_same_owner = self.by_owner.get(&circuit_owner(running.owner)).and_then(LookupsOfOwner::next_to_run);
+        let is_all_taken = self.running.len() >= places;
+        (is_at_share && of_same_owner.is_some_and(|(waiting, ..)| load > waiting))
+            || (is_all_taken && self.first_within_share(places).is_some_and(|(waiting, ..)| load > waiting))
     }
 }
 
-/// The numbers of lookups of each circuit owner and circuit.
-struct OwnerLoads {
-    of_owner: BTreeMap<Option<Owner>, usize>,
-    of_circuit: BTreeMap<LookupOwner, usize>,
-}
-
-impl OwnerLoads {
-    fn of(owners: impl Iterator<Item = LookupOwner>) -> Self {
-        let mut loads = Self { of_owner: BTreeMap::new(), of_circuit: BTreeMap::new() };
-        for owner in owners {
-            let of_owner = loads.of_owner.entry(circuit_owner(owner)).or_default();
-            *of_owner = of_owner.saturating_add(1);
-            let of_circuit = loads.of_circuit.entry(owner).or_default();
-            *of_circuit = of_circuit.saturating_add(1);
+impl LookupsOfOwner {
+    fn change<T>(&mut self, owner: LookupOwner, change: impl FnOnce(&mut LookupsOfCircuit) -> T) -> T {
+        let circuit = self.circuits.entry(owner).or_default();
+        let (running, waiting) = (circuit.running, circuit.waiting.len());
+        if let Some(lookup) = circuit.next_to_run(owner) {
+            self.to_run.remove(&lookup);
         }
-        loads
+        if let Some(lookup) = circuit.first_to_refuse(owner) {
+            self.to_refuse.remove(&lookup);
+        }
+        let outcome = change(circuit);
+        self.running = self.running.saturating_sub(running).saturating_add(circuit.running);
+        self.waiting = self.waiting.saturating_sub(waiting).saturating_add(circuit.waiting.len());
+        self.to_run.extend(circuit.next_to_run(owner));
+        self.to_refuse.extend(circuit.first_to_refuse(owner));
+        if circuit.running == 0 && circuit.waiting.is_empty() {
+            self.circuits.remove(&owner);
+        }
+        outcome
     }
 
-    fn load(&self, owner: LookupOwner) -> OwnerLoad {
-        let of_owner = self.of_owner.get(&circuit_owner(owner)).copied().unwrap_or_default();
-        (of_owner, self.of_circuit.get(&owner).copied().unwrap_or_default())
+    fn next_to_run(&self) -> Option<RankedLookup> {
+        self.to_run.first().map(|(of_circuit, key, owner)| ((self.running, *of_circuit), *key, *owner))
+    }
+
+    fn first_to_refuse(&self) -> Option<RankedLookup> {
+        self.to_refuse.last().map(|(of_circuit, key, owner)| ((self.waiting, *of_circuit), *key, *owner))
+    }
+}
+
+impl LookupsOfCircuit {
+    /// The oldest waiting lookup, if the circuit is below its share.
+    fn next_to_run(&self, owner: LookupOwner) -> Option<RankedInOwner> {
+        let is_below = owner.is_none() || self.running < MAX_RUNNING_OF_CIRCUIT;
+        self.waiting.keys().next().filter(|_| is_below).map(|key| (self.running, *key, owner))
+    }
+
+    /// The newest waiting lookup.
+    fn first_to_refuse(&self, owner: LookupOwner) -> Option<RankedInOwner> {
+        self.waiting.keys().next_back().map(|key| (self.waiting.len(), *key, owner))
     }
 }
 
@@ -238,19 +348,21 @@ impl LookupPlace {
 
 impl Drop for LookupPlace {
     fn drop(&mut self) {
-        self.places.lock().running.remove(&self.key);
+        self.places.lock().remove_running(self.key);
         self.places.grant();
     }
 }
 
 impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
-        self.places.lock().waiting.remove(&self.key);
+        self.places.lock().change(self.owner, |lookups| _ = lookups.waiting.remove(&self.key));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::base::RelayId;
 
@@ -333,7 +445,68 @@ mod tests {
                 let _ = task.await;
             }
             let state = places.lock();
-            assert_eq!((state.running.len(), state.waiting.len()), (0, 0), "round {round}");
+            assert_eq!((state.running.len(), state.waiting), (0, 0), "round {round}");
+            assert!(state.by_owner.is_empty() && state.to_run.is_empty() && state.to_refuse.is_empty());
+        }
+    }
+
+    /// The lookup that runs next and the one to refuse at the cap, by visits of all lookups.
+    fn expected(state: &State, places: usize) -> (Option<(u64, LookupOwner)>, Option<u64>) {
+        let owners: Vec<LookupOwner> = state.running.values().map(|running| running.owner).collect();
+        let waiting = || {
+            let circuits = state.by_owner.values().flat_map(|lookups| &lookups.circuits);
+            circuits.flat_map(|(owner, circuit)| circuit.waiting.keys().map(|key| (*key, *owner)))
+        };
+        let load = |owners: &[LookupOwner], owner: LookupOwner| {
+            let of_owner = owners.iter().filter(|other| circuit_owner(**other) == circuit_owner(owner)).count();
+            (of_owner, owners.iter().filter(|other| **other == owner).count())
+        };
+        let candidates = waiting().map(|(key, owner)| (load(&owners, owner), key, owner));
+        let within_share = candidates.filter(|(load, _, owner)| {
+            load.0 < places.div_ceil(OWNER_DIVISOR) && (owner.is_none() || load.1 < MAX_RUNNING_OF_CIRCUIT)
+        });
+        let of_waiting: Vec<LookupOwner> = waiting().map(|(_, owner)| owner).collect();
+        let refused = waiting().map(|(key, owner)| (load(&of_waiting, owner), key)).max().map(|(_, key)| key);
+        assert_eq!(state.waiting, of_waiting.len());
+        (within_share.min().map(|(_, key, owner)| (key, owner)), refused)
+    }
+
+    proptest! {
+        #[test]
+        fn after_any_changes_the_next_lookup_is_that_of_the_owner_and_circuit_with_the_fewest(
+            changes in proptest::collection::vec((0..4_u8, 0..4_u8, 0..4_u64), 1..200)
+        ) {
+            let places = LookupPlaces::new(40);
+            let (mut waiting, mut running) = (BTreeMap::new(), Vec::new());
+            for (change, relay, circuit) in changes {
+                let lookup_owner = owner(relay, circuit).filter(|_| relay > 0);
+                match change {
+                    0 | 1 => {
+                        let mut state = places.lock();
+                        let ((sender, receiver), key) = (oneshot::channel(), state.number());
+                        state.change(lookup_owner, |lookups| _ = lookups.waiting.insert(key, sender));
+                        waiting.insert(key, (lookup_owner, receiver));
+                    }
+                    2 if !running.is_empty() => drop(running.swap_remove(usize::from(relay) % running.len())),
+                    3 if relay == 3 => {
+                        if let Some((key, (owner, receiver))) = waiting.pop_first() {
+                            drop(WaitingGuard { key, owner, places: &places });
+                            drop(receiver);
+                        }
+                    }
+                    _ => places.grant(),
+                }
+                let granted: Vec<u64> = waiting.iter_mut().filter_map(|(key, (_, receiver))| {
+                    running.push(receiver.try_recv().ok()?);
+                    Some(*key)
+                }).collect();
+                granted.iter().for_each(|key| _ = waiting.remove(key));
+                let state = places.lock();
+                prop_assert_eq!(state.running.len(), running.len());
+                let refused = state.to_refuse.last().map(|(_, key, _)| *key);
+                let next = state.first_within_share(places.count).map(|(_, key, owner)| (key, owner));
+                prop_assert_eq!((next, refused), expected(&state, places.count));
+            }
         }
     }
 }

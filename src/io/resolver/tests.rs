@@ -48,6 +48,11 @@ fn answer(question: &Message) -> Option<Message> {
         ("mixed.example.net.", RecordType::A) => vec![PRIVATE_ADDRESS.into(), GLOBAL.into()],
         ("private.example.net.", RecordType::A) => vec![PRIVATE_ADDRESS.into()],
         ("many.example.net.", RecordType::A) => (0..60).map(|last| IpAddr::from([93, 184, 215, last]).into()).collect(),
+        ("ipv4only.arpa.", RecordType::AAAA) => {
+            let addresses: [Ipv6Addr; 3] =
+                ["2001:db8:64::192.0.0.170", "2001:db8:64::192.0.0.171", "2606:4700::1"].map(|ip| ip.parse().unwrap());
+            addresses.map(|ip| RData::AAAA(ip.into())).into()
+        }
         ("14.215.184.93.in-addr.arpa.", RecordType::PTR) => {
             vec![RData::PTR(PTR(Name::from_ascii("host.example.net.").unwrap()))]
         }
@@ -94,6 +99,16 @@ async fn names_resolve_to_addresses_and_addresses_to_names() {
     for unknown in [name("none.example.net"), Host::Ip(IpAddr::from([93, 184, 215, 99]))] {
         assert_eq!(resolver.resolve(None, &unknown).await, Err(EndReason::NotFound));
     }
+}
+
+#[tokio::test]
+async fn the_nat64_prefixes_of_a_network_are_those_of_its_name_server() {
+    let (with_dns64, _) = resolver(false).await;
+    assert_eq!(with_dns64.nat64_prefixes().await, ["2001:db8:64::/96".parse().unwrap()]);
+    // Port 9 of loopback answers with an error.
+    let servers = vec!["127.0.0.1:9".parse().unwrap()];
+    let without = Resolver::new(&ResolverOptions { servers, ..ResolverOptions::default() });
+    assert!(without.nat64_prefixes().await.is_empty());
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! Builds the [`Delegate`] of a relay from its options.
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
+use super::ExitNetwork;
 use crate::{
     exit::{
         delegated::{
@@ -31,7 +32,7 @@ const OPEN_TIER_RULES: [&str; 2] = ["accept *:80", "accept *:443"];
 pub(super) async fn delegate(
     options: &RelayOptions,
     exit: Option<&Policy>,
-    own_addresses: &[IpAddr],
+    network: &ExitNetwork,
     resolver: &Arc<Resolver>,
 ) -> Result<Option<Delegate>, Failure> {
     let Some(tier) = options.delegate else {
@@ -44,7 +45,7 @@ pub(super) async fn delegate(
     let private = options.allow_private_targets.unwrap_or(false);
     let policy = |rules: &[&str], private: bool| {
         let parsed = Policy::parse(rules, private).map_err(Failure::usage)?;
-        Ok::<_, Failure>(parsed.refusing_own(own_addresses.iter().copied()))
+        Ok::<_, Failure>(network.restrict(parsed))
     };
     let tls = Tls::new(options.delegate_root.iter().flatten()).map_err(Failure::invalid("delegate-root"))?;
     let outbound = |policies| Outbound::new(policies, Arc::clone(resolver), tls.clone(), OutboundLimits::default());

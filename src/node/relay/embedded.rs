@@ -11,10 +11,10 @@ use crate::{
     base::RelayId,
     directory::AuthorityId,
     node::{Failure, options::RelayOptions, report::Reporter},
-    relay::RelayFigures,
+    relay::RelayStatistics,
 };
 
-use super::{Progress, RelayAssembly, task::Update};
+use super::{Progress, RelayAssembly, task::RelayCommand};
 
 /// The network, the keys and the addresses of an [`EmbeddedRelay`].
 #[derive(Clone, Debug)]
@@ -56,14 +56,14 @@ pub struct RelayConfig {
 /// })
 /// .await?;
 /// relay.ready().await?;
-/// println!("{} circuits", relay.figures().await?.circuits);
+/// println!("{} circuits", relay.statistics().await?.circuits);
 /// relay.stop().await
 /// # }
 /// ```
 #[derive(Debug)]
 pub struct EmbeddedRelay {
     identity: RelayId,
-    updates: mpsc::Sender<Update>,
+    commands: mpsc::Sender<RelayCommand>,
     ready: watch::Receiver<bool>,
     /// A drop of this sender stops the relay.
     stop: oneshot::Sender<()>,
@@ -99,13 +99,13 @@ impl EmbeddedRelay {
         let options = options(config)?;
         let (progress, ready) = Progress::new(Reporter::new(false));
         let assembly = RelayAssembly::new(&options, progress).await?;
-        let (identity, updates) = (assembly.identity, assembly.updates.clone());
+        let (identity, commands) = (assembly.identity, assembly.commands.clone());
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(assembly.run_until(async {
             // Completes with an error at the drop of the sender. No value is ever sent.
             let _ = stopped.await;
         }));
-        Ok(Self { identity, updates, ready, stop, task })
+        Ok(Self { identity, commands, ready, stop, task })
     }
 
     /// The relay's identity, by which the consensus or the volunteer list names it.
@@ -129,10 +129,10 @@ impl EmbeddedRelay {
     ///
     /// # Errors
     /// [`RelayError::Ended`].
-    pub async fn figures(&self) -> Result<RelayFigures, RelayError> {
-        let (reply, figures) = oneshot::channel();
-        self.updates.send(Update::Figures(reply)).await.map_err(|_| RelayError::Ended)?;
-        figures.await.map_err(|_| RelayError::Ended)
+    pub async fn statistics(&self) -> Result<RelayStatistics, RelayError> {
+        let (reply, statistics) = oneshot::channel();
+        self.commands.send(RelayCommand::Statistics(reply)).await.map_err(|_| RelayError::Ended)?;
+        statistics.await.map_err(|_| RelayError::Ended)
     }
 
     /// Stops the relay and waits, at most for a second, until its links are closed. The relay's circuits end.

@@ -15,7 +15,7 @@ use crate::{
     io::clock::wall_milliseconds,
 };
 
-use super::task::Update;
+use super::task::RelayCommand;
 
 /// Divisor of the interval for the minimum time between two reports.
 const MIN_DELAY_DIVISOR: u32 = 4;
@@ -24,7 +24,7 @@ const MIN_DELAY_DIVISOR: u32 = 4;
 pub(super) struct Presences {
     pub(super) identity: Arc<IdentityKey>,
     pub(super) directory: DirectoryClient,
-    pub(super) updates: mpsc::Sender<Update>,
+    pub(super) commands: mpsc::Sender<RelayCommand>,
     pub(super) volunteers: watch::Receiver<Vec<RelayId>>,
     /// The time between two volunteer lists, from the consensus.
     pub(super) interval: watch::Receiver<Option<Duration>>,
@@ -80,7 +80,7 @@ impl Presences {
                     "reported volunteers to the directory"
                 );
                 *failing = false;
-                let _ = self.updates.send(Update::Counted(counted)).await;
+                let _ = self.commands.send(RelayCommand::Counted(counted)).await;
             }
             Err(error) if *failing => {
                 tracing::debug!(%error, "the directory still does not accept the report of volunteers")

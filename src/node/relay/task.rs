@@ -12,7 +12,7 @@ use crate::{
     directory::{Consensus, Counted, Registration},
     exit::Exit,
     node::drive::TaskDriven,
-    relay::{Relay, RelayEvent, RelayFigures},
+    relay::{Relay, RelayEvent, RelayStatistics},
     transport::Driven,
 };
 
@@ -20,7 +20,7 @@ use crate::{
 const COMMANDS_PER_TURN: usize = 256;
 
 /// Commands to a relay's task.
-pub(super) enum Update {
+pub(super) enum RelayCommand {
     Consensus(Arc<Consensus>),
     OnionKey(OnionSecret),
     /// At a volunteer: the directory's answer to the registration.
@@ -28,7 +28,7 @@ pub(super) enum Update {
     /// At a gateway: the volunteers for which the directory counts the report.
     Counted(Counted),
     /// Returns the relay's statistics.
-    Figures(oneshot::Sender<RelayFigures>),
+    Statistics(oneshot::Sender<RelayStatistics>),
 }
 
 /// The sending side of [`Changes`].
@@ -57,7 +57,7 @@ impl Changes {
 pub(super) struct DrivenRelay {
     relay: Relay,
     exit: Option<Exit>,
-    updates: mpsc::Receiver<Update>,
+    commands: mpsc::Receiver<RelayCommand>,
     observers: RelayObservers,
 }
 
@@ -65,20 +65,20 @@ impl DrivenRelay {
     pub(super) const fn new(
         relay: Relay,
         exit: Option<Exit>,
-        updates: mpsc::Receiver<Update>,
+        commands: mpsc::Receiver<RelayCommand>,
         observers: RelayObservers,
     ) -> Self {
-        Self { relay, exit, updates, observers }
+        Self { relay, exit, commands, observers }
     }
 
-    fn update(&mut self, now: Instant, update: Update) {
-        match update {
-            Update::Consensus(consensus) => self.relay.set_consensus(consensus),
-            Update::OnionKey(next) => self.relay.rotate_onion_key(next),
-            Update::Registered(registration) => self.relay.handle_registration(now, &registration),
-            Update::Counted(counted) => self.relay.handle_counted(now, &counted),
+    fn handle_relay_command(&mut self, now: Instant, command: RelayCommand) {
+        match command {
+            RelayCommand::Consensus(consensus) => self.relay.set_consensus(consensus),
+            RelayCommand::OnionKey(next) => self.relay.rotate_onion_key(next),
+            RelayCommand::Registered(registration) => self.relay.handle_registration(now, &registration),
+            RelayCommand::Counted(counted) => self.relay.handle_counted(now, &counted),
             // The requester may have stopped waiting.
-            Update::Figures(reply) => _ = reply.send(self.relay.figures()),
+            RelayCommand::Statistics(reply) => _ = reply.send(self.relay.statistics()),
         }
     }
 }
@@ -86,8 +86,8 @@ impl DrivenRelay {
 impl TaskDriven for DrivenRelay {
     fn poll_outside(&mut self, now: Instant, _: &mut StdRng, cx: &mut Context<'_>) -> Poll<()> {
         let mut progress = Poll::Pending;
-        while let Poll::Ready(Some(update)) = self.updates.poll_recv(cx) {
-            self.update(now, update);
+        while let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
+            self.handle_relay_command(now, command);
             progress = Poll::Ready(());
         }
         if let Some(exit) = &mut self.exit {

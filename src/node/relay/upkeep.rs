@@ -1,4 +1,5 @@
-//! Publishes the descriptor of a listening relay at an interval, and rotates its onion key.
+//! Publishes the descriptor of a listening relay at an interval. Rotates the onion key of every relay, volunteers
+//! included.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +15,7 @@ use crate::{
     node::{Failure, drive::randomness, report::Report},
 };
 
-use super::{Progress, task::Update};
+use super::{Progress, task::RelayCommand};
 
 /// Time between publications of the descriptor. A descriptor is valid for 18 h.
 const PUBLICATION_INTERVAL: Duration = Duration::from_secs(60 * 60);
@@ -26,7 +27,7 @@ pub(super) const MAX_RETRY_DELAY: Duration = Duration::from_secs(60);
 /// Source of a relay's current profile. Rotates the onion key at the end of the key's lifetime, and updates the offer.
 pub(super) struct ProfileSource {
     pub(super) folder: Folder,
-    pub(super) updates: mpsc::Sender<Update>,
+    pub(super) commands: mpsc::Sender<RelayCommand>,
     pub(super) delegate: Option<Arc<Delegate>>,
     pub(super) profile: Profile,
 }
@@ -37,7 +38,7 @@ impl ProfileSource {
         match self.folder.rotate_onion_key(wall_time(), rng) {
             Ok(Some(next)) => {
                 self.profile.onion_key = next.public();
-                let _ = self.updates.send(Update::OnionKey(next)).await;
+                let _ = self.commands.send(RelayCommand::OnionKey(next)).await;
             }
             Ok(None) => {}
             Err(error) => tracing::error!(%error, "can't rotate the onion key"),
@@ -65,7 +66,7 @@ impl Upkeep {
     /// Publishes until the relay ends.
     ///
     /// # Errors
-    /// When the profile can't be signed.
+    /// When the system provides no randomness, or the descriptor can't be signed.
     pub(super) async fn run(self, mut profiles: ProfileSource, publisher: DirectoryClient) -> Result<(), Failure> {
         let mut rng = randomness()?;
         let mut registered = false;
@@ -78,14 +79,14 @@ impl Upkeep {
                 Ok(()) => {
                     if !registered {
                         registered = true;
-                        tracing::info!("registered with the directory");
-                        self.progress.send(&Report::Registered);
+                        tracing::info!("published the descriptor");
+                        self.progress.send(&Report::Published);
                     }
                     retry = MIN_RETRY_DELAY;
                     PUBLICATION_INTERVAL
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the directory did not accept the descriptor; retrying");
+                    tracing::warn!(%error, "can't publish the descriptor; retrying");
                     let wait = retry;
                     retry = retry.saturating_mul(2).min(MAX_RETRY_DELAY);
                     wait

@@ -18,14 +18,14 @@ use crate::{
 
 use super::{
     Progress,
-    task::Update,
+    task::RelayCommand,
     upkeep::{MAX_RETRY_DELAY, MIN_RETRY_DELAY, ProfileSource},
 };
 
 /// Age at which a new descriptor replaces the signed descriptor.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(6 * 60 * 60);
-/// Delay from a change of the gateways to the next registration. The gateways report the change in this time, and the
-/// answer to the registration shows their reports.
+/// Delay from a change of the gateways to the next registration. A gateway without a recent report reports the change
+/// within this time. The answer to the registration then includes the report.
 const CHANGE_DELAY: Duration = Duration::from_secs(1);
 /// Maximum consecutive answers without a gateway. After one more, the volunteer counts as unreachable.
 const MAX_ANSWERS_WITHOUT_GATEWAY: u32 = 4;
@@ -33,7 +33,7 @@ const MAX_ANSWERS_WITHOUT_GATEWAY: u32 = 4;
 /// Registers a volunteer with the directory once per interval.
 pub(super) struct Registrations {
     pub(super) identity: Arc<IdentityKey>,
-    pub(super) updates: mpsc::Sender<Update>,
+    pub(super) commands: mpsc::Sender<RelayCommand>,
     /// The gateways whose channels are open.
     pub(super) gateways: watch::Receiver<Vec<RelayId>>,
     /// The time between two volunteer lists, from the consensus.
@@ -61,7 +61,7 @@ impl Registrations {
     /// Registers until the relay ends.
     ///
     /// # Errors
-    /// When the profile can't be signed.
+    /// When the system provides no randomness, or the descriptor can't be signed.
     pub(super) async fn run(mut self, mut profiles: ProfileSource, publisher: DirectoryClient) -> Result<(), Failure> {
         let mut rng = randomness()?;
         let (mut signed, mut reachability, mut retry) = (None, Reachability::Waiting(0), MIN_RETRY_DELAY);
@@ -80,7 +80,7 @@ impl Registrations {
                     if left_out > 0 {
                         tracing::warn!(
                             left_out,
-                            "some engines are not announced: the volunteer's descriptor is limited"
+                            "engines omitted: the descriptor exceeds its maximum size; configure fewer engines"
                         );
                     }
                     self.sign(profile)?
@@ -92,7 +92,7 @@ impl Registrations {
                     reachability = self.handle_registration(registration, reachability).await;
                     signed = Some(current);
                     retry = MIN_RETRY_DELAY;
-                    self.log_figures().await;
+                    self.log_statistics().await;
                     tokio::select! {
                         () = self.wait(interval) => {}
                         () = profiles.offer_grown() => {}
@@ -101,7 +101,7 @@ impl Registrations {
                 Err(error) => {
                     // The next try signs a new descriptor, because the directory may have refused this descriptor as
                     // outdated.
-                    tracing::warn!(%error, "the directory did not accept the registration; retrying");
+                    tracing::warn!(%error, "can't register with the directory; retrying");
                     sleep(retry).await;
                     retry = retry.saturating_mul(2).min(MAX_RETRY_DELAY).min(interval.max(MIN_RETRY_DELAY));
                 }
@@ -118,10 +118,10 @@ impl Registrations {
         })
     }
 
-    /// Passes an answer to the core, and logs and reports a change of reachability.
+    /// Passes an answer to the core, and logs a change of reachability. Reports only the change to reachable.
     async fn handle_registration(&self, registration: Registration, previous: Reachability) -> Reachability {
         let confirmed = registration.gateways.len();
-        let _ = self.updates.send(Update::Registered(registration)).await;
+        let _ = self.commands.send(RelayCommand::Registered(registration)).await;
         let reachability = match (confirmed, previous) {
             (0, Reachability::Waiting(answers)) if answers < MAX_ANSWERS_WITHOUT_GATEWAY => {
                 Reachability::Waiting(answers.saturating_add(1))
@@ -146,11 +146,15 @@ impl Registrations {
         reachability
     }
 
-    async fn log_figures(&self) {
-        let (reply, figures) = oneshot::channel();
-        let sent = self.updates.send(Update::Figures(reply)).await.is_ok();
-        if let Some(figures) = if sent { figures.await.ok() } else { None } {
-            tracing::debug!(circuits = figures.circuits, cells = figures.cells_switched, "traffic of others");
+    async fn log_statistics(&self) {
+        let (reply, statistics) = oneshot::channel();
+        let sent = self.commands.send(RelayCommand::Statistics(reply)).await.is_ok();
+        if let Some(statistics) = if sent { statistics.await.ok() } else { None } {
+            tracing::debug!(
+                circuits = statistics.circuits,
+                cells = statistics.cells_switched,
+                "circuits of other nodes"
+            );
         }
     }
 
@@ -162,7 +166,7 @@ impl Registrations {
     }
 }
 
-/// The relay's profile without the fields that a volunteer lacks, and without engines beyond the limit.
+/// The relay's profile without the fields that a volunteer lacks. Omits the last engines if the profile is too large.
 fn volunteer_profile(profile: &Profile) -> VolunteerProfile {
     let Profile { identity, onion_key, family, operator, offer, version, .. } = profile.clone();
     let mut volunteer = VolunteerProfile { identity, onion_key, family, operator, offer, version };

@@ -1,5 +1,5 @@
 //! The search engine of a testnet's exits: Kiwix over the user's ZIM file or the Rust book, or an engine over Umbel's
-//! own documentation, which needs no installation.
+//! own documentation. The second engine needs no installation.
 
 mod documentation;
 mod kiwix;
@@ -12,7 +12,7 @@ use crate::{io::files::write_atomically, node::Failure};
 /// Path of the Rust book in the user's cache, as `cargo xtask book` writes it.
 const BOOK: &str = "umbel-tools/rust-book/rust-book.zim";
 
-/// The running engine. A drop stops the engine.
+/// The running engine. Dropping the value stops the engine.
 pub(super) enum TestnetEngine {
     Kiwix(Box<Kiwix>),
     Documentation(Documentation),
@@ -55,7 +55,8 @@ impl TestnetEngine {
         }
     }
 
-    /// Search terms that have results.
+    /// Search terms for an example. They have results in the Rust book or in Umbel's documentation, but not in every
+    /// user's ZIM file.
     pub(super) const fn example(&self) -> &'static str {
         match self {
             Self::Kiwix(_) => "ownership and borrowing",

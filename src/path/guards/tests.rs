@@ -40,7 +40,7 @@ fn the_sample_has_its_configured_size_and_ignores_new_relays() {
     let mut guards = sampled(&first);
     let before = order(&guards, &first);
     assert_eq!(before.len(), 20);
-    let next = consensus_at(NOW.after(days(1)), relays(1..=100), &Parameters::default()).0;
+    let next = consensus_at(NOW.after(days(1)), relays(1..=60), &Parameters::default()).0;
     assert!(!guards.update(&next, &mut rng()), "new relays change nothing");
     assert_eq!(order(&guards, &next), before);
 }

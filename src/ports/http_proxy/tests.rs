@@ -146,7 +146,7 @@ async fn each_failure_has_its_status_and_text_without_the_host() {
         ("policy.test", 403, "the exit's policy does not allow this target"),
         ("timedout.test", 504, "the target did not answer in time"),
         ("limit.test", 503, "a resource limit of the exit is reached"),
-        ("full.test", 503, "the client has the maximum number of open streams"),
+        ("full.test", 503, "the client has the maximum number of streams or circuits"),
         ("notpublic.test", 403, "no exit can reach this host: it is on a local network or has a reserved name"),
         ("noexit.test", 403, "no exit of the network allows this target"),
         ("notready.test", 503, "the client has no consensus yet"),

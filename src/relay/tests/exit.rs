@@ -129,7 +129,7 @@ fn streams_of_an_ended_circuit_are_closed_at_the_exit() {
     // Later calls of the exit for the stream have no effect.
     bench.relay.handle_command(exit, StreamCommand::Connected(None));
     assert_eq!((bench.relay.write(exit, b"late"), bench.relay.room(exit)), (0, 0));
-    assert_eq!(bench.relay.figures().exit_streams, 0);
+    assert_eq!(bench.relay.statistics().exit_streams, 0);
 }
 
 #[test]

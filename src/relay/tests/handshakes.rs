@@ -138,6 +138,32 @@ fn a_waiting_create_is_refused_at_its_deadline_and_removed_at_destroy_and_with_i
 }
 
 #[test]
+fn many_creates_of_a_relay_that_expire_together_do_not_close_its_channel() {
+    let mut bench = Bench::limited(no_handshakes());
+    let link = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
+    let hop = HopIndex::FIRST.next().unwrap();
+    let (_, request) = ClientHandshake::start(&bench.keys, hop, &[], &mut bench.rng).unwrap();
+    for number in 1..=600 {
+        bench.deliver(link, &create_cells(upper(number), hop, &request).unwrap()[0]);
+    }
+    bench.settle();
+    assert_eq!(bench.relay.waiting_creates.len().0, 600);
+    // The neighbour accepts no cells for a moment.
+    bench.relay.handle_link(bench.now, LinkEvent::Room { link, bytes: 0 }, &mut bench.rng);
+    bench.pass(Duration::from_secs(3));
+    assert_eq!(bench.relay.waiting_creates.len().0, 600 - 128);
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(bench.relay.waiting_creates.len().0, 600 - 128, "no further refusal has room");
+    bench.relay.handle_link(bench.now, LinkEvent::Room { link, bytes: ROOM }, &mut bench.rng);
+    bench.settle();
+    for _ in 0..4 {
+        bench.pass(Duration::from_millis(50));
+    }
+    assert_eq!(bench.commands(link), [Command::Destroy; 600]);
+    assert!(!bench.closed.contains(&link));
+}
+
+#[test]
 fn waiting_creates_of_one_source_leave_room_for_others() {
     let mut bench = Bench::limited(RelayParameters { waiting_creates: 64, ..no_handshakes() });
     let creates = |bench: &mut Bench, network: u8, links: usize| {

@@ -275,6 +275,34 @@ fn circuits_of_one_source_wait_for_at_most_sixteen_relays() {
     assert_eq!((bench.dialled.len(), bench.circuits()), (17, 17));
 }
 
+#[test]
+fn networks_that_extend_to_dead_relays_leave_dials_to_others() {
+    let channel = ChannelParameters { dials: 32, ..ChannelParameters::default() };
+    let mut bench = Bench::new(RelayParameters { channel, ..RelayParameters::default() });
+    let listed = (1..=250).map(|number| fixture::listed(fixture::profile(number)));
+    bench.relay.set_consensus(Arc::new(fixture::consensus(listed)));
+    let mut dialled = Vec::new();
+    let mut dead = 10..=250;
+    for network in 1..=4 {
+        bench.address = [198, 51, network, 1].into();
+        let link = bench.client();
+        (1..=20).for_each(|number| extend_to(&mut bench, link, number, dead.next().unwrap()));
+        dialled.push(bench.dialled.len());
+    }
+    // The sources of one network.
+    for host in 1..=10 {
+        bench.address = [198, 51, 100, host].into();
+        let link = bench.client();
+        (1..=10).for_each(|number| extend_to(&mut bench, link, number, dead.next().unwrap()));
+    }
+    dialled.push(bench.dialled.len());
+    assert_eq!(dialled, [6, 11, 15, 18, 21], "a quarter of the free dials each");
+    bench.address = [203, 0, 113, 1].into();
+    let honest = bench.client();
+    extend_to(&mut bench, honest, 1, 9);
+    assert!(stands(&bench, honest, 1) && bench.dialled.last() == Some(&relay_id(9)));
+}
+
 /// Advances the time by `minutes`, during which padding keeps a link alive.
 fn minutes(bench: &mut Bench, link: LinkId, minutes: u64) {
     for _ in 0..minutes {
@@ -320,7 +348,7 @@ fn a_circuit_whose_streams_have_ended_ends_an_hour_later() {
     bench.send_to_second(&mut circuit, &RelayMessage::End { stream, reason: EndReason::Done });
     bench.relay.handle_command(exit, StreamCommand::Finish);
     bench.settle();
-    assert_eq!(bench.relay.figures().exit_streams, 0);
+    assert_eq!(bench.relay.statistics().exit_streams, 0);
     minutes(&mut bench, link, 59);
     assert_eq!(bench.circuits(), 1);
     minutes(&mut bench, link, 1);

@@ -183,7 +183,7 @@ fn a_relay_that_shuts_down_closes_its_channels_and_opens_none() {
         bench.relay.handle_timeout(bench.now, &mut bench.rng);
     }
     assert_eq!(closed, [LinkId(1), LinkId(2), LinkId(3)]);
-    assert_eq!(bench.relay.figures().channels, 0);
+    assert_eq!(bench.relay.statistics().channels, 0);
 }
 
 #[test]

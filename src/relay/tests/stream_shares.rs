@@ -66,7 +66,7 @@ fn one_client_with_many_circuits_takes_no_streams_of_others() {
     let link = bench.relay_link(7);
     let mut other = bench.create_second(link, upper(3));
     assert_eq!(bench.begin(&mut other, 1..5), (4, 4), "the fullest neighbour makes room");
-    assert_eq!(bench.relay.figures().exit_streams, CAP);
+    assert_eq!(bench.relay.statistics().exit_streams, CAP);
     bench.send_bytes(&mut honest, 1..5);
     bench.send_bytes(&mut other, 1..5);
     for link in links {
@@ -76,7 +76,7 @@ fn one_client_with_many_circuits_takes_no_streams_of_others() {
             &mut bench.rng,
         );
     }
-    assert_eq!(bench.relay.figures().exit_streams, 4);
+    assert_eq!(bench.relay.statistics().exit_streams, 4);
     assert_eq!(bench.relay.streams.shares().len(), (4, 1));
 }
 

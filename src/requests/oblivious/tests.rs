@@ -25,8 +25,8 @@ fn keys(id: u8) -> KeyConfig {
     KeyConfig::new(id, Kem::X25519Sha256, SUITES.to_vec()).unwrap()
 }
 
-/// A gateway with the key `key`. It returns `configurations(n)` to the request for keys with number `n`, from 0. It
-/// answers a sealed request by [`respond`].
+/// Starts a gateway with the key `key`; returns its URL. Request `n` for the keys, counted from 0, gets
+/// `configurations(n)`. [`respond`] answers a sealed request.
 async fn gateway(key: KeyConfig, configurations: impl Fn(usize) -> Vec<u8> + Clone + Send + Sync + 'static) -> Url {
     let server = Server::new(key).unwrap();
     let requests = Arc::new(AtomicUsize::new(0));
@@ -52,7 +52,7 @@ fn answer(content_type: HeaderValue, body: Vec<u8>) -> Response<Full<Bytes>> {
     Response::builder().header(header::CONTENT_TYPE, content_type).body(Full::from(body)).unwrap()
 }
 
-/// The answer of a target behind the gateway: parts of the request in plain text.
+/// The answer of the target behind the gateway, in Binary HTTP. The body repeats parts of the request.
 fn respond(message: &[u8]) -> Vec<u8> {
     assert_eq!(message.len() % PADDING_UNIT, 0);
     let request = Message::read_bhttp(&mut Cursor::new(message)).unwrap();
@@ -97,7 +97,7 @@ async fn keys_that_differ_between_exits_are_not_used() {
 }
 
 #[tokio::test]
-async fn keys_of_one_exit_alone_are_not_used() {
+async fn keys_that_only_one_exit_fetched_are_not_used() {
     let keys = keys(1);
     let encoded = KeyConfig::encode_list(&[&keys]).unwrap();
     let gateway = gateway(keys, move |_| encoded.clone()).await;
@@ -107,7 +107,7 @@ async fn keys_of_one_exit_alone_are_not_used() {
 #[tokio::test]
 async fn unusable_keys_are_an_error() {
     let good = KeyConfig::encode_list(&[keys(1)]).unwrap();
-    // The offset of the configuration's only suite, after length, identifier, KEM and key.
+    // The offset of the first of two suites, after length, identifier, KEM, key and the length of the suites.
     let suite = 2 + 1 + 2 + 32 + 2;
     let mut unknown = good.clone();
     for offset in [suite + 3, suite + 7] {
@@ -122,7 +122,7 @@ async fn unusable_keys_are_an_error() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_a_gateway_is_an_error() {
+async fn a_server_that_is_not_a_gateway_and_a_body_above_the_cap_are_errors() {
     let address = http_server(|_| async { Response::new(Full::<Bytes>::from("hello")) }).await;
     let gateway = format!("http://{address}").parse().unwrap();
     assert_eq!(send(&gateway, 2).await.unwrap_err(), ObliviousError::Gateway(StatusCode::OK));
@@ -141,7 +141,7 @@ fn a_malformed_answer_is_refused() {
     assert!(decode(b"\x01\x40\xc8".to_vec()).is_some());
 }
 
-/// A connector to exits that begin an answer with keys and then stall.
+/// A connector to exits that send the head and a part of an answer to a fetch of keys, and then stall.
 #[derive(Clone)]
 struct Stalling;
 

@@ -14,7 +14,7 @@ const STEPS: Record<Progress, string> = {
   module: 'Starting…',
   consensus: 'Verifying the list of relays…',
   channel: 'Opening a channel to the first relay…',
-  circuit: 'Building a path of three relays…',
+  circuit: 'Building a path over several relays…',
   ready: '',
 };
 // Maximum number of stored answers, and of stored pages. A stored answer is shown without a new query, because an exit reads each query.

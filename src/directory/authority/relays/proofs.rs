@@ -199,6 +199,7 @@ impl RelayEntries {
                 Proof::Running { at, .. } if now >= at.after(PROOF_TIMEOUT) => entry.handle_failed(now, interval),
                 _ => {}
             }
+            self.counts.update(entry);
             self.schedule.update(entry);
         }
         stale
@@ -264,6 +265,7 @@ impl RelayEntries {
         };
         running.add(entry);
         let dials = entry.start_proof(now);
+        self.counts.update(entry);
         self.schedule.update(entry);
         dials
     }
@@ -285,10 +287,11 @@ impl RelayEntries {
 
 #[cfg(any(test, fuzzing))]
 impl RelayEntries {
-    /// Asserts that the schedule agrees with the relays after a turn at `now`: each relay is in its place, and each due
-    /// proof that may run does run.
+    /// Asserts that the counts and the schedule agree with the relays after a turn at `now`: each relay is in its place,
+    /// and each due proof that may run does run.
     pub(in super::super) fn assert_scheduled(&self, now: WallTime, max_proofs: usize) {
-        let Self { entries, schedule, uncapped, .. } = self;
+        let Self { entries, counts, schedule, uncapped, .. } = self;
+        counts.assert_counted(entries);
         let running = RunningProofs::of(self);
         for (relay, entry) in entries {
             assert_eq!(schedule.running.contains(relay), entry.is_being_proved());

@@ -20,7 +20,7 @@ enum Input {
 
 fn input() -> impl Strategy<Value = Input> {
     prop_oneof![
-        6 => (0..80_u16, 0..40_u8, 0..6_u8).prop_map(|(relay, address, from)| Input::Descriptor(relay, address, from)),
+        6 => (0..120_u16, 0..40_u8, 0..6_u8).prop_map(|(relay, address, from)| Input::Descriptor(relay, address, from)),
         3 => any::<bool>().prop_map(Input::Proof),
         1 => prop_oneof![Just(5), Just(30), Just(3_600), Just(70_000)].prop_map(Input::Wait),
     ]
@@ -39,7 +39,7 @@ proptest! {
             now = now.after(Duration::from_secs(1));
             match input {
                 Input::Descriptor(relay, address, from) => {
-                    let profile = profile_at(relay, &[&format!("20.0.{}.{address}:1", address / 4)]);
+                    let profile = profile_at(relay, &[&format!("20.0.{}.{address}:1", address / 14)]);
                     let publisher = Publisher::at([90, from / 2, 0, from].into());
                     _ = authority.handle_descriptor(now, &descriptor(relay, profile, now), publisher);
                 }

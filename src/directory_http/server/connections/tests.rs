@@ -4,8 +4,8 @@ fn caps(all: usize, of_network: usize) -> ConnectionCaps {
     ConnectionCaps { all, of_network, network: network_of, slow_reader_timeout: Duration::from_secs(5) }
 }
 
-fn peer(address: &str) -> IpAddr {
-    address.parse().unwrap()
+fn peer(address: &str) -> Option<IpAddr> {
+    Some(address.parse().unwrap())
 }
 
 /// Whether the connection of this place was evicted.
@@ -38,6 +38,21 @@ fn peers_of_one_machine_or_site_share_all_connections() {
         .collect();
     assert!(connections.admit(now, peer("20.0.0.1")).is_none());
     drop(places);
+}
+
+#[test]
+fn connections_of_a_proxy_count_for_the_networks_of_its_clients() {
+    let (connections, now) = (Connections::new(caps(100, 3)), Instant::now());
+    let places: Vec<_> = (0..8).map(|_| connections.admit(now, None).unwrap()).collect();
+    let take = |place: &HttpConnectionPlace, client: &str| place.share().take(now, peer(client).unwrap());
+    let admitted = places.iter().take(5).filter(|place| take(place, "20.0.0.1")).count();
+    assert_eq!(admitted, 3, "no connection is old enough to be slow");
+    assert!(connections.admit(now, peer("20.0.0.2")).is_none(), "the network has no further place");
+    assert!(take(&places[0], "20.0.0.2"), "a further request of the same network");
+    assert!(take(&places[0], "20.0.1.1") && take(&places[5], "20.0.0.1"), "a request of another client");
+    assert!(take(&places[6], "127.0.0.1") && take(&places[7], "127.0.0.1"));
+    drop(places);
+    assert!(connections.table().open.is_empty() && connections.table().by_network.is_empty());
 }
 
 #[test]

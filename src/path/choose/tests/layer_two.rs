@@ -13,7 +13,8 @@ use crate::directory::{
 
 /// A consensus with `layer_two` layer-2 guards for each client.
 fn with_parameter(relays: impl IntoIterator<Item = ConsensusRelay>, layer_two: u64) -> Consensus {
-    let parameters = Parameters::default().with("path.layer-2-guards", layer_two).unwrap();
+    let parameters =
+        Parameters::default().with("path.layer-2-guards", layer_two).unwrap().with("path.layer-2-network", 0).unwrap();
     let parameters = parameters.with("path.guard-sample", 3).unwrap().with("path.volunteer-share", 100).unwrap();
     consensus_at(NOW, relays, &parameters).0
 }

@@ -18,9 +18,10 @@ const NATURAL_FAILURES: f64 = 0.03;
 
 /// Consensuses of thirty days, and the identities of their relays.
 fn days() -> (Vec<Consensus>, Vec<RelayId>) {
+    let parameters = Parameters::default().with("path.layer-2-guards", 0).unwrap();
     let consensus = |day| {
         let relays = (1..=RELAYS).map(|number| listed(profile(number)));
-        consensus_at(NOW.after(DAY * day), relays, &Parameters::default()).0
+        consensus_at(NOW.after(DAY * day), relays, &parameters).0
     };
     ((0..DAYS).map(consensus).collect(), (1..=RELAYS).map(|number| key(number).id()).collect())
 }
@@ -110,7 +111,8 @@ fn honest_guards_are_kept_though_half_of_the_middles_fail_circuits_behind_them()
 
 /// Two consensuses a day for thirty days, with four layer-2 guards, and the identities of their relays.
 fn half_days_with_layer_two() -> (Vec<Consensus>, Vec<RelayId>) {
-    let parameters = Parameters::default().with("path.layer-2-guards", 4).unwrap();
+    let parameters =
+        Parameters::default().with("path.layer-2-guards", 4).unwrap().with("path.layer-2-network", 0).unwrap();
     let consensus = |half_day| {
         let relays = (1..=RELAYS).map(|number| listed(profile(number)));
         consensus_at(NOW.after(DAY / 2 * half_day), relays, &parameters).0
