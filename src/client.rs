@@ -22,6 +22,8 @@
 //! Caps: [`ClientParameters`]. Beyond the caps on requests and circuits, a request fails immediately with
 //! [`StreamFailure::LimitReached`].
 
+#[cfg(any(test, fuzzing))]
+mod check;
 mod documents;
 mod event;
 mod isolation;

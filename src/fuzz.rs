@@ -1,11 +1,11 @@
 //! Fuzz targets for each decoder and state machine that processes bytes of a peer.
 //!
 //! A [`FuzzTarget`] runs a decoder or machine on an input, and panics if an invariant is violated. No input may cause a
-//! panic, a hang or unbounded memory. `fuzz/` passes each target to libFuzzer. The tests in `fuzz/tests.rs` replay the
-//! corpora, with a limited number of mutations, on the stable compiler. Compiled only for tests and fuzzers.
+//! panic, a hang or unbounded memory. `cargo xtask fuzz` passes the targets to libFuzzer (`docs/fuzzing.md`). The tests
+//! in `fuzz/tests.rs` replay the corpora, with a limited number of mutations. Compiled only for tests and fuzzers.
 //!
-//! After a change of the wire format, run `cargo test --lib fuzz::tests::write_seeds -- --ignored`. It rewrites the
-//! seeds, and adds the programs and manifest entries of new targets.
+//! After a change of the wire format or a new target, run `cargo test --lib fuzz::tests::write_seeds -- --ignored`. It
+//! writes the seeds.
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
@@ -17,13 +17,16 @@
 
 mod channel;
 mod circuit;
+mod client_sequence;
 mod delegated;
 mod directory;
+mod directory_sequence;
 #[cfg(feature = "native")]
 mod engine;
 #[cfg(feature = "native")]
 mod io;
 mod relay;
+mod relay_sequence;
 #[cfg(feature = "native")]
 mod sctp;
 mod stream;
@@ -39,7 +42,7 @@ use crate::base::Instant;
 
 /// A fuzz target.
 pub struct FuzzTarget {
-    /// The name of the target, of the program in `fuzz/fuzz_targets` and of the folder in `fuzz/corpus`.
+    /// The name of the target, and of its folder in `fuzz/corpus`.
     pub name: &'static str,
     /// Processes one input.
     pub run: fn(&[u8]),
@@ -54,7 +57,10 @@ pub const TARGETS: &[&[FuzzTarget]] = &[
     stream::TARGETS,
     channel::TARGETS,
     relay::TARGETS,
+    relay_sequence::TARGETS,
+    client_sequence::TARGETS,
     directory::TARGETS,
+    directory_sequence::TARGETS,
     delegated::TARGETS,
     #[cfg(feature = "native")]
     engine::TARGETS,
@@ -66,14 +72,14 @@ pub const TARGETS: &[&[FuzzTarget]] = &[
     io::TARGETS,
 ];
 
-/// Runs the target `name` on one input.
+/// The target `name`.
 ///
 /// # Panics
-/// When no target has this name, or an invariant is violated.
-pub fn run(name: &str, bytes: &[u8]) {
+/// When no target has this name.
+#[must_use]
+pub fn target(name: &str) -> &'static FuzzTarget {
     let target = TARGETS.iter().copied().flatten().find(|target| target.name == name);
-    let target = target.unwrap_or_else(|| panic!("no fuzz target is named {name}; see TARGETS"));
-    (target.run)(bytes);
+    target.unwrap_or_else(|| panic!("no fuzz target is named {name}; see TARGETS"))
 }
 
 /// An input, read as a sequence of choices of operations. Choices after the end of the input are zero.

@@ -49,6 +49,8 @@
 //! gateway. It also answers an EXTEND to a volunteer whose channel closes before CREATED.
 
 mod build;
+#[cfg(any(test, fuzzing))]
+mod check;
 mod circuit;
 mod gateways;
 mod owners;

@@ -1,5 +1,8 @@
 //! The collection of all channels of a node.
 
+#[cfg(any(test, fuzzing))]
+mod check;
+
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -215,8 +215,17 @@ impl Placement {
         self.requests.position(stream)
     }
 
+    /// The circuit and the isolation of each placed request.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn placed(&self) -> impl Iterator<Item = (PooledCircuitKey, Isolation)> {
+        self.streams.iter().flat_map(|(circuit, streams)| {
+            let isolation = |stream: &ClientStream| self.demand(*stream).map(|demand| demand.isolation);
+            streams.values().filter_map(isolation).map(|isolation| (*circuit, isolation))
+        })
+    }
+
     /// Whether no circuit carries a request.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn is_empty(&self) -> bool {
         self.requests.len() == 0 && self.streams.is_empty()
     }

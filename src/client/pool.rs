@@ -18,6 +18,8 @@ mod build_history;
 mod build_pauses;
 mod build_policy;
 mod build_rate;
+#[cfg(any(test, fuzzing))]
+mod check;
 mod circuit;
 mod circuit_ends;
 mod exit_separation;

@@ -8,6 +8,8 @@
 //! Votes of several authorities aren't implemented: this authority signs its own list.
 
 mod ages;
+#[cfg(any(test, fuzzing))]
+mod check;
 mod crowding;
 mod relays;
 mod volunteers;

@@ -98,7 +98,7 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
     }
 
     /// The numbers of items in the shares and in the order, and of owners.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn len(&self) -> (usize, usize, usize) {
         (self.shares.len(), self.by_rank.values().map(BTreeSet::len).sum(), self.by_rank.len())
     }

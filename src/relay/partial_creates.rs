@@ -94,7 +94,7 @@ impl PartialCreates {
     }
 
     /// The numbers of CREATEs and of their deadlines.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn len(&self) -> (usize, usize) {
         (self.creates.len(), self.deadlines.len())
     }

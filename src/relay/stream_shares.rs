@@ -57,7 +57,7 @@ impl StreamShares {
     }
 
     /// The numbers of streams and of circuits with streams.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn len(&self) -> (usize, usize) {
         (self.owners.len(), self.circuits.values().map(BTreeSet::len).sum())
     }

@@ -142,7 +142,7 @@ impl ExitStreams {
     }
 
     /// The shares of streams.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) const fn shares(&self) -> &StreamShares {
         &self.shares
     }

@@ -247,7 +247,7 @@ impl Table {
         self.deadlines.earliest()
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) const fn owners(&self) -> &Owned<CircuitRank, CircuitKey> {
         &self.owners
     }
@@ -259,7 +259,7 @@ impl Table {
     }
 
     /// The number of circuits with a deadline.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn deadlines(&self) -> usize {
         self.deadlines.len()
     }

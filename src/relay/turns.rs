@@ -96,7 +96,7 @@ impl OwnerTurns {
     }
 
     /// The numbers of turns in both indexes.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn len(&self) -> (usize, usize) {
         (self.turns.len(), self.order.len())
     }

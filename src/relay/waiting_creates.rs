@@ -139,7 +139,7 @@ impl WaitingCreates {
     }
 
     /// The numbers of CREATEs, of their deadlines, and of turns in both indexes.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn len(&self) -> (usize, usize, usize, usize) {
         let (turns, order) = self.turns.len();
         (self.creates.len(), self.deadlines.len(), turns, order)

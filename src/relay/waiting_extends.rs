@@ -233,7 +233,13 @@ impl WaitingExtends {
         self.relays.get(relay).map_or(0, |queue| queue.circuits.len())
     }
 
-    #[cfg(test)]
+    /// The number of all waiting circuits.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn total(&self) -> usize {
+        self.owned.len().0
+    }
+
+    #[cfg(any(test, fuzzing))]
     pub(super) fn is_empty(&self) -> bool {
         self.relays.is_empty()
             && self.waits.is_empty()

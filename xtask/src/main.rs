@@ -10,6 +10,7 @@ mod browser;
 mod chaos;
 mod compare;
 mod deny;
+mod fuzz;
 mod instructions;
 mod packages;
 mod run;
@@ -34,6 +35,7 @@ usage: cargo xtask COMMAND
   chaos [--help] [OPTION]…       make requests for minutes while relays are killed, stopped, restarted, flooded and out of disk
   compare [--help] [OPTION]…     measure Umbel and Tor under delay, loss and rate limits, and print a table
   attack [--help] [OPTION]…      flood a relay with CREATEs from many addresses, and measure an honest client's circuits
+  fuzz [--help] [OPTION]…        fuzz all targets in turn, resume, and merge the found inputs into fuzz/corpus
   book                           make a ZIM file of the Rust book for kiwix-serve, and print its path
 
 example: cargo xtask test --only clippy --only wasm
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         ["chaos", options @ ..] => chaos::command(options),
         ["compare", options @ ..] => compare::command(options),
         ["attack", options @ ..] => attack::command(options),
+        ["fuzz", options @ ..] => fuzz::command(options),
         ["book"] => book::command(),
         ["web"] => web::build().map(drop),
         // A subcommand that `web` starts.

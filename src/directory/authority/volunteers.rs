@@ -166,6 +166,12 @@ impl Volunteers {
         Ok(counted)
     }
 
+    /// The number of volunteers.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Removes a gateway's last report.
     fn remove_report(&mut self, gateway: &RelayId) {
         let Some(report) = self.reports.remove(gateway) else { return };

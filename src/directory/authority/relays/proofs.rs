@@ -285,7 +285,7 @@ impl RelayEntries {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl RelayEntries {
     /// Asserts that the counts and the schedule agree with the relays after a turn at `now`: each relay is in its place,
     /// and each due proof that may run does run.
@@ -304,7 +304,8 @@ impl RelayEntries {
             let is_queued = match publisher {
                 None => schedule.proved.contains(&(at, *relay)),
                 Some(publisher) => {
-                    *publisher == entry.publisher && schedule.unproved[publisher].contains(&(at, *relay))
+                    let queued = schedule.unproved.get(publisher);
+                    *publisher == entry.publisher && queued.is_some_and(|queued| queued.contains(&(at, *relay)))
                 }
             };
             assert!(is_queued);

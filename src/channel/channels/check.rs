@@ -1,0 +1,35 @@
+//! Checks for tests and fuzzing: the invariants of a node's channels that hold after each drained batch of inputs.
+
+use super::Channels;
+
+impl Channels {
+    /// Asserts that the caps hold, and that the counts and indexes agree with the channels.
+    pub(crate) fn assert_sound(&self) {
+        let Self { channels, parameters, .. } = self;
+        assert!(self.outbox.is_empty() && self.events.is_empty(), "the channels are not drained");
+        let unfinished = channels.values().filter(|channel| !channel.is_open());
+        assert_eq!(self.handshakes, unfinished.count());
+        // Links that this end dialled stay open beyond both caps.
+        let accepted = || channels.values().filter(|channel| channel.dialled().is_none());
+        assert!(accepted().count() <= parameters.channels, "channels");
+        assert!(accepted().filter(|channel| !channel.is_open()).count() <= parameters.handshakes, "handshakes");
+        assert!(self.dials.len() <= parameters.dials, "dials");
+        let queued: usize = channels.values().map(|channel| channel.queue().len()).sum();
+        assert_eq!(self.queued, queued);
+        assert!(queued <= parameters.queued, "{queued} queued cells");
+        for channel in channels.values() {
+            assert!(channel.queue().refusals() <= parameters.refusals, "refusals");
+            assert!(channel.queue().queued_cells().all(|queued| queued.cells <= parameters.circuit_queue), "queue");
+        }
+        for (relay, id) in &self.by_relay {
+            assert!(channels.get(id).is_some_and(|channel| channel.peer() == Some(*relay)), "index of channels");
+        }
+    }
+
+    /// Asserts that there is neither a channel nor a dial.
+    pub(crate) fn assert_closed(&self) {
+        self.assert_sound();
+        assert!(self.channels.is_empty() && self.by_relay.is_empty() && self.dials.is_empty());
+        assert_eq!((self.queued, self.handshakes), (0, 0));
+    }
+}

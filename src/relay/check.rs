@@ -1,0 +1,35 @@
+//! Checks for tests and fuzzing: the invariants of a relay that hold after each drained batch of inputs.
+
+use super::{Relay, RelayParameters};
+
+impl Relay {
+    /// Asserts that the caps of `parameters` hold, and that each table agrees with its indexes and shares.
+    pub(crate) fn assert_sound(&self, parameters: &RelayParameters) {
+        self.channels.assert_sound();
+        let circuits = self.table.len();
+        assert!(circuits <= parameters.circuits, "{circuits} circuits");
+        assert!(self.table.deadlines() <= circuits);
+        let (shares, ranks, _) = self.table.owners().len();
+        assert_eq!((shares, ranks), (circuits, circuits));
+        let (partial, deadlines) = self.partial_creates.len();
+        assert!(partial == deadlines && partial <= parameters.partial_creates, "{partial} partial CREATEs");
+        let (waiting, deadlines, turns, order) = self.waiting_creates.len();
+        assert_eq!((waiting, turns), (deadlines, order));
+        assert!(waiting <= parameters.waiting_creates, "{waiting} waiting CREATEs");
+        let waiting = self.waiting_extends.total();
+        assert!(waiting <= parameters.waiting_extends, "{waiting} circuits wait for their next relay");
+        let streams = self.streams.len();
+        assert!(streams <= parameters.exit_streams, "{streams} exit streams");
+        assert_eq!(self.streams.shares().len().0, streams);
+    }
+
+    /// Asserts that no state of a neighbour is left.
+    pub(crate) fn assert_without_neighbours(&self) {
+        self.channels.assert_closed();
+        assert_eq!((self.table.len(), self.table.deadlines(), self.table.owners().len()), (0, 0, (0, 0, 0)));
+        assert_eq!((self.partial_creates.len(), self.waiting_creates.len()), ((0, 0), (0, 0, 0, 0)));
+        assert!(self.waiting_extends.is_empty());
+        assert_eq!((self.streams.len(), self.streams.shares().len()), (0, (0, 0)));
+        assert_eq!(self.streams.poll_timeout(), None);
+    }
+}
