@@ -12,7 +12,8 @@
 //! | rates of CREATE for each owner | `base::Allowances` |
 //! | CREATEs that lack fragments | `partial_creates::PartialCreates` |
 //! | CREATEs that wait for their handshake | `waiting_creates::WaitingCreates` |
-//! | circuits that wait for a channel to the next hop | `dialling::Dialling` |
+//! | circuits that wait for a channel to the next hop, or for its rate | `waiting_extends::WaitingExtends` |
+//! | turns of the owners of waiting CREATEs and circuits | `turns::OwnerTurns` |
 //! | each owner's share of circuits, partial CREATEs and waiting circuits | `owners::Owned` |
 //! | streams whose exit is this relay | `streams::ExitStreams` |
 //! | each owner's and each circuit's share of exit streams | `stream_shares::StreamShares` |
@@ -49,7 +50,6 @@
 
 mod build;
 mod circuit;
-mod dialling;
 mod gateways;
 mod owners;
 mod parameters;
@@ -60,8 +60,10 @@ mod switch;
 mod table;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod volunteers;
 mod waiting_creates;
+mod waiting_extends;
 
 use std::sync::Arc;
 
@@ -79,13 +81,13 @@ use crate::{
 
 use self::{
     circuit::CircuitEndpoint,
-    dialling::Dialling,
     gateways::Gateways,
     partial_creates::PartialCreates,
     streams::ExitStreams,
     table::{CircuitKey, Side, Table},
     volunteers::GatewayVolunteers,
     waiting_creates::WaitingCreates,
+    waiting_extends::WaitingExtends,
 };
 pub use self::{
     parameters::{Reach, RelayParameters},
@@ -130,7 +132,7 @@ pub struct Relay {
     handshake_rate: Rate,
     handshake_tokens: TokenBucket,
     allowances: Allowances,
-    dialling: Dialling,
+    waiting_extends: WaitingExtends,
     streams: ExitStreams,
     cells_switched: u64,
     /// The buffer in which a relay message is encoded.
@@ -158,7 +160,7 @@ impl Relay {
             handshake_rate: parameters.circuit_handshakes,
             handshake_tokens: TokenBucket::new(),
             allowances: Allowances::new(parameters.creates_of_source, parameters.channel.creates_of_relay),
-            dialling: Dialling::new(parameters.dialling),
+            waiting_extends: WaitingExtends::new(parameters.waiting_extends, parameters.creates_to_relay),
             streams: ExitStreams::new(&parameters),
             channels: Channels::new(role, parameters.channel),
             cells_switched: 0,
@@ -358,13 +360,13 @@ impl Relay {
                 if reaches_volunteer {
                     self.volunteers.handle_open(channel);
                 }
-                self.create_waiting(now, relay, channel, rng);
+                self.create_waiting(now, relay, rng);
             }
             ChannelEvent::Open { peer: None, .. } => {}
             ChannelEvent::DialFailed { relay, error } => {
                 tracing::debug!(%error, class = %error.class(), "can't open a channel to a relay");
                 self.gateways.handle_failed(now, &relay);
-                for (key, _) in self.dialling.take(&relay) {
+                for key in self.waiting_extends.take(&relay) {
                     self.end(now, key);
                 }
             }
@@ -419,6 +421,9 @@ impl LinkMachine for Relay {
     fn handle_batch_end(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.gateways.plan(now, &self.known, &mut self.channels);
         self.perform_handshakes(now, rng);
+        while let Some(relay) = self.waiting_extends.poll_due(now) {
+            self.create_waiting(now, relay, rng);
+        }
         self.send_messages(now, rng);
     }
 
@@ -438,7 +443,8 @@ impl LinkMachine for Relay {
     fn poll_timeout(&self) -> Option<Instant> {
         let circuits = [self.table.poll_timeout(), self.partial_creates.poll_timeout(), self.streams.poll_timeout()];
         let neighbours = [self.channels.poll_timeout(), self.gateways.poll_timeout()];
-        let creates = [self.waiting_creates.poll_timeout(), self.next_handshake()];
+        let extends = self.waiting_extends.poll_timeout();
+        let creates = [self.waiting_creates.poll_timeout(), self.next_handshake(), extends];
         circuits.into_iter().chain(creates).chain(neighbours).flatten().min()
     }
 }

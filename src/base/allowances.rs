@@ -58,6 +58,16 @@ impl Allowances {
         true
     }
 
+    /// The time from which [`Self::take`] can succeed for `owner`, as far as the rate of the owner itself permits.
+    #[must_use]
+    pub fn available_at(&self, owner: &Owner) -> Instant {
+        let rate = match owner {
+            Owner::Source(..) => self.source_rate,
+            Owner::Relay(_) => self.relay_rate,
+        };
+        self.bucket(&BucketKey::Owner(*owner)).available_at(rate, 1)
+    }
+
     fn bucket(&self, key: &BucketKey) -> TokenBucket {
         self.buckets.get(key).copied().unwrap_or_default()
     }

@@ -294,6 +294,13 @@ impl Channels {
         self.channels.get_mut(&channel)?.allocate(&self.parameters, rng)
     }
 
+    /// Whether `channel` is open and has the maximum number of circuits.
+    #[must_use]
+    pub fn is_full(&self, channel: ChannelId) -> bool {
+        let channel = self.channels.get(&channel).filter(|channel| channel.is_open());
+        channel.is_some_and(|channel| !channel.has_capacity(&self.parameters))
+    }
+
     /// Whether the other end of `channel` may open one more circuit now, within the limits on number and rate. Each
     /// call below the limit on number counts towards the rate.
     pub fn may_create(&mut self, now: Instant, channel: ChannelId) -> bool {

@@ -176,6 +176,7 @@ impl FairQueue {
 
     /// Removes and returns the next cell to send.
     pub(super) fn pop(&mut self) -> Option<NextCell> {
+        self.remove_idle();
         loop {
             let from_quiet = !self.quiet.is_empty();
             let list = if from_quiet { &mut self.quiet } else { &mut self.busy };
@@ -209,6 +210,22 @@ impl FairQueue {
             }
             return Some(NextCell { cell, circuit: queue.circuit, queue_low: queue.live && left == QUEUE_LOW });
         }
+    }
+
+    /// Removes the first circuit of the busy list if it has no cell: its turn is over. While the quiet list never empties,
+    /// the busy list isn't served, and ended circuits would fill the channel.
+    fn remove_idle(&mut self) {
+        let Some(&slot) = self.busy.front() else { return };
+        if let Some(queue) = self.entries.get_mut(slot) {
+            if !queue.cells.is_empty() {
+                return;
+            }
+            queue.list = List::None;
+            if !queue.live {
+                self.vacate(slot);
+            }
+        }
+        self.busy.pop_front();
     }
 
     /// The circuits with queued cells, live or not. Visits only these, and a few whose queue is empty by now.

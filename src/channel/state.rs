@@ -337,7 +337,7 @@ impl Channel {
 
     /// Whether the channel has fewer live circuits than its limit. The entries of its queue must also be fewer than
     /// twice the limit.
-    fn has_capacity(&self, parameters: &ChannelParameters) -> bool {
+    pub(super) fn has_capacity(&self, parameters: &ChannelParameters) -> bool {
         let relay = self.peer().is_some() && !self.unlisted;
         let limit = if relay { parameters.circuits_per_channel } else { parameters.circuits_per_client };
         self.queue.circuits() < limit && self.queue.entries() < limit.saturating_mul(2)

@@ -21,11 +21,20 @@ const FRAGMENTS_TIMEOUT: Duration = Duration::from_secs(5);
 const MIN_HOP_TIMEOUT: Duration = Duration::from_millis(2500);
 const MAX_HOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The timeout of a hop behind the first: ten times the slowest hop of the same circuit.
+/// The timeout of a hop behind the first: at least ten times the slowest hop of the same circuit, in one of three steps.
 ///
-/// The hop can measure its own timeout. Times of other circuits in this value would link the circuits of an origin.
+/// The hop can measure its own timeout. Times of other circuits in this value would link the circuits of an origin. So
+/// would an exact time of the line of the origin, which all its circuits share.
 pub(super) fn hop_timeout(slowest: Duration) -> Duration {
-    slowest.saturating_mul(10).clamp(MIN_HOP_TIMEOUT, MAX_HOP_TIMEOUT)
+    let least = slowest.saturating_mul(10);
+    let middle = MIN_HOP_TIMEOUT.saturating_mul(2);
+    if least <= MIN_HOP_TIMEOUT {
+        MIN_HOP_TIMEOUT
+    } else if least <= middle {
+        middle
+    } else {
+        MAX_HOP_TIMEOUT
+    }
 }
 
 /// The handshake with one hop.

@@ -8,14 +8,16 @@
 //! Caps: [`ClientParameters`] for circuits and builds; one delegated request for each circuit built for such a request.
 //!
 //! Threat: relays of two circuits recognise that the circuits belong to one client. No event of one isolation ends a
-//! circuit of another, or changes the path, the timeouts or the start of another's build. Events of the client as a whole
-//! end each circuit at a random time of its own (`circuit_ends`). Isolations share only the history of the guard's hop.
+//! circuit of another, or changes the path or the timeouts of another's build. Events of the client as a whole end each
+//! circuit at a random time of its own (`circuit_ends`). Isolations share the history of the guard's hop, the rate of
+//! builds (`build_rate`) and the cap on circuits.
 
 mod avoided_relays;
 mod build;
 mod build_history;
 mod build_pauses;
 mod build_policy;
+mod build_rate;
 mod circuit;
 mod circuit_ends;
 mod exit_separation;
@@ -39,6 +41,7 @@ use crate::{
     wire::Cell,
 };
 use build_policy::BuildPolicy;
+use build_rate::BuildRate;
 use circuit::PooledCircuit;
 use circuit_ends::CircuitEnds;
 use lost_relays::LostRelays;
@@ -115,6 +118,7 @@ pub(super) struct DelegatedCircuit {
 #[derive(Default)]
 pub(super) struct Pool {
     circuits: BTreeMap<PooledCircuitKey, PooledCircuit>,
+    build_rate: BuildRate,
     /// The last key, which is also the number of builds since the start.
     last_key: u64,
     by_channel: BTreeMap<(ChannelId, CircuitId), PooledCircuitKey>,
@@ -320,7 +324,7 @@ impl Pool {
             }
         }
         let spare = self.spares.handle_timeout(now) | self.delegated_spares.handle_timeout(now);
-        self.policy.history.handle_timeout(now) | spare
+        self.policy.history.handle_timeout(now) | self.build_rate.handle_timeout(now) | spare
     }
 
     /// The earliest deadline or end of a circuit, or build of a spare circuit.
@@ -330,9 +334,9 @@ impl Pool {
         circuits.chain(spares).min()
     }
 
-    /// The earliest end of a pause between builds.
+    /// The earliest end of a pause between builds, or of a wait for their rate.
     pub(super) fn pause_end(&self) -> Option<Instant> {
-        self.policy.history.poll_timeout()
+        [self.policy.history.poll_timeout(), self.build_rate.poll_timeout()].into_iter().flatten().min()
     }
 
     /// The next event. Settles the changed circuits one after the other: handles the circuit's events and moves its

@@ -489,7 +489,9 @@ fn a_request_without_a_consensus_fails_at_its_deadline() {
 fn an_expired_consensus_fails_requests_until_there_is_a_newer_one() {
     let mut net = Net::ready(7, 2);
     let before = net.connected(1);
-    net.pass(VALID);
+    // The consensus expires in a minute.
+    net.give_consensus(NOW.after(Duration::from_secs(VALID - 60)));
+    net.pass(62);
     let waiting = net.open(2);
     assert_eq!(net.closed(waiting, 2), StreamFailure::ConsensusExpired);
     net.pass(LONGEST_END);

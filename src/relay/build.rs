@@ -170,25 +170,38 @@ impl Relay {
         if relay == self.identity || Some(relay) == self.channels.peer(previous) {
             return None;
         }
-        let Some(target) = self.known.relay(&relay).map(ConsensusRelay::dial_target) else {
-            return match self.channels.reach(&relay) {
-                Some(channel) => self.create(now, key, channel, request, rng),
-                None => self.send_gone(key),
-            };
-        };
-        if self.channels.lookup(&relay).is_none() && !self.dialling.has_room(&owner, &relay, self.channels.free_dials())
-        {
-            return None;
+        let target = self.known.relay(&relay).map(ConsensusRelay::dial_target);
+        let channel = if target.is_some() { self.channels.lookup(&relay) } else { self.channels.reach(&relay) };
+        if channel.is_none() && target.is_none() {
+            return self.send_gone(key);
         }
-        if let Some(channel) = self.channels.connect(now, &target) {
+        if let Some(channel) = channel
+            && self.waiting_extends.may_create(now, &relay)
+        {
             return self.create(now, key, channel, request, rng);
         }
-        if let Some(evicted) = self.dialling.to_evict(&owner) {
+        let may_wait = match channel {
+            Some(_) => self.waiting_extends.has_share(&owner),
+            None => self.waiting_extends.may_dial(&owner, &relay, self.channels.free_dials()),
+        };
+        if !may_wait {
+            return None;
+        }
+        if channel.is_none()
+            && let Some(target) = target
+        {
+            self.channels.connect(now, &target);
+        }
+        if let Some(evicted) = self.waiting_extends.to_evict(&owner) {
             self.end(now, evicted);
         }
-        self.table.circuit_mut(key)?.set_dialling(now, relay);
+        self.table.circuit_mut(key)?.set_waiting(now, relay);
         self.table.schedule(key);
-        self.dialling.insert(now, relay, key, owner, request.to_vec()).then_some(())
+        let waits = self.waiting_extends.insert(now, relay, key, owner, request.to_vec());
+        if channel.is_some() {
+            self.waiting_extends.schedule(relay);
+        }
+        waits.then_some(())
     }
 
     /// Answers GONE to the origin: the next relay can't be reached. The circuit returns to the state before the EXTEND.
@@ -208,7 +221,7 @@ impl Relay {
             _ => None,
         };
         if let Some(endpoint) = endpoint {
-            self.table.remove_endpoint(endpoint);
+            self.table.remove_next(endpoint, key);
             if self.send_gone(key).is_some() {
                 return;
             }
@@ -216,16 +229,35 @@ impl Relay {
         self.end(now, key);
     }
 
-    /// Sends the CREATEs that waited for the channel to `relay`, which is open now.
-    pub(super) fn create_waiting(&mut self, now: Instant, relay: RelayId, channel: ChannelId, rng: &mut dyn CryptoRng) {
-        for (key, request) in self.dialling.take(&relay) {
+    /// Sends the CREATEs that wait for `relay`, as far as the rate permits now, in turns of their owners.
+    pub(super) fn create_waiting(&mut self, now: Instant, relay: RelayId, rng: &mut dyn CryptoRng) {
+        let channel = match self.known.relay(&relay).map(ConsensusRelay::dial_target) {
+            Some(target) => self.channels.connect(now, &target),
+            None => self.channels.reach(&relay),
+        };
+        let Some(channel) = channel else { return self.handle_unreachable(now, &relay) };
+        while let Some((key, request)) = self.waiting_extends.pop(now, &relay) {
             if self.create(now, key, channel, &request, rng).is_none() {
                 self.end(now, key);
             }
         }
     }
 
-    /// Sends CREATE to the next hop. `None` if the circuit must end.
+    /// Handles the loss of the channel for which circuits wait. A listed relay is dialled again; else the origins get
+    /// GONE.
+    fn handle_unreachable(&mut self, now: Instant, relay: &RelayId) {
+        if self.known.relay(relay).is_some() {
+            return;
+        }
+        for key in self.waiting_extends.take(relay) {
+            if self.send_gone(key).is_none() {
+                self.end(now, key);
+            }
+        }
+    }
+
+    /// Sends CREATE to the next hop. On a full channel, ends a circuit of the owner closest to its share, unless that is
+    /// the owner of this circuit. `None` if the circuit must end.
     fn create(
         &mut self,
         now: Instant,
@@ -235,10 +267,14 @@ impl Relay {
         rng: &mut dyn CryptoRng,
     ) -> Option<()> {
         let volunteer = self.channels.reaches(channel);
-        let circuit = self.table.circuit_mut(key)?;
-        let hop = circuit.hop.next()?;
+        let (hop, owner) = (self.table.circuit(key)?.hop.next()?, self.table.circuit(key)?.owner);
+        if self.channels.is_full(channel)
+            && let Some(evicted) = self.table.least_used_on(channel, &owner)
+        {
+            self.end(now, evicted);
+        }
         let endpoint = CircuitEndpoint { channel, circuit: self.channels.allocate_circuit(channel, rng)? };
-        circuit.set_creating(now, endpoint, volunteer);
+        self.table.circuit_mut(key)?.set_creating(now, endpoint, volunteer);
         self.table.insert_next(endpoint, key);
         for cell in create_cells(endpoint.circuit, hop, request).ok()? {
             self.channels.send(channel, cell).ok()?;

@@ -18,8 +18,8 @@ const UNUSED_TIMEOUT: Duration = Duration::from_secs(600);
 const UNUSED_LATER_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Time limit from the first to the last fragment of one CREATE or EXTEND.
 pub(super) const FRAGMENTS_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time limit from EXTEND to the open channel: slightly more than the limit of a dial and its handshake.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(22);
+/// Time limit from EXTEND to CREATE: slightly more than the limit of a dial and its handshake.
+const EXTEND_TIMEOUT: Duration = Duration::from_secs(22);
 /// Time limit from CREATE to the last fragment of CREATED.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Cap on GONE messages of one circuit (`proto/05-relay-messages.md` §7).
@@ -43,8 +43,8 @@ impl CircuitEndpoint {
 pub(super) enum NextHop {
     /// This relay is the last hop.
     None,
-    /// The channel to the next hop is being dialled.
-    Dialling(RelayId),
+    /// The CREATE waits for the channel to the next hop, or for the rate of CREATEs to it.
+    Waiting(RelayId),
     /// CREATE is sent; CREATED is incomplete.
     Creating { endpoint: CircuitEndpoint, volunteer: bool, reply: Fragments },
     /// The next hop has answered.
@@ -56,7 +56,7 @@ impl NextHop {
     pub(super) const fn endpoint(&self) -> Option<CircuitEndpoint> {
         match self {
             Self::Creating { endpoint, .. } | Self::Open(endpoint) => Some(*endpoint),
-            Self::None | Self::Dialling(_) => None,
+            Self::None | Self::Waiting(_) => None,
         }
     }
 }
@@ -68,6 +68,8 @@ pub(super) struct Circuit {
     pub(super) owner: Owner,
     /// The circuit's rank in [`Owned`](super::owners::Owned).
     pub(super) listed_rank: CircuitRank,
+    /// The circuit's rank among those on the channel to its next hop.
+    pub(super) listed_next_rank: CircuitRank,
     pub(super) next: NextHop,
     pub(super) layer: RelayLayer,
     /// The time of the last cell from the origin.
@@ -92,11 +94,13 @@ impl Circuit {
         previous: CircuitEndpoint,
         layer: RelayLayer,
     ) -> Self {
+        let rank = CircuitRank { serves: false, last_cell: now };
         Self {
             hop,
             previous,
             owner,
-            listed_rank: CircuitRank { serves: false, last_cell: now },
+            listed_rank: rank,
+            listed_next_rank: rank,
             next: NextHop::None,
             layer,
             last_cell: now,
@@ -120,10 +124,10 @@ impl Circuit {
         Some(body)
     }
 
-    /// Records that the channel to the next hop is being dialled.
-    pub(super) fn set_dialling(&mut self, now: Instant, relay: RelayId) {
-        self.next = NextHop::Dialling(relay);
-        self.deadline = Some(now.after(DIAL_TIMEOUT));
+    /// Records that the CREATE to the next hop waits.
+    pub(super) fn set_waiting(&mut self, now: Instant, relay: RelayId) {
+        self.next = NextHop::Waiting(relay);
+        self.deadline = Some(now.after(EXTEND_TIMEOUT));
     }
 
     /// Records that CREATE is sent to the next hop.

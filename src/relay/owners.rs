@@ -45,6 +45,23 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
         Ok(())
     }
 
+    /// Adds an item whatever the share of its owner.
+    pub(super) fn add(&mut self, owner: Owner, rank: R, key: K) {
+        self.shares.add(&owner, 1);
+        self.by_rank.entry(owner).or_default().insert((rank, key));
+    }
+
+    /// Whether `owner` is further from its share than the owner closest to its share.
+    pub(super) fn is_below_fullest(&self, owner: &Owner) -> bool {
+        let fullest = self.shares.fullest().map(|fullest| self.shares.fullness(&fullest));
+        fullest.is_some_and(|fullest| self.shares.fullness(owner) < fullest)
+    }
+
+    /// Whether there is no item.
+    pub(super) fn is_empty(&self) -> bool {
+        self.shares.is_empty()
+    }
+
     /// Removes an item.
     pub(super) fn remove(&mut self, owner: &Owner, rank: R, key: K) {
         self.shares.release(owner);

@@ -27,11 +27,15 @@ pub struct RelayParameters {
     /// at about 0.2 ms each, less than half of the task's time. The burst, default 4, is the maximum in one batch, so
     /// that the handshakes of a batch delay its cells by less than 1 ms.
     pub circuit_handshakes: Rate,
-    /// Cap on circuits that wait for a channel to their next hop, 4 KiB each, with the shares of `circuits`. Beyond the
-    /// share of its owner, the circuit that extends ends. At the cap, the circuit that has waited longest, of the owner
-    /// closest to its share, ends. The circuits of a source wait for at most 16 relays, those of a listed relay for 64.
-    /// Default 4,096.
-    pub dialling: usize,
+    /// Cap on circuits that wait for a channel to their next hop or for `creates_to_relay`, 4 KiB each, with the shares
+    /// of `circuits`. Beyond the share of its owner, the circuit that extends ends. At the cap, the circuit that has
+    /// waited longest, of the owner closest to its share, ends. The circuits of a source wait for at most 16 relays,
+    /// those of a listed relay for 64. Default 4,096.
+    pub waiting_extends: usize,
+    /// Rate of CREATEs to each next relay. CREATEs above the rate wait, and the owners of the circuits take turns. Below
+    /// the rate that the next relay accepts of this relay (`ChannelParameters::creates_of_relay`), so that it refuses
+    /// no CREATE. Default 450 a second, in bursts of up to 500.
+    pub creates_to_relay: Rate,
     /// Cap on streams, RESOLVEs and delegated requests as an exit, with the shares of `circuits`. At a full share, a
     /// new stream may replace one of the same owner; at the cap, one of the owner closest to its share. The replaced
     /// stream is of the owner's circuit with the most streams, and the one without bytes for longest. Otherwise, the
@@ -65,7 +69,8 @@ impl Default for RelayParameters {
             partial_creates: 1024,
             waiting_creates: 8192,
             circuit_handshakes: Rate { per_second: 2000, burst: 4 },
-            dialling: 4096,
+            waiting_extends: 4096,
+            creates_to_relay: Rate { per_second: 450, burst: 500 },
             exit_streams: 4096,
             exit: false,
             delegate: false,

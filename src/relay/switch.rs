@@ -137,8 +137,8 @@ impl Relay {
     /// Ends a circuit, with DESTROY to both sides except `except`, from which a DESTROY came.
     fn end_except(&mut self, now: Instant, key: CircuitKey, except: Option<CircuitEndpoint>) {
         let Some(circuit) = self.table.remove(key) else { return };
-        if let NextHop::Dialling(relay) = &circuit.next {
-            self.dialling.remove(relay, key);
+        if let NextHop::Waiting(relay) = &circuit.next {
+            self.waiting_extends.remove(relay, key);
         }
         for endpoint in [Some(circuit.previous), circuit.next.endpoint()].into_iter().flatten() {
             if Some(endpoint) != except {

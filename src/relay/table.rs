@@ -52,6 +52,8 @@ pub(super) struct Table {
     next_generation: u64,
     /// The cap on circuits, and the share of each owner.
     owners: Owned<CircuitRank, CircuitKey>,
+    /// The circuits on the channel to each next hop, by owner.
+    on_next: HashMap<ChannelId, Owned<CircuitRank, CircuitKey>>,
 }
 
 impl Table {
@@ -63,6 +65,7 @@ impl Table {
             deadlines: Deadlines::default(),
             next_generation: 0,
             owners: Owned::new(cap),
+            on_next: HashMap::new(),
         }
     }
 
@@ -91,6 +94,25 @@ impl Table {
         }
     }
 
+    /// The circuit to end so that one more circuit of `owner` has room on a full channel to a next hop: the least used
+    /// circuit there of the owner closest to its share. `None` if `owner` is as close to its share.
+    pub(super) fn least_used_on(&mut self, channel: ChannelId, owner: &Owner) -> Option<CircuitKey> {
+        if !self.on_next.get(&channel)?.is_below_fullest(owner) {
+            return None;
+        }
+        loop {
+            let (listed, key) = self.on_next.get(&channel)?.lowest()?;
+            let circuit = self.circuit_mut(key)?;
+            let current = circuit.current_rank(false);
+            if current <= listed {
+                return Some(key);
+            }
+            circuit.listed_next_rank = current;
+            let owner = circuit.owner;
+            self.on_next.get_mut(&channel)?.set_rank(&owner, listed, current, key);
+        }
+    }
+
     /// Admits no further circuit from now on.
     pub(super) const fn close(&mut self) {
         self.owners.close();
@@ -112,6 +134,27 @@ impl Table {
     /// Adds the endpoint towards the next hop.
     pub(super) fn insert_next(&mut self, endpoint: CircuitEndpoint, key: CircuitKey) {
         self.insert_endpoint(endpoint, key, Side::Next);
+        let Some(circuit) = self.circuit_mut(key) else { return };
+        circuit.listed_next_rank = circuit.current_rank(false);
+        let (owner, rank) = (circuit.owner, circuit.listed_next_rank);
+        self.on_next.entry(endpoint.channel).or_insert_with(|| Owned::new(0)).add(owner, rank, key);
+    }
+
+    /// Removes the endpoint of a circuit towards the next hop.
+    pub(super) fn remove_next(&mut self, endpoint: CircuitEndpoint, key: CircuitKey) {
+        self.remove_endpoint(endpoint);
+        if let Some(circuit) = self.circuit(key) {
+            let (owner, rank) = (circuit.owner, circuit.listed_next_rank);
+            self.forget_next(endpoint.channel, &owner, rank, key);
+        }
+    }
+
+    fn forget_next(&mut self, channel: ChannelId, owner: &Owner, rank: CircuitRank, key: CircuitKey) {
+        let Some(circuits) = self.on_next.get_mut(&channel) else { return };
+        circuits.remove(owner, rank, key);
+        if circuits.is_empty() {
+            self.on_next.remove(&channel);
+        }
     }
 
     fn insert_endpoint(&mut self, endpoint: CircuitEndpoint, key: CircuitKey, side: Side) {
@@ -119,7 +162,7 @@ impl Table {
     }
 
     /// Removes an endpoint, so that [`Self::find`] finds no circuit there.
-    pub(super) fn remove_endpoint(&mut self, endpoint: CircuitEndpoint) {
+    fn remove_endpoint(&mut self, endpoint: CircuitEndpoint) {
         let Some(endpoints) = self.endpoints.get_mut(&endpoint.channel) else { return };
         endpoints.remove(&endpoint.circuit);
         if endpoints.is_empty() {
@@ -150,6 +193,7 @@ impl Table {
         self.remove_endpoint(circuit.previous);
         if let Some(endpoint) = circuit.next.endpoint() {
             self.remove_endpoint(endpoint);
+            self.forget_next(endpoint.channel, &circuit.owner, circuit.listed_next_rank, key);
         }
         Some(circuit)
     }
@@ -206,6 +250,12 @@ impl Table {
     #[cfg(test)]
     pub(super) const fn owners(&self) -> &Owned<CircuitRank, CircuitKey> {
         &self.owners
+    }
+
+    /// The number of channels to next hops.
+    #[cfg(test)]
+    pub(super) fn next_channels(&self) -> usize {
+        self.on_next.len()
     }
 
     /// The number of circuits with a deadline.

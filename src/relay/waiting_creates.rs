@@ -1,24 +1,20 @@
 //! Complete CREATEs that wait for their handshake, with caps, deadlines and turns of their owners.
 
 use core::time::Duration;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::BTreeMap;
 
 use crate::{
-    base::{AddressPrefix, AtCap, Counter as _, Deadlines, HopIndex, Instant, Owner, RelayId},
+    base::{AtCap, Deadlines, HopIndex, Instant, Owner},
     channel::ChannelId,
 };
 
-use super::{circuit::CircuitEndpoint, owners::Owned};
+use super::{circuit::CircuitEndpoint, owners::Owned, turns::OwnerTurns};
 
 /// Time limit from the last fragment of a CREATE to its handshake. Origins and extending relays wait longer for CREATED,
 /// so no handshake is performed for a circuit that they have given up.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time from the deadline of a CREATE to its refusal, if the channel has no room for a refusal at the deadline.
 const REFUSAL_DELAY: Duration = Duration::from_millis(50);
-/// CREATEs of a network in one turn.
-const TURN_OF_NETWORK: usize = 1;
-/// CREATEs of a listed relay in one turn. A listed relay carries the circuits of many clients.
-const TURN_OF_RELAY: usize = 4;
 
 /// A complete CREATE.
 pub(super) struct WaitingCreate {
@@ -34,50 +30,14 @@ impl WaitingCreate {
     }
 }
 
-/// The holder of a turn: many sources of one network have one turn.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum TurnHolder {
-    Network(AddressPrefix),
-    Relay(RelayId),
-}
-
-impl TurnHolder {
-    const fn of(owner: &Owner) -> Self {
-        match owner {
-            Owner::Source(_, network) => Self::Network(*network),
-            Owner::Relay(relay) => Self::Relay(*relay),
-        }
-    }
-
-    const fn creates(self) -> usize {
-        match self {
-            Self::Network(_) => TURN_OF_NETWORK,
-            Self::Relay(_) => TURN_OF_RELAY,
-        }
-    }
-}
-
-/// The turn of a holder.
-struct Turn {
-    /// The place of the turn among all turns.
-    number: u64,
-    /// CREATEs that the holder may still have handled in this turn.
-    left: usize,
-    /// The holder's owners with a CREATE. They take turns too; the next one is first.
-    owners: VecDeque<Owner>,
-}
-
 /// All waiting CREATEs. An operation takes logarithmic time, and at most a visit of the sources of one network.
 pub(super) struct WaitingCreates {
     creates: BTreeMap<CircuitEndpoint, WaitingCreate>,
     deadlines: Deadlines<CircuitEndpoint>,
     /// The share of each owner, whose CREATEs are ordered by deadline.
     owned: Owned<Instant, CircuitEndpoint>,
-    /// The turn of each holder with a CREATE.
-    turns: HashMap<TurnHolder, Turn>,
-    /// The same holders, by the number of their turn.
-    order: BTreeMap<u64, TurnHolder>,
-    next_number: u64,
+    /// The turns of the owners with a CREATE.
+    turns: OwnerTurns,
 }
 
 impl WaitingCreates {
@@ -86,9 +46,7 @@ impl WaitingCreates {
             creates: BTreeMap::new(),
             deadlines: Deadlines::default(),
             owned: Owned::new(cap),
-            turns: HashMap::new(),
-            order: BTreeMap::new(),
-            next_number: 0,
+            turns: OwnerTurns::default(),
         }
     }
 
@@ -123,7 +81,7 @@ impl WaitingCreates {
         self.owned.insert(create.owner, create.deadline, endpoint)?;
         self.deadlines.set(endpoint, create.deadline);
         if is_first {
-            self.add_owner(create.owner);
+            self.turns.add(create.owner);
         }
         self.creates.insert(endpoint, create);
         Ok(evicted)
@@ -135,7 +93,7 @@ impl WaitingCreates {
         self.deadlines.remove(endpoint);
         self.owned.remove(&create.owner, create.deadline, endpoint);
         if self.owned.lowest_of(&create.owner).is_none() {
-            self.remove_owner(&create.owner);
+            self.turns.remove(&create.owner);
         }
         Some(create)
     }
@@ -149,19 +107,9 @@ impl WaitingCreates {
         }
     }
 
-    /// Removes and returns the next CREATE: of the holder whose turn it is, the oldest of the next owner.
+    /// Removes and returns the next CREATE: the oldest of the owner whose turn it is.
     pub(super) fn pop(&mut self) -> Option<(CircuitEndpoint, WaitingCreate)> {
-        let (_, &holder) = self.order.first_key_value()?;
-        let turn = self.turns.get_mut(&holder)?;
-        let owner = *turn.owners.front()?;
-        turn.owners.rotate_left(1);
-        turn.left.decrement();
-        if turn.left == 0 {
-            self.order.remove(&turn.number);
-            (turn.number, turn.left) = (self.next_number, holder.creates());
-            self.order.insert(turn.number, holder);
-            self.next_number = self.next_number.wrapping_add(1);
-        }
+        let owner = self.turns.next()?;
         let (_, endpoint) = self.owned.lowest_of(&owner)?;
         Some((endpoint, self.remove(endpoint)?))
     }
@@ -190,35 +138,11 @@ impl WaitingCreates {
         self.deadlines.earliest()
     }
 
-    /// Adds an owner with its first CREATE. A new holder is behind all others.
-    fn add_owner(&mut self, owner: Owner) {
-        let holder = TurnHolder::of(&owner);
-        let (number, order) = (self.next_number, &mut self.order);
-        let turn = self.turns.entry(holder).or_insert_with(|| {
-            order.insert(number, holder);
-            Turn { number, left: holder.creates(), owners: VecDeque::new() }
-        });
-        if turn.number == number {
-            self.next_number = number.wrapping_add(1);
-        }
-        turn.owners.push_back(owner);
-    }
-
-    /// Removes an owner without a CREATE.
-    fn remove_owner(&mut self, owner: &Owner) {
-        let holder = TurnHolder::of(owner);
-        let Some(turn) = self.turns.get_mut(&holder) else { return };
-        turn.owners.retain(|other| other != owner);
-        if turn.owners.is_empty() {
-            self.order.remove(&turn.number);
-            self.turns.remove(&holder);
-        }
-    }
-
     /// The numbers of CREATEs, of their deadlines, and of turns in both indexes.
     #[cfg(test)]
     pub(super) fn len(&self) -> (usize, usize, usize, usize) {
-        (self.creates.len(), self.deadlines.len(), self.turns.len(), self.order.len())
+        let (turns, order) = self.turns.len();
+        (self.creates.len(), self.deadlines.len(), turns, order)
     }
 }
 

@@ -1,7 +1,6 @@
 //! The programs of `examples/`, run against a testnet as their documentation describes.
 
 use std::{
-    path::Path,
     process::{Command, Output, Stdio},
     time::Instant,
 };
@@ -90,14 +89,6 @@ fn an_embedded_relay_forwards_circuits_of_others(testnet: &Testnet) {
     let cells: u64 = next_line("forwarded ").split_whitespace().next().unwrap().parse().unwrap();
     assert!(cells > LENGTH / 1_024, "the body went over the relay: {cells} cells");
     assert!(wait_for_end(&mut relay.0).success());
-}
-
-/// The program of an example. Cargo and nextest build examples beside the folder of the tests' programs.
-fn example(name: &str) -> Command {
-    let test = std::env::current_exe().unwrap();
-    let program = test.parent().and_then(Path::parent).unwrap().join("examples").join(name);
-    assert!(program.is_file(), "no {}: cargo build --examples", program.display());
-    Command::new(program)
 }
 
 /// Runs a program, which must succeed; returns the output.

@@ -2,9 +2,9 @@
 
 use std::{
     fs,
-    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
@@ -207,22 +207,43 @@ pub(crate) trait Namespaces {
     }
 }
 
-/// The binary under test.
+/// The program under test: that of `UMBEL_TEST_PROGRAM`, by default the binary that Cargo built for the tests.
 pub(crate) fn umbel() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_umbel"))
+    Command::new(std::env::var_os("UMBEL_TEST_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_umbel").into()))
+}
+
+/// The program of an example.
+pub(crate) fn example(name: &str) -> Command {
+    let program = examples_folder().join(name);
+    assert!(program.is_file(), "no {}: cargo build --examples", program.display());
+    Command::new(program)
+}
+
+/// The folder of the examples. Cargo and nextest build examples beside the folder of the tests' programs.
+pub(crate) fn examples_folder() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().and_then(Path::parent).unwrap().join("examples")
 }
 
 pub(crate) fn pid(process: &Child) -> Pid {
     Pid::from_raw(i32::try_from(process.id()).unwrap())
 }
 
-/// The lines of `output`, as they are written.
+/// The lines of `output`, as they are written. Also prints them.
 pub(crate) fn lines_of(output: impl io::Read + Send + 'static) -> mpsc::Receiver<String> {
+    read_lines(output, |line| eprintln!("| {line}"))
+}
+
+/// The lines of `output`, as they are written; calls `show` with each.
+pub(crate) fn read_lines(
+    output: impl io::Read + Send + 'static,
+    show: impl Fn(&str) + Send + 'static,
+) -> mpsc::Receiver<String> {
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
         for line in BufReader::new(output).lines() {
             let Ok(line) = line else { return };
-            eprintln!("| {line}");
+            show(&line);
             if sender.send(line).is_err() {
                 return;
             }
@@ -270,7 +291,7 @@ pub(crate) fn shown_key(folder: &Path, role: &str, label: &str) -> String {
     line.split_whitespace().last().unwrap().to_owned()
 }
 
-fn first_word(text: &str) -> String {
+pub(crate) fn first_word(text: &str) -> String {
     text.split_whitespace().next().unwrap_or_default().to_owned()
 }
 
@@ -372,16 +393,29 @@ pub(crate) fn socks(
 ) -> (u8, TcpStream) {
     let mut stream = TcpStream::connect(port).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let code = try_socks(&mut stream, login, command, host, target_port).unwrap();
+    (code, stream)
+}
+
+/// Sends `command` for `host` over `stream`, a stream to a SOCKS5 port; returns the reply code. For CONNECT, reads the
+/// whole reply. For RESOLVE, the caller reads the reply from the address on.
+pub(crate) fn try_socks(
+    stream: &mut (impl io::Read + io::Write),
+    login: Option<(&str, &str)>,
+    command: u8,
+    host: &str,
+    target_port: u16,
+) -> io::Result<u8> {
     let method = if login.is_some() { 2 } else { 0 };
-    stream.write_all(&[5, 1, method]).unwrap();
-    assert_eq!(read::<2>(&mut stream), [5, method]);
+    stream.write_all(&[5, 1, method])?;
+    expect_bytes(stream, [5, method])?;
     if let Some((user, password)) = login {
         let mut request = vec![1, u8::try_from(user.len()).unwrap()];
         request.extend_from_slice(user.as_bytes());
         request.push(u8::try_from(password.len()).unwrap());
         request.extend_from_slice(password.as_bytes());
-        stream.write_all(&request).unwrap();
-        assert_eq!(read::<2>(&mut stream), [1, 0]);
+        stream.write_all(&request)?;
+        expect_bytes(stream, [1, 0])?;
     }
     let mut request = vec![5, command, 0];
     match host.parse() {
@@ -399,15 +433,14 @@ pub(crate) fn socks(
         }
     }
     request.extend_from_slice(&target_port.to_be_bytes());
-    stream.write_all(&request).unwrap();
-    let [_, code, _, family] = read::<4>(&mut stream);
-    // For RESOLVE, the caller reads the rest of the reply. For CONNECT, the rest is skipped.
+    stream.write_all(&request)?;
+    let [_, code, _, family] = try_read::<4>(stream)?;
     if command == 1 {
         let length = if family == 4 { 18 } else { 6 };
         let mut skipped = vec![0; length];
-        stream.read_exact(&mut skipped).unwrap();
+        stream.read_exact(&mut skipped)?;
     }
-    (code, stream)
+    Ok(code)
 }
 
 /// A stream to `to` through the overlay.
@@ -428,7 +461,16 @@ pub(crate) fn request(stream: &mut TcpStream, length: u64) {
 }
 
 pub(crate) fn read<const N: usize>(stream: &mut TcpStream) -> [u8; N] {
+    try_read(stream).unwrap()
+}
+
+fn expect_bytes<const N: usize>(stream: &mut impl io::Read, expected: [u8; N]) -> io::Result<()> {
+    let received = try_read(stream)?;
+    if received == expected { Ok(()) } else { Err(io::Error::other(format!("{received:?} instead of {expected:?}"))) }
+}
+
+fn try_read<const N: usize>(stream: &mut impl io::Read) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
-    stream.read_exact(&mut bytes).unwrap();
-    bytes
+    stream.read_exact(&mut bytes)?;
+    Ok(bytes)
 }

@@ -113,13 +113,13 @@ fn fetch(network: &Network, url: &str) -> Output {
 }
 
 /// Machines as network namespaces on one bridge; a drop removes them.
-struct Network {
-    addresses: Vec<String>,
+pub(crate) struct Network {
+    pub(crate) addresses: Vec<String>,
     prefix: String,
 }
 
 impl Network {
-    fn new(addresses: &[&str]) -> Self {
+    pub(crate) fn new(addresses: &[&str]) -> Self {
         let prefix = format!("um{}", std::process::id());
         let network = Self { addresses: addresses.iter().map(ToString::to_string).collect(), prefix };
         let bridge = network.bridge();
@@ -187,7 +187,7 @@ impl Drop for Network {
     }
 }
 
-fn ip(arguments: &[&str]) {
+pub(crate) fn ip(arguments: &[&str]) {
     let output = Command::new("ip").args(arguments).output().expect("iproute2 is installed");
     assert!(output.status.success(), "ip {arguments:?} (needs root): {}", String::from_utf8_lossy(&output.stderr));
 }

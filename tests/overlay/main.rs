@@ -11,6 +11,8 @@
 )]
 
 mod applications;
+mod attack;
+mod chaos;
 mod engines;
 mod examples;
 mod failures;

@@ -119,7 +119,7 @@ fn nearly_all_requests_succeed_at_the_first_try_while_volunteers_are_killed() {
 /// Cells that a volunteer has forwarded, according to the last line of its log.
 fn cells_of(testnet: &Testnet, name: &str) -> u64 {
     let log = std::fs::read_to_string(testnet.folder.path().join(format!("{name}.log"))).unwrap();
-    let line = log.lines().rev().find(|line| line.contains("traffic of others")).unwrap();
+    let line = log.lines().rev().find(|line| line.contains("circuits of other nodes")).unwrap();
     // Colour codes may precede the number.
     let count = line.rsplit("cells").next().unwrap().rsplit(['m', '=']).next().unwrap();
     count.trim().parse().unwrap()

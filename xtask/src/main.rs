@@ -4,8 +4,10 @@
 //! so that it builds within a second after a fresh clone.
 #![allow(clippy::disallowed_methods, reason = "not part of the core: reads the clock and the environment")]
 
+mod attack;
 mod book;
 mod browser;
+mod chaos;
 mod compare;
 mod deny;
 mod instructions;
@@ -29,7 +31,9 @@ usage: cargo xtask COMMAND
   packages                       install the Debian packages that the tests need
   browser                        dial a relay and use the search page in Chromium and Firefox
   instructions                   count the instructions of sealing, switching and packing a cell, and compare them with budgets
+  chaos [--help] [OPTION]…       make requests for minutes while relays are killed, stopped, restarted, flooded and out of disk
   compare [--help] [OPTION]…     measure Umbel and Tor under delay, loss and rate limits, and print a table
+  attack [--help] [OPTION]…      flood a relay with CREATEs from many addresses, and measure an honest client's circuits
   book                           make a ZIM file of the Rust book for kiwix-serve, and print its path
 
 example: cargo xtask test --only clippy --only wasm
@@ -44,7 +48,9 @@ fn main() -> ExitCode {
         ["deny"] => deny::check().map(drop),
         ["packages"] => packages::install().map(drop),
         ["instructions"] => instructions::check().map(drop),
+        ["chaos", options @ ..] => chaos::command(options),
         ["compare", options @ ..] => compare::command(options),
+        ["attack", options @ ..] => attack::command(options),
         ["book"] => book::command(),
         ["web"] => web::build().map(drop),
         // A subcommand that `web` starts.

@@ -33,7 +33,8 @@ const STEPS: &[Step] = &[
     },
     Step {
         name: "applications",
-        what: "curl, wget, git, Python and searches through a testnet; three machines; links with delay and loss",
+        what: "curl, wget, git, Python and searches through a testnet; three machines; links with delay and loss;\
+               a flood of CREATEs",
         run: applications,
     },
     Step { name: "doctest", what: "the documentation's examples", run: doctest },
@@ -149,6 +150,8 @@ fn has_nextest() -> bool {
 
 /// The tests of processes that need external programs, and that a plain `cargo test` skips.
 fn applications() -> Result<Tally, Failure> {
+    // `--test overlay` builds no examples.
+    Run::cargo().args(["build", "--locked", "--example", "attack"]).run()?;
     let run = if has_nextest() {
         Run::cargo().args([
             "nextest",

@@ -25,6 +25,19 @@ fn cells_of_a_circuit_arrive_in_order_and_in_its_lane() {
 }
 
 #[test]
+fn ended_circuits_with_one_cell_each_do_not_fill_a_channel() {
+    let mut queue = FairQueue::default();
+    for number in 1..=1000 {
+        let circuit = CircuitId::new(number).unwrap();
+        assert!(queue.admit(circuit));
+        queue.push(circuit, number.into(), cell(circuit, 1), 20).unwrap();
+        assert!(queue.pop().is_some());
+        queue.end(circuit);
+        assert!(queue.entries() <= 3, "{} entries", queue.entries());
+    }
+}
+
+#[test]
 fn queued_cells_are_packed_seventeen_to_a_message() {
     let (mut pair, channel) = client_and_relay();
     let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();

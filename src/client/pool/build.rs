@@ -82,7 +82,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Starts the build of a circuit if pauses and the cap on builds of the isolation allow it.
+    /// Starts the build of a circuit if pauses, the cap on builds of the isolation and the rate of builds allow it.
     ///
     /// # Errors
     /// When there is no path, or when the cap on circuits is reached.
@@ -99,6 +99,9 @@ impl Pool {
         let is_building = |circuit: &&PooledCircuit| circuit.is_building() && circuit.owner() == isolation;
         let building = self.circuits.values().filter(is_building).count();
         if building >= inputs.parameters.building || !self.policy.history.may_build(now, isolation) {
+            return Ok(());
+        }
+        if !self.build_rate.may_build(now) {
             return Ok(());
         }
         let delegation = delegation_of(&purpose).cloned();
@@ -142,6 +145,7 @@ impl Pool {
     ) -> Result<(), PathError> {
         let guard = circuit.guard().and_then(|guard| inputs.relays.consensus.relay(&guard));
         let guard = guard.ok_or(PathError::TooFewRelays)?.dial_target();
+        self.build_rate.handle_build(now);
         self.last_key = self.last_key.saturating_add(1);
         let key = PooledCircuitKey(self.last_key);
         self.circuits.insert(key, circuit);

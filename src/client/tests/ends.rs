@@ -91,11 +91,10 @@ fn unused_circuits_that_another_guard_supersedes_end_at_times_of_their_own() {
 #[test]
 fn circuits_over_an_expired_consensus_end_at_times_of_their_own() {
     let mut net = Net::new(920, 3);
-    net.client(|party, _, _| party.client.parameters.spare_age = Duration::from_secs(VALID * 3));
-    net.give_consensus(NOW);
+    net.give_consensus(NOW.after(Duration::from_secs(VALID - 300)));
     net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
     net.await_spares(5);
-    net.pass(VALID - net.world.now().since(Instant::START).as_secs() - 1);
+    net.pass(299 - net.world.now().since(Instant::START).as_secs());
     assert_eq!(net.open_circuits(), 5);
     net.assert_separate_ends(LONGEST_END + 2, 5);
     assert_eq!(net.open_circuits(), 0);

@@ -314,3 +314,20 @@ fn spare_circuits_at_the_start_are_built_at_times_of_their_own() {
     // The median of an exponential distribution with a mean of 4 s is 2.8 s.
     assert!((1500..4500).contains(&delays[25]), "{delays:?}");
 }
+
+#[test]
+fn a_burst_of_isolations_is_not_refused_by_the_guard() {
+    let mut net = Net::ready(830, 3);
+    let streams: Vec<_> = (0..480_u16)
+        .map(|number| {
+            let [high, low] = number.to_be_bytes();
+            let mut isolation = [9; 32];
+            (isolation[0], isolation[1]) = (high, low);
+            let target = Target { host: Host::Ip([1, 1, 1, 1].into()), port: 443 };
+            net.client(|party, now, _| party.client.open(now, target, Isolation(isolation)))
+        })
+        .collect();
+    for stream in streams {
+        net.wait(15, |party| party.seen(stream).connected);
+    }
+}

@@ -230,7 +230,7 @@ impl GuardSample {
             if !primaries.contains(&guard.identity) {
                 guard.next_relays = NextRelays::default();
             } else if due {
-                guard.next_relays.halve(|relay| !layer_two.in_use() || layer_two.contains(relay));
+                guard.next_relays.halve(|relay| !layer_two.is_on() || layer_two.contains(relay));
             }
         }
     }

@@ -25,15 +25,21 @@ const MAX_LIFETIME: Duration = DAY.saturating_mul(12);
 /// Minimum time between two replacements of failing layer-2 guards. Without this bound, a malicious guard that ends
 /// circuits could soon replace all layer-2 guards by relays of its operator.
 const REPLACEMENT_INTERVAL: Duration = Duration::from_secs(DAY.as_secs() / 2);
+/// Time for which a layer-2 guard that isn't listed as stable keeps its place. An attacker who floods relays until a
+/// consensus omits them must not move clients to other layer-2 guards for days.
+const MAX_UNLISTED: Duration = DAY.saturating_mul(2);
 /// Maximum number of layer-2 guards; the maximum of `path.layer-2-guards`.
 const MAX_LAYER_TWO_GUARDS: usize = 16;
 
 /// The layer-2 guards of a client.
 #[derive(Clone, Default)]
 pub(super) struct LayerTwoGuards {
+    /// In the order in which they were drawn. More than the number in use, if substitutes were drawn.
     guards: Vec<LayerTwoGuard>,
     /// Whether the current consensus has enough stable relays.
-    in_use: bool,
+    is_on: bool,
+    /// The first of `guards` that are listed as stable in the current consensus.
+    in_use: Vec<RelayId>,
     /// The date of the consensus with which a failing layer-2 guard was last replaced.
     replaced_at: Option<WallTime>,
 }
@@ -43,6 +49,8 @@ struct LayerTwoGuard {
     identity: RelayId,
     /// The end of the lifetime.
     expires: WallTime,
+    /// The date of the last consensus that lists it as stable.
+    last_listed: WallTime,
 }
 
 impl LayerTwoGuards {
@@ -51,30 +59,46 @@ impl LayerTwoGuards {
     }
 
     /// Whether paths have a layer-2 guard.
-    pub(super) const fn in_use(&self) -> bool {
-        self.in_use && !self.guards.is_empty()
+    pub(super) const fn is_on(&self) -> bool {
+        self.is_on && !self.guards.is_empty()
     }
 
     pub(super) fn contains(&self, relay: &RelayId) -> bool {
         self.identities().any(|guard| guard == *relay)
     }
 
-    /// Decides by a new consensus whether layer-2 guards are used.
+    /// Decides by a new consensus whether layer-2 guards are used. A client that has some uses them down to half of the
+    /// minimum. So an attacker who stops a few relays of a network at the minimum doesn't turn them off.
     pub(super) fn handle_consensus(&mut self, consensus: &Consensus) {
         let stable = consensus.relays().iter().filter(|relay| relay.flags.contains(Flags::STABLE)).count();
         let min_network = consensus.parameters().min_layer_two_network();
-        self.in_use = u64::try_from(stable).is_ok_and(|stable| stable >= min_network);
+        let min = if self.guards.is_empty() { min_network } else { min_network / 2 };
+        self.is_on = u64::try_from(stable).is_ok_and(|stable| stable >= min);
     }
 
-    /// Removes layer-2 guards that are unlisted, not stable or past their lifetime, and those beyond `number`. Also
+    /// Removes layer-2 guards past their lifetime, and those that weren't listed as stable for [`MAX_UNLISTED`]. Also
     /// removes those whose lifetime ends later than [`MAX_LIFETIME`] from now.
-    fn remove_unusable(&mut self, consensus: &Consensus, number: usize) {
+    fn remove_unusable(&mut self, consensus: &Consensus) {
         let date = consensus.valid_after();
-        self.guards.retain(|guard| {
-            let is_listed = consensus.relay(&guard.identity).is_some_and(|relay| relay.flags.contains(Flags::STABLE));
-            is_listed && date < guard.expires && guard.expires.since(date) <= MAX_LIFETIME
+        self.guards.retain_mut(|guard| {
+            if is_stable(consensus, &guard.identity) {
+                guard.last_listed = date;
+            }
+            date < guard.expires
+                && guard.expires.since(date) <= MAX_LIFETIME
+                && date.since(guard.last_listed) <= MAX_UNLISTED
         });
-        self.guards.truncate(number);
+    }
+
+    /// The layer-2 guards that are listed as stable.
+    fn listed(&self, consensus: &Consensus) -> impl Iterator<Item = RelayId> {
+        self.identities().filter(|guard| is_stable(consensus, guard))
+    }
+
+    /// Whether one more layer-2 guard must be drawn: there are fewer than `number`, or fewer than half of them are listed.
+    fn is_short(&self, consensus: &Consensus, number: usize) -> bool {
+        let has_room = self.guards.len() < MAX_LAYER_TWO_GUARDS;
+        self.guards.len() < number || has_room && self.listed(consensus).count() < number.div_ceil(2)
     }
 
     /// Removes one layer-2 guard in `failing`, if the last replacement was long enough ago.
@@ -91,6 +115,7 @@ impl LayerTwoGuards {
         let encode = |guard: &LayerTwoGuard| schema::LayerTwoGuard {
             identity: guard.identity.as_bytes().to_vec(),
             expires: guard.expires.as_unix(),
+            last_listed: guard.last_listed.as_unix(),
         };
         self.guards.iter().map(encode).collect()
     }
@@ -107,35 +132,47 @@ impl LayerTwoGuards {
         }
         let decode = |guard: &schema::LayerTwoGuard| {
             let identity = decode_identity(&guard.identity)?;
-            Some(LayerTwoGuard { identity, expires: WallTime::from_unix(guard.expires) })
+            let (expires, last_listed) = (guard.expires, guard.last_listed);
+            let (expires, last_listed) = (WallTime::from_unix(expires), WallTime::from_unix(last_listed));
+            Some(LayerTwoGuard { identity, expires, last_listed })
         };
         let guards = guards.iter().map(decode).collect::<Option<_>>()?;
-        Some(Self { guards, in_use: false, replaced_at: (replaced_at > 0).then(|| WallTime::from_unix(replaced_at)) })
+        Some(Self {
+            guards,
+            is_on: false,
+            in_use: Vec::new(),
+            replaced_at: (replaced_at > 0).then(|| WallTime::from_unix(replaced_at)),
+        })
     }
 }
 
 impl GuardSample {
-    /// The layer-2 guards; none if the consensus turns them off, or has too few stable relays.
+    /// The layer-2 guards in use; none if the consensus turns them off, or has too few stable relays.
     pub(crate) fn layer_two(&self) -> Vec<RelayId> {
-        if self.layer_two.in_use() { self.layer_two.identities().collect() } else { Vec::new() }
+        self.layer_two.in_use.clone()
     }
 
     /// Updates the layer-2 guards to a new consensus. Returns whether some were added or removed. While the consensus has
     /// too few stable relays, the layer-2 guards stay but are not used, so that a return to more relays draws no others.
+    /// Layer-2 guards that a consensus omits stay too. Substitutes are drawn if more than half are omitted, and stay behind
+    /// them.
     pub(super) fn update_layer_two<R: CryptoRng + ?Sized>(&mut self, consensus: &Consensus, rng: &mut R) -> bool {
         let number = consensus.parameters().layer_two_guards();
         let number = usize::try_from(number).unwrap_or(MAX_LAYER_TWO_GUARDS).min(MAX_LAYER_TWO_GUARDS);
         let before: Vec<_> = self.layer_two.identities().collect();
-        self.layer_two.remove_unusable(consensus, number);
+        self.layer_two.remove_unusable(consensus);
         let failing: Vec<_> = self.primaries().flat_map(|guard| guard.next_relays.failing_often()).collect();
         self.layer_two.remove_failing(consensus.valid_after(), &failing);
-        while self.layer_two.in_use
-            && self.layer_two.guards.len() < number
+        while self.layer_two.is_on
+            && self.layer_two.is_short(consensus, number)
             && let Some(identity) = self.draw_layer_two(consensus, rng)
         {
             let expires = consensus.valid_after().after(draw_lifetime(rng));
-            self.layer_two.guards.push(LayerTwoGuard { identity, expires });
+            let last_listed = consensus.valid_after();
+            self.layer_two.guards.push(LayerTwoGuard { identity, expires, last_listed });
         }
+        let in_use = self.layer_two.listed(consensus).take(if self.layer_two.is_on { number } else { 0 });
+        self.layer_two.in_use = in_use.collect();
         !self.layer_two.identities().eq(before)
     }
 
@@ -159,6 +196,10 @@ impl GuardSample {
         let relays = if preferred.is_empty() { &eligible } else { &preferred };
         pick_by_weight(relays, |hop| share.weight(hop), rng).map(|hop| hop.identity())
     }
+}
+
+fn is_stable(consensus: &Consensus, relay: &RelayId) -> bool {
+    consensus.relay(relay).is_some_and(|relay| relay.flags.contains(Flags::STABLE))
 }
 
 /// The lifetime of a layer-2 guard. The greater of two times makes short lifetimes rare.

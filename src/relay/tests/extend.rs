@@ -51,7 +51,7 @@ fn an_extend_without_its_last_fragment_or_an_answer_ends_the_circuit_at_the_dead
     bench.extend(link, upper(1), &mut layers, relay_id(NEXT));
     bench.pass(Duration::from_secs(10));
     assert_eq!(bench.commands(link), [Command::Destroy], "the dial");
-    assert!(bench.relay.dialling.is_empty());
+    assert!(bench.relay.waiting_extends.is_empty());
 
     let mut bench = Bench::new(RelayParameters::default());
     let (link, next, ..) = extended(&mut bench);

@@ -256,7 +256,7 @@ fn extend_to(bench: &mut Bench, link: LinkId, number: u32, relay: u16) {
 
 #[test]
 fn circuits_of_one_source_that_wait_for_channels_leave_room_for_others() {
-    let mut bench = Bench::new(RelayParameters { dialling: 64, ..RelayParameters::default() });
+    let mut bench = Bench::new(RelayParameters { waiting_extends: 64, ..RelayParameters::default() });
     let mut links = Vec::new();
     for network in 1..=16 {
         bench.address = [198, 51, network, 1].into();
@@ -266,16 +266,112 @@ fn circuits_of_one_source_that_wait_for_channels_leave_room_for_others() {
             links.push(link);
         }
         let expected = 4 * usize::from(network);
-        assert_eq!((bench.circuits(), bench.relay.dialling.len(&relay_id(NEXT))), (expected, expected));
+        assert_eq!((bench.circuits(), bench.relay.waiting_extends.len(&relay_id(NEXT))), (expected, expected));
     }
     bench.address = [203, 0, 113, 1].into();
     let honest = bench.client();
     extend_to(&mut bench, honest, 1, NEXT);
     assert!(stands(&bench, honest, 1));
-    assert_eq!((bench.circuits(), bench.relay.dialling.len(&relay_id(NEXT))), (64, 64));
+    assert_eq!((bench.circuits(), bench.relay.waiting_extends.len(&relay_id(NEXT))), (64, 64));
     let next = bench.next();
     assert_eq!(bench.commands(next).len(), 64);
-    assert!(bench.relay.dialling.is_empty());
+    assert!(bench.relay.waiting_extends.is_empty());
+}
+
+#[test]
+fn a_client_extends_over_a_channel_that_circuits_of_two_sources_fill() {
+    let channel = ChannelParameters { circuits_per_channel: 64, ..ChannelParameters::default() };
+    let mut bench = Bench::new(RelayParameters { channel, ..RelayParameters::default() });
+    let next = bench.next();
+    let mut attackers = Vec::new();
+    for network in 1..=2 {
+        bench.address = [198, 51, network, 1].into();
+        let link = bench.client();
+        (1..=40).for_each(|number| extend_to(&mut bench, link, number, NEXT));
+        attackers.push(link);
+    }
+    let held = |bench: &Bench, link| (1..=40).filter(|number| stands(bench, link, *number)).count();
+    let attackers_hold: Vec<_> = attackers.iter().map(|link| held(&bench, *link)).collect();
+    assert_eq!(attackers_hold, [32, 32], "the second source evicts circuits of the first until both have as many");
+    bench.address = [203, 0, 113, 1].into();
+    let honest = bench.client();
+    (1..=20).for_each(|number| extend_to(&mut bench, honest, number, NEXT));
+    assert!((1..=20).all(|number| has_created(&bench, honest, number)));
+    assert_eq!(bench.circuits(), 64);
+    for link in [honest, next].into_iter().chain(attackers) {
+        close(&mut bench, link);
+    }
+    assert_eq!((bench.circuits(), bench.relay.table.next_channels()), (0, 0));
+}
+
+/// Parameters with a low rate of CREATEs to the next relay.
+fn slow_creates() -> RelayParameters {
+    RelayParameters { creates_to_relay: Rate { per_second: 10, burst: 5 }, ..RelayParameters::default() }
+}
+
+/// Whether the CREATE of a circuit to its next hop has been sent.
+fn has_created(bench: &Bench, link: LinkId, number: u32) -> bool {
+    let endpoint = CircuitEndpoint { channel: ChannelId(link), circuit: upper(number) };
+    let (key, _) = bench.relay.table.find(endpoint).expect("the circuit stands");
+    matches!(bench.relay.table.circuit(key).unwrap().next, super::super::circuit::NextHop::Creating { .. })
+}
+
+#[test]
+fn a_client_extends_in_its_turn_while_sixteen_sources_extend_to_the_same_relay_above_its_rate() {
+    let mut bench = Bench::new(slow_creates());
+    let next = bench.next();
+    for network in 1..=16 {
+        bench.address = [198, 51, network, 1].into();
+        let link = bench.client();
+        (1..=3).for_each(|number| extend_to(&mut bench, link, number, NEXT));
+    }
+    assert_eq!((bench.commands(next).len(), bench.relay.waiting_extends.len(&relay_id(NEXT))), (5, 43));
+    bench.address = [203, 0, 113, 1].into();
+    let honest = bench.client();
+    extend_to(&mut bench, honest, 1, NEXT);
+    let mut waits = Vec::new();
+    for step in 1..=44 {
+        let due = bench.relay.poll_timeout().unwrap();
+        assert!(due > bench.now, "the driver can wait for the next CREATE");
+        bench.pass(Duration::from_millis(100));
+        assert_eq!(bench.commands(next), [Command::Create], "one CREATE in a tenth of a second");
+        if !has_created(&bench, honest, 1) {
+            waits.push(step);
+        }
+    }
+    assert!(waits.len() <= 16, "the client waits for one turn of each network at most, not {}", waits.len());
+    assert_eq!(bench.circuits(), 49, "no circuit has ended");
+    assert!(bench.relay.waiting_extends.is_empty());
+}
+
+#[test]
+fn circuits_that_wait_for_the_rate_end_at_the_deadline_with_their_origin_and_at_gone() {
+    let mut bench = Bench::new(slow_creates());
+    let next = bench.next();
+    let link = bench.client();
+    (1..=8).for_each(|number| extend_to(&mut bench, link, number, NEXT));
+    assert_eq!(bench.relay.waiting_extends.len(&relay_id(NEXT)), 3);
+    bench.send(link, &Cell::destroy(upper(6)));
+    assert_eq!(bench.relay.waiting_extends.len(&relay_id(NEXT)), 2);
+    // Without its channel the relay is dialled again, and the circuits end with the dial.
+    close(&mut bench, next);
+    bench.dialled.clear();
+    bench.pass(Duration::from_millis(100));
+    assert_eq!(bench.dialled, [relay_id(NEXT)]);
+    bench.pass(Duration::from_secs(22));
+    assert_eq!(bench.circuits(), 0);
+    assert!(bench.relay.waiting_extends.is_empty());
+
+    let mut bench = Bench::new(slow_creates());
+    let volunteer = bench.join_volunteer(Arc::new(fixture::key(UNLISTED)));
+    let link = bench.client();
+    (1..=6).for_each(|number| extend_to(&mut bench, link, number, UNLISTED));
+    assert_eq!((bench.commands(volunteer).len(), bench.circuits()), (5, 6));
+    close(&mut bench, volunteer);
+    bench.cells(link);
+    bench.pass(Duration::from_millis(100));
+    assert_eq!(bench.commands(link), [Command::Relay], "GONE");
+    assert!(stands(&bench, link, 6) && bench.relay.waiting_extends.is_empty());
 }
 
 #[test]

@@ -467,10 +467,10 @@ async fn a_redirect_to_another_host_or_a_private_address_is_not_followed() {
 }
 
 #[tokio::test]
-async fn a_name_rebound_to_this_network_is_refused() {
+async fn a_name_that_resolves_to_this_network_is_refused() {
     let (server, questions) = name_server().await;
     let (address, requests) = redirecting(|_| None).await;
-    // The name resolves to this machine, as if it had been rebound after the description was read.
+    // The exit keeps no answer of an earlier lookup, so the policy applies to each (`io::resolver`).
     let template = format!("http://both.example.net:{}/?q={{searchTerms}}", address.port());
     let search = service_by(JSON, &template, senders(vec![server], Tls::default())).await;
     let (answer, counted) = exchanged(search, &query("x").encode().unwrap()).await;

@@ -63,20 +63,39 @@ fn layer_two_guards_stay_until_the_end_of_their_lifetime() {
 }
 
 #[test]
-fn an_unlisted_or_unstable_layer_two_guard_is_replaced() {
+fn an_unlisted_or_unstable_layer_two_guard_is_replaced_after_two_days() {
     let mut rng = rng();
     let mut guards = sampled(&four(NOW, relays(1..=60)), &mut rng);
+    guards.layer_two.guards.iter_mut().for_each(|guard| guard.expires = NOW.after(MAX_LIFETIME));
     let before = guards.layer_two();
-    let next = relays(1..=60).filter(|relay| relay.identity() != before[0]).map(|mut relay| {
-        if relay.identity() == before[1] {
-            relay.flags = Flags::GUARD;
-        }
-        relay
-    });
-    assert!(guards.update(&four(NOW.after(Duration::from_secs(600)), next), &mut rng));
+    // A consensus without the first `gone` layer-2 guards; the last of these is listed but not stable.
+    let without = |hours: u64, gone: usize| {
+        let relays = relays(1..=60).filter(|relay| !before[..gone.saturating_sub(1)].contains(&relay.identity()));
+        let relays = relays.map(|mut relay| {
+            if before[..gone].contains(&relay.identity()) {
+                relay.flags = Flags::GUARD;
+            }
+            relay
+        });
+        four(NOW.after(Duration::from_secs(3600 * hours)), relays)
+    };
+    guards.update(&without(1, 2), &mut rng);
+    assert_eq!(guards.layer_two(), before[2..], "two of four suffice");
+
+    assert!(guards.update(&without(2, 3), &mut rng), "the new layer-2 guard is stored");
+    let with_substitute = guards.layer_two();
+    assert_eq!((with_substitute.len(), with_substitute[0]), (2, before[3]));
+    guards.update(&without(3, 0), &mut rng);
+    assert_eq!(guards.layer_two(), before, "all four have their places back");
+    guards.update(&without(4, 3), &mut rng);
+    assert_eq!(guards.layer_two(), with_substitute, "the same substitute follows another outage");
+
+    guards.update(&without(50, 2), &mut rng);
+    assert!(guards.layer_two.contains(&before[0]), "not listed for less than two days");
+    guards.update(&without(53, 2), &mut rng);
     let after = guards.layer_two();
-    assert_eq!(after[..2], before[2..]);
-    assert!(after.len() == 4 && !after.contains(&before[0]) && !after.contains(&before[1]));
+    assert!(after.len() == 4 && !after.contains(&before[0]) && !after.contains(&before[1]), "{after:?}");
+    assert_eq!(after[1..3], [before[3], with_substitute[1]]);
 }
 
 #[test]
@@ -85,7 +104,7 @@ fn with_the_parameter_at_zero_a_client_has_no_layer_two_guards() {
     let off = consensus_at(NOW, relays(1..=100), &Parameters::default().with("path.layer-2-guards", 0).unwrap()).0;
     assert_eq!(sampled(&off, &mut rng).layer_two(), []);
     let mut guards = sampled(&four(NOW, relays(1..=60)), &mut rng);
-    assert!(guards.update(&off, &mut rng));
+    guards.update(&off, &mut rng);
     assert_eq!(guards.layer_two(), []);
 }
 
@@ -101,7 +120,7 @@ fn layer_two_guards_survive_a_restart() {
     assert_eq!(stored.encode(), guards.encode());
     stored.update(&consensus, &mut rng);
     assert_eq!(stored.layer_two(), guards.layer_two());
-    let one = schema::LayerTwoGuard { identity: key(1).id().as_bytes().to_vec(), expires: 1 };
+    let one = schema::LayerTwoGuard { identity: key(1).id().as_bytes().to_vec(), expires: 1, last_listed: 1 };
     assert!(LayerTwoGuards::decode(&vec![one.clone(); 16], 0).is_some());
     assert!(LayerTwoGuards::decode(&vec![one; 17], 0).is_none());
     assert!(LayerTwoGuards::decode(&[schema::LayerTwoGuard::default()], 0).is_none());
@@ -151,26 +170,29 @@ fn a_layer_two_guard_that_fails_is_replaced_and_at_most_two_a_day_are() {
 }
 
 #[test]
-fn layer_two_guards_are_used_from_sixty_four_stable_relays() {
+fn layer_two_guards_are_used_from_sixty_four_stable_relays_and_down_to_half() {
     let mut rng = rng();
-    let network = |relays: u16, day: u64| {
-        let date = NOW.after(DAY.saturating_mul(u32::try_from(day).unwrap()));
-        consensus_at(date, (1..=relays).map(|number| listed(profile(number))), &Parameters::default()).0
-    };
-    let mut guards = sampled(&network(63, 0), &mut rng);
-    assert_eq!(guards.layer_two(), []);
-    assert!(guards.update(&network(64, 0), &mut rng), "the new layer-2 guards are stored");
-    let drawn = guards.layer_two();
+    let mut guards = GuardSample::default();
+    let mut drawn = Vec::new();
+    for (hour, relays, is_on) in
+        [(0, 63, false), (1, 64, true), (2, 63, true), (3, 32, true), (4, 27, false), (5, 64, true)]
+    {
+        let relays = (1..=64).map(|number| listed(profile(number))).map(|mut relay| {
+            // Layer-2 guards stay stable, so that only their number changes.
+            let index = (1..=64).position(|number| key(number).id() == relay.identity()).unwrap();
+            if index >= relays && !drawn.contains(&relay.identity()) {
+                relay.flags = Flags::GUARD;
+            }
+            relay
+        });
+        let date = NOW.after(Duration::from_secs(3600 * hour));
+        guards.update(&consensus_at(date, relays, &Parameters::default()).0, &mut rng);
+        assert_eq!(guards.layer_two().is_empty(), !is_on, "hour {hour}");
+        if is_on && drawn.is_empty() {
+            drawn = guards.layer_two();
+        }
+        assert!(!is_on || guards.layer_two() == drawn, "hour {hour}");
+        guards = GuardSample::decode(&guards.encode()).unwrap();
+    }
     assert_eq!(drawn.len(), 4);
-
-    // Relays that come and go at the limit lead to no other layer-2 guards.
-    guards.layer_two.guards.iter_mut().for_each(|guard| guard.expires = NOW.after(MAX_LIFETIME));
-    let gone = (1..=64).find(|number| !drawn.contains(&key(*number).id())).unwrap();
-    let fewer = (1..=64).filter(|number| *number != gone).map(|number| listed(profile(number)));
-    let fewer = consensus_at(NOW.after(DAY), fewer, &Parameters::default()).0;
-    guards.update(&fewer, &mut rng);
-    assert_eq!(guards.layer_two(), [], "63 stable relays");
-    let mut restarted = GuardSample::decode(&guards.encode()).unwrap();
-    restarted.update(&network(64, 2), &mut rng);
-    assert_eq!(restarted.layer_two(), drawn);
 }

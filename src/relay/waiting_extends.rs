@@ -1,0 +1,288 @@
+//! Circuits that wait for their CREATE to the next hop: for the channel, or for the rate at which that relay accepts
+//! CREATEs.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::base::{AddressPrefix, Allowances, AtCap, Counter as _, Deadlines, Instant, Owner, Rate, RelayId};
+
+use super::{owners::Owned, table::CircuitKey, turns::OwnerTurns};
+
+/// Cap on relays that are dialled for the circuits of a source, because the number of a node's dials is limited. The
+/// relays for whose rate its circuits wait count too.
+const MAX_DIALS_OF_SOURCE: usize = 16;
+/// Cap on relays that are dialled for the circuits of a listed relay.
+const MAX_DIALS_OF_RELAY: usize = 64;
+
+/// The circuits of a network or a listed relay may take up to the number of free dials divided by this divisor. So each
+/// further network or listed relay finds free dials, until about 23 of them dial relays that don't answer.
+const FREE_DIVISOR: usize = 4;
+
+/// A waiting circuit.
+struct WaitingExtend {
+    owner: Owner,
+    since: Instant,
+    /// The request of the CREATE.
+    request: Vec<u8>,
+}
+
+/// The circuits that wait for one relay, never empty.
+#[derive(Default)]
+struct Queue {
+    circuits: BTreeMap<CircuitKey, WaitingExtend>,
+    /// The circuits of each owner, ordered by the time since which they wait.
+    by_owner: HashMap<Owner, BTreeSet<(Instant, CircuitKey)>>,
+    turns: OwnerTurns,
+}
+
+impl Queue {
+    fn insert(&mut self, key: CircuitKey, extend: WaitingExtend) {
+        let circuits = self.by_owner.entry(extend.owner).or_default();
+        if circuits.is_empty() {
+            self.turns.add(extend.owner);
+        }
+        circuits.insert((extend.since, key));
+        self.circuits.insert(key, extend);
+    }
+
+    fn remove(&mut self, key: CircuitKey) -> Option<WaitingExtend> {
+        let extend = self.circuits.remove(&key)?;
+        if let Some(circuits) = self.by_owner.get_mut(&extend.owner) {
+            circuits.remove(&(extend.since, key));
+            if circuits.is_empty() {
+                self.by_owner.remove(&extend.owner);
+                self.turns.remove(&extend.owner);
+            }
+        }
+        Some(extend)
+    }
+
+    /// The circuit whose turn it is: the one of its owner that has waited longest.
+    fn next(&mut self) -> Option<CircuitKey> {
+        let owner = self.turns.next()?;
+        self.by_owner.get(&owner)?.first().map(|(_, key)| *key)
+    }
+}
+
+/// All waiting circuits, by the relay for which they wait.
+pub(super) struct WaitingExtends {
+    relays: BTreeMap<RelayId, Queue>,
+    /// The share of each owner, with the circuits ordered by the time since which they wait.
+    owned: Owned<Instant, CircuitKey>,
+    /// The relays for which the circuits of an owner wait, with the number of circuits.
+    waits: HashMap<Owner, BTreeMap<RelayId, usize>>,
+    /// The sums of these relays over the sources of each network.
+    waits_of_network: HashMap<AddressPrefix, usize>,
+    /// The rate of CREATEs to each relay.
+    rates: Allowances,
+    /// The time of the next CREATE to each relay that has an open channel and waiting circuits.
+    due: Deadlines<RelayId>,
+}
+
+impl WaitingExtends {
+    /// No waiting circuit; `rate` is the rate of CREATEs to each relay.
+    pub(super) fn new(cap: usize, rate: Rate) -> Self {
+        Self {
+            relays: BTreeMap::new(),
+            owned: Owned::new(cap),
+            waits: HashMap::new(),
+            waits_of_network: HashMap::new(),
+            rates: Allowances::new(rate, rate),
+            due: Deadlines::default(),
+        }
+    }
+
+    /// Whether a CREATE may be sent to `relay` now, ahead of no waiting circuit. Counts it towards the rate.
+    pub(super) fn may_create(&mut self, now: Instant, relay: &RelayId) -> bool {
+        !self.relays.contains_key(relay) && self.rates.take(now, &Owner::Relay(*relay))
+    }
+
+    /// Whether one more circuit of `owner` may wait, within the share of the owner.
+    pub(super) fn has_share(&self, owner: &Owner) -> bool {
+        self.owned.check(owner) != Err(AtCap::Share)
+    }
+
+    /// Whether a circuit of `owner` may wait for a channel to `relay`, if the node may start `free` further dials.
+    pub(super) fn may_dial(&self, owner: &Owner, relay: &RelayId, free: usize) -> bool {
+        let cap = match owner {
+            Owner::Source(..) => MAX_DIALS_OF_SOURCE,
+            Owner::Relay(_) => MAX_DIALS_OF_RELAY,
+        };
+        let waits = self.waits.get(owner);
+        let is_below = waits.is_none_or(|relays| relays.contains_key(relay) || relays.len() < cap);
+        let in_all = match owner.network() {
+            Some(network) => self.waits_of_network.get(&network).copied().unwrap_or_default(),
+            None => waits.map_or(0, BTreeMap::len),
+        };
+        let may_dial = self.relays.contains_key(relay) || in_all < (free / FREE_DIVISOR).max(1);
+        is_below && may_dial && self.has_share(owner)
+    }
+
+    /// The circuit to end so that one more may wait: of the owner closest to its share, the circuit that has waited
+    /// longest. `None` if the cap isn't reached.
+    pub(super) fn to_evict(&self, owner: &Owner) -> Option<CircuitKey> {
+        self.owned.check(owner).err().and_then(|_| self.owned.lowest()).map(|(_, key)| key)
+    }
+
+    /// Adds a circuit that waits for `relay`. Returns false if the share of its owner, or the cap, is reached.
+    pub(super) fn insert(
+        &mut self,
+        now: Instant,
+        relay: RelayId,
+        key: CircuitKey,
+        owner: Owner,
+        request: Vec<u8>,
+    ) -> bool {
+        if self.owned.insert(owner, now, key).is_err() {
+            return false;
+        }
+        let circuits = self.waits.entry(owner).or_default().entry(relay).or_default();
+        circuits.increment();
+        if *circuits == 1
+            && let Some(network) = owner.network()
+        {
+            self.waits_of_network.entry(network).or_default().increment();
+        }
+        self.relays.entry(relay).or_default().insert(key, WaitingExtend { owner, since: now, request });
+        true
+    }
+
+    /// Removes a circuit that has ended.
+    pub(super) fn remove(&mut self, relay: &RelayId, key: CircuitKey) {
+        let Some(queue) = self.relays.get_mut(relay) else { return };
+        let extend = queue.remove(key);
+        if queue.circuits.is_empty() {
+            self.relays.remove(relay);
+            self.due.remove(*relay);
+        }
+        if let Some(extend) = extend {
+            self.release(relay, key, &extend);
+        }
+    }
+
+    /// Removes and returns the circuits that wait for `relay`.
+    pub(super) fn take(&mut self, relay: &RelayId) -> Vec<CircuitKey> {
+        self.due.remove(*relay);
+        let queue = self.relays.remove(relay).unwrap_or_default();
+        let removed = queue.circuits.into_iter().map(|(key, extend)| {
+            self.release(relay, key, &extend);
+            key
+        });
+        removed.collect()
+    }
+
+    /// Schedules the next CREATE to `relay`, which has an open channel, if a circuit waits for it.
+    pub(super) fn schedule(&mut self, relay: RelayId) {
+        if self.relays.contains_key(&relay) {
+            self.due.set(relay, self.rates.available_at(&Owner::Relay(relay)));
+        }
+    }
+
+    /// A relay whose next CREATE is due, for [`Self::pop`].
+    pub(super) fn poll_due(&mut self, now: Instant) -> Option<RelayId> {
+        self.due.pop_due(now)
+    }
+
+    /// The time of the next [`Self::poll_due`].
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.due.earliest()
+    }
+
+    /// Removes and returns the next circuit that waits for `relay`, in turns of the owners, with the request of its
+    /// CREATE. `None` if there is none, or if the rate permits none now: then its time is scheduled.
+    pub(super) fn pop(&mut self, now: Instant, relay: &RelayId) -> Option<(CircuitKey, Vec<u8>)> {
+        let queue = self.relays.get_mut(relay)?;
+        if !self.rates.take(now, &Owner::Relay(*relay)) {
+            self.schedule(*relay);
+            return None;
+        }
+        let key = queue.next()?;
+        let extend = queue.remove(key)?;
+        if queue.circuits.is_empty() {
+            self.relays.remove(relay);
+        }
+        self.release(relay, key, &extend);
+        Some((key, extend.request))
+    }
+
+    /// Releases the shares of a removed circuit.
+    fn release(&mut self, relay: &RelayId, key: CircuitKey, extend: &WaitingExtend) {
+        self.owned.remove(&extend.owner, extend.since, key);
+        let Some(relays) = self.waits.get_mut(&extend.owner) else { return };
+        if let Some(circuits) = relays.get_mut(relay) {
+            circuits.decrement();
+            if *circuits == 0 {
+                relays.remove(relay);
+                if let Some(network) = extend.owner.network()
+                    && let Some(waits) = self.waits_of_network.get_mut(&network)
+                {
+                    waits.decrement();
+                    if *waits == 0 {
+                        self.waits_of_network.remove(&network);
+                    }
+                }
+            }
+        }
+        if relays.is_empty() {
+            self.waits.remove(&extend.owner);
+        }
+    }
+
+    /// The number of circuits that wait for `relay`.
+    #[cfg(test)]
+    pub(super) fn len(&self, relay: &RelayId) -> usize {
+        self.relays.get(relay).map_or(0, |queue| queue.circuits.len())
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.relays.is_empty()
+            && self.waits.is_empty()
+            && self.waits_of_network.is_empty()
+            && self.due.is_empty()
+            && self.owned.len() == (0, 0, 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    use super::*;
+
+    #[test]
+    fn each_listed_relay_and_each_network_takes_up_to_a_quarter_of_the_free_dials() {
+        let mut waiting = WaitingExtends::new(4096, Rate { per_second: 450, burst: 500 });
+        let relay = |number: u16| {
+            let mut bytes = [0; 32];
+            bytes[..2].copy_from_slice(&number.to_be_bytes());
+            RelayId::from_bytes(bytes)
+        };
+        let mut keys = 0;
+        let mut dialled = 0_usize;
+        let mut dial = |owner: Owner, tries: usize| {
+            let mut started = 0_usize;
+            for _ in 0..tries {
+                keys += 1;
+                let target = relay(keys);
+                if waiting.may_dial(&owner, &target, 256 - dialled) {
+                    let key = CircuitKey::numbered(keys.into());
+                    assert!(waiting.insert(Instant::START, target, key, owner, Vec::new()));
+                    started += 1;
+                    dialled += 1;
+                }
+            }
+            started
+        };
+        let owners = (1..=10).map(|number| Owner::Relay(relay(60_000 + number)));
+        let of_relays: Vec<_> = owners.map(|owner| dial(owner, 80)).collect();
+        assert_eq!(of_relays[..3], [51, 41, 33]);
+        let of_network: usize = (1..=30).map(|host| dial(Owner::of_address([10, 0, 1, host].into()), 20)).sum();
+        assert!(of_network <= of_relays[9], "{of_network}");
+        assert!(dial(Owner::of_address([10, 0, 2, 1].into()), 20) > 0, "another network finds a free dial");
+        for key in 1..=keys {
+            waiting.remove(&relay(key), CircuitKey::numbered(key.into()));
+        }
+        assert!(waiting.is_empty());
+    }
+}
