@@ -22,7 +22,7 @@ mod tests;
 use core::{net::SocketAddr, time::Duration};
 
 use crate::{
-    base::{CircuitId, DialError, ErrorClass, LinkId, Rate, Redacted, RelayId},
+    base::{CircuitId, DialError, ErrorClass, LinkId, Owner, Rate, Redacted, RelayId},
     wire::Cell,
 };
 
@@ -45,6 +45,15 @@ pub enum Eviction {
     Circuit(ChannelId, CircuitId),
     /// The relay closes this channel.
     Channel(ChannelId),
+}
+
+/// The owner of queued cells.
+#[derive(Clone, Copy, Debug)]
+pub struct CellOwner {
+    /// The owner for which the cells count.
+    pub owner: Owner,
+    /// The channel that may close if no end of one circuit frees cells of the owner.
+    pub channel: ChannelId,
 }
 
 /// Limits of a node's channels.

@@ -199,6 +199,9 @@ impl Exit {
 
     /// Handles the end of both directions of a stream. No share of the core counts its socket any more.
     fn handle_ended(&mut self, id: ExitStream) {
+        if self.ending.contains(&id) {
+            return;
+        }
         self.ending.push_back(id);
         if self.ending.len() > self.shared.options.ending {
             let hub = &self.hub;

@@ -73,7 +73,7 @@ use rand::CryptoRng;
 
 use crate::{
     base::{Allowances, CircuitId, Instant, LinkEvent, LinkMachine, Owner, Rate, RelayId, TokenBucket, Transmit},
-    channel::{ChannelEvent, ChannelId, Channels, Eviction, LocalRole},
+    channel::{CellOwner, ChannelEvent, ChannelId, Channels, Eviction, LocalRole},
     crypto::{IdentityKey, OnionPublic, OnionSecret},
     delegated::limits::RequestOwner,
     directory::{Consensus, Counted, KnownRelays, Registration},
@@ -328,12 +328,20 @@ impl Relay {
         }
     }
 
-    /// The owner of queued cells: the owner that opened the circuit. Cells without a circuit of this relay belong to
-    /// the neighbour at the other end of the channel.
-    fn owner_of_cells(&self, channel: ChannelId, circuit: Option<CircuitId>) -> Option<Owner> {
+    /// The owner of queued cells on a channel: the owner that opened the circuit. Cells without a circuit of this relay
+    /// belong to the neighbour at the other end of the channel. The channel that may close is that of a source, over
+    /// which it opened the circuit. Of a listed relay, it is the channel on which the cells wait, because the channel of
+    /// a relay carries circuits of many clients.
+    fn owner_of_cells(&self, channel: ChannelId, circuit: Option<CircuitId>) -> Option<CellOwner> {
         let found = circuit.and_then(|circuit| self.table.find(CircuitEndpoint { channel, circuit }));
         let circuit = found.and_then(|(key, _)| self.table.circuit(key));
-        circuit.map(|circuit| circuit.owner).or_else(|| self.owner(channel))
+        match circuit {
+            Some(circuit) if matches!(circuit.owner, Owner::Source(..)) => {
+                Some(CellOwner { owner: circuit.owner, channel: circuit.previous.channel })
+            }
+            Some(circuit) => Some(CellOwner { owner: circuit.owner, channel }),
+            None => Some(CellOwner { owner: self.owner(channel)?, channel }),
+        }
     }
 
     /// The number of cells that the end of the circuit with this endpoint adds to the queue of its other endpoint: a

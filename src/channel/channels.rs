@@ -17,7 +17,8 @@ use crate::{
 };
 
 use super::{
-    ChannelError, ChannelEvent, ChannelId, ChannelOpenError, ChannelParameters, Eviction, LocalRole, QueueFull,
+    CellOwner, ChannelError, ChannelEvent, ChannelId, ChannelOpenError, ChannelParameters, Eviction, LocalRole,
+    QueueFull,
     eviction::Candidates,
     state::{Channel, TimeoutAction},
 };
@@ -363,16 +364,18 @@ impl Channels {
 
     /// The circuits and channels that the relay must end, if more cells are queued than this node may hold; otherwise
     /// none. `owner` returns the owner of a circuit on a channel, and without a circuit the owner of the cells that
-    /// belong to no live circuit (refusals). Without a result, the owner is the source of the other end's address.
-    /// `added` returns the number of cells that the end of a circuit on a channel adds to other channels.
+    /// belong to no live circuit (refusals), which wait on that channel. Without a result, the owner is the source of the
+    /// other end's address. `added` returns the number of cells that the end of a circuit on a channel adds to other
+    /// channels.
     ///
     /// The owner that is closest to its share loses its circuit whose first cell has waited longest. If most of its
-    /// cells belong to no live circuit, it loses the channel with the most of those cells. This repeats until a
-    /// sixteenth of the cap is free. So the next visit of all circuits with queued cells follows after as many new cells.
+    /// cells belong to no live circuit, or if no end of its circuits frees cells, it loses the channel whose close frees
+    /// the most. An owner with neither is skipped. This repeats until a sixteenth of the cap is free. So the next visit
+    /// of all circuits with queued cells follows after as many new cells.
     #[must_use]
     pub fn evictions(
         &self,
-        owner: impl Fn(ChannelId, Option<CircuitId>) -> Option<Owner>,
+        owner: impl Fn(ChannelId, Option<CircuitId>) -> Option<CellOwner>,
         added: impl Fn(ChannelId, CircuitId) -> usize,
     ) -> Vec<Eviction> {
         let cap = self.parameters.queued;
@@ -381,24 +384,24 @@ impl Channels {
         }
         let mut candidates = Candidates::default();
         for (id, channel) in &self.channels {
-            let owner_of = |circuit| owner(*id, circuit).unwrap_or_else(|| channel.owner());
+            let neighbour = CellOwner { owner: channel.owner(), channel: *id };
+            let owner_of = |circuit| owner(*id, circuit).unwrap_or(neighbour);
             let mut ended = 0_usize;
             for queued in channel.queue().queued_cells() {
                 if queued.live {
-                    // A DESTROY replaces the cells here.
-                    let destroys = added(*id, queued.circuit).saturating_add(1);
-                    candidates.add_circuit(owner_of(Some(queued.circuit)), *id, &queued, destroys);
+                    let added = added(*id, queued.circuit);
+                    candidates.add_circuit(owner_of(Some(queued.circuit)), *id, &queued, added);
                 } else {
                     ended = ended.saturating_add(queued.cells);
                 }
             }
             if ended > 0 {
-                candidates.add_ended(owner_of(None), *id, ended);
+                candidates.add_ended(owner_of(None), ended);
             }
         }
         let mut evictions = candidates.select(self.queued.saturating_sub(cap.saturating_sub(cap / FREED_DIVISOR)));
         if evictions.is_empty() {
-            // No end of a live circuit frees cells.
+            // Neither an end of a circuit nor a close of an owner's channel frees cells.
             let most = self.channels.iter().map(|(id, channel)| (channel.queue().len(), *id)).max();
             evictions.extend(most.map(|(_, id)| Eviction::Channel(id)));
         }

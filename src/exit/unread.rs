@@ -20,7 +20,7 @@ pub(super) fn by_fullest_owner(mut streams: Vec<(Option<RequestOwner>, usize, Ex
             *sum = sum.saturating_add(*bytes);
         }
     }
-    streams.sort_by_key(|(owner, bytes, _)| {
+    streams.sort_by_cached_key(|(owner, bytes, _)| {
         Reverse((of_owner.get(&circuit_owner(*owner)), circuit_owner(*owner), of_circuit.get(owner), *owner, *bytes))
     });
     streams.into_iter().map(|(_, _, stream)| stream).collect()

@@ -4,7 +4,6 @@
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
-use crate::base::Owner;
 
 #[test]
 fn cells_of_a_circuit_arrive_in_order_and_in_its_lane() {
@@ -224,7 +223,7 @@ fn above_the_cap_the_fullest_owner_loses_its_longest_waiting_circuits() {
     pair.a.channels.send(channel, cell(honest[0], 9)).unwrap();
     let owner = |_, circuit: Option<CircuitId>| {
         let is_hostile = circuit.is_some_and(|circuit| hostile.contains(&circuit));
-        Some(if is_hostile { source(0) } else { source(1) })
+        Some(CellOwner { owner: source(u8::from(!is_hostile)), channel })
     };
     // One visit frees a sixteenth of the cap, or slightly more.
     assert_eq!(pair.a.channels.evictions(owner, |_, _| 0), [Eviction::Circuit(channel, hostile[0])]);
@@ -233,19 +232,76 @@ fn above_the_cap_the_fullest_owner_loses_its_longest_waiting_circuits() {
     assert_eq!(pair.a.channels.evictions(owner, |_, _| 0), expected, "15 cells each, of 171");
 }
 
+/// A node with the cap `queued` on queued cells, and a stalled channel for each of these numbers of circuits and of cells
+/// on each circuit.
+fn stalled_channels(queued: usize, channels: &[(usize, u8)]) -> (Pair, Vec<ChannelId>) {
+    let parameters = ChannelParameters { queued, ..ChannelParameters::default() };
+    let mut pair = Pair::new(Node::with(LocalRole::Client, parameters), Node::relay(2));
+    let mut stalled = Vec::new();
+    for (link, (circuits, cells)) in (1..).zip(channels) {
+        pair.link(link, key(2).id());
+        pair.settle();
+        pair.room(link, 0);
+        let channel = ChannelId(LinkId(link));
+        for _ in 0..*circuits {
+            let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+            (0..*cells).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
+        }
+        stalled.push(channel);
+    }
+    (pair, stalled)
+}
+
+/// The source with the number of this channel, which opened all its circuits over it.
+fn source_of(channel: ChannelId) -> CellOwner {
+    CellOwner { owner: source(channel.0.0 as u8), channel }
+}
+
 #[test]
 fn a_circuit_whose_end_frees_no_cell_is_not_evicted() {
-    let parameters = ChannelParameters { queued: 20, ..ChannelParameters::default() };
-    let (mut pair, channel) = client_and_relay_with(parameters, ChannelParameters::default());
-    pair.room(1, 0);
-    let circuits: Vec<_> = (0..9).map(|_| pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap()).collect();
-    let (last, short) = circuits.split_last().unwrap();
-    for (circuit, cells) in short.iter().map(|circuit| (circuit, 2)).chain([(last, 5)]) {
-        (0..cells).for_each(|tag| pair.a.channels.send(channel, cell(*circuit, tag)).unwrap());
-    }
+    let (pair, channels) = stalled_channels(20, &[(8, 2), (1, 5)]);
+    let owner = |channel, _: Option<CircuitId>| Some(source_of(channel));
     // The end of each circuit adds a DESTROY to another channel.
-    assert_eq!(pair.a.channels.evictions(|_, _| None, |_, _| 1), [Eviction::Circuit(channel, *last)]);
-    assert_eq!(evictions(&pair.a).len(), 2, "without a further DESTROY, the oldest circuits free one cell each");
+    assert_eq!(pair.a.channels.evictions(owner, |_, _| 1), [Eviction::Channel(channels[0])]);
+    let oldest = pair.a.channels.evictions(owner, |_, _| 0);
+    let is_of_first =
+        |eviction: &Eviction| matches!(eviction, Eviction::Circuit(channel, _) if *channel == channels[0]);
+    assert!(oldest.len() == 2 && oldest.iter().all(is_of_first), "without it, each end frees a cell");
+}
+
+#[test]
+fn many_circuits_whose_ends_free_no_cells_end_no_circuit_of_others() {
+    // Two attackers, and an honest source with a longer queue.
+    let (mut pair, channels) = stalled_channels(100, &[(21, 2), (20, 2), (1, 30)]);
+    let owner = |channel, _: Option<CircuitId>| Some(source_of(channel));
+    let added = |channel, _| usize::from(channel != channels[2]);
+    assert_eq!(pair.a.channels.evictions(owner, added), [Eviction::Channel(channels[0])]);
+    pair.a.channels.close(channels[0]);
+    assert_eq!(pair.a.channels.evictions(owner, added), []);
+}
+
+#[test]
+fn an_owner_without_an_eviction_that_frees_cells_is_skipped() {
+    // The first channel is that of an honest relay, on which an attacker has queued the most cells, one for each circuit.
+    let (pair, channels) = stalled_channels(150, &[(70, 1), (30, 2), (1, 30)]);
+    let owner = |channel, _: Option<CircuitId>| {
+        let opened_over = if channel == channels[0] { ChannelId(LinkId(9)) } else { channel };
+        Some(CellOwner { channel: opened_over, ..source_of(channel) })
+    };
+    let added = |channel, _| usize::from(channel == channels[1]);
+    assert_eq!(pair.a.channels.evictions(owner, added), [Eviction::Channel(channels[1])]);
+}
+
+#[test]
+fn the_source_of_cells_on_the_channel_of_another_loses_its_own_channel() {
+    let (pair, channels) = stalled_channels(100, &[(40, 2), (1, 30)]);
+    let own = ChannelId(LinkId(9));
+    let owner = |channel, _: Option<CircuitId>| {
+        let opened_over = if channel == channels[0] { own } else { channel };
+        Some(CellOwner { channel: opened_over, ..source_of(channel) })
+    };
+    let added = |channel, _| usize::from(channel == channels[0]);
+    assert_eq!(pair.a.channels.evictions(owner, added), [Eviction::Channel(own)]);
 }
 
 #[test]

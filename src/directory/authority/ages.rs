@@ -1,7 +1,8 @@
 //! The ages of former relays, which were listed or could have been, and which the authority has dropped since.
 //!
 //! A relay that returns within [`MAX_ABSENCE`] keeps its age. Otherwise, attackers that take the places of a relay would
-//! reset its age, on which its flags and its place in the consensus depend.
+//! reset its age, on which its flags and its place in the consensus depend. Its absence adds no age, whether the
+//! authority holds the relay in that time or not.
 
 use std::collections::BTreeMap;
 
@@ -31,8 +32,9 @@ pub(super) const MAX_FORMER_RELAYS: usize = 16_384;
 pub(super) struct FormerRelay {
     /// The time of its first proof.
     pub(super) known_since: WallTime,
-    /// The time at which the authority dropped the relay.
-    pub(super) dropped_at: WallTime,
+    /// The time from which on the relay gains no age: its last successful proof if it was absent when the authority
+    /// dropped it, else the drop.
+    pub(super) absent_since: WallTime,
     /// The addresses of its last proof, because the addresses of a later descriptor are only claimed.
     pub(super) addresses: Vec<SocketAddr>,
 }
@@ -43,10 +45,10 @@ impl FormerRelay {
         let former = schema::FormerRelay {
             identity: relay.as_bytes().to_vec(),
             addresses: self.addresses.iter().map(encode_address).collect(),
-            dropped: self.dropped_at.as_unix(),
+            absent_since: self.absent_since.as_unix(),
         };
         let known_since = self.known_since.as_unix();
-        schema::RelayRecord { descriptor: None, known_since, proved: 0, former: Some(former) }.encode_to_vec()
+        schema::RelayRecord { known_since, former: Some(former), ..Default::default() }.encode_to_vec()
     }
 
     /// Decodes a record; `None` if the record is not that of a former relay.
@@ -57,9 +59,16 @@ impl FormerRelay {
         // A descriptor has at most one address of each family.
         let addresses: Option<Vec<_>> = former.addresses.iter().take(2).map(decode_address).collect();
         let time = |seconds| WallTime::from_unix(seconds).min(now);
-        let (known_since, dropped_at) = (time(record.known_since), time(former.dropped));
-        Some((relay, Self { known_since, dropped_at, addresses: addresses? }))
+        let (known_since, absent_since) = (time(record.known_since), time(former.absent_since));
+        Some((relay, Self { known_since, absent_since, addresses: addresses? }))
     }
+}
+
+/// The time since which a relay counts as known when it is proved again at `now`. The time of its absence doesn't count.
+/// `None` after [`MAX_ABSENCE`].
+pub(super) fn age_after_absence(known_since: WallTime, absent_since: WallTime, now: WallTime) -> Option<WallTime> {
+    let absence = now.since(absent_since);
+    (absence < MAX_ABSENCE).then(|| known_since.after(absence).min(now))
 }
 
 /// The ages of former relays, by identity.
@@ -97,7 +106,7 @@ impl Ages {
         self.remove(&relay);
         let own: Vec<_> = prefixes(&PROVED_CAPS, &former.addresses).collect();
         self.by_prefix.insert(relay, former.known_since, &former.addresses);
-        self.expiry.set(relay, instant(former.dropped_at.after(MAX_ABSENCE)));
+        self.expiry.set(relay, instant(former.absent_since.after(MAX_ABSENCE)));
         self.former.insert(relay, former);
         let mut dropped = Vec::new();
         let uncapped = self.uncapped;
@@ -115,8 +124,7 @@ impl Ages {
     /// its age isn't kept, or no longer. The time of the absence doesn't count, so that a relay gains no age by it.
     pub(super) fn take(&mut self, relay: &RelayId, now: WallTime) -> Option<WallTime> {
         let former = self.remove(relay)?;
-        let counted_since = former.known_since.after(now.since(former.dropped_at));
-        (now < former.dropped_at.after(MAX_ABSENCE)).then_some(counted_since)
+        age_after_absence(former.known_since, former.absent_since, now)
     }
 
     /// Removes the ages of relays that have been away for [`MAX_ABSENCE`], and returns these relays.

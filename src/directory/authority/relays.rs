@@ -14,7 +14,7 @@ use prost::Message as _;
 
 use super::{
     ProofError, Publisher,
-    ages::FormerRelay,
+    ages::{FormerRelay, age_after_absence},
     crowding::{Crowds, LISTED_CAPS, PROVED_CAPS},
     instant,
 };
@@ -59,6 +59,8 @@ pub(super) struct RelayEntry {
     /// The time of the last successful proof with the current dial target. `None` without such a proof, and after the
     /// end of its [`PROOF_LIFETIME`].
     proved_at: Option<WallTime>,
+    /// The time of the last successful proof with any dial target. Stays after the end of the proof.
+    last_success: Option<WallTime>,
     /// The addresses of the last successful proof. After a restart, those of the descriptor.
     proved_addresses: Vec<SocketAddr>,
     /// Failed proofs since the last successful one.
@@ -87,7 +89,7 @@ impl RelayEntry {
 
     fn unproved(descriptor: Descriptor, signed: schema::SignedDescriptor, now: WallTime) -> Self {
         let proof = Proof::Due(now);
-        let (known_since, proved_at, proved_addresses) = (None, None, Vec::new());
+        let (known_since, proved_at, last_success, proved_addresses) = (None, None, None, Vec::new());
         let (failures, proof_started) = (0, None);
         let (publisher, changes, added_at) = (Publisher::claimed(&descriptor), TokenBucket::new(), now);
         Self {
@@ -97,6 +99,7 @@ impl RelayEntry {
             added_at,
             known_since,
             proved_at,
+            last_success,
             proved_addresses,
             failures,
             proof_started,
@@ -170,8 +173,15 @@ impl RelayEntry {
         }
     }
 
-    /// A proof has succeeded. The next one is due after `interval`.
+    /// A proof has succeeded. The next one is due after `interval`. The time of an absence adds no age. Otherwise, an
+    /// attacker would get old relays by descriptors alone, and need addresses only on the first and the last day.
     pub(super) fn handle_proved(&mut self, now: WallTime, interval: Duration) {
+        if self.is_absent()
+            && let (Some(known_since), Some(last)) = (self.known_since, self.last_success)
+        {
+            self.known_since = Some(age_after_absence(known_since, last, now).unwrap_or(now));
+        }
+        self.last_success = Some(now);
         self.proved_at = Some(now);
         self.proved_addresses = self.addresses().to_vec();
         self.failures = 0;
@@ -188,6 +198,12 @@ impl RelayEntry {
             self.proved_at = None;
         }
         self.proof = Proof::Due(now.after(wait.min(interval)));
+    }
+
+    /// Whether the relay counts as absent since its last successful proof: it isn't proved with its current dial target,
+    /// or has failed too many proofs.
+    const fn is_absent(&self) -> bool {
+        self.proved_at.is_none() || self.failures >= MAX_FAILURES
     }
 
     /// Whether the record is stored on disk. A record is stored only after a first proof, because new identities cost
@@ -214,7 +230,8 @@ impl RelayEntry {
     /// The former relay, after the authority has dropped the relay at `now`; `None` if the relay was never proved.
     pub(super) fn former(self, now: WallTime) -> Option<FormerRelay> {
         let known_since = self.known_since?;
-        Some(FormerRelay { known_since, dropped_at: now, addresses: self.proved_addresses })
+        let absent_since = self.last_success.filter(|_| self.is_absent()).unwrap_or(now);
+        Some(FormerRelay { known_since, absent_since, addresses: self.proved_addresses })
     }
 
     /// Whether the descriptor's date is valid at `now`.
@@ -269,6 +286,7 @@ impl RelayEntry {
             known_since: self.known_since().as_unix(),
             proved: self.proved_at.map_or(0, WallTime::as_unix),
             former: None,
+            last_success: self.last_success.map_or(0, WallTime::as_unix),
         }
         .encode_to_vec()
     }
@@ -283,11 +301,13 @@ impl RelayEntry {
         let published = descriptor.claimed().published;
         let descriptor = descriptor.verify(published).ok()?;
         // Dates of a clock that was ahead must not extend the lifetime of a proof.
-        let proved_at = Some(record.proved).filter(|proved| *proved > 0);
-        let proved_at = proved_at.map(|proved| WallTime::from_unix(proved).min(now));
+        let time = |seconds| Some(seconds).filter(|at| *at > 0).map(|at| WallTime::from_unix(at).min(now));
+        let proved_at = time(record.proved);
+        // An older record of an unproved relay has neither time. Its absence counts from the restart on.
+        let last_success = time(record.last_success).or(proved_at).or(Some(now));
         let known_since = Some(WallTime::from_unix(record.known_since).min(now));
         let proved_addresses = descriptor.profile.addresses.clone();
-        Some(Self { known_since, proved_at, proved_addresses, ..Self::unproved(descriptor, signed, now) })
+        Some(Self { known_since, proved_at, last_success, proved_addresses, ..Self::unproved(descriptor, signed, now) })
     }
 }
 

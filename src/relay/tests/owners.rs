@@ -133,6 +133,25 @@ fn a_source_with_eight_circuits_of_young_cells_ends_no_circuit_of_slow_clients()
 }
 
 #[test]
+fn sources_with_many_circuits_of_one_cell_lose_a_channel_and_end_no_circuit_of_others() {
+    let channel = ChannelParameters { queued: 100, ..ChannelParameters::default() };
+    let mut bench = Bench::new(RelayParameters { channel, exit: true, ..RelayParameters::default() });
+    bench.address = [203, 0, 113, 1].into();
+    let honest = open_unread_circuits(&mut bench, 1, 30);
+    let mut hostile = Vec::new();
+    for network in 1..=2 {
+        bench.address = [198, 51, network, 1].into();
+        hostile.push(open_unread_circuits(&mut bench, 40, 1));
+        bench.pass(Duration::from_secs(1));
+    }
+    assert!(stands(&bench, honest, 1));
+    assert_eq!(hostile.iter().map(|link| bench.closed.contains(link)).collect::<Vec<_>>(), [true, false]);
+    bench.relay.handle_link(bench.now, LinkEvent::Room { link: honest, bytes: ROOM }, &mut bench.rng);
+    bench.settle();
+    assert_eq!(bench.commands(honest), [Command::Relay; 30]);
+}
+
+#[test]
 fn a_full_table_ends_the_least_used_circuit_of_the_fullest_source() {
     let mut bench = Bench::new(RelayParameters { circuits: 64, exit: true, ..RelayParameters::default() });
     // Two listed relays with less than their quarters, one source with its sixteenth, and a client.

@@ -14,8 +14,8 @@ fn known_since(authority: &Authority, number: u16) -> WallTime {
 }
 
 /// A former relay in a /16.
-fn former(known_since: WallTime, dropped_at: WallTime, address: [u8; 4]) -> FormerRelay {
-    FormerRelay { known_since, dropped_at, addresses: vec![(address, 1).into()] }
+fn former(known_since: WallTime, absent_since: WallTime, address: [u8; 4]) -> FormerRelay {
+    FormerRelay { known_since, absent_since, addresses: vec![(address, 1).into()] }
 }
 
 fn identity(number: u16) -> RelayId {
@@ -128,6 +128,52 @@ fn an_unproved_descriptor_of_a_former_relay_does_not_delete_its_age() {
     assert!(!drain(&mut authority).deleted.contains(&key(1).id()));
     register(&mut authority, 1, profile_at(1, &["20.0.0.1:1"]), later(2 * DAY));
     assert_eq!(known_since(&authority, 1), later(DAY));
+}
+
+/// Sends a descriptor of relay 1 at a claimed address each half day, from half day `from` to `to`, and fails its proofs.
+fn claim(authority: &mut Authority, from: u64, to: u64) {
+    for half_day in from..to {
+        let now = later(half_day * DAY / 2);
+        submit(authority, 1, profile_at(1, &["30.0.0.1:1"]), now);
+        for target in drain(authority).proofs {
+            authority.handle_proof(now, &target, FAILED);
+        }
+        assert!(authority.relays.entry(&key(1).id()).is_some_and(|entry| !entry.is_proved()));
+    }
+}
+
+#[test]
+fn a_relay_gains_no_age_at_addresses_that_it_only_claims() {
+    for (days, restarts) in [(9, false), (9, true), (61, false)] {
+        let mut authority = public_authority();
+        register(&mut authority, 1, profile_at(1, &["20.0.0.1:1"]), NOW);
+        claim(&mut authority, 1, days);
+        if restarts {
+            submit(&mut authority, 1, profile_at(1, &["30.0.0.1:1"]), later(days * DAY / 2));
+            let record = drain(&mut authority).records.pop().unwrap();
+            authority = public_authority();
+            authority.restore(later(days * DAY / 2), [record.as_slice()], None);
+            drain(&mut authority);
+            authority.handle_proof(later(days * DAY / 2), &profile_at(1, &["30.0.0.1:1"]).dial_target(), FAILED);
+        }
+        claim(&mut authority, days + 1, 2 * days);
+        let now = later(days * DAY);
+        register(&mut authority, 1, profile_at(1, &["30.0.0.1:1"]), now);
+        assert!(authority.relays.entry(&key(1).id()).unwrap().is_proved());
+        assert_eq!(known_since(&authority, 1), now, "{days} days, {restarts}");
+    }
+}
+
+#[test]
+fn the_absence_of_a_dropped_relay_starts_at_its_last_proof() {
+    let mut authority = public_authority();
+    register(&mut authority, 1, profile_at(1, &["20.0.0.1:1"]), NOW);
+    register(&mut authority, 1, profile_at(1, &["20.0.0.1:1"]), later(DAY / 4));
+    claim(&mut authority, 1, 8);
+    authority.handle_timeout(later(6 * DAY));
+    assert!(authority.relays.entry(&key(1).id()).is_none() && authority.ages.contains(&key(1).id()));
+    register(&mut authority, 1, profile_at(1, &["30.0.0.1:1"]), later(7 * DAY));
+    assert_eq!(known_since(&authority, 1), later(7 * DAY - DAY / 4), "it was proved for a quarter of a day");
 }
 
 #[test]

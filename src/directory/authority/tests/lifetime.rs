@@ -82,6 +82,27 @@ fn a_relay_that_stops_answering_loses_its_place_after_a_day_and_not_after_an_hou
 }
 
 #[test]
+fn a_held_relay_gains_no_age_while_it_fails_its_proofs() {
+    let mut authority = hourly_authority();
+    register_eight(&mut authority);
+    // Relay 1 answers only at the start and at the end. Relay 2 is down for an hour of each day.
+    let answers = |relay, second| {
+        (relay != key(1).id() || second >= 216 * HOUR) && (relay != key(2).id() || second / HOUR % 24 != 20)
+    };
+    let records = run(&mut authority, 0..100 * HOUR, answers);
+    let mut authority = hourly_authority();
+    authority.restore(later(100 * HOUR), records.values().map(Vec::as_slice), None);
+    drain(&mut authority);
+    run(&mut authority, 100 * HOUR..219 * HOUR, answers);
+    let age = |number: u16| {
+        let entry = authority.relays.entry(&key(number).id()).unwrap();
+        assert!(entry.is_proved());
+        later(219 * HOUR).since(entry.known_since()).as_secs() / HOUR
+    };
+    assert!(age(1) <= 24 && age(2) >= 9 * 21 && age(3) == 219, "{} {} {}", age(1), age(2), age(3));
+}
+
+#[test]
 fn a_relay_whose_proof_waits_keeps_its_place() {
     let mut authority = hourly_authority();
     register_eight(&mut authority);
