@@ -324,7 +324,7 @@ fn a_first_hop_without_an_answer_times_out() {
 
 #[test]
 fn a_later_hop_without_an_answer_times_out_by_the_time_of_the_hops_before_it() {
-    for (first_hop, timeout) in [(5, 2500), (400, 4000), (9000, 10_000)] {
+    for (first_hop, timeout) in [(5, 2500), (250, 2500), (251, 5000), (500, 5000), (501, 10_000), (9000, 10_000)] {
         let mut chain = Chain::new(3);
         let mut origin = chain.origin();
         let create = origin.poll_cell(chain.now, &mut chain.rng).unwrap();
