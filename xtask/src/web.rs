@@ -27,7 +27,7 @@ struct Module {
 
 /// The module that every page loads, and the module that a page loads for HTTPS.
 const MODULES: [Module; 2] = [
-    Module { name: "umbel", feature: "browser", max_download: 496 * 1024 },
+    Module { name: "umbel", feature: "browser", max_download: 512 * 1024 },
     Module { name: "umbel_https", feature: "browser-tls", max_download: 440 * 1024 },
 ];
 
