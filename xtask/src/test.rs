@@ -33,8 +33,8 @@ const STEPS: &[Step] = &[
     },
     Step {
         name: "applications",
-        what: "curl, wget, git, Python and searches through a testnet; three machines; links with delay and loss;\
-               a flood of CREATEs",
+        what: "curl, wget, git, Python and searches through a testnet; three machines; links with delay and loss; \
+               a flood of CREATEs; chaos",
         run: applications,
     },
     Step { name: "doctest", what: "the documentation's examples", run: doctest },
