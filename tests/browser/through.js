@@ -100,7 +100,7 @@ export async function startClient(overlay, options = []) {
     for (const stream of [child.stdout, child.stderr]) {
       createInterface({ input: stream }).on('line', (line) => {
         lines.push(line);
-        if (line.includes('ready: the ports accept requests')) resolve();
+        if (line.includes('ready: the first circuit is built')) resolve();
       });
     }
     ended.then(() => reject(new Error(`the client ended:\n${lines.join('\n')}`)));
