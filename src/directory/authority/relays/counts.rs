@@ -246,7 +246,7 @@ impl RelayCounts {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl RelayCounts {
     /// Asserts that the counts agree with `entries`, by visits of all relays.
     pub(super) fn assert_counted(&self, entries: &std::collections::BTreeMap<RelayId, RelayEntry>) {
