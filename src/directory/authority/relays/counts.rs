@@ -263,9 +263,9 @@ impl RelayCounts {
         let by_network = count_prefixes(unproved().flat_map(RelayEntry::networks));
         let by_publisher = count_prefixes(unproved().map(|entry| entry.publisher.network));
         assert_eq!(self.unproved_by_publisher.len(), by_publisher.len());
-        let of_publisher = |entry: &RelayEntry| by_publisher[&entry.publisher.network];
+        let of_publisher = |entry: &RelayEntry| by_publisher.get(&entry.publisher.network);
         let evictable = || unproved().filter(|entry| !entry.is_being_proved());
-        let of_network = |entry: &RelayEntry| entry.networks().map(|network| by_network[&network]).max();
+        let of_network = |entry: &RelayEntry| entry.networks().map(|network| by_network.get(&network)).max();
         let first = evictable().max_by_key(|entry| {
             let of_network = of_network(entry).filter(|_| !self.uncapped);
             (of_publisher(entry), of_network, entry.failures, Reverse(entry.added_at), entry.identity())
