@@ -82,7 +82,7 @@ impl From<StreamFailure> for PageFailure {
             | StreamFailure::NoCircuit
             | StreamFailure::NoPath(PathError::NoGuard | PathError::TooFewRelays) => FailureKind::Network,
             StreamFailure::ConsensusExpired => FailureKind::Consensus,
-            StreamFailure::NoPath(PathError::NoExit | PathError::NotOffered)
+            StreamFailure::NoPath(PathError::NoExit | PathError::NotOffered | PathError::OnlyRelatedExits)
             | StreamFailure::LimitReached
             | StreamFailure::NotPublic
             | StreamFailure::Ended(EndReason::Policy) => FailureKind::Refused,
@@ -127,6 +127,7 @@ mod tests {
             (StreamFailure::NoPath(PathError::TooFewRelays), FailureKind::Network),
             (StreamFailure::NoPath(PathError::NoExit), FailureKind::Refused),
             (StreamFailure::NoPath(PathError::NotOffered), FailureKind::Refused),
+            (StreamFailure::NoPath(PathError::OnlyRelatedExits), FailureKind::Refused),
             (StreamFailure::GuardUnreachable, FailureKind::Network),
             (StreamFailure::NoCircuit, FailureKind::Network),
             (StreamFailure::LimitReached, FailureKind::Refused),

@@ -12,7 +12,7 @@ use super::{
     GuardSample,
     hop::{PathRelay, Relays},
     names::SpecialHost,
-    restrict::related,
+    restrict::{related, related_by_consent},
     weigh::{ExitShare, pick_by_weight, pick_uniformly},
 };
 use crate::{
@@ -76,6 +76,9 @@ pub enum PathError {
     /// No exit offers the delegated request.
     #[error("no exit of the network offers this service")]
     NotOffered,
+    /// All exits for the purpose are related to the client's guard.
+    #[error("all exits for this request may belong to the operator of this client's guard")]
+    OnlyRelatedExits,
     /// The network has too few unrelated relays for a path.
     #[error("the network has too few unrelated relays for a path")]
     TooFewRelays,
@@ -86,7 +89,7 @@ impl PathError {
     #[must_use]
     pub const fn class(self) -> ErrorClass {
         match self {
-            Self::NoExit | Self::NotOffered => ErrorClass::Local,
+            Self::NoExit | Self::NotOffered | Self::OnlyRelatedExits => ErrorClass::Local,
             Self::NoGuard | Self::TooFewRelays => ErrorClass::Network,
         }
     }
@@ -141,12 +144,14 @@ pub fn permits_target(relay: &ConsensusRelay, target: &Target) -> bool {
 }
 
 /// Chooses a path for `requirement`. The guard is chosen first and independently of the target, so that a target can't
-/// change the guard. The next guard is used only if no path to an exit for the purpose begins with the first guard.
-/// Relays in `avoid` (recently failed, for example) are middle or exit only if no others remain. In a network with too
-/// few relays for a path with a layer-2 guard, the path has none.
+/// change the guard. The next guard is used only if the network is too small for a path through the first guard to any
+/// exit, or if the guard and its family are the only exits for the purpose. Otherwise an exit that no other
+/// exit can replace could claim to be related to some guards, and learn from a change which guard a client has. Relays
+/// in `avoid` (recently failed, for example) are middle or exit only if no others remain. In a network with too few
+/// relays for a path with a layer-2 guard, the path has none.
 ///
 /// # Errors
-/// When there is no guard, no exit for the purpose, or no path of unrelated relays.
+/// When there is no guard, no exit for the purpose, no exit unrelated to the guard, or no path of unrelated relays.
 pub fn choose<R: CryptoRng + ?Sized>(
     relays: &Relays<'_>,
     guards: &GuardSample,
@@ -169,14 +174,26 @@ pub fn choose<R: CryptoRng + ?Sized>(
     let with_layer_two = Choice { hops: longer, layer_two: &layer_two, volunteer_position: 2, ..choice };
     let choices = [(!layer_two.is_empty()).then_some(with_layer_two), Some(choice)];
     // An adversary that fails circuits can fill `avoid`, so `avoid` must not change the guard or the number of hops.
-    let path = candidates.iter().find_map(|guard| {
+    for guard in candidates {
         let avoided_next = guards.avoided_next(relays.consensus, &guard.identity());
-        choices.iter().flatten().find_map(|choice| match choice.path_through(guard, avoid, &avoided_next, rng) {
-            None if !avoid.is_empty() => choice.path_through(guard, &[], &avoided_next, rng),
-            path => path,
-        })
-    });
-    path.ok_or(PathError::TooFewRelays)
+        let path =
+            choices.iter().flatten().find_map(|choice| match choice.path_through(guard, avoid, &avoided_next, rng) {
+                None if !avoid.is_empty() => choice.path_through(guard, &[], &avoided_next, rng),
+                path => path,
+            });
+        if let Some(path) = path {
+            return Ok(path);
+        }
+        let hop = PathRelay::Listed(guard);
+        if exits.iter().all(|exit| related_by_consent(&hop, exit)) {
+            continue;
+        }
+        let any_exits = self::exits(relays, &Purpose::Streams);
+        if (Choice { exits: &any_exits, ..choice }).path_through(guard, &[], &[], rng).is_some() {
+            return Err(PathError::OnlyRelatedExits);
+        }
+    }
+    Err(PathError::TooFewRelays)
 }
 
 /// A path for a circuit without requests. The circuit measures whether a suspect guard or the relays behind that guard

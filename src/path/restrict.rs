@@ -16,22 +16,28 @@ pub(super) fn related(one: &PathRelay<'_>, other: &PathRelay<'_>, parameters: &P
         // The addresses of volunteers aren't published.
         _ => false,
     };
-    one.identity() == other.identity() || same_family_or_operator(one, other) || are_similar
+    related_by_consent(one, other) || same_operator(one, other) || are_similar
 }
 
-/// Whether two relays are of one family or operator. A family counts only if both relays name each other. Otherwise a
+/// Whether two relays are identical, or of one family. A family counts only if both relays name each other. Otherwise a
 /// relay could name all relays except its accomplices, and every path through that relay would continue through them.
 /// A family in the consensus doesn't name volunteers. A volunteer's family in the list is already reduced to members
 /// that name the volunteer.
-fn same_family_or_operator(one: &PathRelay<'_>, other: &PathRelay<'_>) -> bool {
-    let ((family, operator), (other_family, other_operator)) = (one.family_and_operator(), other.family_and_operator());
+pub(super) fn related_by_consent(one: &PathRelay<'_>, other: &PathRelay<'_>) -> bool {
+    let ((family, _), (other_family, _)) = (one.family_and_operator(), other.family_and_operator());
     let (one_names, other_names) = (family.contains(&other.identity()), other_family.contains(&one.identity()));
     let mutual = match (one, other) {
         (PathRelay::Volunteer(_), PathRelay::Listed(_)) => one_names,
         (PathRelay::Listed(_), PathRelay::Volunteer(_)) => other_names,
         _ => one_names && other_names,
     };
-    mutual || (!operator.is_empty() && operator == other_operator)
+    one.identity() == other.identity() || mutual
+}
+
+/// Whether two relays state the same operator.
+fn same_operator(one: &PathRelay<'_>, other: &PathRelay<'_>) -> bool {
+    let ((_, operator), (_, other_operator)) = (one.family_and_operator(), other.family_and_operator());
+    !operator.is_empty() && operator == other_operator
 }
 
 /// Whether two relays have addresses in one block.

@@ -139,7 +139,63 @@ fn no_two_hops_share_family_operator_or_network() {
 }
 
 #[test]
-fn the_next_guard_is_used_if_no_exit_fits_the_first() {
+fn an_exit_that_claims_a_relation_to_the_guard_never_changes_the_guard() {
+    let mut rng = rng();
+    let operated = |mut profile: crate::directory::Profile| {
+        profile.operator = "one".into();
+        listed(profile)
+    };
+    // Exit 1 is the only one for port 8443, and states the operator of relays 4 to 6.
+    let mut only = exit_profile(1, &["accept 8443"]);
+    only.family = (4..=6).map(id).collect();
+    let relays = web_exits(2..=3).chain((4..=6).map(|number| operated(profile(number))));
+    let consensus = consensus(relays.chain([operated(only), listed(profile(7)), listed(profile(8))]));
+    let (mut related, mut unrelated) = (0, 0);
+    for _ in 0..100 {
+        let guards = sample(&consensus, &mut rng);
+        let mut path = |port| {
+            let requirement = Requirement::three_hops(target("example.org", port));
+            choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).map(|path| path.hops())
+        };
+        let guard = path(443).unwrap()[0];
+        match path(8443) {
+            Ok(hops) => {
+                assert!(hops[0] == guard && hops[2] == id(1), "seed {SEED}");
+                unrelated += 1;
+            }
+            Err(error) => {
+                assert_eq!(error, PathError::OnlyRelatedExits);
+                assert!([id(4), id(5), id(6)].contains(&guard), "seed {SEED}");
+                related += 1;
+            }
+        }
+    }
+    assert!(related > 10 && unrelated > 10, "{related} and {unrelated}, seed {SEED}");
+}
+
+#[test]
+fn the_next_guard_is_used_if_the_guard_and_its_family_are_the_only_exits() {
+    let mut rng = rng();
+    let with_family = |number, policy: &[&str], family| {
+        let mut profile = exit_profile(number, policy);
+        profile.family = vec![id(family)];
+        listed(profile)
+    };
+    let mail = [with_family(1, &["accept 25"], 2), with_family(2, &["accept 25"], 1)];
+    let consensus = consensus(mail.into_iter().chain(web_exits(3..=5)));
+    let mut guards_used = BTreeMap::new();
+    for _ in 0..100 {
+        let guards = sample(&consensus, &mut rng);
+        let requirement = Requirement::three_hops(target("example.org", 25));
+        let path = choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap();
+        *guards_used.entry(path.hops()[0]).or_insert(0) += 1;
+    }
+    assert!(guards_used.keys().all(|guard| [id(3), id(4), id(5)].contains(guard)), "seed {SEED}");
+    assert_eq!(guards_used.len(), 3, "seed {SEED}");
+}
+
+#[test]
+fn the_next_guard_is_used_in_a_network_without_an_exit_unrelated_to_the_first() {
     let mut rng = rng();
     let mut exit = exit_profile(1, &["accept *"]);
     exit.operator = "one".into();
