@@ -8,7 +8,6 @@ use std::{
     env, fs,
     io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::mpsc::Receiver,
@@ -92,9 +91,7 @@ fn attacks() -> Vec<Attack> {
 #[test]
 #[ignore = "needs root and iproute2: cargo xtask test runs a short form, cargo xtask attack measures"]
 fn circuits_of_an_honest_client_stand_while_addresses_flood_their_relay() {
-    // The owner of /proc/self is the effective user.
-    if fs::metadata("/proc/self").unwrap().uid() != 0 {
-        eprintln!("skipped: network namespaces need root");
+    if !may_make_namespaces() {
         return;
     }
     let programs = Programs::find();

