@@ -46,7 +46,7 @@ const MAX_LINKS: usize = 8;
 
 /// Caps that an input can reach.
 fn parameters() -> ClientParameters {
-    ClientParameters { circuits: 12, building: 4, streams: 24, ..ClientParameters::default() }
+    ClientParameters { max_circuits: 12, max_builds: 4, max_streams: 24, ..ClientParameters::default() }
 }
 
 fn keyring() -> OnionKeyring {

@@ -191,7 +191,7 @@ async fn respond<C: Connector>(
             tracing::debug!(%error, "the exchange with the target failed");
             let status = match error {
                 ExchangeError::RequestBody => StatusCode::BAD_REQUEST,
-                ExchangeError::Silent => StatusCode::GATEWAY_TIMEOUT,
+                ExchangeError::TimedOut => StatusCode::GATEWAY_TIMEOUT,
                 ExchangeError::NotHttp | ExchangeError::TooLarge | ExchangeError::Broken => StatusCode::BAD_GATEWAY,
             };
             text_response(status, &error.to_string())

@@ -160,8 +160,8 @@ fn after_the_loss_of_a_relay_its_stream_fails_and_a_new_request_succeeds_within_
         let began = net.world.now();
         let next = net.open(1);
         let connected = net.wait(30, |party| party.seen(next).connected);
-        let took = connected.since(began);
-        assert!(took <= Duration::from_secs(5), "{took:?}, hop {hop}, seed {seed}");
+        let elapsed = connected.since(began);
+        assert!(elapsed <= Duration::from_secs(5), "{elapsed:?}, hop {hop}, seed {seed}");
         assert!(!net.path_of(next).contains(&victim), "seed {seed}");
         if seed % 2 == 1 {
             assert_eq!(net.closed(stream, 25), StreamFailure::Ended(EndReason::Reset), "seed {seed}");
