@@ -71,7 +71,7 @@ async fn run(options: Options) -> Result<(), Box<dyn Error>> {
         "{}: {} results in {} ms, path {}",
         found.engine,
         found.results.len(),
-        found.route.took.as_millis(),
+        found.route.duration.as_millis(),
         path.join(" → ")
     );
     // An exit can falsify results, and can insert a URL unique to this query. `Client::compare` sends a query to several

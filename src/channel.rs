@@ -12,6 +12,8 @@
 
 mod channels;
 mod eviction;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fixture;
 mod handshake;
 mod hello;
 mod queue;

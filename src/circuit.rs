@@ -57,7 +57,7 @@ pub enum CircuitError {
     BuildTimedOut(HopIndex),
     /// The circuit did not answer an echo request.
     #[error("no answer to an echo request before the timeout")]
-    Silent,
+    EchoTimedOut,
     /// The path has no hop, or too many.
     #[error("a path has one to eight hops")]
     PathLength,
@@ -91,7 +91,7 @@ impl CircuitError {
     #[must_use]
     pub const fn class(self) -> ErrorClass {
         match self {
-            Self::Destroyed | Self::BuildTimedOut(_) | Self::Silent => ErrorClass::Network,
+            Self::Destroyed | Self::BuildTimedOut(_) | Self::EchoTimedOut => ErrorClass::Network,
             Self::Closed | Self::PathLength => ErrorClass::Local,
             Self::Illegal { .. } | Self::IllegalCell(_) | Self::Wire(_) => ErrorClass::Peer,
             Self::Handshake(error) => error.class(),
@@ -351,7 +351,7 @@ impl Origin {
             CircuitState::Building(_) | CircuitState::NextHopGone(_) | CircuitState::Open => {}
         }
         if self.echo_deadline.is_some_and(|deadline| deadline <= now) {
-            return self.fail(CircuitError::Silent);
+            return self.fail(CircuitError::EchoTimedOut);
         }
         self.echo_if_silent(now);
         let stalled = self.streams.iter_mut().find_map(|(_, streams)| streams.handle_timeout(now).err());

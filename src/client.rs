@@ -238,7 +238,7 @@ impl ClientMachine {
         let host_failure = self.host_failure(now, &demand);
         let failure = if self.documents.is_expired() {
             Some(StreamFailure::ConsensusExpired)
-        } else if self.placement.len() >= self.parameters.streams {
+        } else if self.placement.len() >= self.parameters.max_streams {
             Some(StreamFailure::LimitReached)
         } else {
             host_failure

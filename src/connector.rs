@@ -56,8 +56,8 @@ pub struct Delegated {
 pub struct Hop {
     /// The relay.
     pub relay: RelayId,
-    /// The time that the handshake with this hop took, from CREATE or EXTEND to the answer.
-    pub took: Duration,
+    /// The time of the handshake with this hop, from CREATE or EXTEND to the answer.
+    pub handshake_time: Duration,
 }
 
 /// Opens streams and resolves names through the overlay. Cheap to clone.

@@ -10,7 +10,7 @@
 //! | channels to neighbours | [`Channels`] |
 //! | circuits, with this relay's layer and their deadlines | `table::Table` |
 //! | rates of CREATE for each owner | `base::Allowances` |
-//! | CREATEs that lack fragments | `partial_creates::PartialCreates` |
+//! | CREATEs that lack fragments | `pending_creates::PendingCreates` |
 //! | CREATEs that wait for their handshake | `waiting_creates::WaitingCreates` |
 //! | circuits that wait for a channel to the next hop, or for its rate | `waiting_extends::WaitingExtends` |
 //! | turns of the owners of waiting CREATEs and circuits | `turns::OwnerTurns` |
@@ -55,7 +55,7 @@ mod circuit;
 mod gateways;
 mod owners;
 mod parameters;
-mod partial_creates;
+mod pending_creates;
 mod stream_shares;
 mod streams;
 mod switch;
@@ -79,12 +79,13 @@ use crate::{
     directory::{Consensus, Counted, KnownRelays, Registration},
     handshake::OnionKeyring,
     stream::{StreamCommand, StreamEvent},
+    wire::Fragments,
 };
 
 use self::{
     circuit::CircuitEndpoint,
     gateways::Gateways,
-    partial_creates::PartialCreates,
+    pending_creates::PendingCreates,
     streams::ExitStreams,
     table::{CircuitKey, Side, Table},
     volunteers::GatewayVolunteers,
@@ -129,7 +130,7 @@ pub struct Relay {
     gateways: Gateways,
     volunteers: GatewayVolunteers,
     table: Table,
-    partial_creates: PartialCreates,
+    partial_creates: PendingCreates<Fragments>,
     waiting_creates: WaitingCreates,
     handshake_rate: Rate,
     handshake_tokens: TokenBucket,
@@ -157,7 +158,7 @@ impl Relay {
             gateways: Gateways::default(),
             volunteers: GatewayVolunteers::default(),
             table: Table::new(parameters.circuits),
-            partial_creates: PartialCreates::new(parameters.partial_creates),
+            partial_creates: PendingCreates::new(parameters.partial_creates),
             waiting_creates: WaitingCreates::new(parameters.waiting_creates),
             handshake_rate: parameters.circuit_handshakes,
             handshake_tokens: TokenBucket::new(),
@@ -393,7 +394,9 @@ impl Relay {
                 Side::Next => self.handle_next_closed(now, key),
             }
         }
-        self.partial_creates.remove_channel(channel);
+        for endpoint in self.partial_creates.on_channel(channel) {
+            self.partial_creates.remove(endpoint);
+        }
         self.waiting_creates.remove_channel(channel);
     }
 }
@@ -407,7 +410,8 @@ impl LinkMachine for Relay {
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.channels.handle_timeout(now);
         self.handle_channel_events(now, rng);
-        while let Some(endpoint) = self.partial_creates.pop_expired(now) {
+        while let Some(endpoint) = self.partial_creates.poll_expired(now) {
+            self.partial_creates.remove(endpoint);
             self.destroy(now, endpoint);
         }
         while let Some(endpoint) =

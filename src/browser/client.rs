@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::{
     clock,
-    drive::Driver,
+    drive::PageDrive,
     open_streams::OpenStreams,
     slot::{Notify, SlotSender, slot},
     store::{Store, StoreEntry},
@@ -27,8 +27,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ExchangeHop {
     pub(super) relay: RelayId,
-    /// Duration of the handshake with this hop, from its first cell to the answer.
-    pub(super) took: Duration,
+    /// The time of the handshake with this hop, from its first cell to the answer.
+    pub(super) handshake_time: Duration,
 }
 
 /// The circuit of an exchange.
@@ -45,8 +45,8 @@ pub(super) struct ExchangePath {
 pub(super) struct CompletedExchange {
     pub(super) answer: Vec<u8>,
     pub(super) path: ExchangePath,
-    /// Time from sending the request to the end of the answer.
-    pub(super) took: Duration,
+    /// The time from the sending of the request to the end of the answer.
+    pub(super) duration: Duration,
 }
 
 /// The reason for a failed exchange.
@@ -127,7 +127,7 @@ impl DrivenPageClient {
             ClientEvent::GuardsChanged => self.store_guards(),
             ClientEvent::Delegated { stream, path, hops, shared_exit } => {
                 if let Some(exchange) = self.exchanges.get_mut(&stream) {
-                    let hops = path.into_iter().zip(hops).map(|(relay, took)| ExchangeHop { relay, took }).collect();
+                    let hops = path.into_iter().zip(hops).map(|(relay, time)| ExchangeHop { relay, handshake_time: time }).collect();
                     exchange.begun = Some((now, ExchangePath { hops, shared_exit }));
                     exchange.started.send(());
                 }
@@ -152,7 +152,7 @@ impl DrivenPageClient {
                 self.client.handle_command(stream, StreamCommand::Consumed(bytes.len()));
             }
             StreamEvent::Finished => {
-                self.complete(stream, |answer, path, took| Ok(CompletedExchange { answer, path, took }), now);
+                self.complete(stream, |answer, path, duration| Ok(CompletedExchange { answer, path, duration }), now);
             }
             StreamEvent::Closed(reason) => self.fail(now, stream, StreamFailure::Ended(reason)),
             // An exchange causes no `Connected` and no `Resolved`; only exits receive the others.
@@ -204,13 +204,13 @@ impl DrivenPageClient {
 
 /// Performs an exchange over a separate circuit.
 pub(super) async fn exchange(
-    driver: &Driver<DrivenPageClient>,
+    drive: &PageDrive<DrivenPageClient>,
     parameters: ExchangeParameters,
 ) -> Result<CompletedExchange, ExchangeFailure> {
     let ExchangeParameters { delegation, excluded_exits, isolation, request, max_len, timeout } = parameters;
     let (outcome_sender, outcome) = slot();
     let (started_sender, started) = slot();
-    let stream = driver.with(|driven, now, _| {
+    let stream = drive.with(|driven, now, _| {
         let stream = driven.client.delegate(now, delegation, excluded_exits, isolation);
         let exchange = DelegatedExchange {
             request,
@@ -230,7 +230,7 @@ pub(super) async fn exchange(
     match clock::within(timeout, outcome).await {
         Some(outcome) => outcome.unwrap_or(Err(ExchangeFailure::Closed)),
         None => {
-            let path = driver.with(|driven, _, _| {
+            let path = drive.with(|driven, _, _| {
                 driven.client.handle_command(stream, StreamCommand::Reset(EndReason::TimedOut));
                 driven.exchanges.remove(&stream).and_then(|exchange| exchange.begun)
             });

@@ -24,8 +24,8 @@ use super::{
 use crate::{
     delegated::text,
     directory::{
-        AuthorityId, Consensus, Document, DocumentError, DocumentKind, NotCounted, Registration, UnverifiedDocument,
-        follow::{FetchRound, Followed},
+        AuthorityId, Consensus, Document, DocumentError, DocumentKind, NotCounted, Registration,
+        follow::{FetchRound, Followed, accept},
     },
 };
 
@@ -150,7 +150,7 @@ impl Directories {
     /// The stored consensus, if it is still valid.
     pub(super) async fn stored(&self) -> Option<Consensus> {
         let bytes = self.store.read(StoreEntry::Consensus).await?;
-        self.verify(&bytes, None).ok()
+        self.accept(&bytes, None).ok().flatten()
     }
 
     /// A document newer than `in_use`, from the first directory that has one; `None` if `in_use` is still fresh and a
@@ -175,14 +175,11 @@ impl Directories {
         in_use: Option<&Document<B>>,
     ) -> Result<Option<Document<B>>, DocumentFetchError> {
         let bytes = request("GET", &self.url(index, B::PATH), None, B::MAX_LEN).await?;
-        let document = self.verify(&bytes, in_use).map_err(DocumentFetchError::Document)?;
-        if in_use.is_some_and(|in_use| in_use.digest() == document.digest()) {
-            return Ok(None);
-        }
-        if B::IS_STORED {
+        let document = self.accept(&bytes, in_use).map_err(DocumentFetchError::Document)?;
+        if B::IS_STORED && document.is_some() {
             self.store.write(StoreEntry::Consensus, &bytes);
         }
-        Ok(Some(document))
+        Ok(document)
     }
 
     /// Registers a volunteer by its signed descriptor, at the first directory that accepts it.
@@ -215,12 +212,12 @@ impl Directories {
         format!("{base}/v1/{path}")
     }
 
-    fn verify<B: DocumentKind>(
+    fn accept<B: DocumentKind>(
         &self,
         bytes: &[u8],
         in_use: Option<&Document<B>>,
-    ) -> Result<Document<B>, DocumentError> {
-        UnverifiedDocument::decode(bytes)?.verify(&self.authorities, clock::wall_time(), in_use)
+    ) -> Result<Option<Document<B>>, DocumentError> {
+        accept(bytes, &self.authorities, clock::wall_time(), in_use)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The event loop that joins a protocol core with the browser's data channels.
 //!
-//! [`Driver`] owns core and data channels. A callback of the browser only records its event and posts a message to the
+//! [`PageDrive`] owns core and data channels. A callback of the browser only records its event and posts a message to the
 //! loop. The loop runs after the events that are already queued, so a burst costs one turn. Browsers throttle the timers
 //! of a hidden page, but not its messages, so timers serve deadlines only. No script of the page runs during a turn, so
 //! no call is re-entrant.
@@ -27,21 +27,21 @@ use crate::{
 
 /// A handle of a driven machine and its transport. A drop of the last clone closes the links. [`Driven::deliver`] must
 /// not call into the page.
-pub(super) struct Driver<D>(Rc<DriverShared<D>>);
+pub(super) struct PageDrive<D>(Rc<PageDriveShared<D>>);
 
-impl<D> Clone for Driver<D> {
+impl<D> Clone for PageDrive<D> {
     fn clone(&self) -> Self {
         Self(Rc::clone(&self.0))
     }
 }
 
-struct DriverShared<D> {
-    state: RefCell<DriverState<D>>,
+struct PageDriveShared<D> {
+    state: RefCell<PageDriveState<D>>,
     waker: Rc<LoopWaker>,
     _on_message: Closure<dyn FnMut(MessageEvent)>,
 }
 
-struct DriverState<D> {
+struct PageDriveState<D> {
     driven: D,
     endpoint: BrowserEndpoint,
     rng: StdRng,
@@ -75,7 +75,7 @@ impl Drop for LoopWaker {
     }
 }
 
-impl<D: Driven + 'static> Driver<D> {
+impl<D: Driven + 'static> PageDrive<D> {
     /// Joins `driven` with a transport that presents `certificate`, or a fresh one on each dial.
     pub(super) fn start(
         driven: D,
@@ -90,14 +90,14 @@ impl<D: Driven + 'static> Driver<D> {
             Rc::new(move || waker.wake())
         };
         let endpoint = BrowserEndpoint::new(caps, certificate, wake);
-        let shared = Rc::new_cyclic(|weak: &Weak<DriverShared<D>>| {
+        let shared = Rc::new_cyclic(|weak: &Weak<PageDriveShared<D>>| {
             let on_message = Closure::new({
                 let weak = Weak::clone(weak);
                 move |_: MessageEvent| run_turn(&weak)
             });
             waker.receiver.set_onmessage(Some(on_message.as_ref().unchecked_ref()));
-            let state = RefCell::new(DriverState { driven, endpoint, rng, timer: None, stopped: false });
-            DriverShared { state, waker: Rc::clone(&waker), _on_message: on_message }
+            let state = RefCell::new(PageDriveState { driven, endpoint, rng, timer: None, stopped: false });
+            PageDriveShared { state, waker: Rc::clone(&waker), _on_message: on_message }
         });
         Ok(Self(shared))
     }
@@ -108,7 +108,7 @@ impl<D: Driven + 'static> Driver<D> {
         if state.stopped {
             return None;
         }
-        let DriverState { driven, rng, .. } = &mut *state;
+        let PageDriveState { driven, rng, .. } = &mut *state;
         let done = action(driven, clock::now(), rng);
         self.0.waker.wake();
         Some(done)
@@ -128,7 +128,7 @@ impl<D: Driven + 'static> Driver<D> {
             && !state.stopped
         {
             let now = clock::now();
-            let DriverState { driven, endpoint, rng, .. } = &mut *state;
+            let PageDriveState { driven, endpoint, rng, .. } = &mut *state;
             driven.shut_down(now);
             drain(now, driven, endpoint, rng);
         }
@@ -156,7 +156,7 @@ impl<D: Driven + 'static> Driver<D> {
 }
 
 /// One turn of the loop.
-fn run_turn<D: Driven>(shared: &Weak<DriverShared<D>>) {
+fn run_turn<D: Driven>(shared: &Weak<PageDriveShared<D>>) {
     let Some(shared) = shared.upgrade() else { return };
     shared.waker.posted.set(false);
     let Ok(mut state) = shared.state.try_borrow_mut() else { return };
@@ -164,7 +164,7 @@ fn run_turn<D: Driven>(shared: &Weak<DriverShared<D>>) {
         return;
     }
     let now = clock::now();
-    let DriverState { driven, endpoint, rng, timer, .. } = &mut *state;
+    let PageDriveState { driven, endpoint, rng, timer, .. } = &mut *state;
     endpoint.take(now);
     turn(now, driven, endpoint, rng);
     // A timer that fires before the next deadline is harmless, so it is kept.

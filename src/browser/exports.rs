@@ -72,8 +72,8 @@ impl PageClient {
 
     /// Closes all streams and links immediately.
     pub fn close(&self) {
-        self.page.driver.with(|driven, _, _| driven.streams.clear());
-        self.page.driver.stop();
+        self.page.drive.with(|driven, _, _| driven.streams.clear());
+        self.page.drive.stop();
     }
 }
 
@@ -170,7 +170,7 @@ fn found_object(page: &Page, found: &SearchOutcome) -> JsValue {
         ("results", results.into()),
         ("more", found.more.into()),
         ("path", path_array(page, &found.path).into()),
-        ("elapsedMs", milliseconds(found.took)),
+        ("elapsedMs", milliseconds(found.duration)),
         ("sharedExit", found.path.shared_exit.into()),
     ])
 }
@@ -200,7 +200,7 @@ fn path_array(page: &Page, path: &ExchangePath) -> Array {
         .map(|hop| {
             object(&[
                 ("relay", hop.relay.to_base32().into()),
-                ("ms", milliseconds(hop.took)),
+                ("ms", milliseconds(hop.handshake_time)),
                 ("volunteer", (!is_listed(hop)).into()),
             ])
         })

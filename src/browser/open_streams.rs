@@ -32,7 +32,7 @@ impl OpenStream {
     }
 }
 
-/// The streams of a page. The client's core caps those that have not ended (`ClientParameters::streams`). A stream that
+/// The streams of a page. The client's core caps those that have not ended (`ClientParameters::max_streams`). A stream that
 /// has ended stays until the page drops its handle.
 #[derive(Default)]
 pub(super) struct OpenStreams(pub(super) Vec<OpenStream>);

@@ -14,7 +14,7 @@ use super::{
     client::{DrivenPageClient, Readiness},
     clock,
     directory::Directories,
-    drive::{Driver, randomness},
+    drive::{PageDrive, randomness},
     failure::{FailureKind, PageFailure},
     follow,
     slot::slot,
@@ -38,7 +38,7 @@ const SPARE_SEARCHES: usize = 3;
 
 /// State shared by all handles of a page's client.
 pub(super) struct Page {
-    pub(super) driver: Driver<DrivenPageClient>,
+    pub(super) drive: PageDrive<DrivenPageClient>,
     pub(super) exit_statistics: RefCell<ExitStatistics>,
     /// The consensus in use.
     consensus: RefCell<Option<Arc<Consensus>>>,
@@ -59,7 +59,7 @@ impl Page {
         let report = |step: &str| drop(progress.call1(&JsValue::NULL, &JsValue::from_str(step)));
         let directories = Rc::new(Directories::new(directories, authorities, store.clone())?);
         let guards = store.read(StoreEntry::Guards).await.and_then(|bytes| GuardSample::decode(&bytes).ok());
-        let parameters = ClientParameters { circuits: 64, streams: 256, ..ClientParameters::default() };
+        let parameters = ClientParameters { max_circuits: 64, max_streams: 256, ..ClientParameters::default() };
         let client = ClientMachine::new(parameters, guards.unwrap_or_default());
         let readiness = Readiness::default();
         let driven = DrivenPageClient::new(client, store, readiness.clone());
@@ -67,9 +67,9 @@ impl Page {
             PageFailure::new(FailureKind::NoWebrtc, "this browser lacks or disables a feature that the client needs")
         };
         let rng = randomness().map_err(unsupported)?;
-        let driver = Driver::start(driven, BrowserCaps::default(), None, rng).map_err(unsupported)?;
+        let drive = PageDrive::start(driven, BrowserCaps::default(), None, rng).map_err(unsupported)?;
         let page = Rc::new(Self {
-            driver,
+            drive,
             exit_statistics: RefCell::default(),
             consensus: RefCell::default(),
             volunteers: RefCell::default(),
@@ -88,14 +88,14 @@ impl Page {
         report("consensus");
         page.follow(directories, first, list);
         let circuit = async {
-            while !readiness.ready.get() && !page.driver.is_stopped() {
+            while !readiness.ready.get() && !page.drive.is_stopped() {
                 let seen = readiness.changed.count();
                 readiness.changed.notified_since(seen).await;
             }
         };
         clock::within(CIRCUIT_TIMEOUT, circuit).await.ok_or_else(|| {
             let message = "no circuit could be built in time: this network may block WebRTC or UDP";
-            page.driver.stop();
+            page.drive.stop();
             PageFailure::new(FailureKind::Network, message)
         })?;
         ["channel", "circuit", "ready"].into_iter().for_each(report);
@@ -135,7 +135,7 @@ impl Page {
     ) {
         let wanted = || {
             let page = Rc::downgrade(self);
-            move || page.upgrade().is_some_and(|page| !page.driver.is_stopped())
+            move || page.upgrade().is_some_and(|page| !page.drive.is_stopped())
         };
         let page = Rc::downgrade(self);
         spawn_local(follow::follow(Rc::clone(&directories), Some(first), wanted(), move |found| {
@@ -149,7 +149,7 @@ impl Page {
 
     fn set_volunteers(&self, volunteers: Arc<VolunteerList>) {
         self.volunteers.replace(Some(Arc::clone(&volunteers)));
-        self.driver.with(|driven, now, _| driven.client.set_volunteers(now, clock::wall_time(), volunteers));
+        self.drive.with(|driven, now, _| driven.client.set_volunteers(now, clock::wall_time(), volunteers));
     }
 
     fn set_consensus(&self, consensus: Arc<Consensus>) {
@@ -157,7 +157,7 @@ impl Page {
             *in_use = Some(Arc::clone(&consensus));
         }
         let default_engine = engines(&self.offers(), None).into_iter().next();
-        self.driver.with(|driven, now, rng| {
+        self.drive.with(|driven, now, rng| {
             driven.client.set_consensus(now, clock::wall_time(), consensus, rng);
             // A search is the most likely request of a page.
             if let Some(engine) = default_engine {

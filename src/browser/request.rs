@@ -40,7 +40,7 @@ pub(super) async fn request(
         max_len: MAX_ANSWER_LEN,
         timeout: ANSWER_TIMEOUT,
     };
-    let exchanged = match exchange(&page.driver, parameters).await {
+    let exchanged = match exchange(&page.drive, parameters).await {
         Ok(exchanged) => exchanged,
         Err(failure) => return Err(to_failure(failure)),
     };

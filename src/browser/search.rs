@@ -28,8 +28,8 @@ pub(super) struct SearchOutcome {
     /// Whether the engine has a further page of results.
     pub(super) more: bool,
     pub(super) path: ExchangePath,
-    /// Time from sending the query to the end of the answer.
-    pub(super) took: Duration,
+    /// The time from the sending of the query to the end of the answer.
+    pub(super) duration: Duration,
 }
 
 /// The engines that exits offer, each with its number of exits; most exits first, then by name.
@@ -59,7 +59,7 @@ pub(super) async fn search(
     let mut query = new_query(page, &query)?;
     loop {
         let outcome = try_once(page, &query).await;
-        if page.driver.is_stopped() {
+        if page.drive.is_stopped() {
             return Err(PageFailure::closed());
         }
         if let Some(outcome) = query.handle_outcome(outcome) {
@@ -109,8 +109,8 @@ async fn try_once(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<
         max_len: max_frame_len(RESPONSE_BUCKETS),
         timeout: ANSWER_TIMEOUT,
     };
-    let (path, outcome) = match exchange(&page.driver, parameters).await {
-        Ok(exchanged) => (exchanged.path, Results::decode(&exchanged.answer).map(|results| (results, exchanged.took))),
+    let (path, outcome) = match exchange(&page.drive, parameters).await {
+        Ok(exchanged) => (exchanged.path, Results::decode(&exchanged.answer).map(|results| (results, exchanged.duration))),
         Err(ExchangeFailure::Broken(path)) => (path, Err(FailedTryReason::Broken)),
         Err(ExchangeFailure::TimedOut(path)) => (path, Err(FailedTryReason::TimedOut)),
         Err(ExchangeFailure::NoCircuit(failure)) => return Err(TryError::NoCircuit(failure.into())),
@@ -123,7 +123,7 @@ async fn try_once(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<
         let outcome = outcome.as_ref().map(|_| ()).map_err(|reason| *reason);
         statistics.handle_outcome(clock::now(), engine, exit, outcome);
     }
-    let (Results { results, more, .. }, took) =
+    let (Results { results, more, .. }, duration) =
         outcome.map_err(|reason| TryError::Failed(FailedTry { exit, reason }))?;
-    Ok(SearchOutcome { engine: engine.clone(), results, more, path, took })
+    Ok(SearchOutcome { engine: engine.clone(), results, more, path, duration })
 }

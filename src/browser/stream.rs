@@ -9,7 +9,7 @@ use js_sys::Function;
 
 use super::{
     client::DrivenPageClient,
-    drive::Driver,
+    drive::PageDrive,
     failure::{FailureKind, PageFailure},
     open_streams::OpenStream,
     page::Page,
@@ -31,7 +31,7 @@ fn isolation(host: &str) -> Isolation {
 
 /// A handle of a stream; a drop resets the stream.
 pub(super) struct StreamHandle {
-    driver: Driver<DrivenPageClient>,
+    drive: PageDrive<DrivenPageClient>,
     stream: ClientStream,
 }
 
@@ -41,7 +41,7 @@ impl StreamHandle {
     pub(super) fn open(page: &Page, host: &str, port: u16, wake: Function) -> Result<Self, PageFailure> {
         let invalid = |_| PageFailure::new(FailureKind::BadInput, "the URL's host is invalid");
         let target = Target { host: Host::parse(host).map_err(invalid)?, port };
-        let stream = page.driver.with(|driven, now, _| {
+        let stream = page.drive.with(|driven, now, _| {
             let stream = driven.client.open(now, target, isolation(host));
             let (received, connected, peer_finished) = (BytesMut::new(), false, false);
             let (failure, wake_scheduled) = (None, false);
@@ -56,13 +56,13 @@ impl StreamHandle {
             });
             stream
         });
-        Ok(Self { driver: page.driver.clone(), stream: stream.ok_or_else(PageFailure::closed)? })
+        Ok(Self { drive: page.drive.clone(), stream: stream.ok_or_else(PageFailure::closed)? })
     }
 
     /// The next received bytes, at most [`MAX_READ`]: `None` if there are none yet, empty at the end of the stream. The
     /// caller reads until `None`, because `wake` is called only once after a read.
     pub(super) fn read(&self) -> Result<Option<Vec<u8>>, PageFailure> {
-        let state = self.driver.with(|driven, _, _| {
+        let state = self.drive.with(|driven, _, _| {
             let entry = driven.streams.entry(self.stream)?;
             entry.wake_scheduled = false;
             let bytes: Vec<u8> = match entry.received.len() {
@@ -82,13 +82,13 @@ impl StreamHandle {
     /// Accepts as many of `bytes` as there is room for, and returns the number. [`Self::read`] returns the failure of a
     /// failed stream.
     pub(super) fn write(&self, bytes: &[u8]) -> usize {
-        self.driver.with(|driven, _, _| driven.client.write(self.stream, bytes)).unwrap_or(0)
+        self.drive.with(|driven, _, _| driven.client.write(self.stream, bytes)).unwrap_or(0)
     }
 }
 
 impl Drop for StreamHandle {
     fn drop(&mut self) {
-        self.driver.with(|driven, _, _| {
+        self.drive.with(|driven, _, _| {
             driven.client.handle_command(self.stream, StreamCommand::Reset(EndReason::Reset));
             driven.streams.0.retain(|entry| entry.stream != self.stream);
         });

@@ -25,7 +25,7 @@ use web_sys::RtcCertificate;
 use super::{
     clock,
     directory::Directories,
-    drive::{Driver, randomness},
+    drive::{PageDrive, randomness},
     failure::{FailureKind, PageFailure, object},
     slot::Notify,
     store::Store,
@@ -149,7 +149,7 @@ pub(super) struct BrowserVolunteer {
     certificate: Option<RtcCertificate>,
     on_state: Function,
     /// Present while the volunteer runs.
-    driver: RefCell<Option<Driver<DrivenVolunteer>>>,
+    drive: RefCell<Option<PageDrive<DrivenVolunteer>>>,
     consensus: RefCell<Option<Arc<Consensus>>>,
     /// Limit of the average sending rate, in bytes per second.
     rate: Cell<Option<u64>>,
@@ -194,7 +194,7 @@ impl BrowserVolunteer {
             keys: RefCell::new(keys),
             certificate,
             on_state,
-            driver: RefCell::default(),
+            drive: RefCell::default(),
             consensus: RefCell::default(),
             rate: Cell::new(None),
             engines: VolunteerEngines::default(),
@@ -211,10 +211,10 @@ impl BrowserVolunteer {
         self.halt();
         self.engines.reset_failed();
         self.set_phase(VolunteerPhase::Starting, "");
-        match self.make_driver() {
-            Ok(driver) => {
-                driver.set_rate(self.rate.get());
-                self.driver.replace(Some(driver));
+        match self.make_drive() {
+            Ok(drive) => {
+                drive.set_rate(self.rate.get());
+                self.drive.replace(Some(drive));
                 spawn_local(task::run(Rc::clone(self), self.run_number.get()));
             }
             Err(failure) => self.set_phase(VolunteerPhase::Error, &failure.sentence),
@@ -230,15 +230,15 @@ impl BrowserVolunteer {
     /// Stops gracefully. The volunteer accepts no more circuits and searches, waits a short time for those in use, and
     /// closes all links by the protocol. The wait is short because the user has turned the volunteer off.
     pub(super) async fn finish(&self) {
-        let Some(driver) = self.driver() else { return };
+        let Some(drive) = self.drive() else { return };
         self.end_run();
         let run_number = self.run_number.get();
-        driver.with(|driven, now, rng| {
+        drive.with(|driven, now, rng| {
             driven.exit.drain();
             driven.relay.drain(now, rng);
         });
         // The count of cells excludes the cells of searches, so searches are checked separately.
-        let searches = || driver.with(|driven, _, _| driven.exit.is_busy()).unwrap_or_default();
+        let searches = || drive.with(|driven, _, _| driven.exit.is_busy()).unwrap_or_default();
         let until = clock::now().after(DRAIN_TIMEOUT);
         while clock::now() < until && self.run_number.get() == run_number {
             let (before, searching) = (self.figures(), searches());
@@ -247,10 +247,10 @@ impl BrowserVolunteer {
                 break;
             }
         }
-        driver.shut_down();
-        driver.with(|driven, _, _| driven.relay.shut_down());
+        drive.shut_down();
+        drive.with(|driven, _, _| driven.relay.shut_down());
         let until = clock::now().after(CLOSE_TIMEOUT);
-        while driver.links() > 0 && clock::now() < until {
+        while drive.links() > 0 && clock::now() < until {
             clock::sleep(CLOSE_CHECK_INTERVAL).await;
         }
         if self.run_number.get() == run_number {
@@ -261,8 +261,8 @@ impl BrowserVolunteer {
     /// Limits the average sending rate in bytes per second; `None` removes the limit.
     pub(super) fn set_rate(&self, bytes_per_second: Option<u64>) {
         self.rate.set(bytes_per_second);
-        if let Some(driver) = self.driver() {
-            driver.set_rate(bytes_per_second);
+        if let Some(drive) = self.drive() {
+            drive.set_rate(bytes_per_second);
         }
     }
 
@@ -280,8 +280,8 @@ impl BrowserVolunteer {
 
     fn halt(&self) {
         self.earlier_cells.set(self.figures().cells);
-        if let Some(driver) = self.driver.take() {
-            driver.stop();
+        if let Some(drive) = self.drive.take() {
+            drive.stop();
         }
         self.end_run();
     }
@@ -294,7 +294,7 @@ impl BrowserVolunteer {
         self.engines.query_arrived.notify();
     }
 
-    fn make_driver(&self) -> Result<Driver<DrivenVolunteer>, PageFailure> {
+    fn make_drive(&self) -> Result<PageDrive<DrivenVolunteer>, PageFailure> {
         let (identity, onion_keys) = self.keys.try_borrow().map_err(|_| unsupported(JsValue::NULL))?.for_relay();
         let channel = ChannelParameters { channels: MAX_LINKS, queued: 16_384, ..ChannelParameters::default() };
         let parameters = RelayParameters {
@@ -314,17 +314,17 @@ impl BrowserVolunteer {
         };
         let caps = BrowserCaps { links: MAX_LINKS, ..BrowserCaps::default() };
         let rng = randomness().map_err(unsupported)?;
-        Driver::start(driven, caps, self.certificate.clone(), rng).map_err(unsupported)
+        PageDrive::start(driven, caps, self.certificate.clone(), rng).map_err(unsupported)
     }
 
-    fn driver(&self) -> Option<Driver<DrivenVolunteer>> {
-        self.driver.try_borrow().ok()?.clone()
+    fn drive(&self) -> Option<PageDrive<DrivenVolunteer>> {
+        self.drive.try_borrow().ok()?.clone()
     }
 
     fn figures(&self) -> Figures {
         let statistics = self
-            .driver()
-            .and_then(|driver| driver.with(|driven, _, _| (driven.relay.gateways().len(), driven.relay.statistics())));
+            .drive()
+            .and_then(|drive| drive.with(|driven, _, _| (driven.relay.gateways().len(), driven.relay.statistics())));
         let (gateways, circuits, cells) = statistics
             .map_or((0, 0, 0), |(gateways, statistics)| (gateways, statistics.circuits, statistics.cells_switched));
         let (searches, search_bytes) = (self.engines.answered.get(), self.engines.search_bytes.get());

@@ -12,7 +12,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::ChaCha20Rng};
 
-use super::{queue::FairQueue, state::lane_of, *};
+use super::{fixture::opened, queue::FairQueue, state::lane_of, *};
 use crate::{
     base::{DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkOpened, MESSAGE_CELLS, Slots, Transmit},
     crypto::IdentityKey,
@@ -37,16 +37,6 @@ fn target(key: &IdentityKey) -> DialTarget {
         ice_ufrag: "ufrag".into(),
         ice_password: "password-password-password".into(),
         fingerprint: [0; 32],
-    }
-}
-
-fn opened(dialled: Option<RelayId>, local: u8, peer: u8) -> LinkOpened {
-    LinkOpened {
-        dialled,
-        local_certificate: [local; 32],
-        peer_certificate: [peer; 32],
-        peer_address: Redacted("192.0.2.9:999".parse().unwrap()),
-        lanes: LANES,
     }
 }
 

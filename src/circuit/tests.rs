@@ -359,7 +359,7 @@ fn a_circuit_without_an_echo_answer_ends() {
     let closed = StreamEvent::Closed(EndReason::Reset);
     assert_eq!(
         events(&mut origin),
-        [CircuitEvent::Stream(hop(3), id, closed), CircuitEvent::Closed(CircuitError::Silent)]
+        [CircuitEvent::Stream(hop(3), id, closed), CircuitEvent::Closed(CircuitError::EchoTimedOut)]
     );
 }
 
@@ -388,7 +388,7 @@ fn at_most_one_echo_is_outstanding_and_any_message_answers_it() {
     assert_eq!(sent, 1);
     advance_without_delivery(&mut chain, &mut origin);
     advance_without_delivery(&mut chain, &mut origin);
-    assert_eq!(events(&mut origin).last(), Some(&CircuitEvent::Closed(CircuitError::Silent)));
+    assert_eq!(events(&mut origin).last(), Some(&CircuitEvent::Closed(CircuitError::EchoTimedOut)));
 }
 
 #[test]
@@ -399,7 +399,7 @@ fn a_dead_circuit_is_detected_at_the_maximum_number_of_streams() {
     assert_eq!(origin.open_streams(), usize::try_from(FlowParameters::default().max_streams).unwrap());
     advance_without_delivery(&mut chain, &mut origin);
     advance_without_delivery(&mut chain, &mut origin);
-    assert_eq!(events(&mut origin).last(), Some(&CircuitEvent::Closed(CircuitError::Silent)));
+    assert_eq!(events(&mut origin).last(), Some(&CircuitEvent::Closed(CircuitError::EchoTimedOut)));
 }
 
 #[test]
@@ -474,7 +474,7 @@ fn the_class_of_an_error_matches_its_cause() {
     for (error, class) in [
         (CircuitError::Closed, ErrorClass::Local),
         (CircuitError::Destroyed, ErrorClass::Network),
-        (CircuitError::Silent, ErrorClass::Network),
+        (CircuitError::EchoTimedOut, ErrorClass::Network),
         (CircuitError::Illegal { hop: hop(1), kind: MessageKind::Gone }, ErrorClass::Peer),
         (OnionError::Forged(hop(2)).into(), ErrorClass::Peer),
         (OnionError::NoSuchHop.into(), ErrorClass::Bug),

@@ -10,12 +10,12 @@ impl ClientMachine {
         let Self { parameters, channels, pool, placement, .. } = self;
         channels.assert_sound();
         assert!(self.events.is_empty(), "the client is not drained");
-        assert!(placement.len() <= parameters.streams, "{} requests", placement.len());
+        assert!(placement.len() <= parameters.max_streams, "{} requests", placement.len());
         let (circuits, building) = pool.assert_sound();
-        assert!(circuits <= parameters.circuits, "{circuits} circuits");
+        assert!(circuits <= parameters.max_circuits, "{circuits} circuits");
         // Requests also take over spare circuits that are being built, and a circuit that measures a guard is built
         // beyond the cap.
-        let max_building = parameters.building.saturating_mul(2).saturating_add(1);
+        let max_building = parameters.max_builds.saturating_mul(2).saturating_add(1);
         assert!(building <= max_building, "an isolation has {building} circuits that are being built");
         let mut isolations = BTreeMap::<PooledCircuitKey, Isolation>::new();
         for (circuit, isolation) in placement.placed() {

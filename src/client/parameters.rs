@@ -13,11 +13,11 @@ pub struct ClientParameters {
     pub spare_circuits: usize,
     /// Cap on circuits; an isolation has at most a quarter. At a cap, a new circuit replaces a circuit of the same
     /// isolation without a stream. If there is none, the request fails. Default 512.
-    pub circuits: usize,
+    pub max_circuits: usize,
     /// Cap on circuits that are being built for one isolation, and on spare circuits that are being built. Default 16.
-    pub building: usize,
+    pub max_builds: usize,
     /// Cap on requests, including those with open streams. Default 8,192.
-    pub streams: usize,
+    pub max_streams: usize,
     /// Time for which a request waits for a circuit. Default 30 s.
     pub circuit_wait: Duration,
     /// Maximum time for which an unused circuit is kept; each is kept for a random part, at least half. Default 30 min.
@@ -32,9 +32,9 @@ impl Default for ClientParameters {
         Self {
             channels: ChannelParameters::default(),
             spare_circuits: 2,
-            circuits: 512,
-            building: 16,
-            streams: 8192,
+            max_circuits: 512,
+            max_builds: 16,
+            max_streams: 8192,
             circuit_wait: Duration::from_secs(30),
             spare_age: Duration::from_secs(30 * 60),
             middle: None,
@@ -44,7 +44,7 @@ impl Default for ClientParameters {
 
 impl ClientParameters {
     /// Cap on the circuits of one isolation.
-    pub(super) const fn isolation_circuits(&self) -> usize {
-        self.circuits.div_ceil(4)
+    pub(super) const fn max_circuits_of_isolation(&self) -> usize {
+        self.max_circuits.div_ceil(4)
     }
 }

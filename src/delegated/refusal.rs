@@ -48,7 +48,7 @@ pub enum Refusal {
     Tls,
     /// The target did not answer within the time limit.
     #[error("the target accepted the request but did not answer in time")]
-    Silent,
+    ResponseTimedOut,
     /// The answer isn't HTTP.
     #[error("the target's answer is not HTTP")]
     NotHttp,
@@ -87,7 +87,7 @@ const ANSWERS: [(Refusal, u16, &str); 20] = [
     (Refusal::ConnectionTimedOut, 504, "connection_timeout"),
     (Refusal::Certificate, 502, "tls_certificate_error"),
     (Refusal::Tls, 502, "tls_protocol_error"),
-    (Refusal::Silent, 504, "http_response_timeout"),
+    (Refusal::ResponseTimedOut, 504, "http_response_timeout"),
     (Refusal::NotHttp, 502, "http_protocol_error"),
     (Refusal::HeadTooLarge, 502, "http_response_header_section_size"),
     (Refusal::AnswerTooLarge, 502, "http_response_body_size"),
@@ -119,7 +119,7 @@ impl Refusal {
             Self::ConnectionTimedOut => "connection-timed-out",
             Self::Certificate => "certificate",
             Self::Tls => "tls",
-            Self::Silent => "silent",
+            Self::ResponseTimedOut => "response-timed-out",
             Self::NotHttp => "not-http",
             Self::HeadTooLarge => "head-too-large",
             Self::AnswerTooLarge => "answer-too-large",

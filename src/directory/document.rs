@@ -80,7 +80,7 @@ pub struct SignedDocument<B> {
 
 impl<B: DocumentKind> SignedDocument<B> {
     /// Wraps the encoding of a signed document, without checks.
-    pub(super) const fn from_bytes(bytes: Vec<u8>) -> Self {
+    pub(crate) const fn from_bytes(bytes: Vec<u8>) -> Self {
         Self { bytes, kind: PhantomData }
     }
 

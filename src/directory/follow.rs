@@ -1,7 +1,8 @@
 //! Repeated fetches of a document: the choice of directory and time for each fetch, in processes and pages.
 //!
 //! [`FetchRound`] is one fetch: it queries each directory at most once, beginning with the last successful one.
-//! [`Schedule`] determines the time of the next fetch. Neither has I/O: the owner sends the requests and waits.
+//! [`accept`] verifies an answer. [`Follower`] keeps the document in use, and [`Schedule`] determines the time of the
+//! next fetch. None of them has I/O: the owner sends the requests and waits.
 //! Governed by `proto/07-directory.md` §7. Directories are not trusted: once the document in use is no longer fresh, an
 //! answer without a newer document is a failure. Otherwise a directory could withhold new documents from nodes.
 
@@ -9,10 +10,14 @@
 mod tests;
 
 use core::time::Duration;
+use std::sync::Arc;
 
 use rand::CryptoRng;
 
-use super::{Consensus, ConsensusBody, Document, DocumentKind, VolunteerList, VolunteerListBody};
+use super::{
+    AuthorityId, Consensus, ConsensusBody, Document, DocumentError, DocumentKind, UnverifiedDocument, VolunteerList,
+    VolunteerListBody,
+};
 use crate::base::WallTime;
 
 /// The first delay between retries; it doubles with each retry.
@@ -21,11 +26,14 @@ const FIRST_RETRY_DELAY: Duration = Duration::from_millis(200);
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// A kind of document that nodes fetch repeatedly.
-pub trait Followed: DocumentKind {
+pub trait Followed: DocumentKind + Send + Sync + 'static {
     /// The last segment of the document's path at a directory.
     const PATH: &'static str;
     /// Whether nodes store the document for their next start.
     const IS_STORED: bool;
+    /// Whether a fetch can be due in the second in which the authority signs the next document, and precede that
+    /// document.
+    const IS_OFTEN_EARLY: bool;
 
     /// The maximum delay between retries.
     fn max_retry_delay(in_use: Option<&Document<Self>>) -> Duration;
@@ -34,6 +42,7 @@ pub trait Followed: DocumentKind {
 impl Followed for ConsensusBody {
     const PATH: &'static str = "consensus";
     const IS_STORED: bool = true;
+    const IS_OFTEN_EARLY: bool = false;
 
     /// The delay is shorter before the first consensus, because the authority of a new network signs it within seconds.
     fn max_retry_delay(in_use: Option<&Consensus>) -> Duration {
@@ -45,6 +54,7 @@ impl Followed for VolunteerListBody {
     const PATH: &'static str = "volunteers";
     // A volunteer list expires within minutes.
     const IS_STORED: bool = false;
+    const IS_OFTEN_EARLY: bool = true;
 
     fn max_retry_delay(in_use: Option<&VolunteerList>) -> Duration {
         let interval = |list: &VolunteerList| list.fresh_until().since(list.valid_after());
@@ -52,6 +62,22 @@ impl Followed for VolunteerListBody {
             interval(list).clamp(Duration::from_secs(1), Duration::from_secs(60))
         })
     }
+}
+
+/// Decodes and verifies the document in a directory's answer, or a stored document. `None` if it is the document
+/// `in_use`.
+///
+/// # Errors
+/// When the document is invalid at the time `now`, or older than `in_use`.
+pub fn accept<B: DocumentKind>(
+    bytes: &[u8],
+    authorities: &[AuthorityId],
+    now: WallTime,
+    in_use: Option<&Document<B>>,
+) -> Result<Option<Document<B>>, DocumentError> {
+    let document = UnverifiedDocument::decode(bytes)?.verify(authorities, now, in_use)?;
+    let is_new = in_use.is_none_or(|in_use| in_use.digest() != document.digest());
+    Ok(is_new.then_some(document))
 }
 
 /// One fetch, which queries each directory at most once.
@@ -105,6 +131,50 @@ impl FetchRound {
     }
 }
 
+/// The document in use of one kind, and the time of the next fetch.
+pub struct Follower<B> {
+    in_use: Option<Arc<Document<B>>>,
+    /// The time of the next fetch.
+    pub schedule: Schedule,
+}
+
+impl<B: Followed> Follower<B> {
+    /// A follower whose first fetch is due now.
+    #[must_use]
+    pub fn new(in_use: Option<Arc<Document<B>>>) -> Self {
+        Self { in_use, schedule: Schedule::default() }
+    }
+
+    /// A follower whose first fetch is due after the end of the freshness of the document `in_use`; without a document,
+    /// now.
+    pub fn after<R: CryptoRng + ?Sized>(in_use: Option<Arc<Document<B>>>, rng: &mut R) -> Self {
+        let schedule = in_use.as_ref().map_or_else(Schedule::default, |in_use| Schedule::after(in_use, rng));
+        Self { in_use, schedule }
+    }
+
+    /// The document in use.
+    #[must_use]
+    pub fn in_use(&self) -> Option<&Document<B>> {
+        self.in_use.as_deref()
+    }
+
+    /// Handles the end of a fetch, which returned a new document or none, and schedules the next fetch. Returns the new
+    /// document, which is now in use.
+    pub fn handle_fetch<R: CryptoRng + ?Sized>(
+        &mut self,
+        now: WallTime,
+        fetched: Option<Document<B>>,
+        rng: &mut R,
+    ) -> Option<Arc<Document<B>>> {
+        let fetched = fetched.map(Arc::new);
+        if fetched.is_some() {
+            self.in_use.clone_from(&fetched);
+        }
+        self.schedule.handle_fetch(now, fetched.is_some(), self.in_use.as_deref(), rng);
+        fetched
+    }
+}
+
 /// The time of the next fetch of a document.
 #[derive(Clone, Copy, Debug)]
 pub struct Schedule {
@@ -129,7 +199,7 @@ impl Default for Schedule {
 
 impl Schedule {
     /// A schedule whose first fetch is due after the end of the freshness of the document `in_use`.
-    pub fn after<B: DocumentKind, R: CryptoRng + ?Sized>(in_use: &Document<B>, rng: &mut R) -> Self {
+    fn after<B: DocumentKind, R: CryptoRng + ?Sized>(in_use: &Document<B>, rng: &mut R) -> Self {
         Self { next_fetch: NextFetch::At(in_use.next_fetch(rng)), ..Self::default() }
     }
 
@@ -147,7 +217,7 @@ impl Schedule {
     }
 
     /// Schedules the next fetch after a fetch has ended. `is_new` states whether that fetch returned `in_use`.
-    pub fn handle_fetch<B: Followed, R: CryptoRng + ?Sized>(
+    fn handle_fetch<B: Followed, R: CryptoRng + ?Sized>(
         &mut self,
         now: WallTime,
         is_new: bool,

@@ -5,8 +5,6 @@
 //! Directories are not trusted: lengths and times are capped. A consensus is accepted only with the authorities'
 //! signatures, and never replaced by an older one.
 
-mod document;
-
 use std::{fs, io::Read as _, path::PathBuf, sync::Arc, time::Duration};
 
 use rand::CryptoRng;
@@ -17,17 +15,14 @@ use super::tag::entity_tag;
 use crate::{
     base::WallTime,
     directory::{
-        AuthorityId, Consensus, ConsensusBody, Counted, Document, DocumentError, DocumentKind, MAX_CONSENSUS_LEN,
-        MAX_COUNTED_LEN, PresenceError, Registration, RegistrationError, UnverifiedDocument, VolunteerList,
-        VolunteerListBody,
-        follow::{FetchRound, Followed as _, Schedule},
+        AuthorityId, Counted, Document, DocumentError, MAX_COUNTED_LEN, PresenceError, Registration, RegistrationError,
+        follow::{FetchRound, Followed, Follower, accept},
     },
     io::{
         files::write_atomically,
         http_client::{direct_client, innermost_cause, read_at_most},
     },
 };
-use document::FetchedBody;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
@@ -97,6 +92,17 @@ pub enum DirectoryError {
     Presence(#[from] PresenceError),
 }
 
+impl DirectoryError {
+    /// Whether a fetch of a newer document than `in_use` can fail in this way without a fault.
+    fn is_expected<B: Followed>(&self, in_use: Option<&Document<B>>, now: WallTime) -> bool {
+        match self {
+            Self::NoneYet => true,
+            Self::NothingNewer => B::IS_OFTEN_EARLY && in_use.is_some_and(|in_use| !in_use.is_expired(now)),
+            _ => false,
+        }
+    }
+}
+
 impl From<reqwest::Error> for DirectoryError {
     fn from(error: reqwest::Error) -> Self {
         Self::Unreachable(innermost_cause(error))
@@ -113,14 +119,8 @@ pub struct DirectoryClient {
     cache: Option<PathBuf>,
 }
 
-/// The URLs of one directory.
-struct Directory {
-    consensus: Url,
-    volunteers: Url,
-    descriptor: Url,
-    volunteer: Url,
-    presence: Url,
-}
+/// The base URL of one directory.
+struct Directory(Url);
 
 impl DirectoryClient {
     /// A client of the configured directories.
@@ -139,49 +139,26 @@ impl DirectoryClient {
         Ok(Self { http, directories, preferred: 0, authorities, cache })
     }
 
-    /// The consensus in the cache file, if it is valid at `now`.
+    /// The document in the cache file, if it is valid at `now`. `None` for a kind of document that is not stored.
     #[must_use]
-    pub fn cached(&self, now: WallTime) -> Option<Consensus> {
-        let file = fs::File::open(self.cache.as_ref()?).ok()?;
-        let max_len = u64::try_from(MAX_CONSENSUS_LEN).ok()?;
+    pub fn cached<B: Followed>(&self, now: WallTime) -> Option<Document<B>> {
+        let file = fs::File::open(self.cache.as_ref().filter(|_| B::IS_STORED)?).ok()?;
+        let max_len = u64::try_from(B::MAX_LEN).ok()?;
         let mut bytes = Vec::new();
         file.take(max_len.saturating_add(1)).read_to_end(&mut bytes).ok()?;
-        match verify(&bytes, &self.authorities, now, None) {
-            Ok(consensus) => Some(consensus),
-            Err(error) => {
-                tracing::info!(%error, "can't use the cached consensus");
-                None
-            }
-        }
+        self.accept(&bytes, now, None)
+            .inspect_err(|error| tracing::info!(%error, "can't use the cached {}", B::NAME))
+            .ok()
+            .flatten()
     }
 
-    /// Fetches a newer consensus than `in_use`, and writes it to the cache file. Queries the directories until one
-    /// succeeds, beginning with the last successful one. Returns `None` if that directory has no newer consensus, and
-    /// `in_use` is still fresh. If `in_use` is no longer fresh, an answer without a newer consensus is a failure.
+    /// Fetches a newer document than `in_use`, and writes a consensus to the cache file. Queries the directories until
+    /// one succeeds, beginning with the last successful one. Returns `None` if that directory has no newer document, and
+    /// `in_use` is still fresh. If `in_use` is no longer fresh, an answer without a newer document is a failure.
     ///
     /// # Errors
     /// When all directories failed: the error of the last one.
-    pub async fn fetch(
-        &mut self,
-        now: WallTime,
-        in_use: Option<&Consensus>,
-    ) -> Result<Option<Consensus>, DirectoryError> {
-        self.fetch_document(now, in_use).await
-    }
-
-    /// Fetches a newer volunteer list than `in_use`, as [`Self::fetch`] does. The list is not cached.
-    ///
-    /// # Errors
-    /// When all directories failed: the error of the last one.
-    pub async fn fetch_volunteers(
-        &mut self,
-        now: WallTime,
-        in_use: Option<&VolunteerList>,
-    ) -> Result<Option<VolunteerList>, DirectoryError> {
-        self.fetch_document(now, in_use).await
-    }
-
-    async fn fetch_document<B: FetchedBody>(
+    pub async fn fetch<B: Followed>(
         &mut self,
         now: WallTime,
         in_use: Option<&Document<B>>,
@@ -201,7 +178,7 @@ impl DirectoryClient {
     /// # Errors
     /// When no directory accepts the descriptor: the error of the last one.
     pub async fn publish(&self, descriptor: &[u8]) -> Result<(), DirectoryError> {
-        self.post_to_all(|directory| &directory.descriptor, descriptor).await.map(drop)
+        self.post_to_all("descriptor", descriptor).await.map(drop)
     }
 
     /// Sends a volunteer's signed descriptor to every directory, and returns the first answer. A repeated call returns
@@ -210,7 +187,7 @@ impl DirectoryClient {
     /// # Errors
     /// When no directory accepts the descriptor: the error of the last one.
     pub async fn register(&self, volunteer: &[u8]) -> Result<Registration, DirectoryError> {
-        let response = self.post_to_all(|directory| &directory.volunteer, volunteer).await?;
+        let response = self.post_to_all("volunteer", volunteer).await?;
         let bytes = read_at_most(response, MAX_REGISTRATION_LEN).await?.ok_or(DirectoryError::TooLong)?;
         Ok(Registration::decode(&bytes)?)
     }
@@ -220,16 +197,16 @@ impl DirectoryClient {
     /// # Errors
     /// When no directory accepts the report: the error of the last one.
     pub async fn report(&self, presence: &[u8]) -> Result<Counted, DirectoryError> {
-        let response = self.post_to_all(|directory| &directory.presence, presence).await?;
+        let response = self.post_to_all("presence", presence).await?;
         let bytes = read_at_most(response, MAX_COUNTED_LEN).await?.ok_or(DirectoryError::TooLong)?;
         Ok(Counted::decode(&bytes)?)
     }
 
-    /// Posts `body` to every directory. Returns the first success, or else the last failure.
-    async fn post_to_all(&self, url: impl Fn(&Directory) -> &Url, body: &[u8]) -> Result<Response, DirectoryError> {
+    /// Posts `body` to `path` at every directory. Returns the first success, or else the last failure.
+    async fn post_to_all(&self, path: &str, body: &[u8]) -> Result<Response, DirectoryError> {
         let mut outcome = Err(DirectoryError::NoneYet);
         for directory in &self.directories {
-            let request = self.http.post(url(directory).clone()).timeout(POST_TIMEOUT).body(body.to_vec());
+            let request = self.http.post(directory.url(path)).timeout(POST_TIMEOUT).body(body.to_vec());
             let sent = match request.send().await {
                 Ok(response) if response.status().is_success() => Ok(response),
                 Ok(response) => Err(refusal(response).await),
@@ -242,73 +219,50 @@ impl DirectoryClient {
         outcome
     }
 
-    /// Sends the cached consensus to `consensus`, and fetches a newer one. Then fetches and sends a new consensus
-    /// whenever the current one is no longer fresh. Ends when all receivers are dropped. While fetches fail, the
-    /// current consensus stays, even if it expires.
-    pub async fn follow<R: CryptoRng + Send>(
-        self,
-        consensus: watch::Sender<Option<Arc<Consensus>>>,
-        clock: impl Fn() -> WallTime + Send,
-        rng: R,
-    ) {
-        let in_use = self.cached(clock());
-        self.follow_document(in_use, consensus, clock, rng).await;
-    }
-
-    /// Fetches the volunteer list and sends it to `list`, as [`Self::follow`] does, but without a cache.
-    pub async fn follow_volunteers<R: CryptoRng + Send>(
-        self,
-        list: watch::Sender<Option<Arc<VolunteerList>>>,
-        clock: impl Fn() -> WallTime + Send,
-        rng: R,
-    ) {
-        self.follow_document(None, list, clock, rng).await;
-    }
-
-    async fn follow_document<B: FetchedBody, R: CryptoRng + Send>(
+    /// Sends the cached document to `sender`, and fetches a newer one. Then fetches and sends a new document whenever
+    /// the current one is no longer fresh. Ends when all receivers are dropped. While fetches fail, the current document
+    /// stays, even if it expires.
+    pub async fn follow<B: Followed, R: CryptoRng + Send>(
         mut self,
-        in_use: Option<Document<B>>,
         sender: watch::Sender<Option<Arc<Document<B>>>>,
         clock: impl Fn() -> WallTime + Send,
         mut rng: R,
     ) {
-        let mut in_use = in_use.map(Arc::new);
-        if in_use.is_some() {
-            sender.send_replace(in_use.clone());
+        let cached = self.cached(clock()).map(Arc::new);
+        if cached.is_some() {
+            sender.send_replace(cached.clone());
         }
-        let mut schedule = Schedule::default();
+        let mut follower = Follower::new(cached);
         while !sender.is_closed() {
-            if let Some(delay) = schedule.poll_wait(clock()) {
+            if let Some(delay) = follower.schedule.poll_wait(clock()) {
                 tokio::select! {
                     () = sender.closed() => return,
                     () = sleep(delay) => continue,
                 }
             }
-            let fetched = self.fetch_document(clock(), in_use.as_deref()).await;
-            let is_new = matches!(fetched, Ok(Some(_)));
-            match fetched {
-                Ok(Some(fetched)) => {
-                    in_use = Some(Arc::new(fetched));
-                    sender.send_replace(in_use.clone());
-                }
-                Ok(None) => {}
-                Err(error) if B::is_unexpected(&error, in_use.as_deref(), clock()) => {
+            let outcome = self.fetch(clock(), follower.in_use()).await;
+            let fetched = outcome.unwrap_or_else(|error| {
+                if error.is_expected(follower.in_use(), clock()) {
+                    tracing::debug!(%error, "no new {}", B::NAME);
+                } else {
                     tracing::warn!(%error, "no new {}", B::NAME);
                 }
-                Err(error) => tracing::debug!(%error, "no new {}", B::NAME),
+                None
+            });
+            if let Some(document) = follower.handle_fetch(clock(), fetched, &mut rng) {
+                sender.send_replace(Some(document));
             }
-            schedule.handle_fetch(clock(), is_new, in_use.as_deref(), &mut rng);
         }
     }
 
-    async fn fetch_from<B: FetchedBody>(
+    async fn fetch_from<B: Followed>(
         &self,
         index: usize,
         now: WallTime,
         in_use: Option<&Document<B>>,
     ) -> Result<Option<Document<B>>, DirectoryError> {
         let Some(directory) = self.directories.get(index) else { return Err(DirectoryError::NoneYet) };
-        let mut request = self.http.get(B::url(directory).clone());
+        let mut request = self.http.get(directory.url(B::PATH));
         // The tag is computed, because a directory could choose another tag for each client.
         let tag = in_use.and_then(|in_use| entity_tag(in_use.digest()).ok());
         let is_conditional = tag.is_some();
@@ -324,14 +278,21 @@ impl DirectoryClient {
             _ => return Err(refusal(response).await),
         }
         let bytes = read_at_most(response, B::MAX_LEN).await?.ok_or(DirectoryError::TooLong)?;
-        let document = verify(&bytes, &self.authorities, now, in_use)?;
-        if in_use.is_some_and(|in_use| in_use.digest() == document.digest()) {
-            return Ok(None);
-        }
-        if B::IS_STORED {
+        let document = self.accept(&bytes, now, in_use)?;
+        if B::IS_STORED && document.is_some() {
             self.write_cache(bytes).await;
         }
-        Ok(Some(document))
+        Ok(document)
+    }
+
+    fn accept<B: Followed>(
+        &self,
+        bytes: &[u8],
+        now: WallTime,
+        in_use: Option<&Document<B>>,
+    ) -> Result<Option<Document<B>>, DirectoryError> {
+        let accepted = accept(bytes, &self.authorities, now, in_use);
+        accepted.map_err(|error| DirectoryError::Document { name: B::NAME, error })
     }
 
     /// Writes the consensus to the cache file. A failure is logged, and the consensus is used nevertheless.
@@ -349,30 +310,18 @@ impl Directory {
     fn new(text: &str) -> Result<Self, DirectoryError> {
         let invalid = || DirectoryError::Url(text.to_owned());
         let base = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(invalid)?;
-        let join = |path: &str| -> Result<Url, DirectoryError> {
-            let mut url = base.clone();
-            url.path_segments_mut().map_err(|()| invalid())?.pop_if_empty().extend(["v1", path]);
-            Ok(url)
-        };
-        Ok(Self {
-            consensus: join(ConsensusBody::PATH)?,
-            volunteers: join(VolunteerListBody::PATH)?,
-            descriptor: join("descriptor")?,
-            volunteer: join("volunteer")?,
-            presence: join("presence")?,
-        })
+        Ok(Self(base))
     }
-}
 
-/// Decodes and verifies a document at the time `now`.
-fn verify<B: DocumentKind>(
-    bytes: &[u8],
-    authorities: &[AuthorityId],
-    now: WallTime,
-    in_use: Option<&Document<B>>,
-) -> Result<Document<B>, DirectoryError> {
-    let document = UnverifiedDocument::decode(bytes).and_then(|document| document.verify(authorities, now, in_use));
-    document.map_err(|error| DirectoryError::Document { name: B::NAME, error })
+    /// The URL of `path` at this directory.
+    fn url(&self, path: &str) -> Url {
+        let mut url = self.0.clone();
+        // Each `http` and `https` URL has path segments.
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(["v1", path]);
+        }
+        url
+    }
 }
 
 /// The error for a response with an unexpected status.

@@ -148,14 +148,12 @@ impl DirectoryServer {
 
     /// Compresses and serves this consensus in place of the last one.
     pub async fn publish(&self, consensus: SignedConsensus) {
-        let digest = consensus.digest();
-        self.consensus.replace(consensus.into_bytes(), digest).await;
+        self.consensus.replace(consensus).await;
     }
 
     /// Compresses and serves this volunteer list in place of the last one.
     pub async fn publish_volunteers(&self, list: SignedVolunteerList) {
-        let digest = list.digest();
-        self.volunteers.replace(list.into_bytes(), digest).await;
+        self.volunteers.replace(list).await;
     }
 
     /// Accepts connections on `listener` and answers their requests, until the future is dropped.

@@ -86,14 +86,14 @@ pub(crate) enum OutboundError {
 
 /// Sends requests of an exit. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Outbound {
+pub(crate) struct OutboundClient {
     policies: Arc<TargetPolicies>,
     resolver: Arc<Resolver>,
     tls: Tls,
     limits: OutboundLimits,
 }
 
-impl Outbound {
+impl OutboundClient {
     pub(crate) fn new(policies: TargetPolicies, resolver: Arc<Resolver>, tls: Tls, limits: OutboundLimits) -> Self {
         Self { policies: Arc::new(policies), resolver, tls, limits }
     }
@@ -166,7 +166,7 @@ impl From<OutboundError> for Refusal {
             OutboundError::Tls(TlsError::NoRoots) => Self::Misconfigured,
             OutboundError::Tls(TlsError::Handshake | TlsError::Broken) => Self::Tls,
             OutboundError::Exchange(error) => match error {
-                ExchangeError::Silent => Self::Silent,
+                ExchangeError::TimedOut => Self::ResponseTimedOut,
                 ExchangeError::NotHttp => Self::NotHttp,
                 ExchangeError::TooLarge => Self::HeadTooLarge,
                 ExchangeError::Broken => Self::Broken,

@@ -6,10 +6,8 @@ use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 
 use super::{Choices, FuzzClock, FuzzTarget};
 use crate::{
-    base::{
-        CircuitId, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MESSAGE_CELLS, Redacted, RelayId, Transmit,
-    },
-    channel::{ChannelEvent, ChannelParameters, Channels, LocalRole},
+    base::{CircuitId, Lane, LinkClose, LinkEvent, LinkId, MESSAGE_CELLS, RelayId, Transmit},
+    channel::{ChannelEvent, ChannelParameters, Channels, LocalRole, fixture},
     crypto::IdentityKey,
     wire::{CELL_LEN, Cell},
 };
@@ -22,14 +20,10 @@ fn role(relay: bool) -> LocalRole {
     if relay { LocalRole::Relay(Arc::new(IdentityKey::from_bytes(&[7; 32]))) } else { LocalRole::Client }
 }
 
-fn opened(dialled: bool) -> LinkOpened {
-    LinkOpened {
-        dialled: dialled.then_some(RelayId::from_bytes([8; 32])),
-        local_certificate: [1; 32],
-        peer_certificate: [2; 32],
-        peer_address: Redacted("192.0.2.7:4443".parse().unwrap()),
-        lanes: LANES,
-    }
+/// The event of the link, which this end has dialled or accepted.
+fn opened(dialled: bool) -> LinkEvent {
+    let dialled = dialled.then_some(RelayId::from_bytes([8; 32]));
+    LinkEvent::Opened { link: LINK, opened: fixture::opened(dialled, 1, 2) }
 }
 
 /// Messages of the peer are accepted or close the channel; sent messages stay within their maximum length.
@@ -39,7 +33,7 @@ fn channel(bytes: &[u8]) {
     let start = choices.u8();
     let (relay, dialled) = (start & 1 == 0, start & 2 == 0);
     let mut channels = Channels::new(role(relay), ChannelParameters::default());
-    channels.handle_link(clock.0, LinkEvent::Opened { link: LINK, opened: opened(dialled) }, &mut rng);
+    channels.handle_link(clock.0, opened(dialled), &mut rng);
     while !choices.is_empty() {
         let now = clock.advance(choices.u8());
         match choices.u8() % 8 {
@@ -77,7 +71,7 @@ fn seeds() -> Vec<Vec<u8>> {
     let handshake = |relay: bool, dialled: bool| {
         let (now, mut rng) = (FuzzClock::new().0, ChaCha8Rng::seed_from_u64(2));
         let mut channels = Channels::new(role(relay), ChannelParameters::default());
-        channels.handle_link(now, LinkEvent::Opened { link: LINK, opened: opened(dialled) }, &mut rng);
+        channels.handle_link(now, opened(dialled), &mut rng);
         channels.handle_link(now, LinkEvent::Room { link: LINK, bytes: 65_535 }, &mut rng);
         let sent = core::iter::from_fn(|| channels.poll_transmit(now));
         let messages = sent.filter_map(|transmit| match transmit {

@@ -4,7 +4,10 @@ use bytes::Bytes;
 use core::time::Duration;
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 
-use super::{Choices, FuzzClock, FuzzTarget, wire::messages};
+use super::{
+    Choices, FuzzClock, FuzzTarget,
+    wire::{body, encode, messages},
+};
 use crate::{
     base::{CircuitId, HopIndex, RelayId},
     circuit::{CircuitEvent, Origin},
@@ -12,7 +15,7 @@ use crate::{
     flow::FlowParameters,
     handshake::{ClientHandshake, HopKeys, OnionKeyring, RelayKeys, respond},
     onion::{ForwardContent, OriginLayers, RelayLayer, message_capacity},
-    wire::{BODY_LEN, Cell, CellBody, Command, Fragments, RelayMessage, created_cells, decode_create},
+    wire::{Cell, Command, Fragments, RelayMessage, created_cells, decode_create},
 };
 
 pub(super) const TARGETS: &[FuzzTarget] = &[
@@ -59,13 +62,6 @@ fn reply(bytes: &[u8]) {
 
 fn keys() -> HopKeys {
     HopKeys { forward: LayerKey::from_bytes([5; 32]), backward: LayerKey::from_bytes([6; 32]) }
-}
-
-fn body(bytes: &[u8]) -> CellBody {
-    let mut body = CellBody::zero();
-    let length = bytes.len().min(BODY_LEN);
-    body[..length].copy_from_slice(&bytes[..length]);
-    body
 }
 
 fn sealed_forward() -> Vec<u8> {
@@ -171,8 +167,7 @@ fn hop_seeds() -> Vec<Vec<u8>> {
         // The application opens a stream, then the hop sends.
         let mut input = vec![hops, 0, 1];
         for message in messages().iter().filter(|message| message.kind().from_hop()) {
-            let mut encoded = Vec::new();
-            message.encode(&mut encoded).unwrap();
+            let encoded = encode(message);
             input.extend([3, 3]);
             input.extend(u16::try_from(encoded.len()).unwrap().to_be_bytes());
             input.extend(encoded);

@@ -7,13 +7,16 @@ use core::{net::SocketAddr, time::Duration};
 use bytes::Bytes;
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 
-use super::{Choices, FuzzTarget, wire::messages};
+use super::{
+    Choices, FuzzTarget,
+    wire::{body, encode, messages},
+};
 use crate::{
-    base::{
-        CircuitId, DialError, HopIndex, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkMachine as _,
-        LinkOpened, Redacted, RelayId, Slots, StreamId, Transmit,
+    base::{CircuitId, DialError, HopIndex, Instant, LinkClose, LinkEvent, LinkId, LinkMachine as _, RelayId, StreamId},
+    channel::{
+        ChannelParameters, Channels, LocalRole,
+        fixture::{Neighbours, NewLink, message},
     },
-    channel::{ChannelEvent, ChannelParameters, Channels, LocalRole},
     client::{ClientEvent, ClientMachine, ClientParameters, ClientStream, Isolation},
     crypto::OnionSecret,
     delegated::{Delegation, EngineName},
@@ -26,8 +29,8 @@ use crate::{
     path::GuardSample,
     stream::{StreamCommand, StreamEvent},
     wire::{
-        BODY_LEN, Cell, CellBody, Command, EndReason, Fragments, Host, RelayMessage, Target, created_cells,
-        decode_create, decode_extend, split,
+        Cell, CellBody, Command, EndReason, Fragments, Host, RelayMessage, Target, created_cells, decode_create,
+        decode_extend, split,
     },
 };
 
@@ -43,7 +46,7 @@ const MAX_LINKS: usize = 8;
 
 /// Caps that an input can reach.
 fn parameters() -> ClientParameters {
-    ClientParameters { circuits: 12, building: 4, streams: 24, ..ClientParameters::default() }
+    ClientParameters { max_circuits: 12, max_builds: 4, max_streams: 24, ..ClientParameters::default() }
 }
 
 fn keyring() -> OnionKeyring {
@@ -70,10 +73,9 @@ struct HostileCircuit {
     streams: Vec<StreamId>,
 }
 
-/// The guard's end of a link.
+/// The guard of a link, and the client's circuits over the link.
 struct GuardLink {
     guard: RelayId,
-    channels: Channels,
     circuits: BTreeMap<CircuitId, HostileCircuit>,
 }
 
@@ -93,9 +95,9 @@ struct ClientWorld {
     rng: ChaCha8Rng,
     client: ClientMachine,
     keyring: OnionKeyring,
+    /// The guards' channels.
+    neighbours: Neighbours,
     links: BTreeMap<LinkId, GuardLink>,
-    last_link: u64,
-    dials: Vec<RelayId>,
     requests: BTreeMap<ClientStream, Progress>,
     /// Whether the guard answers CREATE, EXTEND and BEGIN honestly.
     is_obedient: bool,
@@ -108,9 +110,8 @@ impl ClientWorld {
             rng: ChaCha8Rng::seed_from_u64(5),
             client: ClientMachine::new(parameters(), GuardSample::default()),
             keyring: keyring(),
+            neighbours: Neighbours::new(None),
             links: BTreeMap::new(),
-            last_link: 0,
-            dials: Vec::new(),
             requests: BTreeMap::new(),
             is_obedient,
         };
@@ -137,19 +138,12 @@ impl ClientWorld {
     fn settle(&mut self) {
         for turn in 0.. {
             assert!(turn < 1000, "the client doesn't become idle");
-            let mut is_idle = true;
-            self.client.handle_batch_end(self.now, &mut self.rng);
-            while let Some(transmit) = self.client.poll_transmit(self.now, &mut self.rng) {
-                is_idle = false;
-                self.handle_transmit(transmit);
+            let mut is_idle = !self.neighbours.exchange(self.now, &mut self.client, &mut self.rng);
+            for link in core::mem::take(&mut self.neighbours.closed) {
+                self.links.remove(&link);
             }
             for (link, guard) in &mut self.links {
-                while let Some(transmit) = guard.channels.poll_transmit(self.now) {
-                    let Transmit::Message { lane, message, .. } = transmit else { continue };
-                    is_idle = false;
-                    let event = LinkEvent::Message { link: *link, lane, message };
-                    self.client.handle_link(self.now, event, &mut self.rng);
-                }
+                self.neighbours.take_cells(*link).into_iter().for_each(|cell| guard.handle_cell(cell));
             }
             while let Some(event) = self.client.poll_event() {
                 is_idle = false;
@@ -162,22 +156,6 @@ impl ClientWorld {
                 return;
             }
             self.client.handle_timeout(self.now, &mut self.rng);
-        }
-    }
-
-    fn handle_transmit(&mut self, transmit: Transmit) {
-        match transmit {
-            Transmit::Dial(target) => self.dials.push(target.relay),
-            Transmit::Close(link) => drop(self.links.remove(&link)),
-            Transmit::Message { link, lane, message } => {
-                let Some(guard) = self.links.get_mut(&link) else { return };
-                guard.channels.handle_link(self.now, LinkEvent::Message { link, lane, message }, &mut self.rng);
-                while let Some(event) = guard.channels.poll_event() {
-                    if let ChannelEvent::Cell { cell, .. } = event {
-                        guard.handle_cell(cell);
-                    }
-                }
-            }
         }
     }
 
@@ -264,16 +242,11 @@ impl ClientWorld {
 
     /// Sends a cell of the guard.
     fn send(&mut self, link: LinkId, cell: Cell) {
-        let lane = cell.circuit().map_or(0, |circuit| circuit.value() % u32::from(LANES));
-        let lane = Lane::new(lane.try_into().unwrap()).unwrap();
-        let message = Slots::from_iter([cell.encode()]);
-        self.client.handle_link(self.now, LinkEvent::Message { link, lane, message }, &mut self.rng);
+        self.client.handle_link(self.now, message(link, cell), &mut self.rng);
     }
 
     fn send_message(&mut self, link: LinkId, circuit: CircuitId, from: u8, message: &RelayMessage) {
-        let mut encoded = Vec::new();
-        message.encode(&mut encoded).unwrap();
-        self.send_sealed(link, circuit, from, &encoded);
+        self.send_sealed(link, circuit, from, &encode(message));
     }
 
     /// Sends a message in the layers of a hop (from 0) and of those before it; from the last hop if it has fewer hops.
@@ -294,36 +267,22 @@ impl ClientWorld {
 
     /// The outcome of the client's oldest dial.
     fn answer_dial(&mut self, choice: u8) {
-        if self.dials.is_empty() {
+        if self.neighbours.dials.is_empty() {
             return;
         }
-        let relay = self.dials.remove(0);
+        let relay = self.neighbours.dials.remove(0);
         let number = (1..=RELAYS).find(|number| fixture::key(*number).id() == relay).expect("the relay is listed");
         if choice.is_multiple_of(8) || self.links.len() >= MAX_LINKS {
             let error = DialError::TimedOut;
             return self.client.handle_link(self.now, LinkEvent::DialFailed { relay, error }, &mut self.rng);
         }
-        self.last_link += 1;
-        let link = LinkId(self.last_link);
-        let opened = |dialled, local, peer| LinkEvent::Opened {
-            link,
-            opened: LinkOpened {
-                dialled,
-                local_certificate: [local; 32],
-                peer_certificate: [peer; 32],
-                peer_address: Redacted(SocketAddr::from(([192, 0, 2, 1], 1))),
-                lanes: LANES,
-            },
-        };
         // Sometimes the guard proves the identity of another relay.
         let proved = if choice == 1 { number % RELAYS + 1 } else { number };
-        let mut channels =
-            Channels::new(LocalRole::Relay(Arc::new(fixture::key(proved))), ChannelParameters::default());
-        channels.handle_link(self.now, opened(None, 2, 1), &mut self.rng);
-        channels.handle_link(self.now, LinkEvent::Room { link, bytes: ROOM }, &mut self.rng);
-        self.links.insert(link, GuardLink { guard: relay, channels, circuits: BTreeMap::new() });
-        self.client.handle_link(self.now, opened(Some(relay), 1, 2), &mut self.rng);
-        self.client.handle_link(self.now, LinkEvent::Room { link, bytes: ROOM }, &mut self.rng);
+        let channels = Channels::new(LocalRole::Relay(Arc::new(fixture::key(proved))), ChannelParameters::default());
+        let address = SocketAddr::from(([192, 0, 2, 1], 1));
+        let link = NewLink { dialled: Some(relay), address, room: ROOM, is_silent: false };
+        let link = self.neighbours.open(self.now, &mut self.client, channels, &link, &mut self.rng);
+        self.links.insert(link, GuardLink { guard: relay, circuits: BTreeMap::new() });
     }
 
     /// The link and the circuit that the choice selects.
@@ -406,9 +365,15 @@ impl ClientWorld {
             _ => LinkEvent::Room { link, bytes: ROOM },
         };
         if matches!(event, LinkEvent::Closed { .. }) {
-            self.links.remove(&link);
+            self.close(link);
         }
         self.client.handle_link(self.now, event, &mut self.rng);
+    }
+
+    /// Removes the guard's end of a link.
+    fn close(&mut self, link: LinkId) {
+        self.links.remove(&link);
+        self.neighbours.remove(link);
     }
 
     /// The guard acts on a circuit.
@@ -418,10 +383,7 @@ impl ClientWorld {
             10 => {
                 let commands = [Command::Create, Command::Created, Command::Relay, Command::Destroy];
                 let command = commands[usize::from(choices.u8() % 4)];
-                let (mut body, bytes) = (CellBody::zero(), choices.bytes());
-                let length = bytes.len().min(BODY_LEN);
-                body[..length].copy_from_slice(&bytes[..length]);
-                self.send(link, Cell::new(circuit, command, body));
+                self.send(link, Cell::new(circuit, command, body(choices.bytes())));
             }
             11 => {
                 let (from, message) = (choices.u8(), choices.bytes());
@@ -444,7 +406,8 @@ impl ClientWorld {
             self.client.handle_command(stream, StreamCommand::Reset(EndReason::Reset));
         }
         self.client.keep_ready(engine(), 0);
-        for link in core::mem::take(&mut self.links).into_keys() {
+        for link in self.links.keys().copied().collect::<Vec<_>>() {
+            self.close(link);
             let closed = LinkEvent::Closed { link, reason: LinkClose::ByPeer };
             self.client.handle_link(self.now, closed, &mut self.rng);
         }

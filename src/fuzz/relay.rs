@@ -1,20 +1,26 @@
 //! Fuzz target: a relay's machine with an origin that obeys the rules of channels and may violate all other rules.
 
+use core::net::SocketAddr;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 
-use super::{Choices, FuzzClock, FuzzTarget, wire::messages};
+use super::{
+    Choices, FuzzClock, FuzzTarget,
+    wire::{body, encode, messages},
+};
 use crate::{
-    base::{CircuitId, HopIndex, Instant, LANES, LinkEvent, LinkId, LinkMachine as _, LinkOpened, Redacted, Transmit},
-    channel::{ChannelEvent, ChannelParameters, Channels, LocalRole},
+    base::{CircuitId, HopIndex, Instant, LinkEvent, LinkId, LinkMachine as _},
+    channel::{
+        ChannelParameters, Channels, LocalRole,
+        fixture::{Neighbours, NewLink},
+    },
     crypto::{IdentityKey, LayerKey, OnionSecret},
     handshake::{ClientHandshake, HopKeys, OnionKeyring, RelayKeys},
     onion::{OriginLayers, RelayLayer, message_capacity},
-    relay::{Relay, RelayEvent, RelayParameters},
+    relay::{ExitStream, Relay, RelayEvent, RelayParameters},
     stream::{StreamCommand, StreamEvent},
-    wire::{BODY_LEN, Cell, CellBody, Command, EndReason, create_cells},
+    wire::{Cell, Command, EndReason, Fragments, RelayMessage, create_cells},
 };
 
 pub(super) const TARGETS: &[FuzzTarget] =
@@ -23,11 +29,11 @@ pub(super) const TARGETS: &[FuzzTarget] =
 const LINK: LinkId = LinkId(1);
 const ROOM: usize = 1 << 20;
 
-/// A relay and the channels of a first hop, joined by one link without a network. The relay is the second hop, so that
-/// it serves streams.
+/// A relay and the channels of a first hop. The relay is the second hop, so that it serves streams.
 struct RelayHarness {
     relay: Relay,
-    first_hop: Channels,
+    /// The first hop.
+    neighbours: Neighbours,
     /// The origin's layers.
     layers: OriginLayers,
     /// The first hop's layer.
@@ -43,64 +49,31 @@ impl RelayHarness {
         let parameters =
             RelayParameters { exit: true, circuits: 256, partial_creates: 128, ..RelayParameters::default() };
         let mut harness = Self {
+            neighbours: Neighbours::new(Some(identity.id())),
             relay: Relay::new(identity, keyring, parameters),
-            first_hop: Channels::new(LocalRole::Relay(first), ChannelParameters::default()),
             layers: OriginLayers::new(),
             first_layer: RelayLayer::new(HopIndex::FIRST, first_keys()),
             rng: ChaCha8Rng::seed_from_u64(3),
         };
-        let (first_certificate, relay_certificate) = ([3; 32], [4; 32]);
-        let dialled = Some(harness.relay.identity());
-        let peer_address = Redacted("192.0.2.7:4443".parse().unwrap());
-        let to_relay = LinkOpened {
-            dialled,
-            local_certificate: first_certificate,
-            peer_certificate: relay_certificate,
-            peer_address,
-            lanes: LANES,
-        };
-        let from_first_hop = LinkOpened {
-            dialled: None,
-            local_certificate: relay_certificate,
-            peer_certificate: first_certificate,
-            peer_address,
-            lanes: LANES,
-        };
-        let now = Instant::START;
-        harness.relay.handle_link(now, LinkEvent::Opened { link: LINK, opened: from_first_hop }, &mut harness.rng);
-        harness.first_hop.handle_link(now, LinkEvent::Opened { link: LINK, opened: to_relay }, &mut harness.rng);
+        let first_hop = Channels::new(LocalRole::Relay(first), ChannelParameters::default());
+        let (now, address) = (Instant::START, SocketAddr::from(([192, 0, 2, 7], 4443)));
+        let link = NewLink { dialled: None, address, room: ROOM, is_silent: false };
+        let opened = harness.neighbours.open(now, &mut harness.relay, first_hop, &link, &mut harness.rng);
+        assert_eq!(opened, LINK);
         harness.settle(now);
         harness
     }
 
     /// Passes messages in both directions until no message is left; returns the cells that the first hop received.
     fn settle(&mut self, now: Instant) -> Vec<Cell> {
-        let mut cells = Vec::new();
         let room = LinkEvent::Room { link: LINK, bytes: ROOM };
         loop {
             self.relay.handle_link(now, room.clone(), &mut self.rng);
-            self.first_hop.handle_link(now, room.clone(), &mut self.rng);
-            let mut moved = false;
-            while let Some(transmit) = self.first_hop.poll_transmit(now) {
-                moved = true;
-                if let Transmit::Message { lane, message, .. } = transmit {
-                    self.relay.handle_link(now, LinkEvent::Message { link: LINK, lane, message }, &mut self.rng);
-                }
+            if let Some(first_hop) = self.neighbours.channels(LINK) {
+                first_hop.handle_link(now, room.clone(), &mut self.rng);
             }
-            self.relay.handle_batch_end(now, &mut self.rng);
-            while let Some(transmit) = self.relay.poll_transmit(now, &mut self.rng) {
-                moved = true;
-                if let Transmit::Message { lane, message, .. } = transmit {
-                    self.first_hop.handle_link(now, LinkEvent::Message { link: LINK, lane, message }, &mut self.rng);
-                }
-            }
-            while let Some(event) = self.first_hop.poll_event() {
-                if let ChannelEvent::Cell { cell, .. } = event {
-                    cells.push(cell);
-                }
-            }
-            if !moved {
-                return cells;
+            if !self.neighbours.exchange(now, &mut self.relay, &mut self.rng) {
+                return self.neighbours.take_cells(LINK);
             }
         }
     }
@@ -114,7 +87,7 @@ impl RelayHarness {
         }
         let created = self.settle(now).into_iter().find(|cell| cell.command() == Command::Created);
         let Some(created) = created else { return };
-        let mut fragments = crate::wire::Fragments::new();
+        let mut fragments = Fragments::new();
         let reply = fragments.push(created.body()).unwrap().expect("a reply fits a cell");
         self.layers = OriginLayers::new();
         self.first_layer = RelayLayer::new(HopIndex::FIRST, first_keys());
@@ -124,34 +97,46 @@ impl RelayHarness {
 
     /// Sends a cell from the first hop.
     fn send(&mut self, cell: Cell) {
-        let Some(channel) = self.first_hop.lookup(&self.relay.identity()) else { return };
+        let Some(first_hop) = self.neighbours.channels(LINK) else { return };
+        let Some(channel) = first_hop.lookup(&self.relay.identity()) else { return };
         if let Some(circuit) = cell.circuit() {
-            self.first_hop.admit_circuit(channel, circuit);
+            first_hop.admit_circuit(channel, circuit);
         }
-        let _ = self.first_hop.send(channel, cell);
+        let _ = first_hop.send(channel, cell);
     }
 
-    /// Answers the events of the streams at the relay, according to the choices.
+    /// Answers the events of the streams. Each stream returns the bytes of the origin.
     fn serve(&mut self, choices: &mut Choices<'_>) {
-        while let Some(event) = self.relay.poll_event() {
-            let RelayEvent::Stream(stream, event) = event else { continue };
-            match (event, choices.u8() % 4) {
-                (StreamEvent::Begin(_), 0) => {
-                    self.relay.handle_command(stream, StreamCommand::Reset(EndReason::Refused));
-                }
-                (StreamEvent::Begin(_), 1..) => self.relay.handle_command(stream, StreamCommand::Connected(None)),
-                (StreamEvent::Resolve(_), 1) => {
-                    let answers = Vec::new();
-                    self.relay.handle_command(stream, StreamCommand::Resolved { ttl: 60, answers });
-                }
-                (StreamEvent::Data(bytes), 1..) => {
-                    self.relay.handle_command(stream, StreamCommand::Consumed(bytes.len()));
-                    let room = self.relay.room(stream);
-                    assert_eq!(self.relay.write(stream, &bytes), bytes.len().min(room));
-                }
-                (StreamEvent::Finished, 1..) => self.relay.handle_command(stream, StreamCommand::Finish),
-                _ => {}
+        serve_streams(&mut self.relay, choices, |relay, stream, event, _| {
+            if let StreamEvent::Data(bytes) = event {
+                let room = relay.room(stream);
+                assert_eq!(relay.write(stream, bytes), bytes.len().min(room));
             }
+        });
+    }
+}
+
+/// Answers the events of the streams at a relay, according to the choices. Passes each accepted event to `send`, which
+/// may send bytes of the target.
+pub(super) fn serve_streams(
+    relay: &mut Relay,
+    choices: &mut Choices<'_>,
+    send: impl Fn(&mut Relay, ExitStream, &StreamEvent, &mut Choices<'_>),
+) {
+    while let Some(event) = relay.poll_event() {
+        let RelayEvent::Stream(stream, event) = event else { continue };
+        let command = match (&event, choices.u8() % 4) {
+            (StreamEvent::Begin(_), 0) => StreamCommand::Reset(EndReason::Refused),
+            (StreamEvent::Begin(_), 1 | 2) => StreamCommand::Connected(None),
+            (StreamEvent::Resolve(_), 1) => StreamCommand::Resolved { ttl: 60, answers: Vec::new() },
+            (StreamEvent::Data(bytes), 1..) => StreamCommand::Consumed(bytes.len()),
+            (StreamEvent::Finished, 1..) => StreamCommand::Finish,
+            _ => continue,
+        };
+        let is_refused = matches!(command, StreamCommand::Reset(_));
+        relay.handle_command(stream, command);
+        if !is_refused {
+            send(relay, stream, &event, choices);
         }
     }
 }
@@ -160,20 +145,19 @@ impl RelayHarness {
 fn hostile_origin(bytes: &[u8]) {
     let mut choices = Choices::new(bytes);
     let (mut clock, mut harness) = (FuzzClock::new(), RelayHarness::new());
-    let circuit = |choice: u8| CircuitId::new(0x8000_0001 + u32::from(choice % 24)).unwrap();
     while !choices.is_empty() {
         let now = clock.advance(choices.u8() % 12);
         match choices.u8() % 8 {
             0 => harness.relay.handle_timeout(now, &mut harness.rng),
-            1 => harness.create(now, circuit(choices.u8())),
+            1 => harness.create(now, upper(choices.u8())),
             2 | 3 => {
                 let commands = [Command::Create, Command::Created, Command::Relay, Command::Destroy];
                 let command = commands[usize::from(choices.u8() % 4)];
-                let circuit = circuit(choices.u8());
+                let circuit = upper(choices.u8());
                 harness.send(Cell::new(circuit, command, body(choices.bytes())));
             }
             _ => {
-                let circuit = circuit(choices.u8());
+                let circuit = upper(choices.u8());
                 let message = choices.bytes();
                 let message = &message[..message.len().min(message_capacity(second()))];
                 let mut sealed = body(&[]);
@@ -195,24 +179,22 @@ fn second() -> HopIndex {
     HopIndex::new(2).unwrap()
 }
 
-fn first_keys() -> HopKeys {
+/// The keys of a first hop that only forwards.
+pub(super) fn first_keys() -> HopKeys {
     HopKeys { forward: LayerKey::from_bytes([6; 32]), backward: LayerKey::from_bytes([7; 32]) }
 }
 
-fn body(bytes: &[u8]) -> CellBody {
-    let mut body = CellBody::zero();
-    let length = bytes.len().min(BODY_LEN);
-    body[..length].copy_from_slice(&bytes[..length]);
-    body
+/// An identifier of the upper half, from which a dialler allocates.
+pub(super) fn upper(choice: u8) -> CircuitId {
+    CircuitId::new(0x8000_0001 + u32::from(choice % 24)).unwrap()
 }
 
 /// Inputs that create a circuit and send messages: one input for each message, and one with all messages of streams.
 fn origin_seeds() -> Vec<Vec<u8>> {
-    let send_message = |message: &crate::wire::RelayMessage| {
-        let mut encoded = Vec::new();
-        message.encode(&mut encoded).unwrap();
+    let send_message = |message: &RelayMessage| {
+        let encoded = encode(message);
         let length = u16::try_from(encoded.len()).unwrap().to_be_bytes();
-        [&[0, 4, 0], &length[..], &*Bytes::from(encoded), &[1]].concat()
+        [&[0, 4, 0], &length[..], &encoded, &[1]].concat()
     };
     let create = [0, 1, 0].to_vec();
     let each = messages().into_iter().map(|message| [create.clone(), send_message(&message)].concat());

@@ -1,31 +1,37 @@
 //! Fuzz target: a relay with an honest origin, an honest next hop, and hostile neighbours that the input drives.
 
+mod honest;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use core::{net::SocketAddr, time::Duration};
+use core::time::Duration;
 
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 
-use super::{Choices, FuzzTarget, wire::messages};
+use super::{
+    Choices, FuzzTarget,
+    relay::{first_keys, serve_streams, upper},
+    wire::{body, encode, messages},
+};
 use crate::{
     base::{
-        CircuitId, HopIndex, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkMachine as _, LinkOpened, Rate,
-        Redacted, RelayId, Slots, Transmit,
+        CircuitId, DialError, HopIndex, Instant, LinkClose, LinkEvent, LinkId, LinkMachine as _, Rate, RelayId,
+        StreamId,
     },
-    channel::{ChannelEvent, ChannelId, ChannelParameters, Channels, LocalRole},
-    crypto::{LayerKey, OnionSecret},
+    channel::{
+        ChannelParameters, Channels, LocalRole,
+        fixture::{Neighbours, NewLink, message},
+    },
+    crypto::OnionSecret,
     directory::fixture,
-    handshake::{ClientHandshake, HopKeys, OnionKeyring, RelayKeys, respond},
-    onion::{ForwardContent, OriginLayers, RelayLayer, message_capacity},
-    relay::{Relay, RelayEvent, RelayParameters},
-    stream::{StreamCommand, StreamEvent},
-    wire::{
-        BODY_LEN, Cell, CellBody, Command, EndReason, Fragments, RelayMessage, create_cells, created_cells,
-        decode_create, encode_extend, split,
-    },
+    handshake::{ClientHandshake, OnionKeyring, RelayKeys},
+    onion::{OriginLayers, RelayLayer, message_capacity},
+    relay::{Relay, RelayParameters},
+    stream::StreamEvent,
+    wire::{Cell, CellBody, Command, Fragments, RelayMessage, create_cells, encode_extend, split},
 };
 
 pub(super) const TARGETS: &[FuzzTarget] =
@@ -80,25 +86,9 @@ fn relay_role(number: u16) -> LocalRole {
     LocalRole::Relay(Arc::new(fixture::key(number)))
 }
 
-fn first_keys() -> HopKeys {
-    HopKeys { forward: LayerKey::from_bytes([6; 32]), backward: LayerKey::from_bytes([7; 32]) }
-}
-
-/// An identifier of the upper half, from which a dialler allocates.
-fn upper(choice: u8) -> CircuitId {
-    CircuitId::new(0x8000_0001 + u32::from(choice % 24)).unwrap()
-}
-
-fn body(bytes: &[u8]) -> CellBody {
-    let mut body = CellBody::zero();
-    let length = bytes.len().min(BODY_LEN);
-    body[..length].copy_from_slice(&bytes[..length]);
-    body
-}
-
-/// The other end of a link of the relay.
+/// The circuits of a hostile neighbour at the relay.
+#[derive(Default)]
 struct Neighbour {
-    channels: Channels,
     is_client: bool,
     /// The handshakes of circuits without an answer.
     handshakes: BTreeMap<CircuitId, ClientHandshake>,
@@ -109,25 +99,6 @@ struct Neighbour {
     allocated: BTreeSet<CircuitId>,
 }
 
-impl Neighbour {
-    fn channel(&self, link: LinkId) -> ChannelId {
-        assert_eq!(self.channels.len(), 1);
-        ChannelId(link)
-    }
-}
-
-/// The honest circuit: its endpoints on both channels, and the keys of both ends.
-struct HonestCircuit {
-    origin: LinkId,
-    at_origin: CircuitId,
-    layers: OriginLayers,
-    next: LinkId,
-    at_next: CircuitId,
-    layer: RelayLayer,
-    /// The number of messages sent, from which the next message is made.
-    sent: u8,
-}
-
 /// A relay and its neighbours, joined without a network.
 struct RelayWorld {
     now: Instant,
@@ -135,13 +106,9 @@ struct RelayWorld {
     parameters: RelayParameters,
     relay: Relay,
     keys: RelayKeys,
-    last_link: u64,
-    neighbours: BTreeMap<LinkId, Neighbour>,
-    /// The relays that the relay dials, without an answer.
-    dials: Vec<RelayId>,
-    /// Cells from the relay to honest neighbours.
-    honest_cells: BTreeMap<LinkId, Vec<Cell>>,
+    neighbours: Neighbours,
     honest_links: Vec<LinkId>,
+    hostile: BTreeMap<LinkId, Neighbour>,
 }
 
 impl RelayWorld {
@@ -155,11 +122,9 @@ impl RelayWorld {
             parameters: parameters(),
             relay,
             keys,
-            last_link: 0,
-            neighbours: BTreeMap::new(),
-            dials: Vec::new(),
-            honest_cells: BTreeMap::new(),
+            neighbours: Neighbours::new(Some(id(1))),
             honest_links: Vec::new(),
+            hostile: BTreeMap::new(),
         };
         world.list(LISTED);
         world
@@ -171,190 +136,42 @@ impl RelayWorld {
         self.relay.set_consensus(Arc::new(fixture::consensus(listed)));
     }
 
-    /// Opens a link with a neighbour, which the neighbour dials or the relay. Without a handshake, the neighbour sends
-    /// nothing.
-    fn open(&mut self, role: LocalRole, dialled: Option<RelayId>, address: [u8; 4], handshake: bool) -> LinkId {
-        self.last_link += 1;
-        let link = LinkId(self.last_link);
-        let opened = |dialled, local, peer| LinkEvent::Opened {
-            link,
-            opened: LinkOpened {
-                dialled,
-                local_certificate: [local; 32],
-                peer_certificate: [peer; 32],
-                peer_address: Redacted(SocketAddr::from((address, 1))),
-                lanes: LANES,
-            },
-        };
-        self.relay.handle_link(self.now, opened(dialled, 2, 1), &mut self.rng);
-        self.relay.handle_link(self.now, LinkEvent::Room { link, bytes: FIRST_ROOM }, &mut self.rng);
-        let is_client = matches!(role, LocalRole::Client);
-        let mut channels = Channels::new(role, ChannelParameters::default());
-        if handshake {
-            let neighbour_dials = dialled.is_none().then_some(self.keys.identity);
-            channels.handle_link(self.now, opened(neighbour_dials, 1, 2), &mut self.rng);
-            channels.handle_link(self.now, LinkEvent::Room { link, bytes: FIRST_ROOM }, &mut self.rng);
-        }
-        let (handshakes, circuits, allocated) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
-        self.neighbours.insert(link, Neighbour { channels, is_client, handshakes, circuits, allocated });
-        self.settle();
-        link
-    }
-
-    /// Opens a link with an honest neighbour.
-    fn open_honest(&mut self, role: LocalRole, dialled: Option<RelayId>, address: [u8; 4]) -> LinkId {
-        self.honest_links.push(LinkId(self.last_link + 1));
-        self.open(role, dialled, address, true)
+    /// Opens a link with a neighbour, which the neighbour dials or the relay.
+    fn open(&mut self, role: LocalRole, dialled: Option<RelayId>, address: [u8; 4], is_silent: bool) -> LinkId {
+        let link = NewLink { dialled, address: (address, 1).into(), room: FIRST_ROOM, is_silent };
+        let channels = Channels::new(role, ChannelParameters::default());
+        self.neighbours.open(self.now, &mut self.relay, channels, &link, &mut self.rng)
     }
 
     /// Passes messages in both directions until no message is left, and drains the relay.
     fn settle(&mut self) {
         for turn in 0.. {
             assert!(turn < 1000, "the relay doesn't become idle");
-            let mut is_idle = true;
             for link in &self.honest_links {
                 let room = LinkEvent::Room { link: *link, bytes: FIRST_ROOM };
                 self.relay.handle_link(self.now, room.clone(), &mut self.rng);
-                if let Some(neighbour) = self.neighbours.get_mut(link) {
-                    neighbour.channels.handle_link(self.now, room, &mut self.rng);
+                if let Some(channels) = self.neighbours.channels(*link) {
+                    channels.handle_link(self.now, room, &mut self.rng);
                 }
             }
-            self.relay.handle_batch_end(self.now, &mut self.rng);
-            while let Some(transmit) = self.relay.poll_transmit(self.now, &mut self.rng) {
-                is_idle = false;
-                self.handle_transmit(transmit);
+            let has_output = self.neighbours.exchange(self.now, &mut self.relay, &mut self.rng);
+            for link in core::mem::take(&mut self.neighbours.closed) {
+                assert!(!self.honest_links.contains(&link), "the relay closes the channel of an honest neighbour");
+                self.hostile.remove(&link);
             }
-            for (link, neighbour) in &mut self.neighbours {
-                while let Some(transmit) = neighbour.channels.poll_transmit(self.now) {
-                    let Transmit::Message { lane, message, .. } = transmit else { continue };
-                    is_idle = false;
-                    self.relay.handle_link(self.now, LinkEvent::Message { link: *link, lane, message }, &mut self.rng);
-                }
+            for (link, neighbour) in &mut self.hostile {
+                self.neighbours.take_cells(*link).iter().for_each(|cell| neighbour.handle_cell(cell));
             }
-            if is_idle && self.relay.poll_timeout().is_none_or(|due| due > self.now) {
+            if !has_output && self.relay.poll_timeout().is_none_or(|due| due > self.now) {
                 return;
             }
             self.relay.handle_timeout(self.now, &mut self.rng);
         }
     }
 
-    fn handle_transmit(&mut self, transmit: Transmit) {
-        match transmit {
-            Transmit::Dial(target) => self.dials.push(target.relay),
-            Transmit::Close(link) => {
-                assert!(!self.honest_links.contains(&link), "the relay closes the channel of an honest neighbour");
-                self.neighbours.remove(&link);
-            }
-            Transmit::Message { link, lane, message } => {
-                let Some(neighbour) = self.neighbours.get_mut(&link) else { return };
-                neighbour.channels.handle_link(self.now, LinkEvent::Message { link, lane, message }, &mut self.rng);
-                while let Some(event) = neighbour.channels.poll_event() {
-                    let ChannelEvent::Cell { cell, .. } = event else { continue };
-                    if self.honest_links.contains(&link) {
-                        self.honest_cells.entry(link).or_default().push(cell);
-                    } else {
-                        neighbour.handle_cell(&cell);
-                    }
-                }
-            }
-        }
-    }
-
     /// Sends a cell of a hostile neighbour.
     fn send(&mut self, link: LinkId, cell: Cell) {
-        let lane = cell.circuit().map_or(0, |circuit| circuit.value() % u32::from(LANES));
-        let lane = Lane::new(lane.try_into().unwrap()).unwrap();
-        let message = Slots::from_iter([cell.encode()]);
-        self.relay.handle_link(self.now, LinkEvent::Message { link, lane, message }, &mut self.rng);
-    }
-
-    /// Sends a cell of an honest neighbour.
-    fn send_honest(&mut self, link: LinkId, cell: Cell) {
-        let neighbour = self.neighbours.get_mut(&link).expect("an honest neighbour stays");
-        let channel = neighbour.channel(link);
-        neighbour.channels.send(channel, cell).expect("the queue is short");
-    }
-
-    /// Cells from the relay to an honest neighbour on a circuit since the last call.
-    fn honest_cells(&mut self, link: LinkId, circuit: CircuitId) -> Vec<Cell> {
-        let mut cells = self.honest_cells.remove(&link).unwrap_or_default();
-        cells.retain(|cell| cell.circuit() == Some(circuit));
-        cells
-    }
-
-    /// Builds the honest circuit: the relay is the first hop, relay 2 the second.
-    fn build(&mut self) -> HonestCircuit {
-        let origin = self.open_honest(LocalRole::Client, None, [192, 0, 2, 1]);
-        let neighbour = self.neighbours.get_mut(&origin).unwrap();
-        let at_origin = neighbour.channels.allocate_circuit(ChannelId(origin), &mut self.rng).unwrap();
-        let mut layers = OriginLayers::new();
-        let (handshake, request) = ClientHandshake::start(&self.keys, HopIndex::FIRST, &[], &mut self.rng).unwrap();
-        for cell in create_cells(at_origin, HopIndex::FIRST, &request).unwrap() {
-            self.send_honest(origin, cell);
-        }
-        self.settle();
-        let created = self.honest_cells(origin, at_origin).remove(0);
-        let reply = Fragments::new().push(created.body()).unwrap().unwrap();
-        layers.push(handshake.finish(&reply).unwrap().keys).unwrap();
-
-        let keyring = OnionKeyring::new(OnionSecret::from_bytes([4; 32]), None);
-        let keys = RelayKeys { identity: id(NEXT), onion_key: keyring.public() };
-        let (handshake, request) = ClientHandshake::start(&keys, hop(2), &[], &mut self.rng).unwrap();
-        for fragment in split(&encode_extend(&id(NEXT), &request), 900).unwrap() {
-            let message = encode(&RelayMessage::Extend { fragment: fragment.into() });
-            let mut sealed = CellBody::zero();
-            layers.seal_message(HopIndex::FIRST, &message, &mut sealed).unwrap();
-            self.send_honest(origin, Cell::new(at_origin, Command::Relay, sealed));
-        }
-        self.settle();
-        assert_eq!(core::mem::take(&mut self.dials), [id(NEXT)]);
-        let next = self.open_honest(relay_role(NEXT), Some(id(NEXT)), [198, 51, 100, 1]);
-        let created = self.honest_cells.remove(&next).unwrap();
-        let at_next = created[0].circuit().unwrap();
-        let mut fragments = Fragments::new();
-        let request = created.iter().find_map(|cell| fragments.push(decode_create(cell.body()).unwrap().1).unwrap());
-        let answer = respond(&id(NEXT), &keyring, hop(2), &request.unwrap(), &mut self.rng).unwrap();
-        self.neighbours.get_mut(&next).unwrap().channels.admit_circuit(ChannelId(next), at_next);
-        for cell in created_cells(at_next, &answer.reply).unwrap() {
-            self.send_honest(next, cell);
-        }
-        self.settle();
-        let mut fragments = Fragments::new();
-        let mut reply = None;
-        for cell in self.honest_cells(origin, at_origin) {
-            let mut sealed = cell.into_body();
-            let (from, length) = layers.open_backward(&mut sealed).unwrap();
-            let message = RelayMessage::decode(&bytes::Bytes::copy_from_slice(&sealed[..length])).unwrap();
-            let RelayMessage::Extended { fragment } = message else { panic!("no EXTENDED from {from:?}") };
-            reply = fragments.push(&fragment).unwrap();
-        }
-        layers.push(handshake.finish(&reply.unwrap()).unwrap().keys).unwrap();
-        HonestCircuit { origin, at_origin, layers, next, at_next, layer: RelayLayer::new(hop(2), answer.keys), sent: 0 }
-    }
-
-    /// Sends a message in each direction of the honest circuit. Each must arrive unaltered.
-    fn use_honest(&mut self, honest: &mut HonestCircuit) {
-        honest.sent = honest.sent.wrapping_add(1);
-        let message = [honest.sent; 64];
-        let mut sealed = CellBody::zero();
-        honest.layers.seal_message(hop(2), &message, &mut sealed).unwrap();
-        self.send_honest(honest.origin, Cell::new(honest.at_origin, Command::Relay, sealed));
-        self.settle();
-        let arrived = self.honest_cells(honest.next, honest.at_next);
-        assert_eq!(arrived.iter().map(Cell::command).collect::<Vec<_>>(), [Command::Relay], "forward");
-        let mut opened = arrived.into_iter().next().unwrap().into_body();
-        assert!(honest.layer.open_forward(&mut opened) == Ok(ForwardContent::Message));
-        assert_eq!(opened[..message.len()], message);
-
-        let mut sealed = CellBody::zero();
-        honest.layer.seal_message(&message, &mut sealed).unwrap();
-        self.send_honest(honest.next, Cell::new(honest.at_next, Command::Relay, sealed));
-        self.settle();
-        let arrived = self.honest_cells(honest.origin, honest.at_origin);
-        assert_eq!(arrived.iter().map(Cell::command).collect::<Vec<_>>(), [Command::Relay], "backward");
-        let mut opened = arrived.into_iter().next().unwrap().into_body();
-        assert_eq!(honest.layers.open_backward(&mut opened).unwrap().0, hop(2));
-        assert_eq!(opened[..message.len()], message);
+        self.relay.handle_link(self.now, message(link, cell), &mut self.rng);
     }
 
     /// Time passes, in steps that keep the honest channels alive.
@@ -363,8 +180,8 @@ impl RelayWorld {
         while self.now < end {
             self.now = self.now.after(MAX_STEP.min(end.since(self.now)));
             for link in &self.honest_links {
-                if let Some(neighbour) = self.neighbours.get_mut(link) {
-                    neighbour.channels.handle_timeout(self.now);
+                if let Some(channels) = self.neighbours.channels(*link) {
+                    channels.handle_timeout(self.now);
                 }
             }
             self.relay.handle_timeout(self.now, &mut self.rng);
@@ -374,14 +191,12 @@ impl RelayWorld {
 
     /// The hostile link that the choice selects.
     fn hostile(&self, choice: u8) -> Option<LinkId> {
-        let mut hostile: Vec<_> = self.neighbours.keys().collect();
-        hostile.retain(|link| !self.honest_links.contains(link));
-        hostile.get(usize::from(choice).checked_rem(hostile.len())?).map(|link| **link)
+        self.hostile.keys().nth(usize::from(choice).checked_rem(self.hostile.len())?).copied()
     }
 
     /// A hostile neighbour opens a link, or the relay's dial of a hostile relay succeeds.
     fn open_hostile(&mut self, choice: u8) {
-        if self.neighbours.len() >= MAX_LINKS {
+        if self.is_at_cap() {
             return;
         }
         let role = match choice % 4 {
@@ -389,19 +204,30 @@ impl RelayWorld {
             2 => relay_role(3 + u16::from(choice / 16) % (LISTED - 2)),
             _ => relay_role(UNLISTED),
         };
-        self.open(role, None, [203, 0, 113, choice / 4 % 4], choice < 240);
+        self.join_hostile(role, None, [203, 0, 113, choice / 4 % 4], choice >= 240);
+    }
+
+    fn join_hostile(&mut self, role: LocalRole, dialled: Option<RelayId>, address: [u8; 4], is_silent: bool) {
+        let is_client = matches!(role, LocalRole::Client);
+        let link = self.open(role, dialled, address, is_silent);
+        self.hostile.insert(link, Neighbour { is_client, ..Neighbour::default() });
+        self.settle();
+    }
+
+    fn is_at_cap(&self) -> bool {
+        self.neighbours.links().count() >= MAX_LINKS
     }
 
     /// The outcome of a dial of a hostile relay.
     fn answer_dial(&mut self, choice: u8) {
-        let Some(relay) = self.dials.pop() else { return };
+        let Some(relay) = self.neighbours.dials.pop() else { return };
         let number = (3..=LISTED).find(|number| id(*number) == relay);
         match number {
-            Some(number) if !choice.is_multiple_of(4) && self.neighbours.len() < MAX_LINKS => {
-                self.open(relay_role(number), Some(relay), [203, 0, 113, 200], choice % 4 > 1);
+            Some(number) if !choice.is_multiple_of(4) && !self.is_at_cap() => {
+                self.join_hostile(relay_role(number), Some(relay), [203, 0, 113, 200], choice % 4 == 1);
             }
             _ => {
-                let error = crate::base::DialError::TimedOut;
+                let error = DialError::TimedOut;
                 self.relay.handle_link(self.now, LinkEvent::DialFailed { relay, error }, &mut self.rng);
             }
         }
@@ -409,7 +235,7 @@ impl RelayWorld {
 
     /// A hostile neighbour creates a circuit as an honest origin or an honest previous hop.
     fn create(&mut self, link: LinkId, circuit: CircuitId) {
-        let Some(neighbour) = self.neighbours.get_mut(&link) else { return };
+        let Some(neighbour) = self.hostile.get_mut(&link) else { return };
         let position = if neighbour.is_client { HopIndex::FIRST } else { hop(2) };
         let (handshake, request) = ClientHandshake::start(&self.keys, position, &[], &mut self.rng).unwrap();
         neighbour.handshakes.insert(circuit, handshake);
@@ -420,7 +246,7 @@ impl RelayWorld {
 
     /// A hostile neighbour sends a message in valid layers.
     fn send_message(&mut self, link: LinkId, circuit: CircuitId, message: &[u8]) {
-        let Some(neighbour) = self.neighbours.get_mut(&link) else { return };
+        let Some(neighbour) = self.hostile.get_mut(&link) else { return };
         let position = if neighbour.is_client { HopIndex::FIRST } else { hop(2) };
         let Some((layers, first)) = neighbour.circuits.get_mut(&circuit) else { return };
         let message = &message[..message.len().min(message_capacity(position))];
@@ -432,32 +258,6 @@ impl RelayWorld {
             first.open_forward(&mut sealed).expect("the layer is the origin's");
         }
         self.send(link, Cell::new(circuit, Command::Relay, sealed));
-    }
-
-    /// The events of the streams at the relay, answered according to the choices.
-    fn serve(&mut self, choices: &mut Choices<'_>) {
-        while let Some(event) = self.relay.poll_event() {
-            let RelayEvent::Stream(stream, event) = event else { continue };
-            match (event, choices.u8() % 4) {
-                (StreamEvent::Begin(_), 0) => {
-                    self.relay.handle_command(stream, StreamCommand::Reset(EndReason::Refused));
-                }
-                (StreamEvent::Begin(_), 1 | 2) => {
-                    self.relay.handle_command(stream, StreamCommand::Connected(None));
-                    let length = self.relay.room(stream).min(usize::from(choices.u8()) << 8);
-                    assert_eq!(self.relay.write(stream, &vec![7; length]), length);
-                }
-                (StreamEvent::Resolve(_), 1) => {
-                    let answers = Vec::new();
-                    self.relay.handle_command(stream, StreamCommand::Resolved { ttl: 60, answers });
-                }
-                (StreamEvent::Data(bytes), 1..) => {
-                    self.relay.handle_command(stream, StreamCommand::Consumed(bytes.len()));
-                }
-                (StreamEvent::Finished, 1..) => self.relay.handle_command(stream, StreamCommand::Finish),
-                _ => {}
-            }
-        }
     }
 
     /// Performs one operation of the hostile neighbours.
@@ -489,7 +289,8 @@ impl RelayWorld {
                     _ => LinkEvent::Room { link, bytes: usize::from(choices.u16()) },
                 };
                 if matches!(event, LinkEvent::Closed { .. }) {
-                    self.neighbours.remove(&link);
+                    self.neighbours.remove(link);
+                    self.hostile.remove(&link);
                 }
                 self.relay.handle_link(self.now, event, &mut self.rng);
             }
@@ -531,7 +332,7 @@ impl RelayWorld {
                 let circuit = upper(choices.u8());
                 let messages = messages();
                 let mut message = messages[usize::from(choices.u8()) % messages.len()].clone();
-                let stream = crate::base::StreamId::new(u16::from(choices.u8() % 40) + 1).unwrap();
+                let stream = StreamId::new(u16::from(choices.u8() % 40) + 1).unwrap();
                 if let RelayMessage::Begin { stream: of, .. } | RelayMessage::Resolve { stream: of, .. } = &mut message
                 {
                     *of = stream;
@@ -543,7 +344,7 @@ impl RelayWorld {
 
     /// A circuit that the relay has created at a hostile neighbour.
     fn allocated(&self, link: LinkId, choice: u8) -> Option<CircuitId> {
-        let allocated = &self.neighbours.get(&link)?.allocated;
+        let allocated = &self.hostile.get(&link)?.allocated;
         allocated.iter().nth(usize::from(choice).checked_rem(allocated.len())?).copied()
     }
 }
@@ -576,12 +377,6 @@ impl Neighbour {
     }
 }
 
-fn encode(message: &RelayMessage) -> Vec<u8> {
-    let mut encoded = Vec::new();
-    message.encode(&mut encoded).unwrap();
-    encoded
-}
-
 /// For any operations of hostile neighbours, the caps hold, the cells of the honest circuit arrive unaltered, and no
 /// state is left once all neighbours have left.
 fn relay_sequence(bytes: &[u8]) {
@@ -591,13 +386,19 @@ fn relay_sequence(bytes: &[u8]) {
     while !choices.is_empty() {
         world.step(&mut choices);
         world.settle();
-        world.serve(&mut choices);
+        serve_streams(&mut world.relay, &mut choices, |relay, stream, event, choices| {
+            if matches!(event, StreamEvent::Begin(_)) {
+                let length = relay.room(stream).min(usize::from(choices.u8()) << 8);
+                assert_eq!(relay.write(stream, &vec![7; length]), length);
+            }
+        });
         world.settle();
         world.use_honest(&mut honest);
         world.relay.assert_sound(&world.parameters);
     }
     world.honest_links.clear();
-    for link in core::mem::take(&mut world.neighbours).into_keys() {
+    for link in world.neighbours.links().collect::<Vec<_>>() {
+        world.neighbours.remove(link);
         let closed = LinkEvent::Closed { link, reason: LinkClose::ByPeer };
         world.relay.handle_link(world.now, closed, &mut world.rng);
     }

@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use rand::{SeedableRng as _, rngs::ChaCha8Rng};
 
-use super::{Choices, FuzzClock, FuzzTarget, wire::messages};
+use super::{
+    Choices, FuzzClock, FuzzTarget,
+    wire::{encode, messages},
+};
 use crate::{
     base::StreamId,
     flow::FlowParameters,
@@ -51,9 +54,7 @@ fn hostile(bytes: &[u8]) {
         }
         while streams.poll_event().is_some() {}
         while let Some(message) = streams.poll_message(now, CAPACITY, &mut rng) {
-            let mut encoded = Vec::new();
-            message.encode(&mut encoded).expect("a queued message can be encoded");
-            assert!(encoded.len() <= CAPACITY);
+            assert!(encode(&message).len() <= CAPACITY);
         }
         assert!(streams.len() <= 8);
     }
@@ -83,8 +84,7 @@ fn hostile_seeds() -> Vec<Vec<u8>> {
     let messages_for = |role: u8| {
         let mut input = vec![role];
         for message in messages() {
-            let mut encoded = Vec::new();
-            message.encode(&mut encoded).unwrap();
+            let encoded = encode(&message);
             // The application opens a stream or answers one, then the peer sends.
             input.extend([3, 0, 1, 0, 3, 2]);
             input.extend(u16::try_from(encoded.len()).unwrap().to_be_bytes());

@@ -6,7 +6,7 @@ use super::{Choices, FuzzTarget};
 use crate::{
     base::{CircuitId, HopIndex, RelayId, SLOT_LEN, StreamId},
     wire::{
-        BODY_LEN, Cell, EndReason, Fragments, Host, RelayMessage, ResolvedAnswer, Service, create_cells, decode_create,
+        BODY_LEN, Cell, CellBody, EndReason, Fragments, Host, RelayMessage, ResolvedAnswer, Service, create_cells, decode_create,
         decode_extend, encode_extend, split,
     },
 };
@@ -40,24 +40,29 @@ fn cell_seeds() -> Vec<Vec<u8>> {
 /// A decoded message encodes to the same bytes, without the padding.
 fn relay_message(bytes: &[u8]) {
     let Ok(message) = RelayMessage::decode(&Bytes::copy_from_slice(bytes)) else { return };
-    let mut encoded = Vec::new();
-    message.encode(&mut encoded).expect("a decoded value can be encoded");
-    assert!(bytes.starts_with(&encoded), "{message:?}");
+    assert!(bytes.starts_with(&encode(&message)), "{message:?}");
     if let RelayMessage::Extend { fragment } | RelayMessage::Extended { fragment } = message {
         fragments(&fragment);
     }
 }
 
 fn message_seeds() -> Vec<Vec<u8>> {
-    messages()
-        .iter()
-        .map(|message| {
-            let mut bytes = Vec::new();
-            message.encode(&mut bytes).unwrap();
-            bytes.extend([0; 9]);
-            bytes
-        })
-        .collect()
+    messages().iter().map(|message| [&encode(message)[..], &[0; 9]].concat()).collect()
+}
+
+/// The body of a cell that starts with `bytes`, as far as they fit.
+pub(super) fn body(bytes: &[u8]) -> CellBody {
+    let mut body = CellBody::zero();
+    let length = bytes.len().min(BODY_LEN);
+    body[..length].copy_from_slice(&bytes[..length]);
+    body
+}
+
+/// The encoding of a valid message.
+pub(super) fn encode(message: &RelayMessage) -> Vec<u8> {
+    let mut encoded = Vec::new();
+    message.encode(&mut encoded).expect("the message can be encoded");
+    encoded
 }
 
 /// One message of each kind.

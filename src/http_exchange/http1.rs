@@ -63,7 +63,7 @@ pub(crate) struct ExchangeLimits {
 pub(crate) enum ExchangeError {
     /// A timeout of [`ExchangeLimits`] expired.
     #[error("the target accepted the request but did not answer in time")]
-    Silent,
+    TimedOut,
     /// The bytes are not an HTTP response.
     #[error("the target's answer is not HTTP")]
     NotHttp,
@@ -112,7 +112,7 @@ impl Body for StreamedBody {
         let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
             let Some((_, sleep)) = &mut this.idle_timeout else { return Poll::Pending };
             ready!(sleep.as_mut().poll(cx));
-            return Poll::Ready(Some(Err(ExchangeError::Silent)));
+            return Poll::Ready(Some(Err(ExchangeError::TimedOut)));
         };
         if let Some((duration, sleep)) = &mut this.idle_timeout {
             sleep.as_mut().reset(deadline_after(*duration));
@@ -186,7 +186,7 @@ where
         let before = pieces.load(Ordering::Relaxed);
         match timeout(limits.head_timeout, &mut sending).await {
             Ok(response) => return response,
-            Err(_) if pieces.load(Ordering::Relaxed) == before => return Err(ExchangeError::Silent),
+            Err(_) if pieces.load(Ordering::Relaxed) == before => return Err(ExchangeError::TimedOut),
             Err(_) => {}
         }
     }

@@ -42,7 +42,8 @@ pub enum LocalPort {
 }
 
 impl LocalPort {
-    const fn name(self) -> &'static str {
+    /// The name in messages.
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Socks => "SOCKS",
             Self::Http => "HTTP proxy",

@@ -192,7 +192,7 @@ impl Client {
             tokio::join!(
                 drive.run(),
                 network::follow(follower, rng, |consensus| forward(ClientCommand::Consensus(consensus))),
-                network::follow_volunteers(volunteers, volunteers_rng, |list| forward(ClientCommand::Volunteers(list))),
+                network::follow(volunteers, volunteers_rng, |list| forward(ClientCommand::Volunteers(list))),
             );
         });
         let isolation = Isolation::of_listener("crate");

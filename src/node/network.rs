@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::{
     base::RelayId,
     crypto::sha256,
-    directory::{Consensus, NotAnAuthority, VolunteerList},
+    directory::{Document, NotAnAuthority, follow::Followed},
     directory_http::client::{DirectoryClient, DirectoryConfig},
     io::{clock::wall_time, files::Folder},
     transport::native::{Certificate, EndpointCaps, EndpointConfig, Ice},
@@ -42,28 +42,15 @@ pub(crate) fn directory_config(
     Ok(DirectoryConfig { directories, authorities, cache: folder.map(Folder::consensus_cache) })
 }
 
-/// Passes each new consensus to `take` until `take` returns `false`.
-pub(crate) async fn follow<F: Future<Output = bool>>(
+/// Passes each new document of kind `B` to `take` until `take` returns `false`.
+pub(crate) async fn follow<B: Followed, F: Future<Output = bool>>(
     client: DirectoryClient,
     rng: StdRng,
-    take: impl Fn(Arc<Consensus>) -> F,
+    take: impl Fn(Arc<Document<B>>) -> F,
 ) {
     let (sender, receiver) = watch::channel(None);
     tokio::select! {
         () = client.follow(sender, wall_time, rng) => {}
-        () = forward(receiver, take) => {}
-    }
-}
-
-/// Passes each new volunteer list to `take` until `take` returns `false`.
-pub(crate) async fn follow_volunteers<F: Future<Output = bool>>(
-    client: DirectoryClient,
-    rng: StdRng,
-    take: impl Fn(Arc<VolunteerList>) -> F,
-) {
-    let (sender, receiver) = watch::channel(None);
-    tokio::select! {
-        () = client.follow_volunteers(sender, wall_time, rng) => {}
         () = forward(receiver, take) => {}
     }
 }

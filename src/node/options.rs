@@ -59,7 +59,7 @@ pub(crate) struct RelayOptions {
     /// Perform requests for clients: searches with the engines below (search), also requests of the list below
     /// (allow-list), or any that the exit policy accepts (open) [default: none]
     #[arg(long, value_name = "TIER")]
-    pub(crate) delegate: Option<DelegateTier>,
+    pub(crate) delegate: Option<DelegatePolicy>,
     /// Search engine for clients' searches: a file or URL of its OpenSearch description; NAME= before it replaces
     /// the name in the description, as in kiwix=http://127.0.0.1:8080/search/searchdescription.xml; may be repeated
     #[arg(long, value_name = "FILE or URL")]
@@ -114,10 +114,10 @@ pub(crate) enum Congestion {
     Cubic,
 }
 
-/// The requests that a relay performs for clients; each tier includes the tiers before it.
+/// The requests that a relay performs for clients. Each policy includes the policies before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum DelegateTier {
+pub(crate) enum DelegatePolicy {
     /// Searches with the configured engines.
     Search,
     /// Requests to listed hosts.

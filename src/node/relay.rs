@@ -26,7 +26,7 @@ use crate::{
     base::RelayId,
     crypto::IdentityKey,
     delegated::Offer,
-    directory::Profile,
+    directory::{Consensus, Profile},
     directory_http::client::DirectoryClient,
     exit::{Exit, ExitOptions, delegated::Delegate},
     exit_policy::{Nat64Prefix, Policy},
@@ -214,7 +214,7 @@ impl RelayAssembly {
         };
         tokio::select! {
             () = drive.run_until(stop) => {}
-            () = network::follow(follower, randomness()?, |consensus| {
+            () = network::follow(follower, randomness()?, |consensus: Arc<Consensus>| {
                 let commands = commands.clone();
                 interval.send_replace(Some(consensus.parameters().volunteer_interval()));
                 async move { commands.send(RelayCommand::Consensus(consensus)).await.is_ok() }

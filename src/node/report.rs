@@ -52,8 +52,8 @@ pub(crate) enum Report {
 pub(crate) struct HopReport {
     /// The relay's identity, shortened.
     pub relay: String,
-    /// Time to add the hop.
-    pub took: Duration,
+    /// The time of the handshake with the hop.
+    pub handshake_time: Duration,
 }
 
 /// The recipient of reports: standard output if the node is supervised, otherwise none.

@@ -146,7 +146,7 @@ fn summary(searched: &ApiResults) -> String {
     let more =
         if searched.more { format!(" · more with --page {}", searched.page.saturating_add(1)) } else { String::new() };
     let path: Vec<&str> = searched.path.iter().map(|hop| hop.relay.as_str()).collect();
-    format!("{}{total} · {:.0} ms by {}{more}", line(&searched.engine), searched.took_ms, path.join(" → "))
+    format!("{}{total} · {:.0} ms by {}{more}", line(&searched.engine), searched.duration_ms, path.join(" → "))
 }
 
 fn compared_lines(compared: &ApiComparison) -> Vec<String> {

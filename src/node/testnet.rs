@@ -232,7 +232,7 @@ impl Ports {
 
 fn path(hops: &[HopReport]) -> String {
     let hops: Vec<_> =
-        hops.iter().map(|hop| format!("{} ({:.1} ms)", hop.relay, hop.took.as_secs_f64() * 1e3)).collect();
+        hops.iter().map(|hop| format!("{} ({:.1} ms)", hop.relay, hop.handshake_time.as_secs_f64() * 1e3)).collect();
     hops.join(" → ")
 }
 

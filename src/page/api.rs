@@ -64,8 +64,9 @@ pub(crate) struct ApiResults {
     pub(crate) total: Option<u64>,
     /// Whether the engine has a further page of results.
     pub(crate) more: bool,
-    /// The time from sending the query to the end of the answer, in milliseconds.
-    pub(crate) took_ms: f64,
+    /// The time from the sending of the query to the end of the answer, in milliseconds.
+    #[serde(rename = "took_ms")]
+    pub(crate) duration_ms: f64,
     pub(crate) results: Vec<ApiResult>,
     /// The circuit's path, from guard to exit.
     pub(crate) path: Vec<PathHop>,
@@ -89,7 +90,8 @@ pub(crate) struct ApiResult {
 pub(crate) struct PathHop {
     pub(crate) relay: String,
     /// The time of the handshake with this hop, in milliseconds.
-    pub(crate) took_ms: f64,
+    #[serde(rename = "took_ms")]
+    pub(crate) handshake_ms: f64,
 }
 
 /// An exit that returned no results.
@@ -218,7 +220,7 @@ fn api_results(found: &Found, page: u16) -> ApiResults {
         page,
         total: found.total,
         more: found.more,
-        took_ms: milliseconds(found.route.took),
+        duration_ms: milliseconds(found.route.duration),
         results: found.results.iter().map(result).collect(),
         path: found.route.hops.iter().map(hop).collect(),
         shared_exit: found.route.shared_exit,
@@ -245,15 +247,15 @@ fn result(result: &SearchResult) -> ApiResult {
 }
 
 fn hop(hop: &Hop) -> PathHop {
-    PathHop { relay: hop.relay.to_string(), took_ms: milliseconds(hop.took) }
+    PathHop { relay: hop.relay.to_string(), handshake_ms: milliseconds(hop.handshake_time) }
 }
 
 fn api_failed_try(failed: &FailedTry) -> ApiFailedTry {
     ApiFailedTry { exit: failed.exit.to_string(), reason: failed.reason.to_string() }
 }
 
-fn milliseconds(took: core::time::Duration) -> f64 {
-    took.as_secs_f64() * 1e3
+fn milliseconds(duration: core::time::Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }
 
 fn refusal_response(failure: SearchFailure) -> Response {

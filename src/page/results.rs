@@ -153,7 +153,7 @@ fn count_text(query: &SearchQuery, found: &Found) -> String {
         (Some(total), _) => format!("{} results", grouped(total)),
         (None, count) => format!("{count} results"),
     };
-    capital(&format!("{page}{results} from {}, in {}", found.engine, duration_text(found.route.took)))
+    capital(&format!("{page}{results} from {}, in {}", found.engine, duration_text(found.route.duration)))
 }
 
 /// The decimal digits of `number` in groups of three.
@@ -169,9 +169,9 @@ fn grouped(number: u64) -> String {
     text
 }
 
-fn duration_text(took: Duration) -> String {
-    let milliseconds = took.as_millis();
-    if milliseconds < 1000 { format!("{} ms", milliseconds.max(1)) } else { format!("{:.1} s", took.as_secs_f64()) }
+fn duration_text(duration: Duration) -> String {
+    let milliseconds = duration.as_millis();
+    if milliseconds < 1000 { format!("{} ms", milliseconds.max(1)) } else { format!("{:.1} s", duration.as_secs_f64()) }
 }
 
 fn result_markup(result: &SearchResult) -> Markup {
@@ -223,13 +223,13 @@ fn query_path(engine: &EngineName, route: &Route, failed_try: Option<&FailedTry>
     let last = route.hops.len().saturating_sub(1);
     html! {
         details.route open {
-            summary { "The path of your query " small { "answered in " (duration_text(route.took)) } }
+            summary { "The path of your query " small { "answered in " (duration_text(route.duration)) } }
             ol {
                 li.end { b { "This computer" } " encrypted the query in a layer for each relay below." }
                 @for (index, hop) in route.hops.iter().enumerate() {
                     li {
                         b { (ROLES.get(if index == last { 2 } else { index.min(1) }).copied().unwrap_or_default()) }
-                        " " code { (hop.relay) } " " span.ms { "(" (duration_text(hop.took)) ")" } ": "
+                        " " code { (hop.relay) } " " span.ms { "(" (duration_text(hop.handshake_time)) ")" } ": "
                         @if index == last {
                             "decrypted the last layer, read the query and sent it to the engine. It doesn't see your address."
                         } @else if index == 0 {

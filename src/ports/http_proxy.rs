@@ -37,14 +37,17 @@ use tokio::{
     time::timeout,
 };
 
-use super::places::{ConnectionPlace, ConnectionPlaces};
+use super::{
+    accept::serve_port,
+    places::{ConnectionPlace, ConnectionPlaces},
+};
 use crate::{
     base::ErrorClass,
     client::StreamFailure,
     connector::{ConnectError, Connector, Isolation},
     http_exchange::http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange},
     io::{
-        listener::{accept_or_shed, refuse_http},
+        listener::{LocalPort, refuse_http},
         stream::{Stream, reset_on_close, splice},
     },
     wire::{EndReason, Host, Target},
@@ -87,16 +90,8 @@ impl Default for HttpLimits {
 
 /// Serves the HTTP proxy on `listener` until the future is dropped, which closes the connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: HttpLimits) {
-    let places = ConnectionPlaces::new(limits.max_connections);
-    let serve_connection = |socket| {
-        let (connector, places) = (connector.clone(), places.clone());
-        async move {
-            if let Err(error) = serve_one(socket, connector, places, limits).await {
-                tracing::debug!(kind = ?error.kind(), "an application's connection to the HTTP proxy port failed");
-            }
-        }
-    };
-    accept_or_shed(listener, limits.max_connections, serve_connection, refuse_http).await;
+    let serve_one = |socket, connector, places| serve_one(socket, connector, places, limits);
+    serve_port(LocalPort::Http, listener, connector, limits.max_connections, serve_one, refuse_http).await;
 }
 
 /// The upgrade and the stream of an accepted CONNECT (RFC 9110 §9.3.6), which are joined after the response.
@@ -196,7 +191,7 @@ async fn respond<C: Connector>(
             tracing::debug!(%error, "the exchange with the target failed");
             let status = match error {
                 ExchangeError::RequestBody => StatusCode::BAD_REQUEST,
-                ExchangeError::Silent => StatusCode::GATEWAY_TIMEOUT,
+                ExchangeError::TimedOut => StatusCode::GATEWAY_TIMEOUT,
                 ExchangeError::NotHttp | ExchangeError::TooLarge | ExchangeError::Broken => StatusCode::BAD_GATEWAY,
             };
             text_response(status, &error.to_string())

@@ -37,13 +37,13 @@ use tor_socksproto::{
     SocksRequest, SocksStatus, SocksVersion,
 };
 
-use super::places::ConnectionPlaces;
+use super::{accept::serve_port, places::ConnectionPlaces};
 use crate::{
     base::ErrorClass,
     client::StreamFailure,
     connector::{ConnectError, Connector, Isolation},
     io::{
-        listener::{accept_or_shed, answer_and_close},
+        listener::{LocalPort, answer_and_close},
         stream::splice,
     },
     wire::{EndReason, Host, ResolvedAnswer, Target},
@@ -74,16 +74,8 @@ impl Default for SocksLimits {
 
 /// Serves SOCKS on `listener` until the future is dropped, which closes the connections.
 pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: SocksLimits) {
-    let places = ConnectionPlaces::new(limits.max_connections);
-    let serve_connection = |socket| {
-        let (connector, places) = (connector.clone(), places.clone());
-        async move {
-            if let Err(error) = serve_one(socket, &connector, &places, limits).await {
-                tracing::debug!(kind = ?error.kind(), "an application's connection to the SOCKS port failed");
-            }
-        }
-    };
-    accept_or_shed(listener, limits.max_connections, serve_connection, shed).await;
+    let serve_one = |socket, connector, places| serve_one(socket, connector, places, limits);
+    serve_port(LocalPort::Socks, listener, connector, limits.max_connections, serve_one, shed).await;
 }
 
 /// Refuses a connection beyond the cap, by a reply in the SOCKS version of its handshake.
@@ -99,8 +91,8 @@ async fn shed(mut socket: TcpStream) {
 
 async fn serve_one<C: Connector>(
     mut socket: TcpStream,
-    connector: &C,
-    places: &ConnectionPlaces,
+    connector: C,
+    places: ConnectionPlaces,
     limits: SocksLimits,
 ) -> io::Result<()> {
     let handshake = timeout(limits.handshake_timeout, shake_hands(&mut socket)).await??;
@@ -125,11 +117,11 @@ async fn serve_one<C: Connector>(
             }
         }
         SocksCmd::RESOLVE => {
-            let found = timeout(limits.open_timeout, resolve(&request, connector, isolation)).await;
+            let found = timeout(limits.open_timeout, resolve(&request, &connector, isolation)).await;
             answer(socket, &request, found.unwrap_or(Err(SocksStatus::TTL_EXPIRED))).await
         }
         SocksCmd::RESOLVE_PTR => {
-            let found = timeout(limits.open_timeout, resolve_ptr(&request, connector, isolation)).await;
+            let found = timeout(limits.open_timeout, resolve_ptr(&request, &connector, isolation)).await;
             answer(socket, &request, found.unwrap_or(Err(SocksStatus::TTL_EXPIRED))).await
         }
         _ => answer(socket, &request, Err(SocksStatus::COMMAND_NOT_SUPPORTED)).await,

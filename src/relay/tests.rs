@@ -4,7 +4,7 @@ use core::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -15,8 +15,11 @@ use rand::{SeedableRng, rngs::ChaCha20Rng};
 
 use super::*;
 use crate::{
-    base::{CircuitId, HopIndex, LANES, Lane, LinkId, LinkOpened, Rate, Redacted, Slots, StreamId},
-    channel::ChannelParameters,
+    base::{CircuitId, HopIndex, LinkId, Rate, StreamId},
+    channel::{
+        ChannelParameters,
+        fixture::{Neighbours, NewLink, message},
+    },
     crypto::LayerKey,
     directory::fixture,
     handshake::{ClientHandshake, HopKeys, RelayKeys},
@@ -46,15 +49,9 @@ struct Bench {
     rng: ChaCha20Rng,
     relay: Relay,
     keys: RelayKeys,
-    links: u64,
     /// The address of the neighbours that join.
     address: IpAddr,
-    /// The neighbours, by link.
-    neighbours: BTreeMap<LinkId, Channels>,
-    /// Cells from the relay to the neighbours.
-    cells: BTreeMap<LinkId, Vec<Cell>>,
-    dialled: Vec<RelayId>,
-    closed: BTreeSet<LinkId>,
+    neighbours: Neighbours,
 }
 
 impl Bench {
@@ -68,6 +65,7 @@ impl Bench {
         let onion = OnionSecret::generate(&mut rng);
         let identity = Arc::new(fixture::key(1));
         let keys = RelayKeys { identity: identity.id(), onion_key: onion.public() };
+        let neighbours = Neighbours::new(Some(keys.identity));
         let mut relay = Relay::new(identity, OnionKeyring::new(onion, None), parameters);
         let listed = (1..=9).map(|number| fixture::listed(fixture::profile(number)));
         relay.set_consensus(Arc::new(fixture::consensus(listed)));
@@ -76,12 +74,8 @@ impl Bench {
             rng,
             relay,
             keys,
-            links: 0,
             address: [192, 0, 2, 1].into(),
-            neighbours: BTreeMap::new(),
-            cells: BTreeMap::new(),
-            dialled: Vec::new(),
-            closed: BTreeSet::new(),
+            neighbours,
         }
     }
 
@@ -97,28 +91,12 @@ impl Bench {
         self.join_channels(Channels::new(role, ChannelParameters::default()), relay_dials)
     }
 
-    fn join_channels(&mut self, mut channels: Channels, relay_dials: Option<RelayId>) -> LinkId {
-        self.links += 1;
-        let link = LinkId(self.links);
+    fn join_channels(&mut self, channels: Channels, relay_dials: Option<RelayId>) -> LinkId {
         let address = SocketAddr::new(self.address, 1);
-        let opened = |dialled, local, peer| LinkEvent::Opened {
-            link,
-            opened: LinkOpened {
-                dialled,
-                local_certificate: [local; 32],
-                peer_certificate: [peer; 32],
-                peer_address: Redacted(address),
-                lanes: LANES,
-            },
-        };
-        let neighbour_dials = relay_dials.is_none().then_some(self.keys.identity);
-        channels.handle_link(self.now, opened(neighbour_dials, 1, 2), &mut self.rng);
-        channels.handle_link(self.now, LinkEvent::Room { link, bytes: ROOM }, &mut self.rng);
-        self.neighbours.insert(link, channels);
-        self.relay.handle_link(self.now, opened(relay_dials, 2, 1), &mut self.rng);
-        self.relay.handle_link(self.now, LinkEvent::Room { link, bytes: ROOM }, &mut self.rng);
+        let link = NewLink { dialled: relay_dials, address, room: ROOM, is_silent: false };
+        let link = self.neighbours.open(self.now, &mut self.relay, channels, &link, &mut self.rng);
         self.settle();
-        assert_eq!(self.neighbours[&link].len(), 1, "the channel is open");
+        assert_eq!(self.neighbours.channels(link).unwrap().len(), 1, "the channel is open");
         link
     }
 
@@ -127,45 +105,12 @@ impl Bench {
     }
 
     fn settle(&mut self) {
-        loop {
-            let mut is_idle = true;
-            self.relay.handle_batch_end(self.now, &mut self.rng);
-            while let Some(transmit) = self.relay.poll_transmit(self.now, &mut self.rng) {
-                is_idle = false;
-                match transmit {
-                    Transmit::Dial(target) => self.dialled.push(target.relay),
-                    Transmit::Message { link, lane, message } => {
-                        if let Some(neighbour) = self.neighbours.get_mut(&link) {
-                            neighbour.handle_link(self.now, LinkEvent::Message { link, lane, message }, &mut self.rng);
-                        }
-                    }
-                    Transmit::Close(link) => {
-                        self.closed.insert(link);
-                    }
-                }
-            }
-            for neighbour in self.neighbours.values_mut() {
-                while let Some(Transmit::Message { link, lane, message }) = neighbour.poll_transmit(self.now) {
-                    is_idle = false;
-                    self.relay.handle_link(self.now, LinkEvent::Message { link, lane, message }, &mut self.rng);
-                }
-            }
-            for (link, neighbour) in &mut self.neighbours {
-                while let Some(event) = neighbour.poll_event() {
-                    if let ChannelEvent::Cell { cell, .. } = event {
-                        self.cells.entry(*link).or_default().push(cell);
-                    }
-                }
-            }
-            if is_idle {
-                return;
-            }
-        }
+        while self.neighbours.exchange(self.now, &mut self.relay, &mut self.rng) {}
     }
 
     /// Cells from the relay over `link` since the last call.
     fn cells(&mut self, link: LinkId) -> Vec<Cell> {
-        self.cells.remove(&link).unwrap_or_default()
+        self.neighbours.take_cells(link)
     }
 
     fn commands(&mut self, link: LinkId) -> Vec<Command> {
@@ -180,10 +125,7 @@ impl Bench {
 
     /// Sends a cell of a neighbour to the relay, without settling.
     fn deliver(&mut self, link: LinkId, cell: &Cell) {
-        let message = Slots::from_iter([cell.clone().encode()]);
-        let lane = cell.circuit().map_or(0, |circuit| (circuit.value() % u32::from(LANES)) as u8);
-        let event = LinkEvent::Message { link, lane: Lane::new(lane).unwrap(), message };
-        self.relay.handle_link(self.now, event, &mut self.rng);
+        self.relay.handle_link(self.now, message(link, cell.clone()), &mut self.rng);
     }
 
     /// A neighbour creates a circuit at the relay.
@@ -262,7 +204,7 @@ fn cells_of_unknown_circuits_are_dropped_without_an_answer() {
     }
     bench.send(link, &Cell::new(CircuitId::LOWEST, Command::Created, CellBody::from([7; BODY_LEN])));
     assert_eq!(bench.commands(link), []);
-    assert!(bench.closed.is_empty());
+    assert!(bench.neighbours.closed.is_empty());
 }
 
 #[test]
@@ -347,7 +289,7 @@ fn an_extend_dials_once_and_creates_when_the_channel_opens() {
         let mut layers = bench.create(link, upper(number), HopIndex::FIRST);
         bench.extend(link, upper(number), &mut layers, relay_id(NEXT));
     }
-    assert_eq!(bench.dialled, [relay_id(NEXT)]);
+    assert_eq!(bench.neighbours.dials, [relay_id(NEXT)]);
     let next = bench.next();
     let creates = bench.cells(next);
     assert_eq!(creates.iter().map(Cell::command).collect::<Vec<_>>(), [Command::Create; 2]);
@@ -356,7 +298,7 @@ fn an_extend_dials_once_and_creates_when_the_channel_opens() {
     let mut layers = bench.create(link, upper(3), HopIndex::FIRST);
     bench.extend(link, upper(3), &mut layers, relay_id(NEXT));
     assert_eq!(bench.commands(next), [Command::Create]);
-    assert_eq!(bench.dialled.len(), 1);
+    assert_eq!(bench.neighbours.dials.len(), 1);
 }
 
 #[test]
@@ -430,7 +372,7 @@ fn refusals_queued_for_stalled_links_end_no_circuit_of_another_link() {
         }
     }
     assert_eq!(bench.circuits(), 1);
-    assert!(hostile.iter().all(|link| bench.closed.contains(link)) && !bench.closed.contains(&honest));
+    assert!(hostile.iter().all(|link| bench.neighbours.closed.contains(link)) && !bench.neighbours.closed.contains(&honest));
     bench.relay.handle_link(bench.now, LinkEvent::Room { link: honest, bytes: ROOM }, &mut bench.rng);
     bench.settle();
     assert_eq!(bench.commands(honest), [Command::Relay; 9]);
@@ -534,7 +476,7 @@ proptest! {
                 _ => Cell::destroy(circuit),
             };
             bench.send(link, &cell);
-            prop_assert!(bench.circuits() <= 8 && bench.closed.is_empty());
+            prop_assert!(bench.circuits() <= 8 && bench.neighbours.closed.is_empty());
             let (partial_creates, deadlines) = bench.relay.partial_creates.len();
             prop_assert_eq!(partial_creates, deadlines);
             let (waiting, deadlines, turns, order) = bench.relay.waiting_creates.len();

@@ -1,14 +1,17 @@
-//! Complete CREATEs that wait for their handshake, with caps, deadlines and turns of their owners.
+//! Complete CREATEs that wait for their handshake, in turns of their owners.
 
 use core::time::Duration;
-use std::collections::BTreeMap;
 
 use crate::{
-    base::{AtCap, Deadlines, HopIndex, Instant, Owner},
+    base::{AtCap, HopIndex, Instant, Owner},
     channel::ChannelId,
 };
 
-use super::{circuit::CircuitEndpoint, owners::Owned, turns::OwnerTurns};
+use super::{
+    circuit::CircuitEndpoint,
+    pending_creates::{PendingCreate, PendingCreates},
+    turns::OwnerTurns,
+};
 
 /// Time limit from the last fragment of a CREATE to its handshake. Origins and extending relays wait longer for CREATED,
 /// so no handshake is performed for a circuit that they have given up.
@@ -17,12 +20,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(3);
 const REFUSAL_DELAY: Duration = Duration::from_millis(50);
 
 /// A complete CREATE.
-pub(super) struct WaitingCreate {
-    pub(super) hop: HopIndex,
-    pub(super) request: Vec<u8>,
-    pub(super) owner: Owner,
-    deadline: Instant,
-}
+pub(super) type WaitingCreate = PendingCreate<Vec<u8>>;
 
 impl WaitingCreate {
     pub(super) fn new(now: Instant, hop: HopIndex, owner: Owner, request: Vec<u8>) -> Self {
@@ -32,22 +30,14 @@ impl WaitingCreate {
 
 /// All waiting CREATEs. An operation takes logarithmic time, and at most a visit of the sources of one network.
 pub(super) struct WaitingCreates {
-    creates: BTreeMap<CircuitEndpoint, WaitingCreate>,
-    deadlines: Deadlines<CircuitEndpoint>,
-    /// The share of each owner, whose CREATEs are ordered by deadline.
-    owned: Owned<Instant, CircuitEndpoint>,
+    creates: PendingCreates<Vec<u8>>,
     /// The turns of the owners with a CREATE.
     turns: OwnerTurns,
 }
 
 impl WaitingCreates {
     pub(super) fn new(cap: usize) -> Self {
-        Self {
-            creates: BTreeMap::new(),
-            deadlines: Deadlines::default(),
-            owned: Owned::new(cap),
-            turns: OwnerTurns::default(),
-        }
+        Self { creates: PendingCreates::new(cap), turns: OwnerTurns::default() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -56,7 +46,7 @@ impl WaitingCreates {
 
     /// Whether `owner` may have one more CREATE.
     pub(super) fn check(&self, owner: &Owner) -> Result<(), AtCap> {
-        self.owned.check(owner)
+        self.creates.check(owner)
     }
 
     /// Adds a CREATE on `endpoint`, which must have none. At the cap, removes the oldest CREATE of the owner closest to
@@ -69,30 +59,23 @@ impl WaitingCreates {
         endpoint: CircuitEndpoint,
         create: WaitingCreate,
     ) -> Result<Option<CircuitEndpoint>, AtCap> {
-        let evicted = match self.owned.check(&create.owner) {
-            Ok(()) => None,
-            Err(AtCap::Share) => return Err(AtCap::Share),
-            Err(AtCap::All) => self.owned.lowest().map(|(_, endpoint)| endpoint),
-        };
+        let evicted = self.creates.to_evict(&create.owner)?;
         if let Some(evicted) = evicted {
             self.remove(evicted);
         }
-        let is_first = self.owned.lowest_of(&create.owner).is_none();
-        self.owned.insert(create.owner, create.deadline, endpoint)?;
-        self.deadlines.set(endpoint, create.deadline);
+        let owner = create.owner;
+        let is_first = self.creates.oldest_of(&owner).is_none();
+        self.creates.insert(endpoint, create)?;
         if is_first {
-            self.turns.add(create.owner);
+            self.turns.add(owner);
         }
-        self.creates.insert(endpoint, create);
         Ok(evicted)
     }
 
     /// Removes the CREATE on `endpoint`, if there is one.
     pub(super) fn remove(&mut self, endpoint: CircuitEndpoint) -> Option<WaitingCreate> {
-        let create = self.creates.remove(&endpoint)?;
-        self.deadlines.remove(endpoint);
-        self.owned.remove(&create.owner, create.deadline, endpoint);
-        if self.owned.lowest_of(&create.owner).is_none() {
+        let create = self.creates.remove(endpoint)?;
+        if self.creates.oldest_of(&create.owner).is_none() {
             self.turns.remove(&create.owner);
         }
         Some(create)
@@ -100,9 +83,7 @@ impl WaitingCreates {
 
     /// Removes the CREATEs on a closed channel.
     pub(super) fn remove_channel(&mut self, channel: ChannelId) {
-        let endpoints: Vec<_> =
-            self.creates.range(CircuitEndpoint::range(channel)).map(|(endpoint, _)| *endpoint).collect();
-        for endpoint in endpoints {
+        for endpoint in self.creates.on_channel(channel) {
             self.remove(endpoint);
         }
     }
@@ -110,7 +91,7 @@ impl WaitingCreates {
     /// Removes and returns the next CREATE: the oldest of the owner whose turn it is.
     pub(super) fn pop(&mut self) -> Option<(CircuitEndpoint, WaitingCreate)> {
         let owner = self.turns.next()?;
-        let (_, endpoint) = self.owned.lowest_of(&owner)?;
+        let endpoint = self.creates.oldest_of(&owner)?;
         Some((endpoint, self.remove(endpoint)?))
     }
 
@@ -123,26 +104,26 @@ impl WaitingCreates {
         now: Instant,
         has_room: impl Fn(ChannelId) -> bool,
     ) -> Option<CircuitEndpoint> {
-        while let Some(endpoint) = self.deadlines.pop_due(now) {
+        while let Some(endpoint) = self.creates.poll_expired(now) {
             if has_room(endpoint.channel) {
                 self.remove(endpoint);
                 return Some(endpoint);
             }
-            self.deadlines.set(endpoint, now.after(REFUSAL_DELAY));
+            self.creates.defer(endpoint, now.after(REFUSAL_DELAY));
         }
         None
     }
 
     /// The time of the next [`Self::pop_expired`].
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.deadlines.earliest()
+        self.creates.poll_timeout()
     }
 
     /// The numbers of CREATEs, of their deadlines, and of turns in both indexes.
     #[cfg(any(test, fuzzing))]
     pub(super) fn len(&self) -> (usize, usize, usize, usize) {
-        let (turns, order) = self.turns.len();
-        (self.creates.len(), self.deadlines.len(), turns, order)
+        let ((creates, deadlines), (turns, order)) = (self.creates.len(), self.turns.len());
+        (creates, deadlines, turns, order)
     }
 }
 

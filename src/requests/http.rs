@@ -79,7 +79,7 @@ pub enum RequestError {
     Tls(TlsError),
     /// A timeout expired, such as [`IDLE_TIMEOUT`].
     #[error("no answer arrived in time")]
-    Silent,
+    TimedOut,
     /// The answer is not an HTTP response, or its head is too large.
     #[error("the answer is not HTTP, or its head is too large")]
     NotHttp,
@@ -94,7 +94,7 @@ pub enum RequestError {
 impl From<ExchangeError> for RequestError {
     fn from(error: ExchangeError) -> Self {
         match error {
-            ExchangeError::Silent => Self::Silent,
+            ExchangeError::TimedOut => Self::TimedOut,
             ExchangeError::NotHttp | ExchangeError::TooLarge => Self::NotHttp,
             ExchangeError::Broken => Self::Broken,
             ExchangeError::RequestBody => Self::Body,
@@ -237,7 +237,7 @@ impl<C: Connector> Requester<C> {
                 TargetStream::Plain(stream)
             })
         });
-        let response = match opened.await.unwrap_or(Err(RequestError::Silent))? {
+        let response = match opened.await.unwrap_or(Err(RequestError::TimedOut))? {
             TargetStream::Plain(stream) => exchange(stream, request, LIMITS).await?,
             TargetStream::Tls(stream) => exchange(stream, request, LIMITS).await?,
         };
@@ -269,7 +269,7 @@ async fn receive(
             Ok(Err(error)) => return RequestError::from(error),
             Err(_) => return RequestError::Body,
         }
-        RequestError::Silent
+        RequestError::TimedOut
     };
     let (mut response, mut content) = tokio::select! {
         biased;

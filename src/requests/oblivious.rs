@@ -118,7 +118,7 @@ impl<C: Connector> Requester<C> {
         request: Request<B>,
         timeouts: TransferTimeouts,
     ) -> Result<Response<Full<Bytes>>, ObliviousError> {
-        let timed_out = |_| ObliviousError::from(RequestError::Silent);
+        let timed_out = |_| ObliviousError::from(RequestError::TimedOut);
         let gateway = gateway_uri(gateway).ok_or(RequestError::Address)?;
         let (head, body) = request.into_parts();
         let body = Limited::new(body, MAX_REQUEST).collect().await.map_err(too_large_or(RequestError::Body))?;

@@ -74,7 +74,7 @@ pub struct Route {
     /// suitable.
     pub shared_exit: bool,
     /// The time from the sending of the query to the complete answer.
-    pub took: Duration,
+    pub duration: Duration,
 }
 
 /// The reason why a search failed.
@@ -220,7 +220,7 @@ impl<C: Connector> Searcher<C> {
         };
         let start = std::time::Instant::now();
         let exchanged = timeout(ANSWER_TIMEOUT, exchange(delegated.stream, query.framed())).await;
-        let took = start.elapsed();
+        let duration = start.elapsed();
         let outcome = match exchanged {
             Ok(Ok(answer)) => Results::decode(&answer),
             Ok(Err(_)) => Err(FailedTryReason::Broken),
@@ -230,7 +230,7 @@ impl<C: Connector> Searcher<C> {
         self.lock().handle_outcome(self.now(), engine, exit, outcome.as_ref().map(|_| ()).map_err(|reason| *reason));
         let Results { results, total, more } =
             outcome.map_err(|reason| TryError::Failed(FailedTry { exit, reason }))?;
-        let route = Route { hops: delegated.path, shared_exit: delegated.shared_exit, took };
+        let route = Route { hops: delegated.path, shared_exit: delegated.shared_exit, duration };
         Ok(Found { engine: engine.clone(), results, total, more, route, failed_try: None })
     }
 

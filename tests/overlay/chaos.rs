@@ -189,12 +189,12 @@ fn check_state(nodes: &mut Nodes, folders: &[impl AsRef<Path>], folder: &Path, o
     let began = Instant::now();
     let socks = nodes.start_all();
     nodes.await_listed(began + TIMEOUT);
-    let took = began.elapsed();
+    let elapsed = began.elapsed();
     for number in LAST_NUMBER..LAST_NUMBER + LAST_REQUESTS {
         let last = request(socks, origin.port, number);
         assert!(matches!(last.outcome, Outcome::Right), "after the restart of all nodes: {last:?}");
     }
-    took
+    elapsed
 }
 
 /// Fails if a requirement is not met.

@@ -51,10 +51,10 @@ fn circuits_of_a_terminated_volunteer_or_relay_end_immediately() {
         let (pid, at) = (testnet.pid_of(name), Instant::now());
         kill(pid, signal).unwrap();
         let outcome = std::io::copy(&mut stream, &mut std::io::sink());
-        let took = at.elapsed();
-        println!("{name}: {took:?}");
+        let elapsed = at.elapsed();
+        println!("{name}: {elapsed:?}");
         assert!(outcome.is_err(), "an error, never a clean end: {outcome:?}");
-        assert!(took < PROMPT_END_TIMEOUT, "{name}: {took:?}");
+        assert!(elapsed < PROMPT_END_TIMEOUT, "{name}: {elapsed:?}");
         // A zombie process has no arguments.
         let runs = |(other, arguments): &(_, Vec<String>)| *other == pid && arguments.len() > 1;
         await_true("the process ends", at + TIMEOUT, || !processes().iter().any(runs));
@@ -99,8 +99,8 @@ fn nearly_all_requests_succeed_at_the_first_try_while_volunteers_are_killed() {
     workers.collect::<Vec<_>>().into_iter().for_each(|worker| worker.join().unwrap());
     let outcomes = outcomes.lock().unwrap();
     let succeeded = outcomes.iter().filter(|(succeeded, _)| *succeeded).count();
-    let longest = outcomes.iter().map(|(_, took)| *took).max().unwrap();
-    let mut times: Vec<_> = outcomes.iter().map(|(_, took)| *took).collect();
+    let longest = outcomes.iter().map(|(_, elapsed)| *elapsed).max().unwrap();
+    let mut times: Vec<_> = outcomes.iter().map(|(_, elapsed)| *elapsed).collect();
     times.sort_unstable();
     println!(
         "{succeeded} of {} requests succeeded; median {:?}, 95th percentile {:?}, longest {longest:?}",

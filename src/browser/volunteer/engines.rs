@@ -28,7 +28,7 @@ use crate::{
     base::Instant,
     browser::{
         clock,
-        drive::Driver,
+        drive::PageDrive,
         failure::{FailureKind, PageFailure, object},
         slot::Notify,
     },
@@ -272,16 +272,16 @@ async fn run_trial(volunteer: &BrowserVolunteer, entry: &ChosenEngine) {
     }
 }
 
-/// Performs clients' queries until `driver` stops.
-pub(super) async fn serve(volunteer: Rc<BrowserVolunteer>, driver: Driver<DrivenVolunteer>) {
-    while !driver.is_stopped() {
+/// Performs clients' queries until `drive` stops.
+pub(super) async fn serve(volunteer: Rc<BrowserVolunteer>, drive: PageDrive<DrivenVolunteer>) {
+    while !drive.is_stopped() {
         let seen = volunteer.engines.query_arrived.count();
-        while let Some(search) = driver.with(|driven, _, _| driven.exit.poll_query()).flatten() {
-            let (volunteer, driver) = (Rc::clone(&volunteer), driver.clone());
+        while let Some(search) = drive.with(|driven, _, _| driven.exit.poll_query()).flatten() {
+            let (volunteer, drive) = (Rc::clone(&volunteer), drive.clone());
             spawn_local(async move {
                 let stream = search.stream;
                 let answer = volunteer.engines.answer(search).await;
-                driver.with(|driven, now, _| driven.answer(now, stream, &answer));
+                drive.with(|driven, now, _| driven.answer(now, stream, &answer));
             });
         }
         volunteer.engines.query_arrived.notified_since(seen).await;

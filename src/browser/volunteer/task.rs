@@ -80,8 +80,8 @@ pub(super) async fn run(volunteer: Rc<BrowserVolunteer>, number: u64) {
     let trials = Rc::clone(&run);
     spawn_local(engines::run_trials(Rc::clone(&run.volunteer), move || !trials.is_over()));
     // This task may outlast the run, because queries received before its end are still answered.
-    if let Some(driver) = run.volunteer.driver() {
-        spawn_local(engines::serve(Rc::clone(&run.volunteer), driver));
+    if let Some(drive) = run.volunteer.drive() {
+        spawn_local(engines::serve(Rc::clone(&run.volunteer), drive));
     }
     run.volunteer.set_phase(VolunteerPhase::Registering, "");
     run.keep_registered().await;
@@ -108,8 +108,8 @@ impl Run {
 
     fn handle_consensus(&self, consensus: &Arc<Consensus>) {
         self.volunteer.consensus.replace(Some(Arc::clone(consensus)));
-        if let Some(driver) = self.volunteer.driver() {
-            driver.with(|driven, _, _| driven.relay.set_consensus(Arc::clone(consensus)));
+        if let Some(drive) = self.volunteer.drive() {
+            drive.with(|driven, _, _| driven.relay.set_consensus(Arc::clone(consensus)));
         }
     }
 
@@ -155,8 +155,8 @@ impl Run {
     }
 
     fn handle_registration(&self, registration: &Registration) {
-        if let Some(driver) = self.volunteer.driver() {
-            driver.with(|driven, now, _| driven.relay.handle_registration(now, registration));
+        if let Some(drive) = self.volunteer.drive() {
+            drive.with(|driven, now, _| driven.relay.handle_registration(now, registration));
         }
         self.registered.set(true);
         self.confirmed.set(!registration.gateways.is_empty());
@@ -207,9 +207,9 @@ impl Run {
         let mut rng = randomness().map_err(unsupported)?;
         let mut keys = self.volunteer.keys.try_borrow_mut().map_err(|_| failed())?;
         if let Some(next) = keys.rotate(&mut rng)
-            && let Some(driver) = self.volunteer.driver()
+            && let Some(drive) = self.volunteer.drive()
         {
-            driver.with(|driven, _, _| driven.relay.rotate_onion_key(next));
+            drive.with(|driven, _, _| driven.relay.rotate_onion_key(next));
         }
         let onion_key = keys.for_relay().1.public();
         let now = clock::wall_time();

@@ -98,7 +98,7 @@ impl Pool {
         // A cap on the builds of all isolations would start the build of one isolation when that of another ends.
         let is_building = |circuit: &&PooledCircuit| circuit.is_building() && circuit.owner() == isolation;
         let building = self.circuits.values().filter(is_building).count();
-        if building >= inputs.parameters.building || !self.policy.history.may_build(now, isolation) {
+        if building >= inputs.parameters.max_builds || !self.policy.history.may_build(now, isolation) {
             return Ok(());
         }
         if !self.build_rate.may_build(now) {
@@ -123,7 +123,7 @@ impl Pool {
 
     /// Builds a circuit without requests if a guard is suspect. The circuit ends some time after it is open.
     pub(in crate::client) fn measure(&mut self, now: Instant, inputs: &mut PoolInputs<'_>, rng: &mut dyn CryptoRng) {
-        if self.circuits.len() < inputs.parameters.circuits
+        if self.circuits.len() < inputs.parameters.max_circuits
             && let Some(path) = measure(&inputs.relays, inputs.guards, rng)
         {
             let mut circuit = PooledCircuit::new(now, path, None, None, false, rng);
@@ -275,7 +275,7 @@ impl Pool {
     fn make_room(&mut self, isolation: Option<Isolation>, parameters: &ClientParameters) -> bool {
         let owned = |circuit: &PooledCircuit| isolation.is_some() && circuit.owner() == isolation;
         let of_isolation = self.circuits.values().filter(|circuit| owned(circuit)).count();
-        if self.circuits.len() < parameters.circuits && of_isolation < parameters.isolation_circuits() {
+        if self.circuits.len() < parameters.max_circuits && of_isolation < parameters.max_circuits_of_isolation() {
             return true;
         }
         let idle = self.circuits.iter().filter(|(_, circuit)| owned(circuit) && circuit.is_idle());

@@ -90,7 +90,7 @@ fn the_guard_stays_when_circuits_fail_beyond_it() {
 #[test]
 fn a_request_beyond_the_cap_fails_immediately() {
     let mut net = Net::new(15, 2);
-    let max_requests = net.client(|party, _, _| party.client.parameters.streams);
+    let max_requests = net.client(|party, _, _| party.client.parameters.max_streams);
     let last = net.client(|party, now, _| {
         (0..=max_requests).map(|_| party.client.open(now, target(443), Isolation([1; 32]))).last().unwrap()
     });
@@ -112,7 +112,7 @@ fn a_hundred_simultaneous_requests_all_connect() {
 #[test]
 fn a_pause_between_builds_ends_even_if_no_build_may_start() {
     let mut net = Net::new(17, 2);
-    net.client(|party, _, _| party.client.parameters.building = 0);
+    net.client(|party, _, _| party.client.parameters.max_builds = 0);
     net.give_consensus(NOW);
     net.open(1);
     net.client(|party, now, _| {

@@ -116,7 +116,7 @@ fn circuits_built_ahead_have_ages_of_their_own() {
 #[test]
 fn at_the_cap_a_new_isolation_is_refused_and_ends_no_circuit_of_another() {
     let mut net = Net::ready(940, 3);
-    net.client(|party, _, _| party.client.parameters.circuits = 6);
+    net.client(|party, _, _| party.client.parameters.max_circuits = 6);
     let streams: Vec<_> = (1..=6).map(|isolation| net.connected(isolation)).collect();
     let since = net.world.now();
     net.reset(&streams);
@@ -146,7 +146,7 @@ fn at_the_cap_a_new_isolation_is_refused_and_ends_no_circuit_of_another() {
 #[test]
 fn one_isolation_has_at_most_a_quarter_of_the_circuits() {
     let mut net = Net::ready(950, 3);
-    net.client(|party, _, _| party.client.parameters.circuits = 16);
+    net.client(|party, _, _| party.client.parameters.max_circuits = 16);
     for _ in 0..4 {
         let request = net.delegate(&[], 1);
         net.delegated(request);

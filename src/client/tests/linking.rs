@@ -252,7 +252,7 @@ fn builds_that_fail_for_one_isolation_delay_no_other() {
 fn builds_of_one_isolation_wait_for_no_build_of_another() {
     let mut net = Net::ready(821, 3);
     net.client(|party, _, _| {
-        (party.client.parameters.spare_circuits, party.client.parameters.building) = (0, 1);
+        (party.client.parameters.spare_circuits, party.client.parameters.max_builds) = (0, 1);
     });
     for isolation in 1..3 {
         net.connected(isolation);

@@ -112,8 +112,8 @@ fn requests_connect_without_a_timeout_while_most_listed_volunteers_are_gone() {
         for isolation in 0..10 {
             let (began, stream) = (net.world.now(), net.open(isolation));
             let connected = net.wait(5, |party| party.seen(stream).connected);
-            let took = connected.since(began);
-            assert!(took < Duration::from_millis(500), "{took:?} is as long as a timeout; seed {seed}");
+            let elapsed = connected.since(began);
+            assert!(elapsed < Duration::from_millis(500), "{elapsed:?} is as long as a timeout; seed {seed}");
         }
     }
 }

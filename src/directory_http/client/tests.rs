@@ -16,7 +16,8 @@ use tokio::{net::TcpListener, time::timeout};
 
 use super::*;
 use crate::directory::{
-    MAX_RELAYS, MAX_VOLUNTEER_LIST_LEN, NotCounted, UnverifiedConsensus,
+    ConsensusBody, MAX_CONSENSUS_LEN, MAX_RELAYS, MAX_VOLUNTEER_LIST_LEN, NotCounted, UnverifiedConsensus,
+    VolunteerList, VolunteerListBody,
     fixture::{FRESH, LIST_FRESH, LIST_VALID, NOW, VALID, key, signed_by, volunteers_signed_by},
 };
 
@@ -104,7 +105,7 @@ async fn an_invalid_consensus_is_refused_with_the_reason() {
 #[tokio::test]
 async fn an_answer_is_refused_above_the_cap_on_decompressed_bytes() {
     let address = FakeDirectory::with(vec![0; MAX_CONSENSUS_LEN + 1]).start().await;
-    assert!(matches!(client(&[address]).fetch(NOW, None).await, Err(DirectoryError::TooLong)));
+    assert!(matches!(client(&[address]).fetch::<ConsensusBody>(NOW, None).await, Err(DirectoryError::TooLong)));
 }
 
 #[tokio::test]
@@ -112,8 +113,8 @@ async fn after_a_failed_or_invalid_answer_the_next_directory_is_queried() {
     let good = FakeDirectory::with(signed_by(&[100], NOW).into_bytes()).start().await;
     let forged = FakeDirectory::with(signed_by(&[101], NOW).into_bytes()).start().await;
     let down = unused_address().await;
-    assert!(matches!(client(&[down, forged, good]).fetch(NOW, None).await, Ok(Some(_))));
-    let error = client(&[forged, down]).fetch(NOW, None).await.unwrap_err();
+    assert!(matches!(client(&[down, forged, good]).fetch::<ConsensusBody>(NOW, None).await, Ok(Some(_))));
+    let error = client(&[forged, down]).fetch::<ConsensusBody>(NOW, None).await.unwrap_err();
     assert!(matches!(error, DirectoryError::Unreachable(_)));
     assert!(!error.to_string().contains("127.0.0.1"), "{error}");
 }
@@ -123,7 +124,7 @@ async fn an_outdated_directory_is_skipped_once_the_consensus_is_no_longer_fresh(
     let outdated = FakeDirectory::with(signed_by(&[100], NOW).into_bytes()).start().await;
     let current = FakeDirectory::with(signed_by(&[100], later(FRESH)).into_bytes()).start().await;
     let mut client = client(&[outdated, current]);
-    let in_use = client.fetch(NOW, None).await.unwrap().unwrap();
+    let in_use = client.fetch::<ConsensusBody>(NOW, None).await.unwrap().unwrap();
     assert!(matches!(client.fetch(later(FRESH - 1), Some(&in_use)).await, Ok(None)), "still fresh");
     let next = client.fetch(later(FRESH), Some(&in_use)).await.unwrap().unwrap();
     assert_eq!(next.valid_after(), later(FRESH));
@@ -137,9 +138,9 @@ async fn a_not_modified_answer_to_an_unconditional_request_is_a_failure() {
     let faulty = listener.local_addr().unwrap();
     let router = Router::new().route("/v1/consensus", get(async || StatusCode::NOT_MODIFIED));
     tokio::spawn(async move { axum::serve(listener, router).await });
-    assert!(matches!(client(&[faulty]).fetch(NOW, None).await, Err(DirectoryError::UnexpectedNotModified)));
+    assert!(matches!(client(&[faulty]).fetch::<ConsensusBody>(NOW, None).await, Err(DirectoryError::UnexpectedNotModified)));
     let good = FakeDirectory::with(signed_by(&[100], NOW).into_bytes()).start().await;
-    assert!(matches!(client(&[faulty, good]).fetch(NOW, None).await, Ok(Some(_))));
+    assert!(matches!(client(&[faulty, good]).fetch::<ConsensusBody>(NOW, None).await, Ok(Some(_))));
 }
 
 /// Serves `signed` with another tag in each answer, and records the received tags.
@@ -166,7 +167,7 @@ fn tagged(headers: &header::HeaderMap, signed: Vec<u8>, received: &Mutex<Vec<Str
 async fn a_directory_gets_no_tag_back_that_it_chose() {
     let received = Arc::new(Mutex::new(Vec::new()));
     let mut client = client(&[serve_with_tags(signed_by(&[100], NOW).into_bytes(), Arc::clone(&received)).await]);
-    let first = client.fetch(NOW, None).await.unwrap().unwrap();
+    let first = client.fetch::<ConsensusBody>(NOW, None).await.unwrap().unwrap();
     assert!(received.lock().unwrap().is_empty(), "the first fetch has no tag");
     for _ in 0..3 {
         assert!(matches!(client.fetch(NOW, Some(&first)).await, Ok(None)));
@@ -181,22 +182,22 @@ async fn a_cached_consensus_is_used_without_a_directory_until_it_expires() {
     let cache = folder.path().join("consensus");
     let up = FakeDirectory::with(signed_by(&[100], NOW).into_bytes()).start().await;
     let mut first = DirectoryClient::new(config(&[up], Some(cache.clone()))).unwrap();
-    assert!(first.cached(NOW).is_none());
-    let fetched = first.fetch(NOW, None).await.unwrap().unwrap();
+    assert!(first.cached::<ConsensusBody>(NOW).is_none());
+    let fetched = first.fetch::<ConsensusBody>(NOW, None).await.unwrap().unwrap();
 
     let after_restart = DirectoryClient::new(config(&[unused_address().await], Some(cache.clone()))).unwrap();
     assert_eq!(after_restart.cached(later(VALID - 1)), Some(fetched.clone()));
-    assert_eq!(after_restart.cached(later(VALID)), None);
+    assert_eq!(after_restart.cached::<ConsensusBody>(later(VALID)), None);
 
     let (sender, mut receiver) = watch::channel(None);
     let rng = ChaCha20Rng::seed_from_u64(1);
-    tokio::spawn(after_restart.follow(sender, || later(FRESH + 5), rng));
+    tokio::spawn(after_restart.follow::<ConsensusBody, _>(sender, || later(FRESH + 5), rng));
     timeout(DEADLINE, receiver.changed()).await.expect("the cache was not used").unwrap();
     assert_eq!(receiver.borrow().as_deref(), Some(&fetched));
 
     std::fs::write(&cache, b"nonsense").unwrap();
     let damaged = DirectoryClient::new(config(&[unused_address().await], Some(cache))).unwrap();
-    assert_eq!(damaged.cached(NOW), None);
+    assert_eq!(damaged.cached::<ConsensusBody>(NOW), None);
 }
 
 #[tokio::test]
@@ -204,7 +205,7 @@ async fn follow_sends_the_first_consensus_and_each_later_one() {
     let fake = FakeDirectory::default();
     let address = fake.start().await;
     let (sender, mut receiver) = watch::channel(None);
-    let task = tokio::spawn(client(&[address]).follow(sender, || later(2 * FRESH), ChaCha20Rng::seed_from_u64(1)));
+    let task = tokio::spawn(client(&[address]).follow::<ConsensusBody, _>(sender, || later(2 * FRESH), ChaCha20Rng::seed_from_u64(1)));
     // The directory has no consensus before the first request.
     let first_request = async {
         while fake.requests.load(Ordering::Relaxed) == 0 {
@@ -226,7 +227,7 @@ async fn a_volunteer_list_is_fetched_by_the_rules_of_a_consensus() {
     let signed = |by: u16, at| volunteers_signed_by(&[by], at).into_bytes();
     let fetch = async |body: Vec<u8>, now, in_use: Option<&VolunteerList>| {
         let address = FakeDirectory::with(body).start().await;
-        client(&[address]).fetch_volunteers(now, in_use).await
+        client(&[address]).fetch(now, in_use).await
     };
     let first = fetch(signed(100, NOW), NOW, None).await.unwrap().unwrap();
     assert_eq!(first.volunteers().len(), 2);
@@ -254,7 +255,7 @@ async fn a_followed_volunteer_list_is_not_written_to_the_cache_file() {
     let fake = FakeDirectory::with(volunteers_signed_by(&[100], NOW).into_bytes());
     let follower = DirectoryClient::new(config(&[fake.start().await], Some(cache.clone()))).unwrap();
     let (sender, mut receiver) = watch::channel(None);
-    let task = tokio::spawn(follower.follow_volunteers(sender, || later(2), ChaCha20Rng::seed_from_u64(1)));
+    let task = tokio::spawn(follower.follow::<VolunteerListBody, _>(sender, || later(2), ChaCha20Rng::seed_from_u64(1)));
     timeout(DEADLINE, receiver.changed()).await.expect("no list in time").unwrap();
     assert_eq!(receiver.borrow_and_update().as_ref().unwrap().valid_after(), NOW);
     assert!(!cache.exists());

@@ -10,7 +10,11 @@ use axum::{
 use flate2::{Compression, write::GzEncoder};
 use tokio::{sync::watch, task::spawn_blocking};
 
-use crate::{directory_http::tag::entity_tag, io::content_coding::is_accepted};
+use crate::{
+    directory::{DocumentKind, SignedDocument},
+    directory_http::tag::entity_tag,
+    io::content_coding::is_accepted,
+};
 
 /// The header field with the media type of documents.
 pub(super) const DOCUMENT_TYPE: [(header::HeaderName, &str); 1] = [(header::CONTENT_TYPE, "application/x-protobuf")];
@@ -37,13 +41,13 @@ impl CurrentDocument {
         Self(watch::Sender::new(None))
     }
 
-    /// Compresses `document` and replaces the current document with it. `digest`: SHA-256 of its signed part, for the
-    /// entity tag.
-    pub(super) async fn replace(&self, document: Vec<u8>, digest: [u8; 32]) {
-        let Ok(etag) = entity_tag(&digest) else {
+    /// Compresses `document` and replaces the current document with it.
+    pub(super) async fn replace<B: DocumentKind>(&self, document: SignedDocument<B>) {
+        let Ok(etag) = entity_tag(&document.digest()) else {
             return tracing::error!("can't compute an entity tag; still serving the previous document");
         };
-        match spawn_blocking(move || CompressedDocument::new(document, etag)).await {
+        let bytes = document.into_bytes();
+        match spawn_blocking(move || CompressedDocument::new(bytes, etag)).await {
             Ok(compressed) => _ = self.0.send_replace(Some(compressed)),
             Err(error) => tracing::error!(%error, "the compression task failed; still serving the previous document"),
         }

@@ -22,7 +22,7 @@ use super::{submissions::MAX_SUBMISSIONS, *};
 use crate::{
     base::{DialError, DialTarget, RelayId, WallTime},
     directory::{
-        Authority, AuthorityConfig, Consensus, Presence, ProofError, VolunteerList,
+        Authority, AuthorityConfig, Consensus, ConsensusBody, Presence, ProofError, VolunteerList,
         fixture::{
             NOW, descriptor, exit_profile, key, profile, signed_by, volunteer, volunteer_profile, volunteers_signed_by,
         },
@@ -94,7 +94,7 @@ async fn the_consensus_has_an_entity_tag_and_is_compressed_on_request() {
     let plain = exchange(address, &get_consensus("")).await;
     assert!(plain.starts_with("HTTP/1.1 200"), "{plain}");
     let etag = plain.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
-    let consensus = client(address).fetch(NOW, None).await.unwrap().unwrap();
+    let consensus = client(address).fetch::<ConsensusBody>(NOW, None).await.unwrap().unwrap();
     assert_eq!(
         etag,
         format!("W/\"{}\"", data_encoding::HEXLOWER.encode(consensus.digest())),
@@ -137,7 +137,7 @@ async fn a_request_before_the_first_consensus_is_answered_with_not_found() {
     tokio::spawn(server.serve(listener));
     let answer = exchange(address, &get_consensus("")).await;
     assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("no consensus yet"), "{answer}");
-    assert!(matches!(client(address).fetch(NOW, None).await, Err(DirectoryError::NoneYet)));
+    assert!(matches!(client(address).fetch::<ConsensusBody>(NOW, None).await, Err(DirectoryError::NoneYet)));
 }
 
 #[tokio::test]
@@ -312,7 +312,7 @@ impl TestDirectory {
         let now = WallTime::from_unix(self.clock.fetch_add(1, Ordering::Relaxed) + 1);
         let fetch = async {
             loop {
-                match client(self.address).fetch_volunteers(now, None).await {
+                match client(self.address).fetch(now, None).await {
                     Ok(Some(list)) if condition(&list) => return list,
                     // A submission makes the service read the clock.
                     Ok(_) | Err(DirectoryError::NoneYet) => _ = client(self.address).report(b"nothing").await,

@@ -26,7 +26,7 @@ use url::Url;
 use crate::{
     delegated::{EngineName, MAX_ENGINES, SearchRequest},
     engine::{DescriptionError, Engine, MAX_DESCRIPTION_LEN},
-    exit::outbound::{Outbound, OutboundError},
+    exit::outbound::{OutboundClient, OutboundError},
     http_exchange::{
         fields::USER_AGENT,
         http1::{ExchangeError, read_whole},
@@ -104,16 +104,16 @@ pub(crate) enum FetchError {
 pub(crate) struct Senders {
     /// For descriptions, and for engines whose host the operator configured, by a file or by the description's URL. May
     /// reach the local network.
-    pub(crate) configured: Outbound,
+    pub(crate) configured: OutboundClient,
     /// For engines at another host than the description's URL.
-    pub(crate) public: Outbound,
+    pub(crate) public: OutboundClient,
 }
 
 /// An engine, and the sender of its requests.
 #[derive(Debug)]
 pub(crate) struct ExitEngine {
     pub(crate) engine: Engine,
-    pub(crate) outbound: Outbound,
+    pub(crate) outbound: OutboundClient,
 }
 
 /// The source of a description.
@@ -355,7 +355,7 @@ async fn read_file(path: &PathBuf) -> std::io::Result<Vec<u8>> {
     Ok(document)
 }
 
-async fn fetch(url: &Url, outbound: &Outbound) -> Result<Vec<u8>, FetchError> {
+async fn fetch(url: &Url, outbound: &OutboundClient) -> Result<Vec<u8>, FetchError> {
     let request = Request::get(url.as_str())
         .header(header::USER_AGENT, USER_AGENT)
         .header(header::ACCEPT, "application/opensearchdescription+xml,application/xml;q=0.9")

@@ -4,7 +4,7 @@
 //! doesn't offer is refused before any name is resolved. Other failures have a response too ([`Refusal`]). A truncated
 //! response resets the stream, so that the client never accepts the response as complete.
 
-mod allow;
+mod allow_list;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     delegated::{HttpOffer, limits::RequestOwner, message::METHODS},
-    exit::outbound::{Outbound, OutboundError},
+    exit::outbound::{OutboundClient, OutboundError},
     http_exchange::{
         binary::{Content, MessageError, PipedBody, fill, read_request, response_head, write_content},
         body::BodyError,
@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-pub(crate) use self::allow::Allow;
+pub(crate) use self::allow_list::AllowRule;
 
 /// Cap on bytes of a request that the exit reads, and drops, after the answer.
 const MAX_UNUSED_REQUEST_LEN: u64 = 4 * 1024 * 1024;
@@ -58,35 +58,35 @@ impl Default for HttpCaps {
     }
 }
 
-/// The set of requests that an exit performs.
+/// The requests that an exit performs.
 #[derive(Debug)]
-pub(crate) enum Tier {
+pub(crate) enum HttpPolicy {
     /// None.
     None,
     /// Requests that the operator has listed, at any address of the listed hosts.
-    Listed(Vec<Allow>, Outbound),
+    Listed(Vec<AllowRule>, OutboundClient),
     /// All requests that the policy allows.
-    Open(Outbound),
+    Open(OutboundClient),
 }
 
 /// The HTTP service of an exit.
 #[derive(Debug)]
 pub(crate) struct Http {
-    tier: Tier,
+    policy: HttpPolicy,
     caps: HttpCaps,
 }
 
 impl Http {
-    pub(crate) const fn new(tier: Tier, caps: HttpCaps) -> Self {
-        Self { tier, caps }
+    pub(crate) const fn new(policy: HttpPolicy, caps: HttpCaps) -> Self {
+        Self { policy, caps }
     }
 
     /// The offer for the descriptor.
     pub(crate) fn offer(&self) -> HttpOffer {
-        match &self.tier {
-            Tier::None => HttpOffer::None,
-            Tier::Listed(list, _) => HttpOffer::Hosts(allow::hosts(list)),
-            Tier::Open(_) => HttpOffer::Open,
+        match &self.policy {
+            HttpPolicy::None => HttpOffer::None,
+            HttpPolicy::Listed(list, _) => HttpOffer::Hosts(allow_list::hosts(list)),
+            HttpPolicy::Open(_) => HttpOffer::Open,
         }
     }
 
@@ -113,7 +113,7 @@ impl Http {
                 Ok(_) => self.perform(owner, &mut reader, &mut writer).await,
             }
         };
-        let outcome = timeout(self.caps.request_timeout, performing).await.unwrap_or(Err(Refusal::Silent))?;
+        let outcome = timeout(self.caps.request_timeout, performing).await.unwrap_or(Err(Refusal::ResponseTimedOut))?;
         let _ = writer.shutdown().await;
         drop(admitted);
         // Dropping the stream before the client has finished would reset the stream, and discard the answer in flight.
@@ -167,16 +167,16 @@ impl Http {
     }
 
     /// The request to send and its sender, if the operator offers the request.
-    fn check(&self, mut request: Request<()>, has_body: bool) -> Result<(Request<()>, &Outbound), Refusal> {
+    fn check(&self, mut request: Request<()>, has_body: bool) -> Result<(Request<()>, &OutboundClient), Refusal> {
         let (secure, target) = target_of(request.uri()).ok_or(Refusal::Malformed)?;
         let method = request.method();
         if !METHODS.contains(&method.as_str()) {
             return Err(Refusal::NotOffered);
         }
-        let outbound = match &self.tier {
-            Tier::Listed(list, outbound) if list.iter().any(|allow| allow.matches(method, secure, &target)) => outbound,
-            Tier::None | Tier::Listed(..) => return Err(Refusal::NotOffered),
-            Tier::Open(outbound) => outbound,
+        let outbound = match &self.policy {
+            HttpPolicy::Listed(list, outbound) if list.iter().any(|rule| rule.matches(method, secure, &target)) => outbound,
+            HttpPolicy::None | HttpPolicy::Listed(..) => return Err(Refusal::NotOffered),
+            HttpPolicy::Open(outbound) => outbound,
         };
         if has_body && [Method::GET, Method::HEAD].contains(method) {
             return Err(Refusal::Malformed);

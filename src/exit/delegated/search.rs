@@ -158,7 +158,7 @@ impl ExitSearch {
         }
         let querying = query_engine(&offered, owner, &request, self.caps.max_answer_len);
         let querying = timeout(self.caps.engine_timeout, querying).await;
-        let timed_out = Refused { answer: SearchRefusal::EngineTimedOut, cause: Refusal::Silent };
+        let timed_out = Refused { answer: SearchRefusal::EngineTimedOut, cause: Refusal::ResponseTimedOut };
         let (url, status, body) = querying.unwrap_or(Err(timed_out))?;
         let busy = Refused { answer: SearchRefusal::RateLimited, cause: Refusal::Busy };
         let permit = timeout(self.caps.engine_timeout, Arc::clone(&self.parsers).acquire_owned()).await;
@@ -239,7 +239,7 @@ fn redirect(at: &Url, response: &Response<StreamedBody>) -> Option<Url> {
 impl From<OutboundError> for Refused {
     fn from(error: OutboundError) -> Self {
         let answer = match error {
-            OutboundError::Connect(EndReason::TimedOut) | OutboundError::Exchange(ExchangeError::Silent) => {
+            OutboundError::Connect(EndReason::TimedOut) | OutboundError::Exchange(ExchangeError::TimedOut) => {
                 SearchRefusal::EngineTimedOut
             }
             OutboundError::Exchange(ExchangeError::TooLarge) => SearchRefusal::EngineTooLarge,

@@ -21,13 +21,13 @@ fn policy(private: bool) -> Policy {
 }
 
 /// Connects to this machine by its address or `localhost`, and to public addresses otherwise.
-fn outbound(tls: Tls) -> Outbound {
+fn outbound(tls: Tls) -> OutboundClient {
     let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
     let policies = TargetPolicies { resolved: policy(false), literal: policy(true) };
     let mut limits = OutboundLimits::default();
     limits.exchange.head_timeout = Duration::from_millis(300);
     limits.exchange.idle_timeout = Some(Duration::from_millis(300));
-    Outbound::new(policies, Arc::new(Resolver::new(&options)), tls, limits)
+    OutboundClient::new(policies, Arc::new(Resolver::new(&options)), tls, limits)
 }
 
 fn get(address: impl core::fmt::Display) -> Request<Empty<Bytes>> {
@@ -44,7 +44,7 @@ async fn body(response: Response<StreamedBody>) -> String {
     String::from_utf8(read_whole(response.into_body(), 1 << 20).await.unwrap()).unwrap()
 }
 
-async fn failing(outbound: &Outbound, address: impl core::fmt::Display) -> OutboundError {
+async fn failing(outbound: &OutboundClient, address: impl core::fmt::Display) -> OutboundError {
     timeout(DEADLINE, outbound.send(None, get(address))).await.unwrap().unwrap_err()
 }
 
@@ -107,11 +107,11 @@ async fn a_resolved_name_reaches_no_private_address() {
     let policies = |private| TargetPolicies { resolved: policy(private), literal: policy(true) };
     let limits = OutboundLimits::default();
     let url = format!("http://both.example.net:{}/", address.port());
-    let allowed = Outbound::new(policies(true), resolver(true), Tls::default(), limits);
+    let allowed = OutboundClient::new(policies(true), resolver(true), Tls::default(), limits);
     assert!(allowed.send(None, get(&url)).await.is_ok());
     // The resolver drops private addresses. Without that, the policy still decides on the connected address.
     for private_answers in [false, true] {
-        let refusing = Outbound::new(policies(false), resolver(private_answers), Tls::default(), limits);
+        let refusing = OutboundClient::new(policies(false), resolver(private_answers), Tls::default(), limits);
         assert_eq!(failing(&refusing, &url).await, OutboundError::Connect(EndReason::Policy));
     }
 }
@@ -143,9 +143,9 @@ async fn a_url_that_is_not_http_or_https_is_refused() {
 async fn a_silent_slow_or_non_http_target_has_its_own_error() {
     let outbound = outbound(Tls::default());
     for (bytes, error) in [
-        ("", ExchangeError::Silent),
+        ("", ExchangeError::TimedOut),
         ("what?\r\n\r\n", ExchangeError::NotHttp),
-        ("HTTP/1.1 200 OK\r\nX: 1", ExchangeError::Silent),
+        ("HTTP/1.1 200 OK\r\nX: 1", ExchangeError::TimedOut),
     ] {
         let address = target_server(move |mut socket| async move {
             let _ = socket.read(&mut [0; 1024]).await;
@@ -174,7 +174,7 @@ async fn a_truncated_stalled_or_oversized_body_is_an_error() {
     let outbound = outbound(Tls::default());
     for (bytes, ends, error) in [
         ("Content-Length: 10\r\n\r\nhalf", true, ExchangeError::Broken),
-        ("Content-Length: 10\r\n\r\nhalf", false, ExchangeError::Silent),
+        ("Content-Length: 10\r\n\r\nhalf", false, ExchangeError::TimedOut),
         ("Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", true, ExchangeError::Broken),
         ("Content-Length: 100000000000\r\n\r\nhalf", false, ExchangeError::TooLarge),
         ("Transfer-Encoding: chunked\r\n\r\n15\r\naaaaaaaaaaaaaaaaaaaaa\r\n", false, ExchangeError::TooLarge),

@@ -8,22 +8,22 @@ use crate::{
         delegated::{
             Delegate,
             engines::{Engines, Senders},
-            http::{Allow, Http, HttpCaps, Tier},
+            http::{AllowRule, Http, HttpCaps, HttpPolicy},
             limits::{ExitLimits, Rates},
             search::{ExitSearch, SearchCaps},
         },
-        outbound::{Outbound, OutboundLimits, TargetPolicies},
+        outbound::{OutboundClient, OutboundLimits, TargetPolicies},
     },
     exit_policy::Policy,
     io::{resolver::Resolver, tls::Tls},
     node::{
         Failure,
-        options::{DelegateTier, RelayOptions},
+        options::{DelegatePolicy, RelayOptions},
     },
 };
 
-/// Policy of the open tier when the relay has no exit policy.
-const OPEN_TIER_RULES: [&str; 2] = ["accept *:80", "accept *:443"];
+/// The rules for the targets of open requests if the relay has no exit policy.
+const OPEN_RULES: [&str; 2] = ["accept *:80", "accept *:443"];
 
 /// The delegated services that `options` configure, if there are any.
 ///
@@ -35,7 +35,7 @@ pub(super) async fn delegate(
     network: &ExitNetwork,
     resolver: &Arc<Resolver>,
 ) -> Result<Option<Delegate>, Failure> {
-    let Some(tier) = options.delegate else {
+    let Some(delegated) = options.delegate else {
         return if options.allow_request.is_some() || options.engine.is_some() {
             Err(Failure::usage("allow-request and engine need delegate, which is missing"))
         } else {
@@ -48,26 +48,26 @@ pub(super) async fn delegate(
         Ok::<_, Failure>(network.restrict(parsed))
     };
     let tls = Tls::new(options.delegate_root.iter().flatten()).map_err(Failure::invalid("delegate-root"))?;
-    let outbound = |policies| Outbound::new(policies, Arc::clone(resolver), tls.clone(), OutboundLimits::default());
+    let outbound = |policies| OutboundClient::new(policies, Arc::clone(resolver), tls.clone(), OutboundLimits::default());
     let accept_all = |private| policy(&["accept *"], private);
     // An address that the operator configured is allowed, even if it is private.
     let configured = outbound(TargetPolicies { resolved: accept_all(private)?, literal: accept_all(true)? });
-    let http = match tier {
-        DelegateTier::Search if options.engine.iter().flatten().next().is_none() => {
+    let http = match delegated {
+        DelegatePolicy::Search if options.engine.iter().flatten().next().is_none() => {
             return Err(Failure::usage("delegate: \"search\" needs an engine; add --engine"));
         }
-        DelegateTier::Search => Tier::None,
-        DelegateTier::AllowList => {
+        DelegatePolicy::Search => HttpPolicy::None,
+        DelegatePolicy::AllowList => {
             let entries = options.allow_request.iter().flatten();
-            let list = Allow::parse_all(entries).map_err(Failure::usage)?;
+            let list = AllowRule::parse_all(entries).map_err(Failure::usage)?;
             if list.is_empty() {
                 return Err(Failure::usage("delegate: \"allow-list\" needs allowed requests; add --allow-request"));
             }
-            Tier::Listed(list, configured.clone())
+            HttpPolicy::Listed(list, configured.clone())
         }
-        DelegateTier::Open => {
-            let open = exit.cloned().map_or_else(|| policy(&OPEN_TIER_RULES, private), Ok)?;
-            Tier::Open(outbound(TargetPolicies { resolved: open.clone(), literal: open }))
+        DelegatePolicy::Open => {
+            let open = exit.cloned().map_or_else(|| policy(&OPEN_RULES, private), Ok)?;
+            HttpPolicy::Open(outbound(TargetPolicies { resolved: open.clone(), literal: open }))
         }
     };
     let (rates, caps) = (Rates::default(), HttpCaps::default());

@@ -27,7 +27,7 @@ fn an_extend_to_this_or_the_previous_relay_and_a_second_extend_end_the_circuit()
             bench.extend(link, upper(1), &mut layers, relay_id(to));
         }
         assert_eq!(bench.commands(link), [Command::Destroy], "to {to}");
-        assert!(bench.dialled.is_empty());
+        assert!(bench.neighbours.dials.is_empty());
     }
     let mut bench = Bench::new(RelayParameters::default());
     let (link, next, _, mut layers) = extended(&mut bench);

@@ -65,7 +65,7 @@ fn a_create_is_answered_and_cells_pass_while_sixty_four_sources_flood_creates() 
     flood.send(&mut bench, burst);
     bench.settle();
     assert!(bench.relay.waiting_creates.len().0 > 8192 - 4, "the queue is full");
-    bench.cells.clear();
+    bench.neighbours.cells.clear();
     for number in 1..=20 {
         let create = create_cell(&mut bench, number);
         bench.deliver(honest, &create);
@@ -80,7 +80,7 @@ fn a_create_is_answered_and_cells_pass_while_sixty_four_sources_flood_creates() 
             assert_eq!(bench.commands(link), [Command::Relay], "a cell passes in the turn in which it arrives");
             assert!(bench.circuits() - before <= 4, "handshakes of one turn");
             let answer = bench.commands(honest);
-            bench.cells.clear();
+            bench.neighbours.cells.clear();
             if !answer.is_empty() {
                 assert_eq!(answer, [Command::Created]);
                 break;
@@ -134,7 +134,7 @@ fn a_waiting_create_is_refused_at_its_deadline_and_removed_at_destroy_and_with_i
     bench.pass(Duration::from_millis(1));
     assert_eq!(bench.cells(link), [Cell::destroy(upper(4))]);
     assert_eq!(bench.relay.waiting_creates.len(), (0, 0, 0, 0));
-    assert!(bench.circuits() == 0 && !bench.closed.contains(&link));
+    assert!(bench.circuits() == 0 && !bench.neighbours.closed.contains(&link));
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn many_creates_of_a_relay_that_expire_together_do_not_close_its_channel() {
         bench.pass(Duration::from_millis(50));
     }
     assert_eq!(bench.commands(link), [Command::Destroy; 600]);
-    assert!(!bench.closed.contains(&link));
+    assert!(!bench.neighbours.closed.contains(&link));
 }
 
 #[test]

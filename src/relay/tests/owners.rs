@@ -23,7 +23,7 @@ fn flood(bench: &mut Bench, link: LinkId, hop: u8, first: u32, count: u32) -> us
 
 fn close(bench: &mut Bench, link: LinkId) {
     bench.relay.handle_link(bench.now, LinkEvent::Closed { link, reason: LinkClose::ByPeer }, &mut bench.rng);
-    bench.neighbours.remove(&link);
+    bench.neighbours.remove(link);
     bench.settle();
 }
 
@@ -145,7 +145,7 @@ fn sources_with_many_circuits_of_one_cell_lose_a_channel_and_end_no_circuit_of_o
         bench.pass(Duration::from_secs(1));
     }
     assert!(stands(&bench, honest, 1));
-    assert_eq!(hostile.iter().map(|link| bench.closed.contains(link)).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(hostile.iter().map(|link| bench.neighbours.closed.contains(link)).collect::<Vec<_>>(), [true, false]);
     bench.relay.handle_link(bench.now, LinkEvent::Room { link: honest, bytes: ROOM }, &mut bench.rng);
     bench.settle();
     assert_eq!(bench.commands(honest), [Command::Relay; 30]);
@@ -355,9 +355,9 @@ fn circuits_that_wait_for_the_rate_end_at_the_deadline_with_their_origin_and_at_
     assert_eq!(bench.relay.waiting_extends.len(&relay_id(NEXT)), 2);
     // Without its channel the relay is dialled again, and the circuits end with the dial.
     close(&mut bench, next);
-    bench.dialled.clear();
+    bench.neighbours.dials.clear();
     bench.pass(Duration::from_millis(100));
-    assert_eq!(bench.dialled, [relay_id(NEXT)]);
+    assert_eq!(bench.neighbours.dials, [relay_id(NEXT)]);
     bench.pass(Duration::from_secs(22));
     assert_eq!(bench.circuits(), 0);
     assert!(bench.relay.waiting_extends.is_empty());
@@ -383,11 +383,11 @@ fn circuits_of_one_source_wait_for_at_most_sixteen_relays() {
     for number in 2..=20 {
         extend_to(&mut bench, links[usize::from(number % 2)], number.into(), number);
     }
-    assert_eq!((bench.dialled.len(), bench.circuits()), (16, 16));
+    assert_eq!((bench.neighbours.dials.len(), bench.circuits()), (16, 16));
     bench.address = [203, 0, 113, 1].into();
     let other = bench.client();
     extend_to(&mut bench, other, 1, 25);
-    assert_eq!((bench.dialled.len(), bench.circuits()), (17, 17));
+    assert_eq!((bench.neighbours.dials.len(), bench.circuits()), (17, 17));
 }
 
 #[test]
@@ -402,7 +402,7 @@ fn networks_that_extend_to_dead_relays_leave_dials_to_others() {
         bench.address = [198, 51, network, 1].into();
         let link = bench.client();
         (1..=20).for_each(|number| extend_to(&mut bench, link, number, dead.next().unwrap()));
-        dialled.push(bench.dialled.len());
+        dialled.push(bench.neighbours.dials.len());
     }
     // The sources of one network.
     for host in 1..=10 {
@@ -410,12 +410,12 @@ fn networks_that_extend_to_dead_relays_leave_dials_to_others() {
         let link = bench.client();
         (1..=10).for_each(|number| extend_to(&mut bench, link, number, dead.next().unwrap()));
     }
-    dialled.push(bench.dialled.len());
+    dialled.push(bench.neighbours.dials.len());
     assert_eq!(dialled, [6, 11, 15, 18, 21], "a quarter of the free dials each");
     bench.address = [203, 0, 113, 1].into();
     let honest = bench.client();
     extend_to(&mut bench, honest, 1, 9);
-    assert!(stands(&bench, honest, 1) && bench.dialled.last() == Some(&relay_id(9)));
+    assert!(stands(&bench, honest, 1) && bench.neighbours.dials.last() == Some(&relay_id(9)));
 }
 
 /// Advances the time by `minutes`, during which padding keeps a link alive.

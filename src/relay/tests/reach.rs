@@ -39,7 +39,7 @@ fn a_circuit_is_extended_to_a_volunteer_over_the_channel_that_it_dialled() {
     let creates = bench.cells(volunteer_link);
     assert_eq!(creates.iter().map(Cell::command).collect::<Vec<_>>(), [Command::Create]);
     assert!(!creates[0].circuit().unwrap().is_in_upper_half());
-    assert!(bench.dialled.is_empty());
+    assert!(bench.neighbours.dials.is_empty());
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn an_extend_to_an_absent_volunteer_is_answered_by_gone_and_can_be_repeated() {
     bench.extend(link, upper(1), &mut layers, relay_id(VOLUNTEER));
     assert_eq!(received(&mut bench, link, &mut layers), [RelayMessage::Gone]);
     bench.extend(link, upper(1), &mut layers, relay_id(NEXT));
-    assert_eq!(bench.dialled, [relay_id(NEXT)]);
+    assert_eq!(bench.neighbours.dials, [relay_id(NEXT)]);
     let next = bench.next();
     assert_eq!(bench.commands(next), [Command::Create]);
     assert_eq!(bench.circuits(), 1);
@@ -129,7 +129,7 @@ fn reachable_volunteer() -> (Bench, Vec<RelayId>) {
     for relay in &ranking[..3] {
         open_dialled(&mut bench, *relay);
     }
-    bench.dialled.clear();
+    bench.neighbours.dials.clear();
     (bench, ranking)
 }
 
@@ -194,7 +194,7 @@ fn a_draining_relay_closes_unused_channels_refuses_circuits_and_serves_existing_
     bench.cells(link);
     bench.relay.drain(bench.now, &mut bench.rng);
     bench.settle();
-    assert!(bench.closed.contains(&idle) && !bench.closed.contains(&link));
+    assert!(bench.neighbours.closed.contains(&idle) && !bench.neighbours.closed.contains(&link));
     // A new circuit is refused; the existing one is served.
     let (_, request) = ClientHandshake::start(&bench.keys, HopIndex::FIRST, &[], &mut bench.rng).unwrap();
     for cell in create_cells(upper(2), HopIndex::FIRST, &request).unwrap() {
@@ -210,9 +210,9 @@ fn a_draining_volunteer_closes_gateways_without_circuits_and_dials_none() {
     let (mut bench, _) = reachable_volunteer();
     bench.relay.drain(bench.now, &mut bench.rng);
     bench.settle();
-    assert_eq!((bench.relay.gateways(), bench.closed.len()), (Vec::new(), 3));
+    assert_eq!((bench.relay.gateways(), bench.neighbours.closed.len()), (Vec::new(), 3));
     bench.pass(Duration::from_secs(600));
-    assert!(bench.dialled.is_empty());
+    assert!(bench.neighbours.dials.is_empty());
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn the_end_of_all_circuits_sends_destroy_to_both_sides_of_each() {
 #[test]
 fn a_volunteer_dials_the_first_three_of_its_ranking_and_keeps_them() {
     let (mut bench, ranking) = volunteer_with_gateways();
-    assert_eq!(bench.dialled, ranking[..3]);
+    assert_eq!(bench.neighbours.dials, ranking[..3]);
     assert!(!ranking.contains(&bench.relay.identity()));
     for relay in &ranking[..3] {
         open_dialled(&mut bench, *relay);
@@ -244,7 +244,7 @@ fn a_volunteer_dials_the_first_three_of_its_ranking_and_keeps_them() {
         }
         bench.pass(Duration::from_secs(60));
     }
-    assert_eq!((bench.relay.gateways(), bench.dialled.len()), (expected, 3), "the idle channel stays open");
+    assert_eq!((bench.relay.gateways(), bench.neighbours.dials.len()), (expected, 3), "the idle channel stays open");
 }
 
 #[test]
@@ -256,10 +256,10 @@ fn a_failed_gateway_is_replaced_by_the_next_ranked_up_to_the_eighth() {
         bench.relay.handle_link(bench.now, event, &mut bench.rng);
     }
     bench.settle();
-    assert_eq!(bench.dialled, ranking[..5]);
+    assert_eq!(bench.neighbours.dials, ranking[..5]);
     // All further dials fail, repeatedly.
     for _ in 0..100 {
-        for relay in bench.dialled.split_off(0) {
+        for relay in bench.neighbours.dials.split_off(0) {
             assert!(ranking[..8].contains(&relay));
             let event = LinkEvent::DialFailed { relay, error: crate::base::DialError::TimedOut };
             bench.relay.handle_link(bench.now, event, &mut bench.rng);
@@ -277,7 +277,7 @@ fn a_lost_gateway_is_replaced() {
     bench.relay.handle_link(bench.now, event, &mut bench.rng);
     bench.settle();
     assert_eq!(bench.relay.gateways().len(), 2);
-    assert_eq!(bench.dialled, [ranking[3]]);
+    assert_eq!(bench.neighbours.dials, [ranking[3]]);
     open_dialled(&mut bench, ranking[3]);
     assert_eq!(bench.relay.gateways().len(), 3);
 }
@@ -292,6 +292,6 @@ fn an_unconfirmed_gateway_is_replaced_by_the_next_ranked() {
         }
         bench.pass(Duration::from_secs(60));
     }
-    assert_eq!(bench.dialled.first(), Some(&ranking[3]));
+    assert_eq!(bench.neighbours.dials.first(), Some(&ranking[3]));
     assert!(!bench.relay.gateways().contains(&ranking[0]));
 }

@@ -15,11 +15,11 @@ use crate::{
         delegated::{
             Delegate,
             engines::{Engines, Senders},
-            http::{Http, HttpCaps, Tier},
+            http::{Http, HttpCaps, HttpPolicy},
             limits::{ExitLimits, Rates},
             search::{ExitSearch, SearchCaps},
         },
-        outbound::{Outbound, OutboundLimits, TargetPolicies},
+        outbound::{OutboundClient, OutboundLimits, TargetPolicies},
     },
     exit_policy::Policy,
     io::{
@@ -50,8 +50,8 @@ impl LocalExits {
         let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
         let policies = TargetPolicies { resolved: policy.clone(), literal: policy };
         let resolver = Arc::new(Resolver::new(&options));
-        let outbound = Outbound::new(policies, resolver, Tls::default(), OutboundLimits::default());
-        let http = Http::new(Tier::Open(outbound.clone()), HttpCaps::default());
+        let outbound = OutboundClient::new(policies, resolver, Tls::default(), OutboundLimits::default());
+        let http = Http::new(HttpPolicy::Open(outbound.clone()), HttpCaps::default());
         let limits = ExitLimits::new(Rates::default(), Instant::now());
         let senders = Senders { configured: outbound.clone(), public: outbound };
         let none = Engines::load::<&str>(&[], senders).await.unwrap();
@@ -91,6 +91,6 @@ impl Connector for LocalExits {
         let (near, far) = stream_pair();
         let exit = Arc::clone(&self.exit);
         tokio::spawn(async move { exit.serve(Service::Http, RequestOwner::alone(1), far).await });
-        Ok(Delegated { stream: near, path: vec![Hop { relay, took: Duration::ZERO }], shared_exit: false })
+        Ok(Delegated { stream: near, path: vec![Hop { relay, handshake_time: Duration::ZERO }], shared_exit: false })
     }
 }

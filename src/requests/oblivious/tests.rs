@@ -162,7 +162,7 @@ impl Connector for Stalling {
             let _ = tokio::io::copy(&mut far, &mut tokio::io::sink()).await;
             let _ = far.failure().await;
         });
-        let hop = Hop { relay: RelayId::from_bytes([1; 32]), took: Duration::ZERO };
+        let hop = Hop { relay: RelayId::from_bytes([1; 32]), handshake_time: Duration::ZERO };
         Ok(Delegated { stream: near, path: vec![hop], shared_exit: false })
     }
 }
@@ -174,5 +174,5 @@ async fn a_stalled_fetch_of_keys_times_out() {
     // The timeout of the transfer is shorter than the permitted pause between two pieces.
     let timeouts = TransferTimeouts { keys: Duration::from_millis(200), ..TransferTimeouts::default() };
     let outcome = timeout(Duration::from_secs(20), requester.oblivious_within(&gateway, request(), timeouts));
-    assert_eq!(outcome.await.unwrap().unwrap_err(), ObliviousError::Request(RequestError::Silent));
+    assert_eq!(outcome.await.unwrap().unwrap_err(), ObliviousError::Request(RequestError::TimedOut));
 }

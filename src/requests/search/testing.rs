@@ -83,8 +83,8 @@ impl Connector for Overlay {
         self.queries.lock().unwrap().push((exit(number), isolation));
         let (near, far) = stream_pair();
         tokio::spawn(answer(far, *script));
-        let took = Duration::from_millis(7);
-        let path = [90, 91, number].map(|number| Hop { relay: exit(number), took }).to_vec();
+        let handshake_time = Duration::from_millis(7);
+        let path = [90, 91, number].map(|number| Hop { relay: exit(number), handshake_time }).to_vec();
         Ok(Delegated { stream: near, path, shared_exit: false })
     }
 }

@@ -64,8 +64,8 @@ impl Tally {
     pub(super) fn add(&mut self, start: Instant, request: &Request, origin: &Origin, strikes: &Strikes) {
         let Request { number, began, connected, ended, outcome } = request;
         let carriages = origin.carriages(*number);
-        let took = *ended - *began;
-        self.slowest = self.slowest.max(took);
+        let duration = *ended - *began;
+        self.slowest = self.slowest.max(duration);
         let at_exit = carriages
             .iter()
             .any(|carriage| carriage.exit.is_some_and(|exit| strikes.was_down(exit, carriage.at, *ended)));
@@ -76,7 +76,7 @@ impl Tally {
                 if let Some(exit) = carriages.last().and_then(|carriage| carriage.exit) {
                     *self.exits.entry(exit).or_default() += 1;
                 }
-                return self.durations.push(took);
+                return self.durations.push(duration);
             }
             Outcome::Wrong(reason) => (&mut self.wrong, format!("wrong bytes: {reason}")),
             Outcome::Failed(reason) if at_exit => (&mut self.cut, format!("cut at the exit: {reason}")),
@@ -94,7 +94,7 @@ impl Tally {
             (*began - start).as_secs_f64(),
             after(*ended),
             connected.map_or_else(|| "never".to_owned(), after),
-            strikes.before(*ended, CONTEXT + took.as_secs()),
+            strikes.before(*ended, CONTEXT + duration.as_secs()),
         );
         *self.reasons.entry(reason).or_default() += 1;
     }

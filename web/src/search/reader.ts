@@ -23,7 +23,7 @@ export interface Reading {
   content: Cleaned | { plain: string };
   exit: string | undefined;
   // Time from the first request to the page, in milliseconds.
-  took: number;
+  duration: number;
   // Whether all requests, including redirects, used https.
   encrypted: boolean;
 }
@@ -67,7 +67,7 @@ async function fetchPage(umbel: Pick<Umbel, 'request'>, start: URL): Promise<Rea
       url = next;
       continue;
     }
-    return { url, content: contentOf(response, url), exit: response.path.at(-1)?.relay, took: performance.now() - startTime, encrypted };
+    return { url, content: contentOf(response, url), exit: response.path.at(-1)?.relay, duration: performance.now() - startTime, encrypted };
   }
   throw new ReadError('the site redirects too often');
 }
@@ -135,7 +135,7 @@ export function view(go: Go, reading: Reading): Node[] {
       h(
         'p',
         {},
-        'Reader view of ', h('b', {}, host), `: text only, fetched by an exit in ${time(reading.took)}. `, h('b', {}, host),
+        'Reader view of ', h('b', {}, host), `: text only, fetched by an exit in ${time(reading.duration)}. `, h('b', {}, host),
         ' sees the address of the exit instead of yours. ',
         h('b', {}, 'The exit'), reading.exit !== undefined && ' ', reading.exit !== undefined && h('code', { title: reading.exit }, relayName(reading.exit)),
         ' reads this page and could modify it, but doesn’t see your address.',

@@ -239,8 +239,8 @@ class Page implements Volunteer {
     this.#samples.push({ at, bytes: this.#bytes });
     while (this.#samples.length > 2 && (this.#samples[1]?.at ?? at) < at - 1000) this.#samples.shift();
     const first = this.#samples[0];
-    const took = first ? at - first.at : 0;
-    return first && took > 100 ? Math.round(((this.#bytes - first.bytes) * 1000) / Math.max(took, 1000)) : 0;
+    const elapsed = first ? at - first.at : 0;
+    return first && elapsed > 100 ? Math.round(((this.#bytes - first.bytes) * 1000) / Math.max(elapsed, 1000)) : 0;
   }
 
   /** Starts or pauses the core, depending on the conditions. */

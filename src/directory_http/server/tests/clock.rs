@@ -54,7 +54,7 @@ async fn ages_survive_a_jump_of_ten_years_and_a_restart() {
     }
     // The clock is wrong at the start, and corrected later.
     let directory = TestDirectory::start_at(NOW.as_unix() - TEN_YEARS, 1, &store, &targets).await;
-    assert!(matches!(client(directory.address).fetch(NOW, None).await, Err(DirectoryError::NoneYet)));
+    assert!(matches!(client(directory.address).fetch::<ConsensusBody>(NOW, None).await, Err(DirectoryError::NoneYet)));
     directory.clock.store(NOW.as_unix(), Ordering::Relaxed);
     assert_eq!(directory.fetch_until(|_| true).await, first);
     assert_eq!(store.known_since(), [NOW.as_unix()]);
@@ -74,7 +74,7 @@ async fn a_directory_whose_clock_is_ahead_waits_until_the_operator_states_that_i
     let directory = TestDirectory::start_at(now.as_unix(), 1, &store, &targets).await;
     let refusal = client(directory.address).publish(&sent).await.unwrap_err();
     assert!(matches!(refusal, DirectoryError::Refused { status: 503, .. }), "{refusal}");
-    assert!(matches!(client(directory.address).fetch(now, None).await, Err(DirectoryError::NoneYet)));
+    assert!(matches!(client(directory.address).fetch::<ConsensusBody>(now, None).await, Err(DirectoryError::NoneYet)));
     directory.stop();
     let interval = Duration::from_secs(1);
     let config = AuthorityConfig { clock_is_right: true, interval, ..AuthorityConfig::testnet(1) };
@@ -83,7 +83,7 @@ async fn a_directory_whose_clock_is_ahead_waits_until_the_operator_states_that_i
     for _ in 0..50 {
         // The submission makes the service read the clock.
         client(directory.address).publish(&sent).await.unwrap();
-        current = client(directory.address).fetch(now, None).await.ok().flatten();
+        current = client(directory.address).fetch::<ConsensusBody>(now, None).await.ok().flatten();
         if current.is_some() {
             break;
         }

@@ -30,7 +30,7 @@ async fn serve_long(caps: ConnectionCaps) -> (SocketAddr, Submissions) {
     server.proxies = trusted_proxy();
     let mut long = vec![0; 8 << 20];
     rand::Rng::fill_bytes(&mut ChaCha20Rng::seed_from_u64(1), &mut long);
-    server.consensus.replace(long, [1; 32]).await;
+    server.publish(SignedConsensus::from_bytes(long)).await;
     let (listener, address) = listen().await;
     tokio::spawn(server.serve(listener));
     (address, submissions)

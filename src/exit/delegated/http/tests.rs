@@ -23,18 +23,18 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-fn outbound(private: bool, tls: Tls) -> Outbound {
+fn outbound(private: bool, tls: Tls) -> OutboundClient {
     let policy = Policy::parse(["accept *"], private).unwrap();
     let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
     let policies = TargetPolicies { resolved: policy.clone(), literal: policy };
     let mut limits = OutboundLimits::default();
     limits.exchange.head_timeout = Duration::from_millis(500);
     limits.exchange.idle_timeout = Some(Duration::from_millis(500));
-    Outbound::new(policies, Arc::new(Resolver::new(&options)), tls, limits)
+    OutboundClient::new(policies, Arc::new(Resolver::new(&options)), tls, limits)
 }
 
 fn open() -> Http {
-    Http::new(Tier::Open(outbound(true, Tls::default())), HttpCaps::default())
+    Http::new(HttpPolicy::Open(outbound(true, Tls::default())), HttpCaps::default())
 }
 
 fn get(address: impl core::fmt::Display) -> Request<Full<Bytes>> {
@@ -123,7 +123,7 @@ async fn the_exit_verifies_certificates() {
     let http = |address: SocketAddr| {
         let tls = Tls::new([root.file.path()]).unwrap();
         let request = get(format_args!("https://localhost:{}/", address.port()));
-        (Http::new(Tier::Open(outbound(true, tls)), HttpCaps::default()), request)
+        (Http::new(HttpPolicy::Open(outbound(true, tls)), HttpCaps::default()), request)
     };
     let (service, request) = http(good);
     assert_eq!(performed(service, request).await.0.status(), 200);
@@ -135,8 +135,8 @@ async fn the_exit_verifies_certificates() {
 async fn methods_hosts_ports_and_bodies_that_are_not_offered_are_refused() {
     let address = http_server(mirror).await;
     let listed = || {
-        let list = Allow::parse_all([format!("GET,POST http://{address}")]).unwrap();
-        Http::new(Tier::Listed(list, outbound(true, Tls::default())), HttpCaps::default())
+        let list = AllowRule::parse_all([format!("GET,POST http://{address}")]).unwrap();
+        Http::new(HttpPolicy::Listed(list, outbound(true, Tls::default())), HttpCaps::default())
     };
     let (response, _) = performed(listed(), get(format_args!("http://{address}/any/path"))).await;
     assert_eq!(response.status(), 200);
@@ -158,7 +158,7 @@ async fn methods_hosts_ports_and_bodies_that_are_not_offered_are_refused() {
             "{method}"
         );
     }
-    let none = Http::new(Tier::None, HttpCaps::default());
+    let none = Http::new(HttpPolicy::None, HttpCaps::default());
     assert_eq!(refused(none, get(format_args!("http://{address}/"))).await, Refusal::NotOffered);
     let with_body = get(format_args!("http://{address}/")).map(|_| Full::from("body"));
     assert_eq!(refused(open(), with_body).await, Refusal::Malformed);
@@ -170,7 +170,7 @@ async fn methods_hosts_ports_and_bodies_that_are_not_offered_are_refused() {
 #[tokio::test]
 async fn private_and_metadata_addresses_are_refused() {
     let address = http_server(mirror).await;
-    let strict = || Http::new(Tier::Open(outbound(false, Tls::default())), HttpCaps::default());
+    let strict = || Http::new(HttpPolicy::Open(outbound(false, Tls::default())), HttpCaps::default());
     for url in [format!("http://{address}/"), "http://localhost/".to_owned(), "http://[::1]/".to_owned()] {
         assert_eq!(refused(strict(), get(url)).await, Refusal::Prohibited);
     }
@@ -195,7 +195,7 @@ async fn bodies_beyond_the_cap_are_refused_in_both_directions() {
     let address = http_server(mirror).await;
     let small = || {
         let caps = HttpCaps { max_body_len: 1000, ..HttpCaps::default() };
-        Http::new(Tier::Open(outbound(true, Tls::default())), caps)
+        Http::new(HttpPolicy::Open(outbound(true, Tls::default())), caps)
     };
     let large = Request::post(format!("http://{address}/")).body(Full::from(vec![0; 1001])).unwrap();
     assert_eq!(refused(small(), large).await, Refusal::RequestTooLarge);
@@ -230,7 +230,7 @@ async fn a_silent_closed_or_unknown_target_has_its_own_refusal() {
         drop(socket);
     })
     .await;
-    assert_eq!(refused(open(), get(format_args!("http://{silent}/"))).await, Refusal::Silent);
+    assert_eq!(refused(open(), get(format_args!("http://{silent}/"))).await, Refusal::ResponseTimedOut);
     assert_eq!(refused(open(), get("http://127.0.0.1:1/")).await, Refusal::ConnectionRefused);
     assert_eq!(refused(open(), get("http://none.invalid/")).await, Refusal::NoName);
 }
@@ -239,7 +239,7 @@ async fn a_silent_closed_or_unknown_target_has_its_own_refusal() {
 async fn a_client_that_reads_nothing_times_out() {
     let address = http_server(|_| async { Response::new(Full::<Bytes>::from(vec![0; 4 << 20])) }).await;
     let caps = HttpCaps { stall_timeout: Duration::from_millis(50), ..HttpCaps::default() };
-    let (mut stream, serving) = serve(Http::new(Tier::Open(outbound(true, Tls::default())), caps));
+    let (mut stream, serving) = serve(Http::new(HttpPolicy::Open(outbound(true, Tls::default())), caps));
     stream.write_all(&request_head(&get(format_args!("http://{address}/"))).unwrap()).await.unwrap();
     stream.write_all(&[0, 0]).await.unwrap();
     stream.shutdown().await.unwrap();
@@ -265,7 +265,7 @@ async fn an_answered_request_is_released_before_its_client_has_finished() {
 #[tokio::test]
 async fn a_request_slower_than_allowed_is_refused() {
     let caps = HttpCaps { head_timeout: Duration::from_millis(50), ..HttpCaps::default() };
-    let (mut stream, serving) = serve(Http::new(Tier::Open(outbound(true, Tls::default())), caps));
+    let (mut stream, serving) = serve(Http::new(HttpPolicy::Open(outbound(true, Tls::default())), caps));
     stream.write_all(&[2, 3, b'G']).await.unwrap();
     let (response, _) = timeout(DEADLINE, read_response(&mut stream, 0)).await.unwrap().unwrap();
     assert_eq!(response.status(), 400);

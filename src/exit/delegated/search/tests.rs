@@ -14,7 +14,7 @@ use crate::{
     exit::{
         delegated::engines::Senders,
         outbound::{
-            Outbound, OutboundLimits, TargetPolicies,
+            OutboundClient, OutboundLimits, TargetPolicies,
             testing::{TestRoot, http_server, https_server},
         },
     },
@@ -56,7 +56,7 @@ fn senders(servers: Vec<SocketAddr>, tls: Tls) -> Senders {
     let resolver = Arc::new(Resolver::new(&options));
     let outbound = |private| {
         let policies = TargetPolicies { resolved: policy(false), literal: policy(private) };
-        Outbound::new(policies, Arc::clone(&resolver), tls.clone(), OutboundLimits::default())
+        OutboundClient::new(policies, Arc::clone(&resolver), tls.clone(), OutboundLimits::default())
     };
     Senders { configured: outbound(true), public: outbound(false) }
 }

@@ -1,4 +1,4 @@
-//! The operator's list of allowed hosts and methods.
+//! The operator's list of allowed requests: hosts, each with its methods.
 
 use hyper::{Method, Uri};
 
@@ -10,7 +10,7 @@ use crate::{
 
 /// The reason why the list is invalid, with the text of an invalid entry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum AllowError {
+pub(crate) enum AllowListError {
     /// The entry isn't two words.
     #[error("allowed request \"{0}\": not methods and a host as in \"GET,HEAD example.org\"")]
     Form(String),
@@ -27,41 +27,41 @@ pub(crate) enum AllowError {
     TooMany,
 }
 
-/// Allowed methods at one host and port.
+/// The allowed methods at one host and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Allow {
+pub(crate) struct AllowRule {
     methods: Vec<Method>,
     secure: bool,
     target: Target,
 }
 
-impl Allow {
+impl AllowRule {
     /// Parses the operator's list. An entry consists of methods, separated by commas, then white space and a host. The
     /// scheme is `https` unless the host begins with `http://`.
     ///
     /// # Errors
     /// When an entry is malformed, or there are more hosts than an exit may offer.
-    pub(crate) fn parse_all<S: AsRef<str>>(entries: impl IntoIterator<Item = S>) -> Result<Vec<Self>, AllowError> {
+    pub(crate) fn parse_all<S: AsRef<str>>(entries: impl IntoIterator<Item = S>) -> Result<Vec<Self>, AllowListError> {
         let parsed = entries.into_iter().map(|entry| Self::parse(entry.as_ref())).collect::<Result<Vec<_>, _>>()?;
-        if hosts(&parsed).len() > MAX_HOSTS { Err(AllowError::TooMany) } else { Ok(parsed) }
+        if hosts(&parsed).len() > MAX_HOSTS { Err(AllowListError::TooMany) } else { Ok(parsed) }
     }
 
-    fn parse(entry: &str) -> Result<Self, AllowError> {
+    fn parse(entry: &str) -> Result<Self, AllowListError> {
         let mut words = entry.split_whitespace();
         let (Some(methods), Some(address), None) = (words.next(), words.next(), words.next()) else {
-            return Err(AllowError::Form(entry.to_owned()));
+            return Err(AllowListError::Form(entry.to_owned()));
         };
         let method = |text: &str| METHODS.contains(&text).then(|| text.parse().ok()).flatten();
         let methods: Option<Vec<Method>> = methods.split(',').map(method).collect();
-        let methods = methods.ok_or_else(|| AllowError::Method(entry.to_owned()))?;
+        let methods = methods.ok_or_else(|| AllowListError::Method(entry.to_owned()))?;
         let address = if address.contains("://") { address.to_owned() } else { format!("https://{address}") };
         let uri = address.parse::<Uri>().ok().filter(|uri| uri.path() == "/" && uri.query().is_none());
         let address = uri.as_ref().and_then(target_of);
-        let (secure, target) = address.ok_or_else(|| AllowError::Host(entry.to_owned()))?;
+        let (secure, target) = address.ok_or_else(|| AllowListError::Host(entry.to_owned()))?;
         Ok(Self { methods, secure, target: Target { host: lower(&target.host), port: target.port } })
     }
 
-    /// Whether the entry allows this request.
+    /// Whether the rule allows this request.
     pub(super) fn matches(&self, method: &Method, secure: bool, target: &Target) -> bool {
         let same_target = self.secure == secure && self.target.port == target.port;
         same_target && self.target.host == lower(&target.host) && self.methods.contains(method)
@@ -76,8 +76,8 @@ fn lower(host: &Host) -> Host {
 }
 
 /// The hosts of `list`, ascending, each once.
-pub(super) fn hosts(list: &[Allow]) -> Vec<String> {
-    let mut hosts: Vec<String> = list.iter().map(|allow| allow.target.host.to_text()).collect();
+pub(super) fn hosts(list: &[AllowRule]) -> Vec<String> {
+    let mut hosts: Vec<String> = list.iter().map(|rule| rule.target.host.to_text()).collect();
     hosts.sort();
     hosts.dedup();
     hosts
@@ -89,7 +89,7 @@ mod tests {
 
     fn allows(entry: &str, method: Method, address: &str) -> bool {
         let (secure, target) = target_of(&address.parse().unwrap()).unwrap();
-        Allow::parse(entry).unwrap().matches(&method, secure, &target)
+        AllowRule::parse(entry).unwrap().matches(&method, secure, &target)
     }
 
     #[test]
@@ -123,16 +123,16 @@ mod tests {
             "GET example.org:0",
             "TRACE example.org",
         ] {
-            let error = Allow::parse_all([entry]).unwrap_err().to_string();
+            let error = AllowRule::parse_all([entry]).unwrap_err().to_string();
             assert!(error.contains(&format!("\"{entry}\"")), "{error}");
         }
         let many: Vec<String> = (0..=MAX_HOSTS).map(|number| format!("GET host{number}.example")).collect();
-        assert_eq!(Allow::parse_all(many), Err(AllowError::TooMany));
+        assert_eq!(AllowRule::parse_all(many), Err(AllowListError::TooMany));
     }
 
     #[test]
     fn the_offer_has_each_host_once() {
-        let list = Allow::parse_all(["GET b.example", "POST B.example:8443", "GET a.example"]).unwrap();
+        let list = AllowRule::parse_all(["GET b.example", "POST B.example:8443", "GET a.example"]).unwrap();
         assert_eq!(hosts(&list), ["a.example", "b.example"]);
     }
 }
