@@ -200,18 +200,19 @@ impl GuardSample {
     ) -> Vec<&'a ConsensusRelay> {
         let listed = self.guards.iter().filter_map(|guard| Some((guard, listed_guard(consensus, &guard.identity)?)));
         let max_in_use = self.max_in_use();
-        let mut guards: Vec<_> = listed
-            .enumerate()
-            .map(|(position, (guard, relay))| (position >= max_in_use, guard.reachability.retry_at(), relay))
-            .collect();
-        let usable = guards.iter().filter(|(beyond, retry, _)| !beyond && retry.is_none()).count();
-        // The sort is stable, so usable guards keep the order of the sample.
-        guards.sort_by_key(|(beyond, retry, _)| (*beyond, *retry));
+        let mut guards: Vec<((bool, Option<Instant>), &ConsensusRelay)> = Vec::new();
+        for (position, (guard, relay)) in listed.enumerate() {
+            let rank = (position >= max_in_use, guard.reachability.retry_at());
+            // Usable guards keep the order of the sample.
+            let place = guards.partition_point(|(other, _)| *other <= rank);
+            guards.insert(place, (rank, relay));
+        }
+        let usable = guards.iter().filter(|((beyond, retry), _)| !beyond && retry.is_none()).count();
         let usable_in_use = usize::try_from(consensus.parameters().guards_in_use()).unwrap_or(1);
         if usable_in_use.min(usable) == 2 && rng.random() {
             guards.swap(0, 1);
         }
-        guards.into_iter().map(|(_, _, relay)| relay).collect()
+        guards.into_iter().map(|(_, relay)| relay).collect()
     }
 
     /// The guards that the last consensus lists.

@@ -63,6 +63,7 @@ fn library(web: &Path) -> Result<(), Failure> {
     let _ = fs::remove_dir_all(&folder);
     MODULES.iter().try_for_each(|module| {
         let built = compile(module)?;
+        check_sorting(module, &built)?;
         // The slow dependencies are in a feature of this tool that only this step needs.
         Run::cargo()
             .args(["run", "--quiet", "--locked", "--package", "xtask", "--features", "web", "--", "bind", module.name])
@@ -117,6 +118,24 @@ fn compile(module: &Module) -> Result<PathBuf, Failure> {
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .run()?;
     Ok(target.join(wasm::TARGET).join("web/umbel.wasm"))
+}
+
+/// Fails if the module that every page loads contains a sort of the standard library, which takes about 5 KiB of the
+/// download for each type of element. `collect` into a map or set contains one.
+fn check_sorting(Module { name, .. }: &Module, built: &Path) -> Result<(), Failure> {
+    let bytes = fs::read(built).map_err(|error| Failure::new(format!("can't read {}: {error}", built.display())))?;
+    if *name == "umbel" && contains(&bytes, b"4core5slice4sort6stable") {
+        return Err(Failure::new(format!(
+            "{name} contains a sort; find its caller in {}, and insert the elements one by one",
+            built.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Whether `bytes` contain `pattern`.
+fn contains(bytes: &[u8], pattern: &[u8]) -> bool {
+    bytes.windows(pattern.len()).any(|window| window == pattern)
 }
 
 /// Fails if the module exceeds its size limit.

@@ -10,7 +10,7 @@
 //! others, until the remaining ones work.
 
 use core::time::Duration;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use rand::CryptoRng;
 
@@ -257,7 +257,13 @@ fn is_measured(relay: &RelayId, others: &[&NextRelays]) -> bool {
 fn blocks<'a>(consensus: &Consensus, relays: impl Iterator<Item = &'a RelayId>) -> usize {
     let relays = relays.filter_map(|relay| consensus.relay(relay));
     let addresses = relays.filter_map(|relay| relay.profile.addresses.iter().map(core::net::SocketAddr::ip).min());
-    addresses.map(AddressPrefix::block).collect::<BTreeSet<_>>().len()
+    let mut blocks = Vec::new();
+    for block in addresses.map(AddressPrefix::block) {
+        if let Err(place) = blocks.binary_search(&block) {
+            blocks.insert(place, block);
+        }
+    }
+    blocks.len()
 }
 
 impl NextRelays {
@@ -276,12 +282,14 @@ impl NextRelays {
         if pairs.len() > MAX_NEXT_RELAYS {
             return None;
         }
-        let decode = |pair: &schema::NextRelay| {
+        let mut decoded = BTreeMap::new();
+        // Inserted one by one, because `collect` would sort the pairs first (see `gateway_ranking`).
+        for pair in pairs {
             let begun = u16::try_from(pair.circuits_begun).ok()?;
             let built = u16::try_from(pair.circuits_built).ok()?;
-            Some((decode_identity(&pair.identity)?, PairCount { begun, built }))
-        };
-        Some(Self { pairs: pairs.iter().map(decode).collect::<Option<_>>()? })
+            decoded.insert(decode_identity(&pair.identity)?, PairCount { begun, built });
+        }
+        Some(Self { pairs: decoded })
     }
 }
 
