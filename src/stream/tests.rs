@@ -409,7 +409,7 @@ fn streams_beyond_the_cap_are_refused() {
 }
 
 #[test]
-fn unaccepted_answers_beyond_the_cap_end_the_circuit() {
+fn queued_answers_beyond_the_cap_end_the_circuit() {
     let mut exit = Streams::new(StreamRole::Exit, FlowParameters::default());
     let mut failed = None;
     for number in 1..=5000 {
