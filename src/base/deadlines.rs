@@ -30,8 +30,8 @@ impl<K: Copy + Ord> Deadlines<K> {
 
     /// Sets the deadline of `key` unless the key has an earlier deadline.
     ///
-    /// Saves work for a deadline that often moves later. The earlier deadline expires once, and the owner then sets the
-    /// current deadline.
+    /// Saves work for a deadline that often moves later: the earlier deadline expires once, and the owner then sets the
+    /// current one.
     pub fn set_earlier(&mut self, key: K, deadline: Instant) {
         if self.by_key.get(&key).is_none_or(|old| deadline < *old) {
             self.set(key, deadline);

@@ -39,7 +39,7 @@ impl Instant {
     }
 }
 
-/// Wall-clock time in whole seconds since the Unix epoch, as in documents.
+/// Wall-clock time of documents, in whole seconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WallTime(u64);
 

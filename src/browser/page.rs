@@ -29,9 +29,9 @@ use crate::{
     transport::browser::BrowserCaps,
 };
 
-/// Time limit of the first circuit.
+/// Time limit of the first circuit, after the consensus.
 const CIRCUIT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time limit of the volunteer list, after the consensus.
+/// Time for which the start waits for the volunteer list, after the consensus.
 const VOLUNTEERS_TIMEOUT: Duration = Duration::from_millis(250);
 /// Spare circuits for searches: for a query, for its second try at another exit, and for the next query.
 const SPARE_SEARCHES: usize = 3;
@@ -49,7 +49,7 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// Starts a client and waits for its first circuit. `progress` is called with the name of each completed step.
+    /// Starts a client and waits for its first circuit. Calls `progress` with the name of each completed step.
     pub(super) async fn start(
         directories: &[String],
         authorities: &[String],
@@ -75,7 +75,8 @@ impl Page {
             volunteers: RefCell::default(),
             isolations: Cell::new(0),
         });
-        // Fetches both documents in parallel, so that the first circuits can use volunteers too. The list is optional.
+        // Both documents are fetched in parallel, so that the first circuits can use volunteers too. The volunteer list
+        // is optional.
         let (mut reply, list) = slot();
         let list_source = Rc::clone(&directories);
         spawn_local(async move { reply.send(list_source.fetch(None).await.ok().flatten().map(Arc::new)) });
@@ -167,7 +168,7 @@ impl Page {
     }
 }
 
-/// The isolation with this number.
+/// The isolation with the number `number`.
 pub(super) fn isolation(number: u64) -> Isolation {
     Isolation(sha256(&number.to_be_bytes()))
 }

@@ -1,4 +1,4 @@
-//! Synchronisation between the loop and futures: a slot for one value, and [`Notify`] for repeated events.
+//! Synchronisation between the loop and futures: a one-shot channel ([`slot()`]), and [`Notify`] for repeated events.
 
 use core::{
     cell::{Cell, RefCell},
@@ -14,13 +14,14 @@ struct SlotState<T> {
     waker: Cell<Option<Waker>>,
 }
 
-/// The sending end: sends one value.
+/// The sending end of a one-shot channel.
 pub(super) struct SlotSender<T>(Rc<SlotState<T>>);
 
-/// The receiving end: waits for the value; `None` if the sending end was dropped without a value.
+/// The receiving end of a one-shot channel: a future of the value, `None` if the sending end was dropped without a
+/// value.
 pub(super) struct SlotReceiver<T>(Rc<SlotState<T>>);
 
-/// Creates a slot and returns both ends.
+/// Creates a one-shot channel and returns both ends.
 pub(super) fn slot<T>() -> (SlotSender<T>, SlotReceiver<T>) {
     let shared =
         Rc::new(SlotState { value: Cell::new(None), sender_dropped: Cell::new(false), waker: Cell::new(None) });
@@ -28,7 +29,7 @@ pub(super) fn slot<T>() -> (SlotSender<T>, SlotReceiver<T>) {
 }
 
 impl<T> SlotSender<T> {
-    /// Sends `value`; it replaces an earlier value that was not received.
+    /// Sends `value`, which replaces an earlier value that was not received.
     pub(super) fn send(&mut self, value: T) {
         self.0.value.set(Some(value));
         self.0.waker.take().into_iter().for_each(Waker::wake);
@@ -57,7 +58,7 @@ impl<T> Future for SlotReceiver<T> {
     }
 }
 
-/// Counts notifications, and wakes all waiting futures at each of them. A notification carries no value.
+/// Counts notifications without a value. Each notification wakes all waiting futures.
 #[derive(Clone, Default)]
 pub(super) struct Notify(Rc<NotifyState>);
 
@@ -68,6 +69,7 @@ struct NotifyState {
 }
 
 impl Notify {
+    /// Counts a notification, and wakes all waiting futures.
     pub(super) fn notify(&self) {
         self.0.count.set(self.0.count.get().wrapping_add(1));
         let waiting = self.0.waiting.try_borrow_mut().map(|mut waiting| core::mem::take(&mut *waiting));

@@ -2,7 +2,7 @@
 //! (`web/src/umbel/https.ts`).
 //!
 //! Each stream leads to a host and port that the exit's policy allows; the exit resolves the name. Streams to one host
-//! may share a circuit; streams to different hosts never do. Unread data is bounded by the stream's window.
+//! may share a circuit; streams to different hosts never do. The stream's credit bounds the unread data.
 
 use bytes::BytesMut;
 use js_sys::Function;
@@ -21,7 +21,7 @@ use crate::{
     wire::{EndReason, Host, Target},
 };
 
-/// Largest result of one read, in bytes. A stream's window may be megabytes, too much for one piece.
+/// Largest result of one read, in bytes. A stream's credit may be megabytes, too much for one piece.
 const MAX_READ: usize = 256 << 10;
 
 /// The isolation of streams to `host`.
@@ -29,15 +29,15 @@ fn isolation(host: &str) -> Isolation {
     Isolation(sha256(&[b"fetch ", host.as_bytes()].concat()))
 }
 
-/// A handle of a stream; a drop resets the stream.
+/// A handle of a stream. A drop resets the stream.
 pub(super) struct StreamHandle {
     drive: PageDrive<DrivenPageClient>,
     stream: ClientStream,
 }
 
 impl StreamHandle {
-    /// Opens a stream to `host`, a name or an address. If the stream fails later, `read` returns the failure. `wake` is
-    /// called after new data, new room or the end.
+    /// Opens a stream to `host`, a name or an address. If the stream fails later, [`Self::read`] returns the failure.
+    /// `wake` is called after the connection, new data, new room, the end or a failure, at most once between two reads.
     pub(super) fn open(page: &Page, host: &str, port: u16, wake: Function) -> Result<Self, PageFailure> {
         let invalid = |_| PageFailure::new(FailureKind::BadInput, "the URL's host is invalid");
         let target = Target { host: Host::parse(host).map_err(invalid)?, port };
@@ -60,7 +60,7 @@ impl StreamHandle {
     }
 
     /// The next received bytes, at most [`MAX_READ`]: `None` if there are none yet, empty at the end of the stream. The
-    /// caller reads until `None`, because `wake` is called only once after a read.
+    /// caller reads until `None`, because only a read permits the next call of `wake`.
     pub(super) fn read(&self) -> Result<Option<Vec<u8>>, PageFailure> {
         let state = self.drive.with(|driven, _, _| {
             let entry = driven.streams.entry(self.stream)?;
@@ -79,8 +79,8 @@ impl StreamHandle {
         }
     }
 
-    /// Accepts as many of `bytes` as there is room for, and returns the number. [`Self::read`] returns the failure of a
-    /// failed stream.
+    /// Queues as many of `bytes` as there is room for, and returns their number. [`Self::read`] returns the failure of
+    /// a failed stream.
     pub(super) fn write(&self, bytes: &[u8]) -> usize {
         self.drive.with(|driven, _, _| driven.client.write(self.stream, bytes)).unwrap_or(0)
     }
@@ -123,7 +123,7 @@ mod tests {
         for (at, host) in hosts.iter().enumerate() {
             assert_eq!(isolation(host), isolation(host));
             assert!(hosts.iter().skip(at + 1).all(|other| isolation(other) != isolation(host)));
-            // Searches and delegated requests have other isolations.
+            // Delegated requests have other isolations.
             assert!((0..1000).all(|number| page::isolation(number) != isolation(host)));
         }
     }

@@ -323,7 +323,7 @@ fn a_first_hop_without_an_answer_times_out() {
 }
 
 #[test]
-fn a_later_hop_without_an_answer_times_out_by_the_time_of_the_hops_before_it() {
+fn the_timeout_of_a_later_hop_depends_only_on_the_times_of_the_hops_before_it() {
     for (first_hop, timeout) in [(5, 2500), (250, 2500), (251, 5000), (500, 5000), (501, 10_000), (9000, 10_000)] {
         let mut chain = Chain::new(3);
         let mut origin = chain.origin();
@@ -342,9 +342,9 @@ fn a_later_hop_without_an_answer_times_out_by_the_time_of_the_hops_before_it() {
 }
 
 #[test]
-fn a_circuit_without_an_echo_answer_ends() {
+fn a_circuit_without_an_answer_to_an_echo_request_ends() {
     let (mut chain, mut origin, id) = Chain::stream();
-    // The circuit stays open while its last hop answers.
+    // An answer of the last hop keeps the circuit open.
     let at = origin.poll_timeout().unwrap();
     origin.handle_timeout(at);
     chain.now = at;
@@ -363,7 +363,8 @@ fn a_circuit_without_an_echo_answer_ends() {
     );
 }
 
-/// Advances to the next deadline, which must be in the future, and drops all cells sent. Returns their number.
+/// Advances to the next deadline, which must be in the future. Drops the cells that the origin sends, and returns their
+/// number.
 fn advance_without_delivery(chain: &mut Chain, origin: &mut Origin) -> usize {
     let at = origin.poll_timeout().unwrap();
     assert!(at > chain.now, "due in the past");
@@ -373,7 +374,7 @@ fn advance_without_delivery(chain: &mut Chain, origin: &mut Origin) -> usize {
 }
 
 #[test]
-fn at_most_one_echo_is_outstanding_and_any_message_answers_it() {
+fn at_most_one_echo_request_is_outstanding_and_any_message_answers_it() {
     let (mut chain, mut origin, id) = Chain::stream();
     let data = RelayMessage::Data { stream: id, tag: None, bytes: Bytes::from_static(b"x") };
     let mut sent = 0;

@@ -11,8 +11,8 @@ pub struct ClientParameters {
     pub channels: ChannelParameters,
     /// Spare circuits kept ready. Default 2.
     pub spare_circuits: usize,
-    /// Cap on circuits; an isolation has at most a quarter. At a cap, a new circuit replaces a circuit of the same
-    /// isolation without a stream. If there is none, the request fails. Default 512.
+    /// Cap on circuits; the circuits of one isolation have a cap of a quarter. At a cap, a new circuit replaces a
+    /// circuit without a stream of the same isolation. If there is none, the request fails. Default 512.
     pub max_circuits: usize,
     /// Cap on circuits that are being built for one isolation, and on spare circuits that are being built. Default 16.
     pub max_builds: usize,
@@ -20,7 +20,8 @@ pub struct ClientParameters {
     pub max_streams: usize,
     /// Time for which a request waits for a circuit. Default 30 s.
     pub circuit_wait: Duration,
-    /// Maximum time for which an unused circuit is kept; each is kept for a random part, at least half. Default 30 min.
+    /// Maximum age at which a circuit is retired that has carried no request. Each circuit has a random part of this
+    /// age, at least half. Default 30 min.
     pub spare_age: Duration,
     /// The relay directly behind the guard on every circuit. For tests and measurements only, because a fixed
     /// middle makes a client distinguishable. Default none.

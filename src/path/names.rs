@@ -1,8 +1,8 @@
 //! Special-use hosts: names that no public name server has, and addresses that aren't global.
 //!
 //! A client sends these hosts to no exit, because they would reveal the client's network (`proto/08-paths.md` §6).
-//! There are reserved and private hosts. Private hosts are valid targets if all exits may connect to private addresses,
-//! as in a testnet.
+//! There are reserved and private hosts. A network may allow private hosts as targets
+//! (`path::Relays::allow_private_targets`).
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,8 +12,8 @@ use crate::{exit_policy::is_global, wire::Host};
 const RESERVED: [&str; 3] = ["onion", "invalid", "alt"];
 
 /// Names of private networks and of tests. RFC 6761 (`localhost`, `test`, `example`), RFC 6762 with its appendix G,
-/// RFC 8375 and ICANN's `internal` (local networks), RFC 9462, RFC 9665 and RFC 8880 (discovery), and names that
-/// operating systems and routers use.
+/// RFC 8375 and ICANN's `internal` (local networks), RFC 9462, RFC 9665 and RFC 8880 (discovery), and further names of
+/// local networks, operating systems and routers.
 const PRIVATE: [&str; 17] = [
     "localhost",
     "test",

@@ -78,7 +78,7 @@ fn events(streams: &mut Streams) -> Vec<(StreamId, StreamEvent)> {
     core::iter::from_fn(|| streams.poll_event()).collect()
 }
 
-/// Reads the received bytes, and grants credit for them.
+/// Takes all events. Returns the received bytes, and reports them as consumed.
 fn read(streams: &mut Streams) -> Vec<u8> {
     let mut all = Vec::new();
     while let Some(event) = streams.poll_event() {
@@ -140,7 +140,7 @@ fn bytes_written_before_connected_are_sent_after_it() {
 }
 
 #[test]
-fn bytes_that_precede_the_connection_of_the_exit_are_passed_on_and_bring_no_credit() {
+fn bytes_received_before_the_exit_has_connected_are_delivered_and_cause_no_credit() {
     let mut pair = Pair::new();
     let id = StreamId::new(9).unwrap();
     pair.exit.handle_message(pair.now, RelayMessage::Begin { stream: id, target: target() }).unwrap();
@@ -186,7 +186,7 @@ fn an_echo_is_answered_without_the_application() {
 }
 
 #[test]
-fn at_most_one_echo_request_is_outstanding_and_it_is_no_stream() {
+fn at_most_one_echo_request_is_outstanding_and_it_does_not_count_as_a_stream() {
     let mut pair = Pair::with(FlowParameters { max_streams: 1, ..FlowParameters::default() });
     for _ in 0..3 {
         pair.origin.echo();
@@ -409,7 +409,7 @@ fn streams_beyond_the_cap_are_refused() {
 }
 
 #[test]
-fn unaccepted_answers_beyond_the_cap_end_the_circuit() {
+fn queued_answers_beyond_the_cap_end_the_circuit() {
     let mut exit = Streams::new(StreamRole::Exit, FlowParameters::default());
     let mut failed = None;
     for number in 1..=5000 {
@@ -442,8 +442,8 @@ fn writable_is_emitted_when_half_the_buffer_is_free() {
     assert_eq!(events(&mut pair.origin), [(id, StreamEvent::Writable)]);
 }
 
-/// An action of one of the two applications, or a delivery of messages. A `bool` selects the end: the exit if true. The
-/// first number selects one of the last streams.
+/// An action of one of the two applications, or a delivery of messages. A `bool` selects the end: the exit if true.
+/// Except in `Deliver`, the first number selects a stream, counted from the last.
 #[derive(Clone, Debug)]
 enum Action {
     Open,

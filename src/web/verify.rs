@@ -1,6 +1,6 @@
 //! Comparison of the pages of a server with the manifest of a release.
 //!
-//! The result is valid for one server, time and client, because a server may answer other clients differently. Answers
+//! The result is valid for one server, time and client, because a server may send other clients other files. Answers
 //! are capped in length and time. Redirects are not followed, because only the given URL is verified.
 
 use core::{fmt, time::Duration};
@@ -36,13 +36,13 @@ pub(crate) struct Difference {
 /// The kind of a difference.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Mismatch {
-    /// The content has another hash, which is the value.
+    /// The content has another hash: this one.
     Content([u8; 32]),
-    /// The HTTP status code is not 200, as for a redirect.
+    /// The HTTP status code is not 200, for example that of a redirect.
     Status(u16),
     /// The file exceeds the maximum length.
     TooLong,
-    /// The file is equal, but the answer has one of [`LOADING_FIELDS`].
+    /// The file is identical, but the answer has one of [`LOADING_FIELDS`].
     LoadingField(&'static str),
     /// The network description is missing or invalid, or has other authorities than expected.
     Network,

@@ -44,9 +44,9 @@ impl Fragments {
     /// Takes the next fragment; returns the body when the body is complete.
     ///
     /// # Errors
-    /// When the body's length is zero or beyond [`MAX_BODY_LEN`], or a fragment has no bytes of the body. Also when the
-    /// body needs more than [`MAX_FRAGMENTS`] fragments, or the bytes after its end aren't zero. The caller must end
-    /// the circuit.
+    /// When the body's length is zero or exceeds [`MAX_BODY_LEN`], or a fragment has no bytes of the body. Also when
+    /// the body needs more than [`MAX_FRAGMENTS`] fragments, or the bytes after the end of the body aren't zero. The
+    /// caller must end the circuit.
     pub fn push(&mut self, fragment: &[u8]) -> Result<Option<Vec<u8>>, WireError> {
         let (length, part) = match self.length {
             Some(length) => (length, fragment),
@@ -79,7 +79,7 @@ impl Fragments {
 /// Splits `body` into fragments of at most `capacity` bytes.
 ///
 /// # Errors
-/// When the body is empty, is longer than [`MAX_BODY_LEN`] or needs more than [`MAX_FRAGMENTS`] fragments, or when
+/// When the body is empty, exceeds [`MAX_BODY_LEN`] or needs more than [`MAX_FRAGMENTS`] fragments. Also when
 /// `capacity` has no room after the length field.
 pub fn split(body: &[u8], capacity: usize) -> Result<Vec<Vec<u8>>, WireError> {
     let length = u16::try_from(body.len()).map_err(|_| WireError::TooLong("fragmented body"))?;
@@ -97,7 +97,7 @@ pub fn split(body: &[u8], capacity: usize) -> Result<Vec<Vec<u8>>, WireError> {
 /// The CREATE cells that carry a handshake request to the hop `hop` of `circuit`.
 ///
 /// # Errors
-/// When the request is empty or doesn't fit [`MAX_FRAGMENTS`] cells.
+/// When the request is empty or doesn't fit into [`MAX_FRAGMENTS`] cells.
 pub fn create_cells(circuit: CircuitId, hop: HopIndex, request: &[u8]) -> Result<Vec<Cell>, WireError> {
     let cell = |fragment: Vec<u8>| padded_cell(circuit, Command::Create, [&[hop.value()], &*fragment].concat());
     Ok(split(request, CREATE_CAPACITY)?.into_iter().map(cell).collect())
@@ -115,7 +115,7 @@ pub fn decode_create(body: &[u8; BODY_LEN]) -> Result<(HopIndex, &[u8]), WireErr
 /// The CREATED cells that carry a handshake reply. The whole body of each is a fragment.
 ///
 /// # Errors
-/// When the reply is empty, longer than [`MAX_BODY_LEN`], or doesn't fit [`MAX_FRAGMENTS`] cells.
+/// When the reply is empty, exceeds [`MAX_BODY_LEN`], or doesn't fit into [`MAX_FRAGMENTS`] cells.
 pub fn created_cells(circuit: CircuitId, reply: &[u8]) -> Result<Vec<Cell>, WireError> {
     let cell = |fragment: Vec<u8>| padded_cell(circuit, Command::Created, fragment);
     Ok(split(reply, BODY_LEN)?.into_iter().map(cell).collect())

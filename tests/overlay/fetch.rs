@@ -1,4 +1,4 @@
-//! `umbel fetch` through a testnet: complete bodies, bounded memory, by an exit and over a stream.
+//! `umbel fetch` through a testnet, by an exit and over a stream: complete bodies, bounded memory, no partial file.
 
 use std::{
     fs,
@@ -62,7 +62,7 @@ fn a_failed_fetch_leaves_no_file_and_reports_an_error() {
 #[test]
 fn an_interrupted_fetch_leaves_no_file() {
     let testnet = Testnet::start(&["--relays=3", "--exits=1"]);
-    // Sends half of the announced length, then nothing.
+    // The target sends half of the announced length, then nothing.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {

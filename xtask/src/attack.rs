@@ -1,6 +1,7 @@
 //! `cargo xtask attack`: floods a relay with CREATEs from many addresses, and measures an honest client meanwhile.
 //!
-//! The driver is the test of `tests/overlay/attack.rs`. This module builds the programs, and passes the options.
+//! The attacks are a test in `tests/overlay/attack.rs`. This module builds the programs, and runs the test with the
+//! options.
 
 use crate::{
     packages,
@@ -68,7 +69,7 @@ mod tests {
     use super::parse;
 
     #[test]
-    fn each_attack_lasts_a_minute_unless_told() {
+    fn each_attack_lasts_a_minute_by_default() {
         assert_eq!(parse(&[]).unwrap(), (60, String::new()));
         assert_eq!(parse(&["--seconds", "5", "--only", "a", "--only", "b"]).unwrap(), (5, "a,b".into()));
     }

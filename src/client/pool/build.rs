@@ -42,7 +42,7 @@ impl Pool {
             circuit.is_spare_for(delegation_of(purpose)) && circuit.exit().is_none_or(|exit| !avoided.contains(&exit))
         };
         let missing = count.saturating_sub(self.circuits.values().filter(spare).count());
-        // Without any circuit, a request would wait for a whole build.
+        // The first circuit of all is built without delay, because a request would wait for the whole build.
         let is_first = !self.policy.history.has_built() && self.circuits.is_empty();
         let schedule = self.spare_schedule(purpose);
         if missing == 0 {
@@ -56,7 +56,8 @@ impl Pool {
         if delegation_of(purpose).is_some() { &mut self.delegated_spares } else { &mut self.spares }
     }
 
-    /// Ensures that a circuit for a waiting request is being built.
+    /// Reserves a circuit that is being built for a waiting request. Without such a circuit, starts a build if pauses,
+    /// caps and rates of builds allow it.
     ///
     /// # Errors
     /// When there is no path, or when the cap on circuits is reached.
@@ -95,7 +96,8 @@ impl Pool {
         inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) -> Result<(), StreamFailure> {
-        // A cap on the builds of all isolations would start the build of one isolation when that of another ends.
+        // With a cap on the builds of all isolations, the end of a build of one isolation could start a build of
+        // another. The time would link the two circuits.
         let is_building = |circuit: &&PooledCircuit| circuit.is_building() && circuit.owner() == isolation;
         let building = self.circuits.values().filter(is_building).count();
         if building >= inputs.parameters.max_builds || !self.policy.history.may_build(now, isolation) {
@@ -111,7 +113,7 @@ impl Pool {
         let relays = path.hops();
         let uses_avoided_exit = relays.last().is_some_and(|exit| avoided.contains(exit));
         if uses_avoided_exit && isolation.is_none() {
-            // No request would be placed on such a spare circuit.
+            // Only a waiting request without an alternative justifies an avoided exit.
             return Ok(());
         }
         if !self.make_room(isolation, inputs.parameters) {
@@ -132,7 +134,7 @@ impl Pool {
         }
     }
 
-    /// Adds a circuit, and connects its guard. Starts the first hop if the channel is open already.
+    /// Adds a circuit, and connects to its guard. Starts the first hop if the channel is open already.
     ///
     /// # Errors
     /// When the consensus doesn't list the guard.
@@ -184,10 +186,10 @@ impl Pool {
         self.ready.push(key, &mut circuit.ready);
     }
 
-    /// Handles GONE from the hop before `hop` during a build. Another relay takes the position of the volunteer: after
-    /// the first GONE it may be a volunteer, after the second only a relay of the consensus. GONE is invalid at the
-    /// third time, and for a relay of the consensus. Otherwise a guard could repeat GONE until the middle is one of its
-    /// accomplices. After an invalid GONE the build fails.
+    /// Handles GONE from the hop before `hop` during a build. After a valid GONE, another relay takes the position of
+    /// the volunteer: after the first GONE possibly a volunteer, after the second only a relay of the consensus. A
+    /// third GONE is invalid, and so is GONE for a relay of the consensus. Otherwise a guard could repeat GONE until
+    /// the middle is an accomplice of the guard. After an invalid GONE the circuit ends.
     pub(in crate::client) fn handle_gone(
         &mut self,
         now: Instant,
@@ -240,7 +242,7 @@ impl Pool {
         if channels.peer(channel) != Some(guard) {
             return self.handle_guard_silent(guard, circuit.began());
         }
-        // A guard that refuses a circuit, or is slow, is reachable: it stays the guard.
+        // A guard that refuses a circuit, or answers other circuits, is reachable and stays the guard.
         if !matches!(error, CircuitError::BuildTimedOut(_)) || self.has_answered_since(&guard, circuit.began()) {
             return self.handle_build_failed(now, circuit, None, None);
         }
@@ -248,8 +250,8 @@ impl Pool {
         self.handle_guard_silent(guard, circuit.began());
     }
 
-    /// The build of a circuit failed, at `relay` if known. `pair` is given if the first hop was built and the channel
-    /// is open.
+    /// Handles a failed build of a circuit, which failed at `relay` if known. `pair` is given if the first hop was
+    /// built and the channel is open.
     fn handle_build_failed(
         &mut self,
         now: Instant,
@@ -269,9 +271,9 @@ impl Pool {
         through.any(|circuit| circuit.has_received_since(time))
     }
 
-    /// Whether a circuit for `isolation` may be added, or a spare one if it is `None`. At the cap on all circuits or on
-    /// those of the isolation, closes a circuit of the same isolation without a stream: a retired one, or else the one
-    /// longest without a stream. The end of another isolation's circuit would show that both belong to one client.
+    /// Whether a circuit for `isolation` may be added. `None` stands for spare circuits. At the cap on all circuits or
+    /// on those of the isolation, closes a circuit without a stream of the same isolation: a retired one, or else the
+    /// one longest without a stream. The end of another isolation's circuit would show that both belong to one client.
     fn make_room(&mut self, isolation: Option<Isolation>, parameters: &ClientParameters) -> bool {
         let owned = |circuit: &PooledCircuit| isolation.is_some() && circuit.owner() == isolation;
         let of_isolation = self.circuits.values().filter(|circuit| owned(circuit)).count();

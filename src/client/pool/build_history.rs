@@ -1,4 +1,4 @@
-//! Retry policy of circuit builds: pauses after failures, timeouts of guards, relays to avoid.
+//! History of circuit builds: failures with their pauses, times of guards' hops with their timeouts, relays to avoid.
 //!
 //! Isolations share only the history of the guard's hop. The relays behind the guard could otherwise recognise circuits of
 //! one client: one relay could determine the paths or timeouts of other circuits.
@@ -15,15 +15,15 @@ use crate::{
     client::Isolation,
 };
 
-/// The number of guards that are dialled in sequence without a pause.
+/// Number of guards that are dialled in sequence without a pause.
 const GUARDS_WITHOUT_PAUSE: u32 = 3;
 
-/// The timeout of a guard's hop or dial without a measurement.
+/// Timeout of a guard's hop or dial before the first built circuit.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bounds of the timeout of a guard's hop.
 const MIN_GUARD_TIMEOUT: Duration = Duration::from_millis(1500);
 const MAX_GUARD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The number of recent build times of guards' hops that are stored.
+/// Number of stored build times of guards' hops.
 const MAX_GUARD_TIMES: usize = 16;
 /// Bounds of the time for which circuits wait for a dial of a guard.
 const MIN_DIAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ const SAME_FAILURE_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(super) struct BuildHistory {
     pauses: BuildPauses,
-    /// Guards that could not be reached, since a channel to a guard last opened.
+    /// Number of guards that could not be reached since a channel to a guard last opened.
     guard_failures: u32,
     /// The end of the pause after failed dials of guards.
     guard_pause: Option<Instant>,
@@ -48,7 +48,7 @@ pub(super) struct BuildHistory {
 }
 
 impl BuildHistory {
-    /// Whether a build may start now, for `isolation` or, if it is `None`, of a spare circuit.
+    /// Whether a build for `isolation` may start now. `None` stands for spare circuits.
     pub(super) fn may_build(&self, now: Instant, isolation: Option<Isolation>) -> bool {
         self.guard_pause.is_none_or(|at| at <= now) && self.pauses.may_build(now, isolation)
     }
@@ -79,8 +79,8 @@ impl BuildHistory {
         first
     }
 
-    /// A build for `isolation` that began at `began` failed beyond its guard, at `relay` if known. Returns whether
-    /// waiting requests of the isolation should fail.
+    /// A build for `isolation` that began at `began` failed although its guard was reached, at `relay` if known.
+    /// Returns whether waiting requests of the isolation should fail.
     pub(super) fn handle_failed(
         &mut self,
         now: Instant,
@@ -94,9 +94,9 @@ impl BuildHistory {
         self.pauses.handle_failed(now, isolation, began)
     }
 
-    /// A guard could not be reached. From the third failure on, the next guard is dialled only after a pause.
+    /// The guard `relay` could not be reached. From the third failure on, the next guard is dialled only after a pause.
     pub(super) fn handle_guard_failed(&mut self, now: Instant, relay: RelayId) {
-        // Each circuit that was being built through the guard reports the failure, which counts once.
+        // The end of the wait for a dial and the later failure of that dial count once.
         let last = self.avoided_relays.guard_failed_at(&relay);
         if last.is_some_and(|at| now.since(at) < SAME_FAILURE_INTERVAL) {
             return;
@@ -121,7 +121,7 @@ impl BuildHistory {
         self.guard_failures > 0
     }
 
-    /// The timeout of a circuit's first hop: five times the slowest recent one.
+    /// The timeout of a circuit's first hop: five times the longest recent build time of a first hop.
     pub(super) fn guard_timeout(&self) -> Duration {
         match self.guard_times.iter().max() {
             None => DEFAULT_TIMEOUT,
@@ -129,8 +129,8 @@ impl BuildHistory {
         }
     }
 
-    /// The time for which circuits wait for a dial of a guard: 15 times the slowest recent first hop, because a dial
-    /// takes several round trips. The dial itself continues.
+    /// The time for which circuits wait for a dial of a guard: 15 times the longest recent build time of a first hop,
+    /// because a dial takes several round trips. The dial continues after that time.
     pub(super) fn dial_timeout(&self) -> Duration {
         match self.guard_times.iter().max() {
             None => DEFAULT_TIMEOUT,
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn two_further_guards_are_tried_without_a_pause_and_others_after_one() {
+    fn three_guards_are_dialled_in_sequence_without_a_pause_and_the_fourth_after_a_pause() {
         let mut history = BuildHistory::default();
         for guard in [1, 1, 2] {
             history.handle_guard_failed(Instant::START, RelayId::from_bytes([guard; 32]));

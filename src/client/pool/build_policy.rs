@@ -31,9 +31,9 @@ impl BuildPolicy {
     /// The exits to avoid for `purpose`; none if no other exit remains.
     ///
     /// A stream avoids exits with recent delegated requests. A delegated request avoids exits with recent streams, and
-    /// the exits `carrying` streams now. Exits in `refused_by` don't count as remaining. Volunteers don't count where a
-    /// listed relay offers the same. Otherwise a volunteer would get the requests of all clients that use the listed
-    /// exits for streams.
+    /// the exits in `carrying`, which carry streams or have carried some. Exits in `refused_by` don't count as
+    /// remaining. Volunteers don't count if a listed relay serves the purpose. Otherwise a volunteer would get the
+    /// requests of all clients that use the listed exits for streams.
     pub(super) fn avoided_exits(
         &self,
         now: Instant,
@@ -54,8 +54,9 @@ impl BuildPolicy {
         if others.into_iter().any(|exit| remains(exit.identity())) { avoided } else { Vec::new() }
     }
 
-    /// Chooses a path for `isolation` or, if it is `None`, for a spare circuit. Relays that recently failed for the same
-    /// isolation and the exits in `avoided` are chosen only if no others remain. Exits in `refused_by` are never chosen.
+    /// Chooses a path for `isolation`. `None` stands for spare circuits. Relays that recently failed for the same
+    /// isolation and the exits in `avoided` are chosen only if no others remain. Exits in `refused_by` are never
+    /// chosen.
     ///
     /// # Errors
     /// When there is no path.
@@ -82,8 +83,8 @@ impl BuildPolicy {
         if refused(&path) { Err(requirement.purpose.error_without_exit()) } else { Ok(path) }
     }
 
-    /// Replaces the relay at `position` (from 0) of the path of a circuit for `isolation`; by a volunteer only if
-    /// `allow_volunteer` is set.
+    /// The path of a circuit for `isolation` with another relay at `position` (from 0). That relay is a volunteer only
+    /// if `allow_volunteer` is set. `None` if no relay fits.
     pub(super) fn substitute(
         &self,
         now: Instant,

@@ -23,7 +23,7 @@ use crate::{
 
 use super::{Exits, Searcher};
 
-/// A function of an exit that returns the reply to a query.
+/// The behaviour of an exit: returns the reply to a query.
 pub(crate) type ExitScript = fn(&SearchRequest) -> ScriptedReply;
 
 /// The reply of an exit.
@@ -56,7 +56,7 @@ impl Overlay {
         Searcher::new(self.clone(), Exits::new(watch::channel(Some(offers)).1, None))
     }
 
-    /// The exits of all queries.
+    /// The exits of all queries, in order.
     pub(crate) fn queried(&self) -> Vec<RelayId> {
         self.queries.lock().unwrap().iter().map(|(exit, _)| *exit).collect()
     }

@@ -109,7 +109,7 @@ fn bytes_beyond_the_credit_are_a_breach() {
     assert_eq!(pair.origin.handle_message(pair.now, data), Err(StreamError::BeyondCredit));
 }
 
-/// A pair with a connected stream, of which the origin has sent `bytes`. The exit has read none of them.
+/// A pair with a connected stream, on which the origin has sent `bytes` bytes. The exit has read none of them.
 fn pair_with_sent(bytes: usize) -> (Pair, StreamId) {
     let mut pair = Pair::new();
     let id = pair.stream();

@@ -23,8 +23,8 @@ pub(super) fn names(folder: &Path) -> Result<Vec<String>, Failure> {
     Ok(names)
 }
 
-/// Whether an entry is one that libFuzzer has found and named by its SHA-1. Such entries can be replaced by better ones;
-/// all others are seeds and fixed findings.
+/// Whether libFuzzer has found an entry. Such an entry has its SHA-1 as its name, and a merge may replace it. All other
+/// entries are seeds and fixed findings.
 pub(super) fn is_grown(name: &str) -> bool {
     name.len() == 40 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

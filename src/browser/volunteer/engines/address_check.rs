@@ -1,4 +1,4 @@
-//! Checks whether a page may query an engine at the address in its description.
+//! Checks whether a page may query an engine at the address in the engine's description.
 
 use core::net::IpAddr;
 
@@ -10,7 +10,10 @@ use crate::{
     exit_policy::is_global,
 };
 
-/// The engine of a description, if a page may query it.
+/// The engine of a description.
+///
+/// # Errors
+/// When the name or the description is invalid, or a page may not query the engine.
 pub(in crate::browser) fn describe(name: &str, description: &str) -> Result<Engine, PageFailure> {
     let engine_name = EngineName::parse(name)
         .ok_or_else(|| bad(format!("\"{name}\" is not a name of a search engine: at most 32 of a-z, 0-9 and -")))?;

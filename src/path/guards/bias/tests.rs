@@ -1,3 +1,5 @@
+//! Tests of the counts of circuits by guard and next relay, with simulated clients over thirty days.
+
 use std::collections::BTreeSet;
 
 #[cfg(target_arch = "wasm32")]
@@ -43,14 +45,15 @@ impl SimulatedClient {
         Self { guards, primaries, rng }
     }
 
-    /// Counts a circuit that is built with the probability of `probability`, less natural failures.
+    /// Counts a circuit over `guard` and `next`. The circuit is built with the result of `probability`, reduced by
+    /// [`NATURAL_FAILURES`].
     fn count(&mut self, guard: RelayId, next: RelayId, probability: impl Fn(&RelayId, &RelayId) -> f64) {
         let built = self.rng.random::<f64>() < probability(&guard, &next) * (1.0 - NATURAL_FAILURES);
         self.guards.handle_circuit(&guard, Some(next), built);
     }
 
-    /// Builds the circuits of all `days`. `probability` returns the probability that a circuit over a guard and a next
-    /// relay is built.
+    /// Simulates the circuits of all `days`. `probability` returns the probability that a circuit over a guard and a
+    /// next relay is built.
     fn run(&mut self, days: &[Consensus], relays: &[RelayId], probability: impl Fn(&RelayId, &RelayId) -> f64) {
         for consensus in days {
             self.guards.update(consensus, &mut self.rng);
@@ -67,8 +70,8 @@ impl SimulatedClient {
         }
     }
 
-    /// Builds the circuits of all `days` over layer-2 guards. `probability` returns the probability that a circuit over
-    /// a guard, a layer-2 guard and any relay is built.
+    /// Simulates the circuits of all `days` over layer-2 guards. `probability` returns the probability that a circuit
+    /// over a guard, a layer-2 guard and any relay is built.
     fn run_layer_two(
         &mut self,
         days: &[Consensus],
@@ -103,7 +106,7 @@ fn honest_guards_are_kept_though_half_of_the_middles_fail_circuits_behind_them()
     for seed in 0..CLIENTS {
         let mut client = SimulatedClient::new(seed, &days[0]);
         let guard = client.primaries[0];
-        // The worst case: hostile middles work behind every guard except the attacked one.
+        // The worst case: hostile middles fail circuits only behind the attacked guard.
         let hostile: BTreeSet<RelayId> = relays.iter().step_by(2).copied().collect();
         let probability = |by: &RelayId, next: &RelayId| if *by == guard && hostile.contains(next) { 0.0 } else { 1.0 };
         client.run(&days, &relays, probability);
@@ -130,7 +133,7 @@ fn honest_guards_are_kept_though_half_of_the_layer_two_guards_and_middles_fail_c
     for seed in 0..CLIENTS {
         let mut client = SimulatedClient::new(seed, &half_days[0]);
         let guard = client.primaries[0];
-        // The worst case: hostile relays work behind every guard except the attacked one.
+        // The worst case: hostile relays fail circuits only behind the attacked guard.
         client.run_layer_two(&half_days, &relays, |by, next, third| {
             f64::from(u8::from(*by != guard || !(hostile.contains(next) || hostile.contains(third))))
         });
@@ -162,7 +165,7 @@ fn a_guard_that_fails_circuits_to_all_but_its_accomplices_is_replaced() {
     for seed in 0..CLIENTS {
         let mut client = SimulatedClient::new(seed, &days[0]);
         let guard = client.primaries[0];
-        // One circuit of ten ends at an accomplice.
+        // One circuit in ten continues to an accomplice, and is built.
         client.run(&days, &relays, |by, _| if *by == guard { 0.1 } else { 1.0 });
         replaced += u64::from(!client.has(&guard));
         assert!(client.has(&client.primaries[1].clone()), "seed {seed}");
