@@ -168,6 +168,7 @@ impl ClientWorld {
     fn handle_transmit(&mut self, transmit: Transmit) {
         match transmit {
             Transmit::Dial(target) => self.dials.push(target.relay),
+            Transmit::PeerListed(_) => panic!("a client accepts no links"),
             Transmit::Close(link) => drop(self.links.remove(&link)),
             Transmit::Message { link, lane, message } => {
                 let Some(guard) = self.links.get_mut(&link) else { return };

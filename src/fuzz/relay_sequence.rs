@@ -241,6 +241,10 @@ impl RelayWorld {
     fn handle_transmit(&mut self, transmit: Transmit) {
         match transmit {
             Transmit::Dial(target) => self.dials.push(target.relay),
+            Transmit::PeerListed(link) => {
+                let is_client = self.neighbours.get(&link).is_some_and(|neighbour| neighbour.is_client);
+                assert!(!is_client, "the relay reports a client as listed");
+            }
             Transmit::Close(link) => {
                 assert!(!self.honest_links.contains(&link), "the relay closes the channel of an honest neighbour");
                 self.neighbours.remove(&link);

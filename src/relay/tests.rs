@@ -55,6 +55,8 @@ struct Bench {
     cells: BTreeMap<LinkId, Vec<Cell>>,
     dialled: Vec<RelayId>,
     closed: BTreeSet<LinkId>,
+    /// Links whose other ends the relay has reported as listed, in order.
+    listed: Vec<LinkId>,
 }
 
 impl Bench {
@@ -82,6 +84,7 @@ impl Bench {
             cells: BTreeMap::new(),
             dialled: Vec::new(),
             closed: BTreeSet::new(),
+            listed: Vec::new(),
         }
     }
 
@@ -139,6 +142,7 @@ impl Bench {
                             neighbour.handle_link(self.now, LinkEvent::Message { link, lane, message }, &mut self.rng);
                         }
                     }
+                    Transmit::PeerListed(link) => self.listed.push(link),
                     Transmit::Close(link) => {
                         self.closed.insert(link);
                     }

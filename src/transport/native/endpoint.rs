@@ -528,6 +528,12 @@ impl Transport for Endpoint {
                     self.with_link(now, route, |link, context| link.send(context, lane, message));
                 }
             }
+            Transmit::PeerListed(link) => {
+                let link = self.routes.get(&link).and_then(|route| self.links.get_mut(route));
+                if let Some(link) = link {
+                    link.set_max_window(self.sctp.max_window);
+                }
+            }
             Transmit::Close(link) => {
                 if let Some(route) = self.routes.get(&link).copied() {
                     self.with_link(now, route, |link, context| link.close(context.now));

@@ -25,7 +25,8 @@ use crate::{
 
 /// Timeout of the delivery of queued data after the core has closed a link.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Largest receive window of an accepted link, in bytes. Anyone may open such a link.
+/// Largest receive window of an accepted link, in bytes, until the core has stated that the peer is a listed relay.
+/// Anyone may open such a link.
 const MAX_ACCEPTED_WINDOW: usize = 2 << 20;
 /// Most packets that a link sends in one turn.
 const MAX_PACKETS_PER_TURN: usize = 53;
@@ -295,6 +296,13 @@ impl Link {
         }
     }
 
+    /// Sets the largest receive window, in bytes.
+    pub(super) fn set_max_window(&mut self, bytes: usize) {
+        if let Some(sctp) = &mut self.sctp {
+            sctp.set_max_window(bytes);
+        }
+    }
+
     /// Closes the link once its queued data is delivered.
     pub(super) fn close(&mut self, now: Instant) {
         if self.stage == LinkStage::Open {
@@ -443,7 +451,7 @@ impl Link {
                     LinkRole::Listener(_) => Association::accept(settings, now, rng),
                 };
                 if matches!(role, LinkRole::Listener(_)) {
-                    association.set_max_window(MAX_ACCEPTED_WINDOW);
+                    association.set_max_window(settings.max_window.min(MAX_ACCEPTED_WINDOW));
                 }
                 *sctp = Some(Box::new(association));
             }
