@@ -31,6 +31,9 @@ use crate::{
     transport::{Transport, sctp},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Most attempts of a dial for each address.
 const MAX_ATTEMPTS: usize = 6;
 /// Timeout of an attempt in the first round over a dial's addresses. Each further round doubles it.

@@ -239,6 +239,13 @@ impl Link {
         Some((lease, since?))
     }
 
+    /// Bytes of received or sent data that count towards the lease.
+    #[cfg(test)]
+    pub(super) fn held(&self, received: bool) -> usize {
+        let held = |sctp: &Association| if received { sctp.held() } else { sctp.held_for_sending() };
+        self.sctp.as_deref().map_or(0, held)
+    }
+
     /// Ends the link to free its memory.
     pub(super) fn evict(&mut self, context: &mut Context<'_>) {
         self.shut_down(context, Ending::Closed(LinkClose::Overloaded));
