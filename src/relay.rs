@@ -359,6 +359,8 @@ impl Relay {
     fn handle_channel_event(&mut self, now: Instant, event: ChannelEvent, rng: &mut dyn CryptoRng) {
         match event {
             ChannelEvent::Open { channel, peer: Some(relay), reaches_volunteer, .. } => {
+                // Data may flow before the first CREATE of a listed neighbour, over circuits that this relay extends.
+                self.owner_of_circuits(channel);
                 self.gateways.handle_open(&relay);
                 if reaches_volunteer {
                     self.volunteers.handle_open(channel);

@@ -18,5 +18,7 @@ mod drive;
 mod sockets;
 #[path = "dial/virtual_time.rs"]
 mod virtual_time;
+#[path = "dial/windows.rs"]
+mod windows;
 #[path = "dial/world.rs"]
 mod world;

@@ -200,6 +200,9 @@ pub enum Transmit {
         /// The message, at most [`MESSAGE_CELLS`] cells.
         message: Slots,
     },
+    /// The other end, which dialled the link, has proved to be a relay that the consensus lists. The transport may grant
+    /// this link as much memory as a link that this node dialled. A repetition changes nothing.
+    PeerListed(LinkId),
     /// Send all messages accepted before, then close the link. No [`LinkEvent::Closed`] follows.
     Close(LinkId),
 }

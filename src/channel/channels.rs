@@ -270,11 +270,11 @@ impl Channels {
         self.channels.get(&channel).map(Channel::owner)
     }
 
-    /// Sets whether a relay at the other end has the limits of a relay, or those of a client. A new channel to a relay
-    /// has the limits of a relay; a channel to a client always has the limits of a client.
+    /// Sets whether the relay at the other end of a channel is listed. An unlisted relay has the limits of a client,
+    /// unless this end reaches it as a volunteer. Before the first call, a relay has the limits of a listed relay.
     pub fn set_listed(&mut self, channel: ChannelId, listed: bool) {
-        if let Some(channel) = self.channels.get_mut(&channel) {
-            channel.set_listed(listed);
+        if self.channels.get_mut(&channel).is_some_and(|channel| channel.set_listed(listed)) {
+            self.outbox.push_back(Transmit::PeerListed(channel.0));
         }
     }
 

@@ -50,6 +50,8 @@ pub(crate) struct Neighbours {
     pub(crate) dials: Vec<RelayId>,
     /// The links that the machine has closed.
     pub(crate) closed: BTreeSet<LinkId>,
+    /// The links whose other ends the machine has reported as listed, in order.
+    pub(crate) listed: Vec<LinkId>,
     /// The cells that each neighbour has received.
     pub(crate) cells: BTreeMap<LinkId, Vec<Cell>>,
 }
@@ -63,6 +65,7 @@ impl Neighbours {
             last_link: 0,
             dials: Vec::new(),
             closed: BTreeSet::new(),
+            listed: Vec::new(),
             cells: BTreeMap::new(),
         }
     }
@@ -106,6 +109,7 @@ impl Neighbours {
             has_output = true;
             match transmit {
                 Transmit::Dial(target) => self.dials.push(target.relay),
+                Transmit::PeerListed(link) => self.listed.push(link),
                 Transmit::Close(link) => {
                     self.closed.insert(link);
                     self.remove(link);

@@ -67,8 +67,8 @@ pub(super) struct Channel {
     creates: TokenBucket,
     source: AddressPrefix,
     owner: Owner,
-    /// Whether a relay at the other end has the limits of a client.
-    unlisted: bool,
+    /// Whether the relay at the other end is listed; `None` until the owner of the channels states it.
+    listed: Option<bool>,
     /// The time at which the channel opened; until then, the time at which the link opened.
     opened_at: Instant,
     last_sent: Instant,
@@ -108,7 +108,7 @@ impl Channel {
             creates: TokenBucket::new(),
             source,
             owner,
-            unlisted: false,
+            listed: None,
             opened_at: now,
             last_sent: now,
             last_received: now,
@@ -196,9 +196,15 @@ impl Channel {
         self.owner
     }
 
-    /// Sets whether a relay at the other end has the limits of a relay.
-    pub(super) const fn set_listed(&mut self, listed: bool) {
-        self.unlisted = !listed;
+    /// Sets whether the relay at the other end is listed. Returns whether the transport must know it: the other end
+    /// dialled, and was not listed before.
+    pub(super) fn set_listed(&mut self, listed: bool) -> bool {
+        self.listed.replace(listed) != Some(true) && listed && self.dialled.is_none()
+    }
+
+    /// Whether the other end has the limits of a relay.
+    fn has_relay_limits(&self) -> bool {
+        self.peer().is_some() && (self.listed != Some(false) || self.reaches())
     }
 
     pub(super) fn set_room(&mut self, now: Instant, bytes: usize) {
@@ -330,16 +336,15 @@ impl Channel {
 
     /// Whether the other end may open a circuit now. Below the limit of circuits, the call uses one token of the rate.
     pub(super) fn may_create(&mut self, now: Instant, parameters: &ChannelParameters) -> bool {
-        let relay = self.peer().is_some() && !self.unlisted;
-        let rate = if relay { parameters.creates_of_relay } else { parameters.creates_of_client };
+        let rate = if self.has_relay_limits() { parameters.creates_of_relay } else { parameters.creates_of_client };
         self.has_capacity(parameters) && self.creates.take(now, rate)
     }
 
     /// Whether the channel has fewer live circuits than its limit. The entries of its queue must also be fewer than
     /// twice the limit.
     pub(super) fn has_capacity(&self, parameters: &ChannelParameters) -> bool {
-        let relay = self.peer().is_some() && !self.unlisted;
-        let limit = if relay { parameters.circuits_per_channel } else { parameters.circuits_per_client };
+        let limit =
+            if self.has_relay_limits() { parameters.circuits_per_channel } else { parameters.circuits_per_client };
         self.queue.circuits() < limit && self.queue.entries() < limit.saturating_mul(2)
     }
 

@@ -135,7 +135,7 @@ impl Pair {
         from.collect(self.now);
         let Some(transmit) = from.sent.pop_front() else { return false };
         match transmit {
-            Transmit::Dial(_) => {}
+            Transmit::Dial(_) | Transmit::PeerListed(_) => {}
             Transmit::Message { link, lane, message } => {
                 to.handle(self.now, LinkEvent::Message { link, lane, message }, &mut self.rng);
                 from.handle(self.now, LinkEvent::Room { link, bytes: ROOM }, &mut self.rng);

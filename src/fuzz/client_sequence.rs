@@ -139,6 +139,7 @@ impl ClientWorld {
         for turn in 0.. {
             assert!(turn < 1000, "the client doesn't become idle");
             let mut is_idle = !self.neighbours.exchange(self.now, &mut self.client, &mut self.rng);
+            assert!(self.neighbours.listed.is_empty(), "a client accepts no links");
             for link in core::mem::take(&mut self.neighbours.closed) {
                 self.links.remove(&link);
             }

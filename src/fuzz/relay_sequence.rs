@@ -155,6 +155,10 @@ impl RelayWorld {
                 }
             }
             let has_output = self.neighbours.exchange(self.now, &mut self.relay, &mut self.rng);
+            for link in core::mem::take(&mut self.neighbours.listed) {
+                let is_client = self.hostile.get(&link).is_some_and(|neighbour| neighbour.is_client);
+                assert!(!is_client, "the relay reports a client as listed");
+            }
             for link in core::mem::take(&mut self.neighbours.closed) {
                 assert!(!self.honest_links.contains(&link), "the relay closes the channel of an honest neighbour");
                 self.hostile.remove(&link);

@@ -128,13 +128,10 @@ impl Relay {
             && self.allowances.take(now, owner)
     }
 
-    /// The owner of the circuits over a channel. Sets the channel's limits for this owner.
-    fn owner_of_circuits(&mut self, channel: ChannelId) -> Option<Owner> {
+    /// The owner of the circuits over a channel. Sets the limits of the channel and its link for this owner.
+    pub(super) fn owner_of_circuits(&mut self, channel: ChannelId) -> Option<Owner> {
         let owner = self.owner(channel);
-        // The channel to a volunteer carries circuits in both directions, and has the limits of a listed relay's
-        // channel.
-        let listed = matches!(owner, Some(Owner::Relay(_))) || self.channels.reaches(channel);
-        self.channels.set_listed(channel, listed);
+        self.channels.set_listed(channel, matches!(owner, Some(Owner::Relay(_))));
         owner
     }
 

@@ -351,6 +351,8 @@ impl Transport for NodeTransport<'_> {
             Transmit::Dial(target) => self.network.dial(now, self.node, &target),
             Transmit::Message { link, lane, message } => self.network.send(now, link, lane, message),
             Transmit::Close(link) => self.network.close(now, link),
+            // Simulated links have no receive window.
+            Transmit::PeerListed(_) => {}
         }
     }
 

@@ -400,6 +400,8 @@ impl Transport for BrowserEndpoint {
                     self.report_room(now, id);
                 }
             }
+            // A page accepts no links.
+            Transmit::PeerListed(_) => {}
             Transmit::Close(id) => {
                 let Some(link) = self.links.get_mut(&id) else { return };
                 if link.peer.buffered() == 0 {

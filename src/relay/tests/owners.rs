@@ -192,6 +192,27 @@ fn a_full_table_ends_the_least_used_circuit_of_the_fullest_source() {
 }
 
 #[test]
+fn only_listed_relays_that_dial_are_reported_to_the_transport() {
+    let mut bench = Bench::new(RelayParameters::default());
+    bench.client();
+    let volunteer = bench.join_volunteer(Arc::new(fixture::key(78)));
+    let unlisted = bench.join(LocalRole::Relay(Arc::new(fixture::key(UNLISTED))), None);
+    bench.next();
+    assert_eq!(flood(&mut bench, unlisted, 2, 1, 2) + flood(&mut bench, volunteer, 2, 1, 2), 0);
+    assert_eq!(bench.neighbours.listed, [], "a client, a volunteer, an unlisted relay, and a relay that this relay dialled");
+
+    let listed = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
+    assert_eq!(bench.neighbours.listed, [listed], "as soon as the channel is open");
+    assert_eq!(flood(&mut bench, listed, 2, 1, 2), 0);
+    assert_eq!(bench.neighbours.listed, [listed], "once");
+
+    let relays = (1..=9).chain([UNLISTED]).map(|number| fixture::listed(fixture::profile(number)));
+    bench.relay.set_consensus(Arc::new(fixture::consensus(relays)));
+    assert_eq!(flood(&mut bench, unlisted, 2, 3, 1), 0);
+    assert_eq!(bench.neighbours.listed, [listed, unlisted], "a relay that a later consensus lists, at its next CREATE");
+}
+
+#[test]
 fn a_neighbour_that_no_consensus_lists_has_the_limits_of_a_client() {
     for (number, refused) in [(UNLISTED, 20), (PREVIOUS, 0)] {
         let creates_of_client = Rate { per_second: 1, burst: 20 };

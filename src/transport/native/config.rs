@@ -21,8 +21,9 @@ pub struct EndpointConfig {
     /// SCTP packets have 37 bytes less. The path MTU is not probed, so every path between the nodes must carry this
     /// size.
     pub datagram_size: u16,
-    /// Largest receive window of a dialled link, in bytes; that of an accepted link is 2 MiB. Default 16 MiB. A peer
-    /// that never completes its messages can occupy nine eighths of the window and 129 KiB.
+    /// Largest receive window of a link, in bytes. That of an accepted link is at most 2 MiB until the core reports its
+    /// peer as a listed relay. Default 16 MiB. A peer that never completes its messages can occupy nine eighths of the
+    /// window and 129 KiB.
     pub receive_window: usize,
     /// Most bytes of partly received messages on all links, in addition to 64 KiB for each link. A source (IPv4
     /// address, IPv6 /64) gets at most a sixteenth, a network (IPv4 /24, IPv6 /48) a quarter. Default 256 MiB.

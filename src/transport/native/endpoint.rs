@@ -31,6 +31,9 @@ use crate::{
     transport::{Transport, sctp},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Most attempts of a dial for each address.
 const MAX_ATTEMPTS: usize = 6;
 /// Timeout of an attempt in the first round over a dial's addresses. Each further round doubles it.
@@ -526,6 +529,12 @@ impl Transport for Endpoint {
             Transmit::Message { link, lane, message } => {
                 if let Some(route) = self.routes.get(&link).copied() {
                     self.with_link(now, route, |link, context| link.send(context, lane, message));
+                }
+            }
+            Transmit::PeerListed(link) => {
+                let link = self.routes.get(&link).and_then(|route| self.links.get_mut(route));
+                if let Some(link) = link {
+                    link.set_max_window(self.sctp.max_window);
                 }
             }
             Transmit::Close(link) => {

@@ -25,7 +25,8 @@ use crate::{
 
 /// Timeout of the delivery of queued data after the core has closed a link.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Largest receive window of an accepted link, in bytes. Anyone may open such a link.
+/// Largest receive window of an accepted link, in bytes, until the core has stated that the peer is a listed relay.
+/// Anyone may open such a link.
 const MAX_ACCEPTED_WINDOW: usize = 2 << 20;
 /// Most packets that a link sends in one turn.
 const MAX_PACKETS_PER_TURN: usize = 53;
@@ -238,6 +239,13 @@ impl Link {
         Some((lease, since?))
     }
 
+    /// Bytes of received or sent data that count towards the lease.
+    #[cfg(test)]
+    pub(super) fn held(&self, received: bool) -> usize {
+        let held = |sctp: &Association| if received { sctp.held() } else { sctp.held_for_sending() };
+        self.sctp.as_deref().map_or(0, held)
+    }
+
     /// Ends the link to free its memory.
     pub(super) fn evict(&mut self, context: &mut Context<'_>) {
         self.shut_down(context, Ending::Closed(LinkClose::Overloaded));
@@ -292,6 +300,13 @@ impl Link {
         {
             self.room = self.room.saturating_sub(message.len());
             sctp.send(context.now, lane.value().into(), message);
+        }
+    }
+
+    /// Sets the largest receive window, in bytes.
+    pub(super) fn set_max_window(&mut self, bytes: usize) {
+        if let Some(sctp) = &mut self.sctp {
+            sctp.set_max_window(bytes);
         }
     }
 
@@ -443,7 +458,7 @@ impl Link {
                     LinkRole::Listener(_) => Association::accept(settings, now, rng),
                 };
                 if matches!(role, LinkRole::Listener(_)) {
-                    association.set_max_window(MAX_ACCEPTED_WINDOW);
+                    association.set_max_window(settings.max_window.min(MAX_ACCEPTED_WINDOW));
                 }
                 *sctp = Some(Box::new(association));
             }
