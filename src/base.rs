@@ -1,8 +1,9 @@
 //! Types shared by every layer: time, identifiers, links, message buffers, error classes, redaction, deadlines, ready
-//! queues, rate limits, address prefixes, shares of caps and rates, counters.
+//! queues, rate limits, address prefixes, shares of caps and rates, activity of streams, counters.
 //!
 //! No I/O and no protocol logic. Every other module may depend on this one.
 
+mod activity;
 mod address_prefix;
 mod allowances;
 mod counter;
@@ -18,6 +19,7 @@ mod slots;
 mod time;
 mod token_bucket;
 
+pub use activity::Activity;
 pub use address_prefix::AddressPrefix;
 pub use allowances::Allowances;
 pub use counter::Counter;

@@ -9,6 +9,7 @@
 //! room, and the unread bytes of all streams.
 
 pub(crate) mod delegated;
+mod ending;
 pub(crate) mod outbound;
 #[cfg(test)]
 mod tests;
@@ -19,19 +20,20 @@ use core::{
     time::Duration,
 };
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{AbortHandle, JoinSet},
-    time::timeout,
+    time::{self, timeout},
 };
 
 use crate::{
+    base::Instant,
     delegated::limits::RequestOwner,
-    exit::delegated::Delegate,
+    exit::{delegated::Delegate, ending::EndingStreams},
     exit_policy::Policy,
     io::{
         connect::{self, Connected},
@@ -58,8 +60,8 @@ pub struct ExitOptions {
     /// circuit owner with most.
     pub unread: usize,
     /// Maximum streams whose two directions have ended, but whose target has not read all bytes of the origin; usually
-    /// 256. Beyond it, one of these ends, and the target gets a TCP reset: always the oldest one, of the circuit with
-    /// most, of the circuit owner with most.
+    /// 256. Beyond it, one of these ends, and the target gets a TCP reset: the one whose target reads least, of the
+    /// circuit owner with most.
     pub ending: usize,
     /// Time limit for resolving and connecting together; usually 15 s, less than the origins' limit.
     pub connect_timeout: Duration,
@@ -82,9 +84,10 @@ pub(crate) struct Exit {
     lookups: BTreeMap<ExitStream, AbortHandle>,
     /// The owners of the open streams. The core forgets the owner of a stream once both its directions have ended.
     owners: HashMap<ExitStream, RequestOwner>,
-    /// Streams that the core has removed because both directions have ended. The oldest is first. The tasks of some
-    /// still write to the target.
-    ending: VecDeque<ExitStream>,
+    /// Streams that the core has removed because both directions have ended. The tasks of some still write to the
+    /// target.
+    ending: EndingStreams,
+    start: time::Instant,
     /// Results of tasks, and refusals: at most one for each stream or lookup.
     outcomes: mpsc::UnboundedReceiver<(ExitStream, StreamCommand)>,
 }
@@ -103,6 +106,7 @@ impl Exit {
     pub(crate) fn new(options: ExitOptions, resolver: Arc<Resolver>, delegate: Option<Arc<Delegate>>) -> Self {
         let (outcome, outcomes) = mpsc::unbounded_channel();
         let places = Arc::new(Semaphore::new(options.streams));
+        let ending = EndingStreams::new(options.ending);
         let shared = Arc::new(ExitShared { options, resolver, delegate, places, outcome });
         Self {
             hub: Hub::new(),
@@ -110,7 +114,8 @@ impl Exit {
             tasks: JoinSet::new(),
             lookups: BTreeMap::new(),
             owners: HashMap::new(),
-            ending: VecDeque::new(),
+            ending,
+            start: time::Instant::now(),
             outcomes,
         }
     }
@@ -199,21 +204,12 @@ impl Exit {
 
     /// Handles the end of both directions of a stream. No share of the core counts its socket any more.
     fn handle_ended(&mut self, id: ExitStream) {
-        if self.ending.contains(&id) {
-            return;
-        }
-        self.ending.push_back(id);
-        if self.ending.len() > self.shared.options.ending {
-            let hub = &self.hub;
-            self.ending.retain(|id| hub.contains(*id));
-        }
-        while self.ending.len() > self.shared.options.ending {
-            let owners: Vec<_> = self.ending.iter().map(|id| self.owners.get(id).copied()).collect();
-            let Some(ended) = unread::first_of_fullest_owner(&owners).and_then(|at| self.ending.remove(at)) else {
-                return;
-            };
+        let now = Instant::START.after(self.start.elapsed());
+        let Some(unread) = self.hub.unread_of(id) else { return };
+        self.ending.insert(now, id, self.owners.get(&id).copied(), unread);
+        while let Some(cut) = self.ending.poll_cut(now, |id| self.hub.unread_of(id)) {
             tracing::debug!("ending a stream whose target reads too slowly");
-            self.hub.discard(ended, EndReason::ResourceLimit);
+            self.hub.discard(cut, EndReason::ResourceLimit);
         }
     }
 

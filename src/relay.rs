@@ -14,9 +14,8 @@
 //! | CREATEs that wait for their handshake | `waiting_creates::WaitingCreates` |
 //! | circuits that wait for a channel to the next hop, or for its rate | `waiting_extends::WaitingExtends` |
 //! | turns of the owners of waiting CREATEs and circuits | `turns::OwnerTurns` |
-//! | each owner's share of circuits, partial CREATEs and waiting circuits | `owners::Owned` |
+//! | each owner's share of circuits, partial CREATEs, waiting circuits and exit streams | `owners::Owned` |
 //! | streams whose exit is this relay | `streams::ExitStreams` |
-//! | each owner's and each circuit's share of exit streams | `stream_shares::StreamShares` |
 //! | of a volunteer: its gateways | `gateways::Gateways` |
 //! | of a gateway: its volunteers | `volunteers::GatewayVolunteers` |
 //!
@@ -56,7 +55,6 @@ mod gateways;
 mod owners;
 mod parameters;
 mod pending_creates;
-mod stream_shares;
 mod streams;
 mod switch;
 mod table;

@@ -328,12 +328,6 @@ impl Streams {
         self.streams.len()
     }
 
-    /// The time at which a stream was opened, or last carried bytes. `None` after its end.
-    #[must_use]
-    pub fn active_at(&self, id: StreamId) -> Option<Instant> {
-        self.streams.get(&id).map(|stream| stream.active_at)
-    }
-
     /// The congestion window.
     #[must_use]
     pub const fn window(&self) -> &CongestionWindow {
@@ -374,7 +368,7 @@ impl Streams {
         if phase != StreamPhase::Open {
             self.deadlines.set(id, now.after(timeout));
         }
-        self.streams.insert(id, StreamState::new(now, phase));
+        self.streams.insert(id, StreamState::new(phase));
     }
 
     /// Closes a stream. `late_bytes` is the number of bytes that the peer may still send on it.

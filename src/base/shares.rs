@@ -36,6 +36,15 @@ impl Owner {
         }
     }
 
+    /// All sources of the network of a source as one owner; a listed relay itself.
+    #[must_use]
+    pub const fn of_network(self) -> Self {
+        match self {
+            Self::Source(_, network) => Self::Source(network, network),
+            relay @ Self::Relay(_) => relay,
+        }
+    }
+
     const fn divisor(&self) -> usize {
         match self {
             Self::Source(..) => SOURCE_DIVISOR,

@@ -3,18 +3,15 @@
 use core::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use crate::{
-    base::{Counter as _, Owner},
-    delegated::limits::RequestOwner,
-    relay::ExitStream,
-};
+use crate::{base::Owner, delegated::limits::RequestOwner, relay::ExitStream};
 
 /// Streams by their unread bytes: first those of the circuit owner with the most, among them those of its circuit with
-/// the most, and among these the one with the most. Streams without an owner count as those of one circuit owner.
+/// the most, and among these the one with the most. All sources of a network count as one circuit owner, and so do streams
+/// without an owner.
 pub(super) fn by_fullest_owner(mut streams: Vec<(Option<RequestOwner>, usize, ExitStream)>) -> Vec<ExitStream> {
     let mut of_owner = BTreeMap::<Option<Owner>, usize>::new();
     let mut of_circuit = BTreeMap::<Option<RequestOwner>, usize>::new();
-    let circuit_owner = |owner: Option<RequestOwner>| owner.map(|owner| owner.circuit_owner);
+    let circuit_owner = |owner: Option<RequestOwner>| owner.map(|owner| owner.circuit_owner.of_network());
     for (owner, bytes, _) in &streams {
         for sum in [of_owner.entry(circuit_owner(*owner)).or_default(), of_circuit.entry(*owner).or_default()] {
             *sum = sum.saturating_add(*bytes);
@@ -24,21 +21,6 @@ pub(super) fn by_fullest_owner(mut streams: Vec<(Option<RequestOwner>, usize, Ex
         Reverse((of_owner.get(&circuit_owner(*owner)), circuit_owner(*owner), of_circuit.get(owner), *owner, *bytes))
     });
     streams.into_iter().map(|(_, _, stream)| stream).collect()
-}
-
-/// The place of the first of these owners of streams whose circuit has the most streams, of the circuits of the circuit
-/// owner with the most. `None` if there are no streams.
-pub(super) fn first_of_fullest_owner(owners: &[Option<RequestOwner>]) -> Option<usize> {
-    let mut of_owner = BTreeMap::<Option<Owner>, usize>::new();
-    let mut of_circuit = BTreeMap::<Option<RequestOwner>, usize>::new();
-    for owner in owners {
-        of_owner.entry(owner.map(|owner| owner.circuit_owner)).or_default().increment();
-        of_circuit.entry(*owner).or_default().increment();
-    }
-    let load = |owner: &Option<RequestOwner>| {
-        Reverse((of_owner.get(&owner.map(|owner| owner.circuit_owner)), of_circuit.get(owner)))
-    };
-    owners.iter().enumerate().min_by_key(|(_, owner)| load(owner)).map(|(at, _)| at)
 }
 
 #[cfg(test)]
@@ -62,14 +44,5 @@ mod tests {
         ];
         let order = by_fullest_owner(unread.map(|(owner, bytes, stream)| (owner, bytes, ExitStream(stream))).to_vec());
         assert_eq!(order.iter().map(|stream| stream.0).collect::<Vec<_>>(), [3, 2, 4, 1, 6, 5]);
-    }
-
-    #[test]
-    fn the_first_stream_of_the_fullest_circuit_of_the_fullest_owner_is_found() {
-        let owners = [owner(1, 1), owner(1, 1), owner(2, 2), None, owner(2, 3), owner(2, 3)];
-        assert_eq!(first_of_fullest_owner(&owners), Some(4));
-        assert_eq!(first_of_fullest_owner(&owners[..3]), Some(0));
-        assert_eq!(first_of_fullest_owner(&[None]), Some(0));
-        assert_eq!(first_of_fullest_owner(&[]), None);
     }
 }

@@ -20,7 +20,8 @@ impl Relay {
         assert!(waiting <= parameters.waiting_extends, "{waiting} circuits wait for their next relay");
         let streams = self.streams.len();
         assert!(streams <= parameters.exit_streams, "{streams} exit streams");
-        assert_eq!(self.streams.shares().len().0, streams);
+        let (shares, ranks, _) = self.streams.shares().len();
+        assert_eq!((shares, ranks), (streams, streams));
     }
 
     /// Asserts that no state of a neighbour is left.
@@ -29,7 +30,7 @@ impl Relay {
         assert_eq!((self.table.len(), self.table.deadlines(), self.table.owners().len()), (0, 0, (0, 0, 0)));
         assert_eq!((self.partial_creates.len(), self.waiting_creates.len()), ((0, 0), (0, 0, 0, 0)));
         assert!(self.waiting_extends.is_empty());
-        assert_eq!((self.streams.len(), self.streams.shares().len()), (0, (0, 0)));
+        assert_eq!((self.streams.len(), self.streams.shares().len()), (0, (0, 0, 0)));
         assert_eq!(self.streams.poll_timeout(), None);
     }
 }

@@ -36,10 +36,10 @@ pub struct RelayParameters {
     /// the rate that the next relay accepts of this relay (`ChannelParameters::creates_of_relay`), so that it refuses
     /// no CREATE. Default 450 a second, in bursts of up to 500.
     pub creates_to_relay: Rate,
-    /// Cap on streams, RESOLVEs and delegated requests as an exit, with the shares of `circuits`. At a full share, a
-    /// new stream may replace one of the same owner; at the cap, one of the owner closest to its share. The replaced
-    /// stream is of the owner's circuit with the most streams, and the one without bytes for longest. Otherwise, the
-    /// new stream is refused. Default 4,096.
+    /// Cap on streams, RESOLVEs and delegated requests as an exit, with the shares of `circuits`. At the cap, a new
+    /// stream replaces the least active stream of the owner closest to its share. A new stream of an owner at its share,
+    /// or as close to it, replaces the least active stream of the same owner, up to a rate of its circuit. Beyond that
+    /// rate, the new stream is refused. Default 4,096.
     pub exit_streams: usize,
     /// Whether the relay serves BEGIN and RESOLVE. Default no.
     pub exit: bool,

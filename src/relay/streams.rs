@@ -6,23 +6,23 @@
 //! origins ([`ExitStreams::poll_ready`] and [`ExitStreams::poll_message`]).
 //!
 //! Caps: those of [`stream`](crate::stream) for each circuit, and [`RelayParameters::exit_streams`] for all and for
-//! each owner. At the latter, the circuit with the most streams, of the same owner or of the fullest, loses the stream
-//! that has carried no bytes for longest. A circuit that would then have as many streams as the fullest circuit
-//! displaces only a stream that was silent for [`SILENCE`].
+//! each owner. At the cap, the owner closest to its share loses its least active stream ([`Activity`]), however many
+//! circuits its streams have. A new stream of an owner that is as close to its share, or at it, displaces the least
+//! active stream of the same owner. Each circuit displaces few such streams ([`DISPLACEMENT_RATE`]), so that streams
+//! that connect are not displaced by many new ones.
 
-use core::time::Duration;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use rand::CryptoRng;
 
 use crate::{
-    base::{Deadlines, HopIndex, Instant, Owner, Rate, ReadyQueue, StreamId, Ticket, TokenBucket},
+    base::{Activity, AtCap, Deadlines, HopIndex, Instant, Owner, Rate, ReadyQueue, StreamId, Ticket, TokenBucket},
     flow::FlowParameters,
     stream::{StreamCommand, StreamError, StreamEvent, StreamRole, Streams},
     wire::{EndReason, RelayMessage},
 };
 
-use super::{circuit::Circuit, parameters::RelayParameters, stream_shares::StreamShares, table::CircuitKey};
+use super::{circuit::Circuit, owners::Owned, parameters::RelayParameters, table::CircuitKey};
 
 /// A stream or RESOLVE at this relay as an exit; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,9 +44,10 @@ impl From<ExitStream> for u64 {
 const BEGIN_RATE: Rate = Rate { per_second: 20, burst: 256 };
 /// Rate of the RESOLVEs of a circuit.
 const RESOLVE_RATE: Rate = Rate { per_second: 10, burst: 64 };
-
-/// The time without bytes after which a stream makes room for one of a circuit that has as many streams.
-const SILENCE: Duration = Duration::from_secs(60);
+/// Rate at which new streams of a circuit displace streams of the same owner: four streams at once, one in 15 s.
+const DISPLACEMENT_RATE: Rate = Rate { per_second: 1, burst: 4 * DISPLACEMENT };
+/// Tokens of [`DISPLACEMENT_RATE`] for a displaced stream.
+const DISPLACEMENT: u64 = 15;
 
 /// The streams of one circuit.
 struct ExitCircuit {
@@ -59,6 +60,7 @@ struct ExitCircuit {
     received_at: Instant,
     begins: TokenBucket,
     resolves: TokenBucket,
+    displacements: TokenBucket,
     streams: Streams,
     open: BTreeMap<StreamId, ExitStreamState>,
     /// The time at which a stream was last served; not updated while one is open.
@@ -68,24 +70,39 @@ struct ExitCircuit {
 }
 
 impl ExitCircuit {
-    /// The open stream that has carried no bytes for longest, and since when.
-    fn most_silent(&self) -> Option<(Instant, StreamId)> {
-        self.open.keys().filter_map(|id| Some((self.streams.active_at(*id)?, *id))).min()
+    /// Counts bytes of a stream, in either direction.
+    fn carry(&mut self, now: Instant, id: StreamId, bytes: usize) {
+        let streams = self.open.len();
+        if let Some(open) = self.open.get_mut(&id) {
+            open.activity.carry(now, bytes, streams);
+        }
     }
 
-    /// Removes a stream that has ended, and returns its identifier at the exit.
-    fn remove(&mut self, id: StreamId) -> Option<ExitStream> {
+    /// Counts a displacement of a stream of the same owner; `false` beyond the rate.
+    fn may_displace(&mut self) -> bool {
+        let may = self.displacements.available(self.received_at, DISPLACEMENT_RATE) >= DISPLACEMENT;
+        if may {
+            self.displacements.spend(self.received_at, DISPLACEMENT_RATE, DISPLACEMENT);
+        }
+        may
+    }
+
+    /// Removes a stream that has ended.
+    fn remove(&mut self, id: StreamId) -> Option<ExitStreamState> {
         let open = self.open.remove(&id)?;
         if open.is_served {
             self.last_use = Some(self.received_at);
         }
-        Some(open.stream)
+        Some(open)
     }
 }
 
 /// A stream or RESOLVE that the exit has open.
 struct ExitStreamState {
     stream: ExitStream,
+    activity: Activity,
+    /// The activity by which the stream is ordered in [`ExitStreams::shares`].
+    listed_activity: Activity,
     /// Whether the exit has connected the stream, or performs its request.
     is_served: bool,
     /// Whether the origin has finished its direction.
@@ -102,7 +119,8 @@ pub(super) struct ExitStreams {
     /// Whether REQUEST is served.
     delegate: bool,
     circuits: HashMap<CircuitKey, ExitCircuit>,
-    shares: StreamShares,
+    /// The share of each owner. An eviction updates the order, as in [`Owned`].
+    shares: Owned<Activity, ExitStream>,
     /// The streams that the exit has open.
     streams: BTreeMap<ExitStream, (CircuitKey, StreamId)>,
     /// The number of the next [`ExitStream`].
@@ -132,7 +150,7 @@ impl ExitStreams {
             exit: parameters.exit,
             delegate: parameters.delegate,
             circuits: HashMap::new(),
-            shares: StreamShares::new(parameters.exit_streams),
+            shares: Owned::new(parameters.exit_streams),
             streams: BTreeMap::new(),
             next_stream: 1,
             ready: ReadyQueue::new(),
@@ -143,7 +161,7 @@ impl ExitStreams {
 
     /// The shares of streams.
     #[cfg(any(test, fuzzing))]
-    pub(super) const fn shares(&self) -> &StreamShares {
+    pub(super) const fn shares(&self) -> &Owned<Activity, ExitStream> {
         &self.shares
     }
 
@@ -181,6 +199,7 @@ impl ExitStreams {
             received_at: now,
             begins: TokenBucket::new(),
             resolves: TokenBucket::new(),
+            displacements: TokenBucket::new(),
             streams: Streams::new(StreamRole::Exit, self.flow.clone()),
             open: BTreeMap::new(),
             last_use: None,
@@ -230,10 +249,8 @@ impl ExitStreams {
     pub(super) fn handle_closed(&mut self, key: CircuitKey) {
         let Some(circuit) = self.circuits.remove(&key) else { return };
         self.deadlines.remove(key);
-        let mut others = circuit.open.len();
         for open in circuit.open.into_values() {
-            others = others.saturating_sub(1);
-            self.shares.release(&circuit.owner, key, others);
+            self.shares.remove(&circuit.owner, open.listed_activity, open.stream);
             self.streams.remove(&open.stream);
             self.events.push_back((open.stream, StreamEvent::Closed(EndReason::Reset)));
         }
@@ -280,7 +297,12 @@ impl ExitStreams {
         capacity: usize,
         rng: &mut dyn CryptoRng,
     ) -> Option<RelayMessage> {
-        self.circuits.get_mut(&key)?.streams.poll_message(now, capacity, rng)
+        let circuit = self.circuits.get_mut(&key)?;
+        let message = circuit.streams.poll_message(now, capacity, rng)?;
+        if let RelayMessage::Data { stream, bytes, .. } = &message {
+            circuit.carry(now, *stream, bytes.len());
+        }
+        Some(message)
     }
 
     /// Handles the sending of a circuit's messages, which makes room in send buffers.
@@ -297,6 +319,9 @@ impl ExitStreams {
             if matches!(event, StreamEvent::Begin(_) | StreamEvent::Resolve(_) | StreamEvent::Request(_)) {
                 self.admit(key, id, event);
                 continue;
+            }
+            if let StreamEvent::Data(bytes) = &event {
+                circuit.carry(circuit.received_at, id, bytes.len());
             }
             let Some(open) = circuit.open.get_mut(&id) else { continue };
             open.origin_finished |= matches!(event, StreamEvent::Finished);
@@ -348,35 +373,57 @@ impl ExitStreams {
             self.take_share(key)
         };
         let Some(circuit) = self.circuits.get_mut(&key) else { return };
-        if let Err(reason) = admitted {
-            return circuit.streams.handle_command(id, StreamCommand::Reset(reason));
-        }
-        let stream = ExitStream(self.next_stream);
-        self.next_stream = self.next_stream.saturating_add(1);
+        let (stream, activity) = match admitted {
+            Ok(admitted) => admitted,
+            Err(reason) => return circuit.streams.handle_command(id, StreamCommand::Reset(reason)),
+        };
         let is_served = matches!(request, StreamEvent::Request(_));
-        let state = ExitStreamState { stream, is_served, origin_finished: false, target_finished: false };
+        let state = ExitStreamState {
+            stream,
+            activity,
+            listed_activity: activity,
+            is_served,
+            origin_finished: false,
+            target_finished: false,
+        };
         circuit.open.insert(id, state);
         self.streams.insert(stream, (key, id));
         self.events.push_back((stream, request));
     }
 
-    /// Takes a share for a new stream of a circuit. At the cap or the owner's share, ends the most silent stream of the
-    /// fullest circuit. Refuses instead if this circuit would then have as many streams and that stream is not silent.
-    fn take_share(&mut self, key: CircuitKey) -> Result<(), EndReason> {
-        let limit = Err(EndReason::ResourceLimit);
-        let Some(circuit) = self.circuits.get(&key) else { return limit };
-        let (owner, streams, now) = (circuit.owner, circuit.open.len(), circuit.received_at);
-        if let Some((most, fullest)) = self.shares.fullest(&owner) {
-            let full = self.circuits.get(&fullest);
-            let Some((active_at, victim)) = full.and_then(ExitCircuit::most_silent) else { return limit };
-            let is_fuller = fullest != key && most > streams.saturating_add(1);
-            if !is_fuller && active_at.after(SILENCE) > now {
-                return limit;
-            }
-            self.evict(fullest, victim);
+    /// Takes a share for a new stream of a circuit, if necessary of a less active stream, which ends.
+    fn take_share(&mut self, key: CircuitKey) -> Result<(ExitStream, Activity), EndReason> {
+        let limit = EndReason::ResourceLimit;
+        let circuit = self.circuits.get_mut(&key).ok_or(limit)?;
+        let (owner, activity) = (circuit.owner, Activity::new(circuit.received_at));
+        match self.shares.check(&owner) {
+            Ok(()) => {}
+            Err(AtCap::All) if self.shares.is_below_fullest(&owner) => self.evict_least_active(None),
+            Err(_) if circuit.may_displace() => self.evict_least_active(Some(owner)),
+            Err(_) => return Err(limit),
         }
-        let streams = self.circuits.get(&key).map_or(streams, |circuit| circuit.open.len());
-        self.shares.take(&owner, key, streams).or(limit)
+        let stream = ExitStream(self.next_stream);
+        self.shares.insert(owner, activity, stream).map_err(|_| limit)?;
+        self.next_stream = self.next_stream.saturating_add(1);
+        Ok((stream, activity))
+    }
+
+    /// Ends the least active stream of `owner`, or of the owner closest to its share.
+    fn evict_least_active(&mut self, owner: Option<Owner>) {
+        while let Some((listed, stream)) = match &owner {
+            Some(owner) => self.shares.lowest_of(owner),
+            None => self.shares.lowest(),
+        } {
+            let Some((key, id)) = self.streams.get(&stream).copied() else { return };
+            let Some(circuit) = self.circuits.get_mut(&key) else { return };
+            let owner = circuit.owner;
+            let Some(open) = circuit.open.get_mut(&id) else { return };
+            if open.activity <= listed {
+                return self.evict(key, id);
+            }
+            open.listed_activity = open.activity;
+            self.shares.set_rank(&owner, listed, open.activity, stream);
+        }
     }
 
     /// Ends a stream to make room for another.
@@ -400,10 +447,10 @@ impl ExitStreams {
     /// Removes a stream that has ended, and returns its identifier at the exit.
     fn remove(&mut self, key: CircuitKey, id: StreamId) -> Option<ExitStream> {
         let circuit = self.circuits.get_mut(&key)?;
-        let stream = circuit.remove(id)?;
-        self.streams.remove(&stream);
-        self.shares.release(&circuit.owner, key, circuit.open.len());
-        Some(stream)
+        let ended = circuit.remove(id)?;
+        self.shares.remove(&circuit.owner, ended.listed_activity, ended.stream);
+        self.streams.remove(&ended.stream);
+        Some(ended.stream)
     }
 
     /// Records that the exit has connected a stream.

@@ -28,7 +28,7 @@ impl Streams {
             return Err(StreamError::Illegal(kind));
         }
         match message {
-            RelayMessage::Data { stream, tag, bytes } => self.handle_data(now, stream, tag, bytes),
+            RelayMessage::Data { stream, tag, bytes } => self.handle_data(stream, tag, bytes),
             RelayMessage::SendMe { tag } => Ok(self.window.handle_sendme(now, &tag)?),
             RelayMessage::Credit { stream, bytes } => self.handle_credit(stream, bytes),
             RelayMessage::End { stream, reason: EndReason::Done } => self.handle_finished(stream),
@@ -65,13 +65,7 @@ impl Streams {
         }
     }
 
-    fn handle_data(
-        &mut self,
-        now: Instant,
-        id: StreamId,
-        tag: Option<SendmeTag>,
-        bytes: Bytes,
-    ) -> Result<(), StreamError> {
+    fn handle_data(&mut self, id: StreamId, tag: Option<SendmeTag>, bytes: Bytes) -> Result<(), StreamError> {
         if let Some(tag) = tag {
             self.acknowledger.handle_tag(tag)?;
         }
@@ -87,7 +81,6 @@ impl Streams {
         if !stream.receive(length) {
             return Err(StreamError::BeyondCredit);
         }
-        stream.active_at = now;
         self.events.push_back((id, StreamEvent::Data(bytes)));
         Ok(())
     }
@@ -184,7 +177,7 @@ impl Streams {
         }
         self.closed.remove(id);
         if self.is_full() {
-            self.closed.insert(id, &StreamState::new(now, phase), super::INITIAL_CREDIT.into());
+            self.closed.insert(id, &StreamState::new(phase), super::INITIAL_CREDIT.into());
             self.answer(RelayMessage::End { stream: id, reason: EndReason::ResourceLimit })?;
             return Ok(false);
         }

@@ -69,7 +69,6 @@ impl Streams {
         let length = capacity.min(credit).min(stream.outgoing.len());
         let bytes = stream.outgoing.split_to(length).freeze();
         stream.sent.handle_sent(length);
-        stream.active_at = now;
         if stream.above_threshold && stream.outgoing.len() <= SEND_BUFFER / 2 {
             stream.above_threshold = false;
             if stream.sending == Sending::Open {

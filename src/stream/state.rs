@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 
 use super::{INITIAL_CREDIT, SEND_BUFFER, credit::SentBytes};
-use crate::base::{Instant, Ticket};
+use crate::base::Ticket;
 
 /// The phase of a stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,8 +41,6 @@ pub(super) enum Receiving {
 /// One stream at one end.
 pub(super) struct StreamState {
     pub(super) phase: StreamPhase,
-    /// The time at which the stream was opened, or last carried bytes.
-    pub(super) active_at: Instant,
     pub(super) sending: Sending,
     /// The send buffer: bytes written and not sent.
     pub(super) outgoing: BytesMut,
@@ -67,11 +65,10 @@ pub(super) struct StreamState {
 }
 
 impl StreamState {
-    pub(super) fn new(now: Instant, phase: StreamPhase) -> Self {
+    pub(super) fn new(phase: StreamPhase) -> Self {
         let initial = u64::from(INITIAL_CREDIT);
         Self {
             phase,
-            active_at: now,
             sending: Sending::Open,
             outgoing: BytesMut::new(),
             sent: SentBytes::default(),

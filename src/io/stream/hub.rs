@@ -101,6 +101,12 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         self.unread.load(Ordering::Relaxed)
     }
 
+    /// The pushed bytes of a stream that are not read; `None` without the stream.
+    #[must_use]
+    pub(crate) fn unread_of(&self, id: Id) -> Option<usize> {
+        self.streams.get(&id).map(|shared| shared.lock().unread)
+    }
+
     /// The streams with unread bytes, and their number.
     pub(crate) fn unread_streams(&self) -> impl Iterator<Item = (Id, usize)> + '_ {
         let unread = self.streams.iter().map(|(id, shared)| (*id, shared.lock().unread));

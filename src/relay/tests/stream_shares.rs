@@ -7,9 +7,33 @@ use super::{exit::SecondHop, *};
 use crate::stream::StreamCommand;
 
 const CAP: usize = 64;
+/// The share of a listed relay.
+const SHARE: u32 = 16;
+/// Numbers of listed relays.
+const RELAYS: [u16; 4] = [PREVIOUS, 4, 5, 6];
 
 fn bench() -> Bench {
     Bench::new(RelayParameters { exit: true, exit_streams: CAP, ..RelayParameters::default() })
+}
+
+/// The events at the exit after BEGINs.
+#[derive(Default)]
+struct Begun {
+    begun: Vec<ExitStream>,
+    /// Streams that made room.
+    ended: Vec<ExitStream>,
+}
+
+impl Begun {
+    fn counts(&self) -> (usize, usize) {
+        (self.begun.len(), self.ended.len())
+    }
+}
+
+/// A circuit with one stream.
+struct Single {
+    circuit: SecondHop,
+    stream: ExitStream,
 }
 
 impl Bench {
@@ -17,11 +41,10 @@ impl Bench {
         self.join(LocalRole::Relay(Arc::new(fixture::key(number))), None)
     }
 
-    /// Begins streams, and connects those that reach the exit. Returns their number, and that of the streams that end
-    /// at the exit.
-    fn begin(&mut self, at: &mut SecondHop, streams: core::ops::Range<u16>) -> (usize, usize) {
+    /// Begins streams, and connects those that reach the exit.
+    fn begin(&mut self, at: &mut SecondHop, streams: core::ops::Range<u16>) -> Begun {
         let target = Target { host: Host::parse("example.org").unwrap(), port: 443 };
-        let (mut begun, mut ended) = (0, 0);
+        let mut events = Begun::default();
         for stream in streams {
             let stream = StreamId::new(stream).unwrap();
             self.send_to_second(at, &RelayMessage::Begin { stream, target: target.clone() });
@@ -29,46 +52,72 @@ impl Bench {
                 let RelayEvent::Stream(exit, event) = event else { continue };
                 match event {
                     StreamEvent::Begin(_) => {
-                        begun += 1;
+                        events.begun.push(exit);
                         self.relay.handle_command(exit, StreamCommand::Connected(None));
                     }
-                    StreamEvent::Closed(EndReason::ResourceLimit) => ended += 1,
+                    StreamEvent::Closed(EndReason::ResourceLimit) => events.ended.push(exit),
                     event => panic!("{event:?}"),
                 }
             }
             self.settle();
         }
-        (begun, ended)
+        events
     }
 
-    fn send_bytes(&mut self, at: &mut SecondHop, streams: core::ops::Range<u16>) {
+    /// Creates a circuit over `link`, and begins its first stream, which the relay must admit. Returns the streams that
+    /// made room too.
+    fn begin_single(&mut self, link: LinkId, circuit: u32) -> (Single, Vec<ExitStream>) {
+        // The answers to ended streams.
+        self.cells(link);
+        let mut circuit = self.create_second(link, upper(circuit));
+        let begun = self.begin(&mut circuit, 1..2);
+        (Single { circuit, stream: begun.begun[0] }, begun.ended)
+    }
+
+    /// Sends `bytes` bytes on each of these streams of an origin.
+    fn send_bytes(&mut self, at: &mut SecondHop, streams: core::ops::Range<u16>, bytes: usize) {
         for stream in streams {
-            let bytes = Bytes::from_static(b"x");
-            self.send_to_second(at, &RelayMessage::Data { stream: StreamId::new(stream).unwrap(), tag: None, bytes });
-            let event = self.relay.poll_event();
-            assert!(matches!(event, Some(RelayEvent::Stream(_, StreamEvent::Data(_)))), "{event:?}");
+            for piece in vec![7; bytes].chunks(900) {
+                let stream = StreamId::new(stream).unwrap();
+                let bytes = Bytes::copy_from_slice(piece);
+                self.send_to_second(at, &RelayMessage::Data { stream, tag: None, bytes });
+                let event = self.relay.poll_event();
+                let Some(RelayEvent::Stream(exit, StreamEvent::Data(bytes))) = event else { panic!("{event:?}") };
+                self.relay.handle_command(exit, StreamCommand::Consumed(bytes.len()));
+            }
         }
     }
 }
 
 #[test]
-fn one_client_with_many_circuits_takes_no_streams_of_others() {
+fn a_client_with_one_stream_on_each_circuit_takes_no_streams_of_other_relays() {
     let mut bench = bench();
-    // The attacker comes over four listed relays, a quarter of the streams each. One of them has an honest client too.
-    let links = [PREVIOUS, 4, 5, 6].map(|number| bench.relay_link(number));
-    let mut attacking: Vec<_> = links.iter().map(|link| bench.create_second(*link, upper(1))).collect();
-    let held: Vec<_> = attacking.iter_mut().map(|circuit| bench.begin(circuit, 1..20)).collect();
-    assert_eq!(held, [(16, 0); 4], "the rest is refused");
-    // The answers to the refused streams.
-    bench.cells(links[3]);
-    let mut honest = bench.create_second(links[3], upper(2));
-    assert_eq!(bench.begin(&mut honest, 1..5), (4, 4), "its neighbour's fullest circuit makes room");
-    let link = bench.relay_link(7);
-    let mut other = bench.create_second(link, upper(3));
-    assert_eq!(bench.begin(&mut other, 1..5), (4, 4), "the fullest neighbour makes room");
+    // The attacker comes over four listed relays, a quarter of the streams each.
+    let links = RELAYS.map(|number| bench.relay_link(number));
+    let mut attack = Vec::new();
+    for (link, circuit) in links.into_iter().flat_map(|link| (1..=SHARE).map(move |circuit| (link, circuit))) {
+        let (single, ended) = bench.begin_single(link, circuit);
+        assert_eq!(ended, []);
+        attack.push(single);
+    }
     assert_eq!(bench.relay.statistics().exit_streams, CAP);
-    bench.send_bytes(&mut honest, 1..5);
-    bench.send_bytes(&mut other, 1..5);
+    for _ in 0..3 {
+        bench.pass(Duration::from_secs(50));
+        attack.iter_mut().for_each(|single| bench.send_bytes(&mut single.circuit, 1..2, 1));
+    }
+    let link = bench.relay_link(7);
+    let mut honest = bench.create_second(link, upper(1));
+    let served = bench.begin(&mut honest, 1..9);
+    assert_eq!(served.counts(), (8, 8), "the streams of the fullest relays make room, with one on each circuit");
+    assert!(served.ended.iter().all(|ended| attack.iter().any(|single| single.stream == *ended)));
+    // Further attacking circuits take streams of each other only.
+    for (link, circuit) in links.into_iter().flat_map(|link| (101..=100 + SHARE).map(move |circuit| (link, circuit))) {
+        let (single, ended) = bench.begin_single(link, circuit);
+        attack.push(single);
+        assert!(ended.iter().all(|ended| attack.iter().any(|single| single.stream == *ended)));
+    }
+    bench.send_bytes(&mut honest, 1..9, 1);
+    assert_eq!(bench.relay.statistics().exit_streams, CAP);
     for link in links {
         bench.relay.handle_link(
             bench.now,
@@ -76,25 +125,65 @@ fn one_client_with_many_circuits_takes_no_streams_of_others() {
             &mut bench.rng,
         );
     }
-    assert_eq!(bench.relay.statistics().exit_streams, 4);
-    assert_eq!(bench.relay.streams.shares().len(), (4, 1));
+    assert_eq!(bench.relay.statistics().exit_streams, 8);
+    assert_eq!(bench.relay.streams.shares().len(), (8, 8, 1));
 }
 
 #[test]
-fn the_most_silent_stream_makes_room() {
+fn a_client_behind_the_relay_of_an_attacker_with_as_many_circuits_keeps_the_streams_that_carry_more() {
+    let mut bench = bench();
+    let link = bench.relay_link(PREVIOUS);
+    let mut attack: Vec<Single> = (1..=SHARE).map(|circuit| bench.begin_single(link, circuit).0).collect();
+    bench.pass(Duration::from_secs(50));
+    attack.iter_mut().for_each(|single| bench.send_bytes(&mut single.circuit, 1..2, 1));
+    bench.cells(link);
+    let mut honest = bench.create_second(link, upper(1000));
+    assert_eq!(bench.begin(&mut honest, 1..4).counts(), (3, 3), "the least active streams of the relay make room");
+    for round in 0..4 {
+        bench.send_bytes(&mut honest, 1..4, 50_000);
+        bench.pass(Duration::from_secs(10));
+        // Each round, as many new streams on new circuits as the relay's share, and a byte on each of them.
+        for circuit in 0..SHARE {
+            let (mut single, ended) = bench.begin_single(link, 2000 + round * SHARE + circuit);
+            assert_eq!(ended.len(), 1);
+            bench.send_bytes(&mut single.circuit, 1..2, 1);
+        }
+    }
+    bench.send_bytes(&mut honest, 1..4, 1);
+}
+
+#[test]
+fn the_least_active_stream_makes_room() {
     let mut bench = bench();
     let (first, second) = (bench.relay_link(PREVIOUS), bench.relay_link(4));
     let mut full = bench.create_second(first, upper(1));
-    assert_eq!(bench.begin(&mut full, 1..17), (16, 0));
-    bench.pass(Duration::from_secs(59));
-    bench.send_bytes(&mut full, 1..7);
-    bench.send_bytes(&mut full, 8..17);
-    assert_eq!(bench.begin(&mut full, 17..18), (0, 0), "no stream of the circuit was silent for a minute");
+    let begun = bench.begin(&mut full, 1..17);
+    assert_eq!(begun.counts(), (16, 0));
+    bench.pass(Duration::from_secs(30));
+    bench.send_bytes(&mut full, 1..17, 1);
+    // A byte a minute is no protection: the stream with fewer bytes makes room, also if its last byte is later.
+    bench.send_bytes(&mut full, 1..7, 30_000);
+    bench.send_bytes(&mut full, 8..17, 30_000);
     bench.pass(Duration::from_secs(1));
-    assert_eq!(bench.begin(&mut full, 18..19), (1, 1));
-    bench.send_bytes(&mut full, 8..17);
-    bench.send_bytes(&mut full, 1..7);
+    bench.send_bytes(&mut full, 7..8, 1);
+    assert_eq!(bench.begin(&mut full, 17..18).ended, begun.begun[6..7]);
 
     let mut even = bench.create_second(second, upper(2));
-    assert_eq!(bench.begin(&mut even, 1..17), (16, 0), "another neighbour has its share");
+    assert_eq!(bench.begin(&mut even, 1..17).counts(), (16, 0), "another relay has its share");
+}
+
+#[test]
+fn a_circuit_displaces_few_streams_of_its_owner() {
+    let mut bench = bench();
+    let link = bench.relay_link(PREVIOUS);
+    (1..=SHARE).for_each(|circuit| _ = bench.begin_single(link, circuit));
+    bench.pass(Duration::from_secs(20));
+    bench.cells(link);
+    let mut hasty = bench.create_second(link, upper(100));
+    assert_eq!(bench.begin(&mut hasty, 1..9).counts(), (4, 4));
+    bench.pass(Duration::from_secs(15));
+    assert_eq!(bench.begin(&mut hasty, 9..17).counts(), (1, 1));
+    bench.cells(link);
+    let mut other = bench.create_second(link, upper(101));
+    assert_eq!(bench.begin(&mut other, 1..3).counts(), (2, 2), "another circuit has a separate rate");
 }
