@@ -10,7 +10,7 @@
 //! | channels to neighbours | [`Channels`] |
 //! | circuits, with this relay's layer and their deadlines | `table::Table` |
 //! | rates of CREATE for each owner | `base::Allowances` |
-//! | CREATEs that lack fragments | `pending_creates::PendingCreates` |
+//! | CREATEs that lack fragments | `partial_creates::PartialCreates` |
 //! | CREATEs that wait for their handshake | `waiting_creates::WaitingCreates` |
 //! | circuits that wait for a channel to the next hop, or for its rate | `waiting_extends::WaitingExtends` |
 //! | turns of the owners of waiting CREATEs and circuits | `turns::OwnerTurns` |
@@ -54,7 +54,7 @@ mod circuit;
 mod gateways;
 mod owners;
 mod parameters;
-mod pending_creates;
+mod partial_creates;
 mod streams;
 mod switch;
 mod table;
@@ -77,13 +77,12 @@ use crate::{
     directory::{Consensus, Counted, KnownRelays, Registration},
     handshake::OnionKeyring,
     stream::{StreamCommand, StreamEvent},
-    wire::Fragments,
 };
 
 use self::{
     circuit::CircuitEndpoint,
     gateways::Gateways,
-    pending_creates::PendingCreates,
+    partial_creates::PartialCreates,
     streams::ExitStreams,
     table::{CircuitKey, Side, Table},
     volunteers::GatewayVolunteers,
@@ -128,7 +127,7 @@ pub struct Relay {
     gateways: Gateways,
     volunteers: GatewayVolunteers,
     table: Table,
-    partial_creates: PendingCreates<Fragments>,
+    partial_creates: PartialCreates,
     waiting_creates: WaitingCreates,
     handshake_rate: Rate,
     handshake_tokens: TokenBucket,
@@ -156,7 +155,7 @@ impl Relay {
             gateways: Gateways::default(),
             volunteers: GatewayVolunteers::default(),
             table: Table::new(parameters.circuits),
-            partial_creates: PendingCreates::new(parameters.partial_creates),
+            partial_creates: PartialCreates::new(parameters.partial_creates),
             waiting_creates: WaitingCreates::new(parameters.waiting_creates),
             handshake_rate: parameters.circuit_handshakes,
             handshake_tokens: TokenBucket::new(),
@@ -394,9 +393,7 @@ impl Relay {
                 Side::Next => self.handle_next_closed(now, key),
             }
         }
-        for endpoint in self.partial_creates.on_channel(channel) {
-            self.partial_creates.remove(endpoint);
-        }
+        self.partial_creates.remove_channel(channel);
         self.waiting_creates.remove_channel(channel);
     }
 }
@@ -410,8 +407,7 @@ impl LinkMachine for Relay {
     fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.channels.handle_timeout(now);
         self.handle_channel_events(now, rng);
-        while let Some(endpoint) = self.partial_creates.poll_expired(now) {
-            self.partial_creates.remove(endpoint);
+        while let Some(endpoint) = self.partial_creates.pop_expired(now) {
             self.destroy(now, endpoint);
         }
         while let Some(endpoint) =

@@ -9,14 +9,14 @@ use crate::{
     handshake::respond,
     onion::{RelayLayer, message_capacity},
     wire::{
-        BODY_LEN, Fragments, MESSAGE_HEADER_LEN, RelayMessage, create_cells, created_cells, decode_create, decode_extend, split,
+        BODY_LEN, MESSAGE_HEADER_LEN, RelayMessage, create_cells, created_cells, decode_create, decode_extend, split,
     },
 };
 
 use super::{
     Relay,
-    circuit::{Circuit, CircuitEndpoint, FRAGMENTS_TIMEOUT, NextHop},
-    pending_creates::PendingCreate,
+    circuit::{Circuit, CircuitEndpoint, NextHop},
+    partial_creates::PartialCreate,
     table::CircuitKey,
     waiting_creates::WaitingCreate,
 };
@@ -42,19 +42,16 @@ impl Relay {
             Some(partial) if partial.hop == hop => partial,
             Some(_) => return None,
             // The caps are checked before any work.
-            None if self.may_create(now, endpoint.channel, &owner) => {
-                PendingCreate { hop, request: Fragments::new(), owner, deadline: now.after(FRAGMENTS_TIMEOUT) }
-            }
+            None if self.may_create(now, endpoint.channel, &owner) => PartialCreate::new(now, hop, owner),
             None => return None,
         };
         match partial.request.push(fragment).ok()? {
             Some(request) => self.queue_create(now, endpoint, hop, request),
             None => {
-                if let Some(evicted) = self.partial_creates.to_evict(&partial.owner).ok()? {
-                    self.partial_creates.remove(evicted);
+                if let Some(evicted) = self.partial_creates.insert(endpoint, partial).ok()? {
                     self.destroy(now, evicted);
                 }
-                self.partial_creates.insert(endpoint, partial).ok()
+                Some(())
             }
         }
     }

@@ -1,17 +1,14 @@
-//! Complete CREATEs that wait for their handshake, in turns of their owners.
+//! Complete CREATEs that wait for their handshake, with caps, deadlines and turns of their owners.
 
 use core::time::Duration;
+use std::collections::BTreeMap;
 
 use crate::{
-    base::{AtCap, HopIndex, Instant, Owner},
+    base::{AtCap, Deadlines, HopIndex, Instant, Owner},
     channel::ChannelId,
 };
 
-use super::{
-    circuit::CircuitEndpoint,
-    pending_creates::{PendingCreate, PendingCreates},
-    turns::OwnerTurns,
-};
+use super::{circuit::CircuitEndpoint, owners::Owned, turns::OwnerTurns};
 
 /// Time limit from the last fragment of a CREATE to its handshake. Origins and extending relays wait longer for CREATED,
 /// so no handshake is performed for a circuit that they have given up.
@@ -20,7 +17,12 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(3);
 const REFUSAL_DELAY: Duration = Duration::from_millis(50);
 
 /// A complete CREATE.
-pub(super) type WaitingCreate = PendingCreate<Vec<u8>>;
+pub(super) struct WaitingCreate {
+    pub(super) hop: HopIndex,
+    pub(super) request: Vec<u8>,
+    pub(super) owner: Owner,
+    deadline: Instant,
+}
 
 impl WaitingCreate {
     pub(super) fn new(now: Instant, hop: HopIndex, owner: Owner, request: Vec<u8>) -> Self {
@@ -30,14 +32,22 @@ impl WaitingCreate {
 
 /// All waiting CREATEs. An operation takes logarithmic time, and at most a visit of the sources of one network.
 pub(super) struct WaitingCreates {
-    creates: PendingCreates<Vec<u8>>,
+    creates: BTreeMap<CircuitEndpoint, WaitingCreate>,
+    deadlines: Deadlines<CircuitEndpoint>,
+    /// The share of each owner, whose CREATEs are ordered by deadline.
+    owned: Owned<Instant, CircuitEndpoint>,
     /// The turns of the owners with a CREATE.
     turns: OwnerTurns,
 }
 
 impl WaitingCreates {
     pub(super) fn new(cap: usize) -> Self {
-        Self { creates: PendingCreates::new(cap), turns: OwnerTurns::default() }
+        Self {
+            creates: BTreeMap::new(),
+            deadlines: Deadlines::default(),
+            owned: Owned::new(cap),
+            turns: OwnerTurns::default(),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -46,7 +56,7 @@ impl WaitingCreates {
 
     /// Whether `owner` may have one more CREATE.
     pub(super) fn check(&self, owner: &Owner) -> Result<(), AtCap> {
-        self.creates.check(owner)
+        self.owned.check(owner)
     }
 
     /// Adds a CREATE on `endpoint`, which must have none. At the cap, removes the oldest CREATE of the owner closest to
@@ -59,23 +69,30 @@ impl WaitingCreates {
         endpoint: CircuitEndpoint,
         create: WaitingCreate,
     ) -> Result<Option<CircuitEndpoint>, AtCap> {
-        let evicted = self.creates.to_evict(&create.owner)?;
+        let evicted = match self.owned.check(&create.owner) {
+            Ok(()) => None,
+            Err(AtCap::Share) => return Err(AtCap::Share),
+            Err(AtCap::All) => self.owned.lowest().map(|(_, endpoint)| endpoint),
+        };
         if let Some(evicted) = evicted {
             self.remove(evicted);
         }
-        let owner = create.owner;
-        let is_first = self.creates.oldest_of(&owner).is_none();
-        self.creates.insert(endpoint, create)?;
+        let is_first = self.owned.lowest_of(&create.owner).is_none();
+        self.owned.insert(create.owner, create.deadline, endpoint)?;
+        self.deadlines.set(endpoint, create.deadline);
         if is_first {
-            self.turns.add(owner);
+            self.turns.add(create.owner);
         }
+        self.creates.insert(endpoint, create);
         Ok(evicted)
     }
 
     /// Removes the CREATE on `endpoint`, if there is one.
     pub(super) fn remove(&mut self, endpoint: CircuitEndpoint) -> Option<WaitingCreate> {
-        let create = self.creates.remove(endpoint)?;
-        if self.creates.oldest_of(&create.owner).is_none() {
+        let create = self.creates.remove(&endpoint)?;
+        self.deadlines.remove(endpoint);
+        self.owned.remove(&create.owner, create.deadline, endpoint);
+        if self.owned.lowest_of(&create.owner).is_none() {
             self.turns.remove(&create.owner);
         }
         Some(create)
@@ -83,7 +100,9 @@ impl WaitingCreates {
 
     /// Removes the CREATEs on a closed channel.
     pub(super) fn remove_channel(&mut self, channel: ChannelId) {
-        for endpoint in self.creates.on_channel(channel) {
+        let endpoints: Vec<_> =
+            self.creates.range(CircuitEndpoint::range(channel)).map(|(endpoint, _)| *endpoint).collect();
+        for endpoint in endpoints {
             self.remove(endpoint);
         }
     }
@@ -91,7 +110,7 @@ impl WaitingCreates {
     /// Removes and returns the next CREATE: the oldest of the owner whose turn it is.
     pub(super) fn pop(&mut self) -> Option<(CircuitEndpoint, WaitingCreate)> {
         let owner = self.turns.next()?;
-        let endpoint = self.creates.oldest_of(&owner)?;
+        let (_, endpoint) = self.owned.lowest_of(&owner)?;
         Some((endpoint, self.remove(endpoint)?))
     }
 
@@ -104,26 +123,26 @@ impl WaitingCreates {
         now: Instant,
         has_room: impl Fn(ChannelId) -> bool,
     ) -> Option<CircuitEndpoint> {
-        while let Some(endpoint) = self.creates.poll_expired(now) {
+        while let Some(endpoint) = self.deadlines.pop_due(now) {
             if has_room(endpoint.channel) {
                 self.remove(endpoint);
                 return Some(endpoint);
             }
-            self.creates.defer(endpoint, now.after(REFUSAL_DELAY));
+            self.deadlines.set(endpoint, now.after(REFUSAL_DELAY));
         }
         None
     }
 
     /// The time of the next [`Self::pop_expired`].
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.creates.poll_timeout()
+        self.deadlines.earliest()
     }
 
     /// The numbers of CREATEs, of their deadlines, and of turns in both indexes.
     #[cfg(any(test, fuzzing))]
     pub(super) fn len(&self) -> (usize, usize, usize, usize) {
-        let ((creates, deadlines), (turns, order)) = (self.creates.len(), self.turns.len());
-        (creates, deadlines, turns, order)
+        let (turns, order) = self.turns.len();
+        (self.creates.len(), self.deadlines.len(), turns, order)
     }
 }
 
