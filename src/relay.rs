@@ -13,8 +13,8 @@
 //! | CREATEs that lack fragments | `partial_creates::PartialCreates` |
 //! | CREATEs that wait for their handshake | `waiting_creates::WaitingCreates` |
 //! | circuits that wait for a channel to the next hop, or for its rate | `waiting_extends::WaitingExtends` |
-//! | turns of the owners of waiting CREATEs and circuits | `turns::OwnerTurns` |
-//! | each owner's share of circuits, partial CREATEs and waiting circuits | `owners::Owned` |
+//! | turns of the owners of waiting CREATEs and circuits | `base::OwnerTurns` |
+//! | each owner's share of circuits, partial CREATEs and waiting circuits | `base::Owned` |
 //! | streams whose exit is this relay | `streams::ExitStreams` |
 //! | each owner's and each circuit's share of exit streams | `stream_shares::StreamShares` |
 //! | of a volunteer: its gateways | `gateways::Gateways` |
@@ -53,7 +53,6 @@ mod build;
 mod check;
 mod circuit;
 mod gateways;
-mod owners;
 mod parameters;
 mod partial_creates;
 mod stream_shares;
@@ -62,7 +61,6 @@ mod switch;
 mod table;
 #[cfg(test)]
 mod tests;
-mod turns;
 mod volunteers;
 mod waiting_creates;
 mod waiting_extends;

@@ -9,7 +9,7 @@ impl Relay {
         let circuits = self.table.len();
         assert!(circuits <= parameters.circuits, "{circuits} circuits");
         assert!(self.table.deadlines() <= circuits);
-        let (shares, ranks, _) = self.table.owners().len();
+        let (shares, ranks, _) = self.table.owners().counts();
         assert_eq!((shares, ranks), (circuits, circuits));
         let (partial, deadlines) = self.partial_creates.len();
         assert!(partial == deadlines && partial <= parameters.partial_creates, "{partial} partial CREATEs");
@@ -26,7 +26,7 @@ impl Relay {
     /// Asserts that no state of a neighbour is left.
     pub(crate) fn assert_without_neighbours(&self) {
         self.channels.assert_closed();
-        assert_eq!((self.table.len(), self.table.deadlines(), self.table.owners().len()), (0, 0, (0, 0, 0)));
+        assert_eq!((self.table.len(), self.table.deadlines(), self.table.owners().counts()), (0, 0, (0, 0, 0)));
         assert_eq!((self.partial_creates.len(), self.waiting_creates.len()), ((0, 0), (0, 0, 0, 0)));
         assert!(self.waiting_extends.is_empty());
         assert_eq!((self.streams.len(), self.streams.shares().len()), (0, (0, 0)));

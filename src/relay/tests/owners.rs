@@ -188,7 +188,7 @@ fn a_full_table_ends_the_least_used_circuit_of_the_fullest_source() {
     for link in relays.into_iter().chain(sources).chain([full, new]) {
         close(&mut bench, link);
     }
-    assert_eq!(bench.relay.table.owners().len(), (0, 0, 0));
+    assert_eq!(bench.relay.table.owners().counts(), (0, 0, 0));
 }
 
 #[test]
