@@ -356,6 +356,7 @@ impl Relay {
     fn handle_channel_event(&mut self, now: Instant, event: ChannelEvent, rng: &mut dyn CryptoRng) {
         match event {
             ChannelEvent::Open { channel, peer: Some(relay), reaches_volunteer, .. } => {
+                self.update_limits(channel);
                 self.gateways.handle_open(&relay);
                 if reaches_volunteer {
                     self.volunteers.handle_open(channel);

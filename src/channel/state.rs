@@ -67,8 +67,8 @@ pub(super) struct Channel {
     creates: TokenBucket,
     source: AddressPrefix,
     owner: Owner,
-    /// Whether a relay at the other end has the limits of a client.
-    unlisted: bool,
+    /// Whether a relay at the other end has the limits of a relay.
+    listed: bool,
     /// The time at which the channel opened; until then, the time at which the link opened.
     opened_at: Instant,
     last_sent: Instant,
@@ -108,7 +108,7 @@ impl Channel {
             creates: TokenBucket::new(),
             source,
             owner,
-            unlisted: false,
+            listed: dialled.is_some(),
             opened_at: now,
             last_sent: now,
             last_received: now,
@@ -196,9 +196,17 @@ impl Channel {
         self.owner
     }
 
+    /// The order in which the channels of an owner are evicted, the first one first: those without circuits, the
+    /// longest idle first; then those with few circuits, the youngest first; the channels of listed relays and
+    /// volunteers last.
+    pub(super) fn rank(&self) -> (bool, usize, u64) {
+        let by_time = self.idle_since.map_or_else(|| u64::MAX.saturating_sub(self.opened_at.as_nanos()), Instant::as_nanos);
+        (self.kept || (self.listed && self.is_open()), self.queue.circuits(), by_time)
+    }
+
     /// Sets whether a relay at the other end has the limits of a relay.
     pub(super) const fn set_listed(&mut self, listed: bool) {
-        self.unlisted = !listed;
+        self.listed = listed;
     }
 
     pub(super) fn set_room(&mut self, now: Instant, bytes: usize) {
@@ -330,7 +338,7 @@ impl Channel {
 
     /// Whether the other end may open a circuit now. Below the limit of circuits, the call uses one token of the rate.
     pub(super) fn may_create(&mut self, now: Instant, parameters: &ChannelParameters) -> bool {
-        let relay = self.peer().is_some() && !self.unlisted;
+        let relay = self.peer().is_some() && self.listed;
         let rate = if relay { parameters.creates_of_relay } else { parameters.creates_of_client };
         self.has_capacity(parameters) && self.creates.take(now, rate)
     }
@@ -338,7 +346,7 @@ impl Channel {
     /// Whether the channel has fewer live circuits than its limit. The entries of its queue must also be fewer than
     /// twice the limit.
     pub(super) fn has_capacity(&self, parameters: &ChannelParameters) -> bool {
-        let relay = self.peer().is_some() && !self.unlisted;
+        let relay = self.peer().is_some() && self.listed;
         let limit = if relay { parameters.circuits_per_channel } else { parameters.circuits_per_client };
         self.queue.circuits() < limit && self.queue.entries() < limit.saturating_mul(2)
     }
