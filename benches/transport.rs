@@ -39,8 +39,8 @@ fn relay() -> DialTarget {
             let ice = Ice::new("umbelBench", "benchbenchbenchbenchbench").expect("a pair");
             let mut config = EndpointConfig::new(Certificate::generate().expect("a certificate"));
             config.accept = Some(ice.clone());
-            config.caps.links_per_source = 100_000;
-            config.caps.links = 100_000;
+            // A source has a sixteenth.
+            config.caps.links = 1_600_000;
             let mut driven = DrivenEndpoint::new(config, &["127.0.0.1:0".parse().expect("an address")]);
             let target = DialTarget {
                 relay: RelayId::from_bytes([7; 32]),

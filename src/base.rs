@@ -1,5 +1,5 @@
 //! Types shared by every layer: time, identifiers, links, message buffers, error classes, redaction, deadlines, ready
-//! queues, rate limits, address prefixes, shares of caps and rates, activity of streams, counters.
+//! queues, rate limits, address prefixes, shares of caps and rates, turns of owners, activity of streams, counters.
 //!
 //! No I/O and no protocol logic. Every other module may depend on this one.
 
@@ -12,12 +12,15 @@ mod error_class;
 mod id;
 mod link;
 mod machine;
+mod owned;
+mod owner_turns;
 mod ready_queue;
 mod redact;
 mod shares;
 mod slots;
 mod time;
 mod token_bucket;
+mod turn_queue;
 
 pub use activity::Activity;
 pub use address_prefix::AddressPrefix;
@@ -30,9 +33,12 @@ pub use link::{
     DialError, DialTarget, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, MESSAGE_CELLS, Transmit,
 };
 pub use machine::LinkMachine;
+pub use owned::Owned;
+pub use owner_turns::OwnerTurns;
 pub use ready_queue::{ReadyQueue, Ticket};
 pub use redact::Redacted;
 pub use shares::{AtCap, Owner, Shares};
 pub use slots::{SLOT_LEN, Slot, Slots};
 pub use time::{Instant, WallTime};
 pub use token_bucket::{Rate, TokenBucket};
+pub use turn_queue::TurnQueue;

@@ -61,12 +61,13 @@ pub struct CellOwner {
 /// Limits of a node's channels.
 #[derive(Clone, Debug)]
 pub struct ChannelParameters {
-    /// Maximum channels. At the cap the longest idle channel closes. If no channel is idle, the new link closes, unless
-    /// this end dialled it. Default 4,096.
+    /// Maximum channels that other nodes dialled. A source (IPv4 address, IPv6 /64) has at most a sixteenth, a network
+    /// (/24, /48) a quarter; the new link of an owner at its share closes. At the cap, the owner closest to its share
+    /// loses its least used channel. Also the maximum of channels that this node dialled: beyond it, the longest idle one
+    /// closes. Default 4,096.
     pub channels: usize,
-    /// Maximum links with an unfinished handshake; each may hold 128 KiB. At the cap, a new link from another node
-    /// closes the oldest link of the source (IPv4 address or IPv6 /64) with the most such links. If no source has two,
-    /// the new link closes. Links that this end dialled count, but stay open. Default 256.
+    /// Maximum links with an unfinished handshake that other nodes dialled; each may hold 128 KiB. The shares are those of
+    /// `channels`. At the cap, the owner closest to its share loses its oldest such link. Default 512.
     pub handshakes: usize,
     /// Maximum dials in flight; further dials fail with [`DialError::Unable`]. Default 256.
     pub dials: usize,
@@ -112,7 +113,7 @@ impl Default for ChannelParameters {
     fn default() -> Self {
         Self {
             channels: 4096,
-            handshakes: 256,
+            handshakes: 512,
             dials: 256,
             circuits_per_channel: 8192,
             circuits_per_client: 1024,

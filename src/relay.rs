@@ -13,8 +13,8 @@
 //! | CREATEs that lack fragments | `partial_creates::PartialCreates` |
 //! | CREATEs that wait for their handshake | `waiting_creates::WaitingCreates` |
 //! | circuits that wait for a channel to the next hop, or for its rate | `waiting_extends::WaitingExtends` |
-//! | turns of the owners of waiting CREATEs and circuits | `turns::OwnerTurns` |
-//! | each owner's share of circuits, partial CREATEs, waiting circuits and exit streams | `owners::Owned` |
+//! | turns of the owners of waiting CREATEs and circuits | `base::OwnerTurns` |
+//! | each owner's share of circuits, partial CREATEs, waiting circuits and exit streams | `base::Owned` |
 //! | streams whose exit is this relay | `streams::ExitStreams` |
 //! | of a volunteer: its gateways | `gateways::Gateways` |
 //! | of a gateway: its volunteers | `volunteers::GatewayVolunteers` |
@@ -52,7 +52,6 @@ mod build;
 mod check;
 mod circuit;
 mod gateways;
-mod owners;
 mod parameters;
 mod partial_creates;
 mod streams;
@@ -60,7 +59,6 @@ mod switch;
 mod table;
 #[cfg(test)]
 mod tests;
-mod turns;
 mod volunteers;
 mod waiting_creates;
 mod waiting_extends;
@@ -357,7 +355,7 @@ impl Relay {
         match event {
             ChannelEvent::Open { channel, peer: Some(relay), reaches_volunteer, .. } => {
                 // Data may flow before the first CREATE of a listed neighbour, over circuits that this relay extends.
-                self.owner_of_circuits(channel);
+                self.update_limits(channel);
                 self.gateways.handle_open(&relay);
                 if reaches_volunteer {
                     self.volunteers.handle_open(channel);

@@ -12,6 +12,8 @@
 
 #[path = "dial/attacks.rs"]
 mod attacks;
+#[path = "dial/caps.rs"]
+mod caps;
 #[path = "dial/drive.rs"]
 mod drive;
 #[path = "dial/sockets.rs"]

@@ -127,7 +127,11 @@ impl DrivenPageClient {
             ClientEvent::GuardsChanged => self.store_guards(),
             ClientEvent::Delegated { stream, path, hops, shared_exit } => {
                 if let Some(exchange) = self.exchanges.get_mut(&stream) {
-                    let hops = path.into_iter().zip(hops).map(|(relay, time)| ExchangeHop { relay, handshake_time: time }).collect();
+                    let hops = path
+                        .into_iter()
+                        .zip(hops)
+                        .map(|(relay, time)| ExchangeHop { relay, handshake_time: time })
+                        .collect();
                     exchange.begun = Some((now, ExchangePath { hops, shared_exit }));
                     exchange.started.send(());
                 }

@@ -110,7 +110,9 @@ async fn try_once(page: &Page, query: &Query) -> Result<SearchOutcome, TryError<
         timeout: ANSWER_TIMEOUT,
     };
     let (path, outcome) = match exchange(&page.drive, parameters).await {
-        Ok(exchanged) => (exchanged.path, Results::decode(&exchanged.answer).map(|results| (results, exchanged.duration))),
+        Ok(exchanged) => {
+            (exchanged.path, Results::decode(&exchanged.answer).map(|results| (results, exchanged.duration)))
+        }
         Err(ExchangeFailure::Broken(path)) => (path, Err(FailedTryReason::Broken)),
         Err(ExchangeFailure::TimedOut(path)) => (path, Err(FailedTryReason::TimedOut)),
         Err(ExchangeFailure::NoCircuit(failure)) => return Err(TryError::NoCircuit(failure.into())),

@@ -2,6 +2,7 @@
 
 #[cfg(any(test, fuzzing))]
 mod check;
+mod room;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -10,8 +11,8 @@ use rand::CryptoRng;
 
 use crate::{
     base::{
-        AddressPrefix, CircuitId, Counter as _, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened, Owner,
-        ReadyQueue, RelayId, Transmit,
+        AddressPrefix, CircuitId, Counter as _, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened, Owned,
+        Owner, ReadyQueue, RelayId, Transmit,
     },
     wire::{Cell, Command},
 };
@@ -47,8 +48,12 @@ pub struct Channels {
     dials: BTreeMap<RelayId, Instant>,
     /// The gateways of this volunteer: new channels that it dials to them have REACH.
     gateways: BTreeSet<RelayId>,
-    /// Links with an unfinished handshake.
-    handshakes: usize,
+    /// Links with an unfinished handshake, dialled ones too.
+    unfinished: usize,
+    /// The channels that other nodes dialled, by owner.
+    accepted: Owned<(), ChannelId>,
+    /// Those of them with an unfinished handshake.
+    handshakes: Owned<(), ChannelId>,
     /// Channels that may have a message to send, in round-robin order.
     ready: ReadyQueue<ChannelId>,
     outbox: VecDeque<Transmit>,
@@ -64,15 +69,17 @@ pub struct Channels {
 impl Channels {
     /// A collection without a channel.
     #[must_use]
-    pub const fn new(role: LocalRole, parameters: ChannelParameters) -> Self {
+    pub fn new(role: LocalRole, parameters: ChannelParameters) -> Self {
         Self {
+            accepted: Owned::new(parameters.channels),
+            handshakes: Owned::new(parameters.handshakes),
             role,
             parameters,
             channels: BTreeMap::new(),
             by_relay: BTreeMap::new(),
             dials: BTreeMap::new(),
             gateways: BTreeSet::new(),
-            handshakes: 0,
+            unfinished: 0,
             ready: ReadyQueue::new(),
             outbox: VecDeque::new(),
             events: VecDeque::new(),
@@ -281,7 +288,7 @@ impl Channels {
     /// The number of open channels.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.channels.len().saturating_sub(self.handshakes)
+        self.channels.len().saturating_sub(self.unfinished)
     }
 
     /// Whether no channel is open.
@@ -425,7 +432,7 @@ impl Channels {
     /// still open channels.
     pub fn close_except(&mut self, kept: impl Fn(ChannelId) -> bool) {
         self.parameters.dials = 0;
-        self.parameters.channels = 0;
+        self.accepted.close();
         let ids: Vec<_> = self.channels.keys().copied().filter(|id| !kept(*id)).collect();
         for id in ids {
             self.close(id);
@@ -451,15 +458,19 @@ impl Channels {
             LocalRole::Relay(_) => false,
         };
         // A link that is refused anyway closes no other channel.
-        if refused || (!self.make_room(&opened) && opened.dialled.is_none()) {
+        if refused || !self.make_room(&opened) {
             self.outbox.push_back(Transmit::Close(link));
             return;
         }
         let volunteer = matches!(self.role, LocalRole::Volunteer(_));
         let reach = volunteer && opened.dialled.is_some_and(|relay| self.gateways.contains(&relay));
         let channel = Channel::new(now, link, opened, self.role.clone(), reach, rng);
+        if channel.dialled().is_none() {
+            self.accepted.add(channel.owner(), (), ChannelId(link));
+            self.handshakes.add(channel.owner(), (), ChannelId(link));
+        }
         self.channels.insert(ChannelId(link), channel);
-        self.handshakes.increment();
+        self.unfinished.increment();
         self.schedule_sweep(now);
     }
 
@@ -467,8 +478,11 @@ impl Channels {
     /// ends dialled simultaneously, that is the channel that the relay with the lower identity dialled. The other
     /// channels close when they are idle.
     fn channel_opened(&mut self, id: ChannelId) {
-        self.handshakes.decrement();
+        self.unfinished.decrement();
         let Some(new) = self.channels.get(&id) else { return };
+        if new.dialled().is_none() {
+            self.handshakes.remove(&new.owner(), (), id);
+        }
         let (Some(peer), Some(new_is_ours)) = (new.peer(), new.outcome().map(|outcome| outcome.dialler)) else {
             return;
         };
@@ -515,10 +529,14 @@ impl Channels {
     fn remove(&mut self, id: ChannelId, error: ChannelOpenError) {
         let Some(channel) = self.channels.remove(&id) else { return };
         self.queued = self.queued.saturating_sub(channel.queue().len());
+        if channel.dialled().is_none() {
+            self.accepted.remove(&channel.owner(), (), id);
+        }
         let Some(outcome) = channel.outcome() else {
-            self.handshakes.decrement();
-            if let Some(relay) = channel.dialled() {
-                self.dial_failed(relay, error);
+            self.unfinished.decrement();
+            match channel.dialled() {
+                Some(relay) => self.dial_failed(relay, error),
+                None => self.handshakes.remove(&channel.owner(), (), id),
             }
             return;
         };
@@ -542,43 +560,6 @@ impl Channels {
         self.dials.remove(&relay);
         if self.lookup(&relay).is_none() {
             self.events.push_back(ChannelEvent::DialFailed { relay, error });
-        }
-    }
-
-    /// Makes room for a new link, at a cap by closing another channel; `false` if there is no room.
-    fn make_room(&mut self, opened: &LinkOpened) -> bool {
-        if opened.dialled.is_none() && self.handshakes >= self.parameters.handshakes && !self.close_oldest_handshake() {
-            return false;
-        }
-        if self.channels.len() >= self.parameters.channels {
-            self.close_longest_idle();
-        }
-        self.channels.len() < self.parameters.channels
-    }
-
-    /// Closes a link with an unfinished handshake that another node dialled: the oldest link of the source with the most
-    /// such links. `false` if no source has two.
-    fn close_oldest_handshake(&mut self) -> bool {
-        let unfinished = |channel: &&Channel| !channel.is_open() && channel.dialled().is_none();
-        let mut sources = BTreeMap::<_, usize>::new();
-        for channel in self.channels.values().filter(unfinished) {
-            let count = sources.entry(channel.source()).or_default();
-            count.increment();
-        }
-        let most = sources.into_iter().filter(|(_, count)| *count > 1).max_by_key(|(_, count)| *count);
-        let Some((source, _)) = most else { return false };
-        let of_source = self.channels.iter().filter(|(_, channel)| unfinished(channel) && channel.source() == source);
-        if let Some((_, id)) = of_source.map(|(id, channel)| (channel.opened_at(), *id)).min() {
-            self.close(id);
-        }
-        true
-    }
-
-    fn close_longest_idle(&mut self) {
-        let idle = self.channels.iter().filter(|(_, channel)| channel.is_open() && !channel.kept);
-        let idle = idle.filter_map(|(id, channel)| Some((channel.idle_since()?, *id))).min();
-        if let Some((_, id)) = idle {
-            self.close(id);
         }
     }
 

@@ -97,12 +97,7 @@ impl Neighbours {
 
     /// Passes the machine's messages to the neighbours, and then their messages to the machine. Returns false if there
     /// was no output.
-    pub(crate) fn exchange(
-        &mut self,
-        now: Instant,
-        machine: &mut impl LinkMachine,
-        rng: &mut dyn CryptoRng,
-    ) -> bool {
+    pub(crate) fn exchange(&mut self, now: Instant, machine: &mut impl LinkMachine, rng: &mut dyn CryptoRng) -> bool {
         let mut has_output = false;
         machine.handle_batch_end(now, rng);
         while let Some(transmit) = machine.poll_transmit(now, rng) {

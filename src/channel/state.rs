@@ -196,6 +196,15 @@ impl Channel {
         self.owner
     }
 
+    /// The order in which the channels of an owner are evicted, the first one first: those without circuits, the
+    /// longest idle first; then those with few circuits, the youngest first; the channels of listed relays and
+    /// volunteers last.
+    pub(super) fn rank(&self) -> (bool, usize, u64) {
+        let by_time =
+            self.idle_since.map_or_else(|| u64::MAX.saturating_sub(self.opened_at.as_nanos()), Instant::as_nanos);
+        (self.kept || (self.has_relay_limits() && self.is_open()), self.queue.circuits(), by_time)
+    }
+
     /// Sets whether the relay at the other end is listed. Returns whether the transport must know it: the other end
     /// dialled, and was not listed before.
     pub(super) fn set_listed(&mut self, listed: bool) -> bool {

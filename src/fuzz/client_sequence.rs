@@ -12,7 +12,9 @@ use super::{
     wire::{body, encode, messages},
 };
 use crate::{
-    base::{CircuitId, DialError, HopIndex, Instant, LinkClose, LinkEvent, LinkId, LinkMachine as _, RelayId, StreamId},
+    base::{
+        CircuitId, DialError, HopIndex, Instant, LinkClose, LinkEvent, LinkId, LinkMachine as _, RelayId, StreamId,
+    },
     channel::{
         ChannelParameters, Channels, LocalRole,
         fixture::{Neighbours, NewLink, message},

@@ -208,7 +208,9 @@ impl RelayWorld {
             2 => relay_role(3 + u16::from(choice / 16) % (LISTED - 2)),
             _ => relay_role(UNLISTED),
         };
-        self.join_hostile(role, None, [203, 0, 113, choice / 4 % 4], choice >= 240);
+        // At the small caps each of these sources is as full as the honest one. Of equally full sources, the one with the
+        // highest address loses a channel first.
+        self.join_hostile(role, None, [203, 0, choice / 4 % 4, 1 + choice / 16 % 2], choice >= 240);
     }
 
     fn join_hostile(&mut self, role: LocalRole, dialled: Option<RelayId>, address: [u8; 4], is_silent: bool) {

@@ -6,8 +6,8 @@ use super::{Choices, FuzzTarget};
 use crate::{
     base::{CircuitId, HopIndex, RelayId, SLOT_LEN, StreamId},
     wire::{
-        BODY_LEN, Cell, CellBody, EndReason, Fragments, Host, RelayMessage, ResolvedAnswer, Service, create_cells, decode_create,
-        decode_extend, encode_extend, split,
+        BODY_LEN, Cell, CellBody, EndReason, Fragments, Host, RelayMessage, ResolvedAnswer, Service, create_cells,
+        decode_create, decode_extend, encode_extend, split,
     },
 };
 

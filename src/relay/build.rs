@@ -37,7 +37,7 @@ impl Relay {
         if (hop == HopIndex::FIRST) != self.channels.peer(endpoint.channel).is_none() {
             return None;
         }
-        let owner = self.owner_of_circuits(endpoint.channel)?;
+        let owner = self.update_limits(endpoint.channel)?;
         let mut partial = match partial {
             Some(partial) if partial.hop == hop => partial,
             Some(_) => return None,
@@ -58,7 +58,7 @@ impl Relay {
 
     /// Queues a complete CREATE for its handshake. `None` if the CREATE must be refused.
     fn queue_create(&mut self, now: Instant, endpoint: CircuitEndpoint, hop: HopIndex, request: Vec<u8>) -> Option<()> {
-        let owner = self.owner_of_circuits(endpoint.channel)?;
+        let owner = self.update_limits(endpoint.channel)?;
         let is_at_share = [self.table.check(&owner), self.waiting_creates.check(&owner)].contains(&Err(AtCap::Share));
         // The circuit is live while it waits: the channel counts it, and isn't idle.
         if is_at_share || !self.channels.admit_circuit(endpoint.channel, endpoint.circuit) {
@@ -125,8 +125,8 @@ impl Relay {
             && self.allowances.take(now, owner)
     }
 
-    /// The owner of the circuits over a channel. Sets the limits of the channel and its link for this owner.
-    pub(super) fn owner_of_circuits(&mut self, channel: ChannelId) -> Option<Owner> {
+    /// Sets the limits of a channel and its link for its owner. Returns the owner of the circuits over the channel.
+    pub(super) fn update_limits(&mut self, channel: ChannelId) -> Option<Owner> {
         let owner = self.owner(channel);
         self.channels.set_listed(channel, matches!(owner, Some(Owner::Relay(_))));
         owner

@@ -9,7 +9,7 @@ impl Relay {
         let circuits = self.table.len();
         assert!(circuits <= parameters.circuits, "{circuits} circuits");
         assert!(self.table.deadlines() <= circuits);
-        let (shares, ranks, _) = self.table.owners().len();
+        let (shares, ranks, _) = self.table.owners().counts();
         assert_eq!((shares, ranks), (circuits, circuits));
         let (partial, deadlines) = self.partial_creates.len();
         assert!(partial == deadlines && partial <= parameters.partial_creates, "{partial} partial CREATEs");
@@ -20,17 +20,17 @@ impl Relay {
         assert!(waiting <= parameters.waiting_extends, "{waiting} circuits wait for their next relay");
         let streams = self.streams.len();
         assert!(streams <= parameters.exit_streams, "{streams} exit streams");
-        let (shares, ranks, _) = self.streams.shares().len();
+        let (shares, ranks, _) = self.streams.shares().counts();
         assert_eq!((shares, ranks), (streams, streams));
     }
 
     /// Asserts that no state of a neighbour is left.
     pub(crate) fn assert_without_neighbours(&self) {
         self.channels.assert_closed();
-        assert_eq!((self.table.len(), self.table.deadlines(), self.table.owners().len()), (0, 0, (0, 0, 0)));
+        assert_eq!((self.table.len(), self.table.deadlines(), self.table.owners().counts()), (0, 0, (0, 0, 0)));
         assert_eq!((self.partial_creates.len(), self.waiting_creates.len()), ((0, 0), (0, 0, 0, 0)));
         assert!(self.waiting_extends.is_empty());
-        assert_eq!((self.streams.len(), self.streams.shares().len()), (0, (0, 0, 0)));
+        assert_eq!((self.streams.len(), self.streams.shares().counts()), (0, (0, 0, 0)));
         assert_eq!(self.streams.poll_timeout(), None);
     }
 }

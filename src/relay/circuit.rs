@@ -9,8 +9,6 @@ use crate::{
     wire::{BODY_LEN, Fragments},
 };
 
-use super::owners::CircuitRank;
-
 /// Time after which a client's circuit ends that has no next hop and never had a stream that the relay served.
 const UNUSED_TIMEOUT: Duration = Duration::from_secs(600);
 /// The same for a later hop, which may be the last of a circuit that a client keeps ready, and for any hop after its
@@ -37,6 +35,15 @@ impl CircuitEndpoint {
     pub(super) fn range(channel: ChannelId) -> RangeInclusive<Self> {
         Self { channel, circuit: CircuitId::LOWEST }..=Self { channel, circuit: CircuitId::HIGHEST }
     }
+}
+
+/// The use of a circuit, by which the circuits of an owner are ordered. At the cap, the least used circuit is evicted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct CircuitRank {
+    /// Whether the circuit has a next hop or an open stream.
+    pub(super) serves: bool,
+    /// The time of the last cell from the origin.
+    pub(super) last_cell: Instant,
 }
 
 /// The state of a circuit's next hop.
@@ -66,7 +73,7 @@ pub(super) struct Circuit {
     pub(super) hop: HopIndex,
     pub(super) previous: CircuitEndpoint,
     pub(super) owner: Owner,
-    /// The circuit's rank in [`Owned`](super::owners::Owned).
+    /// The circuit's rank in [`Owned`](crate::base::Owned).
     pub(super) listed_rank: CircuitRank,
     /// The circuit's rank among those on the channel to its next hop.
     pub(super) listed_next_rank: CircuitRank,

@@ -3,15 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    base::{AtCap, Deadlines, HopIndex, Instant, Owner},
+    base::{AtCap, Deadlines, HopIndex, Instant, Owned, Owner},
     channel::ChannelId,
     wire::Fragments,
 };
 
-use super::{
-    circuit::{CircuitEndpoint, FRAGMENTS_TIMEOUT},
-    owners::Owned,
-};
+use super::circuit::{CircuitEndpoint, FRAGMENTS_TIMEOUT};
 
 /// A CREATE that lacks fragments.
 pub(super) struct PartialCreate {
@@ -50,11 +47,7 @@ impl PartialCreates {
         endpoint: CircuitEndpoint,
         create: PartialCreate,
     ) -> Result<Option<CircuitEndpoint>, AtCap> {
-        let evicted = match self.owned.check(&create.owner) {
-            Ok(()) => None,
-            Err(AtCap::Share) => return Err(AtCap::Share),
-            Err(AtCap::All) => self.owned.lowest().map(|(_, endpoint)| endpoint),
-        };
+        let evicted = self.owned.to_evict(&create.owner)?;
         if let Some(evicted) = evicted {
             self.remove(evicted);
         }

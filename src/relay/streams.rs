@@ -16,13 +16,15 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use rand::CryptoRng;
 
 use crate::{
-    base::{Activity, AtCap, Deadlines, HopIndex, Instant, Owner, Rate, ReadyQueue, StreamId, Ticket, TokenBucket},
+    base::{
+        Activity, AtCap, Deadlines, HopIndex, Instant, Owned, Owner, Rate, ReadyQueue, StreamId, Ticket, TokenBucket,
+    },
     flow::FlowParameters,
     stream::{StreamCommand, StreamError, StreamEvent, StreamRole, Streams},
     wire::{EndReason, RelayMessage},
 };
 
-use super::{circuit::Circuit, owners::Owned, parameters::RelayParameters, table::CircuitKey};
+use super::{circuit::Circuit, parameters::RelayParameters, table::CircuitKey};
 
 /// A stream or RESOLVE at this relay as an exit; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,14 +5,11 @@ use std::collections::HashMap;
 use slab::Slab;
 
 use crate::{
-    base::{AtCap, CircuitId, Deadlines, Instant, Owner},
+    base::{AtCap, CircuitId, Deadlines, Instant, Owned, Owner},
     channel::ChannelId,
 };
 
-use super::{
-    circuit::{Circuit, CircuitEndpoint},
-    owners::{CircuitRank, Owned},
-};
+use super::circuit::{Circuit, CircuitEndpoint, CircuitRank};
 
 /// The endpoint by which a circuit was found.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -69,14 +69,7 @@ impl Bench {
         let mut relay = Relay::new(identity, OnionKeyring::new(onion, None), parameters);
         let listed = (1..=9).map(|number| fixture::listed(fixture::profile(number)));
         relay.set_consensus(Arc::new(fixture::consensus(listed)));
-        Self {
-            now: Instant::START,
-            rng,
-            relay,
-            keys,
-            address: [192, 0, 2, 1].into(),
-            neighbours,
-        }
+        Self { now: Instant::START, rng, relay, keys, address: [192, 0, 2, 1].into(), neighbours }
     }
 
     /// Opens a channel by which a volunteer dials the relay as its gateway.
@@ -372,7 +365,9 @@ fn refusals_queued_for_stalled_links_end_no_circuit_of_another_link() {
         }
     }
     assert_eq!(bench.circuits(), 1);
-    assert!(hostile.iter().all(|link| bench.neighbours.closed.contains(link)) && !bench.neighbours.closed.contains(&honest));
+    assert!(
+        hostile.iter().all(|link| bench.neighbours.closed.contains(link)) && !bench.neighbours.closed.contains(&honest)
+    );
     bench.relay.handle_link(bench.now, LinkEvent::Room { link: honest, bytes: ROOM }, &mut bench.rng);
     bench.settle();
     assert_eq!(bench.commands(honest), [Command::Relay; 9]);

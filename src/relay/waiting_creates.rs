@@ -1,14 +1,13 @@
 //! Complete CREATEs that wait for their handshake, with caps, deadlines and turns of their owners.
 
 use core::time::Duration;
-use std::collections::BTreeMap;
 
 use crate::{
-    base::{AtCap, Deadlines, HopIndex, Instant, Owner},
+    base::{AtCap, Deadlines, HopIndex, Instant, Owner, TurnQueue},
     channel::ChannelId,
 };
 
-use super::{circuit::CircuitEndpoint, owners::Owned, turns::OwnerTurns};
+use super::circuit::CircuitEndpoint;
 
 /// Time limit from the last fragment of a CREATE to its handshake. Origins and extending relays wait longer for CREATED,
 /// so no handshake is performed for a circuit that they have given up.
@@ -21,42 +20,33 @@ pub(super) struct WaitingCreate {
     pub(super) hop: HopIndex,
     pub(super) request: Vec<u8>,
     pub(super) owner: Owner,
-    deadline: Instant,
+    since: Instant,
 }
 
 impl WaitingCreate {
     pub(super) fn new(now: Instant, hop: HopIndex, owner: Owner, request: Vec<u8>) -> Self {
-        Self { hop, request, owner, deadline: now.after(WAIT_TIMEOUT) }
+        Self { hop, request, owner, since: now }
     }
 }
 
 /// All waiting CREATEs. An operation takes logarithmic time, and at most a visit of the sources of one network.
 pub(super) struct WaitingCreates {
-    creates: BTreeMap<CircuitEndpoint, WaitingCreate>,
+    queue: TurnQueue<CircuitEndpoint, WaitingCreate>,
     deadlines: Deadlines<CircuitEndpoint>,
-    /// The share of each owner, whose CREATEs are ordered by deadline.
-    owned: Owned<Instant, CircuitEndpoint>,
-    /// The turns of the owners with a CREATE.
-    turns: OwnerTurns,
 }
 
 impl WaitingCreates {
     pub(super) fn new(cap: usize) -> Self {
-        Self {
-            creates: BTreeMap::new(),
-            deadlines: Deadlines::default(),
-            owned: Owned::new(cap),
-            turns: OwnerTurns::default(),
-        }
+        Self { queue: TurnQueue::new(cap), deadlines: Deadlines::default() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.creates.is_empty()
+        self.queue.is_empty()
     }
 
     /// Whether `owner` may have one more CREATE.
     pub(super) fn check(&self, owner: &Owner) -> Result<(), AtCap> {
-        self.owned.check(owner)
+        self.queue.check(owner)
     }
 
     /// Adds a CREATE on `endpoint`, which must have none. At the cap, removes the oldest CREATE of the owner closest to
@@ -69,39 +59,24 @@ impl WaitingCreates {
         endpoint: CircuitEndpoint,
         create: WaitingCreate,
     ) -> Result<Option<CircuitEndpoint>, AtCap> {
-        let evicted = match self.owned.check(&create.owner) {
-            Ok(()) => None,
-            Err(AtCap::Share) => return Err(AtCap::Share),
-            Err(AtCap::All) => self.owned.lowest().map(|(_, endpoint)| endpoint),
-        };
+        let WaitingCreate { since, owner, .. } = create;
+        let evicted = self.queue.insert(since, owner, endpoint, create)?;
         if let Some(evicted) = evicted {
-            self.remove(evicted);
+            self.deadlines.remove(evicted);
         }
-        let is_first = self.owned.lowest_of(&create.owner).is_none();
-        self.owned.insert(create.owner, create.deadline, endpoint)?;
-        self.deadlines.set(endpoint, create.deadline);
-        if is_first {
-            self.turns.add(create.owner);
-        }
-        self.creates.insert(endpoint, create);
+        self.deadlines.set(endpoint, since.after(WAIT_TIMEOUT));
         Ok(evicted)
     }
 
     /// Removes the CREATE on `endpoint`, if there is one.
     pub(super) fn remove(&mut self, endpoint: CircuitEndpoint) -> Option<WaitingCreate> {
-        let create = self.creates.remove(&endpoint)?;
         self.deadlines.remove(endpoint);
-        self.owned.remove(&create.owner, create.deadline, endpoint);
-        if self.owned.lowest_of(&create.owner).is_none() {
-            self.turns.remove(&create.owner);
-        }
-        Some(create)
+        self.queue.remove(endpoint)
     }
 
     /// Removes the CREATEs on a closed channel.
     pub(super) fn remove_channel(&mut self, channel: ChannelId) {
-        let endpoints: Vec<_> =
-            self.creates.range(CircuitEndpoint::range(channel)).map(|(endpoint, _)| *endpoint).collect();
+        let endpoints: Vec<_> = self.queue.range(CircuitEndpoint::range(channel)).collect();
         for endpoint in endpoints {
             self.remove(endpoint);
         }
@@ -109,9 +84,9 @@ impl WaitingCreates {
 
     /// Removes and returns the next CREATE: the oldest of the owner whose turn it is.
     pub(super) fn pop(&mut self) -> Option<(CircuitEndpoint, WaitingCreate)> {
-        let owner = self.turns.next()?;
-        let (_, endpoint) = self.owned.lowest_of(&owner)?;
-        Some((endpoint, self.remove(endpoint)?))
+        let (endpoint, create) = self.queue.pop()?;
+        self.deadlines.remove(endpoint);
+        Some((endpoint, create))
     }
 
     /// Removes the next CREATE whose deadline is `now` or earlier. Returns its endpoint for the caller to refuse.
@@ -141,8 +116,8 @@ impl WaitingCreates {
     /// The numbers of CREATEs, of their deadlines, and of turns in both indexes.
     #[cfg(any(test, fuzzing))]
     pub(super) fn len(&self) -> (usize, usize, usize, usize) {
-        let (turns, order) = self.turns.len();
-        (self.creates.len(), self.deadlines.len(), turns, order)
+        let (creates, turns, order) = self.queue.counts();
+        (creates, self.deadlines.len(), turns, order)
     }
 }
 

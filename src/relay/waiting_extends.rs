@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::base::{AddressPrefix, Allowances, AtCap, Counter as _, Deadlines, Instant, Owner, Rate, RelayId};
+use crate::base::{
+    AddressPrefix, Allowances, AtCap, Counter as _, Deadlines, Instant, Owned, Owner, OwnerTurns, Rate, RelayId,
+};
 
-use super::{owners::Owned, table::CircuitKey, turns::OwnerTurns};
+use super::table::CircuitKey;
 
 /// Cap on relays that are dialled for the circuits of a source, because the number of a node's dials is limited. The
 /// relays for whose rate its circuits wait count too.
@@ -58,7 +60,7 @@ impl Queue {
 
     /// The circuit whose turn it is: the one of its owner that has waited longest.
     fn next(&mut self) -> Option<CircuitKey> {
-        let owner = self.turns.next()?;
+        let owner = self.turns.next_owner()?;
         self.by_owner.get(&owner)?.first().map(|(_, key)| *key)
     }
 }
@@ -236,7 +238,7 @@ impl WaitingExtends {
     /// The number of all waiting circuits.
     #[cfg(any(test, fuzzing))]
     pub(super) fn total(&self) -> usize {
-        self.owned.len().0
+        self.owned.len()
     }
 
     #[cfg(any(test, fuzzing))]
@@ -245,7 +247,7 @@ impl WaitingExtends {
             && self.waits.is_empty()
             && self.waits_of_network.is_empty()
             && self.due.is_empty()
-            && self.owned.len() == (0, 0, 0)
+            && self.owned.counts() == (0, 0, 0)
     }
 }
 

@@ -12,6 +12,7 @@
 //!
 //! Governed by `proto/01-transport.md`; `docs/transport.md` covers floods and forged datagrams.
 
+mod accepted;
 mod certificate;
 mod config;
 mod datagrams;
@@ -23,7 +24,6 @@ mod memory;
 mod records;
 mod route;
 mod socket;
-mod sources;
 mod stun;
 
 pub use certificate::{Certificate, CertificateError};

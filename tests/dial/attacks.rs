@@ -109,7 +109,7 @@ fn a_flood_of_spoofed_hellos_creates_no_state_and_no_amplification() {
 }
 
 /// Leaves a handshake from `remote` half-open: the client returns the cookie and then sends nothing more.
-fn half_open(relay: &mut Endpoint, now: Instant, remote: SocketAddr) {
+pub(crate) fn half_open(relay: &mut Endpoint, now: Instant, remote: SocketAddr) {
     let (mut client, hello) = start_dial(relay);
     let mut answers = deliver(relay, now, remote, &hello);
     let back = SocketRoute { port: 0, remote: ([192, 0, 2, 1], 4443).into() };

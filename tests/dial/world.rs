@@ -3,7 +3,7 @@
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant as StdInstant},
 };
 
@@ -123,10 +123,16 @@ impl World {
         }
     }
 
-    /// Adds a node that listens on one address and dials from two others.
+    /// Adds a node that listens on one port and dials from two others.
     pub(crate) fn add(&mut self, config: EndpointConfig) -> usize {
+        let host = self.nodes.len() as u8 + 1;
+        self.add_at(config, [10, 0, 0, host].into())
+    }
+
+    /// Adds a node at this address, which other nodes may have too.
+    pub(crate) fn add_at(&mut self, config: EndpointConfig, address: IpAddr) -> usize {
         let node = self.nodes.len();
-        let addresses = [0u16, 1, 2].map(|port| SocketAddr::from(([10, 0, 0, node as u8 + 1], 4443 + port)));
+        let addresses = [0, 1, 2].map(|port| SocketAddr::from((address, 4443 + 3 * node as u16 + port)));
         let mut endpoint = Endpoint::new(config, self.start).unwrap();
         endpoint.set_ports(
             &[

@@ -8,11 +8,14 @@ impl Channels {
         let Self { channels, parameters, .. } = self;
         assert!(self.outbox.is_empty() && self.events.is_empty(), "the channels are not drained");
         let unfinished = channels.values().filter(|channel| !channel.is_open());
-        assert_eq!(self.handshakes, unfinished.count());
-        // Links that this end dialled stay open beyond both caps.
+        assert_eq!(self.unfinished, unfinished.count());
         let accepted = || channels.values().filter(|channel| channel.dialled().is_none());
-        assert!(accepted().count() <= parameters.channels, "channels");
-        assert!(accepted().filter(|channel| !channel.is_open()).count() <= parameters.handshakes, "handshakes");
+        let (accepted, handshakes) = (accepted().count(), accepted().filter(|channel| !channel.is_open()).count());
+        assert!(accepted <= parameters.channels && handshakes <= parameters.handshakes, "{accepted} {handshakes}");
+        for (owned, expected) in [(&self.accepted, accepted), (&self.handshakes, handshakes)] {
+            let (shares, items, _) = owned.counts();
+            assert_eq!((shares, items), (expected, expected));
+        }
         assert!(self.dials.len() <= parameters.dials, "dials");
         let queued: usize = channels.values().map(|channel| channel.queue().len()).sum();
         assert_eq!(self.queued, queued);
@@ -30,6 +33,6 @@ impl Channels {
     pub(crate) fn assert_closed(&self) {
         self.assert_sound();
         assert!(self.channels.is_empty() && self.by_relay.is_empty() && self.dials.is_empty());
-        assert_eq!((self.queued, self.handshakes), (0, 0));
+        assert_eq!((self.queued, self.unfinished), (0, 0));
     }
 }

@@ -136,14 +136,15 @@ fn an_idle_channel_stays_while_both_ends_keep_it() {
 
 #[test]
 fn at_the_cap_of_channels_those_of_volunteers_stay_open() {
-    let mut pair = volunteer_and_gateway(ChannelParameters { channels: 2, ..ChannelParameters::default() });
-    for number in 2..5 {
+    let mut pair = volunteer_and_gateway(ChannelParameters { channels: 32, ..ChannelParameters::default() });
+    // The second channel of the volunteer's source makes it the fullest.
+    for (number, source) in (2..).zip([9, 9].into_iter().chain(20..60)) {
         pair.now = pair.now.after(Duration::from_secs(1));
-        let link = LinkId(number);
-        pair.b.handle(pair.now, LinkEvent::Opened { link, opened: opened(None, 2, 1) }, &mut pair.rng);
-        pair.b.collect(pair.now);
+        let network = if source == 9 { 2 } else { source };
+        accept_link(&mut pair.b, pair.now, number, ([192, 0, network, source], 1).into());
     }
     assert_eq!(pair.b.channels.volunteers(), [key(VOLUNTEER).id()]);
+    assert!(closed(&pair.b).contains(&LinkId(2)));
 }
 
 #[test]

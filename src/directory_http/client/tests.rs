@@ -138,7 +138,10 @@ async fn a_not_modified_answer_to_an_unconditional_request_is_a_failure() {
     let faulty = listener.local_addr().unwrap();
     let router = Router::new().route("/v1/consensus", get(async || StatusCode::NOT_MODIFIED));
     tokio::spawn(async move { axum::serve(listener, router).await });
-    assert!(matches!(client(&[faulty]).fetch::<ConsensusBody>(NOW, None).await, Err(DirectoryError::UnexpectedNotModified)));
+    assert!(matches!(
+        client(&[faulty]).fetch::<ConsensusBody>(NOW, None).await,
+        Err(DirectoryError::UnexpectedNotModified)
+    ));
     let good = FakeDirectory::with(signed_by(&[100], NOW).into_bytes()).start().await;
     assert!(matches!(client(&[faulty, good]).fetch::<ConsensusBody>(NOW, None).await, Ok(Some(_))));
 }
@@ -205,7 +208,11 @@ async fn follow_sends_the_first_consensus_and_each_later_one() {
     let fake = FakeDirectory::default();
     let address = fake.start().await;
     let (sender, mut receiver) = watch::channel(None);
-    let task = tokio::spawn(client(&[address]).follow::<ConsensusBody, _>(sender, || later(2 * FRESH), ChaCha20Rng::seed_from_u64(1)));
+    let task = tokio::spawn(client(&[address]).follow::<ConsensusBody, _>(
+        sender,
+        || later(2 * FRESH),
+        ChaCha20Rng::seed_from_u64(1),
+    ));
     // The directory has no consensus before the first request.
     let first_request = async {
         while fake.requests.load(Ordering::Relaxed) == 0 {
@@ -255,7 +262,8 @@ async fn a_followed_volunteer_list_is_not_written_to_the_cache_file() {
     let fake = FakeDirectory::with(volunteers_signed_by(&[100], NOW).into_bytes());
     let follower = DirectoryClient::new(config(&[fake.start().await], Some(cache.clone()))).unwrap();
     let (sender, mut receiver) = watch::channel(None);
-    let task = tokio::spawn(follower.follow::<VolunteerListBody, _>(sender, || later(2), ChaCha20Rng::seed_from_u64(1)));
+    let task =
+        tokio::spawn(follower.follow::<VolunteerListBody, _>(sender, || later(2), ChaCha20Rng::seed_from_u64(1)));
     timeout(DEADLINE, receiver.changed()).await.expect("no list in time").unwrap();
     assert_eq!(receiver.borrow_and_update().as_ref().unwrap().valid_after(), NOW);
     assert!(!cache.exists());

@@ -174,7 +174,9 @@ impl Http {
             return Err(Refusal::NotOffered);
         }
         let outbound = match &self.policy {
-            HttpPolicy::Listed(list, outbound) if list.iter().any(|rule| rule.matches(method, secure, &target)) => outbound,
+            HttpPolicy::Listed(list, outbound) if list.iter().any(|rule| rule.matches(method, secure, &target)) => {
+                outbound
+            }
             HttpPolicy::None | HttpPolicy::Listed(..) => return Err(Refusal::NotOffered),
             HttpPolicy::Open(outbound) => outbound,
         };

@@ -235,7 +235,8 @@ impl DrivenClient {
             }
             ClientEvent::Delegated { stream, path, hops, shared_exit } => {
                 if let Some(WaitingRequester::Delegated(reply)) = self.waiting.remove(&stream) {
-                    let hops = path.into_iter().zip(hops).map(|(relay, time)| Hop { relay, handshake_time: time }).collect();
+                    let hops =
+                        path.into_iter().zip(hops).map(|(relay, time)| Hop { relay, handshake_time: time }).collect();
                     let opened = self.hub.open(stream, self.client.room(stream));
                     let _ = reply.send(Ok(Delegated { stream: opened, path: hops, shared_exit }));
                 }
@@ -282,7 +283,10 @@ impl DrivenClient {
         tracing::debug!(hops = hops.len(), microseconds = total.as_micros(), "a circuit is built");
         if !self.reported.circuit {
             self.reported.circuit = true;
-            let hops = path.iter().zip(hops).map(|(relay, time)| HopReport { relay: relay.to_string(), handshake_time: *time });
+            let hops = path
+                .iter()
+                .zip(hops)
+                .map(|(relay, time)| HopReport { relay: relay.to_string(), handshake_time: *time });
             self.observers.reporter.send(&Report::Circuit { channel, hops: hops.collect() });
         }
     }

@@ -48,7 +48,8 @@ pub(super) async fn delegate(
         Ok::<_, Failure>(network.restrict(parsed))
     };
     let tls = Tls::new(options.delegate_root.iter().flatten()).map_err(Failure::invalid("delegate-root"))?;
-    let outbound = |policies| OutboundClient::new(policies, Arc::clone(resolver), tls.clone(), OutboundLimits::default());
+    let outbound =
+        |policies| OutboundClient::new(policies, Arc::clone(resolver), tls.clone(), OutboundLimits::default());
     let accept_all = |private| policy(&["accept *"], private);
     // An address that the operator configured is allowed, even if it is private.
     let configured = outbound(TargetPolicies { resolved: accept_all(private)?, literal: accept_all(true)? });

@@ -188,7 +188,7 @@ fn a_full_table_ends_the_least_used_circuit_of_the_fullest_source() {
     for link in relays.into_iter().chain(sources).chain([full, new]) {
         close(&mut bench, link);
     }
-    assert_eq!(bench.relay.table.owners().len(), (0, 0, 0));
+    assert_eq!(bench.relay.table.owners().counts(), (0, 0, 0));
 }
 
 #[test]
@@ -199,7 +199,11 @@ fn only_listed_relays_that_dial_are_reported_to_the_transport() {
     let unlisted = bench.join(LocalRole::Relay(Arc::new(fixture::key(UNLISTED))), None);
     bench.next();
     assert_eq!(flood(&mut bench, unlisted, 2, 1, 2) + flood(&mut bench, volunteer, 2, 1, 2), 0);
-    assert_eq!(bench.neighbours.listed, [], "a client, a volunteer, an unlisted relay, and a relay that this relay dialled");
+    assert_eq!(
+        bench.neighbours.listed,
+        [],
+        "a client, a volunteer, an unlisted relay, and a relay that this relay dialled"
+    );
 
     let listed = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
     assert_eq!(bench.neighbours.listed, [listed], "as soon as the channel is open");

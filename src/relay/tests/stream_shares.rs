@@ -126,7 +126,7 @@ fn a_client_with_one_stream_on_each_circuit_takes_no_streams_of_other_relays() {
         );
     }
     assert_eq!(bench.relay.statistics().exit_streams, 8);
-    assert_eq!(bench.relay.streams.shares().len(), (8, 8, 1));
+    assert_eq!(bench.relay.streams.shares().counts(), (8, 8, 1));
 }
 
 #[test]

@@ -61,18 +61,17 @@ impl EndpointConfig {
     }
 }
 
-/// Caps and timeouts of an endpoint. A ClientHello over a cap has no answer; the dialler's DTLS retransmits it.
+/// Caps and timeouts of an endpoint. A ClientHello of an owner at its share has no answer; the dialler's DTLS
+/// retransmits it.
 #[derive(Clone, Debug)]
 pub struct EndpointCaps {
-    /// Accepted links in total. Default 4,096.
+    /// Accepted links in total: half-open, open and closing ones. A source (an IPv4 address or an IPv6 /64) has at most a
+    /// sixteenth, a network (/24 or /48) a quarter. At the cap, the owner closest to its share loses a link. Default
+    /// 5,120: the 4,096 channels of a relay, its half-open links, and 512 links that close.
     pub links: usize,
-    /// Accepted links from one source: an IPv4 address or an IPv6 /64. The cap of an IPv4 /24 or IPv6 /48 is four
-    /// times as high. Default 256.
-    pub links_per_source: usize,
-    /// Half-open accepted links in total. Default 512.
+    /// Half-open accepted links in total, with the same shares. At the cap, the owner closest to its share loses its
+    /// oldest half-open link. Default 512.
     pub half_open: usize,
-    /// Half-open accepted links from one source. The cap of a /24 or /48 is four times as high. Default 32.
-    pub half_open_per_source: usize,
     /// Concurrent dials. Default 512.
     pub dials: usize,
     /// Timeout of a dial, and of the opening of an accepted link. Default 10 s.
@@ -85,10 +84,8 @@ pub struct EndpointCaps {
 impl Default for EndpointCaps {
     fn default() -> Self {
         Self {
-            links: 4_096,
-            links_per_source: 256,
+            links: 5_120,
             half_open: 512,
-            half_open_per_source: 32,
             dials: 512,
             opening_timeout: Duration::from_secs(10),
             silence_timeout: Duration::from_secs(30),

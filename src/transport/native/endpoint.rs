@@ -18,12 +18,12 @@ use rand::{
 
 use super::{
     Batch, Certificate, EndpointConfig, EndpointError, Port, PortUse, SocketRoute,
+    accepted::AcceptedLinks,
     datagrams::Datagrams,
     dtls::{self, Dtls, DtlsConfig},
     front::{ClientHello, Front, is_hello_fragment},
     link::{Context, Dial, Ending, Link, LinkMemory, LinkRole, StdClock},
     memory::Memory,
-    sources::Sources,
     stun,
 };
 use crate::{
@@ -69,6 +69,8 @@ pub struct Counts {
     pub cookies_refused: u64,
     /// ClientHellos with a valid cookie that a cap rejected.
     pub over_caps: u64,
+    /// Accepted links that were evicted at a cap to make room for others.
+    pub evicted: u64,
 }
 
 /// The native transport, without I/O. See [`native`](super) for the loop that drives it.
@@ -86,7 +88,7 @@ pub struct Endpoint {
     ports: Vec<Port>,
     links: HashMap<SocketRoute, Link>,
     routes: HashMap<LinkId, SocketRoute>,
-    sources: Sources,
+    accepted: AcceptedLinks,
     /// Number of dials with an attempt in progress.
     dials: usize,
     /// Dials between two attempts, by the time of the next attempt and a unique number.
@@ -138,7 +140,7 @@ impl Endpoint {
             ports: Vec::new(),
             links: HashMap::new(),
             routes: HashMap::new(),
-            sources: Sources::default(),
+            accepted: AcceptedLinks::new(&config.caps),
             dials: 0,
             paused_dials: BTreeMap::new(),
             last_id: 0,
@@ -169,8 +171,7 @@ impl Endpoint {
     /// The current statistics.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        let (_, half_open) = self.sources.all();
-        Counts { links: self.links.len(), half_open, ..self.counts }
+        Counts { links: self.links.len(), half_open: self.accepted.half_open(), ..self.counts }
     }
 
     /// Handles a received datagram; opens its records in place.
@@ -280,10 +281,14 @@ impl Endpoint {
             self.counts.cookies_refused.increment();
             return false;
         };
-        let replaced = self.links.get(&route).map(|link| !link.opened);
-        if !self.sources.admit(&self.config.caps, route.remote.ip(), replaced) {
+        let replaced = self.links.get(&route).map(|link| link.listed_rank);
+        let Ok(evicted) = self.accepted.to_evict(route.remote.ip(), replaced) else {
             self.counts.over_caps.increment();
             return false;
+        };
+        if let Some(evicted) = evicted {
+            self.counts.evicted.increment();
+            self.with_link(now, evicted, Link::evict);
         }
         self.remove(route, Ending::Closed(LinkClose::ByPeer));
         let std_now = self.clock.to_std(now);
@@ -295,7 +300,6 @@ impl Endpoint {
             }
             Err(error) => {
                 tracing::debug!(%error, "can't handle a ClientHello with a valid cookie");
-                self.sources.remove(route.remote.ip(), true);
                 false
             }
         }
@@ -313,6 +317,9 @@ impl Endpoint {
         self.last_id = self.last_id.saturating_add(1);
         let id = LinkId(self.last_id);
         let link = Link::new(id, role, dtls, fingerprint, until, now, route.remote.ip());
+        if matches!(link.role, LinkRole::Listener(_)) {
+            self.accepted.add(route, link.listed_rank);
+        }
         self.routes.insert(id, route);
         self.links.insert(route, link);
     }
@@ -412,11 +419,13 @@ impl Endpoint {
         };
         let outcome = act(link, &mut context, &mut self.ready);
         let ending = link.ending();
-        if link.opened && !was_open {
-            match link.dialled() {
-                Some(_) => self.dials.decrement(),
-                None => self.sources.opened(route.remote.ip()),
+        if link.dialled().is_some() {
+            if link.opened && !was_open {
+                self.dials.decrement();
             }
+        } else if let Some(rank) = link.rank().filter(|rank| *rank != link.listed_rank) {
+            self.accepted.set_rank(route, link.listed_rank, rank);
+            link.listed_rank = rank;
         }
         if let Some(ending) = ending {
             self.handle_ended(now, route, ending);
@@ -443,20 +452,17 @@ impl Endpoint {
         self.memory.send.end(&mut link.leases.send);
         self.routes.remove(&link.id);
         self.deadlines.remove(route);
+        if matches!(link.role, LinkRole::Listener(_)) {
+            self.accepted.remove(route, link.listed_rank);
+        }
         match (link.role, link.opened, ending) {
-            (role, true, ending) => {
-                if matches!(role, LinkRole::Listener(_)) {
-                    self.sources.remove(route.remote.ip(), false);
-                }
+            (_, true, ending) => {
                 if let Ending::Closed(reason) = ending {
                     self.events.push_back(LinkEvent::Closed { link: link.id, reason });
                 }
                 None
             }
-            (LinkRole::Listener(_), false, _) => {
-                self.sources.remove(route.remote.ip(), true);
-                None
-            }
+            (LinkRole::Listener(_), false, _) => None,
             (LinkRole::Dialler(mut dial), false, ending) => {
                 self.dials.decrement();
                 // Certificates are sent in plaintext, so a third party may forge one. Two wrong certificates fail the

@@ -1,6 +1,6 @@
 //! One link: a DTLS association with an SCTP association in it.
 
-use core::time::Duration;
+use core::{cmp::Reverse, time::Duration};
 use std::{
     collections::VecDeque,
     net::{IpAddr, SocketAddr},
@@ -11,6 +11,7 @@ use rand::rngs::StdRng;
 
 use super::{
     EndpointCaps, SocketRoute,
+    accepted::LinkRank,
     datagrams::Datagrams,
     dtls::{self, Dtls, DtlsError, DtlsEvent},
     memory::{Lease, Memory},
@@ -156,6 +157,8 @@ pub(super) struct Link {
     pub(super) room: usize,
     /// Whether the link has ever been open.
     pub(super) opened: bool,
+    /// Of an accepted link: its rank in [`AcceptedLinks`](super::accepted::AcceptedLinks).
+    pub(super) listed_rank: LinkRank,
     /// Memory leases.
     pub(super) leases: LinkMemory<Lease>,
     /// Whether [`LinkEvent::Retire`] has been reported to the core, which then opens a second link.
@@ -189,6 +192,7 @@ impl Link {
             room_ticket: Ticket::new(),
             room: 0,
             opened: false,
+            listed_rank: LinkRank::HalfOpen(id),
             leases: LinkMemory { receive: Lease::new(address), send: Lease::new(address) },
             retired: false,
             stage: LinkStage::Opening { until },
@@ -209,6 +213,16 @@ impl Link {
         match &self.role {
             LinkRole::Dialler(dial) => Some(dial.target.relay),
             LinkRole::Listener(_) => None,
+        }
+    }
+
+    /// The rank of an accepted link; `None` if the link has ended.
+    pub(super) const fn rank(&self) -> Option<LinkRank> {
+        match self.stage {
+            LinkStage::Opening { .. } => Some(LinkRank::HalfOpen(self.id)),
+            LinkStage::Open => Some(LinkRank::Open(Reverse(self.id))),
+            LinkStage::Closing { .. } => Some(LinkRank::Closing(self.id)),
+            LinkStage::Ended(_) => None,
         }
     }
 
@@ -246,7 +260,7 @@ impl Link {
         self.sctp.as_deref().map_or(0, held)
     }
 
-    /// Ends the link to free its memory.
+    /// Ends the link to free its memory or its place.
     pub(super) fn evict(&mut self, context: &mut Context<'_>) {
         self.shut_down(context, Ending::Closed(LinkClose::Overloaded));
     }

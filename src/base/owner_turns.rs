@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use crate::base::{AddressPrefix, Counter as _, Owner, RelayId};
+use super::{AddressPrefix, Counter as _, Owner, RelayId};
 
 /// Items of a network in one turn.
 const TURN_OF_NETWORK: usize = 1;
@@ -45,7 +45,7 @@ struct Turn {
 /// The turns of the owners that have an item in a queue. An operation takes logarithmic time, and at most a visit of the
 /// sources of one network.
 #[derive(Default)]
-pub(super) struct OwnerTurns {
+pub struct OwnerTurns {
     /// The turn of each holder.
     turns: HashMap<TurnHolder, Turn>,
     /// The same holders, by the number of their turn.
@@ -55,7 +55,7 @@ pub(super) struct OwnerTurns {
 
 impl OwnerTurns {
     /// The owner of the next item. Counts the item towards the turn of the owner's holder.
-    pub(super) fn next(&mut self) -> Option<Owner> {
+    pub fn next_owner(&mut self) -> Option<Owner> {
         let (_, &holder) = self.order.first_key_value()?;
         let turn = self.turns.get_mut(&holder)?;
         let owner = *turn.owners.front()?;
@@ -71,7 +71,7 @@ impl OwnerTurns {
     }
 
     /// Adds an owner with its first item. A new holder is behind all others.
-    pub(super) fn add(&mut self, owner: Owner) {
+    pub fn add(&mut self, owner: Owner) {
         let holder = TurnHolder::of(&owner);
         let (number, order) = (self.next_number, &mut self.order);
         let turn = self.turns.entry(holder).or_insert_with(|| {
@@ -85,7 +85,7 @@ impl OwnerTurns {
     }
 
     /// Removes an owner without an item.
-    pub(super) fn remove(&mut self, owner: &Owner) {
+    pub fn remove(&mut self, owner: &Owner) {
         let holder = TurnHolder::of(owner);
         let Some(turn) = self.turns.get_mut(&holder) else { return };
         turn.owners.retain(|other| other != owner);
@@ -97,7 +97,7 @@ impl OwnerTurns {
 
     /// The numbers of turns in both indexes.
     #[cfg(any(test, fuzzing))]
-    pub(super) fn len(&self) -> (usize, usize) {
+    pub(crate) fn len(&self) -> (usize, usize) {
         (self.turns.len(), self.order.len())
     }
 }

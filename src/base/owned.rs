@@ -1,0 +1,138 @@
+//! The items of a cap by owner, within the shares of the owners, and the item that is evicted at the cap.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::{AtCap, Owner, Shares};
+
+/// The items of all owners, ordered by rank within each owner. At the cap, the caller evicts the lowest item of the
+/// owner closest to its share.
+///
+/// The rank of an item need not be current: the caller may update the ranks of the lowest items at an eviction, until
+/// the lowest rank is current.
+pub struct Owned<R, K> {
+    shares: Shares,
+    by_rank: HashMap<Owner, BTreeSet<(R, K)>>,
+}
+
+impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
+    /// No item; at most `cap` items.
+    #[must_use]
+    pub fn new(cap: usize) -> Self {
+        Self { shares: Shares::new(cap), by_rank: HashMap::new() }
+    }
+
+    /// Admits no item from now on.
+    pub const fn close(&mut self) {
+        self.shares.close();
+    }
+
+    /// Whether `owner` may have one more item.
+    ///
+    /// # Errors
+    /// As [`Shares::check`].
+    pub fn check(&self, owner: &Owner) -> Result<(), AtCap> {
+        self.shares.check(owner)
+    }
+
+    /// The item that the caller must evict before it adds one of `owner`: at the cap, the lowest item of the owner
+    /// closest to its share. `None` below the cap.
+    ///
+    /// # Errors
+    /// [`AtCap::Share`] if the share of `owner` is reached.
+    pub fn to_evict(&self, owner: &Owner) -> Result<Option<K>, AtCap> {
+        match self.check(owner) {
+            Ok(()) => Ok(None),
+            Err(AtCap::All) => Ok(self.lowest().map(|(_, key)| key)),
+            Err(AtCap::Share) => Err(AtCap::Share),
+        }
+    }
+
+    /// Adds an item within the shares.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check); then nothing is added.
+    pub fn insert(&mut self, owner: Owner, rank: R, key: K) -> Result<(), AtCap> {
+        self.shares.take(&owner)?;
+        self.by_rank.entry(owner).or_default().insert((rank, key));
+        Ok(())
+    }
+
+    /// Adds an item whatever the share of its owner.
+    pub fn add(&mut self, owner: Owner, rank: R, key: K) {
+        self.shares.add(&owner, 1);
+        self.by_rank.entry(owner).or_default().insert((rank, key));
+    }
+
+    /// The owner closest to its share.
+    #[must_use]
+    pub fn fullest(&self) -> Option<Owner> {
+        self.shares.fullest()
+    }
+
+    /// Whether `owner` is further from its share than the owner closest to its share.
+    #[must_use]
+    pub fn is_below_fullest(&self, owner: &Owner) -> bool {
+        let fullest = self.fullest().map(|fullest| self.shares.fullness(&fullest));
+        fullest.is_some_and(|fullest| self.shares.fullness(owner) < fullest)
+    }
+
+    /// Whether there is no item.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.shares.is_empty()
+    }
+
+    /// The number of items.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shares.len()
+    }
+
+    /// Removes an item.
+    pub fn remove(&mut self, owner: &Owner, rank: R, key: K) {
+        self.shares.release(owner);
+        if let Some(items) = self.by_rank.get_mut(owner) {
+            items.remove(&(rank, key));
+            if items.is_empty() {
+                self.by_rank.remove(owner);
+            }
+        }
+    }
+
+    /// The lowest item of the owner closest to its share, with the item's rank.
+    #[must_use]
+    pub fn lowest(&self) -> Option<(R, K)> {
+        self.lowest_of(&self.fullest()?)
+    }
+
+    /// The lowest item of `owner`, with the item's rank.
+    #[must_use]
+    pub fn lowest_of(&self, owner: &Owner) -> Option<(R, K)> {
+        self.by_rank.get(owner)?.first().copied()
+    }
+
+    /// The items of `owner`, in the order of their rank.
+    pub fn items_of(&self, owner: &Owner) -> impl Iterator<Item = K> {
+        self.by_rank.get(owner).into_iter().flatten().map(|(_, key)| *key)
+    }
+
+    /// Changes the rank of an item.
+    pub fn set_rank(&mut self, owner: &Owner, before: R, rank: R, key: K) {
+        if let Some(items) = self.by_rank.get_mut(owner) {
+            items.remove(&(before, key));
+            items.insert((rank, key));
+        }
+    }
+
+    /// The number of items of an owner.
+    #[cfg(test)]
+    pub(crate) fn held(&self, owner: &Owner) -> usize {
+        self.shares.held(owner)
+    }
+
+    /// The numbers of items in the shares and in the order, and of owners.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn counts(&self) -> (usize, usize, usize) {
+        (self.shares.len(), self.by_rank.values().map(BTreeSet::len).sum(), self.by_rank.len())
+    }
+}
