@@ -60,6 +60,17 @@ pub struct Hop {
     pub handshake_time: Duration,
 }
 
+/// A request for the stream of a delegated request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DelegatedRequest {
+    /// The service that the exit must offer.
+    pub delegation: Delegation,
+    /// Excluded exits.
+    pub excluded_exits: Vec<RelayId>,
+    /// The isolation of the stream's circuit.
+    pub isolation: Isolation,
+}
+
 /// Opens streams and resolves names through the overlay. Cheap to clone.
 pub trait Connector: Clone + Send + Sync + 'static {
     /// Opens a stream to `target`, on a circuit with streams of this isolation only.
@@ -80,14 +91,9 @@ pub trait Connector: Clone + Send + Sync + 'static {
         isolation: Isolation,
     ) -> impl Future<Output = Result<Vec<ResolvedAnswer>, ConnectError>> + Send;
 
-    /// Opens a stream to an exit that offers `delegation` and isn't in `excluded_exits`, on a separate circuit.
+    /// Opens a stream to an exit that offers the service and isn't excluded, on a separate circuit.
     ///
     /// # Errors
-    /// When there is no circuit; [`PathError::NotOffered`] when no exit outside `excluded_exits` offers `delegation`.
-    fn delegate(
-        &self,
-        delegation: Delegation,
-        excluded_exits: Vec<RelayId>,
-        isolation: Isolation,
-    ) -> impl Future<Output = Result<Delegated, ConnectError>> + Send;
+    /// When there is no circuit; [`PathError::NotOffered`] when no other exit offers the service.
+    fn delegate(&self, request: DelegatedRequest) -> impl Future<Output = Result<Delegated, ConnectError>> + Send;
 }

@@ -14,8 +14,7 @@ use super::*;
 use crate::{
     base::{Owner, RelayId},
     client::StreamFailure,
-    connector::{ConnectError, Connector, Delegated, Isolation},
-    delegated::Delegation,
+    connector::{ConnectError, Connector, Delegated, DelegatedRequest, Isolation},
     io::{
         resolver::ResolverOptions,
         testing::{Flows, ROOM, echo_server, reason_of, target_server},
@@ -71,7 +70,7 @@ impl Connector for ViaExit {
         answer.await.unwrap()
     }
 
-    async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {
+    async fn delegate(&self, _: DelegatedRequest) -> Result<Delegated, ConnectError> {
         Err(EndReason::Policy.into())
     }
 }

@@ -12,9 +12,8 @@ use tokio::{
 
 use super::FuzzTarget;
 use crate::{
-    base::{RelayId, WallTime},
-    connector::{ConnectError, Connector, Delegated, Isolation},
-    delegated::Delegation,
+    base::WallTime,
+    connector::{ConnectError, Connector, Delegated, DelegatedRequest, Isolation},
     http_exchange::binary::{Content, read_request, read_response, request_head, response_head},
     io::{files::Folder, stream::Stream},
     page::cleaned_page,
@@ -49,7 +48,7 @@ impl Connector for UnreachableOverlay {
         Ok(vec![ResolvedAnswer::Ip("192.0.2.7".parse().unwrap()), ResolvedAnswer::Name("example.org".to_owned())])
     }
 
-    async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {
+    async fn delegate(&self, _: DelegatedRequest) -> Result<Delegated, ConnectError> {
         Err(PathError::NotOffered.into())
     }
 }

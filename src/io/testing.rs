@@ -10,15 +10,13 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt as _, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
 
 use crate::{
-    base::RelayId,
     client::StreamFailure,
-    connector::{ConnectError, Connector, Delegated, Isolation},
-    delegated::Delegation,
+    connector::{ConnectError, Connector, Delegated, DelegatedRequest, Isolation},
     path::PathError,
     stream::StreamCommand,
     wire::{EndReason, Host, ResolvedAnswer, Target},
@@ -208,7 +206,7 @@ impl Connector for Direct {
         }
     }
 
-    async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {
+    async fn delegate(&self, _: DelegatedRequest) -> Result<Delegated, ConnectError> {
         Err(PathError::NotOffered.into())
     }
 }
@@ -222,6 +220,16 @@ where
     let address = listener.local_addr().unwrap();
     tokio::spawn(accept_each(listener, 64, serve));
     address
+}
+
+/// A target that answers the first bytes of each connection with `answer`.
+pub(crate) async fn answering_server(answer: &'static [u8]) -> SocketAddr {
+    target_server(move |mut socket| async move {
+        // The other end may disconnect at any time.
+        let _ = socket.read(&mut [0; 1024]).await;
+        let _ = socket.write_all(answer).await;
+    })
+    .await
 }
 
 /// A target that echoes its input, and finishes after the other end has finished.

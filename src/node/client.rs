@@ -21,8 +21,8 @@ use tokio::{
 use crate::{
     base::RelayId,
     client::ClientParameters,
-    connector::{ConnectError, Connector, Delegated, Isolation},
-    delegated::{Delegation, EngineName},
+    connector::{ConnectError, Connector, Delegated, DelegatedRequest, Isolation},
+    delegated::EngineName,
     directory::AuthorityId,
     directory_http::client::{DirectoryClient, DirectoryConfig},
     io::{
@@ -255,13 +255,8 @@ impl Connector for Client {
         self.call(|reply| ClientCommand::Resolve { host, isolation, reply }).await
     }
 
-    async fn delegate(
-        &self,
-        delegation: Delegation,
-        excluded_exits: Vec<RelayId>,
-        isolation: Isolation,
-    ) -> Result<Delegated, ConnectError> {
-        self.call(|reply| ClientCommand::Delegate { delegation, excluded_exits, isolation, reply }).await
+    async fn delegate(&self, request: DelegatedRequest) -> Result<Delegated, ConnectError> {
+        self.call(|reply| ClientCommand::Delegate { request, reply }).await
     }
 }
 

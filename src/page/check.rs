@@ -11,9 +11,7 @@ use rand::CryptoRng;
 use tokio::time::timeout;
 
 use crate::{
-    base::RelayId,
-    connector::{ConnectError, Connector, Delegated, Isolation},
-    delegated::Delegation,
+    connector::{ConnectError, Connector, Delegated, DelegatedRequest, Isolation},
     io::stream::{Hub, Stream},
     stream::StreamCommand,
     wire::{EndReason, Host, ResolvedAnswer, Target},
@@ -78,13 +76,8 @@ impl<C: Connector> Connector for CheckConnector<C> {
         self.connector.resolve(host, isolation).await
     }
 
-    async fn delegate(
-        &self,
-        delegation: Delegation,
-        excluded_exits: Vec<RelayId>,
-        isolation: Isolation,
-    ) -> Result<Delegated, ConnectError> {
-        self.connector.delegate(delegation, excluded_exits, isolation).await
+    async fn delegate(&self, request: DelegatedRequest) -> Result<Delegated, ConnectError> {
+        self.connector.delegate(request).await
     }
 }
 

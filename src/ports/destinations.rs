@@ -1,9 +1,7 @@
 //! Isolation by destination (`--isolate-destination`): streams to different hosts use different circuits.
 
 use crate::{
-    base::RelayId,
-    connector::{ConnectError, Connector, Delegated, Isolation},
-    delegated::Delegation,
+    connector::{ConnectError, Connector, Delegated, DelegatedRequest, Isolation},
     io::stream::Stream,
     wire::{Host, ResolvedAnswer, Target},
 };
@@ -37,14 +35,9 @@ impl<C: Connector> Connector for ByDestination<C> {
         self.connector.resolve(host, isolation).await
     }
 
-    async fn delegate(
-        &self,
-        delegation: Delegation,
-        excluded_exits: Vec<RelayId>,
-        isolation: Isolation,
-    ) -> Result<Delegated, ConnectError> {
+    async fn delegate(&self, request: DelegatedRequest) -> Result<Delegated, ConnectError> {
         // Each delegated request has a separate circuit in any case.
-        self.connector.delegate(delegation, excluded_exits, isolation).await
+        self.connector.delegate(request).await
     }
 }
 

@@ -33,7 +33,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     base::RelayId,
     client::StreamFailure,
-    connector::{ConnectError, Connector, Delegated, Hop, Isolation},
+    connector::{ConnectError, Connector, Delegated, DelegatedRequest, Hop, Isolation},
     delegated::Delegation,
     http_exchange::{
         binary::{MessageError, PipedBody, fill, read_response, request_head, write_content},
@@ -204,7 +204,8 @@ impl<C: Connector> Requester<C> {
         }
         let head = request_head(&request)?;
         let host = target.host.to_text().to_ascii_lowercase();
-        let delegated = self.connector.delegate(Delegation::Http { host }, excluded_exits, isolation).await;
+        let delegation = Delegation::Http { host };
+        let delegated = self.connector.delegate(DelegatedRequest { delegation, excluded_exits, isolation }).await;
         let Delegated { stream, path, .. } = delegated.map_err(|error| match error {
             ConnectError::Stream(StreamFailure::NoPath(PathError::NotOffered)) => RequestError::NoExit,
             error => RequestError::Connect(error),

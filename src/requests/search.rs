@@ -29,7 +29,7 @@ use tokio::{
 use crate::{
     base::{Instant, RelayId},
     client::StreamFailure,
-    connector::{ConnectError, Connector, Delegated, Hop, Isolation},
+    connector::{ConnectError, Connector, Delegated, DelegatedRequest, Hop, Isolation},
     delegated::{
         Delegation, EngineName, ExitCounts, ExitStatistics, SearchResult, exits_offering,
         frame::{RESPONSE_BUCKETS, max_frame_len},
@@ -209,7 +209,8 @@ impl<C: Connector> Searcher<C> {
         let number = self.state().query_count.fetch_add(1, Ordering::Relaxed);
         let isolation = Isolation::new("search", &number.to_be_bytes(), &[]);
         let delegation = Delegation::Search(query.engine().clone());
-        let opening = self.connector.delegate(delegation, query.excluded_exits().to_vec(), isolation);
+        let excluded_exits = query.excluded_exits().to_vec();
+        let opening = self.connector.delegate(DelegatedRequest { delegation, excluded_exits, isolation });
         timeout(CONNECT_TIMEOUT, opening).await.unwrap_or(Err(StreamFailure::NoCircuit.into()))
     }
 

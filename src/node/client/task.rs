@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     base::{Instant, LinkMachine, RelayId},
     client::{ClientEvent, ClientMachine, ClientParameters, ClientStream, StreamFailure},
-    connector::{ConnectError, Delegated, Hop, Isolation},
+    connector::{ConnectError, Delegated, DelegatedRequest, Hop, Isolation},
     delegated::{Delegation, Offer},
     directory::{Consensus, VolunteerList},
     io::{
@@ -68,11 +68,7 @@ pub(super) enum ClientCommand {
     /// Delegates a request to an exit that offers its service.
     Delegate {
         /// The request.
-        delegation: Delegation,
-        /// Excluded exits.
-        excluded_exits: Vec<RelayId>,
-        /// The isolation of the stream's circuit.
-        isolation: Isolation,
+        request: DelegatedRequest,
         /// Takes the outcome.
         reply: ReplySender<Delegated>,
     },
@@ -173,7 +169,8 @@ impl DrivenClient {
                 let stream = self.client.resolve(now, host, isolation);
                 self.waiting.insert(stream, WaitingRequester::Answer(reply));
             }
-            ClientCommand::Delegate { delegation, excluded_exits, isolation, reply } => {
+            ClientCommand::Delegate { request, reply } => {
+                let DelegatedRequest { delegation, excluded_exits, isolation } = request;
                 if let Delegation::Search(_) = delegation {
                     // More searches are likely after the first.
                     self.client.keep_ready(delegation.clone(), SPARE_SEARCHES);

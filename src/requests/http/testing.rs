@@ -9,8 +9,8 @@ use std::{
 use super::Requester;
 use crate::{
     base::RelayId,
-    connector::{ConnectError, Connector, Delegated, Hop, Isolation},
-    delegated::{Delegation, Service, limits::RequestOwner},
+    connector::{ConnectError, Connector, Delegated, DelegatedRequest, Hop, Isolation},
+    delegated::{Service, limits::RequestOwner},
     exit::{
         delegated::{
             Delegate,
@@ -78,12 +78,8 @@ impl Connector for LocalExits {
         Err(EndReason::Policy.into())
     }
 
-    async fn delegate(
-        &self,
-        delegation: Delegation,
-        excluded_exits: Vec<RelayId>,
-        isolation: Isolation,
-    ) -> Result<Delegated, ConnectError> {
+    async fn delegate(&self, request: DelegatedRequest) -> Result<Delegated, ConnectError> {
+        let DelegatedRequest { delegation, excluded_exits, isolation } = request;
         self.isolations.lock().unwrap().push(isolation);
         let mut exits = (0..self.exits).map(|number| RelayId::from_bytes([number; 32]));
         let chosen = exits.find(|exit| !excluded_exits.contains(exit) && delegation.is_offered(&self.exit.offer()));

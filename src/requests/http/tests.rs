@@ -25,7 +25,7 @@ impl Connector for ScriptedExit {
         Err(PathError::NoExit.into())
     }
 
-    async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {
+    async fn delegate(&self, _: DelegatedRequest) -> Result<Delegated, ConnectError> {
         let (near, mut far) = stream_pair();
         let bytes = self.0;
         tokio::spawn(async move {

@@ -13,8 +13,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::*;
 use crate::{
-    connector::{ConnectError, Delegated, Hop, Isolation},
-    delegated::Delegation,
+    connector::{ConnectError, Delegated, DelegatedRequest, Hop, Isolation},
     exit::outbound::testing::http_server,
     io::{stream::Stream, testing::stream_pair, tls::Tls},
     requests::http::testing::LocalExits,
@@ -154,7 +153,7 @@ impl Connector for Stalling {
         Err(EndReason::Policy.into())
     }
 
-    async fn delegate(&self, _: Delegation, _: Vec<RelayId>, _: Isolation) -> Result<Delegated, ConnectError> {
+    async fn delegate(&self, _: DelegatedRequest) -> Result<Delegated, ConnectError> {
         let (near, mut far) = stream_pair();
         tokio::spawn(async move {
             far.write_all(b"\x03\x40\xc8\x0ccontent-type\x16application/ohttp-keys\x00\x60\x00begun").await.unwrap();

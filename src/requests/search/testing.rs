@@ -11,8 +11,8 @@ use url::Url;
 
 use crate::{
     base::RelayId,
-    connector::{ConnectError, Connector, Delegated, Hop, Isolation},
-    delegated::{Delegation, EngineName, HttpOffer, Offer, SearchAnswer, SearchRefusal, SearchRequest, SearchResult},
+    connector::{ConnectError, Connector, Delegated, DelegatedRequest, Hop, Isolation},
+    delegated::{EngineName, HttpOffer, Offer, SearchAnswer, SearchRefusal, SearchRequest, SearchResult},
     io::{
         stream::Stream,
         testing::{Direct, stream_pair},
@@ -71,16 +71,11 @@ impl Connector for Overlay {
         self.direct.resolve(host, isolation).await
     }
 
-    async fn delegate(
-        &self,
-        _: Delegation,
-        excluded_exits: Vec<RelayId>,
-        isolation: Isolation,
-    ) -> Result<Delegated, ConnectError> {
+    async fn delegate(&self, request: DelegatedRequest) -> Result<Delegated, ConnectError> {
         let mut available =
-            self.exits.iter().enumerate().filter(|(number, _)| !excluded_exits.contains(&exit(*number)));
+            self.exits.iter().enumerate().filter(|(number, _)| !request.excluded_exits.contains(&exit(*number)));
         let (number, script) = available.next().ok_or(PathError::NotOffered)?;
-        self.queries.lock().unwrap().push((exit(number), isolation));
+        self.queries.lock().unwrap().push((exit(number), request.isolation));
         let (near, far) = stream_pair();
         tokio::spawn(answer(far, *script));
         let handshake_time = Duration::from_millis(7);
