@@ -297,14 +297,13 @@ async fn post_descriptor(
     body: Bytes,
 ) -> Response {
     let publisher = Publisher::at(peer.0);
-    match directory.submit(peer, body, |body, answer| Submission::Descriptor(body, publisher, answer)).await {
-        Some(Err(error @ DescriptorError::TooSoon)) => unavailable(&error),
-        Some(Ok(())) => {
-            (StatusCode::ACCEPTED, "accepted; the relay is listed after the proof of its addresses").into_response()
-        }
-        Some(Err(error)) => refused(&error),
-        None => busy(),
-    }
+    let submission = |body, answer| Submission::Descriptor(body, publisher, answer);
+    let outcome = directory.submit(peer, body, submission).await;
+    answer(
+        outcome,
+        |error| *error == DescriptorError::TooSoon,
+        |()| (StatusCode::ACCEPTED, "accepted; the relay is listed after the proof of its addresses").into_response(),
+    )
 }
 
 async fn post_volunteer(
@@ -312,13 +311,10 @@ async fn post_volunteer(
     Extension(peer): Extension<Peer>,
     body: Bytes,
 ) -> Response {
-    match directory.submit(peer, body, Submission::Volunteer).await {
-        Some(Ok(registration)) => (DOCUMENT_TYPE, registration.encode()).into_response(),
-        // The authority evicts volunteers each interval, so a later try may succeed.
-        Some(Err(error @ DescriptorError::Full)) => unavailable(&error),
-        Some(Err(error)) => refused(&error),
-        None => busy(),
-    }
+    let outcome = directory.submit(peer, body, Submission::Volunteer).await;
+    // The authority evicts volunteers each interval.
+    let is_full = |error: &DescriptorError| *error == DescriptorError::Full;
+    answer(outcome, is_full, |registration| (DOCUMENT_TYPE, registration.encode()).into_response())
 }
 
 async fn post_presence(
@@ -326,27 +322,28 @@ async fn post_presence(
     Extension(peer): Extension<Peer>,
     body: Bytes,
 ) -> Response {
-    match directory.submit(peer, body, Submission::Presence).await {
-        Some(Ok(counted)) => (DOCUMENT_TYPE, counted.encode()).into_response(),
-        Some(Err(error)) => refused(&error),
-        None => busy(),
+    let outcome = directory.submit(peer, body, Submission::Presence).await;
+    answer(outcome, |_| false, |counted| (DOCUMENT_TYPE, counted.encode()).into_response())
+}
+
+/// The response to a submission. `None`: the submission was not processed. A later try may succeed after an error for
+/// which `is_temporary` is true.
+fn answer<T, E: std::error::Error>(
+    outcome: Option<Result<T, E>>,
+    is_temporary: impl FnOnce(&E) -> bool,
+    accepted: impl FnOnce(T) -> Response,
+) -> Response {
+    match outcome {
+        Some(Ok(answer)) => accepted(answer),
+        Some(Err(error)) => {
+            let status = if is_temporary(&error) { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_REQUEST };
+            (status, error.to_string()).into_response()
+        }
+        None => {
+            let busy = "the directory is busy, or this address or its network exceeds its rate; try again later";
+            (StatusCode::SERVICE_UNAVAILABLE, busy).into_response()
+        }
     }
-}
-
-fn refused(error: &dyn std::error::Error) -> Response {
-    (StatusCode::BAD_REQUEST, error.to_string()).into_response()
-}
-
-fn unavailable(error: &DescriptorError) -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response()
-}
-
-fn busy() -> Response {
-    (
-        StatusCode::SERVICE_UNAVAILABLE,
-        "the directory is busy, or this address or its network exceeds its rate; try again later",
-    )
-        .into_response()
 }
 
 async fn get_consensus(State(directory): State<DirectoryServer>, headers: HeaderMap) -> Response {
