@@ -363,6 +363,13 @@ fn a_circuit_without_an_answer_to_an_echo_request_ends() {
     );
 }
 
+/// Asserts that the circuit ends at the second deadline without an answer, after the echo request of the first.
+fn assert_echo_times_out(chain: &mut Chain, origin: &mut Origin) {
+    advance_without_delivery(chain, origin);
+    advance_without_delivery(chain, origin);
+    assert_eq!(events(origin).last(), Some(&CircuitEvent::Closed(CircuitError::EchoTimedOut)));
+}
+
 /// Advances to the next deadline, which must be in the future. Drops the cells that the origin sends, and returns their
 /// number.
 fn advance_without_delivery(chain: &mut Chain, origin: &mut Origin) -> usize {
@@ -387,9 +394,7 @@ fn at_most_one_echo_request_is_outstanding_and_any_message_answers_it() {
     }
     assert!(origin.is_open());
     assert_eq!(sent, 1);
-    advance_without_delivery(&mut chain, &mut origin);
-    advance_without_delivery(&mut chain, &mut origin);
-    assert_eq!(events(&mut origin).last(), Some(&CircuitEvent::Closed(CircuitError::EchoTimedOut)));
+    assert_echo_times_out(&mut chain, &mut origin);
 }
 
 #[test]
@@ -398,9 +403,7 @@ fn a_dead_circuit_is_detected_at_the_maximum_number_of_streams() {
     while origin.open(chain.now, target()).is_ok() {}
     while origin.poll_cell(chain.now, &mut chain.rng).is_some() {}
     assert_eq!(origin.open_streams(), usize::try_from(FlowParameters::default().max_streams).unwrap());
-    advance_without_delivery(&mut chain, &mut origin);
-    advance_without_delivery(&mut chain, &mut origin);
-    assert_eq!(events(&mut origin).last(), Some(&CircuitEvent::Closed(CircuitError::EchoTimedOut)));
+    assert_echo_times_out(&mut chain, &mut origin);
 }
 
 #[test]

@@ -26,6 +26,12 @@ impl Isolation {
         Self::new(listener, &[], &[])
     }
 
+    /// An isolation that differs for each number.
+    #[cfg(test)]
+    pub(crate) fn numbered(number: u16) -> Self {
+        Self::new("test", &number.to_be_bytes(), &[])
+    }
+
     /// A separate isolation, derived from this one, for streams to `host` and RESOLVEs of `host`.
     #[must_use]
     pub fn for_host(&self, host: &Host) -> Self {

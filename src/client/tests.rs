@@ -304,6 +304,14 @@ impl Net {
         net
     }
 
+    /// The network of [`Self::ready`], in which all exits refuse streams, and a stream of isolation 1.
+    fn refusing(seed: u64, exits: u16, reason: EndReason) -> (Self, ClientStream) {
+        let mut net = Self::ready(seed, exits);
+        net.set_behaviour(ExitBehaviour::Refuses(reason));
+        let stream = net.open(1);
+        (net, stream)
+    }
+
     fn consensus(&self) -> Arc<Consensus> {
         Arc::new(consensus_at(NOW, self.listed.clone(), &Parameters::default()).0)
     }

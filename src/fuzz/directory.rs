@@ -4,8 +4,8 @@ use super::FuzzTarget;
 use crate::{
     base::WallTime,
     directory::{
-        Authority, AuthorityConfig, AuthorityId, ConsensusBody, Counted, MAX_PRESENT, Presence, Registration,
-        UnverifiedConsensus, UnverifiedDescriptor, UnverifiedPresence, UnverifiedVolunteer, UnverifiedVolunteerList,
+        Authority, AuthorityConfig, AuthorityId, ConsensusBody, Counted, Document, DocumentKind, MAX_PRESENT, Presence,
+        Registration, UnverifiedDescriptor, UnverifiedDocument, UnverifiedPresence, UnverifiedVolunteer,
         VolunteerListBody, fixture,
     },
     exit_policy::Policy,
@@ -72,12 +72,18 @@ fn consensus(bytes: &[u8]) {
     signed_consensus(&fixture::sign_document::<ConsensusBody>(1, bytes));
 }
 
+/// The document in `bytes`, if the authority 1 has signed it. No other authority has.
+fn verified<B: DocumentKind + Clone>(bytes: &[u8]) -> Option<Document<B>> {
+    let [authority, other] = [1, 2].map(|number| [AuthorityId::from(fixture::key(number).id())]);
+    let unverified = UnverifiedDocument::decode(bytes).ok()?;
+    let document = unverified.clone().verify(&authority, NOW, None).ok()?;
+    assert!(unverified.verify(&other, NOW, None).is_err());
+    Some(document)
+}
+
 fn signed_consensus(bytes: &[u8]) {
-    let authorities = [AuthorityId::from(fixture::key(1).id())];
-    let Ok(unverified) = UnverifiedConsensus::decode(bytes) else { return };
-    let Ok(consensus) = unverified.clone().verify(&authorities, NOW, None) else { return };
+    let Some(consensus) = verified::<ConsensusBody>(bytes) else { return };
     assert!(consensus.relays().is_sorted_by(|one, next| one.identity() < next.identity()));
-    assert!(unverified.verify(&[AuthorityId::from(fixture::key(2).id())], NOW, None).is_err());
     let mut rng = <rand::rngs::ChaCha8Rng as rand::SeedableRng>::seed_from_u64(1);
     let mut guards = GuardSample::default();
     guards.update(&consensus, &mut rng);
@@ -115,15 +121,12 @@ fn volunteer_list(bytes: &[u8]) {
 }
 
 fn signed_volunteer_list(bytes: &[u8]) {
-    let authorities = [AuthorityId::from(fixture::key(1).id())];
-    let Ok(unverified) = UnverifiedVolunteerList::decode(bytes) else { return };
-    let Ok(list) = unverified.clone().verify(&authorities, NOW, None) else { return };
+    let Some(list) = verified::<VolunteerListBody>(bytes) else { return };
     assert!(list.volunteers().is_sorted_by(|one, next| one.identity() < next.identity()));
     for volunteer in list.volunteers() {
         assert!((1..=3).contains(&volunteer.gateways.len()));
         assert!(list.reached_by(&volunteer.gateways[0]).any(|other| other == volunteer));
     }
-    assert!(unverified.verify(&[AuthorityId::from(fixture::key(2).id())], NOW, None).is_err());
 }
 
 /// A decoded answer of a directory to a registration encodes and decodes to an equal answer.

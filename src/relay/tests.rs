@@ -186,6 +186,15 @@ fn extended(bench: &mut Bench) -> (LinkId, LinkId, CircuitId, OriginLayers) {
     (link, next, create.circuit().unwrap(), layers)
 }
 
+/// The circuit of [`extended`], after CREATED of the next hop.
+fn extended_open(bench: &mut Bench) -> (LinkId, LinkId, CircuitId, OriginLayers) {
+    let (link, next, circuit, layers) = extended(bench);
+    let mut body = CellBody::zero();
+    body[..3].copy_from_slice(&[0, 1, 9]);
+    bench.send(next, &Cell::new(circuit, Command::Created, body));
+    (link, next, circuit, layers)
+}
+
 #[test]
 fn cells_of_unknown_circuits_are_dropped_without_an_answer() {
     let mut bench = Bench::new(RelayParameters::default());
@@ -313,10 +322,7 @@ fn creates_beyond_the_rate_of_a_channel_are_refused_and_other_channels_are_serve
 #[test]
 fn an_unused_circuit_ends_and_an_extended_one_stays() {
     let mut bench = Bench::new(RelayParameters::default());
-    let (link, next, circuit, _) = extended(&mut bench);
-    let mut body = CellBody::zero();
-    body[..3].copy_from_slice(&[0, 1, 9]);
-    bench.send(next, &Cell::new(circuit, Command::Created, body));
+    let (link, next, ..) = extended_open(&mut bench);
     let previous = bench.join(LocalRole::Relay(Arc::new(fixture::key(PREVIOUS))), None);
     bench.create(previous, upper(1), HopIndex::new(3).unwrap());
     bench.cells(link);
@@ -377,10 +383,7 @@ fn refusals_queued_for_stalled_links_end_no_circuit_of_another_link() {
 fn a_circuit_with_a_full_queue_ends_and_its_queue_is_freed() {
     let channel = ChannelParameters { circuit_queue: 50, ..ChannelParameters::default() };
     let mut bench = Bench::new(RelayParameters { channel, ..RelayParameters::default() });
-    let (link, next, circuit, _) = extended(&mut bench);
-    let mut body = CellBody::zero();
-    body[..3].copy_from_slice(&[0, 1, 9]);
-    bench.send(next, &Cell::new(circuit, Command::Created, body));
+    let (link, next, circuit, _) = extended_open(&mut bench);
     bench.cells(link);
     // The client's link has no room; the next hop floods.
     bench.relay.handle_link(bench.now, LinkEvent::Room { link, bytes: 0 }, &mut bench.rng);

@@ -1,6 +1,9 @@
 //! Dials and transfers over a faulty network, in virtual time.
 
-use std::time::{Duration, Instant as StdInstant};
+use std::{
+    ops::Range,
+    time::{Duration, Instant as StdInstant},
+};
 
 use umbel::{
     base::{DialError, Lane, LinkClose, LinkEvent, LinkId, Slots, Transmit},
@@ -276,22 +279,23 @@ fn messages_of_many_sizes_arrive_in_order_on_a_network_without_faults() {
     transfer(world, [client, relay], 1_000, Duration::from_secs(60), 9);
 }
 
-#[test]
-fn messages_arrive_in_order_with_one_percent_of_each_fault() {
-    for seed in 100..104 {
-        let faults = Faults { lost: 0.01, duplicated: 0.01, reordered: 0.01, forged: 0.01 };
+/// Transfers `messages` for each seed within `limit`, over a network with each fault at this rate.
+fn transfer_with_faults(seeds: Range<u64>, rate: f64, messages: u32, limit: Duration) {
+    for seed in seeds {
+        let faults = Faults { lost: rate, duplicated: rate, reordered: rate, forged: rate };
         let (world, client, relay) = linked(seed, faults);
-        transfer(world, [client, relay], 400, Duration::from_secs(300), seed);
+        transfer(world, [client, relay], messages, limit, seed);
     }
 }
 
 #[test]
+fn messages_arrive_in_order_with_one_percent_of_each_fault() {
+    transfer_with_faults(100..104, 0.01, 400, Duration::from_secs(300));
+}
+
+#[test]
 fn messages_arrive_in_order_with_five_percent_of_each_fault() {
-    for seed in 200..204 {
-        let faults = Faults { lost: 0.05, duplicated: 0.05, reordered: 0.05, forged: 0.05 };
-        let (world, client, relay) = linked(seed, faults);
-        transfer(world, [client, relay], 200, Duration::from_secs(900), seed);
-    }
+    transfer_with_faults(200..204, 0.05, 200, Duration::from_secs(900));
 }
 
 #[test]

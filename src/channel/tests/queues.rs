@@ -5,6 +5,15 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
 
+/// Opens links 1 to `count`, each with a channel without room.
+fn stalled_links(pair: &mut Pair, count: u64) {
+    for link in 1..=count {
+        pair.link(link, key(2).id());
+        pair.settle();
+        pair.room(link, 0);
+    }
+}
+
 #[test]
 fn cells_of_a_circuit_arrive_in_order_and_in_its_lane() {
     let (mut pair, channel) = client_and_relay();
@@ -189,11 +198,7 @@ fn above_the_cap_the_longest_waiting_circuit_is_evicted() {
 fn above_the_cap_unread_circuits_are_evicted_before_a_longer_queue_that_is_read() {
     let parameters = ChannelParameters { queued: 100, ..ChannelParameters::default() };
     let mut pair = Pair::new(Node::with(LocalRole::Client, parameters), Node::relay(2));
-    for link in 1..=3 {
-        pair.link(link, key(2).id());
-        pair.settle();
-        pair.room(link, 0);
-    }
+    stalled_links(&mut pair, 3);
     let [honest, stalled, other] = [1, 2, 3].map(|link| ChannelId(LinkId(link)));
     let [read, first, second] =
         [honest, stalled, other].map(|channel| pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap());
@@ -308,11 +313,7 @@ fn the_source_of_cells_on_the_channel_of_another_loses_its_own_channel() {
 fn single_cells_beyond_the_cap_close_the_channel_with_most_cells() {
     let parameters = ChannelParameters { queued: 10, ..ChannelParameters::default() };
     let mut pair = Pair::new(Node::with(LocalRole::Client, parameters), Node::relay(2));
-    for link in 1..=2 {
-        pair.link(link, key(2).id());
-        pair.settle();
-        pair.room(link, 0);
-    }
+    stalled_links(&mut pair, 2);
     for (link, circuits) in [(1, 3), (2, 8)] {
         let channel = ChannelId(LinkId(link));
         for _ in 0..circuits {
@@ -327,11 +328,7 @@ fn single_cells_beyond_the_cap_close_the_channel_with_most_cells() {
 fn a_channel_full_of_refusals_is_evicted() {
     let parameters = ChannelParameters { queued: 10, ..ChannelParameters::default() };
     let mut pair = Pair::new(Node::new(LocalRole::Client), Node::with(LocalRole::Relay(key(2)), parameters));
-    for link in 1..=2 {
-        pair.link(link, key(2).id());
-        pair.settle();
-        pair.room(link, 0);
-    }
+    stalled_links(&mut pair, 2);
     let [honest, hostile] = [1, 2].map(|link| ChannelId(LinkId(link)));
     let held = circuit(0x8000_0001);
     assert!(pair.b.channels.admit_circuit(honest, held));

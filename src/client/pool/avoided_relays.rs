@@ -119,10 +119,7 @@ mod tests {
     fn isolations_with_relays_to_avoid_are_capped() {
         let mut avoided = AvoidedRelays::default();
         for number in 0..2000_u16 {
-            let [a, b] = number.to_be_bytes();
-            let mut isolation = [0; 32];
-            (isolation[0], isolation[1]) = (a, b);
-            avoided.handle_failed(Instant::from_nanos(number.into()), Some(Isolation(isolation)), relay(1));
+            avoided.handle_failed(Instant::from_nanos(number.into()), Some(Isolation::numbered(number)), relay(1));
         }
         assert_eq!(avoided.by_isolation.len(), MAX_ISOLATIONS);
         assert!(avoided.by_isolation.values().all(|failed| failed.last() >= Some(Instant::from_nanos(2000 - 512))));

@@ -128,11 +128,8 @@ mod tests {
     fn isolations_with_failures_are_capped() {
         let mut pauses = BuildPauses::default();
         for number in 0..2000_u16 {
-            let [a, b] = number.to_be_bytes();
-            let mut isolation = [0; 32];
-            (isolation[0], isolation[1]) = (a, b);
             let now = Instant::from_nanos(number.into());
-            pauses.handle_failed(now, Some(Isolation(isolation)), now);
+            pauses.handle_failed(now, Some(Isolation::numbered(number)), now);
         }
         assert_eq!(pauses.0.len(), MAX_ISOLATIONS);
         assert!(pauses.0.values().all(|failures| failures.last >= Instant::from_nanos(2000 - 512)));

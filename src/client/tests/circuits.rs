@@ -194,9 +194,7 @@ fn a_circuit_over_a_relay_no_longer_listed_takes_no_new_stream() {
 
 #[test]
 fn a_request_is_not_retried_on_a_circuit_without_room() {
-    let mut net = Net::ready(22, 2);
-    net.set_behaviour(ExitBehaviour::Refuses(EndReason::ResourceLimit));
-    let stream = net.open(1);
+    let (mut net, stream) = Net::refusing(22, 2, EndReason::ResourceLimit);
     assert_eq!(net.closed(stream, 10), StreamFailure::Ended(EndReason::ResourceLimit));
     let used = net.client(|party, _, _| party.client.pool.circuits().filter(|(_, circuit)| circuit.is_used()).count());
     assert_eq!(used, usize::from(requests::MAX_TRIES));

@@ -212,14 +212,21 @@ fn a_circuit_is_built_immediately_for_a_request_without_a_spare_one() {
     }
 }
 
-#[test]
-fn builds_that_fail_for_one_isolation_delay_no_other() {
-    let mut net = Net::ready(820, 3);
+/// A network in which two isolations have a circuit, the client has no spare circuit, and a third isolation, whose
+/// circuits are to fail, has a request.
+fn with_failing(seed: u64) -> (Net, ClientStream) {
+    let mut net = Net::ready(seed, 3);
     net.client(|party, _, _| party.client.parameters.spare_circuits = 0);
     for isolation in 1..3 {
         net.connected(isolation);
     }
     let failing = net.open(3);
+    (net, failing)
+}
+
+#[test]
+fn builds_that_fail_for_one_isolation_delay_no_other() {
+    let (mut net, failing) = with_failing(820);
     let mut others = Vec::new();
     for step in 0..2000 {
         net.client(|party, now, rng| {
@@ -264,12 +271,7 @@ fn builds_of_one_isolation_wait_for_no_build_of_another() {
 
 #[test]
 fn a_relay_that_fails_for_one_isolation_is_still_chosen_for_others() {
-    let mut net = Net::ready(822, 3);
-    net.client(|party, _, _| party.client.parameters.spare_circuits = 0);
-    for isolation in 1..3 {
-        net.connected(isolation);
-    }
-    let failing = net.open(3);
+    let (mut net, failing) = with_failing(822);
     let mut failed = Vec::new();
     while net.client(|party, _, _| party.seen(failing).closed.is_none()) {
         net.client(|party, now, rng| {

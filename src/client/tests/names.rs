@@ -87,9 +87,7 @@ fn private_names_are_targets_where_all_exits_connect_to_private_addresses() {
 
 #[test]
 fn a_refused_name_is_sent_to_at_most_two_exits() {
-    let mut net = Net::ready(65, 4);
-    net.set_behaviour(ExitBehaviour::Refuses(EndReason::Policy));
-    let stream = net.open(1);
+    let (mut net, stream) = Net::refusing(65, 4, EndReason::Policy);
     assert_eq!(net.closed(stream, 10), StreamFailure::Ended(EndReason::Policy));
     let nodes = net.relays.values().copied().collect::<Vec<_>>();
     let begun = nodes.into_iter().filter_map(|node| net.relay(node, |party| party.begun));

@@ -126,9 +126,7 @@ fn a_stream_refused_by_every_exits_policy_fails_for_lack_of_an_exit() {
 
 #[test]
 fn a_stream_refused_by_its_target_is_not_retried() {
-    let mut net = Net::ready(10, 2);
-    net.set_behaviour(ExitBehaviour::Refuses(EndReason::Refused));
-    let stream = net.open(1);
+    let (mut net, stream) = Net::refusing(10, 2, EndReason::Refused);
     assert_eq!(net.closed(stream, 1), StreamFailure::Ended(EndReason::Refused));
 }
 

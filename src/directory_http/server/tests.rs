@@ -292,6 +292,15 @@ impl TestDirectory {
         Self { address, clock, tasks }
     }
 
+    /// A directory with relay 1, and its first consensus.
+    async fn with_relay(store: &MemoryStore, targets: &Arc<ReachableTargets>) -> (Self, Consensus) {
+        let directory = Self::start(1, store, targets).await;
+        targets.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
+        client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
+        let first = directory.fetch_until(|_| true).await;
+        (directory, first)
+    }
+
     /// Fetches until the consensus satisfies `condition`.
     async fn fetch_until(&self, condition: impl Fn(&Consensus) -> bool) -> Consensus {
         let fetch = async {

@@ -1,5 +1,6 @@
 //! Test web servers, with and without TLS.
 
+use core::time::Duration;
 use std::{net::SocketAddr, sync::Arc};
 
 use hyper::{
@@ -8,9 +9,14 @@ use hyper::{
 };
 use tokio_rustls::TlsAcceptor;
 
+use super::{OutboundClient, OutboundLimits, TargetPolicies};
 use crate::{
     http_exchange::body::{BodyError, OutgoingBody},
-    io::testing::target_server,
+    io::{
+        resolver::{Resolver, ResolverOptions},
+        testing::target_server,
+        tls::Tls,
+    },
 };
 
 /// The certificate authority of [`https_server`], with its root in a PEM file.
@@ -46,6 +52,15 @@ impl TestRoot {
             .unwrap();
         Arc::new(config).into()
     }
+}
+
+/// A client of targets that these policies allow, with this timeout of an exchange. No name server answers its queries.
+pub(crate) fn outbound_client(policies: TargetPolicies, tls: Tls, exchange_timeout: Duration) -> OutboundClient {
+    let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
+    let mut limits = OutboundLimits::default();
+    limits.exchange.head_timeout = exchange_timeout;
+    limits.exchange.idle_timeout = Some(exchange_timeout);
+    OutboundClient::new(policies, Arc::new(Resolver::new(&options)), tls, limits)
 }
 
 /// Serves HTTP with `answer`; returns the address.

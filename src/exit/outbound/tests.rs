@@ -3,7 +3,7 @@ use hyper::body::{Bytes, Incoming};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{
-    testing::{TestRoot, http_server, https_server},
+    testing::{TestRoot, http_server, https_server, outbound_client},
     *,
 };
 use crate::{
@@ -22,12 +22,8 @@ fn policy(private: bool) -> Policy {
 
 /// Connects to this machine by its address or `localhost`, and to public addresses otherwise.
 fn outbound(tls: Tls) -> OutboundClient {
-    let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
     let policies = TargetPolicies { resolved: policy(false), literal: policy(true) };
-    let mut limits = OutboundLimits::default();
-    limits.exchange.head_timeout = Duration::from_millis(300);
-    limits.exchange.idle_timeout = Some(Duration::from_millis(300));
-    OutboundClient::new(policies, Arc::new(Resolver::new(&options)), tls, limits)
+    outbound_client(policies, tls, Duration::from_millis(300))
 }
 
 fn get(address: impl core::fmt::Display) -> Request<Empty<Bytes>> {

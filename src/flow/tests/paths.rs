@@ -28,6 +28,11 @@ fn throughput(path: &mut PathSimulation, warm_up: Duration, measured: Duration) 
     path.rate(measured) / 1024.0
 }
 
+/// The same for one circuit over a line of 60 MiB/s with 25 ms and `loss` on each link.
+fn throughput_with_loss(seed: u64, loss: f64, warm_up: Duration, measured: Duration) -> f64 {
+    throughput(&mut PathSimulation::new(seed, &links(25, mib_per_second(60), loss), 1), warm_up, measured)
+}
+
 #[test]
 fn one_circuit_fills_a_line_of_60_mib_a_second_at_25_ms_a_link_within_two_seconds() {
     let mut path = PathSimulation::new(1, &links(25, mib_per_second(60), 0.0), 1);
@@ -47,8 +52,7 @@ fn sixteen_circuits_fill_a_line_of_120_mib_a_second_at_25_ms_a_link_and_share_it
 #[test]
 fn one_circuit_gets_25_mib_a_second_at_25_ms_a_link_and_a_loss_of_one_in_a_thousand() {
     for seed in 1..=3 {
-        let mut path = PathSimulation::new(seed, &links(25, mib_per_second(60), 0.001), 1);
-        let rate = throughput(&mut path, seconds(4), seconds(6));
+        let rate = throughput_with_loss(seed, 0.001, seconds(4), seconds(6));
         assert!(rate >= 25.0, "seed {seed}: {rate} MiB/s");
     }
 }
@@ -56,8 +60,7 @@ fn one_circuit_gets_25_mib_a_second_at_25_ms_a_link_and_a_loss_of_one_in_a_thous
 #[test]
 fn one_circuit_gets_12_mib_a_second_at_25_ms_a_link_and_a_loss_of_one_in_a_hundred() {
     for seed in 1..=4 {
-        let mut path = PathSimulation::new(seed, &links(25, mib_per_second(60), 0.01), 1);
-        let rate = throughput(&mut path, seconds(8), seconds(8));
+        let rate = throughput_with_loss(seed, 0.01, seconds(8), seconds(8));
         assert!(rate >= 12.0, "seed {seed}: {rate} MiB/s");
     }
 }

@@ -5,12 +5,12 @@ use core::time::Duration;
 use clap::Parser;
 use http_body_util::Full;
 use rand::{SeedableRng as _, rngs::StdRng};
-use tokio::{io::AsyncWriteExt as _, net::TcpListener, sync::watch, time::timeout};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 
 use super::*;
 use crate::{
     exit::outbound::testing::http_server,
-    io::testing::target_server,
+    io::testing::answering_server,
     page::{self, PageReader, SearchPage, check::Check},
     requests::{
         http::testing::LocalExits,
@@ -93,11 +93,7 @@ async fn method_and_data_are_sent_without_identifying_fields() {
 
 #[tokio::test]
 async fn a_truncated_answer_is_an_error_and_leaves_no_file() {
-    let target = target_server(|mut socket| async move {
-        let _ = socket.read(&mut [0; 1024]).await;
-        let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await;
-    })
-    .await;
+    let target = answering_server(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await;
     let control = client().await;
     for via in ["request", "stream"] {
         let (outcome, written) = fetch(control, &["--via", via, &format!("http://{target}/")]).await;

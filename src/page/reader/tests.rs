@@ -2,14 +2,11 @@
 
 use std::{sync::mpsc, time::Instant};
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    runtime::Builder,
-};
+use tokio::runtime::Builder;
 
 use super::*;
 use crate::io::{
-    testing::{Direct, target_server},
+    testing::{Direct, answering_server},
     tls::Tls,
 };
 
@@ -27,11 +24,7 @@ async fn until(description: &str, mut condition: impl FnMut() -> bool) {
 
 /// A site with one small page.
 async fn site() -> Url {
-    let site = target_server(|mut socket| async move {
-        let _ = socket.read(&mut [0; 1024]).await;
-        let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\nPage").await;
-    })
-    .await;
+    let site = answering_server(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\nPage").await;
     format!("http://{site}/").parse().unwrap()
 }
 

@@ -6,7 +6,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::io::testing::{Direct, echo_server, target_server};
+use crate::io::testing::{Direct, answering_server, echo_server, target_server};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -185,11 +185,7 @@ async fn requests_that_cannot_be_forwarded_are_refused() {
 
 #[tokio::test]
 async fn an_origin_without_an_http_response_is_reported() {
-    let nonsense = target_server(|mut socket| async move {
-        let _ = socket.read(&mut [0; 1024]).await;
-        let _ = socket.write_all(b"what?\r\n\r\n").await;
-    })
-    .await;
+    let nonsense = answering_server(b"what?\r\n\r\n").await;
     let answer = answer_to(&format!("GET http://origin.test:{}/ HTTP/1.1\r\n\r\n", nonsense.port())).await;
     assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("the target's answer is not HTTP"), "{answer}");
 

@@ -53,10 +53,7 @@ impl Flood {
 #[test]
 fn a_create_is_answered_and_cells_pass_while_sixty_four_sources_flood_creates() {
     let mut bench = Bench::limited(RelayParameters::default());
-    let (link, next, circuit, _) = extended(&mut bench);
-    let mut body = CellBody::zero();
-    body[..3].copy_from_slice(&[0, 1, 9]);
-    bench.send(next, &Cell::new(circuit, Command::Created, body));
+    let (link, next, circuit, _) = extended_open(&mut bench);
     bench.address = [203, 0, 113, 1].into();
     let honest = bench.client();
     let mut flood = Flood::new(&mut bench);

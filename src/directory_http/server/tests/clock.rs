@@ -17,10 +17,7 @@ const TEN_YEARS: u64 = 10 * 365 * 24 * 60 * 60;
 #[tokio::test]
 async fn a_jump_of_the_clock_signs_and_drops_nothing() {
     let (store, targets) = (MemoryStore::default(), Arc::new(ReachableTargets::default()));
-    let directory = TestDirectory::start(1, &store, &targets).await;
-    targets.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
-    client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
-    let first = directory.fetch_until(|_| true).await;
+    let (directory, first) = TestDirectory::with_relay(&store, &targets).await;
     for jumped in [NOW.as_unix() + TEN_YEARS, NOW.as_unix() - TEN_YEARS] {
         directory.clock.store(jumped, Ordering::Relaxed);
         // Submissions make the service read the clock. A descriptor with the right date is accepted despite the jump.
@@ -37,10 +34,7 @@ async fn a_jump_of_the_clock_signs_and_drops_nothing() {
 #[tokio::test]
 async fn ages_survive_a_jump_of_ten_years_and_a_restart() {
     let (store, targets) = (MemoryStore::default(), Arc::new(ReachableTargets::default()));
-    let directory = TestDirectory::start(1, &store, &targets).await;
-    targets.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
-    client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
-    let first = directory.fetch_until(|_| true).await;
+    let (directory, first) = TestDirectory::with_relay(&store, &targets).await;
     directory.stop();
     for jumped in [NOW.as_unix() + TEN_YEARS, NOW.as_unix() - TEN_YEARS] {
         let directory = TestDirectory::start_at(jumped, 1, &store, &targets).await;
@@ -64,10 +58,7 @@ async fn ages_survive_a_jump_of_ten_years_and_a_restart() {
 #[tokio::test]
 async fn a_directory_whose_clock_is_ahead_waits_until_the_operator_states_that_it_is_right() {
     let (store, targets) = (MemoryStore::default(), Arc::new(ReachableTargets::default()));
-    let directory = TestDirectory::start(1, &store, &targets).await;
-    targets.0.lock().unwrap().insert(key(1).id(), profile(1).dial_target());
-    client(directory.address).publish(&descriptor(1, profile(1), NOW)).await.unwrap();
-    let first = directory.fetch_until(|_| true).await;
+    let (directory, first) = TestDirectory::with_relay(&store, &targets).await;
     directory.stop();
     let now = NOW.after(Duration::from_secs(2 * 24 * 60 * 60));
     let sent = descriptor(1, profile(1), now);

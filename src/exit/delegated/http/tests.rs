@@ -1,5 +1,4 @@
 use core::net::SocketAddr;
-use std::sync::Arc;
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -8,15 +7,14 @@ use super::*;
 use crate::{
     delegated::limits::RequestOwner,
     exit::outbound::{
-        OutboundLimits, TargetPolicies,
-        testing::{TestRoot, http_server, https_server},
+        TargetPolicies,
+        testing::{TestRoot, http_server, https_server, outbound_client},
     },
     exit_policy::Policy,
     http_exchange::binary::{read_response, request_head},
     io::{
-        resolver::{Resolver, ResolverOptions},
         stream::Stream,
-        testing::{stream_pair, target_server},
+        testing::{answering_server, stream_pair, target_server},
         tls::Tls,
     },
 };
@@ -25,12 +23,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 fn outbound(private: bool, tls: Tls) -> OutboundClient {
     let policy = Policy::parse(["accept *"], private).unwrap();
-    let options = ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
     let policies = TargetPolicies { resolved: policy.clone(), literal: policy };
-    let mut limits = OutboundLimits::default();
-    limits.exchange.head_timeout = Duration::from_millis(500);
-    limits.exchange.idle_timeout = Some(Duration::from_millis(500));
-    OutboundClient::new(policies, Arc::new(Resolver::new(&options)), tls, limits)
+    outbound_client(policies, tls, Duration::from_millis(500))
 }
 
 fn open() -> Http {
@@ -214,11 +208,7 @@ async fn bodies_beyond_the_cap_are_refused_in_both_directions() {
 
 #[tokio::test]
 async fn a_truncated_answer_does_not_look_complete() {
-    let address = target_server(|mut socket| async move {
-        let _ = socket.read(&mut [0; 1024]).await;
-        let _ = socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await;
-    })
-    .await;
+    let address = answering_server(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await;
     let (response, served) = performed(open(), get(format_args!("http://{address}/"))).await;
     assert_eq!((response.into_body(), served), (Err(MessageError::Broken), Err(Refusal::Broken)));
 }

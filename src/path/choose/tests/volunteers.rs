@@ -4,9 +4,12 @@
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
 use super::*;
-use crate::directory::{
-    Volunteer, VolunteerList,
-    fixture::{listed_volunteer, volunteers},
+use crate::{
+    delegated::EngineName,
+    directory::{
+        Volunteer, VolunteerList,
+        fixture::{listed_volunteer, volunteers},
+    },
 };
 
 /// Seven relays, of which 1 and 2 are exits, with a volunteer share of 100 percent.
@@ -38,6 +41,16 @@ fn relays_of<'a>(consensus: &'a Consensus, list: &'a VolunteerList) -> Relays<'a
 
 fn streams(hops: u8) -> Requirement {
     Requirement { hops, purpose: Purpose::Streams }
+}
+
+fn engine() -> EngineName {
+    EngineName::parse("engine").unwrap()
+}
+
+/// The relay, with searches by [`engine`].
+fn offering(mut relay: ConsensusRelay) -> ConsensusRelay {
+    relay.profile.offer.engines = vec![engine()];
+    relay
 }
 
 #[test]
@@ -148,14 +161,13 @@ fn the_replacement_of_a_middle_keeps_the_other_hops() {
 fn a_volunteer_with_an_offer_is_the_last_hop_behind_its_gateway() {
     let (consensus, mut rng) = (full_share(), rng());
     let guards = sample(&consensus, &mut rng);
-    let engine = crate::delegated::EngineName::parse("engine").unwrap();
     let searching = |number: u16, gateways: &[u16]| {
         let mut volunteer: Volunteer = listed_volunteer(number, gateways);
-        volunteer.profile.offer.engines = vec![engine.clone()];
+        volunteer.profile.offer.engines = vec![engine()];
         volunteer
     };
     let list = volunteers([searching(21, &[5, 6]), searching(22, &[7])]);
-    let purpose = Purpose::Delegated(Delegation::Search(engine.clone()));
+    let purpose = Purpose::Delegated(Delegation::Search(engine()));
     for _ in 0..50 {
         let requirement = Requirement::three_hops(purpose.clone());
         let relays = relays_of(&consensus, &list);
@@ -168,11 +180,6 @@ fn a_volunteer_with_an_offer_is_the_last_hop_behind_its_gateway() {
 #[test]
 fn volunteers_that_fit_no_guard_do_not_change_the_guard() {
     let mut rng = rng();
-    let engine = crate::delegated::EngineName::parse("engine").unwrap();
-    let offering = |mut relay: ConsensusRelay| {
-        relay.profile.offer.engines = vec![engine.clone()];
-        relay
-    };
     let gateway = |mut relay: ConsensusRelay| {
         relay.profile.operator = "one".into();
         relay
@@ -187,10 +194,10 @@ fn volunteers_that_fit_no_guard_do_not_change_the_guard() {
     let list = volunteers((1000..2000).map(|number| {
         let mut volunteer = listed_volunteer(number, &[if number % 2 == 0 { 5 } else { guard }]);
         volunteer.profile.operator = if number % 2 == 0 { "one".into() } else { String::new() };
-        volunteer.profile.offer.engines = vec![engine.clone()];
+        volunteer.profile.offer.engines = vec![engine()];
         volunteer
     }));
-    let requirement = Requirement::three_hops(Purpose::Delegated(Delegation::Search(engine.clone())));
+    let requirement = Requirement::three_hops(Purpose::Delegated(Delegation::Search(engine())));
     for _ in 0..50 {
         let relays = relays_of(&consensus, &list);
         let path = choose(&relays, &guards, &requirement, &[], &mut rng).unwrap().hops();
@@ -202,20 +209,15 @@ fn volunteers_that_fit_no_guard_do_not_change_the_guard() {
 #[test]
 fn avoiding_all_listed_exits_at_most_doubles_the_share_of_volunteers() {
     let mut rng = rng();
-    let engine = crate::delegated::EngineName::parse("engine").unwrap();
-    let offering = |mut relay: ConsensusRelay| {
-        relay.profile.offer.engines = vec![engine.clone()];
-        relay
-    };
     let relays = web_exits(1..=2).map(offering).chain((3..=7).map(|number| listed(profile(number))));
     let consensus = consensus_at(NOW, relays, &Parameters::default()).0;
     let guards = sample(&consensus, &mut rng);
     let list = volunteers((1000..1100).map(|number| {
         let mut volunteer = listed_volunteer(number, &[3, 4, 5]);
-        volunteer.profile.offer.engines = vec![engine.clone()];
+        volunteer.profile.offer.engines = vec![engine()];
         volunteer
     }));
-    let requirement = Requirement::three_hops(Purpose::Delegated(Delegation::Search(engine.clone())));
+    let requirement = Requirement::three_hops(Purpose::Delegated(Delegation::Search(engine())));
     let relays = relays_of(&consensus, &list);
     let mut through_volunteers = 0;
     for _ in 0..400 {
