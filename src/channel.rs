@@ -6,9 +6,9 @@
 //! [`Relay`](crate::relay::Relay), the client's core, and a directory's dials to relays, by the contract of
 //! [`LinkMachine`](crate::base::LinkMachine).
 //!
-//! Governed by `proto/02-channel.md`. Threats of `threat-model.md`: a network adversary in the middle of a link, and
-//! false relays. A proof of identity covers both certificates and both nonces of the link. Hostile neighbours: every
-//! queue is capped, and a violation closes the channel.
+//! Governed by `proto/02-channel.md`. Threats addressed (`threat-model.md`): an adversary in the middle of a link, false
+//! relays, and hostile neighbours. Against the first two, a proof of identity covers both certificates and both nonces
+//! of the link. Against the third, every queue is capped, and a violation closes the channel.
 
 mod channels;
 mod eviction;
@@ -54,7 +54,7 @@ pub enum Eviction {
 pub struct CellOwner {
     /// The owner for which the cells count.
     pub owner: Owner,
-    /// The channel that may close if no end of one circuit frees cells of the owner.
+    /// The channel that closes if the end of none of the owner's circuits would free cells.
     pub channel: ChannelId,
 }
 
@@ -71,8 +71,8 @@ pub struct ChannelParameters {
     pub handshakes: usize,
     /// Maximum dials in flight; further dials fail with [`DialError::Unable`]. Default 256.
     pub dials: usize,
-    /// Maximum circuits on one channel to a relay that [`Channels::set_listed`] has not marked as unlisted. Default
-    /// 8,192.
+    /// Maximum circuits on one channel to a relay. A relay that [`Channels::set_listed`] marks as unlisted has the limit
+    /// of a client instead. Default 8,192.
     pub circuits_per_channel: usize,
     /// Maximum circuits on one channel to a client or an unlisted relay. Default 1,024.
     pub circuits_per_client: usize,
@@ -269,8 +269,8 @@ struct HandshakeOutcome {
     dialler: bool,
     peer: Option<RelayId>,
     observed: Option<Redacted<SocketAddr>>,
-    /// Whether the other end requested to be reached over this channel, and this end accepted.
+    /// Whether the other end sent REACH, and this end accepted it.
     accepted_reach: bool,
-    /// Whether this end requested to be reached.
+    /// Whether this end sent REACH.
     requested_reach: bool,
 }

@@ -12,8 +12,8 @@ use super::{ErrorClass, Redacted, RelayId, Slots};
 /// the lanes (`proto/01-transport.md`).
 pub const LANES: u8 = 4;
 
-/// Maximum lanes of a link, which a link between two native nodes has. A lost packet delays all circuits of its lane,
-/// so with more lanes it delays fewer circuits.
+/// Maximum lanes of a link. A link between two native nodes has this number. A lost packet delays all circuits of its
+/// lane, so it delays fewer circuits if the link has more lanes.
 pub const MAX_LANES: u8 = 64;
 
 /// Maximum cells in one data-channel message. In datagrams of 1,232 bytes, 17 cells fill 15 SCTP packets. 16 cells
@@ -160,9 +160,9 @@ pub enum LinkEvent {
         /// The bytes of the message, at most 64 KiB.
         message: Slots,
     },
-    /// The link accepts `bytes` more until its send buffer reaches its threshold; `bytes` may be zero. Replaces the
-    /// figure of the previous event. The core may leave room unused that is too small for a whole message. So the event
-    /// follows each growth of the room, not only growth from zero.
+    /// The number of bytes that the link accepts until its send buffer reaches its threshold, possibly zero. Replaces
+    /// the room of the previous event. The core may leave room unused that is too small for a whole message. So the
+    /// event follows each growth of the room, not only growth from zero.
     Room {
         /// The link.
         link: LinkId,

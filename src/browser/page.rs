@@ -44,7 +44,7 @@ pub(super) struct Page {
     consensus: RefCell<Option<Arc<Consensus>>>,
     /// The volunteer list in use.
     volunteers: RefCell<Option<Arc<VolunteerList>>>,
-    /// Number of isolations created.
+    /// The number of isolations made so far, of which the next isolation is a digest.
     isolations: Cell<u64>,
 }
 
@@ -139,12 +139,12 @@ impl Page {
             move || page.upgrade().is_some_and(|page| !page.drive.is_stopped())
         };
         let page = Rc::downgrade(self);
-        spawn_local(follow::follow(Rc::clone(&directories), Some(first), wanted(), move |found| {
-            page.upgrade().into_iter().for_each(|page| page.set_consensus(Arc::clone(&found)));
+        spawn_local(follow::follow(Rc::clone(&directories), Some(first), wanted(), move |consensus| {
+            page.upgrade().into_iter().for_each(|page| page.set_consensus(Arc::clone(&consensus)));
         }));
         let page = Rc::downgrade(self);
-        spawn_local(follow::follow(directories, volunteers, wanted(), move |found| {
-            page.upgrade().into_iter().for_each(|page| page.set_volunteers(Arc::clone(&found)));
+        spawn_local(follow::follow(directories, volunteers, wanted(), move |list| {
+            page.upgrade().into_iter().for_each(|page| page.set_volunteers(Arc::clone(&list)));
         }));
     }
 

@@ -21,7 +21,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest answer in bytes.
 const MAX_ANSWER_LEN: usize = 32 << 20;
 
-/// Sends a request that an exit performs. `fields` alternates names and values.
+/// Sends a request that an exit performs. `fields` has the name and the value of each header field in turn.
 pub(super) async fn request(
     page: &Page,
     method: &str,
@@ -29,14 +29,14 @@ pub(super) async fn request(
     fields: &[String],
     body: Vec<u8>,
 ) -> Result<(HttpResponse, ExchangePath), PageFailure> {
-    let bad = |error: HttpRequestError| PageFailure::new(FailureKind::BadInput, error.to_string());
+    let invalid = |error: HttpRequestError| PageFailure::new(FailureKind::BadInput, error.to_string());
     let pairs = fields.chunks_exact(2).filter_map(|pair| Some((pair.first()?.clone(), pair.get(1)?.clone())));
-    let request = HttpRequest::new(method, url, pairs, body).map_err(bad)?;
+    let request = HttpRequest::new(method, url, pairs, body).map_err(invalid)?;
     let parameters = ExchangeParameters {
         delegation: Delegation::Http { host: request.host().to_owned() },
         excluded_exits: Vec::new(),
         isolation: page.isolation(),
-        request: request.encode().map_err(bad)?,
+        request: request.encode().map_err(invalid)?,
         max_len: MAX_ANSWER_LEN,
         timeout: ANSWER_TIMEOUT,
     };

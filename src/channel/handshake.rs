@@ -1,7 +1,7 @@
 //! The channel handshake: each state is a type, and each step consumes the state (`proto/02-channel.md` §2 and §3).
 //!
 //! Each end sends HELLO when the link opens. A relay answers the other end's HELLO with PROOF; a client sends no PROOF.
-//! The channel is open when the HELLO of the other end is valid and, if that end is a relay, its PROOF too. The
+//! The channel is open once the other end's HELLO is valid, and also its PROOF if the other end is a relay. The
 //! signature in PROOF covers the certificates and nonces of this link, so a PROOF of another link is invalid.
 
 use std::sync::Arc;
@@ -65,13 +65,19 @@ pub(super) enum AfterHello {
 }
 
 impl AwaitingHello {
-    /// Starts the handshake on a link that has just opened; also returns this end's HELLO, with REACH if `reach`.
-    pub(super) fn start(role: LocalRole, opened: LinkOpened, reach: bool, rng: &mut dyn CryptoRng) -> (Self, Vec<u8>) {
+    /// Starts the handshake on a link that has just opened. Also returns this end's HELLO, which has REACH if
+    /// `requests_reach` is true.
+    pub(super) fn start(
+        role: LocalRole,
+        opened: LinkOpened,
+        requests_reach: bool,
+        rng: &mut dyn CryptoRng,
+    ) -> (Self, Vec<u8>) {
         let mut nonce = [0; 32];
         rng.fill_bytes(&mut nonce);
         let hello = ChannelHello {
             versions: VERSIONS.to_vec(),
-            capabilities: if reach { REACH } else { 0 },
+            capabilities: if requests_reach { REACH } else { 0 },
             identity: role.identity(),
             nonce,
             observed: Some(opened.peer_address.0),
@@ -80,8 +86,8 @@ impl AwaitingHello {
         (Self { role, opened, hello }, message)
     }
 
-    /// Checks the other end's HELLO; also returns this end's PROOF, if this end is a relay. With `may_be_gateway`, this
-    /// end accepts REACH from a relay that dialled it.
+    /// Checks the other end's HELLO. Also returns this end's PROOF, if this end is a relay. If `may_be_gateway` is true,
+    /// this end accepts REACH from a relay that dialled it.
     pub(super) fn handle_hello(
         self,
         message: &[u8],
@@ -130,7 +136,7 @@ impl AwaitingHello {
 }
 
 impl AwaitingProof {
-    /// Whether the other end requested to be reached, and this end accepted.
+    /// Whether the other end sent REACH, and this end accepted it.
     pub(super) const fn has_accepted_reach(&self) -> bool {
         self.outcome.accepted_reach
     }

@@ -34,6 +34,7 @@ pub(super) enum TimeoutAction {
     CloseIdle,
 }
 
+/// The state of the handshake, and its outcome.
 enum State {
     AwaitingHello(Box<AwaitingHello>, EarlyMessages),
     AwaitingProof(Box<AwaitingProof>, EarlyMessages),
@@ -89,13 +90,13 @@ impl Channel {
         link: LinkId,
         opened: LinkOpened,
         role: LocalRole,
-        reach: bool,
+        requests_reach: bool,
         rng: &mut dyn CryptoRng,
     ) -> Self {
         let address = opened.peer_address.0.ip().to_canonical();
         let (source, owner) = (AddressPrefix::source(address), Owner::of_address(address));
         let (dialled, lanes) = (opened.dialled, opened.lanes);
-        let (handshake, hello) = AwaitingHello::start(role, opened, reach, rng);
+        let (handshake, hello) = AwaitingHello::start(role, opened, requests_reach, rng);
         Self {
             id: ChannelId(link),
             dialled,
@@ -146,7 +147,7 @@ impl Channel {
         matches!(self.state, State::Open(_))
     }
 
-    /// Whether the other end's HELLO has not been received yet.
+    /// Whether the channel waits for the other end's HELLO.
     pub(super) const fn awaits_hello(&self) -> bool {
         matches!(self.state, State::AwaitingHello(..))
     }
@@ -226,8 +227,8 @@ impl Channel {
         self.full_since = if self.room == 0 { self.full_since.or(Some(now)) } else { None };
     }
 
-    /// Takes one message of the link. With `may_be_gateway`, this node accepts one more volunteer from the link's
-    /// source.
+    /// Handles one message of the link. `may_be_gateway` states whether this node accepts one more volunteer from the
+    /// link's source.
     pub(super) fn handle_message(
         &mut self,
         now: Instant,
@@ -326,8 +327,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Makes a circuit with an unused identifier of this end's half live, and returns the identifier. `None` if the
-    /// channel is not open, is at its limit of circuits, or if no try gave an unused identifier.
+    /// Allocates an unused identifier of this end's half, and makes its circuit live. `None` if the channel is not open
+    /// or at its limit of circuits, or if each try gave an identifier in use.
     pub(super) fn allocate(&mut self, parameters: &ChannelParameters, rng: &mut dyn CryptoRng) -> Option<CircuitId> {
         const TRIES: usize = 8;
         let half = if self.outcome()?.dialler { 1 << 31 } else { 0 };
@@ -349,8 +350,8 @@ impl Channel {
         self.has_capacity(parameters) && self.creates.take(now, rate)
     }
 
-    /// Whether the channel has fewer live circuits than its limit. The entries of its queue must also be fewer than
-    /// twice the limit.
+    /// Whether the channel may have one more live circuit: its live circuits are fewer than the limit, and the entries
+    /// of its queue fewer than twice the limit.
     pub(super) fn has_capacity(&self, parameters: &ChannelParameters) -> bool {
         let limit =
             if self.has_relay_limits() { parameters.circuits_per_channel } else { parameters.circuits_per_client };
@@ -402,7 +403,7 @@ impl Channel {
     }
 
     /// Takes cells in fair order while there is room, at most [`MAX_PACK_CELLS`], and packs the cells of each lane into
-    /// messages. If the room is too small for all queued cells, only full messages are packed where possible.
+    /// messages. If the room is too small for all queued cells, but takes a full message, packs full messages only.
     fn pack(&mut self, events: &mut VecDeque<ChannelEvent>) {
         let mut partial: Vec<(Lane, Slots)> = Vec::new();
         if self.room >= MAX_MESSAGE_LEN && self.room < self.queue.len().saturating_mul(CELL_LEN) {

@@ -41,6 +41,7 @@ fn target(key: &IdentityKey) -> DialTarget {
     }
 }
 
+/// The channels of a node, with their events and output.
 struct Node {
     channels: Channels,
     events: Vec<ChannelEvent>,
@@ -60,6 +61,7 @@ impl Node {
         Self { channels: Channels::new(role, parameters), events: Vec::new(), sent: VecDeque::new() }
     }
 
+    /// Takes all events and output of the channels.
     fn collect(&mut self, now: Instant) {
         loop {
             let before = self.events.len() + self.sent.len();
@@ -78,6 +80,7 @@ impl Node {
         self.collect(now);
     }
 
+    /// The cells received since the last call.
     fn cells(&mut self) -> Vec<Cell> {
         let events = core::mem::take(&mut self.events);
         let cells = events.into_iter().filter_map(|event| match event {
@@ -87,6 +90,7 @@ impl Node {
         cells.collect()
     }
 
+    /// The error of the first failed dial.
     fn failure(&self) -> Option<ChannelOpenError> {
         self.events.iter().find_map(|event| match event {
             ChannelEvent::DialFailed { error, .. } => Some(*error),
@@ -94,6 +98,7 @@ impl Node {
         })
     }
 
+    /// The first channel that opened, with the relay at its other end.
     fn open(&self) -> Option<(ChannelId, Option<RelayId>)> {
         self.events.iter().find_map(|event| match event {
             ChannelEvent::Open { channel, peer, .. } => Some((*channel, *peer)),
@@ -124,6 +129,7 @@ impl Pair {
         self.room(number, ROOM);
     }
 
+    /// Sets the room of link `number` at both ends.
     fn room(&mut self, number: u64, bytes: usize) {
         for node in [&mut self.a, &mut self.b] {
             node.handle(self.now, LinkEvent::Room { link: LinkId(number), bytes }, &mut self.rng);
@@ -191,6 +197,7 @@ fn circuit(value: u32) -> CircuitId {
     CircuitId::new(value).unwrap()
 }
 
+/// The event of a message of link 1 with these cells.
 fn one_message(lane: u8, cells: &[Cell]) -> LinkEvent {
     let message = cells.iter().cloned().map(Cell::encode).collect();
     LinkEvent::Message { link: LinkId(1), lane: Lane::new(lane).unwrap(), message }
@@ -256,6 +263,7 @@ fn clients_have_lower_limits_for_circuits_than_relays() {
     }
 }
 
+/// The links that the node has closed.
 fn closed(node: &Node) -> Vec<LinkId> {
     let closed = node.sent.iter().filter_map(|sent| match sent {
         Transmit::Close(link) => Some(*link),

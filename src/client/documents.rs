@@ -32,19 +32,19 @@ impl Documents {
     /// Sets a verified consensus; `wall` is the wall-clock time at `now`. Returns whether the consensus replaces an
     /// older one.
     pub(super) fn set_consensus(&mut self, now: Instant, wall: WallTime, consensus: Arc<Consensus>) -> bool {
-        let newer = self.consensus().is_some_and(|old| old.valid_after() < consensus.valid_after());
+        let is_newer = self.consensus().is_some_and(|old| old.valid_after() < consensus.valid_after());
         let expires = now.after(consensus.valid_until().since(wall));
         self.consensus = ConsensusState::Valid { consensus, expires };
-        newer
+        is_newer
     }
 
     /// Sets a verified volunteer list; `wall` is the wall-clock time at `now`. Returns whether the list replaces an
     /// older one.
     pub(super) fn set_volunteers(&mut self, now: Instant, wall: WallTime, list: Arc<VolunteerList>) -> bool {
-        let newer = self.volunteers.as_ref().is_some_and(|(old, _)| old.valid_after() < list.valid_after());
+        let is_newer = self.volunteers.as_ref().is_some_and(|(old, _)| old.valid_after() < list.valid_after());
         let expires = now.after(list.valid_until().since(wall));
         self.volunteers = Some((list, expires));
-        newer
+        is_newer
     }
 
     /// The consensus in use, expired or not.
@@ -60,7 +60,7 @@ impl Documents {
         matches!(self.consensus, ConsensusState::Expired(_))
     }
 
-    /// Returns true once for each consensus, when the consensus has expired.
+    /// Handles the expiry of the consensus. Returns true for the first call after the expiry of each consensus.
     pub(super) fn handle_expiry(&mut self, now: Instant) -> bool {
         match &self.consensus {
             ConsensusState::Valid { consensus, expires } if *expires <= now => {
@@ -71,7 +71,8 @@ impl Documents {
         }
     }
 
-    /// The relays for path selection. `middle` fixes the relay behind the guard. `None` without a consensus.
+    /// The relays for path selection. `middle` is the relay behind the guard of each path, if it is fixed. Returns `None`
+    /// without a consensus.
     pub(super) fn relays(&self, now: Instant, middle: Option<RelayId>) -> Option<Relays<'_>> {
         let consensus = self.consensus()?;
         let volunteers = self.volunteers.as_ref().filter(|(_, expires)| now < *expires).map(|(list, _)| &**list);

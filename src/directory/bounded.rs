@@ -10,7 +10,7 @@ use prost::{
     encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
 };
 
-/// Why bytes are not decoded as a document.
+/// The reason for which bytes are not decoded as a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BoundError {
     /// The document or an element of a repeated field is longer than this maximum, in bytes.

@@ -168,7 +168,7 @@ fn unread_refusals_beyond_the_cap_close_the_channel() {
     assert!(pair.b.sent.contains_close());
 }
 
-/// The evictions if each owner is the source of the other end's address.
+/// The evictions if all cells of a channel belong to the source of the other end's address.
 fn evictions(node: &Node) -> Vec<Eviction> {
     node.channels.evictions(|_, _| None, |_, _| 0)
 }
@@ -237,16 +237,14 @@ fn above_the_cap_the_fullest_owner_loses_its_longest_waiting_circuits() {
     assert_eq!(pair.a.channels.evictions(owner, |_, _| 0), expected, "15 cells each, of 171");
 }
 
-/// A node with the cap `queued` on queued cells, and a stalled channel for each of these numbers of circuits and of cells
-/// on each circuit.
+/// A node with the cap `queued` on queued cells, and its stalled channels. `channels` has the number of circuits of each
+/// channel, and the number of cells of each circuit.
 fn stalled_channels(queued: usize, channels: &[(usize, u8)]) -> (Pair, Vec<ChannelId>) {
     let parameters = ChannelParameters { queued, ..ChannelParameters::default() };
     let mut pair = Pair::new(Node::with(LocalRole::Client, parameters), Node::relay(2));
+    stalled_links(&mut pair, channels.len() as u64);
     let mut stalled = Vec::new();
     for (link, (circuits, cells)) in (1..).zip(channels) {
-        pair.link(link, key(2).id());
-        pair.settle();
-        pair.room(link, 0);
         let channel = ChannelId(LinkId(link));
         for _ in 0..*circuits {
             let circuit = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
@@ -257,7 +255,7 @@ fn stalled_channels(queued: usize, channels: &[(usize, u8)]) -> (Pair, Vec<Chann
     (pair, stalled)
 }
 
-/// The source with the number of this channel, which opened all its circuits over it.
+/// The owner of a channel's cells: a source with the number of the channel, over which it opened its circuits.
 fn source_of(channel: ChannelId) -> CellOwner {
     CellOwner { owner: source(channel.0.0 as u8), channel }
 }
@@ -271,7 +269,10 @@ fn a_circuit_whose_end_frees_no_cell_is_not_evicted() {
     let oldest = pair.a.channels.evictions(owner, |_, _| 0);
     let is_of_first =
         |eviction: &Eviction| matches!(eviction, Eviction::Circuit(channel, _) if *channel == channels[0]);
-    assert!(oldest.len() == 2 && oldest.iter().all(is_of_first), "without it, each end frees a cell");
+    assert!(
+        oldest.len() == 2 && oldest.iter().all(is_of_first),
+        "without the DESTROY, the end of each circuit frees cells"
+    );
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! An authority's state of volunteers: registrations, reports of gateways, and the resulting list.
 //!
 //! Governed by `proto/07-directory.md` §9. All state is in memory only: after a restart, volunteers and gateways send
-//! their documents again within an interval. New identities cost nothing, so a volunteer is removed unless a gateway of
-//! its ranking confirms it: reports a channel to it.
+//! their documents again within an interval. New identities cost nothing. So a volunteer is removed unless it is
+//! confirmed: a gateway of its ranking reports a channel to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,15 +19,15 @@ use crate::{
     },
 };
 
-/// Minimum time after which an unconfirmed volunteer is removed; two intervals if those are longer.
+/// Time after which an unconfirmed volunteer is removed, if it is longer than two intervals; otherwise two intervals.
 const MIN_UNCONFIRMED: Duration = Duration::from_secs(60);
 /// Time for which a volunteer keeps its seed, which determines its ranking by a consensus.
 const SEED_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// Cap on stored seeds of removed volunteers; the earliest removed is evicted. Seeds of current volunteers are not
 /// affected.
 const MAX_REMOVED_SEEDS: usize = 65_536;
-/// Minimum time from a volunteer's registration to its eviction; an interval if that is longer. The volunteer dials its
-/// gateways and is reported within this time.
+/// Minimum time from a volunteer's registration to its eviction, if it is longer than an interval; otherwise an
+/// interval. Within this time, the volunteer dials its gateways, and they report it.
 const MIN_STAY: Duration = Duration::from_secs(15);
 /// Intervals for which a report counts.
 const REPORT_INTERVALS: u32 = 3;
@@ -187,7 +187,8 @@ impl Volunteers {
         self.next_list
     }
 
-    /// The encoded list, if one is due. `names_family` returns whether a relay names a volunteer as family.
+    /// The encoded list, if one is due. `names_family` returns whether its first argument, a
+    /// relay, names its second, a volunteer, as family.
     pub(super) fn list(
         &mut self,
         now: WallTime,
@@ -262,9 +263,9 @@ impl Volunteers {
         }
     }
 
-    /// Evicts a volunteer if there are [`MAX_VOLUNTEERS`]: the longest known one without any confirmation, or else the
-    /// one with the oldest confirmation, if that no longer counts. A new volunteer stays for an interval, and at least
-    /// [`MIN_STAY`]. Otherwise a flood would evict volunteers before their confirmation.
+    /// At [`MAX_VOLUNTEERS`], evicts the volunteer that has been known longest without any confirmation. If each is
+    /// confirmed, evicts the one with the oldest confirmation, if that no longer counts. A new volunteer stays for an
+    /// interval, and at least [`MIN_STAY`]. Otherwise a flood would evict volunteers before their confirmation.
     fn make_room(&mut self, now: WallTime, consensus: Option<&Consensus>) -> Result<(), DescriptorError> {
         if self.entries.len() < MAX_VOLUNTEERS {
             return Ok(());
