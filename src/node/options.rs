@@ -52,7 +52,8 @@ pub(crate) struct RelayOptions {
     #[arg(long, value_name = "IP")]
     pub(crate) resolver: Option<Vec<IpAddr>>,
     /// NAT64 prefix of this exit's network, such as 2001:db8:64::/96; the exit policy then also decides on the IPv4
-    /// addresses in its addresses; may be repeated [default: those that the DNS servers reveal, none with
+    /// addresses in its addresses; may be repeated. Without it, an exit opens no IPv6 connections until a DNS server has
+    /// answered the query for the prefixes [default: those that the DNS servers reveal, none with
     /// --allow-private-targets]
     #[arg(long, value_name = "PREFIX")]
     pub(crate) nat64: Option<Vec<String>>,
