@@ -266,7 +266,7 @@ impl<'a> Choice<'a, '_> {
         rng: &mut R,
     ) -> Option<Path> {
         let mut path = vec![PathRelay::Listed(guard)];
-        let exits = self.exits.iter().copied().filter(|hop| self.fits(hop, &path, avoid));
+        let exits = self.exits_within_bound(&path).into_iter().filter(|hop| self.fits(hop, &path, avoid));
         let exits: Vec<_> = exits.filter(|exit| self.leads_to(&path, exit, avoid)).collect();
         // Avoided listed exits count too: an adversary that fails circuits through them must not receive their traffic.
         let fits = |hop: &PathRelay<'a>| matches!(hop, PathRelay::Listed(_)) && self.fits(hop, &path, &[]);
@@ -287,6 +287,37 @@ impl<'a> Choice<'a, '_> {
         Some(Path::of(&path))
     }
 
+    /// The exits for a path that begins with `path`, without those that exclude more than one of the layer-2 guards that
+    /// `path` permits, or the only one. Such an exit could steer its clients to a layer-2 guard of its choice, by an
+    /// operator and addresses in common with the others, or to a relay that is no layer-2 guard. They stay if all listed
+    /// exits, or all volunteers, are such exits. Exits to avoid count as others, because an adversary may fail circuits
+    /// through these.
+    fn exits_within_bound(&self, path: &[PathRelay<'a>]) -> Vec<PathRelay<'a>> {
+        if self.layer_two.is_empty() {
+            return self.exits.to_vec();
+        }
+        let permitted = self.permitted_layer_two_guards(path);
+        let max_excluded = permitted.len().saturating_sub(1).min(1);
+        let is_within = |exit: &PathRelay<'a>| {
+            let excluded = permitted.iter().filter(|hop| !self.fits(hop, &[*exit], &[])).count();
+            excluded <= max_excluded && self.fits(exit, path, &[]) && self.leads_to(path, exit, &[])
+        };
+        let (mut listed, mut volunteers): (Vec<PathRelay<'a>>, Vec<PathRelay<'a>>) =
+            self.exits.iter().partition(|hop| matches!(hop, PathRelay::Listed(_)));
+        for exits in [&mut listed, &mut volunteers] {
+            if exits.iter().any(is_within) {
+                exits.retain(is_within);
+            }
+        }
+        [listed, volunteers].concat()
+    }
+
+    /// The layer-2 guards that the path restrictions permit on a path with these relays.
+    fn permitted_layer_two_guards(&self, path: &[PathRelay<'a>]) -> Vec<PathRelay<'a>> {
+        let listed = self.layer_two.iter().filter_map(|relay| self.relays.consensus.relay(relay));
+        listed.map(PathRelay::Listed).filter(|hop| self.fits(hop, path, &[])).collect()
+    }
+
     /// Chooses one of the layer-2 guards that the path restrictions permit; `None` if they permit none. Relays to avoid
     /// are chosen if no other layer-2 guards remain. Otherwise an adversary that fails circuits could lead a client
     /// beyond its layer-2 guards.
@@ -297,8 +328,7 @@ impl<'a> Choice<'a, '_> {
         avoided_next: &[RelayId],
         rng: &mut R,
     ) -> Option<PathRelay<'a>> {
-        let listed = self.layer_two.iter().filter_map(|relay| self.relays.consensus.relay(relay));
-        let permitted: Vec<_> = listed.map(PathRelay::Listed).filter(|hop| self.fits(hop, path, &[])).collect();
+        let permitted = self.permitted_layer_two_guards(path);
         let is_avoided = |hop: &PathRelay<'a>| [avoid, avoided_next].iter().any(|it| it.contains(&hop.identity()));
         let preferred: Vec<_> = permitted.iter().copied().filter(|hop| !is_avoided(hop)).collect();
         pick_uniformly(&preferred, rng).or_else(|| pick_uniformly(&permitted, rng))

@@ -106,6 +106,75 @@ fn a_path_that_permits_no_layer_two_guard_has_another_relay_there() {
     }
 }
 
+/// The relay with an IPv4 address in the /16 of relay `ipv4`, and with the operator of relay `operator`.
+fn related_to(mut relay: ConsensusRelay, ipv4: &RelayId, operator: Option<&RelayId>) -> ConsensusRelay {
+    let number = (1..=40).find(|number| id(*number) == *ipv4).unwrap();
+    relay.profile.addresses = profile(number).addresses;
+    relay.profile.operator = operator.map(|_| "one".to_owned()).unwrap_or_default();
+    relay
+}
+
+/// A consensus like `with_parameter(network(4, 40), …)`, in which exit 1 excludes the first two layer-2 guards of
+/// `guards` from its paths, and exit 2 the first one.
+fn with_excluding_exits(guards: &GuardSample, layer_two: u64) -> Consensus {
+    let set = guards.layer_two();
+    let relays = network(4, 40).into_iter().map(|mut relay| match relay.identity() {
+        exit if exit == id(1) => related_to(relay, &set[0], set.get(1)),
+        exit if exit == id(2) => related_to(relay, &set[0], None),
+        other => {
+            if Some(&other) == set.get(1) {
+                relay.profile.operator = "one".into();
+            }
+            relay
+        }
+    });
+    with_parameter(relays, layer_two)
+}
+
+#[test]
+fn an_exit_that_excludes_more_than_one_layer_two_guard_is_not_used_while_others_fit() {
+    let mut rng = rng();
+    for number in [2, 3, 4] {
+        let guards = sample(&with_parameter(network(4, 40), number), &mut rng);
+        let (set, consensus) = (guards.layer_two(), with_excluding_exits(&guards, number));
+        // Failed circuits through the other exits don't lead to exit 1.
+        for avoid in [&[][..], &[id(2), id(3), id(4)]] {
+            let paths: Vec<_> = (0..200).map(|_| path(&(&consensus).into(), &guards, avoid, &mut rng)).collect();
+            assert!(paths.iter().all(|path| path.len() == 4 && set.contains(&path[1])), "seed {SEED}");
+            let exits: BTreeSet<_> = paths.iter().map(|path| path[3]).collect();
+            assert_eq!(exits, [id(2), id(3), id(4)].into(), "seed {SEED}");
+            assert!(paths.iter().filter(|path| path[3] == id(2)).all(|path| path[1] != set[0]));
+        }
+    }
+}
+
+#[test]
+fn an_exit_that_excludes_the_only_layer_two_guard_is_not_used_while_others_fit() {
+    let mut rng = rng();
+    let guards = sample(&with_parameter(network(4, 40), 1), &mut rng);
+    let consensus = with_excluding_exits(&guards, 1);
+    for _ in 0..200 {
+        let path = path(&(&consensus).into(), &guards, &[id(3), id(4)], &mut rng);
+        assert_eq!(path[1], guards.layer_two()[0]);
+        assert!([id(3), id(4)].contains(&path[3]), "seed {SEED}");
+    }
+}
+
+#[test]
+fn an_exit_that_excludes_layer_two_guards_is_used_if_no_other_fits_the_target() {
+    let mut rng = rng();
+    let guards = sample(&with_parameter(network(4, 40), 4), &mut rng);
+    let mut relays = with_excluding_exits(&guards, 4).relays().to_vec();
+    let mail = exit_profile(1, &["accept 25"]).exit;
+    relays.iter_mut().find(|relay| relay.identity() == id(1)).unwrap().profile.exit = mail;
+    let consensus = with_parameter(relays, 4);
+    let requirement = Requirement::three_hops(target("example.org", 25));
+    for _ in 0..100 {
+        let path = choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap().hops();
+        assert!(path[3] == id(1) && guards.layer_two()[2..].contains(&path[1]));
+    }
+}
+
 #[test]
 fn a_network_with_too_few_relays_for_four_hops_has_paths_of_three() {
     let (consensus, mut rng) = (with_parameter(network(1, 3), 4), rng());
