@@ -29,6 +29,7 @@ mod guards;
 mod layer_two;
 mod linking;
 mod names;
+mod planning;
 mod volunteers;
 
 const RELAYS: u16 = 7;
