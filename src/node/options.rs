@@ -205,8 +205,8 @@ pub(crate) struct DirectoryOptions {
     /// in wikipedia=FILE; may be repeated
     #[arg(long, value_name = "FILE")]
     pub(crate) web_engine: Option<Vec<String>>,
-    /// Address of a reverse proxy in front of this directory, or a prefix such as 192.0.2.0/24. The directory takes the
-    /// addresses of the proxy's clients from X-Forwarded-For; may be repeated [default: none]
+    /// Address of a reverse proxy in front of this directory, or a prefix such as 192.0.2.0/24 that contains only proxies.
+    /// The directory takes the addresses of the proxy's clients from X-Forwarded-For; may be repeated [default: none]
     #[arg(long, value_name = "PREFIX")]
     pub(crate) trusted_proxy: Option<Vec<String>>,
     /// Log level: error, warn, info, debug or trace [default: info]
