@@ -255,7 +255,7 @@ impl ClientMachine {
     /// The failure of a request whose host may not be sent to an exit. Without a consensus, private hosts are checked
     /// later.
     fn host_failure(&self, now: Instant, demand: &Demand) -> Option<StreamFailure> {
-        let is_refused = match demand.special_host()? {
+        let is_refused = match demand.special_host? {
             SpecialHost::Reserved => true,
             SpecialHost::Private => {
                 self.documents.relays(now, None).is_some_and(|relays| !relays.allow_private_targets())
@@ -282,6 +282,7 @@ impl ClientMachine {
         if self.documents.is_expired() {
             return;
         }
+        let Some(candidates) = self.parts(now).map(|(pool, ..)| pool.candidates()) else { return };
         for stream in self.placement.waiting() {
             if let Some(failure) = self.placement.demand(stream).and_then(|demand| self.host_failure(now, demand)) {
                 self.placement.remove(stream);
@@ -289,6 +290,10 @@ impl ClientMachine {
                 continue;
             }
             let Some((pool, placement, mut inputs)) = self.parts(now) else { return };
+            let Some(demand) = placement.demand(stream) else { continue };
+            if !pool.may_serve(now, demand, &candidates, &inputs.relays) {
+                continue;
+            }
             match placement.place(now, stream, pool, &mut inputs, rng) {
                 Ok(None) => {}
                 Ok(Some(DelegatedCircuit { path, hops, shared_exit })) => {

@@ -33,6 +33,9 @@ pub(super) enum StreamOutcome {
 pub(super) struct Placement {
     requests: Requests,
     streams: BTreeMap<PooledCircuitKey, BTreeMap<StreamId, ClientStream>>,
+    /// The number of calls of [`Self::place`].
+    #[cfg(test)]
+    pub(super) tries: usize,
 }
 
 impl Placement {
@@ -95,6 +98,8 @@ impl Placement {
         inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) -> Result<Option<DelegatedCircuit>, StreamFailure> {
+        #[cfg(test)]
+        crate::base::Counter::increment(&mut self.tries);
         let Some(demand) = self.requests.demand(stream) else { return Ok(None) };
         let load = |circuit| self.streams.get(&circuit).map_or(0, BTreeMap::len);
         let circuit = pool.open_circuit_for(now, demand, &inputs.relays, load);

@@ -18,6 +18,7 @@ mod build_history;
 mod build_pauses;
 mod build_policy;
 mod build_rate;
+mod candidates;
 #[cfg(any(test, fuzzing))]
 mod check;
 mod circuit;
@@ -164,11 +165,16 @@ impl Pool {
         relays: &Relays<'_>,
         load: impl Fn(PooledCircuitKey) -> usize,
     ) -> Option<PooledCircuitKey> {
-        let avoided = self.avoided_exits(now, relays, &demand.purpose(), &demand.refused_by);
-        self.circuits
+        let mut circuits = self
+            .circuits
             .iter()
             .filter(|(key, circuit)| !demand.refused_on.contains(key) && circuit.is_open())
             .filter(|(_, circuit)| circuit.takes(demand, relays))
+            .peekable();
+        // Without a circuit, a waiting request must not cause a visit of the relays.
+        circuits.peek()?;
+        let avoided = self.avoided_exits(now, relays, &demand.purpose(), &demand.refused_by);
+        circuits
             // Streams may still join circuits that already carry some.
             .filter(|(_, circuit)| circuit.has_carried_streams() || circuit.is_permitted_by(&avoided))
             .min_by_key(|(key, circuit)| {
@@ -568,6 +574,16 @@ impl Pool {
     /// A circuit of `isolation` over `path` was lost.
     pub(super) fn handle_lost(&mut self, now: Instant, isolation: Isolation, path: Vec<RelayId>) {
         self.lost_relays.handle_lost(now, isolation, path);
+    }
+
+    /// Records a use of `exit` by a delegated request or a stream.
+    pub(super) fn handle_exit_used(&mut self, now: Instant, exit: RelayId, delegated: bool) {
+        self.policy.exit_separation.handle_used(now, exit, delegated);
+    }
+
+    /// The number of searches among all exits for one that isn't avoided.
+    pub(super) fn searches(&self) -> usize {
+        self.policy.searches.get()
     }
 
     /// Gateways that no volunteer may follow as middle.

@@ -24,6 +24,17 @@ pub(super) enum RequestKind {
     Delegated(Delegation),
 }
 
+impl RequestKind {
+    /// The kind of the request's host; `None` for a public one.
+    fn special_host(&self) -> Option<SpecialHost> {
+        match self {
+            Self::Stream(Target { host, .. }) | Self::Resolve(host) => SpecialHost::of(host),
+            Self::Delegated(Delegation::Http { host }) => SpecialHost::of(&Host::parse(host).ok()?),
+            Self::Delegated(Delegation::Search(_)) => None,
+        }
+    }
+}
+
 /// The properties of a request that determine its circuit.
 pub(super) struct Demand {
     pub(super) kind: RequestKind,
@@ -32,11 +43,14 @@ pub(super) struct Demand {
     pub(super) refused_by: Vec<RelayId>,
     /// Circuits that refused the request for a limit; at most the number of tries.
     pub(super) refused_on: Vec<PooledCircuitKey>,
+    /// The kind of the request's host; `None` for a public one.
+    pub(super) special_host: Option<SpecialHost>,
 }
 
 impl Demand {
-    pub(super) const fn new(kind: RequestKind, isolation: Isolation, refused_by: Vec<RelayId>) -> Self {
-        Self { kind, isolation, refused_by, refused_on: Vec::new() }
+    pub(super) fn new(kind: RequestKind, isolation: Isolation, refused_by: Vec<RelayId>) -> Self {
+        let special_host = kind.special_host();
+        Self { kind, isolation, refused_by, refused_on: Vec::new(), special_host }
     }
 
     /// The purpose of the exit.
@@ -45,15 +59,6 @@ impl Demand {
             RequestKind::Stream(target) => Purpose::Target(target.clone()),
             RequestKind::Resolve(_) => Purpose::Streams,
             RequestKind::Delegated(delegation) => Purpose::Delegated(delegation.clone()),
-        }
-    }
-
-    /// The kind of the request's host; `None` for a public one.
-    pub(super) fn special_host(&self) -> Option<SpecialHost> {
-        match &self.kind {
-            RequestKind::Stream(Target { host, .. }) | RequestKind::Resolve(host) => SpecialHost::of(host),
-            RequestKind::Delegated(Delegation::Http { host }) => SpecialHost::of(&Host::parse(host).ok()?),
-            RequestKind::Delegated(Delegation::Search(_)) => None,
         }
     }
 

@@ -26,6 +26,7 @@ mod guards;
 mod layer_two;
 mod linking;
 mod names;
+mod planning;
 mod streams;
 mod volunteers;
 

@@ -1,7 +1,9 @@
 //! A wall clock that ignores jumps of the machine's clock.
 //!
 //! A directory signs dates, and drops relays by the ages of their descriptors. After a jump, a directory would drop
-//! relays, or sign a consensus with a future date, which clients replace only by a consensus with a later date.
+//! relays, or sign a consensus with a future date, which clients replace only by a consensus with a later date. A clock
+//! that was wrong at the start is corrected by a restart: the deadlines and dates of the running authority follow the
+//! wrong clock, and the restart compares the new time with the last consensus.
 
 use core::time::Duration;
 

@@ -55,7 +55,7 @@ pub struct Policy {
     private_addresses: bool,
     /// The exit's addresses.
     own_addresses: Vec<IpAddr>,
-    /// The NAT64 prefixes of the exit's network.
+    /// The NAT64 prefixes of the exit's network that its operator names.
     nat64: Vec<Nat64Prefix>,
 }
 
@@ -104,9 +104,17 @@ impl Policy {
     /// Whether the exit may connect to `port` at `ip`. Port 0 is always refused.
     #[must_use]
     pub fn allows(&self, ip: IpAddr, port: u16) -> bool {
+        self.allows_in_network(ip, port, Some(&[]))
+    }
+
+    /// Like [`Self::allows`], also by the NAT64 prefixes that the exit's network has `revealed` since the start. While
+    /// these are unknown (`None`), each IPv6 address may lead to a private IPv4 address. A policy without private
+    /// addresses then refuses all IPv6 addresses.
+    #[must_use]
+    pub fn allows_in_network(&self, ip: IpAddr, port: u16, revealed: Option<&[Nat64Prefix]>) -> bool {
         // IPv4 addresses mapped into IPv6 count as IPv4.
         let ip = ip.to_canonical();
-        if port == 0 || !is_target(ip) {
+        if port == 0 || !is_target(ip) || (ip.is_ipv6() && revealed.is_none() && !self.private_addresses) {
             return false;
         }
         // A translator or a tunnel may deliver a packet for an IPv6 address to an IPv4 address embedded in it.
@@ -119,8 +127,10 @@ impl Policy {
             IpAddr::V4(_) => None,
         };
         let mut destinations = [ip].into_iter().chain(embedded.into_iter().flatten().map(IpAddr::V4));
+        let mut prefixes = self.nat64.iter().chain(revealed.unwrap_or_default());
         destinations.all(|ip| self.allows_destination(ip, port))
-            && self.nat64.iter().filter_map(translated).all(|ip| is_target(ip) && self.allows_destination(ip, port))
+            && prefixes
+                .all(|prefix| translated(prefix).is_none_or(|ip| is_target(ip) && self.allows_destination(ip, port)))
     }
 
     /// Whether the rules also decide on private addresses and the exit's own.
@@ -404,6 +414,25 @@ mod tests {
             assert_eq!(addresses.map(|ip| policy(false, &[]).allows(ip, 80)), [true, true, false], "{text}");
         }
         assert!(policy(false, &prefixes).allows(ip("2606:4700::a00:1"), 80), "another prefix");
+    }
+
+    #[test]
+    fn without_known_prefixes_ipv6_addresses_are_refused_unless_private_ones_are_allowed() {
+        let prefix: [Nat64Prefix; 1] = ["2606:64::/96".parse().unwrap()];
+        let allows = |private, text, revealed| {
+            let policy = Policy::parse(["accept *"], private).unwrap();
+            policy.allows_in_network(ip(text), 80, revealed)
+        };
+        for (text, unknown, none, one) in [
+            ("1.1.1.1", true, true, true),
+            ("::ffff:1.1.1.1", true, true, true),
+            ("2606:4700::1", false, true, true),
+            ("2606:64::a00:1", false, true, false),
+        ] {
+            let found = [None, Some(&[][..]), Some(&prefix[..])].map(|revealed| allows(false, text, revealed));
+            assert_eq!(found, [unknown, none, one], "{text}");
+        }
+        assert!(allows(true, "2606:4700::1", None) && allows(true, "::1", None));
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub(crate) async fn connect(
     owner: Option<RequestOwner>,
     target: &Target,
 ) -> Result<Connected, EndReason> {
-    let mut race = Race::new(policy, target.port);
+    let mut race = Race::new(policy, resolver, target.port);
     let lookup = match &target.host {
         Host::Ip(ip) => {
             race.add([*ip]);
@@ -62,6 +62,7 @@ pub(crate) async fn connect(
 /// Staggered attempts at the addresses of one target.
 struct Race<'a> {
     policy: &'a Policy,
+    resolver: &'a Resolver,
     port: u16,
     waiting: WaitingAddresses,
     /// Number of attempts started.
@@ -74,15 +75,15 @@ struct Race<'a> {
 }
 
 impl<'a> Race<'a> {
-    fn new(policy: &'a Policy, port: u16) -> Self {
+    fn new(policy: &'a Policy, resolver: &'a Resolver, port: u16) -> Self {
         let (waiting, running) = (WaitingAddresses::default(), JoinSet::new());
-        Self { policy, port, waiting, attempts: 0, running, failure: None, no_address: None }
+        Self { policy, resolver, port, waiting, attempts: 0, running, failure: None, no_address: None }
     }
 
     /// Adds the addresses that the policy allows.
     fn add(&mut self, found: impl IntoIterator<Item = IpAddr>) {
         for ip in found.into_iter().map(|ip| ip.to_canonical()) {
-            if self.policy.allows(ip, self.port) {
+            if self.resolver.permits(self.policy, ip, self.port) {
                 self.waiting.push(ip);
             } else {
                 self.no_address = Some(EndReason::Policy);

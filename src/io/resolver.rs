@@ -8,6 +8,7 @@
 //! 8305). This module logs no lookups. The library logs names at debug level, so a node disables the library's log
 //! targets (`hickory_*`).
 
+mod nat64;
 mod places;
 
 #[cfg(test)]
@@ -24,10 +25,12 @@ use hickory_resolver::{
     proto::rr::{Name, RData, RecordType},
 };
 use tokio::{
+    sync::watch,
     task::JoinSet,
     time::{Instant, timeout, timeout_at},
 };
 
+pub(crate) use self::nat64::Nat64Queries;
 use self::places::{LookupPlace, LookupPlaces};
 use crate::{
     delegated::limits::RequestOwner,
@@ -44,11 +47,6 @@ const MAX_ANSWER_BYTES: usize = 512;
 const TTL: u32 = 300;
 /// Time limit of a RESOLVE for the answer of the second address family, counted from the first answer.
 const SECOND_FAMILY_TIMEOUT: Duration = Duration::from_millis(250);
-
-/// Time limit of the query for NAT64 prefixes, which delays the start of an exit.
-const NAT64_TIMEOUT: Duration = Duration::from_secs(2);
-/// The name by which a host finds the NAT64 prefixes of its network (RFC 7050).
-const IPV4_ONLY_NAME: &str = "ipv4only.arpa";
 
 /// Names that are never looked up: they don't exist in the public DNS (RFC 6761, RFC 7686), and a lookup would reveal
 /// the name.
@@ -68,11 +66,20 @@ pub struct ResolverOptions {
     pub concurrency: usize,
     /// Timeout of a lookup. Default 10 s.
     pub timeout: Duration,
+    /// Whether policies without private addresses refuse all IPv6 addresses until a name server has answered the query
+    /// for the NAT64 prefixes of the network (`Nat64Queries`). Default false.
+    pub await_nat64: bool,
 }
 
 impl Default for ResolverOptions {
     fn default() -> Self {
-        Self { servers: Vec::new(), private_addresses: false, concurrency: 256, timeout: Duration::from_secs(10) }
+        Self {
+            servers: Vec::new(),
+            private_addresses: false,
+            concurrency: 256,
+            timeout: Duration::from_secs(10),
+            await_nat64: false,
+        }
     }
 }
 
@@ -91,6 +98,8 @@ pub struct Resolver {
     places: LookupPlaces,
     timeout: Duration,
     private_addresses: bool,
+    /// The NAT64 prefixes that name servers have revealed; `None` while IPv6 addresses are refused for lack of an answer.
+    nat64: watch::Sender<Option<Vec<Nat64Prefix>>>,
 }
 
 impl Resolver {
@@ -110,6 +119,7 @@ impl Resolver {
             places: LookupPlaces::new(options.concurrency),
             timeout: options.timeout,
             private_addresses: options.private_addresses,
+            nat64: watch::Sender::new((!options.await_nat64).then(Vec::new)),
         }
     }
 
@@ -185,25 +195,6 @@ impl Resolver {
             });
         }
         Ok(lookup)
-    }
-
-    /// The NAT64 prefixes of the local network, as far as the name servers reveal them: a name server with DNS64 derives
-    /// the IPv6 addresses of `ipv4only.arpa` from them (RFC 7050). Empty without an answer in time.
-    pub(crate) async fn nat64_prefixes(&self) -> Vec<Nat64Prefix> {
-        let (Ok(inner), Ok(name)) = (self.inner(), absolute(IPV4_ONLY_NAME)) else { return Vec::new() };
-        let found = timeout(NAT64_TIMEOUT, inner.lookup(name, RecordType::AAAA)).await;
-        let Ok(Ok(found)) = found else { return Vec::new() };
-        let addresses = found.answers().iter().filter_map(|record| match record.data.ip_addr()? {
-            IpAddr::V6(ip) => Some(ip),
-            IpAddr::V4(_) => None,
-        });
-        let mut prefixes: Vec<Nat64Prefix> = Vec::new();
-        for prefix in addresses.take(MAX_ANSWERS).flat_map(Nat64Prefix::of_ipv4_only) {
-            if !prefixes.contains(&prefix) {
-                prefixes.push(prefix);
-            }
-        }
-        prefixes
     }
 
     async fn names(&self, owner: Option<RequestOwner>, ip: IpAddr) -> Result<LookupAnswers<String>, EndReason> {

@@ -50,6 +50,13 @@ pub(crate) async fn run(options: DirectoryOptions, reporter: Reporter) -> Result
     let key = folder.authority(&mut rng)?;
     let authority = Authority::new(key, config(&options)?);
     let proxies = TrustedProxies::parse(options.trusted_proxy.iter().flatten()).map_err(Failure::usage)?;
+    for length in proxies.wide_prefix_lengths() {
+        tracing::warn!(
+            length,
+            "trusted_proxy: a prefix contains more than one address, and each machine in it can claim any address in \
+             X-Forwarded-For, and so avoid the limits of its network; name the addresses of the proxies alone"
+        );
+    }
     let store = FileStore::open(&folder.path().join("directory.redb"))?;
     let listen = options.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9360)));
     let action = format!("can't listen on {listen}; choose another address with --listen ADDR");

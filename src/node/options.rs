@@ -52,7 +52,8 @@ pub(crate) struct RelayOptions {
     #[arg(long, value_name = "IP")]
     pub(crate) resolver: Option<Vec<IpAddr>>,
     /// NAT64 prefix of this exit's network, such as 2001:db8:64::/96; the exit policy then also decides on the IPv4
-    /// addresses in its addresses; may be repeated [default: those that the DNS servers reveal, none with
+    /// addresses in its addresses; may be repeated. Without it, an exit opens no IPv6 connections until a DNS server has
+    /// answered the query for the prefixes [default: those that the DNS servers reveal, none with
     /// --allow-private-targets]
     #[arg(long, value_name = "PREFIX")]
     pub(crate) nat64: Option<Vec<String>>,
@@ -204,8 +205,8 @@ pub(crate) struct DirectoryOptions {
     /// in wikipedia=FILE; may be repeated
     #[arg(long, value_name = "FILE")]
     pub(crate) web_engine: Option<Vec<String>>,
-    /// Address of a reverse proxy in front of this directory, or a prefix such as 192.0.2.0/24. The directory takes the
-    /// addresses of the proxy's clients from X-Forwarded-For; may be repeated [default: none]
+    /// Address of a reverse proxy in front of this directory, or a prefix such as 192.0.2.0/24 that contains only proxies.
+    /// The directory takes the addresses of the proxy's clients from X-Forwarded-For; may be repeated [default: none]
     #[arg(long, value_name = "PREFIX")]
     pub(crate) trusted_proxy: Option<Vec<String>>,
     /// Log level: error, warn, info, debug or trace [default: info]

@@ -33,7 +33,7 @@ use crate::{
     io::{
         clock::wall_time,
         files::{Folder, FolderLock},
-        resolver::{Resolver, ResolverOptions},
+        resolver::{Nat64Queries, Resolver, ResolverOptions},
     },
     relay::{Reach, Relay, RelayParameters},
     transport::{
@@ -104,6 +104,8 @@ struct RelayAssembly {
     publisher: DirectoryClient,
     /// The reports of a gateway; `None` for other relays.
     presences: Option<Presences>,
+    /// The repeated queries of an exit; `None` for other relays.
+    nat64: Option<Nat64Queries>,
     pages: PagesPort,
     _lock: FolderLock,
 }
@@ -130,8 +132,8 @@ impl RelayAssembly {
         let identity = Arc::new(folder.identity(&mut rng)?);
         let onion_keys = folder.onion_keys(wall_time(), &mut rng)?;
         let listener = RelayListener::open(options, &folder, &identity)?;
-        let services = Services::new(options, policy, listener.own_addresses()).await?;
-        let delegate = services.delegate.clone();
+        let mut services = Services::new(options, policy, listener.own_addresses()).await?;
+        let (delegate, nat64) = (services.delegate.clone(), services.nat64.take());
         let profile = Profile {
             identity: identity.id(),
             addresses: listener.addresses,
@@ -194,6 +196,7 @@ impl RelayAssembly {
             publication,
             publisher: directory()?,
             presences,
+            nat64,
             pages,
             _lock: lock,
         })
@@ -204,7 +207,8 @@ impl RelayAssembly {
     /// # Errors
     /// When the relay's documents can't be signed.
     async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), Failure> {
-        let Self { drive, commands, follower, interval, profiles, publication, publisher, presences, pages, .. } = self;
+        let Self { drive, commands, follower, interval, profiles, publication, publisher, .. } = self;
+        let (presences, nat64, pages) = (self.presences, self.nat64, self.pages);
         let delegate = profiles.delegate.clone();
         let published = async {
             match publication {
@@ -222,6 +226,7 @@ impl RelayAssembly {
             outcome = published => outcome?,
             () = refresh(delegate.as_deref()) => {}
             () = report_volunteers(presences) => {}
+            () = query_nat64(nat64) => {}
             () = pages.serve() => {}
         }
         Ok(())
@@ -310,24 +315,23 @@ struct Services {
     /// The policy for streams; `None` if the relay opens no streams to targets.
     policy: Option<Policy>,
     resolver: Arc<Resolver>,
+    /// The queries for the NAT64 prefixes of the network; `None` unless the relay is an exit to public targets only.
+    nat64: Option<Nat64Queries>,
     /// The service for delegated requests.
     delegate: Option<Arc<Delegate>>,
 }
 
 impl Services {
     async fn new(options: &RelayOptions, policy: Option<Policy>, own_addresses: Vec<IpAddr>) -> Result<Self, Failure> {
-        let resolver = Arc::new(resolver(options));
-        let mut network = ExitNetwork { own_addresses, nat64: nat64(options)? };
-        // With private targets, as in a testnet, the operator names the prefixes.
+        let network = ExitNetwork { own_addresses, nat64: nat64(options)? };
         let is_exit = policy.is_some() || options.delegate.is_some();
-        if is_exit && !options.allow_private_targets.unwrap_or(false) {
-            let found = resolver.nat64_prefixes().await;
-            tracing::debug!(prefixes = found.len(), "queried the name servers for NAT64 prefixes");
-            network.nat64.extend(found);
-        }
+        // With private targets, as in a testnet, the operator names the prefixes.
+        let queries_nat64 = is_exit && !options.allow_private_targets.unwrap_or(false);
+        let resolver = Arc::new(resolver(options, queries_nat64 && network.nat64.is_empty()));
+        let nat64 = if queries_nat64 { Some(Nat64Queries::start(Arc::clone(&resolver)).await) } else { None };
         let policy = policy.map(|policy| network.restrict(policy));
         let delegate = delegate::delegate(options, policy.as_ref(), &network, &resolver).await?.map(Arc::new);
-        Ok(Self { policy, resolver, delegate })
+        Ok(Self { policy, resolver, nat64, delegate })
     }
 
     /// The exit that performs these services, if there are any.
@@ -365,6 +369,14 @@ async fn report_volunteers(presences: Option<Presences>) {
     }
 }
 
+/// Repeats the queries for NAT64 prefixes if there are any; otherwise never completes.
+async fn query_nat64(queries: Option<Nat64Queries>) {
+    match queries {
+        Some(queries) => queries.run().await,
+        None => core::future::pending().await,
+    }
+}
+
 fn policy(options: &RelayOptions) -> Result<Option<Policy>, Failure> {
     let Some(rules) = options.exit.as_deref().filter(|rules| !rules.is_empty()) else { return Ok(None) };
     let private_targets = options.allow_private_targets.unwrap_or(false);
@@ -376,10 +388,10 @@ fn nat64(options: &RelayOptions) -> Result<Vec<Nat64Prefix>, Failure> {
     prefixes.collect::<Result<_, _>>().map_err(Failure::invalid("nat64"))
 }
 
-fn resolver(options: &RelayOptions) -> Resolver {
+fn resolver(options: &RelayOptions, await_nat64: bool) -> Resolver {
     let servers = options.resolver.iter().flatten().map(|server| SocketAddr::new(*server, 53)).collect();
     let private_addresses = options.allow_private_targets.unwrap_or(false);
-    Resolver::new(&ResolverOptions { servers, private_addresses, ..ResolverOptions::default() })
+    Resolver::new(&ResolverOptions { servers, private_addresses, await_nat64, ..ResolverOptions::default() })
 }
 
 /// Refreshes the delegated services if the relay offers any; otherwise never completes.

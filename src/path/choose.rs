@@ -163,7 +163,7 @@ pub fn choose<R: CryptoRng + ?Sized>(
     if candidates.is_empty() {
         return Err(PathError::NoGuard);
     }
-    let exits = exits(relays, &requirement.purpose);
+    let exits: Vec<_> = exits(relays, &requirement.purpose).collect();
     if exits.is_empty() {
         return Err(requirement.purpose.error_without_exit());
     }
@@ -188,7 +188,7 @@ pub fn choose<R: CryptoRng + ?Sized>(
         if exits.iter().all(|exit| related_by_consent(&hop, exit)) {
             continue;
         }
-        let any_exits = self::exits(relays, &Purpose::Streams);
+        let any_exits: Vec<_> = self::exits(relays, &Purpose::Streams).collect();
         if (Choice { exits: &any_exits, ..choice }).path_through(guard, &[], &[], rng).is_some() {
             return Err(PathError::OnlyRelatedExits);
         }
@@ -202,7 +202,7 @@ pub fn choose<R: CryptoRng + ?Sized>(
 pub fn measure<R: CryptoRng + ?Sized>(relays: &Relays<'_>, guards: &GuardSample, rng: &mut R) -> Option<Path> {
     let (guard, next) = guards.measurement(relays.consensus, rng)?;
     let relays = Relays { middle: Some(next), ..*relays };
-    let exits = exits(&relays, &Purpose::Streams);
+    let exits: Vec<_> = exits(&relays, &Purpose::Streams).collect();
     let choice = Choice { relays: &relays, exits: &exits, hops: 3, layer_two: &[], volunteer_position: 1 };
     choice.path_through(guard, &[], &[], rng)
 }
@@ -232,25 +232,21 @@ pub fn replace<R: CryptoRng + ?Sized>(
     Some(Path::of(&hops))
 }
 
-/// The relays that fit the exit position for `purpose`; for delegated requests also volunteers.
-pub(crate) fn exits<'a>(relays: &Relays<'a>, purpose: &Purpose) -> Vec<PathRelay<'a>> {
-    let listed = || relays.consensus.relays().iter();
-    let exits = |fits: &dyn Fn(&ConsensusRelay) -> bool| -> Vec<_> {
-        let fitting = listed().filter(|relay| relay.flags.contains(Flags::EXIT) && fits(relay));
-        fitting.map(PathRelay::Listed).collect()
+/// The relays that fit the exit position for `purpose`, first those of the consensus; for delegated requests also
+/// volunteers.
+pub(crate) fn exits<'a>(relays: &Relays<'a>, purpose: &Purpose) -> impl Iterator<Item = PathRelay<'a>> {
+    let listed = relays.consensus.relays().iter();
+    let allows_usual_port =
+        |relay: &ConsensusRelay| relay.flags.contains(Flags::EXIT) && relay.profile.exit.may_allow_name(USUAL_PORT);
+    let is_usual_port_allowed = matches!(purpose, Purpose::Streams) && listed.clone().any(allows_usual_port);
+    let fits = move |hop: &PathRelay<'a>| match (purpose, hop) {
+        (Purpose::Delegated(delegation), _) => delegation.is_offered(hop.offer()),
+        (Purpose::Target(target), PathRelay::Listed(relay)) => permits_target(relay, target),
+        (Purpose::Streams, PathRelay::Listed(relay)) if is_usual_port_allowed => allows_usual_port(relay),
+        (Purpose::Streams, PathRelay::Listed(relay)) => relay.flags.contains(Flags::EXIT),
+        (Purpose::Streams | Purpose::Target(_), PathRelay::Volunteer(_)) => false,
     };
-    match purpose {
-        Purpose::Delegated(delegation) => {
-            let volunteers = relays.volunteers().map(PathRelay::Volunteer);
-            let offering = listed().map(PathRelay::Listed).chain(volunteers);
-            offering.filter(|hop| delegation.is_offered(hop.offer())).collect()
-        }
-        Purpose::Target(target) => exits(&|relay| permits_target(relay, target)),
-        Purpose::Streams => {
-            let allowing = exits(&|relay| relay.profile.exit.may_allow_name(USUAL_PORT));
-            if allowing.is_empty() { exits(&|_| true) } else { allowing }
-        }
-    }
+    listed.map(PathRelay::Listed).chain(relays.volunteers().map(PathRelay::Volunteer)).filter(fits)
 }
 
 /// The choice of one path.

@@ -45,7 +45,7 @@ impl<'a> Relays<'a> {
     }
 
     /// All volunteers of the list; none without a list.
-    pub(super) fn volunteers(&self) -> impl Iterator<Item = &'a Volunteer> {
+    pub(super) fn volunteers(&self) -> impl Iterator<Item = &'a Volunteer> + use<'a> {
         self.volunteers.into_iter().flat_map(VolunteerList::volunteers)
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     channel::{ChannelId, Channels},
     circuit::{CircuitError, Origin},
     client::{ClientParameters, Isolation, PooledCircuitKey, StreamFailure, requests::Demand},
-    path::{PathError, Purpose, measure},
+    path::{PathError, Purpose, Relays, measure},
 };
 
 impl Pool {
@@ -68,19 +68,27 @@ impl Pool {
         inputs: &mut PoolInputs<'_>,
         rng: &mut dyn CryptoRng,
     ) -> Result<(), StreamFailure> {
-        let purpose = demand.purpose();
-        let avoided = self.avoided_exits(now, &inputs.relays, &purpose, &demand.refused_by);
-        let building = self
-            .circuits
-            .iter_mut()
-            .filter(|(_, circuit)| circuit.is_building() && circuit.takes(demand, &inputs.relays))
-            .filter(|(_, circuit)| circuit.is_permitted_by(&avoided))
-            .min_by_key(|(key, circuit)| (circuit.is_spare(), **key));
-        match building {
-            Some((_, circuit)) => circuit.assign(demand.isolation),
-            None => self.build(now, purpose, Some(demand.isolation), &demand.refused_by, inputs, rng)?,
+        match self.building_circuit_for(now, demand, &inputs.relays).and_then(|key| self.circuits.get_mut(&key)) {
+            Some(circuit) => circuit.assign(demand.isolation),
+            None => self.build(now, demand.purpose(), Some(demand.isolation), &demand.refused_by, inputs, rng)?,
         }
         Ok(())
+    }
+
+    /// The circuit for the request among those that are being built.
+    fn building_circuit_for(&self, now: Instant, demand: &Demand, relays: &Relays<'_>) -> Option<PooledCircuitKey> {
+        let mut building = self
+            .circuits
+            .iter()
+            .filter(|(_, circuit)| circuit.is_building() && circuit.takes(demand, relays))
+            .peekable();
+        // As in `open_circuit_for`.
+        building.peek()?;
+        let avoided = self.avoided_exits(now, relays, &demand.purpose(), &demand.refused_by);
+        building
+            .filter(|(_, circuit)| circuit.is_permitted_by(&avoided))
+            .min_by_key(|(key, circuit)| (circuit.is_spare(), **key))
+            .map(|(key, _)| *key)
     }
 
     /// Starts the build of a circuit if pauses, the cap on builds of the isolation and the rate of builds allow it.
@@ -106,6 +114,8 @@ impl Pool {
         if !self.build_rate.may_build(now) {
             return Ok(());
         }
+        // Before the choice of a path, which visits all relays.
+        let replaced = self.room_for(isolation, inputs.parameters)?;
         let delegation = delegation_of(&purpose).cloned();
         let avoided = self.avoided_exits(now, &inputs.relays, &purpose, refused_by);
         let excluded = (isolation, refused_by, &avoided[..]);
@@ -116,8 +126,8 @@ impl Pool {
             // Only a waiting request without an alternative justifies an avoided exit.
             return Ok(());
         }
-        if !self.make_room(isolation, inputs.parameters) {
-            return Err(StreamFailure::LimitReached);
+        if let Some(replaced) = replaced {
+            self.close(replaced);
         }
         let circuit = PooledCircuit::new(now, path, delegation, isolation, uses_avoided_exit, rng);
         Ok(self.connect(now, circuit, inputs, rng)?)
@@ -271,19 +281,25 @@ impl Pool {
         through.any(|circuit| circuit.has_received_since(time))
     }
 
-    /// Whether a circuit for `isolation` may be added. `None` stands for spare circuits. At the cap on all circuits or
-    /// on those of the isolation, closes a circuit without a stream of the same isolation: a retired one, or else the
-    /// one longest without a stream. The end of another isolation's circuit would show that both belong to one client.
-    fn make_room(&mut self, isolation: Option<Isolation>, parameters: &ClientParameters) -> bool {
+    /// The circuit that ends for a new circuit for `isolation`, or for a spare one if that is `None`; none below the caps.
+    /// At the cap on all circuits or on those of the isolation, it is a circuit of the same isolation without a stream: a
+    /// retired one, or else the one longest without a stream. The end of another isolation's circuit would show that both
+    /// belong to one client.
+    ///
+    /// # Errors
+    /// When there is no such circuit.
+    fn room_for(
+        &self,
+        isolation: Option<Isolation>,
+        parameters: &ClientParameters,
+    ) -> Result<Option<PooledCircuitKey>, StreamFailure> {
         let owned = |circuit: &PooledCircuit| isolation.is_some() && circuit.owner() == isolation;
         let of_isolation = self.circuits.values().filter(|circuit| owned(circuit)).count();
         if self.circuits.len() < parameters.max_circuits && of_isolation < parameters.max_circuits_of_isolation() {
-            return true;
+            return Ok(None);
         }
         let idle = self.circuits.iter().filter(|(_, circuit)| owned(circuit) && circuit.is_idle());
         let longest_idle = idle.min_by_key(|(_, circuit)| (!circuit.is_retired(), circuit.idle_since()));
-        let Some(key) = longest_idle.map(|(key, _)| *key) else { return false };
-        self.close(key);
-        true
+        longest_idle.map(|(key, _)| Some(*key)).ok_or(StreamFailure::LimitReached)
     }
 }

@@ -25,6 +25,9 @@ pub(super) struct BuildPolicy {
     pub(super) history: BuildHistory,
     pub(super) gone_reports: GoneReports,
     pub(super) exit_separation: ExitSeparation,
+    /// The number of searches for an exit that remains.
+    #[cfg(test)]
+    pub(super) searches: core::cell::Cell<usize>,
 }
 
 impl BuildPolicy {
@@ -47,11 +50,18 @@ impl BuildPolicy {
         if delegated {
             avoided.extend(carrying);
         }
+        if avoided.is_empty() {
+            return avoided;
+        }
+        #[cfg(test)]
+        self.searches.set(self.searches.get().saturating_add(1));
         let remains = |exit: RelayId| !avoided.contains(&exit) && !refused_by.contains(&exit);
-        let (listed, volunteers): (Vec<_>, Vec<_>) =
-            exits(relays, purpose).into_iter().partition(|exit| matches!(exit, PathRelay::Listed(_)));
-        let others = if listed.is_empty() { volunteers } else { listed };
-        if others.into_iter().any(|exit| remains(exit.identity())) { avoided } else { Vec::new() }
+        let is_listed = |exit: &PathRelay<'_>| matches!(exit, PathRelay::Listed(_));
+        // Usually one of the first exits remains, so few relays are visited. Volunteers follow the listed relays.
+        let mut exits = exits(relays, purpose).peekable();
+        let has_listed = exits.peek().is_some_and(is_listed);
+        let mut others = exits.take_while(|exit| !has_listed || is_listed(exit));
+        if others.any(|exit| remains(exit.identity())) { avoided } else { Vec::new() }
     }
 
     /// Chooses a path for `isolation`. `None` stands for spare circuits. Relays that recently failed for the same

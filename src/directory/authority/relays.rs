@@ -2,6 +2,7 @@
 
 mod counts;
 mod proofs;
+mod unproved_queue;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +24,7 @@ use crate::{
     directory::{ConsensusRelay, Descriptor, Flags, Statement as _, UnverifiedDescriptor, schema},
 };
 use counts::RelayCounts;
-use proofs::{ProofSchedule, Turns};
+use proofs::ProofSchedule;
 
 /// The weight of every relay; bandwidth isn't measured.
 const WEIGHT: u32 = 1000;
@@ -331,15 +332,14 @@ pub(super) struct RelayEntries {
     entries: BTreeMap<RelayId, RelayEntry>,
     counts: RelayCounts,
     schedule: ProofSchedule,
-    turns: Turns,
     /// Whether the caps for each address, network and block are off, as in a testnet.
     uncapped: bool,
 }
 
 impl RelayEntries {
     pub(super) fn new(uncapped: bool) -> Self {
-        let (counts, schedule, turns) = (RelayCounts::new(uncapped), ProofSchedule::default(), Turns::default());
-        Self { entries: BTreeMap::new(), counts, schedule, turns, uncapped }
+        let (counts, schedule) = (RelayCounts::new(uncapped), ProofSchedule::default());
+        Self { entries: BTreeMap::new(), counts, schedule, uncapped }
     }
 
     pub(super) fn len(&self) -> usize {

@@ -1,7 +1,8 @@
 //! The reverse proxies in front of a directory, and the addresses of the clients behind these.
 //!
 //! A trusted proxy appends the address of its client to `X-Forwarded-For`. The field of any other peer is ignored,
-//! because each peer could otherwise choose its address, and so escape the caps for sources and networks.
+//! because each peer could otherwise choose its address, and so escape the caps for sources and networks. Each machine at
+//! an address in a trusted prefix can do so, even as a client of a proxy: its own entry counts as one of a proxy.
 
 use core::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -34,6 +35,11 @@ impl TrustedProxies {
             text.parse().or_else(|_| address()).map_err(|_| InvalidProxy(text.to_owned()))
         };
         Ok(Self { prefixes: texts.into_iter().map(parse).collect::<Result<_, _>>()? })
+    }
+
+    /// The lengths of the prefixes that contain more than one address.
+    pub(crate) fn wide_prefix_lengths(&self) -> impl Iterator<Item = u8> {
+        self.prefixes.iter().filter(|prefix| prefix.prefix_len() < prefix.max_prefix_len()).map(IpNet::prefix_len)
     }
 
     /// Whether `address` is that of a trusted proxy.
@@ -121,6 +127,19 @@ mod tests {
         ] {
             assert_eq!(client(&["10.0.0.0/8"], "10.0.0.1", fields), "10.0.0.1", "{fields:?}");
         }
+    }
+
+    #[test]
+    fn a_client_in_the_prefix_of_trusted_proxies_can_claim_any_address() {
+        assert_eq!(client(&["10.0.0.0/8"], "10.0.0.1", &["30.0.0.1, 10.0.0.66"]), "30.0.0.1");
+        assert_eq!(client(&["10.0.0.1"], "10.0.0.1", &["30.0.0.1, 10.0.0.66"]), "10.0.0.66");
+    }
+
+    #[test]
+    fn prefixes_of_more_than_one_address_are_found() {
+        let proxies =
+            TrustedProxies::parse(["10.0.0.1", "10.0.0.0/24", "2001:db8::1/128", "2001:db8::/64", "10.0.0.2/32"]);
+        assert_eq!(proxies.unwrap().wide_prefix_lengths().collect::<Vec<_>>(), [24, 64]);
     }
 
     #[test]

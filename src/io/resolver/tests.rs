@@ -14,6 +14,13 @@ const PRIVATE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
 /// A name server on loopback with a few names under `example.net`, and the count of its queries.
 pub(crate) async fn name_server() -> (SocketAddr, Arc<AtomicUsize>) {
+    name_server_with(answer).await
+}
+
+/// A name server on loopback with the answers of `answer`, and the count of its queries.
+pub(super) async fn name_server_with(
+    answer: impl Fn(&Message) -> Option<Message> + Send + 'static,
+) -> (SocketAddr, Arc<AtomicUsize>) {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     let queries = Arc::new(AtomicUsize::new(0));
@@ -99,16 +106,6 @@ async fn names_resolve_to_addresses_and_addresses_to_names() {
     for unknown in [name("none.example.net"), Host::Ip(IpAddr::from([93, 184, 215, 99]))] {
         assert_eq!(resolver.resolve(None, &unknown).await, Err(EndReason::NotFound));
     }
-}
-
-#[tokio::test]
-async fn the_nat64_prefixes_of_a_network_are_those_of_its_name_server() {
-    let (with_dns64, _) = resolver(false).await;
-    assert_eq!(with_dns64.nat64_prefixes().await, ["2001:db8:64::/96".parse().unwrap()]);
-    // Port 9 of loopback answers with an error.
-    let servers = vec!["127.0.0.1:9".parse().unwrap()];
-    let without = Resolver::new(&ResolverOptions { servers, ..ResolverOptions::default() });
-    assert!(without.nat64_prefixes().await.is_empty());
 }
 
 #[tokio::test]

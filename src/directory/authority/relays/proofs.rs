@@ -3,11 +3,11 @@
 //! The addresses of an unproved relay are only claimed, and a dial without an answer takes a place for seconds. So the
 //! turns follow the networks and sources from which the descriptors came.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use core::time::Duration;
 
-use super::{Proof, RelayEntries, RelayEntry, count_prefixes};
+use super::{Proof, RelayEntries, RelayEntry, count_prefixes, unproved_queue::UnprovedQueue};
 use crate::{
     base::{AddressPrefix, Counter as _, Deadlines, DialTarget, Instant, RelayId, WallTime},
     directory::{
@@ -24,29 +24,6 @@ const MAX_PROOFS_OF_NETWORK: usize = 4;
 /// Maximum running proofs of unproved relays whose descriptors came from one [`AddressPrefix::network`].
 const MAX_PROOFS_OF_PUBLISHER: usize = 4;
 
-/// The last turns of publishers, by network and by source.
-#[derive(Default)]
-pub(super) struct Turns {
-    last_turns: HashMap<AddressPrefix, u64>,
-    /// The number of turns so far.
-    count: u64,
-}
-
-impl Turns {
-    /// The last turns of the publisher's network and of its source; 0 for none.
-    fn of(&self, publisher: &Publisher) -> (u64, u64) {
-        let last = |prefix| self.last_turns.get(prefix).copied().unwrap_or_default();
-        (last(&publisher.network), last(&publisher.source))
-    }
-
-    /// Records a turn of the publisher.
-    fn take(&mut self, publisher: &Publisher) {
-        self.count.increment();
-        self.last_turns.insert(publisher.network, self.count);
-        self.last_turns.insert(publisher.source, self.count);
-    }
-}
-
 /// The deadlines of relays, and the due proofs. A turn visits no other relays.
 #[derive(Default)]
 pub(super) struct ProofSchedule {
@@ -58,8 +35,11 @@ pub(super) struct ProofSchedule {
     waiting: BTreeMap<RelayId, DueProof>,
     /// Those of proved relays, the longest due first.
     proved: BTreeSet<(WallTime, RelayId)>,
-    /// Those of unproved relays, by publisher, the longest due first.
-    unproved: BTreeMap<Publisher, BTreeSet<(WallTime, RelayId)>>,
+    /// Those of unproved relays.
+    unproved: UnprovedQueue,
+    /// The number of publishers' networks that were visited for the starts of proofs.
+    #[cfg(test)]
+    visited_networks: u64,
 }
 
 /// The time from which on a proof is due, and the publisher if the relay is unproved.
@@ -85,17 +65,9 @@ impl ProofSchedule {
         self.visits.remove(*relay);
         self.running.remove(relay);
         let Some((at, publisher)) = self.waiting.remove(relay) else { return };
-        let key = (at, *relay);
         match publisher {
-            None => _ = self.proved.remove(&key),
-            Some(publisher) => {
-                if let Some(due) = self.unproved.get_mut(&publisher) {
-                    due.remove(&key);
-                    if due.is_empty() {
-                        self.unproved.remove(&publisher);
-                    }
-                }
-            }
+            None => _ = self.proved.remove(&(at, *relay)),
+            Some(publisher) => self.unproved.remove(&publisher, at, *relay),
         }
     }
 
@@ -106,7 +78,7 @@ impl ProofSchedule {
         let publisher = (!entry.is_proved()).then_some(entry.publisher);
         match publisher {
             None => _ = self.proved.insert((at, relay)),
-            Some(publisher) => _ = self.unproved.entry(publisher).or_default().insert((at, relay)),
+            Some(publisher) => self.unproved.insert(&publisher, at, relay),
         }
         self.waiting.insert(relay, (at, publisher));
         self.visits.set(relay, instant(stale_at(entry)));
@@ -164,9 +136,9 @@ impl RunningProofs {
         running < max_proofs / 2
     }
 
-    /// Whether a proof of an unproved relay of `publisher` may run.
-    fn admits_publisher(&self, publisher: &Publisher, uncapped: bool) -> bool {
-        uncapped || is_below(&self.by_publisher, publisher.network, MAX_PROOFS_OF_PUBLISHER)
+    /// Whether a proof of an unproved relay of a publisher in `network` may run.
+    fn admits_publisher(&self, network: AddressPrefix, uncapped: bool) -> bool {
+        uncapped || is_below(&self.by_publisher, network, MAX_PROOFS_OF_PUBLISHER)
     }
 
     /// Whether a proof at the addresses of `entry` may run.
@@ -215,31 +187,27 @@ impl RelayEntries {
         {
             dials.extend(self.start(now, &relay, &mut running));
         }
-        if !running.has_place(false, max_proofs, self.uncapped) {
-            return dials;
-        }
-        let publishers = self.schedule.unproved.keys();
-        let mut order: BTreeSet<_> = publishers.map(|publisher| (self.turns.of(publisher), *publisher)).collect();
+        // A network without an admitted relay has none during the rest of this call, because no proof ends meanwhile. Few
+        // relays have addresses in networks with the maximum of running proofs (`MAX_UNPROVED_OF_NETWORK`).
+        let mut turn = None;
         while running.has_place(false, max_proofs, self.uncapped)
-            && let Some((turn, publisher)) = order.pop_first()
+            && let Some(next) = self.schedule.unproved.next_network(turn)
         {
-            // The turn has changed if another source of the network had a turn since.
-            let current = self.turns.of(&publisher);
-            if current != turn {
-                order.insert((current, publisher));
+            #[cfg(test)]
+            self.schedule.visited_networks.increment();
+            turn = Some(next);
+            let (_, network) = next;
+            if !running.admits_publisher(network, self.uncapped) {
                 continue;
             }
-            if !running.admits_publisher(&publisher, self.uncapped) {
-                continue;
-            }
-            let due = self.schedule.unproved.get(&publisher).into_iter().flatten();
-            if let Some(relay) = self.first_admitted(&running, due) {
+            if let Some(relay) = self.first_admitted(&running, self.schedule.unproved.of_network(network))
+                && let Some(publisher) = self.entries.get(&relay).map(|entry| entry.publisher)
+            {
                 dials.extend(self.start(now, &relay, &mut running));
-                self.turns.take(&publisher);
-                order.insert((self.turns.of(&publisher), publisher));
+                self.schedule.unproved.take_turn(&publisher);
             }
         }
-        if self.turns.last_turns.len() > self.entries.len().saturating_mul(4) {
+        if self.schedule.unproved.turns_len() > self.entries.len().saturating_mul(4) {
             self.remove_old_turns();
         }
         dials
@@ -275,13 +243,21 @@ impl RelayEntries {
         let publishers = || self.entries.values().map(|entry| entry.publisher);
         let known: HashSet<AddressPrefix> =
             publishers().flat_map(|publisher| [publisher.network, publisher.source]).collect();
-        self.turns.last_turns.retain(|prefix, _| known.contains(prefix));
+        self.schedule.unproved.retain_turns(|prefix| known.contains(prefix));
     }
 
     /// The next time for [`Self::visit_due`]. A relay that waits for a place is started after the end of another proof.
     pub(in super::super) fn next_visit(&self) -> Option<WallTime> {
         let earliest = self.schedule.visits.earliest()?;
         Some(WallTime::from_unix(earliest.since(Instant::START).as_secs()))
+    }
+}
+
+#[cfg(test)]
+impl RelayEntries {
+    /// The number of publishers' networks that were visited for the starts of proofs.
+    pub(in super::super) fn visited_networks(&self) -> u64 {
+        self.schedule.visited_networks
     }
 }
 
@@ -303,18 +279,15 @@ impl RelayEntries {
             assert_eq!((*due, publisher.is_none()), (at, entry.is_proved()));
             let is_queued = match publisher {
                 None => schedule.proved.contains(&(at, *relay)),
-                Some(publisher) => {
-                    let queued = schedule.unproved.get(publisher);
-                    *publisher == entry.publisher && queued.is_some_and(|queued| queued.contains(&(at, *relay)))
-                }
+                Some(publisher) => *publisher == entry.publisher && schedule.unproved.contains(publisher, at, *relay),
             };
             assert!(is_queued);
             let may_run = running.has_place(entry.is_proved(), max_proofs, *uncapped)
                 && running.admits_networks(entry, *uncapped)
-                && (entry.is_proved() || running.admits_publisher(&entry.publisher, *uncapped));
+                && (entry.is_proved() || running.admits_publisher(entry.publisher.network, *uncapped));
             assert!(!may_run, "a due proof waits despite a free place");
         }
-        let queued = schedule.proved.len() + schedule.unproved.values().map(BTreeSet::len).sum::<usize>();
+        let queued = schedule.proved.len() + schedule.unproved.len();
         assert_eq!(queued, schedule.waiting.len());
         assert!(schedule.waiting.keys().chain(&schedule.running).all(|relay| entries.contains_key(relay)));
         assert_eq!(schedule.visits.len(), entries.len());

@@ -1,5 +1,7 @@
 //! Tests of descriptors from many publishers.
 
+use std::collections::BTreeSet;
+
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -52,6 +54,31 @@ fn publishers_of_many_networks_and_sources_take_turns() {
     submit_from(&mut authority, [90, 31, 0, 2], 1_000, profile(1_000), NOW);
     let waited = seconds_until_proof(&mut authority, 1_000, 600).expect("never proved");
     assert!(waited <= 100, "{waited} s");
+}
+
+#[test]
+fn the_start_of_a_proof_visits_few_publishers_of_many_that_wait() {
+    const PUBLISHERS: u16 = 5_000;
+    let mut authority = public_authority();
+    for number in 0..PUBLISHERS {
+        let [high, low] = number.to_be_bytes();
+        let descriptor = crate::directory::Descriptor { profile: profile(number), published: NOW };
+        let entry = RelayEntry::new(descriptor, &[], NOW).with_publisher(Publisher::at([90, high, low, 1].into()));
+        authority.relays.insert(entry);
+    }
+    authority.handle_timeout(NOW);
+    let mut running: VecDeque<DialTarget> = drain(&mut authority).proofs.into();
+    assert_eq!(running.len(), MAX_PROOFS / 2);
+    let (mut proved, before) = (BTreeSet::new(), authority.relays.visited_networks());
+    for _ in 0..1_000 {
+        let target = running.pop_front().unwrap();
+        authority.handle_proof(later(1), &target, FAILED);
+        assert!(proved.insert(target.relay), "each publisher has one turn");
+        running.extend(drain(&mut authority).proofs);
+    }
+    let visits = authority.relays.visited_networks() - before;
+    assert!(visits <= 2_000, "{visits} visits for 1,000 proofs");
+    authority.assert_sound(later(1));
 }
 
 #[test]
