@@ -282,7 +282,7 @@ impl ClientMachine {
         if self.documents.is_expired() {
             return;
         }
-        let Some(candidates) = self.parts(now).map(|(pool, ..)| pool.candidates()) else { return };
+        let Some(candidates) = self.parts(now).map(|(pool, ..)| pool.circuit_candidates()) else { return };
         for stream in self.placement.waiting() {
             if let Some(failure) = self.placement.demand(stream).and_then(|demand| self.host_failure(now, demand)) {
                 self.placement.remove(stream);

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The circuits that may take requests, at the start of a plan.
-pub(in crate::client) struct Candidates {
+pub(in crate::client) struct CircuitCandidates {
     /// The isolations with circuits.
     isolations: BTreeSet<Isolation>,
     /// The spare circuits.
@@ -20,10 +20,10 @@ pub(in crate::client) struct Candidates {
 
 impl Pool {
     /// The circuits that may take requests.
-    pub(in crate::client) fn candidates(&self) -> Candidates {
+    pub(in crate::client) fn circuit_candidates(&self) -> CircuitCandidates {
         let spares = self.circuits.iter().filter(|(_, circuit)| circuit.is_spare()).map(|(key, _)| *key);
         let isolations = self.circuits.values().filter_map(PooledCircuit::isolation);
-        Candidates { isolations: isolations.collect(), spares: spares.collect() }
+        CircuitCandidates { isolations: isolations.collect(), spares: spares.collect() }
     }
 
     /// Whether a circuit may take the request, or the rate of builds allows another one. If not, the request waits. During
@@ -32,7 +32,7 @@ impl Pool {
         &mut self,
         now: Instant,
         demand: &Demand,
-        candidates: &Candidates,
+        candidates: &CircuitCandidates,
         relays: &Relays<'_>,
     ) -> bool {
         let takes = |key| self.circuits.get(key).is_some_and(|circuit| circuit.takes(demand, relays));
