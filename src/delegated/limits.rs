@@ -1,9 +1,15 @@
 //! Rate and concurrency limits of the requests that an exit performs, for each circuit, for each owner of circuits and
 //! in total.
 //!
-//! A client can build any number of circuits, so the limit of a circuit does not bound one client. A circuit owner gets
-//! at most a part of the total, so that circuits of one owner can't exhaust the total.
+//! A client can build any number of circuits, also over several owners of circuits. So neither a circuit's limit nor an
+//! owner's bounds one client, and the total is shared by use:
+//!
+//! - **Rate.** The more of its burst an owner has used recently, the more of the total must be left for its next request
+//!   ([`tokens_left`]). So owners that use much leave tokens to those that use little, and none is reserved without
+//!   need. The same holds for the circuits of an owner.
+//! - **Concurrency.** At the cap, the oldest request of the owner with the most ends for an owner with fewer.
 
+use core::time::Duration;
 use std::collections::BTreeMap;
 
 use super::Refusal;
@@ -15,15 +21,20 @@ const MAX_CIRCUITS: usize = 16 * 1024;
 /// Cap on circuit owners with a token bucket. At the cap, requests of new owners are refused until an owner has been
 /// idle and its bucket is full.
 const MAX_OWNERS: usize = 4 * 1024;
-/// The burst, in seconds of the average rate.
+/// The burst, in seconds of the average rate. The recent use is halved once in this time.
 const BURST_SECONDS: u64 = 4;
+/// The recent use of one request; a fraction of it remains for as many periods as it has bits.
+const USE: u64 = 1 << 8;
+/// The time after which a request ends at the cap for another one of the same owner, or of an owner with as many. Longer
+/// than a search may take.
+pub(super) const SLOW_AFTER: Duration = Duration::from_secs(10);
 
 /// Rates and concurrency of requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Rates {
     /// Requests per second in total, on average.
     pub in_total: u32,
-    /// Requests per second of one circuit owner, on average.
+    /// Requests per second of one circuit owner (a listed relay, or a network), on average.
     pub per_owner: u32,
     /// Requests per second of one circuit, on average.
     pub per_circuit: u32,
@@ -73,6 +84,37 @@ struct LimitUse {
     bucket: TokenBucket,
     /// Requests in progress.
     running: usize,
+    /// The recent use at the time `period`.
+    used: u64,
+    period: u64,
+}
+
+impl LimitUse {
+    /// The recent use: [`USE`] for each admitted request, halved in each period since.
+    fn used(&self, now: Instant) -> u64 {
+        let periods = period(now).saturating_sub(self.period);
+        u32::try_from(periods).ok().and_then(|periods| self.used.checked_shr(periods)).unwrap_or(0)
+    }
+
+    fn spend(&mut self, now: Instant, rate: Rate) {
+        self.used = self.used(now).saturating_add(USE);
+        self.period = period(now);
+        self.bucket.spend(now, rate, 1);
+        self.running.increment();
+    }
+}
+
+fn period(now: Instant) -> u64 {
+    now.since(Instant::START).as_secs() / BURST_SECONDS
+}
+
+/// The requests that a holder with the recent use `used` may make while `available` tokens of a shared bucket are left.
+/// None are left once it has used twice as large a part of its `own` burst as is left of the `shared` one.
+fn tokens_left(available: u64, shared: Rate, used: u64, own: Rate) -> u64 {
+    let product = |factors: [u64; 3]| factors.into_iter().map(u128::from).fold(1, u128::saturating_mul);
+    let unused = product([available, own.burst, 2 * USE]).saturating_sub(product([used, shared.burst, 1]));
+    let part = product([shared.burst, USE, 1]).max(1);
+    u64::try_from(unused.div_ceil(part)).unwrap_or(u64::MAX)
 }
 
 /// The use of the limits by all circuits, or by all circuit owners.
@@ -92,6 +134,10 @@ impl<K: Ord> LimitUses<K> {
         Ok(self.0.entry(key).or_default())
     }
 
+    fn running(&self, key: &K) -> usize {
+        self.0.get(key).map_or(0, |entry| entry.running)
+    }
+
     fn release(&mut self, key: &K) {
         if let Some(entry) = self.0.get_mut(key) {
             entry.running.decrement();
@@ -99,18 +145,39 @@ impl<K: Ord> LimitUses<K> {
     }
 }
 
-/// An exit's limits, with their current use.
+/// A request in progress.
 #[derive(Debug)]
-pub struct RequestLimits {
+struct RunningRequest<T> {
+    /// The owner of the circuit; all sources of a network are one.
+    owner: Owner,
+    circuit: u64,
+    since: Instant,
+    request: T,
+}
+
+/// An admitted request.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Admission<T> {
+    /// The number by which the request is [released](RequestLimits::release).
+    pub number: u64,
+    /// A request that has made room, and must end. It needs no release.
+    pub displaced: Option<T>,
+}
+
+/// An exit's limits, with their current use. `T` identifies a request at the exit.
+#[derive(Debug)]
+pub struct RequestLimits<T> {
     rates: Rates,
     in_total: TokenBucket,
     circuits: LimitUses<u64>,
+    /// By owner; all sources of a network are one.
     owners: LimitUses<Owner>,
-    /// Requests in progress.
-    running: usize,
+    /// The requests in progress by their numbers, in the order of their admission.
+    running: BTreeMap<u64, RunningRequest<T>>,
+    next_number: u64,
 }
 
-impl RequestLimits {
+impl<T> RequestLimits<T> {
     /// Limits with no request in progress.
     #[must_use]
     pub const fn new(rates: Rates) -> Self {
@@ -119,46 +186,71 @@ impl RequestLimits {
             in_total: TokenBucket::new(),
             circuits: LimitUses(BTreeMap::new()),
             owners: LimitUses(BTreeMap::new()),
-            running: 0,
+            running: BTreeMap::new(),
+            next_number: 0,
         }
     }
 
-    /// Admits one request of `owner`. The request is in progress until it is [released](Self::release).
+    /// Admits one request of `owner`. The request is in progress until it is [released](Self::release), or displaced.
     ///
     /// # Errors
     /// [`Refusal::Busy`] at the cap on concurrent requests in total, [`Refusal::RateLimited`] at the other limits.
-    pub fn admit(&mut self, now: Instant, owner: RequestOwner) -> Result<(), Refusal> {
-        if self.running >= self.rates.concurrent {
-            return Err(Refusal::Busy);
-        }
+    pub fn admit(&mut self, now: Instant, owner: RequestOwner, request: T) -> Result<Admission<T>, Refusal> {
+        let RequestOwner { circuit_owner, circuit } = owner;
+        let owner = circuit_owner.of_network();
         let Rates { in_total, per_owner, per_circuit, .. } = self.rates;
         let (in_total, per_owner, per_circuit) = (rate(in_total), rate(per_owner), rate(per_circuit));
-        let circuit_owner = self.owners.entry(now, owner.circuit_owner, MAX_OWNERS, per_owner)?;
-        // A refused request consumes nothing of the larger limits. A circuit owner at its limit adds no entries
-        // of circuits.
-        if circuit_owner.running >= self.rates.concurrent_of_owner
-            || circuit_owner.bucket.available(now, per_owner) == 0
-            || self.in_total.available(now, in_total) == 0
+        let victim = self.victim(now, &owner)?;
+        let of_owner = self.owners.entry(now, owner, MAX_OWNERS, per_owner)?;
+        let total_left = self.in_total.available(now, in_total);
+        let owner_left = tokens_left(total_left, in_total, of_owner.used(now), per_owner);
+        let owner_left = owner_left.min(of_owner.bucket.available(now, per_owner));
+        // A refused request consumes nothing. A circuit owner at its limit adds no entries of circuits.
+        if owner_left == 0 {
+            return Err(Refusal::RateLimited);
+        }
+        let of_circuit = self.circuits.entry(now, circuit, MAX_CIRCUITS, per_circuit)?;
+        if of_circuit.running >= self.rates.concurrent_of_circuit
+            || of_circuit.bucket.available(now, per_circuit) == 0
+            || tokens_left(owner_left, per_owner, of_circuit.used(now), per_circuit) == 0
         {
             return Err(Refusal::RateLimited);
         }
-        let circuit = self.circuits.entry(now, owner.circuit, MAX_CIRCUITS, per_circuit)?;
-        if circuit.running >= self.rates.concurrent_of_circuit || !circuit.bucket.take(now, per_circuit) {
-            return Err(Refusal::RateLimited);
-        }
-        circuit_owner.bucket.spend(now, per_owner, 1);
         self.in_total.spend(now, in_total, 1);
-        circuit.running.increment();
-        circuit_owner.running.increment();
-        self.running.increment();
-        Ok(())
+        of_owner.spend(now, per_owner);
+        of_circuit.spend(now, per_circuit);
+        let displaced = victim.and_then(|victim| self.release(victim));
+        let number = self.next_number;
+        self.next_number.increment();
+        self.running.insert(number, RunningRequest { owner, circuit, since: now, request });
+        Ok(Admission { number, displaced })
     }
 
-    /// Ends an admitted request of `owner`.
-    pub fn release(&mut self, owner: RequestOwner) {
-        self.running.decrement();
-        self.circuits.release(&owner.circuit);
-        self.owners.release(&owner.circuit_owner);
+    /// The request that ends if `owner` gets another one; `None` if no cap is reached.
+    fn victim(&self, now: Instant, owner: &Owner) -> Result<Option<u64>, Refusal> {
+        let held = self.owners.running(owner);
+        let is_at_part = held >= self.rates.concurrent_of_owner;
+        if !is_at_part && self.running.len() < self.rates.concurrent {
+            return Ok(None);
+        }
+        let owners = self.running.values().map(|running| (self.owners.running(&running.owner), running.owner));
+        let fullest = owners.max().filter(|(most, _)| !is_at_part && *most > held);
+        let (from, is_below) =
+            fullest.map_or((*owner, false), |(most, fullest)| (fullest, most > held.saturating_add(1)));
+        let oldest = self.running.iter().find(|(_, running)| running.owner == from);
+        match oldest.filter(|(_, running)| is_below || running.since.after(SLOW_AFTER) <= now) {
+            Some((number, _)) => Ok(Some(*number)),
+            None if is_at_part => Err(Refusal::RateLimited),
+            None => Err(Refusal::Busy),
+        }
+    }
+
+    /// Ends an admitted request. Returns it, unless it was displaced.
+    pub fn release(&mut self, number: u64) -> Option<T> {
+        let ended = self.running.remove(&number)?;
+        self.circuits.release(&ended.circuit);
+        self.owners.release(&ended.owner);
+        Some(ended.request)
     }
 }
 
@@ -175,9 +267,9 @@ impl RequestOwner {
         Self::of_source(circuit, circuit)
     }
 
-    /// A circuit of the source number `source`.
+    /// A circuit of the source number `source`, which has a network of its own.
     pub(crate) fn of_source(source: u64, circuit: u64) -> Self {
-        let address = core::net::Ipv6Addr::from(u128::from(source) << 64);
+        let address = core::net::Ipv6Addr::from(u128::from(source) << 80);
         Self { circuit_owner: Owner::of_address(address.into()), circuit }
     }
 }
@@ -191,8 +283,21 @@ mod tests {
 
     use super::*;
 
-    fn limits(rates: Rates) -> (RequestLimits, Instant) {
+    fn limits(rates: Rates) -> (RequestLimits<u64>, Instant) {
         (RequestLimits::new(rates), Instant::START)
+    }
+
+    /// Admits a request that displaces none. Returns its number.
+    fn admit(limits: &mut RequestLimits<u64>, now: Instant, owner: RequestOwner) -> Result<u64, Refusal> {
+        limits.admit(now, owner, owner.circuit).map(|admitted| {
+            assert_eq!(admitted.displaced, None);
+            admitted.number
+        })
+    }
+
+    /// Admits a request that ends immediately.
+    fn admit_brief(limits: &mut RequestLimits<u64>, now: Instant, owner: RequestOwner) -> Result<(), Refusal> {
+        admit(limits, now, owner).map(|number| assert!(limits.release(number).is_some()))
     }
 
     fn later(now: Instant, seconds: u64) -> Instant {
@@ -202,88 +307,144 @@ mod tests {
     #[test]
     fn one_circuit_is_limited_and_others_are_not() {
         let (mut limits, now) = limits(Rates::default());
-        for _ in 0..8 {
-            limits.admit(now, RequestOwner::alone(1)).unwrap();
-            limits.release(RequestOwner::alone(1));
-        }
-        assert_eq!(limits.admit(now, RequestOwner::alone(1)), Err(Refusal::RateLimited));
-        assert_eq!(limits.admit(now, RequestOwner::alone(2)), Ok(()));
-        assert_eq!(limits.admit(later(now, 1), RequestOwner::alone(1)), Ok(()));
+        (0..8).for_each(|_| admit_brief(&mut limits, now, RequestOwner::alone(1)).unwrap());
+        assert_eq!(admit(&mut limits, now, RequestOwner::alone(1)), Err(Refusal::RateLimited));
+        assert!(admit(&mut limits, now, RequestOwner::alone(2)).is_ok());
+        assert!(admit(&mut limits, later(now, 1), RequestOwner::alone(1)).is_ok());
     }
 
     #[test]
     fn all_circuits_together_are_limited() {
         let (mut limits, now) = limits(Rates { in_total: 10, ..Rates::default() });
-        let admitted = (0..100).filter(|circuit| limits.admit(now, RequestOwner::alone(*circuit)).is_ok()).count();
+        let owners = (0..100).map(RequestOwner::alone);
+        let admitted = owners.filter(|owner| admit(&mut limits, now, *owner).is_ok()).count();
         assert_eq!(admitted, 40);
-        assert_eq!(limits.admit(later(now, 1), RequestOwner::alone(200)), Ok(()));
+        assert!(admit(&mut limits, later(now, 1), RequestOwner::alone(200)).is_ok());
     }
 
     #[test]
     fn concurrent_requests_are_limited() {
         let (mut limits, now) = limits(Rates { concurrent: 1, ..Rates::default() });
-        limits.admit(now, RequestOwner::alone(1)).unwrap();
-        assert_eq!(limits.admit(now, RequestOwner::alone(2)), Err(Refusal::Busy));
-        limits.release(RequestOwner::alone(1));
-        assert_eq!(limits.admit(now, RequestOwner::alone(2)), Ok(()));
+        let number = admit(&mut limits, now, RequestOwner::alone(1)).unwrap();
+        assert_eq!(admit(&mut limits, now, RequestOwner::alone(2)), Err(Refusal::Busy));
+        limits.release(number);
+        assert!(admit(&mut limits, now, RequestOwner::alone(2)).is_ok());
     }
 
     #[test]
     fn concurrent_requests_of_one_circuit_are_limited_and_others_are_admitted() {
         let (mut limits, now) = limits(Rates::default());
-        (0..4).for_each(|_| limits.admit(now, RequestOwner::alone(1)).unwrap());
+        let numbers = [(); 4].map(|()| admit(&mut limits, now, RequestOwner::alone(1)).unwrap());
         let later = later(now, 5);
-        assert_eq!(limits.admit(later, RequestOwner::alone(1)), Err(Refusal::RateLimited));
-        assert_eq!(limits.admit(later, RequestOwner::alone(2)), Ok(()));
-        limits.release(RequestOwner::alone(1));
-        assert_eq!(limits.admit(later, RequestOwner::alone(1)), Ok(()));
+        assert_eq!(admit(&mut limits, later, RequestOwner::alone(1)), Err(Refusal::RateLimited));
+        assert!(admit(&mut limits, later, RequestOwner::alone(2)).is_ok());
+        limits.release(numbers[0]);
+        assert!(admit(&mut limits, later, RequestOwner::alone(1)).is_ok());
     }
 
     #[test]
     fn the_number_of_stored_circuits_is_bounded() {
         let (mut limits, now) = limits(Rates { in_total: u32::MAX, per_owner: u32::MAX, ..Rates::default() });
         for circuit in 0..MAX_CIRCUITS as u64 {
-            limits.admit(now, RequestOwner::of_source(1, circuit)).unwrap();
-            limits.release(RequestOwner::of_source(1, circuit));
+            admit_brief(&mut limits, now, RequestOwner::of_source(1, circuit)).unwrap();
         }
-        assert_eq!(limits.admit(now, RequestOwner::of_source(1, u64::MAX)), Err(Refusal::RateLimited));
-        assert_eq!(limits.admit(later(now, 5), RequestOwner::of_source(1, u64::MAX)), Ok(()));
+        let further = RequestOwner::of_source(1, u64::MAX);
+        assert_eq!(admit(&mut limits, now, further), Err(Refusal::RateLimited));
+        assert!(admit(&mut limits, later(now, 5), further).is_ok());
         assert_eq!((limits.circuits.0.len(), limits.owners.0.len()), (1, 1));
     }
 
     #[test]
     fn requests_of_one_owner_leave_places_to_others() {
         let (mut limits, now) = limits(Rates { in_total: 1000, per_owner: 1000, ..Rates::default() });
-        let admitted =
-            (0..1000).filter(|circuit| limits.admit(now, RequestOwner::of_source(1, *circuit)).is_ok()).count();
-        assert_eq!(admitted, 64);
+        let owners =
+            |source: u64| (0..1000).map(move |circuit| RequestOwner::of_source(source, source * 1000 + circuit));
+        let numbers: Vec<u64> = owners(1).filter_map(|owner| admit(&mut limits, now, owner).ok()).collect();
+        assert_eq!(numbers.len(), 64);
         assert!(limits.circuits.0.len() <= 64, "refused requests are stored");
-        let others = (0..64).filter(|circuit| limits.admit(now, RequestOwner::of_source(2, 1000 + circuit)).is_ok());
-        assert_eq!(others.count(), 64);
-        limits.release(RequestOwner::of_source(1, 0));
-        assert_eq!(limits.admit(now, RequestOwner::of_source(1, 2000)), Ok(()));
+        assert_eq!(owners(2).filter(|owner| admit(&mut limits, now, *owner).is_ok()).count(), 64);
+        limits.release(numbers[0]);
+        assert!(admit(&mut limits, now, RequestOwner::of_source(1, 9000)).is_ok());
     }
 
     #[test]
-    fn a_client_with_many_circuits_of_one_owner_does_not_exhaust_the_limits() {
+    fn a_client_with_many_circuits_behind_four_relays_exhausts_no_rate_of_others() {
         let (mut limits, mut now) = limits(Rates::default());
-        let mut answered = 0;
-        for _ in 0..60 {
-            for step in 0..10 {
-                now = now.after(Duration::from_millis(100));
-                // 100 circuits without a pause, and another circuit once a second.
-                for owner in (0..100).map(|circuit| RequestOwner::of_source(1, circuit)) {
-                    if limits.admit(now, owner).is_ok() {
-                        limits.release(owner);
-                    }
-                }
-                let honest = RequestOwner::of_source(2, 1000);
-                if step == 0 && limits.admit(now, honest).is_ok() {
-                    limits.release(honest);
-                    answered += 1;
-                }
+        let (mut of_others, mut behind_the_same) = (0, 0);
+        for step in 0..6000 {
+            now = now.after(Duration::from_millis(10));
+            // 50 circuits behind each of four relays, without a pause.
+            for owner in (0..200).map(|circuit| RequestOwner::of_source(circuit % 4, circuit)) {
+                let _ = admit_brief(&mut limits, now, owner);
+            }
+            // Clients with a request a second, each on a circuit of its own.
+            if step % 100 == 50 {
+                let mut is_admitted = |source| {
+                    usize::from(admit_brief(&mut limits, now, RequestOwner::of_source(source, 1000 + step)).is_ok())
+                };
+                (of_others, behind_the_same) = (of_others + is_admitted(100), behind_the_same + is_admitted(1));
             }
         }
-        assert_eq!(answered, 60);
+        assert!((of_others, behind_the_same) >= (60, 55), "{of_others} and {behind_the_same} of 60");
+    }
+
+    #[test]
+    fn one_owner_may_use_its_whole_burst_and_almost_its_whole_rate() {
+        let (mut limits, now) = limits(Rates::default());
+        let mut circuits = 0..;
+        let mut admitted = |now| {
+            let owners = circuits.by_ref().take(200).map(|circuit| RequestOwner::of_source(1, circuit));
+            owners.filter(|owner| admit_brief(&mut limits, now, *owner).is_ok()).count()
+        };
+        assert_eq!(admitted(now), 100);
+        let later = (1..=100).map(|second| admitted(later(now, second))).sum::<usize>();
+        assert!((2400..=2500).contains(&later), "{later} of 2500");
+    }
+
+    #[test]
+    fn the_sources_of_a_network_are_one_owner() {
+        let (mut limits, now) = limits(Rates::default());
+        let of_network = |host: u8| {
+            let circuit_owner = Owner::of_address([192, 0, 2, host].into());
+            RequestOwner { circuit_owner, circuit: host.into() }
+        };
+        let admitted = (0..200).filter(|host| admit_brief(&mut limits, now, of_network(*host)).is_ok()).count();
+        assert_eq!(admitted, 100);
+    }
+
+    #[test]
+    fn slow_requests_of_four_owners_make_room_for_those_of_others() {
+        let (mut limits, now) = limits(Rates::default());
+        let slow = (0..256).map(|circuit| RequestOwner::of_source(circuit % 4, circuit));
+        let admitted: Vec<_> = slow.map(|owner| admit(&mut limits, now, owner).unwrap()).collect();
+        let mut displaced = Vec::new();
+        let mut honest = Vec::new();
+        for request in 0..8 {
+            let admitted =
+                limits.admit(later(now, 1), RequestOwner::of_source(100, 1000 + request), 1000 + request).unwrap();
+            displaced.extend(admitted.displaced);
+            honest.push(admitted.number);
+        }
+        assert_eq!(displaced.len(), 8, "a request ends for each");
+        // The attacker's further requests end only requests of its own.
+        for circuit in 2000..2100 {
+            if let Ok(admitted) = limits.admit(later(now, 2), RequestOwner::of_source(circuit % 4, circuit), circuit) {
+                assert!(admitted.displaced.is_none_or(|circuit| !(1000..1008).contains(&circuit)));
+            }
+        }
+        assert!(honest.into_iter().all(|number| limits.release(number).is_some()));
+        assert!(displaced.iter().all(|circuit| *circuit < 256));
+        assert_eq!(limits.release(admitted[usize::try_from(displaced[0]).unwrap()]), None, "released before");
+    }
+
+    #[test]
+    fn a_slow_request_makes_room_for_one_of_the_same_owner() {
+        let (mut limits, now) = limits(Rates::default());
+        for circuit in 0..64 {
+            admit(&mut limits, now, RequestOwner::of_source(1, circuit)).unwrap();
+        }
+        let further = RequestOwner::of_source(1, 100);
+        assert_eq!(limits.admit(later(now, 9), further, 100), Err(Refusal::RateLimited));
+        assert_eq!(limits.admit(later(now, 10), further, 100).unwrap().displaced, Some(0));
     }
 }

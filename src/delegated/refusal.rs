@@ -22,7 +22,8 @@ pub enum Refusal {
     /// number of concurrent requests.
     #[error("the exit has reached its rate limit; try again later")]
     RateLimited,
-    /// The exit has the maximum number of concurrent requests in total, or lacks a parser or a file descriptor.
+    /// The exit has the maximum number of concurrent requests in total, or lacks a parser or a file descriptor. At that
+    /// maximum, the request may also have made room for another.
     #[error("the exit has no capacity for a further request; try again later")]
     Busy,
     /// The exit's policy forbids the target's address.

@@ -18,9 +18,12 @@ use std::collections::VecDeque;
 use super::{
     Refusal, SearchAnswer, SearchRefusal, SearchRequest,
     frame::{REQUEST_BUCKETS, max_frame_len},
-    limits::{Rates, RequestLimits, RequestOwner},
+    limits::{Rates, RequestLimits, RequestOwner, SLOW_AFTER},
 };
-use crate::{base::Instant, wire::EndReason};
+use crate::{
+    base::{Instant, Owner},
+    wire::EndReason,
+};
 
 /// Time limit of receiving a query.
 pub const QUERY_TIMEOUT: Duration = Duration::from_secs(15);
@@ -151,7 +154,7 @@ pub enum ServiceEvent<Id> {
 #[derive(Debug)]
 pub struct SearchService<Id> {
     parameters: ServiceParameters,
-    limits: RequestLimits,
+    limits: RequestLimits<Id>,
     /// Unordered. The cap on streams is low enough for a linear search.
     streams: Vec<Serving<Id>>,
     /// At most two for each stream, because the owner drains them after each input.
@@ -162,9 +165,10 @@ pub struct SearchService<Id> {
 struct Serving<Id> {
     stream: Id,
     owner: RequestOwner,
-    /// Whether the query counts as in progress: from its last byte to its answer. A slow sender or reader therefore
-    /// does not count towards the concurrency limit.
-    is_admitted: bool,
+    since: Instant,
+    /// The number of the query in the limits while it counts as in progress: from its last byte to its answer. A slow
+    /// sender or reader therefore does not count towards the concurrency limit.
+    admitted: Option<u64>,
     /// The deadline of the state.
     deadline: Instant,
     state: ServingState,
@@ -188,25 +192,49 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
         Self { parameters, limits, streams: Vec::new(), events: VecDeque::new() }
     }
 
-    /// Handles a new stream of `owner`. Emits [`ServiceEvent::Reset`] at the caps on streams.
+    /// Handles a new stream of `owner`. At the caps on streams, emits [`ServiceEvent::Reset`] for it or for a stream that
+    /// makes room.
     pub fn handle_request(&mut self, now: Instant, stream: Id, owner: RequestOwner) {
-        let count = |shares: &dyn Fn(&RequestOwner) -> bool| {
-            self.streams.iter().filter(|serving| shares(&serving.owner)).count()
-        };
-        let is_full = self.streams.len() >= self.parameters.streams
-            || count(&|other| other.circuit == owner.circuit) >= self.parameters.streams_of_circuit
-            || count(&|other| other.circuit_owner == owner.circuit_owner) >= self.parameters.streams_of_owner;
-        if is_full {
-            return self.events.push_back(ServiceEvent::Reset { stream, reason: EndReason::ResourceLimit });
+        match self.victim(now, owner) {
+            Ok(None) => {}
+            Ok(Some(victim)) => {
+                self.handle_closed(victim);
+                self.events.push_back(ServiceEvent::Reset { stream: victim, reason: EndReason::ResourceLimit });
+            }
+            Err(reason) => return self.events.push_back(ServiceEvent::Reset { stream, reason }),
         }
         let deadline = now.after(self.parameters.query_timeout);
         self.streams.push(Serving {
             stream,
             owner,
-            is_admitted: false,
+            since: now,
+            admitted: None,
             deadline,
             state: ServingState::Reading(PartialQuery::default()),
         });
+    }
+
+    /// The stream that ends so that `owner` can have another one; `None` if no cap is reached. The rule is that of
+    /// [`RequestLimits`] for concurrent requests.
+    fn victim(&self, now: Instant, owner: RequestOwner) -> Result<Option<Id>, EndReason> {
+        let of_circuit = self.streams.iter().filter(|serving| serving.owner.circuit == owner.circuit).count();
+        let held = |of: Owner| self.streams.iter().filter(|serving| serving.owner.circuit_owner == of).count();
+        let (own, of_owner) = (owner.circuit_owner, held(owner.circuit_owner));
+        if of_circuit >= self.parameters.streams_of_circuit {
+            return Err(EndReason::ResourceLimit);
+        }
+        let is_at_part = of_owner >= self.parameters.streams_of_owner;
+        if !is_at_part && self.streams.len() < self.parameters.streams {
+            return Ok(None);
+        }
+        let owners =
+            self.streams.iter().map(|serving| (held(serving.owner.circuit_owner), serving.owner.circuit_owner));
+        let fullest = owners.max().filter(|(most, _)| !is_at_part && *most > of_owner);
+        let (from, is_below) = fullest.map_or((own, false), |(most, of)| (of, most > of_owner.saturating_add(1)));
+        let candidates = self.streams.iter().filter(|serving| serving.owner.circuit_owner == from);
+        let oldest = candidates.min_by_key(|serving| serving.since);
+        let victim = oldest.filter(|serving| is_below || serving.since.after(SLOW_AFTER) <= now);
+        victim.map(|serving| Some(serving.stream)).ok_or(EndReason::ResourceLimit)
     }
 
     /// Handles `bytes` from the client.
@@ -217,9 +245,10 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
         let Err(refused) = query.handle_data(bytes) else { return };
         let owner = *owner;
         // The query is admitted before it is refused, so that it counts towards the limits.
-        let refusal = match self.limits.admit(now, owner) {
-            Ok(()) => {
-                self.limits.release(owner);
+        let refusal = match self.limits.admit(now, owner, stream) {
+            Ok(admitted) => {
+                self.limits.release(admitted.number);
+                self.displace(now, admitted.displaced);
                 refused.answer
             }
             Err(_) => SearchRefusal::RateLimited,
@@ -232,10 +261,11 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
         let deadline = now.after(self.parameters.answer_timeout);
         let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) else { return };
         let ServingState::Reading(query) = &mut serving.state else { return };
-        let (limits, owner, is_admitted) = (&mut self.limits, serving.owner, &mut serving.is_admitted);
+        let (limits, owner, admitted) = (&mut self.limits, serving.owner, &mut serving.admitted);
+        let mut displaced = None;
         let received = core::mem::take(query).handle_finished(|| {
-            limits.admit(now, owner)?;
-            *is_admitted = true;
+            let admission = limits.admit(now, owner, stream)?;
+            (*admitted, displaced) = (Some(admission.number), admission.displaced);
             Ok(())
         });
         match received {
@@ -245,6 +275,15 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
                 (serving.state, serving.deadline) = (ServingState::Querying, deadline);
                 self.events.push_back(ServiceEvent::Query { stream, request });
             }
+        }
+        self.displace(now, displaced);
+    }
+
+    /// Refuses a query in progress that has made room for another.
+    fn displace(&mut self, now: Instant, stream: Option<Id>) {
+        if let Some(stream) = stream {
+            self.events.push_back(ServiceEvent::Cancel { stream });
+            self.refuse(now, stream, SearchRefusal::RateLimited);
         }
     }
 
@@ -334,8 +373,8 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
         let Ok(framed) = answer.encode() else { return self.fail(stream, EndReason::Failed) };
         let deadline = now.after(self.parameters.stall_timeout);
         if let Some(serving) = self.streams.iter_mut().find(|serving| serving.stream == stream) {
-            if core::mem::take(&mut serving.is_admitted) {
-                self.limits.release(serving.owner);
+            if let Some(admitted) = serving.admitted.take() {
+                self.limits.release(admitted);
             }
             (serving.state, serving.deadline) = (ServingState::Writing(framed, 0), deadline);
             self.events.push_back(ServiceEvent::Write { stream });
@@ -350,8 +389,8 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
     fn remove(&mut self, stream: Id) -> Option<Serving<Id>> {
         let index = self.streams.iter().position(|serving| serving.stream == stream)?;
         let serving = self.streams.swap_remove(index);
-        if serving.is_admitted {
-            self.limits.release(serving.owner);
+        if let Some(admitted) = serving.admitted {
+            self.limits.release(admitted);
         }
         Some(serving)
     }

@@ -10,11 +10,17 @@ pub(crate) mod http;
 pub(crate) mod limits;
 pub(crate) mod search;
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Notify,
+};
 
-use crate::delegated::{Offer, Service, limits::RequestOwner};
+use crate::{
+    delegated::{Offer, Service, limits::RequestOwner},
+    http_exchange::refusal::Refusal,
+};
 
 use self::{http::Http, limits::ExitLimits, search::ExitSearch};
 
@@ -42,15 +48,22 @@ impl Delegate {
     }
 
     /// Performs the request that arrives over `stream`, and writes the answer to the stream. The request counts towards
-    /// the limits of `owner`.
+    /// the limits of `owner`. Resets the stream if the request must make room for another.
     pub(crate) async fn serve<S>(&self, service: Service, owner: RequestOwner, stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let admit = || self.limits.admit(Instant::now(), owner);
-        let outcome = match service {
-            Service::Http => self.http.serve(stream, owner, admit()).await,
-            Service::Search => self.search.serve(stream, owner, admit).await,
+        let displaced = Arc::new(Notify::new());
+        let admit = || self.limits.admit(Instant::now(), owner, Arc::clone(&displaced));
+        let serving = async {
+            match service {
+                Service::Http => self.http.serve(stream, owner, admit()).await,
+                Service::Search => self.search.serve(stream, owner, admit).await,
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = serving => outcome,
+            () = displaced.notified() => Err(Refusal::Busy),
         };
         if let Err(refusal) = outcome {
             self.limits.count(refusal);
@@ -60,5 +73,73 @@ impl Delegate {
     /// Logs counts of refusals once an hour and refreshes the engines' descriptions. Never ends.
     pub(crate) async fn run(&self) {
         tokio::join!(self.limits.report(), self.search.refresh_engines());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::time::Duration;
+
+    use hyper::Request;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        time::timeout,
+    };
+
+    use super::{
+        engines::{Engines, Senders},
+        http::{HttpCaps, Tier},
+        limits::Rates,
+        search::SearchCaps,
+        *,
+    };
+    use crate::{
+        exit::outbound::{Outbound, OutboundLimits, TargetPolicies},
+        exit_policy::Policy,
+        http_exchange::binary::{read_response, request_head},
+        io::{
+            resolver::{Resolver, ResolverOptions},
+            testing::{reason_of, stream_pair},
+            tls::Tls,
+        },
+        wire::EndReason,
+    };
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// A delegate that offers nothing, so that it refuses each request after its head.
+    async fn delegate(rates: Rates) -> Delegate {
+        let outbound = || {
+            let policy = Policy::parse(["accept *"], false).unwrap();
+            let policies = TargetPolicies { resolved: policy.clone(), literal: policy };
+            let options =
+                ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
+            Outbound::new(policies, Arc::new(Resolver::new(&options)), Tls::default(), OutboundLimits::default())
+        };
+        let senders = Senders { configured: outbound(), public: outbound() };
+        let engines = Engines::load::<&str>(&[], senders).await.unwrap();
+        let (search, http) =
+            (ExitSearch::new(engines, SearchCaps::default()), Http::new(Tier::None, HttpCaps::default()));
+        Delegate::new(search, http, ExitLimits::new(rates, Instant::now()))
+    }
+
+    #[tokio::test]
+    async fn a_request_that_makes_room_is_reset_and_the_other_is_answered() {
+        let delegate = Arc::new(delegate(Rates { concurrent: 2, ..Rates::default() }).await);
+        let begin = |owner| {
+            let ((near, far), delegate) = (stream_pair(), Arc::clone(&delegate));
+            tokio::spawn(async move { delegate.serve(Service::Http, owner, far).await });
+            near
+        };
+        let mut slow = [1, 2].map(|circuit| begin(RequestOwner::of_source(1, circuit)));
+        let mut other = begin(RequestOwner::of_source(2, 3));
+        let request = Request::get("http://example.org/").body(()).unwrap();
+        other.write_all(&request_head(&request).unwrap()).await.unwrap();
+        other.write_all(&[0, 0]).await.unwrap();
+        other.shutdown().await.unwrap();
+        let (response, _) = timeout(DEADLINE, read_response(&mut other, 0)).await.unwrap().unwrap();
+        assert_eq!(response.status(), Refusal::NotOffered.response().status());
+        let reset = timeout(DEADLINE, slow[0].read(&mut [0])).await.unwrap().unwrap_err();
+        assert_eq!(reason_of(&reset), Some(EndReason::Reset));
     }
 }

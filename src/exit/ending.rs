@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sources_of_a_network_are_one_owner() {
+    fn ended_streams_of_one_network_count_together() {
         let mut bench = Bench::new(4);
         let source = |host: u8| {
             let circuit_owner = Owner::of_address([192, 0, 2, host].into());

@@ -184,3 +184,46 @@ fn a_slow_client_is_ended_and_a_slow_engine_is_reported() {
     assert_eq!(events(&mut service), [ServiceEvent::Reset { stream: 2, reason: EndReason::TimedOut }]);
     assert_eq!(service.poll_timeout(), None);
 }
+
+#[test]
+fn streams_of_two_owners_without_a_query_make_room_for_those_of_a_third() {
+    let mut service = service();
+    for stream in 0..64 {
+        service.handle_request(NOW, stream, RequestOwner::of_source(stream % 2, stream));
+    }
+    assert_eq!(events(&mut service), []);
+    let reset = |stream| ServiceEvent::Reset { stream, reason: EndReason::ResourceLimit };
+    for stream in 100..108 {
+        service.handle_request(NOW, stream, RequestOwner::of_source(2, 100));
+    }
+    let ended = events(&mut service);
+    assert_eq!(ended.len(), 8);
+    assert!(ended.iter().all(|event| (0..64).any(|stream| *event == reset(stream))), "{ended:?}");
+    // An owner at its part has only its slow streams replaced.
+    let mut of_one = SearchService::new(ServiceParameters::default());
+    (0..32).for_each(|stream| of_one.handle_request(NOW, stream, RequestOwner::of_source(1, stream)));
+    of_one.handle_request(NOW, 32, RequestOwner::of_source(1, 32));
+    of_one.handle_request(NOW.after(SLOW_AFTER), 33, RequestOwner::of_source(1, 33));
+    assert_eq!(events(&mut of_one), [reset(32), reset(0)]);
+}
+
+#[test]
+fn a_query_of_an_owner_with_fewer_replaces_the_oldest_of_the_fullest_owner() {
+    let rates = Rates { concurrent: 4, ..Rates::default() };
+    let mut service = SearchService::new(ServiceParameters { rates, ..ServiceParameters::default() });
+    let send = |service: &mut SearchService<u64>, stream, owner| {
+        service.handle_request(NOW, stream, owner);
+        service.handle_data(NOW, stream, &query().encode().unwrap());
+        service.handle_finished(NOW, stream);
+    };
+    (1..5).for_each(|stream| send(&mut service, stream, RequestOwner::of_source(1, stream)));
+    events(&mut service);
+    send(&mut service, 5, RequestOwner::of_source(2, 5));
+    let expected = [
+        ServiceEvent::Query { stream: 5, request: query() },
+        ServiceEvent::Cancel { stream: 1 },
+        ServiceEvent::Write { stream: 1 },
+    ];
+    assert_eq!(events(&mut service), expected);
+    assert_eq!(refused(&mut service, 1), SearchRefusal::RateLimited);
+}

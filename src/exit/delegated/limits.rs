@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use tokio::time::sleep;
+use tokio::{sync::Notify, time::sleep};
 
 pub(crate) use crate::delegated::limits::Rates;
 use crate::{base, delegated::limits, http_exchange::refusal::Refusal};
@@ -18,16 +18,19 @@ use crate::{base, delegated::limits, http_exchange::refusal::Refusal};
 /// Interval between two reports of counts in the log.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
+/// The current use of the limits. A request is identified by the notification of its end for another.
+type RequestLimits = limits::RequestLimits<Arc<Notify>>;
+
 /// An admitted request, in progress until this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Admitted {
-    owner: limits::RequestOwner,
-    limits: Arc<Mutex<limits::RequestLimits>>,
+    number: u64,
+    limits: Arc<Mutex<RequestLimits>>,
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner).release(self.owner);
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).release(self.number);
     }
 }
 
@@ -35,7 +38,7 @@ impl Drop for Admitted {
 #[derive(Debug)]
 pub(crate) struct ExitLimits {
     start: Instant,
-    limits: Arc<Mutex<limits::RequestLimits>>,
+    limits: Arc<Mutex<RequestLimits>>,
     counts: HashMap<Refusal, AtomicU64>,
 }
 
@@ -43,19 +46,28 @@ impl ExitLimits {
     pub(crate) fn new(rates: Rates, now: Instant) -> Self {
         Self {
             start: now,
-            limits: Arc::new(Mutex::new(limits::RequestLimits::new(rates))),
+            limits: Arc::new(Mutex::new(RequestLimits::new(rates))),
             counts: Refusal::all().map(|refusal| (refusal, AtomicU64::new(0))).collect(),
         }
     }
 
-    /// Admits a request of `owner`, in progress until the result is dropped.
+    /// Admits a request of `owner`, in progress until the result is dropped. Notifies `displaced` when the request must
+    /// end for another.
     ///
     /// # Errors
     /// As [`limits::RequestLimits::admit`].
-    pub(crate) fn admit(&self, now: Instant, owner: limits::RequestOwner) -> Result<Admitted, Refusal> {
+    pub(crate) fn admit(
+        &self,
+        now: Instant,
+        owner: limits::RequestOwner,
+        displaced: Arc<Notify>,
+    ) -> Result<Admitted, Refusal> {
         let now = base::Instant::START.after(now.saturating_duration_since(self.start));
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner).admit(now, owner)?;
-        Ok(Admitted { owner, limits: Arc::clone(&self.limits) })
+        let admitted = self.limits.lock().unwrap_or_else(PoisonError::into_inner).admit(now, owner, displaced)?;
+        if let Some(other) = admitted.displaced {
+            other.notify_one();
+        }
+        Ok(Admitted { number: admitted.number, limits: Arc::clone(&self.limits) })
     }
 
     /// Counts a refusal.
@@ -97,10 +109,26 @@ mod tests {
     fn a_request_is_in_progress_until_it_is_dropped() {
         let now = Instant::now();
         let limits = ExitLimits::new(Rates { concurrent: 1, ..Rates::default() }, now);
-        let first = limits.admit(now, RequestOwner::alone(1)).unwrap();
-        assert_eq!(limits.admit(now, RequestOwner::alone(2)).unwrap_err(), Refusal::Busy);
+        let admit = |circuit| limits.admit(now, RequestOwner::alone(circuit), Arc::default());
+        let first = admit(1).unwrap();
+        assert_eq!(admit(2).unwrap_err(), Refusal::Busy);
         drop(first);
-        assert!(limits.admit(now, RequestOwner::alone(2)).is_ok());
+        assert!(admit(2).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_displaced_request_is_notified() {
+        let now = Instant::now();
+        let limits = ExitLimits::new(Rates { concurrent: 2, ..Rates::default() }, now);
+        let displaced = [1, 2].map(|circuit| {
+            let displaced = Arc::default();
+            (limits.admit(now, RequestOwner::of_source(1, circuit), Arc::clone(&displaced)).unwrap(), displaced)
+        });
+        let other = limits.admit(now, RequestOwner::alone(3), Arc::default()).unwrap();
+        displaced[0].1.notified().await;
+        drop(displaced);
+        drop(other);
+        assert!(limits.admit(now, RequestOwner::alone(4), Arc::default()).is_ok());
     }
 
     #[test]
