@@ -88,13 +88,13 @@ mod tests {
 
     use super::{
         engines::{Engines, Senders},
-        http::{HttpCaps, Tier},
+        http::{HttpCaps, HttpPolicy},
         limits::Rates,
         search::SearchCaps,
         *,
     };
     use crate::{
-        exit::outbound::{Outbound, OutboundLimits, TargetPolicies},
+        exit::outbound::{OutboundClient, OutboundLimits, TargetPolicies},
         exit_policy::Policy,
         http_exchange::binary::{read_response, request_head},
         io::{
@@ -114,12 +114,12 @@ mod tests {
             let policies = TargetPolicies { resolved: policy.clone(), literal: policy };
             let options =
                 ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
-            Outbound::new(policies, Arc::new(Resolver::new(&options)), Tls::default(), OutboundLimits::default())
+            OutboundClient::new(policies, Arc::new(Resolver::new(&options)), Tls::default(), OutboundLimits::default())
         };
         let senders = Senders { configured: outbound(), public: outbound() };
         let engines = Engines::load::<&str>(&[], senders).await.unwrap();
         let (search, http) =
-            (ExitSearch::new(engines, SearchCaps::default()), Http::new(Tier::None, HttpCaps::default()));
+            (ExitSearch::new(engines, SearchCaps::default()), Http::new(HttpPolicy::None, HttpCaps::default()));
         Delegate::new(search, http, ExitLimits::new(rates, Instant::now()))
     }
 
