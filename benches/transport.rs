@@ -21,7 +21,7 @@ use std::{
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::runtime::{Builder, Runtime};
 use umbel::{
-    base::{DialTarget, Lane, LinkEvent, LinkId, RelayId, Slots, Transmit},
+    base::{DialTarget, Lane, LinkEvent, LinkId, Rate, RelayId, Slots, Transmit},
     transport::native::{Certificate, EndpointConfig, Ice},
 };
 
@@ -41,6 +41,8 @@ fn relay() -> DialTarget {
             config.accept = Some(ice.clone());
             // A source has a sixteenth.
             config.caps.links = 1_600_000;
+            config.caps.handshakes = Rate { per_second: 100_000, burst: 100_000 };
+            config.caps.handshakes_of_source = config.caps.handshakes;
             let mut driven = DrivenEndpoint::new(config, &["127.0.0.1:0".parse().expect("an address")]);
             let target = DialTarget {
                 relay: RelayId::from_bytes([7; 32]),

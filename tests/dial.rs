@@ -16,6 +16,8 @@ mod attacks;
 mod caps;
 #[path = "dial/drive.rs"]
 mod drive;
+#[path = "dial/hellos.rs"]
+mod hellos;
 #[path = "dial/sockets.rs"]
 mod sockets;
 #[path = "dial/virtual_time.rs"]

@@ -19,6 +19,7 @@ mod datagrams;
 mod dtls;
 mod endpoint;
 mod front;
+mod hellos;
 mod link;
 mod memory;
 mod records;

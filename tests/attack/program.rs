@@ -1,5 +1,5 @@
-//! The programs of the attack lab (`tests/overlay/attack.rs`): an attacker that floods a relay with CREATEs, an honest
-//! client that measures its own circuits, and the target of its streams.
+//! The programs of the attack lab (`tests/overlay/attack.rs`): an attacker that floods a relay with CREATEs or hellos, an
+//! honest client that measures its own circuits, and the target of its streams.
 //!
 //! The attacker and the client use the crate's channels over data channels, so a relay can't distinguish them from nodes.
 //! Each program prints lines of words, and ends with its standard input.
@@ -11,6 +11,8 @@
 
 #[path = "flood.rs"]
 mod flood;
+#[path = "hellos.rs"]
+mod hellos;
 #[path = "party.rs"]
 mod party;
 #[path = "probe.rs"]
@@ -69,6 +71,9 @@ enum Command {
         /// Most circuits that a link holds; the oldest ends first
         #[arg(long, default_value_t = 250)]
         hold: usize,
+        /// Open no link, and send ClientHellos with valid cookies from as many ports instead
+        #[arg(long)]
+        hellos: bool,
     },
     /// Builds circuits over three relays, in three orders, and measures them
     Probe {
@@ -111,7 +116,15 @@ async fn main() -> Outcome<()> {
     setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?;
     let ended = end_of_input();
     match Options::parse().command {
-        Command::Flood { network, relay, extend, sources, links, hold } => {
+        Command::Flood { network, relay, sources, links, hellos: true, .. } => {
+            let consensus = network.consensus().await?;
+            let target = listed(&consensus, &relay)?.dial_target();
+            tokio::select! {
+                outcome = hellos::run(target, sources, links) => outcome,
+                () = ended => Ok(()),
+            }
+        }
+        Command::Flood { network, relay, extend, sources, links, hold, hellos: false } => {
             let consensus = network.consensus().await?;
             let plan = flood::Plan::new(&consensus, relay, extend, links, hold)?;
             tokio::select! {

@@ -108,13 +108,18 @@ fn a_flood_of_spoofed_hellos_creates_no_state_and_no_amplification() {
     assert!(relay.poll_timeout().is_none());
 }
 
-/// Leaves a handshake from `remote` half-open: the client returns the cookie and then sends nothing more.
-pub(crate) fn half_open(relay: &mut Endpoint, now: Instant, remote: SocketAddr) {
+/// The datagrams of a hello with the relay's cookie, from a new dial at `remote`.
+pub(crate) fn hello_with_cookie(relay: &mut Endpoint, now: Instant, remote: SocketAddr) -> Vec<Vec<u8>> {
     let (mut client, hello) = start_dial(relay);
     let mut answers = deliver(relay, now, remote, &hello);
     let back = SocketRoute { port: 0, remote: ([192, 0, 2, 1], 4443).into() };
     client.handle_datagram(Instant::START, back, &mut answers[0]);
-    for mut datagram in take_datagrams(&mut client, Instant::START) {
+    take_datagrams(&mut client, Instant::START)
+}
+
+/// Leaves a handshake from `remote` half-open: the client returns the cookie and then sends nothing more.
+pub(crate) fn half_open(relay: &mut Endpoint, now: Instant, remote: SocketAddr) {
+    for mut datagram in hello_with_cookie(relay, now, remote) {
         relay.handle_datagram(now, SocketRoute { port: 0, remote }, &mut datagram);
     }
     take_datagrams(relay, now);
@@ -123,8 +128,9 @@ pub(crate) fn half_open(relay: &mut Endpoint, now: Instant, remote: SocketAddr) 
 #[test]
 fn half_open_links_are_capped_for_each_source_and_time_out() {
     let mut relay = listening_endpoint();
-    let now = Instant::START;
+    let mut now = Instant::START;
     for port in 1..=100 {
+        now = now.after(Duration::from_millis(2));
         half_open(&mut relay, now, SocketAddr::from(([203, 0, 113, 1], port)));
     }
     assert_eq!(relay.counts().half_open, 32);
@@ -147,14 +153,7 @@ fn half_open_links_are_capped_for_each_source_and_time_out() {
 fn repeated_hellos_with_one_cookie_create_one_link() {
     let mut relay = listening_endpoint();
     let remote = source(1);
-    let (mut client, hello) = start_dial(&relay);
-    let mut answers = deliver(&mut relay, Instant::START, remote, &hello);
-    client.handle_datagram(
-        Instant::START,
-        SocketRoute { port: 0, remote: ([192, 0, 2, 1], 4443).into() },
-        &mut answers[0],
-    );
-    let second = take_datagrams(&mut client, Instant::START);
+    let second = hello_with_cookie(&mut relay, Instant::START, remote);
     for _ in 0..100 {
         for datagram in &second {
             relay.handle_datagram(Instant::START, SocketRoute { port: 0, remote }, &mut datagram.clone());

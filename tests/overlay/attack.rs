@@ -1,4 +1,4 @@
-//! Floods of CREATEs against a relay: real processes in network namespaces. An honest client measures its circuits
+//! Floods of CREATEs and ClientHellos against a relay: real processes in network namespaces. An honest client measures its circuits
 //! meanwhile.
 //!
 //! `cargo xtask attack` runs all attacks for a minute each with optimised programs, and prints a table. Without its
@@ -43,15 +43,23 @@ struct Attack {
     links_of_source: usize,
     /// Extends its circuits to another relay.
     extends: bool,
+    /// Opens no link, and sends ClientHellos with valid cookies instead.
+    hellos: bool,
 }
 
 impl Attack {
     fn new(name: &'static str, sources: impl Iterator<Item = IpAddr>, links_of_source: usize) -> Self {
-        Self { name, sources: sources.collect(), links_of_source, extends: false }
+        Self { name, sources: sources.collect(), links_of_source, extends: false, hellos: false }
     }
 
     fn extending(mut self) -> Self {
         self.extends = true;
+        self
+    }
+
+    /// Sends hellos from `links_of_source` ports of each source.
+    fn with_hellos(mut self) -> Self {
+        self.hellos = true;
         self
     }
 
@@ -74,7 +82,7 @@ fn ipv6(subnet: u16) -> IpAddr {
     Ipv6Addr::new(0x2001, 0xdb8, 0x66, subnet, 0, 0, 0, 1).into()
 }
 
-/// All attacks of the measurement. The caps of a relay are 256 links of a source and 1,024 of a network.
+/// All attacks of the measurement. The caps of a relay are 256 channels of a source and 1,024 of a network.
 fn attacks() -> Vec<Attack> {
     let sixteen = || (0..16).map(|network| ipv4(network, 1));
     vec![
@@ -85,6 +93,8 @@ fn attacks() -> Vec<Attack> {
         Attack::new("slash-48", (0..256).map(ipv6), 4),
         Attack::new("many-networks", (0..64).flat_map(|network| (1..=4).map(move |host| ipv4(network, host))), 2),
         Attack::new("sixteen-extend", sixteen(), 2).extending(),
+        Attack::new("hellos", std::iter::once(ipv4(0, 1)), 1).with_hellos(),
+        Attack::new("sixteen-hellos", sixteen(), 8).with_hellos(),
     ]
 }
 
@@ -379,6 +389,9 @@ impl<'a> Lab<'a> {
             command.args(["--links", &attack.links_of_source.to_string()]);
             if attack.extends {
                 command.args(["--extend", next]);
+            }
+            if attack.hellos {
+                command.arg("--hellos");
             }
             attack.sources.iter().for_each(|source| _ = command.args(["--source", &source.to_string()]));
         })

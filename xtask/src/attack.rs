@@ -1,4 +1,4 @@
-//! `cargo xtask attack`: floods a relay with CREATEs from many addresses, and measures an honest client meanwhile.
+//! `cargo xtask attack`: floods a relay with CREATEs or ClientHellos from many addresses, and measures an honest client meanwhile.
 //!
 //! The attacks are a test in `tests/overlay/attack.rs`. This module builds the programs, and runs the test with the
 //! options.
@@ -9,13 +9,14 @@ use crate::{
 };
 
 const USAGE: &str = "\
-Attacks a relay in network namespaces for a minute with each of several floods of CREATEs, and prints a table.
+Attacks a relay in network namespaces for a minute with each of several floods of CREATEs or ClientHellos, and prints a
+table.
 
 usage: cargo xtask attack [OPTION]…
 
   --seconds N   duration of each attack (default 60)
   --only NAME   only this attack; repeatable: none, one-address, sixteen-addresses, slash-24, slash-48, many-networks,
-                sixteen-extend
+                sixteen-extend, hellos, sixteen-hellos
 
 Needs root and iproute2. The attacked relay has a processor core alone; the attacker shares the others with all other
 nodes, at the lowest priority. The machine should be idle otherwise.

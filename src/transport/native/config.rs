@@ -3,7 +3,7 @@
 use core::{fmt, time::Duration};
 
 use super::{Certificate, CertificateError, CipherSuite, KeyLimits};
-use crate::transport::sctp::congestion::Algorithm;
+use crate::{base::Rate, transport::sctp::congestion::Algorithm};
 
 /// Settings of an [`Endpoint`](super::Endpoint).
 #[derive(Debug)]
@@ -72,6 +72,12 @@ pub struct EndpointCaps {
     /// Half-open accepted links in total, with the same shares. At the cap, the owner closest to its share loses its
     /// oldest half-open link. Default 512.
     pub half_open: usize,
+    /// DTLS handshakes with diallers that begin in a second, and at once. Each takes about 0.5 ms of the core's task.
+    /// Hellos above the rate wait; networks take turns. Default 500, and 4 at once.
+    pub handshakes: Rate,
+    /// Hellos of one source that may wait or begin a handshake in a second, and at once. The rate of a /24 or /48 is four
+    /// times as high. Hellos above the rate have no answer. Default 50, and 100 at once.
+    pub handshakes_of_source: Rate,
     /// Concurrent dials. Default 512.
     pub dials: usize,
     /// Timeout of a dial, and of the opening of an accepted link. Default 10 s.
@@ -86,6 +92,8 @@ impl Default for EndpointCaps {
         Self {
             links: 5_120,
             half_open: 512,
+            handshakes: Rate { per_second: 500, burst: 4 },
+            handshakes_of_source: Rate { per_second: 50, burst: 100 },
             dials: 512,
             opening_timeout: Duration::from_secs(10),
             silence_timeout: Duration::from_secs(30),

@@ -4,6 +4,8 @@
 //! datagram does not depend on the number of links. Only a shortage of memory causes scans of all links. Governed by
 //! `proto/01-transport.md`; `docs/transport.md` lists state and output for unverified senders.
 
+mod accept;
+
 use core::time::Duration;
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -22,6 +24,7 @@ use super::{
     datagrams::Datagrams,
     dtls::{self, Dtls, DtlsConfig},
     front::{ClientHello, Front, is_hello_fragment},
+    hellos::WaitingHellos,
     link::{Context, Dial, Ending, Link, LinkMemory, LinkRole, StdClock},
     memory::Memory,
     stun,
@@ -67,8 +70,10 @@ pub struct Counts {
     pub hellos_answered: u64,
     /// ClientHellos with an invalid or expired cookie.
     pub cookies_refused: u64,
-    /// ClientHellos with a valid cookie that a cap rejected.
+    /// ClientHellos with a valid cookie that a cap or a rate rejected.
     pub over_caps: u64,
+    /// DTLS handshakes that diallers began.
+    pub handshakes: u64,
     /// Accepted links that were evicted at a cap to make room for others.
     pub evicted: u64,
 }
@@ -89,6 +94,7 @@ pub struct Endpoint {
     links: HashMap<SocketRoute, Link>,
     routes: HashMap<LinkId, SocketRoute>,
     accepted: AcceptedLinks,
+    hellos: WaitingHellos,
     /// Number of dials with an attempt in progress.
     dials: usize,
     /// Dials between two attempts, by the time of the next attempt and a unique number.
@@ -141,6 +147,7 @@ impl Endpoint {
             links: HashMap::new(),
             routes: HashMap::new(),
             accepted: AcceptedLinks::new(&config.caps),
+            hellos: WaitingHellos::new(&config.caps),
             dials: 0,
             paused_dials: BTreeMap::new(),
             last_id: 0,
@@ -259,49 +266,10 @@ impl Endpoint {
         }
         match hello {
             Some(hello) if self.config.accept.is_some() && self.listens(route) => {
-                if self.handle_hello(now, route, &hello) {
-                    self.with_link(now, route, |link, context| link.handle_datagram(context, datagram));
-                }
+                self.handle_hello(now, route, &hello, datagram);
             }
+            None if is_hello_fragment(datagram) && self.hellos.push_fragment(route, datagram) => {}
             _ => self.counts.without_link.increment(),
-        }
-    }
-
-    /// Handles a hello that belongs to no link. A hello without a cookie is answered without state. A valid cookie
-    /// creates a link within the caps. Then the result is `true`, and the caller must pass the hello to the link.
-    fn handle_hello(&mut self, now: Instant, route: SocketRoute, hello: &ClientHello<'_>) -> bool {
-        if hello.cookie.is_empty() {
-            if let Some(cookie) = self.front.cookie(now, route.remote, hello) {
-                self.counts.hellos_answered.increment();
-                self.out.push(route, &hello.verify_request(&cookie), self.max_segments);
-            }
-            return false;
-        }
-        let Some(cookie) = self.front.verified(now, route.remote, hello) else {
-            self.counts.cookies_refused.increment();
-            return false;
-        };
-        let replaced = self.links.get(&route).map(|link| link.listed_rank);
-        let Ok(evicted) = self.accepted.to_evict(route.remote.ip(), replaced) else {
-            self.counts.over_caps.increment();
-            return false;
-        };
-        if let Some(evicted) = evicted {
-            self.counts.evicted.increment();
-            self.with_link(now, evicted, Link::evict);
-        }
-        self.remove(route, Ending::Closed(LinkClose::ByPeer));
-        let std_now = self.clock.to_std(now);
-        match Dtls::accept(&self.dtls, &self.config.certificate, std_now, &hello.random, cookie) {
-            Ok(dtls) => {
-                let deadline = now.after(self.config.caps.opening_timeout);
-                self.insert(now, route, LinkRole::Listener(hello.random), dtls, self.fingerprint, deadline);
-                true
-            }
-            Err(error) => {
-                tracing::debug!(%error, "can't handle a ClientHello with a valid cookie");
-                false
-            }
         }
     }
 
@@ -575,11 +543,12 @@ impl Transport for Endpoint {
             let dial = paused.remove();
             self.dial(now, dial);
         }
+        self.accept_waiting(now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
         let deadline = self.deadlines.earliest();
         let paused = self.paused_dials.first_key_value().map(|((at, _), _)| *at);
-        [deadline, paused].into_iter().flatten().min()
+        [deadline, paused, self.hellos.poll_timeout()].into_iter().flatten().min()
     }
 }

@@ -157,6 +157,10 @@ pub(super) struct Link {
     pub(super) room: usize,
     /// Whether the link has ever been open.
     pub(super) opened: bool,
+    /// Time of the link's creation.
+    pub(super) created: Instant,
+    /// Whether the link has replaced a half-open one that had begun shortly before.
+    pub(super) is_replacement: bool,
     /// Of an accepted link: its rank in [`AcceptedLinks`](super::accepted::AcceptedLinks).
     pub(super) listed_rank: LinkRank,
     /// Memory leases.
@@ -192,6 +196,8 @@ impl Link {
             room_ticket: Ticket::new(),
             room: 0,
             opened: false,
+            created: now,
+            is_replacement: false,
             listed_rank: LinkRank::HalfOpen(id),
             leases: LinkMemory { receive: Lease::new(address), send: Lease::new(address) },
             retired: false,
