@@ -1,5 +1,6 @@
 //! Types shared by every layer: time, identifiers, links, message buffers, error classes, redaction, deadlines, ready
-//! queues, rate limits, address prefixes, shares of caps and rates, activity of streams, counters.
+//! queues, rate limits, address prefixes, shares of caps and rates, activity of streams, counters, memory of
+//! queues.
 //!
 //! No I/O and no protocol logic. Every other module may depend on this one.
 
@@ -12,6 +13,7 @@ mod error_class;
 mod id;
 mod link;
 mod machine;
+mod queue;
 mod ready_queue;
 mod redact;
 mod shares;
@@ -30,6 +32,7 @@ pub use link::{
     DialError, DialTarget, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, MESSAGE_CELLS, Transmit,
 };
 pub use machine::LinkMachine;
+pub use queue::shrink_queue;
 pub use ready_queue::{ReadyQueue, Ticket};
 pub use redact::Redacted;
 pub use shares::{AtCap, Owner, Shares};

@@ -16,6 +16,7 @@
 //! | turns of the owners of waiting CREATEs and circuits | `turns::OwnerTurns` |
 //! | each owner's share of circuits, partial CREATEs, waiting circuits and exit streams | `owners::Owned` |
 //! | streams whose exit is this relay | `streams::ExitStreams` |
+//! | each owner's share of records of streams | `stream_records::StreamRecords` |
 //! | of a volunteer: its gateways | `gateways::Gateways` |
 //! | of a gateway: its volunteers | `volunteers::GatewayVolunteers` |
 //!
@@ -55,6 +56,7 @@ mod gateways;
 mod owners;
 mod parameters;
 mod partial_creates;
+mod stream_records;
 mod streams;
 mod switch;
 mod table;
