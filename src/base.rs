@@ -1,5 +1,6 @@
 //! Types shared by every layer: time, identifiers, links, message buffers, error classes, redaction, deadlines, ready
-//! queues, rate limits, address prefixes, shares of caps and rates, turns of owners, activity of streams, counters.
+//! queues, rate limits, address prefixes, shares of caps and rates, turns of owners, activity of streams, counters,
+//! memory of queues.
 //!
 //! No I/O and no protocol logic. Every other module may depend on this one.
 
@@ -14,6 +15,7 @@ mod link;
 mod machine;
 mod owned;
 mod owner_turns;
+mod queue;
 mod ready_queue;
 mod redact;
 mod shares;
@@ -35,6 +37,7 @@ pub use link::{
 pub use machine::LinkMachine;
 pub use owned::Owned;
 pub use owner_turns::OwnerTurns;
+pub use queue::shrink_queue;
 pub use ready_queue::{ReadyQueue, Ticket};
 pub use redact::Redacted;
 pub use shares::{AtCap, Owner, Shares};

@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 
 pub use window::CongestionWindow;
 
-use crate::wire::SENDME_TAG_LEN;
+use crate::{base::shrink_queue, wire::SENDME_TAG_LEN};
 
 /// The random bytes in a DATA cell that a SENDME echoes.
 pub type SendmeTag = [u8; SENDME_TAG_LEN];
@@ -106,7 +106,15 @@ impl Acknowledger {
 
     /// Removes and returns the next tag to echo.
     pub fn poll_tag(&mut self) -> Option<SendmeTag> {
-        self.tags.pop_front()
+        let tag = self.tags.pop_front();
+        shrink_queue(&mut self.tags);
+        tag
+    }
+
+    /// The number of queued tags.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tags.len()
     }
 
     /// Whether no tag is queued.

@@ -16,6 +16,7 @@
 //! | turns of the owners of waiting CREATEs and circuits | `base::OwnerTurns` |
 //! | each owner's share of circuits, partial CREATEs, waiting circuits and exit streams | `base::Owned` |
 //! | streams whose exit is this relay | `streams::ExitStreams` |
+//! | each owner's share of records of streams | `stream_records::StreamRecords` |
 //! | of a volunteer: its gateways | `gateways::Gateways` |
 //! | of a gateway: its volunteers | `volunteers::GatewayVolunteers` |
 //!
@@ -54,6 +55,7 @@ mod circuit;
 mod gateways;
 mod parameters;
 mod partial_creates;
+mod stream_records;
 mod streams;
 mod switch;
 mod table;

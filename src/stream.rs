@@ -190,6 +190,8 @@ pub struct Streams {
     acknowledger: Acknowledger,
     /// CONNECTED, END and other control messages to send, in order.
     control: VecDeque<RelayMessage>,
+    /// The answers in the queued RESOLVEDs.
+    queued_answers: usize,
     /// Streams with a CREDIT to send.
     credit_queue: ReadyQueue<StreamId>,
     /// Streams that may send bytes, in round-robin order.
@@ -215,6 +217,7 @@ impl Streams {
             last_id: 0,
             acknowledger: Acknowledger::default(),
             control: VecDeque::new(),
+            queued_answers: 0,
             credit_queue: ReadyQueue::new(),
             send_queue: ReadyQueue::new(),
             deadlines: Deadlines::default(),
@@ -274,6 +277,7 @@ impl Streams {
         self.echo = None;
         self.acknowledger = Acknowledger::default();
         self.control.clear();
+        self.queued_answers = 0;
         self.credit_queue.clear();
         self.send_queue.clear();
         self.deadlines.clear();
@@ -326,6 +330,19 @@ impl Streams {
     #[must_use]
     pub fn len(&self) -> usize {
         self.streams.len()
+    }
+
+    /// The stored records that aren't open streams, of about 100 bytes each: recently closed streams, messages and tags
+    /// to send.
+    #[must_use]
+    pub fn records(&self) -> usize {
+        let queued = self.control.len().saturating_add(self.queued_answers / 2);
+        self.closed.len().saturating_add(queued).saturating_add(self.acknowledger.len() / 8)
+    }
+
+    /// Forgets the older half of the recently closed streams. From now on, late messages on these streams are breaches.
+    pub fn forget_closed(&mut self) {
+        self.closed.keep_newest(self.closed.len() / 2);
     }
 
     /// The congestion window.

@@ -165,6 +165,17 @@ impl Shares {
         }
     }
 
+    /// The owner that makes room for one more unit of `owner`. At a share: `owner`, or the source of its network with the
+    /// most units. At the cap: the [`fullest`](Self::fullest). `None` below both.
+    #[must_use]
+    pub fn crowding(&self, owner: &Owner) -> Option<Owner> {
+        match self.check(owner).err()? {
+            AtCap::Share if self.held(owner) >= self.cap.div_ceil(owner.divisor()) => Some(*owner),
+            AtCap::Share => self.by_network.get(&owner.network()?)?.1.last().map(|(_, owner)| *owner),
+            AtCap::All => self.fullest(),
+        }
+    }
+
     /// A measure that orders owners: the fraction of the share that the owner or its network holds, whichever is
     /// larger, and then the units of the owner. [`fullest`](Self::fullest) has the highest.
     #[must_use]
@@ -262,6 +273,21 @@ mod tests {
         assert!(shares.fullest() == Some(source(2, 5)), "the network has 37 of 160");
         (0..100).for_each(|_| shares.take(&relay(2)).unwrap());
         assert!(shares.fullest() == Some(relay(2)));
+    }
+
+    #[test]
+    fn the_owner_or_network_at_its_share_makes_room_or_at_the_cap_the_fullest_owner() {
+        let mut shares = Shares::new(64);
+        assert!(shares.crowding(&source(1, 1)).is_none());
+        (0..4).for_each(|_| shares.take(&source(1, 1)).unwrap());
+        assert!(shares.crowding(&source(1, 1)) == Some(source(1, 1)));
+        for host in 2..=7 {
+            (0..2).for_each(|_| shares.take(&source(1, host)).unwrap());
+        }
+        assert!(shares.crowding(&source(1, 9)) == Some(source(1, 1)), "the network has a quarter");
+        assert!(shares.crowding(&relay(1)).is_none());
+        (1..=3).for_each(|number| shares.add(&relay(number), 16));
+        assert!(shares.crowding(&source(2, 1)) == shares.fullest() && shares.fullest().is_some());
     }
 
     #[test]

@@ -300,6 +300,7 @@ impl BrowserVolunteer {
         let parameters = RelayParameters {
             channel,
             circuits: 4096,
+            stream_records: 64 * 1024,
             // The timers of a hidden page fire once a second, so a burst of CREATEs must not need them.
             circuit_handshakes: Rate { per_second: 500, burst: 32 },
             delegate: true,

@@ -69,6 +69,7 @@ fn parameters() -> RelayParameters {
         circuit_handshakes: Rate { per_second: 20, burst: 4 },
         waiting_extends: 64,
         exit_streams: 64,
+        stream_records: 128,
         exit: true,
         ..RelayParameters::default()
     }

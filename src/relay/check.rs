@@ -22,6 +22,9 @@ impl Relay {
         assert!(streams <= parameters.exit_streams, "{streams} exit streams");
         let (shares, ranks, _) = self.streams.shares().counts();
         assert_eq!((shares, ranks), (streams, streams));
+        let (records, held) = self.streams.records();
+        assert_eq!(records.len(), (held, held));
+        assert!(held <= parameters.stream_records, "{held} records of streams");
     }
 
     /// Asserts that no state of a neighbour is left.
@@ -31,6 +34,7 @@ impl Relay {
         assert_eq!((self.partial_creates.len(), self.waiting_creates.len()), ((0, 0), (0, 0, 0, 0)));
         assert!(self.waiting_extends.is_empty());
         assert_eq!((self.streams.len(), self.streams.shares().counts()), (0, (0, 0, 0)));
+        assert_eq!(self.streams.records().0.len(), (0, 0));
         assert_eq!(self.streams.poll_timeout(), None);
     }
 }

@@ -9,7 +9,7 @@ pub struct RelayParameters {
     pub channel: ChannelParameters,
     /// Congestion control of this relay's exit streams.
     pub flow: FlowParameters,
-    /// Cap on circuits. Default 65,536 (about 1 KiB each without streams or waiting cells). The share of a source (IPv4
+    /// Cap on circuits. Default 65,536 (about 1 KiB each without waiting cells, another KiB after a stream message). The share of a source (IPv4
     /// address, IPv6 /64) over all its channels is a sixteenth; the share of its network (/24, /48), and of a listed
     /// relay, is a quarter. Beyond the share, circuits are refused. At the cap, a new circuit replaces the least used
     /// circuit of the owner closest to its share.
@@ -41,6 +41,11 @@ pub struct RelayParameters {
     /// or as close to it, replaces the least active stream of the same owner, up to a rate of its circuit. Beyond that
     /// rate, the new stream is refused. Default 4,096.
     pub exit_streams: usize,
+    /// Cap on records of streams of all circuits: recently closed streams, and messages that origins have not accepted,
+    /// about 100 bytes each, with the shares of `circuits`. At the cap, the circuit with the most records, of the owner
+    /// closest to its share, forgets the older half of its closed streams. Without closed streams, it ends. Default
+    /// 524,288.
+    pub stream_records: usize,
     /// Whether the relay serves BEGIN and RESOLVE. Default no.
     pub exit: bool,
     /// Whether the relay serves REQUEST. Default no.
@@ -72,6 +77,7 @@ impl Default for RelayParameters {
             waiting_extends: 4096,
             creates_to_relay: Rate { per_second: 450, burst: 500 },
             exit_streams: 4096,
+            stream_records: 512 * 1024,
             exit: false,
             delegate: false,
             reach: Reach::Direct,

@@ -10,6 +10,10 @@
 //! circuits its streams have. A new stream of an owner that is as close to its share, or at it, displaces the least
 //! active stream of the same owner. Each circuit displaces few such streams ([`DISPLACEMENT_RATE`]), so that streams
 //! that connect are not displaced by many new ones.
+//!
+//! The memory for records of streams ([`Streams::records`]) has the cap [`RelayParameters::stream_records`], with the
+//! same shares. At the cap, the circuit with the most records, of the owner closest to its share, forgets its oldest
+//! closed streams. If it has none, its unsent messages are too many, and the circuit ends.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -24,7 +28,7 @@ use crate::{
     wire::{EndReason, RelayMessage},
 };
 
-use super::{circuit::Circuit, parameters::RelayParameters, table::CircuitKey};
+use super::{circuit::Circuit, parameters::RelayParameters, stream_records::StreamRecords, table::CircuitKey};
 
 /// A stream or RESOLVE at this relay as an exit; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +68,10 @@ struct ExitCircuit {
     resolves: TokenBucket,
     displacements: TokenBucket,
     streams: Streams,
+    /// The records of `streams` as counted in [`ExitStreams::records`].
+    records: usize,
+    /// Whether the circuit ends because its unsent messages exceed its share; they are not counted any more.
+    is_overfull: bool,
     open: BTreeMap<StreamId, ExitStreamState>,
     /// The time at which a stream was last served; not updated while one is open.
     last_use: Option<Instant>,
@@ -123,6 +131,7 @@ pub(super) struct ExitStreams {
     circuits: HashMap<CircuitKey, ExitCircuit>,
     /// The share of each owner. An eviction updates the order, as in [`Owned`].
     shares: Owned<Activity, ExitStream>,
+    records: StreamRecords,
     /// The streams that the exit has open.
     streams: BTreeMap<ExitStream, (CircuitKey, StreamId)>,
     /// The number of the next [`ExitStream`].
@@ -153,6 +162,7 @@ impl ExitStreams {
             delegate: parameters.delegate,
             circuits: HashMap::new(),
             shares: Owned::new(parameters.exit_streams),
+            records: StreamRecords::new(parameters.stream_records),
             streams: BTreeMap::new(),
             next_stream: 1,
             ready: ReadyQueue::new(),
@@ -165,6 +175,13 @@ impl ExitStreams {
     #[cfg(any(test, fuzzing))]
     pub(super) const fn shares(&self) -> &Owned<Activity, ExitStream> {
         &self.shares
+    }
+
+    /// The shares of records, and the records of all circuits.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn records(&self) -> (&StreamRecords, usize) {
+        let counted = self.circuits.values().filter(|circuit| !circuit.is_overfull);
+        (&self.records, counted.map(|circuit| circuit.streams.records()).sum())
     }
 
     /// The number of streams and RESOLVEs that the exit has open.
@@ -203,6 +220,8 @@ impl ExitStreams {
             resolves: TokenBucket::new(),
             displacements: TokenBucket::new(),
             streams: Streams::new(StreamRole::Exit, self.flow.clone()),
+            records: 0,
+            is_overfull: false,
             open: BTreeMap::new(),
             last_use: None,
             ready: Ticket::new(),
@@ -251,6 +270,7 @@ impl ExitStreams {
     pub(super) fn handle_closed(&mut self, key: CircuitKey) {
         let Some(circuit) = self.circuits.remove(&key) else { return };
         self.deadlines.remove(key);
+        self.records.set(&circuit.owner, key, circuit.records, 0);
         for open in circuit.open.into_values() {
             self.shares.remove(&circuit.owner, open.listed_activity, open.stream);
             self.streams.remove(&open.stream);
@@ -262,7 +282,7 @@ impl ExitStreams {
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Option<CircuitKey> {
         while let Some(key) = self.deadlines.pop_due(now) {
             let Some(circuit) = self.circuits.get_mut(&key) else { continue };
-            if circuit.streams.handle_timeout(now).is_err() {
+            if circuit.is_overfull || circuit.streams.handle_timeout(now).is_err() {
                 return Some(key);
             }
             self.settle(key, true);
@@ -340,6 +360,37 @@ impl ExitStreams {
         if let Some(due) = circuit.streams.poll_timeout() {
             self.deadlines.set_earlier(key, due);
         }
+        self.count_records(key);
+    }
+
+    /// Counts the records of a circuit after a change. Beyond a share or the cap, frees records of the fullest circuits.
+    fn count_records(&mut self, key: CircuitKey) {
+        let Some(circuit) = self.circuits.get_mut(&key) else { return };
+        let (before, after) = (circuit.records, circuit.streams.records());
+        if circuit.is_overfull || before == after {
+            return;
+        }
+        circuit.records = after;
+        let owner = circuit.owner;
+        self.records.set(&owner, key, before, after);
+        while after > before
+            && let Some(fullest) = self.records.fullest(&owner)
+        {
+            self.free_records(fullest);
+        }
+    }
+
+    /// Forgets the older half of a circuit's closed streams. Without closed streams, the circuit ends.
+    fn free_records(&mut self, key: CircuitKey) {
+        let Some(circuit) = self.circuits.get_mut(&key) else { return };
+        circuit.streams.forget_closed();
+        let before = circuit.records;
+        circuit.records = circuit.streams.records();
+        if circuit.records >= before {
+            (circuit.is_overfull, circuit.records) = (true, 0);
+            self.deadlines.set_earlier(key, circuit.received_at);
+        }
+        self.records.set(&circuit.owner, key, before, circuit.records);
     }
 
     /// Calls `call` for an open stream, then settles its circuit. `None` if the stream has ended.

@@ -35,6 +35,7 @@ mod extend;
 mod handshakes;
 mod owners;
 mod reach;
+mod stream_records;
 mod stream_shares;
 
 const ROOM: usize = 1 << 30;

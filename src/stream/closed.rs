@@ -6,7 +6,7 @@ use super::{
     credit::SentBytes,
     state::{Receiving, StreamPhase, StreamState},
 };
-use crate::base::StreamId;
+use crate::base::{StreamId, shrink_queue};
 
 const MAX_CLOSED: usize = 1024;
 
@@ -14,7 +14,7 @@ const MAX_CLOSED: usize = 1024;
 #[derive(Default)]
 pub(super) struct ClosedStreams {
     streams: BTreeMap<StreamId, ClosedStream>,
-    /// Identifier and number of the streams, oldest first. Also contains streams that were removed since.
+    /// Identifier and number of the streams, oldest first. Also contains some streams that were removed since.
     order: VecDeque<(StreamId, u64)>,
     /// The number of insertions.
     inserted: u64,
@@ -50,10 +50,25 @@ impl ClosedStreams {
         };
         self.streams.insert(id, closed);
         self.order.push_back((id, self.inserted));
-        while self.order.len() > MAX_CLOSED {
-            if let Some((oldest, number)) = self.order.pop_front()
-                && self.streams.get(&oldest).is_some_and(|closed| closed.number == number)
-            {
+        self.keep_newest(MAX_CLOSED);
+        if self.order.len() > self.streams.len().saturating_mul(2) {
+            let streams = &self.streams;
+            self.order.retain(|(id, number)| streams.get(id).is_some_and(|closed| closed.number == *number));
+            shrink_queue(&mut self.order);
+        }
+    }
+
+    /// The number of stored streams.
+    pub(super) fn len(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Evicts the oldest streams beyond `count` streams.
+    pub(super) fn keep_newest(&mut self, count: usize) {
+        while self.streams.len() > count
+            && let Some((oldest, number)) = self.order.pop_front()
+        {
+            if self.streams.get(&oldest).is_some_and(|closed| closed.number == number) {
                 self.streams.remove(&oldest);
             }
         }

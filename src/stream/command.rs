@@ -92,6 +92,7 @@ impl Streams {
             return self.reset(id, EndReason::NotFound);
         }
         answers.truncate(16);
+        self.queued_answers = self.queued_answers.saturating_add(answers.len());
         self.control.push_back(RelayMessage::Resolved { stream: id, ttl, answers });
         self.close(id, 0);
     }

@@ -190,6 +190,9 @@ impl Streams {
         if self.control.len() >= MAX_CONTROL {
             return Err(StreamError::TooManyAnswers);
         }
+        if let RelayMessage::Resolved { answers, .. } = &message {
+            self.queued_answers = self.queued_answers.saturating_add(answers.len());
+        }
         self.control.push_back(message);
         Ok(())
     }

@@ -4,7 +4,7 @@ use rand::CryptoRng;
 
 use super::{SEND_BUFFER, Sending, StreamEvent, Streams};
 use crate::{
-    base::{Instant, StreamId},
+    base::{Instant, StreamId, shrink_queue},
     flow::SendmeTag,
     wire::{EndReason, MESSAGE_HEADER_LEN, RelayMessage, SENDME_TAG_LEN},
 };
@@ -30,6 +30,10 @@ impl Streams {
             return Some(RelayMessage::SendMe { tag });
         }
         if let Some(message) = self.control.pop_front() {
+            if let RelayMessage::Resolved { answers, .. } = &message {
+                self.queued_answers = self.queued_answers.saturating_sub(answers.len());
+            }
+            shrink_queue(&mut self.control);
             return Some(message);
         }
         if let Some(message) = self.poll_credit() {

@@ -39,7 +39,8 @@ impl Sender {
         let remote = *remote.ok_or("the relay has no address of this family")?;
         let socket = UdpSocket::bind((source, 0)).await?;
         socket.connect(remote).await?;
-        let hellos = [hello_with_cookie(target, &socket, remote).await?, hello_with_cookie(target, &socket, remote).await?];
+        let hellos =
+            [hello_with_cookie(target, &socket, remote).await?, hello_with_cookie(target, &socket, remote).await?];
         Ok(Self { socket, hellos })
     }
 }

@@ -82,7 +82,10 @@ fn hellos_of_one_address_cause_handshakes_within_its_rate() {
         flood.send(&mut world, 20);
     }
     let handshakes = handshakes(&world);
-    assert!((RATE_OF_SOURCE.burst..=RATE_OF_SOURCE.burst + RATE_OF_SOURCE.per_second).contains(&handshakes), "{handshakes}");
+    assert!(
+        (RATE_OF_SOURCE.burst..=RATE_OF_SOURCE.burst + RATE_OF_SOURCE.per_second).contains(&handshakes),
+        "{handshakes}"
+    );
 }
 
 /// Floods a relay from these addresses, of `networks` networks. Asserts the rate of handshakes. Asserts that a dial of

@@ -3,9 +3,8 @@
 use core::time::Duration;
 
 use super::{
-    Dtls, Ending, Endpoint,
     super::{SocketRoute, front::ClientHello, hellos::WaitingHello},
-    Link, LinkRole,
+    Dtls, Ending, Endpoint, Link, LinkRole,
 };
 use crate::base::{Counter as _, Instant, LinkClose};
 
