@@ -35,16 +35,29 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
     }
 
     /// The item that the caller must evict before it adds one of `owner`: at the cap, the lowest item of the owner
-    /// closest to its share. `None` below the cap.
+    /// closest to its share, even if `owner` is as close. At the share of the network of `owner`, the lowest item of the
+    /// source with the most items in it, if that source keeps more than `owner`. `None` below both.
     ///
     /// # Errors
-    /// [`AtCap::Share`] if the share of `owner` is reached.
+    /// [`AtCap::Share`] if the share of `owner` is reached, or that of its network and no source of it has more items.
     pub fn to_evict(&self, owner: &Owner) -> Result<Option<K>, AtCap> {
-        match self.check(owner) {
-            Ok(()) => Ok(None),
+        match self.to_lose(owner) {
+            Ok(loser) => Ok(loser.and_then(|loser| self.lowest_of(&loser)).map(|(_, key)| key)),
             Err(AtCap::All) => Ok(self.lowest().map(|(_, key)| key)),
             Err(AtCap::Share) => Err(AtCap::Share),
         }
+    }
+
+    /// The owner that must lose an item before the caller adds one of `owner`: at the cap, the owner closest to its
+    /// share; at the share of the network of `owner`, the source with the most items in it. `None` below both.
+    ///
+    /// # Errors
+    /// [`AtCap::Share`] and [`AtCap::All`] if the owner would lose an item although it would not have more of its share
+    /// than `owner` ([`Shares::stays_below`]).
+    pub fn to_lose(&self, owner: &Owner) -> Result<Option<Owner>, AtCap> {
+        let Err(at_cap) = self.check(owner) else { return Ok(None) };
+        let loser = self.shares.crowding(owner).filter(|loser| self.shares.stays_below(owner, loser));
+        loser.map(Some).ok_or(at_cap)
     }
 
     /// Adds an item within the shares.
@@ -69,11 +82,10 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
         self.shares.fullest()
     }
 
-    /// Whether `owner` is further from its share than the owner closest to its share.
+    /// Whether `owner` would be further from its share than the owner closest to its share even with one more item.
     #[must_use]
     pub fn is_below_fullest(&self, owner: &Owner) -> bool {
-        let fullest = self.fullest().map(|fullest| self.shares.fullness(&fullest));
-        fullest.is_some_and(|fullest| self.shares.fullness(owner) < fullest)
+        self.fullest().is_some_and(|fullest| self.shares.stays_below(owner, &fullest))
     }
 
     /// Whether there is no item.

@@ -1,6 +1,6 @@
 //! Shares of a cap: units counted by owner, so that no owner can hold all units.
 
-use core::{fmt, net::IpAddr};
+use core::{cmp::Reverse, fmt, net::IpAddr};
 use std::collections::{BTreeSet, HashMap};
 
 use super::{AddressPrefix, RelayId};
@@ -81,18 +81,35 @@ enum Holder {
 pub struct Shares {
     cap: usize,
     total: usize,
-    by_owner: HashMap<Owner, usize>,
+    by_owner: HashMap<Owner, Units>,
     /// For each network: the sum of its sources' units, and the sources in the order of their units.
-    by_network: HashMap<AddressPrefix, (usize, BTreeSet<(usize, Owner)>)>,
+    by_network: HashMap<AddressPrefix, (Units, BTreeSet<(Units, Owner)>)>,
     /// All holders, each with its units times its divisor. The last holder is the closest to its share.
-    order: BTreeSet<(usize, Holder)>,
+    order: BTreeSet<(Units, Holder)>,
+    /// The number of changes so far.
+    changes: u64,
+}
+
+/// Units, in the order of their number. Of equal numbers, the one that changed last comes first, so that no holder is
+/// preferred for its address.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Units {
+    count: usize,
+    /// The value of [`Shares::changes`] at the last change.
+    changed: Reverse<u64>,
+}
+
+impl Units {
+    const fn times(self, divisor: usize) -> Self {
+        Self { count: self.count.saturating_mul(divisor), ..self }
+    }
 }
 
 impl Shares {
     /// `cap` units without an owner.
     #[must_use]
     pub fn new(cap: usize) -> Self {
-        Self { cap, total: 0, by_owner: HashMap::new(), by_network: HashMap::new(), order: BTreeSet::new() }
+        Self { cap, total: 0, by_owner: HashMap::new(), by_network: HashMap::new(), order: BTreeSet::new(), changes: 0 }
     }
 
     /// The units that have an owner.
@@ -152,11 +169,11 @@ impl Shares {
     /// The units of an owner.
     #[must_use]
     pub fn held(&self, owner: &Owner) -> usize {
-        self.by_owner.get(owner).copied().unwrap_or_default()
+        self.by_owner.get(owner).map_or(0, |units| units.count)
     }
 
     /// The owner closest to its share. If a network is closer to its share than any owner: the source of that network
-    /// with the most units.
+    /// with the most units. Of several, the one whose units have not changed for longest.
     #[must_use]
     pub fn fullest(&self) -> Option<Owner> {
         match self.order.last()?.1 {
@@ -185,15 +202,34 @@ impl Shares {
         (held.saturating_mul(owner.divisor()).max(of_network.saturating_mul(LARGE_DIVISOR)), held)
     }
 
-    fn of_network(&self, network: &AddressPrefix) -> usize {
-        self.by_network.get(network).map_or(0, |(units, _)| *units)
+    /// Whether `owner` would have a smaller part of its share than `loser` even with one more unit. Within one network,
+    /// the numbers of units are compared.
+    ///
+    /// If `loser` releases a unit for `owner` only then, two owners can't take one unit from each other in turn.
+    #[must_use]
+    pub fn stays_below(&self, owner: &Owner, loser: &Owner) -> bool {
+        let held = self.held(owner).saturating_add(1);
+        let network = owner.network();
+        if network.is_some() && network == loser.network() {
+            return held < self.held(loser);
+        }
+        let of_network = network.map_or(0, |network| self.of_network(&network).saturating_add(1));
+        let fullness = held.saturating_mul(owner.divisor()).max(of_network.saturating_mul(LARGE_DIVISOR));
+        fullness < self.fullness(loser).0
     }
 
-    fn set(&mut self, owner: &Owner, units: usize) {
-        let before = self.held(owner);
-        let changed = |sum: usize| sum.saturating_sub(before).saturating_add(units);
-        self.total = changed(self.total);
-        if units == 0 {
+    fn of_network(&self, network: &AddressPrefix) -> usize {
+        self.by_network.get(network).map_or(0, |(units, _)| units.count)
+    }
+
+    fn set(&mut self, owner: &Owner, count: usize) {
+        self.changes = self.changes.saturating_add(1);
+        let changed = Reverse(self.changes);
+        let before = self.by_owner.get(owner).copied().unwrap_or_default();
+        let units = Units { count, changed };
+        let adjusted = |sum: usize| sum.saturating_sub(before.count).saturating_add(count);
+        self.total = adjusted(self.total);
+        if count == 0 {
             self.by_owner.remove(owner);
         } else {
             self.by_owner.insert(*owner, units);
@@ -201,22 +237,23 @@ impl Shares {
         self.reorder(Holder::Owner(*owner), owner.divisor(), before, units);
         let Some(network) = owner.network() else { return };
         let (sum, sources) = self.by_network.entry(network).or_default();
-        let sum_before = core::mem::replace(sum, changed(*sum));
+        let sum_before = *sum;
+        *sum = Units { count: adjusted(sum.count), changed };
         let sum = *sum;
         sources.remove(&(before, *owner));
-        if units > 0 {
+        if count > 0 {
             sources.insert((units, *owner));
         }
-        if sum == 0 {
+        if sum.count == 0 {
             self.by_network.remove(&network);
         }
         self.reorder(Holder::Network(network), LARGE_DIVISOR, sum_before, sum);
     }
 
-    fn reorder(&mut self, holder: Holder, divisor: usize, before: usize, units: usize) {
-        self.order.remove(&(before.saturating_mul(divisor), holder));
-        if units > 0 {
-            self.order.insert((units.saturating_mul(divisor), holder));
+    fn reorder(&mut self, holder: Holder, divisor: usize, before: Units, units: Units) {
+        self.order.remove(&(before.times(divisor), holder));
+        if units.count > 0 {
+            self.order.insert((units.times(divisor), holder));
         }
     }
 }
@@ -325,7 +362,7 @@ mod tests {
                 let fullness_of_all = expected.keys().map(|owner| {
                     fullness(owner).max(owner.network().map_or(0, |network| of_network(network) * LARGE_DIVISOR))
                 });
-                let highest = shares.order.last().map_or(0, |(highest, _)| *highest);
+                let highest = shares.order.last().map_or(0, |(highest, _)| highest.count);
                 prop_assert_eq!(highest, fullness_of_all.max().unwrap_or(0));
                 prop_assert!(shares.fullest().is_none_or(|owner| shares.fullness(&owner).0 == highest));
                 prop_assert_eq!(shares.by_owner.len(), expected.values().filter(|units| **units > 0).count());

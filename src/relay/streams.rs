@@ -20,9 +20,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use rand::CryptoRng;
 
 use crate::{
-    base::{
-        Activity, AtCap, Deadlines, HopIndex, Instant, Owned, Owner, Rate, ReadyQueue, StreamId, Ticket, TokenBucket,
-    },
+    base::{Activity, Deadlines, HopIndex, Instant, Owned, Owner, Rate, ReadyQueue, StreamId, Ticket, TokenBucket},
     flow::FlowParameters,
     stream::{StreamCommand, StreamError, StreamEvent, StreamRole, Streams},
     wire::{EndReason, RelayMessage},
@@ -449,10 +447,10 @@ impl ExitStreams {
         let limit = EndReason::ResourceLimit;
         let circuit = self.circuits.get_mut(&key).ok_or(limit)?;
         let (owner, activity) = (circuit.owner, Activity::new(circuit.received_at));
-        match self.shares.check(&owner) {
-            Ok(()) => {}
-            Err(AtCap::All) if self.shares.is_below_fullest(&owner) => self.evict_least_active(None),
-            Err(_) if circuit.may_displace() => self.evict_least_active(Some(owner)),
+        match self.shares.to_lose(&owner) {
+            Ok(None) => {}
+            Ok(Some(loser)) => self.evict_least_active(&loser),
+            Err(_) if circuit.may_displace() => self.evict_least_active(&owner),
             Err(_) => return Err(limit),
         }
         let stream = ExitStream(self.next_stream);
@@ -461,21 +459,17 @@ impl ExitStreams {
         Ok((stream, activity))
     }
 
-    /// Ends the least active stream of `owner`, or of the owner closest to its share.
-    fn evict_least_active(&mut self, owner: Option<Owner>) {
-        while let Some((listed, stream)) = match &owner {
-            Some(owner) => self.shares.lowest_of(owner),
-            None => self.shares.lowest(),
-        } {
+    /// Ends the least active stream of `owner`.
+    fn evict_least_active(&mut self, owner: &Owner) {
+        while let Some((listed, stream)) = self.shares.lowest_of(owner) {
             let Some((key, id)) = self.streams.get(&stream).copied() else { return };
             let Some(circuit) = self.circuits.get_mut(&key) else { return };
-            let owner = circuit.owner;
             let Some(open) = circuit.open.get_mut(&id) else { return };
             if open.activity <= listed {
                 return self.evict(key, id);
             }
             open.listed_activity = open.activity;
-            self.shares.set_rank(&owner, listed, open.activity, stream);
+            self.shares.set_rank(owner, listed, open.activity, stream);
         }
     }
 

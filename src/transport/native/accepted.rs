@@ -182,33 +182,35 @@ mod tests {
             let (listed, _) = accepted.admit(&address(number)).unwrap();
             ranks.push((listed.route, accepted.open(&listed)));
         }
-        let evict = |accepted: &mut Accepted, ranks: &[(SocketRoute, LinkRank)]| {
+        let evict = |accepted: &Accepted, ranks: &[(SocketRoute, LinkRank)]| {
             let route = accepted.links.to_evict("203.0.1.1".parse().unwrap(), None).unwrap().unwrap();
-            let (at, (_, rank)) = ranks.iter().enumerate().find(|(_, (listed, _))| *listed == route).unwrap();
-            accepted.links.remove(route, *rank);
-            accepted.links.add(route, *rank);
-            at
+            ranks.iter().position(|(listed, _)| *listed == route).unwrap()
         };
         // All sources are equally full; the youngest link of one of them ends.
-        let youngest = evict(&mut accepted, &ranks);
+        let youngest = evict(&accepted, &ranks);
         assert!(youngest >= 5_104, "{youngest}");
         let older = youngest - 160;
         let (route, LinkRank::Open(Reverse(id))) = ranks[older] else { panic!("the link is not open") };
         accepted.links.set_rank(route, ranks[older].1, LinkRank::Closing(id));
         ranks[older].1 = LinkRank::Closing(id);
-        assert_eq!(evict(&mut accepted, &ranks), older, "a closing link of the same source");
+        assert_eq!(evict(&accepted, &ranks), older, "a closing link of the same source");
         assert_eq!(accepted.admit(&address(0)).err(), Some(AtCap::Share));
     }
 
     #[test]
     fn links_without_a_fuller_owner_are_not_evicted() {
         let mut accepted = Accepted::new();
-        for number in 0..5_120 {
+        for number in (0..5_119).chain([7]) {
             let (listed, _) = accepted.admit(&format!("10.{}.{}.1", number / 256, number % 256)).unwrap();
             accepted.open(&listed);
         }
-        assert!(accepted.admit("203.0.1.1").is_ok(), "a network without a link is below");
-        assert_eq!(accepted.links.to_evict("10.0.0.1".parse().unwrap(), None), Err(AtCap::All));
+        let (listed, evicted) = accepted.admit("203.0.1.1").unwrap();
+        let evicted = evicted.unwrap();
+        assert_eq!(evicted.remote.ip().to_string(), "10.0.7.1", "the only source with two links");
+        accepted.links.remove(evicted, LinkRank::Open(Reverse(LinkId(5_120))));
+        accepted.open(&listed);
+        assert_eq!(accepted.admit("203.0.2.1").err(), Some(AtCap::All), "all sources have one link");
+        assert_eq!(accepted.admit("10.0.0.1").err(), Some(AtCap::All));
     }
 
     #[test]
