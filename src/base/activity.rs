@@ -31,8 +31,9 @@ impl Activity {
     pub fn carry(&mut self, now: Instant, bytes: usize, streams: usize) {
         let now = rounded(now);
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        let streams = u64::try_from(streams).unwrap_or(u64::MAX).max(1);
-        let nanos = bytes.saturating_mul(1_000_000_000 / BYTES_PER_SECOND) / streams;
+        let streams = u64::try_from(streams).unwrap_or(u64::MAX);
+        let nanos = bytes.saturating_mul(1_000_000_000 / BYTES_PER_SECOND);
+        let nanos = nanos.checked_div(streams).unwrap_or(nanos);
         self.0 = self.0.max(now).after(Duration::from_nanos(nanos)).min(now.after(MAX_ACTIVE));
     }
 }

@@ -18,14 +18,11 @@ use crate::{base, delegated::limits, http_exchange::refusal::Refusal};
 /// Interval between two reports of counts in the log.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// The current use of the limits. A request is identified by the notification of its end for another.
-type RequestLimits = limits::RequestLimits<Arc<Notify>>;
-
 /// An admitted request, in progress until this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Admitted {
     number: u64,
-    limits: Arc<Mutex<RequestLimits>>,
+    limits: Arc<Mutex<limits::RequestLimits<Arc<Notify>>>>,
 }
 
 impl Drop for Admitted {
@@ -34,11 +31,11 @@ impl Drop for Admitted {
     }
 }
 
-/// The limits and counts of an exit.
+/// The limits and counts of an exit. The limits identify a request by the notification of its end for another.
 #[derive(Debug)]
 pub(crate) struct ExitLimits {
     start: Instant,
-    limits: Arc<Mutex<RequestLimits>>,
+    limits: Arc<Mutex<limits::RequestLimits<Arc<Notify>>>>,
     counts: HashMap<Refusal, AtomicU64>,
 }
 
@@ -46,7 +43,7 @@ impl ExitLimits {
     pub(crate) fn new(rates: Rates, now: Instant) -> Self {
         Self {
             start: now,
-            limits: Arc::new(Mutex::new(RequestLimits::new(rates))),
+            limits: Arc::new(Mutex::new(limits::RequestLimits::new(rates))),
             counts: Refusal::all().map(|refusal| (refusal, AtomicU64::new(0))).collect(),
         }
     }
