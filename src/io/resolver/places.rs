@@ -2,8 +2,9 @@
 //!
 //! A circuit and the owner of circuits each have a share of the places. Beyond the share, or when all places are taken,
 //! a lookup waits. A free place goes to the circuit owner with fewest lookups, then to its circuit with fewest, then to
-//! the oldest lookup. A lookup that has run for [`SLOW_AFTER`] loses its place to a waiting lookup whose circuit owner
-//! or circuit has fewer. So slow name servers delay the lookups of other circuits only briefly.
+//! the oldest lookup. A slow lookup loses its place to a waiting lookup whose circuit owner or circuit has fewer: after
+//! [`SLOW_AFTER`], or earlier if many lookups wait or the other has less than half as many ([`State::slow_after`]). So
+//! slow name servers delay the lookups of other circuits only briefly.
 
 use core::{cmp::Reverse, time::Duration};
 use std::{
@@ -30,10 +31,12 @@ const OWNER_DIVISOR: usize = 4;
 const MAX_WAITING: usize = 1024;
 /// Cap on waiting lookups of a circuit.
 const MAX_WAITING_OF_CIRCUIT: usize = 64;
-/// Time after which a running lookup may lose its place.
+/// Time after which a running lookup may lose its place while few lookups wait.
 const SLOW_AFTER: Duration = Duration::from_secs(2);
-/// The number of times that slow lookups are searched for in each [`SLOW_AFTER`], while lookups wait.
-const CHECKS_PER_SLOW: u32 = 8;
+/// Divisor of [`SLOW_AFTER`] for the shortest time after which a running lookup may lose its place.
+const SHORTEST_DIVISOR: u32 = 8;
+/// Divisor of [`SLOW_AFTER`] for the interval of searches for slow lookups, while lookups wait.
+const INTERVAL_DIVISOR: u32 = 16;
 
 /// The circuit of a lookup and its owner; `None` for lookups of the exit itself, which count as one circuit owner.
 type LookupOwner = Option<RequestOwner>;
@@ -133,7 +136,7 @@ impl LookupPlaces {
         };
         let guard = WaitingGuard { key, owner, places: self };
         self.grant();
-        let interval = self.slow_after.checked_div(CHECKS_PER_SLOW).unwrap_or(self.slow_after);
+        let interval = part(self.slow_after, INTERVAL_DIVISOR);
         loop {
             match timeout(interval, &mut granted).await {
                 Ok(place) => {
@@ -168,13 +171,13 @@ impl LookupPlaces {
 
     /// Ends the slow lookups that prevent a waiting lookup of an owner with fewer, once in each `interval`.
     fn end_slow_lookups(&self, interval: Duration) {
-        let mut slow = self.lock().slow_lookups(interval, self.slow_after);
+        let mut slow = self.lock().slow_lookups(interval, part(self.slow_after, SHORTEST_DIVISOR));
         while let Some((load, Reverse(key))) = slow.pop() {
             let mut state = self.lock();
             match state.load_of_running(key) {
                 // Since the search, the owner has lost lookups, so that another owner may have more.
                 Some(current) if current < load => slow.push((current, Reverse(key))),
-                Some(_) if state.is_preventing(key, self.count) => {
+                Some(_) if state.is_preventing(key, self.count, self.slow_after) => {
                     state.remove_running(key);
                     drop(state);
                     self.grant();
@@ -267,28 +270,47 @@ impl State {
         self.to_run.first().copied().filter(|((of_owner, _), ..)| *of_owner < places.div_ceil(OWNER_DIVISOR))
     }
 
-    /// The lookups that have run for `slow_after`, the first to end last. Empty if the last search was less than
+    /// The lookups that have run for `shortest`, the first to end last. Empty if the last search was less than
     /// `interval` ago, so that many waiting lookups cause few searches.
-    fn slow_lookups(&mut self, interval: Duration, slow_after: Duration) -> BinaryHeap<(OwnerLoad, Reverse<u64>)> {
+    fn slow_lookups(&mut self, interval: Duration, shortest: Duration) -> BinaryHeap<(OwnerLoad, Reverse<u64>)> {
         let now = Instant::now();
         if self.checked_at.is_some_and(|checked| now.saturating_duration_since(checked) < interval) {
             return BinaryHeap::new();
         }
         self.checked_at = Some(now);
         let running = self.running.iter();
-        let slow = running.filter(|(_, running)| now.saturating_duration_since(running.since) >= slow_after);
+        let slow = running.filter(|(_, running)| now.saturating_duration_since(running.since) >= shortest);
         slow.filter_map(|(key, _)| Some((self.load_of_running(*key)?, Reverse(*key)))).collect()
     }
 
-    /// Whether a running lookup prevents a waiting one of an owner with fewer lookups: of the same circuit owner, if
+    /// Whether a slow running lookup prevents a waiting one of an owner with fewer lookups: of the same circuit owner, if
     /// that one is at its share, or of any other, if no place is free.
-    fn is_preventing(&self, key: u64, places: usize) -> bool {
+    fn is_preventing(&self, key: u64, places: usize, slow_after: Duration) -> bool {
         let (Some(running), Some(load)) = (self.running.get(&key), self.load_of_running(key)) else { return false };
         let is_at_share = load.0 >= places.div_ceil(OWNER_DIVISOR);
         let of_same_owner = self.by_owner.get(&circuit_owner(running.owner)).and_then(LookupsOfOwner::next_to_run);
         let is_all_taken = self.running.len() >= places;
-        (is_at_share && of_same_owner.is_some_and(|(waiting, ..)| load > waiting))
-            || (is_all_taken && self.first_within_share(places).is_some_and(|(waiting, ..)| load > waiting))
+        let age = running.since.elapsed();
+        let makes_room =
+            |(waiting, ..): RankedLookup| load > waiting && age >= self.slow_after(load, waiting, places, slow_after);
+        (is_at_share && of_same_owner.is_some_and(makes_room))
+            || (is_all_taken && self.first_within_share(places).is_some_and(makes_room))
+    }
+
+    /// The time after which a lookup of a circuit and owner with the lookups `load` loses its place to one of a circuit
+    /// and owner with the lookups `waiting`. At most `slow_after`, and less the more lookups wait, so that the last one
+    /// waits about as long. The shortest time if `load` is more than twice as high.
+    fn slow_after(&self, load: OwnerLoad, waiting: OwnerLoad, places: usize, slow_after: Duration) -> Duration {
+        let (more, fewer) = if load.0 == waiting.0 { (load.1, waiting.1) } else { (load.0, waiting.0) };
+        let shortest = part(slow_after, SHORTEST_DIVISOR);
+        if more > fewer.saturating_mul(2).saturating_add(1) {
+            return shortest;
+        }
+        // As if all lookups waited for the share of one owner.
+        let share = places.div_ceil(OWNER_DIVISOR);
+        let rounds =
+            u32::try_from(share.saturating_add(self.waiting).checked_div(share).unwrap_or(1)).unwrap_or(u32::MAX);
+        part(slow_after, rounds).max(shortest)
     }
 }
 
@@ -333,6 +355,11 @@ impl LookupsOfCircuit {
     fn first_to_refuse(&self, owner: LookupOwner) -> Option<RankedInOwner> {
         self.waiting.keys().next_back().map(|key| (self.waiting.len(), *key, owner))
     }
+}
+
+/// `time`, divided by `divisor`.
+fn part(time: Duration, divisor: u32) -> Duration {
+    time.checked_div(divisor).unwrap_or(time)
 }
 
 fn circuit_owner(owner: LookupOwner) -> Option<Owner> {
@@ -420,6 +447,53 @@ mod tests {
             let place = places.take(owner(relay, circuit)).await.unwrap();
             assert!(start.elapsed() <= SLOW_AFTER * times, "{relay}: {:?}", start.elapsed());
             drop(place);
+        }
+        attack.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    /// The time for which a lookup waits for its place.
+    async fn waited(places: &LookupPlaces, owner: LookupOwner) -> Duration {
+        let start = Instant::now();
+        let _place = places.take(owner).await.unwrap();
+        start.elapsed()
+    }
+
+    #[tokio::test]
+    async fn lookups_of_one_client_behind_four_relays_delay_those_behind_others_by_a_fraction_of_a_second() {
+        let places = places();
+        // Two circuits behind each of four relays fill all places, and no lookup waits.
+        let attack: Vec<_> =
+            (0..64_u64).map(|at| slow(&places, owner(u8::try_from(at % 4).unwrap(), at % 8))).collect();
+        while places.lock().running.len() < 64 {
+            tokio::task::yield_now().await;
+        }
+        for circuit in 100..104 {
+            let waited = waited(&places, owner(50, circuit)).await;
+            assert!(waited < SLOW_AFTER * 3 / 4, "{waited:?}");
+        }
+        attack.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    #[tokio::test]
+    async fn lookups_of_many_circuits_behind_a_relay_delay_those_behind_the_same_relay_for_seconds_only() {
+        let places = LookupPlaces { slow_after: SLOW_AFTER, ..LookupPlaces::new(256) };
+        // Each circuit has a lookup, and another one when that has lost its place.
+        let attack = (0..600).map(|circuit| {
+            let places = places.clone();
+            tokio::spawn(async move {
+                while let Ok(mut place) = places.take(owner(1, circuit)).await {
+                    place.ended().await;
+                }
+            })
+        });
+        let attack: Vec<_> = attack.collect();
+        while places.lock().waiting < 536 {
+            tokio::task::yield_now().await;
+        }
+        for circuit in 1000..1003 {
+            let waited = waited(&places, owner(1, circuit)).await;
+            // At the usual limit, the places would be free for it after 536 / 64 times the limit.
+            assert!(waited <= SLOW_AFTER * 4, "{waited:?}");
         }
         attack.iter().for_each(tokio::task::JoinHandle::abort);
     }
