@@ -33,6 +33,8 @@ pub struct Requirement {
     pub hops: u8,
     /// Purpose of the exit.
     pub purpose: Purpose,
+    /// The exits that are never chosen, because they have refused this request, for example.
+    pub excluded: Vec<RelayId>,
 }
 
 /// The purpose of a path's exit.
@@ -60,7 +62,7 @@ impl Requirement {
     /// Three hops to an exit for `purpose`, or four with a layer-2 guard.
     #[must_use]
     pub const fn three_hops(purpose: Purpose) -> Self {
-        Self { hops: 3, purpose }
+        Self { hops: 3, purpose, excluded: Vec::new() }
     }
 }
 
@@ -163,7 +165,8 @@ pub fn choose<R: CryptoRng + ?Sized>(
     if candidates.is_empty() {
         return Err(PathError::NoGuard);
     }
-    let exits: Vec<_> = exits(relays, &requirement.purpose).collect();
+    let is_excluded = |exit: &PathRelay<'_>| requirement.excluded.contains(&exit.identity());
+    let exits: Vec<_> = exits(relays, &requirement.purpose).filter(|exit| !is_excluded(exit)).collect();
     if exits.is_empty() {
         return Err(requirement.purpose.error_without_exit());
     }

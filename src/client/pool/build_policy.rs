@@ -82,15 +82,9 @@ impl BuildPolicy {
         let gateways_without_volunteers = self.gone_reports.gateways_without_volunteers(now);
         let relays = Relays { gateways_without_volunteers: &gateways_without_volunteers, ..*relays };
         let mut avoid = self.history.avoided(now, isolation);
-        avoid.extend(refused_by);
         avoid.extend(avoided);
-        let requirement = Requirement::three_hops(purpose);
-        let refused = |path: &Path| path.hops().last().is_some_and(|exit| refused_by.contains(exit));
-        let mut path = choose(&relays, guards, &requirement, &avoid, rng)?;
-        if refused(&path) {
-            path = choose(&relays, guards, &requirement, refused_by, rng)?;
-        }
-        if refused(&path) { Err(requirement.purpose.error_without_exit()) } else { Ok(path) }
+        let requirement = Requirement { excluded: refused_by.to_vec(), ..Requirement::three_hops(purpose) };
+        choose(&relays, guards, &requirement, &avoid, rng)
     }
 
     /// The path of a circuit for `isolation` with another relay at `position` (from 0). That relay is a volunteer only

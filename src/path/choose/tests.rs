@@ -68,11 +68,11 @@ fn paths_have_the_required_length() {
     let (consensus, mut rng) = (seven(), rng());
     let guards = sample(&consensus, &mut rng);
     for (hops, length) in [(2, 2), (5, 5), (0, 2), (6, 6)] {
-        let requirement = Requirement { hops, purpose: Purpose::Streams };
+        let requirement = Requirement { hops, ..Requirement::three_hops(Purpose::Streams) };
         let path = choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap();
         assert_eq!(path.hops().len(), length);
     }
-    let requirement = Requirement { hops: 8, purpose: Purpose::Streams };
+    let requirement = Requirement { hops: 8, ..Requirement::three_hops(Purpose::Streams) };
     let error = choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap_err();
     assert_eq!(error, PathError::TooFewRelays);
 }
@@ -262,7 +262,7 @@ fn relays_are_chosen_in_proportion_to_their_weight() {
     const ROUNDS: u32 = 6000;
     for _ in 0..ROUNDS {
         let guards = sample(&consensus, &mut rng);
-        let requirement = Requirement { hops: 2, purpose: Purpose::Streams };
+        let requirement = Requirement { hops: 2, ..Requirement::three_hops(Purpose::Streams) };
         let path = choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap();
         for hop in path.hops() {
             *counts.entry(hop).or_default() += 1;

@@ -176,13 +176,30 @@ fn an_exit_that_excludes_layer_two_guards_is_used_if_no_other_fits_the_target() 
 }
 
 #[test]
+fn an_exit_that_excludes_layer_two_guards_is_used_if_all_others_have_refused() {
+    let mut rng = rng();
+    let guards = sample(&with_parameter(network(4, 40), 4), &mut rng);
+    let consensus = with_excluding_exits(&guards, 4);
+    let excluded = vec![id(2), id(3), id(4)];
+    let requirement = Requirement { excluded, ..Requirement::three_hops(Purpose::Streams) };
+    for _ in 0..100 {
+        let path = choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap().hops();
+        assert_eq!(path[3], id(1), "seed {SEED}");
+    }
+    let excluded = (1..=4).map(id).collect();
+    let requirement = Requirement { excluded, ..Requirement::three_hops(Purpose::Streams) };
+    let error = choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap_err();
+    assert_eq!(error, PathError::NoExit);
+}
+
+#[test]
 fn a_network_with_too_few_relays_for_four_hops_has_paths_of_three() {
     let (consensus, mut rng) = (with_parameter(network(1, 3), 4), rng());
     let guards = sample(&consensus, &mut rng);
     for _ in 0..20 {
         assert_eq!(path(&(&consensus).into(), &guards, &[], &mut rng).len(), 3);
     }
-    let requirement = Requirement { hops: 8, purpose: Purpose::Streams };
+    let requirement = Requirement { hops: 8, ..Requirement::three_hops(Purpose::Streams) };
     let consensus = with_parameter(network(4, 40), 4);
     let guards = sample(&consensus, &mut rng);
     let path = choose(&(&consensus).into(), &guards, &requirement, &[], &mut rng).unwrap().hops();

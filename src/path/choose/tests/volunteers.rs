@@ -40,7 +40,7 @@ fn relays_of<'a>(consensus: &'a Consensus, list: &'a VolunteerList) -> Relays<'a
 }
 
 fn streams(hops: u8) -> Requirement {
-    Requirement { hops, purpose: Purpose::Streams }
+    Requirement { hops, ..Requirement::three_hops(Purpose::Streams) }
 }
 
 fn engine() -> EngineName {
