@@ -22,12 +22,13 @@ impl Pool {
     /// The circuits that may take requests.
     pub(in crate::client) fn circuit_candidates(&self) -> CircuitCandidates {
         let spares = self.circuits.iter().filter(|(_, circuit)| circuit.is_spare()).map(|(key, _)| *key);
-        let isolations = self.circuits.values().filter_map(PooledCircuit::isolation);
-        CircuitCandidates { isolations: isolations.collect(), spares: spares.collect() }
+        let mut isolations = BTreeSet::new();
+        // Inserted one by one, because `collect` would sort them first (see `gateway_ranking`).
+        isolations.extend(self.circuits.values().filter_map(PooledCircuit::isolation));
+        CircuitCandidates { isolations, spares: spares.collect() }
     }
 
-    /// Whether a circuit may take the request, or the rate of builds allows another one. If not, the request waits. During
-    /// a plan, `candidates` lack only circuits whose builds start in it, which open later.
+    /// Whether a circuit may take the request, or one may be built for it. If not, the request waits. During a plan, `candidates` lack only circuits whose builds start in it, which open later.
     pub(in crate::client) fn may_serve(
         &mut self,
         now: Instant,
@@ -38,6 +39,6 @@ impl Pool {
         let takes = |key| self.circuits.get(key).is_some_and(|circuit| circuit.takes(demand, relays));
         candidates.isolations.contains(&demand.isolation)
             || candidates.spares.iter().any(takes)
-            || self.build_rate.may_build(now)
+            || (self.policy.history.may_build(now, Some(demand.isolation)) && self.build_rate.may_build(now))
     }
 }
