@@ -188,6 +188,9 @@ impl Relay {
     /// Sets the consensus. The relay dials only relays in the current or the previous consensus.
     pub fn set_consensus(&mut self, consensus: Arc<Consensus>) {
         self.known.update(consensus);
+        for channel in self.channels.to_relays() {
+            self.update_limits(channel);
+        }
         self.gateways.rank(&self.identity, self.known.current());
         self.channels.set_gateways(self.gateways.ranked());
     }

@@ -277,6 +277,13 @@ impl Channels {
         self.channels.get(&channel).map(Channel::owner)
     }
 
+    /// The open channels whose other end is a relay.
+    #[must_use]
+    pub fn to_relays(&self) -> Vec<ChannelId> {
+        let to_relays = self.channels.iter().filter(|(_, channel)| channel.peer().is_some());
+        to_relays.map(|(id, _)| *id).collect()
+    }
+
     /// Sets whether the relay at the other end of a channel is listed. An unlisted relay has the limits of a client,
     /// unless this end reaches it as a volunteer. Before the first call, a relay has the limits of a listed relay.
     pub fn set_listed(&mut self, channel: ChannelId, listed: bool) {
