@@ -11,7 +11,7 @@ use core::{
 use std::sync::Arc;
 
 use hickory_resolver::proto::rr::RecordType;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{MAX_ANSWERS, Resolver, absolute, end_reason};
 use crate::{
@@ -35,6 +35,8 @@ const MAX_INTERVAL: Duration = Duration::from_secs(60 * 60);
 const LEAD_TIME: Duration = Duration::from_secs(10);
 /// Cap on prefixes. At the cap, the prefix that was found longest ago is dropped.
 const MAX_PREFIXES: usize = 16;
+/// Interval of the warning that no name server answers.
+const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Resolver {
     /// Whether `policy` allows a connection to `port` at `ip`, by the NAT64 prefixes that are known now
@@ -91,12 +93,15 @@ pub(crate) struct Nat64Queries {
     wait: Duration,
     /// Whether the last query had no answer.
     is_failing: bool,
+    /// The time of the last warning.
+    warned_at: Option<Instant>,
 }
 
 impl Nat64Queries {
     /// Makes the first query, in at most 2 s.
     pub(crate) async fn start(resolver: Arc<Resolver>) -> Self {
-        let mut queries = Self { resolver, retry_delay: MIN_RETRY_DELAY, wait: Duration::ZERO, is_failing: false };
+        let mut queries =
+            Self { resolver, retry_delay: MIN_RETRY_DELAY, wait: Duration::ZERO, is_failing: false, warned_at: None };
         queries.query(START_TIMEOUT).await;
         queries
     }
@@ -119,7 +124,9 @@ impl Nat64Queries {
                 (self.wait, self.retry_delay, self.is_failing) = (wait, MIN_RETRY_DELAY, false);
             }
             Err(reason) => {
-                if !self.is_failing && self.resolver.nat64.borrow().is_none() {
+                let is_due = self.warned_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL);
+                if is_due && self.resolver.nat64.borrow().is_none() {
+                    self.warned_at = Some(Instant::now());
                     tracing::warn!(
                         %reason,
                         "no name server has answered the query for the NAT64 prefixes of this network; until one does, this \
