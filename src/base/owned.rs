@@ -47,6 +47,18 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
         }
     }
 
+    /// The owner that must lose an item before the caller adds one of `owner`: at the cap, the owner closest to its share.
+    /// `None` below the cap.
+    ///
+    /// # Errors
+    /// [`AtCap::Share`] if the share of `owner` is reached. [`AtCap::All`] if no owner is closer to its share than `owner`.
+    pub fn to_lose(&self, owner: &Owner) -> Result<Option<Owner>, AtCap> {
+        match self.check(owner) {
+            Err(AtCap::All) if self.is_below_fullest(owner) => Ok(self.fullest()),
+            checked => checked.map(|()| None),
+        }
+    }
+
     /// Adds an item within the shares.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use rand::CryptoRng;
 
 use crate::{
     base::{
-        AddressPrefix, CircuitId, Counter as _, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened, Owned,
+        CircuitId, Counter as _, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened, Owned,
         Owner, ReadyQueue, RelayId, Transmit,
     },
     wire::{Cell, Command},
@@ -54,6 +54,8 @@ pub struct Channels {
     accepted: Owned<(), ChannelId>,
     /// Those of them with an unfinished handshake.
     handshakes: Owned<(), ChannelId>,
+    /// The channels over which this node reaches volunteers, or will reach them after a valid PROOF.
+    volunteers: Owned<(), ChannelId>,
     /// Channels that may have a message to send, in round-robin order.
     ready: ReadyQueue<ChannelId>,
     outbox: VecDeque<Transmit>,
@@ -73,6 +75,7 @@ impl Channels {
         Self {
             accepted: Owned::new(parameters.channels),
             handshakes: Owned::new(parameters.handshakes),
+            volunteers: Owned::new(parameters.volunteers),
             role,
             parameters,
             channels: BTreeMap::new(),
@@ -97,10 +100,9 @@ impl Channels {
             LinkEvent::Message { link, lane, message } => {
                 let id = ChannelId(link);
                 let Some(channel) = self.channels.get_mut(&id) else { return };
-                let (was_open, was_queued) = (channel.is_open(), channel.queue().len());
-                let source = channel.source();
+                let (was_open, was_queued, owner) = (channel.is_open(), channel.queue().len(), channel.owner());
                 // Only HELLO can set REACH.
-                let may_be_gateway = channel.awaits_hello() && self.takes_volunteer(source);
+                let may_be_gateway = channel.awaits_hello() && self.takes_volunteer(&owner);
                 let Some(channel) = self.channels.get_mut(&id) else { return };
                 let result = channel.handle_message(now, lane, message, may_be_gateway, &mut self.events);
                 let freed = was_queued.saturating_sub(channel.queue().len());
@@ -108,6 +110,7 @@ impl Channels {
                 if !was_open && channel.is_open() {
                     self.channel_opened(id);
                 }
+                self.update_volunteer(id);
                 match result {
                     Ok(()) => self.make_ready(id),
                     Err(error) => self.close_with_error(id, error),
@@ -259,8 +262,16 @@ impl Channels {
     /// Ends this node's role as a gateway over `channel`. The volunteer at the other end counts as an ordinary relay
     /// from now on.
     pub fn stop_reaching(&mut self, channel: ChannelId) {
+        if let Some(state) = self.channels.get_mut(&channel) {
+            state.stop_reaching();
+            self.update_volunteer(channel);
+        }
+    }
+
+    /// Sets whether the directory counts the volunteer at the other end.
+    pub fn set_counted(&mut self, channel: ChannelId, counted: bool) {
         if let Some(channel) = self.channels.get_mut(&channel) {
-            channel.stop_reaching();
+            channel.counted = counted;
         }
     }
 
@@ -439,16 +450,6 @@ impl Channels {
         }
     }
 
-    /// Whether this node may be a gateway of one more volunteer from `source`.
-    fn takes_volunteer(&self, source: AddressPrefix) -> bool {
-        let (mut all, mut of_source) = (0_usize, 0_usize);
-        for channel in self.channels.values().filter(|channel| channel.reaches()) {
-            all.increment();
-            of_source = of_source.saturating_add(usize::from(channel.source() == source));
-        }
-        all < self.parameters.volunteers && of_source < self.parameters.volunteers_per_source
-    }
-
     fn link_opened(&mut self, now: Instant, link: LinkId, opened: LinkOpened, rng: &mut dyn CryptoRng) {
         if let Some(relay) = opened.dialled {
             self.dials.remove(&relay);
@@ -531,6 +532,9 @@ impl Channels {
         self.queued = self.queued.saturating_sub(channel.queue().len());
         if channel.dialled().is_none() {
             self.accepted.remove(&channel.owner(), (), id);
+        }
+        if channel.has_volunteer_place {
+            self.volunteers.remove(&channel.owner(), (), id);
         }
         let Some(outcome) = channel.outcome() else {
             self.unfinished.decrement();

@@ -7,7 +7,7 @@ use rand::CryptoRng;
 
 use crate::{
     base::{
-        AddressPrefix, CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, Owner, RelayId, Slots, Ticket,
+        CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, Owner, RelayId, Slots, Ticket,
         TokenBucket,
     },
     wire::{CELL_LEN, Cell, Command},
@@ -65,7 +65,6 @@ pub(super) struct Channel {
     messages: VecDeque<(Lane, Slots)>,
     queue: FairQueue,
     creates: TokenBucket,
-    source: AddressPrefix,
     owner: Owner,
     /// Whether a relay at the other end has the limits of a relay.
     listed: bool,
@@ -79,6 +78,10 @@ pub(super) struct Channel {
     pub(super) ready: Ticket,
     /// Whether the channel stays open without circuits.
     pub(super) kept: bool,
+    /// Whether the channel counts towards the cap of volunteers.
+    pub(super) has_volunteer_place: bool,
+    /// Whether the directory counts the volunteer at the other end.
+    pub(super) counted: bool,
     /// Whether the keys of the link are close to their limit. The channel then closes with its last circuit.
     retires: bool,
 }
@@ -92,8 +95,7 @@ impl Channel {
         reach: bool,
         rng: &mut dyn CryptoRng,
     ) -> Self {
-        let address = opened.peer_address.0.ip().to_canonical();
-        let (source, owner) = (AddressPrefix::source(address), Owner::of_address(address));
+        let owner = Owner::of_address(opened.peer_address.0.ip());
         let (dialled, lanes) = (opened.dialled, opened.lanes);
         let (handshake, hello) = AwaitingHello::start(role, opened, reach, rng);
         Self {
@@ -106,7 +108,6 @@ impl Channel {
             messages: VecDeque::from([(Lane::FIRST, hello.into())]),
             queue: FairQueue::default(),
             creates: TokenBucket::new(),
-            source,
             owner,
             listed: dialled.is_some(),
             opened_at: now,
@@ -115,6 +116,8 @@ impl Channel {
             idle_since: Some(now),
             ready: Ticket::new(),
             kept: false,
+            has_volunteer_place: false,
+            counted: false,
             retires: false,
         }
     }
@@ -184,11 +187,6 @@ impl Channel {
 
     pub(super) const fn queue(&self) -> &FairQueue {
         &self.queue
-    }
-
-    /// The source of the other end's address.
-    pub(super) const fn source(&self) -> AddressPrefix {
-        self.source
     }
 
     /// The owner, by address, of the other end's units of caps and rates.

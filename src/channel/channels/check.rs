@@ -10,9 +10,18 @@ impl Channels {
         let unfinished = channels.values().filter(|channel| !channel.is_open());
         assert_eq!(self.unfinished, unfinished.count());
         let accepted = || channels.values().filter(|channel| channel.dialled().is_none());
+        let places = channels.values().filter(|channel| channel.has_volunteer_place);
+        assert!(places.clone().all(|channel| channel.reaches()), "places of volunteers");
+        assert_eq!(channels.values().filter(|channel| channel.reaches()).count(), places.clone().count());
+        assert!(places.clone().count() <= parameters.volunteers, "volunteers");
         let (accepted, handshakes) = (accepted().count(), accepted().filter(|channel| !channel.is_open()).count());
         assert!(accepted <= parameters.channels && handshakes <= parameters.handshakes, "{accepted} {handshakes}");
-        for (owned, expected) in [(&self.accepted, accepted), (&self.handshakes, handshakes)] {
+        let owned = [
+            (&self.accepted, accepted),
+            (&self.handshakes, handshakes),
+            (&self.volunteers, places.count()),
+        ];
+        for (owned, expected) in owned {
             let (shares, items, _) = owned.counts();
             assert_eq!((shares, items), (expected, expected));
         }

@@ -1,7 +1,7 @@
 //! Room for new links: the channels that close at a cap.
 
 use crate::{
-    base::{AtCap, LinkOpened, Owner},
+    base::{LinkOpened, Owned, Owner},
     channel::{ChannelId, state::Channel},
 };
 
@@ -19,22 +19,46 @@ impl Channels {
         }
         let owner = Owner::of_address(opened.peer_address.0.ip());
         let Ok(handshake) = self.handshakes.to_evict(&owner) else { return false };
-        let at_cap = match self.accepted.check(&owner) {
-            Ok(()) => false,
-            Err(AtCap::All) if self.accepted.is_below_fullest(&owner) => true,
-            Err(_) => return false,
-        };
-        let evicted = handshake.or_else(|| self.least_used().filter(|_| at_cap));
-        if let Some(evicted) = evicted {
+        let Ok(loser) = self.accepted.to_lose(&owner) else { return false };
+        let least_used = || self.first_of(&self.accepted, &loser?, Channel::rank);
+        if let Some(evicted) = handshake.or_else(least_used) {
             self.close(evicted);
         }
         true
     }
 
-    /// Of the owner closest to its share, the least used channel that another node dialled.
-    fn least_used(&self) -> Option<ChannelId> {
-        let owner = self.accepted.fullest()?;
-        self.accepted.items_of(&owner).min_by_key(|id| self.channels.get(id).map(Channel::rank))
+    /// The channel of `owner` with the lowest rank.
+    fn first_of<R: Ord>(
+        &self,
+        owned: &Owned<(), ChannelId>,
+        owner: &Owner,
+        rank: impl Fn(&Channel) -> R,
+    ) -> Option<ChannelId> {
+        owned.items_of(owner).min_by_key(|id| self.channels.get(id).map(&rank))
+    }
+
+    /// Whether this node may be a gateway of one more volunteer of `owner`.
+    pub(super) fn takes_volunteer(&self, owner: &Owner) -> bool {
+        self.volunteers.to_lose(owner).is_ok()
+    }
+
+    /// Counts a channel that has begun or ceased to reach a volunteer. At the cap of volunteers, the owner closest to its
+    /// share loses a channel: its oldest volunteer that the directory doesn't count, else its oldest one.
+    pub(super) fn update_volunteer(&mut self, id: ChannelId) {
+        let Some(channel) = self.channels.get_mut(&id) else { return };
+        let (owner, reaches) = (channel.owner(), channel.reaches());
+        if core::mem::replace(&mut channel.has_volunteer_place, reaches) == reaches {
+            return;
+        }
+        if !reaches {
+            return self.volunteers.remove(&owner, (), id);
+        }
+        if let Ok(Some(loser)) = self.volunteers.to_lose(&owner)
+            && let Some(evicted) = self.first_of(&self.volunteers, &loser, |channel| channel.counted)
+        {
+            self.close(evicted);
+        }
+        self.volunteers.add(owner, (), id);
     }
 
     /// Closes the channel that was idle for longest, of those that this end dialled.
