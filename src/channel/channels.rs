@@ -48,6 +48,8 @@ pub struct Channels {
     dials: BTreeMap<RelayId, Instant>,
     /// The gateways of this volunteer: new channels that it dials to them have REACH.
     gateways: BTreeSet<RelayId>,
+    /// The relays that this node dialled over a link with an unfinished handshake.
+    opening: BTreeSet<RelayId>,
     /// Links with an unfinished handshake, dialled ones too.
     unfinished: usize,
     /// The channels that other nodes dialled, by owner.
@@ -82,6 +84,7 @@ impl Channels {
             by_relay: BTreeMap::new(),
             dials: BTreeMap::new(),
             gateways: BTreeSet::new(),
+            opening: BTreeSet::new(),
             unfinished: 0,
             ready: ReadyQueue::new(),
             outbox: VecDeque::new(),
@@ -186,9 +189,7 @@ impl Channels {
         if let Some(channel) = self.lookup(&relay) {
             return Some(channel);
         }
-        let unfinished = |channel: &Channel| channel.dialled() == Some(relay) && !channel.is_open();
-        let in_flight = self.dials.contains_key(&relay) || self.channels.values().any(unfinished);
-        if in_flight {
+        if self.dials.contains_key(&relay) || self.opening.contains(&relay) {
             return None;
         }
         if self.dials.len() >= self.parameters.dials || self.role.identity() == Some(relay) {
@@ -315,11 +316,11 @@ impl Channels {
         self.channels.get_mut(&channel)?.allocate(&self.parameters, rng)
     }
 
-    /// Whether `channel` is open and has the maximum number of circuits.
+    /// Whether `channel` is open and has the maximum number of live circuits.
     #[must_use]
     pub fn is_full(&self, channel: ChannelId) -> bool {
         let channel = self.channels.get(&channel).filter(|channel| channel.is_open());
-        channel.is_some_and(|channel| !channel.has_capacity(&self.parameters))
+        channel.is_some_and(|channel| channel.queue().circuits() >= channel.max_circuits(&self.parameters))
     }
 
     /// Whether the other end of `channel` may open one more circuit now, within the limits on number and rate. Each
@@ -453,6 +454,7 @@ impl Channels {
     fn link_opened(&mut self, now: Instant, link: LinkId, opened: LinkOpened, rng: &mut dyn CryptoRng) {
         if let Some(relay) = opened.dialled {
             self.dials.remove(&relay);
+            self.opening.insert(relay);
         }
         let refused = match &self.role {
             LocalRole::Client | LocalRole::Volunteer(_) => opened.dialled.is_none(),
@@ -481,8 +483,9 @@ impl Channels {
     fn channel_opened(&mut self, id: ChannelId) {
         self.unfinished.decrement();
         let Some(new) = self.channels.get(&id) else { return };
-        if new.dialled().is_none() {
-            self.handshakes.remove(&new.owner(), (), id);
+        match new.dialled() {
+            Some(relay) => _ = self.opening.remove(&relay),
+            None => self.handshakes.remove(&new.owner(), (), id),
         }
         let (Some(peer), Some(new_is_ours)) = (new.peer(), new.outcome().map(|outcome| outcome.dialler)) else {
             return;
@@ -539,7 +542,10 @@ impl Channels {
         let Some(outcome) = channel.outcome() else {
             self.unfinished.decrement();
             match channel.dialled() {
-                Some(relay) => self.dial_failed(relay, error),
+                Some(relay) => {
+                    self.opening.remove(&relay);
+                    self.dial_failed(relay, error);
+                }
                 None => self.handshakes.remove(&channel.owner(), (), id),
             }
             return;

@@ -344,9 +344,17 @@ impl Channel {
     /// Whether the channel has fewer live circuits than its limit. The entries of its queue must also be fewer than
     /// twice the limit.
     pub(super) fn has_capacity(&self, parameters: &ChannelParameters) -> bool {
-        let relay = self.peer().is_some() && self.listed;
-        let limit = if relay { parameters.circuits_per_channel } else { parameters.circuits_per_client };
+        let limit = self.max_circuits(parameters);
         self.queue.circuits() < limit && self.queue.entries() < limit.saturating_mul(2)
+    }
+
+    /// The limit of live circuits.
+    pub(super) const fn max_circuits(&self, parameters: &ChannelParameters) -> usize {
+        if self.peer().is_some() && self.listed {
+            parameters.circuits_per_channel
+        } else {
+            parameters.circuits_per_client
+        }
     }
 
     /// Makes a circuit live; `false` if the circuit is live already or the channel is at its limit of circuits.

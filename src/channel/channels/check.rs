@@ -14,6 +14,8 @@ impl Channels {
         assert!(places.clone().all(|channel| channel.reaches()), "places of volunteers");
         assert_eq!(channels.values().filter(|channel| channel.reaches()).count(), places.clone().count());
         assert!(places.clone().count() <= parameters.volunteers, "volunteers");
+        let opening = |relay| channels.values().any(|channel| channel.dialled() == Some(relay) && !channel.is_open());
+        assert!(self.opening.iter().all(|relay| opening(*relay)), "dialled relays");
         let (accepted, handshakes) = (accepted().count(), accepted().filter(|channel| !channel.is_open()).count());
         assert!(accepted <= parameters.channels && handshakes <= parameters.handshakes, "{accepted} {handshakes}");
         let owned = [
@@ -41,7 +43,7 @@ impl Channels {
     /// Asserts that there is neither a channel nor a dial.
     pub(crate) fn assert_closed(&self) {
         self.assert_sound();
-        assert!(self.channels.is_empty() && self.by_relay.is_empty() && self.dials.is_empty());
+        assert!(self.channels.is_empty() && self.by_relay.is_empty() && self.dials.is_empty() && self.opening.is_empty());
         assert_eq!((self.queued, self.unfinished), (0, 0));
     }
 }
