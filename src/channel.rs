@@ -102,11 +102,10 @@ pub struct ChannelParameters {
     /// Time without a circuit after which the dialler closes the channel; the other end waits twice as long. Default
     /// 180 s.
     pub idle_timeout: Duration,
-    /// Maximum volunteers for which this node is a gateway. Channels to further volunteers are ordinary channels.
-    /// Default 512; a node with 0 is no gateway.
+    /// Maximum volunteers for which this node is a gateway, with the shares of `channels`. The channel to a volunteer
+    /// whose owner is at its share is an ordinary channel. At the cap, the owner closest to its share loses a channel:
+    /// first that of a volunteer that the directory doesn't count. Default 512; a node with 0 is no gateway.
     pub volunteers: usize,
-    /// Maximum volunteers of one IPv4 address or IPv6 /64 for which this node is a gateway. Default 64.
-    pub volunteers_per_source: usize,
 }
 
 impl Default for ChannelParameters {
@@ -129,7 +128,6 @@ impl Default for ChannelParameters {
             stall_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(180),
             volunteers: 512,
-            volunteers_per_source: 64,
         }
     }
 }

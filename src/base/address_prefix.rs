@@ -7,7 +7,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// | prefix | IPv4 | IPv6 | assigned to | limits |
 /// |---|---|---|---|---|
 /// | [`source`](Self::source) | /32 | /64 | one machine | accepted links and their memory, channels, circuits, volunteers of a gateway, proved and listed relays |
-/// | [`network`](Self::network) | /24 | /48 | one customer | accepted links and their memory, channels, circuits, connections of a directory, unproved, proved and listed relays, running proofs |
+/// | [`network`](Self::network) | /24 | /48 | one customer | accepted links and their memory, channels, circuits, volunteers of a gateway, connections of a directory, unproved, proved and listed relays, running proofs |
 /// | [`block`](Self::block) | /16 | /32 | one provider | relays of one path, proved and listed relays |
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AddressPrefix {

@@ -11,8 +11,8 @@ use rand::CryptoRng;
 
 use crate::{
     base::{
-        AddressPrefix, CircuitId, Counter as _, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened, Owned,
-        Owner, ReadyQueue, RelayId, Transmit,
+        CircuitId, Counter as _, DialError, DialTarget, Instant, LinkEvent, LinkId, LinkOpened, Owned, Owner,
+        ReadyQueue, RelayId, Transmit,
     },
     wire::{Cell, Command},
 };
@@ -48,12 +48,16 @@ pub struct Channels {
     dials: BTreeMap<RelayId, Instant>,
     /// The gateways of this volunteer: new channels that it dials to them have REACH.
     gateways: BTreeSet<RelayId>,
+    /// The relays that this node dialled over a link with an unfinished handshake.
+    opening: BTreeSet<RelayId>,
     /// Links with an unfinished handshake, dialled ones too.
     unfinished: usize,
     /// The channels that other nodes dialled, by owner.
     accepted: Owned<(), ChannelId>,
     /// Those of them with an unfinished handshake.
     handshakes: Owned<(), ChannelId>,
+    /// The channels over which this node reaches volunteers, or will reach them after a valid PROOF.
+    volunteers: Owned<(), ChannelId>,
     /// Channels that may have a message to send, in round-robin order.
     ready: ReadyQueue<ChannelId>,
     outbox: VecDeque<Transmit>,
@@ -73,12 +77,14 @@ impl Channels {
         Self {
             accepted: Owned::new(parameters.channels),
             handshakes: Owned::new(parameters.handshakes),
+            volunteers: Owned::new(parameters.volunteers),
             role,
             parameters,
             channels: BTreeMap::new(),
             by_relay: BTreeMap::new(),
             dials: BTreeMap::new(),
             gateways: BTreeSet::new(),
+            opening: BTreeSet::new(),
             unfinished: 0,
             ready: ReadyQueue::new(),
             outbox: VecDeque::new(),
@@ -97,10 +103,9 @@ impl Channels {
             LinkEvent::Message { link, lane, message } => {
                 let id = ChannelId(link);
                 let Some(channel) = self.channels.get_mut(&id) else { return };
-                let (was_open, was_queued) = (channel.is_open(), channel.queue().len());
-                let source = channel.source();
+                let (was_open, was_queued, owner) = (channel.is_open(), channel.queue().len(), channel.owner());
                 // Only HELLO can set REACH.
-                let may_be_gateway = channel.awaits_hello() && self.takes_volunteer(source);
+                let may_be_gateway = channel.awaits_hello() && self.takes_volunteer(&owner);
                 let Some(channel) = self.channels.get_mut(&id) else { return };
                 let result = channel.handle_message(now, lane, message, may_be_gateway, &mut self.events);
                 let freed = was_queued.saturating_sub(channel.queue().len());
@@ -108,6 +113,7 @@ impl Channels {
                 if !was_open && channel.is_open() {
                     self.channel_opened(id);
                 }
+                self.update_volunteer(id);
                 match result {
                     Ok(()) => self.make_ready(id),
                     Err(error) => self.close_with_error(id, error),
@@ -183,9 +189,7 @@ impl Channels {
         if let Some(channel) = self.lookup(&relay) {
             return Some(channel);
         }
-        let unfinished = |channel: &Channel| channel.dialled() == Some(relay) && !channel.is_open();
-        let in_flight = self.dials.contains_key(&relay) || self.channels.values().any(unfinished);
-        if in_flight {
+        if self.dials.contains_key(&relay) || self.opening.contains(&relay) {
             return None;
         }
         if self.dials.len() >= self.parameters.dials || self.role.identity() == Some(relay) {
@@ -259,8 +263,16 @@ impl Channels {
     /// Ends this node's role as a gateway over `channel`. The volunteer at the other end counts as an ordinary relay
     /// from now on.
     pub fn stop_reaching(&mut self, channel: ChannelId) {
+        if let Some(state) = self.channels.get_mut(&channel) {
+            state.stop_reaching();
+            self.update_volunteer(channel);
+        }
+    }
+
+    /// Sets whether the directory counts the volunteer at the other end.
+    pub fn set_counted(&mut self, channel: ChannelId, counted: bool) {
         if let Some(channel) = self.channels.get_mut(&channel) {
-            channel.stop_reaching();
+            channel.counted = counted;
         }
     }
 
@@ -311,11 +323,11 @@ impl Channels {
         self.channels.get_mut(&channel)?.allocate(&self.parameters, rng)
     }
 
-    /// Whether `channel` is open and has the maximum number of circuits.
+    /// Whether `channel` is open and has the maximum number of live circuits.
     #[must_use]
     pub fn is_full(&self, channel: ChannelId) -> bool {
         let channel = self.channels.get(&channel).filter(|channel| channel.is_open());
-        channel.is_some_and(|channel| !channel.has_capacity(&self.parameters))
+        channel.is_some_and(|channel| channel.queue().circuits() >= channel.max_circuits(&self.parameters))
     }
 
     /// Whether the other end of `channel` may open one more circuit now, within the limits on number and rate. Each
@@ -446,19 +458,10 @@ impl Channels {
         }
     }
 
-    /// Whether this node may be a gateway of one more volunteer from `source`.
-    fn takes_volunteer(&self, source: AddressPrefix) -> bool {
-        let (mut all, mut of_source) = (0_usize, 0_usize);
-        for channel in self.channels.values().filter(|channel| channel.reaches()) {
-            all.increment();
-            of_source = of_source.saturating_add(usize::from(channel.source() == source));
-        }
-        all < self.parameters.volunteers && of_source < self.parameters.volunteers_per_source
-    }
-
     fn link_opened(&mut self, now: Instant, link: LinkId, opened: LinkOpened, rng: &mut dyn CryptoRng) {
         if let Some(relay) = opened.dialled {
             self.dials.remove(&relay);
+            self.opening.insert(relay);
         }
         let refused = match &self.role {
             LocalRole::Client | LocalRole::Volunteer(_) => opened.dialled.is_none(),
@@ -487,8 +490,9 @@ impl Channels {
     fn channel_opened(&mut self, id: ChannelId) {
         self.unfinished.decrement();
         let Some(new) = self.channels.get(&id) else { return };
-        if new.dialled().is_none() {
-            self.handshakes.remove(&new.owner(), (), id);
+        match new.dialled() {
+            Some(relay) => _ = self.opening.remove(&relay),
+            None => self.handshakes.remove(&new.owner(), (), id),
         }
         let (Some(peer), Some(new_is_ours)) = (new.peer(), new.outcome().map(|outcome| outcome.dialler)) else {
             return;
@@ -539,10 +543,16 @@ impl Channels {
         if channel.dialled().is_none() {
             self.accepted.remove(&channel.owner(), (), id);
         }
+        if channel.has_volunteer_place {
+            self.volunteers.remove(&channel.owner(), (), id);
+        }
         let Some(outcome) = channel.outcome() else {
             self.unfinished.decrement();
             match channel.dialled() {
-                Some(relay) => self.dial_failed(relay, error),
+                Some(relay) => {
+                    self.opening.remove(&relay);
+                    self.dial_failed(relay, error);
+                }
                 None => self.handshakes.remove(&channel.owner(), (), id),
             }
             return;

@@ -6,10 +6,7 @@ use std::collections::VecDeque;
 use rand::CryptoRng;
 
 use crate::{
-    base::{
-        AddressPrefix, CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, Owner, RelayId, Slots, Ticket,
-        TokenBucket,
-    },
+    base::{CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, Owner, RelayId, Slots, Ticket, TokenBucket},
     wire::{CELL_LEN, Cell, Command},
 };
 
@@ -66,7 +63,6 @@ pub(super) struct Channel {
     messages: VecDeque<(Lane, Slots)>,
     queue: FairQueue,
     creates: TokenBucket,
-    source: AddressPrefix,
     owner: Owner,
     /// Whether the relay at the other end is listed; `None` until the owner of the channels states it.
     listed: Option<bool>,
@@ -80,6 +76,10 @@ pub(super) struct Channel {
     pub(super) ready: Ticket,
     /// Whether the channel stays open without circuits.
     pub(super) kept: bool,
+    /// Whether the channel counts towards the cap of volunteers.
+    pub(super) has_volunteer_place: bool,
+    /// Whether the directory counts the volunteer at the other end.
+    pub(super) counted: bool,
     /// Whether the keys of the link are close to their limit. The channel then closes with its last circuit.
     retires: bool,
 }
@@ -93,8 +93,7 @@ impl Channel {
         requests_reach: bool,
         rng: &mut dyn CryptoRng,
     ) -> Self {
-        let address = opened.peer_address.0.ip().to_canonical();
-        let (source, owner) = (AddressPrefix::source(address), Owner::of_address(address));
+        let owner = Owner::of_address(opened.peer_address.0.ip());
         let (dialled, lanes) = (opened.dialled, opened.lanes);
         let (handshake, hello) = AwaitingHello::start(role, opened, requests_reach, rng);
         Self {
@@ -107,7 +106,6 @@ impl Channel {
             messages: VecDeque::from([(Lane::FIRST, hello.into())]),
             queue: FairQueue::default(),
             creates: TokenBucket::new(),
-            source,
             owner,
             listed: None,
             opened_at: now,
@@ -116,6 +114,8 @@ impl Channel {
             idle_since: Some(now),
             ready: Ticket::new(),
             kept: false,
+            has_volunteer_place: false,
+            counted: false,
             retires: false,
         }
     }
@@ -187,11 +187,6 @@ impl Channel {
         &self.queue
     }
 
-    /// The source of the other end's address.
-    pub(super) const fn source(&self) -> AddressPrefix {
-        self.source
-    }
-
     /// The owner, by address, of the other end's units of caps and rates.
     pub(super) const fn owner(&self) -> Owner {
         self.owner
@@ -213,7 +208,7 @@ impl Channel {
     }
 
     /// Whether the other end has the limits of a relay.
-    fn has_relay_limits(&self) -> bool {
+    pub(super) fn has_relay_limits(&self) -> bool {
         self.peer().is_some() && (self.listed != Some(false) || self.reaches())
     }
 
@@ -353,9 +348,13 @@ impl Channel {
     /// Whether the channel may have one more live circuit: its live circuits are fewer than the limit, and the entries
     /// of its queue fewer than twice the limit.
     pub(super) fn has_capacity(&self, parameters: &ChannelParameters) -> bool {
-        let limit =
-            if self.has_relay_limits() { parameters.circuits_per_channel } else { parameters.circuits_per_client };
+        let limit = self.max_circuits(parameters);
         self.queue.circuits() < limit && self.queue.entries() < limit.saturating_mul(2)
+    }
+
+    /// The limit of live circuits.
+    pub(super) fn max_circuits(&self, parameters: &ChannelParameters) -> usize {
+        if self.has_relay_limits() { parameters.circuits_per_channel } else { parameters.circuits_per_client }
     }
 
     /// Makes a circuit live; `false` if the circuit is live already or the channel is at its limit of circuits.

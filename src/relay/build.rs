@@ -253,8 +253,8 @@ impl Relay {
         }
     }
 
-    /// Sends CREATE to the next hop. On a full channel, ends a circuit of the owner closest to its share, unless that is
-    /// the owner of this circuit. `None` if the circuit must end.
+    /// Sends CREATE to the next hop. On a channel with the maximum number of circuits, ends a circuit of the owner closest
+    /// to its share, unless that is the owner of this circuit. `None` if the circuit must end.
     fn create(
         &mut self,
         now: Instant,

@@ -49,6 +49,7 @@ impl GatewayVolunteers {
         volunteers.retain(|channel, since| {
             let is_counted =
                 channels.peer(*channel).is_some_and(|relay| counted.volunteers.binary_search(&relay).is_ok());
+            channels.set_counted(*channel, is_counted);
             // Measured from the first list without the volunteer: after an outage, the directory first needs a report
             // of the volunteer.
             *since = if is_counted { None } else { since.or(Some(now)) };

@@ -10,9 +10,16 @@ impl Channels {
         let unfinished = channels.values().filter(|channel| !channel.is_open());
         assert_eq!(self.unfinished, unfinished.count());
         let accepted = || channels.values().filter(|channel| channel.dialled().is_none());
+        let places = channels.values().filter(|channel| channel.has_volunteer_place);
+        assert!(places.clone().all(|channel| channel.reaches()), "places of volunteers");
+        assert_eq!(channels.values().filter(|channel| channel.reaches()).count(), places.clone().count());
+        assert!(places.clone().count() <= parameters.volunteers, "volunteers");
+        let opening = |relay| channels.values().any(|channel| channel.dialled() == Some(relay) && !channel.is_open());
+        assert!(self.opening.iter().all(|relay| opening(*relay)), "dialled relays");
         let (accepted, handshakes) = (accepted().count(), accepted().filter(|channel| !channel.is_open()).count());
         assert!(accepted <= parameters.channels && handshakes <= parameters.handshakes, "{accepted} {handshakes}");
-        for (owned, expected) in [(&self.accepted, accepted), (&self.handshakes, handshakes)] {
+        let owned = [(&self.accepted, accepted), (&self.handshakes, handshakes), (&self.volunteers, places.count())];
+        for (owned, expected) in owned {
             let (shares, items, _) = owned.counts();
             assert_eq!((shares, items), (expected, expected));
         }
@@ -32,7 +39,9 @@ impl Channels {
     /// Asserts that there is neither a channel nor a dial.
     pub(crate) fn assert_closed(&self) {
         self.assert_sound();
-        assert!(self.channels.is_empty() && self.by_relay.is_empty() && self.dials.is_empty());
+        assert!(
+            self.channels.is_empty() && self.by_relay.is_empty() && self.dials.is_empty() && self.opening.is_empty()
+        );
         assert_eq!((self.queued, self.unfinished), (0, 0));
     }
 }

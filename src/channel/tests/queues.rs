@@ -154,6 +154,26 @@ fn too_many_circuits_on_a_channel_are_refused() {
         assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).is_some());
     }
     assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).is_none());
+    assert!(pair.a.channels.is_full(channel));
+}
+
+#[test]
+fn a_channel_whose_ended_circuits_are_queued_has_not_the_maximum_of_circuits() {
+    let parameters = ChannelParameters { circuits_per_channel: 3, ..ChannelParameters::default() };
+    let (mut pair, channel) = client_and_relay_with(parameters, ChannelParameters::default());
+    pair.room(1, 0);
+    let standing = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+    for tag in 0..5 {
+        let ended = pair.a.channels.allocate_circuit(channel, &mut pair.rng).unwrap();
+        pair.a.channels.send(channel, cell(ended, tag)).unwrap();
+        pair.a.channels.end_circuit(pair.now, channel, ended);
+    }
+    assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).is_none(), "six entries");
+    assert!(!pair.a.channels.is_full(channel), "the end of a live circuit would give no room");
+    pair.room(1, ROOM);
+    pair.settle();
+    assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).is_some());
+    pair.a.channels.end_circuit(pair.now, channel, standing);
 }
 
 #[test]

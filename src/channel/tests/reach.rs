@@ -1,5 +1,7 @@
 //! Tests of channels over which volunteers are reached.
 
+use core::net::{IpAddr, Ipv6Addr};
+
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
 
@@ -68,12 +70,12 @@ fn a_volunteer_requests_reach_only_of_its_gateways() {
 
 #[test]
 fn a_volunteer_is_reached_over_its_newest_channel_and_idle_older_ones_close() {
-    let mut pair = volunteer_and_gateway(ChannelParameters { volunteers: 2, ..ChannelParameters::default() });
+    let mut pair = volunteer_and_gateway(ChannelParameters { volunteers: 32, ..ChannelParameters::default() });
     pair.advance(Duration::from_secs(30));
     pair.link(2, key(GATEWAY).id());
     pair.settle();
     assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
-    // A third channel exceeds the cap, so the channel that reaches the volunteer stays selected.
+    // A third channel exceeds the share of its source, so the channel that reaches the volunteer stays selected.
     pair.advance(Duration::from_secs(30));
     pair.link(3, key(GATEWAY).id());
     pair.settle();
@@ -108,14 +110,105 @@ fn a_volunteer_closes_links_that_other_ends_dialled() {
 
 #[test]
 fn beyond_its_caps_a_gateway_treats_a_volunteer_as_an_ordinary_relay() {
-    for parameters in [
-        ChannelParameters { volunteers: 0, ..ChannelParameters::default() },
-        ChannelParameters { volunteers_per_source: 0, ..ChannelParameters::default() },
-    ] {
-        let pair = volunteer_and_gateway(parameters);
-        assert_eq!(reported_reach(&pair.b), Some(false));
-        assert_eq!(pair.b.channels.volunteers(), []);
+    let pair = volunteer_and_gateway(ChannelParameters { volunteers: 0, ..ChannelParameters::default() });
+    assert_eq!(reported_reach(&pair.b), Some(false));
+    assert_eq!(pair.b.channels.volunteers(), []);
+
+    let mut gateway = Gateway::new(16);
+    let source = [198, 51, 100, 1].into();
+    let [first, second] = [0, 0].map(|_| gateway.join(source));
+    assert!(gateway.stands(first) && gateway.reaches(first));
+    assert!(gateway.stands(second) && !gateway.reaches(second), "a source has a sixteenth");
+}
+
+/// A gateway, and the volunteer that has dialled it last.
+struct Gateway {
+    pair: Pair,
+    last_link: u64,
+}
+
+impl Gateway {
+    fn new(volunteers: usize) -> Self {
+        let parameters = ChannelParameters { volunteers, ..ChannelParameters::default() };
+        Self { pair: Pair::new(volunteer(), Node::with(LocalRole::Relay(key(GATEWAY)), parameters)), last_link: 0 }
     }
+
+    /// A new volunteer at `address` dials the gateway.
+    fn join(&mut self, address: IpAddr) -> ChannelId {
+        self.last_link += 1;
+        let mut seed = [9; 32];
+        seed[..8].copy_from_slice(&self.last_link.to_be_bytes());
+        let pair = &mut self.pair;
+        pair.a = Node::new(LocalRole::Volunteer(Arc::new(IdentityKey::from_bytes(&seed))));
+        pair.a.channels.set_gateways(BTreeSet::from([key(GATEWAY).id()]));
+        let link = LinkId(self.last_link);
+        let dialled = LinkEvent::Opened { link, opened: opened(Some(key(GATEWAY).id()), 1, 2) };
+        pair.a.handle(pair.now, dialled, &mut pair.rng);
+        accept_link(&mut pair.b, pair.now, self.last_link, (address, 1).into());
+        pair.room(self.last_link, ROOM);
+        pair.settle();
+        pair.b.channels.assert_sound();
+        ChannelId(link)
+    }
+
+    fn reaches(&self, channel: ChannelId) -> bool {
+        self.pair.b.channels.reaches(channel)
+    }
+
+    /// Whether the gateway has not closed a channel.
+    fn stands(&self, channel: ChannelId) -> bool {
+        !self.pair.closed.contains(&channel.0)
+    }
+}
+
+/// Each address has as many volunteers as it can, which the directory counts, and joins another one for each that the
+/// gateway closes. Asserts that the volunteers of other networks keep their places and find new ones.
+fn hold_all_places(addresses: &[IpAddr]) {
+    let mut gateway = Gateway::new(128);
+    let honest = |number: u8| [203, 0, number, 1].into();
+    let mut volunteers: Vec<_> = (0..4).map(|number| gateway.join(honest(number))).collect();
+    for number in 4..10 {
+        for address in addresses.iter().cycle().take(if number == 4 { 256 } else { 32 }) {
+            let channel = gateway.join(*address);
+            gateway.pair.b.channels.set_counted(channel, true);
+        }
+        volunteers.push(gateway.join(honest(number)));
+        assert!(volunteers.iter().all(|channel| gateway.reaches(*channel)), "after {number} honest volunteers");
+    }
+    let all = gateway.pair.b.channels.volunteers().len();
+    assert!((32..=128).contains(&all), "{all} volunteers");
+}
+
+#[test]
+fn volunteers_of_others_keep_and_find_places_while_sixteen_sources_hold_all_they_can() {
+    let addresses: Vec<_> = (0..16).map(|number| [198, 51, number % 4, number / 4].into()).collect();
+    hold_all_places(&addresses);
+}
+
+#[test]
+fn volunteers_of_others_keep_and_find_places_while_a_48_holds_all_it_can() {
+    let address = |subnet| Ipv6Addr::new(0x2001, 0xdb8, 1, subnet, 0, 0, 0, 1).into();
+    hold_all_places(&(0..256).map(address).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_fullest_source_loses_its_oldest_volunteer_that_the_directory_does_not_count() {
+    let mut gateway = Gateway::new(64);
+    let source = [198, 51, 100, 1].into();
+    let of_source = [0; 4].map(|_| gateway.join(source));
+    gateway.pair.b.channels.set_counted(of_source[0], true);
+    gateway.pair.b.channels.set_counted(of_source[2], true);
+    for network in 0..60 {
+        gateway.join([203, 0, network, 1].into());
+    }
+    let order = [of_source[1], of_source[3], of_source[0]];
+    for (network, lost) in (60..).zip(order) {
+        assert!(gateway.stands(lost));
+        let joined = gateway.join([203, 0, network, 1].into());
+        assert!(gateway.reaches(joined) && !gateway.stands(lost));
+    }
+    let lost = gateway.join([203, 0, 0, 1].into());
+    assert!(gateway.stands(lost) && !gateway.reaches(lost), "no source is fuller");
 }
 
 #[test]

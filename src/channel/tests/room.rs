@@ -155,16 +155,27 @@ fn the_fullest_source_loses_its_least_used_channel_and_one_of_a_listed_relay_las
     assert!(listener.stands(relay));
     listener.node.channels.set_listed(relay, true);
     for number in 0..60 {
-        listener.client(honest(number), 0);
+        listener.client(honest(number), 1);
     }
     listener.last_link = 100;
     let order = [clients[1], clients[2], clients[0]];
     for (number, evicted) in (60..).zip(order) {
-        let channel = listener.client(honest(number), 0);
+        let channel = listener.client(honest(number), 1);
         assert!(listener.stands(channel) && !listener.stands(evicted) && listener.stands(relay));
     }
-    let refused = listener.client(honest(62), 0);
+    let refused = listener.client(honest(63), 0);
     assert!(!listener.stands(refused), "each source has one channel");
+}
+
+#[test]
+fn among_equally_full_sources_only_an_idle_channel_ends_for_a_new_source() {
+    let mut listener = Listener::new(ChannelParameters { channels: 32, ..ChannelParameters::default() });
+    let standing: Vec<_> = (0..32).map(|number| listener.client(honest(number), u32::from(number != 20))).collect();
+    let admitted = listener.client(honest(40), 1);
+    assert!(listener.stands(admitted) && !listener.stands(standing[20]), "the idle one ends");
+    let refused = listener.client(honest(41), 0);
+    assert!(!listener.stands(refused));
+    assert_eq!(standing.iter().filter(|channel| !listener.stands(**channel)).count(), 1);
 }
 
 #[test]

@@ -329,6 +329,27 @@ fn a_client_extends_over_a_channel_that_circuits_of_two_sources_fill() {
     assert_eq!((bench.circuits(), bench.relay.table.next_channels()), (0, 0));
 }
 
+#[test]
+fn an_extend_over_a_stalled_channel_with_ended_circuits_ends_no_circuit_of_others() {
+    let channel = ChannelParameters { circuits_per_channel: 8, ..ChannelParameters::default() };
+    let mut bench = Bench::new(RelayParameters { channel, ..RelayParameters::default() });
+    let next = bench.next();
+    bench.address = [203, 0, 113, 1].into();
+    let honest = bench.client();
+    (1..=4).for_each(|number| extend_to(&mut bench, honest, number, NEXT));
+    bench.relay.handle_link(bench.now, LinkEvent::Room { link: next, bytes: 0 }, &mut bench.rng);
+    bench.address = [198, 51, 100, 1].into();
+    let attacker = bench.client();
+    // Each ended circuit leaves a DESTROY on the channel.
+    for number in 1..=12 {
+        extend_to(&mut bench, attacker, number, NEXT);
+        bench.send(attacker, &Cell::destroy(upper(number)));
+    }
+    extend_to(&mut bench, attacker, 13, NEXT);
+    assert!(!stands(&bench, attacker, 13), "the channel has no entry left");
+    assert!((1..=4).all(|number| stands(&bench, honest, number)));
+}
+
 /// Parameters with a low rate of CREATEs to the next relay.
 fn slow_creates() -> RelayParameters {
     RelayParameters { creates_to_relay: Rate { per_second: 10, burst: 5 }, ..RelayParameters::default() }

@@ -46,11 +46,11 @@ impl AcceptedLinks {
         if replaced.is_some() {
             return Ok(from_half_open);
         }
-        let from_all = self.all.to_evict(&owner)?;
-        if from_half_open.is_none() && from_all.is_some() && !self.all.is_below_fullest(&owner) {
-            return Err(AtCap::All);
+        if from_half_open.is_some() && self.all.check(&owner) != Err(AtCap::Share) {
+            return Ok(from_half_open);
         }
-        Ok(from_half_open.or(from_all))
+        let loser = self.all.to_lose(&owner)?;
+        Ok(loser.and_then(|loser| self.all.lowest_of(&loser)).map(|(_, route)| route))
     }
 
     /// Adds a link, for which there is room.
