@@ -153,7 +153,7 @@ impl Pair {
             last_due: now,
             losing: false,
             carried_at: now,
-            allowed: (0.0, now),
+            allowed: (conditions.policer.map_or(0.0, |(_, burst)| burst as f64), now),
         });
         let in_flight = BinaryHeap::new();
         Self {
