@@ -11,7 +11,7 @@ use super::{
 };
 use crate::directory::{
     Consensus, ConsensusBody, Document,
-    follow::{Followed, Follower, Schedule},
+    follow::{Followed, Schedule},
 };
 
 /// Time limit for the first consensus, including retries.
@@ -44,24 +44,28 @@ pub(super) async fn first_consensus(directories: &Directories) -> Result<Arc<Con
 /// Passes each document newer than the one in use to `take`, while `wanted` returns true.
 pub(super) async fn follow<B: Followed>(
     directories: Rc<Directories>,
-    in_use: Option<Arc<Document<B>>>,
+    mut in_use: Option<Arc<Document<B>>>,
     wanted: impl Fn() -> bool,
     take: impl Fn(Arc<Document<B>>),
 ) {
     let Ok(mut rng) = randomness() else { return };
-    let mut follower = Follower::after(in_use, &mut rng);
-    while wait(&mut follower.schedule, &wanted).await {
-        let outcome = directories.fetch(follower.in_use()).await;
+    let mut schedule = in_use.as_ref().map_or_else(Schedule::default, |in_use| Schedule::after(in_use, &mut rng));
+    while wait(&mut schedule, &wanted).await {
+        let fetched = directories.fetch(in_use.as_deref()).await;
         if !wanted() {
             return;
         }
-        let fetched = outcome.unwrap_or_else(|error| {
-            tracing::debug!(%error, "can't fetch a newer {}", B::NAME);
-            None
-        });
-        if let Some(fetched) = follower.handle_fetch(clock::wall_time(), fetched, &mut rng) {
-            take(fetched);
+        let is_new = matches!(fetched, Ok(Some(_)));
+        match fetched {
+            Ok(Some(fetched)) => {
+                let fetched = Arc::new(fetched);
+                take(Arc::clone(&fetched));
+                in_use = Some(fetched);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "can't fetch a newer {}", B::NAME),
         }
+        schedule.handle_fetch(clock::wall_time(), is_new, in_use.as_deref(), &mut rng);
     }
 }
 

@@ -1,8 +1,8 @@
 //! Repeated fetches of a document: the choice of directory and time for each fetch, in processes and pages.
 //!
 //! [`FetchRound`] is one fetch: it queries each directory at most once, beginning with the last successful one.
-//! [`accept`] verifies an answer. [`Follower`] keeps the document in use, and [`Schedule`] determines the time of the
-//! next fetch. None of them has I/O: the owner sends the requests and waits.
+//! [`accept`] verifies an answer. [`Schedule`] determines the time of the next fetch. None of them has I/O: the owner
+//! sends the requests and waits.
 //! Governed by `proto/07-directory.md` §7. Directories are not trusted: once the document in use is no longer fresh, an
 //! answer without a newer document is a failure. Otherwise a directory could withhold new documents from nodes.
 
@@ -10,7 +10,6 @@
 mod tests;
 
 use core::time::Duration;
-use std::sync::Arc;
 
 use rand::CryptoRng;
 
@@ -76,8 +75,10 @@ pub fn accept<B: DocumentKind>(
     in_use: Option<&Document<B>>,
 ) -> Result<Option<Document<B>>, DocumentError> {
     let document = UnverifiedDocument::decode(bytes)?.verify(authorities, now, in_use)?;
-    let is_new = in_use.is_none_or(|in_use| in_use.digest() != document.digest());
-    Ok(is_new.then_some(document))
+    match in_use {
+        Some(in_use) if in_use.digest() == document.digest() => Ok(None),
+        _ => Ok(Some(document)),
+    }
 }
 
 /// One fetch, which queries each directory at most once.
@@ -131,50 +132,6 @@ impl FetchRound {
     }
 }
 
-/// The document in use of one kind, and the time of the next fetch.
-pub struct Follower<B> {
-    in_use: Option<Arc<Document<B>>>,
-    /// The time of the next fetch.
-    pub schedule: Schedule,
-}
-
-impl<B: Followed> Follower<B> {
-    /// A follower whose first fetch is due now.
-    #[must_use]
-    pub fn new(in_use: Option<Arc<Document<B>>>) -> Self {
-        Self { in_use, schedule: Schedule::default() }
-    }
-
-    /// A follower whose first fetch is due after the end of the freshness of the document `in_use`; without a document,
-    /// now.
-    pub fn after<R: CryptoRng + ?Sized>(in_use: Option<Arc<Document<B>>>, rng: &mut R) -> Self {
-        let schedule = in_use.as_ref().map_or_else(Schedule::default, |in_use| Schedule::after(in_use, rng));
-        Self { in_use, schedule }
-    }
-
-    /// The document in use.
-    #[must_use]
-    pub fn in_use(&self) -> Option<&Document<B>> {
-        self.in_use.as_deref()
-    }
-
-    /// Handles the end of a fetch, which returned a new document or none, and schedules the next fetch. Returns the new
-    /// document, which is now in use.
-    pub fn handle_fetch<R: CryptoRng + ?Sized>(
-        &mut self,
-        now: WallTime,
-        fetched: Option<Document<B>>,
-        rng: &mut R,
-    ) -> Option<Arc<Document<B>>> {
-        let fetched = fetched.map(Arc::new);
-        if fetched.is_some() {
-            self.in_use.clone_from(&fetched);
-        }
-        self.schedule.handle_fetch(now, fetched.is_some(), self.in_use.as_deref(), rng);
-        fetched
-    }
-}
-
 /// The time of the next fetch of a document.
 #[derive(Clone, Copy, Debug)]
 pub struct Schedule {
@@ -199,7 +156,7 @@ impl Default for Schedule {
 
 impl Schedule {
     /// A schedule whose first fetch is due after the end of the freshness of the document `in_use`.
-    fn after<B: DocumentKind, R: CryptoRng + ?Sized>(in_use: &Document<B>, rng: &mut R) -> Self {
+    pub fn after<B: DocumentKind, R: CryptoRng + ?Sized>(in_use: &Document<B>, rng: &mut R) -> Self {
         Self { next_fetch: NextFetch::At(in_use.next_fetch(rng)), ..Self::default() }
     }
 
@@ -217,7 +174,7 @@ impl Schedule {
     }
 
     /// Schedules the next fetch after a fetch has ended. `is_new` states whether that fetch returned `in_use`.
-    fn handle_fetch<B: Followed, R: CryptoRng + ?Sized>(
+    pub fn handle_fetch<B: Followed, R: CryptoRng + ?Sized>(
         &mut self,
         now: WallTime,
         is_new: bool,

@@ -16,7 +16,7 @@ use crate::{
     base::WallTime,
     directory::{
         AuthorityId, Counted, Document, DocumentError, MAX_COUNTED_LEN, PresenceError, Registration, RegistrationError,
-        follow::{FetchRound, Followed, Follower, accept},
+        follow::{FetchRound, Followed, Schedule, accept},
     },
     io::{
         files::write_atomically,
@@ -228,30 +228,32 @@ impl DirectoryClient {
         clock: impl Fn() -> WallTime + Send,
         mut rng: R,
     ) {
-        let cached = self.cached(clock()).map(Arc::new);
-        if cached.is_some() {
-            sender.send_replace(cached.clone());
+        let mut in_use = self.cached(clock()).map(Arc::new);
+        if in_use.is_some() {
+            sender.send_replace(in_use.clone());
         }
-        let mut follower = Follower::new(cached);
+        let mut schedule = Schedule::default();
         while !sender.is_closed() {
-            if let Some(delay) = follower.schedule.poll_wait(clock()) {
+            if let Some(delay) = schedule.poll_wait(clock()) {
                 tokio::select! {
                     () = sender.closed() => return,
                     () = sleep(delay) => continue,
                 }
             }
-            let outcome = self.fetch(clock(), follower.in_use()).await;
-            let fetched = outcome.unwrap_or_else(|error| {
-                if error.is_expected(follower.in_use(), clock()) {
-                    tracing::debug!(%error, "no new {}", B::NAME);
-                } else {
-                    tracing::warn!(%error, "no new {}", B::NAME);
+            let fetched = self.fetch(clock(), in_use.as_deref()).await;
+            let is_new = matches!(fetched, Ok(Some(_)));
+            match fetched {
+                Ok(Some(fetched)) => {
+                    in_use = Some(Arc::new(fetched));
+                    sender.send_replace(in_use.clone());
                 }
-                None
-            });
-            if let Some(document) = follower.handle_fetch(clock(), fetched, &mut rng) {
-                sender.send_replace(Some(document));
+                Ok(None) => {}
+                Err(error) if error.is_expected(in_use.as_deref(), clock()) => {
+                    tracing::debug!(%error, "no new {}", B::NAME);
+                }
+                Err(error) => tracing::warn!(%error, "no new {}", B::NAME),
             }
+            schedule.handle_fetch(clock(), is_new, in_use.as_deref(), &mut rng);
         }
     }
 

@@ -4,6 +4,7 @@
 //! options.
 
 use crate::{
+    arguments::{Arguments, unknown_option},
     packages,
     run::{Failure, Run, target_folder},
 };
@@ -49,17 +50,17 @@ pub(crate) fn command(arguments: &[&str]) -> Result<(), Failure> {
 /// The seconds of each attack, and the chosen attacks, separated by commas.
 fn parse(arguments: &[&str]) -> Result<(u64, String), Failure> {
     let (mut seconds, mut only) = (60, Vec::new());
-    let mut arguments = arguments.iter();
-    while let Some(name) = arguments.next() {
-        let value = arguments.next().ok_or_else(|| Failure::new(format!("{name} needs a value; see --help")))?;
-        match *name {
+    let mut arguments = Arguments::new(arguments);
+    while let Some(name) = arguments.next_name() {
+        let value = arguments.value(name)?;
+        match name {
             "--seconds" => {
                 let number = value.parse().ok().filter(|seconds| *seconds > 0);
                 let invalid = || Failure::new(format!("--seconds {value:?} is not a number of 1 or more"));
                 seconds = number.ok_or_else(invalid)?;
             }
-            "--only" => only.push(*value),
-            unknown => return Err(Failure::new(format!("unknown option {unknown:?}; see --help"))),
+            "--only" => only.push(value),
+            _ => return Err(unknown_option(name)),
         }
     }
     Ok((seconds, only.join(",")))

@@ -5,7 +5,10 @@
 
 use std::{fs, path::PathBuf};
 
-use crate::run::{Failure, Run, target_folder};
+use crate::{
+    arguments::{Arguments, unknown_option},
+    run::{Failure, Run, target_folder},
+};
 
 const USAGE: &str = "\
 Makes ten requests a second through a network on this machine, while each second a relay is killed, stopped or restarted,
@@ -81,17 +84,15 @@ fn time_as_seed() -> u64 {
 impl Options {
     fn parse(arguments: &[&str]) -> Result<Self, Failure> {
         let mut options = Self { minutes: 10, seed: None, relays: 24, umbel: None, keep: None };
-        let mut arguments = arguments.iter();
-        while let Some(name) = arguments.next() {
-            let mut value =
-                || arguments.next().copied().ok_or_else(|| Failure::new(format!("{name} needs a value; see --help")));
-            match *name {
-                "--minutes" => options.minutes = number(name, value()?, 1..=1000)?,
-                "--seed" => options.seed = Some(number(name, value()?, 0..=u64::MAX)?),
-                "--relays" => options.relays = number(name, value()?, 9..=100)?,
-                "--umbel" => options.umbel = Some(value()?.into()),
-                "--keep" => options.keep = Some(value()?.into()),
-                unknown => return Err(Failure::new(format!("unknown option {unknown:?}; see --help"))),
+        let mut arguments = Arguments::new(arguments);
+        while let Some(name) = arguments.next_name() {
+            match name {
+                "--minutes" => options.minutes = number(name, arguments.value(name)?, 1..=1000)?,
+                "--seed" => options.seed = Some(number(name, arguments.value(name)?, 0..=u64::MAX)?),
+                "--relays" => options.relays = number(name, arguments.value(name)?, 9..=100)?,
+                "--umbel" => options.umbel = Some(arguments.value(name)?.into()),
+                "--keep" => options.keep = Some(arguments.value(name)?.into()),
+                _ => return Err(unknown_option(name)),
             }
         }
         Ok(options)

@@ -14,6 +14,7 @@ use std::{
 
 use self::table::{CONDITIONS, Condition, Contender, Results};
 use crate::{
+    arguments::{Arguments, unknown_option},
     packages,
     run::{Failure, Run, root, target_folder},
 };
@@ -99,22 +100,17 @@ impl Options {
             tcp_cc: None,
             keep: None,
         };
-        let mut arguments = arguments.iter();
-        while let Some(name) = arguments.next() {
-            if *name == "--no-tor" {
-                options.tor = false;
-                continue;
-            }
-            let mut value =
-                || arguments.next().copied().ok_or_else(|| Failure::new(format!("{name} needs a value; see --help")));
-            match *name {
-                "--only" => options.conditions.push(condition(value()?)?),
-                "--runs" => options.runs = runs(value()?)?,
-                "--umbel" => options.umbel = Some(program(value()?)?),
-                "--baseline" => options.baseline = Some(program(value()?)?),
-                "--tcp-cc" => options.tcp_cc = Some(value()?.to_owned()),
-                "--keep" => options.keep = Some(value()?.into()),
-                unknown => return Err(Failure::new(format!("unknown option {unknown:?}; see --help"))),
+        let mut arguments = Arguments::new(arguments);
+        while let Some(name) = arguments.next_name() {
+            match name {
+                "--no-tor" => options.tor = false,
+                "--only" => options.conditions.push(condition(arguments.value(name)?)?),
+                "--runs" => options.runs = runs(arguments.value(name)?)?,
+                "--umbel" => options.umbel = Some(program(arguments.value(name)?)?),
+                "--baseline" => options.baseline = Some(program(arguments.value(name)?)?),
+                "--tcp-cc" => options.tcp_cc = Some(arguments.value(name)?.to_owned()),
+                "--keep" => options.keep = Some(arguments.value(name)?.into()),
+                _ => return Err(unknown_option(name)),
             }
         }
         if options.conditions.is_empty() {

@@ -19,6 +19,7 @@ use std::{
 
 use self::target::{ROUND_SECONDS, Round, Target};
 use crate::{
+    arguments::{Arguments, unknown_option},
     packages::on_path,
     run::{Failure, Run, cache, root, target_folder},
 };
@@ -61,19 +62,16 @@ struct Options {
 impl Options {
     fn parse(arguments: &[&str]) -> Result<Self, Failure> {
         let mut options = Self { minutes: 10, jobs: 2, targets: Vec::new(), list: false };
-        let mut arguments = arguments.iter();
-        while let Some(name) = arguments.next() {
-            if *name == "--list" {
-                options.list = true;
-                continue;
-            }
-            let mut value =
-                || arguments.next().copied().ok_or_else(|| Failure::new(format!("{name} needs a value; see --help")));
-            match *name {
-                "--minutes" => options.minutes = number(name, value()?)?,
-                "--jobs" => options.jobs = number(name, value()?)?.try_into().unwrap_or(usize::MAX).clamp(1, 256),
-                "--target" => options.targets.push(value()?.to_owned()),
-                unknown => return Err(Failure::new(format!("unknown option {unknown:?}; see --help"))),
+        let mut arguments = Arguments::new(arguments);
+        while let Some(name) = arguments.next_name() {
+            match name {
+                "--list" => options.list = true,
+                "--minutes" => options.minutes = number(name, arguments.value(name)?)?,
+                "--jobs" => {
+                    options.jobs = number(name, arguments.value(name)?)?.try_into().unwrap_or(usize::MAX).clamp(1, 256)
+                }
+                "--target" => options.targets.push(arguments.value(name)?.to_owned()),
+                _ => return Err(unknown_option(name)),
             }
         }
         Ok(options)

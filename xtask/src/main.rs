@@ -4,6 +4,7 @@
 //! so that it builds within a second after a fresh clone.
 #![allow(clippy::disallowed_methods, reason = "not part of the core: reads the clock and the environment")]
 
+mod arguments;
 mod attack;
 mod book;
 mod browser;

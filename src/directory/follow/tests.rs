@@ -6,6 +6,8 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 use super::*;
 use crate::directory::fixture::{FRESH, NOW, consensus};
 
+const SECOND: Duration = Duration::from_secs(1);
+
 type Outcome = Result<Option<u8>, &'static str>;
 
 fn later(seconds: u64) -> WallTime {
@@ -55,35 +57,35 @@ fn an_answer_without_a_newer_document_is_a_failure_once_the_document_in_use_is_n
 #[test]
 fn the_next_fetch_is_due_within_half_an_interval_after_freshness() {
     let in_use = consensus([]);
-    let mut after = Follower::after(Some(Arc::new(in_use.clone())), &mut rng());
-    let mut fetching = Follower::new(None);
-    assert_eq!(fetching.schedule.poll_wait(NOW), None);
-    let new = fetching.handle_fetch(NOW, Some(in_use.clone()), &mut rng());
-    assert_eq!((new.as_deref(), fetching.in_use()), (Some(&in_use), Some(&in_use)));
-    for follower in [&mut after, &mut fetching] {
-        let waits = waits(&mut follower.schedule, NOW);
+    let mut after = Schedule::after(&in_use, &mut rng());
+    let mut fetched = Schedule::default();
+    assert_eq!(fetched.poll_wait(NOW), None);
+    fetched.handle_fetch(NOW, true, Some(&in_use), &mut rng());
+    for schedule in [&mut after, &mut fetched] {
+        let waits = waits(schedule, NOW);
         let total = waits.iter().sum::<Duration>().as_secs();
         assert!((FRESH..=FRESH + FRESH / 2).contains(&total), "{total}");
         assert!(waits.iter().all(|wait| *wait <= MAX_WAIT));
     }
     // The clock may be set.
-    assert!(after.schedule.poll_wait(NOW).is_some());
-    assert_eq!(after.schedule.poll_wait(later(2 * FRESH)), None);
+    assert!(after.poll_wait(NOW).is_some());
+    assert_eq!(after.poll_wait(later(2 * FRESH)), None);
 }
 
 #[test]
 fn delays_between_retries_double_up_to_the_maximum_until_a_new_document() {
-    let mut follower = Follower::new(None);
+    let mut schedule = Schedule::default();
     let mut delays = Vec::new();
     for _ in 0..5 {
-        assert_eq!(follower.handle_fetch(NOW, None, &mut rng()), None);
-        delays.extend(waits(&mut follower.schedule, NOW));
+        schedule.handle_fetch(NOW, false, None::<&Consensus>, &mut rng());
+        delays.extend(waits(&mut schedule, NOW));
     }
     assert_eq!(delays, [200, 400, 800, 1000, 1000].map(Duration::from_millis));
     let (old, now) = (consensus([]), later(2 * FRESH));
-    // With a document in use, the maximum is larger. A new document resets the delay.
-    for (is_new, factor) in [(true, 1), (false, 2), (false, 4), (false, 8), (true, 1), (false, 2)] {
-        follower.handle_fetch(now, is_new.then(|| old.clone()), &mut rng());
-        assert_eq!(waits(&mut follower.schedule, now), [factor * FIRST_RETRY_DELAY]);
+    for (is_new, delay) in
+        [(false, SECOND), (false, 2 * SECOND), (true, FIRST_RETRY_DELAY), (false, 2 * FIRST_RETRY_DELAY)]
+    {
+        schedule.handle_fetch(now, is_new, Some(&old), &mut rng());
+        assert_eq!(waits(&mut schedule, now), [delay]);
     }
 }
