@@ -405,7 +405,7 @@ impl Bench {
                     }
                 }
                 let hostiles = self.hostiles.values_mut().filter(|hostile| hostile.highest > 0);
-                if self.network.now.as_nanos() % 20_000_000 == 0 {
+                if self.network.now.as_nanos().is_multiple_of(20_000_000) {
                     hostiles.for_each(|hostile| hostile.acknowledge(&mut self.network));
                 }
             }
