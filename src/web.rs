@@ -10,7 +10,8 @@
 //! The files are built from `web/`. The program contains the files that existed when it was built ([`embedded`]).
 //! Header fields of each answer restrict the sources and scripts of a page. Any site may read the answers, because
 //! other programs use the library. Pages send queries and requests to relays, never to this server. Threats addressed:
-//! other sites that frame the volunteer's page; a server that serves modified pages ([`verify`]).
+//! other sites that frame the volunteer's page; a server that serves modified pages ([`verify`]); visitors that hold
+//! all connections ([`crate::io::connections`]).
 
 pub(crate) mod manifest;
 #[cfg(test)]
@@ -32,15 +33,21 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use serde::{Deserialize, Serialize};
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 
 use crate::{
     crypto::sha256,
     directory::AuthorityId,
-    io::{content_coding::is_accepted, listener::accept_each},
+    io::{
+        connections::{ConnectionCaps, HttpConnectionPlace, accept_with_places},
+        content_coding::is_accepted,
+    },
 };
 
-/// Cap on TCP connections; further connections wait in the listener's backlog.
+/// Cap on TCP connections.
 const MAX_CONNECTIONS: usize = 256;
 /// Time limit of a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,6 +55,13 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(180);
 /// Maximum bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
+
+/// The answer to a connection beyond the caps: its head and its text.
+const REFUSAL: [&str; 2] = [
+    "HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-type: text/plain; charset=utf-8\r\n\
+     x-content-type-options: nosniff\r\nconnection: close\r\n\r\n",
+    "too many connections to this server, in total or from this network; try again later\n",
+];
 
 /// Content security policy of pages. The pages contain the policy as a `meta` element too, for other servers
 /// (`web/vite.config.ts` has the reasons). Only the header field can forbid framing.
@@ -171,19 +185,27 @@ fn with_fallbacks(router: Router) -> Router {
 
 /// Serves `router` on `listener` until the future is dropped, which closes the connections.
 pub(crate) async fn serve(listener: TcpListener, router: Router) {
-    accept_each(listener, MAX_CONNECTIONS, |socket| {
-        let service = TowerToHyperService::new(router.clone());
-        async move {
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .max_buf_size(MAX_HEAD)
-                .serve_connection(TokioIo::new(socket), service);
-            // A failed connection of a browser needs no action.
-            _ = timeout(CONNECTION_TIMEOUT, connection).await;
-        }
-    })
-    .await;
+    let caps = ConnectionCaps::default();
+    serve_within(listener, router, ConnectionCaps { all: caps.all.min(MAX_CONNECTIONS), ..caps }).await;
+}
+
+/// [`serve`] with these caps on connections.
+async fn serve_within(listener: TcpListener, router: Router, caps: ConnectionCaps) {
+    let serve = |socket, _, place| serve_connection(socket, place, router.clone());
+    accept_with_places(listener, caps, Some, serve, REFUSAL).await;
+}
+
+async fn serve_connection(socket: TcpStream, mut place: HttpConnectionPlace, router: Router) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(place.socket(socket)), TowerToHyperService::new(router));
+    // A failed or evicted connection of a browser needs no action.
+    tokio::select! {
+        _ = timeout(CONNECTION_TIMEOUT, connection) => {}
+        () = place.wait_for_end() => {}
+    }
 }
 
 fn serve_file(file: &'static File, tag: &HeaderValue, request: &HeaderMap) -> Response {

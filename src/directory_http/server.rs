@@ -15,13 +15,12 @@
 //! the body is too long. CORS admits pages of any origin, because all documents are public.
 //!
 //! Owns the HTTP side and the task that drives an [`Authority`] ([`run_authority`]). Governed by
-//! `proto/07-directory.md` §7. Floods are bounded by caps on connections ([`connections`]), rates, bodies and times.
+//! `proto/07-directory.md` §7. Floods are bounded by caps on connections ([`crate::io::connections`]), rates, bodies and times.
 //! Peers' addresses are not logged. Memory contains only their prefixes: of open connections, of recent
 //! senders, and of the publishers of relays.
 //!
 //! [`Authority`]: crate::directory::Authority
 
-mod connections;
 mod documents;
 mod proxies;
 mod rates;
@@ -50,9 +49,8 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    io::{AsyncWriteExt as _, copy, sink},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::oneshot,
     time::{Instant, timeout},
 };
 use tower_http::{
@@ -65,10 +63,12 @@ use crate::{
     directory::{
         Counted, DescriptorError, PresenceError, Publisher, Registration, SignedConsensus, SignedVolunteerList,
     },
-    io::clock::running_time,
+    io::{
+        clock::running_time,
+        connections::{ConnectionCaps, HttpConnectionPlace, accept_with_places, network_of},
+    },
 };
 
-use connections::{ConnectionCaps, Connections, HttpConnectionPlace, network_of};
 use documents::{CurrentDocument, DOCUMENT_TYPE};
 pub use proxies::{InvalidProxy, TrustedProxies};
 use rates::SubmissionRates;
@@ -84,11 +84,6 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Maximum time for which a connection is open, even if the peer reads the answer steadily.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(180);
-/// Pause after a failed `accept`.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Cap on refused connections that are being answered with [`REFUSAL_HEAD`]. Others are closed without an answer.
-const MAX_REFUSALS: usize = 64;
-const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The head of the answer to a connection without a place. The text follows.
 const REFUSAL_HEAD: &str = "HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\naccess-control-allow-origin: *\r\n\
      content-type: text/plain; charset=utf-8\r\ncontent-length: 86\r\nconnection: close\r\n\r\n";
@@ -161,30 +156,12 @@ impl DirectoryServer {
     /// # Errors
     /// Never in practice: a failed `accept` is retried after a pause.
     pub async fn serve(self, listener: TcpListener) -> io::Result<Infallible> {
-        let connections = Connections::new(self.caps);
-        let proxies = self.proxies.clone();
-        let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
+        let (caps, proxies) = (self.caps, self.proxies.clone());
         let router = self.router();
-        loop {
-            match listener.accept().await {
-                Ok((socket, peer)) => match admit(&connections, &proxies, peer.ip()) {
-                    Some(place) => {
-                        let (proxies, router) = (proxies.clone(), router.clone());
-                        tokio::spawn(serve_connection(socket, peer.ip(), place, proxies, router));
-                    }
-                    None => {
-                        if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
-                            tokio::spawn(refuse(socket, permit));
-                        }
-                    }
-                },
-                Err(error) => {
-                    tracing::warn!(%error, "can't accept a connection");
-                    connections.make_room(Instant::now());
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+        // A connection of a trusted proxy counts for no network before its first request.
+        let client = |peer| Some(peer).filter(|peer| !proxies.contains(*peer));
+        let serve = |socket, peer, place| serve_connection(socket, peer, place, proxies.clone(), router.clone());
+        Ok(accept_with_places(listener, caps, client, serve, [REFUSAL_HEAD, REFUSAL_TEXT]).await)
     }
 
     fn router(mut self) -> Router {
@@ -234,11 +211,6 @@ async fn close_after(mut response: Response) -> Response {
     response
 }
 
-/// A place for a connection of `peer`. A connection of a trusted proxy counts for no network before its first request.
-fn admit(connections: &Arc<Connections>, proxies: &TrustedProxies, peer: IpAddr) -> Option<HttpConnectionPlace> {
-    connections.admit(Instant::now(), Some(peer).filter(|peer| !proxies.contains(*peer)))
-}
-
 async fn serve_connection(
     socket: TcpStream,
     peer: IpAddr,
@@ -277,18 +249,6 @@ fn no_place() -> Response {
     let headers =
         [(header::RETRY_AFTER, "5"), (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"), (header::CONNECTION, "close")];
     (StatusCode::SERVICE_UNAVAILABLE, headers, REFUSAL_TEXT).into_response()
-}
-
-/// Answers a connection without a place.
-async fn refuse(mut socket: TcpStream, _permit: OwnedSemaphorePermit) {
-    let answer = async {
-        socket.write_all([REFUSAL_HEAD, REFUSAL_TEXT].concat().as_bytes()).await?;
-        socket.shutdown().await?;
-        // A close with unread bytes would reset the connection before the peer has read the answer.
-        copy(&mut socket, &mut sink()).await
-    };
-    // A failure to answer needs no action.
-    _ = timeout(REFUSAL_TIMEOUT, answer).await;
 }
 
 async fn post_descriptor(

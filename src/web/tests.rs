@@ -72,6 +72,36 @@ impl Server {
     }
 }
 
+/// Opens `count` connections from `source`.
+async fn hold(source: [u8; 4], count: usize, address: SocketAddr) -> Vec<TcpStream> {
+    let mut held = Vec::new();
+    for _ in 0..count {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((source, 0).into()).unwrap();
+        held.push(socket.connect(address).await.unwrap());
+    }
+    held
+}
+
+#[tokio::test]
+async fn an_address_that_holds_all_connections_it_can_delays_no_other_visitor() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let caps = ConnectionCaps {
+        all: 40,
+        network: |peer| Some(crate::base::AddressPrefix::source(peer)),
+        ..ConnectionCaps::default()
+    };
+    let router = router(FILES, PageDirectories::Here, &[key(100).id().into()], Vec::new());
+    let server = Server { address, task: tokio::spawn(serve_within(listener, router, caps)) };
+    let mut held = hold([127, 0, 0, 2], 100, address).await;
+    let answer = server.get("/volunteer", "").await;
+    assert!(answer.starts_with("http/1.1 200"), "{answer}");
+    let mut refused = Vec::new();
+    timeout(WAIT_TIMEOUT, held.pop().unwrap().read_to_end(&mut refused)).await.expect("no answer in time").unwrap();
+    assert!(refused.starts_with(b"HTTP/1.1 503"), "{}", String::from_utf8_lossy(&refused));
+}
+
 #[tokio::test]
 async fn a_page_is_served_under_both_names_with_its_policy() {
     let server = serving(FILES).await;

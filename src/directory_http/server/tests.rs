@@ -14,7 +14,7 @@ use std::{
 
 use rand::{SeedableRng as _, rngs::ChaCha20Rng};
 use tokio::{
-    io::AsyncReadExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     task::{JoinHandle, JoinSet},
 };
 

@@ -17,7 +17,7 @@ use tokio::{
 
 /// The counts of a socket.
 #[derive(Default)]
-pub(in super::super) struct Meter {
+pub(crate) struct Meter {
     /// Bytes read and written.
     transferred: AtomicU64,
     /// Whether the last write waits for the peer.
@@ -56,7 +56,7 @@ impl Meter {
 }
 
 /// A socket with its [`Meter`].
-pub(in super::super) struct MeteredSocket {
+pub(crate) struct MeteredSocket {
     socket: TcpStream,
     meter: Arc<Meter>,
 }

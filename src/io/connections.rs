@@ -1,4 +1,5 @@
-//! The accepted HTTP connections of a directory: a share for each network, and eviction of slow peers.
+//! The accepted HTTP connections of a directory or of the pages' server: a share for each network, and eviction of slow
+//! peers.
 //!
 //! | cap | at the cap |
 //! |---|---|
@@ -11,7 +12,7 @@
 
 mod metered;
 
-use core::time::Duration;
+use core::{convert::Infallible, future::Future, time::Duration};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
@@ -20,13 +21,15 @@ use std::{
 
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
-    net::TcpStream,
-    sync::oneshot,
-    time::{Instant, sleep},
+    io::{AsyncWriteExt as _, copy, sink},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{base::AddressPrefix, exit_policy::is_global};
-pub(super) use metered::{Meter, MeteredSocket};
+use metered::{Meter, MeteredSocket};
 
 /// Open files reserved for other purposes than connections.
 const RESERVED_FILES: u64 = 256;
@@ -37,17 +40,76 @@ const MIN_RATED_AGE: Duration = Duration::from_secs(2);
 /// Bytes of an answer that the system buffers for a connection: few, so that a slow reader is detected soon.
 const SEND_BUFFER: usize = 32 << 10;
 
+/// Pause after a failed `accept`.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Cap on refused connections that are being answered. Others are closed without an answer.
+const MAX_REFUSALS: usize = 64;
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Accepts connections until the future is dropped, which ends all connections. Runs `serve` with a place for each.
+/// `client` returns the peer whose network the connection counts for, or `None` for a proxy whose client isn't known
+/// yet. A connection without a place is answered with the HTTP response `refusal`, its head and its text.
+pub(crate) async fn accept_with_places<F>(
+    listener: TcpListener,
+    caps: ConnectionCaps,
+    client: impl Fn(IpAddr) -> Option<IpAddr>,
+    serve: impl Fn(TcpStream, IpAddr, HttpConnectionPlace) -> F,
+    refusal: [&'static str; 2],
+) -> Infallible
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let connections = Connections::new(caps);
+    let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
+    let mut tasks = JoinSet::new();
+    loop {
+        let accepted = listener.accept().await;
+        while tasks.try_join_next().is_some() {}
+        match accepted {
+            Ok((socket, peer)) => match connections.admit(Instant::now(), client(peer.ip())) {
+                Some(place) => {
+                    // Nagle's algorithm would delay the last piece of each answer until an acknowledgement.
+                    _ = socket.set_nodelay(true);
+                    tasks.spawn(serve(socket, peer.ip(), place));
+                }
+                None => {
+                    if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
+                        tasks.spawn(refuse(socket, refusal, permit));
+                    }
+                }
+            },
+            Err(error) => {
+                tracing::warn!(%error, "can't accept a connection");
+                connections.make_room(Instant::now());
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Answers a connection without a place.
+async fn refuse(mut socket: TcpStream, refusal: [&'static str; 2], _permit: OwnedSemaphorePermit) {
+    let answer = async {
+        socket.write_all(refusal.concat().as_bytes()).await?;
+        socket.shutdown().await?;
+        // A close with unread bytes would reset the connection before the peer has read the answer.
+        copy(&mut socket, &mut sink()).await
+    };
+    // A failure to answer needs no action.
+    _ = timeout(REFUSAL_TIMEOUT, answer).await;
+}
+
 /// The caps on connections, and the timeout of slow readers.
 #[derive(Clone, Copy)]
-pub(super) struct ConnectionCaps {
+pub(crate) struct ConnectionCaps {
     /// Maximum connections in total.
-    pub(super) all: usize,
+    pub(crate) all: usize,
     /// Maximum connections of one network.
-    pub(super) of_network: usize,
+    pub(crate) of_network: usize,
     /// Returns the network whose cap holds for a peer; `None` if only the cap in total holds.
-    pub(super) network: fn(IpAddr) -> Option<AddressPrefix>,
+    pub(crate) network: fn(IpAddr) -> Option<AddressPrefix>,
     /// Interval in which a peer must read at least [`MIN_BYTES_PER_SECOND`] bytes a second of an answer.
-    pub(super) slow_reader_timeout: Duration,
+    pub(crate) slow_reader_timeout: Duration,
 }
 
 impl Default for ConnectionCaps {
@@ -59,13 +121,13 @@ impl Default for ConnectionCaps {
 }
 
 /// The network of a global address.
-pub(super) fn network_of(peer: IpAddr) -> Option<AddressPrefix> {
+pub(crate) fn network_of(peer: IpAddr) -> Option<AddressPrefix> {
     let peer = peer.to_canonical();
     is_global(peer).then(|| AddressPrefix::network(peer))
 }
 
 /// The open connections.
-pub(super) struct Connections {
+pub(crate) struct Connections {
     caps: ConnectionCaps,
     table: Mutex<ConnectionTable>,
 }
@@ -87,13 +149,13 @@ struct OpenConnection {
 }
 
 /// The part of a network's share that an open connection takes.
-pub(super) struct ConnectionShare {
+pub(crate) struct ConnectionShare {
     connections: Arc<Connections>,
     number: u64,
 }
 
 /// The place of an open connection among [`Connections`]. A drop frees the place.
-pub(super) struct HttpConnectionPlace {
+pub(crate) struct HttpConnectionPlace {
     connections: Arc<Connections>,
     number: u64,
     meter: Arc<Meter>,
@@ -101,13 +163,13 @@ pub(super) struct HttpConnectionPlace {
 }
 
 impl Connections {
-    pub(super) fn new(caps: ConnectionCaps) -> Arc<Self> {
+    pub(crate) fn new(caps: ConnectionCaps) -> Arc<Self> {
         Arc::new(Self { caps, table: Mutex::default() })
     }
 
     /// A place for a connection of `peer`; `None` for a proxy whose client isn't known yet. At a cap, evicts the slowest
     /// connection. Returns `None` if no connection is slow.
-    pub(super) fn admit(self: &Arc<Self>, now: Instant, peer: Option<IpAddr>) -> Option<HttpConnectionPlace> {
+    pub(crate) fn admit(self: &Arc<Self>, now: Instant, peer: Option<IpAddr>) -> Option<HttpConnectionPlace> {
         let network = peer.and_then(self.caps.network);
         let mut table = self.table();
         if !table.make_room_in(network, self.caps.of_network, now) {
@@ -123,7 +185,7 @@ impl Connections {
     }
 
     /// Evicts the slowest connection, if one is slow. Called after a failed `accept`, usually for lack of open files.
-    pub(super) fn make_room(&self, now: Instant) {
+    pub(crate) fn make_room(&self, now: Instant) {
         self.table().evict_slowest_of_all(now);
     }
 
@@ -216,7 +278,7 @@ impl OpenConnection {
 impl ConnectionShare {
     /// Counts the connection for the network of `client`, whose request it carries. At the cap of that network, evicts
     /// the slowest connection of it. Returns `false` if none is slow.
-    pub(super) fn take(&self, now: Instant, client: IpAddr) -> bool {
+    pub(crate) fn take(&self, now: Instant, client: IpAddr) -> bool {
         let Connections { caps, .. } = &*self.connections;
         self.connections.table().assign(self.number, (caps.network)(client), caps.of_network, now)
     }
@@ -224,19 +286,19 @@ impl ConnectionShare {
 
 impl HttpConnectionPlace {
     /// The part of a network's share that the connection takes.
-    pub(super) fn share(&self) -> ConnectionShare {
+    pub(crate) fn share(&self) -> ConnectionShare {
         ConnectionShare { connections: Arc::clone(&self.connections), number: self.number }
     }
 
     /// The socket of the connection, with its bytes counted.
-    pub(super) fn socket(&self, socket: TcpStream) -> MeteredSocket {
+    pub(crate) fn socket(&self, socket: TcpStream) -> MeteredSocket {
         // After a failure the system's buffer is longer, and a slow reader is detected later.
         _ = socket2::SockRef::from(&socket).set_send_buffer_size(SEND_BUFFER);
         MeteredSocket::new(socket, Arc::clone(&self.meter))
     }
 
     /// Waits until the connection must end: it was evicted, or the peer reads an answer too slowly.
-    pub(super) async fn wait_for_end(&mut self) {
+    pub(crate) async fn wait_for_end(&mut self) {
         let slow_reader_timeout = self.connections.caps.slow_reader_timeout;
         let min_bytes =
             MIN_BYTES_PER_SECOND.saturating_mul(slow_reader_timeout.as_millis().try_into().unwrap_or(u64::MAX)) / 1_000;
