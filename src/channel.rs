@@ -63,7 +63,7 @@ pub struct CellOwner {
 pub struct ChannelParameters {
     /// Maximum channels that other nodes dialled. A source (IPv4 address, IPv6 /64) has at most a sixteenth, a network
     /// (/24, /48) a quarter; the new link of an owner at its share closes. At the cap, the owner closest to its share
-    /// loses its least used channel. Also the maximum of channels that this node dialled: beyond it, the longest idle one
+    /// loses its least used channel to an owner that stays below it; else the new link closes, or an idle channel. Also the maximum of channels that this node dialled: beyond it, the longest idle one
     /// closes. Default 4,096.
     pub channels: usize,
     /// Maximum links with an unfinished handshake that other nodes dialled; each may hold 128 KiB. The shares are those of

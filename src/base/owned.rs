@@ -1,5 +1,6 @@
 //! The items of a cap by owner, within the shares of the owners, and the item that is evicted at the cap.
 
+use core::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
 
 use super::{AtCap, Owner, Shares};
@@ -53,10 +54,10 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
     ///
     /// # Errors
     /// [`AtCap::Share`] and [`AtCap::All`] if the owner would lose an item although it would not have more of its share
-    /// than `owner` ([`Shares::stays_below`]).
+    /// than `owner` ([`Shares::compare_with_one_more`]).
     pub fn to_lose(&self, owner: &Owner) -> Result<Option<Owner>, AtCap> {
         let Err(at_cap) = self.check(owner) else { return Ok(None) };
-        let loser = self.shares.crowding(owner).filter(|loser| self.shares.stays_below(owner, loser));
+        let loser = self.shares.crowding(owner).filter(|loser| self.compare(owner, loser).is_lt());
         loser.map(Some).ok_or(at_cap)
     }
 
@@ -85,7 +86,13 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
     /// Whether `owner` would be further from its share than the owner closest to its share even with one more item.
     #[must_use]
     pub fn is_below_fullest(&self, owner: &Owner) -> bool {
-        self.fullest().is_some_and(|fullest| self.shares.stays_below(owner, &fullest))
+        self.fullest().is_some_and(|fullest| self.compare(owner, &fullest).is_lt())
+    }
+
+    /// As [`Shares::compare_with_one_more`].
+    #[must_use]
+    pub fn compare(&self, owner: &Owner, other: &Owner) -> Ordering {
+        self.shares.compare_with_one_more(owner, other)
     }
 
     /// Whether there is no item.

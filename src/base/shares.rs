@@ -1,6 +1,10 @@
 //! Shares of a cap: units counted by owner, so that no owner can hold all units.
 
-use core::{cmp::Reverse, fmt, net::IpAddr};
+use core::{
+    cmp::{Ordering, Reverse},
+    fmt,
+    net::IpAddr,
+};
 use std::collections::{BTreeSet, HashMap};
 
 use super::{AddressPrefix, RelayId};
@@ -202,20 +206,21 @@ impl Shares {
         (held.saturating_mul(owner.divisor()).max(of_network.saturating_mul(LARGE_DIVISOR)), held)
     }
 
-    /// Whether `owner` would have a smaller part of its share than `loser` even with one more unit. Within one network,
-    /// the numbers of units are compared.
+    /// Compares the part of its share that `owner` would have with one more unit to the part that `other` has. Within one
+    /// network, compares the numbers of units.
     ///
-    /// If `loser` releases a unit for `owner` only then, two owners can't take one unit from each other in turn.
+    /// If an owner releases a unit only for owners that remain below it, two owners can't take one unit from each other
+    /// in turn.
     #[must_use]
-    pub fn stays_below(&self, owner: &Owner, loser: &Owner) -> bool {
+    pub fn compare_with_one_more(&self, owner: &Owner, other: &Owner) -> Ordering {
         let held = self.held(owner).saturating_add(1);
         let network = owner.network();
-        if network.is_some() && network == loser.network() {
-            return held < self.held(loser);
+        if network.is_some() && network == other.network() {
+            return held.cmp(&self.held(other));
         }
         let of_network = network.map_or(0, |network| self.of_network(&network).saturating_add(1));
         let fullness = held.saturating_mul(owner.divisor()).max(of_network.saturating_mul(LARGE_DIVISOR));
-        fullness < self.fullness(loser).0
+        fullness.cmp(&self.fullness(other).0)
     }
 
     fn of_network(&self, network: &AddressPrefix) -> usize {

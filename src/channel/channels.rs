@@ -468,7 +468,7 @@ impl Channels {
             LocalRole::Relay(_) => false,
         };
         // A link that is refused anyway closes no other channel.
-        if refused || !self.make_room(&opened) {
+        if refused || !self.make_room(now, &opened) {
             self.outbox.push_back(Transmit::Close(link));
             return;
         }

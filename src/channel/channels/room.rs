@@ -1,38 +1,58 @@
 //! Room for new links: the channels that close at a cap.
 
+use core::time::Duration;
+
 use crate::{
-    base::{AtCap, LinkOpened, Owned, Owner},
+    base::{AtCap, Instant, LinkOpened, Owned, Owner},
     channel::{ChannelId, state::Channel},
 };
 
 use super::Channels;
+
+/// Idle time after which a channel may close for one of an owner that is as full. A client needs a few round trips from
+/// the opening of its channel to its first circuit.
+const MIN_IDLE: Duration = Duration::from_secs(10);
 
 impl Channels {
     /// Makes room for a new link, at a cap by closing another channel; `false` if the link must close. There is always
     /// room for a link that this end dialled.
     ///
     /// A link that another node dialled takes the place of the least used channel of the fullest owner, if the owner of
-    /// the link stays below that owner. Otherwise the first link of an owner takes the place of the longest idle
-    /// channel. So a channel with circuits never ends for an owner that is as full.
-    pub(super) fn make_room(&mut self, opened: &LinkOpened) -> bool {
+    /// the link stays below that owner. Otherwise the first link of an owner takes the place of the longest idle channel
+    /// of an owner that is as full. So a used channel never ends for an owner that is as full.
+    pub(super) fn make_room(&mut self, now: Instant, opened: &LinkOpened) -> bool {
         if opened.dialled.is_some() {
-            if self.channels.len().saturating_sub(self.accepted.len()) >= self.parameters.channels {
-                self.close_longest_idle(|channel| channel.dialled().is_some());
+            if self.channels.len().saturating_sub(self.accepted.len()) >= self.parameters.channels
+                && let Some(idle) = self.longest_idle(|channel| channel.dialled().is_some())
+            {
+                self.close(idle);
             }
             return true;
         }
         let owner = Owner::of_address(opened.peer_address.0.ip());
         let Ok(handshake) = self.handshakes.to_evict(&owner) else { return false };
-        let loser = match self.accepted.to_lose(&owner) {
-            Ok(loser) => loser,
+        if let Some(handshake) = handshake
+            && self.accepted.check(&owner) != Err(AtCap::Share)
+        {
+            self.close(handshake);
+            return true;
+        }
+        let evicted = match self.accepted.to_lose(&owner) {
+            Ok(loser) => loser.and_then(|loser| self.first_of(&self.accepted, &loser, Channel::rank)),
             Err(AtCap::All) if self.accepted.items_of(&owner).next().is_none() => {
-                return self.close_longest_idle(|channel| channel.dialled().is_none() && !channel.has_relay_limits());
+                let may_close = |channel: &Channel| {
+                    channel.dialled().is_none()
+                        && !channel.has_relay_limits()
+                        && channel.idle_since().is_some_and(|since| since.after(MIN_IDLE) <= now)
+                        && self.accepted.compare(&owner, &channel.owner()).is_le()
+                };
+                let Some(idle) = self.longest_idle(may_close) else { return false };
+                Some(idle)
             }
             Err(_) => return false,
         };
-        let least_used = || self.first_of(&self.accepted, &loser?, Channel::rank);
-        if let Some(evicted) = handshake.or_else(least_used) {
-            self.close(evicted);
+        for channel in handshake.into_iter().chain(evicted) {
+            self.close(channel);
         }
         true
     }
@@ -71,13 +91,9 @@ impl Channels {
         self.volunteers.add(owner, (), id);
     }
 
-    /// Of the channels that `may_close` accepts, closes the one that was idle for longest. `false` if none is idle.
-    fn close_longest_idle(&mut self, may_close: impl Fn(&Channel) -> bool) -> bool {
+    /// Of the channels that `may_close` accepts, the one that was idle for longest.
+    fn longest_idle(&self, may_close: impl Fn(&Channel) -> bool) -> Option<ChannelId> {
         let idle = self.channels.iter().filter(|(_, channel)| channel.is_open() && !channel.kept && may_close(channel));
-        let longest = idle.filter_map(|(id, channel)| Some((channel.idle_since()?, *id))).min();
-        if let Some((_, id)) = longest {
-            self.close(id);
-        }
-        longest.is_some()
+        idle.filter_map(|(id, channel)| Some((channel.idle_since()?, *id))).min().map(|(_, id)| id)
     }
 }

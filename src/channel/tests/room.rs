@@ -171,11 +171,33 @@ fn the_fullest_source_loses_its_least_used_channel_and_one_of_a_listed_relay_las
 fn among_equally_full_sources_only_an_idle_channel_ends_for_a_new_source() {
     let mut listener = Listener::new(ChannelParameters { channels: 32, ..ChannelParameters::default() });
     let standing: Vec<_> = (0..32).map(|number| listener.client(honest(number), u32::from(number != 20))).collect();
+    let early = listener.client(honest(39), 1);
+    assert!(!listener.stands(early), "no channel has been idle for long");
+    listener.now = listener.now.after(Duration::from_secs(10));
     let admitted = listener.client(honest(40), 1);
     assert!(listener.stands(admitted) && !listener.stands(standing[20]), "the idle one ends");
     let refused = listener.client(honest(41), 0);
     assert!(!listener.stands(refused));
     assert_eq!(standing.iter().filter(|channel| !listener.stands(**channel)).count(), 1);
+}
+
+#[test]
+fn an_idle_channel_stands_while_fuller_networks_open_all_they_can() {
+    let mut listener = Listener::new(ChannelParameters { channels: 256, ..ChannelParameters::default() });
+    let idle: Vec<_> = (0..10).map(|number| listener.client(honest(number), 0)).collect();
+    listener.now = listener.now.after(Duration::from_secs(60));
+    for number in 0..1024_u16 {
+        let network = 1 + number % 5;
+        listener.client(Ipv6Addr::new(0x2001, 0xdb8, network, number, 0, 0, 0, 1).into(), 1);
+    }
+    assert_eq!(listener.node.channels.len(), 256);
+    assert!(idle.iter().all(|channel| listener.stands(*channel)));
+    // A new client stands too, although it opens its first circuit later.
+    let new = listener.client(honest(20), 0);
+    for number in 2000..2100 {
+        listener.client(Ipv6Addr::new(0x2001, 0xdb8, 1 + number % 5, number, 0, 0, 0, 1).into(), 1);
+    }
+    assert!(listener.stands(new));
 }
 
 #[test]

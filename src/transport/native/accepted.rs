@@ -35,7 +35,7 @@ impl AcceptedLinks {
     /// At the cap of half-open links, the result is half-open, so that there is also room among all links then.
     ///
     /// # Errors
-    /// [`AtCap::Share`] if the source or network of `address` holds its share. [`AtCap::All`] if a link that is not
+    /// [`AtCap::Share`] if the source or network of `address` holds its share and would not stay below another source. [`AtCap::All`] if a link that is not
     /// half-open would be evicted although its owner is no fuller.
     pub(super) fn to_evict(&self, address: IpAddr, replaced: Option<LinkRank>) -> Result<Option<SocketRoute>, AtCap> {
         let owner = Owner::of_address(address);
@@ -46,11 +46,17 @@ impl AcceptedLinks {
         if replaced.is_some() {
             return Ok(from_half_open);
         }
-        if from_half_open.is_some() && self.all.check(&owner) != Err(AtCap::Share) {
+        let is_at_share = self.all.check(&owner) == Err(AtCap::Share);
+        if from_half_open.is_some() && !is_at_share {
             return Ok(from_half_open);
         }
         let loser = self.all.to_lose(&owner)?;
-        Ok(loser.and_then(|loser| self.all.lowest_of(&loser)).map(|(_, route)| route))
+        match from_half_open {
+            // Only a link that counts towards both shares makes room in both.
+            Some(route) if loser == Some(Owner::of_address(route.remote.ip())) => Ok(Some(route)),
+            Some(_) => Err(AtCap::Share),
+            None => Ok(loser.and_then(|loser| self.all.lowest_of(&loser)).map(|(_, route)| route)),
+        }
     }
 
     /// Adds a link, for which there is room.

@@ -66,8 +66,8 @@ impl EndpointConfig {
 #[derive(Clone, Debug)]
 pub struct EndpointCaps {
     /// Accepted links in total: half-open, open and closing ones. A source (an IPv4 address or an IPv6 /64) has at most a
-    /// sixteenth, a network (/24 or /48) a quarter. At the cap, the owner closest to its share loses a link. Default
-    /// 5,120: the 4,096 channels of a relay, its half-open links, and 512 links that close.
+    /// sixteenth, a network (/24 or /48) a quarter. At the cap, the owner closest to its share loses a link to one
+    /// that stays below it. Default 5,120: the 4,096 channels of a relay, its half-open links, and 512 links that close.
     pub links: usize,
     /// Half-open accepted links in total, with the same shares. At the cap, the owner closest to its share loses its
     /// oldest half-open link. Default 512.
