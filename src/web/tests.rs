@@ -94,7 +94,7 @@ async fn an_address_that_holds_all_connections_it_can_delays_no_other_visitor() 
     };
     let router = router(FILES, PageDirectories::Here, &[key(100).id().into()], Vec::new());
     let server = Server { address, task: tokio::spawn(serve_within(listener, router, caps)) };
-    let mut held = hold([127, 0, 0, 2], 100, address).await;
+    let mut held = hold([127, 0, 0, 2], 60, address).await;
     let answer = server.get("/volunteer", "").await;
     assert!(answer.starts_with("http/1.1 200"), "{answer}");
     let mut refused = Vec::new();
