@@ -22,7 +22,7 @@ mod open_streams;
 mod page;
 mod request;
 mod search;
-mod slot;
 mod store;
 mod stream;
+mod sync;
 mod volunteer;

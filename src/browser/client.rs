@@ -11,8 +11,8 @@ use super::{
     clock,
     drive::PageDrive,
     open_streams::OpenStreams,
-    slot::{Notify, SlotSender, slot},
     store::{Store, StoreEntry},
+    sync::{Notify, OneshotSender, oneshot},
 };
 use crate::{
     base::{Instant, LinkMachine, RelayId},
@@ -83,9 +83,9 @@ struct DelegatedExchange {
     max_len: usize,
     /// The time at which sending began, and the circuit; `None` before.
     begun: Option<(Instant, ExchangePath)>,
-    outcome: SlotSender<Result<CompletedExchange, ExchangeFailure>>,
+    outcome: OneshotSender<Result<CompletedExchange, ExchangeFailure>>,
     /// Sends a value when sending of the request begins.
-    started: SlotSender<()>,
+    started: OneshotSender<()>,
 }
 
 /// The client's machine with the streams and exchanges of a page.
@@ -212,8 +212,8 @@ pub(super) async fn exchange(
     parameters: ExchangeParameters,
 ) -> Result<CompletedExchange, ExchangeFailure> {
     let ExchangeParameters { delegation, excluded_exits, isolation, request, max_len, timeout } = parameters;
-    let (outcome_sender, outcome) = slot();
-    let (started_sender, started) = slot();
+    let (outcome_sender, outcome) = oneshot();
+    let (started_sender, started) = oneshot();
     let stream = drive.with(|driven, now, _| {
         let stream = driven.client.delegate(now, delegation, excluded_exits, isolation);
         let exchange = DelegatedExchange {

@@ -9,7 +9,7 @@ use core::{
 
 use wasm_bindgen::{JsCast as _, closure::Closure};
 
-use super::{js, slot};
+use super::{js, sync};
 use crate::base::{Instant, WallTime};
 
 /// Maximum delay of one timer. Browsers limit a timer to 2^31 milliseconds; a later deadline takes several timers.
@@ -52,7 +52,7 @@ impl Drop for Timer {
 
 /// Waits for `delay`, at most [`MAX_TIMER_DELAY`].
 pub(super) async fn sleep(delay: Duration) {
-    let (mut reply, answer) = slot::slot();
+    let (mut reply, answer) = sync::oneshot();
     let timer = Timer::start(delay, move || reply.send(()));
     answer.await;
     drop(timer);

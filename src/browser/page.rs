@@ -17,8 +17,8 @@ use super::{
     drive::{PageDrive, randomness},
     failure::{FailureKind, PageFailure},
     follow,
-    slot::slot,
     store::{Store, StoreEntry},
+    sync::oneshot,
 };
 use crate::{
     client::{ClientMachine, ClientParameters, Isolation},
@@ -77,7 +77,7 @@ impl Page {
         });
         // Both documents are fetched in parallel, so that the first circuits can use volunteers too. The volunteer list
         // is optional.
-        let (mut reply, list) = slot();
+        let (mut reply, list) = oneshot();
         let list_source = Rc::clone(&directories);
         spawn_local(async move { reply.send(list_source.fetch(None).await.ok().flatten().map(Arc::new)) });
         let first = follow::first_consensus(&directories).await?;

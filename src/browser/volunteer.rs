@@ -27,8 +27,8 @@ use super::{
     directory::Directories,
     drive::{PageDrive, randomness},
     failure::{FailureKind, PageFailure, object},
-    slot::Notify,
     store::Store,
+    sync::Notify,
 };
 use crate::{
     base::{Instant, LinkEvent, LinkMachine, Rate, Transmit},

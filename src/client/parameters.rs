@@ -22,7 +22,7 @@ pub struct ClientParameters {
     pub circuit_wait: Duration,
     /// Maximum age at which a circuit is retired that has carried no request. Each circuit has a random part of this
     /// age, at least half. Default 30 min.
-    pub spare_age: Duration,
+    pub max_spare_age: Duration,
     /// The relay directly behind the guard on every circuit. For tests and measurements only, because a fixed
     /// middle makes a client distinguishable. Default none.
     pub middle: Option<RelayId>,
@@ -37,7 +37,7 @@ impl Default for ClientParameters {
             max_builds: 16,
             max_streams: 8192,
             circuit_wait: Duration::from_secs(30),
-            spare_age: Duration::from_secs(30 * 60),
+            max_spare_age: Duration::from_secs(30 * 60),
             middle: None,
         }
     }

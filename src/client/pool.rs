@@ -495,7 +495,7 @@ impl Pool {
         self.policy.exit_separation.sweep(now);
         let consensus = inputs.relays.consensus;
         let max_use = Duration::from_secs(consensus.parameters().circuit_age());
-        let max_spare_age = inputs.parameters.spare_age;
+        let max_spare_age = inputs.parameters.max_spare_age;
         for (key, circuit) in &mut self.circuits {
             if expired || circuit.is_too_old(now, max_use, max_spare_age) || !circuit.is_listed(consensus) {
                 circuit.retire();

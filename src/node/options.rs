@@ -72,7 +72,8 @@ pub(crate) struct RelayOptions {
     /// PEM file of root certificates to trust for performed requests, beside the system's; may be repeated
     #[arg(long, value_name = "FILE")]
     pub(crate) delegate_root: Option<Vec<PathBuf>>,
-    /// Performed requests per second in total, on average; one neighbour gets at most a quarter [default: 100]
+    /// Performed requests per second in total, on average; one listed relay or other source gets at most a quarter
+    /// [default: 100]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) delegated_rate: Option<u32>,
     /// Performed requests per second of one circuit, on average [default: 2]

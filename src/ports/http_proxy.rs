@@ -95,7 +95,7 @@ pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: Ht
 }
 
 /// The upgrade and the stream of an accepted CONNECT (RFC 9110 §9.3.6), which are joined after the response.
-type Tunnel = Arc<Mutex<Option<(OnUpgrade, Stream)>>>;
+type AcceptedConnect = Arc<Mutex<Option<(OnUpgrade, Stream)>>>;
 
 /// The place that a connection holds, with the isolation of its latest request.
 type HeldPlace = Mutex<Option<(Isolation, ConnectionPlace)>>;
@@ -119,15 +119,15 @@ async fn serve_one<C: Connector>(
     places: ConnectionPlaces,
     limits: HttpLimits,
 ) -> io::Result<()> {
-    let tunnel = Tunnel::default();
+    let accepted = AcceptedConnect::default();
     let held = HeldPlace::default();
     let service = service_fn(|request: Request<Incoming>| {
-        let (connector, tunnel) = (connector.clone(), Arc::clone(&tunnel));
+        let (connector, accepted) = (connector.clone(), Arc::clone(&accepted));
         let isolation = isolation(request.headers());
         let has_place = hold_place(&held, &places, isolation);
         async move {
             Ok::<_, Infallible>(match has_place {
-                true => respond(request, &connector, isolation, &tunnel, limits).await,
+                true => respond(request, &connector, isolation, &accepted, limits).await,
                 false => busy_response(),
             })
         }
@@ -147,7 +147,7 @@ async fn serve_one<C: Connector>(
         }
         return Err(io::Error::other(error));
     }
-    let Some((upgrade, stream)) = tunnel.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
+    let Some((upgrade, stream)) = accepted.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
     let upgraded = upgrade.await.map_err(io::Error::other)?;
     let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
     splice(parts.io.into_inner(), stream, &parts.read_buf, None).await
@@ -160,7 +160,7 @@ async fn respond<C: Connector>(
     mut request: Request<Incoming>,
     connector: &C,
     isolation: Isolation,
-    tunnel: &Tunnel,
+    accepted: &AcceptedConnect,
     limits: HttpLimits,
 ) -> ProxyResponse {
     let is_connect = *request.method() == Method::CONNECT;
@@ -175,7 +175,7 @@ async fn respond<C: Connector>(
     };
     if is_connect {
         let upgrade = hyper::upgrade::on(&mut request);
-        *tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, stream));
+        *accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, stream));
         return Response::new(Either::Left(Full::default()));
     }
     let limits = ExchangeLimits {

@@ -36,7 +36,7 @@ mod handshakes;
 mod owners;
 mod reach;
 mod stream_records;
-mod stream_shares;
+mod streams;
 
 const ROOM: usize = 1 << 30;
 const NEXT: u16 = 2;

@@ -21,7 +21,7 @@ use std::{
 
 use self::{
     disks::{Disks, temporary_files},
-    load::{Origin, Outcome, REQUEST_TIMEOUT, Request, request},
+    load::{Outcome, REQUEST_TIMEOUT, Request, TargetServer, request},
     nodes::Nodes,
     strikes::Strikes,
     tally::{Tally, load as machine_load},
@@ -32,7 +32,7 @@ use super::harness::*;
 const REQUEST_INTERVAL: Duration = Duration::from_millis(100);
 /// Time between two turns of the loop.
 const TURN: Duration = Duration::from_millis(20);
-/// Time for which a finished request isn't counted yet, because the origin may still search its exit.
+/// Time for which a finished request isn't counted yet, because the target server may still search its exit.
 const ATTRIBUTION_TIME: Duration = Duration::from_millis(500);
 /// Requests after all nodes were killed and started again.
 const LAST_REQUESTS: u32 = 10;
@@ -95,31 +95,31 @@ fn test() {
     let (mut nodes, socks) = Nodes::start(&folder, settings.relays, exits, settings.interval);
     println!("started in {:.1} s, load {}", began.elapsed().as_secs_f64(), machine_load());
 
-    let origin = Origin::start();
+    let server = TargetServer::start();
     let mut strikes = Strikes::new(settings.seed, settings.relays, disks);
     let mut tally = Tally::default();
-    run(&settings, socks, &origin, &mut nodes, &mut strikes, &mut tally);
+    run(&settings, socks, &server, &mut nodes, &mut strikes, &mut tally);
     let datagrams = strikes.finish(&nodes);
     println!("{}", tally.table(&strikes, datagrams));
 
-    let restarted = check_state(&mut nodes, &folders, &folder, &origin);
+    let restarted = check_state(&mut nodes, &folders, &folder, &server);
     println!("all nodes killed and started again; all relays listed after {:.1} s", restarted.as_secs_f64());
-    check(&settings, &tally, &strikes, &origin);
+    check(&settings, &tally, &strikes, &server);
 }
 
 /// Makes requests and strikes for the duration of the run, and waits for the last outcome.
 fn run(
     settings: &Settings,
     socks: SocketAddr,
-    origin: &Origin,
+    server: &TargetServer,
     nodes: &mut Nodes,
     strikes: &mut Strikes,
     tally: &mut Tally,
 ) {
     let start = Instant::now();
-    let outcomes = make_requests(start, settings.duration, socks, origin.port);
+    let outcomes = make_requests(start, settings.duration, socks, server.port);
     let (mut next_sample, mut next_progress) = (start, start + Duration::from_secs(10));
-    set_exits(origin, nodes);
+    set_exits(server, nodes);
     let end = start + settings.duration + REQUEST_TIMEOUT + TIMEOUT;
     let (mut finished, mut has_all) = (VecDeque::<Request>::new(), false);
     while !has_all || !finished.is_empty() {
@@ -135,11 +135,11 @@ fn run(
         while finished.front().is_some_and(|request| now - request.ended > ATTRIBUTION_TIME)
             && let Some(request) = finished.pop_front()
         {
-            tally.add(start, &request, origin, strikes);
+            tally.add(start, &request, server, strikes);
         }
         assert!(now < end, "a request has no outcome");
         if now < start + settings.duration && strikes.turn(now, nodes) {
-            set_exits(origin, nodes);
+            set_exits(server, nodes);
         }
         assert!(!nodes.client.has_ended(), "the client ended{}", nodes.client.log_tail());
         if now >= next_sample {
@@ -155,7 +155,7 @@ fn run(
 
 /// Starts a request in each [`REQUEST_INTERVAL`]; returns the finished ones. At most 100 are in flight, because each
 /// ends after [`REQUEST_TIMEOUT`].
-fn make_requests(start: Instant, duration: Duration, socks: SocketAddr, origin: u16) -> mpsc::Receiver<Request> {
+fn make_requests(start: Instant, duration: Duration, socks: SocketAddr, server: u16) -> mpsc::Receiver<Request> {
     let (sender, outcomes) = mpsc::channel();
     thread::spawn(move || {
         for number in 0.. {
@@ -166,19 +166,19 @@ fn make_requests(start: Instant, duration: Duration, socks: SocketAddr, origin: 
             // The rate of requests is given.
             thread::sleep(due.saturating_duration_since(Instant::now()));
             let sender = sender.clone();
-            thread::spawn(move || _ = sender.send(request(socks, origin, number)));
+            thread::spawn(move || _ = sender.send(request(socks, server, number)));
         }
     });
     outcomes
 }
 
-fn set_exits(origin: &Origin, nodes: &Nodes) {
+fn set_exits(server: &TargetServer, nodes: &Nodes) {
     let running = nodes.exits().filter_map(|exit| Some((exit, nodes.relays[exit].pid()?.as_raw())));
-    origin.set_exits(running.collect());
+    server.set_exits(running.collect());
 }
 
 /// Kills all nodes at once and starts them again with their state; returns the time until all relays are listed.
-fn check_state(nodes: &mut Nodes, folders: &[impl AsRef<Path>], folder: &Path, origin: &Origin) -> Duration {
+fn check_state(nodes: &mut Nodes, folders: &[impl AsRef<Path>], folder: &Path, server: &TargetServer) -> Duration {
     nodes.kill_all();
     nodes.check_keys();
     let left: usize = folders.iter().map(|folder| temporary_files(folder.as_ref())).sum();
@@ -191,17 +191,17 @@ fn check_state(nodes: &mut Nodes, folders: &[impl AsRef<Path>], folder: &Path, o
     nodes.await_listed(began + TIMEOUT);
     let elapsed = began.elapsed();
     for number in LAST_NUMBER..LAST_NUMBER + LAST_REQUESTS {
-        let last = request(socks, origin.port, number);
+        let last = request(socks, server.port, number);
         assert!(matches!(last.outcome, Outcome::Right), "after the restart of all nodes: {last:?}");
     }
     elapsed
 }
 
 /// Fails if a requirement is not met.
-fn check(settings: &Settings, tally: &Tally, strikes: &Strikes, origin: &Origin) {
+fn check(settings: &Settings, tally: &Tally, strikes: &Strikes, server: &TargetServer) {
     let Settings { seed, duration, floor, .. } = settings;
     assert!(strikes.ended.is_empty(), "seed {seed}: {}", strikes.ended.join("\n"));
-    assert_eq!((tally.wrong, origin.wrong_requests()), (0, 0), "seed {seed}: wrong bytes in answers and requests");
+    assert_eq!((tally.wrong, server.wrong_requests()), (0, 0), "seed {seed}: wrong bytes in answers and requests");
     assert_eq!(tally.hung, 0, "seed {seed}: requests beyond {REQUEST_TIMEOUT:?}");
     assert!(tally.attributed() * 10 >= tally.right * 9, "the exits of most requests are known");
     tally.check_memory();

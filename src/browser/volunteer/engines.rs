@@ -30,7 +30,7 @@ use crate::{
         clock,
         drive::PageDrive,
         failure::{FailureKind, PageFailure, object},
-        slot::Notify,
+        sync::Notify,
     },
     delegated::{EngineName, MAX_ENGINES, SearchAnswer, SearchRefusal, SearchRequest},
     engine::Engine,

@@ -9,7 +9,7 @@ use web_sys::AbortController;
 use super::engines::{PendingSearch, VolunteerEngines, count};
 use crate::{
     base::Instant,
-    browser::slot::Notify,
+    browser::sync::Notify,
     delegated::{
         SearchAnswer, SearchRequest, Service,
         limits::Rates,

@@ -169,7 +169,7 @@ fn a_guard_that_builds_a_first_hop_is_reachable() {
 fn an_unused_circuit_ends_at_the_age_limit_even_if_it_is_assigned() {
     let mut net = Net::ready(20, 2);
     let unused = net.client(|party, _, _| {
-        party.client.parameters.spare_age = Duration::from_secs(10);
+        party.client.parameters.max_spare_age = Duration::from_secs(10);
         let (key, _) = party.client.pool.circuits().next().unwrap();
         party.client.pool.circuit_mut(key).unwrap().assign(Isolation([1; 32]));
         key

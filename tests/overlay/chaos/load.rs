@@ -1,7 +1,7 @@
-//! The load: requests through the client's SOCKS5 port, and the origin server that answers them.
+//! The load: requests through the client's SOCKS5 port, and the target server that answers them.
 //!
-//! Each request has a target address of its own, 127.200.0.0 and the request's number. So the origin knows the request
-//! of a connection before it has a byte.
+//! Each request has a target address of its own, 127.200.0.0 and the request's number. So the target server knows the
+//! request of a connection before it has a byte.
 
 use std::{
     collections::BTreeMap,
@@ -50,14 +50,14 @@ pub(super) struct Request {
 }
 
 /// Makes one request. Never tries again.
-pub(super) fn request(socks: SocketAddr, origin: u16, number: u32) -> Request {
+pub(super) fn request(socks: SocketAddr, server: u16, number: u32) -> Request {
     let began = Instant::now();
     let mut connected = None;
-    let outcome = exchange(socks, origin, number, began + REQUEST_TIMEOUT, &mut connected);
+    let outcome = exchange(socks, server, number, began + REQUEST_TIMEOUT, &mut connected);
     Request { number, began, connected, ended: Instant::now(), outcome }
 }
 
-fn exchange(socks: SocketAddr, origin: u16, number: u32, end: Instant, connected: &mut Option<Instant>) -> Outcome {
+fn exchange(socks: SocketAddr, server: u16, number: u32, end: Instant, connected: &mut Option<Instant>) -> Outcome {
     let failed = |stage: &'static str, error: &io::Error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Outcome::Hung(stage),
         _ => Outcome::Failed(format!("{stage}: {error}")),
@@ -68,7 +68,7 @@ fn exchange(socks: SocketAddr, origin: u16, number: u32, end: Instant, connected
         Err(error) => return failed("connecting to the SOCKS port", &error),
     };
     let user = format!("user{}", number % ISOLATIONS);
-    match try_socks(&mut stream, Some((&user, "x")), 1, &target(number).to_string(), origin) {
+    match try_socks(&mut stream, Some((&user, "x")), 1, &target(number).to_string(), server) {
         Ok(0) => *connected = Some(Instant::now()),
         Ok(code) => return Outcome::Failed(format!("SOCKS reply {code}")),
         Err(error) => return failed("before the SOCKS reply", &error),
@@ -149,7 +149,7 @@ fn answer(number: u32) -> Vec<u8> {
     bytes
 }
 
-/// A connection of an exit to the origin.
+/// A connection of an exit to the target server.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Carriage {
     /// The exit; `None` if its process had ended already.
@@ -157,7 +157,7 @@ pub(super) struct Carriage {
     pub(super) at: Instant,
 }
 
-/// The state that the origin's threads share.
+/// The state that the target server's threads share.
 #[derive(Default)]
 struct Shared {
     carriages: Mutex<BTreeMap<u32, Vec<Carriage>>>,
@@ -166,13 +166,13 @@ struct Shared {
     wrong: AtomicU32,
 }
 
-/// The origin server, on all loopback addresses. Ends with the test's process.
-pub(super) struct Origin {
+/// The target server, on all loopback addresses. Ends with the test's process.
+pub(super) struct TargetServer {
     pub(super) port: u16,
     shared: Arc<Shared>,
 }
 
-impl Origin {
+impl TargetServer {
     pub(super) fn start() -> Self {
         let listener = TcpListener::bind("0.0.0.0:0").unwrap();
         let port = listener.local_addr().unwrap().port();

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    load::{Carriage, Origin, Outcome, Request},
+    load::{Carriage, Outcome, Request, TargetServer},
     nodes::Nodes,
     strikes::Strikes,
 };
@@ -30,7 +30,7 @@ pub(super) struct Tally {
     pub(super) failed: u32,
     pub(super) wrong: u32,
     pub(super) hung: u32,
-    /// Right requests that reached the origin more than once.
+    /// Right requests that reached the target server more than once.
     repeated: u32,
     /// Right requests of each exit. Without this attribution, no request would count as cut at its exit.
     exits: BTreeMap<usize, u32>,
@@ -61,9 +61,9 @@ impl Tally {
     }
 
     /// Counts a finished request.
-    pub(super) fn add(&mut self, start: Instant, request: &Request, origin: &Origin, strikes: &Strikes) {
+    pub(super) fn add(&mut self, start: Instant, request: &Request, server: &TargetServer, strikes: &Strikes) {
         let Request { number, began, connected, ended, outcome } = request;
-        let carriages = origin.carriages(*number);
+        let carriages = server.carriages(*number);
         let duration = *ended - *began;
         self.slowest = self.slowest.max(duration);
         let at_exit = carriages
@@ -90,7 +90,7 @@ impl Tally {
             .map(|Carriage { exit, at }| format!("relay{} {}", exit.map_or(0, |exit| exit + 1), after(*at)))
             .collect();
         eprintln!(
-            "{:6.1} s  request {number} after {}: {reason}; connected {}; origin {carried:?}; {}",
+            "{:6.1} s  request {number} after {}: {reason}; connected {}; target server {carried:?}; {}",
             (*began - start).as_secs_f64(),
             after(*ended),
             connected.map_or_else(|| "never".to_owned(), after),
@@ -142,7 +142,7 @@ impl Tally {
         row("hung beyond 10 s", self.hung.to_string());
         row("right, without those cut at an exit", format!("{:.2} %", self.success() * 100.0));
         row("right, of all", format!("{:.2} %", f64::from(self.right) / f64::from(self.requests().max(1)) * 100.0));
-        row("right requests that reached the origin twice", self.repeated.to_string());
+        row("right requests that reached the target server twice", self.repeated.to_string());
         row("right requests with a known exit", format!("{} over {} exits", self.attributed(), self.exits.len()));
         row("time of right requests: median", milliseconds(at(500)));
         row("time of right requests: 99 % within", milliseconds(at(990)));

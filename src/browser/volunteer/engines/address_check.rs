@@ -8,6 +8,7 @@ use crate::{
     delegated::{EngineName, url::Url},
     engine::Engine,
     exit_policy::is_global,
+    path::SpecialHost,
 };
 
 /// The engine of a description.
@@ -31,31 +32,14 @@ fn host(origin: &str) -> String {
     Url::parse(origin).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
 }
 
-/// Suffixes of local names: RFC 6761, RFC 6762 with its appendix G, RFC 8375, ICANN's `internal`, and `fritz.box`, which
-/// routers use.
-const LOCAL_SUFFIXES: [&str; 11] = [
-    "localhost",
-    "local",
-    "internal",
-    "home.arpa",
-    "lan",
-    "home",
-    "intranet",
-    "private",
-    "corp",
-    "localdomain",
-    "fritz.box",
-];
-
-/// Whether `host`, as browsers serialise it, is on this machine or the local network. Only the text is checked, because
-/// a page can't see the address to which a name resolves.
+/// Whether `host`, as browsers serialise it, is on this machine or the local network, or has no public name. Only the
+/// text is checked, because a page can't see the address to which a name resolves.
 fn is_local(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches([']', '.']);
-    if let Ok(ip) = bare.parse::<IpAddr>() {
-        return !is_global(ip);
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    match bare.parse::<IpAddr>() {
+        Ok(ip) => !is_global(ip),
+        Err(_) => !bare.is_empty() && SpecialHost::of_name(bare) == Some(SpecialHost::Private),
     }
-    let within = |end: &&str| bare.strip_suffix(*end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    !bare.is_empty() && !bare.contains('.') || LOCAL_SUFFIXES.iter().any(within)
 }
 
 #[cfg(test)]
@@ -84,7 +68,8 @@ mod tests {
         ] {
             assert!(is_local(host), "{host}");
         }
-        for host in ["engine.example", "localhost.example", "notfritz.box", "1.1.1.1", "[2606:4700::1111]", ""] {
+        for host in ["engine.org", "localhost.org", "notfritz.box", "engine.onion", "1.1.1.1", "[2606:4700::1111]", ""]
+        {
             assert!(!is_local(host), "{host}");
         }
         assert_eq!(host("http://127.0.0.1:8080"), "127.0.0.1");

@@ -1,4 +1,5 @@
-//! Synchronisation between the loop and futures: a one-shot channel ([`slot()`]), and [`Notify`] for repeated events.
+//! Synchronisation between the loop and futures: a one-shot channel ([`oneshot()`]), and [`Notify`] for repeated
+//! events.
 
 use core::{
     cell::{Cell, RefCell},
@@ -8,27 +9,27 @@ use core::{
 };
 use std::rc::Rc;
 
-struct SlotState<T> {
+struct OneshotState<T> {
     value: Cell<Option<T>>,
     sender_dropped: Cell<bool>,
     waker: Cell<Option<Waker>>,
 }
 
 /// The sending end of a one-shot channel.
-pub(super) struct SlotSender<T>(Rc<SlotState<T>>);
+pub(super) struct OneshotSender<T>(Rc<OneshotState<T>>);
 
 /// The receiving end of a one-shot channel: a future of the value, `None` if the sending end was dropped without a
 /// value.
-pub(super) struct SlotReceiver<T>(Rc<SlotState<T>>);
+pub(super) struct OneshotReceiver<T>(Rc<OneshotState<T>>);
 
 /// Creates a one-shot channel and returns both ends.
-pub(super) fn slot<T>() -> (SlotSender<T>, SlotReceiver<T>) {
+pub(super) fn oneshot<T>() -> (OneshotSender<T>, OneshotReceiver<T>) {
     let shared =
-        Rc::new(SlotState { value: Cell::new(None), sender_dropped: Cell::new(false), waker: Cell::new(None) });
-    (SlotSender(Rc::clone(&shared)), SlotReceiver(shared))
+        Rc::new(OneshotState { value: Cell::new(None), sender_dropped: Cell::new(false), waker: Cell::new(None) });
+    (OneshotSender(Rc::clone(&shared)), OneshotReceiver(shared))
 }
 
-impl<T> SlotSender<T> {
+impl<T> OneshotSender<T> {
     /// Sends `value`, which replaces an earlier value that was not received.
     pub(super) fn send(&mut self, value: T) {
         self.0.value.set(Some(value));
@@ -36,14 +37,14 @@ impl<T> SlotSender<T> {
     }
 }
 
-impl<T> Drop for SlotSender<T> {
+impl<T> Drop for OneshotSender<T> {
     fn drop(&mut self) {
         self.0.sender_dropped.set(true);
         self.0.waker.take().into_iter().for_each(Waker::wake);
     }
 }
 
-impl<T> Future for SlotReceiver<T> {
+impl<T> Future for OneshotReceiver<T> {
     type Output = Option<T>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
