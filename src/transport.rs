@@ -1,6 +1,6 @@
 //! Transports: drivers that open links between nodes and carry messages over the lanes of each link.
 //!
-//! The protocol core sends requests as [`Transmit`] and receives [`LinkEvent`]s. The core has no other interface to a
+//! The protocol core emits outputs as [`Transmit`] and receives [`LinkEvent`]s. The core has no other interface to a
 //! transport. Governed by `proto/01-transport.md`. Drivers: `native` (WebRTC data channels over UDP by our own stack),
 //! `browser` (WebRTC data channels of a browser) and the simulator's transport.
 
@@ -18,12 +18,12 @@ use rand::CryptoRng;
 
 use crate::base::{Instant, LinkEvent, LinkMachine, Transmit};
 
-/// A transport as a machine: its driver passes it the time, the core's requests and the events of the network.
+/// A transport as a machine: its driver passes it the time, the core's outputs and the events of the network.
 ///
 /// The drain contract: after any call that takes `&mut self` and a time, call [`Self::poll_link_event`] until it
 /// returns `None`. Then send the transport's output, and call [`Self::poll_timeout`] again. Time never runs backward.
 pub trait Transport {
-    /// Handles a request of the core. A request for a link that has ended is ignored.
+    /// Handles an output of the core. An output for a link that has ended is ignored.
     fn handle_transmit(&mut self, now: Instant, transmit: Transmit);
 
     /// The next event for the core, if any.
@@ -36,7 +36,7 @@ pub trait Transport {
     fn poll_timeout(&self) -> Option<Instant>;
 }
 
-/// Exchanges events and requests between `machine` and `transport` until neither has more. The caller must then send
+/// Exchanges events and outputs between `machine` and `transport` until neither has more. The caller must then send
 /// the transport's output and poll both deadlines.
 pub fn settle(now: Instant, machine: &mut impl LinkMachine, transport: &mut impl Transport, rng: &mut dyn CryptoRng) {
     loop {

@@ -1,7 +1,7 @@
 //! Links: the interface between the protocol core and a transport.
 //!
 //! A link is one association of a transport with a peer (for WebRTC: one DTLS association with its data channels). The
-//! core identifies a link by its [`LinkId`], sends requests ([`Transmit`]) and receives events ([`LinkEvent`]). The
+//! core identifies a link by its [`LinkId`], emits outputs ([`Transmit`]) and receives events ([`LinkEvent`]). The
 //! core has no access to sockets.
 
 use core::{fmt, net::SocketAddr};

@@ -6,7 +6,7 @@
 //!
 //! 1. wait for [`Sockets::readable`], the core, or [`Transport::poll_timeout`](super::Transport::poll_timeout);
 //! 2. [`Sockets::receive`] into [`Endpoint::handle_datagrams`], and `handle_timeout`;
-//! 3. drain `poll_link_event` into the core, and the core's requests into `handle_transmit`;
+//! 3. drain `poll_link_event` into the core, and the core's outputs into `handle_transmit`;
 //! 4. [`Sockets::flush`], which sends the output of [`Endpoint::poll_datagrams`]. While [`Endpoint::has_link_event`] is
 //!    true, steps 3 and 4 again.
 //!

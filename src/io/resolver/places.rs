@@ -501,8 +501,8 @@ mod tests {
     #[tokio::test]
     async fn a_slow_lookup_keeps_its_place_while_others_are_free() {
         let places = places();
-        let first = slow(&places, owner(1, 1));
-        tokio::time::sleep(SLOW_AFTER * 4).await;
+        let mut first = slow(&places, owner(1, 1));
+        assert!(tokio::time::timeout(SLOW_AFTER * 4, &mut first).await.is_err(), "the lookup ended");
         drop(places.take(owner(2, 2)).await.unwrap());
         assert!(!first.is_finished());
         first.abort();
