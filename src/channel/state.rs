@@ -81,7 +81,7 @@ pub(super) struct Channel {
     /// Whether the directory counts the volunteer at the other end.
     pub(super) counted: bool,
     /// Whether the keys of the link are close to their limit. The channel then closes with its last circuit.
-    retires: bool,
+    is_retiring: bool,
 }
 
 impl Channel {
@@ -116,7 +116,7 @@ impl Channel {
             kept: false,
             has_volunteer_place: false,
             counted: false,
-            retires: false,
+            is_retiring: false,
         }
     }
 
@@ -169,25 +169,25 @@ impl Channel {
     }
 
     pub(super) const fn retire(&mut self) {
-        self.retires = true;
+        self.is_retiring = true;
     }
 
     /// Whether the keys of the link are close to their limit.
-    pub(super) const fn retires(&self) -> bool {
-        self.retires
+    pub(super) const fn is_retiring(&self) -> bool {
+        self.is_retiring
     }
 
     /// Whether this end may open circuits on this channel. A retiring channel to a volunteer still takes circuits,
     /// because this end can't dial another.
     pub(super) const fn takes_circuits(&self) -> bool {
-        !self.retires || self.reaches()
+        !self.is_retiring || self.reaches()
     }
 
     pub(super) const fn queue(&self) -> &FairQueue {
         &self.queue
     }
 
-    /// The owner, by address, of the other end's units of caps and rates.
+    /// The owner, by address, to whose caps and rates the other end counts.
     pub(super) const fn owner(&self) -> Owner {
         self.owner
     }
@@ -450,7 +450,7 @@ impl Channel {
         // The dialler closes first, so that the other end's new circuits seldom arrive on a closing channel.
         let idle_factor = if outcome.dialler { 1 } else { 2 };
         let idle_timeout =
-            if self.retires { Duration::ZERO } else { parameters.idle_timeout.saturating_mul(idle_factor) };
+            if self.is_retiring { Duration::ZERO } else { parameters.idle_timeout.saturating_mul(idle_factor) };
         let idle = self.idle_since.is_some_and(|since| now.since(since) >= idle_timeout) && self.queue.len() == 0;
         if idle && !self.kept {
             return Ok(TimeoutAction::CloseIdle);

@@ -39,12 +39,12 @@ fn a_volunteer_is_reached_over_its_dialled_channel_until_the_channel_closes() {
     let channel = ChannelId(LinkId(1));
     assert_eq!((reported_reach(&pair.a), reported_reach(&pair.b)), (Some(false), Some(true)));
     assert_eq!(pair.b.channels.volunteers(), [key(VOLUNTEER).id()]);
-    assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(channel));
-    assert_eq!(pair.a.channels.reach(&key(GATEWAY).id()), None, "the listener never requests REACH");
+    assert_eq!(pair.b.channels.channel_to_volunteer(&key(VOLUNTEER).id()), Some(channel));
+    assert_eq!(pair.a.channels.channel_to_volunteer(&key(GATEWAY).id()), None, "the listener never requests REACH");
     assert!(pair.a.channels.has_requested_reach(channel));
     pair.b.handle(pair.now, LinkEvent::Closed { link: LinkId(1), reason: LinkClose::ByPeer }, &mut pair.rng);
     assert_eq!(pair.b.channels.volunteers(), []);
-    assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), None);
+    assert_eq!(pair.b.channels.channel_to_volunteer(&key(VOLUNTEER).id()), None);
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn dialable_relays_and_clients_are_no_volunteers() {
         pair.settle();
         assert_eq!(reported_reach(&pair.b), Some(false));
         assert_eq!(pair.b.channels.volunteers(), []);
-        assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), None);
+        assert_eq!(pair.b.channels.channel_to_volunteer(&key(VOLUNTEER).id()), None);
     }
 }
 
@@ -74,16 +74,16 @@ fn a_volunteer_is_reached_over_its_newest_channel_and_idle_older_ones_close() {
     pair.advance(Duration::from_secs(30));
     pair.link(2, key(GATEWAY).id());
     pair.settle();
-    assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
+    assert_eq!(pair.b.channels.channel_to_volunteer(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
     // A third channel exceeds the share of its source, so the channel that reaches the volunteer stays selected.
     pair.advance(Duration::from_secs(30));
     pair.link(3, key(GATEWAY).id());
     pair.settle();
-    assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
+    assert_eq!(pair.b.channels.channel_to_volunteer(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
     pair.a.channels.keep(ChannelId(LinkId(2)), true);
     pair.advance(Duration::from_secs(1000));
     assert_eq!(pair.b.channels.len(), 1);
-    assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
+    assert_eq!(pair.b.channels.channel_to_volunteer(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
 }
 
 #[test]
@@ -250,12 +250,12 @@ fn a_volunteer_is_reached_over_a_retiring_channel_until_it_has_dialled_another()
         node.handle(pair.now, LinkEvent::Retire { link: LinkId(1) }, &mut pair.rng);
     }
     pair.advance(Duration::from_secs(30));
-    assert_eq!(pair.b.channels.reach(&volunteer), Some(ChannelId(LinkId(1))));
+    assert_eq!(pair.b.channels.channel_to_volunteer(&volunteer), Some(ChannelId(LinkId(1))));
     assert_eq!(pair.b.channels.volunteers(), [volunteer]);
     assert_eq!(pair.a.channels.lookup(&key(GATEWAY).id()), None, "the volunteer dials the gateway again");
     pair.link(2, key(GATEWAY).id());
     pair.settle();
-    assert_eq!(pair.b.channels.reach(&volunteer), Some(ChannelId(LinkId(2))));
+    assert_eq!(pair.b.channels.channel_to_volunteer(&volunteer), Some(ChannelId(LinkId(2))));
     pair.advance(Duration::from_secs(2));
     assert_eq!(pair.closed, BTreeSet::from([LinkId(1)]));
 }

@@ -23,7 +23,7 @@ impl Pool {
         rng: &mut dyn CryptoRng,
     ) {
         self.keep_spares_for(now, &Purpose::Streams, inputs.parameters.spare_circuits, inputs, rng);
-        if let Some((delegation, count)) = self.spare_delegated.clone() {
+        if let Some((delegation, count)) = self.kept_delegated.clone() {
             self.keep_spares_for(now, &Purpose::Delegated(delegation), count, inputs, rng);
         }
     }
@@ -53,7 +53,11 @@ impl Pool {
     }
 
     const fn spare_schedule(&mut self, purpose: &Purpose) -> &mut SpareSchedule {
-        if delegation_of(purpose).is_some() { &mut self.delegated_spares } else { &mut self.spares }
+        if delegation_of(purpose).is_some() {
+            &mut self.delegated_spare_schedule
+        } else {
+            &mut self.stream_spare_schedule
+        }
     }
 
     /// Reserves a circuit that is being built for a waiting request. Without such a circuit, starts a build if pauses,
@@ -230,7 +234,7 @@ impl Pool {
     }
 
     /// Handles the end with `error` of a circuit that was never open.
-    pub(super) fn handle_unbuilt(
+    pub(super) fn handle_ended_unbuilt(
         &mut self,
         now: Instant,
         circuit: &PooledCircuit,
@@ -281,10 +285,10 @@ impl Pool {
         through.any(|circuit| circuit.has_received_since(time))
     }
 
-    /// The circuit that ends for a new circuit for `isolation`, or for a spare one if that is `None`; none below the caps.
-    /// At the cap on all circuits or on those of the isolation, it is a circuit of the same isolation without a stream: a
-    /// retired one, or else the one longest without a stream. The end of another isolation's circuit would show that both
-    /// belong to one client.
+    /// The circuit that ends for a new circuit for `isolation`, or for a spare one if that is `None`; none below the
+    /// caps. At the cap on all circuits or on those of the isolation, it is a circuit of the same isolation without a
+    /// stream: a retired one, or else the one longest without a stream. The end of another isolation's circuit would
+    /// show that both belong to one client.
     ///
     /// # Errors
     /// When there is no such circuit.

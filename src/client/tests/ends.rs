@@ -1,5 +1,5 @@
-//! Tests of the ends of circuits: circuits of different isolations end at different times, and none ends because another
-//! isolation needs one.
+//! Tests of the ends of circuits: circuits of different isolations end at different times, and none ends because
+//! another isolation needs one.
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -31,8 +31,8 @@ impl Net {
         });
     }
 
-    /// The times from `since` on at which relays beyond the guards saw ends of circuits. The relays of one circuit see its
-    /// end within a few milliseconds, which count as one time.
+    /// The times from `since` on at which relays beyond the guards saw ends of circuits. The relays of one circuit see
+    /// its end within a few milliseconds, which count as one time.
     fn ends(&mut self, since: Instant) -> Vec<Instant> {
         let guards: Vec<_> = self.client(|party, _, _| party.built.iter().map(|path| path[0]).collect());
         let nodes: Vec<_> =
@@ -82,7 +82,7 @@ fn unused_circuits_that_another_guard_supersedes_end_at_times_of_their_own() {
     net.await_spares(5);
     net.client(|party, _, _| {
         let guard = party.built[0][0];
-        party.client.pool.handle_superseded(&[guard]);
+        party.client.pool.handle_guards_superseded(&[guard]);
     });
     net.assert_separate_ends(LONGEST_END, 5);
     net.await_spares(5);
