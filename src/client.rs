@@ -431,7 +431,7 @@ impl ClientMachine {
         if let Some((pool, _, mut inputs)) = self.parts(now) {
             pool.sweep(now, &inputs, expired, rng);
             if measures {
-                pool.measure(now, &mut inputs, rng);
+                pool.build_measuring_circuit(now, &mut inputs, rng);
             }
             self.replan = true;
         }

@@ -172,7 +172,7 @@ impl Pool {
             .circuits
             .iter()
             .filter(|(key, circuit)| !demand.refused_on.contains(key) && circuit.is_open())
-            .filter(|(_, circuit)| circuit.takes(demand, relays))
+            .filter(|(_, circuit)| circuit.fits(demand, relays))
             .peekable();
         // Without a candidate, returns before `avoided_exits`, which may iterate over all exits for each waiting
         // request.

@@ -84,9 +84,9 @@ impl Pool {
         let mut building = self
             .circuits
             .iter()
-            .filter(|(_, circuit)| circuit.is_building() && circuit.takes(demand, relays))
+            .filter(|(_, circuit)| circuit.is_building() && circuit.fits(demand, relays))
             .peekable();
-        // As in `open_circuit_for`.
+        // Returns before `avoided_exits`, as in `open_circuit_for`.
         building.peek()?;
         let avoided = self.avoided_exits(now, relays, &demand.purpose(), &demand.refused_by);
         building
@@ -118,8 +118,8 @@ impl Pool {
         if !self.build_rate.may_build(now) {
             return Ok(());
         }
-        // Before the choice of a path, which visits all relays.
-        let replaced = self.room_for(isolation, inputs.parameters)?;
+        // Checked before the choice of a path, which iterates over all relays.
+        let replaced = self.circuit_to_replace(isolation, inputs.parameters)?;
         let delegation = delegation_of(&purpose).cloned();
         let avoided = self.avoided_exits(now, &inputs.relays, &purpose, refused_by);
         let excluded = (isolation, refused_by, &avoided[..]);
@@ -138,7 +138,12 @@ impl Pool {
     }
 
     /// Builds a circuit without requests if a guard is suspect. The circuit ends some time after it is open.
-    pub(in crate::client) fn measure(&mut self, now: Instant, inputs: &mut PoolInputs<'_>, rng: &mut dyn CryptoRng) {
+    pub(in crate::client) fn build_measuring_circuit(
+        &mut self,
+        now: Instant,
+        inputs: &mut PoolInputs<'_>,
+        rng: &mut dyn CryptoRng,
+    ) {
         if self.circuits.len() < inputs.parameters.max_circuits
             && let Some(path) = measure(&inputs.relays, inputs.guards, rng)
         {
@@ -285,14 +290,16 @@ impl Pool {
         through.any(|circuit| circuit.has_received_since(time))
     }
 
-    /// The circuit that ends for a new circuit for `isolation`, or for a spare one if that is `None`; none below the
-    /// caps. At the cap on all circuits or on those of the isolation, it is a circuit of the same isolation without a
-    /// stream: a retired one, or else the one longest without a stream. The end of another isolation's circuit would
-    /// show that both belong to one client.
+    /// The circuit that a new circuit for `isolation` replaces; `None` below the caps.
+    ///
+    /// At the cap on all circuits, or on those of the isolation, the new circuit replaces one of the same isolation
+    /// without a stream: a retired one, or else the one that has been without a stream for longest. A new spare circuit
+    /// (without an isolation) replaces none. The end of another isolation's circuit would show that both circuits
+    /// belong to one client.
     ///
     /// # Errors
     /// When there is no such circuit.
-    fn room_for(
+    fn circuit_to_replace(
         &self,
         isolation: Option<Isolation>,
         parameters: &ClientParameters,

@@ -60,7 +60,7 @@ impl Net {
 }
 
 #[test]
-fn circuits_whose_streams_end_together_end_at_times_of_their_own() {
+fn circuits_whose_streams_end_together_end_at_separate_times() {
     // The circuits of the second client are too old for further streams.
     for (seed, open_seconds, minimum) in [(900, 1, 118), (901, 660, 0)] {
         let mut net = Net::ready(seed, 3);
@@ -76,7 +76,7 @@ fn circuits_whose_streams_end_together_end_at_times_of_their_own() {
 }
 
 #[test]
-fn unused_circuits_that_another_guard_supersedes_end_at_times_of_their_own() {
+fn spare_circuits_of_superseded_guards_end_at_separate_times() {
     let mut net = Net::ready(910, 3);
     net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
     net.await_spares(5);
@@ -89,7 +89,7 @@ fn unused_circuits_that_another_guard_supersedes_end_at_times_of_their_own() {
 }
 
 #[test]
-fn circuits_over_an_expired_consensus_end_at_times_of_their_own() {
+fn circuits_over_an_expired_consensus_end_at_separate_times() {
     let mut net = Net::new(920, 3);
     net.give_consensus(NOW.after(Duration::from_secs(VALID - 300)));
     net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
@@ -101,7 +101,7 @@ fn circuits_over_an_expired_consensus_end_at_times_of_their_own() {
 }
 
 #[test]
-fn circuits_built_ahead_have_ages_of_their_own() {
+fn spare_circuits_retire_at_separate_ages() {
     let mut net = Net::ready(930, 3);
     net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
     net.await_spares(5);

@@ -302,7 +302,7 @@ fn a_relay_that_fails_for_one_isolation_is_still_chosen_for_others() {
 }
 
 #[test]
-fn spare_circuits_at_the_start_are_built_at_times_of_their_own() {
+fn spare_circuits_at_the_start_are_built_at_separate_times() {
     let mut delays = Vec::new();
     for seed in 850..900 {
         let mut net = Net::new(seed, 3);
