@@ -63,11 +63,12 @@ pub struct CellOwner {
 pub struct ChannelParameters {
     /// Maximum channels that other nodes dialled. A source (IPv4 address, IPv6 /64) has at most a sixteenth, a network
     /// (/24, /48) a quarter; the new link of an owner at its share closes. At the cap, the owner closest to its share
-    /// loses its least used channel to an owner that stays below it; else the new link closes, or an idle channel. Also
-    /// the maximum of channels that this node dialled: beyond it, the longest idle one closes. Default 4,096.
+    /// loses its least used channel, if the owner of the new link stays below it. Otherwise the new link closes, or
+    /// replaces an idle channel. Also the maximum of channels that this node dialled: beyond it, the longest idle one
+    /// closes. Default 4,096.
     pub channels: usize,
-    /// Maximum links with an unfinished handshake that other nodes dialled; each may hold 128 KiB. The shares are those
-    /// of `channels`. At the cap, the owner closest to its share loses its oldest such link. Default 512.
+    /// Maximum half-open channels that other nodes dialled; each may hold 128 KiB. The shares are those of `channels`.
+    /// At the cap, the owner closest to its share loses its oldest such channel. Default 512.
     pub handshakes: usize,
     /// Maximum dials in flight; further dials fail with [`DialError::Unable`]. Default 256.
     pub dials: usize,
@@ -147,7 +148,7 @@ pub enum ChannelEvent {
         /// over this channel.
         reaches_volunteer: bool,
     },
-    /// A dial of [`Channels::connect`] failed, and no other channel to the relay takes new circuits.
+    /// A dial of [`Channels::connect`] failed, and no other channel to the relay accepts new circuits.
     DialFailed {
         /// The relay.
         relay: RelayId,

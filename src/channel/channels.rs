@@ -29,7 +29,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Two channels between the same relays that open within this interval count as dialled simultaneously.
 const SIMULTANEOUS_INTERVAL: Duration = Duration::from_secs(10);
 /// Maximum retiring channels to one relay. At the cap this node dials no other channel to that relay: the youngest
-/// retiring channel takes new circuits until its link ends. The cap bounds the ports that a node uses for dialling.
+/// retiring channel accepts new circuits until its link ends. The cap bounds the ports that a node uses for dialling.
 const MAX_RETIRING: usize = 2;
 /// Evictions continue until this fraction of the cap on queued cells is free: the cap divided by this number.
 const FREED_DIVISOR: usize = 16;
@@ -105,7 +105,7 @@ impl Channels {
                 let Some(channel) = self.channels.get_mut(&id) else { return };
                 let (was_open, queued_before, owner) = (channel.is_open(), channel.queue().len(), channel.owner());
                 // Only HELLO can set REACH.
-                let may_be_gateway = channel.awaits_hello() && self.takes_volunteer(&owner);
+                let may_be_gateway = channel.awaits_hello() && self.may_admit_volunteer(&owner);
                 let Some(channel) = self.channels.get_mut(&id) else { return };
                 let result = channel.handle_message(now, lane, message, may_be_gateway, &mut self.events);
                 let freed = queued_before.saturating_sub(channel.queue().len());
@@ -215,8 +215,8 @@ impl Channels {
     #[must_use]
     pub fn lookup(&self, relay: &RelayId) -> Option<ChannelId> {
         let channel = self.by_relay.get(relay).copied()?;
-        let takes = self.channels.get(&channel).is_some_and(Channel::takes_circuits);
-        (takes || self.retiring_channels(relay) >= MAX_RETIRING).then_some(channel)
+        let accepts = self.channels.get(&channel).is_some_and(Channel::accepts_circuits);
+        (accepts || self.retiring_channels(relay) >= MAX_RETIRING).then_some(channel)
     }
 
     /// The number of retiring channels to `relay`.
@@ -490,7 +490,7 @@ impl Channels {
         self.schedule_sweep(now);
     }
 
-    /// Determines which of several channels to the same relay takes new circuits (`proto/02-channel.md` §6). If both
+    /// Determines which of several channels to the same relay gets new circuits (`proto/02-channel.md` §6). If both
     /// ends dialled simultaneously, that is the channel that the relay with the lower identity dialled. The other
     /// channels close when they are idle.
     fn channel_opened(&mut self, id: ChannelId) {
@@ -574,7 +574,7 @@ impl Channels {
     /// Selects the channel for new circuits to `peer`: the youngest that accepts circuits, else the youngest.
     fn select_channel(&mut self, peer: RelayId) {
         let candidates = self.channels.iter().filter(|(_, other)| other.peer() == Some(peer));
-        if let Some((id, _)) = candidates.max_by_key(|(id, other)| (other.takes_circuits(), **id)) {
+        if let Some((id, _)) = candidates.max_by_key(|(id, other)| (other.accepts_circuits(), **id)) {
             let id = *id;
             self.by_relay.insert(peer, id);
         }

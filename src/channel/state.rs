@@ -177,9 +177,9 @@ impl Channel {
         self.is_retiring
     }
 
-    /// Whether this end may open circuits on this channel. A retiring channel to a volunteer still takes circuits,
+    /// Whether this end may open circuits on this channel. A retiring channel to a volunteer still accepts circuits,
     /// because this end can't dial another.
-    pub(super) const fn takes_circuits(&self) -> bool {
+    pub(super) const fn accepts_circuits(&self) -> bool {
         !self.is_retiring || self.reaches()
     }
 
@@ -201,8 +201,8 @@ impl Channel {
         (self.kept || (self.has_relay_limits() && self.is_open()), self.queue.circuits(), by_time)
     }
 
-    /// Sets whether the relay at the other end is listed. Returns whether the transport must know it: the other end
-    /// dialled, and was not listed before.
+    /// Sets whether the relay at the other end is listed. Returns whether the owner must report this to the transport:
+    /// the other end dialled, and was not listed before.
     pub(super) fn set_listed(&mut self, listed: bool) -> bool {
         self.listed.replace(listed) != Some(true) && listed && self.dialled.is_none()
     }

@@ -19,11 +19,11 @@ use crate::{
     wire::{BODY_LEN, CELL_LEN, CellBody, Command},
 };
 
+mod caps;
 mod handshake;
 mod queues;
 mod reach;
 mod retire;
-mod room;
 
 const ROOM: usize = 256 << 10;
 

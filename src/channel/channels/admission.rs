@@ -68,7 +68,7 @@ impl Channels {
     }
 
     /// Whether this node may be a gateway of one more volunteer of `owner`.
-    pub(super) fn takes_volunteer(&self, owner: &Owner) -> bool {
+    pub(super) fn may_admit_volunteer(&self, owner: &Owner) -> bool {
         self.volunteers.to_lose(owner).is_ok()
     }
 
