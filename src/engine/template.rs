@@ -2,7 +2,7 @@
 //!
 //! The template is the operator's, and the values are the client's. Therefore each value is percent-encoded, no value
 //! can be a part of the host, and the filled URL is parsed again. As an exception, the host may begin with
-//! `{language}.`, which takes only languages that the description lists.
+//! `{language}.`, with only the languages that the description lists.
 
 use url::form_urlencoded;
 
@@ -43,8 +43,8 @@ impl Languages {
         self.0.is_empty() || self.0.iter().any(|language| language == "*")
     }
 
-    /// The listed language that equals `requested`, or else a listed one with the same primary subtag. `requested` itself
-    /// if any language is listed.
+    /// The listed language that equals `requested`, or else a listed one with the same primary subtag. `requested`
+    /// itself if any language is listed.
     fn matching<'a>(&'a self, requested: Option<&'a str>) -> Option<&'a str> {
         let requested = requested?;
         if self.is_any() {
@@ -57,7 +57,7 @@ impl Languages {
     }
 
     /// The value of a required language parameter without a matching language.
-    fn default(&self) -> &str {
+    fn fallback(&self) -> &str {
         self.0.first().map_or("*", String::as_str)
     }
 }
@@ -192,7 +192,7 @@ impl Template {
             TemplatePart::Parameter { parameter, optional } => (parameter, *optional),
         };
         let language = || match self.languages.matching(values.language) {
-            None if !optional => Some(self.languages.default()),
+            None if !optional => Some(self.languages.fallback()),
             matching => matching,
         };
         match parameter {
