@@ -106,12 +106,16 @@ enum Parameter {
 }
 
 impl Template {
-    /// Parses `text`, which may be relative to `origin`, the URL of the description.
-    pub(super) fn parse(text: &str, origin: Option<&Url>, languages: Languages) -> Result<Self, TemplateError> {
+    /// Parses `text`, which may be relative to the URL of the description.
+    pub(super) fn parse(
+        text: &str,
+        description_url: Option<&Url>,
+        languages: Languages,
+    ) -> Result<Self, TemplateError> {
         let owned = || text.to_owned();
-        let absolute = match (text.strip_prefix('/'), origin) {
-            (Some(rest), Some(origin)) if !rest.starts_with('/') => {
-                format!("{}{text}", origin.origin().ascii_serialization())
+        let absolute = match (text.strip_prefix('/'), description_url) {
+            (Some(rest), Some(url)) if !rest.starts_with('/') => {
+                format!("{}{text}", url.origin().ascii_serialization())
             }
             _ if text.starts_with("http://") || text.starts_with("https://") => text.to_owned(),
             _ if text.contains("://") => return Err(TemplateError::Url(owned())),
