@@ -14,8 +14,8 @@
 //!
 //! Threats addressed:
 //!
-//! - An exit links activities of one person. Streams of different isolations never share a circuit, and a circuit takes
-//!   no new streams ten minutes after its first.
+//! - An exit links activities of one person. Streams of different isolations never share a circuit, and a circuit
+//!   accepts no new streams ten minutes after its first.
 //! - Relays fail circuits until a circuit has a path of their choice. Retries are few, with pauses, and failures beyond
 //!   the guard don't change the guard, except for path bias (`proto/08-paths.md` §4).
 //!

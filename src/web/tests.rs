@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     manifest::{Manifest, ManifestError},
-    verify::{Difference, Mismatch, VerifyError, folder, verify},
+    verify::{Difference, Mismatch, VerifyError, base_url, verify},
     *,
 };
 use crate::directory::fixture::key;
@@ -69,8 +69,8 @@ impl Server {
     }
 
     async fn differences(&self, manifest: &Manifest) -> Vec<Difference> {
-        let folder = folder(&format!("http://{}/", self.address), manifest).unwrap();
-        verify(&folder, manifest, &[]).await.unwrap().differences
+        let base = base_url(&format!("http://{}/", self.address), manifest).unwrap();
+        verify(&base, manifest, &[]).await.unwrap().differences
     }
 }
 
@@ -232,13 +232,13 @@ async fn files_as_in_the_manifest_have_no_difference() {
     let server = start_with_files(const { &[file("assets/a-1234.js", SCRIPT), file("volunteer.html", PAGE)] }).await;
     let manifest = Manifest::of(&[file("assets/a-1234.js", SCRIPT), file("volunteer.html", PAGE)]);
     for suffix in ["", "/", "/volunteer", "/volunteer.html?x#y"] {
-        let folder = folder(&format!("http://{}{suffix}", server.address), &manifest).unwrap();
+        let base = base_url(&format!("http://{}{suffix}", server.address), &manifest).unwrap();
         let authority = AuthorityId::from(key(100).id()).to_string();
-        let outcome = verify(&folder, &manifest, &[authority]).await.unwrap();
+        let outcome = verify(&base, &manifest, &[authority]).await.unwrap();
         assert_eq!(outcome.differences, [], "{suffix}");
         assert_eq!(outcome.network.unwrap().directories, [format!("http://{}", server.address)]);
         let other = AuthorityId::from(key(101).id()).to_string();
-        let outcome = verify(&folder, &manifest, &[other]).await.unwrap();
+        let outcome = verify(&base, &manifest, &[other]).await.unwrap();
         assert_eq!(outcome.differences, [Difference { path: "umbel.json".to_owned(), kind: Mismatch::Network }]);
     }
 }
@@ -299,17 +299,17 @@ async fn verification_of_an_unreachable_server_fails() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let folder = folder(&format!("http://{address}"), &manifest).unwrap();
-    assert!(matches!(verify(&folder, &manifest, &[]).await, Err(VerifyError::Unreachable(_))));
+    let base = base_url(&format!("http://{address}"), &manifest).unwrap();
+    assert!(matches!(verify(&base, &manifest, &[]).await, Err(VerifyError::Unreachable(_))));
 }
 
 #[test]
 fn only_http_urls_are_accepted() {
     let manifest = Manifest::of(FILES);
     for bad in ["", "umbel.example", "file:///x", "javascript:x"] {
-        assert!(matches!(folder(bad, &manifest), Err(VerifyError::Url(_))), "{bad}");
+        assert!(matches!(base_url(bad, &manifest), Err(VerifyError::Url(_))), "{bad}");
     }
-    let base = |url| folder(url, &manifest).unwrap().to_string();
+    let base = |url| base_url(url, &manifest).unwrap().to_string();
     assert_eq!(base("https://h/pages/badge.js"), "https://h/pages/");
     assert_eq!(base("https://h/pages"), "https://h/pages/");
 }

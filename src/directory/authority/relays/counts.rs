@@ -1,7 +1,7 @@
 //! Counts of an authority's relays by addresses and by publishers, for its caps and evictions.
 //!
-//! New identities and descriptors cost nothing, so each descriptor must cost little time: it visits at most the unproved
-//! relays of its own networks.
+//! New identities and descriptors cost nothing, so each descriptor must cost little time: it causes an iteration over
+//! at most the unproved relays of its own networks.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -182,9 +182,9 @@ impl RelayCounts {
         !self.uncapped && prefixes(&PROVED_CAPS, addresses).any(|(prefix, cap)| others(prefix) >= cap)
     }
 
-    /// The unproved relay that is evicted first. It is one of the publishers' network with the most unproved relays, and
-    /// among these one at an address in the network with the most unproved relays, then the one with the most failures,
-    /// then the longest held.
+    /// The unproved relay that is evicted first. It is one of the publishers' network with the most unproved relays,
+    /// and among these one at an address in the network with the most unproved relays, then the one with the most
+    /// failures, then the longest held.
     pub(super) fn first_eviction(&self) -> Option<RelayId> {
         self.evictions.last().map(|(_, candidate)| candidate.relay)
     }
@@ -248,7 +248,7 @@ impl RelayCounts {
 
 #[cfg(any(test, fuzzing))]
 impl RelayCounts {
-    /// Asserts that the counts agree with `entries`, by visits of all relays.
+    /// Asserts that the counts agree with `entries`, by an iteration over all relays.
     pub(super) fn assert_counted(&self, entries: &std::collections::BTreeMap<RelayId, RelayEntry>) {
         use super::{MAX_UNPROVED_OF_NETWORK, count_prefixes};
 
