@@ -44,9 +44,13 @@
 //! reason ends both directions. The peer answers such an END with END (Reset), unless the peer has already ended the
 //! stream.
 //!
-//! Caps: `max_streams` open streams (further ones are refused with `ResourceLimit`); for each stream, [`SEND_BUFFER`]
-//! bytes to send and the granted credit to receive; 1,024 recently closed streams (the oldest is evicted first); 1,024
-//! queued control messages (further answers end the circuit, further requests of the application are refused).
+//! | resource | cap | at the cap |
+//! |---|---|---|
+//! | open streams | [`FlowParameters::max_streams`] | refuse with `ResourceLimit` |
+//! | unsent bytes of a stream | [`SEND_BUFFER`] | accept no more |
+//! | received bytes of a stream | the granted credit | end the circuit |
+//! | recently closed streams | 1,024 | evict the oldest |
+//! | queued control messages | 1,024 | for an answer, end the circuit; refuse a request of the application |
 
 mod closed;
 mod command;

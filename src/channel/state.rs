@@ -192,9 +192,10 @@ impl Channel {
         self.owner
     }
 
-    /// The order in which the channels of an owner are evicted, the first one first: those without circuits, the
-    /// longest idle first; then those with few circuits, the youngest first; the channels of listed relays and
-    /// volunteers last.
+    /// The order in which the channels of an owner are evicted, the lowest rank first:
+    /// 1. channels without circuits, the longest idle first;
+    /// 2. channels with few circuits, then with more; of equal numbers, the youngest first;
+    /// 3. channels of listed relays and volunteers, in the same order.
     pub(super) fn rank(&self) -> (bool, usize, u64) {
         let by_time =
             self.idle_since.map_or_else(|| u64::MAX.saturating_sub(self.opened_at.as_nanos()), Instant::as_nanos);

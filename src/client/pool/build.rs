@@ -293,9 +293,9 @@ impl Pool {
     /// The circuit that a new circuit for `isolation` replaces; `None` below the caps.
     ///
     /// At the cap on all circuits, or on those of the isolation, the new circuit replaces one of the same isolation
-    /// without a stream: a retired one, or else the one that has been without a stream for longest. A new spare circuit
-    /// (without an isolation) replaces none. The end of another isolation's circuit would show that both circuits
-    /// belong to one client.
+    /// without a stream. Retired circuits precede others, then the longest time without a stream counts. A new spare
+    /// circuit (without an isolation) replaces none. The end of another isolation's circuit would show that both
+    /// circuits belong to one client.
     ///
     /// # Errors
     /// When there is no such circuit.

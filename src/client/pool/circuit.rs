@@ -346,8 +346,8 @@ impl PooledCircuit {
         matches!(self.assignment, Assignment::Retired(_))
     }
 
-    /// Whether the circuit is too old for a further request: `max_use` after its first request, or, if it has carried
-    /// no request, a random part of `max_spare_age`, at least half, after the start of its build.
+    /// Whether the circuit is too old for a further request. After its first request, the limit is `max_use` from that
+    /// request. Without a request, it is a random part of `max_spare_age`, at least half, from the start of the build.
     pub(super) fn is_too_old(&self, now: Instant, max_use: Duration, max_spare_age: Duration) -> bool {
         match &self.state {
             PooledCircuitState::Open(OpenCircuit { used: Some(used), .. }) => now.since(used.since) >= max_use,

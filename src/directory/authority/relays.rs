@@ -30,9 +30,9 @@ use proofs::ProofSchedule;
 const WEIGHT: u32 = 1000;
 /// Consecutive failed proofs after which a relay is no longer listed.
 const MAX_FAILURES: u32 = 2;
-/// Time after the last successful proof from which on a relay that fails its proofs isn't proved any more. So it takes
-/// no place among the proved relays. Longer than an outage of an honest relay, and than the wait of a due proof for a
-/// place: 16 of 10,000 proofs run at once, for at most 20 s each, so all of them take less than four hours.
+/// Time after the last successful proof from which on a relay that fails its proofs isn't proved any more. So it has
+/// no place among the proved relays. Longer than an outage of an honest relay, and longer than a due proof waits for a
+/// place: 16 of 10,000 proofs run concurrently for at most 20 s each, so all proofs end in less than four hours.
 pub(super) const PROOF_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// The rate at which a relay may change its descriptor: one change a minute, in bursts of five. A change takes
 /// [`CHANGE_TOKENS`].
@@ -403,9 +403,9 @@ impl RelayEntries {
         self.counts.is_crowded(relay, addresses)
     }
 
-    /// The proved relay that a relay at `addresses`, which isn't held, displaces once it is proved: one under eight
-    /// days of age, in a block with more proved relays than each block of `addresses`. Chooses a relay of the block
-    /// with the most proved relays, and there the youngest.
+    /// The proved relay that a new relay at `addresses` displaces after its first proof. It is the youngest relay of
+    /// the block with the most proved relays. The relay must be younger than eight days, and its block must have more
+    /// proved relays than each block of `addresses`.
     pub(super) fn displaceable(&self, now: WallTime, addresses: &[SocketAddr]) -> Option<RelayId> {
         let proved = self.counts.proved_by_prefix();
         let own = addresses.iter().map(|address| proved.count(&AddressPrefix::block(address.ip()))).max();
