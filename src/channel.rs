@@ -1,14 +1,14 @@
 //! Channels: authenticated links to neighbours, which carry cells.
 //!
 //! [`Channels`] owns every channel of a node. It performs the channel handshake on each link: it proves this relay's
-//! identity and verifies the peer's. [`Channels`] also spreads circuits over lanes, packs cells into messages, schedules
-//! circuits fairly, sends keep-alives and closes idle channels. It doesn't interpret relay messages. Driven by
-//! [`Relay`](crate::relay::Relay), the client's core, and a directory's dials to relays, by the contract of
+//! identity and verifies the peer's. [`Channels`] also spreads circuits over lanes, packs cells into messages,
+//! schedules circuits fairly, sends keep-alives and closes idle channels. It doesn't interpret relay messages. Driven
+//! by [`Relay`](crate::relay::Relay), the client's core, and a directory's dials to relays, by the contract of
 //! [`LinkMachine`](crate::base::LinkMachine).
 //!
-//! Governed by `proto/02-channel.md`. Threats addressed (`threat-model.md`): an adversary in the middle of a link, false
-//! relays, and hostile neighbours. Against the first two, a proof of identity covers both certificates and both nonces
-//! of the link. Against the third, every queue is capped, and a violation closes the channel.
+//! Governed by `proto/02-channel.md`. Threats addressed (`threat-model.md`): an adversary in the middle of a link,
+//! false relays, and hostile neighbours. Against the first two, a proof of identity covers both certificates and both
+//! nonces of the link. Against the third, every queue is capped, and a breach closes the channel.
 
 mod channels;
 mod eviction;
@@ -63,16 +63,17 @@ pub struct CellOwner {
 pub struct ChannelParameters {
     /// Maximum channels that other nodes dialled. A source (IPv4 address, IPv6 /64) has at most a sixteenth, a network
     /// (/24, /48) a quarter; the new link of an owner at its share closes. At the cap, the owner closest to its share
-    /// loses its least used channel to an owner that stays below it; else the new link closes, or an idle channel. Also the maximum of channels that this node dialled: beyond it, the longest idle one
+    /// loses its least used channel, if the owner of the new link stays below it. Otherwise the new link closes, or
+    /// replaces an idle channel. Also the maximum of channels that this node dialled: beyond it, the longest idle one
     /// closes. Default 4,096.
     pub channels: usize,
-    /// Maximum links with an unfinished handshake that other nodes dialled; each may hold 128 KiB. The shares are those of
-    /// `channels`. At the cap, the owner closest to its share loses its oldest such link. Default 512.
+    /// Maximum half-open channels that other nodes dialled; each may hold 128 KiB. The shares are those of `channels`.
+    /// At the cap, the owner closest to its share loses its oldest such channel. Default 512.
     pub handshakes: usize,
     /// Maximum dials in flight; further dials fail with [`DialError::Unable`]. Default 256.
     pub dials: usize,
-    /// Maximum circuits on one channel to a relay. A relay that [`Channels::set_listed`] marks as unlisted has the limit
-    /// of a client instead. Default 8,192.
+    /// Maximum circuits on one channel to a relay. A relay that [`Channels::set_listed`] marks as unlisted has the
+    /// limit of a client instead. Default 8,192.
     pub circuits_per_channel: usize,
     /// Maximum circuits on one channel to a client or an unlisted relay. Default 1,024.
     pub circuits_per_client: usize,
@@ -147,7 +148,7 @@ pub enum ChannelEvent {
         /// over this channel.
         reaches_volunteer: bool,
     },
-    /// A dial of [`Channels::connect`] failed, and no other channel to the relay takes new circuits.
+    /// A dial of [`Channels::connect`] failed, and no other channel to the relay accepts new circuits.
     DialFailed {
         /// The relay.
         relay: RelayId,
@@ -201,7 +202,7 @@ impl ChannelOpenError {
     }
 }
 
-/// The reason for which this end closes a channel: a violation by the other end, or a timeout.
+/// The reason for which this end closes a channel: a breach by the other end, or a timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChannelError {
     /// The message is malformed.

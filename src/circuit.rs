@@ -81,7 +81,7 @@ pub enum CircuitError {
     /// A message could not be decoded or encoded.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// A violation of the rules for streams, or a stalled circuit.
+    /// A breach of the rules for streams, or a stalled circuit.
     #[error(transparent)]
     Stream(#[from] StreamError),
 }

@@ -14,8 +14,8 @@
 //!
 //! Threats addressed:
 //!
-//! - An exit links activities of one person. Streams of different isolations never share a circuit, and a circuit takes
-//!   no new streams ten minutes after its first.
+//! - An exit links activities of one person. Streams of different isolations never share a circuit, and a circuit
+//!   accepts no new streams ten minutes after its first.
 //! - Relays fail circuits until a circuit has a path of their choice. Retries are few, with pauses, and failures beyond
 //!   the guard don't change the guard, except for path bias (`proto/08-paths.md` §4).
 //!
@@ -296,8 +296,8 @@ impl ClientMachine {
             }
             match placement.place(now, stream, pool, &mut inputs, rng) {
                 Ok(None) => {}
-                Ok(Some(DelegatedCircuit { path, hops, shared_exit })) => {
-                    self.events.push_back(ClientEvent::Delegated { stream, path, hops, shared_exit });
+                Ok(Some(DelegatedCircuit { path, hop_times, shared_exit })) => {
+                    self.events.push_back(ClientEvent::Delegated { stream, path, hop_times, shared_exit });
                 }
                 Err(failure) => self.events.push_back(ClientEvent::Failed(stream, failure)),
             }
@@ -353,11 +353,11 @@ impl ClientMachine {
                 self.guards.handle_unreachable(now, &guard);
                 self.replan = true;
             }
-            PoolEvent::Built { first, path, channel, hops, pair } => {
+            PoolEvent::Built { first, path, channel_time, hop_times, pair } => {
                 if let Some(pair) = pair {
                     self.count_circuit(now, pair, true);
                 }
-                self.events.push_back(ClientEvent::CircuitBuilt { path, channel, hops });
+                self.events.push_back(ClientEvent::CircuitBuilt { path, channel_time, hop_times });
                 self.events.extend(first.then_some(ClientEvent::Ready));
                 self.replan = true;
             }
@@ -388,7 +388,7 @@ impl ClientMachine {
                 ChannelEvent::Open { channel, peer: Some(relay), .. } => {
                     let superseded = self.guards.handle_opened(now, &relay);
                     self.replan |= !superseded.is_empty();
-                    self.pool.handle_superseded(&superseded);
+                    self.pool.handle_guards_superseded(&superseded);
                     if let Some((pool, _, mut inputs)) = self.parts(now) {
                         pool.handle_channel_open(now, channel, &relay, &mut inputs, rng);
                     }
@@ -431,7 +431,7 @@ impl ClientMachine {
         if let Some((pool, _, mut inputs)) = self.parts(now) {
             pool.sweep(now, &inputs, expired, rng);
             if measures {
-                pool.measure(now, &mut inputs, rng);
+                pool.build_measuring_circuit(now, &mut inputs, rng);
             }
             self.replan = true;
         }

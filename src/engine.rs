@@ -1,14 +1,17 @@
-//! Formats of search engines: converts a query to an HTTP request, and the engine's answer to results.
+//! Adapter for a search engine: converts a query to an HTTP request, and the engine's answer to results.
 //!
-//! An operator's OpenSearch 1.1 description defines an [`Engine`]. The client supplies only terms, page and language.
-//! The description determines the rest of the request, so no other part identifies the client. Answers are untrusted:
-//! each format has caps on length, depth and count, and results are plain text with cleaned URLs.
+//! An operator's OpenSearch 1.1 description defines an [`Engine`]. The client supplies only terms, page number and
+//! language. The description determines the rest of the request, so no other part identifies the client. Answers are
+//! untrusted: each format has caps on length, depth and count, and results are plain text with cleaned URLs.
 //!
-//! `native` has the parsers for a process. `page` uses the browser's parsers, and excludes HTML. This module has no
-//! I/O: `exit::delegated` sends the request, and `browser::volunteer` does so in a page. Governed by
-//! `proto/09-delegated.md` §4.
+//! `native` contains the parsers for native nodes. `browser` uses the browser's parsers, and doesn't support HTML
+//! answers. This module has no I/O: `exit::delegated` sends the request, and `browser::volunteer` does so in a page.
+//! Governed by `proto/09-delegated.md` §4.
 
 mod blocked;
+#[cfg(feature = "browser")]
+#[cfg_attr(feature = "native", allow(dead_code, reason = "compiled here for the lints only"))]
+mod browser;
 mod description;
 mod description_error;
 mod feed;
@@ -19,19 +22,16 @@ mod json_value;
 mod markup;
 #[cfg(feature = "native")]
 mod native;
-#[cfg(feature = "browser")]
-#[cfg_attr(feature = "native", allow(dead_code, reason = "compiled here for the lints only"))]
-mod page;
 mod template;
 #[cfg(feature = "native")]
 #[cfg(test)]
 mod tests;
 mod xml;
 
+#[cfg(not(feature = "native"))]
+use self::browser as parser;
 #[cfg(feature = "native")]
 use self::native as parser;
-#[cfg(not(feature = "native"))]
-use self::page as parser;
 
 #[cfg(feature = "native")]
 pub(crate) use self::html::bounded as bounded_html;
@@ -150,7 +150,7 @@ impl Engine {
         self.template.origins()
     }
 
-    /// The HTTP request for the query `request`. `None` if the URL template can't contain the terms.
+    /// The HTTP request for the query `request`. `None` if the terms give no valid URL.
     #[must_use]
     pub fn http_request(&self, request: &SearchRequest) -> Option<EngineRequest> {
         let pages_before = u32::from(request.page().saturating_sub(1));
@@ -166,7 +166,8 @@ impl Engine {
         Some(EngineRequest { url, accept: self.format.accept(), accept_language })
     }
 
-    /// Whether `page` is beyond the only page of an engine without pages.
+    /// Whether the engine can't return this page of results: `page` isn't the first, and the template has no parameter
+    /// for the page.
     #[must_use]
     pub fn lacks_page(&self, page: u16) -> bool {
         page > 1 && !self.template.has_pages()

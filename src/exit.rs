@@ -131,7 +131,7 @@ impl Exit {
 
     /// Opens a stream of `owner` with an initial room of `room` bytes.
     fn open(&mut self, id: ExitStream, owner: RequestOwner, room: usize) -> Stream {
-        // At most as many streams are open as there are places, so this visit is rare.
+        // At most as many streams are open as there are places, so this iteration is rare.
         if self.owners.len() >= self.shared.options.streams.saturating_mul(2) {
             self.owners.retain(|id, _| self.hub.contains(*id));
         }
@@ -218,7 +218,7 @@ impl Exit {
         self.hub.set_room(id, room);
     }
 
-    /// Cancels a stream or lookup. A stream that makes room for another frees its socket without delay.
+    /// Cancels a stream or lookup. An evicted stream frees its socket without delay.
     fn close(&mut self, id: ExitStream, reason: EndReason) {
         if let Some(lookup) = self.lookups.remove(&id) {
             lookup.abort();

@@ -92,7 +92,7 @@ pub struct Acknowledger {
 }
 
 impl Acknowledger {
-    /// Takes the tag of a received cell.
+    /// Handles the tag of a received cell.
     ///
     /// # Errors
     /// When the maximum number of tags is queued already.

@@ -55,7 +55,7 @@ use crate::{
 };
 
 use super::connector::Connector;
-use check::Check;
+use check::ProxyCheck;
 use layout::failure_page;
 
 pub(crate) use reader::PageReader;
@@ -81,7 +81,7 @@ pub(crate) struct SearchPage<C> {
     pub(crate) searcher: Searcher<C>,
     pub(crate) reader: PageReader<C>,
     pub(crate) requester: Requester<C>,
-    pub(crate) check: Check,
+    pub(crate) check: ProxyCheck,
     /// The client's SOCKS port, shown for the configuration of a browser.
     pub(crate) socks: SocketAddr,
 }
@@ -127,7 +127,7 @@ fn router<C: Connector>(listener: SocketAddr, page: SearchPage<C>) -> Router {
         .route("/read", get(read))
         .route("/leave", get(leave))
         .route("/go", get(go))
-        .route("/opensearch.xml", get(move || async move { describe(listener) }))
+        .route("/opensearch.xml", get(move || async move { opensearch_description(listener) }))
         .route("/style.css", file("text/css; charset=utf-8", STYLE))
         .route("/keys.js", file("text/javascript; charset=utf-8", SHORTCUTS))
         .route("/icon.svg", file("image/svg+xml", ICON))
@@ -223,7 +223,7 @@ fn invalid_request() -> Response {
 }
 
 /// The OpenSearch description with which a browser adds this page as a search engine.
-fn describe(listener: SocketAddr) -> Response {
+fn opensearch_description(listener: SocketAddr) -> Response {
     let text = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
          <OpenSearchDescription xmlns=\"http://a9.com/-/spec/opensearch/1.1/\">\n  \

@@ -188,7 +188,7 @@ impl Relay {
     /// Sets the consensus. The relay dials only relays in the current or the previous consensus.
     pub fn set_consensus(&mut self, consensus: Arc<Consensus>) {
         self.known.update(consensus);
-        for channel in self.channels.to_relays() {
+        for channel in self.channels.relay_channels() {
             self.update_limits(channel);
         }
         self.gateways.rank(&self.identity, self.known.current());

@@ -3,8 +3,8 @@
 //! Owns the streams' buffers and credit, and the congestion window over their DATA cells. Also stores recently closed
 //! streams, so that messages in flight at the end of a stream are no breach. Driven at the origin by the circuit, which
 //! has one machine for each hop with streams, and at an exit by the relay's end of the circuit.
-//! [`Streams::handle_message`] takes messages of the peer, [`Streams::poll_message`] returns messages to send.
-//! [`Streams::handle_command`] takes commands of the application, [`Streams::poll_event`] returns events for the
+//! [`Streams::handle_message`] handles messages of the peer, [`Streams::poll_message`] returns messages to send.
+//! [`Streams::handle_command`] handles commands of the application, [`Streams::poll_event`] returns events for the
 //! application. Governed by `proto/05-relay-messages.md` and `proto/06-flow.md`. Threat: a peer that sends illegal
 //! messages to fill memory or to leave a trace in the pattern of cells. Any illegal message ends the circuit.
 //!
@@ -37,16 +37,20 @@
 //! | END (Done) | [`StreamCommand::Finish`] | [`StreamEvent::Finished`] |
 //! | END (other) | [`StreamCommand::Reset`] | [`StreamEvent::Closed`] |
 //!
-//! [`StreamEvent::Writable`] is emitted at the end that sends DATA, when the sent bytes have freed half of a fuller send
-//! buffer.
+//! [`StreamEvent::Writable`] is emitted at the end that sends DATA, when its send buffer was more than half full and at
+//! least half of it is free again.
 //!
 //! END with the reason Done follows the last byte of a direction; the other direction stays open. END with any other
 //! reason ends both directions. The peer answers such an END with END (Reset), unless the peer has already ended the
 //! stream.
 //!
-//! Caps: `max_streams` open streams (further ones are refused with `ResourceLimit`); for each stream, [`SEND_BUFFER`]
-//! bytes to send and the granted credit to receive; 1,024 recently closed streams (the oldest is evicted first); 1,024
-//! queued control messages (further answers end the circuit, further requests of the application are refused).
+//! | resource | cap | at the cap |
+//! |---|---|---|
+//! | open streams | [`FlowParameters::max_streams`] | refuse with `ResourceLimit` |
+//! | unsent bytes of a stream | [`SEND_BUFFER`] | accept no more |
+//! | received bytes of a stream | the granted credit | end the circuit |
+//! | recently closed streams | 1,024 | evict the oldest |
+//! | queued control messages | 1,024 | for an answer, end the circuit; refuse a request of the application |
 
 mod closed;
 mod command;
@@ -162,8 +166,8 @@ pub enum StreamEvent {
         /// The answers, at least one.
         answers: Vec<ResolvedAnswer>,
     },
-    /// Received bytes of one cell. At an exit, the event can precede [`StreamCommand::Connected`]. The owner reports the
-    /// bytes that it has used by [`StreamCommand::Consumed`].
+    /// Received bytes of one cell. At an exit, the event can precede [`StreamCommand::Connected`]. The owner reports
+    /// the bytes that it has used by [`StreamCommand::Consumed`].
     Data(Bytes),
     /// The peer has sent all its bytes and ended its direction cleanly.
     Finished,

@@ -154,13 +154,13 @@ pub(crate) fn router(
         .route("/", get(|| async { with_fields(Redirect::temporary("/volunteer").into_response(), FILE_POLICY) }))
         .route("/umbel.json", get(network));
     for file in files {
-        let tag = HeaderValue::try_from(format!("W/\"{}\"", HEXLOWER.encode(&sha256(file.whole))));
-        let tag = tag.unwrap_or(HeaderValue::from_static("\"\""));
+        let etag = HeaderValue::try_from(format!("W/\"{}\"", HEXLOWER.encode(&sha256(file.whole))));
+        let etag = etag.unwrap_or(HeaderValue::from_static("\"\""));
         for path in paths(file.name) {
-            let tag = tag.clone();
+            let etag = etag.clone();
             router = router.route(
                 &format!("/{path}"),
-                get(move |fields: HeaderMap| async move { serve_file(file, &tag, &fields) }),
+                get(move |fields: HeaderMap| async move { serve_file(file, &etag, &fields) }),
             );
         }
     }
@@ -208,10 +208,10 @@ async fn serve_connection(socket: TcpStream, mut place: HttpConnectionPlace, rou
     }
 }
 
-fn serve_file(file: &'static File, tag: &HeaderValue, request: &HeaderMap) -> Response {
+fn serve_file(file: &'static File, etag: &HeaderValue, request: &HeaderMap) -> Response {
     // Names under assets/ contain a hash of the content.
     let caching = if file.name.starts_with("assets/") { "public, max-age=31536000, immutable" } else { "no-cache" };
-    let is_match = |value: &HeaderValue| value.as_bytes() == tag.as_bytes() || value.as_bytes() == b"*";
+    let is_match = |value: &HeaderValue| value.as_bytes() == etag.as_bytes() || value.as_bytes() == b"*";
     let mut response = if request.get_all(header::IF_NONE_MATCH).iter().any(is_match) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
@@ -226,7 +226,7 @@ fn serve_file(file: &'static File, tag: &HeaderValue, request: &HeaderMap) -> Re
         }
         response
     };
-    response.headers_mut().insert(header::ETAG, tag.clone());
+    response.headers_mut().insert(header::ETAG, etag.clone());
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static(caching));
     with_fields(response, if file.name.ends_with(".html") { PAGE_POLICY } else { FILE_POLICY })
 }

@@ -15,7 +15,7 @@ const NEW_ACTIVE: Duration = Duration::from_secs(10);
 /// streams, the one with the lower value is less active.
 ///
 /// A few bytes protect a stream for milliseconds only, so that an attacker must transfer as much as the streams that it
-/// wants to displace. The value has no record of single transfers: times are rounded to a second.
+/// tries to displace. The value has no record of single transfers: times are rounded to a second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Activity(Instant);
 

@@ -42,13 +42,13 @@ struct Turn {
     owners: VecDeque<Owner>,
 }
 
-/// The turns of the owners that have an item in a queue. An operation takes logarithmic time, and at most a visit of the
-/// sources of one network.
+/// The turns of the owners that have an item in a queue. An operation takes logarithmic time, and at most
+/// one iteration over the sources of one network.
 #[derive(Default)]
 pub struct OwnerTurns {
     /// The turn of each holder.
     turns: HashMap<TurnHolder, Turn>,
-    /// The same holders, by the number of their turn.
+    /// The holders by the numbers of their turns.
     order: BTreeMap<u64, TurnHolder>,
     next_number: u64,
 }

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_bucket_gives_a_burst_and_then_the_rate() {
+    fn a_full_bucket_admits_a_burst_and_then_the_rate() {
         let mut bucket = TokenBucket::new();
         assert!(bucket.is_full(at(0), RATE));
         assert_eq!(tokens_taken(&mut bucket, at(5)), 6);

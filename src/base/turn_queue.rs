@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{AtCap, Instant, Owned, Owner, OwnerTurns};
 
 /// The items of all owners, by key. Each network and each listed relay has items handled in turn, each owner's oldest
-/// first. An operation takes logarithmic time, and at most a visit of the sources of one network.
+/// first. An operation takes logarithmic time, and at most one iteration over the sources of one network.
 pub struct TurnQueue<K, T> {
     items: BTreeMap<K, (Owner, Instant, T)>,
     /// The share of each owner, whose items are ordered by the time since which they wait.

@@ -125,11 +125,11 @@ impl DrivenPageClient {
                 self.readiness.changed.notify();
             }
             ClientEvent::GuardsChanged => self.store_guards(),
-            ClientEvent::Delegated { stream, path, hops, shared_exit } => {
+            ClientEvent::Delegated { stream, path, hop_times, shared_exit } => {
                 if let Some(exchange) = self.exchanges.get_mut(&stream) {
                     let hops = path
                         .into_iter()
-                        .zip(hops)
+                        .zip(hop_times)
                         .map(|(relay, time)| ExchangeHop { relay, handshake_time: time })
                         .collect();
                     exchange.begun = Some((now, ExchangePath { hops, shared_exit }));

@@ -1,8 +1,8 @@
 //! The collection of all channels of a node.
 
+mod admission;
 #[cfg(any(test, fuzzing))]
 mod check;
-mod room;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -24,14 +24,14 @@ use super::{
     state::{Channel, TimeoutAction},
 };
 
-/// Interval between checks for timeouts. Timeouts last many seconds, and a check visits every channel.
+/// Interval between checks for timeouts. Timeouts last many seconds, and a check iterates over all channels.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Two channels between the same relays that open within this interval count as dialled simultaneously.
 const SIMULTANEOUS_INTERVAL: Duration = Duration::from_secs(10);
 /// Maximum retiring channels to one relay. At the cap this node dials no other channel to that relay: the youngest
-/// retiring channel takes new circuits until its link ends. The cap bounds the ports that a node uses for dialling.
+/// retiring channel accepts new circuits until its link ends. The cap bounds the ports that a node uses for dialling.
 const MAX_RETIRING: usize = 2;
-/// Divisor of the cap on queued cells for the cells that are free after evictions: a sixteenth.
+/// Evictions continue until this fraction of the cap on queued cells is free: the cap divided by this number.
 const FREED_DIVISOR: usize = 16;
 
 /// All channels of a node, by link and, for channels to relays, also by identity.
@@ -48,13 +48,13 @@ pub struct Channels {
     dials: BTreeMap<RelayId, Instant>,
     /// The gateways of this volunteer: new channels that it dials to them have REACH.
     gateways: BTreeSet<RelayId>,
-    /// The relays that this node dialled over a link with an unfinished handshake.
+    /// The relays to which a dialled channel is half-open.
     opening: BTreeSet<RelayId>,
-    /// Links with an unfinished handshake, dialled ones too.
-    unfinished: usize,
+    /// The number of half-open channels, dialled or accepted.
+    half_open: usize,
     /// The channels that other nodes dialled, by owner.
     accepted: Owned<(), ChannelId>,
-    /// Those of them with an unfinished handshake.
+    /// The accepted channels that are half-open.
     handshakes: Owned<(), ChannelId>,
     /// The channels over which this node reaches volunteers, or will reach them after a valid PROOF.
     volunteers: Owned<(), ChannelId>,
@@ -85,7 +85,7 @@ impl Channels {
             dials: BTreeMap::new(),
             gateways: BTreeSet::new(),
             opening: BTreeSet::new(),
-            unfinished: 0,
+            half_open: 0,
             ready: ReadyQueue::new(),
             outbox: VecDeque::new(),
             events: VecDeque::new(),
@@ -103,12 +103,12 @@ impl Channels {
             LinkEvent::Message { link, lane, message } => {
                 let id = ChannelId(link);
                 let Some(channel) = self.channels.get_mut(&id) else { return };
-                let (was_open, was_queued, owner) = (channel.is_open(), channel.queue().len(), channel.owner());
+                let (was_open, queued_before, owner) = (channel.is_open(), channel.queue().len(), channel.owner());
                 // Only HELLO can set REACH.
-                let may_be_gateway = channel.awaits_hello() && self.takes_volunteer(&owner);
+                let may_be_gateway = channel.awaits_hello() && self.may_admit_volunteer(&owner);
                 let Some(channel) = self.channels.get_mut(&id) else { return };
                 let result = channel.handle_message(now, lane, message, may_be_gateway, &mut self.events);
-                let freed = was_queued.saturating_sub(channel.queue().len());
+                let freed = queued_before.saturating_sub(channel.queue().len());
                 self.queued = self.queued.saturating_sub(freed);
                 if !was_open && channel.is_open() {
                     self.channel_opened(id);
@@ -135,7 +135,8 @@ impl Channels {
         if self.next_sweep.is_none_or(|due| now < due) {
             return;
         }
-        let expired: Vec<_> = self.dials.iter().filter(|(_, by)| now >= **by).map(|(relay, _)| *relay).collect();
+        let expired: Vec<_> =
+            self.dials.iter().filter(|(_, deadline)| now >= **deadline).map(|(relay, _)| *relay).collect();
         for relay in expired {
             self.dial_failed(relay, DialError::TimedOut.into());
         }
@@ -163,17 +164,17 @@ impl Channels {
         self.events.pop_front()
     }
 
-    /// The next request to the transport.
+    /// The next output for the transport.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
         if let Some(transmit) = self.outbox.pop_front() {
             return Some(transmit);
         }
         while let Some(id) = self.ready.pop() {
             let Some(channel) = self.channels.get_mut(&id) else { continue };
-            let was_queued = channel.queue().len();
+            let queued_before = channel.queue().len();
             let message = channel.poll_message(now, &mut self.events);
-            let sent = was_queued.saturating_sub(channel.queue().len());
-            self.queued = self.queued.saturating_sub(sent);
+            let freed = queued_before.saturating_sub(channel.queue().len());
+            self.queued = self.queued.saturating_sub(freed);
             self.make_ready(id);
             if let Some((lane, message)) = message {
                 return Some(Transmit::Message { link: id.0, lane, message });
@@ -209,23 +210,23 @@ impl Channels {
         self.parameters.dials.saturating_sub(self.dials.len())
     }
 
-    /// The open channel for new circuits to `relay`. A retiring channel counts only if it reaches a volunteer, or at
-    /// the cap of retiring channels.
+    /// The open channel for new circuits to `relay`. A retiring channel is returned only if it reaches a
+    /// volunteer, or if the relay has [`MAX_RETIRING`] retiring channels.
     #[must_use]
     pub fn lookup(&self, relay: &RelayId) -> Option<ChannelId> {
         let channel = self.by_relay.get(relay).copied()?;
-        let takes = self.channels.get(&channel).is_some_and(Channel::takes_circuits);
-        (takes || self.retiring_channels(relay) >= MAX_RETIRING).then_some(channel)
+        let accepts = self.channels.get(&channel).is_some_and(Channel::accepts_circuits);
+        (accepts || self.retiring_channels(relay) >= MAX_RETIRING).then_some(channel)
     }
 
     /// The number of retiring channels to `relay`.
     fn retiring_channels(&self, relay: &RelayId) -> usize {
-        self.channels.values().filter(|channel| channel.peer() == Some(*relay) && channel.retires()).count()
+        self.channels.values().filter(|channel| channel.peer() == Some(*relay) && channel.is_retiring()).count()
     }
 
     /// The open channel over which this node, as a gateway, reaches a volunteer.
     #[must_use]
-    pub fn reach(&self, volunteer: &RelayId) -> Option<ChannelId> {
+    pub fn channel_to_volunteer(&self, volunteer: &RelayId) -> Option<ChannelId> {
         self.lookup(volunteer).filter(|channel| self.reaches(*channel))
     }
 
@@ -246,7 +247,7 @@ impl Channels {
         self.gateways = gateways;
     }
 
-    /// Whether this end requested to be reached over an open channel.
+    /// Whether `channel` is open and this end set REACH on it.
     #[must_use]
     pub fn has_requested_reach(&self, channel: ChannelId) -> bool {
         let outcome = self.channels.get(&channel).and_then(Channel::outcome);
@@ -282,8 +283,7 @@ impl Channels {
         self.channels.get(&channel)?.peer()
     }
 
-    /// The owner, by address, of the units of caps and rates that the other end of a channel uses. `None` for a closed
-    /// channel.
+    /// The owner, by address, to whose caps and rates the other end of a channel counts. `None` for a closed channel.
     #[must_use]
     pub fn owner(&self, channel: ChannelId) -> Option<Owner> {
         self.channels.get(&channel).map(Channel::owner)
@@ -291,9 +291,9 @@ impl Channels {
 
     /// The open channels whose other end is a relay.
     #[must_use]
-    pub fn to_relays(&self) -> Vec<ChannelId> {
-        let to_relays = self.channels.iter().filter(|(_, channel)| channel.peer().is_some());
-        to_relays.map(|(id, _)| *id).collect()
+    pub fn relay_channels(&self) -> Vec<ChannelId> {
+        let relay_channels = self.channels.iter().filter(|(_, channel)| channel.peer().is_some());
+        relay_channels.map(|(id, _)| *id).collect()
     }
 
     /// Sets whether the relay at the other end of a channel is listed. An unlisted relay has the limits of a client,
@@ -307,7 +307,7 @@ impl Channels {
     /// The number of open channels.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.channels.len().saturating_sub(self.unfinished)
+        self.channels.len().saturating_sub(self.half_open)
     }
 
     /// Whether no channel is open.
@@ -336,9 +336,9 @@ impl Channels {
         self.channels.get_mut(&channel).is_some_and(|channel| channel.may_create(now, &self.parameters))
     }
 
-    /// Makes a circuit live that the other end opens on `channel`; `false` if the circuit is live already or the channel
-    /// has the maximum number of circuits. The circuit is live until [`Self::end_circuit`] or a DESTROY from the
-    /// other end.
+    /// Admits a circuit that the other end opens on `channel`; the circuit is then live. `false` if the circuit is live
+    /// already or the channel has the maximum number of circuits. The circuit is live until [`Self::end_circuit`] or a
+    /// DESTROY from the other end.
     pub fn admit_circuit(&mut self, channel: ChannelId, circuit: CircuitId) -> bool {
         self.channels.get_mut(&channel).is_some_and(|channel| channel.admit(&self.parameters, circuit))
     }
@@ -353,14 +353,14 @@ impl Channels {
         let Some(channel) = self.channels.get_mut(&id).filter(|channel| channel.is_open()) else {
             return Ok(());
         };
-        let was_queued = channel.queue().len();
+        let queued_before = channel.queue().len();
         let is_destroy = cell.command() == Command::Destroy;
         let result = channel.send(&self.parameters, self.next_serial, cell);
         self.next_serial = self.next_serial.wrapping_add(1);
-        self.queued = self.queued.saturating_sub(was_queued).saturating_add(channel.queue().len());
+        self.queued = self.queued.saturating_sub(queued_before).saturating_add(channel.queue().len());
         match result {
             Ok(()) => self.make_ready(id),
-            // The other end opens circuits and does not accept their refusals.
+            // The other end opens circuits without reading the refusals.
             Err(QueueFull) if is_destroy => self.close(id),
             Err(QueueFull) => return Err(QueueFull),
         }
@@ -373,8 +373,8 @@ impl Channels {
         self.channels.get(&channel).map_or(0, |channel| channel.queue().queued(circuit))
     }
 
-    /// Whether a channel has room for a refusal: fewer than half of its cap are queued. The other half is for refusals of
-    /// further CREATEs.
+    /// Whether an expired CREATE of a channel may be refused now: fewer refusals are queued than half of the channel's
+    /// cap on refusals. The other half is reserved for the immediate refusals of other CREATEs.
     #[must_use]
     pub fn has_room_for_refusal(&self, channel: ChannelId) -> bool {
         let channel = self.channels.get(&channel);
@@ -389,15 +389,20 @@ impl Channels {
     }
 
     /// The circuits and channels that the relay must end, if more cells are queued than this node may hold; otherwise
-    /// none. `owner` returns the owner of a circuit on a channel, and without a circuit the owner of the cells that
-    /// belong to no live circuit (refusals), which wait on that channel. Without a result, the owner is the source of the
-    /// other end's address. `added` returns the number of cells that the end of a circuit on a channel adds to other
-    /// channels.
+    /// none.
     ///
-    /// The owner that is closest to its share loses its circuit whose first cell has waited longest. If most of its
-    /// cells belong to no live circuit, or if no end of its circuits frees cells, it loses the channel whose close frees
-    /// the most. An owner with neither is skipped. This repeats until a sixteenth of the cap is free. So the next visit
-    /// of all circuits with queued cells follows after as many new cells.
+    /// `owner(channel, Some(circuit))` returns the owner of a circuit's cells. `owner(channel, None)` returns the owner
+    /// of the channel's cells that belong to no live circuit (refusals). If `owner` returns `None`, the cells count for
+    /// the address of the channel's other end. `added` returns the number of cells that the end of a circuit on a
+    /// channel adds to other channels.
+    ///
+    /// Each step evicts from the owner that is closest to its share:
+    /// - the circuit whose first cell has waited longest; or
+    /// - the channel whose close frees the most cells, if most of the owner's cells belong to no live circuit, or if
+    ///   the end of no circuit of the owner frees cells.
+    ///
+    /// An owner without either is skipped. The steps end once a sixteenth of the cap is free. That number of new cells
+    /// must be queued before the next call iterates over the circuits again.
     #[must_use]
     pub fn evictions(
         &self,
@@ -442,13 +447,14 @@ impl Channels {
         }
     }
 
-    /// Closes all channels. From now on, neither dials nor accepts links; dials in flight can still open channels.
+    /// Closes all channels. From now on, this node neither dials nor accepts links; dials in flight can still open
+    /// channels.
     pub fn shut_down(&mut self) {
         self.close_except(|_| false);
     }
 
-    /// Closes the channels for which `kept` is false. From now on, neither dials nor accepts links; dials in flight can
-    /// still open channels.
+    /// Closes the channels for which `kept` is false. From now on, this node neither dials nor accepts links; dials in
+    /// flight can still open channels.
     pub fn close_except(&mut self, kept: impl Fn(ChannelId) -> bool) {
         self.parameters.dials = 0;
         self.accepted.close();
@@ -467,8 +473,8 @@ impl Channels {
             LocalRole::Client | LocalRole::Volunteer(_) => opened.dialled.is_none(),
             LocalRole::Relay(_) => false,
         };
-        // A link that is refused anyway closes no other channel.
-        if refused || !self.make_room(now, &opened) {
+        // A refused link evicts no channel.
+        if refused || !self.admit_link(now, &opened) {
             self.outbox.push_back(Transmit::Close(link));
             return;
         }
@@ -480,15 +486,15 @@ impl Channels {
             self.handshakes.add(channel.owner(), (), ChannelId(link));
         }
         self.channels.insert(ChannelId(link), channel);
-        self.unfinished.increment();
+        self.half_open.increment();
         self.schedule_sweep(now);
     }
 
-    /// Determines which of several channels to the same relay takes new circuits (`proto/02-channel.md` §6). If both
+    /// Determines which of several channels to the same relay gets new circuits (`proto/02-channel.md` §6). If both
     /// ends dialled simultaneously, that is the channel that the relay with the lower identity dialled. The other
     /// channels close when they are idle.
     fn channel_opened(&mut self, id: ChannelId) {
-        self.unfinished.decrement();
+        self.half_open.decrement();
         let Some(new) = self.channels.get(&id) else { return };
         match new.dialled() {
             Some(relay) => _ = self.opening.remove(&relay),
@@ -497,22 +503,23 @@ impl Channels {
         let (Some(peer), Some(new_is_ours)) = (new.peer(), new.outcome().map(|outcome| outcome.dialler)) else {
             return;
         };
-        let rival = self.by_relay.get(&peer).and_then(|rival| self.channels.get(rival));
+        let current = self.by_relay.get(&peer).and_then(|current| self.channels.get(current));
         let reaches = new.reaches();
-        let keeps_rival =
-            rival.filter(|rival| !rival.retires() || (rival.reaches() && !reaches)).is_some_and(|rival| {
-                let rival_is_ours = rival.outcome().is_some_and(|outcome| outcome.dialler);
-                let simultaneous = new.opened_at().since(rival.opened_at()) < SIMULTANEOUS_INTERVAL;
-                let ours_wins = self.role.identity().is_some_and(|identity| identity < peer);
-                let rival_reaches = rival.reaches() && !reaches;
-                rival_reaches || (simultaneous && rival_is_ours != new_is_ours && rival_is_ours == ours_wins)
+        let keeps_current = current
+            .filter(|current| !current.is_retiring() || (current.reaches() && !reaches))
+            .is_some_and(|current| {
+                let current_is_ours = current.outcome().is_some_and(|outcome| outcome.dialler);
+                let simultaneous = new.opened_at().since(current.opened_at()) < SIMULTANEOUS_INTERVAL;
+                let prefers_ours = self.role.identity().is_some_and(|identity| identity < peer);
+                let current_reaches = current.reaches() && !reaches;
+                current_reaches || (simultaneous && current_is_ours != new_is_ours && current_is_ours == prefers_ours)
             });
-        if keeps_rival {
+        if keeps_current {
             return;
         }
         // The replaced channel may close when it is idle: one open channel to a volunteer is sufficient.
-        if let Some(rival) = self.by_relay.insert(peer, id).and_then(|rival| self.channels.get_mut(&rival)) {
-            rival.kept = false;
+        if let Some(current) = self.by_relay.insert(peer, id).and_then(|current| self.channels.get_mut(&current)) {
+            current.kept = false;
         }
     }
 
@@ -530,7 +537,7 @@ impl Channels {
         }
     }
 
-    /// Closes a channel after a violation or a timeout.
+    /// Closes a channel after a breach or a timeout.
     fn close_with_error(&mut self, id: ChannelId, error: ChannelError) {
         tracing::debug!(%error, class = %error.class(), "closing a channel");
         self.outbox.push_back(Transmit::Close(id.0));
@@ -547,7 +554,7 @@ impl Channels {
             self.volunteers.remove(&channel.owner(), (), id);
         }
         let Some(outcome) = channel.outcome() else {
-            self.unfinished.decrement();
+            self.half_open.decrement();
             match channel.dialled() {
                 Some(relay) => {
                     self.opening.remove(&relay);
@@ -567,7 +574,7 @@ impl Channels {
     /// Selects the channel for new circuits to `peer`: the youngest that accepts circuits, else the youngest.
     fn select_channel(&mut self, peer: RelayId) {
         let candidates = self.channels.iter().filter(|(_, other)| other.peer() == Some(peer));
-        if let Some((id, _)) = candidates.max_by_key(|(id, other)| (other.takes_circuits(), **id)) {
+        if let Some((id, _)) = candidates.max_by_key(|(id, other)| (other.accepts_circuits(), **id)) {
             let id = *id;
             self.by_relay.insert(peer, id);
         }

@@ -1,8 +1,8 @@
 //! The choice of circuits and channels to end when more cells are queued than a node may hold.
 //!
 //! Queued cells count for the owner that opened their circuit, so an attacker can't choose the victim by the age of its
-//! own cells. All its queued cells count. The end of a circuit with few cells frees none, because a DESTROY takes their
-//! place, so the owner of many such circuits loses a channel.
+//! own cells. All queued cells of an owner count. The end of a circuit with few cells frees none, because a DESTROY
+//! replaces them, so the owner of many such circuits loses a channel.
 
 use core::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -14,9 +14,10 @@ use super::{CellOwner, ChannelId, Eviction, queue::QueuedCells};
 /// The cells that the close of a channel frees.
 #[derive(Default)]
 struct ChannelCells {
-    /// All cells that no end of one circuit frees, without the DESTROYs that the close queues on other channels.
+    /// Cells of circuits that are not live, and of circuits whose end frees no cell, minus the DESTROYs that the close
+    /// queues on other channels.
     freed: usize,
-    /// Those of circuits that are not live.
+    /// Cells of circuits that are not live.
     ended: usize,
 }
 
@@ -49,8 +50,9 @@ impl OwnedCells {
         self.channels = freeing.map(|(channel, cells)| (cells.freed, cells.ended, channel)).collect();
     }
 
-    /// The next eviction, and the number of cells that it frees: the circuit whose first cell has waited longest. If most
-    /// cells belong to no live circuit, or no end of a circuit frees cells: the channel whose close frees the most.
+    /// The next eviction, and the number of cells that it frees: the circuit whose first cell has waited longest. If
+    /// most cells belong to no live circuit, or if the end of no circuit frees cells, the channel whose close frees the
+    /// most.
     fn pop(&mut self) -> Option<(Eviction, usize)> {
         let popped = if self.ended > self.cells / 2 { None } else { self.circuits.pop() };
         let (eviction, freed) = match popped {
@@ -96,8 +98,8 @@ impl Candidates {
         owned.add_to_channel(owner.channel, cells, cells);
     }
 
-    /// Evictions that free at least `excess` cells, or all candidates. Each eviction is one of the owner that is the
-    /// closest to its share after the evictions before. An owner without a further eviction is skipped.
+    /// Evictions that free at least `excess` cells, or all candidates. Each eviction is of the owner that is closest to
+    /// its share after the previous evictions. An owner without a further eviction is skipped.
     pub(super) fn select(mut self, excess: usize) -> Vec<Eviction> {
         // Only the order of the owners counts; no cap applies here.
         let mut shares = Shares::new(0);

@@ -86,8 +86,8 @@ impl AwaitingHello {
         (Self { role, opened, hello }, message)
     }
 
-    /// Checks the other end's HELLO. Also returns this end's PROOF, if this end is a relay. If `may_be_gateway` is true,
-    /// this end accepts REACH from a relay that dialled it.
+    /// Checks the other end's HELLO. Also returns this end's PROOF, if this end is a relay. If `may_be_gateway` is
+    /// true, this end accepts REACH from a relay that dialled it.
     pub(super) fn handle_hello(
         self,
         message: &[u8],

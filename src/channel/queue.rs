@@ -212,8 +212,8 @@ impl FairQueue {
         }
     }
 
-    /// Removes the first circuit of the busy list if it has no cell: its turn is over. While the quiet list never empties,
-    /// the busy list isn't served, and ended circuits would fill the channel.
+    /// Removes the first circuit of the busy list if it has no cell: its turn is over. The busy list isn't served while
+    /// the quiet list never empties, so without this step ended circuits would fill the channel.
     fn remove_idle(&mut self) {
         let Some(&slot) = self.busy.front() else { return };
         if let Some(queue) = self.entries.get_mut(slot) {
@@ -228,7 +228,8 @@ impl FairQueue {
         self.busy.pop_front();
     }
 
-    /// The circuits with queued cells, live or not. Visits only these, and a few whose queue is empty by now.
+    /// The circuits with queued cells, live or not. Iterates over the two lists, which contain few circuits without
+    /// cells.
     pub(super) fn queued_cells(&self) -> impl Iterator<Item = QueuedCells> {
         self.quiet.iter().chain(&self.busy).filter_map(|slot| {
             let CircuitQueue { circuit, cells, live, .. } = self.entries.get(*slot)?;

@@ -81,7 +81,7 @@ pub(super) struct Channel {
     /// Whether the directory counts the volunteer at the other end.
     pub(super) counted: bool,
     /// Whether the keys of the link are close to their limit. The channel then closes with its last circuit.
-    retires: bool,
+    is_retiring: bool,
 }
 
 impl Channel {
@@ -116,7 +116,7 @@ impl Channel {
             kept: false,
             has_volunteer_place: false,
             counted: false,
-            retires: false,
+            is_retiring: false,
         }
     }
 
@@ -169,40 +169,41 @@ impl Channel {
     }
 
     pub(super) const fn retire(&mut self) {
-        self.retires = true;
+        self.is_retiring = true;
     }
 
     /// Whether the keys of the link are close to their limit.
-    pub(super) const fn retires(&self) -> bool {
-        self.retires
+    pub(super) const fn is_retiring(&self) -> bool {
+        self.is_retiring
     }
 
-    /// Whether this end may open circuits on this channel. A retiring channel to a volunteer still takes circuits,
+    /// Whether this end may open circuits on this channel. A retiring channel to a volunteer still accepts circuits,
     /// because this end can't dial another.
-    pub(super) const fn takes_circuits(&self) -> bool {
-        !self.retires || self.reaches()
+    pub(super) const fn accepts_circuits(&self) -> bool {
+        !self.is_retiring || self.reaches()
     }
 
     pub(super) const fn queue(&self) -> &FairQueue {
         &self.queue
     }
 
-    /// The owner, by address, of the other end's units of caps and rates.
+    /// The owner, by address, to whose caps and rates the other end counts.
     pub(super) const fn owner(&self) -> Owner {
         self.owner
     }
 
-    /// The order in which the channels of an owner are evicted, the first one first: those without circuits, the
-    /// longest idle first; then those with few circuits, the youngest first; the channels of listed relays and
-    /// volunteers last.
+    /// The order in which the channels of an owner are evicted, the lowest rank first:
+    /// 1. channels without circuits, the longest idle first;
+    /// 2. channels with few circuits, then with more; of equal numbers, the youngest first;
+    /// 3. channels of listed relays and volunteers, in the same order.
     pub(super) fn rank(&self) -> (bool, usize, u64) {
         let by_time =
             self.idle_since.map_or_else(|| u64::MAX.saturating_sub(self.opened_at.as_nanos()), Instant::as_nanos);
         (self.kept || (self.has_relay_limits() && self.is_open()), self.queue.circuits(), by_time)
     }
 
-    /// Sets whether the relay at the other end is listed. Returns whether the transport must know it: the other end
-    /// dialled, and was not listed before.
+    /// Sets whether the relay at the other end is listed. Returns whether the owner must report this to the transport:
+    /// the other end dialled, and was not listed before.
     pub(super) fn set_listed(&mut self, listed: bool) -> bool {
         self.listed.replace(listed) != Some(true) && listed && self.dialled.is_none()
     }
@@ -450,7 +451,7 @@ impl Channel {
         // The dialler closes first, so that the other end's new circuits seldom arrive on a closing channel.
         let idle_factor = if outcome.dialler { 1 } else { 2 };
         let idle_timeout =
-            if self.retires { Duration::ZERO } else { parameters.idle_timeout.saturating_mul(idle_factor) };
+            if self.is_retiring { Duration::ZERO } else { parameters.idle_timeout.saturating_mul(idle_factor) };
         let idle = self.idle_since.is_some_and(|since| now.since(since) >= idle_timeout) && self.queue.len() == 0;
         if idle && !self.kept {
             return Ok(TimeoutAction::CloseIdle);

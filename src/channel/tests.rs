@@ -19,11 +19,11 @@ use crate::{
     wire::{BODY_LEN, CELL_LEN, CellBody, Command},
 };
 
+mod caps;
 mod handshake;
 mod queues;
 mod reach;
 mod retire;
-mod room;
 
 const ROOM: usize = 256 << 10;
 
@@ -214,7 +214,7 @@ impl ContainsClose for VecDeque<Transmit> {
 }
 
 #[test]
-fn a_violation_closes_the_channel() {
+fn a_breach_closes_the_channel() {
     let body = || CellBody::zero();
     let upper = circuit(0x8000_0004);
     let lower = circuit(4);

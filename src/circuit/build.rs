@@ -21,10 +21,12 @@ const FRAGMENTS_TIMEOUT: Duration = Duration::from_secs(5);
 const MIN_HOP_TIMEOUT: Duration = Duration::from_millis(2500);
 const MAX_HOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The timeout of a hop behind the first: at least ten times the slowest hop of the same circuit, in one of three steps.
+/// The timeout of a hop behind the first: at least ten times the slowest hop of the same circuit, in one of three
+/// steps.
 ///
-/// The hop can measure its own timeout. Times of other circuits in this value would link the circuits of an origin. So
-/// would an exact time of the line of the origin, which all its circuits share.
+/// The hop can measure its own timeout. A value that depends on times of other circuits would link the circuits of an
+/// origin. A value that contains the exact round-trip time of the origin's line would link them too, because they share
+/// the line.
 pub(super) fn hop_timeout(slowest: Duration) -> Duration {
     let least = slowest.saturating_mul(10);
     let middle = MIN_HOP_TIMEOUT.saturating_mul(2);
@@ -59,7 +61,7 @@ impl Building {
         Ok((Self { hop, deadline, began: now, handshake, reply: Fragments::new() }, request))
     }
 
-    /// Takes a fragment of the reply; the last fragment must arrive within [`FRAGMENTS_TIMEOUT`] of the first
+    /// Handles a fragment of the reply; the last fragment must arrive within [`FRAGMENTS_TIMEOUT`] of the first
     /// (`proto/03-cells.md` §5).
     fn handle_fragment(&mut self, now: Instant, fragment: &[u8]) -> Result<Option<Vec<u8>>, WireError> {
         self.deadline = self.deadline.min(now.after(FRAGMENTS_TIMEOUT));
@@ -103,7 +105,7 @@ impl Origin {
         }
     }
 
-    /// Takes the complete reply of a hop: adds the hop's layer, and starts the next hop, if there is one.
+    /// Handles the complete reply of a hop: adds the hop's layer, and starts the next hop, if there is one.
     fn finish_hop<R: CryptoRng + ?Sized>(
         &mut self,
         now: Instant,
@@ -130,7 +132,7 @@ impl Origin {
         self.begin_hop(now, &relay, next, rng)
     }
 
-    /// Takes GONE: the previous hop can't reach the relay of the next hop (`proto/05-relay-messages.md` §7).
+    /// Handles GONE: the previous hop can't reach the relay of the next hop (`proto/05-relay-messages.md` §7).
     pub(super) fn handle_gone(&mut self, from: HopIndex) -> Result<(), CircuitError> {
         let extend_sent = self.extends.is_empty();
         match &self.state {

@@ -71,8 +71,8 @@ impl Documents {
         }
     }
 
-    /// The relays for path selection. `middle` is the relay behind the guard of each path, if it is fixed. Returns `None`
-    /// without a consensus.
+    /// The relays for path selection. `middle` is the relay behind the guard of each path, if it is fixed. Returns
+    /// `None` without a consensus.
     pub(super) fn relays(&self, now: Instant, middle: Option<RelayId>) -> Option<Relays<'_>> {
         let consensus = self.consensus()?;
         let volunteers = self.volunteers.as_ref().filter(|(_, expires)| now < *expires).map(|(list, _)| &**list);

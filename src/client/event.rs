@@ -67,9 +67,9 @@ pub enum ClientEvent {
         /// The circuit's relays, the guard first.
         path: Vec<RelayId>,
         /// Time from the start of the build to the open channel; near zero if the channel was open before.
-        channel: Duration,
+        channel_time: Duration,
         /// Build time of each hop, from the first cell to the answer.
-        hops: Vec<Duration>,
+        hop_times: Vec<Duration>,
     },
     /// The guard sample has changed, and the owner should store it
     /// ([`ClientMachine::guards`](super::ClientMachine::guards)).
@@ -85,7 +85,7 @@ pub enum ClientEvent {
         /// The relays of the stream's circuit, the guard first.
         path: Vec<RelayId>,
         /// Build time of each hop of the circuit.
-        hops: Vec<Duration>,
+        hop_times: Vec<Duration>,
         /// Whether the exit also carries streams of this client, or did so recently, because no other exit was
         /// suitable.
         shared_exit: bool,

@@ -20,8 +20,8 @@ pub struct ClientParameters {
     pub max_streams: usize,
     /// Time for which a request waits for a circuit. Default 30 s.
     pub circuit_wait: Duration,
-    /// Maximum age at which a circuit is retired that has carried no request. Each circuit has a random part of this
-    /// age, at least half. Default 30 min.
+    /// Maximum age of a circuit that has carried no request. Each circuit is retired at a random part of this age, at
+    /// least half. Default 30 min.
     pub max_spare_age: Duration,
     /// The relay directly behind the guard on every circuit. For tests and measurements only, because a fixed
     /// middle makes a client distinguishable. Default none.

@@ -204,7 +204,7 @@ impl Placement {
         self.streams.remove(&circuit);
     }
 
-    /// Removes the link from a circuit's stream to its request.
+    /// Removes the assignment of a circuit's stream to its request.
     fn detach(&mut self, position: StreamPosition) {
         if let Some(streams) = self.streams.get_mut(&position.circuit) {
             streams.remove(&position.stream);

@@ -8,8 +8,8 @@
 //! Caps: [`ClientParameters`] for circuits and builds; one delegated request for each circuit built for such a request.
 //!
 //! Threat: relays of two circuits recognise that the circuits belong to one client. No event of one isolation ends a
-//! circuit of another, or changes the path or the timeouts of another's build. Events of the client as a whole end each
-//! circuit at a random time of its own (`circuit_ends`). Isolations share the history of the guard's hop, the rate of
+//! circuit of another, or changes the path or the timeouts of another's build. An event of the whole client ends each
+//! circuit at a separate random time (`circuit_ends`). Isolations share the history of the guard's hop, the rate of
 //! builds (`build_rate`) and the cap on circuits.
 
 mod avoided_relays;
@@ -68,10 +68,11 @@ pub(super) enum PoolEvent {
     GuardSilent {
         /// The guard.
         guard: RelayId,
-        /// The start of the channel or circuit that the guard left unanswered.
+        /// The start of the circuit that the guard did not answer, or the time at which the link to the guard timed
+        /// out.
         began: Instant,
     },
-    /// A dial of a guard failed, or did not succeed in time.
+    /// A dial of a guard failed or timed out.
     GuardFailed(RelayId),
     /// A circuit is open.
     Built {
@@ -80,9 +81,9 @@ pub(super) enum PoolEvent {
         /// The circuit's relays, the guard first.
         path: Vec<RelayId>,
         /// Time from the start of the build to the open channel.
-        channel: Duration,
+        channel_time: Duration,
         /// Build time of each hop.
-        hops: Vec<Duration>,
+        hop_times: Vec<Duration>,
         /// The guard and the next relay.
         pair: Option<GuardPair>,
     },
@@ -90,7 +91,7 @@ pub(super) enum PoolEvent {
     BuildFailed {
         /// The guard and the next relay, if the first hop was built and the channel is open.
         pair: Option<GuardPair>,
-        /// The isolation of the build, if its retries are used up.
+        /// The isolation of the build, if the isolation's retries are used up.
         exhausted: Option<Isolation>,
     },
     /// A relay ended an open circuit before or soon after its first use.
@@ -112,7 +113,7 @@ pub(super) struct DelegatedCircuit {
     /// The circuit's relays, the guard first.
     pub(super) path: Vec<RelayId>,
     /// Build time of each hop.
-    pub(super) hops: Vec<Duration>,
+    pub(super) hop_times: Vec<Duration>,
     /// Whether the exit also carries streams of this client, or did so recently.
     pub(super) shared_exit: bool,
 }
@@ -130,16 +131,16 @@ pub(super) struct Pool {
     /// The circuit that is being settled.
     settling: Option<PooledCircuitKey>,
     deadlines: Deadlines<PooledCircuitKey>,
-    /// The ends of circuits without a stream.
+    /// The scheduled ends of circuits without a stream.
     ends: CircuitEnds,
     policy: BuildPolicy,
     lost_relays: LostRelays,
     /// The schedule of spare circuits for streams.
-    spares: SpareSchedule,
-    /// The kind and number of spare circuits for delegated requests.
-    spare_delegated: Option<(Delegation, usize)>,
+    stream_spare_schedule: SpareSchedule,
+    /// The kind and number of spare circuits that are kept for delegated requests.
+    kept_delegated: Option<(Delegation, usize)>,
     /// The schedule of spare circuits for delegated requests.
-    delegated_spares: SpareSchedule,
+    delegated_spare_schedule: SpareSchedule,
     /// Events except those of streams. At most two for each circuit, because the client empties the queue after each
     /// batch of inputs.
     events: VecDeque<PoolEvent>,
@@ -156,8 +157,10 @@ impl Pool {
         self.policy.history.is_guard_unreachable()
     }
 
-    /// The open circuit for the request. Prefers a circuit without relays of circuits that the request's isolation recently
-    /// lost, then a circuit of that isolation to a spare one, then the circuit with the lowest `load`.
+    /// The open circuit for the request, by these criteria in order:
+    /// 1. Its relays were in no circuit that the isolation of the request recently lost.
+    /// 2. The isolation already uses it, so it isn't a spare circuit.
+    /// 3. It has the lowest `load`.
     pub(super) fn open_circuit_for(
         &self,
         now: Instant,
@@ -169,13 +172,14 @@ impl Pool {
             .circuits
             .iter()
             .filter(|(key, circuit)| !demand.refused_on.contains(key) && circuit.is_open())
-            .filter(|(_, circuit)| circuit.takes(demand, relays))
+            .filter(|(_, circuit)| circuit.fits(demand, relays))
             .peekable();
-        // Without a circuit, a waiting request must not cause a visit of the relays.
+        // Without a candidate, returns before `avoided_exits`, which may iterate over all exits for each waiting
+        // request.
         circuits.peek()?;
         let avoided = self.avoided_exits(now, relays, &demand.purpose(), &demand.refused_by);
         circuits
-            // Streams may still join circuits that already carry some.
+            // A circuit that has carried streams accepts more, even if its exit is now avoided.
             .filter(|(_, circuit)| circuit.has_carried_streams() || circuit.is_permitted_by(&avoided))
             .min_by_key(|(key, circuit)| {
                 let is_lost = |relay| self.lost_relays.contains(now, demand.isolation, relay);
@@ -203,7 +207,7 @@ impl Pool {
         let is_exit = |other: RelayId| Some(other) == circuit.exit();
         let carried_recently = self.policy.exit_separation.avoided(now, true).any(is_exit);
         let shared_exit = carried_recently || self.carrying_exits().any(is_exit);
-        Some(DelegatedCircuit { path: circuit.relays(), hops: circuit.hop_times().to_vec(), shared_exit })
+        Some(DelegatedCircuit { path: circuit.relays(), hop_times: circuit.hop_times().to_vec(), shared_exit })
     }
 
     /// Calls `act` with the streams at the exit of an open circuit.
@@ -223,11 +227,11 @@ impl Pool {
 
     /// Keeps `count` spare circuits for this kind of delegated request from now on, and none for other kinds.
     pub(super) fn keep_ready(&mut self, delegation: Delegation, count: usize) {
-        let previous = self.spare_delegated.replace((delegation, count));
+        let previous = self.kept_delegated.replace((delegation, count));
         if previous.map(|(delegation, _)| delegation)
-            != self.spare_delegated.as_ref().map(|(delegation, _)| delegation.clone())
+            != self.kept_delegated.as_ref().map(|(delegation, _)| delegation.clone())
         {
-            self.delegated_spares = SpareSchedule::default();
+            self.delegated_spare_schedule = SpareSchedule::default();
         }
     }
 
@@ -259,7 +263,7 @@ impl Pool {
     /// The guard can't be reached. Circuits no longer wait for a channel to it.
     pub(super) fn handle_guard_failed(&mut self, now: Instant, guard: RelayId) {
         let waiting = self.connecting_to(&guard);
-        // A dial for which no circuit waits delays no build.
+        // Only failed dials for which circuits wait count towards a pause in builds.
         if !waiting.is_empty() {
             self.policy.history.handle_guard_failed(now, guard);
         }
@@ -269,14 +273,14 @@ impl Pool {
         self.events.push_back(PoolEvent::GuardFailed(guard));
     }
 
-    /// The guard left a channel or circuit unanswered that began at `began`.
+    /// The guard did not answer a circuit that began at `began`, or the link to the guard timed out at that time.
     pub(super) fn handle_guard_silent(&mut self, guard: RelayId, began: Instant) {
         self.events.push_back(PoolEvent::GuardSilent { guard, began });
     }
 
-    /// A guard that precedes `guards` is usable again. Retires unused circuits through `guards`, so that new ones replace
-    /// them. The next [`Self::sweep`] sets the end of each.
-    pub(super) fn handle_superseded(&mut self, guards: &[RelayId]) {
+    /// A guard that precedes `guards` is usable again. Retires spare circuits through `guards`, so that new ones
+    /// replace them. The next [`Self::sweep`] sets the end of each.
+    pub(super) fn handle_guards_superseded(&mut self, guards: &[RelayId]) {
         for guard in guards {
             for key in self.connecting_to(guard) {
                 self.remove(key);
@@ -331,18 +335,19 @@ impl Pool {
                 self.close(key);
             }
         }
-        let spare = self.spares.handle_timeout(now) | self.delegated_spares.handle_timeout(now);
+        let spare = self.stream_spare_schedule.handle_timeout(now) | self.delegated_spare_schedule.handle_timeout(now);
         self.policy.history.handle_timeout(now) | self.build_rate.handle_timeout(now) | spare
     }
 
     /// The earliest deadline or end of a circuit, or build of a spare circuit.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let circuits = self.deadlines.earliest().into_iter().chain(self.ends.poll_timeout());
-        let spares = self.spares.poll_timeout().into_iter().chain(self.delegated_spares.poll_timeout());
+        let spares =
+            self.stream_spare_schedule.poll_timeout().into_iter().chain(self.delegated_spare_schedule.poll_timeout());
         circuits.chain(spares).min()
     }
 
-    /// The earliest end of a pause between builds, or of a wait for their rate.
+    /// The earliest time at which a pause between builds ends, or at which the build rate admits a build.
     pub(super) fn pause_end(&self) -> Option<Instant> {
         [self.policy.history.poll_timeout(), self.build_rate.poll_timeout()].into_iter().flatten().min()
     }
@@ -446,10 +451,10 @@ impl Pool {
 
     fn handle_built(&mut self, key: PooledCircuitKey) -> Option<PoolEvent> {
         let circuit = self.circuits.get_mut(&key)?;
-        let channel = circuit.handle_built();
+        let channel_time = circuit.handle_built();
         let first = self.policy.history.handle_built(circuit.isolation(), circuit.hop_times());
-        let (path, pair, hops) = (circuit.relays(), circuit.guard_pair(), circuit.hop_times().to_vec());
-        Some(PoolEvent::Built { first, path, channel, hops, pair })
+        let (path, pair, hop_times) = (circuit.relays(), circuit.guard_pair(), circuit.hop_times().to_vec());
+        Some(PoolEvent::Built { first, path, channel_time, hop_times, pair })
     }
 
     /// Removes a circuit that has ended with `error`.
@@ -474,13 +479,13 @@ impl Pool {
             self.by_channel.remove(&(channel, origin.circuit()));
             inputs.channels.end_circuit(now, channel, origin.circuit());
         }
-        let (class, hops) = (error.class(), circuit.hop_times().len());
+        let (class, built_hops) = (error.class(), circuit.hop_times().len());
         match class {
             ErrorClass::Bug => tracing::error!(%error, "a circuit has ended after an internal error"),
-            _ => tracing::debug!(%error, %class, hops, "a circuit has ended"),
+            _ => tracing::debug!(%error, %class, hops = built_hops, "a circuit has ended"),
         }
         if !circuit.was_open() {
-            self.handle_unbuilt(now, &circuit, error, inputs.channels);
+            self.handle_ended_unbuilt(now, &circuit, error, inputs.channels);
         } else if class != ErrorClass::Local
             && let Some(isolation) = circuit.owner()
         {
@@ -562,7 +567,7 @@ impl Pool {
     }
 
     /// The number of builds since the start.
-    pub(super) const fn begun(&self) -> u64 {
+    pub(super) const fn builds(&self) -> u64 {
         self.last_key
     }
 
@@ -581,12 +586,12 @@ impl Pool {
         self.policy.exit_separation.handle_used(now, exit, delegated);
     }
 
-    /// The number of searches among all exits for one that isn't avoided.
-    pub(super) fn searches(&self) -> usize {
-        self.policy.searches.get()
+    /// The number of scans of the exits for one that isn't avoided.
+    pub(super) fn exit_scans(&self) -> usize {
+        self.policy.exit_scans.get()
     }
 
-    /// Gateways that no volunteer may follow as middle.
+    /// Gateways after which a path has no volunteer as middle.
     pub(super) fn gateways_without_volunteers(&self, now: Instant) -> Vec<RelayId> {
         self.policy.gone_reports.gateways_without_volunteers(now)
     }

@@ -81,7 +81,7 @@ pub(super) struct StreamPosition {
 /// The state of one request.
 struct Request {
     demand: Demand,
-    /// Circuits on which the request was placed.
+    /// The number of circuits on which the request was placed.
     tries: u8,
     state: RequestState,
 }

@@ -139,14 +139,14 @@ impl ClientParty {
         while let Some(event) = self.client.poll_event() {
             match event {
                 ClientEvent::Ready => self.ready += 1,
-                ClientEvent::CircuitBuilt { path, hops, .. } => {
-                    assert_eq!(path.len(), hops.len());
+                ClientEvent::CircuitBuilt { path, hop_times, .. } => {
+                    assert_eq!(path.len(), hop_times.len());
                     self.built.push(path);
                 }
                 ClientEvent::GuardsChanged => self.guards_changed = true,
                 ClientEvent::ConsensusExpired => self.expired = true,
-                ClientEvent::Delegated { stream, path, hops, shared_exit } => {
-                    assert_eq!(path.len(), hops.len());
+                ClientEvent::Delegated { stream, path, hop_times, shared_exit } => {
+                    assert_eq!(path.len(), hop_times.len());
                     let seen = self.seen(stream);
                     seen.connected = Some(now);
                     seen.delegated = Some((path, shared_exit));

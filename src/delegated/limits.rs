@@ -160,7 +160,7 @@ struct RunningRequest<T> {
 pub struct Admission<T> {
     /// The number by which the request is [released](RequestLimits::release).
     pub number: u64,
-    /// A request that has made room, and must end. It needs no release.
+    /// The displaced request, which must end. It needs no release.
     pub displaced: Option<T>,
 }
 
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn slow_requests_of_four_owners_make_room_for_those_of_others() {
+    fn requests_of_others_displace_slow_requests_of_four_owners() {
         let (mut limits, now) = limits(Rates::default());
         let slow = (0..256).map(|circuit| RequestOwner::of_source(circuit % 4, circuit));
         let admitted: Vec<_> = slow.map(|owner| admit(&mut limits, now, owner).unwrap()).collect();
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_request_makes_room_for_one_of_the_same_owner() {
+    fn a_request_displaces_a_slow_one_of_the_same_owner() {
         let (mut limits, now) = limits(Rates::default());
         for circuit in 0..64 {
             admit(&mut limits, now, RequestOwner::of_source(1, circuit)).unwrap();

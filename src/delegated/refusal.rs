@@ -23,7 +23,7 @@ pub enum Refusal {
     #[error("the exit has reached its rate limit; try again later")]
     RateLimited,
     /// The exit has the maximum number of concurrent requests in total, or lacks a parser or a file descriptor. At that
-    /// maximum, the request may also have made room for another.
+    /// maximum, another request may also have displaced this one.
     #[error("the exit has no capacity for a further request; try again later")]
     Busy,
     /// The exit's policy forbids the target's address.
@@ -139,7 +139,7 @@ impl Refusal {
     }
 
     /// The refusal in a response with this status code and `Proxy-Status` value; `None` if the value has another form
-    /// than an exit's. An unknown error type gives [`Self::Misconfigured`].
+    /// than an exit's. An unknown error type becomes [`Self::Misconfigured`].
     #[must_use]
     pub fn of_answer(status: u16, proxy_status: &str) -> Option<Self> {
         let error = proxy_status.strip_prefix(PREFIX)?;

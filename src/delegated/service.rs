@@ -192,8 +192,8 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
         Self { parameters, limits, streams: Vec::new(), events: VecDeque::new() }
     }
 
-    /// Handles a new stream of `owner`. At the caps on streams, emits [`ServiceEvent::Reset`] for it or for a stream that
-    /// makes room.
+    /// Handles a new stream of `owner`. At the caps on streams, emits [`ServiceEvent::Reset`] for it or for the stream
+    /// that it displaces.
     pub fn handle_request(&mut self, now: Instant, stream: Id, owner: RequestOwner) {
         match self.victim(now, owner) {
             Ok(None) => {}
@@ -279,7 +279,7 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
         self.displace(now, displaced);
     }
 
-    /// Refuses a query in progress that has made room for another.
+    /// Refuses a query in progress that another has displaced.
     fn displace(&mut self, now: Instant, stream: Option<Id>) {
         if let Some(stream) = stream {
             self.events.push_back(ServiceEvent::Cancel { stream });

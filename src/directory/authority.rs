@@ -299,7 +299,7 @@ impl Authority {
             Some(is_at_the_same_addresses) => {
                 // A relay at new addresses becomes unproved.
                 let evicted =
-                    if is_at_the_same_addresses { Vec::new() } else { self.relays.make_room(&identity, addresses) };
+                    if is_at_the_same_addresses { Vec::new() } else { self.relays.evict_for(&identity, addresses) };
                 self.relays.change(&identity, |known| known.replace(descriptor, bytes, publisher, now));
                 for entry in evicted {
                     self.handle_removal(entry, now);
@@ -354,7 +354,7 @@ impl Authority {
 
     /// Handles deadlines: drops stale relays, requests proofs, signs a consensus and a volunteer list.
     pub fn handle_timeout(&mut self, now: WallTime) {
-        for entry in self.relays.visit_due(now, self.config.proof_interval) {
+        for entry in self.relays.handle_due(now, self.config.proof_interval) {
             tracing::info!(relay = %entry.identity(), "dropping a relay whose descriptor is too old");
             self.handle_removal(entry, now);
         }
@@ -436,7 +436,7 @@ impl Authority {
         if self.relays.proved() >= MAX_RELAYS && self.relays.displaceable(now, addresses).is_none() {
             return Err(DescriptorError::Full);
         }
-        let mut evicted = self.relays.make_room(&identity, addresses);
+        let mut evicted = self.relays.evict_for(&identity, addresses);
         if self.relays.len() >= MAX_HELD {
             evicted.push(self.relays.evict_unproved().ok_or(DescriptorError::Full)?);
         }
@@ -447,8 +447,8 @@ impl Authority {
         Ok(())
     }
 
-    /// Handles the proof of a relay that wasn't proved at its addresses before, if the proof has succeeded. The relay has
-    /// the age of its first proof, even if it was dropped since. The relay is dropped if there is no place for it.
+    /// Handles the proof of a relay that wasn't proved at its addresses before, if the proof has succeeded. The relay
+    /// has the age of its first proof, even if it was dropped since. The relay is dropped if there is no place for it.
     fn handle_newly_proved(&mut self, now: WallTime, relay: &RelayId) {
         if !self.relays.entry(relay).is_some_and(RelayEntry::is_proved) {
             return;

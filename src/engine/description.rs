@@ -43,14 +43,14 @@ impl Engine {
         DescriptionParser::of(document)?.engine(None, name, false)
     }
 
-    /// Parses a description. `origin` is the URL of the document, if it was fetched. `name` is the operator's name for
+    /// Parses a description. `url` is the URL of the document, if it was fetched. `name` is the operator's name for
     /// the engine. The default is the name in the description, or else the words of the short name, joined by hyphens.
     ///
     /// # Errors
     /// When the description is invalid, or contains no supported format.
     #[cfg(feature = "native")]
-    pub fn describe(document: &[u8], origin: Option<&Url>, name: Option<EngineName>) -> Result<Self, DescriptionError> {
-        DescriptionParser::of(document)?.engine(origin, name, true)
+    pub fn describe(document: &[u8], url: Option<&Url>, name: Option<EngineName>) -> Result<Self, DescriptionError> {
+        DescriptionParser::of(document)?.engine(url, name, true)
     }
 }
 
@@ -143,7 +143,7 @@ impl DescriptionParser {
 
     fn engine(
         self,
-        origin: Option<&Url>,
+        description_url: Option<&Url>,
         name: Option<EngineName>,
         with_html: bool,
     ) -> Result<Engine, DescriptionError> {
@@ -170,7 +170,7 @@ impl DescriptionParser {
             if preferred.as_ref().is_some_and(|(lowest, _)| *lowest <= rank) {
                 continue;
             }
-            match Template::parse(&url.template, origin, languages.clone()) {
+            match Template::parse(&url.template, description_url, languages.clone()) {
                 Ok(template) => {
                     let (index_offset, page_offset) = (url.index_offset, url.page_offset);
                     let (name, title) = (name.clone(), title.clone());

@@ -92,7 +92,7 @@ pub(crate) fn bounded(page: &str, max_nodes: usize) -> Option<Html> {
         // All new nodes are checked. The last node need not be the deepest: a comment after `</body>` is added at the
         // top.
         let is_too_deep = html.tree.nodes().rev().take(count.saturating_sub(checked)).any(|node| {
-            attribute_len = attribute_len.saturating_add(attribute_bytes(node.value()));
+            attribute_len = attribute_len.saturating_add(attributes_len(node.value()));
             node.ancestors().nth(MAX_DEPTH).is_some()
         });
         checked = count;
@@ -102,10 +102,10 @@ pub(crate) fn bounded(page: &str, max_nodes: usize) -> Option<Html> {
     }
     tokenizer.end();
     let html = tokenizer.sink.builder.sink.finish();
-    let bytes = html.tree.values().map(bytes).fold(0_usize, usize::saturating_add);
+    let content_len = html.tree.values().map(node_len).fold(0_usize, usize::saturating_add);
     // The depth is checked again, because the parser may have moved nodes.
     let is_too_deep = html.tree.nodes().any(|node| node.ancestors().nth(MAX_DEPTH).is_some());
-    (bytes <= max_len && !is_too_deep).then_some(html)
+    (content_len <= max_len && !is_too_deep).then_some(html)
 }
 
 /// Whether an attribute may begin after this byte.
@@ -113,15 +113,17 @@ const fn may_separate(byte: u8) -> bool {
     byte.is_ascii_whitespace() || matches!(byte, b'/' | b'"' | b'\'')
 }
 
-fn attribute_bytes(node: &Node) -> usize {
+/// Bytes of the attributes of an element.
+fn attributes_len(node: &Node) -> usize {
     let Node::Element(element) = node else { return 0 };
     element.attrs().map(|(name, value)| name.len().saturating_add(value.len())).sum()
 }
 
-fn bytes(node: &Node) -> usize {
+/// Bytes of a text, or of the attributes of an element.
+fn node_len(node: &Node) -> usize {
     match node {
         Node::Text(text) => text.len(),
-        node => attribute_bytes(node),
+        node => attributes_len(node),
     }
 }
 

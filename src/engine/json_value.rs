@@ -1,4 +1,4 @@
-//! The interface to JSON values, implemented for the parser of a process and for that of a page.
+//! The interface to JSON values, implemented for the parser of native nodes and for that of pages.
 
 /// A JSON value.
 pub(super) trait Json: Sized {

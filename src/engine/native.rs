@@ -1,4 +1,4 @@
-//! Parsers of answers in a process, by quick-xml, `serde_json` and html5ever.
+//! Parsers of answers in a native node, by quick-xml, `serde_json` and html5ever.
 
 pub(super) mod entities;
 pub(super) mod json;

@@ -2,7 +2,7 @@
 //!
 //! The template is the operator's, and the values are the client's. Therefore each value is percent-encoded, no value
 //! can be a part of the host, and the filled URL is parsed again. As an exception, the host may begin with
-//! `{language}.`, which takes only languages that the description lists.
+//! `{language}.`, with only the languages that the description lists.
 
 use url::form_urlencoded;
 
@@ -43,8 +43,8 @@ impl Languages {
         self.0.is_empty() || self.0.iter().any(|language| language == "*")
     }
 
-    /// The listed language that equals `requested`, or else a listed one with the same primary subtag. `requested` itself
-    /// if any language is listed.
+    /// The listed language that equals `requested`, or else a listed one with the same primary subtag. `requested`
+    /// itself if any language is listed.
     fn matching<'a>(&'a self, requested: Option<&'a str>) -> Option<&'a str> {
         let requested = requested?;
         if self.is_any() {
@@ -57,7 +57,7 @@ impl Languages {
     }
 
     /// The value of a required language parameter without a matching language.
-    fn default(&self) -> &str {
+    fn fallback(&self) -> &str {
         self.0.first().map_or("*", String::as_str)
     }
 }
@@ -106,12 +106,16 @@ enum Parameter {
 }
 
 impl Template {
-    /// Parses `text`, which may be relative to `origin`, the URL of the description.
-    pub(super) fn parse(text: &str, origin: Option<&Url>, languages: Languages) -> Result<Self, TemplateError> {
+    /// Parses `text`, which may be relative to the URL of the description.
+    pub(super) fn parse(
+        text: &str,
+        description_url: Option<&Url>,
+        languages: Languages,
+    ) -> Result<Self, TemplateError> {
         let owned = || text.to_owned();
-        let absolute = match (text.strip_prefix('/'), origin) {
-            (Some(rest), Some(origin)) if !rest.starts_with('/') => {
-                format!("{}{text}", origin.origin().ascii_serialization())
+        let absolute = match (text.strip_prefix('/'), description_url) {
+            (Some(rest), Some(url)) if !rest.starts_with('/') => {
+                format!("{}{text}", url.origin().ascii_serialization())
             }
             _ if text.starts_with("http://") || text.starts_with("https://") => text.to_owned(),
             _ if text.contains("://") => return Err(TemplateError::Url(owned())),
@@ -192,7 +196,7 @@ impl Template {
             TemplatePart::Parameter { parameter, optional } => (parameter, *optional),
         };
         let language = || match self.languages.matching(values.language) {
-            None if !optional => Some(self.languages.default()),
+            None if !optional => Some(self.languages.fallback()),
             matching => matching,
         };
         match parameter {

@@ -343,7 +343,7 @@ fn values_in_titles_and_snippets_are_not_percent_encoded() {
 }
 
 #[test]
-fn suggestions_with_links_are_results() {
+fn suggestions_with_urls_are_results() {
     let body = r#"["x", ["A", "B", "C"], ["first"], ["https://example.org/a", 7, "https://example.org/c"]]"#;
     let (results, ..) = results(&engine("application/x-suggestions+json", ""), body);
     assert_eq!(results, [row("A", "https://example.org/a", "first"), row("C", "https://example.org/c", "")]);

@@ -48,7 +48,7 @@ impl Delegate {
     }
 
     /// Performs the request that arrives over `stream`, and writes the answer to the stream. The request counts towards
-    /// the limits of `owner`. Resets the stream if the request must make room for another.
+    /// the limits of `owner`. Resets the stream if another request displaces this one.
     pub(crate) async fn serve<S>(&self, service: Service, owner: RequestOwner, stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_makes_room_is_reset_and_the_other_is_answered() {
+    async fn a_displaced_request_is_reset_and_the_other_is_answered() {
         let delegate = Arc::new(delegate(Rates { concurrent: 2, ..Rates::default() }).await);
         let begin = |owner| {
             let ((near, far), delegate) = (stream_pair(), Arc::clone(&delegate));

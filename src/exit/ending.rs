@@ -18,7 +18,7 @@ pub(super) struct EndingStreams {
 
 struct EndingStream {
     owner: Option<RequestOwner>,
-    /// Unread bytes at the last visit.
+    /// Unread bytes at the last check.
     unread: usize,
     /// The bytes that the target has read since the end of the stream.
     activity: Activity,
@@ -34,8 +34,8 @@ impl EndingStreams {
         self.streams.entry(stream).or_insert_with(|| EndingStream { owner, unread, activity: Activity::new(now) });
     }
 
-    /// The next stream to cut, while there are more than the cap. `unread` returns the bytes that the target of a stream
-    /// has not read; `None` if it has read all.
+    /// The next stream to cut, while there are more than the cap. `unread` returns the bytes that the target of a
+    /// stream has not read; `None` if it has read all.
     pub(super) fn poll_cut(
         &mut self,
         now: Instant,
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn many_circuits_with_an_ended_stream_each_cut_no_stream_whose_target_reads() {
+    fn ended_streams_of_many_circuits_cut_no_stream_whose_target_reads() {
         let mut bench = Bench::new(16);
         assert!(bench.end(1, owner(1, 1)).is_empty());
         for circuit in 2..100 {

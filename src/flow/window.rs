@@ -1,23 +1,23 @@
 //! The sender's congestion window, computed from a model of the path as in BBR (Cardwell et al. 2016). Unlike BBR, the
 //! sender does not pace: the window alone limits the cells in flight.
 //!
-//! A round lasts one round trip and gives a delivery rate. The window is
+//! A round lasts one round trip, and measures a delivery rate. The window is
 //!
 //! ```text
 //! greatest delivery rate of the last rounds × (min RTT + 2 × jitter) + queue
 //! ```
 //!
 //! where `queue` is the number of cells delivered in `queue_time`, at least `queue_min` and at most `queue_max`. A
-//! circuit loses no cell, because links retransmit. Cells behind a lost datagram wait for its retransmission, up to five
-//! quarters of the link's round trip. Two measurements distinguish this delay from a queue that the window causes:
+//! circuit loses no cell, because links retransmit. Cells behind a lost datagram wait for its retransmission, up to
+//! five quarters of the link's round trip. Two measurements distinguish this delay from a queue that the window causes:
 //!
 //! - **Jitter** is the moving average of a round's mean round-trip time minus the round's smallest. A standing queue
 //!   delays all cells of a round equally. A retransmission delays only the cells that wait for it, the first ones
 //!   longest.
-//! - **Probes** measure the min RTT, the smallest round-trip time. A probe starts when all samples have exceeded the min
-//!   RTT by more than a sixteenth for `min_rtt_age` and for ten round trips. A probe reduces the window below the path's
-//!   bandwidth-delay product. Once the path's queue has drained, the tags sent during one further round trip measure
-//!   min RTT and jitter again. The probe ends when these tags are acknowledged. The remaining delay counts as
+//! - **Probes** measure the min RTT, the smallest round-trip time. A probe starts when all samples have exceeded the
+//!   min RTT by more than a sixteenth for `min_rtt_age` and for ten round trips. A probe reduces the window below the
+//!   path's bandwidth-delay product. Once the path's queue has drained, the tags sent during one further round trip
+//!   measure min RTT and jitter again. The probe ends when these tags are acknowledged. The remaining delay counts as
 //!   propagation delay.
 //!
 //! At first the window doubles each round trip (slow start). Growth halts while the recent samples show a delay that a
@@ -44,8 +44,8 @@ const MAX_RATES_WHEN_QUEUED: usize = 2;
 /// Successive steps after which slow start begins again.
 const STEPS_TO_SLOW_START: u32 = 3;
 /// Multiple of the jitter in the model's window. With a multiple of one, the window would not grow on a path whose
-/// delay is mostly retransmission. While the standing delay exceeds the queue's delay plus half the jitter, the multiple
-/// is one instead.
+/// delay is mostly retransmission. While the standing delay exceeds the queue's delay plus half the jitter, the
+/// multiple is one instead.
 const JITTER_FACTOR: u32 = 2;
 /// The min RTT is valid for at least this many round trips.
 const MIN_RTT_ROUNDS: u32 = 10;
@@ -173,7 +173,7 @@ impl CongestionWindow {
         }
     }
 
-    /// Takes a SENDME: acknowledges the cells up to its tag, and adapts the window.
+    /// Handles a SENDME: acknowledges the cells up to its tag, and adapts the window.
     ///
     /// # Errors
     /// When the SENDME does not echo the oldest outstanding tag. The caller must end the circuit.
@@ -184,7 +184,7 @@ impl CongestionWindow {
         };
         let was_full = self.sent_when_full >= oldest.sent;
         self.acknowledged = oldest.sent;
-        self.measure(now, now.since(oldest.sent_at).max(Duration::from_nanos(1)), was_full);
+        self.record_rtt(now, now.since(oldest.sent_at).max(Duration::from_nanos(1)), was_full);
         if matches!(self.phase, WindowPhase::SlowStart { .. }) {
             self.grow_by_acknowledged(was_full);
         }
@@ -202,8 +202,8 @@ impl CongestionWindow {
         self.outstanding.front().map(|oldest| oldest.sent_at)
     }
 
-    /// DATA cells sent and not acknowledged. Cells after the last tag, at most `tag_interval` − 1, stay in flight until a
-    /// later tag is acknowledged.
+    /// DATA cells sent and not acknowledged. Cells after the last tag, at most `tag_interval` − 1, stay in flight until
+    /// a later tag is acknowledged.
     #[must_use]
     pub const fn in_flight(&self) -> u64 {
         self.sent.saturating_sub(self.acknowledged)
@@ -217,7 +217,7 @@ impl CongestionWindow {
 
     /// Records the round-trip time of a tag. `was_full` states whether the window was full when the tag was sent or
     /// later.
-    fn measure(&mut self, now: Instant, rtt: Duration, was_full: bool) {
+    fn record_rtt(&mut self, now: Instant, rtt: Duration, was_full: bool) {
         self.latest_rtt = rtt;
         self.round.rtt.add(rtt);
         self.round.full_samples = self.round.full_samples.saturating_add(was_full.into());
@@ -254,7 +254,7 @@ impl CongestionWindow {
     }
 
     /// In slow start, grows the window by the acknowledged cells if the window was full and growth is not halted. Once
-    /// a round has given a rate, growth halts while the smallest recent sample exceeds the min RTT by more than the
+    /// a round has measured a rate, growth halts while the smallest recent sample exceeds the min RTT by more than the
     /// queue's delay and by more than an eighth of the min RTT.
     ///
     /// Of the cells that wait for a retransmission, the last ones wait least. Therefore many samples are evaluated
@@ -351,8 +351,8 @@ impl CongestionWindow {
     /// Starts a probe: sets the window to 7/8 of the bandwidth-delay product (with jitter), or to 7/8 of the current
     /// window if the window is smaller.
     fn begin_probe(&mut self, now: Instant) {
-        let product = cells_in(self.rate(), self.min_rtt().saturating_add(self.jitter));
-        self.set_window(product.min(self.window).saturating_mul(7) / 8);
+        let bdp = cells_in(self.rate(), self.min_rtt().saturating_add(self.jitter));
+        self.set_window(bdp.min(self.window).saturating_mul(7) / 8);
         let excess = self.in_flight().saturating_sub(self.window);
         let drain_time = duration_of(self.rate(), excess).min(self.latest_rtt);
         self.phase = WindowPhase::Probe { drained_at: now.after(drain_time), round: None };
@@ -360,7 +360,7 @@ impl CongestionWindow {
         self.stepped = false;
     }
 
-    /// During a probe, takes the SENDME of a tag sent at `sent_at`. The probe ends with the first tag that was sent
+    /// During a probe, handles the SENDME of a tag sent at `sent_at`. The probe ends with the first tag that was sent
     /// after the measuring round began.
     fn handle_probe(&mut self, now: Instant, sent_at: Instant) {
         let WindowPhase::Probe { drained_at, round } = &mut self.phase else { return };

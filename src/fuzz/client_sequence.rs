@@ -173,7 +173,7 @@ impl ClientWorld {
                 progress.is_connected = true;
                 return;
             }
-            ClientEvent::CircuitBuilt { path, hops, .. } => return assert_eq!(path.len(), hops.len()),
+            ClientEvent::CircuitBuilt { path, hop_times, .. } => return assert_eq!(path.len(), hop_times.len()),
             ClientEvent::Ready | ClientEvent::GuardsChanged | ClientEvent::ConsensusExpired => return,
         };
         let progress = self.requests.get_mut(&stream).expect("the request exists");

@@ -217,7 +217,7 @@ async fn emit_response(
         // Trailers are ignored.
         let Ok(piece) = frame?.into_data() else { continue };
         push_event(events, ExchangeEvent::Body(piece.into()));
-        poll_fn(|_| if buffered(events) < MAX_BUFFERED_BODY { Poll::Ready(()) } else { Poll::Pending }).await;
+        poll_fn(|_| if buffered_len(events) < MAX_BUFFERED_BODY { Poll::Ready(()) } else { Poll::Pending }).await;
     }
     push_event(events, ExchangeEvent::End);
     Ok(())
@@ -234,7 +234,7 @@ fn push_event(events: &RefCell<VecDeque<ExchangeEvent>>, event: ExchangeEvent) {
 }
 
 /// Bytes of the body in the queue.
-fn buffered(events: &RefCell<VecDeque<ExchangeEvent>>) -> usize {
+fn buffered_len(events: &RefCell<VecDeque<ExchangeEvent>>) -> usize {
     let length = |event: &ExchangeEvent| if let ExchangeEvent::Body(piece) = event { piece.len() } else { 0 };
     events.try_borrow().map(|events| events.iter().map(length).sum()).unwrap_or_default()
 }

@@ -80,7 +80,7 @@ where
             },
             Err(error) => {
                 tracing::warn!(%error, "can't accept a connection");
-                connections.make_room(Instant::now());
+                connections.evict_slow(Instant::now());
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -148,7 +148,7 @@ struct OpenConnection {
     _end: oneshot::Sender<()>,
 }
 
-/// The part of a network's share that an open connection takes.
+/// The part of a network's share for which an open connection counts.
 pub(crate) struct ConnectionShare {
     connections: Arc<Connections>,
     number: u64,
@@ -167,12 +167,12 @@ impl Connections {
         Arc::new(Self { caps, table: Mutex::default() })
     }
 
-    /// A place for a connection of `peer`; `None` for a proxy whose client isn't known yet. At a cap, evicts the slowest
-    /// connection. Returns `None` if no connection is slow.
+    /// A place for a connection of `peer`; `None` for a proxy whose client isn't known yet. At a cap, evicts the
+    /// slowest connection. Returns `None` if no connection is slow.
     pub(crate) fn admit(self: &Arc<Self>, now: Instant, peer: Option<IpAddr>) -> Option<HttpConnectionPlace> {
         let network = peer.and_then(self.caps.network);
         let mut table = self.table();
-        if !table.make_room_in(network, self.caps.of_network, now) {
+        if !table.admit_to_network(network, self.caps.of_network, now) {
             return None;
         }
         if table.open.len() >= self.caps.all && !table.evict_slowest_of_all(now) {
@@ -185,7 +185,7 @@ impl Connections {
     }
 
     /// Evicts the slowest connection, if one is slow. Called after a failed `accept`, usually for lack of open files.
-    pub(crate) fn make_room(&self, now: Instant) {
+    pub(crate) fn evict_slow(&self, now: Instant) {
         self.table().evict_slowest_of_all(now);
     }
 
@@ -221,21 +221,21 @@ impl ConnectionTable {
         }
     }
 
-    /// Makes room for a connection of `network`: at the `cap` of the network, evicts its slowest connection. Returns
-    /// `false` if none is slow.
-    fn make_room_in(&mut self, network: Option<AddressPrefix>, cap: usize, now: Instant) -> bool {
+    /// Whether one more connection of `network` is admitted. At the `cap` of the network, evicts its slowest
+    /// connection; `false` if none is slow.
+    fn admit_to_network(&mut self, network: Option<AddressPrefix>, cap: usize, now: Instant) -> bool {
         let of_same_network = network.and_then(|network| self.by_network.get(&network)).cloned().unwrap_or_default();
         of_same_network.len() < cap || self.evict_slowest(of_same_network, now)
     }
 
-    /// Counts an open connection for `network` instead of its previous network. Returns `false` if the network is at its
-    /// `cap`, or if the connection has been evicted.
+    /// Counts an open connection for `network` instead of its previous network. Returns `false` if the network is at
+    /// its `cap`, or if the connection has been evicted.
     fn assign(&mut self, number: u64, network: Option<AddressPrefix>, cap: usize, now: Instant) -> bool {
         let Some(previous) = self.open.get(&number).map(|open| open.network) else { return false };
         if previous == network {
             return true;
         }
-        if !self.make_room_in(network, cap, now) {
+        if !self.admit_to_network(network, cap, now) {
             return false;
         }
         self.remove_from_network(number, previous);

@@ -33,7 +33,7 @@ use crate::{
     },
     page::{
         self, PageReader, SearchPage,
-        check::{Check, CheckConnector},
+        check::{ProxyCheck, ProxyCheckConnector},
     },
     ports::{
         destinations::ByDestination,
@@ -282,7 +282,7 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
     let directories = network::directory_config(&options.directory, &options.authority, Some(&folder))?;
     let searches = SearchSettings { engine, prebuilt: true };
     let (client, mut ready) = Client::start(directories, Some(folder), middle, searches, reporter)?;
-    let check = Check::new(&mut randomness()?);
+    let check = ProxyCheck::new(&mut randomness()?);
     let requester = client.requester();
     let search_page = SearchPage {
         searcher: client.searcher(),
@@ -292,7 +292,8 @@ pub(crate) async fn run(options: ClientOptions, reporter: Reporter) -> Result<()
         socks: port(&socks)?,
     };
     // The proxy check of the search page sends its request through the SOCKS5 or the HTTP port.
-    let client = ByDestination::new(CheckConnector::new(client, check), options.isolate_destination.unwrap_or(false));
+    let client =
+        ByDestination::new(ProxyCheckConnector::new(client, check), options.isolate_destination.unwrap_or(false));
     tracing::info!("client started; waiting for the first circuit");
     let announce = async {
         if ready.wait_for(|ready| *ready).await.is_ok() {

@@ -15,7 +15,7 @@ use crate::{
         NetworkDescription, PageDirectories, PageEngine, embedded,
         manifest::Manifest,
         router, router_without_pages, serve,
-        verify::{Outcome, VerifyError, folder, verify},
+        verify::{Outcome, VerifyError, base_url, verify},
     },
 };
 
@@ -94,12 +94,11 @@ async fn check(url: &str, manifest: &Manifest, authorities: &[String]) -> Result
             return Err(Failure::usage(format!("authority: \"{key}\" is {error}")));
         }
     }
-    let folder = folder(url, manifest).map_err(Failure::usage)?;
-    let Outcome { differences, network } =
-        verify(&folder, manifest, authorities).await.map_err(|error| match error {
-            VerifyError::Unreachable(_) => Failure::Unreachable(error.into()),
-            error => Failure::usage(error),
-        })?;
+    let base = base_url(url, manifest).map_err(Failure::usage)?;
+    let Outcome { differences, network } = verify(&base, manifest, authorities).await.map_err(|error| match error {
+        VerifyError::Unreachable(_) => Failure::Unreachable(error.into()),
+        error => Failure::usage(error),
+    })?;
     for difference in &differences {
         println!("{difference}");
     }

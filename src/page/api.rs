@@ -6,9 +6,15 @@
 //! | `GET /api/engines` | a list of [`OfferedEngine`] |
 //! | `POST /api/request`, a request in Binary HTTP | the response in Binary HTTP ([`request`]) |
 //!
-//! The answer to a failed request is an [`ApiFailure`] with a status: 400 for an invalid request, 429 for a limit, 503
-//! for a failure of the network, 502 for a failure of the exit, the engine or the target. The access checks of the page
-//! apply, and a header field is required ([`super::request_check`]).
+//! The access checks of the page apply, and a header field is required ([`super::request_check`]). The answer to a
+//! failed request is an [`ApiFailure`] with a status:
+//!
+//! | status | failure |
+//! |---|---|
+//! | 400 | invalid request |
+//! | 429 | limit |
+//! | 502 | failure of the exit, the engine or the target |
+//! | 503 | failure of the network |
 
 pub(crate) mod request;
 

@@ -28,11 +28,11 @@ const IMAGE: &str = include_str!("check.svg");
 
 /// The proxy check at its address.
 #[derive(Clone, Copy)]
-pub(crate) struct Check {
+pub(crate) struct ProxyCheck {
     address: Ipv6Addr,
 }
 
-impl Check {
+impl ProxyCheck {
     /// A check at a random address.
     pub(crate) fn new(rng: &mut impl CryptoRng) -> Self {
         let mut octets = [0; 16];
@@ -53,18 +53,18 @@ impl Check {
 
 /// A connector that answers requests to the check's address, and passes others to another connector.
 #[derive(Clone)]
-pub(crate) struct CheckConnector<C> {
+pub(crate) struct ProxyCheckConnector<C> {
     connector: C,
-    check: Check,
+    check: ProxyCheck,
 }
 
-impl<C> CheckConnector<C> {
-    pub(crate) const fn new(connector: C, check: Check) -> Self {
+impl<C> ProxyCheckConnector<C> {
+    pub(crate) const fn new(connector: C, check: ProxyCheck) -> Self {
         Self { connector, check }
     }
 }
 
-impl<C: Connector> Connector for CheckConnector<C> {
+impl<C: Connector> Connector for ProxyCheckConnector<C> {
     async fn open(&self, target: Target, isolation: Isolation) -> Result<Stream, ConnectError> {
         if self.check.is_target(&target) {
             return Ok(serve());
@@ -131,8 +131,8 @@ mod tests {
     use super::*;
     use crate::io::testing::Direct;
 
-    fn check() -> Check {
-        Check::new(&mut StdRng::seed_from_u64(1))
+    fn check() -> ProxyCheck {
+        ProxyCheck::new(&mut StdRng::seed_from_u64(1))
     }
 
     #[test]
@@ -152,7 +152,7 @@ mod tests {
     #[tokio::test]
     async fn the_image_is_served_without_an_exit() {
         let direct = Direct::default();
-        let checked = CheckConnector::new(direct.clone(), check());
+        let checked = ProxyCheckConnector::new(direct.clone(), check());
         let target = Target { host: Host::Ip(check().address.into()), port: PORT };
         let mut stream = checked.open(target, Isolation::of_listener("socks")).await.unwrap();
         stream.write_all(b"GET /check.svg HTTP/1.1\r\nHost: x").await.unwrap();
@@ -165,7 +165,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_with_a_too_long_head_is_not_answered() {
-        let checked = CheckConnector::new(Direct::default(), check());
+        let checked = ProxyCheckConnector::new(Direct::default(), check());
         let target = Target { host: Host::Ip(check().address.into()), port: PORT };
         let mut stream = checked.open(target, Isolation::of_listener("socks")).await.unwrap();
         let _ = stream.write_all(&[b'x'; MAX_HEAD_LEN]).await;
@@ -175,7 +175,7 @@ mod tests {
     #[tokio::test]
     async fn other_targets_are_passed_to_the_connector() {
         let direct = Direct::default();
-        let checked = CheckConnector::new(direct.clone(), check());
+        let checked = ProxyCheckConnector::new(direct.clone(), check());
         for (host, port) in [(Host::Ip(check().address.into()), 443), (Host::Name("refused.test".into()), PORT)] {
             assert!(checked.open(Target { host, port }, Isolation::of_listener("socks")).await.is_err());
         }

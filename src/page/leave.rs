@@ -13,12 +13,12 @@ use maud::html;
 use url::Url;
 
 use super::{
-    check::Check,
+    check::ProxyCheck,
     layout::{PageKind, address, brand, foot, page},
 };
 
 /// The confirmation for `url`. `socks` is the address of the client's SOCKS port.
-pub(super) fn confirm(url: &Url, check: Check, socks: SocketAddr) -> Response {
+pub(super) fn confirm(url: &Url, check: ProxyCheck, socks: SocketAddr) -> Response {
     let host = url.host_str().unwrap_or_default();
     let body = html! {
         header.top { (brand()) }

@@ -89,8 +89,11 @@ pub(super) enum ReadError {
 #[derive(Clone)]
 pub(crate) struct PageReader<C> {
     requester: Requester<C>,
+    /// The places of pages that are being cleaned ([`MAX_CLEANING`]).
     cleaning: Arc<Semaphore>,
+    /// The places of pages whose bodies are in memory ([`MAX_BODIES`]).
     bodies: Arc<Semaphore>,
+    /// [`PLACE_TIMEOUT`], shorter in tests.
     place_timeout: Duration,
 }
 

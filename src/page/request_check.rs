@@ -4,13 +4,13 @@
 //! | refused request | reason |
 //! |---|---|
 //! | `Host` other than the listener's | DNS rebinding: a foreign name that resolves to this listener |
-//! | absolute-form target | only proxies receive this form |
+//! | absolute-form request target (RFC 9112 §3.2.2) | only proxies receive this form |
 //! | `Sec-Fetch-Site` other than `same-origin` and `none`; a foreign `Origin` or `Referer` | request by another site |
 //! | prefetching, prerendering | a speculative request must cause no query or visit |
 //! | `/api` with a browser's header fields, or without `Umbel-Api` | the API is only for the command line |
 //!
-//! Every response forbids framing, referrers, content sniffing and caching, embedding by other sites, and (by default)
-//! any subresource.
+//! Every response forbids framing, referrers, content sniffing, caching, embedding by other sites, and (by default)
+//! subresources.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -45,8 +45,12 @@ const RESPONSE_FIELDS: [(HeaderName, &str); 8] = [
 
 /// Passes a permitted request to the handler, and refuses others with the reason. Adds the missing [`RESPONSE_FIELDS`]
 /// to every response.
-pub(super) async fn restrict_access(State(listener): State<Arc<SocketAddr>>, request: Request, next: Next) -> Response {
-    let mut response = match check(*listener, &request) {
+pub(super) async fn restrict_access(
+    State(local_address): State<Arc<SocketAddr>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut response = match check(*local_address, &request) {
         Ok(()) => next.run(request).await,
         Err((status, reason)) => (status, reason).into_response(),
     };
@@ -59,12 +63,12 @@ pub(super) async fn restrict_access(State(listener): State<Arc<SocketAddr>>, req
 }
 
 /// The status and text of a refusal, if the request is not permitted.
-fn check(listener: SocketAddr, request: &Request) -> Result<(), (StatusCode, String)> {
+fn check(local_address: SocketAddr, request: &Request) -> Result<(), (StatusCode, String)> {
     let fields = request.headers();
-    let Some(host) =
-        text(fields, header::HOST).filter(|host| names_listener(host, listener) && request.uri().authority().is_none())
+    let Some(host) = text(fields, header::HOST)
+        .filter(|host| names_local_address(host, local_address) && request.uri().authority().is_none())
     else {
-        let reason = format!("Umbel's search page is available only at its own address: http://{listener}/\n");
+        let reason = format!("Umbel's search page is available only at its own address: http://{local_address}/\n");
         return Err((StatusCode::MISDIRECTED_REQUEST, reason));
     };
     if SPECULATIVE_FIELDS.iter().any(|name| fields.contains_key(*name)) {
@@ -88,20 +92,20 @@ fn check(listener: SocketAddr, request: &Request) -> Result<(), (StatusCode, Str
     Ok(())
 }
 
-/// Whether the `Host` field `host` names `listener`.
+/// Whether the `Host` field `host` names `local_address`.
 ///
 /// Names other than `localhost` are refused: their owner can make them resolve to this listener (DNS rebinding).
 /// A listener on the unspecified address accepts any IP address.
-fn names_listener(host: &str, listener: SocketAddr) -> bool {
+fn names_local_address(host: &str, local_address: SocketAddr) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return false };
-    if authority.as_str().contains('@') || authority.port_u16().unwrap_or(80) != listener.port() {
+    if authority.as_str().contains('@') || authority.port_u16().unwrap_or(80) != local_address.port() {
         return false;
     }
-    let is_local = listener.ip().is_loopback() || listener.ip().is_unspecified();
+    let is_local = local_address.ip().is_loopback() || local_address.ip().is_unspecified();
     match authority.host() {
         "localhost" => is_local,
         host => match host.trim_start_matches('[').trim_end_matches(']').parse::<core::net::IpAddr>() {
-            Ok(ip) => ip == listener.ip() || listener.ip().is_unspecified(),
+            Ok(ip) => ip == local_address.ip() || local_address.ip().is_unspecified(),
             Err(_) => false,
         },
     }
@@ -109,8 +113,8 @@ fn names_listener(host: &str, listener: SocketAddr) -> bool {
 
 /// Whether the user or a page of `origin` sent the request.
 ///
-/// `Origin`, if present, must be `origin`. `Sec-Fetch-Site` must be `same-origin` or `none`. If an old browser omits that
-/// field, `Referer`, if present, must be a URL of `origin`.
+/// `Origin`, if present, must be `origin`. `Sec-Fetch-Site` must be `same-origin` or `none`. Without
+/// `Sec-Fetch-Site`, as from an old browser, a `Referer` must be a URL of `origin`.
 fn is_same_origin(fields: &HeaderMap, origin: &str) -> bool {
     let is_absent_or = |name: HeaderName, condition: &dyn Fn(&str) -> bool| {
         fields.get(name).is_none_or(|value| value.to_str().is_ok_and(condition))

@@ -33,7 +33,7 @@ async fn start_within(overlay: &Overlay, tls: Tls, connections: usize) -> Socket
         searcher: overlay.searcher(),
         reader: PageReader::new(requester.clone()),
         requester,
-        check: Check::new(&mut StdRng::seed_from_u64(1)),
+        check: ProxyCheck::new(&mut StdRng::seed_from_u64(1)),
         socks: "127.0.0.1:9350".parse().unwrap(),
     };
     tokio::spawn(serve(listener, page, connections));
@@ -338,7 +338,7 @@ async fn the_reader_view_shows_the_main_part_of_a_page() {
 }
 
 #[tokio::test]
-async fn deeply_nested_pages_are_handled_in_bounded_size() {
+async fn the_answer_for_a_deeply_nested_page_is_bounded() {
     let address = start_with_exits(&[]).await;
     let endless = |piece: &str| piece.repeat((1 << 20) / piece.len());
     let fonts: String = (0..20_000).map(|number| format!("<font color={number}>")).collect();

@@ -1,8 +1,8 @@
 //! The choice of one path: guard, middles, exit.
 //!
-//! With layer-2 guards, the first middle is one of them, and a path has one relay more: otherwise the exit would see the
-//! client's few layer-2 guards. A volunteer can be a hop only directly behind one of its gateways: as the first middle
-//! that isn't a layer-2 guard, or as last hop.
+//! With layer-2 guards, the first middle is one of them, and a path has one relay more: otherwise the exit would see
+//! the client's few layer-2 guards. A volunteer can be a hop only directly behind one of its gateways: as the first
+//! middle that isn't a layer-2 guard, or as last hop.
 
 use core::fmt;
 
@@ -303,9 +303,9 @@ impl<'a> Choice<'a, '_> {
         Some(Path::of(&path))
     }
 
-    /// The exits for a path that begins with `path`, without those that exclude more than one of the layer-2 guards that
-    /// `path` permits, or the only one. Such an exit could steer its clients to a layer-2 guard of its choice, by an
-    /// operator and addresses in common with the others, or to a relay that is no layer-2 guard. They stay if all listed
+    /// The exits for a path that begins with `path`, without those that exclude more than one of the layer-2 guards
+    /// that `path` permits, or the only one. By an operator and addresses in common with layer-2 guards, such an exit
+    /// could steer its clients to a layer-2 guard of its choice, or to another relay. These exits stay if all listed
     /// exits, or all volunteers, are such exits. Exits to avoid count as others, because an adversary may fail circuits
     /// through these.
     fn exits_within_bound(&self, path: &[PathRelay<'a>]) -> Vec<PathRelay<'a>> {

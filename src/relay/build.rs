@@ -168,7 +168,8 @@ impl Relay {
             return None;
         }
         let target = self.known.relay(&relay).map(ConsensusRelay::dial_target);
-        let channel = if target.is_some() { self.channels.lookup(&relay) } else { self.channels.reach(&relay) };
+        let channel =
+            if target.is_some() { self.channels.lookup(&relay) } else { self.channels.channel_to_volunteer(&relay) };
         if channel.is_none() && target.is_none() {
             return self.send_gone(key);
         }
@@ -230,7 +231,7 @@ impl Relay {
     pub(super) fn create_waiting(&mut self, now: Instant, relay: RelayId, rng: &mut dyn CryptoRng) {
         let channel = match self.known.relay(&relay).map(ConsensusRelay::dial_target) {
             Some(target) => self.channels.connect(now, &target),
-            None => self.channels.reach(&relay),
+            None => self.channels.channel_to_volunteer(&relay),
         };
         let Some(channel) = channel else { return self.handle_unreachable(now, &relay) };
         while let Some((key, request)) = self.waiting_extends.pop(now, &relay) {

@@ -29,11 +29,11 @@ struct ClosedStream {
     /// The bytes sent, for which CREDIT may arrive.
     sent: SentBytes,
     /// Whether CONNECTED may arrive.
-    connected: bool,
+    may_get_connected: bool,
     /// Whether RESOLVED may arrive.
-    resolved: bool,
+    may_get_resolved: bool,
     /// Whether END(Done) may arrive.
-    finished: bool,
+    may_get_finished: bool,
 }
 
 impl ClosedStreams {
@@ -44,9 +44,9 @@ impl ClosedStreams {
             number: self.inserted,
             bytes_left: late_bytes,
             sent: stream.sent,
-            connected: stream.phase == StreamPhase::Beginning,
-            resolved: stream.phase == StreamPhase::Resolving,
-            finished: stream.carries_data() && stream.receiving == Receiving::Open,
+            may_get_connected: stream.phase == StreamPhase::Beginning,
+            may_get_resolved: stream.phase == StreamPhase::Resolving,
+            may_get_finished: stream.carries_data() && stream.receiving == Receiving::Open,
         };
         self.streams.insert(id, closed);
         self.order.push_back((id, self.inserted));
@@ -84,7 +84,7 @@ impl ClosedStreams {
         self.streams.remove(&id).is_some()
     }
 
-    /// Takes DATA of `bytes` bytes; `false` if fewer bytes may arrive on the stream.
+    /// Handles DATA of `bytes` bytes; `false` if fewer bytes may arrive on the stream.
     pub(super) fn handle_data(&mut self, id: StreamId, bytes: u64) -> bool {
         let Some(closed) = self.streams.get_mut(&id) else { return false };
         match closed.bytes_left.checked_sub(bytes) {
@@ -96,26 +96,26 @@ impl ClosedStreams {
         }
     }
 
-    /// Takes a CREDIT of `bytes` bytes; `false` if no reader of the sent bytes can grant it.
+    /// Handles a CREDIT of `bytes` bytes; `false` if no reader of the sent bytes can grant it.
     pub(super) fn handle_credit(&mut self, id: StreamId, bytes: u32) -> bool {
         self.streams.get_mut(&id).is_some_and(|closed| closed.sent.handle_credit(bytes))
     }
 
-    /// Takes CONNECTED, which may arrive once; `false` if no CONNECTED may arrive on the stream.
+    /// Handles CONNECTED, which may arrive once; `false` if no CONNECTED may arrive on the stream.
     pub(super) fn handle_connected(&mut self, id: StreamId) -> bool {
-        self.streams.get_mut(&id).is_some_and(|closed| core::mem::take(&mut closed.connected))
+        self.streams.get_mut(&id).is_some_and(|closed| core::mem::take(&mut closed.may_get_connected))
     }
 
-    /// Takes END(Done), which may arrive once; `false` if no END(Done) may arrive on the stream. No bytes may follow.
+    /// Handles END(Done), which may arrive once; `false` if no END(Done) may arrive on the stream. No bytes may follow.
     pub(super) fn handle_finished(&mut self, id: StreamId) -> bool {
         self.streams.get_mut(&id).is_some_and(|closed| {
             closed.bytes_left = 0;
-            core::mem::take(&mut closed.finished)
+            core::mem::take(&mut closed.may_get_finished)
         })
     }
 
-    /// Takes RESOLVED, the peer's last message; `false` if no RESOLVED may arrive on the stream.
+    /// Handles RESOLVED, the peer's last message; `false` if no RESOLVED may arrive on the stream.
     pub(super) fn handle_resolved(&mut self, id: StreamId) -> bool {
-        self.streams.get(&id).is_some_and(|closed| closed.resolved) && self.remove(id)
+        self.streams.get(&id).is_some_and(|closed| closed.may_get_resolved) && self.remove(id)
     }
 }

@@ -29,7 +29,7 @@ impl SentBytes {
         self.sent = self.sent.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
     }
 
-    /// Takes a CREDIT of the peer; `false` if no reader of the sent bytes can grant it.
+    /// Handles a CREDIT of the peer; `false` if no reader of the sent bytes can grant it.
     pub(super) fn handle_credit(&mut self, bytes: u32) -> bool {
         self.credits = self.credits.saturating_add(1);
         self.credited = self.credited.saturating_add(bytes.into());

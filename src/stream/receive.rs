@@ -14,7 +14,7 @@ use crate::{
 const ECHO_ANSWER: ResolvedAnswer = ResolvedAnswer::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 
 impl Streams {
-    /// Takes one message of the peer.
+    /// Handles one message of the peer.
     ///
     /// # Errors
     /// When the message is a breach or exceeds a cap: the circuit must end.

@@ -56,7 +56,7 @@ pub(super) struct StreamState {
     received: u64,
     /// Bytes that the application has used.
     consumed: u64,
-    /// Bytes that the peer may send in all: the initial credit and all CREDITs sent.
+    /// Bytes that the peer may send in total: the initial credit and all CREDITs sent.
     granted: u64,
     /// Maximum bytes granted beyond `consumed`.
     allowance: u64,

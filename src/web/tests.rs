@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     manifest::{Manifest, ManifestError},
-    verify::{Difference, Mismatch, VerifyError, folder, verify},
+    verify::{Difference, Mismatch, VerifyError, base_url, verify},
     *,
 };
 use crate::directory::fixture::key;
@@ -49,12 +49,13 @@ async fn start(router: Router) -> Server {
     Server { address, task: tokio::spawn(serve(listener, router)) }
 }
 
-async fn serving(files: &'static [File]) -> Server {
+async fn start_with_files(files: &'static [File]) -> Server {
     start(router(files, PageDirectories::Here, &[key(100).id().into()], Vec::new())).await
 }
 
 impl Server {
-    async fn raw(&self, request: &str) -> String {
+    /// Sends `request`, and returns the answer in lower case.
+    async fn lowercase_answer(&self, request: &str) -> String {
         let mut socket = TcpStream::connect(self.address).await.unwrap();
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
@@ -63,17 +64,18 @@ impl Server {
     }
 
     async fn get(&self, path: &str, fields: &str) -> String {
-        self.raw(&format!("GET {path} HTTP/1.1\r\nhost: here:1\r\nconnection: close\r\n{fields}\r\n")).await
+        self.lowercase_answer(&format!("GET {path} HTTP/1.1\r\nhost: here:1\r\nconnection: close\r\n{fields}\r\n"))
+            .await
     }
 
     async fn differences(&self, manifest: &Manifest) -> Vec<Difference> {
-        let folder = folder(&format!("http://{}/", self.address), manifest).unwrap();
-        verify(&folder, manifest, &[]).await.unwrap().differences
+        let base = base_url(&format!("http://{}/", self.address), manifest).unwrap();
+        verify(&base, manifest, &[]).await.unwrap().differences
     }
 }
 
 /// Opens `count` connections from `source`.
-async fn hold(source: [u8; 4], count: usize, address: SocketAddr) -> Vec<TcpStream> {
+async fn open_connections(source: [u8; 4], count: usize, address: SocketAddr) -> Vec<TcpStream> {
     let mut held = Vec::new();
     for _ in 0..count {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
@@ -84,7 +86,7 @@ async fn hold(source: [u8; 4], count: usize, address: SocketAddr) -> Vec<TcpStre
 }
 
 #[tokio::test]
-async fn an_address_that_holds_all_connections_it_can_delays_no_other_visitor() {
+async fn connections_of_one_address_at_its_cap_delay_no_other_visitor() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let caps = ConnectionCaps {
@@ -94,7 +96,7 @@ async fn an_address_that_holds_all_connections_it_can_delays_no_other_visitor() 
     };
     let router = router(FILES, PageDirectories::Here, &[key(100).id().into()], Vec::new());
     let server = Server { address, task: tokio::spawn(serve_within(listener, router, caps)) };
-    let mut held = hold([127, 0, 0, 2], 60, address).await;
+    let mut held = open_connections([127, 0, 0, 2], 60, address).await;
     let answer = server.get("/volunteer", "").await;
     assert!(answer.starts_with("http/1.1 200"), "{answer}");
     let mut refused = Vec::new();
@@ -104,7 +106,7 @@ async fn an_address_that_holds_all_connections_it_can_delays_no_other_visitor() 
 
 #[tokio::test]
 async fn a_page_is_served_under_both_names_with_its_policy() {
-    let server = serving(FILES).await;
+    let server = start_with_files(FILES).await;
     for path in ["/volunteer", "/volunteer.html"] {
         let answer = server.get(path, "").await;
         assert!(answer.starts_with("http/1.1 200"), "{answer}");
@@ -118,7 +120,7 @@ async fn a_page_is_served_under_both_names_with_its_policy() {
             "referrer-policy: no-referrer",
             "cache-control: no-cache",
         ] {
-            assert!(answer.contains(field), "{field} of {answer}");
+            assert!(answer.contains(field), "{field} is missing in {answer}");
         }
     }
     assert!(server.get("/", "").await.contains("location: /volunteer"));
@@ -126,7 +128,7 @@ async fn a_page_is_served_under_both_names_with_its_policy() {
 
 #[tokio::test]
 async fn other_paths_and_methods_are_refused_with_the_security_header_fields() {
-    let server = serving(FILES).await;
+    let server = start_with_files(FILES).await;
     for path in
         ["/volunteer/", "/assets", "/assets/", "/assets/../badge.js", "/%2e%2e/etc/passwd", "//badge.js", "/search"]
     {
@@ -135,14 +137,14 @@ async fn other_paths_and_methods_are_refused_with_the_security_header_fields() {
         assert_security_fields(&answer);
     }
     let post = "POST /badge.js HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-    let answer = server.raw(post).await;
+    let answer = server.lowercase_answer(post).await;
     assert!(answer.starts_with("http/1.1 405") && answer.contains("allow: get"), "{answer}");
     assert_security_fields(&answer);
     let without_pages = start(router_without_pages("no pages")).await;
     for path in ["/volunteer", "/other"] {
         assert_security_fields(&without_pages.get(path, "").await);
     }
-    assert_security_fields(&without_pages.raw(&post.replace("/badge.js", "/volunteer")).await);
+    assert_security_fields(&without_pages.lowercase_answer(&post.replace("/badge.js", "/volunteer")).await);
 }
 
 fn assert_security_fields(answer: &str) {
@@ -152,13 +154,13 @@ fn assert_security_fields(answer: &str) {
         "x-content-type-options: nosniff",
         "referrer-policy: no-referrer",
     ] {
-        assert!(answer.contains(field), "{field} of {answer}");
+        assert!(answer.contains(field), "{field} is missing in {answer}");
     }
 }
 
 #[tokio::test]
-async fn a_file_has_only_accepted_content_encodings() {
-    let server = serving(FILES).await;
+async fn a_file_is_sent_only_in_an_accepted_content_encoding() {
+    let server = start_with_files(FILES).await;
     let cases = [
         ("", "export const a = 1;", None),
         ("accept-encoding: gzip, deflate, br\r\n", "encoded as br", Some("br")),
@@ -179,8 +181,8 @@ async fn a_file_has_only_accepted_content_encodings() {
 }
 
 #[tokio::test]
-async fn an_unchanged_file_is_answered_with_not_modified() {
-    let server = serving(FILES).await;
+async fn a_request_for_an_unchanged_file_is_answered_with_not_modified() {
+    let server = start_with_files(FILES).await;
     let answer = server.get("/badge.js", "").await;
     let tag = answer.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap().to_owned();
     let tag = tag.replace("w/", "W/");
@@ -192,8 +194,8 @@ async fn an_unchanged_file_is_answered_with_not_modified() {
 }
 
 #[tokio::test]
-async fn the_network_has_the_origin_of_the_request_as_directory() {
-    let server = serving(FILES).await;
+async fn the_network_description_has_the_origin_of_the_request_as_directory() {
+    let server = start_with_files(FILES).await;
     let authority = AuthorityId::from(key(100).id()).to_string();
     let body =
         |answer: String| serde_json::from_str::<NetworkDescription>(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
@@ -204,14 +206,15 @@ async fn the_network_has_the_origin_of_the_request_as_directory() {
     assert!(https.contains("cache-control: no-store"), "{https}");
     assert_eq!(body(https).directories, ["https://here:1"]);
     for host in ["user@host", "a b", "", "a/b"] {
-        let answer =
-            server.raw(&format!("GET /umbel.json HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")).await;
+        let answer = server
+            .lowercase_answer(&format!("GET /umbel.json HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"))
+            .await;
         assert!(answer.starts_with("http/1.1 400"), "{host}: {answer}");
     }
 }
 
 #[tokio::test]
-async fn the_network_has_the_configured_directories() {
+async fn the_network_description_has_the_configured_directories() {
     let at = PageDirectories::At(vec!["https://directory.example".to_owned()]);
     let server = start(router(FILES, at.clone(), &[], Vec::new())).await;
     let answer = server.get("/umbel.json", "").await;
@@ -226,16 +229,16 @@ async fn the_network_has_the_configured_directories() {
 
 #[tokio::test]
 async fn files_as_in_the_manifest_have_no_difference() {
-    let server = serving(const { &[file("assets/a-1234.js", SCRIPT), file("volunteer.html", PAGE)] }).await;
+    let server = start_with_files(const { &[file("assets/a-1234.js", SCRIPT), file("volunteer.html", PAGE)] }).await;
     let manifest = Manifest::of(&[file("assets/a-1234.js", SCRIPT), file("volunteer.html", PAGE)]);
     for suffix in ["", "/", "/volunteer", "/volunteer.html?x#y"] {
-        let folder = folder(&format!("http://{}{suffix}", server.address), &manifest).unwrap();
+        let base = base_url(&format!("http://{}{suffix}", server.address), &manifest).unwrap();
         let authority = AuthorityId::from(key(100).id()).to_string();
-        let outcome = verify(&folder, &manifest, &[authority]).await.unwrap();
+        let outcome = verify(&base, &manifest, &[authority]).await.unwrap();
         assert_eq!(outcome.differences, [], "{suffix}");
         assert_eq!(outcome.network.unwrap().directories, [format!("http://{}", server.address)]);
         let other = AuthorityId::from(key(101).id()).to_string();
-        let outcome = verify(&folder, &manifest, &[other]).await.unwrap();
+        let outcome = verify(&base, &manifest, &[other]).await.unwrap();
         assert_eq!(outcome.differences, [Difference { path: "umbel.json".to_owned(), kind: Mismatch::Network }]);
     }
 }
@@ -243,7 +246,8 @@ async fn files_as_in_the_manifest_have_no_difference() {
 #[tokio::test]
 async fn a_changed_or_missing_file_is_a_difference() {
     let server =
-        serving(const { &[file("volunteer.html", b"another page"), file("extra.js", b"not asked for")] }).await;
+        start_with_files(const { &[file("volunteer.html", b"another page"), file("extra.js", b"not asked for")] })
+            .await;
     let manifest = Manifest::of(FILES);
     let differences = server.differences(&manifest).await;
     let messages: Vec<_> = differences.iter().map(ToString::to_string).collect();
@@ -260,7 +264,7 @@ async fn a_changed_or_missing_file_is_a_difference() {
 }
 
 #[tokio::test]
-async fn a_page_may_have_one_name_but_both_must_be_equal() {
+async fn a_page_may_lack_one_of_its_names_but_may_not_differ_between_them() {
     let page = || async { String::from_utf8_lossy(PAGE).into_owned() };
     let manifest = Manifest::of(&[file("volunteer.html", PAGE)]);
     let server = start(Router::new().route("/volunteer", get(page))).await;
@@ -277,35 +281,35 @@ async fn a_redirect_or_loading_field_is_a_difference() {
         || async { ([(header::LINK, "<https://elsewhere.example/x.css>; rel=stylesheet")], PAGE).into_response() };
     let redirecting = || async { Redirect::temporary("https://elsewhere.example/").into_response() };
     let server = start(Router::new().route("/volunteer", get(loading)).route("/badge.js", get(redirecting))).await;
-    let kind: Vec<_> = server.differences(&manifest).await.into_iter().map(|difference| difference.kind).collect();
-    assert_eq!(kind, [Mismatch::Status(307), Mismatch::LoadingField("link")]);
+    let kinds: Vec<_> = server.differences(&manifest).await.into_iter().map(|difference| difference.kind).collect();
+    assert_eq!(kinds, [Mismatch::Status(307), Mismatch::LoadingField("link")]);
 }
 
 #[tokio::test]
 async fn a_too_long_answer_is_a_difference() {
     let manifest = Manifest::of(&[file("badge.js", b"badge")]);
     let server = start(Router::new().route("/badge.js", get(|| async { vec![b'x'; 9 << 20] }))).await;
-    let kind: Vec<_> = server.differences(&manifest).await.into_iter().map(|difference| difference.kind).collect();
-    assert_eq!(kind, [Mismatch::TooLong]);
+    let kinds: Vec<_> = server.differences(&manifest).await.into_iter().map(|difference| difference.kind).collect();
+    assert_eq!(kinds, [Mismatch::TooLong]);
 }
 
 #[tokio::test]
-async fn an_unreachable_server_is_an_error() {
+async fn verification_of_an_unreachable_server_fails() {
     let manifest = Manifest::of(FILES);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let folder = folder(&format!("http://{address}"), &manifest).unwrap();
-    assert!(matches!(verify(&folder, &manifest, &[]).await, Err(VerifyError::Unreachable(_))));
+    let base = base_url(&format!("http://{address}"), &manifest).unwrap();
+    assert!(matches!(verify(&base, &manifest, &[]).await, Err(VerifyError::Unreachable(_))));
 }
 
 #[test]
-fn only_http_urls_are_compared() {
+fn only_http_urls_are_accepted() {
     let manifest = Manifest::of(FILES);
     for bad in ["", "umbel.example", "file:///x", "javascript:x"] {
-        assert!(matches!(folder(bad, &manifest), Err(VerifyError::Url(_))), "{bad}");
+        assert!(matches!(base_url(bad, &manifest), Err(VerifyError::Url(_))), "{bad}");
     }
-    let base = |url| folder(url, &manifest).unwrap().to_string();
+    let base = |url| base_url(url, &manifest).unwrap().to_string();
     assert_eq!(base("https://h/pages/badge.js"), "https://h/pages/");
     assert_eq!(base("https://h/pages"), "https://h/pages/");
 }
@@ -353,8 +357,8 @@ fn embedded_pages_contain_their_policy_and_no_other_host() {
         let own = PAGE_POLICY.split("; frame-ancestors").next().unwrap();
         assert!(text.contains(own), "{}: {text}", page.name);
         for attribute in ["src=\"", "href=\""] {
-            for link in text.split(attribute).skip(1) {
-                assert!(link.starts_with("./"), "{}: {attribute}{}", page.name, link.get(..40).unwrap_or(link));
+            for url in text.split(attribute).skip(1) {
+                assert!(url.starts_with("./"), "{}: {attribute}{}", page.name, url.get(..40).unwrap_or(url));
             }
         }
         assert!(!text.contains(" style=") && !text.contains("<style") && !text.contains(" onclick"), "{}", page.name);

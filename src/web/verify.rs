@@ -93,7 +93,7 @@ impl From<reqwest::Error> for VerifyError {
 ///
 /// # Errors
 /// When `text` is not an `http` or `https` URL.
-pub(crate) fn folder(text: &str, manifest: &Manifest) -> Result<Url, VerifyError> {
+pub(crate) fn base_url(text: &str, manifest: &Manifest) -> Result<Url, VerifyError> {
     let bad = || VerifyError::Url(text.to_owned());
     let mut url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(bad)?;
     url.set_query(None);
@@ -109,12 +109,12 @@ pub(crate) fn folder(text: &str, manifest: &Manifest) -> Result<Url, VerifyError
     Ok(url)
 }
 
-/// Fetches every file of `manifest` from `folder` and compares its hash. Unless `authorities` is empty, the network
+/// Fetches every file of `manifest` from `base` and compares its hash. Unless `authorities` is empty, the network
 /// must have exactly these authorities.
 ///
 /// # Errors
 /// When the server can't be reached, or a transfer is truncated.
-pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[String]) -> Result<Outcome, VerifyError> {
+pub(crate) async fn verify(base: &Url, manifest: &Manifest, authorities: &[String]) -> Result<Outcome, VerifyError> {
     let client = direct_client(CONNECT_TIMEOUT, READ_TIMEOUT, FILE_TIMEOUT)
         .map_err(|error| VerifyError::Client(error.to_string()))?;
     let mut differences = Vec::new();
@@ -122,7 +122,7 @@ pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[Str
         let mut found = false;
         let mut missing = None;
         for path in paths(name) {
-            match compare(&client, folder, path, hash).await? {
+            match compare(&client, base, path, hash).await? {
                 None => found = true,
                 // A server may have a page with or without the suffix. One of the two paths is sufficient, but a server
                 // with both must have the same content at both.
@@ -135,7 +135,7 @@ pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[Str
         }
         differences.extend(missing.filter(|_| !found));
     }
-    let network = network(&client, folder).await?;
+    let network = network(&client, base).await?;
     let has_authorities = |network: &NetworkDescription| {
         let sorted = |names: &[String]| {
             let mut names: Vec<_> = names.iter().map(|name| name.to_ascii_lowercase()).collect();
@@ -150,14 +150,9 @@ pub(crate) async fn verify(folder: &Url, manifest: &Manifest, authorities: &[Str
     Ok(Outcome { differences, network })
 }
 
-async fn compare(
-    client: &Client,
-    folder: &Url,
-    path: &str,
-    hash: &[u8; 32],
-) -> Result<Option<Difference>, VerifyError> {
+async fn compare(client: &Client, base: &Url, path: &str, hash: &[u8; 32]) -> Result<Option<Difference>, VerifyError> {
     let differs = |kind| Ok(Some(Difference { path: path.to_owned(), kind }));
-    let response = get(client, folder, path).await?;
+    let response = get(client, base, path).await?;
     if response.status() != StatusCode::OK {
         return differs(Mismatch::Status(response.status().as_u16()));
     }
@@ -173,8 +168,8 @@ async fn compare(
     }
 }
 
-async fn network(client: &Client, folder: &Url) -> Result<Option<NetworkDescription>, VerifyError> {
-    let response = get(client, folder, "umbel.json").await?;
+async fn network(client: &Client, base: &Url) -> Result<Option<NetworkDescription>, VerifyError> {
+    let response = get(client, base, "umbel.json").await?;
     if response.status() != StatusCode::OK {
         return Ok(None);
     }
@@ -182,8 +177,8 @@ async fn network(client: &Client, folder: &Url) -> Result<Option<NetworkDescript
     Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
-async fn get(client: &Client, folder: &Url, path: &str) -> Result<Response, VerifyError> {
-    let url = folder.join(path).map_err(|_| VerifyError::Url(folder.to_string()))?;
+async fn get(client: &Client, base: &Url, path: &str) -> Result<Response, VerifyError> {
+    let url = base.join(path).map_err(|_| VerifyError::Url(base.to_string()))?;
     // An intermediate cache may have another version than the server.
     Ok(client.get(url).header(header::CACHE_CONTROL, "no-cache").send().await?)
 }

@@ -7,8 +7,8 @@ impl Channels {
     pub(crate) fn assert_sound(&self) {
         let Self { channels, parameters, .. } = self;
         assert!(self.outbox.is_empty() && self.events.is_empty(), "the channels are not drained");
-        let unfinished = channels.values().filter(|channel| !channel.is_open());
-        assert_eq!(self.unfinished, unfinished.count());
+        let half_open = channels.values().filter(|channel| !channel.is_open());
+        assert_eq!(self.half_open, half_open.count());
         let accepted = || channels.values().filter(|channel| channel.dialled().is_none());
         let places = channels.values().filter(|channel| channel.has_volunteer_place);
         assert!(places.clone().all(|channel| channel.reaches()), "places of volunteers");
@@ -42,6 +42,6 @@ impl Channels {
         assert!(
             self.channels.is_empty() && self.by_relay.is_empty() && self.dials.is_empty() && self.opening.is_empty()
         );
-        assert_eq!((self.queued, self.unfinished), (0, 0));
+        assert_eq!((self.queued, self.half_open), (0, 0));
     }
 }

@@ -158,7 +158,7 @@ fn too_many_circuits_on_a_channel_are_refused() {
 }
 
 #[test]
-fn a_channel_whose_ended_circuits_are_queued_has_not_the_maximum_of_circuits() {
+fn queued_cells_of_ended_circuits_do_not_make_a_channel_full() {
     let parameters = ChannelParameters { circuits_per_channel: 3, ..ChannelParameters::default() };
     let (mut pair, channel) = client_and_relay_with(parameters, ChannelParameters::default());
     pair.room(1, 0);
@@ -169,7 +169,7 @@ fn a_channel_whose_ended_circuits_are_queued_has_not_the_maximum_of_circuits() {
         pair.a.channels.end_circuit(pair.now, channel, ended);
     }
     assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).is_none(), "six entries");
-    assert!(!pair.a.channels.is_full(channel), "the end of a live circuit would give no room");
+    assert!(!pair.a.channels.is_full(channel), "the end of a live circuit would admit no other");
     pair.room(1, ROOM);
     pair.settle();
     assert!(pair.a.channels.allocate_circuit(channel, &mut pair.rng).is_some());
@@ -250,15 +250,15 @@ fn above_the_cap_the_fullest_owner_loses_its_longest_waiting_circuits() {
         let is_hostile = circuit.is_some_and(|circuit| hostile.contains(&circuit));
         Some(CellOwner { owner: source(u8::from(!is_hostile)), channel })
     };
-    // One visit frees a sixteenth of the cap, or slightly more.
+    // One call frees a sixteenth of the cap, or slightly more.
     assert_eq!(pair.a.channels.evictions(owner, |_, _| 0), [Eviction::Circuit(channel, hostile[0])]);
     (0..10).for_each(|tag| pair.a.channels.send(channel, cell(honest[1], tag)).unwrap());
     let expected = [0, 1].map(|at| Eviction::Circuit(channel, hostile[at]));
     assert_eq!(pair.a.channels.evictions(owner, |_, _| 0), expected, "15 cells each, of 171");
 }
 
-/// A node with the cap `queued` on queued cells, and its stalled channels. `channels` has the number of circuits of each
-/// channel, and the number of cells of each circuit.
+/// A node with the cap `queued` on queued cells, and its stalled channels. `channels` has the number of circuits of
+/// each channel, and the number of cells of each circuit.
 fn stalled_channels(queued: usize, channels: &[(usize, u8)]) -> (Pair, Vec<ChannelId>) {
     let parameters = ChannelParameters { queued, ..ChannelParameters::default() };
     let mut pair = Pair::new(Node::with(LocalRole::Client, parameters), Node::relay(2));
@@ -296,7 +296,7 @@ fn a_circuit_whose_end_frees_no_cell_is_not_evicted() {
 }
 
 #[test]
-fn many_circuits_whose_ends_free_no_cells_end_no_circuit_of_others() {
+fn circuits_whose_ends_free_no_cells_cause_no_eviction_of_circuits_of_others() {
     // Two attackers, and an honest source with a longer queue.
     let (mut pair, channels) = stalled_channels(100, &[(21, 2), (20, 2), (1, 30)]);
     let owner = |channel, _: Option<CircuitId>| Some(source_of(channel));
@@ -308,7 +308,8 @@ fn many_circuits_whose_ends_free_no_cells_end_no_circuit_of_others() {
 
 #[test]
 fn an_owner_without_an_eviction_that_frees_cells_is_skipped() {
-    // The first channel is that of an honest relay, on which an attacker has queued the most cells, one for each circuit.
+    // The first channel is that of an honest relay, on which an attacker has queued the most cells, one for each
+    // circuit.
     let (pair, channels) = stalled_channels(150, &[(70, 1), (30, 2), (1, 30)]);
     let owner = |channel, _: Option<CircuitId>| {
         let opened_over = if channel == channels[0] { ChannelId(LinkId(9)) } else { channel };

@@ -39,12 +39,12 @@ fn a_volunteer_is_reached_over_its_dialled_channel_until_the_channel_closes() {
     let channel = ChannelId(LinkId(1));
     assert_eq!((reported_reach(&pair.a), reported_reach(&pair.b)), (Some(false), Some(true)));
     assert_eq!(pair.b.channels.volunteers(), [key(VOLUNTEER).id()]);
-    assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(channel));
-    assert_eq!(pair.a.channels.reach(&key(GATEWAY).id()), None, "the listener never requests REACH");
+    assert_eq!(pair.b.channels.channel_to_volunteer(&key(VOLUNTEER).id()), Some(channel));
+    assert_eq!(pair.a.channels.channel_to_volunteer(&key(GATEWAY).id()), None, "the listener never requests REACH");
     assert!(pair.a.channels.has_requested_reach(channel));
     pair.b.handle(pair.now, LinkEvent::Closed { link: LinkId(1), reason: LinkClose::ByPeer }, &mut pair.rng);
     assert_eq!(pair.b.channels.volunteers(), []);
-    assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), None);
+    assert_eq!(pair.b.channels.channel_to_volunteer(&key(VOLUNTEER).id()), None);
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn dialable_relays_and_clients_are_no_volunteers() {
         pair.settle();
         assert_eq!(reported_reach(&pair.b), Some(false));
         assert_eq!(pair.b.channels.volunteers(), []);
-        assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), None);
+        assert_eq!(pair.b.channels.channel_to_volunteer(&key(VOLUNTEER).id()), None);
     }
 }
 
@@ -74,20 +74,20 @@ fn a_volunteer_is_reached_over_its_newest_channel_and_idle_older_ones_close() {
     pair.advance(Duration::from_secs(30));
     pair.link(2, key(GATEWAY).id());
     pair.settle();
-    assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
+    assert_eq!(pair.b.channels.channel_to_volunteer(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
     // A third channel exceeds the share of its source, so the channel that reaches the volunteer stays selected.
     pair.advance(Duration::from_secs(30));
     pair.link(3, key(GATEWAY).id());
     pair.settle();
-    assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
+    assert_eq!(pair.b.channels.channel_to_volunteer(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
     pair.a.channels.keep(ChannelId(LinkId(2)), true);
     pair.advance(Duration::from_secs(1000));
     assert_eq!(pair.b.channels.len(), 1);
-    assert_eq!(pair.b.channels.reach(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
+    assert_eq!(pair.b.channels.channel_to_volunteer(&key(VOLUNTEER).id()), Some(ChannelId(LinkId(2))));
 }
 
 #[test]
-fn unfinished_handshakes_count_towards_the_cap_of_volunteers() {
+fn half_open_channels_count_towards_the_cap_of_volunteers() {
     let parameters = ChannelParameters { volunteers: 1, ..ChannelParameters::default() };
     let mut pair = Pair::new(volunteer(), Node::with(LocalRole::Relay(key(GATEWAY)), parameters));
     for number in 1..=3 {
@@ -117,8 +117,8 @@ fn beyond_its_caps_a_gateway_treats_a_volunteer_as_an_ordinary_relay() {
     let mut gateway = Gateway::new(16);
     let source = [198, 51, 100, 1].into();
     let [first, second] = [0, 0].map(|_| gateway.join(source));
-    assert!(gateway.stands(first) && gateway.reaches(first));
-    assert!(gateway.stands(second) && !gateway.reaches(second), "a source has a sixteenth");
+    assert!(gateway.is_open(first) && gateway.reaches(first));
+    assert!(gateway.is_open(second) && !gateway.reaches(second), "a source has a sixteenth");
 }
 
 /// A gateway, and the volunteer that has dialled it last.
@@ -156,13 +156,13 @@ impl Gateway {
     }
 
     /// Whether the gateway has not closed a channel.
-    fn stands(&self, channel: ChannelId) -> bool {
+    fn is_open(&self, channel: ChannelId) -> bool {
         !self.pair.closed.contains(&channel.0)
     }
 }
 
-/// Each address has as many volunteers as it can, which the directory counts, and joins another one for each that the
-/// gateway closes. Asserts that the volunteers of other networks keep their places and find new ones.
+/// Each address has volunteers up to its share, which the directory counts, and another one joins for each that the
+/// gateway closes. Asserts that the volunteers of other networks keep their places and get new ones.
 fn hold_all_places(addresses: &[IpAddr]) {
     let mut gateway = Gateway::new(128);
     let honest = |number: u8| [203, 0, number, 1].into();
@@ -180,13 +180,13 @@ fn hold_all_places(addresses: &[IpAddr]) {
 }
 
 #[test]
-fn volunteers_of_others_keep_and_find_places_while_sixteen_sources_hold_all_they_can() {
+fn volunteers_of_others_keep_and_get_places_while_sixteen_sources_are_at_their_shares() {
     let addresses: Vec<_> = (0..16).map(|number| [198, 51, number % 4, number / 4].into()).collect();
     hold_all_places(&addresses);
 }
 
 #[test]
-fn volunteers_of_others_keep_and_find_places_while_a_48_holds_all_it_can() {
+fn volunteers_of_others_keep_and_get_places_while_a_48_is_at_its_share() {
     let address = |subnet| Ipv6Addr::new(0x2001, 0xdb8, 1, subnet, 0, 0, 0, 1).into();
     hold_all_places(&(0..256).map(address).collect::<Vec<_>>());
 }
@@ -203,12 +203,12 @@ fn the_fullest_source_loses_its_oldest_volunteer_that_the_directory_does_not_cou
     }
     let order = [of_source[1], of_source[3], of_source[0]];
     for (network, lost) in (60..).zip(order) {
-        assert!(gateway.stands(lost));
+        assert!(gateway.is_open(lost));
         let joined = gateway.join([203, 0, network, 1].into());
-        assert!(gateway.reaches(joined) && !gateway.stands(lost));
+        assert!(gateway.reaches(joined) && !gateway.is_open(lost));
     }
     let lost = gateway.join([203, 0, 0, 1].into());
-    assert!(gateway.stands(lost) && !gateway.reaches(lost), "no source is fuller");
+    assert!(gateway.is_open(lost) && !gateway.reaches(lost), "no source is fuller");
 }
 
 #[test]
@@ -250,12 +250,12 @@ fn a_volunteer_is_reached_over_a_retiring_channel_until_it_has_dialled_another()
         node.handle(pair.now, LinkEvent::Retire { link: LinkId(1) }, &mut pair.rng);
     }
     pair.advance(Duration::from_secs(30));
-    assert_eq!(pair.b.channels.reach(&volunteer), Some(ChannelId(LinkId(1))));
+    assert_eq!(pair.b.channels.channel_to_volunteer(&volunteer), Some(ChannelId(LinkId(1))));
     assert_eq!(pair.b.channels.volunteers(), [volunteer]);
     assert_eq!(pair.a.channels.lookup(&key(GATEWAY).id()), None, "the volunteer dials the gateway again");
     pair.link(2, key(GATEWAY).id());
     pair.settle();
-    assert_eq!(pair.b.channels.reach(&volunteer), Some(ChannelId(LinkId(2))));
+    assert_eq!(pair.b.channels.channel_to_volunteer(&volunteer), Some(ChannelId(LinkId(2))));
     pair.advance(Duration::from_secs(2));
     assert_eq!(pair.closed, BTreeSet::from([LinkId(1)]));
 }

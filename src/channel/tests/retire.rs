@@ -106,7 +106,7 @@ fn two_relays_select_the_new_channel_after_both_ends_retire_the_old_one() {
     pair.settle();
     let new = Some(ChannelId(LinkId(2)));
     assert_eq!((pair.a.channels.lookup(&key(2).id()), pair.b.channels.lookup(&key(1).id())), (new, new));
-    // The old channel takes no new circuits even after the new one has closed.
+    // The old channel gets no new circuits even after the new one has closed.
     pair.a.handle(pair.now, LinkEvent::Closed { link: LinkId(2), reason: LinkClose::ByPeer }, &mut pair.rng);
     assert_eq!(pair.a.channels.lookup(&key(2).id()), None);
 }

@@ -23,7 +23,7 @@ impl Pool {
         rng: &mut dyn CryptoRng,
     ) {
         self.keep_spares_for(now, &Purpose::Streams, inputs.parameters.spare_circuits, inputs, rng);
-        if let Some((delegation, count)) = self.spare_delegated.clone() {
+        if let Some((delegation, count)) = self.kept_delegated.clone() {
             self.keep_spares_for(now, &Purpose::Delegated(delegation), count, inputs, rng);
         }
     }
@@ -53,7 +53,11 @@ impl Pool {
     }
 
     const fn spare_schedule(&mut self, purpose: &Purpose) -> &mut SpareSchedule {
-        if delegation_of(purpose).is_some() { &mut self.delegated_spares } else { &mut self.spares }
+        if delegation_of(purpose).is_some() {
+            &mut self.delegated_spare_schedule
+        } else {
+            &mut self.stream_spare_schedule
+        }
     }
 
     /// Reserves a circuit that is being built for a waiting request. Without such a circuit, starts a build if pauses,
@@ -80,9 +84,9 @@ impl Pool {
         let mut building = self
             .circuits
             .iter()
-            .filter(|(_, circuit)| circuit.is_building() && circuit.takes(demand, relays))
+            .filter(|(_, circuit)| circuit.is_building() && circuit.fits(demand, relays))
             .peekable();
-        // As in `open_circuit_for`.
+        // Returns before `avoided_exits`, as in `open_circuit_for`.
         building.peek()?;
         let avoided = self.avoided_exits(now, relays, &demand.purpose(), &demand.refused_by);
         building
@@ -114,8 +118,8 @@ impl Pool {
         if !self.build_rate.may_build(now) {
             return Ok(());
         }
-        // Before the choice of a path, which visits all relays.
-        let replaced = self.room_for(isolation, inputs.parameters)?;
+        // Checked before the choice of a path, which iterates over all relays.
+        let replaced = self.circuit_to_replace(isolation, inputs.parameters)?;
         let delegation = delegation_of(&purpose).cloned();
         let avoided = self.avoided_exits(now, &inputs.relays, &purpose, refused_by);
         let excluded = (isolation, refused_by, &avoided[..]);
@@ -134,7 +138,12 @@ impl Pool {
     }
 
     /// Builds a circuit without requests if a guard is suspect. The circuit ends some time after it is open.
-    pub(in crate::client) fn measure(&mut self, now: Instant, inputs: &mut PoolInputs<'_>, rng: &mut dyn CryptoRng) {
+    pub(in crate::client) fn build_measuring_circuit(
+        &mut self,
+        now: Instant,
+        inputs: &mut PoolInputs<'_>,
+        rng: &mut dyn CryptoRng,
+    ) {
         if self.circuits.len() < inputs.parameters.max_circuits
             && let Some(path) = measure(&inputs.relays, inputs.guards, rng)
         {
@@ -230,7 +239,7 @@ impl Pool {
     }
 
     /// Handles the end with `error` of a circuit that was never open.
-    pub(super) fn handle_unbuilt(
+    pub(super) fn handle_ended_unbuilt(
         &mut self,
         now: Instant,
         circuit: &PooledCircuit,
@@ -281,14 +290,16 @@ impl Pool {
         through.any(|circuit| circuit.has_received_since(time))
     }
 
-    /// The circuit that ends for a new circuit for `isolation`, or for a spare one if that is `None`; none below the caps.
-    /// At the cap on all circuits or on those of the isolation, it is a circuit of the same isolation without a stream: a
-    /// retired one, or else the one longest without a stream. The end of another isolation's circuit would show that both
-    /// belong to one client.
+    /// The circuit that a new circuit for `isolation` replaces; `None` below the caps.
+    ///
+    /// At the cap on all circuits, or on those of the isolation, the new circuit replaces one of the same isolation
+    /// without a stream. Retired circuits precede others, then the longest time without a stream counts. A new spare
+    /// circuit (without an isolation) replaces none. The end of another isolation's circuit would show that both
+    /// circuits belong to one client.
     ///
     /// # Errors
     /// When there is no such circuit.
-    fn room_for(
+    fn circuit_to_replace(
         &self,
         isolation: Option<Isolation>,
         parameters: &ClientParameters,

@@ -1,7 +1,7 @@
 //! History of circuit builds: failures with their pauses, times of guards' hops with their timeouts, relays to avoid.
 //!
-//! Isolations share only the history of the guard's hop. The relays behind the guard could otherwise recognise circuits of
-//! one client: one relay could determine the paths or timeouts of other circuits.
+//! Isolations share only the history of the guard's hop. The relays behind the guard could otherwise recognise circuits
+//! of one client: one relay could determine the paths or timeouts of other circuits.
 
 use core::time::Duration;
 use std::collections::VecDeque;

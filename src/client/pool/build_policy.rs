@@ -25,9 +25,9 @@ pub(super) struct BuildPolicy {
     pub(super) history: BuildHistory,
     pub(super) gone_reports: GoneReports,
     pub(super) exit_separation: ExitSeparation,
-    /// The number of searches for an exit that remains.
+    /// The number of scans of the exits for one that isn't avoided.
     #[cfg(test)]
-    pub(super) searches: core::cell::Cell<usize>,
+    pub(super) exit_scans: core::cell::Cell<usize>,
 }
 
 impl BuildPolicy {
@@ -54,10 +54,10 @@ impl BuildPolicy {
             return avoided;
         }
         #[cfg(test)]
-        self.searches.set(self.searches.get().saturating_add(1));
+        self.exit_scans.set(self.exit_scans.get().saturating_add(1));
         let remains = |exit: RelayId| !avoided.contains(&exit) && !refused_by.contains(&exit);
         let is_listed = |exit: &PathRelay<'_>| matches!(exit, PathRelay::Listed(_));
-        // Usually one of the first exits remains, so few relays are visited. Volunteers follow the listed relays.
+        // Usually one of the first exits remains, so the iteration ends early. Volunteers follow the listed relays.
         let mut exits = exits(relays, purpose).peekable();
         let has_listed = exits.peek().is_some_and(is_listed);
         let mut others = exits.take_while(|exit| !has_listed || is_listed(exit));

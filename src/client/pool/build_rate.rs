@@ -5,7 +5,7 @@
 
 use crate::base::{Instant, Rate, TokenBucket};
 
-/// Four fifths and three quarters of the default of `ChannelParameters::creates_of_client`.
+/// Four fifths of the default rate of `ChannelParameters::creates_of_client`, and three quarters of its burst.
 const BUILDS: Rate = Rate { per_second: 40, burst: 150 };
 
 /// The starts of builds, and the time of the next one if a build waits.

@@ -1,5 +1,6 @@
-//! The circuits that may take waiting requests, by isolation. So many requests of isolations without a circuit cost little
-//! while they wait for a build.
+//! The circuits that may serve waiting requests, by isolation.
+//!
+//! With this list, many waiting requests of isolations without a circuit cost little.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +11,7 @@ use crate::{
     path::Relays,
 };
 
-/// The circuits that may take requests, at the start of a plan.
+/// The circuits that may serve requests, at the start of a plan.
 pub(in crate::client) struct CircuitCandidates {
     /// The isolations with circuits.
     isolations: BTreeSet<Isolation>,
@@ -19,7 +20,7 @@ pub(in crate::client) struct CircuitCandidates {
 }
 
 impl Pool {
-    /// The circuits that may take requests.
+    /// The circuits that may serve requests.
     pub(in crate::client) fn circuit_candidates(&self) -> CircuitCandidates {
         let spares = self.circuits.iter().filter(|(_, circuit)| circuit.is_spare()).map(|(key, _)| *key);
         let mut isolations = BTreeSet::new();
@@ -28,7 +29,9 @@ impl Pool {
         CircuitCandidates { isolations, spares: spares.collect() }
     }
 
-    /// Whether a circuit may take the request, or one may be built for it. If not, the request waits. During a plan, `candidates` lack only circuits whose builds start in it, which open later.
+    /// Whether a circuit may serve the request, or may be built for it. If not, the request waits. `candidates` are
+    /// those at the start of the plan. They lack only the circuits whose builds start during the plan, and these can't
+    /// be open yet.
     pub(in crate::client) fn may_serve(
         &mut self,
         now: Instant,
@@ -36,9 +39,9 @@ impl Pool {
         candidates: &CircuitCandidates,
         relays: &Relays<'_>,
     ) -> bool {
-        let takes = |key| self.circuits.get(key).is_some_and(|circuit| circuit.takes(demand, relays));
+        let fits = |key| self.circuits.get(key).is_some_and(|circuit| circuit.fits(demand, relays));
         candidates.isolations.contains(&demand.isolation)
-            || candidates.spares.iter().any(takes)
+            || candidates.spares.iter().any(fits)
             || (self.policy.history.may_build(now, Some(demand.isolation)) && self.build_rate.may_build(now))
     }
 }

@@ -41,15 +41,15 @@ pub(in crate::client) struct PooledCircuit {
     uses_avoided_exit: bool,
     assignment: Assignment,
     began: Instant,
-    /// The part of the maximum age at which the circuit is retired if it has carried no request. Circuits that were built
-    /// together must not end together.
+    /// The part of the maximum age at which the circuit is retired if it has carried no request. Circuits that were
+    /// built together must not end together.
     age_fraction: f64,
     state: PooledCircuitState,
     /// The circuit's place in the queue of circuits to settle.
     pub(super) ready: Ticket,
 }
 
-/// The requests that a circuit takes.
+/// The requests that a circuit accepts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Assignment {
     /// Requests of any isolation: a spare circuit.
@@ -273,7 +273,7 @@ impl PooledCircuit {
         self.delegation.is_some() && self.is_retired() && self.is_idle()
     }
 
-    /// The isolation whose requests the circuit takes; `None` for a spare or retired circuit.
+    /// The isolation whose requests the circuit accepts; `None` for a spare or retired circuit.
     pub(in crate::client) const fn isolation(&self) -> Option<Isolation> {
         match self.assignment {
             Assignment::Isolation(isolation) => Some(isolation),
@@ -291,7 +291,7 @@ impl PooledCircuit {
         }
     }
 
-    /// Whether the circuit takes requests of any isolation.
+    /// Whether the circuit accepts requests of any isolation.
     pub(super) fn is_spare(&self) -> bool {
         self.assignment == Assignment::Spare
     }
@@ -301,14 +301,13 @@ impl PooledCircuit {
         self.is_spare() && self.delegation.as_ref() == delegation
     }
 
-    /// Whether the circuit may carry a request that it [takes](Self::takes), although exits in `avoided` are to be
-    /// avoided.
+    /// Whether the circuit may carry a request that it [fits](Self::fits) while builds avoid the exits in `avoided`.
     pub(super) fn is_permitted_by(&self, avoided: &[RelayId]) -> bool {
         self.uses_avoided_exit || self.exit().is_some_and(|exit| !avoided.contains(&exit))
     }
 
     /// Whether isolation, exit and purpose of the circuit fit the request.
-    pub(super) fn takes(&self, demand: &Demand, relays: &Relays<'_>) -> bool {
+    pub(super) fn fits(&self, demand: &Demand, relays: &Relays<'_>) -> bool {
         let Some(exit) = self.exit() else { return false };
         let assigned = match self.assignment {
             Assignment::Spare => true,
@@ -347,8 +346,8 @@ impl PooledCircuit {
         matches!(self.assignment, Assignment::Retired(_))
     }
 
-    /// Whether the circuit is too old for a further request: `max_use` after its first request, or, if it has carried
-    /// no request, a random part of `max_spare_age`, at least half, after the start of its build.
+    /// Whether the circuit is too old for a further request. After its first request, the limit is `max_use` from that
+    /// request. Without a request, it is a random part of `max_spare_age`, at least half, from the start of the build.
     pub(super) fn is_too_old(&self, now: Instant, max_use: Duration, max_spare_age: Duration) -> bool {
         match &self.state {
             PooledCircuitState::Open(OpenCircuit { used: Some(used), .. }) => now.since(used.since) >= max_use,
@@ -432,7 +431,7 @@ impl PooledCircuit {
         (self.path, self.volunteers) = (keys, volunteers);
     }
 
-    /// Opens a stream for the request. A circuit for a delegated request takes no further request.
+    /// Opens a stream for the request. A circuit for a delegated request accepts no further request.
     pub(super) fn open_stream(&mut self, now: Instant, demand: &Demand) -> Option<StreamId> {
         let PooledCircuitState::Open(open) = &mut self.state else { return None };
         let opened = match &demand.kind {

@@ -2,7 +2,7 @@
 //!
 //! One event can make several circuits of a client unnecessary: a new consensus, or a guard that is reachable again.
 //! Ends at one instant, or at the ticks of one timer, would show the relays behind the guard that the circuits belong
-//! to one client. Therefore each circuit ends at a random time of its own.
+//! to one client. Therefore each circuit ends at a separate random time.
 
 use core::time::Duration;
 
@@ -18,7 +18,7 @@ const IDLE_TIME: Duration = Duration::from_secs(120);
 /// Maximum of the random part of the time to the end, uniformly distributed.
 const MAX_END_DELAY: Duration = Duration::from_secs(240);
 
-/// The end of each circuit that is to end. Contains only circuits of the pool without a stream.
+/// The scheduled ends of circuits. Contains only circuits of the pool without a stream.
 #[derive(Default)]
 pub(super) struct CircuitEnds(Deadlines<PooledCircuitKey>);
 

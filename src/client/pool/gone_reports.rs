@@ -39,7 +39,7 @@ impl GoneReports {
         count.gone = count.gone.saturating_add(u32::from(gone));
     }
 
-    /// Gateways that no volunteer may follow.
+    /// Gateways after which a path has no volunteer as middle.
     pub(super) fn gateways_without_volunteers(&self, now: Instant) -> Vec<RelayId> {
         let exceeds = |count: &AnswerCount| {
             now.since(count.since) < PERIOD && count.answers >= MIN_ANSWERS && count.gone > count.answers / 2

@@ -15,14 +15,14 @@ use crate::{
 /// Time for which requests prefer circuits without these relays.
 const LOSS_LIFETIME: Duration = Duration::from_secs(10);
 
-/// The time of the last loss for each isolation and relay. Contains only relays behind the guards of circuits lost within ten
-/// seconds.
+/// The time of the last loss for each isolation and relay. Contains only relays behind the guards of circuits lost
+/// within ten seconds.
 #[derive(Default)]
 pub(super) struct LostRelays(BTreeMap<(Isolation, RelayId), Instant>);
 
 impl LostRelays {
-    /// A circuit of `isolation` over `path` was lost. The guard isn't recorded, because the end of its channel shows the loss of a
-    /// guard.
+    /// A circuit of `isolation` over `path` was lost. The guard isn't recorded, because the end of its channel shows
+    /// the loss of a guard.
     pub(super) fn handle_lost(&mut self, now: Instant, isolation: Isolation, path: impl IntoIterator<Item = RelayId>) {
         self.0.retain(|_, at| now.since(*at) < LOSS_LIFETIME);
         self.0.extend(path.into_iter().skip(1).map(|relay| ((isolation, relay), now)));

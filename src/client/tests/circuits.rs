@@ -40,11 +40,11 @@ fn a_request_fails_after_four_failed_builds() {
     // Without its only exit, the network has no path.
     let exit = net.relays[&key(1).id()];
     net.world.crash(exit);
-    let before = net.client(|party, _, _| party.client.pool.begun());
+    let before = net.client(|party, _, _| party.client.pool.builds());
     let stream = net.open(1);
     assert_eq!(net.closed(stream, 30), StreamFailure::NoCircuit);
-    let begun = net.client(|party, _, _| party.client.pool.begun()) - before;
-    assert!(begun <= 4 * 3, "{begun} circuits were begun");
+    let builds = net.client(|party, _, _| party.client.pool.builds()) - before;
+    assert!(builds <= 4 * 3, "{builds} builds");
 }
 
 #[test]
@@ -74,12 +74,12 @@ fn the_guard_stays_when_circuits_fail_beyond_it() {
     let exit = net.relays[&key(1).id()];
     assert_ne!(guard, key(1).id(), "the only exit is no guard");
     net.world.crash(exit);
-    let begun = net.client(|party, _, _| party.client.pool.begun());
+    let before = net.client(|party, _, _| party.client.pool.builds());
     let stream = net.open(1);
     assert_eq!(net.closed(stream, 60), StreamFailure::NoCircuit);
     net.pass(300);
     net.client(|party, _, _| {
-        let failed = party.client.pool.begun() - begun;
+        let failed = party.client.pool.builds() - before;
         assert!(failed >= 8, "{failed} circuits failed");
         assert_eq!(party.built.len(), 2, "no circuit was built without the exit");
         // A circuit through another guard would need a dial.

@@ -1,5 +1,5 @@
-//! Tests of the ends of circuits: circuits of different isolations end at different times, and none ends because another
-//! isolation needs one.
+//! Tests of the ends of circuits: circuits of different isolations end at different times, and none ends because
+//! another isolation needs one.
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;
@@ -31,8 +31,8 @@ impl Net {
         });
     }
 
-    /// The times from `since` on at which relays beyond the guards saw ends of circuits. The relays of one circuit see its
-    /// end within a few milliseconds, which count as one time.
+    /// The times from `since` on at which relays beyond the guards saw ends of circuits. The relays of one circuit see
+    /// its end within a few milliseconds, which count as one time.
     fn ends(&mut self, since: Instant) -> Vec<Instant> {
         let guards: Vec<_> = self.client(|party, _, _| party.built.iter().map(|path| path[0]).collect());
         let nodes: Vec<_> =
@@ -60,7 +60,7 @@ impl Net {
 }
 
 #[test]
-fn circuits_whose_streams_end_together_end_at_times_of_their_own() {
+fn circuits_whose_streams_end_together_end_at_separate_times() {
     // The circuits of the second client are too old for further streams.
     for (seed, open_seconds, minimum) in [(900, 1, 118), (901, 660, 0)] {
         let mut net = Net::ready(seed, 3);
@@ -76,20 +76,20 @@ fn circuits_whose_streams_end_together_end_at_times_of_their_own() {
 }
 
 #[test]
-fn unused_circuits_that_another_guard_supersedes_end_at_times_of_their_own() {
+fn spare_circuits_of_superseded_guards_end_at_separate_times() {
     let mut net = Net::ready(910, 3);
     net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
     net.await_spares(5);
     net.client(|party, _, _| {
         let guard = party.built[0][0];
-        party.client.pool.handle_superseded(&[guard]);
+        party.client.pool.handle_guards_superseded(&[guard]);
     });
     net.assert_separate_ends(LONGEST_END, 5);
     net.await_spares(5);
 }
 
 #[test]
-fn circuits_over_an_expired_consensus_end_at_times_of_their_own() {
+fn circuits_over_an_expired_consensus_end_at_separate_times() {
     let mut net = Net::new(920, 3);
     net.give_consensus(NOW.after(Duration::from_secs(VALID - 300)));
     net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
@@ -101,7 +101,7 @@ fn circuits_over_an_expired_consensus_end_at_times_of_their_own() {
 }
 
 #[test]
-fn circuits_built_ahead_have_ages_of_their_own() {
+fn spare_circuits_retire_at_separate_ages() {
     let mut net = Net::ready(930, 3);
     net.client(|party, _, _| party.client.keep_ready(Delegation::Search(engine()), 3));
     net.await_spares(5);

@@ -177,9 +177,9 @@ fn a_request_prefers_an_open_circuit_without_relays_that_its_isolation_recently_
 fn delay_until_build(seed: u64, event: impl FnOnce(&mut Net)) -> u128 {
     let mut net = Net::ready(seed, 3);
     net.pass(3);
-    let (now, begun) = net.client(|party, now, _| (now, party.client.pool.begun()));
+    let (now, before) = net.client(|party, now, _| (now, party.client.pool.builds()));
     event(&mut net);
-    net.wait(31, |party| (party.client.pool.begun() > begun).then_some(()));
+    net.wait(31, |party| (party.client.pool.builds() > before).then_some(()));
     net.world.now().since(now).as_millis()
 }
 
@@ -302,7 +302,7 @@ fn a_relay_that_fails_for_one_isolation_is_still_chosen_for_others() {
 }
 
 #[test]
-fn spare_circuits_at_the_start_are_built_at_times_of_their_own() {
+fn spare_circuits_at_the_start_are_built_at_separate_times() {
     let mut delays = Vec::new();
     for seed in 850..900 {
         let mut net = Net::new(seed, 3);

@@ -36,7 +36,7 @@ impl Net {
 }
 
 #[test]
-fn names_that_no_public_server_has_never_leave_the_client() {
+fn private_and_reserved_names_are_sent_to_no_exit() {
     let mut net = Net::without_private_targets(61, 2);
     net.give_consensus(NOW);
     net.connected(1);
@@ -66,7 +66,7 @@ fn names_requested_before_the_consensus_are_checked_against_it() {
 }
 
 #[test]
-fn private_names_are_targets_where_all_exits_connect_to_private_addresses() {
+fn private_names_are_sent_if_all_exits_connect_to_private_addresses() {
     let mut net = Net::new(63, 2);
     net.give_consensus(NOW);
     for host in PRIVATE.into_iter().filter(|host| !host.contains(':')) {
@@ -78,7 +78,7 @@ fn private_names_are_targets_where_all_exits_connect_to_private_addresses() {
         let [stream, ..] = net.request_all_for(host);
         assert_eq!(net.closed(stream, 5), StreamFailure::NotPublic);
     }
-    // One exit that allows private addresses, among others, attracts no private names.
+    // If only some exits connect to private addresses, private names are refused.
     let mut net = Net::without_private_targets(64, 1);
     net.give_consensus(NOW);
     let [stream, ..] = net.request_all_for("printer");

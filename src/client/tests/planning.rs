@@ -20,7 +20,7 @@ fn client(relays: u16, rng: &mut ChaCha20Rng) -> ClientMachine {
 }
 
 #[test]
-fn requests_beyond_the_rate_of_builds_cause_no_search_for_circuits_or_exits() {
+fn requests_beyond_the_rate_of_builds_cause_no_scan_of_circuits_or_exits() {
     const WAITING: usize = 1_000;
     let (mut rng, now) = (ChaCha20Rng::seed_from_u64(12), Instant::START);
     let mut client = client(30, &mut rng);
@@ -35,12 +35,12 @@ fn requests_beyond_the_rate_of_builds_cause_no_search_for_circuits_or_exits() {
     }
     client.handle_batch_end(now, &mut rng);
     let building = client.pool.circuits().count();
-    let before = (client.placement.tries, client.pool.searches());
+    let before = (client.placement.tries, client.pool.exit_scans());
     assert!((100..200).contains(&building), "the rate of builds: {building}");
     assert_eq!(client.placement.waiting().len(), WAITING);
     client.replan = true;
     client.handle_batch_end(now, &mut rng);
-    let (tries, searches) = (client.placement.tries - before.0, client.pool.searches() - before.1);
+    let (tries, scans) = (client.placement.tries - before.0, client.pool.exit_scans() - before.1);
     assert!(tries <= building, "{tries} tries for {building} requests whose circuits are being built");
-    assert!(searches <= building + 2, "{searches} searches for {building} requests whose circuits are being built");
+    assert!(scans <= building + 2, "{scans} scans for {building} requests whose circuits are being built");
 }

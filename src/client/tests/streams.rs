@@ -102,7 +102,7 @@ fn an_expired_consensus_fails_requests_until_there_is_a_newer_one() {
 }
 
 #[test]
-fn a_stream_refused_by_one_exits_policy_is_opened_at_another_exit() {
+fn a_stream_that_the_policy_of_one_exit_refuses_is_opened_at_another_exit() {
     let mut net = Net::ready(8, 2);
     let first = net.relays[&key(1).id()];
     net.relay(first, |party| party.behaviour = ExitBehaviour::Refuses(EndReason::Policy));
@@ -113,7 +113,7 @@ fn a_stream_refused_by_one_exits_policy_is_opened_at_another_exit() {
 }
 
 #[test]
-fn a_stream_refused_by_every_exits_policy_fails_for_lack_of_an_exit() {
+fn a_stream_that_the_policy_of_every_exit_refuses_fails_for_lack_of_an_exit() {
     let mut net = Net::ready(9, 2);
     net.set_behaviour(ExitBehaviour::Refuses(EndReason::Policy));
     let no_exit = StreamFailure::NoPath(PathError::NoExit);

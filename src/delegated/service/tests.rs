@@ -186,7 +186,7 @@ fn a_slow_client_is_ended_and_a_slow_engine_is_reported() {
 }
 
 #[test]
-fn streams_of_two_owners_without_a_query_make_room_for_those_of_a_third() {
+fn streams_of_a_third_owner_displace_those_of_two_owners_without_a_query() {
     let mut service = service();
     for stream in 0..64 {
         service.handle_request(NOW, stream, RequestOwner::of_source(stream % 2, stream));
@@ -199,7 +199,7 @@ fn streams_of_two_owners_without_a_query_make_room_for_those_of_a_third() {
     let ended = events(&mut service);
     assert_eq!(ended.len(), 8);
     assert!(ended.iter().all(|event| (0..64).any(|stream| *event == reset(stream))), "{ended:?}");
-    // An owner at its part has only its slow streams replaced.
+    // An owner at its share displaces only its own slow streams.
     let mut of_one = SearchService::new(ServiceParameters::default());
     (0..32).for_each(|stream| of_one.handle_request(NOW, stream, RequestOwner::of_source(1, stream)));
     of_one.handle_request(NOW, 32, RequestOwner::of_source(1, 32));

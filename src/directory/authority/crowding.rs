@@ -43,8 +43,8 @@ impl Crowds {
     }
 }
 
-/// Relays by the prefixes of their addresses, and the blocks by the numbers of their relays. A change of a relay visits
-/// no other relays.
+/// Relays by the prefixes of their addresses, and the blocks by the numbers of their relays. A change of a relay
+/// causes no iteration over other relays.
 #[derive(Default)]
 pub(super) struct RelaysByPrefix {
     /// The relays of each prefix, the longest known first.
@@ -84,7 +84,7 @@ impl RelaysByPrefix {
         count: usize,
         is_eligible: impl Fn(WallTime) -> bool,
     ) -> Option<RelayId> {
-        // The numbers of relays add up to at most two for each relay, so few different numbers are visited.
+        // The numbers of relays add up to at most two for each relay, so the iteration over different numbers is short.
         let crowded = self.by_count.range((Bound::Excluded(count), Bound::Unbounded)).rev();
         let mut youngest = crowded.filter_map(|(_, blocks)| blocks.last());
         let (_, block) = youngest.find(|(known_since, _)| is_eligible(*known_since))?;

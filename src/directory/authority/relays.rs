@@ -30,9 +30,9 @@ use proofs::ProofSchedule;
 const WEIGHT: u32 = 1000;
 /// Consecutive failed proofs after which a relay is no longer listed.
 const MAX_FAILURES: u32 = 2;
-/// Time after the last successful proof from which on a relay that fails its proofs isn't proved any more. So it takes no
-/// place among the proved relays. Longer than an outage of an honest relay, and than the wait of a due proof for a place:
-/// 16 of 10,000 proofs run at once, for at most 20 s each, so all of them take less than four hours.
+/// Time after the last successful proof from which on a relay that fails its proofs isn't proved any more. So it has
+/// no place among the proved relays. Longer than an outage of an honest relay, and longer than a due proof waits for a
+/// place: 16 of 10,000 proofs run concurrently for at most 20 s each, so all proofs end in less than four hours.
 pub(super) const PROOF_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// The rate at which a relay may change its descriptor: one change a minute, in bursts of five. A change takes
 /// [`CHANGE_TOKENS`].
@@ -201,8 +201,8 @@ impl RelayEntry {
         self.proof = Proof::Due(now.after(wait.min(interval)));
     }
 
-    /// Whether the relay counts as absent since its last successful proof: it isn't proved with its current dial target,
-    /// or has failed too many proofs.
+    /// Whether the relay counts as absent since its last successful proof: it isn't proved with its current dial
+    /// target, or has failed too many proofs.
     const fn is_absent(&self) -> bool {
         self.proved_at.is_none() || self.failures >= MAX_FAILURES
     }
@@ -403,9 +403,9 @@ impl RelayEntries {
         self.counts.is_crowded(relay, addresses)
     }
 
-    /// The proved relay that a relay at `addresses`, which isn't held, displaces once it is proved: one under eight days
-    /// of age, in a block with more proved relays than each block of `addresses`. Chooses a relay of the block with the
-    /// most proved relays, and there the youngest.
+    /// The proved relay that a new relay at `addresses` displaces after its first proof. It is the youngest relay of
+    /// the block with the most proved relays. The relay must be younger than eight days, and its block must have more
+    /// proved relays than each block of `addresses`.
     pub(super) fn displaceable(&self, now: WallTime, addresses: &[SocketAddr]) -> Option<RelayId> {
         let proved = self.counts.proved_by_prefix();
         let own = addresses.iter().map(|address| proved.count(&AddressPrefix::block(address.ip()))).max();
@@ -419,9 +419,9 @@ impl RelayEntries {
         self.remove(&relay)
     }
 
-    /// Makes room for the unproved `relay` at `addresses`: evicts one other unproved relay from each network of these
-    /// that has reached its cap on unproved relays. Returns the evicted relays.
-    pub(super) fn make_room(&mut self, relay: &RelayId, addresses: &[SocketAddr]) -> Vec<RelayEntry> {
+    /// Evicts one other unproved relay from each network of `addresses` that has reached its cap on unproved relays, so
+    /// that the unproved `relay` is admitted. Returns the evicted relays.
+    pub(super) fn evict_for(&mut self, relay: &RelayId, addresses: &[SocketAddr]) -> Vec<RelayEntry> {
         let mut evicted = Vec::new();
         for network in addresses.iter().map(|address| AddressPrefix::network(address.ip())) {
             if self.counts.others_unproved(&network, relay) >= MAX_UNPROVED_OF_NETWORK {

@@ -116,7 +116,7 @@ impl Volunteers {
             Some(known) => (known.descriptor, known.digest) = (unverified.verify(now)?, digest),
             None => {
                 let descriptor = unverified.verify(now)?;
-                self.make_room(now, consensus)?;
+                self.evict_at_cap(now, consensus)?;
                 let seed = self.removed_seeds.take(&identity).unwrap_or_else(|| Seed::draw(now, rng));
                 let (reported_by, ranking) = (BTreeSet::new(), Ranking::default());
                 let entry =
@@ -266,7 +266,7 @@ impl Volunteers {
     /// At [`MAX_VOLUNTEERS`], evicts the volunteer that has been known longest without any confirmation. If each is
     /// confirmed, evicts the one with the oldest confirmation, if that no longer counts. A new volunteer stays for an
     /// interval, and at least [`MIN_STAY`]. Otherwise a flood would evict volunteers before their confirmation.
-    fn make_room(&mut self, now: WallTime, consensus: Option<&Consensus>) -> Result<(), DescriptorError> {
+    fn evict_at_cap(&mut self, now: WallTime, consensus: Option<&Consensus>) -> Result<(), DescriptorError> {
         if self.entries.len() < MAX_VOLUNTEERS {
             return Ok(());
         }

@@ -167,7 +167,7 @@ fn tagged(headers: &header::HeaderMap, signed: Vec<u8>, received: &Mutex<Vec<Str
 }
 
 #[tokio::test]
-async fn a_directory_gets_no_tag_back_that_it_chose() {
+async fn a_client_returns_no_entity_tag_that_a_directory_chose() {
     let received = Arc::new(Mutex::new(Vec::new()));
     let mut client = client(&[serve_with_tags(signed_by(&[100], NOW).into_bytes(), Arc::clone(&received)).await]);
     let first = client.fetch::<ConsensusBody>(NOW, None).await.unwrap().unwrap();

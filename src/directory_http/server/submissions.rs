@@ -1,8 +1,8 @@
 //! The queue of submissions for the authority, in which the networks of the senders take turns.
 //!
-//! The queue has [`MAX_SUBMISSIONS`] places. At this cap, a new submission takes the place of the last one of the
-//! network with the most submissions, if that network has at least two more than the sender's network. Otherwise the
-//! new submission is refused. All peers without a global address count as one network.
+//! The queue has [`MAX_SUBMISSIONS`] places. At this cap, a new submission displaces the last one of the network
+//! with the most submissions. That network must have at least two more than the sender's network. Otherwise the new
+//! submission is refused. All peers without a global address count as one network.
 
 use core::mem;
 use std::{

@@ -28,7 +28,8 @@ fn throughput(path: &mut PathSimulation, warm_up: Duration, measured: Duration) 
     path.rate(measured) / 1024.0
 }
 
-/// The same for one circuit over a line of 60 MiB/s with 25 ms and `loss` on each link.
+/// The throughput of one circuit in MiB/s, over links with a delay of 25 ms and with `loss` each. The middle link has
+/// 60 MiB/s.
 fn throughput_with_loss(seed: u64, loss: f64, warm_up: Duration, measured: Duration) -> f64 {
     throughput(&mut PathSimulation::new(seed, &links(25, mib_per_second(60), loss), 1), warm_up, measured)
 }
@@ -66,7 +67,7 @@ fn one_circuit_gets_12_mib_a_second_at_25_ms_a_link_and_a_loss_of_one_in_a_hundr
 }
 
 #[test]
-fn sixteen_circuits_fill_lines_with_a_loss_of_one_in_a_hundred() {
+fn sixteen_circuits_fill_a_line_of_60_mib_a_second_with_a_loss_of_one_in_a_hundred() {
     let mut path = PathSimulation::new(1, &links(25, mib_per_second(60), 0.01), 16);
     path.run(seconds(6));
     let rates = path.rates(seconds(6));
@@ -85,7 +86,7 @@ fn one_circuit_gets_20_mib_a_second_at_100_ms_a_link_and_sixteen_get_45() {
 }
 
 #[test]
-fn after_slow_start_the_mean_queue_is_at_most_twice_the_queue_time() {
+fn after_slow_start_the_mean_queueing_delay_is_at_most_twice_the_queue_time() {
     let queue_time = FlowParameters::default().queue_time;
     for (delay, rate) in [
         (1, mib_per_second(50)),
@@ -124,7 +125,7 @@ fn sixteen_circuits_fill_50_mbit_a_second_with_a_short_queue_and_do_not_delay_a_
     assert!(sum >= 5800.0 && fairness(&delivered) >= 0.98, "{delivered:?}");
     let mean_wait = queued as f64 / 40.0 / 6000.0;
     assert!(mean_wait <= 0.15, "{mean_wait} s wait");
-    // The bound is the propagation delay of 75 ms, and one message of other circuits on each link.
+    // The bound is the propagation delay of 75 ms, plus the time to send one message of other circuits on each link.
     assert!(
         path.circuits[light].longest_delivery <= Duration::from_millis(90),
         "{:?}",
@@ -162,12 +163,8 @@ fn slow_start_queues_at_most_three_bandwidth_delay_products_at_a_relay() {
     for (delay, rate) in [(25, mib_per_second(40)), (25, 6000), (100, mib_per_second(5))] {
         let mut path = PathSimulation::new(1, &links(delay, rate, 0.0), 1);
         path.run(seconds(10));
-        let product = rate * delay * 6 / 1000;
-        assert!(
-            path.longest_queue <= product * 3 + 512,
-            "{delay} ms, {rate} cells/s: {} of {product}",
-            path.longest_queue
-        );
+        let bdp = rate * delay * 6 / 1000;
+        assert!(path.longest_queue <= bdp * 3 + 512, "{delay} ms, {rate} cells/s: {} of {bdp}", path.longest_queue);
     }
 }
 
@@ -181,7 +178,7 @@ fn a_path_with_increased_delay_carries_nine_tenths_of_its_rate_within_ten_second
 }
 
 #[test]
-fn a_faster_line_is_full_within_three_seconds_and_the_queue_of_a_slower_one_drains() {
+fn the_window_fills_a_faster_line_within_three_seconds_and_drains_the_queue_of_a_slower_line() {
     let mut path = PathSimulation::new(1, &links(25, mib_per_second(5), 0.0), 1);
     path.run(seconds(6));
     path.change_link(1, |link| link.rate = mib_per_second(40));
@@ -194,7 +191,7 @@ fn a_faster_line_is_full_within_three_seconds_and_the_queue_of_a_slower_one_drai
 }
 
 #[test]
-fn a_second_circuit_gets_its_share_and_the_first_gets_the_rate_back_at_its_end() {
+fn two_circuits_get_equal_rates_and_one_gets_the_whole_rate_after_the_other_stops() {
     let mut path = PathSimulation::new(1, &links(25, mib_per_second(20), 0.0), 2);
     path.circuits[1].remaining = 0;
     path.run(seconds(5));
@@ -214,8 +211,8 @@ fn the_queue_that_the_window_causes_is_not_measured_as_propagation_delay() {
     path.run(seconds(10));
     let rate = path.rate(seconds(90)) / 1024.0;
     assert!(rate >= 9.7, "{rate} MiB/s");
-    let product = mib_per_second(10) * 30 / 1000;
-    assert!(path.circuits[0].window.window() <= product + 600, "{}", path.circuits[0].window.window());
+    let bdp = mib_per_second(10) * 30 / 1000;
+    assert!(path.circuits[0].window.window() <= bdp + 600, "{}", path.circuits[0].window.window());
 }
 
 #[test]

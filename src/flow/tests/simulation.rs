@@ -1,9 +1,9 @@
 //! Simulation of circuits over a path of links, in virtual time, from a seed.
 //!
-//! Each link has a fixed rate, and serves circuits in turn like the queue of a channel. A lost datagram delays the cells
-//! of its circuit until the datagram is retransmitted. Nodes handle received messages in batches. Cells of a circuit
-//! stay in order and none is lost, so a queue is a range of cell numbers. Every `tag_interval`-th cell has a tag: the
-//! number of the cell.
+//! Each link has a fixed rate, and serves circuits in turn like the queue of a channel. A lost datagram delays the
+//! cells of its circuit until the datagram is retransmitted. Nodes handle received messages in batches. Cells of a
+//! circuit stay in order and none is lost, so a queue is a range of cell numbers. Every `tag_interval`-th cell has a
+//! tag: the number of the cell.
 
 use core::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};

@@ -40,7 +40,7 @@ impl ProcessUsage {
         let mut waiting = roots.to_vec();
         while let Some(pid) = waiting.pop() {
             let Some(stat) = all.get(&pid) else { continue };
-            if watched.insert(pid, Usage { cpu_seconds: stat.cpu_seconds, resident: resident(pid) }).is_none() {
+            if watched.insert(pid, Usage { cpu_seconds: stat.cpu_seconds, resident: resident_bytes(pid) }).is_none() {
                 waiting.extend(all.iter().filter(|(_, other)| other.parent == pid).map(|(child, _)| *child));
             }
         }
@@ -87,7 +87,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
 }
 
 /// Resident memory in bytes.
-fn resident(pid: u32) -> u64 {
+fn resident_bytes(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib: Option<u64> = line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok());

@@ -225,15 +225,20 @@ impl DrivenClient {
     fn handle_event(&mut self, event: ClientEvent) {
         match event {
             ClientEvent::Ready => _ = self.observers.ready.send_replace(true),
-            ClientEvent::CircuitBuilt { path, channel, hops } => self.report_circuit(&path, channel, &hops),
+            ClientEvent::CircuitBuilt { path, channel_time, hop_times } => {
+                self.report_circuit(&path, channel_time, &hop_times);
+            }
             ClientEvent::GuardsChanged => self.store_guards(),
             ClientEvent::ConsensusExpired => {
                 tracing::error!("the consensus has expired; requests fail until a directory has a newer consensus");
             }
-            ClientEvent::Delegated { stream, path, hops, shared_exit } => {
+            ClientEvent::Delegated { stream, path, hop_times, shared_exit } => {
                 if let Some(WaitingRequester::Delegated(reply)) = self.waiting.remove(&stream) {
-                    let hops =
-                        path.into_iter().zip(hops).map(|(relay, time)| Hop { relay, handshake_time: time }).collect();
+                    let hops = path
+                        .into_iter()
+                        .zip(hop_times)
+                        .map(|(relay, time)| Hop { relay, handshake_time: time })
+                        .collect();
                     let opened = self.hub.open(stream, self.client.room(stream));
                     let _ = reply.send(Ok(Delegated { stream: opened, path: hops, shared_exit }));
                 }
@@ -275,16 +280,16 @@ impl DrivenClient {
         }
     }
 
-    fn report_circuit(&mut self, path: &[RelayId], channel: Duration, hops: &[Duration]) {
-        let total: Duration = hops.iter().sum();
-        tracing::debug!(hops = hops.len(), microseconds = total.as_micros(), "a circuit is built");
+    fn report_circuit(&mut self, path: &[RelayId], channel_time: Duration, hop_times: &[Duration]) {
+        let total: Duration = hop_times.iter().sum();
+        tracing::debug!(hops = hop_times.len(), microseconds = total.as_micros(), "a circuit is built");
         if !self.reported.circuit {
             self.reported.circuit = true;
             let hops = path
                 .iter()
-                .zip(hops)
+                .zip(hop_times)
                 .map(|(relay, time)| HopReport { relay: relay.to_string(), handshake_time: *time });
-            self.observers.reporter.send(&Report::Circuit { channel, hops: hops.collect() });
+            self.observers.reporter.send(&Report::Circuit { channel: channel_time, hops: hops.collect() });
         }
     }
 

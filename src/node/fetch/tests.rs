@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     exit::outbound::testing::http_server,
     io::testing::answering_server,
-    page::{self, PageReader, SearchPage, check::Check},
+    page::{self, PageReader, SearchPage, check::ProxyCheck},
     requests::{
         http::testing::LocalExits,
         search::{Exits, Searcher},
@@ -37,7 +37,7 @@ async fn client() -> SocketAddr {
         searcher: Searcher::new(overlay.clone(), Exits::new(offers, None)),
         reader: PageReader::new(overlay.clone().requester()),
         requester: overlay.requester(),
-        check: Check::new(&mut StdRng::seed_from_u64(1)),
+        check: ProxyCheck::new(&mut StdRng::seed_from_u64(1)),
         socks: "127.0.0.1:9350".parse().unwrap(),
     };
     tokio::spawn(page::serve(listener, page, page::MAX_CONNECTIONS));

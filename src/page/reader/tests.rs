@@ -29,7 +29,7 @@ async fn site() -> Url {
 }
 
 #[test]
-fn pages_without_a_client_count_to_the_cap_until_their_cleaning_ends() {
+fn pages_for_a_disconnected_browser_count_towards_the_cap_until_their_cleaning_ends() {
     // The only blocking thread is occupied, so that the cleaning waits.
     let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
     runtime.block_on(async {

@@ -44,8 +44,8 @@ impl GuardReachability {
         }
     }
 
-    /// The guard left a channel or circuit unanswered that began at `began`. The first silence causes only a new dial.
-    /// `offline` is set if no other guard is reachable.
+    /// The guard did not answer a circuit that began at `began`, or the link to the guard timed out at that time. The
+    /// first silence causes only a new dial. `offline` is set if no other guard is reachable.
     pub(super) fn handle_silent(&mut self, now: Instant, began: Instant, offline: bool) {
         match self {
             Self::Usable => *self = Self::Doubted { since: now, failures: 0 },

@@ -18,15 +18,15 @@ fn bench() -> Bench {
 
 /// The events at the exit after BEGINs.
 #[derive(Default)]
-struct Begun {
-    begun: Vec<ExitStream>,
-    /// Streams that made room.
-    ended: Vec<ExitStream>,
+struct BeginOutcome {
+    admitted: Vec<ExitStream>,
+    /// Evicted streams.
+    evicted: Vec<ExitStream>,
 }
 
-impl Begun {
+impl BeginOutcome {
     fn counts(&self) -> (usize, usize) {
-        (self.begun.len(), self.ended.len())
+        (self.admitted.len(), self.evicted.len())
     }
 }
 
@@ -42,9 +42,9 @@ impl Bench {
     }
 
     /// Begins streams, and connects those that reach the exit.
-    fn begin(&mut self, at: &mut SecondHop, streams: core::ops::Range<u16>) -> Begun {
+    fn begin(&mut self, at: &mut SecondHop, streams: core::ops::Range<u16>) -> BeginOutcome {
         let target = Target { host: Host::parse("example.org").unwrap(), port: 443 };
-        let mut events = Begun::default();
+        let mut outcome = BeginOutcome::default();
         for stream in streams {
             let stream = StreamId::new(stream).unwrap();
             self.send_to_second(at, &RelayMessage::Begin { stream, target: target.clone() });
@@ -52,26 +52,26 @@ impl Bench {
                 let RelayEvent::Stream(exit, event) = event else { continue };
                 match event {
                     StreamEvent::Begin(_) => {
-                        events.begun.push(exit);
+                        outcome.admitted.push(exit);
                         self.relay.handle_command(exit, StreamCommand::Connected(None));
                     }
-                    StreamEvent::Closed(EndReason::ResourceLimit) => events.ended.push(exit),
+                    StreamEvent::Closed(EndReason::ResourceLimit) => outcome.evicted.push(exit),
                     event => panic!("{event:?}"),
                 }
             }
             self.settle();
         }
-        events
+        outcome
     }
 
-    /// Creates a circuit over `link`, and begins its first stream, which the relay must admit. Returns the streams that
-    /// made room too.
+    /// Creates a circuit over `link`, and begins its first stream, which the relay must admit. Returns the evicted
+    /// streams too.
     fn begin_single(&mut self, link: LinkId, circuit: u32) -> (Single, Vec<ExitStream>) {
-        // The answers to ended streams.
+        // Discards the cells that answer evicted streams.
         self.cells(link);
         let mut circuit = self.create_second(link, upper(circuit));
-        let begun = self.begin(&mut circuit, 1..2);
-        (Single { circuit, stream: begun.begun[0] }, begun.ended)
+        let outcome = self.begin(&mut circuit, 1..2);
+        (Single { circuit, stream: outcome.admitted[0] }, outcome.evicted)
     }
 
     /// Sends `bytes` bytes on each of these streams of an origin.
@@ -90,14 +90,14 @@ impl Bench {
 }
 
 #[test]
-fn a_client_with_one_stream_on_each_circuit_takes_no_streams_of_other_relays() {
+fn a_client_with_one_stream_on_each_circuit_evicts_no_stream_behind_other_relays() {
     let mut bench = bench();
-    // The attacker comes over four listed relays, a quarter of the streams each.
+    // The attacker's circuits pass four listed relays, with a quarter of the streams each.
     let links = RELAYS.map(|number| bench.relay_link(number));
     let mut attack = Vec::new();
     for (link, circuit) in links.into_iter().flat_map(|link| (1..=SHARE).map(move |circuit| (link, circuit))) {
-        let (single, ended) = bench.begin_single(link, circuit);
-        assert_eq!(ended, []);
+        let (single, evicted) = bench.begin_single(link, circuit);
+        assert_eq!(evicted, []);
         attack.push(single);
     }
     assert_eq!(bench.relay.statistics().exit_streams, CAP);
@@ -108,13 +108,17 @@ fn a_client_with_one_stream_on_each_circuit_takes_no_streams_of_other_relays() {
     let link = bench.relay_link(7);
     let mut honest = bench.create_second(link, upper(1));
     let served = bench.begin(&mut honest, 1..9);
-    assert_eq!(served.counts(), (8, 8), "the streams of the fullest relays make room, with one on each circuit");
-    assert!(served.ended.iter().all(|ended| attack.iter().any(|single| single.stream == *ended)));
-    // Further attacking circuits take streams of each other only.
+    assert_eq!(
+        served.counts(),
+        (8, 8),
+        "streams of the relays with the most streams are evicted, although each circuit has one"
+    );
+    assert!(served.evicted.iter().all(|evicted| attack.iter().any(|single| single.stream == *evicted)));
+    // Further circuits of the attacker evict only the attacker's streams.
     for (link, circuit) in links.into_iter().flat_map(|link| (101..=100 + SHARE).map(move |circuit| (link, circuit))) {
-        let (single, ended) = bench.begin_single(link, circuit);
+        let (single, evicted) = bench.begin_single(link, circuit);
         attack.push(single);
-        assert!(ended.iter().all(|ended| attack.iter().any(|single| single.stream == *ended)));
+        assert!(evicted.iter().all(|evicted| attack.iter().any(|single| single.stream == *evicted)));
     }
     bench.send_bytes(&mut honest, 1..9, 1);
     assert_eq!(bench.relay.statistics().exit_streams, CAP);
@@ -130,7 +134,7 @@ fn a_client_with_one_stream_on_each_circuit_takes_no_streams_of_other_relays() {
 }
 
 #[test]
-fn a_client_behind_the_relay_of_an_attacker_with_as_many_circuits_keeps_the_streams_that_carry_more() {
+fn streams_that_carry_more_are_not_evicted_by_many_streams_of_an_attacker_behind_the_same_relay() {
     let mut bench = bench();
     let link = bench.relay_link(PREVIOUS);
     let mut attack: Vec<Single> = (1..=SHARE).map(|circuit| bench.begin_single(link, circuit).0).collect();
@@ -138,14 +142,15 @@ fn a_client_behind_the_relay_of_an_attacker_with_as_many_circuits_keeps_the_stre
     attack.iter_mut().for_each(|single| bench.send_bytes(&mut single.circuit, 1..2, 1));
     bench.cells(link);
     let mut honest = bench.create_second(link, upper(1000));
-    assert_eq!(bench.begin(&mut honest, 1..4).counts(), (3, 3), "the least active streams of the relay make room");
+    assert_eq!(bench.begin(&mut honest, 1..4).counts(), (3, 3), "the least active streams of the relay are evicted");
     for round in 0..4 {
         bench.send_bytes(&mut honest, 1..4, 50_000);
         bench.pass(Duration::from_secs(10));
-        // Each round, as many new streams on new circuits as the relay's share, and a byte on each of them.
+        // In each round the attacker opens as many streams as the relay's share, each on a new circuit, and sends a
+        // byte on each.
         for circuit in 0..SHARE {
-            let (mut single, ended) = bench.begin_single(link, 2000 + round * SHARE + circuit);
-            assert_eq!(ended.len(), 1);
+            let (mut single, evicted) = bench.begin_single(link, 2000 + round * SHARE + circuit);
+            assert_eq!(evicted.len(), 1);
             bench.send_bytes(&mut single.circuit, 1..2, 1);
         }
     }
@@ -153,36 +158,36 @@ fn a_client_behind_the_relay_of_an_attacker_with_as_many_circuits_keeps_the_stre
 }
 
 #[test]
-fn the_least_active_stream_makes_room() {
+fn the_least_active_stream_is_evicted() {
     let mut bench = bench();
     let (first, second) = (bench.relay_link(PREVIOUS), bench.relay_link(4));
     let mut full = bench.create_second(first, upper(1));
-    let begun = bench.begin(&mut full, 1..17);
-    assert_eq!(begun.counts(), (16, 0));
+    let outcome = bench.begin(&mut full, 1..17);
+    assert_eq!(outcome.counts(), (16, 0));
     bench.pass(Duration::from_secs(30));
     bench.send_bytes(&mut full, 1..17, 1);
-    // A byte a minute is no protection: the stream with fewer bytes makes room, also if its last byte is later.
+    // A byte a minute is no protection: the stream with fewer bytes is evicted, even if its last byte is later.
     bench.send_bytes(&mut full, 1..7, 30_000);
     bench.send_bytes(&mut full, 8..17, 30_000);
     bench.pass(Duration::from_secs(1));
     bench.send_bytes(&mut full, 7..8, 1);
-    assert_eq!(bench.begin(&mut full, 17..18).ended, begun.begun[6..7]);
+    assert_eq!(bench.begin(&mut full, 17..18).evicted, outcome.admitted[6..7]);
 
-    let mut even = bench.create_second(second, upper(2));
-    assert_eq!(bench.begin(&mut even, 1..17).counts(), (16, 0), "another relay has its share");
+    let mut second_circuit = bench.create_second(second, upper(2));
+    assert_eq!(bench.begin(&mut second_circuit, 1..17).counts(), (16, 0), "another relay has a share of its own");
 }
 
 #[test]
-fn a_circuit_displaces_few_streams_of_its_owner() {
+fn a_circuit_displaces_streams_of_its_owner_at_a_limited_rate() {
     let mut bench = bench();
     let link = bench.relay_link(PREVIOUS);
     (1..=SHARE).for_each(|circuit| _ = bench.begin_single(link, circuit));
     bench.pass(Duration::from_secs(20));
     bench.cells(link);
-    let mut hasty = bench.create_second(link, upper(100));
-    assert_eq!(bench.begin(&mut hasty, 1..9).counts(), (4, 4));
+    let mut circuit = bench.create_second(link, upper(100));
+    assert_eq!(bench.begin(&mut circuit, 1..9).counts(), (4, 4));
     bench.pass(Duration::from_secs(15));
-    assert_eq!(bench.begin(&mut hasty, 9..17).counts(), (1, 1));
+    assert_eq!(bench.begin(&mut circuit, 9..17).counts(), (1, 1));
     bench.cells(link);
     let mut other = bench.create_second(link, upper(101));
     assert_eq!(bench.begin(&mut other, 1..3).counts(), (2, 2), "another circuit has a separate rate");

@@ -78,7 +78,7 @@ fn one_stream_fills_the_window_at_a_round_trip_of_800_ms() {
         }
         events(&mut pair.exit);
     }
-    assert!(peak >= 16_000, "{peak} cells in flight of {received} bytes");
+    assert!(peak >= 16_000, "{peak} cells in flight, {received} bytes received");
 }
 
 #[test]
@@ -119,11 +119,11 @@ fn pair_with_sent(bytes: usize) -> (Pair, StreamId) {
 }
 
 #[test]
-fn more_than_one_credit_for_32_kib_of_sent_bytes_is_a_breach() {
+fn more_than_one_credit_message_for_32_kib_of_sent_bytes_is_a_breach() {
     for (bytes, legal) in [(0, 0), (32_767, 0), (32_768, 1), (100_000, 3), (131_072, 4)] {
-        for late in [false, true] {
+        for is_reset in [false, true] {
             let (mut pair, stream) = pair_with_sent(bytes);
-            if late {
+            if is_reset {
                 pair.origin.handle_command(stream, StreamCommand::Reset(EndReason::Reset));
             }
             let credit = RelayMessage::Credit { stream, bytes: 1 };

@@ -7,9 +7,9 @@
 //! record number (RFC 7905 §2). Record numbers are unique, so the nonces are too. [`tap`] extracts keys, IVs and
 //! numbers from `dimpl`.
 //!
-//! Owns the keys, the next sequence number, the replay window and the counts of [`KeyLimits`]. Driven by `Dtls`.
-//! Governed by `proto/01-transport.md` §4. The threats are forged and replayed datagrams, and malformed records of a
-//! peer.
+//! Owns the keys, the next sequence number, the replay window and the counts that [`KeyLimits`] limits. Driven by
+//! `Dtls`. Governed by `proto/01-transport.md` §4. The threats are forged and replayed datagrams, and malformed records
+//! of a peer.
 
 pub(super) mod tap;
 #[cfg(test)]
@@ -35,7 +35,8 @@ pub const OVERHEAD: usize = HEADER + EXPLICIT_NONCE + TAG;
 
 /// Most bytes of plaintext in a record (RFC 5246 §6.2.1).
 const MAX_PLAINTEXT: usize = 1 << 14;
-/// Most records read from one datagram. Further records are dropped as if lost. Stock peers send one record in each datagram.
+/// Most records read from one datagram. Further records are dropped as if lost. Stock peers send one record in each
+/// datagram.
 const MAX_RECORDS: usize = 16;
 
 /// Content types of records (RFC 5246 §6.2.1).
@@ -72,14 +73,14 @@ impl CipherSuite {
     /// All suites, in order of preference.
     pub const ALL: [Self; 2] = [Self::Aes128Gcm, Self::ChaCha20Poly1305];
 
-    const fn explicit_nonce(self) -> usize {
+    const fn explicit_nonce_len(self) -> usize {
         match self {
             Self::Aes128Gcm => EXPLICIT_NONCE,
             Self::ChaCha20Poly1305 => 0,
         }
     }
 
-    const fn fixed_iv(self) -> usize {
+    const fn fixed_iv_len(self) -> usize {
         match self {
             Self::Aes128Gcm => 4,
             Self::ChaCha20Poly1305 => 12,
@@ -123,7 +124,7 @@ impl Default for KeyLimits {
 /// Reason for which a record can't be sealed, or no further record can be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    /// A count of [`KeyLimits`] is reached, or the sequence numbers are used up.
+    /// A limit of [`KeyLimits`] is reached, or the sequence numbers are used up.
     #[error("the link's keys have reached their limit of records")]
     KeyLimit,
     /// This end has sent close_notify.
@@ -162,8 +163,8 @@ impl DirectionKey {
     #[must_use]
     pub fn new(suite: CipherSuite, key: &[u8], iv: &[u8]) -> Option<Self> {
         let mut padded = Zeroizing::new([0; 12]);
-        padded.get_mut(..suite.fixed_iv())?.copy_from_slice(iv.get(..suite.fixed_iv())?);
-        (key.len() == suite.algorithm().key_len() && iv.len() == suite.fixed_iv())
+        padded.get_mut(..suite.fixed_iv_len())?.copy_from_slice(iv.get(..suite.fixed_iv_len())?);
+        (key.len() == suite.algorithm().key_len() && iv.len() == suite.fixed_iv_len())
             .then(|| Self { key: Zeroizing::new(key.to_vec()), iv: padded })
     }
 
@@ -183,8 +184,8 @@ impl DirectionCipher {
     /// The nonce for a record number, or for the explicit nonce of AES-GCM.
     fn nonce(&self, number: [u8; 8]) -> Nonce {
         let mut nonce = *self.iv;
-        for (byte, number) in nonce.iter_mut().skip(4).zip(number) {
-            *byte ^= number;
+        for (byte, number_byte) in nonce.iter_mut().skip(4).zip(number) {
+            *byte ^= number_byte;
         }
         Nonce::assume_unique_for_key(nonce)
     }
@@ -241,7 +242,7 @@ impl Records {
     /// Bytes that must be free in the buffer before the plaintext.
     #[must_use]
     pub const fn header_len(&self) -> usize {
-        HEADER.saturating_add(self.suite.explicit_nonce())
+        HEADER.saturating_add(self.suite.explicit_nonce_len())
     }
 
     /// Seals a record of application data in place. The plaintext is `buffer[header_len..][..length]`, followed by at
@@ -281,14 +282,14 @@ impl Records {
             return Err(RecordError::KeyLimit);
         }
         let number = (EPOCH | self.next_sequence).to_be_bytes();
-        let explicit = self.suite.explicit_nonce();
+        let explicit_len = self.suite.explicit_nonce_len();
         let too_long = RecordError::Length(length);
         let plaintext_len = u16::try_from(length).ok().filter(|_| length <= MAX_PLAINTEXT).ok_or(too_long)?;
         let (header, rest) = buffer.split_first_chunk_mut::<HEADER>().ok_or(too_long)?;
-        let (explicit_nonce, rest) = rest.split_at_mut_checked(explicit).ok_or(too_long)?;
+        let (explicit_nonce, rest) = rest.split_at_mut_checked(explicit_len).ok_or(too_long)?;
         let (plaintext, rest) = rest.split_at_mut_checked(length).ok_or(too_long)?;
         let tag_field = rest.first_chunk_mut::<TAG>().ok_or(too_long)?;
-        // Incremented before use, so that no failure causes a second use.
+        // The sequence number is incremented before the seal, so that a failure causes no nonce reuse.
         self.next_sequence = self.next_sequence.saturating_add(1);
         self.sealed = self.sealed.saturating_add(record_count(length));
         #[cfg(test)]
@@ -296,8 +297,8 @@ impl Records {
         let aad = Aad::from(additional_data(number, content, plaintext_len));
         let tag = self.write.key.seal_in_place_separate_tag(self.write.nonce(number), aad, plaintext);
         tag_field.copy_from_slice(tag.map_err(|_| RecordError::Aead)?.as_ref());
-        explicit_nonce.copy_from_slice(number.get(..explicit).unwrap_or_default());
-        let body = explicit.saturating_add(length).saturating_add(TAG);
+        explicit_nonce.copy_from_slice(number.get(..explicit_len).unwrap_or_default());
+        let body = explicit_len.saturating_add(length).saturating_add(TAG);
         let [high, low] = u16::try_from(body).map_err(|_| too_long)?.to_be_bytes();
         let [a, b, c, d, e, f, g, h] = number;
         let [major, minor] = VERSION;
@@ -305,12 +306,12 @@ impl Records {
         Ok(HEADER.saturating_add(body))
     }
 
-    /// Opens the records of a datagram in place and passes their contents to `on`. Malformed, forged and replayed
-    /// records, records of another epoch, and records after a close_notify are dropped (RFC 6347 §4.1.2.7).
+    /// Opens the records of a datagram in place and passes their contents to `on_opened`. Malformed, forged and
+    /// replayed records, records of another epoch, and records after a close_notify are dropped (RFC 6347 §4.1.2.7).
     ///
     /// # Errors
     /// [`RecordError::KeyLimit`] once the keys have reached a limit. The rest of the datagram is then ignored.
-    pub fn open(&mut self, datagram: &mut [u8], mut on: impl FnMut(Opened)) -> Result<(), RecordError> {
+    pub fn open(&mut self, datagram: &mut [u8], mut on_opened: impl FnMut(Opened)) -> Result<(), RecordError> {
         let mut at: usize = 0;
         for _ in 0..MAX_RECORDS {
             let Some((header, rest)) = datagram.get_mut(at..).and_then(<[u8]>::split_first_chunk_mut::<HEADER>) else {
@@ -334,7 +335,7 @@ impl Records {
                     _ => continue,
                 };
                 self.closed_by_peer |= opened == Opened::CloseNotify;
-                on(opened);
+                on_opened(opened);
             }
         }
         Ok(())
@@ -347,18 +348,18 @@ impl Records {
         number: [u8; 8],
         body: &'b mut [u8],
     ) -> Result<Option<&'b [u8]>, RecordError> {
-        let explicit = self.suite.explicit_nonce();
+        let explicit_len = self.suite.explicit_nonce_len();
         let record_number = u64::from_be_bytes(number);
         let Some(sequence) = record_number.checked_sub(EPOCH).filter(|sequence| *sequence < EPOCH) else {
             return Ok(None);
         };
         let plaintext_len =
-            body.len().checked_sub(explicit.saturating_add(TAG)).filter(|length| *length <= MAX_PLAINTEXT);
+            body.len().checked_sub(explicit_len.saturating_add(TAG)).filter(|length| *length <= MAX_PLAINTEXT);
         let Some(plaintext_len) = plaintext_len.and_then(|length| u16::try_from(length).ok()) else { return Ok(None) };
         if !matches!(content, ALERT | HANDSHAKE | DATA) || !self.window.is_new(sequence) {
             return Ok(None);
         }
-        let Some((explicit_nonce, sealed)) = body.split_at_mut_checked(explicit) else { return Ok(None) };
+        let Some((explicit_nonce, sealed)) = body.split_at_mut_checked(explicit_len) else { return Ok(None) };
         let nonce = self.read.nonce(explicit_nonce.first_chunk().copied().unwrap_or(number));
         let aad = Aad::from(additional_data(number, content, plaintext_len));
         let Ok(plaintext) = self.read.key.open_in_place(nonce, aad, sealed) else {
@@ -375,8 +376,8 @@ impl Records {
 
     /// Whether the keys have reached [`KeyLimits::retire`]; `true` once.
     pub const fn take_retired(&mut self) -> bool {
-        let counts = matches!(self.suite, CipherSuite::Aes128Gcm);
-        let reached = counts && (self.sealed >= self.limits.retire || self.opened >= self.limits.retire);
+        let is_limited = matches!(self.suite, CipherSuite::Aes128Gcm);
+        let reached = is_limited && (self.sealed >= self.limits.retire || self.opened >= self.limits.retire);
         reached && !core::mem::replace(&mut self.retired, true)
     }
 

@@ -1,7 +1,7 @@
 //! Counts of an authority's relays by addresses and by publishers, for its caps and evictions.
 //!
-//! New identities and descriptors cost nothing, so each descriptor must cost little time: it visits at most the unproved
-//! relays of its own networks.
+//! New identities and descriptors cost nothing, so each descriptor must cost little time: it causes an iteration over
+//! at most the unproved relays of its own networks.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -182,9 +182,11 @@ impl RelayCounts {
         !self.uncapped && prefixes(&PROVED_CAPS, addresses).any(|(prefix, cap)| others(prefix) >= cap)
     }
 
-    /// The unproved relay that is evicted first. It is one of the publishers' network with the most unproved relays, and
-    /// among these one at an address in the network with the most unproved relays, then the one with the most failures,
-    /// then the longest held.
+    /// The unproved relay that is evicted first, by these criteria in order:
+    /// 1. Its publishers' network has the most unproved relays.
+    /// 2. One of its addresses is in the network with the most unproved relays.
+    /// 3. It has the most failures.
+    /// 4. It was held for longest.
     pub(super) fn first_eviction(&self) -> Option<RelayId> {
         self.evictions.last().map(|(_, candidate)| candidate.relay)
     }
@@ -195,8 +197,8 @@ impl RelayCounts {
         relays.map_or(0, |relays| relays.len().saturating_sub(usize::from(relays.contains(relay))))
     }
 
-    /// The unproved relay at an address in `network` that is evicted first, other than `relay`: one of the publishers'
-    /// network with the most unproved relays, then the one with the most failures, then the longest held.
+    /// The unproved relay other than `relay` at an address in `network` that is evicted first. The criteria are those
+    /// of [`Self::first_eviction`] without the second.
     pub(super) fn first_eviction_in(&self, network: &AddressPrefix, relay: &RelayId) -> Option<RelayId> {
         let candidates = self.unproved_by_network.get(network)?.iter().filter(|other| *other != relay);
         let candidates = candidates.filter_map(|other| match self.counted.get(other)?.state {
@@ -248,7 +250,7 @@ impl RelayCounts {
 
 #[cfg(any(test, fuzzing))]
 impl RelayCounts {
-    /// Asserts that the counts agree with `entries`, by visits of all relays.
+    /// Asserts that the counts agree with `entries`, by an iteration over all relays.
     pub(super) fn assert_counted(&self, entries: &std::collections::BTreeMap<RelayId, RelayEntry>) {
         use super::{MAX_UNPROVED_OF_NETWORK, count_prefixes};
 

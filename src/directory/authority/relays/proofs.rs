@@ -24,22 +24,22 @@ const MAX_PROOFS_OF_NETWORK: usize = 4;
 /// Maximum running proofs of unproved relays whose descriptors came from one [`AddressPrefix::network`].
 const MAX_PROOFS_OF_PUBLISHER: usize = 4;
 
-/// The deadlines of relays, and the due proofs. A turn visits no other relays.
+/// The deadlines of relays, and the due proofs. A turn handles no other relays.
 #[derive(Default)]
 pub(super) struct ProofSchedule {
-    /// The next visit of each relay: its descriptor becomes stale, its proof is due, or its proof times out.
-    visits: Deadlines<RelayId>,
+    /// The next deadline of each relay: its descriptor becomes stale, its proof is due, or its proof times out.
+    deadlines: Deadlines<RelayId>,
     /// The relays whose proofs run.
     running: BTreeSet<RelayId>,
     /// The relays whose proofs are due and haven't started for lack of a place.
     waiting: BTreeMap<RelayId, DueProof>,
-    /// Those of proved relays, the longest due first.
+    /// The due proofs of proved relays, the longest due first.
     proved: BTreeSet<(WallTime, RelayId)>,
-    /// Those of unproved relays.
+    /// The due proofs of unproved relays.
     unproved: UnprovedQueue,
-    /// The number of publishers' networks that were visited for the starts of proofs.
+    /// The number of publishers' networks that were examined for the starts of proofs.
     #[cfg(test)]
-    visited_networks: u64,
+    examined_networks: u64,
 }
 
 /// The time from which on a proof is due, and the publisher if the relay is unproved.
@@ -57,12 +57,12 @@ impl ProofSchedule {
                 at.after(PROOF_TIMEOUT)
             }
         };
-        self.visits.set(relay, instant(at.min(stale_at(entry))));
+        self.deadlines.set(relay, instant(at.min(stale_at(entry))));
     }
 
     /// Removes a relay.
     pub(super) fn remove(&mut self, relay: &RelayId) {
-        self.visits.remove(*relay);
+        self.deadlines.remove(*relay);
         self.running.remove(relay);
         let Some((at, publisher)) = self.waiting.remove(relay) else { return };
         match publisher {
@@ -81,7 +81,7 @@ impl ProofSchedule {
             Some(publisher) => self.unproved.insert(&publisher, at, relay),
         }
         self.waiting.insert(relay, (at, publisher));
-        self.visits.set(relay, instant(stale_at(entry)));
+        self.deadlines.set(relay, instant(stale_at(entry)));
     }
 }
 
@@ -152,12 +152,12 @@ fn is_below(counts: &BTreeMap<AddressPrefix, usize>, network: AddressPrefix, cap
 }
 
 impl RelayEntries {
-    /// Visits the relays with a due deadline: removes those with stale descriptors, fails proofs without an outcome, and
-    /// queues due proofs. `interval` is the maximum time to the next try of a failed proof.
-    /// Returns the removed relays.
-    pub(in super::super) fn visit_due(&mut self, now: WallTime, interval: Duration) -> Vec<RelayEntry> {
+    /// Handles the relays with a due deadline: removes those with stale descriptors, fails proofs without an outcome,
+    /// and queues due proofs. `interval` is the maximum time to the next try of a failed proof. Returns the removed
+    /// relays.
+    pub(in super::super) fn handle_due(&mut self, now: WallTime, interval: Duration) -> Vec<RelayEntry> {
         let mut stale = Vec::new();
-        while let Some(relay) = self.schedule.visits.pop_due(instant(now)) {
+        while let Some(relay) = self.schedule.deadlines.pop_due(instant(now)) {
             let Some(entry) = self.entries.get_mut(&relay) else { continue };
             if entry.descriptor.is_stale(now) {
                 stale.extend(self.remove(&relay));
@@ -177,8 +177,8 @@ impl RelayEntries {
         stale
     }
 
-    /// Starts proofs of waiting relays, so that at most `max_proofs` run: proofs of proved relays the longest due first,
-    /// proofs of unproved relays by turns of their publishers. Returns the dials.
+    /// Starts proofs of waiting relays, so that at most `max_proofs` run: proofs of proved relays the longest due
+    /// first, proofs of unproved relays by turns of their publishers. Returns the dials.
     pub(in super::super) fn start_proofs(&mut self, now: WallTime, max_proofs: usize) -> Vec<DialTarget> {
         let mut running = RunningProofs::of(self);
         let mut dials = Vec::new();
@@ -187,14 +187,14 @@ impl RelayEntries {
         {
             dials.extend(self.start(now, &relay, &mut running));
         }
-        // A network without an admitted relay has none during the rest of this call, because no proof ends meanwhile. Few
-        // relays have addresses in networks with the maximum of running proofs (`MAX_UNPROVED_OF_NETWORK`).
+        // A network without an admitted relay has none during the rest of this call, because no proof ends meanwhile.
+        // Few relays have addresses in networks with the maximum of running proofs (`MAX_UNPROVED_OF_NETWORK`).
         let mut turn = None;
         while running.has_place(false, max_proofs, self.uncapped)
             && let Some(next) = self.schedule.unproved.next_network(turn)
         {
             #[cfg(test)]
-            self.schedule.visited_networks.increment();
+            self.schedule.examined_networks.increment();
             turn = Some(next);
             let (_, network) = next;
             if !running.admits_publisher(network, self.uncapped) {
@@ -246,25 +246,26 @@ impl RelayEntries {
         self.schedule.unproved.retain_turns(|prefix| known.contains(prefix));
     }
 
-    /// The next time for [`Self::visit_due`]. A relay that waits for a place is started after the end of another proof.
+    /// The next time for [`Self::handle_due`]. A relay that waits for a place is started after the end of another
+    /// proof.
     pub(in super::super) fn next_visit(&self) -> Option<WallTime> {
-        let earliest = self.schedule.visits.earliest()?;
+        let earliest = self.schedule.deadlines.earliest()?;
         Some(WallTime::from_unix(earliest.since(Instant::START).as_secs()))
     }
 }
 
 #[cfg(test)]
 impl RelayEntries {
-    /// The number of publishers' networks that were visited for the starts of proofs.
-    pub(in super::super) fn visited_networks(&self) -> u64 {
-        self.schedule.visited_networks
+    /// The number of publishers' networks that were examined for the starts of proofs.
+    pub(in super::super) fn examined_networks(&self) -> u64 {
+        self.schedule.examined_networks
     }
 }
 
 #[cfg(any(test, fuzzing))]
 impl RelayEntries {
-    /// Asserts that the counts and the schedule agree with the relays after a turn at `now`: each relay is in its place,
-    /// and each due proof that may run does run.
+    /// Asserts that the counts and the schedule agree with the relays after a turn at `now`: each relay is in its
+    /// place, and each due proof that may run does run.
     pub(in super::super) fn assert_scheduled(&self, now: WallTime, max_proofs: usize) {
         let Self { entries, counts, schedule, uncapped, .. } = self;
         counts.assert_counted(entries);
@@ -290,6 +291,6 @@ impl RelayEntries {
         let queued = schedule.proved.len() + schedule.unproved.len();
         assert_eq!(queued, schedule.waiting.len());
         assert!(schedule.waiting.keys().chain(&schedule.running).all(|relay| entries.contains_key(relay)));
-        assert_eq!(schedule.visits.len(), entries.len());
+        assert_eq!(schedule.deadlines.len(), entries.len());
     }
 }

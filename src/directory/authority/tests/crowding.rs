@@ -102,7 +102,7 @@ fn full_authority(known_since: WallTime) -> Authority {
 }
 
 #[test]
-fn a_full_directory_makes_room_in_the_most_crowded_block() {
+fn in_a_full_directory_a_relay_of_the_most_crowded_block_is_displaced() {
     let mut authority = full_authority(NOW.before(Duration::from_secs(1000)));
     register(&mut authority, 20_000, profile_at(20_000, &["90.0.0.1:1"]), NOW);
     assert_eq!(drain(&mut authority).deleted, [key(100).id()], "the youngest relay of that block");

@@ -57,7 +57,7 @@ fn publishers_of_many_networks_and_sources_take_turns() {
 }
 
 #[test]
-fn the_start_of_a_proof_visits_few_publishers_of_many_that_wait() {
+fn the_start_of_a_proof_examines_few_of_many_waiting_publishers() {
     const PUBLISHERS: u16 = 5_000;
     let mut authority = public_authority();
     for number in 0..PUBLISHERS {
@@ -69,15 +69,15 @@ fn the_start_of_a_proof_visits_few_publishers_of_many_that_wait() {
     authority.handle_timeout(NOW);
     let mut running: VecDeque<DialTarget> = drain(&mut authority).proofs.into();
     assert_eq!(running.len(), MAX_PROOFS / 2);
-    let (mut proved, before) = (BTreeSet::new(), authority.relays.visited_networks());
+    let (mut proved, before) = (BTreeSet::new(), authority.relays.examined_networks());
     for _ in 0..1_000 {
         let target = running.pop_front().unwrap();
         authority.handle_proof(later(1), &target, FAILED);
         assert!(proved.insert(target.relay), "each publisher has one turn");
         running.extend(drain(&mut authority).proofs);
     }
-    let visits = authority.relays.visited_networks() - before;
-    assert!(visits <= 2_000, "{visits} visits for 1,000 proofs");
+    let examined = authority.relays.examined_networks() - before;
+    assert!(examined <= 2_000, "{examined} networks for 1,000 proofs");
     authority.assert_sound(later(1));
 }
 

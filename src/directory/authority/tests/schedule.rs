@@ -1,4 +1,4 @@
-//! Tests of the schedule, by which a turn visits only relays with a due deadline.
+//! Tests of the schedule, by which a turn handles only relays with a due deadline.
 
 #[cfg(target_arch = "wasm32")]
 use wasm_bindgen_test::wasm_bindgen_test as test;

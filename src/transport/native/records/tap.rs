@@ -124,11 +124,11 @@ impl SupportedDtls12CipherSuite for TappedSuite {
     }
 
     fn key_lengths(&self) -> (usize, usize, usize) {
-        (0, self.0.algorithm().key_len(), self.0.fixed_iv())
+        (0, self.0.algorithm().key_len(), self.0.fixed_iv_len())
     }
 
     fn explicit_nonce_len(&self) -> usize {
-        self.0.explicit_nonce()
+        self.0.explicit_nonce_len()
     }
 
     fn tag_len(&self) -> usize {
@@ -158,10 +158,10 @@ impl TappedCipher {
     /// Key and IV of this direction. The IV is derived from a nonce and its record number.
     fn direction(&self, number: [u8; 8], nonce: &[u8; 12]) -> Option<Direction> {
         let mut iv = Zeroizing::new(*nonce);
-        for (byte, number) in iv.iter_mut().skip(4).zip(number) {
-            *byte ^= number;
+        for (byte, number_byte) in iv.iter_mut().skip(4).zip(number) {
+            *byte ^= number_byte;
         }
-        let key = DirectionKey::new(self.suite, &self.key, iv.get(..self.suite.fixed_iv())?)?;
+        let key = DirectionKey::new(self.suite, &self.key, iv.get(..self.suite.fixed_iv_len())?)?;
         Some(Direction { suite: self.suite, key })
     }
 }

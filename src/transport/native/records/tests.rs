@@ -38,7 +38,7 @@ fn assert_nonces_unique() -> usize {
 
 fn direction(suite: CipherSuite, first: u8) -> DirectionKey {
     let bytes: Vec<u8> = (first..).take(suite.algorithm().key_len()).collect();
-    let iv: Vec<u8> = (first + 0xa0..).take(suite.fixed_iv()).collect();
+    let iv: Vec<u8> = (first + 0xa0..).take(suite.fixed_iv_len()).collect();
     DirectionKey::new(suite, &bytes, &iv).unwrap()
 }
 

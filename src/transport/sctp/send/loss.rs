@@ -17,7 +17,7 @@ impl SendHalf {
     }
 
     /// Widens the reordering window, at most once a round, after the peer has reported duplicates. A duplicate shows a
-    /// needless retransmission.
+    /// spurious retransmission.
     pub(super) fn widen_reordering_window(&mut self, duplicates: usize) {
         // Tail loss probes cause duplicates too.
         let unexplained = duplicates.saturating_sub(self.unreported_probes);

@@ -9,12 +9,12 @@ use super::{
     path::{Pair, PathConditions},
 };
 
-/// A direction of `rate` bytes a second with `delay` milliseconds one way and a queue of `bdp` bandwidth-delay
+/// A direction of `rate` bytes a second with `delay` milliseconds one way and a queue of `queue_bdps` bandwidth-delay
 /// products.
-fn bottleneck(delay: u64, rate: u64, bdp: f64) -> PathConditions {
+fn bottleneck(delay: u64, rate: u64, queue_bdps: f64) -> PathConditions {
     let mut conditions = PathConditions::new(delay);
     conditions.rate = Some(rate);
-    conditions.queue = (conditions.delay * 2).mul_f64(bdp);
+    conditions.queue = (conditions.delay * 2).mul_f64(queue_bdps);
     conditions
 }
 
@@ -33,7 +33,7 @@ fn send(pair: &mut Pair, bytes: u64) {
     assert!(done, "{} of {all} bytes arrived (seed {seed})", pair.ends[1].bytes);
 }
 
-/// Rate of arrival over each link for `seconds`, in bytes a second, after a warm-up of one second.
+/// Delivery rate of each link during `seconds`, in bytes a second, after a warm-up of one second.
 fn rates(pair: &mut Pair, seconds: f64) -> Vec<f64> {
     pair.ends.iter_mut().step_by(2).for_each(|end| end.bulk = u64::MAX);
     pair.run_for(1.0);
@@ -43,10 +43,11 @@ fn rates(pair: &mut Pair, seconds: f64) -> Vec<f64> {
     arrived.map(|(end, before)| (end.bytes - before) as f64 / seconds).collect()
 }
 
-/// Retransmissions by the diallers of TSNs of which an earlier copy arrives, except tail loss probes.
-fn needless(pair: &Pair) -> u64 {
+/// Spurious retransmissions by the diallers, that is, of TSNs of which an earlier copy arrives. Tail loss probes are
+/// excluded.
+fn spurious_retransmissions(pair: &Pair) -> u64 {
     let diallers = pair.ends.iter().step_by(2);
-    diallers.map(|end| end.needless.saturating_sub(end.association.statistics().probes)).sum()
+    diallers.map(|end| end.spurious.saturating_sub(end.association.statistics().probes)).sum()
 }
 
 fn longest_stall(pair: &Pair) -> Duration {
@@ -67,13 +68,13 @@ fn jitter_without_reordering_causes_no_retransmission() {
         );
         send(&mut pair, 300_000);
         let statistics = pair.ends[0].association.statistics();
-        assert_eq!(needless(&pair), 0, "seed {seed}, {conditions:?}, {statistics:?}");
+        assert_eq!(spurious_retransmissions(&pair), 0, "seed {seed}, {conditions:?}, {statistics:?}");
         assert_eq!((statistics.lost, statistics.timeouts), (0, 0), "seed {seed}, {conditions:?}");
     }
 }
 
 #[test]
-fn reordering_within_a_quarter_of_the_round_trip_causes_needless_retransmissions_only_at_first() {
+fn reordering_within_a_quarter_of_the_round_trip_causes_spurious_retransmissions_only_at_first() {
     for seed in 0..20 {
         let mut rng = StdRng::seed_from_u64(seed);
         let delay = [4, 10, 25, 100, 200][usize::try_from(seed % 5).unwrap()];
@@ -82,17 +83,17 @@ fn reordering_within_a_quarter_of_the_round_trip_causes_needless_retransmissions
         conditions.reorder_delay = (conditions.delay / 2).mul_f64(rng.random_range(0.1..0.95));
         let mut pair = Pair::new(seed, conditions);
         send(&mut pair, 600_000);
-        let first = needless(&pair);
+        let first = spurious_retransmissions(&pair);
         send(&mut pair, 400_000);
         let statistics = pair.ends[0].association.statistics();
         assert!(first <= 16, "{first} (seed {seed}, {conditions:?})");
-        assert_eq!(needless(&pair), first, "seed {seed}, {conditions:?}, {statistics:?}");
+        assert_eq!(spurious_retransmissions(&pair), first, "seed {seed}, {conditions:?}, {statistics:?}");
     }
 }
 
 #[test]
 fn one_four_and_sixty_four_links_use_most_of_a_bottleneck_with_any_queue() {
-    for (seed, number, delay, rate, bdp, min_share) in [
+    for (seed, number, delay, rate, queue_bdps, min_used) in [
         (1, 1, 1, 4_000_000, 4.0, 0.8),
         (2, 1, 25, 2_000_000, 0.1, 0.6),
         (3, 1, 100, 1_000_000, 1.0, 0.6),
@@ -103,7 +104,7 @@ fn one_four_and_sixty_four_links_use_most_of_a_bottleneck_with_any_queue() {
     ] {
         let mut pair = Pair::with(
             seed,
-            [bottleneck(delay, rate, bdp), PathConditions::new(delay)],
+            [bottleneck(delay, rate, queue_bdps), PathConditions::new(delay)],
             &links(number, Algorithm::Bbr),
         );
         let rates = rates(&mut pair, 1.5);
@@ -112,11 +113,11 @@ fn one_four_and_sixty_four_links_use_most_of_a_bottleneck_with_any_queue() {
         let sent: u64 = pair.ends.iter().step_by(2).map(|end| end.packets).sum();
         let dropped = pair.dropped as f64 / sent as f64;
         println!(
-            "seed {seed}: {number} links, {delay} ms, {bdp} BDP: {sum:.2} used, smallest share {smallest:.2}, dropped {dropped:.3}, needless {}, stall {:?}",
-            needless(&pair),
+            "seed {seed}: {number} links, {delay} ms, {queue_bdps} BDP: {sum:.2} used, smallest share {smallest:.2}, dropped {dropped:.3}, spurious {}, stall {:?}",
+            spurious_retransmissions(&pair),
             longest_stall(&pair)
         );
-        assert!(sum > min_share, "{sum:.2} of the rate (seed {seed})");
+        assert!(sum > min_used, "{sum:.2} of the rate (seed {seed})");
         assert!(pair.ends.iter().all(|end| end.closed.is_none() && end.open_streams.is_some()), "seed {seed}");
         assert!(longest_stall(&pair) < Duration::from_secs(2), "{:?} (seed {seed})", longest_stall(&pair));
     }
@@ -124,20 +125,23 @@ fn one_four_and_sixty_four_links_use_most_of_a_bottleneck_with_any_queue() {
 
 #[test]
 fn one_link_uses_97_percent_of_50_mbit_with_any_queue() {
-    // Rate of payload: full datagrams with all headers.
+    // Payload bytes a second at the rate of the bottleneck, in full datagrams of 1,164 bytes of payload and 93 of
+    // headers.
     const CAPACITY: f64 = 6_250_000.0 * 1_164.0 / 1_257.0;
-    for (seed, bdp, jitter) in [(1, 1.0, 0), (2, 8.0, 0), (3, 2.0, 1)] {
-        let conditions = PathConditions { jitter: Duration::from_millis(jitter), ..bottleneck(25, 6_250_000, bdp) };
+    for (seed, queue_bdps, jitter) in [(1, 1.0, 0), (2, 8.0, 0), (3, 2.0, 1)] {
+        let conditions =
+            PathConditions { jitter: Duration::from_millis(jitter), ..bottleneck(25, 6_250_000, queue_bdps) };
         let mut pair = Pair::with(seed, [conditions, PathConditions::new(25)], &links(1, Algorithm::Bbr));
         let used = rates(&mut pair, 9.0)[0] / CAPACITY;
-        println!("{bdp} BDP, {jitter} ms of jitter: {used:.4}");
-        assert!(used >= 0.97, "{used:.4} of the bottleneck with a queue of {bdp} BDP (seed {seed})");
+        println!("{queue_bdps} BDP, {jitter} ms of jitter: {used:.4}");
+        assert!(used >= 0.97, "{used:.4} of the bottleneck with a queue of {queue_bdps} BDP (seed {seed})");
     }
 }
 
 #[test]
 fn jitter_raised_by_load_soon_stops_counting_as_a_queue() {
-    // Jitter keeps packets in order, so at this rate nearly every packet waits for one with the full jitter.
+    // The simulated jitter doesn't reorder packets. So at this rate nearly every packet waits for an earlier one with
+    // the maximum jitter.
     let conditions = PathConditions {
         jitter: Duration::from_millis(10),
         reordered: 0.05,
@@ -153,7 +157,7 @@ fn jitter_raised_by_load_soon_stops_counting_as_a_queue() {
 }
 
 #[test]
-fn delay_on_the_return_path_does_not_slow_the_sender() {
+fn jitter_on_the_return_path_does_not_slow_the_sender() {
     for (seed, jitter) in [(1, 30), (3, 80)] {
         let return_conditions = PathConditions { jitter: Duration::from_millis(jitter), ..PathConditions::new(25) };
         let mut pair = Pair::with(seed, [bottleneck(25, 2_000_000, 2.0), return_conditions], &links(1, Algorithm::Bbr));
@@ -180,7 +184,7 @@ fn a_fast_clock_of_the_peer_slows_the_sender_but_does_not_stop_it() {
 }
 
 #[test]
-fn policers_narrow_return_paths_and_loss_bursts_leave_half_the_rate() {
+fn the_sender_keeps_half_the_rate_with_a_policer_a_slow_return_path_or_loss_bursts() {
     let policed = PathConditions { policer: Some((1_500_000, 40_000)), ..PathConditions::new(20) };
     let slow = PathConditions { rate: Some(45_000), queue: Duration::from_millis(200), ..PathConditions::new(20) };
     let bursts = PathConditions { loss: 0.01, burst: 12.0, ..bottleneck(20, 1_500_000, 2.0) };
@@ -202,11 +206,11 @@ fn policers_narrow_return_paths_and_loss_bursts_leave_half_the_rate() {
 
 #[test]
 fn neither_bbr_nor_cubic_starves_the_other() {
-    for (seed, delay, bdp) in [(1, 10, 1.0), (2, 25, 2.0), (3, 25, 4.0)] {
+    for (seed, delay, queue_bdps) in [(1, 10, 1.0), (2, 25, 2.0), (3, 25, 4.0)] {
         let both = [links(1, Algorithm::Bbr), links(1, Algorithm::Cubic)].concat();
-        let mut pair = Pair::with(seed, [bottleneck(delay, 1_500_000, bdp), PathConditions::new(delay)], &both);
+        let mut pair = Pair::with(seed, [bottleneck(delay, 1_500_000, queue_bdps), PathConditions::new(delay)], &both);
         let rates = rates(&mut pair, 6.0);
-        println!("{delay} ms, {bdp} BDP: {rates:?}");
+        println!("{delay} ms, {queue_bdps} BDP: {rates:?}");
         assert!(rates.iter().all(|rate| *rate > 100_000.0), "{rates:?} (seed {seed})");
         assert!(rates.iter().sum::<f64>() > 1_000_000.0, "{rates:?} (seed {seed})");
     }

@@ -104,7 +104,7 @@ pub(super) struct End {
     /// TSNs in flight to the other end or received there.
     carried: HashSet<u32>,
     /// Retransmissions of TSNs of which an earlier copy arrives.
-    pub(super) needless: u64,
+    pub(super) spurious: u64,
     /// Longest time with data in flight and no advance of the cumulative TSN ack.
     pub(super) longest_stall: Duration,
     first_tsn: u64,
@@ -355,7 +355,7 @@ impl End {
             bulk_sent: 0,
             packets: 0,
             carried: HashSet::new(),
-            needless: 0,
+            spurious: 0,
             longest_stall: Duration::ZERO,
             first_tsn: 0,
             progress_at: now,
@@ -405,8 +405,8 @@ impl End {
 
     fn note_carried(&mut self, tsns: &[u32], arrives: bool) {
         for tsn in tsns {
-            let needless = if arrives { !self.carried.insert(*tsn) } else { self.carried.contains(tsn) };
-            self.needless += u64::from(needless);
+            let spurious = if arrives { !self.carried.insert(*tsn) } else { self.carried.contains(tsn) };
+            self.spurious += u64::from(spurious);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Room for new links: the channels that close at a cap.
+//! Admission of new links: evictions of channels at the caps.
 
 use core::time::Duration;
 
@@ -9,18 +9,18 @@ use crate::{
 
 use super::Channels;
 
-/// Idle time after which a channel may close for one of an owner that is as full. A client needs a few round trips from
-/// the opening of its channel to its first circuit.
+/// Idle time after which a channel may be evicted for one of an owner that is as full. A client needs a few round trips
+/// from the opening of its channel to its first circuit.
 const MIN_IDLE: Duration = Duration::from_secs(10);
 
 impl Channels {
-    /// Makes room for a new link, at a cap by closing another channel; `false` if the link must close. There is always
-    /// room for a link that this end dialled.
+    /// Whether a new link is admitted. At a cap, this evicts another channel. A link that this end dialled is always
+    /// admitted.
     ///
-    /// A link that another node dialled takes the place of the least used channel of the fullest owner, if the owner of
-    /// the link stays below that owner. Otherwise the first link of an owner takes the place of the longest idle channel
-    /// of an owner that is as full. So a used channel never ends for an owner that is as full.
-    pub(super) fn make_room(&mut self, now: Instant, opened: &LinkOpened) -> bool {
+    /// A link that another node dialled replaces the least used channel of the fullest owner, if the owner of the link
+    /// stays below that owner. Otherwise the first link of an owner replaces the longest idle channel of an owner that
+    /// is as full. So a used channel never ends for an owner that is as full.
+    pub(super) fn admit_link(&mut self, now: Instant, opened: &LinkOpened) -> bool {
         if opened.dialled.is_some() {
             if self.channels.len().saturating_sub(self.accepted.len()) >= self.parameters.channels
                 && let Some(idle) = self.longest_idle(|channel| channel.dialled().is_some())
@@ -68,12 +68,13 @@ impl Channels {
     }
 
     /// Whether this node may be a gateway of one more volunteer of `owner`.
-    pub(super) fn takes_volunteer(&self, owner: &Owner) -> bool {
+    pub(super) fn may_admit_volunteer(&self, owner: &Owner) -> bool {
         self.volunteers.to_lose(owner).is_ok()
     }
 
-    /// Counts a channel that has begun or ceased to reach a volunteer. At the cap of volunteers, the owner closest to its
-    /// share loses a channel: its oldest volunteer that the directory doesn't count, else its oldest one.
+    /// Updates the count of channels that reach volunteers, if `id` has begun or stopped to reach one. At the cap of
+    /// volunteers, the owner closest to its share loses a channel: its oldest volunteer that the directory doesn't
+    /// count, else its oldest one.
     pub(super) fn update_volunteer(&mut self, id: ChannelId) {
         let Some(channel) = self.channels.get_mut(&id) else { return };
         let (owner, reaches) = (channel.owner(), channel.reaches());

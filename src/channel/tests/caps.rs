@@ -1,4 +1,4 @@
-//! Tests of the caps on channels against sources that hold as many links as they can.
+//! Tests of the caps on channels against sources that are at their shares.
 
 use core::net::{IpAddr, Ipv6Addr};
 
@@ -41,7 +41,7 @@ impl Listener {
     }
 
     /// Whether a channel is open.
-    fn stands(&self, channel: ChannelId) -> bool {
+    fn is_open(&self, channel: ChannelId) -> bool {
         let opened = |event: &ChannelEvent| matches!(event, ChannelEvent::Open { channel: id, .. } if *id == channel);
         let closed = |event: &ChannelEvent| matches!(event, ChannelEvent::Closed { channel: id } if *id == channel);
         self.node.events.iter().any(opened) && !self.node.events.iter().any(closed)
@@ -62,8 +62,8 @@ fn honest(number: u8) -> IpAddr {
     [203, 0, number, 1].into()
 }
 
-/// Each address holds as many channels as it can, with two circuits each, and opens another one for each that closes.
-/// Asserts that honest channels stand, also those without a circuit, and that other networks open channels.
+/// Each address opens channels up to its share, with two circuits each, and another one for each that closes. Asserts
+/// that honest channels stay open, even without a circuit, and that other networks open channels.
 fn hold_all_channels(addresses: &[IpAddr]) {
     let mut listener = Listener::new(ChannelParameters { channels: 256, ..ChannelParameters::default() });
     let mut established: Vec<_> =
@@ -73,22 +73,22 @@ fn hold_all_channels(addresses: &[IpAddr]) {
             listener.client(*address, 2);
         }
         established.push(listener.client(honest(number), u32::from(number % 2)));
-        assert!(established.iter().all(|channel| listener.stands(*channel)), "{number} honest clients");
+        assert!(established.iter().all(|channel| listener.is_open(*channel)), "{number} honest clients");
         assert!(listener.node.channels.len() <= 256);
     }
 }
 
 #[test]
-fn honest_channels_stand_and_others_open_while_sixteen_sources_hold_all_they_can() {
+fn honest_channels_stay_and_new_ones_open_while_sixteen_sources_are_at_their_shares() {
     hold_all_channels(&sixteen_sources());
 }
 
 #[test]
-fn honest_channels_stand_and_others_open_while_a_48_holds_all_it_can() {
+fn honest_channels_stay_and_new_ones_open_while_a_48_is_at_its_share() {
     hold_all_channels(&one_48());
 }
 
-/// Each address opens as many links as it can, and sends no HELLO. Asserts that other networks open channels.
+/// Each address opens links up to its share, and sends no HELLO. Asserts that other networks open channels.
 fn hold_all_handshakes(addresses: &[IpAddr]) {
     let mut listener = Listener::new(ChannelParameters { handshakes: 256, ..ChannelParameters::default() });
     let mut waiting = None;
@@ -97,7 +97,7 @@ fn hold_all_handshakes(addresses: &[IpAddr]) {
             listener.link(*address);
         }
         let channel = listener.client(honest(number), 0);
-        assert!(listener.stands(channel), "after {number} honest clients");
+        assert!(listener.is_open(channel), "after {number} honest clients");
         // An honest handshake that takes longer is not the one that closes.
         let waits = *waiting.get_or_insert_with(|| listener.link(honest(number)));
         assert!(!closed(&listener.node).contains(&waits.0));
@@ -152,7 +152,7 @@ fn the_fullest_source_loses_its_least_used_channel_and_one_of_a_listed_relay_las
         listener.node = pair.b;
         ChannelId(link)
     };
-    assert!(listener.stands(relay));
+    assert!(listener.is_open(relay));
     listener.node.channels.set_listed(relay, true);
     for number in 0..60 {
         listener.client(honest(number), 1);
@@ -161,28 +161,28 @@ fn the_fullest_source_loses_its_least_used_channel_and_one_of_a_listed_relay_las
     let order = [clients[1], clients[2], clients[0]];
     for (number, evicted) in (60..).zip(order) {
         let channel = listener.client(honest(number), 1);
-        assert!(listener.stands(channel) && !listener.stands(evicted) && listener.stands(relay));
+        assert!(listener.is_open(channel) && !listener.is_open(evicted) && listener.is_open(relay));
     }
     let refused = listener.client(honest(63), 0);
-    assert!(!listener.stands(refused), "each source has one channel");
+    assert!(!listener.is_open(refused), "each source has one channel");
 }
 
 #[test]
 fn among_equally_full_sources_only_an_idle_channel_ends_for_a_new_source() {
     let mut listener = Listener::new(ChannelParameters { channels: 32, ..ChannelParameters::default() });
-    let standing: Vec<_> = (0..32).map(|number| listener.client(honest(number), u32::from(number != 20))).collect();
+    let established: Vec<_> = (0..32).map(|number| listener.client(honest(number), u32::from(number != 20))).collect();
     let early = listener.client(honest(39), 1);
-    assert!(!listener.stands(early), "no channel has been idle for long");
+    assert!(!listener.is_open(early), "no channel has been idle for long");
     listener.now = listener.now.after(Duration::from_secs(10));
     let admitted = listener.client(honest(40), 1);
-    assert!(listener.stands(admitted) && !listener.stands(standing[20]), "the idle one ends");
+    assert!(listener.is_open(admitted) && !listener.is_open(established[20]), "the idle one ends");
     let refused = listener.client(honest(41), 0);
-    assert!(!listener.stands(refused));
-    assert_eq!(standing.iter().filter(|channel| !listener.stands(**channel)).count(), 1);
+    assert!(!listener.is_open(refused));
+    assert_eq!(established.iter().filter(|channel| !listener.is_open(**channel)).count(), 1);
 }
 
 #[test]
-fn an_idle_channel_stands_while_fuller_networks_open_all_they_can() {
+fn an_idle_channel_stays_open_while_fuller_networks_open_links() {
     let mut listener = Listener::new(ChannelParameters { channels: 256, ..ChannelParameters::default() });
     let idle: Vec<_> = (0..10).map(|number| listener.client(honest(number), 0)).collect();
     listener.now = listener.now.after(Duration::from_secs(60));
@@ -191,23 +191,23 @@ fn an_idle_channel_stands_while_fuller_networks_open_all_they_can() {
         listener.client(Ipv6Addr::new(0x2001, 0xdb8, network, number, 0, 0, 0, 1).into(), 1);
     }
     assert_eq!(listener.node.channels.len(), 256);
-    assert!(idle.iter().all(|channel| listener.stands(*channel)));
-    // A new client stands too, although it opens its first circuit later.
+    assert!(idle.iter().all(|channel| listener.is_open(*channel)));
+    // The channel of a new client stays open too, although it opens its first circuit later.
     let new = listener.client(honest(20), 0);
     for number in 2000..2100 {
         listener.client(Ipv6Addr::new(0x2001, 0xdb8, 1 + number % 5, number, 0, 0, 0, 1).into(), 1);
     }
-    assert!(listener.stands(new));
+    assert!(listener.is_open(new));
 }
 
 #[test]
 fn a_refused_link_closes_no_channel() {
     let mut listener = Listener::new(ChannelParameters { channels: 32, ..ChannelParameters::default() });
-    let standing: Vec<_> = (0..31).map(|number| listener.client(honest(number), 0)).collect();
+    let established: Vec<_> = (0..31).map(|number| listener.client(honest(number), 0)).collect();
     let source = [198, 51, 100, 1].into();
     let refused = [0, 0].map(|circuits| listener.client(source, circuits));
-    assert!(listener.stands(refused[0]) && !listener.stands(refused[1]), "the source is as full as others");
-    assert!(standing.iter().all(|channel| listener.stands(*channel)));
+    assert!(listener.is_open(refused[0]) && !listener.is_open(refused[1]), "the source is as full as others");
+    assert!(established.iter().all(|channel| listener.is_open(*channel)));
 }
 
 #[test]
