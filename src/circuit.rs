@@ -262,13 +262,13 @@ impl Origin {
         now: Instant,
         begin: impl FnOnce(&mut Streams) -> Result<StreamId, StreamError>,
     ) -> Result<StreamId, StreamError> {
-        let id = begin(self.exit_streams().ok_or(StreamError::NotOpen)?)?;
+        let id = begin(self.last_hop_streams().ok_or(StreamError::NotOpen)?)?;
         self.echo_if_silent(now);
         Ok(id)
     }
 
     /// The streams at the last hop; `None` unless the circuit is open.
-    pub fn exit_streams(&mut self) -> Option<&mut Streams> {
+    pub fn last_hop_streams(&mut self) -> Option<&mut Streams> {
         if !self.is_open() {
             return None;
         }
@@ -458,7 +458,7 @@ impl Origin {
     fn send_echo(&mut self, now: Instant) {
         let timeout = self.echo_timeout;
         if self.echo_deadline.is_none()
-            && let Some(streams) = self.exit_streams()
+            && let Some(streams) = self.last_hop_streams()
         {
             streams.echo();
             self.echo_deadline = Some(now.after(timeout));

@@ -335,8 +335,8 @@ impl ClientMachine {
 
     fn handle_pool_event(&mut self, now: Instant, event: PoolEvent) {
         match event {
-            PoolEvent::Stream(circuit, stream, event) => {
-                let position = StreamPosition { circuit, stream };
+            PoolEvent::Stream(circuit, id, event) => {
+                let position = StreamPosition { circuit, stream: id };
                 let deadline = now.after(self.parameters.circuit_wait);
                 match self.placement.handle_event(now, position, &event, &mut self.pool, deadline) {
                     StreamOutcome::Report(stream) => self.events.push_back(ClientEvent::Stream(stream, event)),

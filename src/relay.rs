@@ -353,7 +353,7 @@ impl Relay {
             Side::Previous => circuit.next.endpoint(),
             Side::Next => Some(circuit.previous),
         });
-        usize::from(other.is_some_and(|other| self.channels.queued(other.channel, other.circuit) == 0))
+        usize::from(other.is_some_and(|other| self.channels.queued_of(other.channel, other.circuit) == 0))
     }
 
     fn handle_channel_event(&mut self, now: Instant, event: ChannelEvent, rng: &mut dyn CryptoRng) {

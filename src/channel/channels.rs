@@ -369,8 +369,8 @@ impl Channels {
 
     /// Queued cells of a circuit on a channel.
     #[must_use]
-    pub fn queued(&self, channel: ChannelId, circuit: CircuitId) -> usize {
-        self.channels.get(&channel).map_or(0, |channel| channel.queue().queued(circuit))
+    pub fn queued_of(&self, channel: ChannelId, circuit: CircuitId) -> usize {
+        self.channels.get(&channel).map_or(0, |channel| channel.queue().queued_of(circuit))
     }
 
     /// Whether an expired CREATE of a channel may be refused now: fewer refusals are queued than half of the channel's

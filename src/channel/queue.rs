@@ -108,7 +108,7 @@ impl FairQueue {
     }
 
     /// Queued cells of `circuit`.
-    pub(super) fn queued(&self, circuit: CircuitId) -> usize {
+    pub(super) fn queued_of(&self, circuit: CircuitId) -> usize {
         self.entry(circuit).map_or(0, |queue| queue.cells.len())
     }
 

@@ -210,7 +210,7 @@ fn a_circuit_is_built_hop_by_hop_up_to_the_maximum_length() {
 fn bytes_pass_both_ways_over_three_hops() {
     let (mut chain, mut origin, id) = Chain::stream();
     let sent: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
-    assert_eq!(origin.exit_streams().unwrap().write(id, &sent), sent.len());
+    assert_eq!(origin.last_hop_streams().unwrap().write(id, &sent), sent.len());
     chain.hops[2].streams.write(id, &sent);
     chain.settle(&mut origin);
     let at_origin = events(&mut origin).into_iter().filter_map(|event| match event {

@@ -213,7 +213,7 @@ impl Pool {
     /// Calls `act` with the streams at the exit of an open circuit.
     pub(super) fn with_streams<T>(&mut self, key: PooledCircuitKey, act: impl FnOnce(&mut Streams) -> T) -> Option<T> {
         let circuit = self.circuits.get_mut(&key)?;
-        let result = act(circuit.exit_streams()?);
+        let result = act(circuit.last_hop_streams()?);
         self.ready.push(key, &mut circuit.ready);
         Some(result)
     }
@@ -409,7 +409,7 @@ impl Pool {
         let Some((channel, origin)) = self.circuits.get_mut(&key).and_then(PooledCircuit::origin_mut) else {
             return false;
         };
-        let room = QUEUE_HIGH.saturating_sub(channels.queued(channel, origin.circuit()));
+        let room = QUEUE_HIGH.saturating_sub(channels.queued_of(channel, origin.circuit()));
         for sent in 0..room {
             let Some(cell) = origin.poll_cell(now, rng) else { return sent > 0 };
             if channels.send(channel, cell).is_err() {

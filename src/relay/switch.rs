@@ -106,7 +106,7 @@ impl Relay {
         while let Some(key) = self.streams.poll_ready() {
             let Some(circuit) = self.table.circuit(key) else { continue };
             let (previous, capacity) = (circuit.previous, message_capacity(circuit.hop));
-            while self.channels.queued(previous.channel, previous.circuit) < QUEUE_HIGH {
+            while self.channels.queued_of(previous.channel, previous.circuit) < QUEUE_HIGH {
                 let Some(message) = self.streams.poll_message(now, key, capacity, rng) else { break };
                 if !self.send_message(key, &message) {
                     self.end(now, key);

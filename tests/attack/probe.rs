@@ -178,7 +178,7 @@ impl<'a> Probe<'a> {
             let circuit = self.circuits.iter_mut().find(|circuit| circuit.role == role && circuit.stands());
             let Some(circuit) = circuit else { continue };
             if let CircuitState::Started { origin, stream: Some(stream), .. } = &mut circuit.state
-                && let Some(streams) = origin.exit_streams()
+                && let Some(streams) = origin.last_hop_streams()
             {
                 streams.handle_command(*stream, StreamCommand::Write(Bytes::from_static(b"?")));
                 circuit.sent.push_back(now);
@@ -204,7 +204,7 @@ impl<'a> Probe<'a> {
                     }
                     let answered = circuit.sent.drain(..count.min(circuit.sent.len()));
                     circuit.round_trips.extend(answered.map(|sent| now.since(sent)));
-                    if let (Some(streams), Some(stream)) = (origin.exit_streams(), *stream) {
+                    if let (Some(streams), Some(stream)) = (origin.last_hop_streams(), *stream) {
                         streams.handle_command(stream, StreamCommand::Consumed(bytes.len()));
                     }
                 }

@@ -89,7 +89,7 @@ impl OriginParty {
         }
         let Some((channel, origin)) = &mut self.origin else { return };
         if let Some(stream) = self.stream.filter(|_| self.sent < self.to_send)
-            && let Some(streams) = origin.exit_streams()
+            && let Some(streams) = origin.last_hop_streams()
         {
             let part = streams.room(stream).min(self.to_send - self.sent);
             self.sent += streams.write(stream, &patterned(self.sent, part));
@@ -107,7 +107,7 @@ impl OriginParty {
                 CircuitEvent::Stream(_, stream, StreamEvent::Data(bytes)) => {
                     self.received.extend_from_slice(&bytes);
                     if !self.stalled
-                        && let Some(streams) = origin.exit_streams()
+                        && let Some(streams) = origin.last_hop_streams()
                     {
                         streams.handle_command(stream, StreamCommand::Consumed(bytes.len()));
                     }

@@ -69,9 +69,9 @@ fn cells_are_sent_within_room_and_in_whole_messages_if_they_fit() {
     assert!(pair.a.sent.is_empty());
     for (room, cells) in [(2 * MESSAGE_CELLS * CELL_LEN + 5_000, 2 * MESSAGE_CELLS), (5_000, 5), (1, 1)] {
         pair.a.sent.clear();
-        let before = pair.a.channels.queued(channel, circuit);
+        let before = pair.a.channels.queued_of(channel, circuit);
         pair.room(1, room);
-        assert_eq!(before - pair.a.channels.queued(channel, circuit), cells);
+        assert_eq!(before - pair.a.channels.queued_of(channel, circuit), cells);
         let lengths = pair.a.sent.iter().map(|transmit| match transmit {
             Transmit::Message { message, .. } => message.len(),
             _ => 0,
@@ -104,7 +104,7 @@ fn a_trickling_circuit_does_not_starve_a_busy_one() {
     (0..200).for_each(|_| queue.push(bulk, 0, cell(bulk, 0), 1000).unwrap());
     let mut of_bulk = 0;
     for _ in 0..100 {
-        if queue.queued(trickle) == 0 {
+        if queue.queued_of(trickle) == 0 {
             queue.push(trickle, 0, cell(trickle, 0), 1000).unwrap();
         }
         of_bulk += usize::from(queue.pop().unwrap().circuit == bulk);
@@ -124,7 +124,7 @@ fn a_full_circuit_queue_refuses_more_and_destroy_empties_it() {
     assert_eq!(pair.a.channels.send(channel, cell(circuit, 5)), Err(QueueFull));
     pair.a.channels.send(channel, Cell::destroy(circuit)).unwrap();
     pair.a.channels.end_circuit(pair.now, channel, circuit);
-    assert_eq!(pair.a.channels.queued(channel, circuit), 1);
+    assert_eq!(pair.a.channels.queued_of(channel, circuit), 1);
     pair.room(1, ROOM);
     pair.settle();
     let cells = pair.b.cells();
@@ -141,7 +141,7 @@ fn a_destroy_from_the_other_end_drops_the_queued_cells() {
     (0..9).for_each(|tag| pair.a.channels.send(channel, cell(circuit, tag)).unwrap());
     let lane = lane_of(circuit, LANES).value();
     pair.a.handle(pair.now, one_message(lane, &[Cell::destroy(circuit)]), &mut pair.rng);
-    assert_eq!(pair.a.channels.queued(channel, circuit), 0);
+    assert_eq!(pair.a.channels.queued_of(channel, circuit), 0);
     pair.room(1, ROOM);
     assert!(pair.a.sent.is_empty());
 }
@@ -360,7 +360,7 @@ fn a_channel_full_of_refusals_is_evicted() {
     });
     assert_eq!(evictions(&pair.b), [Eviction::Channel(hostile)]);
     pair.b.channels.close(hostile);
-    assert_eq!((evictions(&pair.b), pair.b.channels.queued(honest, held)), (vec![], 3));
+    assert_eq!((evictions(&pair.b), pair.b.channels.queued_of(honest, held)), (vec![], 3));
 }
 
 #[test]

@@ -165,7 +165,7 @@ impl Pool {
         rng: &mut dyn CryptoRng,
     ) -> Result<(), PathError> {
         let guard = circuit.guard().and_then(|guard| inputs.relays.consensus.relay(&guard));
-        let guard = guard.ok_or(PathError::TooFewRelays)?.dial_target();
+        let guard = guard.ok_or(PathError::NoGuard)?.dial_target();
         self.build_rate.handle_build(now);
         self.last_key = self.last_key.saturating_add(1);
         let key = PooledCircuitKey(self.last_key);

@@ -456,10 +456,10 @@ impl PooledCircuit {
     }
 
     /// The streams at the exit of an open circuit.
-    pub(super) fn exit_streams(&mut self) -> Option<&mut Streams> {
+    pub(super) fn last_hop_streams(&mut self) -> Option<&mut Streams> {
         match &mut self.state {
             PooledCircuitState::Connecting | PooledCircuitState::Building(_) => None,
-            PooledCircuitState::Open(open) => open.origin.exit_streams(),
+            PooledCircuitState::Open(open) => open.origin.last_hop_streams(),
         }
     }
 
