@@ -18,9 +18,11 @@ use crate::{
 const MIN_SIZE: usize = TURN_OF_RELAY;
 /// Largest window: a rate of 450 CREATEs a second over a path with an answer time of half a second.
 const MAX_SIZE: usize = 256;
-/// Time beyond the base after which an answer is late, so that the window shrinks. Within half of it, an answer is
-/// prompt, so that the window grows. The queue can double until the next answer.
+/// Time beyond the base after which an answer is late, so that the window shrinks.
 const QUEUE_TARGET: Duration = Duration::from_millis(100);
+/// Time beyond the base within which an answer is prompt, so that the window grows. Half of the target, because the
+/// queue can double until the next answer.
+const PROMPT: Duration = Duration::from_millis(50);
 /// Interval after which a window shrinks to the largest number of unanswered CREATEs in it.
 const USE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -68,7 +70,7 @@ impl CreateWindow {
             let answered = late.as_nanos().saturating_mul(ahead.saturating_add(1) as u128);
             let in_time = answered.checked_div(waited.as_nanos()).and_then(|count| usize::try_from(count).ok());
             self.size = self.size.min(in_time.unwrap_or_default()).max(MIN_SIZE);
-        } else if is_answered && self.is_in_use() && waited <= base.saturating_add(QUEUE_TARGET / 2) {
+        } else if is_answered && self.is_in_use() && waited <= base.saturating_add(PROMPT) {
             self.size = self.size.saturating_add(1).min(MAX_SIZE);
         }
         if is_answered && (waited < base || (waited > late && ahead < MIN_SIZE)) {

@@ -128,7 +128,7 @@ fn a_client_extends_within_a_second_while_a_24_floods_the_next_relay_through_twe
         for (number, (guard, next, hostile, at_attacked)) in guards.iter_mut().enumerate() {
             // Each address has one CREATE in four steps, 2,200 a second in all.
             for (host, link) in hostile.iter().enumerate() {
-                if (step + host as u64 + number as u64) % 4 == 0 {
+                if (step + host as u64 + number as u64).is_multiple_of(4) {
                     guard.extend(*link);
                 }
             }
