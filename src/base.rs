@@ -36,7 +36,7 @@ pub use link::{
 };
 pub use machine::LinkMachine;
 pub use owned::Owned;
-pub use owner_turns::OwnerTurns;
+pub use owner_turns::{OwnerTurns, TURN_OF_RELAY};
 pub use queue::shrink_queue;
 pub use ready_queue::{ReadyQueue, Ticket};
 pub use redact::Redacted;

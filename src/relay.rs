@@ -12,7 +12,8 @@
 //! | rates of CREATE for each owner | `base::Allowances` |
 //! | CREATEs that lack fragments | `partial_creates::PartialCreates` |
 //! | CREATEs that wait for their handshake | `waiting_creates::WaitingCreates` |
-//! | circuits that wait for a channel to the next hop, or for its rate | `waiting_extends::WaitingExtends` |
+//! | circuits that wait for a channel to the next hop, for its rate or its window | `waiting_extends::WaitingExtends` |
+//! | numbers of unanswered CREATEs to each next relay | `create_windows::CreateWindows` |
 //! | turns of the owners of waiting CREATEs and circuits | `base::OwnerTurns` |
 //! | each owner's share of circuits, partial CREATEs, waiting circuits and exit streams | `base::Owned` |
 //! | streams whose exit is this relay | `streams::ExitStreams` |
@@ -52,6 +53,7 @@ mod build;
 #[cfg(any(test, fuzzing))]
 mod check;
 mod circuit;
+mod create_windows;
 mod gateways;
 mod parameters;
 mod partial_creates;
@@ -81,6 +83,7 @@ use crate::{
 
 use self::{
     circuit::CircuitEndpoint,
+    create_windows::CreateWindows,
     gateways::Gateways,
     partial_creates::PartialCreates,
     streams::ExitStreams,
@@ -133,6 +136,7 @@ pub struct Relay {
     handshake_tokens: TokenBucket,
     allowances: Allowances,
     waiting_extends: WaitingExtends,
+    create_windows: CreateWindows,
     streams: ExitStreams,
     cells_switched: u64,
     /// The buffer in which a relay message is encoded.
@@ -161,6 +165,7 @@ impl Relay {
             handshake_tokens: TokenBucket::new(),
             allowances: Allowances::new(parameters.creates_of_source, parameters.channel.creates_of_relay),
             waiting_extends: WaitingExtends::new(parameters.waiting_extends, parameters.creates_to_relay),
+            create_windows: CreateWindows::new(parameters.create_window),
             streams: ExitStreams::new(&parameters),
             channels: Channels::new(role, parameters.channel),
             cells_switched: 0,
@@ -395,6 +400,9 @@ impl Relay {
                 Side::Previous => self.end(now, key),
                 Side::Next => self.handle_next_closed(now, key),
             }
+        }
+        if let Some(relay) = self.create_windows.remove_channel(channel) {
+            self.waiting_extends.schedule(relay);
         }
         self.partial_creates.remove_channel(channel);
         self.waiting_creates.remove_channel(channel);

@@ -7,7 +7,7 @@ use super::{AddressPrefix, Counter as _, Owner, RelayId};
 /// Items of a network in one turn.
 const TURN_OF_NETWORK: usize = 1;
 /// Items of a listed relay in one turn. A listed relay carries the circuits of many clients.
-const TURN_OF_RELAY: usize = 4;
+pub const TURN_OF_RELAY: usize = 4;
 
 /// The holder of a turn: many sources of one network have one turn.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

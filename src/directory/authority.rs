@@ -25,9 +25,9 @@ use core::{
 use rand::CryptoRng;
 
 use super::{
-    AuthorityId, CLOCK_SKEW, Consensus, ConsensusBody, Counted, Dates, Descriptor, DescriptorError, DocumentError,
-    MAX_CONSENSUS_LEN, MAX_RELAYS, Parameters, PresenceError, Registration, SignedConsensus, SignedVolunteerList,
-    UnverifiedConsensus, UnverifiedDescriptor, VolunteerList,
+    AuthorityId, CLOCK_SKEW, Consensus, ConsensusBody, Counted, Dates, Descriptor, DescriptorError, MAX_CONSENSUS_LEN,
+    MAX_RELAYS, Parameters, PresenceError, Registration, SignedConsensus, SignedVolunteerList, UnverifiedConsensus,
+    UnverifiedDescriptor, VolunteerList,
 };
 use crate::{
     base::{AddressPrefix, DialError, DialTarget, Instant, RelayId, WallTime},
@@ -47,6 +47,8 @@ const MAX_PROOFS: usize = 32;
 const MAX_CLOCK_LAG: Duration = Duration::from_secs(60);
 /// Bytes reserved for the signatures of a signed consensus.
 const SIGNATURE_RESERVE: usize = 1024;
+/// Bytes reserved for the dates and the parameters of a consensus.
+const PARAMETERS_RESERVE: usize = 32 * 1024;
 
 /// Settings of an authority.
 #[derive(Clone, Debug)]
@@ -390,32 +392,24 @@ impl Authority {
     /// Signs a new consensus, unless no relay is listed. In that case the last consensus stays usable until it expires.
     fn publish(&mut self, now: WallTime) {
         self.next_consensus = Some(now.after(self.config.interval));
-        let mut list = self.relays.list(now, self.config.stable_after, MAX_RELAYS);
+        let max_len = MAX_CONSENSUS_LEN.saturating_sub(SIGNATURE_RESERVE);
+        let max_relays_len = max_len.saturating_sub(PARAMETERS_RESERVE);
+        let list = self.relays.list(now, self.config.stable_after, MAX_RELAYS, max_relays_len);
         if list.is_empty() {
             tracing::warn!("no relay can be listed; there is no new consensus");
             return;
         }
         let last = self.last.as_ref().map(Consensus::valid_after);
         let dates = Dates::of_next(now, last, self.config.interval, self.config.lifetime);
-        loop {
-            let relays = list.len();
-            let body = ConsensusBody::new(self.config.parameters.clone(), list);
-            match Consensus::new(&dates, &body) {
-                Ok((consensus, encoded)) if encoded.len() <= MAX_CONSENSUS_LEN.saturating_sub(SIGNATURE_RESERVE) => {
-                    tracing::info!(relays, "signed a consensus");
-                    self.last = Some(consensus);
-                    self.events.push_back(AuthorityEvent::Publish(Consensus::sign(encoded, [&self.key])));
-                    return;
-                }
-                // The consensus is too long.
-                Ok(_) | Err(DocumentError::Malformed(_)) if relays > 1 => {
-                    let max_relays = relays.saturating_sub(relays.div_ceil(16));
-                    tracing::warn!(relays, max_relays, "the consensus is too long; omitting the relays known shortest");
-                    list = self.relays.list(now, self.config.stable_after, max_relays);
-                }
-                Ok(_) => return tracing::error!("can't create a consensus: the entry of one relay is too long"),
-                Err(error) => return tracing::error!(%error, "can't create a consensus"),
+        let relays = list.len();
+        match Consensus::new(&dates, &ConsensusBody::new(self.config.parameters.clone(), list)) {
+            Ok((consensus, encoded)) if encoded.len() <= max_len => {
+                tracing::info!(relays, "signed a consensus");
+                self.last = Some(consensus);
+                self.events.push_back(AuthorityEvent::Publish(Consensus::sign(encoded, [&self.key])));
             }
+            Ok((_, encoded)) => tracing::error!(length = encoded.len(), "can't create a consensus: it is too long"),
+            Err(error) => tracing::error!(%error, "can't create a consensus"),
         }
     }
 

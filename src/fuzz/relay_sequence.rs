@@ -68,6 +68,7 @@ fn parameters() -> RelayParameters {
         waiting_creates: 64,
         circuit_handshakes: Rate { per_second: 20, burst: 4 },
         waiting_extends: 64,
+        create_window: 2,
         exit_streams: 64,
         stream_records: 128,
         exit: true,

@@ -16,6 +16,7 @@ use crate::{
 use super::{
     Relay,
     circuit::{Circuit, CircuitEndpoint, NextHop},
+    create_windows::SentCreate,
     partial_creates::PartialCreate,
     table::CircuitKey,
     waiting_creates::WaitingCreate,
@@ -174,6 +175,7 @@ impl Relay {
             return self.send_gone(key);
         }
         if let Some(channel) = channel
+            && self.create_windows.has_room(now, channel)
             && self.waiting_extends.may_create(now, &relay)
         {
             return self.create(now, key, channel, request, rng);
@@ -227,14 +229,16 @@ impl Relay {
         self.end(now, key);
     }
 
-    /// Sends the CREATEs that wait for `relay`, as far as the rate permits now, in turns of their owners.
+    /// Sends the CREATEs that wait for `relay`, as far as its window and the rate permit now, in turns of their owners.
     pub(super) fn create_waiting(&mut self, now: Instant, relay: RelayId, rng: &mut dyn CryptoRng) {
         let channel = match self.known.relay(&relay).map(ConsensusRelay::dial_target) {
             Some(target) => self.channels.connect(now, &target),
             None => self.channels.channel_to_volunteer(&relay),
         };
         let Some(channel) = channel else { return self.handle_unreachable(now, &relay) };
-        while let Some((key, request)) = self.waiting_extends.pop(now, &relay) {
+        while self.create_windows.has_room(now, channel)
+            && let Some((key, request)) = self.waiting_extends.pop(now, &relay)
+        {
             if self.create(now, key, channel, &request, rng).is_none() {
                 self.end(now, key);
             }
@@ -272,7 +276,8 @@ impl Relay {
             self.end(now, evicted);
         }
         let endpoint = CircuitEndpoint { channel, circuit: self.channels.allocate_circuit(channel, rng)? };
-        self.table.circuit_mut(key)?.set_creating(now, endpoint, volunteer);
+        let sent = self.create_windows.send(now, channel, self.channels.peer(channel)?);
+        self.table.circuit_mut(key)?.set_creating(now, endpoint, volunteer, sent);
         self.table.insert_next(endpoint, key);
         for cell in create_cells(endpoint.circuit, hop, request).ok()? {
             self.channels.send(channel, cell).ok()?;
@@ -283,19 +288,30 @@ impl Relay {
 
     /// Handles the next hop's CREATED, or a fragment of one, and forwards the complete CREATED as EXTENDED.
     pub(super) fn handle_created(&mut self, now: Instant, key: CircuitKey, body: &[u8; BODY_LEN]) {
-        if self.collect_created(key, body).is_none() {
+        if self.collect_created(now, key, body).is_none() {
             self.end(now, key);
         }
     }
 
     /// Reassembles a CREATED, and sends EXTENDED once it is complete. `None` if the circuit must end.
-    fn collect_created(&mut self, key: CircuitKey, body: &[u8; BODY_LEN]) -> Option<()> {
+    fn collect_created(&mut self, now: Instant, key: CircuitKey, body: &[u8; BODY_LEN]) -> Option<()> {
         let circuit = self.table.circuit_mut(key)?;
+        let sent = circuit.next.sent_create();
         let Some(body) = circuit.push_created(body)? else { return Some(()) };
         let capacity = message_capacity(circuit.hop).saturating_sub(MESSAGE_HEADER_LEN);
+        if let Some((channel, sent)) = sent {
+            self.handle_create_end(now, channel, sent, true);
+        }
         for fragment in split(&body, capacity).ok()? {
             self.send_message(key, &RelayMessage::Extended { fragment: fragment.into() }).then_some(())?;
         }
         Some(())
+    }
+
+    /// Handles the end of a CREATE on `channel`, by CREATED or with its circuit. A waiting circuit may have room now.
+    pub(super) fn handle_create_end(&mut self, now: Instant, channel: ChannelId, sent: SentCreate, is_answered: bool) {
+        if let Some(relay) = self.create_windows.remove(now, channel, sent, is_answered) {
+            self.waiting_extends.schedule(relay);
+        }
     }
 }

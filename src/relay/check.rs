@@ -16,6 +16,9 @@ impl Relay {
         let (waiting, deadlines, turns, order) = self.waiting_creates.len();
         assert_eq!((waiting, turns), (deadlines, order));
         assert!(waiting <= parameters.waiting_creates, "{waiting} waiting CREATEs");
+        let creating = |key: &_| self.table.circuit(*key).is_some_and(|circuit| circuit.next.sent_create().is_some());
+        let creating = self.table.keys().iter().filter(|key| creating(key)).count();
+        assert_eq!(self.create_windows.unanswered(), creating);
         let waiting = self.waiting_extends.total();
         assert!(waiting <= parameters.waiting_extends, "{waiting} circuits wait for their next relay");
         let streams = self.streams.len();
@@ -32,7 +35,7 @@ impl Relay {
         self.channels.assert_closed();
         assert_eq!((self.table.len(), self.table.deadlines(), self.table.owners().counts()), (0, 0, (0, 0, 0)));
         assert_eq!((self.partial_creates.len(), self.waiting_creates.len()), ((0, 0), (0, 0, 0, 0)));
-        assert!(self.waiting_extends.is_empty());
+        assert!(self.waiting_extends.is_empty() && self.create_windows.is_empty());
         assert_eq!((self.streams.len(), self.streams.shares().counts()), (0, (0, 0, 0)));
         assert_eq!(self.streams.records().0.len(), (0, 0));
         assert_eq!(self.streams.poll_timeout(), None);

@@ -9,6 +9,8 @@ use crate::{
     wire::{BODY_LEN, Fragments},
 };
 
+use super::create_windows::SentCreate;
+
 /// Time after which a client's circuit ends that has no next hop and never had a stream that the relay served.
 const UNUSED_TIMEOUT: Duration = Duration::from_secs(600);
 /// The same for a later hop, which may be the last of a circuit that a client keeps ready, and for any hop after its
@@ -50,10 +52,10 @@ pub(super) struct CircuitRank {
 pub(super) enum NextHop {
     /// This relay is the last hop.
     None,
-    /// The CREATE waits for the channel to the next hop, or for the rate of CREATEs to it.
+    /// The CREATE waits for the channel to the next hop, for the rate of CREATEs to it, or for room in its window.
     Waiting(RelayId),
     /// CREATE is sent; CREATED is incomplete.
-    Creating { endpoint: CircuitEndpoint, volunteer: bool, reply: Fragments },
+    Creating { endpoint: CircuitEndpoint, volunteer: bool, sent: SentCreate, reply: Fragments },
     /// The next hop has answered.
     Open(CircuitEndpoint),
 }
@@ -64,6 +66,14 @@ impl NextHop {
         match self {
             Self::Creating { endpoint, .. } | Self::Open(endpoint) => Some(*endpoint),
             Self::None | Self::Waiting(_) => None,
+        }
+    }
+
+    /// The unanswered CREATE, and the channel on which it was sent.
+    pub(super) const fn sent_create(&self) -> Option<(ChannelId, SentCreate)> {
+        match self {
+            Self::Creating { endpoint, sent, .. } => Some((endpoint.channel, *sent)),
+            Self::None | Self::Waiting(_) | Self::Open(_) => None,
         }
     }
 }
@@ -138,8 +148,8 @@ impl Circuit {
     }
 
     /// Records that CREATE is sent to the next hop.
-    pub(super) fn set_creating(&mut self, now: Instant, endpoint: CircuitEndpoint, volunteer: bool) {
-        self.next = NextHop::Creating { endpoint, volunteer, reply: Fragments::new() };
+    pub(super) fn set_creating(&mut self, now: Instant, endpoint: CircuitEndpoint, volunteer: bool, sent: SentCreate) {
+        self.next = NextHop::Creating { endpoint, volunteer, sent, reply: Fragments::new() };
         self.deadline = Some(now.after(CREATE_TIMEOUT));
     }
 

@@ -27,15 +27,19 @@ pub struct RelayParameters {
     /// at about 0.2 ms each, less than half of the task's time. The burst, default 4, is the maximum in one batch, so
     /// that the handshakes of a batch delay its cells by less than 1 ms.
     pub circuit_handshakes: Rate,
-    /// Cap on circuits that wait for a channel to their next hop or for `creates_to_relay`, 4 KiB each, with the shares
-    /// of `circuits`. Beyond the share of its owner, the circuit that extends ends. At the cap, the circuit that has
+    /// Cap on circuits that wait for a channel to their next hop, for `creates_to_relay` or for an answered CREATE, 4 KiB
+    /// each, with the shares of `circuits`. Beyond the share of its owner, the circuit that extends ends. At the cap, the circuit that has
     /// waited longest, of the owner closest to its share, ends. The circuits of a source wait for at most 16 relays,
     /// those of a listed relay for 64. Default 4,096.
     pub waiting_extends: usize,
-    /// Rate of CREATEs to each next relay. CREATEs above the rate wait, and the owners of the circuits take turns. Below
+    /// Rate of CREATEs to each next relay. CREATEs above the rate wait, and the owners of the circuits take turns: one
+    /// CREATE of the clients, one of the listed relays. Below
     /// the rate that the next relay accepts of this relay (`ChannelParameters::creates_of_relay`), so that it refuses
     /// no CREATE. Default 450 a second, in bursts of up to 500.
     pub creates_to_relay: Rate,
+    /// Number of unanswered CREATEs to a next relay at first. The number grows while answers are prompt, and shrinks
+    /// while they are late. Further CREATEs wait as those above `creates_to_relay`. Default 16.
+    pub create_window: usize,
     /// Cap on streams, RESOLVEs and delegated requests as an exit, with the shares of `circuits`. At the cap, a new
     /// stream replaces the least active stream of the owner closest to its share. A new stream of an owner at its share,
     /// or as close to it, replaces the least active stream of the same owner, up to a rate of its circuit. Beyond that
@@ -76,6 +80,7 @@ impl Default for RelayParameters {
             circuit_handshakes: Rate { per_second: 2000, burst: 4 },
             waiting_extends: 4096,
             creates_to_relay: Rate { per_second: 450, burst: 500 },
+            create_window: 16,
             exit_streams: 4096,
             stream_records: 512 * 1024,
             exit: false,

@@ -140,6 +140,9 @@ impl Relay {
         if let NextHop::Waiting(relay) = &circuit.next {
             self.waiting_extends.remove(relay, key);
         }
+        if let Some((channel, sent)) = circuit.next.sent_create() {
+            self.handle_create_end(now, channel, sent, false);
+        }
         for endpoint in [Some(circuit.previous), circuit.next.endpoint()].into_iter().flatten() {
             if Some(endpoint) != except {
                 self.destroy(now, endpoint);

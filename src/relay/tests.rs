@@ -32,6 +32,7 @@ use crate::{
 
 mod exit;
 mod extend;
+mod extend_windows;
 mod handshakes;
 mod owners;
 mod reach;
@@ -56,9 +57,9 @@ struct Bench {
 }
 
 impl Bench {
-    /// A relay whose handshakes don't wait.
+    /// A relay whose handshakes don't wait, nor its CREATEs for the answers to earlier ones.
     fn new(parameters: RelayParameters) -> Self {
-        Self::limited(RelayParameters { circuit_handshakes: UNLIMITED, ..parameters })
+        Self::limited(RelayParameters { circuit_handshakes: UNLIMITED, create_window: usize::MAX, ..parameters })
     }
 
     fn limited(parameters: RelayParameters) -> Self {

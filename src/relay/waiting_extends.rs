@@ -1,6 +1,7 @@
-//! Circuits that wait for their CREATE to the next hop: for the channel, or for the rate at which that relay accepts
-//! CREATEs.
+//! Circuits that wait for their CREATE to the next hop: for the channel, for the rate at which that relay accepts
+//! CREATEs, or for the answers to earlier CREATEs.
 
+use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::base::{
@@ -18,6 +19,10 @@ const MAX_DIALS_OF_RELAY: usize = 64;
 /// The circuits of a network or a listed relay may take up to the number of free dials divided by this divisor. So each
 /// further network or listed relay finds free dials, until about 23 of them dial relays that don't answer.
 const FREE_DIVISOR: usize = 4;
+/// While the oldest circuit of an owner has waited longer, the owner's newest circuit is next. The circuits of a listed
+/// relay are those of many clients. In the order of their age, all of them would wait for the longest backlog that one
+/// client can cause.
+const MAX_ORDERED_WAIT: Duration = Duration::from_millis(500);
 
 /// A waiting circuit.
 struct WaitingExtend {
@@ -33,16 +38,22 @@ struct Queue {
     circuits: BTreeMap<CircuitKey, WaitingExtend>,
     /// The circuits of each owner, ordered by the time since which they wait.
     by_owner: HashMap<Owner, BTreeSet<(Instant, CircuitKey)>>,
-    turns: OwnerTurns,
+    /// The turns of the sources.
+    sources: OwnerTurns,
+    /// The turns of the listed relays.
+    relays: OwnerTurns,
+    /// Whether a listed relay is next. Sources and listed relays take turns, because many listed relays may carry
+    /// circuits of one attacker.
+    is_relay_next: bool,
 }
 
 impl Queue {
     fn insert(&mut self, key: CircuitKey, extend: WaitingExtend) {
         let circuits = self.by_owner.entry(extend.owner).or_default();
-        if circuits.is_empty() {
-            self.turns.add(extend.owner);
-        }
         circuits.insert((extend.since, key));
+        if circuits.len() == 1 {
+            self.turns(&extend.owner).add(extend.owner);
+        }
         self.circuits.insert(key, extend);
     }
 
@@ -52,16 +63,30 @@ impl Queue {
             circuits.remove(&(extend.since, key));
             if circuits.is_empty() {
                 self.by_owner.remove(&extend.owner);
-                self.turns.remove(&extend.owner);
+                self.turns(&extend.owner).remove(&extend.owner);
             }
         }
         Some(extend)
     }
 
-    /// The circuit whose turn it is: the one of its owner that has waited longest.
-    fn next(&mut self) -> Option<CircuitKey> {
-        let owner = self.turns.next_owner()?;
-        self.by_owner.get(&owner)?.first().map(|(_, key)| *key)
+    const fn turns(&mut self, owner: &Owner) -> &mut OwnerTurns {
+        match owner {
+            Owner::Source(..) => &mut self.sources,
+            Owner::Relay(_) => &mut self.relays,
+        }
+    }
+
+    /// The circuit whose turn it is: the one of its owner that has waited longest, or, if that has waited for longer than
+    /// [`MAX_ORDERED_WAIT`], the newest one.
+    fn next(&mut self, now: Instant) -> Option<CircuitKey> {
+        let Self { sources, relays, .. } = self;
+        let (first, second) = if self.is_relay_next { (relays, sources) } else { (sources, relays) };
+        let owner = first.next_owner().or_else(|| second.next_owner())?;
+        self.is_relay_next = matches!(owner, Owner::Source(..));
+        let circuits = self.by_owner.get(&owner)?;
+        let oldest = circuits.first()?;
+        let next = if now.since(oldest.0) > MAX_ORDERED_WAIT { circuits.last()? } else { oldest };
+        Some(next.1)
     }
 }
 
@@ -197,7 +222,7 @@ impl WaitingExtends {
             self.schedule(*relay);
             return None;
         }
-        let key = queue.next()?;
+        let key = queue.next(now)?;
         let extend = queue.remove(key)?;
         if queue.circuits.is_empty() {
             self.relays.remove(relay);

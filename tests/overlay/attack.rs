@@ -8,6 +8,7 @@ use std::{
     env, fs,
     io::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Range,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::mpsc::Receiver,
@@ -27,7 +28,8 @@ const RELAYS: [usize; 3] = [ATTACKED, 2, 3];
 const CLIENT: usize = 4;
 const TARGET: usize = 5;
 const ATTACKER: usize = 6;
-const MACHINES: u8 = 7;
+/// The other guards of an attack through eight guards. Relays 2 and 3 are guards too.
+const FURTHER_GUARDS: Range<usize> = 7..13;
 
 /// Seconds of the attack in the short form.
 const SHORT: u64 = 6;
@@ -43,17 +45,24 @@ struct Attack {
     links_of_source: usize,
     /// Extends its circuits to another relay.
     extends: bool,
+    /// Opens its links to each of eight other relays, and extends its circuits to the attacked relay.
+    through_guards: bool,
     /// Opens no link, and sends ClientHellos with valid cookies instead.
     hellos: bool,
 }
 
 impl Attack {
     fn new(name: &'static str, sources: impl Iterator<Item = IpAddr>, links_of_source: usize) -> Self {
-        Self { name, sources: sources.collect(), links_of_source, extends: false, hellos: false }
+        Self { name, sources: sources.collect(), links_of_source, extends: false, through_guards: false, hellos: false }
     }
 
     fn extending(mut self) -> Self {
         self.extends = true;
+        self
+    }
+
+    fn through_guards(mut self) -> Self {
+        self.through_guards = true;
         self
     }
 
@@ -67,8 +76,15 @@ impl Attack {
         self.sources.iter().any(IpAddr::is_ipv6)
     }
 
+    /// The links to one relay.
     fn links(&self) -> usize {
         self.sources.len() * self.links_of_source
+    }
+
+    /// The machines of all relays.
+    fn relays(&self) -> Vec<usize> {
+        let further = self.through_guards.then_some(FURTHER_GUARDS);
+        RELAYS.into_iter().chain(further.into_iter().flatten()).collect()
     }
 }
 
@@ -93,6 +109,7 @@ fn attacks() -> Vec<Attack> {
         Attack::new("slash-48", (0..256).map(ipv6), 4),
         Attack::new("many-networks", (0..64).flat_map(|network| (1..=4).map(move |host| ipv4(network, host))), 2),
         Attack::new("sixteen-extend", sixteen(), 2).extending(),
+        Attack::new("extend-through-eight", (1..=4).map(|host| ipv4(0, host)), 2).through_guards(),
         Attack::new("hellos", std::iter::once(ipv4(0, 1)), 1).with_hellos(),
         Attack::new("sixteen-hellos", sixteen(), 8).with_hellos(),
     ]
@@ -221,20 +238,22 @@ impl Outcome {
 /// Starts a network, attacks it for `seconds`, and measures.
 fn run(programs: &Programs, attack: &Attack, seconds: u64) -> Outcome {
     let scratch = tempfile::tempdir().unwrap();
-    let lab = Lab::new(programs, scratch.path(), attack.is_ipv6());
+    let lab = Lab::new(programs, scratch.path(), attack);
     let nodes = lab.start_nodes();
     let attacked = &nodes[1].0;
     let mut probe = lab.probe(seconds);
     assert_eq!(next_line(&probe.lines), "ready", "the client's first circuits succeed");
 
-    let flood = (!attack.sources.is_empty()).then(|| lab.flood(attack));
-    let mut before = String::new();
-    if let Some(flood) = &flood {
-        let end = Instant::now() + LINKS_TIMEOUT;
-        while before.is_empty() || (number(&before, "open") < attack.links() as u64 && Instant::now() < end) {
-            before = next_line(&flood.lines);
+    let floods = lab.floods(attack);
+    let end = Instant::now() + LINKS_TIMEOUT;
+    let open = |flood: &Reporting| {
+        let mut line = next_line(&flood.lines);
+        while number(&line, "open") < attack.links() as u64 && Instant::now() < end {
+            line = next_line(&flood.lines);
         }
-    }
+        line
+    };
+    let before: Vec<_> = floods.iter().map(open).collect();
     let (started, processor) = (Instant::now(), processor_time(attacked.id()));
     writeln!(probe.process.0.stdin.as_mut().unwrap()).unwrap();
     let (mut roles, mut failures) = (Vec::new(), Vec::new());
@@ -246,11 +265,12 @@ fn run(programs: &Programs, attack: &Attack, seconds: u64) -> Outcome {
             _ => roles.push(Role::parse(&line)),
         }
     }
-    let after = flood.as_ref().and_then(|flood| flood.lines.try_iter().last()).unwrap_or_default();
-    let since = |label: &str| number(&after, label).saturating_sub(number(&before, label));
+    let after: Vec<_> = floods.iter().map(|flood| flood.lines.try_iter().last().unwrap_or_default()).collect();
+    let sum = |lines: &[String], label: &str| lines.iter().map(|line| number(line, label)).sum::<u64>();
+    let since = |label: &str| sum(&after, label).saturating_sub(sum(&before, label));
     Outcome {
         name: attack.name,
-        links: number(&after, "open"),
+        links: sum(&after, "open"),
         seconds: started.elapsed().as_secs_f64(),
         sent: since("sent"),
         created: since("created"),
@@ -270,8 +290,8 @@ struct Lab<'a> {
     folder: &'a Path,
     ipv6: bool,
     authority: String,
-    /// The identities of the attacked relay and of the others.
-    identities: [String; 3],
+    /// The machines of the attacked relay and of the others, with their identities.
+    relays: Vec<(usize, String)>,
 }
 
 /// A process with its lines.
@@ -281,10 +301,11 @@ struct Reporting {
 }
 
 impl<'a> Lab<'a> {
-    fn new(programs: &'a Programs, folder: &'a Path, ipv6: bool) -> Self {
-        let addresses: Vec<_> = (1..=MACHINES).map(|machine| format!("10.{machine}.0.1")).collect();
+    fn new(programs: &'a Programs, folder: &'a Path, attack: &Attack) -> Self {
+        let machines = if attack.through_guards { FURTHER_GUARDS.end } else { FURTHER_GUARDS.start };
+        let addresses: Vec<_> = (1..=machines).map(|machine| format!("10.{machine}.0.1")).collect();
         let network = Network::new(&addresses.iter().map(String::as_str).collect::<Vec<_>>());
-        for machine in 0..usize::from(MACHINES) {
+        for machine in 0..machines {
             let name = network.name(machine);
             ip(&["-n", &name, "address", "add", &format!("fd00::{}/64", machine + 1), "dev", "eth0", "nodad"]);
             if machine == ATTACKER {
@@ -298,8 +319,9 @@ impl<'a> Lab<'a> {
             }
         }
         let authority = shown_key(&folder.join("directory"), "directory", "authority");
-        let identities = RELAYS.map(|machine| identity_in(&folder.join(format!("node{machine}"))));
-        Self { network, programs, folder, ipv6, authority, identities }
+        let identity = |machine: usize| identity_in(&folder.join(format!("node{machine}")));
+        let relays = attack.relays().into_iter().map(|machine| (machine, identity(machine))).collect();
+        Self { network, programs, folder, ipv6: attack.is_ipv6(), authority, relays }
     }
 
     /// The address of a machine, as a host in an address with a port.
@@ -339,18 +361,19 @@ impl<'a> Lab<'a> {
         ChildProcess(command.spawn().unwrap())
     }
 
-    /// Starts the directory, the attacked relay and two others, and the target.
+    /// Starts the directory, the attacked relay and the others, and the target.
     fn start_nodes(&self) -> Vec<ChildProcess> {
         let config = self.folder.join("directory.toml");
         let listen = format!("listen = \"{}:9360\"\n", self.network.addresses[DIRECTORY]);
-        fs::write(&config, listen + "await_relays = 3\nprivate_network = true\n").unwrap();
+        let relays = self.relays.len();
+        fs::write(&config, format!("{listen}await_relays = {relays}\nprivate_network = true\n")).unwrap();
         let mut directory = self.command(DIRECTORY, &self.programs.umbel);
         directory.args(["directory", "--config"]).arg(&config).arg("--data-dir").arg(self.folder.join("directory"));
         directory.stdout(Stdio::null()).stderr(Stdio::null());
         let mut nodes = vec![ChildProcess(directory.spawn().unwrap())];
-        for machine in RELAYS {
-            nodes.push(self.node(machine, "relay", |command| {
-                command.args(["--listen", &format!("{}:4443", self.host(machine))]).args(self.network_options());
+        for (machine, _) in &self.relays {
+            nodes.push(self.node(*machine, "relay", |command| {
+                command.args(["--listen", &format!("{}:4443", self.host(*machine))]).args(self.network_options());
                 command.args(["--exit", "accept *:*", "--allow-private-targets"]);
             }));
         }
@@ -375,19 +398,29 @@ impl<'a> Lab<'a> {
     fn probe(&self, seconds: u64) -> Reporting {
         self.attack_program(CLIENT, |command| {
             command.arg("probe").args(self.network_options());
-            self.identities.iter().for_each(|relay| _ = command.args(["--relay", relay]));
+            self.relays.iter().take(RELAYS.len()).for_each(|(_, relay)| _ = command.args(["--relay", relay]));
             let source = self.host(CLIENT);
             command.args(["--source", source.trim_matches(['[', ']'])]);
             command.args(["--target", &self.target(), "--seconds", &seconds.to_string()]);
         })
     }
 
-    fn flood(&self, attack: &Attack) -> Reporting {
+    /// Starts the attacker's programs: one for each relay to which it opens links.
+    fn floods(&self, attack: &Attack) -> Vec<Reporting> {
+        let (attacked, others) = self.relays.split_first().unwrap();
+        let flood = |(_, relay): &(usize, String), next: Option<&str>| self.flood(attack, relay, next);
+        match attack {
+            Attack { sources, .. } if sources.is_empty() => Vec::new(),
+            Attack { through_guards: true, .. } => others.iter().map(|guard| flood(guard, Some(&attacked.1))).collect(),
+            Attack { extends, .. } => vec![flood(attacked, extends.then_some(&others[0].1))],
+        }
+    }
+
+    fn flood(&self, attack: &Attack, relay: &str, next: Option<&str>) -> Reporting {
         self.attack_program(ATTACKER, |command| {
-            let [attacked, next, _] = &self.identities;
-            command.arg("flood").args(self.network_options()).args(["--relay", attacked]);
+            command.arg("flood").args(self.network_options()).args(["--relay", relay]);
             command.args(["--links", &attack.links_of_source.to_string()]);
-            if attack.extends {
+            if let Some(next) = next {
                 command.args(["--extend", next]);
             }
             if attack.hellos {

@@ -17,7 +17,7 @@ usage: cargo xtask attack [OPTION]…
 
   --seconds N   duration of each attack (default 60)
   --only NAME   only this attack; repeatable: none, one-address, sixteen-addresses, slash-24, slash-48, many-networks,
-                sixteen-extend, hellos, sixteen-hellos
+                sixteen-extend, extend-through-eight, hellos, sixteen-hellos
 
 Needs root and iproute2. The attacked relay has a processor core alone; the attacker shares the others with all other
 nodes, at the lowest priority. The machine should be idle otherwise.

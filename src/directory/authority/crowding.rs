@@ -43,6 +43,66 @@ impl Crowds {
     }
 }
 
+/// The entries of a consensus that are selected by their length.
+struct Selection<'a> {
+    /// The length and the addresses of each entry.
+    entries: &'a [(usize, &'a [SocketAddr])],
+    selected: Vec<bool>,
+    len: usize,
+    len_of_block: HashMap<AddressPrefix, usize>,
+}
+
+impl Selection<'_> {
+    /// Selects an entry, unless its block would have more than `max_of_block` bytes, or all blocks more than `max_len`.
+    fn admit(&mut self, index: usize, max_of_block: usize, max_len: usize) {
+        let (Some(&(len, addresses)), Some(selected)) = (self.entries.get(index), self.selected.get_mut(index)) else {
+            return;
+        };
+        let blocks = addresses.iter().map(|address| AddressPrefix::block(address.ip()));
+        let sum = |before: usize| before.saturating_add(len);
+        let of_block = |block| sum(self.len_of_block.get(&block).copied().unwrap_or_default());
+        if *selected || sum(self.len) > max_len || blocks.clone().any(|block| of_block(block) > max_of_block) {
+            return;
+        }
+        *selected = true;
+        self.len = sum(self.len);
+        for block in blocks {
+            let of_block = self.len_of_block.entry(block).or_default();
+            *of_block = sum(*of_block);
+        }
+    }
+}
+
+/// Selects entries of a consensus with at most `max_len` bytes. Each entry has its length and the relay's addresses; the
+/// relay known for longest is first. If all entries are longer, the blocks with the most bytes lose entries, the longest
+/// ones first. So long entries of old relays displace no entry of another block with fewer bytes. Returns whether each
+/// entry is selected.
+pub(super) fn select_by_length(entries: &[(usize, &[SocketAddr])], max_len: usize) -> Vec<bool> {
+    let len = entries.iter().fold(0_usize, |sum, (len, _)| sum.saturating_add(*len));
+    if len <= max_len {
+        return vec![true; entries.len()];
+    }
+    let mut by_length: Vec<usize> = (0..entries.len()).collect();
+    by_length.sort_by_key(|index| entries.get(*index).map(|(len, _)| *len));
+    let mut max_of_block = len;
+    loop {
+        let last_max = max_of_block;
+        max_of_block = max_of_block.saturating_sub(max_of_block.div_ceil(16));
+        let (selected, len_of_block) = (vec![false; entries.len()], HashMap::new());
+        let mut selection = Selection { entries, selected, len: 0, len_of_block };
+        for index in &by_length {
+            selection.admit(*index, max_of_block, usize::MAX);
+        }
+        if selection.len <= max_len {
+            // Blocks at both limits share the rest by the age of their relays.
+            for index in 0..entries.len() {
+                selection.admit(index, last_max, max_len);
+            }
+            return selection.selected;
+        }
+    }
+}
+
 /// Relays by the prefixes of their addresses, and the blocks by the numbers of their relays. A change of a relay
 /// causes no iteration over other relays.
 #[derive(Default)]
@@ -138,6 +198,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_longest_entries_of_the_block_with_the_most_bytes_are_omitted_first() {
+        let at = |block: u8, host: u8| [SocketAddr::from(([20, block, 0, host], 1))];
+        // A block with long entries of old relays and a short one of a young relay, and one with a long entry.
+        let addresses: Vec<_> = (0..10).map(|host| at(1, host)).chain([at(2, 1), at(1, 11)]).collect();
+        let lengths = [1000; 11].into_iter().chain([100]);
+        let entries: Vec<_> = lengths.zip(addresses.iter().map(|addresses| &addresses[..])).collect();
+        assert_eq!(select_by_length(&entries, 11_100), [true; 12]);
+        for max_len in [3000, 5000, 11_099] {
+            let selected = select_by_length(&entries, max_len);
+            let len: usize =
+                entries.iter().zip(&selected).filter(|(_, selected)| **selected).map(|(entry, _)| entry.0).sum();
+            assert!(len <= max_len && len + 1000 > max_len, "{len} of {max_len}");
+            assert!(selected[10] && selected[11], "{selected:?}");
+            assert!(selected[..10].is_sorted_by(|one, next| one >= next), "the relays known for longest stay");
+        }
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]

@@ -16,7 +16,7 @@ use prost::Message as _;
 use super::{
     ProofError, Publisher,
     ages::{FormerRelay, age_after_absence},
-    crowding::{Crowds, LISTED_CAPS, PROVED_CAPS},
+    crowding::{Crowds, LISTED_CAPS, PROVED_CAPS, select_by_length},
     instant,
 };
 use crate::{
@@ -26,6 +26,8 @@ use crate::{
 use counts::RelayCounts;
 use proofs::ProofSchedule;
 
+/// Maximum bytes of a consensus for the flags, the weight and the lengths of one entry, beside its profile.
+const LISTED_RESERVE: usize = 24;
 /// The weight of every relay; bandwidth isn't measured.
 const WEIGHT: u32 = 1000;
 /// Consecutive failed proofs after which a relay is no longer listed.
@@ -280,6 +282,11 @@ impl RelayEntry {
         self.proved_at.is_some() && self.failures < MAX_FAILURES && !self.descriptor.is_stale(now)
     }
 
+    /// The maximum length of the relay's entry in a consensus.
+    fn listed_len(&self) -> usize {
+        self.descriptor.profile.encode().encoded_len().saturating_add(LISTED_RESERVE)
+    }
+
     /// Encodes the relay's record for storage.
     pub(super) fn encode(&self) -> Vec<u8> {
         schema::RelayRecord {
@@ -438,8 +445,15 @@ impl RelayEntries {
     }
 
     /// The relays of a consensus created at `now`. The longest known relays are listed, up to the caps for each
-    /// address, network and block, and up to `max_relays` in total.
-    pub(super) fn list(&self, now: WallTime, stable_after: Duration, max_relays: usize) -> Vec<ConsensusRelay> {
+    /// address, network and block, and up to `max_relays` in total. Their entries have at most `max_len` bytes
+    /// ([`select_by_length`]).
+    pub(super) fn list(
+        &self,
+        now: WallTime,
+        stable_after: Duration,
+        max_relays: usize,
+        max_len: usize,
+    ) -> Vec<ConsensusRelay> {
         let mut listed: Vec<&RelayEntry> = self.listed(now).collect();
         listed.sort_by_key(|entry| entry.known_since());
         if !self.uncapped {
@@ -447,6 +461,16 @@ impl RelayEntries {
             listed.retain(|entry| crowds.admit(entry.addresses()));
         }
         listed.truncate(max_relays);
+        let entries: Vec<_> = listed.iter().map(|entry| (entry.listed_len(), entry.addresses())).collect();
+        let mut selected = select_by_length(&entries, max_len).into_iter();
+        listed.retain(|_| selected.next().unwrap_or_default());
+        let omitted = entries.len().saturating_sub(listed.len());
+        if omitted > 0 {
+            tracing::warn!(
+                omitted,
+                "all entries exceed the length of a consensus; omitting long ones of the fullest blocks"
+            );
+        }
         let mut ages: Vec<Duration> = listed.iter().map(|entry| now.since(entry.known_since())).collect();
         ages.sort_unstable();
         let median = ages.get(ages.len() / 2).copied().unwrap_or_default();

@@ -9,6 +9,7 @@ use wasm_bindgen_test::wasm_bindgen_test as test;
 
 mod ages;
 mod crowding;
+mod length;
 mod lifetime;
 mod publishers;
 mod schedule;

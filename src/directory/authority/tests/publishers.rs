@@ -127,29 +127,3 @@ fn descriptors_each_second_cause_one_write_a_minute_after_a_burst() {
     }
     assert_eq!((accepted, records), (14, 14), "a burst of 5, and 9 in almost 10 minutes");
 }
-
-#[test]
-fn a_consensus_that_would_be_too_long_omits_the_relays_known_shortest() {
-    let mut authority = public_authority();
-    let all = MAX_RELAYS as u16;
-    let ports: Vec<String> = (0..60).map(|port| format!("accept {}", 1000 + 2 * port)).collect();
-    let exit = exit_profile(1, &ports.iter().map(String::as_str).collect::<Vec<_>>()).exit;
-    for number in 1..=all {
-        let long = |text: &str| text.repeat(256);
-        let (ice_ufrag, ice_password) = (long("u"), long("p"));
-        let profile = Profile { ice_ufrag, ice_password, exit: exit.clone(), ..profile(number) };
-        let descriptor = crate::directory::Descriptor { profile, published: NOW };
-        let mut entry = RelayEntry::new(descriptor, &[], NOW);
-        entry.handle_proved(NOW, Duration::from_secs(3600));
-        entry.set_known_since(NOW.before(Duration::from_secs(u64::from(all - number))));
-        authority.relays.insert(entry);
-    }
-    authority.handle_timeout(NOW);
-    let consensus = published(&mut authority, NOW).unwrap();
-    let listed = consensus.relays().len() as u16;
-    assert!((1000..all).contains(&listed), "{listed}");
-    assert!(
-        (1..=listed).all(|number| consensus.relay(&key(number).id()).is_some()),
-        "the relays known for longest stay"
-    );
-}
