@@ -5,8 +5,9 @@
 //! never blocks the core. Governed by `proto/08-paths.md` ("Exit policies"): the policy decides on each address after
 //! resolution, and the exit connects to an allowed address. Threat addressed: use of an exit against its local network.
 //!
-//! Bounded: streams and lookups in total, time to connect, concurrent lookups, bytes of each stream by its credit and
-//! room, and the unread bytes of all streams.
+//! Bounded: sockets in total, streams that the core has removed, time to connect, concurrent lookups, bytes of each
+//! stream by its credit and room, and the unread bytes of all streams. The core's cap bounds the streams and lookups that
+//! wait for a place.
 
 pub(crate) mod delegated;
 mod ending;
@@ -33,7 +34,10 @@ use tokio::{
 use crate::{
     base::Instant,
     delegated::limits::RequestOwner,
-    exit::{delegated::Delegate, ending::EndingStreams},
+    exit::{
+        delegated::Delegate,
+        ending::{EndKind, EndingStreams},
+    },
     exit_policy::Policy,
     io::{
         connect::{self, Connected},
@@ -50,8 +54,9 @@ use crate::{
 pub struct ExitOptions {
     /// The targets that the exit may connect to.
     pub policy: Policy,
-    /// Maximum concurrent streams and lookups, one socket each; usually 4,352. Beyond this, streams and
-    /// lookups are refused. A socket closes shortly after its stream has ended, so this is more than [`RelayParameters::exit_streams`].
+    /// Maximum concurrent streams and lookups, one socket each; usually 4,352, the sum of [`Self::ending`] and
+    /// [`RelayParameters::exit_streams`]. Beyond this, streams and lookups wait for a place for a second, then they are
+    /// refused.
     ///
     /// [`RelayParameters::exit_streams`]: crate::relay::RelayParameters::exit_streams
     pub streams: usize,
@@ -59,9 +64,9 @@ pub struct ExitOptions {
     /// end until a sixteenth of it is free: always the one with most such bytes, of the circuit with most, of the
     /// circuit owner with most.
     pub unread: usize,
-    /// Maximum streams whose two directions have ended, but whose target has not read all bytes of the origin; usually
-    /// 256. Beyond it, one of these ends, and the target gets a TCP reset: the one whose target reads least, of the
-    /// circuit owner with most.
+    /// Maximum streams that have ended, but whose target has not read all bytes of the origin; usually 256. Beyond it, one
+    /// of these is cut, and the target gets a TCP reset: the one whose target reads least, of the circuit owner closest
+    /// to its share. Streams that the origin has reset, or whose circuit has ended, are cut first.
     pub ending: usize,
     /// Time limit for resolving and connecting together; usually 15 s, less than the origins' limit.
     pub connect_timeout: Duration,
@@ -75,17 +80,20 @@ impl ExitOptions {
     }
 }
 
+/// Time for which a stream or lookup waits for a place. There are places for the streams of the core and for those of
+/// [`ExitOptions::ending`], so one is free as soon as the task of an ended stream has run.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The running streams and lookups of an exit.
 pub(crate) struct Exit {
     hub: Hub<ExitStream>,
     shared: Arc<ExitShared>,
-    tasks: JoinSet<()>,
+    tasks: JoinSet<ExitStream>,
     /// Running lookups, each with a task.
     lookups: BTreeMap<ExitStream, AbortHandle>,
-    /// The owners of the open streams. The core forgets the owner of a stream once both its directions have ended.
+    /// The owners of the streams with a task. The core forgets the owner of a stream at its end.
     owners: HashMap<ExitStream, RequestOwner>,
-    /// Streams that the core has removed because both directions have ended. The tasks of some still write to the
-    /// target.
+    /// Streams that the core has removed. The tasks of some still write to the target.
     ending: EndingStreams,
     start: time::Instant,
     /// Results of tasks, and refusals: at most one for each stream or lookup.
@@ -122,35 +130,44 @@ impl Exit {
 
     /// Connects to `target`. The stream opens immediately, because an origin may send before the exit has connected.
     fn connect(&mut self, id: ExitStream, owner: RequestOwner, target: Target) {
-        while self.tasks.try_join_next().is_some() {}
-        if let Some(place) = self.take_place(id) {
-            let stream = self.open(id, owner, 0);
-            self.tasks.spawn(serve_stream(Arc::clone(&self.shared), id, owner, target, stream, place));
-        }
+        let stream = self.open(id, owner, 0);
+        let shared = Arc::clone(&self.shared);
+        self.tasks.spawn(async move {
+            serve_stream(shared, id, owner, target, stream).await;
+            id
+        });
     }
 
     /// Opens a stream of `owner` with an initial room of `room` bytes.
     fn open(&mut self, id: ExitStream, owner: RequestOwner, room: usize) -> Stream {
-        // At most as many streams are open as there are places, so this iteration is rare.
-        if self.owners.len() >= self.shared.options.streams.saturating_mul(2) {
-            self.owners.retain(|id, _| self.hub.contains(*id));
-        }
+        self.forget_finished_tasks();
         self.owners.insert(id, owner);
         self.hub.open(id, room)
     }
 
+    /// Forgets the streams and lookups whose tasks have ended.
+    fn forget_finished_tasks(&mut self) {
+        while let Some(finished) = self.tasks.try_join_next() {
+            if let Ok(id) = finished {
+                self.owners.remove(&id);
+                self.ending.remove(id);
+            }
+        }
+    }
+
     /// Starts a lookup.
     fn resolve(&mut self, id: ExitStream, owner: RequestOwner, host: Host) {
-        while self.tasks.try_join_next().is_some() {}
-        let Some(place) = self.take_place(id) else { return };
+        self.forget_finished_tasks();
         let shared = Arc::clone(&self.shared);
         let lookup = self.tasks.spawn(async move {
+            let Some(place) = shared.take_place(id).await else { return id };
             let outcome = match shared.resolver.resolve(Some(owner), &host).await {
                 Ok(LookupAnswers { ttl, answers }) => StreamCommand::Resolved { ttl, answers },
                 Err(reason) => StreamCommand::Reset(reason),
             };
             shared.send_outcome(id, outcome);
             drop(place);
+            id
         });
         self.lookups.insert(id, lookup);
     }
@@ -158,20 +175,24 @@ impl Exit {
     /// Performs the delegated request that arrives over the stream, and writes the answer to the stream. The core has
     /// room for `room` bytes of the answer.
     fn delegate(&mut self, id: ExitStream, owner: RequestOwner, service: Service, room: usize) {
-        while self.tasks.try_join_next().is_some() {}
         let Some(delegate) = self.shared.delegate.clone() else {
             self.shared.send_outcome(id, StreamCommand::Reset(EndReason::Policy));
             return;
         };
-        let Some(place) = self.take_place(id) else { return };
         let stream = self.open(id, owner, room);
         let failure = stream.failure();
+        let shared = Arc::clone(&self.shared);
+        let serving = async move {
+            if let Some(_place) = shared.take_place(id).await {
+                delegate.serve(service, owner, stream).await;
+            }
+        };
         self.tasks.spawn(async move {
             tokio::select! {
-                () = delegate.serve(service, owner, stream) => {}
+                () = serving => {}
                 _ = failure => {}
             }
-            drop(place);
+            id
         });
     }
 
@@ -202,11 +223,12 @@ impl Exit {
         self.hub.finish(id);
     }
 
-    /// Handles the end of both directions of a stream. No share of the core counts its socket any more.
-    fn handle_ended(&mut self, id: ExitStream) {
+    /// Handles the end of a stream: no share of the core counts its socket any more.
+    fn handle_ended(&mut self, id: ExitStream, kind: EndKind) {
+        self.forget_finished_tasks();
         let now = Instant::START.after(self.start.elapsed());
-        let Some(unread) = self.hub.unread_of(id) else { return };
-        self.ending.insert(now, id, self.owners.get(&id).copied(), unread);
+        let (Some(unread), Some(owner)) = (self.hub.unread_of(id), self.owners.get(&id)) else { return };
+        self.ending.insert(now, id, *owner, kind, unread);
         while let Some(cut) = self.ending.poll_cut(now, |id| self.hub.unread_of(id)) {
             tracing::debug!("ending a stream whose target reads too slowly");
             self.hub.discard(cut, EndReason::ResourceLimit);
@@ -226,16 +248,9 @@ impl Exit {
         if reason == EndReason::ResourceLimit {
             self.hub.discard(id, reason);
         } else {
-            self.hub.fail(id, EndReason::Reset);
+            self.hub.end(id, EndReason::Reset);
+            self.handle_ended(id, EndKind::Failed);
         }
-    }
-
-    fn take_place(&self, id: ExitStream) -> Option<OwnedSemaphorePermit> {
-        let place = Arc::clone(&self.shared.places).try_acquire_owned().ok();
-        if place.is_none() {
-            self.shared.send_outcome(id, StreamCommand::Reset(EndReason::ResourceLimit));
-        }
-        place
     }
 
     /// Wakes the readers of streams that `push` filled.
@@ -271,7 +286,7 @@ impl Exit {
 
     fn check_ended(&mut self, relay: &Relay, id: ExitStream) {
         if relay.request_owner(id).is_none() {
-            self.handle_ended(id);
+            self.handle_ended(id, EndKind::Finished);
         }
     }
 
@@ -311,6 +326,15 @@ impl Exit {
 }
 
 impl ExitShared {
+    /// Waits for a place. Beyond [`PLACE_TIMEOUT`], refuses the stream or lookup.
+    async fn take_place(&self, id: ExitStream) -> Option<OwnedSemaphorePermit> {
+        let place = timeout(PLACE_TIMEOUT, Arc::clone(&self.places).acquire_owned()).await.ok().and_then(Result::ok);
+        if place.is_none() {
+            self.send_outcome(id, StreamCommand::Reset(EndReason::ResourceLimit));
+        }
+        place
+    }
+
     /// Queues the outcome of a task for the core.
     fn send_outcome(&self, id: ExitStream, outcome: StreamCommand) {
         // Fails only when the core's task has ended.
@@ -319,23 +343,18 @@ impl ExitShared {
 }
 
 /// Connects to `target`, and forwards bytes between target and `stream` until either closes.
-async fn serve_stream(
-    shared: Arc<ExitShared>,
-    id: ExitStream,
-    owner: RequestOwner,
-    target: Target,
-    stream: Stream,
-    place: OwnedSemaphorePermit,
-) {
-    let connecting = timeout(
-        shared.options.connect_timeout,
-        connect::connect(&shared.options.policy, &shared.resolver, Some(owner), &target),
-    );
-    let connected = tokio::select! {
-        connected = connecting => connected.unwrap_or(Err(EndReason::TimedOut)),
-        // The origin has reset the stream.
-        _ = stream.failure() => return,
+async fn serve_stream(shared: Arc<ExitShared>, id: ExitStream, owner: RequestOwner, target: Target, stream: Stream) {
+    let connecting = async {
+        let place = shared.take_place(id).await?;
+        let connecting = connect::connect(&shared.options.policy, &shared.resolver, Some(owner), &target);
+        Some((place, timeout(shared.options.connect_timeout, connecting).await.unwrap_or(Err(EndReason::TimedOut))))
     };
+    let connected = tokio::select! {
+        connected = connecting => connected,
+        // The origin has reset the stream.
+        _ = stream.failure() => None,
+    };
+    let Some((place, connected)) = connected else { return };
     match connected {
         Ok(Connected { socket, address, round_trip }) => {
             shared.send_outcome(id, StreamCommand::Connected(Some(address)));

@@ -1,8 +1,9 @@
 //! The DNS resolver of an exit.
 //!
-//! Origins select the names, so the machine's hosts file and search list are not used. Names of private networks are
-//! rejected unless the policy allows private addresses. Concurrent lookups, time, answers and memory are capped. There
-//! is no cache: a cached answer would show a client that another client had looked up the name.
+//! Origins select the names, so the machine's hosts file and search list are not used. Special-use names
+//! ([`SpecialHost`]) are rejected; those of private networks only unless the policy allows private addresses. Concurrent
+//! lookups, time, answers and memory are capped. There is no cache: a cached answer would show a client that another
+//! client had looked up the name.
 //!
 //! A lookup of a name queries A and AAAA simultaneously, and returns the addresses of each family as they arrive (RFC
 //! 8305). This module logs no lookups. The library logs names at debug level, so a node disables the library's log
@@ -35,6 +36,7 @@ use self::places::{LookupPlace, LookupPlaces};
 use crate::{
     delegated::limits::RequestOwner,
     exit_policy::{Nat64Prefix, is_global},
+    path::SpecialHost,
     wire::{EndReason, Host, ResolvedAnswer},
 };
 
@@ -47,12 +49,6 @@ const MAX_ANSWER_BYTES: usize = 512;
 const TTL: u32 = 300;
 /// Time limit of a RESOLVE for the answer of the second address family, counted from the first answer.
 const SECOND_FAMILY_TIMEOUT: Duration = Duration::from_millis(250);
-
-/// Names that are never looked up: they don't exist in the public DNS (RFC 6761, RFC 7686), and a lookup would reveal
-/// the name.
-const SPECIAL_NAMES: [&str; 2] = ["onion", "invalid"];
-/// Names of private networks (RFC 6762, RFC 8375 and the names that ICANN reserved).
-const PRIVATE_NAMES: [&str; 5] = ["local", "internal", "home.arpa", "intranet", "lan"];
 
 /// Options of an exit's resolver.
 #[derive(Clone, Debug)]
@@ -237,17 +233,16 @@ impl Resolver {
         timeout(self.timeout, limited).await.unwrap_or(Err(EndReason::TimedOut))
     }
 
-    /// Whether `name` is `localhost`. Fails for special names, and for private names unless these are allowed.
+    /// Whether `name` is `localhost`. Fails for names outside the DNS, and for private names unless these are allowed.
+    /// A client sends no such name (`proto/08-paths.md` §6), and the name server of the exit must not see them either.
     fn is_loopback(&self, name: &str) -> Result<bool, EndReason> {
-        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-        let is_under =
-            |suffix: &str| name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        if SPECIAL_NAMES.into_iter().any(is_under) {
-            return Err(EndReason::NotFound);
+        match SpecialHost::of_name(name) {
+            Some(SpecialHost::Reserved) => return Err(EndReason::NotFound),
+            Some(SpecialHost::Private) if !self.private_addresses => return Err(EndReason::Policy),
+            _ => {}
         }
-        let loopback = is_under("localhost");
-        let private = loopback || !name.contains('.') || PRIVATE_NAMES.into_iter().any(is_under);
-        if private && !self.private_addresses { Err(EndReason::Policy) } else { Ok(loopback) }
+        let last_label = name.strip_suffix('.').unwrap_or(name).rsplit('.').next();
+        Ok(last_label.is_some_and(|label| label.eq_ignore_ascii_case("localhost")))
     }
 }
 

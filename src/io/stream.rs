@@ -111,6 +111,20 @@ impl Stream {
         })
     }
 
+    /// Waits until the stream has failed and its unread bytes are discarded. Only one task may wait for this or for
+    /// [`Self::failure`].
+    fn discarded(&self) -> impl Future<Output = ()> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        core::future::poll_fn(move |cx| {
+            let mut state = shared.lock();
+            if state.discarded {
+                return Poll::Ready(());
+            }
+            store_waker(&mut state.failure_waker, cx);
+            Poll::Pending
+        })
+    }
+
     /// Resets the stream. The other end gets the reason.
     pub fn reset(self, reason: EndReason) {
         self.shared.lock().dropped = Some(reason);
@@ -380,7 +394,7 @@ struct DuplexState {
     queued: bool,
     reader_waker: Option<Waker>,
     writer_waker: Option<Waker>,
-    /// The waker of the task that waits for a failure.
+    /// The waker of the task that waits for a failure, or after a failure until the unread bytes are discarded.
     failure_waker: Option<Waker>,
 }
 

@@ -114,9 +114,23 @@ async fn private_names_and_addresses_fail_with_policy_unless_allowed() {
     assert_eq!(strict.addresses(None, "mixed.example.net").await.unwrap().answers, [GLOBAL]);
     assert_eq!(strict.addresses(None, "private.example.net").await, Err(EndReason::Policy));
     let before = queries.load(Ordering::Relaxed);
-    for private in
-        ["localhost", "LOCALHOST.", "a.localhost", "printer.local", "box.lan", "x.home.arpa", "intranet", "127"]
-    {
+    for private in [
+        "localhost",
+        "LOCALHOST.",
+        "a.localhost",
+        "printer.local",
+        "box.lan",
+        "x.home.arpa",
+        "intranet",
+        "127",
+        "127.1",
+        "x.test",
+        "nas.home",
+        "wiki.corp",
+        "FRITZ.box.",
+        "x.resolver.arpa",
+        "1.0.0.10.in-addr.arpa",
+    ] {
         assert_eq!(strict.addresses(None, private).await, Err(EndReason::Policy), "{private}");
     }
     assert_eq!(strict.resolve(None, &Host::Ip(PRIVATE_ADDRESS)).await, Err(EndReason::Policy));
@@ -133,7 +147,7 @@ async fn private_names_and_addresses_fail_with_policy_unless_allowed() {
 #[tokio::test]
 async fn special_names_are_never_queried() {
     let (resolver, queries) = resolver(true).await;
-    for special in ["abc.onion", "onion", "x.invalid", "a..b", &"a".repeat(200)] {
+    for special in ["abc.onion", "onion", "x.invalid", "x.ALT.", "a..b", &"a".repeat(200)] {
         assert!(matches!(resolver.addresses(None, special).await, Err(EndReason::NotFound)), "{special}");
     }
     assert_eq!(queries.load(Ordering::Relaxed), 0);

@@ -72,11 +72,6 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         }
     }
 
-    /// Whether a stream is open, or its task still has it.
-    pub(crate) fn contains(&self, id: Id) -> bool {
-        self.streams.contains_key(&id)
-    }
-
     /// The number of open streams.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
@@ -126,6 +121,14 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
     pub(crate) fn fail(&mut self, id: Id, reason: EndReason) {
         if let Some(shared) = self.streams.remove(&id) {
             fail(&shared, reason);
+        }
+    }
+
+    /// As [`Self::fail`], but keeps a stream with unread bytes until its task drops it. Such a stream has no commands.
+    pub(crate) fn end(&mut self, id: Id, reason: EndReason) {
+        match self.streams.get(&id) {
+            Some(shared) if shared.lock().unread > 0 => fail(shared, reason),
+            _ => self.discard(id, reason),
         }
     }
 
@@ -187,6 +190,13 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         if !is_open {
             return;
         }
+        if state.failed.is_some() {
+            if state.dropped.is_some() {
+                drop(state);
+                self.streams.remove(&id);
+            }
+            return;
+        }
         let complete = state.finished && state.peer_finished;
         if let (Some(reason), false) = (state.dropped, complete) {
             drop(state);
@@ -227,8 +237,6 @@ fn fail(shared: &StreamShared, reason: EndReason) {
     let mut state = shared.lock();
     state.failed.get_or_insert(reason);
     state.outgoing.clear();
-    // Bytes of a failed stream remain for a short time only, and ending other streams would not free them.
-    shared.forget_unread(&mut state, usize::MAX);
     let wakers = [state.reader_waker.take(), state.writer_waker.take(), state.failure_waker.take()];
     drop(state);
     wakers.into_iter().flatten().for_each(Waker::wake);

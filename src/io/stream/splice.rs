@@ -6,7 +6,7 @@ use core::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
-use std::{io, sync::Arc};
+use std::io;
 
 use bytes::{BufMut, BytesMut};
 use tokio::{
@@ -70,7 +70,7 @@ async fn join(
 ) -> io::Result<()> {
     // The failure is polled separately, since both directions may wait for the socket when the stream fails.
     let failure = stream.failure();
-    let shared = Arc::clone(&stream.shared);
+    let discarded = stream.discarded();
     let (socket_reader, socket_writer) = socket.split();
     let (reader, writer) = stream.split();
     // The number of reads and writes in both directions.
@@ -97,10 +97,11 @@ async fn join(
         // Bytes received before the failure are still written to the socket, within a time limit, unless discarded.
         biased;
         result = &mut both => result,
-        reason = failure => {
-            let last = if shared.lock().discarded { Duration::ZERO } else { LAST_BYTES_TIMEOUT };
-            timeout(last, both).await.unwrap_or_else(|_| Err(io_error(reason)))
-        }
+        reason = failure => tokio::select! {
+            biased;
+            () = discarded => Err(io_error(reason)),
+            result = timeout(LAST_BYTES_TIMEOUT, both) => result.unwrap_or_else(|_| Err(io_error(reason))),
+        },
     }
 }
 

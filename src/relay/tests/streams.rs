@@ -192,3 +192,35 @@ fn a_circuit_displaces_streams_of_its_owner_at_a_limited_rate() {
     let mut other = bench.create_second(link, upper(101));
     assert_eq!(bench.begin(&mut other, 1..3).counts(), (2, 2), "another circuit has a separate rate");
 }
+
+#[test]
+fn at_an_exit_full_of_active_streams_a_client_opens_four_streams_on_each_circuit() {
+    let mut bench = bench();
+    let links = RELAYS.map(|number| bench.relay_link(number));
+    let mut attack = Vec::new();
+    for (link, circuit) in links.into_iter().flat_map(|link| (1..=SHARE).map(move |circuit| (link, circuit))) {
+        attack.push(bench.begin_single(link, circuit).0);
+    }
+    // A KiB a second on each stream of the attacker.
+    let carry = |bench: &mut Bench, attack: &mut Vec<Single>| {
+        bench.pass(Duration::from_secs(10));
+        attack.retain(|single| bench.relay.streams.circuit(single.stream).is_some());
+        attack.iter_mut().for_each(|single| bench.send_bytes(&mut single.circuit, 1..2, 10 << 10));
+        links.into_iter().for_each(|link| _ = bench.cells(link));
+    };
+    (0..3).for_each(|_| carry(&mut bench, &mut attack));
+    let mut honest = [1000, 1001].map(|circuit| bench.create_second(links[0], upper(circuit)));
+    for circuit in &mut honest {
+        // The client tries the refused streams on another circuit.
+        assert_eq!(bench.begin(circuit, 1..9).counts(), (4, 4));
+    }
+    for round in 0..3 {
+        honest.iter_mut().for_each(|circuit| bench.send_bytes(circuit, 1..5, 60_000));
+        for circuit in 0..SHARE {
+            attack.push(bench.begin_single(links[0], 2000 + round * SHARE + circuit).0);
+        }
+        carry(&mut bench, &mut attack);
+    }
+    honest.iter_mut().for_each(|circuit| bench.send_bytes(circuit, 1..5, 1));
+    assert_eq!(bench.relay.statistics().exit_streams, CAP);
+}
