@@ -177,19 +177,16 @@ impl Relay {
         {
             return self.create(now, key, channel, request, rng);
         }
-        let may_wait = match channel {
-            Some(_) => self.waiting_extends.has_share(&owner),
-            None => self.waiting_extends.may_dial(&owner, &relay, self.channels.free_dials()),
-        };
-        if !may_wait {
-            return None;
-        }
+        let evicted = self.waiting_extends.to_evict(&owner).ok()?;
         if channel.is_none()
             && let Some(target) = target
         {
+            if !self.waiting_extends.may_dial(&owner, &relay, self.channels.free_dials()) {
+                return None;
+            }
             self.channels.connect(now, &target);
         }
-        if let Some(evicted) = self.waiting_extends.to_evict(&owner) {
+        if let Some(evicted) = evicted {
             self.end(now, evicted);
         }
         self.table.circuit_mut(key)?.set_waiting(now, relay);

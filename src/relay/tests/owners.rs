@@ -330,6 +330,25 @@ fn a_client_extends_over_a_channel_that_circuits_of_two_sources_fill() {
 }
 
 #[test]
+fn a_circuit_waits_for_a_channel_in_place_of_one_of_the_fullest_source_of_its_full_network() {
+    let mut bench = Bench::new(RelayParameters { waiting_extends: 64, ..RelayParameters::default() });
+    let waits = |bench: &Bench| bench.relay.waiting_extends.len(&relay_id(NEXT));
+    for host in 1..=8 {
+        bench.address = [198, 51, 100, host].into();
+        let link = bench.client();
+        (1..=4).for_each(|number| extend_to(&mut bench, link, number, NEXT));
+    }
+    assert_eq!((bench.circuits(), waits(&bench)), (16, 16), "a quarter");
+    bench.address = [198, 51, 100, 200].into();
+    let honest = bench.client();
+    extend_to(&mut bench, honest, 1, NEXT);
+    assert!(stands(&bench, honest, 1));
+    assert_eq!((bench.circuits(), waits(&bench)), (16, 16));
+    extend_to(&mut bench, honest, 2, NEXT);
+    assert!(stands(&bench, honest, 1) && !stands(&bench, honest, 2), "no other source has three");
+}
+
+#[test]
 fn an_extend_over_a_stalled_channel_with_ended_circuits_ends_no_circuit_of_others() {
     let channel = ChannelParameters { circuits_per_channel: 8, ..ChannelParameters::default() };
     let mut bench = Bench::new(RelayParameters { channel, ..RelayParameters::default() });
