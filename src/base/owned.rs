@@ -50,7 +50,10 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
     pub fn to_evict(&self, owner: &Owner) -> Result<Option<K>, AtCap> {
         match self.to_lose(owner) {
             Ok(loser) => Ok(loser.and_then(|loser| self.lowest_of(&loser)).map(|(_, key)| key)),
-            Err(AtCap::All) => Ok(self.lowest().map(|(_, key)| key)),
+            Err(AtCap::All) => {
+                let loser = self.shares.crowding(owner);
+                Ok(loser.and_then(|loser| self.lowest_of(&loser)).map(|(_, key)| key))
+            }
             Err(AtCap::Share) => Err(AtCap::Share),
         }
     }

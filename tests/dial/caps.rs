@@ -15,9 +15,9 @@ use super::{
 
 const RELAY: usize = 0;
 
-/// Sixteen sources in four networks.
+/// Sixteen sources in four networks, each in a block of its own.
 fn sixteen_sources() -> Vec<IpAddr> {
-    (0..16).map(|number| [198, 51, number % 4, number / 4].into()).collect()
+    (0..16).map(|number| [198, 51 + number % 4, 0, number / 4].into()).collect()
 }
 
 /// Sources in one network.
@@ -88,6 +88,12 @@ fn honest_links_stand_and_others_open_while_sixteen_sources_hold_all_they_can() 
 #[test]
 fn honest_links_stand_and_others_open_while_a_48_holds_all_it_can() {
     hold_all_links(&one_48(32), 1);
+}
+
+#[test]
+fn honest_links_stand_and_others_open_while_the_networks_of_a_32_hold_all_they_can() {
+    let networks = (0..100).map(|network| Ipv6Addr::new(0x2001, 0xdb8, network, 0, 0, 0, 0, 1).into());
+    hold_all_links(&networks.collect::<Vec<_>>(), 1);
 }
 
 /// Each address leaves as many links half-open as it can. Asserts that clients of other networks open their links.

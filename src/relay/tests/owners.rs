@@ -77,7 +77,7 @@ fn an_honest_clients_circuits_stand_while_one_address_opens_all_it_can() {
 
 #[test]
 fn an_honest_clients_circuits_stand_while_sixteen_addresses_open_all_they_can() {
-    let addresses: Vec<_> = (1..=16).map(|network| [198, 51, network, 1].into()).collect();
+    let addresses: Vec<_> = (1..=16).map(|block| [198, block, 0, 1].into()).collect();
     assert_eq!(attack(&addresses, 2), 1024 - 60, "the table is full");
 }
 
