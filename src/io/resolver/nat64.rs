@@ -65,7 +65,7 @@ impl Resolver {
     /// network is down.
     async fn query_nat64(&self) -> Result<Duration, EndReason> {
         let name = absolute(IPV4_ONLY_NAME)?;
-        let answer = match self.inner()?.lookup(name, RecordType::AAAA).await {
+        let answer = match self.name_servers.resolver()?.lookup(name, RecordType::AAAA).await {
             Ok(answer) => Some(answer),
             Err(error) if error.is_no_records_found() => None,
             Err(error) => return Err(end_reason(&error)),
