@@ -244,6 +244,12 @@ impl Shares {
         (held.saturating_mul(owner.divisor()).max(of_network.saturating_mul(LARGE_DIVISOR)), held)
     }
 
+    /// The highest [`fullness`](Self::fullness) of an owner.
+    #[must_use]
+    pub fn highest_fullness(&self) -> usize {
+        self.order.last().map_or(0, |(units, _)| units.count)
+    }
+
     /// Compares the part of its share that `owner` would have with one more unit to the part that `other` has. Within one
     /// network, compares the numbers of units. An owner whose block has more than half of the cap is above all owners of
     /// other blocks.
@@ -458,6 +464,8 @@ mod tests {
                 let of_block: usize =
                     expected.iter().filter(|(owner, _)| owner.network().is_some()).map(|(_, units)| *units).sum();
                 let fullness_of_all = expected.keys().zip(fullness_of_all);
+                let highest_of_all = fullness_of_all.clone().map(|(_, fullness)| fullness).max();
+                prop_assert_eq!(shares.highest_fullness(), highest_of_all.unwrap_or(0));
                 let among = fullness_of_all.filter(|(owner, _)| of_block <= 20 || owner.network().is_some());
                 let highest = among.map(|(_, fullness)| fullness).max().unwrap_or(0);
                 prop_assert!(shares.fullest().is_none_or(|owner| shares.fullness(&owner).0 == highest));
