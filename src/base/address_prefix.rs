@@ -8,7 +8,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// |---|---|---|---|---|
 /// | [`source`](Self::source) | /32 | /64 | one machine | accepted links and their memory, channels, circuits, volunteers of a gateway, proved and listed relays |
 /// | [`network`](Self::network) | /24 | /48 | one customer | accepted links and their memory, channels, circuits, volunteers of a gateway, connections of a directory, unproved, proved and listed relays, running proofs |
-/// | [`block`](Self::block) | /16 | /32 | one provider | relays of one path, proved and listed relays |
+/// | [`block`](Self::block) | /16 | /32 | one provider | relays of one path, proved and listed relays, places in a full table |
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AddressPrefix {
     /// The first address of the prefix: all bits after `length` are zero.
@@ -33,6 +33,11 @@ impl AddressPrefix {
     #[must_use]
     pub fn block(address: IpAddr) -> Self {
         Self::new(address, 16, 32)
+    }
+
+    /// The block in which this prefix is.
+    pub(super) fn of_block(&self) -> Self {
+        Self::block(self.first_address)
     }
 
     fn new(address: IpAddr, ipv4_length: u8, ipv6_length: u8) -> Self {

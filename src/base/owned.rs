@@ -35,6 +35,12 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
         self.shares.check(owner)
     }
 
+    /// Whether one more item of `owner` may be added, if necessary after an eviction ([`to_evict`](Self::to_evict)).
+    #[must_use]
+    pub fn admits(&self, owner: &Owner) -> bool {
+        self.to_evict(owner).is_ok()
+    }
+
     /// The item that the caller must evict before it adds one of `owner`: at the cap, the lowest item of the owner
     /// closest to its share, even if `owner` is as close. At the share of the network of `owner`, the lowest item of the
     /// source with the most items in it, if that source keeps more than `owner`. `None` below both.
@@ -44,7 +50,10 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
     pub fn to_evict(&self, owner: &Owner) -> Result<Option<K>, AtCap> {
         match self.to_lose(owner) {
             Ok(loser) => Ok(loser.and_then(|loser| self.lowest_of(&loser)).map(|(_, key)| key)),
-            Err(AtCap::All) => Ok(self.lowest().map(|(_, key)| key)),
+            Err(AtCap::All) => {
+                let loser = self.shares.crowding(owner);
+                Ok(loser.and_then(|loser| self.lowest_of(&loser)).map(|(_, key)| key))
+            }
             Err(AtCap::Share) => Err(AtCap::Share),
         }
     }

@@ -40,6 +40,11 @@ impl Owner {
         }
     }
 
+    /// The block of a source; `None` for a listed relay.
+    fn block(&self) -> Option<AddressPrefix> {
+        self.network().map(|network| network.of_block())
+    }
+
     /// All sources of the network of a source as one owner; a listed relay itself.
     #[must_use]
     pub const fn of_network(self) -> Self {
@@ -81,6 +86,9 @@ enum Holder {
 
 /// Units of a cap, by owner. A source holds at most a sixteenth, a network or a listed relay at most a quarter.
 ///
+/// A block is all customers of a provider, so it is refused nothing while there is room. At the cap, a block with more
+/// than half of the units loses the next one, and a block that would have more than half takes one of its own.
+///
 /// Memory: a few entries for each owner with units.
 pub struct Shares {
     cap: usize,
@@ -90,6 +98,10 @@ pub struct Shares {
     by_network: HashMap<AddressPrefix, (Units, BTreeSet<(Units, Owner)>)>,
     /// All holders, each with its units times its divisor. The last holder is the closest to its share.
     order: BTreeSet<(Units, Holder)>,
+    /// For each block: the units of its sources, and those of the `order` that are in it.
+    by_block: HashMap<AddressPrefix, (usize, BTreeSet<(Units, Holder)>)>,
+    /// The block with more than half of the cap.
+    crowded: Option<AddressPrefix>,
     /// The number of changes so far.
     changes: u64,
 }
@@ -113,7 +125,16 @@ impl Shares {
     /// `cap` units without an owner.
     #[must_use]
     pub fn new(cap: usize) -> Self {
-        Self { cap, total: 0, by_owner: HashMap::new(), by_network: HashMap::new(), order: BTreeSet::new(), changes: 0 }
+        Self {
+            cap,
+            total: 0,
+            by_owner: HashMap::new(),
+            by_network: HashMap::new(),
+            order: BTreeSet::new(),
+            by_block: HashMap::new(),
+            crowded: None,
+            changes: 0,
+        }
     }
 
     /// The units that have an owner.
@@ -176,29 +197,46 @@ impl Shares {
         self.by_owner.get(owner).map_or(0, |units| units.count)
     }
 
-    /// The owner closest to its share. If a network is closer to its share than any owner: the source of that network
-    /// with the most units. Of several, the one whose units have not changed for longest.
+    /// The owner closest to its share, of a block with more than half of the cap if there is one. If a network is closer to
+    /// its share than any owner: the source of that network with the most units. Of several, the one whose units have not
+    /// changed for longest.
     #[must_use]
     pub fn fullest(&self) -> Option<Owner> {
-        match self.order.last()?.1 {
+        self.fullest_of(self.crowded)
+    }
+
+    /// The fullest owner of a block, or of all.
+    fn fullest_of(&self, block: Option<AddressPrefix>) -> Option<Owner> {
+        let order = match block {
+            Some(block) => &self.by_block.get(&block)?.1,
+            None => &self.order,
+        };
+        match order.last()?.1 {
             Holder::Owner(owner) => Some(owner),
             Holder::Network(network) => self.by_network.get(&network)?.1.last().map(|(_, owner)| *owner),
         }
     }
 
+    /// Whether a block has more than half of the cap with `more` units. Shares without a cap have no such block.
+    fn is_crowded(&self, block: &AddressPrefix, more: usize) -> bool {
+        let units = self.by_block.get(block).map_or(0, |(units, _)| *units).saturating_add(more);
+        self.cap > 0 && units > self.cap / 2
+    }
+
     /// The owner that makes room for one more unit of `owner`. At a share: `owner`, or the source of its network with the
-    /// most units. At the cap: the [`fullest`](Self::fullest). `None` below both.
+    /// most units. At the cap: the [`fullest`](Self::fullest), of the block of `owner` if the block would have more than
+    /// half. `None` below both.
     #[must_use]
     pub fn crowding(&self, owner: &Owner) -> Option<Owner> {
         match self.check(owner).err()? {
             AtCap::Share if self.held(owner) >= self.cap.div_ceil(owner.divisor()) => Some(*owner),
             AtCap::Share => self.by_network.get(&owner.network()?)?.1.last().map(|(_, owner)| *owner),
-            AtCap::All => self.fullest(),
+            AtCap::All => self.fullest_of(owner.block().filter(|block| self.is_crowded(block, 1)).or(self.crowded)),
         }
     }
 
     /// A measure that orders owners: the fraction of the share that the owner or its network holds, whichever is
-    /// larger, and then the units of the owner. [`fullest`](Self::fullest) has the highest.
+    /// larger, and then the units of the owner. [`fullest`](Self::fullest) has the highest of its block, or of all.
     #[must_use]
     pub fn fullness(&self, owner: &Owner) -> (usize, usize) {
         let held = self.held(owner);
@@ -206,8 +244,15 @@ impl Shares {
         (held.saturating_mul(owner.divisor()).max(of_network.saturating_mul(LARGE_DIVISOR)), held)
     }
 
+    /// The highest [`fullness`](Self::fullness) of an owner.
+    #[must_use]
+    pub fn highest_fullness(&self) -> usize {
+        self.order.last().map_or(0, |(units, _)| units.count)
+    }
+
     /// Compares the part of its share that `owner` would have with one more unit to the part that `other` has. Within one
-    /// network, compares the numbers of units.
+    /// network, compares the numbers of units. An owner whose block has more than half of the cap is above all owners of
+    /// other blocks.
     ///
     /// If an owner releases a unit only for owners that remain below it, two owners can't take one unit from each other
     /// in turn.
@@ -217,6 +262,16 @@ impl Shares {
         let network = owner.network();
         if network.is_some() && network == other.network() {
             return held.cmp(&self.held(other));
+        }
+        let (block, other_block) = (owner.block(), other.block());
+        if block != other_block {
+            let is_crowded =
+                |block: Option<AddressPrefix>, more| block.is_some_and(|block| self.is_crowded(&block, more));
+            match (is_crowded(block, 1), is_crowded(other_block, 0)) {
+                (false, true) => return Ordering::Less,
+                (true, false) => return Ordering::Greater,
+                _ => {}
+            }
         }
         let of_network = network.map_or(0, |network| self.of_network(&network).saturating_add(1));
         let fullness = held.saturating_mul(owner.divisor()).max(of_network.saturating_mul(LARGE_DIVISOR));
@@ -239,8 +294,13 @@ impl Shares {
         } else {
             self.by_owner.insert(*owner, units);
         }
-        self.reorder(Holder::Owner(*owner), owner.divisor(), before, units);
-        let Some(network) = owner.network() else { return };
+        let block = owner.block();
+        if let Some(block) = block {
+            let of_block = self.by_block.entry(block).or_default();
+            of_block.0 = adjusted(of_block.0);
+        }
+        self.reorder(Holder::Owner(*owner), block, owner.divisor(), before, units);
+        let (Some(network), Some(block)) = (owner.network(), block) else { return };
         let (sum, sources) = self.by_network.entry(network).or_default();
         let sum_before = *sum;
         *sum = Units { count: adjusted(sum.count), changed };
@@ -252,13 +312,24 @@ impl Shares {
         if sum.count == 0 {
             self.by_network.remove(&network);
         }
-        self.reorder(Holder::Network(network), LARGE_DIVISOR, sum_before, sum);
+        self.reorder(Holder::Network(network), Some(block), LARGE_DIVISOR, sum_before, sum);
+        if self.is_crowded(&block, 0) {
+            self.crowded = Some(block);
+        } else if self.crowded == Some(block) {
+            self.crowded = None;
+        }
+        if self.by_block.get(&block).is_some_and(|(units, _)| *units == 0) {
+            self.by_block.remove(&block);
+        }
     }
 
-    fn reorder(&mut self, holder: Holder, divisor: usize, before: Units, units: Units) {
-        self.order.remove(&(before.times(divisor), holder));
-        if units.count > 0 {
-            self.order.insert((units.times(divisor), holder));
+    fn reorder(&mut self, holder: Holder, block: Option<AddressPrefix>, divisor: usize, before: Units, units: Units) {
+        let of_block = block.and_then(|block| self.by_block.get_mut(&block)).map(|(_, order)| order);
+        for order in [Some(&mut self.order), of_block].into_iter().flatten() {
+            order.remove(&(before.times(divisor), holder));
+            if units.count > 0 {
+                order.insert((units.times(divisor), holder));
+            }
         }
     }
 }
@@ -333,6 +404,28 @@ mod tests {
     }
 
     #[test]
+    fn at_the_cap_a_block_with_more_than_half_makes_room_and_takes_none_of_others() {
+        let address = |block: u8, network: u8| Owner::of_address([10, block, network, 1].into());
+        let mut shares = Shares::new(64);
+        // As many networks as it likes, while there is room.
+        (0..62).for_each(|network| shares.take(&address(1, network)).unwrap());
+        (0..2).for_each(|_| shares.take(&address(2, 1)).unwrap());
+        let (other, of_block) = (address(3, 1), address(1, 100));
+        assert!(shares.crowding(&other) == Some(address(1, 0)), "although the source in the second block has more");
+        assert!(shares.compare_with_one_more(&other, &address(1, 0)).is_lt(), "although each has one");
+        assert!(shares.crowding(&of_block) == Some(address(1, 0)));
+        assert!(shares.compare_with_one_more(&of_block, &address(1, 0)).is_eq());
+        assert!(shares.compare_with_one_more(&of_block, &address(2, 1)).is_gt());
+        for number in 0..30 {
+            shares.release(&shares.fullest().unwrap());
+            shares.take(&address(3, number)).unwrap();
+        }
+        assert!(shares.crowding(&other) == Some(address(2, 1)), "both blocks have half or less");
+        assert!(shares.crowding(&of_block) == shares.fullest_of(of_block.block()), "it would have more than half");
+        assert!(shares.crowding(&relay(1)) == Some(address(2, 1)));
+    }
+
+    #[test]
     fn closed_shares_refuse_further_units() {
         let mut shares = Shares::new(64);
         shares.take(&relay(1)).unwrap();
@@ -345,7 +438,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_shares_of_a_cap_add_up_after_any_order_of_calls(
-            steps in proptest::collection::vec((any::<bool>(), 0_u8..3, 0_u8..6), 0..300)
+            steps in proptest::collection::vec((any::<bool>(), 0_u8..6, 0_u8..6), 0..300)
         ) {
             let mut shares = Shares::new(40);
             let mut expected = HashMap::<Owner, usize>::new();
@@ -367,9 +460,16 @@ mod tests {
                 let fullness_of_all = expected.keys().map(|owner| {
                     fullness(owner).max(owner.network().map_or(0, |network| of_network(network) * LARGE_DIVISOR))
                 });
-                let highest = shares.order.last().map_or(0, |(highest, _)| highest.count);
-                prop_assert_eq!(highest, fullness_of_all.max().unwrap_or(0));
+                // All sources are in one block.
+                let of_block: usize =
+                    expected.iter().filter(|(owner, _)| owner.network().is_some()).map(|(_, units)| *units).sum();
+                let fullness_of_all = expected.keys().zip(fullness_of_all);
+                let highest_of_all = fullness_of_all.clone().map(|(_, fullness)| fullness).max();
+                prop_assert_eq!(shares.highest_fullness(), highest_of_all.unwrap_or(0));
+                let among = fullness_of_all.filter(|(owner, _)| of_block <= 20 || owner.network().is_some());
+                let highest = among.map(|(_, fullness)| fullness).max().unwrap_or(0);
                 prop_assert!(shares.fullest().is_none_or(|owner| shares.fullness(&owner).0 == highest));
+                prop_assert_eq!(shares.by_block.values().map(|(units, _)| *units).sum::<usize>(), of_block);
                 prop_assert_eq!(shares.by_owner.len(), expected.values().filter(|units| **units > 0).count());
                 prop_assert_eq!(shares.fullest().is_some(), !shares.is_empty());
             }

@@ -27,19 +27,17 @@ impl<K: Copy + Ord, T> TurnQueue<K, T> {
         self.items.is_empty()
     }
 
-    /// Whether `owner` may have one more item.
-    ///
-    /// # Errors
-    /// As [`Owned::check`].
-    pub fn check(&self, owner: &Owner) -> Result<(), AtCap> {
-        self.owned.check(owner)
+    /// Whether [`insert`](Self::insert) adds an item of `owner`.
+    #[must_use]
+    pub fn admits(&self, owner: &Owner) -> bool {
+        self.owned.admits(owner)
     }
 
-    /// Adds an item that waits since `since`. There must be none with this key. At the cap, removes the oldest item of
-    /// the owner closest to its share, and returns its key.
+    /// Adds an item that waits since `since`. There must be none with this key. At a cap, removes the oldest item of
+    /// another owner, and returns its key ([`Owned::to_evict`]).
     ///
     /// # Errors
-    /// [`AtCap::Share`] if the share of `owner` is reached.
+    /// As [`Owned::to_evict`]; then nothing is added.
     pub fn insert(&mut self, since: Instant, owner: Owner, key: K, item: T) -> Result<Option<K>, AtCap> {
         let evicted = self.owned.to_evict(&owner)?;
         if let Some(evicted) = evicted {

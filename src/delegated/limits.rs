@@ -5,17 +5,17 @@
 //! owner's bounds one client, and the total is shared by use:
 //!
 //! - **Rate.** The more of its burst an owner has used recently, the more of the total must be left for its next request
-//!   ([`tokens_left`]). So owners that use much leave tokens to those that use little. The same holds for the circuits
+//!   ([`RecentUse`]). So owners that use much leave tokens to those that use little. The same holds for the circuits
 //!   of an owner. The last quarter of an owner's tokens is for the first tries of circuits ([`RESERVED_DIVISOR`]), since
 //!   a client uses a circuit for one request. So further tries of circuits, however many, take no token from new
 //!   circuits, each of which costs a handshake.
 //! - **Concurrency.** At the cap, the oldest request of the owner with the most ends for an owner with fewer.
 
-use core::time::Duration;
+use core::{cmp::Reverse, time::Duration};
 use std::collections::BTreeMap;
 
 use super::Refusal;
-use crate::base::{Counter as _, Instant, Owner, Rate, TokenBucket};
+use crate::base::{Counter as _, Instant, Owner, Rate, RecentUse, TokenBucket};
 
 /// Cap on circuits with a token bucket. At the cap, the oldest circuit without a request in progress is forgotten. Its
 /// further tries don't count as the first.
@@ -23,12 +23,10 @@ const MAX_CIRCUITS: usize = 16 * 1024;
 /// Cap on circuit owners with a token bucket. At the cap, requests of new owners are refused until an owner has been
 /// idle and its bucket is full.
 const MAX_OWNERS: usize = 4 * 1024;
-/// The burst, in seconds of the average rate. The recent use is halved once in this time.
+/// The burst, in seconds of the average rate.
 const BURST_SECONDS: u64 = 4;
 /// Divisor of an owner's burst for the tokens that only the first tries of circuits get.
 const RESERVED_DIVISOR: u64 = 4;
-/// The recent use of one request; a fraction of it remains for as many periods as it has bits.
-const USE: u64 = 1 << 8;
 /// The time after which a request ends at the cap for another one of the same owner, or of an owner with as many. Longer
 /// than a search may take.
 pub(super) const SLOW_AFTER: Duration = Duration::from_secs(10);
@@ -88,37 +86,23 @@ struct LimitUse {
     bucket: TokenBucket,
     /// Requests in progress.
     running: usize,
-    /// The recent use at the time `period`.
-    used: u64,
-    period: u64,
+    /// The value of [`RequestLimits::changes`] at the last change of `running`.
+    changed: u64,
+    recent: RecentUse,
 }
 
 impl LimitUse {
-    /// The recent use: [`USE`] for each admitted request, halved in each period since.
-    fn used(&self, now: Instant) -> u64 {
-        let periods = period(now).saturating_sub(self.period);
-        u32::try_from(periods).ok().and_then(|periods| self.used.checked_shr(periods)).unwrap_or(0)
-    }
-
-    /// Counts an admitted request.
-    fn admit(&mut self, now: Instant) {
-        self.used = self.used(now).saturating_add(USE);
-        self.period = period(now);
+    /// Counts an admitted request of a holder with the rate `rate`.
+    fn admit(&mut self, now: Instant, rate: Rate, change: u64) {
+        self.recent.add(now, rate);
         self.running.increment();
+        self.changed = change;
     }
-}
 
-fn period(now: Instant) -> u64 {
-    now.since(Instant::START).as_secs() / BURST_SECONDS
-}
-
-/// The requests that a holder with the recent use `used` may make while `available` tokens of a shared bucket are left.
-/// None are left once it has used twice as large a part of its `own` burst as is left of the `shared` one.
-fn tokens_left(available: u64, shared: Rate, used: u64, own: Rate) -> u64 {
-    let product = |factors: [u64; 3]| factors.into_iter().map(u128::from).fold(1, u128::saturating_mul);
-    let unused = product([available, own.burst, 2 * USE]).saturating_sub(product([used, shared.burst, 1]));
-    let part = product([shared.burst, USE, 1]).max(1);
-    u64::try_from(unused.div_ceil(part)).unwrap_or(u64::MAX)
+    fn release(&mut self, change: u64) {
+        self.running.decrement();
+        self.changed = change;
+    }
 }
 
 /// The use of the limits by all circuits, or by all circuit owners.
@@ -161,9 +145,15 @@ impl<K: Ord> LimitUses<K> {
         self.0.get(key).map_or(0, |entry| entry.running)
     }
 
-    fn release(&mut self, key: &K) {
+    /// The requests in progress of `key`, in an order: of equal numbers, the one that changed last is lower, so that no
+    /// key is preferred for its value.
+    fn rank(&self, key: &K) -> (usize, Reverse<u64>) {
+        self.0.get(key).map_or_else(Default::default, |entry| (entry.running, Reverse(entry.changed)))
+    }
+
+    fn release(&mut self, key: &K, change: u64) {
         if let Some(entry) = self.0.get_mut(key) {
-            entry.running.decrement();
+            entry.release(change);
         }
     }
 }
@@ -201,6 +191,8 @@ pub struct RequestLimits<T> {
     /// The requests in progress by their numbers, in the order of their admission.
     running: BTreeMap<u64, RunningRequest<T>>,
     next_number: u64,
+    /// The number of changes of `running` so far.
+    changes: u64,
 }
 
 impl<T> RequestLimits<T> {
@@ -215,6 +207,7 @@ impl<T> RequestLimits<T> {
             owners: LimitUses(BTreeMap::new()),
             running: BTreeMap::new(),
             next_number: 0,
+            changes: 0,
         }
     }
 
@@ -232,22 +225,25 @@ impl<T> RequestLimits<T> {
         let (of_circuit, is_first) = self.circuits.of_circuit(circuit, &mut self.forgotten_circuit);
         let has_token = of_circuit.bucket.take(now, per_circuit);
         let victim = victim?;
+        let is_own = |victim| self.running.get(&victim).is_some_and(|running| running.circuit == circuit);
+        let freed = usize::from(victim.is_some_and(is_own));
         let of_owner = self.owners.of_owner(now, owner, per_owner)?;
         let total_left = self.in_total.available(now, in_total);
-        let owner_left = tokens_left(total_left, in_total, of_owner.used(now), per_owner);
+        let owner_left = of_owner.recent.tokens_left(now, per_owner, total_left, in_total);
         let owner_left = owner_left.min(of_owner.bucket.available(now, per_owner));
         let reserved = if is_first { 0 } else { per_owner.burst / RESERVED_DIVISOR };
         if !has_token
             || owner_left <= reserved
-            || of_circuit.running >= self.rates.concurrent_of_circuit
-            || tokens_left(owner_left, per_owner, of_circuit.used(now), per_circuit) == 0
+            || of_circuit.running.saturating_sub(freed) >= self.rates.concurrent_of_circuit
+            || of_circuit.recent.tokens_left(now, per_circuit, owner_left, per_owner) == 0
         {
             return Err(Refusal::RateLimited);
         }
         self.in_total.spend(now, in_total, 1);
+        self.changes.increment();
         of_owner.bucket.spend(now, per_owner, 1);
-        of_owner.admit(now);
-        of_circuit.admit(now);
+        of_owner.admit(now, per_owner, self.changes);
+        of_circuit.admit(now, per_circuit, self.changes);
         let displaced = victim.and_then(|victim| self.release(victim));
         let number = self.next_number;
         self.next_number.increment();
@@ -262,10 +258,10 @@ impl<T> RequestLimits<T> {
         if !is_at_part && self.running.len() < self.rates.concurrent {
             return Ok(None);
         }
-        let owners = self.running.values().map(|running| (self.owners.running(&running.owner), running.owner));
-        let fullest = owners.max().filter(|(most, _)| !is_at_part && *most > held);
+        let owners = self.running.values().map(|running| (self.owners.rank(&running.owner), running.owner));
+        let fullest = owners.max().filter(|((most, _), _)| !is_at_part && *most > held);
         let (from, is_below) =
-            fullest.map_or((*owner, false), |(most, fullest)| (fullest, most > held.saturating_add(1)));
+            fullest.map_or((*owner, false), |((most, _), fullest)| (fullest, most > held.saturating_add(1)));
         let oldest = self.running.iter().find(|(_, running)| running.owner == from);
         match oldest.filter(|(_, running)| is_below || running.since.after(SLOW_AFTER) <= now) {
             Some((number, _)) => Ok(Some(*number)),
@@ -277,8 +273,9 @@ impl<T> RequestLimits<T> {
     /// Ends an admitted request. Returns it, unless it was displaced.
     pub fn release(&mut self, number: u64) -> Option<T> {
         let ended = self.running.remove(&number)?;
-        self.circuits.release(&ended.circuit);
-        self.owners.release(&ended.owner);
+        self.changes.increment();
+        self.circuits.release(&ended.circuit, self.changes);
+        self.owners.release(&ended.owner, self.changes);
         Some(ended.request)
     }
 }
@@ -490,6 +487,35 @@ mod tests {
         assert!(honest.into_iter().all(|number| limits.release(number).is_some()));
         assert!(displaced.iter().all(|circuit| *circuit < 256));
         assert_eq!(limits.release(admitted[usize::try_from(displaced[0]).unwrap()]), None, "released before");
+    }
+
+    #[test]
+    fn of_equally_full_owners_the_one_unchanged_for_longest_loses_a_request_whatever_its_address() {
+        // The numbers of sources order their identities.
+        for sources in [[1, 2, 3], [3, 2, 1], [2, 3, 1]] {
+            let (mut limits, now) = limits(Rates { concurrent: 6, ..Rates::default() });
+            for (circuit, source) in sources.into_iter().flat_map(|source| [source; 2]).enumerate() {
+                admit(&mut limits, now, RequestOwner::of_source(source, circuit as u64)).unwrap();
+            }
+            let displaced = [100, 101, 102]
+                .map(|number| limits.admit(now, RequestOwner::of_source(number, number), number).unwrap().displaced);
+            assert_eq!(displaced, [Some(0), Some(2), Some(4)], "{sources:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_displaces_a_slow_one_of_the_same_circuit() {
+        let (mut limits, now) = limits(Rates::default());
+        for number in 0..64 {
+            admit(&mut limits, now, RequestOwner::of_source(1, number / 4)).unwrap();
+        }
+        let (of_first, of_second) = (RequestOwner::of_source(1, 0), RequestOwner::of_source(1, 1));
+        assert_eq!(
+            limits.admit(later(now, 10), of_second, 9),
+            Err(Refusal::RateLimited),
+            "its circuit stays at its cap"
+        );
+        assert_eq!(limits.admit(later(now, 10), of_first, 9).unwrap().displaced, Some(0));
     }
 
     #[test]

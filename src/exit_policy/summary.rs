@@ -71,6 +71,12 @@ impl Summary {
         ranges
     }
 
+    /// This summary without IPv6 ports.
+    #[must_use]
+    pub fn without_ipv6(self) -> Self {
+        Self { ipv6: Vec::new(), ..self }
+    }
+
     /// Ports accepted at almost every IPv4 address, as ascending and disjoint ranges.
     #[must_use]
     pub fn ipv4(&self) -> &[PortRange] {

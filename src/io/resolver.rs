@@ -9,6 +9,7 @@
 //! 8305). This module logs no lookups. The library logs names at debug level, so a node disables the library's log
 //! targets (`hickory_*`).
 
+mod name_servers;
 mod nat64;
 mod places;
 
@@ -20,9 +21,7 @@ use core::{
     time::Duration,
 };
 use hickory_resolver::{
-    TokioResolver,
-    config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
-    net::{NetError, runtime::TokioRuntimeProvider},
+    net::NetError,
     proto::rr::{Name, RData, RecordType},
 };
 use tokio::{
@@ -32,7 +31,10 @@ use tokio::{
 };
 
 pub(crate) use self::nat64::Nat64Queries;
-use self::places::{LookupPlace, LookupPlaces};
+use self::{
+    name_servers::NameServers,
+    places::{LookupPlace, LookupPlaces},
+};
 use crate::{
     delegated::limits::RequestOwner,
     exit_policy::{Nat64Prefix, is_global},
@@ -53,7 +55,7 @@ const SECOND_FAMILY_TIMEOUT: Duration = Duration::from_millis(250);
 /// Options of an exit's resolver.
 #[derive(Clone, Debug)]
 pub struct ResolverOptions {
-    /// Name servers, in order of preference; if empty, those of the system.
+    /// Name servers, in order of preference; if empty, those of the system, also after a change.
     pub servers: Vec<SocketAddr>,
     /// Whether private addresses are valid answers, and private names may be looked up.
     pub private_addresses: bool,
@@ -90,7 +92,7 @@ pub(crate) struct LookupAnswers<T> {
 
 /// A DNS resolver with limits.
 pub struct Resolver {
-    inner: Option<TokioResolver>,
+    name_servers: NameServers,
     places: LookupPlaces,
     timeout: Duration,
     private_addresses: bool,
@@ -99,28 +101,17 @@ pub struct Resolver {
 }
 
 impl Resolver {
-    /// A resolver with `options`. Without a name server, logs a warning; the resolver then resolves only `localhost`.
+    /// A resolver with `options`. Without a name server, logs a warning; the resolver then resolves only `localhost`, until
+    /// the system names a server.
     #[must_use]
     pub fn new(options: &ResolverOptions) -> Self {
-        let inner = build(options)
-            .inspect_err(|_| {
-                tracing::warn!(
-                    "no name server is configured, so this exit can't resolve names; configure one with resolver, or in \
-                     /etc/resolv.conf"
-                );
-            })
-            .ok();
         Self {
-            inner,
+            name_servers: NameServers::new(options),
             places: LookupPlaces::new(options.concurrency),
             timeout: options.timeout,
             private_addresses: options.private_addresses,
             nat64: watch::Sender::new((!options.await_nat64).then(Vec::new)),
         }
-    }
-
-    fn inner(&self) -> Result<&TokioResolver, EndReason> {
-        self.inner.as_ref().ok_or(EndReason::Failed)
     }
 
     /// Looks up `host` for an origin: a name's addresses, or an address's names.
@@ -180,7 +171,7 @@ impl Resolver {
             return Ok(lookup);
         }
         let name = absolute(name)?;
-        let inner = self.inner()?;
+        let inner = self.name_servers.resolver()?;
         lookup.place = Some(timeout_at(deadline, self.places.take(owner)).await.unwrap_or(Err(EndReason::TimedOut))?);
         for family in [RecordType::A, RecordType::AAAA] {
             let (inner, name) = (inner.clone(), name.clone());
@@ -198,7 +189,8 @@ impl Resolver {
         if !self.private_addresses && !is_global(ip) {
             return Err(EndReason::Policy);
         }
-        let lookup = self.within_limits(owner, self.inner()?.reverse_lookup(ip)).await?;
+        let inner = self.name_servers.resolver()?;
+        let lookup = self.within_limits(owner, inner.reverse_lookup(ip)).await?;
         let mut bytes = 0_usize;
         let names = lookup.answers().iter().filter_map(|record| match &record.data {
             RData::PTR(name) => Some(name.0.to_ascii().trim_end_matches('.').to_owned()),
@@ -316,37 +308,6 @@ impl core::fmt::Debug for Resolver {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Resolver").finish_non_exhaustive()
     }
-}
-
-fn build(options: &ResolverOptions) -> Result<TokioResolver, NetError> {
-    let mut builder = if options.servers.is_empty() {
-        TokioResolver::builder_tokio()?
-    } else {
-        let servers = options.servers.iter().map(|server| name_server(*server)).collect();
-        let config = ResolverConfig::from_name_servers(servers);
-        TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-    };
-    apply_limits(builder.options_mut(), options);
-    builder.build()
-}
-
-fn name_server(address: SocketAddr) -> NameServerConfig {
-    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
-        connection.port = address.port();
-        connection
-    });
-    NameServerConfig::new(address.ip(), true, connections.into())
-}
-
-fn apply_limits(options: &mut ResolverOpts, limits: &ResolverOptions) {
-    const ATTEMPTS: usize = 2;
-    options.timeout = limits.timeout.checked_div(3).unwrap_or(limits.timeout);
-    options.attempts = ATTEMPTS;
-    options.cache_size = 0;
-    options.use_hosts_file = ResolveHosts::Never;
-    // A lookup has a query for each family.
-    options.max_active_requests = limits.concurrency.saturating_mul(2);
-    options.case_randomization = true;
 }
 
 fn now_after(time: Duration) -> Instant {

@@ -29,7 +29,7 @@ use crate::{
     directory::{Consensus, Profile},
     directory_http::client::DirectoryClient,
     exit::{Exit, ExitOptions, delegated::Delegate},
-    exit_policy::{Nat64Prefix, Policy},
+    exit_policy::{Nat64Prefix, Policy, Summary},
     io::{
         clock::wall_time,
         files::{Folder, FolderLock},
@@ -46,7 +46,7 @@ use crate::{
 use self::{
     presence::Presences,
     task::{Changes, DrivenRelay, RelayCommand},
-    upkeep::{ProfileSource, Upkeep},
+    upkeep::{ExitPorts, ProfileSource, Upkeep},
     volunteer::Registrations,
 };
 use super::{
@@ -134,6 +134,8 @@ impl RelayAssembly {
         let listener = RelayListener::open(options, &folder, &identity)?;
         let mut services = Services::new(options, policy, listener.own_addresses()).await?;
         let (delegate, nat64) = (services.delegate.clone(), services.nat64.take());
+        let summary = services.policy.as_ref().map(Policy::summary);
+        let ports = summary.map(|policy| ExitPorts { policy, resolver: Arc::clone(&services.resolver) });
         let profile = Profile {
             identity: identity.id(),
             addresses: listener.addresses,
@@ -143,7 +145,7 @@ impl RelayAssembly {
             onion_key: onion_keys.public(),
             family: family(options)?,
             operator: String::new(),
-            exit: services.policy.as_ref().map(Policy::summary).unwrap_or_default(),
+            exit: Summary::default(),
             offer: Offer::default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
@@ -173,7 +175,7 @@ impl RelayAssembly {
             interval: interval.clone(),
         });
         let id = identity.id();
-        tracing::info!(relay = %id, exit = !profile.exit.is_empty(), volunteer = is_volunteer, "relay started");
+        tracing::info!(relay = %id, exit = ports.is_some(), volunteer = is_volunteer, "relay started");
         let publication = if is_volunteer {
             let gateways = changes.gateways;
             Publication::Registrations(Registrations {
@@ -189,7 +191,7 @@ impl RelayAssembly {
         Ok(Self {
             identity: id,
             drive,
-            profiles: ProfileSource { folder, commands: commands.clone(), delegate, profile },
+            profiles: ProfileSource { folder, commands: commands.clone(), delegate, ports, profile },
             commands,
             follower: directory()?,
             interval: interval_sender,

@@ -3,7 +3,7 @@
 use rand::CryptoRng;
 
 use crate::{
-    base::{AtCap, HopIndex, Instant, Owner, RelayId},
+    base::{HopIndex, Instant, Owner, RelayId},
     channel::ChannelId,
     directory::ConsensusRelay,
     handshake::respond,
@@ -60,9 +60,9 @@ impl Relay {
     /// Queues a complete CREATE for its handshake. `None` if the CREATE must be refused.
     fn queue_create(&mut self, now: Instant, endpoint: CircuitEndpoint, hop: HopIndex, request: Vec<u8>) -> Option<()> {
         let owner = self.update_limits(endpoint.channel)?;
-        let is_at_share = [self.table.check(&owner), self.waiting_creates.check(&owner)].contains(&Err(AtCap::Share));
+        let is_admitted = self.table.admits(&owner) && self.waiting_creates.admits(&owner);
         // The circuit is live while it waits: the channel counts it, and isn't idle.
-        if is_at_share || !self.channels.admit_circuit(endpoint.channel, endpoint.circuit) {
+        if !is_admitted || !self.channels.admit_circuit(endpoint.channel, endpoint.circuit) {
             return None;
         }
         let evicted = self.waiting_creates.insert(endpoint, WaitingCreate::new(now, hop, owner, request)).ok()?;
@@ -104,7 +104,7 @@ impl Relay {
         rng: &mut dyn CryptoRng,
     ) -> Option<()> {
         let WaitingCreate { hop, owner, .. } = *create;
-        if self.table.check(&owner) == Err(AtCap::Share) {
+        if !self.table.admits(&owner) {
             return None;
         }
         let answer = respond(&self.identity, &self.onion_keys, hop, &create.request, rng)
@@ -113,17 +113,13 @@ impl Relay {
         for cell in created_cells(endpoint.circuit, &answer.reply).ok()? {
             self.channels.send(endpoint.channel, cell).ok()?;
         }
-        if self.table.check(&owner).is_err() {
-            self.make_room(now);
-        }
+        self.make_room(now, &owner);
         self.table.insert(Circuit::new(now, hop, owner, endpoint, RelayLayer::new(hop, answer.keys))).map(|_| ())
     }
 
     /// Whether the shares and rates of the table, the owner and the channel admit one more circuit.
     fn may_create(&mut self, now: Instant, channel: ChannelId, owner: &Owner) -> bool {
-        self.table.check(owner) != Err(AtCap::Share)
-            && self.channels.may_create(now, channel)
-            && self.allowances.take(now, owner)
+        self.table.admits(owner) && self.channels.may_create(now, channel) && self.allowances.take(now, owner)
     }
 
     /// Sets the limits of a channel and its link for its owner. Returns the owner of the circuits over the channel.
@@ -133,10 +129,10 @@ impl Relay {
         owner
     }
 
-    /// Ends the least used circuit of the owner closest to its share.
-    fn make_room(&mut self, now: Instant) {
+    /// At a cap, ends the least used circuit of another owner to make room for one of `owner`.
+    fn make_room(&mut self, now: Instant, owner: &Owner) {
         let Self { table, streams, .. } = self;
-        if let Some(key) = table.least_used(|key| streams.has_open(key)) {
+        if let Some(key) = table.least_used(owner, |key| streams.has_open(key)) {
             tracing::debug!("ending the least used circuit of the owner closest to its share");
             self.end(now, key);
         }
@@ -180,19 +176,16 @@ impl Relay {
         {
             return self.create(now, key, channel, request, rng);
         }
-        let may_wait = match channel {
-            Some(_) => self.waiting_extends.has_share(&owner),
-            None => self.waiting_extends.may_dial(&owner, &relay, self.channels.free_dials()),
-        };
-        if !may_wait {
-            return None;
-        }
+        let evicted = self.waiting_extends.to_evict(&owner).ok()?;
         if channel.is_none()
             && let Some(target) = target
         {
+            if !self.waiting_extends.may_dial(&owner, &relay, self.channels.free_dials()) {
+                return None;
+            }
             self.channels.connect(now, &target);
         }
-        if let Some(evicted) = self.waiting_extends.to_evict(&owner) {
+        if let Some(evicted) = evicted {
             self.end(now, evicted);
         }
         self.table.circuit_mut(key)?.set_waiting(now, relay);

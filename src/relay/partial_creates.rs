@@ -37,11 +37,11 @@ impl PartialCreates {
         Self { creates: BTreeMap::new(), deadlines: Deadlines::default(), owned: Owned::new(cap) }
     }
 
-    /// Adds a CREATE on `endpoint`, which must have none. At the cap, removes the oldest CREATE of the owner closest to
-    /// its share, and returns its endpoint for the caller to refuse.
+    /// Adds a CREATE on `endpoint`, which must have none. At a cap, removes the oldest CREATE of another owner, and
+    /// returns its endpoint for the caller to refuse.
     ///
     /// # Errors
-    /// When the share of the owner of `create` is reached.
+    /// As [`Owned::to_evict`]; then nothing is added.
     pub(super) fn insert(
         &mut self,
         endpoint: CircuitEndpoint,

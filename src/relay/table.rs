@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use slab::Slab;
 
 use crate::{
-    base::{AtCap, CircuitId, Deadlines, Instant, Owned, Owner},
+    base::{CircuitId, Deadlines, Instant, Owned, Owner},
     channel::ChannelId,
 };
 
@@ -70,24 +70,25 @@ impl Table {
         self.slots.len()
     }
 
-    /// Whether `owner` may have one more circuit.
-    pub(super) fn check(&self, owner: &Owner) -> Result<(), AtCap> {
-        self.owners.check(owner)
+    /// Whether `owner` may have one more circuit, if necessary after the end of another ([`Self::least_used`]).
+    pub(super) fn admits(&self, owner: &Owner) -> bool {
+        self.owners.admits(owner)
     }
 
-    /// The circuit to end when the table is full: the least used circuit of the owner closest to its share.
-    /// `has_stream` returns whether a stream of a circuit is open at this relay.
-    pub(super) fn least_used(&mut self, has_stream: impl Fn(CircuitKey) -> bool) -> Option<CircuitKey> {
+    /// The circuit to end before one more of `owner` is added: the least used circuit of the owner that
+    /// [`Owned::to_evict`] selects. `None` if there is room, or if the circuit of `owner` must be refused. `has_stream`
+    /// returns whether a stream of a circuit is open at this relay.
+    pub(super) fn least_used(&mut self, owner: &Owner, has_stream: impl Fn(CircuitKey) -> bool) -> Option<CircuitKey> {
         loop {
-            let (listed, key) = self.owners.lowest()?;
+            let key = self.owners.to_evict(owner).ok()??;
             let circuit = self.circuit_mut(key)?;
-            let current = circuit.current_rank(has_stream(key));
+            let (listed, current) = (circuit.listed_rank, circuit.current_rank(has_stream(key)));
             if current <= listed {
                 return Some(key);
             }
             circuit.listed_rank = current;
-            let owner = circuit.owner;
-            self.owners.set_rank(&owner, listed, current, key);
+            let loser = circuit.owner;
+            self.owners.set_rank(&loser, listed, current, key);
         }
     }
 

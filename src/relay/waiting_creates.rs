@@ -44,16 +44,16 @@ impl WaitingCreates {
         self.queue.is_empty()
     }
 
-    /// Whether `owner` may have one more CREATE.
-    pub(super) fn check(&self, owner: &Owner) -> Result<(), AtCap> {
-        self.queue.check(owner)
+    /// Whether [`insert`](Self::insert) adds a CREATE of `owner`.
+    pub(super) fn admits(&self, owner: &Owner) -> bool {
+        self.queue.admits(owner)
     }
 
-    /// Adds a CREATE on `endpoint`, which must have none. At the cap, removes the oldest CREATE of the owner closest to
-    /// its share, and returns its endpoint for the caller to refuse.
+    /// Adds a CREATE on `endpoint`, which must have none. At a cap, removes the oldest CREATE of another owner, and
+    /// returns its endpoint for the caller to refuse.
     ///
     /// # Errors
-    /// When the share of the owner of `create` is reached.
+    /// As [`TurnQueue::insert`].
     pub(super) fn insert(
         &mut self,
         endpoint: CircuitEndpoint,

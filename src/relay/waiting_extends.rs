@@ -123,12 +123,7 @@ impl WaitingExtends {
         !self.relays.contains_key(relay) && self.rates.take(now, &Owner::Relay(*relay))
     }
 
-    /// Whether one more circuit of `owner` may wait, within the share of the owner.
-    pub(super) fn has_share(&self, owner: &Owner) -> bool {
-        self.owned.check(owner) != Err(AtCap::Share)
-    }
-
-    /// Whether a circuit of `owner` may wait for a channel to `relay`, if the node may start `free` further dials.
+    /// Whether a circuit of `owner` may start a dial to `relay`, if the node may start `free` further dials.
     pub(super) fn may_dial(&self, owner: &Owner, relay: &RelayId, free: usize) -> bool {
         let cap = match owner {
             Owner::Source(..) => MAX_DIALS_OF_SOURCE,
@@ -141,13 +136,16 @@ impl WaitingExtends {
             None => waits.map_or(0, BTreeMap::len),
         };
         let may_dial = self.relays.contains_key(relay) || in_all < (free / FREE_DIVISOR).max(1);
-        is_below && may_dial && self.has_share(owner)
+        is_below && may_dial
     }
 
-    /// The circuit to end so that one more may wait: of the owner closest to its share, the circuit that has waited
-    /// longest. `None` if the cap isn't reached.
-    pub(super) fn to_evict(&self, owner: &Owner) -> Option<CircuitKey> {
-        self.owned.check(owner).err().and_then(|_| self.owned.lowest()).map(|(_, key)| key)
+    /// The circuit to end so that one more of `owner` may wait, as in [`Owned::to_evict`]: the one of its owner that has
+    /// waited longest.
+    ///
+    /// # Errors
+    /// As [`Owned::to_evict`]: no circuit of `owner` may wait.
+    pub(super) fn to_evict(&self, owner: &Owner) -> Result<Option<CircuitKey>, AtCap> {
+        self.owned.to_evict(owner)
     }
 
     /// Adds a circuit that waits for `relay`. Returns false if the share of its owner, or the cap, is reached.

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use umbel::base::LinkEvent;
+use umbel::base::{LinkEvent, Transmit};
 
 use super::{
     attacks::half_open,
@@ -15,9 +15,9 @@ use super::{
 
 const RELAY: usize = 0;
 
-/// Sixteen sources in four networks.
+/// Sixteen sources in four networks, each in a block of its own.
 fn sixteen_sources() -> Vec<IpAddr> {
-    (0..16).map(|number| [198, 51, number % 4, number / 4].into()).collect()
+    (0..16).map(|number| [198, 51 + number % 4, 0, number / 4].into()).collect()
 }
 
 /// Sources in one network.
@@ -88,6 +88,39 @@ fn honest_links_stand_and_others_open_while_sixteen_sources_hold_all_they_can() 
 #[test]
 fn honest_links_stand_and_others_open_while_a_48_holds_all_it_can() {
     hold_all_links(&one_48(32), 1);
+}
+
+#[test]
+fn honest_links_stand_and_others_open_while_the_networks_of_a_32_hold_all_they_can() {
+    let networks = (0..100).map(|network| Ipv6Addr::new(0x2001, 0xdb8, network, 0, 0, 0, 0, 1).into());
+    hold_all_links(&networks.collect::<Vec<_>>(), 1);
+}
+
+#[test]
+fn strangers_at_the_address_of_a_listed_relay_lose_their_links_before_it() {
+    let mut world = world();
+    let address: IpAddr = [198, 51, 100, 1].into();
+    let open = |world: &mut World, address| {
+        world.nodes[RELAY].events.clear();
+        let client = world.add_at(client_config(), address);
+        world.dial(client, RELAY);
+        world.run_until(Duration::from_secs(1), "a link", |world| opened(&world.nodes[RELAY].events).is_some());
+        (client, opened(&world.nodes[RELAY].events).unwrap())
+    };
+    let strangers = [(); 3].map(|()| open(&mut world, address).0);
+    // The youngest link of the source.
+    let (listed, at_relay) = open(&mut world, address);
+    world.transmit(RELAY, Transmit::PeerListed(at_relay));
+    for block in 0..60 {
+        open(&mut world, [203, block, 0, 1].into());
+    }
+    assert_eq!(world.nodes[RELAY].endpoint.counts().links, 64);
+    for block in 60..62 {
+        open(&mut world, [203, block, 0, 1].into());
+    }
+    world.run_for(Duration::from_secs(1));
+    let standing: Vec<_> = strangers.iter().map(|client| stands(&world, *client)).collect();
+    assert!(stands(&world, listed) && standing == [true, false, false], "{standing:?}");
 }
 
 /// Each address leaves as many links half-open as it can. Asserts that clients of other networks open their links.

@@ -88,24 +88,29 @@ fn hellos_of_one_address_cause_handshakes_within_its_rate() {
     );
 }
 
-/// Floods a relay from these addresses, of `networks` networks. Asserts the rate of handshakes. Asserts that a dial of
-/// another network waits for at most one turn of each network.
-fn flood(addresses: &[IpAddr], networks: u32) {
+/// The addresses of honest clients, each in a network of its own.
+fn other_networks() -> [IpAddr; 8] {
+    core::array::from_fn(|number| [203, 0, u8::try_from(number).unwrap(), 1].into())
+}
+
+/// Floods a relay from these addresses. Asserts the rate of handshakes. Asserts that a dial of each of the `clients`
+/// waits for at most `others` turns of other networks, or of other sources of its network.
+fn flood(addresses: &[IpAddr], others: u32, clients: [IpAddr; 8]) {
     let mut world = world();
     let ports = u16::try_from(512 / addresses.len()).unwrap().clamp(1, 8);
     let mut flood = Flood::new(&mut world, addresses, ports);
     let start = world.now;
     (0..300).for_each(|_| flood.send(&mut world, 20));
-    let turns = Duration::from_secs(1) / u32::try_from(RATE.per_second).unwrap() * (networks + 1);
+    let turns = Duration::from_secs(1) / u32::try_from(RATE.per_second).unwrap() * (others + 1);
     // A dial takes five round trips of 10 ms, and a timer may fire a millisecond late.
     let limit = turns + Duration::from_millis(60);
-    for number in 0..8 {
-        let client = world.add_at(client_config(), [203, 0, number, 1].into());
+    for address in clients {
+        let client = world.add_at(client_config(), address);
         world.dial(client, RELAY);
         let dialled = world.now;
         while opened(&world.nodes[client].events).is_none() {
             flood.send(&mut world, 20);
-            assert!(world.now.since(dialled) <= limit, "dial {number} takes longer than {limit:?}");
+            assert!(world.now.since(dialled) <= limit, "the dial of {address} takes longer than {limit:?}");
         }
     }
     let most = RATE.burst + RATE.per_second * (elapsed_millis(start, world.now)) / 1_000;
@@ -118,15 +123,22 @@ fn elapsed_millis(start: Instant, now: Instant) -> u64 {
 
 #[test]
 fn dials_succeed_in_turn_while_sixteen_sources_flood_hellos() {
-    flood(&(0..16).map(|number| [198, 51, number % 4, number / 4].into()).collect::<Vec<_>>(), 4);
+    flood(&(0..16).map(|number| [198, 51, number % 4, number / 4].into()).collect::<Vec<_>>(), 4, other_networks());
 }
 
 #[test]
 fn dials_succeed_in_turn_while_a_48_floods_hellos() {
-    flood(&(0..256).map(|subnet| Ipv6Addr::new(0x2001, 0xdb8, 1, subnet, 0, 0, 0, 1).into()).collect::<Vec<_>>(), 1);
+    let addresses: Vec<_> = (0..256).map(|subnet| Ipv6Addr::new(0x2001, 0xdb8, 1, subnet, 0, 0, 0, 1).into()).collect();
+    flood(&addresses, 1, other_networks());
 }
 
 #[test]
 fn dials_succeed_in_turn_while_sixty_four_networks_flood_hellos() {
-    flood(&(0..64).map(|network| [198, 51, network, 1].into()).collect::<Vec<_>>(), 64);
+    flood(&(0..64).map(|network| [198, 51, network, 1].into()).collect::<Vec<_>>(), 64, other_networks());
+}
+
+#[test]
+fn dials_succeed_in_turn_while_sixteen_neighbours_in_the_same_24_flood_hellos() {
+    let addresses: Vec<_> = (1..=16).map(|host| [198, 51, 100, host].into()).collect();
+    flood(&addresses, 16, core::array::from_fn(|host| [198, 51, 100, 200 + u8::try_from(host).unwrap()].into()));
 }

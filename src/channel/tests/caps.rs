@@ -48,9 +48,9 @@ impl Listener {
     }
 }
 
-/// Sixteen sources in four networks.
+/// Sixteen sources in four networks, each in a block of its own.
 fn sixteen_sources() -> Vec<IpAddr> {
-    (0..16).map(|number| [198, 51, number % 4, number / 4].into()).collect()
+    (0..16).map(|number| [198, 51 + number % 4, 0, number / 4].into()).collect()
 }
 
 /// 256 sources in one network.
@@ -58,8 +58,9 @@ fn one_48() -> Vec<IpAddr> {
     (0..256).map(|subnet| Ipv6Addr::new(0x2001, 0xdb8, 1, subnet, 0, 0, 0, 1).into()).collect()
 }
 
+/// The address of an honest client, in a block of its own.
 fn honest(number: u8) -> IpAddr {
-    [203, 0, number, 1].into()
+    [203, number, 0, 1].into()
 }
 
 /// Each address opens channels up to its share, with two circuits each, and another one for each that closes. Asserts

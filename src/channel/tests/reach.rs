@@ -199,12 +199,12 @@ fn the_fullest_source_loses_its_oldest_volunteer_that_the_directory_does_not_cou
     gateway.pair.b.channels.set_counted(of_source[0], true);
     gateway.pair.b.channels.set_counted(of_source[2], true);
     for network in 0..60 {
-        gateway.join([203, 0, network, 1].into());
+        gateway.join([203, network, 0, 1].into());
     }
     let order = [of_source[1], of_source[3], of_source[0]];
     for (network, lost) in (60..).zip(order) {
         assert!(gateway.is_open(lost));
-        let joined = gateway.join([203, 0, network, 1].into());
+        let joined = gateway.join([203, network, 0, 1].into());
         assert!(gateway.reaches(joined) && !gateway.is_open(lost));
     }
     let lost = gateway.join([203, 0, 0, 1].into());

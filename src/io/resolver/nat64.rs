@@ -45,6 +45,17 @@ impl Resolver {
         policy.allows_in_network(ip, port, self.nat64.borrow().as_deref())
     }
 
+    /// Whether IPv6 addresses are refused because no name server has revealed the NAT64 prefixes yet. They never are
+    /// again after [`Self::ipv6_opened`].
+    pub(crate) fn is_ipv6_closed(&self) -> bool {
+        self.nat64.borrow().is_none()
+    }
+
+    /// Completes once IPv6 addresses aren't refused for that reason.
+    pub(crate) async fn ipv6_opened(&self) {
+        let _ = self.nat64.subscribe().wait_for(Option::is_some).await;
+    }
+
     /// Queries the name servers for the NAT64 prefixes of the network, and returns the time to the next query. A prefix
     /// stays known if a later answer omits it, because a further prefix allows no further address. An answer without
     /// records is an answer.
@@ -54,7 +65,7 @@ impl Resolver {
     /// network is down.
     async fn query_nat64(&self) -> Result<Duration, EndReason> {
         let name = absolute(IPV4_ONLY_NAME)?;
-        let answer = match self.inner()?.lookup(name, RecordType::AAAA).await {
+        let answer = match self.name_servers.resolver()?.lookup(name, RecordType::AAAA).await {
             Ok(answer) => Some(answer),
             Err(error) if error.is_no_records_found() => None,
             Err(error) => return Err(end_reason(&error)),

@@ -95,7 +95,7 @@ impl Registrations {
                     self.log_statistics().await;
                     tokio::select! {
                         () = self.wait(interval) => {}
-                        () = profiles.offer_grown() => {}
+                        () = profiles.grown() => {}
                     }
                 }
                 Err(error) => {

@@ -185,6 +185,27 @@ fn waiting_creates_of_one_source_leave_room_for_others() {
 }
 
 #[test]
+fn a_create_waits_in_place_of_one_of_the_fullest_source_of_its_full_network() {
+    let mut bench = Bench::limited(RelayParameters { waiting_creates: 64, ..no_handshakes() });
+    let creates = |bench: &mut Bench, host: u8, count: u32| {
+        bench.address = [198, 51, 100, host].into();
+        let link = bench.client();
+        for number in 1..=count {
+            let create = create_cell(bench, number);
+            bench.send(link, &create);
+        }
+        link
+    };
+    let attackers = [1, 2, 3, 4, 5, 6].map(|host| creates(&mut bench, host, 4));
+    let refused: usize = attackers.iter().map(|link| bench.commands(*link).len()).sum();
+    assert_eq!((refused, bench.relay.waiting_creates.len().0), (24 - 16, 16), "a quarter");
+    let honest = creates(&mut bench, 200, 1);
+    assert_eq!((bench.commands(honest), bench.relay.waiting_creates.len().0), (vec![], 16));
+    let ended: Vec<_> = attackers.iter().flat_map(|link| bench.commands(*link)).collect();
+    assert_eq!(ended, [Command::Destroy]);
+}
+
+#[test]
 fn a_relay_that_accepts_no_more_circuits_refuses_waiting_creates() {
     let mut bench = Bench::limited(RelayParameters {
         circuit_handshakes: Rate { per_second: 1, burst: 1 },

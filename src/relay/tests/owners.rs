@@ -33,9 +33,14 @@ fn stands(bench: &Bench, link: LinkId, number: u32) -> bool {
 }
 
 /// Each address opens as many circuits as it can for a minute, over `links` links, while an honest client of another
-/// address opens one a second. Asserts that all circuits of the honest client stand. Returns the number of the
+/// network opens one a second. Asserts that all circuits of the honest client stand. Returns the number of the
 /// attacker's circuits.
 fn attack(addresses: &[IpAddr], links: usize) -> usize {
+    attack_on([203, 0, 113, 1].into(), 60, addresses, links)
+}
+
+/// As [`attack`], with the honest client at the address `client`, which opens `count` circuits.
+fn attack_on(client: IpAddr, count: u32, addresses: &[IpAddr], links: usize) -> usize {
     const CIRCUITS: usize = 1024;
     let mut bench = Bench::new(RelayParameters { circuits: CIRCUITS, ..RelayParameters::default() });
     let (_, request) = ClientHandshake::start(&bench.keys, HopIndex::FIRST, &[], &mut bench.rng).unwrap();
@@ -44,7 +49,7 @@ fn attack(addresses: &[IpAddr], links: usize) -> usize {
         bench.address = *address;
         attackers.extend((0..links).map(|_| bench.client()));
     }
-    bench.address = [203, 0, 113, 1].into();
+    bench.address = client;
     let honest = bench.client();
     for number in 1..=60 {
         for link in &attackers {
@@ -54,13 +59,15 @@ fn attack(addresses: &[IpAddr], links: usize) -> usize {
             }
         }
         bench.settle();
-        bench.create(honest, upper(number), HopIndex::FIRST);
+        if number <= count {
+            bench.create(honest, upper(number), HopIndex::FIRST);
+        }
         bench.pass(Duration::from_secs(1));
-        assert!((1..=number).all(|number| stands(&bench, honest, number)), "after {number} s");
+        assert!((1..=number.min(count)).all(|number| stands(&bench, honest, number)), "after {number} s");
     }
     let held = |address: &IpAddr| bench.relay.table.owners().held(&Owner::of_address(*address));
     assert!(addresses.iter().all(|address| held(address) <= CIRCUITS / 16));
-    bench.circuits() - 60
+    bench.circuits() - count as usize
 }
 
 #[test]
@@ -70,7 +77,7 @@ fn an_honest_clients_circuits_stand_while_one_address_opens_all_it_can() {
 
 #[test]
 fn an_honest_clients_circuits_stand_while_sixteen_addresses_open_all_they_can() {
-    let addresses: Vec<_> = (1..=16).map(|network| [198, 51, network, 1].into()).collect();
+    let addresses: Vec<_> = (1..=16).map(|block| [198, block, 0, 1].into()).collect();
     assert_eq!(attack(&addresses, 2), 1024 - 60, "the table is full");
 }
 
@@ -85,6 +92,13 @@ fn an_honest_clients_circuits_stand_while_a_48_opens_all_it_can() {
     let address = |subnet: u16| Ipv6Addr::new(0x2001, 0xdb8, 1, subnet, 0, 0, 0, 1).into();
     let addresses: Vec<_> = (1..=32).map(address).collect();
     assert_eq!(attack(&addresses, 1), 1024 / 4);
+}
+
+#[test]
+fn an_honest_clients_circuits_stand_while_its_neighbours_in_a_24_open_all_they_can() {
+    let addresses: Vec<_> = (1..=32).map(|host| [198, 51, 100, host].into()).collect();
+    // More CREATEs than the rate of the network. Each of its 33 addresses can have 7 circuits.
+    assert_eq!(attack_on([198, 51, 100, 200].into(), 7, &addresses, 2), 1024 / 4 - 7);
 }
 
 /// Opens circuits on a new link whose client then reads nothing, and queues `answers` answers on each.
@@ -301,6 +315,25 @@ fn circuits_of_one_source_that_wait_for_channels_leave_room_for_others() {
     let next = bench.next();
     assert_eq!(bench.commands(next).len(), 64);
     assert!(bench.relay.waiting_extends.is_empty());
+}
+
+#[test]
+fn a_circuit_waits_for_a_channel_in_place_of_one_of_the_fullest_source_of_its_full_network() {
+    let mut bench = Bench::new(RelayParameters { waiting_extends: 64, ..RelayParameters::default() });
+    let waits = |bench: &Bench| bench.relay.waiting_extends.len(&relay_id(NEXT));
+    for host in 1..=8 {
+        bench.address = [198, 51, 100, host].into();
+        let link = bench.client();
+        (1..=4).for_each(|number| extend_to(&mut bench, link, number, NEXT));
+    }
+    assert_eq!((bench.circuits(), waits(&bench)), (16, 16), "a quarter");
+    bench.address = [198, 51, 100, 200].into();
+    let honest = bench.client();
+    extend_to(&mut bench, honest, 1, NEXT);
+    assert!(stands(&bench, honest, 1));
+    assert_eq!((bench.circuits(), waits(&bench)), (16, 16));
+    extend_to(&mut bench, honest, 2, NEXT);
+    assert!(stands(&bench, honest, 1) && !stands(&bench, honest, 2), "no other source has three");
 }
 
 #[test]

@@ -15,6 +15,8 @@ pub(super) enum LinkRank {
     HalfOpen(LinkId),
     /// The youngest first.
     Open(Reverse<LinkId>),
+    /// The peer of the open link is a listed relay. The youngest first.
+    OpenListed(Reverse<LinkId>),
 }
 
 /// The accepted links, by owner. At a cap, the owner closest to its share loses a link.
@@ -35,8 +37,8 @@ impl AcceptedLinks {
     /// At the cap of half-open links, the result is half-open, so that there is also room among all links then.
     ///
     /// # Errors
-    /// [`AtCap::Share`] if the source or network of `address` holds its share and would not stay below another source. [`AtCap::All`] if a link that is not
-    /// half-open would be evicted although its owner is no fuller.
+    /// [`AtCap::Share`] if the source or network of `address` holds its share and would not stay below another source.
+    /// [`AtCap::All`] if a link that is not half-open would be evicted although its owner is no fuller.
     pub(super) fn to_evict(&self, address: IpAddr, replaced: Option<LinkRank>) -> Result<Option<SocketRoute>, AtCap> {
         let owner = Owner::of_address(address);
         if matches!(replaced, Some(LinkRank::HalfOpen(_))) {

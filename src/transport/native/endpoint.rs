@@ -506,9 +506,9 @@ impl Transport for Endpoint {
                 }
             }
             Transmit::PeerListed(link) => {
-                let link = self.routes.get(&link).and_then(|route| self.links.get_mut(route));
-                if let Some(link) = link {
-                    link.set_max_window(self.sctp.max_window);
+                let window = self.sctp.max_window;
+                if let Some(route) = self.routes.get(&link).copied() {
+                    self.with_link(now, route, |link, _| link.set_peer_listed(window));
                 }
             }
             Transmit::Close(link) => {

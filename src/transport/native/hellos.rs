@@ -7,7 +7,7 @@
 use core::time::Duration;
 
 use super::{EndpointCaps, SocketRoute, front::Cookie};
-use crate::base::{Allowances, AtCap, Instant, Owner, Rate, TokenBucket, TurnQueue};
+use crate::base::{Allowances, Instant, Owner, Rate, TokenBucket, TurnQueue};
 
 /// Cap on waiting hellos, by the shares of [`TurnQueue`].
 const MAX_WAITING: usize = 512;
@@ -54,7 +54,7 @@ impl WaitingHellos {
     }
 
     /// Adds a hello, which replaces one of the same route with another random. Returns `false` if the rate or the share of
-    /// the source or its network is reached.
+    /// the source is reached, or that of its network and no other source has more.
     pub(super) fn push(&mut self, now: Instant, route: SocketRoute, hello: WaitingHello) -> bool {
         if let Some(waiting) = self.queue.get_mut(route) {
             if waiting.random != hello.random {
@@ -63,7 +63,7 @@ impl WaitingHellos {
             return true;
         }
         let owner = Owner::of_address(route.remote.ip());
-        self.queue.check(&owner) != Err(AtCap::Share)
+        self.queue.admits(&owner)
             && self.allowances.take(now, &owner)
             && self.queue.insert(now, owner, route, hello).is_ok()
     }

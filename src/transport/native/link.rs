@@ -159,6 +159,8 @@ pub(super) struct Link {
     pub(super) opened: bool,
     /// Time of the link's creation.
     pub(super) created: Instant,
+    /// Whether the core has stated that the peer is a listed relay.
+    peer_listed: bool,
     /// Whether the link has replaced a half-open one that had begun shortly before.
     pub(super) is_replacement: bool,
     /// Of an accepted link: its rank in [`AcceptedLinks`](super::accepted::AcceptedLinks).
@@ -197,6 +199,7 @@ impl Link {
             room: 0,
             opened: false,
             created: now,
+            peer_listed: false,
             is_replacement: false,
             listed_rank: LinkRank::HalfOpen(id),
             leases: LinkMemory { receive: Lease::new(address), send: Lease::new(address) },
@@ -226,6 +229,7 @@ impl Link {
     pub(super) const fn rank(&self) -> Option<LinkRank> {
         match self.stage {
             LinkStage::Opening { .. } => Some(LinkRank::HalfOpen(self.id)),
+            LinkStage::Open if self.peer_listed => Some(LinkRank::OpenListed(Reverse(self.id))),
             LinkStage::Open => Some(LinkRank::Open(Reverse(self.id))),
             LinkStage::Closing { .. } => Some(LinkRank::Closing(self.id)),
             LinkStage::Ended(_) => None,
@@ -323,8 +327,9 @@ impl Link {
         }
     }
 
-    /// Sets the largest receive window, in bytes.
-    pub(super) fn set_max_window(&mut self, bytes: usize) {
+    /// Records that the peer is a listed relay, and sets the largest receive window, in bytes.
+    pub(super) fn set_peer_listed(&mut self, bytes: usize) {
+        self.peer_listed = true;
         if let Some(sctp) = &mut self.sctp {
             sctp.set_max_window(bytes);
         }

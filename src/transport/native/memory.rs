@@ -78,9 +78,7 @@ impl Memory {
         if !self.is_short() || lease.is_empty() {
             return false;
         }
-        let fullness = |owner: &Owner| self.leased.fullness(owner).0;
-        let fullest = self.leased.fullest().map_or(0, |owner| fullness(&owner));
-        fullness(&lease.owner) >= fullest / 2
+        self.leased.fullness(&lease.owner).0 >= self.leased.highest_fullness() / 2
     }
 
     /// Whether a link has requested more while memory was short, since the last call.
