@@ -99,7 +99,8 @@ impl OutgoingMessages {
             self.messages.iter().map(|message| message.bytes.len() - message.sent).collect();
         assert_eq!(self.unsent_bytes, unacknowledged.iter().sum::<usize>());
         for fragment in fragments {
-            unacknowledged[index(self.first, fragment.message).unwrap()] += fragment.length;
+            let bytes = index(self.first, fragment.message).and_then(|at| unacknowledged.get_mut(at));
+            assert!(bytes.map(|bytes| *bytes += fragment.length).is_some(), "a fragment's message is gone");
         }
         assert!(unacknowledged.iter().eq(self.messages.iter().map(|message| &message.unacknowledged)));
         assert!(unacknowledged.first() != Some(&0), "an acknowledged message is kept");
