@@ -206,7 +206,7 @@ impl FairQueue {
             self.cells.decrement();
             let left = queue.cells.len();
             if left == 0 && queue.cells.capacity() > MAX_KEPT_CAPACITY {
-                queue.cells = VecDeque::new();
+                queue.cells.shrink_to(MAX_KEPT_CAPACITY);
             }
             return Some(NextCell { cell, circuit: queue.circuit, queue_low: queue.live && left == QUEUE_LOW });
         }
