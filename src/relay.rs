@@ -80,11 +80,11 @@ use crate::{
 };
 
 use self::{
-    circuit::CircuitEndpoint,
+    circuit::{CircuitEndpoint, Side},
     gateways::Gateways,
     partial_creates::PartialCreates,
     streams::ExitStreams,
-    table::{CircuitKey, Side, Table},
+    table::{CircuitKey, Table},
     volunteers::GatewayVolunteers,
     waiting_creates::WaitingCreates,
     waiting_extends::WaitingExtends,

@@ -6,7 +6,10 @@ use std::collections::VecDeque;
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, Owner, RelayId, Slots, Ticket, TokenBucket},
+    base::{
+        CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, Owner, ReadyQueue, RelayId, Slots, Ticket,
+        TokenBucket,
+    },
     wire::{CELL_LEN, Cell, Command},
 };
 
@@ -73,7 +76,7 @@ pub(super) struct Channel {
     /// The time since which no circuit has been live.
     idle_since: Option<Instant>,
     /// The channel's place in the queue of channels that may have a message to send.
-    pub(super) ready: Ticket,
+    ready: Ticket,
     /// Whether the channel stays open without circuits.
     pub(super) kept: bool,
     /// Whether the channel counts towards the cap of volunteers.
@@ -381,9 +384,11 @@ impl Channel {
         self.queue.push(circuit, serial, cell, parameters.circuit_queue)
     }
 
-    /// Whether [`Self::poll_message`] has a message to return.
-    pub(super) fn has_message(&self) -> bool {
-        self.room > 0 && (!self.messages.is_empty() || self.queue.len() > 0)
+    /// Appends the channel to `ready` if [`Self::poll_message`] has a message to return.
+    pub(super) fn make_ready(&mut self, ready: &mut ReadyQueue<ChannelId>) {
+        if self.room > 0 && (!self.messages.is_empty() || self.queue.len() > 0) {
+            ready.push(self.id, &mut self.ready);
+        }
     }
 
     /// The next message to send, while the link has room.
