@@ -1,6 +1,5 @@
 //! The messages of a sending half, from queueing until the peer has acknowledged all their bytes.
 
-use core::ops::Range;
 use std::collections::VecDeque;
 
 use super::index;
@@ -95,8 +94,9 @@ impl OutgoingMessages {
     /// Asserts the invariants. `fragments` are those that are not acknowledged.
     #[cfg(any(test, fuzzing))]
     pub(super) fn assert_invariants<'a>(&self, fragments: impl Iterator<Item = &'a Fragment>) {
-        let mut unacknowledged: Vec<_> =
-            self.messages.iter().map(|message| message.bytes.len() - message.sent).collect();
+        // An acknowledged message has freed its bytes.
+        let unsent = |message: &OutgoingMessage| message.bytes.len().saturating_sub(message.sent);
+        let mut unacknowledged: Vec<_> = self.messages.iter().map(unsent).collect();
         assert_eq!(self.unsent_bytes, unacknowledged.iter().sum::<usize>());
         for fragment in fragments {
             let bytes = index(self.first, fragment.message).and_then(|at| unacknowledged.get_mut(at));
@@ -112,7 +112,6 @@ impl OutgoingMessages {
 impl OutgoingMessage {
     /// The bytes of a fragment.
     pub(super) fn pieces(&self, fragment: &Fragment) -> impl Iterator<Item = &[u8]> {
-        let range: Range<usize> = fragment.offset..fragment.offset.saturating_add(fragment.length);
-        self.bytes.pieces(range)
+        self.bytes.pieces(fragment.offset..fragment.offset.saturating_add(fragment.length))
     }
 }
