@@ -20,7 +20,7 @@ const BUDGETS: &[Budget] = &[
     Budget { function: "sealing", instructions: 22_100 },
     Budget { function: "receiving", instructions: 5_200 },
     Budget { function: "reordering", instructions: 5_700 },
-    Budget { function: "switching", instructions: 8_700 },
+    Budget { function: "switching", instructions: 8_300 },
     Budget { function: "packing", instructions: 5_100 },
 ];
 
