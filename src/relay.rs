@@ -82,12 +82,12 @@ use crate::{
 };
 
 use self::{
-    circuit::CircuitEndpoint,
+    circuit::{CircuitEndpoint, Side},
     create_windows::CreateWindows,
     gateways::Gateways,
     partial_creates::PartialCreates,
     streams::ExitStreams,
-    table::{CircuitKey, Side, Table},
+    table::{CircuitKey, Table},
     volunteers::GatewayVolunteers,
     waiting_creates::WaitingCreates,
     waiting_extends::WaitingExtends,

@@ -8,16 +8,35 @@ use core::{
     fmt,
     ops::{Deref, DerefMut, Range},
 };
-use std::cell::RefCell;
+use std::{cell::RefCell, vec};
 
 /// Bytes of a slot: the length of a cell.
 pub const SLOT_LEN: usize = 1024;
 /// Dropped slots that a thread keeps for reuse: 1 MiB.
 const MAX_SPARE_SLOTS: usize = 1024;
+/// Dropped lists of slots that a thread keeps for reuse: at most 64 KiB.
+const MAX_SPARE_LISTS: usize = 256;
+/// Largest capacity of a list that a thread keeps, in slots. Holds a message of [`MESSAGE_CELLS`](super::MESSAGE_CELLS)
+/// cells.
+const MAX_LIST_CAPACITY: usize = 32;
 
 thread_local! {
-    /// Slots that this thread has dropped, with their old content.
-    static SPARE_SLOTS: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
+    static SPARE: RefCell<SpareMemory> = const { RefCell::new(SpareMemory { slots: Vec::new(), lists: Vec::new() }) };
+}
+
+/// Memory that a thread has dropped and reuses.
+struct SpareMemory {
+    /// Slots, with their old content.
+    slots: Vec<Slot>,
+    /// Empty lists of slots.
+    lists: Vec<Vec<Slot>>,
+}
+
+impl SpareMemory {
+    /// Calls `act` with the memory of this thread. `None` if the thread is ending.
+    fn with<T>(act: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        SPARE.try_with(|spare| spare.try_borrow_mut().ok().map(|mut spare| act(&mut spare))).ok().flatten()
+    }
 }
 
 /// Memory for one cell. A thread reuses the slots that it drops, so forwarding a cell normally allocates no memory.
@@ -32,8 +51,7 @@ impl Slot {
 
     /// A slot that may hold bytes of another circuit. The caller must write a byte of the slot before reading it.
     fn unwritten() -> Self {
-        let spare = SPARE_SLOTS.try_with(|spare| spare.try_borrow_mut().ok().and_then(|mut spare| spare.pop()));
-        spare.ok().flatten().unwrap_or_else(|| Self(Some(new())))
+        SpareMemory::with(|spare| spare.slots.pop()).flatten().unwrap_or_else(|| Self(Some(new())))
     }
 }
 
@@ -44,12 +62,9 @@ fn new() -> Box<[u8; SLOT_LEN]> {
 impl Drop for Slot {
     fn drop(&mut self) {
         let Some(bytes) = self.0.take() else { return };
-        // An ending thread no longer has the list.
-        let _ = SPARE_SLOTS.try_with(|spare| {
-            if let Ok(mut spare) = spare.try_borrow_mut()
-                && spare.len() < MAX_SPARE_SLOTS
-            {
-                spare.push(Self(Some(bytes)));
+        SpareMemory::with(|spare| {
+            if spare.slots.len() < MAX_SPARE_SLOTS {
+                spare.slots.push(Self(Some(bytes)));
             }
         });
     }
@@ -84,7 +99,8 @@ impl DerefMut for Slot {
     }
 }
 
-/// The bytes of one message. All slots but the last are full. Only appended bytes can be read.
+/// The bytes of one message. All slots but the last are full. Only appended bytes can be read. A thread reuses the list of
+/// a dropped message, as it reuses slots.
 #[derive(Clone, Default)]
 pub struct Slots {
     slots: Vec<Slot>,
@@ -101,7 +117,9 @@ impl Slots {
     /// An empty buffer whose list has capacity for `slots` slots.
     #[must_use]
     pub fn with_capacity(slots: usize) -> Self {
-        Self { slots: Vec::with_capacity(slots), len: 0 }
+        let mut list = SpareMemory::with(|spare| spare.lists.pop()).flatten().unwrap_or_default();
+        list.reserve_exact(slots);
+        Self { slots: list, len: 0 }
     }
 
     /// The number of bytes.
@@ -161,10 +179,13 @@ impl Slots {
         })
     }
 
-    /// The slots; `None` if the last slot isn't full.
-    #[must_use]
-    pub fn into_full(self) -> Option<Vec<Slot>> {
-        self.len.is_multiple_of(SLOT_LEN).then_some(self.slots)
+    /// Removes the slots; `None` if the last slot isn't full.
+    pub fn take_full(&mut self) -> Option<vec::Drain<'_, Slot>> {
+        if !self.len.is_multiple_of(SLOT_LEN) {
+            return None;
+        }
+        self.len = 0;
+        Some(self.slots.drain(..))
     }
 
     /// A copy of all bytes in one piece.
@@ -173,6 +194,23 @@ impl Slots {
         let mut bytes = Vec::with_capacity(self.len);
         self.pieces(0..self.len).for_each(|piece| bytes.extend_from_slice(piece));
         bytes
+    }
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        let mut list = core::mem::take(&mut self.slots);
+        if list.capacity() == 0 {
+            return;
+        }
+        SpareMemory::with(|spare| {
+            let free = MAX_SPARE_SLOTS.saturating_sub(spare.slots.len());
+            spare.slots.extend(list.drain(list.len().saturating_sub(free)..));
+            list.clear();
+            if list.capacity() <= MAX_LIST_CAPACITY && spare.lists.len() < MAX_SPARE_LISTS {
+                spare.lists.push(list);
+            }
+        });
     }
 }
 
@@ -212,9 +250,10 @@ impl From<Vec<u8>> for Slots {
 
 impl FromIterator<Slot> for Slots {
     fn from_iter<I: IntoIterator<Item = Slot>>(slots: I) -> Self {
-        let slots: Vec<_> = slots.into_iter().collect();
-        let len = slots.len().saturating_mul(SLOT_LEN);
-        Self { slots, len }
+        let mut message = Self::with_capacity(0);
+        message.slots.extend(slots);
+        message.len = message.slots.len().saturating_mul(SLOT_LEN);
+        message
     }
 }
 
@@ -245,7 +284,7 @@ mod tests {
                 assert_eq!(slots.to_vec(), bytes);
                 assert_eq!((slots.len(), slots.memory()), (length, length.div_ceil(1024) * 1024));
                 assert_eq!(slots, Slots::from(bytes.as_slice()));
-                assert_eq!(slots.into_full().is_some(), length % 1024 == 0);
+                assert_eq!(slots.take_full().map(|slots| slots.len()), (length % 1024 == 0).then_some(length / 1024));
             }
         }
         assert_ne!(Slots::from(vec![0; 5]), Slots::from(vec![0; 6]));
@@ -276,11 +315,29 @@ mod tests {
         assert_eq!(slots.pieces(0..SLOT_LEN).next().map(<[u8]>::as_ptr), Some(place));
         assert_eq!(slots.pieces(0..SLOT_LEN).flatten().count(), 10);
         assert_eq!((slots.to_vec(), &slots), (vec![1; 10], &Slots::from(&[1; 10][..])));
-        assert_eq!(slots.clone().into_full().map(|slots| slots.len()), None);
+        assert!(slots.take_full().is_none());
         slots.extend_from_slice(&[1; SLOT_LEN - 10]);
-        assert_eq!(slots.into_full().map(|slots| slots[0].to_vec()), Some(vec![1; SLOT_LEN]));
+        assert_eq!(slots.take_full().map(|mut slots| slots.next().unwrap().to_vec()), Some(vec![1; SLOT_LEN]));
+        assert_eq!((slots.len(), slots.to_vec()), (0, Vec::new()));
+    }
+
+    #[test]
+    fn a_dropped_message_leaves_its_list_to_the_next() {
+        let slots = Slots::from(&[7; 3 * SLOT_LEN][..]);
+        let place = slots.slots.as_ptr();
+        drop(slots);
+        let slots = Slots::from(&[1; 10][..]);
+        assert_eq!((slots.slots.as_ptr(), slots.slots.len(), slots.to_vec()), (place, 1, vec![1; 10]));
+    }
+
+    #[test]
+    fn a_thread_keeps_a_bounded_number_of_slots_and_lists() {
+        let spare = || SPARE.with_borrow(|spare| (spare.slots.len(), spare.lists.len()));
         drop(vec![Slot::zero(); MAX_SPARE_SLOTS + 100]);
-        assert_eq!(SPARE_SLOTS.with_borrow(Vec::len), MAX_SPARE_SLOTS);
+        drop((0..MAX_SPARE_LISTS + 10).map(|_| Slots::from(&[7; 10 * SLOT_LEN][..])).collect::<Vec<_>>());
+        assert_eq!(spare(), (MAX_SPARE_SLOTS, MAX_SPARE_LISTS));
+        drop(Slots::from(&[7; 64 * SLOT_LEN][..]));
+        assert_eq!(spare(), (MAX_SPARE_SLOTS, MAX_SPARE_LISTS - 1), "a long list is not kept");
     }
 
     #[test]

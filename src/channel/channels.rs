@@ -103,26 +103,28 @@ impl Channels {
             LinkEvent::Message { link, lane, message } => {
                 let id = ChannelId(link);
                 let Some(channel) = self.channels.get_mut(&id) else { return };
-                let (was_open, queued_before, owner) = (channel.is_open(), channel.queue().len(), channel.owner());
+                let (was_open, queued_before) = (channel.is_open(), channel.queue().len());
                 // Only HELLO can set REACH.
-                let may_be_gateway = channel.awaits_hello() && self.may_admit_volunteer(&owner);
-                let Some(channel) = self.channels.get_mut(&id) else { return };
+                let may_be_gateway = channel.awaits_hello() && self.volunteers.to_lose(&channel.owner()).is_ok();
                 let result = channel.handle_message(now, lane, message, may_be_gateway, &mut self.events);
+                channel.make_ready(&mut self.ready);
                 let freed = queued_before.saturating_sub(channel.queue().len());
                 self.queued = self.queued.saturating_sub(freed);
+                let changes_volunteer = channel.has_volunteer_place != channel.reaches();
                 if !was_open && channel.is_open() {
                     self.channel_opened(id);
                 }
-                self.update_volunteer(id);
-                match result {
-                    Ok(()) => self.make_ready(id),
-                    Err(error) => self.close_with_error(id, error),
+                if changes_volunteer {
+                    self.update_volunteer(id);
+                }
+                if let Err(error) = result {
+                    self.close_with_error(id, error);
                 }
             }
             LinkEvent::Room { link, bytes } => {
                 if let Some(channel) = self.channels.get_mut(&ChannelId(link)) {
                     channel.set_room(now, bytes);
-                    self.make_ready(ChannelId(link));
+                    channel.make_ready(&mut self.ready);
                 }
             }
             LinkEvent::Retire { link } => self.retire(ChannelId(link)),
@@ -144,7 +146,7 @@ impl Channels {
         for id in ids {
             let Some(channel) = self.channels.get_mut(&id) else { continue };
             match channel.handle_timeout(now, &self.parameters) {
-                Ok(TimeoutAction::Nothing) => self.make_ready(id),
+                Ok(TimeoutAction::Nothing) => channel.make_ready(&mut self.ready),
                 Ok(TimeoutAction::CloseIdle) => self.close(id),
                 Err(error) => self.close_with_error(id, error),
             }
@@ -175,7 +177,7 @@ impl Channels {
             let message = channel.poll_message(now, &mut self.events);
             let freed = queued_before.saturating_sub(channel.queue().len());
             self.queued = self.queued.saturating_sub(freed);
-            self.make_ready(id);
+            channel.make_ready(&mut self.ready);
             if let Some((lane, message)) = message {
                 return Some(Transmit::Message { link: id.0, lane, message });
             }
@@ -359,7 +361,7 @@ impl Channels {
         self.next_serial = self.next_serial.wrapping_add(1);
         self.queued = self.queued.saturating_sub(queued_before).saturating_add(channel.queue().len());
         match result {
-            Ok(()) => self.make_ready(id),
+            Ok(()) => channel.make_ready(&mut self.ready),
             // The other end opens circuits without reading the refusals.
             Err(QueueFull) if is_destroy => self.close(id),
             Err(QueueFull) => return Err(QueueFull),
@@ -584,14 +586,6 @@ impl Channels {
         self.dials.remove(&relay);
         if self.lookup(&relay).is_none() {
             self.events.push_back(ChannelEvent::DialFailed { relay, error });
-        }
-    }
-
-    fn make_ready(&mut self, id: ChannelId) {
-        if let Some(channel) = self.channels.get_mut(&id)
-            && channel.has_message()
-        {
-            self.ready.push(id, &mut channel.ready);
         }
     }
 

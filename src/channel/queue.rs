@@ -70,6 +70,8 @@ pub(super) struct FairQueue {
     /// The slot in `entries` of each circuit.
     index: HashMap<CircuitId, usize>,
     entries: Slab<CircuitQueue>,
+    /// The slot of the last cell's circuit. Consecutive cells often belong to one circuit, which then needs no look-up.
+    last_slot: usize,
     quiet: VecDeque<usize>,
     busy: VecDeque<usize>,
     /// Number of queued cells.
@@ -206,7 +208,7 @@ impl FairQueue {
             self.cells.decrement();
             let left = queue.cells.len();
             if left == 0 && queue.cells.capacity() > MAX_KEPT_CAPACITY {
-                queue.cells = VecDeque::new();
+                queue.cells.shrink_to(MAX_KEPT_CAPACITY);
             }
             return Some(NextCell { cell, circuit: queue.circuit, queue_low: queue.live && left == QUEUE_LOW });
         }
@@ -247,10 +249,13 @@ impl FairQueue {
     }
 
     fn slot_or_new(&mut self, circuit: CircuitId) -> usize {
-        *self.index.entry(circuit).or_insert_with(|| {
-            let (cells, list) = (VecDeque::new(), List::None);
-            self.entries.insert(CircuitQueue { circuit, cells, quantum_left: 0, list, live: false, refused: false })
-        })
+        if self.entries.get(self.last_slot).is_none_or(|queue| queue.circuit != circuit) {
+            self.last_slot = *self.index.entry(circuit).or_insert_with(|| {
+                let (cells, list) = (VecDeque::new(), List::None);
+                self.entries.insert(CircuitQueue { circuit, cells, quantum_left: 0, list, live: false, refused: false })
+            });
+        }
+        self.last_slot
     }
 
     fn vacate(&mut self, slot: usize) {

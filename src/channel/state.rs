@@ -6,7 +6,10 @@ use std::collections::VecDeque;
 use rand::CryptoRng;
 
 use crate::{
-    base::{CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, Owner, RelayId, Slots, Ticket, TokenBucket},
+    base::{
+        CircuitId, Instant, Lane, LinkId, LinkOpened, MESSAGE_CELLS, Owner, ReadyQueue, RelayId, Slots, Ticket,
+        TokenBucket,
+    },
     wire::{CELL_LEN, Cell, Command},
 };
 
@@ -73,7 +76,7 @@ pub(super) struct Channel {
     /// The time since which no circuit has been live.
     idle_since: Option<Instant>,
     /// The channel's place in the queue of channels that may have a message to send.
-    pub(super) ready: Ticket,
+    ready: Ticket,
     /// Whether the channel stays open without circuits.
     pub(super) kept: bool,
     /// Whether the channel counts towards the cap of volunteers.
@@ -295,13 +298,13 @@ impl Channel {
         now: Instant,
         outcome: &HandshakeOutcome,
         lane: Lane,
-        message: Slots,
+        mut message: Slots,
         events: &mut VecDeque<ChannelEvent>,
     ) -> Result<(), ChannelError> {
         if message.is_empty() || message.len() > MAX_MESSAGE_LEN {
             return Err(ChannelError::Malformed);
         }
-        for slot in message.into_full().ok_or(ChannelError::Malformed)? {
+        for slot in message.take_full().ok_or(ChannelError::Malformed)? {
             let cell = Cell::decode(slot).map_err(|_| ChannelError::Malformed)?;
             let Some(circuit) = cell.circuit() else { continue };
             if lane_of(circuit, self.lanes) != lane {
@@ -382,9 +385,11 @@ impl Channel {
         self.queue.push(circuit, serial, cell, parameters.circuit_queue)
     }
 
-    /// Whether [`Self::poll_message`] has a message to return.
-    pub(super) fn has_message(&self) -> bool {
-        self.room > 0 && (!self.messages.is_empty() || self.queue.len() > 0)
+    /// Appends the channel to `ready` if [`Self::poll_message`] has a message to return.
+    pub(super) fn make_ready(&mut self, ready: &mut ReadyQueue<ChannelId>) {
+        if self.room > 0 && (!self.messages.is_empty() || self.queue.len() > 0) {
+            ready.push(self.id, &mut self.ready);
+        }
     }
 
     /// The next message to send, while the link has room.
@@ -403,32 +408,34 @@ impl Channel {
     }
 
     /// Takes cells in fair order while there is room, at most [`MAX_PACK_CELLS`], and packs the cells of each lane into
-    /// messages. If the room is too small for all queued cells, but takes a full message, packs full messages only.
+    /// messages, in the order of their first cells. If the room is too small for all queued cells, but takes a full
+    /// message, packs full messages only.
     fn pack(&mut self, events: &mut VecDeque<ChannelEvent>) {
-        let mut partial: Vec<(Lane, Slots)> = Vec::new();
         if self.room >= MAX_MESSAGE_LEN && self.room < self.queue.len().saturating_mul(CELL_LEN) {
             // A small message for the remaining room would fill packets badly. The link reports its room again when
             // the room has grown.
             self.room = self.room.saturating_sub(self.room.checked_rem(MAX_MESSAGE_LEN).unwrap_or_default());
         }
         let cells = self.room.div_ceil(CELL_LEN).min(MAX_PACK_CELLS).min(self.queue.len());
+        // The message of the last cell: consecutive cells often belong to one circuit.
+        let mut at = 0;
         for _ in 0..cells {
             let Some(next) = self.queue.pop() else { break };
             if next.queue_low {
                 events.push_back(ChannelEvent::QueueLow { channel: self.id, circuit: next.circuit });
             }
             let lane = lane_of(next.circuit, self.lanes);
-            let at = partial.iter().position(|(of, _)| *of == lane).unwrap_or_else(|| {
-                partial.push((lane, Slots::with_capacity(cells.min(MESSAGE_CELLS))));
-                partial.len().saturating_sub(1)
-            });
-            let Some((_, message)) = partial.get_mut(at) else { continue };
-            message.push(next.cell.encode());
-            if message.len() >= MAX_MESSAGE_LEN {
-                self.messages.push_back((lane, partial.swap_remove(at).1));
+            let has_space = |(of, message): &(Lane, Slots)| *of == lane && message.len() < MAX_MESSAGE_LEN;
+            if !self.messages.get(at).is_some_and(has_space) {
+                at = self.messages.iter().position(has_space).unwrap_or_else(|| {
+                    self.messages.push_back((lane, Slots::with_capacity(cells.min(MESSAGE_CELLS))));
+                    self.messages.len().saturating_sub(1)
+                });
+            }
+            if let Some((_, message)) = self.messages.get_mut(at) {
+                message.push(next.cell.encode());
             }
         }
-        self.messages.extend(partial);
     }
 
     /// Checks the timeouts, and queues padding when the keep-alive interval has passed.

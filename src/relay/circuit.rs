@@ -32,6 +32,15 @@ pub(super) struct CircuitEndpoint {
     pub(super) circuit: CircuitId,
 }
 
+/// The endpoint by which a circuit was found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Towards the origin.
+    Previous,
+    /// Towards the next hop.
+    Next,
+}
+
 impl CircuitEndpoint {
     /// All possible endpoints of a channel.
     pub(super) fn range(channel: ChannelId) -> RangeInclusive<Self> {
@@ -172,6 +181,17 @@ impl Circuit {
             self.deadline = None;
         }
         Some(created)
+    }
+
+    /// The side of `endpoint`; `None` if it is not an endpoint of the circuit.
+    pub(super) fn side(&self, endpoint: CircuitEndpoint) -> Option<Side> {
+        if self.previous == endpoint {
+            Some(Side::Previous)
+        } else if self.next.endpoint() == Some(endpoint) {
+            Some(Side::Next)
+        } else {
+            None
+        }
     }
 
     /// The circuit's rank now. `has_stream`: whether a stream of the circuit is open at this hop.

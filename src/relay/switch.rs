@@ -12,8 +12,8 @@ use crate::{
 
 use super::{
     Relay,
-    circuit::{CircuitEndpoint, NextHop},
-    table::{CircuitKey, Side},
+    circuit::{CircuitEndpoint, NextHop, Side},
+    table::CircuitKey,
 };
 
 impl Relay {
@@ -21,7 +21,7 @@ impl Relay {
     pub(super) fn handle_cell(&mut self, now: Instant, channel: ChannelId, cell: Cell, rng: &mut dyn CryptoRng) {
         let Some(circuit) = cell.circuit() else { return };
         let endpoint = CircuitEndpoint { channel, circuit };
-        let found = self.table.find(endpoint);
+        let found = self.table.find_for_cell(endpoint);
         match (cell.command(), found) {
             (Command::Relay, Some((key, Side::Previous))) => self.handle_forward(now, key, cell.into_body(), rng),
             (Command::Relay, Some((key, Side::Next))) => self.handle_backward(now, key, cell.into_body()),

@@ -9,16 +9,7 @@ use crate::{
     channel::ChannelId,
 };
 
-use super::circuit::{Circuit, CircuitEndpoint, CircuitRank};
-
-/// The endpoint by which a circuit was found.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    /// Towards the origin.
-    Previous,
-    /// Towards the next hop.
-    Next,
-}
+use super::circuit::{Circuit, CircuitEndpoint, CircuitRank, Side};
 
 /// The key of a circuit, never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,6 +38,8 @@ pub(super) struct Table {
     /// Deadlines of circuits; an entry may be earlier than the deadline.
     deadlines: Deadlines<CircuitKey>,
     next_generation: u64,
+    /// The circuit that [`Self::find_for_cell`] last found.
+    last_found: Option<CircuitKey>,
     /// The cap on circuits, and the share of each owner.
     owners: Owned<CircuitRank, CircuitKey>,
     /// The circuits on the channel to each next hop, by owner.
@@ -61,6 +54,7 @@ impl Table {
             endpoints: HashMap::new(),
             deadlines: Deadlines::default(),
             next_generation: 0,
+            last_found: None,
             owners: Owned::new(cap),
             on_next: HashMap::new(),
         }
@@ -171,6 +165,16 @@ impl Table {
     /// The circuit with this endpoint, and the endpoint's side.
     pub(super) fn find(&self, endpoint: CircuitEndpoint) -> Option<(CircuitKey, Side)> {
         self.endpoints.get(&endpoint.channel)?.get(&endpoint.circuit).copied()
+    }
+
+    /// The same as [`Self::find`], for the endpoint of a received cell. Consecutive cells often belong to one circuit,
+    /// which then needs no look-up.
+    pub(super) fn find_for_cell(&mut self, endpoint: CircuitEndpoint) -> Option<(CircuitKey, Side)> {
+        let last = self.last_found.and_then(|key| Some((key, self.circuit(key)?.side(endpoint)?)));
+        let found = last.or_else(|| self.find(endpoint));
+        debug_assert!(found == self.find(endpoint), "a circuit's endpoints differ from those of the table");
+        self.last_found = found.map(|(key, _)| key);
+        found
     }
 
     pub(super) fn circuit(&self, key: CircuitKey) -> Option<&Circuit> {

@@ -267,13 +267,13 @@ impl Tap {
 
     /// Queues an output of the party. Cells are counted, and may be tampered with.
     fn record(&mut self, now: Instant, transmit: Transmit) {
-        let Transmit::Message { link, lane, message } = transmit else { return self.outbox.push_back(transmit) };
+        let Transmit::Message { link, lane, mut message } = transmit else { return self.outbox.push_back(transmit) };
         if message.len() % CELL_LEN != 0 {
             return self.outbox.push_back(Transmit::Message { link, lane, message });
         }
         let direction = self.links[&link];
         let mut cells: Vec<[u8; CELL_LEN]> = Vec::new();
-        for cell in message.into_full().unwrap().into_iter().map(|slot| *slot) {
+        for cell in message.take_full().unwrap().map(|slot| *slot) {
             if cell[4] == DESTROY {
                 assert!(
                     Cell::decode(cell.into()).unwrap().body().iter().all(|byte| *byte == 0),

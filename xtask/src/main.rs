@@ -32,7 +32,7 @@ usage: cargo xtask COMMAND
   deny                           check licences, bans and sources of the dependencies
   packages                       install the Debian packages that the tests need
   browser                        dial a relay and use the search page in Chromium and Firefox
-  instructions                   count the instructions of sealing, switching and packing a cell, and compare them with budgets
+  instructions                   count the instructions of sealing, receiving, reordering, switching and packing a cell, and compare them with budgets
   chaos [--help] [OPTION]…       make requests for minutes while relays are killed, stopped, restarted, flooded and out of disk
   compare [--help] [OPTION]…     measure Umbel and Tor under delay, loss and rate limits, and print a table
   attack [--help] [OPTION]…      flood a relay with CREATEs from many addresses, and measure an honest client's circuits

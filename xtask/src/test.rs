@@ -28,7 +28,7 @@ const STEPS: &[Step] = &[
     Step { name: "test", what: "unit, vector, simulated and process tests; every fuzz corpus", run: test },
     Step {
         name: "instructions",
-        what: "sealing, switching and packing a cell stay within their instruction budgets",
+        what: "sealing, receiving, reordering, switching and packing a cell stay within their instruction budgets",
         run: instructions::check,
     },
     Step {

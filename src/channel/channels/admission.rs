@@ -67,11 +67,6 @@ impl Channels {
         owned.items_of(owner).min_by_key(|id| self.channels.get(id).map(&rank))
     }
 
-    /// Whether this node may be a gateway of one more volunteer of `owner`.
-    pub(super) fn may_admit_volunteer(&self, owner: &Owner) -> bool {
-        self.volunteers.to_lose(owner).is_ok()
-    }
-
     /// Updates the count of channels that reach volunteers, if `id` has begun or stopped to reach one. At the cap of
     /// volunteers, the owner closest to its share loses a channel: its oldest volunteer that the directory doesn't
     /// count, else its oldest one.

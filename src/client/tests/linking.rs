@@ -33,8 +33,8 @@ impl Received {
 /// The cells in a link's event.
 pub(super) fn cells(at: Instant, event: &LinkEvent) -> Vec<Received> {
     let LinkEvent::Message { link, lane, message } = event else { return Vec::new() };
-    let slots = message.clone().into_full().unwrap_or_default();
-    let cells = slots.into_iter().filter_map(|slot| Cell::decode(slot).ok());
+    let mut message = message.clone();
+    let cells = message.take_full().into_iter().flatten().filter_map(|slot| Cell::decode(slot).ok());
     cells
         .filter_map(|cell| {
             Some(Received { at, link: *link, lane: *lane, circuit: cell.circuit()?, command: cell.command() })

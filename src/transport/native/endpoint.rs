@@ -91,8 +91,9 @@ pub struct Endpoint {
     clock: StdClock,
     front: Front,
     ports: Vec<Port>,
-    links: HashMap<SocketRoute, Link>,
-    routes: HashMap<LinkId, SocketRoute>,
+    links: HashMap<LinkId, Link>,
+    /// The link of each route, for received datagrams.
+    routes: HashMap<SocketRoute, LinkId>,
     accepted: AcceptedLinks,
     hellos: WaitingHellos,
     /// Number of dials with an attempt in progress.
@@ -105,8 +106,8 @@ pub struct Endpoint {
     /// Links whose room has changed.
     rooms: ReadyQueue<LinkId>,
     /// Links that may have packets to send.
-    ready: ReadyQueue<SocketRoute>,
-    deadlines: Deadlines<SocketRoute>,
+    ready: ReadyQueue<LinkId>,
+    deadlines: Deadlines<LinkId>,
     out: Datagrams,
     /// Most datagrams in a batch.
     max_segments: usize,
@@ -207,7 +208,7 @@ impl Endpoint {
                 self.handle_datagram(now, route, run);
                 continue;
             }
-            let has_link = self.with_link(now, route, |link, context| {
+            let has_link = self.with_link_at(now, route, |link, context| {
                 run.chunks_mut(segment).for_each(|datagram| link.handle_datagram(context, datagram));
                 true
             });
@@ -220,9 +221,9 @@ impl Endpoint {
     /// The next datagrams to send: all for one destination, at most `max_segments` of [`Self::set_ports`].
     pub fn poll_datagrams(&mut self, now: Instant) -> Option<Batch<'_>> {
         while self.out.queued_bytes() < SERVICE_THRESHOLD
-            && let Some(route) = self.ready.pop()
+            && let Some(id) = self.ready.pop()
         {
-            self.service(now, route);
+            self.service(now, id);
         }
         self.out.pop()
     }
@@ -232,6 +233,11 @@ impl Endpoint {
     #[must_use]
     pub fn has_link_event(&self) -> bool {
         !self.events.is_empty() || !self.rooms.is_empty()
+    }
+
+    /// The link of a route.
+    fn link_at(&self, route: SocketRoute) -> Option<&Link> {
+        self.links.get(self.routes.get(&route)?)
     }
 
     fn listens(&self, route: SocketRoute) -> bool {
@@ -256,13 +262,13 @@ impl Endpoint {
 
     fn handle_dtls(&mut self, now: Instant, route: SocketRoute, datagram: &mut [u8]) {
         let hello = if is_hello_fragment(datagram) { ClientHello::parse(datagram) } else { None };
-        let has_link = self.links.get(&route).is_some_and(|link| match (&link.role, &hello) {
+        let has_link = self.link_at(route).is_some_and(|link| match (&link.role, &hello) {
             // The peer may have restarted: a hello with another random is handled as that of a new link.
             (LinkRole::Listener(random), Some(hello)) => *random == hello.random,
             _ => true,
         });
         if has_link {
-            return self.with_link(now, route, |link, context| link.handle_datagram(context, datagram));
+            return self.with_link_at(now, route, |link, context| link.handle_datagram(context, datagram));
         }
         match hello {
             Some(hello) if self.config.accept.is_some() && self.listens(route) => {
@@ -281,15 +287,16 @@ impl Endpoint {
         dtls: Dtls,
         fingerprint: [u8; 32],
         until: Instant,
-    ) {
+    ) -> LinkId {
         self.last_id = self.last_id.saturating_add(1);
         let id = LinkId(self.last_id);
-        let link = Link::new(id, role, dtls, fingerprint, until, now, route.remote.ip());
+        let link = Link::new(id, route, role, dtls, fingerprint, until, now);
         if matches!(link.role, LinkRole::Listener(_)) {
             self.accepted.add(route, link.listed_rank);
         }
-        self.routes.insert(id, route);
-        self.links.insert(route, link);
+        self.routes.insert(route, id);
+        self.links.insert(id, link);
+        id
     }
 
     /// Starts a dial, or continues it at the next address.
@@ -299,10 +306,10 @@ impl Endpoint {
             dial.attempts_left.decrement();
             let Some((remote, round)) = dial.next_address() else { break };
             let Some(route) = self.dial_route(remote) else { continue };
-            if self.links.get(&route).is_some_and(Link::is_closing) {
-                self.with_link(now, route, Link::abort);
+            if self.link_at(route).is_some_and(Link::is_closing) {
+                self.with_link_at(now, route, Link::abort);
             }
-            if self.links.contains_key(&route) {
+            if self.routes.contains_key(&route) {
                 dial.attempts_left.increment();
                 occupied.increment();
                 let addresses = dial.target.addresses.len();
@@ -319,9 +326,9 @@ impl Endpoint {
             let fingerprint = certificate.fingerprint();
             let until = dial.deadline.min(now.after(ATTEMPT_TIMEOUT.saturating_mul(1 << round.min(8))));
             self.dials.increment();
-            self.insert(now, route, LinkRole::Dialler(Box::new(dial)), dtls, fingerprint, until);
+            let id = self.insert(now, route, LinkRole::Dialler(Box::new(dial)), dtls, fingerprint, until);
             // Sends the first hello.
-            return self.with_link(now, route, Link::handle_timeout);
+            return self.with_link(now, id, Link::handle_timeout);
         }
         let error = match dial {
             Dial { deadline, .. } if deadline <= now => DialError::TimedOut,
@@ -337,7 +344,7 @@ impl Endpoint {
         let fits = |port: &&Port| port.purpose == PortUse::Dial && port.ipv6 == remote.is_ipv6();
         let mut routes = self.ports.iter().filter(fits).map(|port| SocketRoute { port: port.id, remote });
         let first = routes.next()?;
-        let retired = |route: &SocketRoute| self.links.get(route).is_some_and(|link| link.retired);
+        let retired = |route: &SocketRoute| self.link_at(*route).is_some_and(|link| link.retired);
         let other = if retired(&first) { routes.find(|route| !retired(route)) } else { None };
         Some(other.unwrap_or(first))
     }
@@ -348,34 +355,46 @@ impl Endpoint {
         self.paused_dials.insert((now.after(RETRY_DELAY).min(dial.deadline), self.last_id), dial);
     }
 
-    /// Calls `act` on the link of `route`, queues the link for [`Self::service`], then handles the link's opening or
-    /// end.
-    fn with_link<T: Default>(
+    /// Calls `act` as [`Self::with_link`] does, on the link of `route`.
+    fn with_link_at<T: Default>(
         &mut self,
         now: Instant,
         route: SocketRoute,
         act: impl FnOnce(&mut Link, &mut Context<'_>) -> T,
     ) -> T {
-        self.call(now, route, |link, context, ready| {
+        match self.routes.get(&route).copied() {
+            Some(id) => self.with_link(now, id, act),
+            None => T::default(),
+        }
+    }
+
+    /// Calls `act` on a link, queues the link for [`Self::service`], then handles the link's opening or end.
+    fn with_link<T: Default>(
+        &mut self,
+        now: Instant,
+        id: LinkId,
+        act: impl FnOnce(&mut Link, &mut Context<'_>) -> T,
+    ) -> T {
+        self.call(now, id, |link, context, ready| {
             let outcome = act(link, context);
-            ready.push(route, &mut link.service_ticket);
+            ready.push(id, &mut link.service_ticket);
             outcome
         })
     }
 
-    /// Calls `act` on the link of `route`, then handles the link's opening or end.
+    /// Calls `act` on a link, then handles the link's opening or end.
     fn call<T: Default>(
         &mut self,
         now: Instant,
-        route: SocketRoute,
-        act: impl FnOnce(&mut Link, &mut Context<'_>, &mut ReadyQueue<SocketRoute>) -> T,
+        id: LinkId,
+        act: impl FnOnce(&mut Link, &mut Context<'_>, &mut ReadyQueue<LinkId>) -> T,
     ) -> T {
-        let Some(link) = self.links.get_mut(&route) else { return T::default() };
+        let Some(link) = self.links.get_mut(&id) else { return T::default() };
         let was_open = link.opened;
         let mut context = Context {
             now,
             clock: self.clock,
-            route,
+            route: link.route,
             caps: &self.config.caps,
             sctp: &self.sctp,
             rng: &mut self.rng,
@@ -392,18 +411,18 @@ impl Endpoint {
                 self.dials.decrement();
             }
         } else if let Some(rank) = link.rank().filter(|rank| *rank != link.listed_rank) {
-            self.accepted.set_rank(route, link.listed_rank, rank);
+            self.accepted.set_rank(link.route, link.listed_rank, rank);
             link.listed_rank = rank;
         }
         if let Some(ending) = ending {
-            self.handle_ended(now, route, ending);
+            self.handle_ended(now, id, ending);
         }
         outcome
     }
 
     /// Removes an ended link. If the link was an attempt of a dial, the dial continues.
-    fn handle_ended(&mut self, now: Instant, route: SocketRoute, ending: Ending) {
-        if let Some(dial) = self.remove(route, ending) {
+    fn handle_ended(&mut self, now: Instant, id: LinkId, ending: Ending) {
+        if let Some(dial) = self.remove(id, ending) {
             if matches!(ending, Ending::Closed(LinkClose::TimedOut) | Ending::WrongFingerprint) {
                 self.dial(now, dial);
             } else {
@@ -414,14 +433,14 @@ impl Endpoint {
 
     /// Removes a link. Reports the end of an open link to the core, unless the core has closed it. Returns the dial of
     /// a failed attempt, if the dial may continue.
-    fn remove(&mut self, route: SocketRoute, ending: Ending) -> Option<Dial> {
-        let mut link = self.links.remove(&route)?;
+    fn remove(&mut self, id: LinkId, ending: Ending) -> Option<Dial> {
+        let mut link = self.links.remove(&id)?;
         self.memory.receive.end(&mut link.leases.receive);
         self.memory.send.end(&mut link.leases.send);
-        self.routes.remove(&link.id);
-        self.deadlines.remove(route);
+        self.routes.remove(&link.route);
+        self.deadlines.remove(id);
         if matches!(link.role, LinkRole::Listener(_)) {
-            self.accepted.remove(route, link.listed_rank);
+            self.accepted.remove(link.route, link.listed_rank);
         }
         match (link.role, link.opened, ending) {
             (_, true, ending) => {
@@ -456,22 +475,22 @@ impl Endpoint {
         for (received, _) in requests.into_iter().filter(|(_, requested)| *requested) {
             self.last_relief = now;
             let memory = if received { &self.memory.receive } else { &self.memory.send };
-            let stalled = self.links.iter().filter_map(|(route, link)| {
+            let stalled = self.links.iter().filter_map(|(id, link)| {
                 let (lease, since) = link.stalled(received)?;
-                Some((lease, since, *route))
+                Some((lease, since, *id))
             });
-            if let Some(route) = memory.to_evict(stalled) {
+            if let Some(id) = memory.to_evict(stalled) {
                 tracing::warn!("the memory for links is short; closing a link without progress of the fullest source");
-                self.with_link(now, route, Link::evict);
+                self.with_link(now, id, Link::evict);
             }
         }
     }
 
     /// Queues a link's pending packets. Queues the link again if it may have more, and sets its deadline otherwise.
-    fn service(&mut self, now: Instant, route: SocketRoute) {
-        let deadline = self.call(now, route, |link, context, ready| {
+    fn service(&mut self, now: Instant, id: LinkId) {
+        let deadline = self.call(now, id, |link, context, ready| {
             if link.service(context) {
-                ready.push(route, &mut link.service_ticket);
+                ready.push(id, &mut link.service_ticket);
                 return None;
             }
             // An ended link has no deadline.
@@ -479,7 +498,7 @@ impl Endpoint {
         });
         if let Some(deadline) = deadline {
             // An earlier deadline stays set. After its expiry this sets the current deadline.
-            self.deadlines.set_earlier(route, deadline);
+            self.deadlines.set_earlier(id, deadline);
         }
     }
 }
@@ -501,21 +520,14 @@ impl Transport for Endpoint {
                 );
             }
             Transmit::Message { link, lane, message } => {
-                if let Some(route) = self.routes.get(&link).copied() {
-                    self.with_link(now, route, |link, context| link.send(context, lane, message));
-                }
+                self.with_link(now, link, |link, context| link.send(context, lane, message));
             }
             Transmit::PeerListed(link) => {
-                let window = self.sctp.max_window;
-                if let Some(route) = self.routes.get(&link).copied() {
-                    self.with_link(now, route, |link, _| link.set_peer_listed(window));
+                if let Some(link) = self.links.get_mut(&link) {
+                    link.set_peer_listed(self.sctp.max_window);
                 }
             }
-            Transmit::Close(link) => {
-                if let Some(route) = self.routes.get(&link).copied() {
-                    self.with_link(now, route, |link, context| link.close(context.now));
-                }
-            }
+            Transmit::Close(link) => self.with_link(now, link, |link, context| link.close(context.now)),
         }
     }
 
@@ -524,8 +536,7 @@ impl Transport for Endpoint {
             return Some(event);
         }
         while let Some(id) = self.rooms.pop() {
-            let link = self.routes.get(&id).and_then(|route| self.links.get(route));
-            if let Some(link) = link.filter(|link| link.is_open()) {
+            if let Some(link) = self.links.get(&id).filter(|link| link.is_open()) {
                 return Some(LinkEvent::Room { link: id, bytes: link.room });
             }
         }
@@ -534,8 +545,8 @@ impl Transport for Endpoint {
 
     fn handle_timeout(&mut self, now: Instant) {
         self.free_memory(now);
-        while let Some(route) = self.deadlines.pop_due(now) {
-            self.with_link(now, route, Link::handle_timeout);
+        while let Some(id) = self.deadlines.pop_due(now) {
+            self.with_link(now, id, Link::handle_timeout);
         }
         while let Some(paused) = self.paused_dials.first_entry()
             && paused.key().0 <= now

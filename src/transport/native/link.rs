@@ -1,11 +1,7 @@
 //! One link: a DTLS association with an SCTP association in it.
 
 use core::{cmp::Reverse, time::Duration};
-use std::{
-    collections::VecDeque,
-    net::{IpAddr, SocketAddr},
-    time::Instant as StdInstant,
-};
+use std::{collections::VecDeque, net::SocketAddr, time::Instant as StdInstant};
 
 use rand::rngs::StdRng;
 
@@ -142,6 +138,7 @@ enum LinkStage {
 /// One link.
 pub(super) struct Link {
     pub(super) id: LinkId,
+    pub(super) route: SocketRoute,
     pub(super) role: LinkRole,
     /// SHA-256 of the certificate of this end.
     local_certificate: [u8; 32],
@@ -181,15 +178,17 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn new(
         id: LinkId,
+        route: SocketRoute,
         role: LinkRole,
         dtls: Dtls,
         local_certificate: [u8; 32],
         until: Instant,
         now: Instant,
-        address: IpAddr,
     ) -> Self {
+        let address = route.remote.ip();
         Self {
             id,
+            route,
             role,
             local_certificate,
             peer_certificate: [0; 32],

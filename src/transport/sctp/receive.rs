@@ -1,13 +1,11 @@
 //! The receiving half: received TSNs, the timing of acknowledgements, and the reassembly of messages.
 //!
 //! A TSN reported in a SACK is never dropped (no reneging), so senders may free its payload. The receive window bounds
-//! the memory: an out-of-order fragment counts as whole blocks of [`BLOCK`] bytes, a message under reassembly as its
+//! the memory: an out-of-order fragment counts as whole blocks of 1,280 bytes, a message under reassembly as its
 //! slots.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
-
-use bytes::Bytes;
 
 use super::{
     Broken, MAX_MESSAGE, Message,
@@ -17,11 +15,12 @@ use super::{
 };
 use crate::base::{Counter as _, Instant, MESSAGE_CELLS, SLOT_LEN, Slots};
 
+mod block;
 #[cfg(any(test, fuzzing))]
 mod check;
 
-/// Unit in which an out-of-order fragment is charged, in bytes.
-const BLOCK: usize = 1_280;
+use block::Block;
+
 /// Most ranges of TSNs beyond the first hole. A TSN that needs a further range is dropped, not acknowledged.
 const MAX_RANGES: usize = 1_024;
 /// Most duplicate TSNs reported in one SACK.
@@ -360,13 +359,7 @@ struct Fragment {
     protocol: u32,
     begin: bool,
     end: bool,
-    payload: Bytes,
-}
-
-impl Fragment {
-    fn cost(length: usize) -> usize {
-        length.div_ceil(BLOCK).saturating_mul(BLOCK)
-    }
+    payload: Block,
 }
 
 impl IncomingStream {
@@ -389,7 +382,7 @@ impl IncomingStream {
                     in_slots(data.payload.len())
                 }
             }
-            _ => Fragment::cost(data.payload.len()),
+            _ => Block::memory(data.payload.len()),
         }
     }
 
@@ -403,9 +396,9 @@ impl IncomingStream {
     ) -> Result<(), Broken> {
         if !self.continues(tsn, data.begin, data.sequence) {
             let Data { sequence, protocol, begin, end, payload, .. } = *data;
-            *account.held = account.held.saturating_add(Fragment::cost(payload.len()));
+            *account.held = account.held.saturating_add(Block::memory(payload.len()));
             account.pending.increment();
-            let payload = Bytes::copy_from_slice(payload);
+            let payload = Block::from(payload);
             self.pending.insert(tsn, Fragment { sequence, protocol, begin, end, payload });
             return Ok(());
         }
@@ -415,7 +408,7 @@ impl IncomingStream {
                 break;
             }
             let Some(Fragment { sequence, protocol, begin, end, payload }) = self.pending.remove(&tsn) else { break };
-            *account.held = account.held.saturating_sub(Fragment::cost(payload.len()));
+            *account.held = account.held.saturating_sub(Block::memory(payload.len()));
             account.pending.decrement();
             let data = Data { tsn: 0, stream: 0, sequence, protocol, begin, end, immediate: false, payload: &payload };
             self.append(tsn, &data, account, out)?;

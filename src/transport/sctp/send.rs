@@ -6,10 +6,7 @@
 //! `rtc-sctp` never renege.
 
 use core::time::Duration;
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::Arc,
-};
+use std::collections::{BTreeSet, VecDeque};
 
 use super::{
     clock::Tick,
@@ -25,11 +22,13 @@ mod acked;
 pub(super) mod check;
 mod forward_delay;
 mod loss;
+mod messages;
 mod sack;
 mod write;
 
 use acked::AckedRanges;
 use forward_delay::ForwardDelay;
+use messages::{Fragment, OutgoingMessages};
 
 /// Smallest fragment in bytes, except the last fragment of a message.
 const MIN_FRAGMENT: usize = 64;
@@ -48,15 +47,6 @@ const MAX_LOSSES: u8 = 24;
 /// Number of packets in flight below which each packet requests an immediate SACK.
 const IMMEDIATE_SACK_THRESHOLD: u64 = 10;
 
-/// A queued message, not completely sent.
-struct UnsentMessage {
-    stream: u16,
-    protocol: u32,
-    bytes: Arc<Slots>,
-    /// Bytes already sent.
-    sent: usize,
-}
-
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ChunkState {
     InFlight,
@@ -67,16 +57,7 @@ enum ChunkState {
 
 /// A sent TSN that the cumulative TSN ack has not passed.
 struct Flight {
-    stream: u16,
-    sequence: u16,
-    protocol: u32,
-    begin: bool,
-    end: bool,
-    /// The message that contains the TSN; `None` once the TSN is acknowledged.
-    message: Option<Arc<Slots>>,
-    /// Offset of the payload in the message.
-    offset: usize,
-    length: u64,
+    fragment: Fragment,
     state: ChunkState,
     retransmitted: bool,
     /// Number of times that the TSN has counted as lost.
@@ -204,8 +185,7 @@ pub(super) struct SendHalf {
     config: SendConfig,
     peer: PeerParameters,
     sizes: ControllerSizes,
-    unsent: VecDeque<UnsentMessage>,
-    unsent_bytes: usize,
+    messages: OutgoingMessages,
     /// Sequence number of the next message of each stream.
     sequences: Vec<u16>,
     flights: VecDeque<Flight>,
@@ -280,8 +260,7 @@ impl SendHalf {
             config,
             peer,
             sizes,
-            unsent: VecDeque::new(),
-            unsent_bytes: 0,
+            messages: OutgoingMessages::default(),
             sequences: Vec::new(),
             flights: VecDeque::new(),
             first,
@@ -346,27 +325,27 @@ impl SendHalf {
 
     /// Queues a message; `false` if the message is empty or the stream does not exist.
     pub(super) fn send(&mut self, now: Instant, stream: u16, protocol: u32, bytes: Slots) -> bool {
-        if usize::from(stream) >= self.sequences.len() || bytes.is_empty() {
+        let Some(next) = self.sequences.get_mut(usize::from(stream)).filter(|_| !bytes.is_empty()) else {
             return false;
-        }
+        };
+        let sequence = core::mem::replace(next, next.wrapping_add(1));
         if let Some(since) = self.app_limited_since.take()
             && since < now
         {
             self.delivery.app_limited_until = self.delivery.delivered.saturating_add(self.in_flight).max(1);
         }
-        self.unsent_bytes = self.unsent_bytes.saturating_add(bytes.len());
-        self.unsent.push_back(UnsentMessage { stream, protocol, bytes: Arc::new(bytes), sent: 0 });
+        self.messages.push(stream, sequence, protocol, bytes);
         true
     }
 
     /// Bytes of messages that are queued and not sent.
     pub(super) const fn unsent(&self) -> usize {
-        self.unsent_bytes
+        self.messages.unsent_bytes()
     }
 
     /// Bytes queued, or sent and not passed by the cumulative TSN ack.
     pub(super) fn held(&self) -> usize {
-        usize::try_from(self.span).unwrap_or(usize::MAX).saturating_add(self.unsent_bytes)
+        usize::try_from(self.span).unwrap_or(usize::MAX).saturating_add(self.unsent())
     }
 
     /// Caps the bytes sent and not passed by the cumulative TSN ack.
@@ -376,7 +355,7 @@ impl SendHalf {
 
     /// Whether all queued data has been acknowledged.
     pub(super) fn is_flushed(&self) -> bool {
-        self.unsent.is_empty() && self.flights.is_empty()
+        self.unsent() == 0 && self.flights.is_empty()
     }
 
     /// Bytes of new data that may leave now.
@@ -437,7 +416,7 @@ impl SendHalf {
 
     fn is_window_limited(&self) -> bool {
         let almost_full = self.in_flight.saturating_add(self.sizes.segment.saturating_mul(3)) >= self.window();
-        almost_full || !self.unsent.is_empty() || !self.lost.is_empty()
+        almost_full || self.unsent() > 0 || !self.lost.is_empty()
     }
 
     /// Most bytes that may be in flight.

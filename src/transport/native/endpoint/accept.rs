@@ -32,7 +32,7 @@ impl Endpoint {
             self.counts.cookies_refused.increment();
             return;
         };
-        let stays = self.links.get(&route).is_some_and(|link| link.is_replacement && is_young(link, now));
+        let stays = self.link_at(route).is_some_and(|link| link.is_replacement && is_young(link, now));
         let hello = WaitingHello::new(now, hello.random, cookie, datagram).filter(|_| !stays);
         if hello.is_some_and(|hello| self.hellos.push(now, route, hello)) {
             self.accept_waiting(now);
@@ -50,7 +50,7 @@ impl Endpoint {
 
     /// Creates a link for a hello within the caps, and begins its handshake.
     fn accept(&mut self, now: Instant, route: SocketRoute, hello: WaitingHello) {
-        let replaced = self.links.get(&route);
+        let replaced = self.link_at(route);
         let is_replacement = replaced.is_some_and(|link| is_young(link, now));
         let replaced = replaced.map(|link| link.listed_rank);
         let Ok(evicted) = self.accepted.to_evict(route.remote.ip(), replaced) else {
@@ -58,27 +58,28 @@ impl Endpoint {
         };
         if let Some(evicted) = evicted {
             self.counts.evicted.increment();
-            self.with_link(now, evicted, Link::evict);
+            self.with_link_at(now, evicted, Link::evict);
         }
-        self.remove(route, Ending::Closed(LinkClose::ByPeer));
+        if let Some(replaced) = self.routes.get(&route).copied() {
+            self.remove(replaced, Ending::Closed(LinkClose::ByPeer));
+        }
         self.hellos.count(now);
         self.counts.handshakes.increment();
         let std_now = self.clock.to_std(now);
-        match Dtls::accept(&self.dtls, &self.config.certificate, std_now, &hello.random, hello.cookie) {
-            Ok(dtls) => {
-                let deadline = now.after(self.config.caps.opening_timeout);
-                self.insert(now, route, LinkRole::Listener(hello.random), dtls, self.fingerprint, deadline);
-                if let Some(link) = self.links.get_mut(&route) {
-                    link.is_replacement = is_replacement;
-                }
-            }
+        let dtls = match Dtls::accept(&self.dtls, &self.config.certificate, std_now, &hello.random, hello.cookie) {
+            Ok(dtls) => dtls,
             Err(error) => {
                 tracing::debug!(%error, "can't handle a ClientHello with a valid cookie");
                 return;
             }
+        };
+        let deadline = now.after(self.config.caps.opening_timeout);
+        let id = self.insert(now, route, LinkRole::Listener(hello.random), dtls, self.fingerprint, deadline);
+        if let Some(link) = self.links.get_mut(&id) {
+            link.is_replacement = is_replacement;
         }
         for mut datagram in hello.datagrams {
-            self.with_link(now, route, |link, context| link.handle_datagram(context, &mut datagram));
+            self.with_link(now, id, |link, context| link.handle_datagram(context, &mut datagram));
         }
     }
 }

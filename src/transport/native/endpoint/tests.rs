@@ -415,8 +415,8 @@ impl Bench {
     /// Asserts that all links together, and those of each source, hold no more than their budget or share.
     fn assert_bounds(&mut self) {
         let mut sources = HashMap::<IpAddr, (usize, usize)>::new();
-        for (route, link) in &self.relay.links {
-            let (held, links) = sources.entry(route.remote.ip()).or_default();
+        for link in self.relay.links.values() {
+            let (held, links) = sources.entry(link.route.remote.ip()).or_default();
             *held += link.held(self.attack == Attack::Unfinished);
             *links += 1;
         }

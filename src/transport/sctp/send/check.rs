@@ -1,6 +1,6 @@
 //! Invariants of a sending half between calls.
 
-use super::{ChunkState, SendHalf};
+use super::{ChunkState, Flight, SendHalf};
 
 /// State that limits sending.
 #[derive(Clone, Copy, Debug)]
@@ -29,17 +29,17 @@ impl SendHalf {
             next_tsn: self.next_tsn(),
             first_tsn: self.first,
             probe_due: self.probe_due,
-            unsent: self.unsent_bytes,
+            unsent: self.unsent(),
         }
     }
 
     /// Asserts the invariants.
     pub(in super::super) fn assert_invariants(&self) {
         let in_flight = self.flights.iter().filter(|flight| flight.state == ChunkState::InFlight);
-        assert_eq!(self.in_flight, in_flight.map(|flight| flight.length).sum::<u64>(), "bytes in flight are counted");
+        assert_eq!(self.in_flight, in_flight.map(Flight::bytes).sum::<u64>(), "bytes in flight are counted");
         assert_eq!(
             self.span,
-            self.flights.iter().map(|flight| flight.length).sum::<u64>(),
+            self.flights.iter().map(Flight::bytes).sum::<u64>(),
             "the bytes of all sent TSNs are counted"
         );
         let in_state = |state| {
@@ -54,11 +54,8 @@ impl SendHalf {
         let open = (self.first..).zip(&self.flights).take_while(|(tsn, _)| *tsn < before);
         let open = open.filter(|(_, flight)| flight.state != ChunkState::Acked).map(|(tsn, _)| tsn);
         assert!(holes.eq(open), "the holes are the unacknowledged chunks");
-        assert_eq!(
-            self.unsent_bytes,
-            self.unsent.iter().map(|message| message.bytes.len() - message.sent).sum::<usize>()
-        );
-        assert!(self.flights.iter().all(|flight| flight.message.is_none() == (flight.state == ChunkState::Acked)));
+        let unacknowledged = self.flights.iter().filter(|flight| flight.state != ChunkState::Acked);
+        self.messages.assert_invariants(unacknowledged.map(|flight| &flight.fragment));
         let needs_timer = self.in_flight > 0 || !self.lost.is_empty();
         assert!(!needs_timer || self.timer().is_some(), "chunks in flight have a timer");
     }

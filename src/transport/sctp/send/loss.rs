@@ -94,7 +94,7 @@ impl SendHalf {
         flight.state = ChunkState::Lost;
         flight.losses.increment();
         self.excess_losses |= flight.losses > MAX_LOSSES;
-        let bytes = flight.length;
+        let bytes = flight.bytes();
         self.in_flight = self.in_flight.saturating_sub(bytes);
         self.delivery.lost = self.delivery.lost.saturating_add(bytes);
         effects.lost = effects.lost.saturating_add(bytes);

@@ -42,7 +42,7 @@ impl SendHalf {
         while self.first <= cumulative {
             self.acknowledge(now, self.first, &mut effects);
             if let Some(flight) = self.flights.pop_front() {
-                self.span = self.span.saturating_sub(flight.length);
+                self.span = self.span.saturating_sub(flight.bytes());
             }
             self.first = self.first.saturating_add(1);
         }
@@ -109,8 +109,8 @@ impl SendHalf {
         if was == ChunkState::Acked {
             return;
         }
-        let length = flight.length;
-        flight.message = None;
+        let length = flight.bytes();
+        self.messages.acknowledge(&flight.fragment);
         let (sent_at, snapshot) = (flight.sent_at, flight.snapshot);
         let (retransmitted, was_lost) = (flight.retransmitted, flight.losses > 0);
         let age = now.since(sent_at);

@@ -1,14 +1,12 @@
 //! Output of the sending half: retransmissions, tail loss probes, and fragments of new messages.
 
-use std::sync::Arc;
-
 use super::{
     super::{
         congestion::{Controller as _, Sent},
         packet::{DATA_HEADER, Data, PacketWriter},
         serial::wire,
     },
-    ChunkState, Flight, IMMEDIATE_SACK_THRESHOLD, MIN_FRAGMENT, SendHalf, Snapshot, index,
+    ChunkState, Flight, IMMEDIATE_SACK_THRESHOLD, MIN_FRAGMENT, OutgoingMessages, SendHalf, Snapshot, index,
 };
 use crate::base::Instant;
 
@@ -37,7 +35,7 @@ impl SendHalf {
             if first_packet {
                 self.progress_at = now;
             }
-        } else if self.unsent.is_empty() && self.lost.is_empty() {
+        } else if self.unsent() == 0 && self.lost.is_empty() {
             self.app_limited_since = self.app_limited_since.or(Some(now));
         }
         any
@@ -45,7 +43,7 @@ impl SendHalf {
 
     /// Whether the windows and the pacer allow a packet.
     fn may_send(&mut self, now: Instant) -> bool {
-        let has_data = !self.unsent.is_empty() || !self.lost.is_empty();
+        let has_data = self.unsent() > 0 || !self.lost.is_empty();
         if self.probe_due {
             return true;
         }
@@ -73,7 +71,7 @@ impl SendHalf {
             self.lost.remove(&tsn);
             return true;
         };
-        if flight.len().saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
+        if flight.fragment.length.saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
             return false;
         }
         self.lost.remove(&tsn);
@@ -90,12 +88,12 @@ impl SendHalf {
             return false;
         };
         // After a long SACK the packet may have no room. The next packet then carries the probe.
-        if flight.len().saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
+        if flight.fragment.length.saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
             return false;
         }
         self.probe_due = false;
         let tsn = self.first.saturating_add(at as u64);
-        self.in_flight = self.in_flight.saturating_sub(flight.length);
+        self.in_flight = self.in_flight.saturating_sub(flight.bytes());
         self.unreported_probes = self.unreported_probes.saturating_add(1).min(20);
         self.retransmit(now, tsn, true, writer);
         true
@@ -107,20 +105,19 @@ impl SendHalf {
         flight.state = ChunkState::InFlight;
         flight.retransmitted = true;
         flight.sent_at = now;
-        let bytes = flight.length;
+        let bytes = flight.bytes();
         let prior_in_flight = self.in_flight;
         self.in_flight = self.in_flight.saturating_add(bytes);
         flight.snapshot = Snapshot { in_flight: self.in_flight, ..snapshot };
-        flight.write(tsn, immediate, writer);
+        flight.write(&self.messages, tsn, immediate, writer);
         self.pacer.spend(bytes);
         self.control.on_sent(&Sent { now, bytes, prior_in_flight, retransmission: true });
     }
 
     /// Writes the next fragment of the first queued message.
     fn write_new(&mut self, now: Instant, writer: &mut PacketWriter<'_>) -> bool {
-        let Some(message) = self.unsent.front() else { return false };
+        let Some(left) = self.messages.next_unsent() else { return false };
         let space = writer.room().saturating_sub(DATA_HEADER);
-        let left = message.bytes.len().saturating_sub(message.sent);
         let length = if left.next_multiple_of(4) <= space { left } else { space & !3 };
         // With nothing in flight, one fragment may exceed the receive window (RFC 9260 §6.1).
         let beyond_window = self.in_flight.saturating_add(length as u64) > self.peer_window;
@@ -134,21 +131,7 @@ impl SendHalf {
             return false;
         }
         let snapshot = self.snapshot(now);
-        let Some(message) = self.unsent.front_mut() else { return false };
-        let begin = message.sent == 0;
-        let to = message.sent.saturating_add(length);
-        let end = to >= message.bytes.len();
-        let offset = core::mem::replace(&mut message.sent, to);
-        let message_bytes = Arc::clone(&message.bytes);
-        let (stream, protocol) = (message.stream, message.protocol);
-        if end {
-            self.unsent.pop_front();
-        }
-        self.unsent_bytes = self.unsent_bytes.saturating_sub(length);
-        let sequence = self.sequences.get(usize::from(stream)).copied().unwrap_or_default();
-        if end && let Some(next) = self.sequences.get_mut(usize::from(stream)) {
-            *next = next.wrapping_add(1);
-        }
+        let Some(fragment) = self.messages.take(length) else { return false };
         let tsn = self.next_tsn();
         let bytes = length as u64;
         self.span = self.span.saturating_add(bytes);
@@ -157,23 +140,16 @@ impl SendHalf {
         // The last packet of a burst requests an immediate SACK, so that round-trip samples exclude the peer's
         // acknowledgement delay.
         let few = self.in_flight < IMMEDIATE_SACK_THRESHOLD.saturating_mul(self.sizes.segment);
-        let immediate = self.unsent.is_empty() || few;
+        let immediate = self.unsent() == 0 || few;
         let flight = Flight {
-            stream,
-            sequence,
-            protocol,
-            begin,
-            end,
-            message: Some(message_bytes),
-            offset,
-            length: bytes,
+            fragment,
             state: ChunkState::InFlight,
             retransmitted: false,
             losses: 0,
             sent_at: now,
             snapshot: Snapshot { in_flight: self.in_flight, ..snapshot },
         };
-        flight.write(tsn, immediate, writer);
+        flight.write(&self.messages, tsn, immediate, writer);
         self.flights.push_back(flight);
         self.pacer.spend(bytes);
         self.control.on_sent(&Sent { now, bytes, prior_in_flight, retransmission: false });
@@ -204,15 +180,24 @@ impl SendHalf {
 
 impl Flight {
     /// Payload length in bytes.
-    fn len(&self) -> usize {
-        usize::try_from(self.length).unwrap_or(usize::MAX)
+    pub(super) const fn bytes(&self) -> u64 {
+        self.fragment.length as u64
     }
 
     /// Writes the DATA chunk of this TSN.
-    fn write(&self, tsn: u64, immediate: bool, writer: &mut PacketWriter<'_>) {
-        let Self { stream, sequence, protocol, begin, end, offset, .. } = *self;
-        let Some(message) = &self.message else { return };
-        let data = Data { tsn: wire(tsn), stream, sequence, protocol, begin, end, immediate, payload: &[] };
-        writer.data_in_pieces(&data, self.len(), message.pieces(offset..offset.saturating_add(self.len())));
+    fn write(&self, messages: &OutgoingMessages, tsn: u64, immediate: bool, writer: &mut PacketWriter<'_>) {
+        let fragment = &self.fragment;
+        let Some(message) = messages.message(fragment) else { return };
+        let data = Data {
+            tsn: wire(tsn),
+            stream: message.stream,
+            sequence: message.sequence,
+            protocol: message.protocol,
+            begin: fragment.begin,
+            end: fragment.end,
+            immediate,
+            payload: &[],
+        };
+        writer.data_in_pieces(&data, fragment.length, message.pieces(fragment));
     }
 }
