@@ -319,7 +319,7 @@ impl User for Probe<'_> {
             if origin.poll_timeout().is_some_and(|due| due <= now) {
                 origin.handle_timeout(now);
             }
-            while channels.queued(*channel, origin.circuit()) < QUEUE_HIGH
+            while channels.queued_of(*channel, origin.circuit()) < QUEUE_HIGH
                 && let Some(cell) = origin.poll_cell(now, rng)
             {
                 let _ = channels.send(*channel, cell);

@@ -117,7 +117,7 @@ impl OriginParty {
                 CircuitEvent::Stream(..) => {}
             }
         }
-        while self.channels.queued(*channel, origin.circuit()) < QUEUE_HIGH {
+        while self.channels.queued_of(*channel, origin.circuit()) < QUEUE_HIGH {
             let Some(cell) = origin.poll_cell(now, rng) else { break };
             self.channels.send(*channel, cell).unwrap();
         }
