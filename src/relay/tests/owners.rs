@@ -39,7 +39,7 @@ fn attack(addresses: &[IpAddr], links: usize) -> usize {
     attack_on([203, 0, 113, 1].into(), 60, addresses, links)
 }
 
-/// As [`attack`], with the honest client at the address `client`, which opens `count` circuits.
+/// As [`attack`], with the honest client at the address `client`, which opens `count` circuits at the end.
 fn attack_on(client: IpAddr, count: u32, addresses: &[IpAddr], links: usize) -> usize {
     const CIRCUITS: usize = 1024;
     let mut bench = Bench::new(RelayParameters { circuits: CIRCUITS, ..RelayParameters::default() });
@@ -59,11 +59,11 @@ fn attack_on(client: IpAddr, count: u32, addresses: &[IpAddr], links: usize) -> 
             }
         }
         bench.settle();
-        if number <= count {
+        if number > 60 - count {
             bench.create(honest, upper(number), HopIndex::FIRST);
         }
         bench.pass(Duration::from_secs(1));
-        assert!((1..=number.min(count)).all(|number| stands(&bench, honest, number)), "after {number} s");
+        assert!((61 - count..=number).all(|number| stands(&bench, honest, number)), "after {number} s");
     }
     let held = |address: &IpAddr| bench.relay.table.owners().held(&Owner::of_address(*address));
     assert!(addresses.iter().all(|address| held(address) <= CIRCUITS / 16));
@@ -97,8 +97,37 @@ fn an_honest_clients_circuits_stand_while_a_48_opens_all_it_can() {
 #[test]
 fn an_honest_clients_circuits_stand_while_its_neighbours_in_a_24_open_all_they_can() {
     let addresses: Vec<_> = (1..=32).map(|host| [198, 51, 100, host].into()).collect();
-    // More CREATEs than the rate of the network. Each of its 33 addresses can have 7 circuits.
+    // Each of the 33 addresses of the network can have 7 circuits.
     assert_eq!(attack_on([198, 51, 100, 200].into(), 7, &addresses, 2), 1024 / 4 - 7);
+}
+
+#[test]
+fn a_client_opens_circuits_while_its_neighbours_in_a_24_use_up_the_rate_of_creates() {
+    let creates_of_source = Rate { per_second: 10, burst: 40 };
+    let mut bench = Bench::new(RelayParameters { creates_of_source, ..RelayParameters::default() });
+    let (_, request) = ClientHandshake::start(&bench.keys, HopIndex::FIRST, &[], &mut bench.rng).unwrap();
+    let client = |bench: &mut Bench, host: u8| {
+        bench.address = [198, 51, 100, host].into();
+        bench.client()
+    };
+    let attackers: Vec<_> = (1..=32).map(|host| client(&mut bench, host)).collect();
+    let honest = client(&mut bench, 200);
+    for number in 1..=20 {
+        // Circuits that end immediately occupy no place, but use the rate.
+        for circuit in (1..=8).map(|attempt| upper(8 * number + attempt)) {
+            for link in &attackers {
+                bench.deliver(*link, &create_cells(circuit, HopIndex::FIRST, &request).unwrap()[0]);
+                bench.deliver(*link, &Cell::destroy(circuit));
+            }
+        }
+        bench.settle();
+        let attacker = Owner::of_address([198, 51, 100, 1].into());
+        let is_used_up = !bench.relay.allowances.take(bench.now, &attacker);
+        assert!(is_used_up || number < 5, "after {number} s");
+        bench.create(honest, upper(number), HopIndex::FIRST);
+        bench.pass(Duration::from_secs(1));
+    }
+    assert!((1..=20).all(|number| stands(&bench, honest, number)));
 }
 
 /// Opens circuits on a new link whose client then reads nothing, and queues `answers` answers on each.
