@@ -19,7 +19,7 @@ mod block;
 #[cfg(any(test, fuzzing))]
 mod check;
 
-use block::Block;
+use block::FragmentBlock;
 
 /// Most ranges of TSNs beyond the first hole. A TSN that needs a further range is dropped, not acknowledged.
 const MAX_RANGES: usize = 1_024;
@@ -359,7 +359,7 @@ struct Fragment {
     protocol: u32,
     begin: bool,
     end: bool,
-    payload: Block,
+    payload: FragmentBlock,
 }
 
 impl IncomingStream {
@@ -382,7 +382,7 @@ impl IncomingStream {
                     in_slots(data.payload.len())
                 }
             }
-            _ => Block::memory(data.payload.len()),
+            _ => FragmentBlock::memory(data.payload.len()),
         }
     }
 
@@ -396,9 +396,9 @@ impl IncomingStream {
     ) -> Result<(), Broken> {
         if !self.continues(tsn, data.begin, data.sequence) {
             let Data { sequence, protocol, begin, end, payload, .. } = *data;
-            *account.held = account.held.saturating_add(Block::memory(payload.len()));
+            *account.held = account.held.saturating_add(FragmentBlock::memory(payload.len()));
             account.pending.increment();
-            let payload = Block::from(payload);
+            let payload = FragmentBlock::from(payload);
             self.pending.insert(tsn, Fragment { sequence, protocol, begin, end, payload });
             return Ok(());
         }
@@ -408,7 +408,7 @@ impl IncomingStream {
                 break;
             }
             let Some(Fragment { sequence, protocol, begin, end, payload }) = self.pending.remove(&tsn) else { break };
-            *account.held = account.held.saturating_sub(Block::memory(payload.len()));
+            *account.held = account.held.saturating_sub(FragmentBlock::memory(payload.len()));
             account.pending.decrement();
             let data = Data { tsn: 0, stream: 0, sequence, protocol, begin, end, immediate: false, payload: &payload };
             self.append(tsn, &data, account, out)?;

@@ -28,7 +28,7 @@ mod write;
 
 use acked::AckedRanges;
 use forward_delay::ForwardDelay;
-use messages::{Fragment, OutgoingMessages};
+use messages::{MessagePart, OutgoingMessages};
 
 /// Smallest fragment in bytes, except the last fragment of a message.
 const MIN_FRAGMENT: usize = 64;
@@ -57,7 +57,7 @@ enum ChunkState {
 
 /// A sent TSN that the cumulative TSN ack has not passed.
 struct Flight {
-    fragment: Fragment,
+    part: MessagePart,
     state: ChunkState,
     retransmitted: bool,
     /// Number of times that the TSN has counted as lost.

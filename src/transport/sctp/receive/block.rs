@@ -15,16 +15,16 @@ thread_local! {
 
 /// A copy of a payload, in a block. A thread reuses the blocks that it drops. A payload longer than a block has memory
 /// of its own.
-pub(super) struct Block(Vec<u8>);
+pub(super) struct FragmentBlock(Vec<u8>);
 
-impl Block {
+impl FragmentBlock {
     /// Bytes of the whole blocks that `length` bytes of payload occupy.
     pub(super) fn memory(length: usize) -> usize {
         length.div_ceil(BLOCK).saturating_mul(BLOCK)
     }
 }
 
-impl From<&[u8]> for Block {
+impl From<&[u8]> for FragmentBlock {
     fn from(payload: &[u8]) -> Self {
         let spare = SPARE_BLOCKS.try_with(|spare| spare.try_borrow_mut().ok().and_then(|mut spare| spare.pop()));
         let mut bytes = spare.ok().flatten().unwrap_or_else(|| Vec::with_capacity(BLOCK));
@@ -33,7 +33,7 @@ impl From<&[u8]> for Block {
     }
 }
 
-impl Deref for Block {
+impl Deref for FragmentBlock {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -41,7 +41,7 @@ impl Deref for Block {
     }
 }
 
-impl Drop for Block {
+impl Drop for FragmentBlock {
     fn drop(&mut self) {
         let mut bytes = core::mem::take(&mut self.0);
         bytes.clear();
@@ -66,18 +66,18 @@ mod tests {
 
     #[test]
     fn a_dropped_block_is_reused_and_exposes_no_earlier_bytes() {
-        let first = Block::from(&[7; BLOCK][..]);
+        let first = FragmentBlock::from(&[7; BLOCK][..]);
         let place = first.as_ptr();
         drop(first);
-        let second = Block::from(&[1; 10][..]);
+        let second = FragmentBlock::from(&[1; 10][..]);
         assert_eq!((second.as_ptr(), &*second), (place, &[1; 10][..]));
     }
 
     #[test]
     fn a_thread_keeps_few_blocks_and_none_of_a_longer_payload() {
-        drop(Block::from(&[7; BLOCK + 1][..]));
+        drop(FragmentBlock::from(&[7; BLOCK + 1][..]));
         assert!(SPARE_BLOCKS.with_borrow(|spare| spare.iter().all(|block| block.capacity() == BLOCK)));
-        let blocks: Vec<_> = (0..MAX_SPARE_BLOCKS + 10).map(|_| Block::from(&[7; 10][..])).collect();
+        let blocks: Vec<_> = (0..MAX_SPARE_BLOCKS + 10).map(|_| FragmentBlock::from(&[7; 10][..])).collect();
         drop(blocks);
         assert_eq!(SPARE_BLOCKS.with_borrow(Vec::len), MAX_SPARE_BLOCKS);
     }

@@ -1,6 +1,6 @@
 //! Invariants of a receiving half between calls.
 
-use super::{Block, IncomingStream, MAX_DUPLICATES, MAX_MESSAGE, MAX_RANGES, Receiver, SLOT_LEN};
+use super::{FragmentBlock, IncomingStream, MAX_DUPLICATES, MAX_MESSAGE, MAX_RANGES, Receiver, SLOT_LEN};
 
 impl Receiver {
     /// Cap on the bytes held, the sum of:
@@ -32,7 +32,7 @@ impl Receiver {
             "a range without the start time of the hole before it, or the reverse"
         );
         let held = |stream: &IncomingStream| {
-            let fragments = stream.pending.values().map(|fragment| Block::memory(fragment.payload.len()));
+            let fragments = stream.pending.values().map(|fragment| FragmentBlock::memory(fragment.payload.len()));
             fragments.sum::<usize>() + stream.message.as_ref().map_or(0, |message| message.bytes.memory())
         };
         assert_eq!(

@@ -55,7 +55,7 @@ impl SendHalf {
         let open = open.filter(|(_, flight)| flight.state != ChunkState::Acked).map(|(tsn, _)| tsn);
         assert!(holes.eq(open), "the holes are the unacknowledged chunks");
         let unacknowledged = self.flights.iter().filter(|flight| flight.state != ChunkState::Acked);
-        self.messages.assert_invariants(unacknowledged.map(|flight| &flight.fragment));
+        self.messages.assert_invariants(unacknowledged.map(|flight| &flight.part));
         let needs_timer = self.in_flight > 0 || !self.lost.is_empty();
         assert!(!needs_timer || self.timer().is_some(), "chunks in flight have a timer");
     }

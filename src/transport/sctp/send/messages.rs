@@ -31,7 +31,7 @@ pub(super) struct OutgoingMessage {
 
 /// The part of a message that one TSN carries.
 #[derive(Clone, Copy)]
-pub(super) struct Fragment {
+pub(super) struct MessagePart {
     /// The number of the message.
     message: u64,
     offset: usize,
@@ -60,27 +60,27 @@ impl OutgoingMessages {
     }
 
     /// Takes the next `length` unsent bytes. The caller takes at most [`Self::next_unsent`].
-    pub(super) fn take(&mut self, length: usize) -> Option<Fragment> {
+    pub(super) fn take(&mut self, length: usize) -> Option<MessagePart> {
         let message = self.messages.get_mut(index(self.first, self.unsent)?)?;
         let offset = message.sent;
         message.sent = offset.saturating_add(length);
         let end = message.sent >= message.bytes.len();
-        let fragment = Fragment { message: self.unsent, offset, length, begin: offset == 0, end };
+        let part = MessagePart { message: self.unsent, offset, length, begin: offset == 0, end };
         self.unsent = self.unsent.saturating_add(u64::from(end));
         self.unsent_bytes = self.unsent_bytes.saturating_sub(length);
-        Some(fragment)
+        Some(part)
     }
 
-    /// The message of a fragment that is not acknowledged.
-    pub(super) fn message(&self, fragment: &Fragment) -> Option<&OutgoingMessage> {
-        self.messages.get(index(self.first, fragment.message)?)
+    /// The message of a part that is not acknowledged.
+    pub(super) fn message(&self, part: &MessagePart) -> Option<&OutgoingMessage> {
+        self.messages.get(index(self.first, part.message)?)
     }
 
-    /// Acknowledges a fragment, once.
-    pub(super) fn acknowledge(&mut self, fragment: &Fragment) {
-        let message = index(self.first, fragment.message).and_then(|at| self.messages.get_mut(at));
+    /// Acknowledges a part, once.
+    pub(super) fn acknowledge(&mut self, part: &MessagePart) {
+        let message = index(self.first, part.message).and_then(|at| self.messages.get_mut(at));
         let Some(message) = message else { return };
-        message.unacknowledged = message.unacknowledged.saturating_sub(fragment.length);
+        message.unacknowledged = message.unacknowledged.saturating_sub(part.length);
         if message.unacknowledged > 0 {
             return;
         }
@@ -91,16 +91,16 @@ impl OutgoingMessages {
         }
     }
 
-    /// Asserts the invariants. `fragments` are those that are not acknowledged.
+    /// Asserts the invariants. `parts` are those that are not acknowledged.
     #[cfg(any(test, fuzzing))]
-    pub(super) fn assert_invariants<'a>(&self, fragments: impl Iterator<Item = &'a Fragment>) {
+    pub(super) fn assert_invariants<'a>(&self, parts: impl Iterator<Item = &'a MessagePart>) {
         // An acknowledged message has freed its bytes.
         let unsent = |message: &OutgoingMessage| message.bytes.len().saturating_sub(message.sent);
         let mut unacknowledged: Vec<_> = self.messages.iter().map(unsent).collect();
         assert_eq!(self.unsent_bytes, unacknowledged.iter().sum::<usize>());
-        for fragment in fragments {
-            let bytes = index(self.first, fragment.message).and_then(|at| unacknowledged.get_mut(at));
-            assert!(bytes.map(|bytes| *bytes += fragment.length).is_some(), "a fragment's message is gone");
+        for part in parts {
+            let bytes = index(self.first, part.message).and_then(|at| unacknowledged.get_mut(at));
+            assert!(bytes.map(|bytes| *bytes += part.length).is_some(), "a part's message is gone");
         }
         assert!(unacknowledged.iter().eq(self.messages.iter().map(|message| &message.unacknowledged)));
         assert!(unacknowledged.first() != Some(&0), "an acknowledged message is kept");
@@ -110,8 +110,8 @@ impl OutgoingMessages {
 }
 
 impl OutgoingMessage {
-    /// The bytes of a fragment.
-    pub(super) fn pieces(&self, fragment: &Fragment) -> impl Iterator<Item = &[u8]> {
-        self.bytes.pieces(fragment.offset..fragment.offset.saturating_add(fragment.length))
+    /// The bytes of a part.
+    pub(super) fn pieces(&self, part: &MessagePart) -> impl Iterator<Item = &[u8]> {
+        self.bytes.pieces(part.offset..part.offset.saturating_add(part.length))
     }
 }

@@ -110,7 +110,7 @@ impl SendHalf {
             return;
         }
         let length = flight.bytes();
-        self.messages.acknowledge(&flight.fragment);
+        self.messages.acknowledge(&flight.part);
         let (sent_at, snapshot) = (flight.sent_at, flight.snapshot);
         let (retransmitted, was_lost) = (flight.retransmitted, flight.losses > 0);
         let age = now.since(sent_at);

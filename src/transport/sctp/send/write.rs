@@ -71,7 +71,7 @@ impl SendHalf {
             self.lost.remove(&tsn);
             return true;
         };
-        if flight.fragment.length.saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
+        if flight.part.length.saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
             return false;
         }
         self.lost.remove(&tsn);
@@ -88,7 +88,7 @@ impl SendHalf {
             return false;
         };
         // After a long SACK the packet may have no room. The next packet then carries the probe.
-        if flight.fragment.length.saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
+        if flight.part.length.saturating_add(DATA_HEADER).next_multiple_of(4) > writer.room() {
             return false;
         }
         self.probe_due = false;
@@ -131,7 +131,7 @@ impl SendHalf {
             return false;
         }
         let snapshot = self.snapshot(now);
-        let Some(fragment) = self.messages.take(length) else { return false };
+        let Some(part) = self.messages.take(length) else { return false };
         let tsn = self.next_tsn();
         let bytes = length as u64;
         self.span = self.span.saturating_add(bytes);
@@ -142,7 +142,7 @@ impl SendHalf {
         let few = self.in_flight < IMMEDIATE_SACK_THRESHOLD.saturating_mul(self.sizes.segment);
         let immediate = self.unsent() == 0 || few;
         let flight = Flight {
-            fragment,
+            part,
             state: ChunkState::InFlight,
             retransmitted: false,
             losses: 0,
@@ -181,23 +181,23 @@ impl SendHalf {
 impl Flight {
     /// Payload length in bytes.
     pub(super) const fn bytes(&self) -> u64 {
-        self.fragment.length as u64
+        self.part.length as u64
     }
 
     /// Writes the DATA chunk of this TSN.
     fn write(&self, messages: &OutgoingMessages, tsn: u64, immediate: bool, writer: &mut PacketWriter<'_>) {
-        let fragment = &self.fragment;
-        let Some(message) = messages.message(fragment) else { return };
+        let part = &self.part;
+        let Some(message) = messages.message(part) else { return };
         let data = Data {
             tsn: wire(tsn),
             stream: message.stream,
             sequence: message.sequence,
             protocol: message.protocol,
-            begin: fragment.begin,
-            end: fragment.end,
+            begin: part.begin,
+            end: part.end,
             immediate,
             payload: &[],
         };
-        writer.data_in_pieces(&data, fragment.length, message.pieces(fragment));
+        writer.data_in_pieces(&data, part.length, message.pieces(part));
     }
 }
