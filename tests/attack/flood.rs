@@ -30,6 +30,9 @@ use super::{
 
 /// CREATEs of a link without an answer yet.
 const MAX_UNANSWERED: usize = 256;
+/// The same for a link whose circuits are extended. More CREATEs would take the processor time for EXTENDs from relays
+/// that share a core.
+const MAX_UNANSWERED_EXTENDED: usize = 4;
 /// Interval between the starts of two links, so that their DTLS handshakes stay below the cap of half-open links.
 const START_INTERVAL: Duration = Duration::from_millis(4);
 /// Pause before a closed link is opened again.
@@ -206,7 +209,9 @@ impl User for Link {
     fn send(&mut self, now: Instant, channels: &mut Channels, rng: &mut StdRng) {
         let LinkState::Open(link) = &mut self.state else { return };
         let mut sent = 0_u64;
-        while link.unanswered.len() < MAX_UNANSWERED && (self.plan.path.is_none() || now >= link.next_create) {
+        let extends = self.plan.path.is_some();
+        let max_unanswered = if extends { MAX_UNANSWERED_EXTENDED } else { MAX_UNANSWERED };
+        while link.unanswered.len() < max_unanswered && (!extends || now >= link.next_create) {
             let Some(circuit) = channels.allocate_circuit(link.channel, rng) else { break };
             let cells = match &self.plan.path {
                 Some(path) => {
