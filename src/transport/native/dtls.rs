@@ -29,6 +29,14 @@ const FLIGHT_TIMEOUT: Duration = Duration::from_millis(400);
 const REPEAT_INTERVAL: Duration = Duration::from_millis(20);
 /// Most bytes kept of the server's last flight. ChangeCipherSpec and Finished have 75.
 const MAX_LAST_FLIGHT: usize = 256;
+/// Longest datagram that is read during a handshake, in bytes. A whole flight of our nodes has about 700.
+const MAX_HANDSHAKE_DATAGRAM: usize = 1_500;
+/// Most datagrams that `dimpl` queues during a handshake. They are fragments, reordered, or ChangeCipherSpecs of repeated
+/// flights. One more ends the attempt. `dimpl` stores a datagram of eight records in 42 kB.
+const MAX_QUEUED: usize = 8;
+/// Bytes of the buffer for an output of `dimpl`. `dimpl` panics if the peer's certificate is longer. A message of the
+/// handshake is shorter than the queued datagrams that contain it.
+const OUTPUT_BUFFER: usize = MAX_QUEUED * MAX_HANDSHAKE_DATAGRAM;
 
 /// Settings shared by all DTLS associations of an endpoint.
 pub(super) struct DtlsConfig {
@@ -51,7 +59,8 @@ impl DtlsConfig {
         let suites: Vec<_> = suites.iter().map(|suite| suite.to_dtls()).collect();
         let dimpl_config = Config::builder()
             .with_crypto_provider(Tap::install(Primer::install(aws_lc_rs::default_provider())))
-            .mtu(usize::from(datagram_size))
+            .mtu(usize::from(datagram_size).min(MAX_HANDSHAKE_DATAGRAM))
+            .max_queue_rx(MAX_QUEUED)
             .flight_start_rto(FLIGHT_TIMEOUT)
             .flight_retries(8)
             .handshake_timeout(opening_timeout)
@@ -292,6 +301,9 @@ impl Dtls {
 
 impl Handshake {
     fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) -> Result<(), DtlsError> {
+        if datagram.len() > MAX_HANDSHAKE_DATAGRAM {
+            return Ok(());
+        }
         let Self { machine, tap, cookie, .. } = self;
         tap.with(|| {
             machine.handle_timeout(now)?;
@@ -310,7 +322,7 @@ impl Handshake {
         max_segments: usize,
         on: &mut impl FnMut(DtlsEvent<'_>),
     ) {
-        let mut size = 0;
+        let mut size = OUTPUT_BUFFER;
         loop {
             match self.machine.poll_output(out.tail(size)) {
                 Output::Packet(packet) => {
@@ -320,7 +332,7 @@ impl Handshake {
                     let length = packet.len();
                     out.commit(route, length, max_segments);
                 }
-                Output::BufferTooSmall { needed } => size = needed,
+                Output::BufferTooSmall { needed } => size = size.max(needed),
                 Output::PeerCert(certificate) => on(DtlsEvent::PeerCertificate(fingerprint(certificate))),
                 Output::Connected => {
                     self.connected = true;
