@@ -24,6 +24,21 @@ const EXTENSIONS: [usize; 11] = [0, 3_000, 4_500, 6_500, 8_192, 11_000, 11_400, 
 /// Sizes of the peer's datagrams: ours, those of an Ethernet, and those that need IP fragmentation.
 const DATAGRAMS: [usize; 3] = [1_232, 1_500, 65_000];
 
+/// Longest certificate and longest handshake datagram that are accepted, in bytes.
+const MAX_CERTIFICATE: usize = 4_096;
+const MAX_HANDSHAKE_DATAGRAM: usize = 1_500;
+
+/// Whether the handshake with such a certificate is completed, in datagrams of this size.
+fn is_accepted(certificate: usize, datagram: usize) -> bool {
+    // The other messages of the flight have less than 500 bytes.
+    certificate <= MAX_CERTIFICATE && (certificate + 500).min(datagram) <= MAX_HANDSHAKE_DATAGRAM
+}
+
+/// Whether a datagram is a ClientHello.
+fn is_hello(datagram: &[u8]) -> bool {
+    (datagram[0], datagram[13]) == (22, 1)
+}
+
 /// A self-signed certificate with an extension of this many bytes.
 fn certificate(extension: usize) -> DtlsCertificate {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
@@ -83,18 +98,20 @@ fn deliver(endpoint: &mut Endpoint, now: Instant, remote: SocketAddr, datagram: 
     endpoint.handle_datagram(now, SocketRoute { port: 0, remote }, &mut datagram.to_vec());
 }
 
-/// Exchanges datagrams between `endpoint` and a peer at `remote` until both are silent.
-fn exchange(endpoint: &mut Endpoint, now: Instant, peer: &mut Peer, remote: SocketAddr) {
+/// Exchanges datagrams between `endpoint` and a peer at `remote` until both are silent. Returns those of the endpoint.
+fn exchange(endpoint: &mut Endpoint, now: Instant, peer: &mut Peer, remote: SocketAddr) -> Vec<Vec<u8>> {
+    let mut sent = Vec::new();
     loop {
         let to_endpoint = peer.take_datagrams();
         to_endpoint.iter().for_each(|datagram| deliver(endpoint, now, remote, datagram));
         let to_peer = take_datagrams(endpoint, now);
-        for (_, datagram) in to_peer.iter().filter(|(to, _)| *to == remote) {
-            // The endpoint may have ended the attempt.
-            let _ = peer.machine.handle_packet(datagram);
-        }
         if to_endpoint.is_empty() && to_peer.is_empty() {
-            return;
+            return sent;
+        }
+        for (_, datagram) in to_peer {
+            // The endpoint may have begun another attempt.
+            let _ = peer.machine.handle_packet(&datagram);
+            sent.push(datagram);
         }
     }
 }
@@ -134,10 +151,16 @@ fn no_certificate_of_a_dialler_ends_a_relay() {
     for (number, extension) in (1..).zip(EXTENSIONS) {
         for datagram in DATAGRAMS {
             now = now.after(Duration::from_millis(20));
-            let mut peer = Peer::new(certificate(extension), datagram, true);
+            let certificate = certificate(extension);
+            let length = certificate.certificate.len();
+            let mut peer = Peer::new(certificate, datagram, true);
             let remote = SocketAddr::from(([203, 0, 113, number], datagram as u16));
+            let links = relay.counts().links;
             exchange(&mut relay, now, &mut peer, remote);
-            assert!(peer.connected || extension > 0, "an honest certificate in datagrams of {datagram}");
+            assert_eq!(peer.connected, is_accepted(length, datagram), "{length} bytes in datagrams of {datagram}");
+            // A link whose certificate is lost in a long datagram stays half-open.
+            let stays = length <= MAX_CERTIFICATE || datagram > MAX_HANDSHAKE_DATAGRAM;
+            assert_eq!(relay.counts().links, links + usize::from(stays), "{length} bytes in datagrams of {datagram}");
         }
     }
     assert!(opens(&mut relay, relay_address, &mut endpoint(false), now));
@@ -153,16 +176,18 @@ fn no_certificate_of_a_relay_ends_a_dialler() {
                 now = now.after(Duration::from_millis(20));
                 let certificate = certificate(extension);
                 let remote = SocketAddr::from(([203, 0, 113, number], datagram as u16 + u16::from(matches)));
+                let length = certificate.certificate.len();
                 let mut fingerprint: [u8; 32] = Sha256::digest(&certificate.certificate).into();
                 fingerprint[0] ^= u8::from(!matches);
                 let target = DialTarget { fingerprint, ..target(&endpoint(true), remote) };
                 client.handle_transmit(now, Transmit::Dial(target));
                 let mut peer = Peer::new(certificate, datagram, false);
-                exchange(&mut client, now, &mut peer, remote);
-                assert!(
-                    peer.connected || !matches || extension > 0,
-                    "an honest certificate in datagrams of {datagram}"
-                );
+                let sent = exchange(&mut client, now, &mut peer, remote);
+                let accepted = matches && is_accepted(length, datagram);
+                assert_eq!(peer.connected, accepted, "{length} bytes in datagrams of {datagram}");
+                // No datagram of the second flight leaves if the certificate is refused.
+                let only_hellos = sent.iter().all(|datagram| is_hello(datagram));
+                assert_eq!(only_hellos, !accepted, "{length} bytes in datagrams of {datagram}");
             }
         }
     }

@@ -6,7 +6,10 @@
 //! the state of `dimpl` is dropped once the handshake is complete. The server keeps the bytes of its last flight until
 //! the first application record proves their receipt.
 
-use core::{ops::Range, time::Duration};
+use core::{
+    ops::{ControlFlow, Range},
+    time::Duration,
+};
 use std::{sync::Arc, time::Instant};
 
 use dimpl::{Config, Output, crypto::aws_lc_rs};
@@ -34,6 +37,8 @@ const MAX_HANDSHAKE_DATAGRAM: usize = 1_500;
 /// Most datagrams that `dimpl` queues during a handshake. They are fragments, reordered, or ChangeCipherSpecs of repeated
 /// flights. One more ends the attempt. `dimpl` stores a datagram of eight records in 42 kB.
 const MAX_QUEUED: usize = 8;
+/// Longest certificate of a peer, in bytes. Those of our nodes and of browsers have less than 500.
+const MAX_CERTIFICATE: usize = 4 << 10;
 /// Bytes of the buffer for an output of `dimpl`. `dimpl` panics if the peer's certificate is longer. A message of the
 /// handshake is shorter than the queued datagrams that contain it.
 const OUTPUT_BUFFER: usize = MAX_QUEUED * MAX_HANDSHAKE_DATAGRAM;
@@ -101,8 +106,9 @@ impl DtlsError {
 
 /// An event of an association for its link.
 pub(super) enum DtlsEvent<'a> {
-    /// SHA-256 of the peer's certificate. Precedes [`Self::Connected`].
-    PeerCertificate([u8; 32]),
+    /// SHA-256 of the peer's certificate; `None` if the certificate is longer than [`MAX_CERTIFICATE`]. Precedes
+    /// [`Self::Connected`].
+    PeerCertificate(Option<[u8; 32]>),
     /// The handshake is complete.
     Connected,
     /// An authenticated SCTP packet.
@@ -263,30 +269,35 @@ impl Dtls {
     }
 
     /// Moves the output of the last call: datagrams to `out`, events to `on`. `datagram` is the argument of
-    /// [`Self::handle_datagram`], empty after other calls. A batch has at most `max_segments` datagrams.
+    /// [`Self::handle_datagram`], empty after other calls. A batch has at most `max_segments` datagrams. If `on` breaks, the
+    /// association ends without further output.
     pub(super) fn drain(
         &mut self,
         datagram: &[u8],
         out: &mut Datagrams,
         route: SocketRoute,
         max_segments: usize,
-        mut on: impl FnMut(DtlsEvent<'_>),
+        mut on: impl FnMut(DtlsEvent<'_>) -> ControlFlow<()>,
     ) {
-        match &mut self.state {
+        let outcome = match &mut self.state {
             DtlsState::Handshake(handshake) => {
-                handshake.drain(out, route, max_segments, &mut on);
-                if handshake.connected {
-                    self.take_over(&mut on);
-                }
+                let outcome = handshake.drain(out, route, max_segments, &mut on);
+                let connected = outcome.is_continue() && handshake.connected;
+                if connected { self.take_over(&mut on) } else { outcome }
             }
             DtlsState::Connected(connected) => connected.drain(datagram, out, route, max_segments, &mut on),
-            DtlsState::Failed => {}
+            DtlsState::Failed => ControlFlow::Continue(()),
+        };
+        if outcome.is_break() {
+            self.state = DtlsState::Failed;
         }
     }
 
     /// Starts the record layer with the keys of `dimpl`, and drops the state of `dimpl`.
-    fn take_over(&mut self, on: &mut impl FnMut(DtlsEvent<'_>)) {
-        let DtlsState::Handshake(handshake) = core::mem::replace(&mut self.state, DtlsState::Failed) else { return };
+    fn take_over(&mut self, on: &mut impl FnMut(DtlsEvent<'_>) -> ControlFlow<()>) -> ControlFlow<()> {
+        let DtlsState::Handshake(handshake) = core::mem::replace(&mut self.state, DtlsState::Failed) else {
+            return ControlFlow::Continue(());
+        };
         let Handshake { tap, last_flight, is_server, .. } = *handshake;
         let Some(records) = tap.into_records(self.limits) else { return on(DtlsEvent::Closed) };
         self.state = DtlsState::Connected(Box::new(ConnectedDtls {
@@ -296,6 +307,7 @@ impl Dtls {
             closed_by_peer: false,
             close: false,
         }));
+        ControlFlow::Continue(())
     }
 }
 
@@ -320,8 +332,8 @@ impl Handshake {
         out: &mut Datagrams,
         route: SocketRoute,
         max_segments: usize,
-        on: &mut impl FnMut(DtlsEvent<'_>),
-    ) {
+        on: &mut impl FnMut(DtlsEvent<'_>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         let mut size = OUTPUT_BUFFER;
         loop {
             match self.machine.poll_output(out.tail(size)) {
@@ -333,16 +345,19 @@ impl Handshake {
                     out.commit(route, length, max_segments);
                 }
                 Output::BufferTooSmall { needed } => size = size.max(needed),
-                Output::PeerCert(certificate) => on(DtlsEvent::PeerCertificate(fingerprint(certificate))),
+                Output::PeerCert(certificate) => {
+                    let is_short = certificate.len() <= MAX_CERTIFICATE;
+                    on(DtlsEvent::PeerCertificate(is_short.then(|| fingerprint(certificate))))?;
+                }
                 Output::Connected => {
                     self.connected = true;
-                    on(DtlsEvent::Connected);
+                    on(DtlsEvent::Connected)?;
                 }
-                Output::ApplicationData(packet) => on(DtlsEvent::Packet(packet)),
-                Output::CloseNotify => on(DtlsEvent::Closed),
+                Output::ApplicationData(packet) => on(DtlsEvent::Packet(packet))?,
+                Output::CloseNotify => on(DtlsEvent::Closed)?,
                 Output::Timeout(at) => {
                     self.timeout = Some(at);
-                    return;
+                    return ControlFlow::Continue(());
                 }
                 _ => {}
             }
@@ -393,11 +408,11 @@ impl ConnectedDtls {
         out: &mut Datagrams,
         route: SocketRoute,
         max_segments: usize,
-        on: &mut impl FnMut(DtlsEvent<'_>),
-    ) {
+        on: &mut impl FnMut(DtlsEvent<'_>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         for packet in self.packets.drain(..) {
             if let Some(packet) = datagram.get(packet) {
-                on(DtlsEvent::Packet(packet));
+                on(DtlsEvent::Packet(packet))?;
             }
         }
         if let Some(flight) = &mut self.last_flight
@@ -412,8 +427,6 @@ impl ConnectedDtls {
         {
             out.commit(route, length, max_segments);
         }
-        if closed_by_peer {
-            on(DtlsEvent::Closed);
-        }
+        if closed_by_peer { on(DtlsEvent::Closed) } else { ControlFlow::Continue(()) }
     }
 }
