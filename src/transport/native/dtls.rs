@@ -258,9 +258,16 @@ impl Dtls {
         }
     }
 
-    /// Whether the handshake is complete.
+    /// Whether the handshake is complete and this end has sent no close_notify.
     pub(super) fn is_connected(&self) -> bool {
-        matches!(self.state, DtlsState::Connected(_))
+        matches!(&self.state, DtlsState::Connected(connected) if !connected.records.is_closed())
+    }
+
+    /// Seals an alert of the established association. Returns the length of the record.
+    #[cfg(test)]
+    pub(super) fn seal_alert(&mut self, buffer: &mut [u8], alert: [u8; 2]) -> usize {
+        let DtlsState::Connected(connected) = &mut self.state else { panic!("not connected") };
+        connected.records.seal_alert(buffer, alert)
     }
 
     #[cfg(test)]

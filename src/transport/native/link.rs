@@ -24,6 +24,9 @@ use crate::{
     transport::sctp::{self, Association, AssociationEvent, Close},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Timeout of the delivery of queued data after the core has closed a link.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest receive window of an accepted link, in bytes, until the core has stated that the peer is a listed relay.
@@ -542,12 +545,13 @@ impl Link {
                         None => self.shut_down(context, Ending::Closed(LinkClose::Broken)),
                     }
                 }
-                (AssociationEvent::Closed(Close::ByPeer), _) => self.end(Ending::Closed(LinkClose::ByPeer)),
-                (AssociationEvent::Closed(Close::Broken), _) => {
-                    self.shut_down(context, Ending::Closed(LinkClose::Broken))
-                }
-                (AssociationEvent::Closed(Close::TimedOut), _) => {
-                    self.shut_down(context, Ending::Closed(LinkClose::TimedOut))
+                (AssociationEvent::Closed(close), _) => {
+                    let reason = match close {
+                        Close::ByPeer => LinkClose::ByPeer,
+                        Close::Broken => LinkClose::Broken,
+                        Close::TimedOut => LinkClose::TimedOut,
+                    };
+                    self.shut_down(context, Ending::Closed(reason));
                 }
                 _ => {}
             }

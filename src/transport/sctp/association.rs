@@ -209,7 +209,9 @@ impl Association {
             }
             let outcome = self.handle_chunk(now, &chunk, &mut seen);
             if let Err(close) = outcome {
-                self.pending.abort = close == Close::Broken;
+                // An ABORT is not answered (RFC 9260 §8.5.1), and none is sent before the peer's tag is known.
+                let is_end = matches!(chunk.kind, packet::ABORT | packet::SHUTDOWN_COMPLETE);
+                self.pending.abort = !is_end && self.peer_tag != 0;
                 self.end(close);
                 return;
             }

@@ -35,12 +35,14 @@ pub(super) struct SeenChunks {
 
 impl Association {
     /// RFC 9260 §8.5: the tag must be this end's, except for INIT, and for ABORT and SHUTDOWN COMPLETE with the T
-    /// bit.
+    /// bit. Those have the peer's tag, which must be known.
     pub(super) fn is_tag_valid(&self, packet: &Packet<'_>, chunk: &Chunk<'_>) -> bool {
         const REFLECTED: u8 = 1;
         match chunk.kind {
             packet::INIT => packet.tag == 0,
-            packet::ABORT | packet::SHUTDOWN_COMPLETE if chunk.flags & REFLECTED != 0 => packet.tag == self.peer_tag,
+            packet::ABORT | packet::SHUTDOWN_COMPLETE if chunk.flags & REFLECTED != 0 => {
+                self.peer_tag != 0 && packet.tag == self.peer_tag
+            }
             _ => packet.tag == self.local_tag,
         }
     }
