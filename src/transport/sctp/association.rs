@@ -223,10 +223,13 @@ impl Association {
             self.pending.abort = true;
             return self.end(Close::Broken);
         }
-        if seen.data {
+        if seen.data > 0 {
             let round_trip = self.send.round_trip();
-            if let Some(receive) = &mut self.receive {
-                receive.handle_packet_end(now, round_trip);
+            if let Some(receive) = &mut self.receive
+                && receive.handle_packet_end(now, round_trip).is_err()
+            {
+                self.pending.abort = true;
+                self.end(Close::Broken);
             }
         }
     }
