@@ -14,6 +14,8 @@
 mod attacks;
 #[path = "dial/caps.rs"]
 mod caps;
+#[path = "dial/certificates.rs"]
+mod certificates;
 #[path = "dial/drive.rs"]
 mod drive;
 #[path = "dial/hellos.rs"]

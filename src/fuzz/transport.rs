@@ -1,4 +1,4 @@
-//! Fuzz targets: datagrams to a relay's UDP port.
+//! Fuzz targets: datagrams to a relay's UDP port, from strangers, diallers and peers.
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Instant as StdInstant};
 
@@ -16,6 +16,7 @@ use crate::{
 
 pub(super) const TARGETS: &[FuzzTarget] = &[
     FuzzTarget { name: "udp_port", run: udp_port, seeds: udp_seeds },
+    FuzzTarget { name: "dtls_handshake", run: dtls_handshake, seeds: handshake_seeds },
     FuzzTarget { name: "certificate", run: certificate, seeds: certificate_seeds },
     FuzzTarget { name: "dtls_records", run: dtls_records, seeds: record_seeds },
 ];
@@ -61,6 +62,106 @@ fn udp_seeds() -> Vec<Vec<u8>> {
         [&[0, 1], &length[..], datagram].concat()
     };
     vec![input(&check), input(&hello), [input(&check), input(&hello), input(&hello)].concat()]
+}
+
+/// The first address and port of a dialler.
+fn dialler_route() -> SocketRoute {
+    SocketRoute { port: LISTEN.id, remote: ([192, 0, 2, 7], 7).into() }
+}
+
+/// A listening endpoint, and the last hello of a dialler that has received its cookie.
+#[allow(clippy::disallowed_methods, reason = "the start of the core's time; later times are passed in")]
+fn with_cookie(now: Instant) -> (Endpoint, Vec<u8>) {
+    let mut config = EndpointConfig::new(own_certificate());
+    config.accept = Some(Ice::new("evtj", "VOkJxbRl1RmTxUk/WvJxBt").unwrap());
+    let mut listener = Endpoint::new(config, StdInstant::now()).expect("valid settings");
+    listener.set_ports(&[LISTEN], 1);
+    let mut dialler = Endpoint::new(EndpointConfig::new(own_certificate()), StdInstant::now()).unwrap();
+    dialler.set_ports(&[Port { purpose: PortUse::Dial, ..LISTEN }], 1);
+    let target = crate::directory::fixture::listed(crate::directory::fixture::profile(1)).dial_target();
+    dialler.handle_transmit(now, Transmit::Dial(target));
+    let first = dialler.poll_datagrams(now).expect("a hello");
+    let (relay, mut hello) = (first.route, first.bytes.to_vec());
+    listener.handle_datagram(now, dialler_route(), &mut hello);
+    let mut cookie = listener.poll_datagrams(now).expect("a HelloVerifyRequest").bytes.to_vec();
+    dialler.handle_datagram(now, relay, &mut cookie);
+    (listener, dialler.poll_datagrams(now).expect("a hello with the cookie").bytes.to_vec())
+}
+
+/// The fragments of a plaintext handshake message, of at most `fragment` bytes. A Certificate (kind 11) contains one
+/// certificate.
+fn handshake_message(kind: u8, sequence: u8, length: u16, fragment: u16, filler: u8) -> Vec<Vec<u8>> {
+    let mut body = vec![filler; length.into()];
+    if kind == 11 {
+        for (at, length) in [(0, length.saturating_sub(3)), (3, length.saturating_sub(6))] {
+            let length = u32::from(length).to_be_bytes();
+            body.iter_mut().skip(at).zip(&length[1..]).for_each(|(byte, length)| *byte = *length);
+        }
+    }
+    let whole = u32::from(length).to_be_bytes();
+    let mut datagrams = Vec::new();
+    for (number, part) in (0_u32..).zip(body.chunks(usize::from(fragment.max(1)))).take(64) {
+        let offset = (number * u32::from(fragment.max(1))).to_be_bytes();
+        let size = (part.len() as u32).to_be_bytes();
+        let record = (part.len() as u16).saturating_add(12).to_be_bytes();
+        let header = [&[22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, sequence, number as u8][..], &record].concat();
+        datagrams.push([&header[..], &[kind], &whole[1..], &[0, sequence], &offset[1..], &size[1..], part].concat());
+    }
+    datagrams
+}
+
+/// No handshake message of a dialler with a valid cookie makes the endpoint panic, or opens its link.
+fn dtls_handshake(bytes: &[u8]) {
+    let mut choices = Choices::new(bytes);
+    let mut clock = FuzzClock::new();
+    let (mut endpoint, mut hello) = with_cookie(clock.0);
+    endpoint.handle_datagram(clock.0, dialler_route(), &mut hello);
+    assert_eq!(endpoint.counts().half_open, 1);
+    while !choices.is_empty() {
+        let now = clock.0;
+        let datagrams = match choices.u8() % 4 {
+            0 => vec![choices.bytes().to_vec()],
+            1 => vec![choices.bytes().repeat(usize::from(choices.u8()))],
+            2 => {
+                clock.advance(choices.u8() % 12);
+                Vec::new()
+            }
+            _ => {
+                let (kind, sequence) = (choices.u8(), choices.u8());
+                handshake_message(kind, sequence, choices.u16(), choices.u16(), choices.u8())
+            }
+        };
+        for mut datagram in datagrams {
+            endpoint.handle_datagram(now, dialler_route(), &mut datagram);
+        }
+        endpoint.handle_timeout(clock.0);
+        while endpoint.poll_datagrams(clock.0).is_some() {}
+        assert!(endpoint.counts().links <= 1 && endpoint.poll_link_event().is_none());
+    }
+}
+
+/// Certificates of several lengths in datagrams of several lengths, the last one with other messages.
+fn handshake_seeds() -> Vec<Vec<u8>> {
+    let message = |kind: u8, sequence: u8, length: u16, fragment: u16| {
+        let ([a, b], [c, d]) = (length.to_be_bytes(), fragment.to_be_bytes());
+        [3, kind, sequence, a, b, c, d, 0x30]
+    };
+    let mut seeds: Vec<Vec<u8>> = [(300, 1_200), (5_000, 1_400), (20_000, 1_475), (40_000, 1_475), (60_000, 60_000)]
+        .map(|(length, fragment)| message(11, 2, length, fragment).to_vec())
+        .into();
+    let [certificate, key_exchange, verify] =
+        [message(11, 2, 3_000, 400), message(16, 3, 66, 66), message(15, 4, 76, 30)];
+    seeds.push(
+        [
+            &certificate[..],
+            &[2, 9],
+            &key_exchange,
+            &verify,
+            &[0, 0, 14, 20, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 9, 0, 1, 1],
+        ]
+        .concat(),
+    );
+    seeds
 }
 
 fn own_certificate() -> Certificate {

@@ -6,7 +6,10 @@
 //! the state of `dimpl` is dropped once the handshake is complete. The server keeps the bytes of its last flight until
 //! the first application record proves their receipt.
 
-use core::{ops::Range, time::Duration};
+use core::{
+    ops::{ControlFlow, Range},
+    time::Duration,
+};
 use std::{sync::Arc, time::Instant};
 
 use dimpl::{Config, Output, crypto::aws_lc_rs};
@@ -29,6 +32,16 @@ const FLIGHT_TIMEOUT: Duration = Duration::from_millis(400);
 const REPEAT_INTERVAL: Duration = Duration::from_millis(20);
 /// Most bytes kept of the server's last flight. ChangeCipherSpec and Finished have 75.
 const MAX_LAST_FLIGHT: usize = 256;
+/// Longest datagram that is read during a handshake, in bytes. A whole flight of our nodes has about 700.
+const MAX_HANDSHAKE_DATAGRAM: usize = 1_500;
+/// Most datagrams that `dimpl` queues during a handshake. They are fragments, reordered, or ChangeCipherSpecs of repeated
+/// flights. One more ends the attempt. `dimpl` stores a datagram of eight records in 42 kB.
+const MAX_QUEUED: usize = 8;
+/// Longest certificate of a peer, in bytes. Those of our nodes and of browsers have less than 500.
+const MAX_CERTIFICATE: usize = 4 << 10;
+/// Bytes of the buffer for an output of `dimpl`. `dimpl` panics if the peer's certificate is longer. A message of the
+/// handshake is shorter than the queued datagrams that contain it.
+const OUTPUT_BUFFER: usize = MAX_QUEUED * MAX_HANDSHAKE_DATAGRAM;
 
 /// Settings shared by all DTLS associations of an endpoint.
 pub(super) struct DtlsConfig {
@@ -51,7 +64,8 @@ impl DtlsConfig {
         let suites: Vec<_> = suites.iter().map(|suite| suite.to_dtls()).collect();
         let dimpl_config = Config::builder()
             .with_crypto_provider(Tap::install(Primer::install(aws_lc_rs::default_provider())))
-            .mtu(usize::from(datagram_size))
+            .mtu(usize::from(datagram_size).min(MAX_HANDSHAKE_DATAGRAM))
+            .max_queue_rx(MAX_QUEUED)
             .flight_start_rto(FLIGHT_TIMEOUT)
             .flight_retries(8)
             .handshake_timeout(opening_timeout)
@@ -92,8 +106,9 @@ impl DtlsError {
 
 /// An event of an association for its link.
 pub(super) enum DtlsEvent<'a> {
-    /// SHA-256 of the peer's certificate. Precedes [`Self::Connected`].
-    PeerCertificate([u8; 32]),
+    /// SHA-256 of the peer's certificate; `None` if the certificate is longer than [`MAX_CERTIFICATE`]. Precedes
+    /// [`Self::Connected`].
+    PeerCertificate(Option<[u8; 32]>),
     /// The handshake is complete.
     Connected,
     /// An authenticated SCTP packet.
@@ -243,9 +258,16 @@ impl Dtls {
         }
     }
 
-    /// Whether the handshake is complete.
+    /// Whether the handshake is complete and this end has sent no close_notify.
     pub(super) fn is_connected(&self) -> bool {
-        matches!(self.state, DtlsState::Connected(_))
+        matches!(&self.state, DtlsState::Connected(connected) if !connected.records.is_closed())
+    }
+
+    /// Seals an alert of the established association. Returns the length of the record.
+    #[cfg(test)]
+    pub(super) fn seal_alert(&mut self, buffer: &mut [u8], alert: [u8; 2]) -> usize {
+        let DtlsState::Connected(connected) = &mut self.state else { panic!("not connected") };
+        connected.records.seal_alert(buffer, alert)
     }
 
     #[cfg(test)]
@@ -254,30 +276,35 @@ impl Dtls {
     }
 
     /// Moves the output of the last call: datagrams to `out`, events to `on`. `datagram` is the argument of
-    /// [`Self::handle_datagram`], empty after other calls. A batch has at most `max_segments` datagrams.
+    /// [`Self::handle_datagram`], empty after other calls. A batch has at most `max_segments` datagrams. If `on` breaks, the
+    /// association ends without further output.
     pub(super) fn drain(
         &mut self,
         datagram: &[u8],
         out: &mut Datagrams,
         route: SocketRoute,
         max_segments: usize,
-        mut on: impl FnMut(DtlsEvent<'_>),
+        mut on: impl FnMut(DtlsEvent<'_>) -> ControlFlow<()>,
     ) {
-        match &mut self.state {
+        let outcome = match &mut self.state {
             DtlsState::Handshake(handshake) => {
-                handshake.drain(out, route, max_segments, &mut on);
-                if handshake.connected {
-                    self.take_over(&mut on);
-                }
+                let outcome = handshake.drain(out, route, max_segments, &mut on);
+                let connected = outcome.is_continue() && handshake.connected;
+                if connected { self.take_over(&mut on) } else { outcome }
             }
             DtlsState::Connected(connected) => connected.drain(datagram, out, route, max_segments, &mut on),
-            DtlsState::Failed => {}
+            DtlsState::Failed => ControlFlow::Continue(()),
+        };
+        if outcome.is_break() {
+            self.state = DtlsState::Failed;
         }
     }
 
     /// Starts the record layer with the keys of `dimpl`, and drops the state of `dimpl`.
-    fn take_over(&mut self, on: &mut impl FnMut(DtlsEvent<'_>)) {
-        let DtlsState::Handshake(handshake) = core::mem::replace(&mut self.state, DtlsState::Failed) else { return };
+    fn take_over(&mut self, on: &mut impl FnMut(DtlsEvent<'_>) -> ControlFlow<()>) -> ControlFlow<()> {
+        let DtlsState::Handshake(handshake) = core::mem::replace(&mut self.state, DtlsState::Failed) else {
+            return ControlFlow::Continue(());
+        };
         let Handshake { tap, last_flight, is_server, .. } = *handshake;
         let Some(records) = tap.into_records(self.limits) else { return on(DtlsEvent::Closed) };
         self.state = DtlsState::Connected(Box::new(ConnectedDtls {
@@ -287,11 +314,15 @@ impl Dtls {
             closed_by_peer: false,
             close: false,
         }));
+        ControlFlow::Continue(())
     }
 }
 
 impl Handshake {
     fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) -> Result<(), DtlsError> {
+        if datagram.len() > MAX_HANDSHAKE_DATAGRAM {
+            return Ok(());
+        }
         let Self { machine, tap, cookie, .. } = self;
         tap.with(|| {
             machine.handle_timeout(now)?;
@@ -308,9 +339,9 @@ impl Handshake {
         out: &mut Datagrams,
         route: SocketRoute,
         max_segments: usize,
-        on: &mut impl FnMut(DtlsEvent<'_>),
-    ) {
-        let mut size = 0;
+        on: &mut impl FnMut(DtlsEvent<'_>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let mut size = OUTPUT_BUFFER;
         loop {
             match self.machine.poll_output(out.tail(size)) {
                 Output::Packet(packet) => {
@@ -320,17 +351,20 @@ impl Handshake {
                     let length = packet.len();
                     out.commit(route, length, max_segments);
                 }
-                Output::BufferTooSmall { needed } => size = needed,
-                Output::PeerCert(certificate) => on(DtlsEvent::PeerCertificate(fingerprint(certificate))),
+                Output::BufferTooSmall { needed } => size = size.max(needed),
+                Output::PeerCert(certificate) => {
+                    let is_short = certificate.len() <= MAX_CERTIFICATE;
+                    on(DtlsEvent::PeerCertificate(is_short.then(|| fingerprint(certificate))))?;
+                }
                 Output::Connected => {
                     self.connected = true;
-                    on(DtlsEvent::Connected);
+                    on(DtlsEvent::Connected)?;
                 }
-                Output::ApplicationData(packet) => on(DtlsEvent::Packet(packet)),
-                Output::CloseNotify => on(DtlsEvent::Closed),
+                Output::ApplicationData(packet) => on(DtlsEvent::Packet(packet))?,
+                Output::CloseNotify => on(DtlsEvent::Closed)?,
                 Output::Timeout(at) => {
                     self.timeout = Some(at);
-                    return;
+                    return ControlFlow::Continue(());
                 }
                 _ => {}
             }
@@ -381,11 +415,11 @@ impl ConnectedDtls {
         out: &mut Datagrams,
         route: SocketRoute,
         max_segments: usize,
-        on: &mut impl FnMut(DtlsEvent<'_>),
-    ) {
+        on: &mut impl FnMut(DtlsEvent<'_>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         for packet in self.packets.drain(..) {
             if let Some(packet) = datagram.get(packet) {
-                on(DtlsEvent::Packet(packet));
+                on(DtlsEvent::Packet(packet))?;
             }
         }
         if let Some(flight) = &mut self.last_flight
@@ -400,8 +434,6 @@ impl ConnectedDtls {
         {
             out.commit(route, length, max_segments);
         }
-        if closed_by_peer {
-            on(DtlsEvent::Closed);
-        }
+        if closed_by_peer { on(DtlsEvent::Closed) } else { ControlFlow::Continue(()) }
     }
 }

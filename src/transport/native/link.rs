@@ -1,6 +1,6 @@
 //! One link: a DTLS association with an SCTP association in it.
 
-use core::{cmp::Reverse, time::Duration};
+use core::{cmp::Reverse, ops::ControlFlow, time::Duration};
 use std::{collections::VecDeque, net::SocketAddr, time::Instant as StdInstant};
 
 use rand::rngs::StdRng;
@@ -19,6 +19,9 @@ use crate::{
     },
     transport::sctp::{self, Association, AssociationEvent, Close},
 };
+
+#[cfg(test)]
+mod tests;
 
 /// Timeout of the delivery of queued data after the core has closed a link.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -282,6 +285,9 @@ impl Link {
         let outcome = self.dtls.handle_datagram(context.std_now(), datagram);
         self.drain_dtls(context, datagram);
         self.end_on_error(context, outcome);
+        if self.ending().is_some() {
+            return;
+        }
         self.drain_sctp(context);
         self.send_acknowledgement(context);
         self.report_retired(context);
@@ -430,7 +436,7 @@ impl Link {
             self.send_packets(context);
         }
         self.dtls.close();
-        self.dtls.drain(&[], context.out, context.route, context.max_segments, |_| {});
+        self.dtls.drain(&[], context.out, context.route, context.max_segments, |_| ControlFlow::Continue(()));
         self.end(ending);
     }
 
@@ -466,42 +472,48 @@ impl Link {
     }
 
     fn drain_dtls(&mut self, context: &mut Context<'_>, datagram: &[u8]) {
-        let (mut ending, mut wrong) = (None, false);
+        let mut ending = None;
         let Self { dtls, sctp, role, last_received, last_keep_alive, peer_certificate, leases, .. } = self;
         let (route, settings, now) = (context.route, context.sctp, context.now);
         let (rng, memory, lease) = (&mut *context.rng, &mut context.memory.receive, &mut leases.receive);
-        dtls.drain(datagram, context.out, route, context.max_segments, |event| match event {
-            DtlsEvent::PeerCertificate(fingerprint) => {
-                *peer_certificate = fingerprint;
-                wrong = matches!(role, LinkRole::Dialler(dial) if dial.target.fingerprint != fingerprint);
-            }
-            DtlsEvent::Connected if !wrong => {
-                *last_received = now;
-                let mut association = match role {
-                    LinkRole::Dialler(_) => Association::connect(settings, now, rng),
-                    LinkRole::Listener(_) => Association::accept(settings, now, rng),
-                };
-                if matches!(role, LinkRole::Listener(_)) {
-                    association.set_max_window(settings.max_window.min(MAX_ACCEPTED_WINDOW));
+        dtls.drain(datagram, context.out, route, context.max_segments, |event| {
+            match event {
+                DtlsEvent::PeerCertificate(fingerprint) => {
+                    *peer_certificate = fingerprint.unwrap_or_default();
+                    ending = match role {
+                        LinkRole::Dialler(dial) if Some(dial.target.fingerprint) != fingerprint => {
+                            Some(Ending::WrongFingerprint)
+                        }
+                        _ => fingerprint.is_none().then_some(Ending::Closed(LinkClose::Broken)),
+                    };
+                    // No further datagram leaves.
+                    return if ending.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
                 }
-                *sctp = Some(Box::new(association));
-            }
-            DtlsEvent::Packet(packet) => {
-                *last_received = now;
-                *last_keep_alive = None;
-                if let Some(sctp) = sctp {
-                    let (limit, refused) = memory.adjust(lease, sctp.held());
-                    sctp.set_receive_limit(limit, refused || memory.is_short());
-                    sctp.set_hole_timeout(memory.is_short_for(lease));
-                    sctp.handle_packet(now, packet);
+                DtlsEvent::Connected => {
+                    *last_received = now;
+                    let mut association = match role {
+                        LinkRole::Dialler(_) => Association::connect(settings, now, rng),
+                        LinkRole::Listener(_) => Association::accept(settings, now, rng),
+                    };
+                    if matches!(role, LinkRole::Listener(_)) {
+                        association.set_max_window(settings.max_window.min(MAX_ACCEPTED_WINDOW));
+                    }
+                    *sctp = Some(Box::new(association));
                 }
+                DtlsEvent::Packet(packet) => {
+                    *last_received = now;
+                    *last_keep_alive = None;
+                    if let Some(sctp) = sctp {
+                        let (limit, refused) = memory.adjust(lease, sctp.held());
+                        sctp.set_receive_limit(limit, refused || memory.is_short());
+                        sctp.set_hole_timeout(memory.is_short_for(lease));
+                        sctp.handle_packet(now, packet);
+                    }
+                }
+                DtlsEvent::Closed => ending = Some(Ending::Closed(LinkClose::ByPeer)),
             }
-            DtlsEvent::Closed => ending = Some(Ending::Closed(LinkClose::ByPeer)),
-            DtlsEvent::Connected => {}
+            ControlFlow::Continue(())
         });
-        if wrong {
-            ending = Some(Ending::WrongFingerprint);
-        }
         if let Some(ending) = ending {
             // Messages received before the close_notify are delivered.
             self.drain_sctp(context);
@@ -537,12 +549,13 @@ impl Link {
                         None => self.shut_down(context, Ending::Closed(LinkClose::Broken)),
                     }
                 }
-                (AssociationEvent::Closed(Close::ByPeer), _) => self.end(Ending::Closed(LinkClose::ByPeer)),
-                (AssociationEvent::Closed(Close::Broken), _) => {
-                    self.shut_down(context, Ending::Closed(LinkClose::Broken))
-                }
-                (AssociationEvent::Closed(Close::TimedOut), _) => {
-                    self.shut_down(context, Ending::Closed(LinkClose::TimedOut))
+                (AssociationEvent::Closed(close), _) => {
+                    let reason = match close {
+                        Close::ByPeer => LinkClose::ByPeer,
+                        Close::Broken => LinkClose::Broken,
+                        Close::TimedOut => LinkClose::TimedOut,
+                    };
+                    self.shut_down(context, Ending::Closed(reason));
                 }
                 _ => {}
             }

@@ -276,6 +276,14 @@ impl Records {
         Ok(length)
     }
 
+    /// Seals an alert. Returns the length of the record.
+    #[cfg(test)]
+    pub(super) fn seal_alert(&mut self, buffer: &mut [u8], alert: [u8; 2]) -> usize {
+        let header = self.header_len();
+        buffer[header..][..2].copy_from_slice(&alert);
+        self.seal_as(ALERT, buffer, 2).unwrap()
+    }
+
     fn seal_as(&mut self, content: u8, buffer: &mut [u8], length: usize) -> Result<usize, RecordError> {
         let numbers = if self.suite == CipherSuite::Aes128Gcm { GCM_SEQUENCE_NUMBERS } else { SEQUENCE_NUMBERS };
         if self.next_sequence >= numbers {
@@ -372,6 +380,11 @@ impl Records {
             return Err(RecordError::KeyLimit);
         }
         Ok(Some(plaintext))
+    }
+
+    /// Whether this end has sent close_notify.
+    pub(super) const fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// Whether the keys have reached [`KeyLimits::retire`]; `true` once.

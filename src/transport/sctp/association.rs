@@ -209,7 +209,9 @@ impl Association {
             }
             let outcome = self.handle_chunk(now, &chunk, &mut seen);
             if let Err(close) = outcome {
-                self.pending.abort = close == Close::Broken;
+                // An ABORT is not answered (RFC 9260 §8.5.1), and none is sent before the peer's tag is known.
+                let is_end = matches!(chunk.kind, packet::ABORT | packet::SHUTDOWN_COMPLETE);
+                self.pending.abort = !is_end && self.peer_tag != 0;
                 self.end(close);
                 return;
             }
@@ -221,10 +223,13 @@ impl Association {
             self.pending.abort = true;
             return self.end(Close::Broken);
         }
-        if seen.data {
+        if seen.data > 0 {
             let round_trip = self.send.round_trip();
-            if let Some(receive) = &mut self.receive {
-                receive.handle_packet_end(now, round_trip);
+            if let Some(receive) = &mut self.receive
+                && receive.handle_packet_end(now, round_trip).is_err()
+            {
+                self.pending.abort = true;
+                self.end(Close::Broken);
             }
         }
     }

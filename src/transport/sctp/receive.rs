@@ -66,8 +66,8 @@ pub(super) struct Receiver {
     /// The last TSN before the first hole.
     cumulative: u64,
     ack_policy: AckPolicy,
-    /// Ranges of received TSNs beyond the first hole, in order.
-    ranges: Vec<Range>,
+    /// Ranges of received TSNs beyond the first hole, in order. An insertion moves at most half of them.
+    ranges: VecDeque<Range>,
     /// Duplicate TSNs to report in the next SACK.
     duplicates: Vec<u32>,
     /// The last TSN received since the last SACK, with its arrival time.
@@ -75,6 +75,8 @@ pub(super) struct Receiver {
     streams: Vec<IncomingStream>,
     /// Number of out-of-order fragments of all streams.
     pending: usize,
+    /// The cumulative TSN has advanced so that [`Self::check_pending`] is due at the end of the packet.
+    check_due: bool,
     /// Bytes charged for fragments and messages under reassembly.
     held: usize,
     window: usize,
@@ -108,11 +110,12 @@ impl Receiver {
         Self {
             ack_policy,
             cumulative: expand_first(first).saturating_sub(1),
-            ranges: Vec::new(),
+            ranges: VecDeque::new(),
             duplicates: Vec::new(),
             newest: None,
             streams,
             pending: 0,
+            check_due: false,
             held: 0,
             window,
             max_window: max_window.max(window),
@@ -138,7 +141,7 @@ impl Receiver {
 
     /// Start of the hole at the first missing TSN.
     pub(super) fn hole_since(&self) -> Option<Instant> {
-        self.ranges.first().map(|range| range.since)
+        self.ranges.front().map(|range| range.since)
     }
 
     /// Sets the largest window.
@@ -176,26 +179,35 @@ impl Receiver {
         let in_reach = tsn.saturating_sub(self.cumulative) <= u64::from(u16::MAX);
         // The next TSN is always accepted, since only its arrival frees memory.
         let fits = tsn == self.cumulative.saturating_add(1) || self.held.saturating_add(cost) <= limit;
+        let before = self.cumulative;
         if !in_reach || !fits || !self.record(now, tsn) {
             return Ok(());
         }
         self.newest = Some((data.tsn, now));
         self.period.bytes = self.period.bytes.saturating_add(data.payload.len());
         let mut account = MemoryCounters { held: &mut self.held, pending: &mut self.pending };
-        self.streams.get_mut(stream).ok_or(Broken)?.insert(tsn, data, &mut account, out)?;
+        let stream = self.streams.get_mut(stream).ok_or(Broken)?;
+        // Earlier chunks of the packet may show that the stream is broken.
+        if self.check_due && stream.never_completes(before) {
+            return Err(Broken);
+        }
+        stream.insert(tsn, data, &mut account, out)?;
         // An advance of the cumulative TSN may show that data never completes a message. An advance by one TSN that
         // continues a message doesn't.
         let advanced = self.cumulative >= tsn;
-        if advanced && (self.pending > 0 || data.begin || self.cumulative > tsn) {
-            self.check_pending()
-        } else {
-            Ok(())
-        }
+        self.check_due |= advanced && (self.pending > 0 || data.begin || self.cumulative > tsn);
+        if self.check_due && stream.never_completes(self.cumulative) { Err(Broken) } else { Ok(()) }
     }
 
-    /// Ends a packet with DATA: sets the time of its SACK and adapts the window. `round_trip` is the smoothed
-    /// round trip of the sending half.
-    pub(super) fn handle_packet_end(&mut self, now: Instant, round_trip: Duration) {
+    /// Ends a packet with DATA: checks the data that waits, sets the time of the packet's SACK and adapts the window.
+    /// `round_trip` is the smoothed round trip of the sending half.
+    ///
+    /// # Errors
+    /// [`Broken`] if data can never complete a message.
+    pub(super) fn handle_packet_end(&mut self, now: Instant, round_trip: Duration) -> Result<(), Broken> {
+        if core::mem::take(&mut self.check_due) {
+            self.check_pending()?;
+        }
         let AckPolicy { first_delayed, packets_per_sack, max_delay, .. } = self.ack_policy;
         self.packets = self.packets.saturating_add(1).min(first_delayed);
         self.unacknowledged.increment();
@@ -213,6 +225,7 @@ impl Receiver {
             self.window = self.window.max(wanted.min(self.max_window));
             self.period = Period { since: now, bytes: 0 };
         }
+        Ok(())
     }
 
     /// Deadline of a delayed SACK.
@@ -259,11 +272,11 @@ impl Receiver {
     fn record(&mut self, now: Instant, tsn: u64) -> bool {
         if tsn == self.cumulative.saturating_add(1) {
             self.cumulative = tsn;
-            if let Some(range) = self.ranges.first().copied()
+            if let Some(range) = self.ranges.front().copied()
                 && range.first == tsn.saturating_add(1)
             {
                 self.cumulative = range.last;
-                self.ranges.remove(0);
+                self.ranges.pop_front();
                 self.due = true;
             }
             return true;
@@ -276,8 +289,9 @@ impl Receiver {
         let before_next = self.ranges.get(at).is_some_and(|range| range.first == tsn.saturating_add(1));
         match (after_previous, before_next) {
             (true, true) => {
-                let next = self.ranges.remove(at);
-                if let Some(range) = at.checked_sub(1).and_then(|at| self.ranges.get_mut(at)) {
+                if let Some(next) = self.ranges.remove(at)
+                    && let Some(range) = at.checked_sub(1).and_then(|at| self.ranges.get_mut(at))
+                {
                     range.last = next.last;
                     range.since = range.since.min(next.since);
                 }
@@ -299,17 +313,13 @@ impl Receiver {
     }
 
     /// Detects data that can never complete a message: an out-of-order fragment before the first hole, or a message
-    /// whose next TSN has arrived with other data.
+    /// whose next TSN has arrived with other data. Visits all streams, so it is called once in a packet.
     fn check_pending(&self) -> Result<(), Broken> {
         if self.held == 0 {
             return Ok(());
         }
-        let never_completes = |stream: &IncomingStream| {
-            let fragment = stream.pending.first_key_value().map(|(tsn, _)| *tsn);
-            let next = stream.message.as_ref().map(|message| message.next_tsn);
-            [fragment, next].into_iter().flatten().any(|tsn| tsn <= self.cumulative)
-        };
-        if self.streams.iter().any(never_completes) { Err(Broken) } else { Ok(()) }
+        let broken = self.streams.iter().any(|stream| stream.never_completes(self.cumulative));
+        if broken { Err(Broken) } else { Ok(()) }
     }
 }
 
@@ -369,6 +379,13 @@ impl IncomingStream {
             Some(message) => message.next_tsn == tsn,
             None => begin && sequence == self.next_sequence,
         }
+    }
+
+    /// Whether data of the stream can never complete a message, once all TSNs up to `cumulative` have arrived.
+    fn never_completes(&self, cumulative: u64) -> bool {
+        let fragment = self.pending.first_key_value().map(|(tsn, _)| *tsn);
+        let next = self.message.as_ref().map(|message| message.next_tsn);
+        [fragment, next].into_iter().flatten().any(|tsn| tsn <= cumulative)
     }
 
     /// Most bytes that a fragment adds to the bytes held.

@@ -1,6 +1,7 @@
 //! The memory budgets of all links together, in virtual time. Hostile links of one source and of many make the relay
 //! hold as much as they can, while an honest link transfers data over a lossy path.
 
+use core::ops::ControlFlow;
 use std::net::IpAddr;
 
 use rand::RngExt as _;
@@ -131,10 +132,13 @@ impl Hostile {
     /// Handles and sends the output of DTLS after `datagram`, and of SCTP.
     fn send_output(&mut self, network: &mut Network, datagram: &[u8]) {
         let (mut connected, mut packets) = (false, Vec::new());
-        self.dtls.drain(datagram, &mut self.out, route(), 1, |event| match event {
-            DtlsEvent::Connected => connected = true,
-            DtlsEvent::Packet(packet) => packets.push(packet.to_vec()),
-            DtlsEvent::PeerCertificate(_) | DtlsEvent::Closed => {}
+        self.dtls.drain(datagram, &mut self.out, route(), 1, |event| {
+            match event {
+                DtlsEvent::Connected => connected = true,
+                DtlsEvent::Packet(packet) => packets.push(packet.to_vec()),
+                DtlsEvent::PeerCertificate(_) | DtlsEvent::Closed => {}
+            }
+            ControlFlow::Continue(())
         });
         if connected {
             let config = sctp::Config::new(1_195);

@@ -1,6 +1,6 @@
 //! Tests of the record layer, alone and after a handshake of `dimpl`.
 
-use core::time::Duration;
+use core::{ops::ControlFlow, time::Duration};
 use std::{
     cell::RefCell,
     collections::{BTreeSet, VecDeque},
@@ -398,11 +398,14 @@ impl Pair {
     fn drain(&mut self, end: usize, datagram: &[u8]) {
         let End { dtls, sent, packets, connected, closed } = &mut self.ends[end];
         let mut out = Datagrams::default();
-        dtls.as_mut().unwrap().drain(datagram, &mut out, route(), 1, |event| match event {
-            DtlsEvent::Packet(packet) => packets.push(packet.to_vec()),
-            DtlsEvent::Connected => *connected = true,
-            DtlsEvent::Closed => *closed = true,
-            DtlsEvent::PeerCertificate(_) => {}
+        dtls.as_mut().unwrap().drain(datagram, &mut out, route(), 1, |event| {
+            match event {
+                DtlsEvent::Packet(packet) => packets.push(packet.to_vec()),
+                DtlsEvent::Connected => *connected = true,
+                DtlsEvent::Closed => *closed = true,
+                DtlsEvent::PeerCertificate(_) => {}
+            }
+            ControlFlow::Continue(())
         });
         while let Some(batch) = out.pop() {
             sent.push_back(batch.bytes.to_vec());

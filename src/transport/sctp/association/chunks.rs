@@ -9,7 +9,7 @@ use super::{
     },
     Association, AssociationEvent, AssociationState, BINARY, Close,
 };
-use crate::base::{Instant, Slots};
+use crate::base::{Counter as _, Instant, Slots};
 
 /// Payload protocol identifier of channels opened in band (RFC 8831 §8).
 const DCEP: u32 = 50;
@@ -20,27 +20,28 @@ const DCEP_ACK: u8 = 2;
 /// Shortest interval between reports of unknown chunks.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Most DATA chunks in one packet that are each a whole message. Honest peers send fewer: a packet has no room for two
-/// cells, and the handshake of a channel has six messages. Even a message of one byte occupies a slot.
-const MAX_WHOLE_MESSAGES: usize = 16;
+/// Most DATA chunks of a packet that are handled. Honest peers send fewer: a packet has no room for two cells, and the
+/// handshake of a channel has six messages. Each chunk, even of one byte, occupies a slot or a range.
+const MAX_DATA_CHUNKS: usize = 16;
 
 /// Chunks of the current packet that have been handled.
 #[derive(Default)]
 pub(super) struct SeenChunks {
-    pub(super) data: bool,
-    /// Number of DATA chunks that are each a whole message.
-    whole: usize,
+    /// Number of DATA chunks.
+    pub(super) data: usize,
     pub(super) sack: bool,
 }
 
 impl Association {
     /// RFC 9260 §8.5: the tag must be this end's, except for INIT, and for ABORT and SHUTDOWN COMPLETE with the T
-    /// bit.
+    /// bit. Those have the peer's tag, which must be known.
     pub(super) fn is_tag_valid(&self, packet: &Packet<'_>, chunk: &Chunk<'_>) -> bool {
         const REFLECTED: u8 = 1;
         match chunk.kind {
             packet::INIT => packet.tag == 0,
-            packet::ABORT | packet::SHUTDOWN_COMPLETE if chunk.flags & REFLECTED != 0 => packet.tag == self.peer_tag,
+            packet::ABORT | packet::SHUTDOWN_COMPLETE if chunk.flags & REFLECTED != 0 => {
+                self.peer_tag != 0 && packet.tag == self.peer_tag
+            }
             _ => packet.tag == self.local_tag,
         }
     }
@@ -55,12 +56,9 @@ impl Association {
         match chunk.kind {
             packet::DATA => {
                 let data = Data::parse(chunk).map_err(|Broken| BROKEN)?;
-                seen.data = true;
-                seen.whole = seen.whole.saturating_add((data.begin && data.end).into());
-                if seen.whole > MAX_WHOLE_MESSAGES {
-                    return Err(BROKEN);
-                }
-                self.handle_data(now, &data)
+                seen.data.increment();
+                // The peer retransmits further chunks.
+                if seen.data <= MAX_DATA_CHUNKS { self.handle_data(now, &data) } else { Ok(()) }
             }
             packet::SACK => {
                 // Only the first SACK of a packet counts, since each causes a scan of all missing data.

@@ -54,7 +54,7 @@ impl Association {
         let Some(init) = Init::parse(body) else { return Ok(()) };
         if self.peer_tsn.is_some_and(|tsn| tsn != init.tsn) || (self.peer_tag != 0 && self.peer_tag != init.tag) {
             // A restart (RFC 9260 §5.2.2) needs a new link.
-            return Err(Close::Broken);
+            return Err(self.refuse(&init));
         }
         match self.state {
             AssociationState::Listening | AssociationState::CookieWait(_) => self.apply_init(now, &init)?,
@@ -69,10 +69,10 @@ impl Association {
         let AssociationState::CookieWait(attempts) = &self.state else { return Ok(()) };
         let Some(init) = Init::parse(body) else { return Ok(()) };
         let Some(cookie) = init.cookie.filter(|cookie| (1..=MAX_COOKIE).contains(&cookie.len())) else {
-            return Err(Close::Broken);
+            return Err(self.refuse(&init));
         };
         if self.peer_tsn.is_some_and(|tsn| tsn != init.tsn) || (self.peer_tag != 0 && self.peer_tag != init.tag) {
-            return Err(Close::Broken);
+            return Err(self.refuse(&init));
         }
         if attempts.made == 1 {
             self.handshake_round_trip = Some(now.since(attempts.first_at));
@@ -85,6 +85,12 @@ impl Association {
         self.state = AssociationState::CookieEchoed(Attempts::new(now), cookie);
         self.events.push_back(AssociationEvent::Open { streams: self.streams() });
         Ok(())
+    }
+
+    /// Ends the association because of an INIT or INIT ACK. The ABORT has its Initiate Tag (RFC 9260 §5.1).
+    const fn refuse(&mut self, init: &Init<'_>) -> Close {
+        self.peer_tag = init.tag;
+        Close::Broken
     }
 
     pub(super) fn handle_cookie_echo(&mut self, now: Instant, cookie: &[u8]) -> Result<(), Close> {

@@ -14,6 +14,9 @@ const METHOD_DTLS: u32 = 1;
 /// §3.2.1).
 const OWN_PEER: u16 = 0x9f55;
 
+/// Smallest receive window of an INIT or INIT ACK, in bytes. One with a smaller window is discarded (RFC 9260 §3.3.2,
+/// §3.3.3).
+const MIN_WINDOW: u32 = 1_500;
 /// Most bytes of [`Init::unrecognized`]. The smallest packet holds them with all other parameters of INIT ACK.
 const MAX_UNRECOGNIZED: usize = 256;
 
@@ -55,7 +58,7 @@ impl<'a> Init<'a> {
             own: None,
             unrecognized: &[],
         };
-        if init.tag == 0 || init.outbound == 0 || init.inbound == 0 {
+        if init.tag == 0 || init.outbound == 0 || init.inbound == 0 || init.window < MIN_WINDOW {
             return None;
         }
         for parameter in parameters(body) {
@@ -157,7 +160,7 @@ mod tests {
     fn an_init_decodes_as_encoded() {
         let init = Init {
             tag: 1,
-            window: 2,
+            window: MIN_WINDOW,
             outbound: 3,
             inbound: 4,
             tsn: 5,
@@ -173,7 +176,7 @@ mod tests {
         let packet = Packet::parse(&buffer[..length], false).unwrap();
         let chunk = packet.chunks().next().unwrap().unwrap();
         let read = Init::parse(chunk.body).unwrap();
-        assert_eq!((read.tag, read.window, read.outbound, read.inbound, read.tsn), (1, 2, 3, 4, 5));
+        assert_eq!((read.tag, read.window, read.outbound, read.inbound, read.tsn), (1, MIN_WINDOW, 3, 4, 5));
         assert_eq!(read.cookie, Some(&[6; 16][..]));
         assert!(read.zero_checksum);
         assert_eq!(read.own, Some(OwnPeer { streams: 64, ack_delay: 25 }));

@@ -29,10 +29,10 @@ impl AckedRanges {
     /// search begins: 0 for the first block of a SACK. The call advances `at` for the next block.
     pub(super) fn collect_new(&self, from: u64, to: u64, at: &mut usize, new_ranges: &mut Vec<(u64, u64)>) {
         let mut from = from;
-        while self.ranges.get(*at).is_some_and(|range| range.1 < from) {
-            *at = at.saturating_add(1);
-        }
-        for (first, last) in self.ranges.get(*at..).unwrap_or_default() {
+        let ranges = self.ranges.get(*at..).unwrap_or_default();
+        let passed = ranges.partition_point(|range| range.1 < from);
+        *at = at.saturating_add(passed);
+        for (first, last) in ranges.get(passed..).unwrap_or_default() {
             if *first > to {
                 break;
             }
@@ -111,5 +111,36 @@ mod tests {
         assert_eq!(acked.highest(), 25);
         acked.remove_before(17);
         assert_eq!(acked.holes(17).collect::<Vec<_>>(), [(17, 17)]);
+    }
+
+    #[test]
+    fn random_sacks_acknowledge_the_same_tsns_as_a_set() {
+        use std::collections::BTreeSet;
+
+        use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+        for seed in 0..50 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let (mut acked, mut model, mut first) = (AckedRanges::default(), BTreeSet::new(), 1_u64);
+            for _ in 0..100 {
+                let mut blocks = Vec::new();
+                let mut next = first + 1 + rng.random_range(0..3_000);
+                while blocks.len() < 200 && rng.random_bool(0.95) {
+                    let last = next + rng.random_range(0..3);
+                    blocks.push((next, last));
+                    next = last + 2 + rng.random_range(0..30);
+                }
+                let new: Vec<_> = acknowledge(&mut acked, &blocks).iter().flat_map(|(from, to)| *from..=*to).collect();
+                let in_blocks = blocks.iter().flat_map(|(from, to)| *from..=*to);
+                assert_eq!(new, in_blocks.filter(|tsn| model.insert(*tsn)).collect::<Vec<_>>(), "seed {seed}");
+                first += rng.random_range(0..20);
+                acked.remove_before(first);
+                model = model.split_off(&first);
+                assert_eq!(acked.highest(), model.last().copied().unwrap_or(0), "seed {seed}");
+                let holes: u64 = acked.holes(first).map(|(from, to)| to + 1 - from).sum();
+                let span = model.last().map_or(0, |last| last + 1 - first);
+                assert_eq!(holes, span - model.len() as u64, "seed {seed}");
+            }
+        }
     }
 }

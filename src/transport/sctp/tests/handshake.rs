@@ -51,6 +51,11 @@ fn a_repeated_init_has_the_same_answer_and_no_effect() {
     assert_eq!(forged.closed, None);
 }
 
+/// Asserts that the association has ended with an ABORT under this tag.
+fn assert_aborts_with(forged: &mut ForgedPeer, tag: u32) {
+    assert_eq!(forged.answer(packet::ABORT).packet[4..8], tag.to_be_bytes());
+}
+
 #[test]
 fn a_second_init_with_another_tag_or_tsn_ends_the_association() {
     for early in [true, false] {
@@ -63,8 +68,10 @@ fn a_second_init_with_another_tag_or_tsn_ends_the_association() {
             forged
         };
         let mut forged = start();
+        forged.answers();
         forged.init(packet::INIT, 0, &packet::Init { tag: TAG + 1, ..stock_init(forged.tsn) });
         assert_eq!(forged.closed, Some(Close::Broken));
+        assert_aborts_with(&mut forged, TAG + 1);
         let mut forged = start();
         forged.init(packet::INIT, 0, &stock_init(forged.tsn.wrapping_add(1)));
         assert_eq!(forged.closed, Some(Close::Broken));
@@ -172,7 +179,39 @@ fn a_cookie_of_one_kilobyte_is_echoed_and_a_longer_one_ends_the_association() {
             assert_eq!(forged.closed, None);
         } else {
             assert_eq!(forged.closed, Some(Close::Broken));
+            assert_aborts_with(&mut forged, TAG);
         }
+    }
+}
+
+#[test]
+fn an_end_without_the_tag_of_its_peer_accepts_and_sends_no_abort_with_tag_zero() {
+    for kind in [packet::ABORT, packet::SHUTDOWN_COMPLETE] {
+        for mut forged in [ForgedPeer::connecting(&Config::new(1_195)), ForgedPeer::listening(&Config::new(1_195))] {
+            forged.deliver(&packet_for(0, |writer| writer.chunk(kind, 1, &[])));
+            assert_eq!(forged.closed, None, "kind {kind}");
+        }
+    }
+    for kind in [packet::I_DATA, packet::SHUTDOWN] {
+        let mut forged = ForgedPeer::connecting(&Config::new(1_195));
+        forged.chunk(kind, 0, &[0; 4]);
+        assert!(forged.closed.is_some() && forged.answers().is_empty(), "kind {kind}");
+    }
+}
+
+#[test]
+fn an_init_or_init_ack_with_a_window_below_1500_bytes_is_discarded() {
+    for (window, accepted) in [(0, false), (1_499, false), (1_500, true)] {
+        let mut forged = ForgedPeer::listening(&Config::new(1_195));
+        forged.init(packet::INIT, 0, &packet::Init { window, ..stock_init(1) });
+        assert_eq!(forged.answers().len(), usize::from(accepted));
+        let mut forged = ForgedPeer::connecting(&Config::new(1_195));
+        let init_ack = packet::Init { cookie: Some(b"c"), ..stock_init(1) };
+        forged.init(packet::INIT_ACK, forged.tag, &packet::Init { window, ..init_ack });
+        assert_eq!((forged.open_streams.is_some(), forged.closed), (accepted, None));
+        // A later one with a larger window opens the association.
+        forged.init(packet::INIT_ACK, forged.tag, &init_ack);
+        assert_eq!((forged.open_streams.is_some(), forged.closed), (true, None));
     }
 }
 

@@ -180,6 +180,11 @@ impl Mixed {
 
     /// Sends messages both ways, of at most 17 KiB from our end and 60 KiB from the other; asserts that all arrive.
     fn exchange(&mut self, count: usize) {
+        self.exchange_up_to(count, [17 << 10, 60 << 10]);
+    }
+
+    /// [`Self::exchange`] with messages below these lengths, from our end and from the other.
+    fn exchange_up_to(&mut self, count: usize, largest: [usize; 2]) {
         let seed = self.seed;
         let mut rng = StdRng::seed_from_u64(seed ^ 0xfeed);
         let mut messages = |largest: usize| -> Vec<(u16, Vec<u8>)> {
@@ -190,7 +195,7 @@ impl Mixed {
             };
             (0..count).map(message).collect()
         };
-        let (from_ours, from_theirs) = (messages(17 << 10), messages(60 << 10));
+        let [from_ours, from_theirs] = largest.map(&mut messages);
         self.to_send.clone_from(&from_ours);
         for (stream, payload) in &from_theirs {
             let message = Message::new(StreamId(*stream), PpId(53), payload.clone());
@@ -246,6 +251,16 @@ fn exchange_all(seeds: core::ops::Range<u64>, count: usize) {
 #[test]
 fn messages_arrive_in_both_directions_with_dcsctp_in_either_role_despite_losses() {
     exchange_all(0..6, 15);
+}
+
+#[test]
+fn small_messages_that_dcsctp_bundles_arrive_despite_losses() {
+    for seed in 0..6 {
+        let mut mixed = Mixed::new(seed, Dialler::Theirs, &Config::new(1_195), &options(false));
+        mixed.loss = [0.0, 0.05][usize::try_from(seed % 2).unwrap()];
+        // The other end puts up to 50 messages into a packet.
+        mixed.exchange_up_to(500, [8, 8]);
+    }
 }
 
 #[test]

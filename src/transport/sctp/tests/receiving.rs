@@ -21,7 +21,8 @@ fn close_after(kind: u8, flags: u8, body: &[u8]) -> Option<Close> {
     let mut forged = ForgedPeer::stock();
     forged.chunk(kind, flags, body);
     let aborts = forged.answers().iter().filter(|answer| answer.kind == packet::ABORT).count();
-    assert_eq!(aborts, usize::from(forged.closed == Some(Close::Broken)), "a violation is answered with an ABORT");
+    let is_end = [packet::ABORT, packet::SHUTDOWN_COMPLETE].contains(&kind);
+    assert_eq!(aborts, usize::from(!is_end), "only an ABORT and SHUTDOWN COMPLETE are not answered with an ABORT");
     forged.closed
 }
 
@@ -223,14 +224,55 @@ fn non_binary_messages_end_the_association() {
 }
 
 #[test]
-fn more_than_sixteen_whole_messages_in_a_packet_end_the_association() {
-    for (messages, closed) in [(16, None), (17, Some(Close::Broken))] {
+fn sixteen_chunks_of_a_packet_are_handled_and_further_ones_count_as_lost() {
+    // 74 chunks of one byte fill a packet: whole messages, and the fragments of one message.
+    for whole_messages in [true, false] {
         let mut forged = ForgedPeer::stock();
-        let tsn = forged.tsn;
+        let (first, mut next) = (forged.tsn, 0_u32);
+        let chunk = |number: u32| match whole_messages {
+            true => whole(first.wrapping_add(number), number as u16, b"x"),
+            false => fragment(first.wrapping_add(number), number == 0, number == 199, b"x"),
+        };
+        while next < 200 {
+            forged.send(|writer| (next..(next + 74).min(200)).for_each(|number| writer.data(&chunk(number))));
+            next = (next + 16).min(200);
+            let (cumulative, _, blocks) = forged.answer_sack();
+            assert_eq!((cumulative, blocks), (first.wrapping_add(next - 1), Vec::new()));
+            assert_eq!(forged.closed, None);
+            let messages = if whole_messages { next } else { u32::from(next == 200) };
+            assert_eq!(forged.messages.len(), messages as usize);
+        }
+    }
+}
+
+#[test]
+fn data_that_completes_no_message_ends_the_association_despite_later_chunks_of_its_packet() {
+    let at = |first: u32, number: u32, stream: u16, sequence: u16| Data {
+        stream,
+        ..whole(first.wrapping_add(number), sequence, b"x")
+    };
+    // The second message of stream 9 has the lower TSN. The first message follows in the same packet.
+    let mut forged = ForgedPeer::own();
+    let first = forged.tsn;
+    forged.send(|writer| {
+        writer.data(&at(first, 0, 9, 1));
+        writer.data(&at(first, 1, 9, 0));
+    });
+    assert_eq!((forged.closed, forged.messages.len()), (Some(Close::Broken), 0));
+    // The same, but the second message waits behind a hole that a chunk of another stream fills.
+    for more in [true, false] {
+        let mut forged = ForgedPeer::own();
+        let first = forged.tsn;
+        forged.data(&at(first, 1, 9, 1));
         forged.send(|writer| {
-            (0..messages).for_each(|at: u16| writer.data(&whole(tsn.wrapping_add(at.into()), at, b"x")));
+            writer.data(&at(first, 0, 3, 0));
+            if more {
+                writer.data(&at(first, 2, 9, 0));
+            }
         });
-        assert_eq!(forged.closed, closed, "{messages} messages");
+        assert_eq!(forged.closed, Some(Close::Broken));
+        assert!(forged.messages.iter().all(|(stream, _)| *stream == 3));
+        assert_eq!(forged.answer(packet::ABORT).body, [0_u8; 0]);
     }
 }
 
