@@ -7,7 +7,7 @@ use core::{
 };
 use std::collections::{BTreeSet, HashMap};
 
-use super::{AddressPrefix, RelayId};
+use super::{AddressPrefix, Counter as _, RelayId};
 
 /// Divisor of a cap for the share of one source: a sixteenth.
 const SOURCE_DIVISOR: usize = 16;
@@ -283,7 +283,7 @@ impl Shares {
     }
 
     fn set(&mut self, owner: &Owner, count: usize) {
-        self.changes = self.changes.saturating_add(1);
+        self.changes.increment();
         let changed = Reverse(self.changes);
         let before = self.by_owner.get(owner).copied().unwrap_or_default();
         let units = Units { count, changed };

@@ -17,7 +17,7 @@ use super::{
     AuthorityId, Consensus, ConsensusBody, Document, DocumentError, DocumentKind, UnverifiedDocument, VolunteerList,
     VolunteerListBody,
 };
-use crate::base::WallTime;
+use crate::base::{Counter as _, WallTime};
 
 /// The first delay between retries; it doubles with each retry.
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(200);
@@ -126,7 +126,7 @@ impl FetchRound {
         if outcome.is_ok() {
             return Some(outcome);
         }
-        self.tried = self.tried.saturating_add(1);
+        self.tried.increment();
         self.index = self.index.saturating_add(1).checked_rem(self.directories).unwrap_or_default();
         (self.tried >= self.directories).then_some(outcome)
     }

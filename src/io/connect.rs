@@ -14,6 +14,7 @@ use tokio::{
 
 use super::resolver::{AddressLookup, Resolver};
 use crate::{
+    base::Counter as _,
     delegated::limits::RequestOwner,
     exit_policy::Policy,
     wire::{EndReason, Host, Target},
@@ -145,7 +146,7 @@ impl Race<'_> {
                 return false;
             }
         }
-        self.attempts = self.attempts.saturating_add(1);
+        self.attempts.increment();
         self.running.spawn(attempt(ip, self.port));
         true
     }

@@ -28,7 +28,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{base::AddressPrefix, exit_policy::is_global};
+use crate::{
+    base::{AddressPrefix, Counter as _},
+    exit_policy::is_global,
+};
 use metered::{Meter, MeteredSocket};
 
 /// Open files reserved for other purposes than connections.
@@ -197,7 +200,7 @@ impl Connections {
 impl ConnectionTable {
     fn insert(&mut self, open: OpenConnection) -> u64 {
         let number = self.next;
-        self.next = self.next.saturating_add(1);
+        self.next.increment();
         if let Some(network) = open.network {
             self.by_network.entry(network).or_default().insert(number);
         }

@@ -20,7 +20,10 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use rand::CryptoRng;
 
 use crate::{
-    base::{Activity, Deadlines, HopIndex, Instant, Owned, Owner, Rate, ReadyQueue, StreamId, Ticket, TokenBucket},
+    base::{
+        Activity, Counter as _, Deadlines, HopIndex, Instant, Owned, Owner, Rate, ReadyQueue, StreamId, Ticket,
+        TokenBucket,
+    },
     flow::FlowParameters,
     stream::{StreamCommand, StreamError, StreamEvent, StreamRole, Streams},
     wire::{EndReason, RelayMessage},
@@ -455,7 +458,7 @@ impl ExitStreams {
         }
         let stream = ExitStream(self.next_stream);
         self.shares.insert(owner, activity, stream).map_err(|_| limit)?;
-        self.next_stream = self.next_stream.saturating_add(1);
+        self.next_stream.increment();
         Ok((stream, activity))
     }
 

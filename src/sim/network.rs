@@ -14,8 +14,8 @@ use rand::{Rng, RngExt as _, SeedableRng, rngs::ChaCha8Rng};
 
 use crate::{
     base::{
-        DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted, RelayId,
-        Slots, Transmit,
+        Counter as _, DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Redacted,
+        RelayId, Slots, Transmit,
     },
     transport::Transport,
 };
@@ -327,7 +327,7 @@ impl Network {
 
     fn link_id(&mut self) -> LinkId {
         let link = LinkId(self.next_link);
-        self.next_link = self.next_link.saturating_add(1);
+        self.next_link.increment();
         link
     }
 

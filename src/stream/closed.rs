@@ -6,7 +6,7 @@ use super::{
     credit::SentBytes,
     state::{Receiving, StreamPhase, StreamState},
 };
-use crate::base::{StreamId, shrink_queue};
+use crate::base::{Counter as _, StreamId, shrink_queue};
 
 const MAX_CLOSED: usize = 1024;
 
@@ -39,7 +39,7 @@ struct ClosedStream {
 impl ClosedStreams {
     /// Adds a closed stream, on which the peer may still send `late_bytes`.
     pub(super) fn insert(&mut self, id: StreamId, stream: &StreamState, late_bytes: u64) {
-        self.inserted = self.inserted.saturating_add(1);
+        self.inserted.increment();
         let closed = ClosedStream {
             number: self.inserted,
             bytes_left: late_bytes,

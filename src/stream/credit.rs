@@ -1,6 +1,7 @@
 //! The bytes sent on one stream, and the limits on the peer's CREDIT for them (`proto/06-flow.md` §1).
 
 use super::INITIAL_CREDIT;
+use crate::base::Counter as _;
 
 /// Minimum bytes that a receiver reads before each CREDIT: a quarter of the initial credit.
 const MIN_BYTES_PER_CREDIT: u64 = INITIAL_CREDIT as u64 / 4;
@@ -31,7 +32,7 @@ impl SentBytes {
 
     /// Handles a CREDIT of the peer; `false` if no reader of the sent bytes can grant it.
     pub(super) fn handle_credit(&mut self, bytes: u32) -> bool {
-        self.credits = self.credits.saturating_add(1);
+        self.credits.increment();
         self.credited = self.credited.saturating_add(bytes.into());
         self.credits.saturating_mul(MIN_BYTES_PER_CREDIT) <= self.sent
             && self.credited <= self.sent.saturating_add(MAX_EXTRA_CREDIT)

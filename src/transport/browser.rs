@@ -22,8 +22,8 @@ use web_sys::RtcCertificate;
 
 use super::Transport;
 use crate::base::{
-    DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Rate, Redacted, Slots,
-    TokenBucket, Transmit,
+    Counter as _, DialError, DialTarget, Instant, LANES, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, Rate,
+    Redacted, Slots, TokenBucket, Transmit,
 };
 use peer::{PeerConnection, PeerStatus};
 
@@ -337,11 +337,11 @@ impl BrowserEndpoint {
             && now < dial.deadline
         {
             let left = u32::try_from(dial.target.addresses.len().saturating_sub(dial.tried)).unwrap_or(u32::MAX);
-            dial.tried = dial.tried.saturating_add(1);
+            dial.tried.increment();
             let share =
                 dial.deadline.since(now).checked_div(left).unwrap_or(MIN_ATTEMPT_TIMEOUT).max(MIN_ATTEMPT_TIMEOUT);
             dial.attempt_deadline = now.after(share).min(dial.deadline);
-            self.next_link = self.next_link.saturating_add(1);
+            self.next_link.increment();
             let id = LinkId(self.next_link);
             let peer =
                 PeerConnection::dial(id, &dial.target, address, self.certificate.as_ref(), &self.caps, &self.inbox);

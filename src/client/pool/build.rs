@@ -7,7 +7,7 @@ use super::{
     spare_schedule::SpareSchedule,
 };
 use crate::{
-    base::{HopIndex, Instant, RelayId},
+    base::{Counter as _, HopIndex, Instant, RelayId},
     channel::{ChannelId, Channels},
     circuit::{CircuitError, Origin},
     client::{ClientParameters, Isolation, PooledCircuitKey, StreamFailure, requests::Demand},
@@ -167,7 +167,7 @@ impl Pool {
         let guard = circuit.guard().and_then(|guard| inputs.relays.consensus.relay(&guard));
         let guard = guard.ok_or(PathError::NoGuard)?.dial_target();
         self.build_rate.handle_build(now);
-        self.last_key = self.last_key.saturating_add(1);
+        self.last_key.increment();
         let key = PooledCircuitKey(self.last_key);
         self.circuits.insert(key, circuit);
         self.deadlines.set(key, now.after(self.policy.history.dial_timeout()));

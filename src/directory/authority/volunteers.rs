@@ -11,7 +11,7 @@ use core::time::Duration;
 use rand::CryptoRng;
 
 use crate::{
-    base::{RelayId, WallTime},
+    base::{Counter as _, RelayId, WallTime},
     directory::{
         CLOCK_SKEW, Consensus, Counted, Dates, DescriptorError, MAX_GATEWAYS, MAX_VOLUNTEERS, Parameters,
         PresenceError, Registration, UnverifiedPresence, UnverifiedVolunteer, Volunteer, VolunteerDescriptor,
@@ -344,7 +344,7 @@ impl RemovedSeeds {
         }
         self.seeds.insert(volunteer, (self.next, seed));
         self.order.insert(self.next, volunteer);
-        self.next = self.next.saturating_add(1);
+        self.next.increment();
     }
 
     fn take(&mut self, volunteer: &RelayId) -> Option<Seed> {

@@ -194,7 +194,7 @@ impl LookupPlaces {
 
 impl State {
     fn number(&mut self) -> u64 {
-        self.next = self.next.saturating_add(1);
+        self.next.increment();
         self.next
     }
 

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::SocketRoute;
+use crate::base::Counter as _;
 
 /// Smallest free space after the written bytes, in bytes. `dimpl` seldom needs more.
 const MIN_TAIL: usize = 4 << 10;
@@ -65,7 +66,7 @@ impl Datagrams {
             && batch.length.saturating_add(length) <= MAX_BATCH
         {
             batch.length = batch.length.saturating_add(length);
-            batch.count = batch.count.saturating_add(1);
+            batch.count.increment();
             batch.ended = length < batch.segment;
             return;
         }

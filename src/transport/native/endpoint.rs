@@ -288,7 +288,7 @@ impl Endpoint {
         fingerprint: [u8; 32],
         until: Instant,
     ) -> LinkId {
-        self.last_id = self.last_id.saturating_add(1);
+        self.last_id.increment();
         let id = LinkId(self.last_id);
         let link = Link::new(id, route, role, dtls, fingerprint, until, now);
         if matches!(link.role, LinkRole::Listener(_)) {
@@ -351,7 +351,7 @@ impl Endpoint {
 
     /// Continues a dial after [`RETRY_DELAY`].
     fn pause_dial(&mut self, now: Instant, dial: Dial) {
-        self.last_id = self.last_id.saturating_add(1);
+        self.last_id.increment();
         self.paused_dials.insert((now.after(RETRY_DELAY).min(dial.deadline), self.last_id), dial);
     }
 

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     base::{
-        DialTarget, ErrorClass, Instant, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES, ReadyQueue,
-        Redacted, RelayId, Slots, Ticket,
+        Counter as _, DialTarget, ErrorClass, Instant, Lane, LinkClose, LinkEvent, LinkId, LinkOpened, MAX_LANES,
+        ReadyQueue, Redacted, RelayId, Slots, Ticket,
     },
     transport::sctp::{self, Association, AssociationEvent, Close},
 };
@@ -118,7 +118,7 @@ impl Dial {
         let addresses = self.target.addresses.len();
         let address = self.target.addresses.get(self.next_attempt.checked_rem(addresses)?)?;
         let round = self.next_attempt.checked_div(addresses)?;
-        self.next_attempt = self.next_attempt.saturating_add(1);
+        self.next_attempt.increment();
         Some((*address, round))
     }
 }

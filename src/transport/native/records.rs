@@ -298,7 +298,7 @@ impl Records {
         let (plaintext, rest) = rest.split_at_mut_checked(length).ok_or(too_long)?;
         let tag_field = rest.first_chunk_mut::<TAG>().ok_or(too_long)?;
         // The sequence number is incremented before the seal, so that a failure causes no nonce reuse.
-        self.next_sequence = self.next_sequence.saturating_add(1);
+        self.next_sequence.increment();
         self.sealed = self.sealed.saturating_add(record_count(length));
         #[cfg(test)]
         tests::note_sealed(&self.write_key, self.write.nonce(number).as_ref());

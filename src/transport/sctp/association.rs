@@ -9,7 +9,7 @@ use super::{
     Message, SendStatistics,
     clock::ArrivalClock,
     packet::{self, CHUNK_HEADER, OwnPeer, Packet, PacketWriter},
-    receive::Receiver,
+    receive::ReceiveHalf,
     send::{SendConfig, SendHalf},
 };
 use crate::base::{Counter as _, Instant, Slots};
@@ -125,7 +125,7 @@ pub struct Association {
     /// Whether a missing TSN ends the association after [`SHORT_HOLE_TIMEOUT`].
     short_hole_timeout: bool,
     send: SendHalf,
-    receive: Option<Receiver>,
+    receive: Option<ReceiveHalf>,
     /// Time of the last INIT ACK. If only one was sent, it gives the listener's first round-trip sample.
     init_ack_at: Option<Instant>,
     init_acks: u32,
@@ -267,7 +267,7 @@ impl Association {
                 Some(attempts.retry_at)
             }
             AssociationState::Established => {
-                let ack = self.receive.as_ref().and_then(Receiver::deadline);
+                let ack = self.receive.as_ref().and_then(ReceiveHalf::deadline);
                 [self.send.poll_timeout(), ack, self.expires_at()].into_iter().flatten().min()
             }
             AssociationState::Listening | AssociationState::Ended => None,
@@ -397,7 +397,7 @@ impl Association {
     /// Bytes held for incomplete messages and out-of-order fragments.
     #[must_use]
     pub fn held(&self) -> usize {
-        self.receive.as_ref().map_or(0, Receiver::held)
+        self.receive.as_ref().map_or(0, ReceiveHalf::held)
     }
 
     /// Caps the bytes held for incomplete messages and out-of-order fragments. Data beyond the cap is dropped as if
@@ -427,7 +427,7 @@ impl Association {
     /// Start of the hole at the first missing TSN; `None` without a hole.
     #[must_use]
     pub fn hole_since(&self) -> Option<Instant> {
-        self.receive.as_ref().and_then(Receiver::hole_since)
+        self.receive.as_ref().and_then(ReceiveHalf::hole_since)
     }
 
     /// Time of the last advance of the cumulative TSN ack, or of the first data sent since all data was acknowledged.

@@ -62,7 +62,7 @@ struct Range {
 }
 
 /// The receiving half of an association.
-pub(super) struct Receiver {
+pub(super) struct ReceiveHalf {
     /// The last TSN before the first hole.
     cumulative: u64,
     ack_policy: AckPolicy,
@@ -102,7 +102,7 @@ struct Period {
     bytes: usize,
 }
 
-impl Receiver {
+impl ReceiveHalf {
     /// A receiving half for a peer whose first TSN is `first`. `windows`: initial and largest window, in bytes.
     pub(super) fn new(now: Instant, first: u32, streams: u16, windows: (usize, usize), ack_policy: AckPolicy) -> Self {
         let (window, max_window) = windows;

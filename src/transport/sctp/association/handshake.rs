@@ -5,7 +5,7 @@ use core::time::Duration;
 use super::{
     super::{
         packet::{self, Init, OwnPeer, PacketWriter},
-        receive::{AckPolicy, MAX_ACK_DELAY, Receiver},
+        receive::{AckPolicy, MAX_ACK_DELAY, ReceiveHalf},
     },
     Association, AssociationEvent, AssociationState, Close, STOCK_STREAMS, own_peer, stock_peer,
 };
@@ -134,7 +134,7 @@ impl Association {
         self.send.set_peer(now, peer, init.window, streams);
         let windows = (self.config.initial_window, self.config.max_window);
         let ack_policy = if init.own.is_some() { AckPolicy::own(self.clock) } else { AckPolicy::STOCK };
-        self.receive = Some(Receiver::new(now, init.tsn, streams, windows, ack_policy));
+        self.receive = Some(ReceiveHalf::new(now, init.tsn, streams, windows, ack_policy));
         Ok(())
     }
 

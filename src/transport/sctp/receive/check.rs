@@ -1,8 +1,8 @@
 //! Invariants of a receiving half between calls.
 
-use super::{FragmentBlock, IncomingStream, MAX_DUPLICATES, MAX_MESSAGE, MAX_RANGES, Receiver, SLOT_LEN};
+use super::{FragmentBlock, IncomingStream, MAX_DUPLICATES, MAX_MESSAGE, MAX_RANGES, ReceiveHalf, SLOT_LEN};
 
-impl Receiver {
+impl ReceiveHalf {
     /// Cap on the bytes held, the sum of:
     /// - the largest window, and an eighth of it, because blocks have more bytes than the payload that the sender
     ///   counts;

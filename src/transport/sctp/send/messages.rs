@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::index;
-use crate::base::Slots;
+use crate::base::{Counter as _, Slots};
 
 /// The messages in the order in which they are sent. An acknowledged message frees its bytes. Its entry stays until all
 /// earlier messages are acknowledged. Each sent message has a TSN, so TSNs bound the number of entries.
@@ -87,7 +87,7 @@ impl OutgoingMessages {
         message.bytes = Slots::new();
         while self.messages.front().is_some_and(|message| message.unacknowledged == 0) {
             self.messages.pop_front();
-            self.first = self.first.saturating_add(1);
+            self.first.increment();
         }
     }
 

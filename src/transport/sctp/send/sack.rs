@@ -44,7 +44,7 @@ impl SendHalf {
             if let Some(flight) = self.flights.pop_front() {
                 self.span = self.span.saturating_sub(flight.bytes());
             }
-            self.first = self.first.saturating_add(1);
+            self.first.increment();
         }
         self.acked.remove_before(self.first);
         // Our nodes and browsers never renege, so the cumulative TSN ack can't stop just before a TSN that a gap ack
