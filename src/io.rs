@@ -3,9 +3,7 @@
 pub mod clock;
 pub(crate) mod connect;
 pub(crate) mod connections;
-pub(crate) mod content_coding;
 pub mod files;
-pub(crate) mod http_client;
 pub mod listener;
 pub mod resolver;
 pub mod stream;

@@ -41,10 +41,8 @@ use tokio::{
 use crate::{
     crypto::sha256,
     directory::AuthorityId,
-    io::{
-        connections::{ConnectionCaps, HttpConnectionPlace, accept_with_places},
-        content_coding::is_accepted,
-    },
+    http_exchange::content_coding::is_accepted,
+    io::connections::{ConnectionCaps, HttpConnectionPlace, accept_with_places},
 };
 
 /// Cap on TCP connections.

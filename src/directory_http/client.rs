@@ -18,10 +18,8 @@ use crate::{
         AuthorityId, Counted, Document, DocumentError, MAX_COUNTED_LEN, PresenceError, Registration, RegistrationError,
         follow::{FetchRound, Followed, Schedule, accept},
     },
-    io::{
-        files::write_atomically,
-        http_client::{direct_client, innermost_cause, read_at_most},
-    },
+    http_exchange::client::{direct_client, innermost_cause, read_at_most},
+    io::files::write_atomically,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

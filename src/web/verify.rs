@@ -11,7 +11,7 @@ use reqwest::{Client, Response, StatusCode, Url, header};
 use super::{NetworkDescription, manifest::Manifest, paths};
 use crate::{
     crypto::sha256,
-    io::http_client::{direct_client, innermost_cause, read_at_most},
+    http_exchange::client::{direct_client, innermost_cause, read_at_most},
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

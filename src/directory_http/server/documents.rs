@@ -13,7 +13,7 @@ use tokio::{sync::watch, task::spawn_blocking};
 use crate::{
     directory::{DocumentKind, SignedDocument},
     directory_http::tag::entity_tag,
-    io::content_coding::is_accepted,
+    http_exchange::content_coding::is_accepted,
 };
 
 /// The header field with the media type of documents.
