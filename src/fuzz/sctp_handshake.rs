@@ -109,7 +109,7 @@ impl HandshakeWithHostilePeer {
                 }
                 AssociationEvent::Message { stream, message } => {
                     let streams = self.streams.expect("a message before the association is open");
-                    assert!(stream < streams && message.len() > 0);
+                    assert!(stream < streams && !message.is_empty());
                 }
                 AssociationEvent::Closed(_) => self.closed = true,
             }

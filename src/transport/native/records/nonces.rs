@@ -3,9 +3,12 @@
 use core::cell::RefCell;
 use std::collections::BTreeSet;
 
+/// Pairs of key and nonce.
+type UsedNonces = BTreeSet<(Vec<u8>, [u8; 12])>;
+
 thread_local! {
     /// The pairs of key and nonce of all records sealed on this thread since [`NonceWatch::new`]; `None` without a watch.
-    static SEALED: RefCell<Option<BTreeSet<(Vec<u8>, [u8; 12])>>> = const { RefCell::new(None) };
+    static SEALED: RefCell<Option<UsedNonces>> = const { RefCell::new(None) };
 }
 
 /// While this value exists, a second use of a pair of key and nonce on this thread is a panic.
@@ -13,13 +16,13 @@ pub(in super::super) struct NonceWatch(());
 
 impl NonceWatch {
     pub(in super::super) fn new() -> Self {
-        SEALED.set(Some(BTreeSet::new()));
+        SEALED.set(Some(UsedNonces::new()));
         Self(())
     }
 
     /// Number of records sealed since the start of the watch.
     pub(in super::super) fn sealed(&self) -> usize {
-        SEALED.with_borrow(|sealed| sealed.as_ref().map_or(0, BTreeSet::len))
+        SEALED.with_borrow(|sealed| sealed.as_ref().map_or(0, UsedNonces::len))
     }
 }
 
