@@ -18,6 +18,8 @@
 mod channel;
 mod circuit;
 mod client_sequence;
+#[cfg(feature = "native")]
+mod congestion;
 mod delegated;
 mod directory;
 mod directory_sequence;
@@ -29,7 +31,11 @@ mod relay;
 mod relay_sequence;
 #[cfg(feature = "native")]
 mod sctp;
+#[cfg(feature = "native")]
+mod sctp_handshake;
 mod stream;
+#[cfg(feature = "native")]
+mod takeover;
 // The corpora are files, which WebAssembly can't read.
 #[cfg(not(target_arch = "wasm32"))]
 #[cfg(test)]
@@ -67,7 +73,13 @@ pub const TARGETS: &[&[FuzzTarget]] = &[
     #[cfg(feature = "native")]
     transport::TARGETS,
     #[cfg(feature = "native")]
+    congestion::TARGETS,
+    #[cfg(feature = "native")]
     sctp::TARGETS,
+    #[cfg(feature = "native")]
+    sctp_handshake::TARGETS,
+    #[cfg(feature = "native")]
+    takeover::TARGETS,
     #[cfg(feature = "native")]
     io::TARGETS,
 ];

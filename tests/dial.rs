@@ -22,6 +22,8 @@ mod drive;
 mod hellos;
 #[path = "dial/sockets.rs"]
 mod sockets;
+#[path = "dial/stock.rs"]
+mod stock;
 #[path = "dial/virtual_time.rs"]
 mod virtual_time;
 #[path = "dial/windows.rs"]

@@ -17,7 +17,7 @@ pub(super) const TARGETS: &[FuzzTarget] = &[
 ];
 
 /// Maximum length of a packet, in bytes.
-const MAX_PACKET_LEN: usize = 1_195;
+pub(super) const MAX_PACKET_LEN: usize = 1_195;
 /// The type of a DATA chunk.
 const DATA: u8 = 0;
 /// The type of a SACK chunk.
@@ -75,7 +75,7 @@ impl FuzzAssociation {
 }
 
 /// All packets that the association can send now.
-fn packets(association: &mut Association, now: Instant) -> Vec<Vec<u8>> {
+pub(super) fn packets(association: &mut Association, now: Instant) -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     let mut buffer = [0; MAX_PACKET_LEN];
     loop {
@@ -89,7 +89,7 @@ fn packets(association: &mut Association, now: Instant) -> Vec<Vec<u8>> {
 }
 
 /// A DATA chunk with padding.
-fn data(flags: u8, tsn: u32, stream: u16, sequence: u16, protocol: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn data(flags: u8, tsn: u32, stream: u16, sequence: u16, protocol: u32, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(16 + payload.len()).unwrap();
     let mut chunk = vec![DATA, flags];
     chunk.extend(length.to_be_bytes());
@@ -103,7 +103,7 @@ fn data(flags: u8, tsn: u32, stream: u16, sequence: u16, protocol: u32, payload:
 }
 
 /// A SACK chunk.
-fn sack(cumulative: u32, window: u32, blocks: &[(u16, u16)], duplicates: u16) -> Vec<u8> {
+pub(super) fn sack(cumulative: u32, window: u32, blocks: &[(u16, u16)], duplicates: u16) -> Vec<u8> {
     let mut body = Vec::new();
     body.extend(cumulative.to_be_bytes());
     body.extend(window.to_be_bytes());

@@ -30,6 +30,8 @@ mod stun;
 pub use certificate::{Certificate, CertificateError};
 pub use config::{EndpointCaps, EndpointConfig, EndpointError, Ice, IceError};
 pub use datagrams::Batch;
+#[cfg(any(test, fuzzing))]
+pub(crate) use dtls::check::{CLIENT, DtlsPair, SERVER};
 pub use endpoint::{Counts, Endpoint};
 pub use records::{CipherSuite, DirectionKey, KeyLimits, OVERHEAD, Opened, RecordError, Records};
 pub use route::{Port, PortUse, SocketRoute};

@@ -41,6 +41,8 @@ const HOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval between two CREATEs of a link whose circuits are extended, at the rate that a relay accepts. A link queues
 /// the first cell of a circuit ahead of later cells, so more CREATEs would delay the EXTENDs.
 const EXTENDED_INTERVAL: Duration = Duration::from_millis(20);
+/// Longest wait of an idle link.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What each link does.
 #[derive(Clone)]
@@ -52,6 +54,8 @@ pub(crate) struct Plan {
     request: Vec<u8>,
     links: usize,
     hold: usize,
+    /// The links stay idle.
+    idle: bool,
 }
 
 impl Plan {
@@ -67,7 +71,12 @@ impl Plan {
         let path = next.map(|next| vec![attacked.keys(), next.keys()]);
         let mut rng: StdRng = rand::make_rng();
         let (_, request) = ClientHandshake::start(&attacked.keys(), HopIndex::FIRST, &[], &mut rng)?;
-        Ok(Self { target: attacked.dial_target(), path, request, links, hold })
+        Ok(Self { target: attacked.dial_target(), path, request, links, hold, idle: false })
+    }
+
+    /// Opens the links and sends no CREATE on them.
+    pub(crate) fn idle(self) -> Self {
+        Self { idle: true, ..self }
     }
 }
 
@@ -123,7 +132,7 @@ async fn flood(plan: Plan, source: IpAddr, counts: Rc<RefCell<Counts>>) -> Outco
         let now = party.now();
         party.channels.connect(now, &plan.target);
         while !link.ended {
-            party.turn(EXTENDED_INTERVAL, &mut link).await?;
+            party.turn(if plan.idle { IDLE_INTERVAL } else { EXTENDED_INTERVAL }, &mut link).await?;
         }
         sleep(REOPEN_PAUSE).await;
     }
@@ -208,6 +217,9 @@ impl User for Link {
 
     fn send(&mut self, now: Instant, channels: &mut Channels, rng: &mut StdRng) {
         let LinkState::Open(link) = &mut self.state else { return };
+        if self.plan.idle {
+            return;
+        }
         let mut sent = 0_u64;
         let extends = self.plan.path.is_some();
         let max_unanswered = if extends { MAX_UNANSWERED_EXTENDED } else { MAX_UNANSWERED };

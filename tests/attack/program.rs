@@ -1,5 +1,6 @@
 //! The programs of the attack lab (`tests/overlay/attack.rs`): an attacker that floods a relay with CREATEs or hellos, an
-//! honest client that measures its own circuits, and the target of its streams.
+//! honest client that measures its own circuits, and the target of its streams. `xtask/labs/umbel-lab` measures the memory
+//! of idle channels with the attacker.
 //!
 //! The attacker and the client use the crate's channels over data channels, so a relay can't distinguish them from nodes.
 //! Each program prints lines of words, and ends with its standard input.
@@ -72,8 +73,11 @@ enum Command {
         #[arg(long, default_value_t = 250)]
         hold: usize,
         /// Open no link, and send ClientHellos with valid cookies from as many ports instead
-        #[arg(long)]
+        #[arg(long, conflicts_with = "idle")]
         hellos: bool,
+        /// Keep the links idle, and send no CREATE
+        #[arg(long)]
+        idle: bool,
     },
     /// Builds circuits over three relays, in three orders, and measures them
     Probe {
@@ -124,9 +128,10 @@ async fn main() -> Outcome<()> {
                 () = ended => Ok(()),
             }
         }
-        Command::Flood { network, relay, extend, sources, links, hold, hellos: false } => {
+        Command::Flood { network, relay, extend, sources, links, hold, hellos: false, idle } => {
             let consensus = network.consensus().await?;
             let plan = flood::Plan::new(&consensus, relay, extend, links, hold)?;
+            let plan = if idle { plan.idle() } else { plan };
             tokio::select! {
                 outcome = flood::run(plan, sources) => outcome,
                 () = ended => Ok(()),

@@ -9,12 +9,18 @@ export const BROWSERS = {
   firefox: { variable: 'UMBEL_FIREFOX', paths: ['/usr/bin/firefox-esr', '/usr/bin/firefox'], args: [] },
 };
 
-// Starts a browser. With `socks` (HOST:PORT), all its requests and name resolutions go through that proxy.
-export function launch(browser, { socks } = {}) {
-  const { variable, paths, args } = BROWSERS[browser];
-  const executablePath = process.env[variable] ?? paths.find((path) => existsSync(path));
-  assert(executablePath, `no ${browser}: install it, or name its program in ${variable}`);
-  const options = { browser, executablePath, headless: true, args: [...args] };
+// The program of a browser.
+export function program(browser) {
+  const { variable, paths } = BROWSERS[browser];
+  const path = process.env[variable] ?? paths.find((path) => existsSync(path));
+  assert(path, `no ${browser}: install it, or name its program in ${variable}`);
+  return path;
+}
+
+// Starts a browser. With `socks` (HOST:PORT), all its requests and name resolutions go through that proxy. `overrides` are options of
+// Puppeteer.
+export function launch(browser, { socks, ...overrides } = {}) {
+  const options = { browser, executablePath: program(browser), headless: true, args: [...BROWSERS[browser].args] };
   if (socks && browser === 'chrome') options.args.push(`--proxy-server=socks5://${socks}`);
   if (socks && browser === 'firefox') {
     const [host, port] = socks.split(':');
@@ -25,5 +31,5 @@ export function launch(browser, { socks } = {}) {
       'network.proxy.socks_remote_dns': true,
     };
   }
-  return puppeteer.launch(options);
+  return puppeteer.launch({ ...options, ...overrides, args: [...options.args, ...(overrides.args ?? [])] });
 }

@@ -61,5 +61,33 @@ export function install() {
       for (const message of sent) channel.send(message);
     });
 
-  globalThis.umbel = { dial, echo };
+  // The bytes a second that arrive over these lanes, or leave over them, in `seconds` after two seconds of warm-up.
+  async function rate(channels, { seconds, send }) {
+    const wait = (duration) => new Promise((resolve) => setTimeout(resolve, 1000 * duration));
+    let bytes = 0;
+    let ended = false;
+    const message = new Uint8Array(17408);
+    for (const channel of channels) {
+      channel.onmessage = ({ data }) => { bytes += data.byteLength; };
+      if (!send) continue;
+      channel.bufferedAmountLowThreshold = 128 << 10;
+      const fill = () => {
+        while (!ended && channel.bufferedAmount < 512 << 10) {
+          channel.send(message);
+          bytes += message.length;
+        }
+      };
+      channel.onbufferedamountlow = fill;
+      fill();
+    }
+    const left = () => bytes - (send ? channels.reduce((sum, { bufferedAmount }) => sum + bufferedAmount, 0) : 0);
+    await wait(2);
+    const [before, started] = [left(), performance.now()];
+    await wait(seconds);
+    const rate = (left() - before) / (performance.now() - started) * 1000;
+    ended = true;
+    return rate;
+  }
+
+  globalThis.umbel = { dial, echo, rate };
 }

@@ -10,40 +10,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::BytesMut;
-use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
+use tokio::{sync::oneshot, task::JoinHandle};
 use umbel::{
     base::{DialError, DialTarget, Lane, LinkEvent, RelayId, Slots, Transmit},
-    transport::native::{CipherSuite, Counts, EndpointConfig},
-};
-use webrtc::{
-    data_channel::{DataChannel, DataChannelEvent, RTCDataChannelInit},
-    peer_connection::{
-        PeerConnection, PeerConnectionBuilder, PeerConnectionEventHandler, RTCSessionDescription, SettingEngineBuilder,
-    },
+    transport::native::{Counts, EndpointConfig},
 };
 
 use super::{
     attacks::{listening_endpoint, start_dial},
     drive::{DrivenEndpoint, echo},
-    world::{PASSWORD, UFRAG, client_config, relay_config, target},
+    world::{client_config, relay_config, target},
 };
 
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A relay that echoes messages.
-struct Relay {
-    target: DialTarget,
+pub(crate) struct Relay {
+    pub(crate) target: DialTarget,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Counts>,
 }
 
 impl Relay {
-    fn start(listen: &[&str]) -> Self {
+    pub(crate) fn start(listen: &[&str]) -> Self {
         Self::start_with(relay_config(), listen)
     }
 
-    fn start_with(config: EndpointConfig, listen: &[&str]) -> Self {
+    pub(crate) fn start_with(config: EndpointConfig, listen: &[&str]) -> Self {
         let listen: Vec<SocketAddr> = listen.iter().map(|address| address.parse().unwrap()).collect();
         let mut driven = DrivenEndpoint::new(config, &listen);
         let mut target = target(&driven.endpoint, listen[0]);
@@ -59,7 +52,7 @@ impl Relay {
     }
 
     /// Stops the relay; returns its counts.
-    async fn stop(self) -> Counts {
+    pub(crate) async fn stop(self) -> Counts {
         self.stop.send(()).unwrap();
         self.task.await.unwrap()
     }
@@ -116,7 +109,7 @@ async fn twenty_relays_are_dialled_simultaneously_and_echo_over_ipv4_and_ipv6() 
 }
 
 /// Dials, sends 17 KiB over each lane, waits for the echoes, and closes.
-async fn dial_and_echo(target: DialTarget, number: u8) {
+pub(crate) async fn dial_and_echo(target: DialTarget, number: u8) {
     let mut client = DrivenEndpoint::new(client_config(), &[]);
     client.transmit(Transmit::Dial(target));
     let mut echoes = 0;
@@ -212,103 +205,5 @@ async fn a_wrong_fingerprint_is_refused_within_a_second() {
     })
     .await;
     assert!(started.elapsed() < Duration::from_secs(1));
-    relay.stop().await;
-}
-
-/// The SDP answer that a WebRTC dialler makes for a relay, from the descriptor alone.
-fn answer(target: &DialTarget, mid: &str) -> String {
-    let fingerprint: Vec<String> = target.fingerprint.iter().map(|byte| format!("{byte:02X}")).collect();
-    let address = target.addresses[0];
-    format!(
-        "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=ice-lite\r\na=group:BUNDLE {mid}\r\n\
-         m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\nc=IN IP4 0.0.0.0\r\na=ice-ufrag:{UFRAG}\r\n\
-         a=ice-pwd:{PASSWORD}\r\na=fingerprint:sha-256 {}\r\na=setup:passive\r\na=mid:{mid}\r\na=sctp-port:5000\r\n\
-         a=max-message-size:65536\r\na=candidate:1 1 udp 2130706431 {} {} typ host\r\na=end-of-candidates\r\n",
-        fingerprint.join(":"),
-        address.ip(),
-        address.port(),
-    )
-}
-
-/// Ignores all events, because the diallers poll their data channels.
-struct NoHandler;
-
-impl PeerConnectionEventHandler for NoHandler {}
-
-/// Dials with the stock `webrtc` crate; lane 0 is negotiated out of band, or opened in band.
-async fn stock_dial(target: &DialTarget, negotiated: bool) -> (impl PeerConnection, Arc<dyn DataChannel>) {
-    let settings = SettingEngineBuilder::new().with_include_loopback_candidate(true).build();
-    let peer = PeerConnectionBuilder::new()
-        .with_setting_engine(settings)
-        .with_handler(Arc::new(NoHandler))
-        .with_udp_addrs(vec!["127.0.0.1:0".to_owned()])
-        .build()
-        .await
-        .unwrap();
-    let init = RTCDataChannelInit { negotiated: negotiated.then_some(0), ..Default::default() };
-    let channel = peer.create_data_channel("lane", Some(init)).await.unwrap();
-    let offer = peer.create_offer(None).await.unwrap();
-    let mid = offer.sdp.lines().find_map(|line| line.strip_prefix("a=mid:")).unwrap_or("0").trim().to_owned();
-    peer.set_local_description(offer).await.unwrap();
-    peer.set_remote_description(RTCSessionDescription::answer(answer(target, &mid)).unwrap()).await.unwrap();
-    (peer, channel)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_stock_webrtc_crate_dials_from_the_descriptor_alone() {
-    stock_dials(relay_config(), 20).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_stock_webrtc_crate_and_relays_dial_with_each_cipher_suite() {
-    for suite in CipherSuite::ALL {
-        let config = |mut config: EndpointConfig| {
-            config.cipher_suites = vec![suite];
-            config
-        };
-        stock_dials(config(relay_config()), 4).await;
-        let relay = Relay::start_with(config(relay_config()), &["127.0.0.1:0"]);
-        dial_and_echo(relay.target.clone(), 1).await;
-        relay.stop().await;
-    }
-}
-
-/// Concurrent dials by the stock crate, each with ten echoes.
-async fn stock_dials(config: EndpointConfig, dials: u8) {
-    let relay = Relay::start_with(config, &["127.0.0.1:0"]);
-    let dials = (0..dials).map(|number| {
-        let target = relay.target.clone();
-        tokio::spawn(async move {
-            // Half of the diallers open the data channel in band.
-            let (peer, channel) = stock_dial(&target, number % 2 == 0).await;
-            let mut echoes = 0;
-            timeout(TIMEOUT, async {
-                while let Some(event) = channel.poll().await {
-                    match event {
-                        DataChannelEvent::OnOpen => {
-                            for _ in 0..10 {
-                                channel.send(BytesMut::from(&vec![number; 10_000][..])).await.unwrap();
-                            }
-                        }
-                        DataChannelEvent::OnMessage(message) => {
-                            assert_eq!(&message.data[..], &vec![number; 10_000][..]);
-                            echoes += 1;
-                            if echoes == 10 {
-                                return;
-                            }
-                        }
-                        _ => {}
-                    }
-                }
-                panic!("the channel closed after {echoes} echoes");
-            })
-            .await
-            .expect("in time");
-            peer.close().await.unwrap();
-        })
-    });
-    for dial in dials.collect::<Vec<_>>() {
-        dial.await.unwrap();
-    }
     relay.stop().await;
 }

@@ -99,6 +99,12 @@ def resident_mib(pid):
         return int(re.search(r'VmRSS:\s+(\d+)', status.read())[1]) / 1024
 
 
+def private_kib(pid):
+    """The private memory of a process, without its program's file."""
+    with open(f'/proc/{pid}/status') as status:
+        return int(re.search(r'RssAnon:\s+(\d+)', status.read())[1])
+
+
 def cpu_ticks(pid, with_children=False):
     with open(f'/proc/{pid}/stat') as stat:
         fields = stat.read().rsplit(')', 1)[1].split()
@@ -224,8 +230,13 @@ class Lab:
     def spawn(self, node, command, log):
         """Starts a node's process, with its output in the file `log` of the work folder."""
         with open(f'{self.folder}/{log}', 'w') as output:
+            # The pipe is the input of a program that ends with its input.
             process = subprocess.Popen(
-                self.inside(node, command), stdout=output, stderr=subprocess.STDOUT, preexec_fn=die_with_parent
+                self.inside(node, command),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=die_with_parent,
             )
         self.processes[node] = process
         return process

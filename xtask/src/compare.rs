@@ -29,19 +29,23 @@ usage: cargo xtask compare [OPTION]…
   --umbel PATH      the program to measure (default: a release build of this checkout)
   --baseline PATH   a second umbel program, measured alternately, for comparisons before and after a change
   --no-tor          measure Umbel only
-  --tcp-cc NAME     TCP's congestion control in the namespaces (default bbr); it determines Tor's figures under loss
+  --tcp-cc NAME     TCP's congestion control in the namespaces (default bbr); it determines Tor's figures under loss. The
+                    conditions beside-bbr and beside-cubic select their own
   --keep FOLDER     write the output of each run to a file in this folder
 
 ";
 
 const NOTES: &str = "
-All conditions except loopback use a network namespace for each node, which needs root and Linux 6.2:
+All conditions except loopback and channels use a network namespace for each node, which needs root and Linux 6.2:
 
-  cargo build --release
+  cargo build --release --bin umbel --example attack
   sudo -E env PATH=\"$PATH\" cargo xtask compare --umbel target/release/umbel
 
 Tor is Debian's package, which is installed without its service if it is missing. No traffic leaves the machine. All
-conditions with three runs take about 50 minutes, half of which is Tor's start. Umbel alone takes 15 minutes.
+conditions with three runs take about 70 minutes, half of which is Tor's start. Umbel alone takes 20 minutes. The example
+`attack` opens the channels of the condition channels.
+
+The condition beside-cubic needs CUBIC in /proc/sys/net/ipv4/tcp_allowed_congestion_control, which an administrator can write.
 
 Progress is printed to standard error, the table to standard output as Markdown, one condition at a time. The machine
 should be idle otherwise; the last line has the load of other processes. Differences under about 25 % are not significant.
@@ -152,20 +156,23 @@ fn contenders(options: &Options) -> Result<Vec<Contender>, Failure> {
 }
 
 fn build() -> Result<PathBuf, Failure> {
-    Run::cargo().args(["build", "--release", "--locked", "--bin", "umbel"]).redirect_to_stderr().run()?;
+    let programs = ["build", "--release", "--locked", "--bin", "umbel", "--example", "attack"];
+    Run::cargo().args(programs).redirect_to_stderr().run()?;
     Ok(target_folder()?.join("release/umbel"))
 }
 
 /// Measures each condition, then prints the table's rows of the condition.
 fn measure(options: &Options, contenders: &[Contender]) -> Result<(), Failure> {
-    let total = options.conditions.len().saturating_mul(options.runs).saturating_mul(contenders.len());
+    let total = options.conditions.iter().map(|condition| measured(condition, contenders)).sum::<usize>();
+    let total = total.saturating_mul(options.runs);
     let mut done: usize = 0;
     let mut results = Results::default();
     println!("{}", table::header(contenders));
     for condition in &options.conditions {
+        let measured = measured(condition, contenders);
         for run in 0..options.runs {
             // Each contender is first in turn, so that effects of the order, such as heat, are equal for all.
-            let order = (0..contenders.len()).cycle().skip(run).take(contenders.len());
+            let order = (0..measured).cycle().skip(run).take(measured);
             for (number, contender) in order.filter_map(|number| Some((number, contenders.get(number)?))) {
                 done = done.saturating_add(1);
                 let run_name = format!("{}, run {}, {}", condition.name, run.saturating_add(1), contender.name);
@@ -194,6 +201,11 @@ fn measure(options: &Options, contenders: &[Contender]) -> Result<(), Failure> {
     }
 }
 
+/// Number of contenders that are measured under `condition`: Tor, the last one, may lack the measurement.
+fn measured(condition: &Condition, contenders: &[Contender]) -> usize {
+    contenders.iter().filter(|contender| condition.of_tor || contender.program.is_some()).count()
+}
+
 /// The output of a lab for one contender under one condition.
 fn run_lab(options: &Options, condition: &Condition, contender: &Contender) -> Result<String, Failure> {
     let mut command = Command::new("python3");
@@ -203,7 +215,7 @@ fn run_lab(options: &Options, condition: &Condition, contender: &Contender) -> R
         command.arg("--umbel").arg(program);
     }
     // Without namespaces the setting would apply to the whole machine.
-    if let Some(name) = options.tcp_cc.as_ref().filter(|_| condition.is_namespaced()) {
+    if let Some(name) = options.tcp_cc.as_ref().filter(|_| condition.is_namespaced() && !condition.selects_tcp()) {
         command.args(["--tcp-cc", name]);
     }
     let failed = |what: &str| Failure::new(format!("{}: {what}", contender.lab));

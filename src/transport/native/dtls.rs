@@ -6,6 +6,9 @@
 //! the state of `dimpl` is dropped once the handshake is complete. The server keeps the bytes of its last flight until
 //! the first application record proves their receipt.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod check;
+
 use core::{
     ops::{ControlFlow, Range},
     time::Duration,

@@ -11,6 +11,8 @@
 //! `Dtls`. Governed by `proto/01-transport.md` §4. The threats are forged and replayed datagrams, and malformed records
 //! of a peer.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod nonces;
 pub(super) mod tap;
 #[cfg(test)]
 mod tests;
@@ -212,7 +214,7 @@ pub struct Records {
     closed: bool,
     /// The peer's close_notify has arrived.
     closed_by_peer: bool,
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     write_key: Zeroizing<Vec<u8>>,
 }
 
@@ -234,7 +236,7 @@ impl Records {
             retired: false,
             closed: false,
             closed_by_peer: false,
-            #[cfg(test)]
+            #[cfg(any(test, fuzzing))]
             write_key: write.key.clone(),
         })
     }
@@ -284,7 +286,8 @@ impl Records {
         self.seal_as(ALERT, buffer, 2).unwrap()
     }
 
-    fn seal_as(&mut self, content: u8, buffer: &mut [u8], length: usize) -> Result<usize, RecordError> {
+    /// [`Self::seal`] for any content type, also after a close_notify.
+    pub(super) fn seal_as(&mut self, content: u8, buffer: &mut [u8], length: usize) -> Result<usize, RecordError> {
         let numbers = if self.suite == CipherSuite::Aes128Gcm { GCM_SEQUENCE_NUMBERS } else { SEQUENCE_NUMBERS };
         if self.next_sequence >= numbers {
             return Err(RecordError::KeyLimit);
@@ -300,8 +303,8 @@ impl Records {
         // The sequence number is incremented before the seal, so that a failure causes no nonce reuse.
         self.next_sequence.increment();
         self.sealed = self.sealed.saturating_add(record_count(length));
-        #[cfg(test)]
-        tests::note_sealed(&self.write_key, self.write.nonce(number).as_ref());
+        #[cfg(any(test, fuzzing))]
+        nonces::note_sealed(&self.write_key, self.write.nonce(number).as_ref());
         let aad = Aad::from(additional_data(number, content, plaintext_len));
         let tag = self.write.key.seal_in_place_separate_tag(self.write.nonce(number), aad, plaintext);
         tag_field.copy_from_slice(tag.map_err(|_| RecordError::Aead)?.as_ref());

@@ -11,6 +11,8 @@ pub(super) struct Condition {
     pub(super) options: &'static [&'static str],
     /// The value of the labs' option `--only`.
     pub(super) measurements: &'static str,
+    /// Whether Tor's lab has the measurements.
+    pub(super) of_tor: bool,
     figures: &'static [Figure],
 }
 
@@ -18,6 +20,11 @@ impl Condition {
     /// Whether the labs need namespaces for this condition, and therefore root.
     pub(super) const fn is_namespaced(&self) -> bool {
         !self.options.is_empty()
+    }
+
+    /// Whether the condition itself selects TCP's congestion control.
+    pub(super) fn selects_tcp(&self) -> bool {
+        self.options.contains(&"--tcp-cc")
     }
 }
 
@@ -40,6 +47,12 @@ const LIGHT_P50: Figure =
 const LIGHT_P95: Figure =
     Figure { what: "first byte beside 16 loaded circuits, p95, ms", row: "c0.mix.ttfb.ttfb_total_p95" };
 
+const CHANNEL: Figure = Figure { what: "an idle channel's memory at a relay, kB", row: "memory_per_channel.r0" };
+const BESIDE: &[Figure] = &[
+    Figure { what: "one stream beside a TCP connection, MiB/s", row: "c0.beside.overlay.throughput" },
+    Figure { what: "the TCP connection, MiB/s", row: "c0.beside.tcp.throughput" },
+];
+
 const BULK: &str = "bulk_1,bulk_16_circ16";
 const BULK_FIGURES: &[Figure] = &[ONE, SIXTEEN, JAIN];
 
@@ -49,6 +62,7 @@ pub(super) const CONDITIONS: &[Condition] = &[
         what: "loopback",
         options: &[],
         measurements: "mem,bulk_1,bulk_16_circ16",
+        of_tor: true,
         figures: &[ONE, ONE_CPU, SIXTEEN, SIXTEEN_CPU, JAIN, MEMORY],
     },
     Condition {
@@ -56,6 +70,7 @@ pub(super) const CONDITIONS: &[Condition] = &[
         what: "25 ms a link",
         options: &["--delay-ms", "25"],
         measurements: BULK,
+        of_tor: true,
         figures: BULK_FIGURES,
     },
     Condition {
@@ -63,6 +78,7 @@ pub(super) const CONDITIONS: &[Condition] = &[
         what: "25 ms, 0.1 % lost",
         options: &["--delay-ms", "25", "--loss", "0.1"],
         measurements: BULK,
+        of_tor: true,
         figures: BULK_FIGURES,
     },
     Condition {
@@ -70,6 +86,7 @@ pub(super) const CONDITIONS: &[Condition] = &[
         what: "25 ms, 1 % lost",
         options: &["--delay-ms", "25", "--loss", "1"],
         measurements: BULK,
+        of_tor: true,
         figures: BULK_FIGURES,
     },
     Condition {
@@ -77,6 +94,7 @@ pub(super) const CONDITIONS: &[Condition] = &[
         what: "100 ms a link",
         options: &["--delay-ms", "100"],
         measurements: BULK,
+        of_tor: true,
         figures: BULK_FIGURES,
     },
     Condition {
@@ -84,6 +102,7 @@ pub(super) const CONDITIONS: &[Condition] = &[
         what: "25 ms, 50 Mbit/s into each node",
         options: &["--delay-ms", "25", "--rate-mbit", "50"],
         measurements: "bulk_1,bulk_16_circ16,mix",
+        of_tor: true,
         figures: &[ONE, SIXTEEN, JAIN, LIGHT_P50, LIGHT_P95],
     },
     Condition {
@@ -91,7 +110,32 @@ pub(super) const CONDITIONS: &[Condition] = &[
         what: "25 ms, 10 ms jitter, 5 % held 5 ms longer",
         options: &["--delay-ms", "25", "--jitter-ms", "10", "--reorder", "5"],
         measurements: BULK,
+        of_tor: true,
         figures: BULK_FIGURES,
+    },
+    Condition {
+        name: "beside-bbr",
+        what: "25 ms, 50 Mbit/s, TCP with BBR",
+        options: &["--delay-ms", "25", "--rate-mbit", "50", "--tcp-cc", "bbr"],
+        measurements: "beside",
+        of_tor: true,
+        figures: BESIDE,
+    },
+    Condition {
+        name: "beside-cubic",
+        what: "25 ms, 50 Mbit/s, TCP with CUBIC",
+        options: &["--delay-ms", "25", "--rate-mbit", "50", "--tcp-cc", "cubic"],
+        measurements: "beside",
+        of_tor: true,
+        figures: BESIDE,
+    },
+    Condition {
+        name: "channels",
+        what: "loopback, 1,024 idle channels",
+        options: &[],
+        measurements: "channels",
+        of_tor: false,
+        figures: &[CHANNEL],
     },
 ];
 
@@ -107,7 +151,7 @@ pub(super) struct Contender {
 pub(super) fn list_of_conditions() -> String {
     let mut text = "conditions:\n".to_owned();
     for condition in CONDITIONS {
-        let _ = writeln!(text, "  {:10} {}", condition.name, condition.what);
+        let _ = writeln!(text, "  {:12} {}", condition.name, condition.what);
     }
     text.push_str("figures of each:\n");
     for figure in BULK_FIGURES {
@@ -154,7 +198,7 @@ impl Results {
             let (Some(name), Some(text)) = (words.next(), words.next()) else { continue };
             match (name, name.rsplit('.').next()) {
                 ("tor_version", _) => text.clone_into(&mut self.tor_version),
-                ("tcp_cc_in_namespaces", _) => text.clone_into(&mut self.tcp_cc),
+                ("tcp_cc_in_namespaces", _) if !condition.selects_tcp() => text.clone_into(&mut self.tcp_cc),
                 (_, Some("corrupt")) => self.failures.push(format!("{run_name}: {name} {text}")),
                 (_, Some("errors" | "timeout")) => self.errors.push(format!("{run_name}: {name} {text}")),
                 _ => {}

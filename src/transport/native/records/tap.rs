@@ -191,8 +191,8 @@ impl Cipher for TappedCipher {
             capture.nonces.push(explicit);
             capture.next_sequence = sequence.saturating_add(1);
             capture.write = Some(self.direction(number, &nonce.0)?);
-            #[cfg(test)]
-            super::tests::note_sealed(&self.key, &nonce.0);
+            #[cfg(any(test, fuzzing))]
+            super::nonces::note_sealed(&self.key, &nonce.0);
             Some(())
         })?;
         self.inner.encrypt(plaintext, aad, nonce)

@@ -1,40 +1,12 @@
 //! Tests of the record layer, alone and after a handshake of `dimpl`.
 
-use core::{ops::ControlFlow, time::Duration};
-use std::{
-    cell::RefCell,
-    collections::{BTreeSet, VecDeque},
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use dimpl::Output;
 use proptest::prelude::*;
 
-use super::{tap::Tap, *};
-use crate::transport::native::{
-    Certificate, SocketRoute,
-    datagrams::Datagrams,
-    dtls::{Dtls, DtlsConfig, DtlsEvent},
-    front::ClientHello,
-};
-
-thread_local! {
-    static SEALED: RefCell<Vec<(Vec<u8>, [u8; 12])>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Stores key and nonce of a record that this layer or `dimpl` sealed.
-pub(super) fn note_sealed(key: &[u8], nonce: &[u8; 12]) {
-    SEALED.with_borrow_mut(|sealed| sealed.push((key.to_vec(), *nonce)));
-}
-
-/// Asserts that no pair of key and nonce was used twice on this thread; returns the number of sealed records.
-fn assert_nonces_unique() -> usize {
-    let sealed = SEALED.take();
-    let distinct: BTreeSet<_> = sealed.iter().collect();
-    assert_eq!(distinct.len(), sealed.len(), "a nonce was used twice");
-    sealed.len()
-}
+use super::{nonces::NonceWatch, tap::Tap, *};
+use crate::transport::native::{CLIENT, DtlsPair, SERVER, dtls::check::has_finished};
 
 fn direction(suite: CipherSuite, first: u8) -> DirectionKey {
     let bytes: Vec<u8> = (first..).take(suite.algorithm().key_len()).collect();
@@ -108,7 +80,7 @@ fn records_match_those_of_another_implementation() {
 #[test]
 fn records_interoperate_with_dimpl_in_both_directions() {
     for suite in CipherSuite::ALL {
-        let (mut pair, now) = (Pair::new(&[suite]), Instant::now());
+        let (mut pair, now) = (DtlsPair::new(&[suite]), Instant::now());
         let certificate = dimpl::certificate::generate_self_signed_certificate().unwrap();
         let suites = [suite.to_dtls()];
         let config = dimpl::Config::builder().dtls12_cipher_suites(&suites).build().unwrap();
@@ -137,7 +109,6 @@ fn records_interoperate_with_dimpl_in_both_directions() {
         let ours = &pair.ends[SERVER].packets;
         assert!(ours.len() > 3 && ours.iter().all(|data| *data == vec![data[0]; 900]), "{suite:?}");
         assert_eq!(ours.len(), ours.iter().collect::<BTreeSet<_>>().len());
-        assert_nonces_unique();
     }
 }
 
@@ -230,6 +201,7 @@ fn a_plaintext_beyond_its_buffer_or_limit_uses_no_sequence_number() {
 fn aes_gcm_keys_retire_once_then_end_and_chacha20_keys_do_neither() {
     let limits = KeyLimits { retire: 10, end: 50 + RESERVED_NUMBERS, ..KeyLimits::default() };
     for suite in CipherSuite::ALL {
+        let _watch = NonceWatch::new();
         let (mut a, mut b) = ends(suite, limits);
         let (mut retired, mut ended) = ([None; 2], [None; 2]);
         for number in 1..=100 {
@@ -254,7 +226,6 @@ fn aes_gcm_keys_retire_once_then_end_and_chacha20_keys_do_neither() {
             // The keys of the other end are used up too.
             (suite == CipherSuite::ChaCha20Poly1305).then(|| vec![Opened::CloseNotify])
         });
-        assert_nonces_unique();
     }
 }
 
@@ -304,6 +275,7 @@ fn a_tapped_cipher_rejects_used_and_reserved_nonces_and_calls_outside_a_tap() {
         nonce[4..].copy_from_slice(&explicit.to_be_bytes());
         Nonce(nonce)
     };
+    let watch = NonceWatch::new();
     let mut gcm = suites[0].create_cipher(&[1; 16]).unwrap();
     let mut tap = Tap::default();
     let mut seal = |tap: &mut Tap, sequence, explicit| {
@@ -316,7 +288,7 @@ fn a_tapped_cipher_rejects_used_and_reserved_nonces_and_calls_outside_a_tap() {
     assert!(!seal(&mut tap, 2, 78), "a sequence number used");
     assert!(gcm.encrypt(&mut Buf::new(), aad(3), nonce(79)).is_err(), "outside of a tap");
     assert!(tap.into_records(KeyLimits::default()).is_none(), "one direction only");
-    assert_eq!(assert_nonces_unique(), 3);
+    assert_eq!(watch.sealed(), 3);
 }
 
 proptest! {
@@ -338,130 +310,12 @@ proptest! {
     }
 }
 
-const CLIENT: usize = 0;
-const SERVER: usize = 1;
-
-/// A client and a server, with the datagrams that they have sent.
-struct Pair {
-    now: Instant,
-    config: DtlsConfig,
-    certificate: Certificate,
-    ends: [End; 2],
-}
-
-#[derive(Default)]
-struct End {
-    dtls: Option<Dtls>,
-    sent: VecDeque<Vec<u8>>,
-    packets: Vec<Vec<u8>>,
-    connected: bool,
-    closed: bool,
-}
-
-const COOKIE: [u8; 32] = [5; 32];
-
-fn route() -> SocketRoute {
-    SocketRoute { port: 0, remote: "192.0.2.1:1".parse().unwrap() }
-}
-
-impl Pair {
-    /// A pair without ends. [`Self::dial`] starts the client. The first delivered hello with a cookie starts the
-    /// server.
-    fn new(suites: &[CipherSuite]) -> Self {
-        SEALED.take();
-        Self {
-            now: Instant::now(),
-            config: DtlsConfig::new(1_232, Duration::from_secs(60), suites, KeyLimits::default()).unwrap(),
-            certificate: Certificate::generate().unwrap(),
-            ends: Default::default(),
-        }
-    }
-
-    fn dial(&mut self) {
-        self.ends[CLIENT].dtls = Some(Dtls::dial(&self.config, &self.certificate, self.now).unwrap());
-        self.drain(CLIENT, &[]);
-    }
-
-    fn deliver(&mut self, to: usize, mut datagram: Vec<u8>) {
-        if self.ends[to].dtls.is_none() {
-            let hello = ClientHello::parse(&datagram).unwrap();
-            if hello.cookie.is_empty() {
-                return self.ends[to].sent.push_back(hello.verify_request(&COOKIE).to_vec());
-            }
-            let server = Dtls::accept(&self.config, &self.certificate, self.now, &hello.random, COOKIE);
-            self.ends[to].dtls = Some(server.unwrap());
-        }
-        self.ends[to].dtls.as_mut().unwrap().handle_datagram(self.now, &mut datagram).unwrap();
-        self.drain(to, &datagram);
-    }
-
-    fn drain(&mut self, end: usize, datagram: &[u8]) {
-        let End { dtls, sent, packets, connected, closed } = &mut self.ends[end];
-        let mut out = Datagrams::default();
-        dtls.as_mut().unwrap().drain(datagram, &mut out, route(), 1, |event| {
-            match event {
-                DtlsEvent::Packet(packet) => packets.push(packet.to_vec()),
-                DtlsEvent::Connected => *connected = true,
-                DtlsEvent::Closed => *closed = true,
-                DtlsEvent::PeerCertificate(_) => {}
-            }
-            ControlFlow::Continue(())
-        });
-        while let Some(batch) = out.pop() {
-            sent.push_back(batch.bytes.to_vec());
-        }
-    }
-
-    fn take_sent(&mut self, end: usize) -> Vec<Vec<u8>> {
-        self.ends[end].sent.drain(..).collect()
-    }
-
-    fn send(&mut self, end: usize, packet: &[u8]) {
-        let End { dtls, sent, .. } = &mut self.ends[end];
-        let dtls = dtls.as_mut().unwrap();
-        let mut buffer = vec![0; packet.len() + OVERHEAD];
-        let header = dtls.header_len();
-        buffer[header..][..packet.len()].copy_from_slice(packet);
-        let length = dtls.seal(&mut buffer, packet.len()).unwrap();
-        buffer.truncate(length);
-        sent.push_back(buffer);
-    }
-
-    /// Advances the time to 10 ms after the next timer (by 20 s at most), or by 10 ms.
-    fn advance(&mut self) {
-        let due = self.ends.iter().filter_map(|end| end.dtls.as_ref()?.poll_timeout()).min();
-        self.now = due.map_or(self.now, |due| due.max(self.now)).min(self.now + Duration::from_secs(20));
-        self.now += Duration::from_millis(10);
-        for end in [CLIENT, SERVER] {
-            if let Some(dtls) = &mut self.ends[end].dtls {
-                dtls.handle_timeout(self.now).unwrap();
-                self.drain(end, &[]);
-            }
-        }
-    }
-
-    fn both_connected(&self) -> bool {
-        self.ends.iter().all(|end| end.connected)
-    }
-}
-
-/// Whether a datagram contains a protected handshake record.
-fn has_finished(mut datagram: &[u8]) -> bool {
-    while let Some([content, _, _, _, epoch, .., high, low]) = datagram.first_chunk::<13>() {
-        if (*content, *epoch) == (22, 1) {
-            return true;
-        }
-        datagram = &datagram[13 + usize::from(u16::from_be_bytes([*high, *low]))..];
-    }
-    false
-}
-
 #[test]
 fn nonces_are_unique_despite_repeated_losses_of_a_finished() {
     for suite in CipherSuite::ALL {
         for losing_end in [CLIENT, SERVER] {
             for lost in 1..=5 {
-                let mut pair = Pair::new(&[suite]);
+                let mut pair = DtlsPair::new(&[suite]);
                 pair.dial();
                 let (mut left, mut finished) = (lost, Vec::new());
                 for round in 0.. {
@@ -479,7 +333,7 @@ fn nonces_are_unique_despite_repeated_losses_of_a_finished() {
                         }
                     }
                     if pair.ends[SERVER].connected {
-                        pair.send(SERVER, &[round; 500]);
+                        assert!(pair.send(SERVER, &[round; 500]));
                     }
                     if pair.both_connected() && pair.ends[CLIENT].packets.len() > 5 {
                         break;
@@ -497,15 +351,15 @@ fn nonces_are_unique_despite_repeated_losses_of_a_finished() {
                     pair.deliver(SERVER, datagram);
                 }
                 assert_eq!(pair.ends[SERVER].packets, [b"an answer"]);
-                assert!(assert_nonces_unique() > 7);
+                assert!(pair.sealed() > 7);
             }
         }
     }
 }
 
 /// A pair with a connected server whose last flight is not delivered yet, and the client's last flight.
-fn with_last_flight_undelivered(suite: CipherSuite) -> (Pair, Vec<Vec<u8>>) {
-    let mut pair = Pair::new(&[suite]);
+fn with_last_flight_undelivered(suite: CipherSuite) -> (DtlsPair, Vec<Vec<u8>>) {
+    let mut pair = DtlsPair::new(&[suite]);
     pair.dial();
     let mut flight = Vec::new();
     while !pair.ends[SERVER].connected {
@@ -551,7 +405,7 @@ fn only_a_new_finished_before_data_repeats_the_last_flight_of_a_server() {
         for datagram in pair.take_sent(CLIENT) {
             pair.deliver(SERVER, datagram);
         }
-        assert!(!pair.ends[SERVER].dtls.as_ref().unwrap().keeps_last_flight(), "the client has sent data");
+        assert!(!pair.keeps_last_flight(SERVER), "the client has sent data");
     }
 }
 
@@ -562,14 +416,13 @@ fn close_notify_is_answered_and_closes_both_ends() {
         for datagram in pair.take_sent(SERVER) {
             pair.deliver(CLIENT, datagram);
         }
-        pair.ends[CLIENT].dtls.as_mut().unwrap().close();
-        pair.drain(CLIENT, &[]);
+        pair.close(CLIENT);
         for from in [CLIENT, SERVER, CLIENT] {
             for datagram in pair.take_sent(from) {
                 pair.deliver(1 - from, datagram);
             }
         }
-        assert!(pair.ends.iter().all(|end| end.closed && end.sent.is_empty()));
-        assert_eq!(assert_nonces_unique(), 4, "a Finished and a close_notify of each end");
+        assert!(pair.ends.iter().all(|end| end.closed && end.failure.is_none() && end.sent.is_empty()));
+        assert_eq!(pair.sealed(), 4, "a Finished and a close_notify of each end");
     }
 }

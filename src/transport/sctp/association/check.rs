@@ -32,6 +32,11 @@ impl Association {
         assert!(self.held() <= self.max_held(), "{} bytes held, {} allowed", self.held(), self.max_held());
     }
 
+    /// Whether no step of the handshake is in progress.
+    pub(crate) const fn is_settled(&self) -> bool {
+        matches!(self.state, AssociationState::Listening | AssociationState::Established | AssociationState::Ended)
+    }
+
     /// Sets the first TSN of this end by replacing its sending half. Call it before a packet is sent or received.
     pub(in super::super) fn set_first_tsn(&mut self, now: Instant, tsn: u32) {
         let config = SendConfig {

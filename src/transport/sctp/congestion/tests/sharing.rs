@@ -78,6 +78,29 @@ fn sixty_four_bbr_flows_with_two_packets_each_lose_at_most_a_tenth() {
 }
 
 #[test]
+fn sixty_four_bbr_flows_with_eight_packets_each_keep_the_queue_below_their_windows() {
+    // Flows that start together share nearly equally. Flows that start 20 ms apart find a queue at their start, which they
+    // count as the path's round trip until the ProbeRTTs coincide. The first flows still have most of the rate after 30 s.
+    for (stagger, backlog_bound, loss_bound, least_fairness) in [(0, 1.0, 0.003, 0.8), (20, 1.7, 0.01, 0.3)] {
+        let path = Path::new(12_500_000, 50, 100);
+        let flows = (0..64).map(|index| Flow::new(Bbr, index * stagger * MILLISECOND, Source::Endless, index));
+        let mut network = Network::new(path, flows.collect(), 1);
+        network.run(20 * SECOND);
+        network.reset_statistics();
+        let shares = network.delivered_until(30 * SECOND);
+        let used = shares.iter().sum::<u64>() as f64 / (path.rate * 10) as f64;
+        let (backlog, loss, fairness) = (network.backlog(), loss(&network), fairness(&shares));
+        let figures =
+            format!("{stagger} ms apart: {used:.3} used, {backlog:.2} BDP, {loss:.4} lost, index {fairness:.3}");
+        println!("{figures}");
+        assert!(
+            used >= 0.97 && backlog <= backlog_bound && loss <= loss_bound && fairness >= least_fairness,
+            "{figures}"
+        );
+    }
+}
+
+#[test]
 fn a_slow_bbr_flow_whose_source_becomes_endless_gets_a_share_beside_cubic() {
     for seed in 1..=3 {
         let path = Path::new(5_000_000, 50, 50);
