@@ -48,7 +48,7 @@ use crate::{
     http_exchange::http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange},
     io::{
         listener::{LocalPort, refuse_http},
-        stream::{Stream, reset_on_close, splice},
+        stream::{SocketEnd, Stream, reset_on_close, splice},
     },
     wire::{EndReason, Host, Target},
 };
@@ -150,7 +150,7 @@ async fn serve_one<C: Connector>(
     let Some((upgrade, stream)) = accepted.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
     let upgraded = upgrade.await.map_err(io::Error::other)?;
     let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-    splice(parts.io.into_inner(), stream, &parts.read_buf, None).await
+    splice(parts.io.into_inner(), stream, &parts.read_buf, SocketEnd::Application).await
 }
 
 /// A response with a text of this port, or with the target's content.

@@ -44,7 +44,7 @@ use crate::{
     connector::{ConnectError, Connector, Isolation},
     io::{
         listener::{LocalPort, answer_and_close},
-        stream::splice,
+        stream::{SocketEnd, splice},
     },
     wire::{EndReason, Host, ResolvedAnswer, Target},
 };
@@ -111,7 +111,7 @@ async fn serve_one<C: Connector>(
             match timeout(limits.open_timeout, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
                 Ok(stream) => {
                     socket.write_all(&reply(&request, SocksStatus::SUCCEEDED, None)).await?;
-                    splice(socket, stream, &early, None).await
+                    splice(socket, stream, &early, SocketEnd::Application).await
                 }
                 Err(error) => answer(socket, &request, Err(status(error))).await,
             }
