@@ -48,7 +48,7 @@ use crate::wire::EndReason;
 
 pub(crate) use self::{
     hub::Hub,
-    splice::{SocketEnd, reset_on_close, splice},
+    splice::{HALF_CLOSED_TIMEOUT, SocketEnd, await_acknowledged, idle, reset_on_close, splice},
 };
 
 /// Number of consumed bytes after which they are reported to the core, so that only some reads wake the core's task. A

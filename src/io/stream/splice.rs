@@ -27,7 +27,7 @@ use super::{Stream, StreamFailed, StreamReader, StreamWriter, io_error, receive_
 const MAX_READ_LEN: usize = 64 * 1024;
 /// Time limit without bytes once one direction has ended. The other end has then most likely disappeared, which TCP
 /// does not report.
-const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+pub(crate) const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// Time limit for writing the last bytes of a failed stream to a target.
 const LAST_BYTES_TIMEOUT: Duration = Duration::from_secs(2);
@@ -113,7 +113,7 @@ pub(crate) fn reset_on_close(socket: &TcpStream) {
 }
 
 /// Waits until the socket's other end has acknowledged all written bytes, because a reset discards the others.
-pub(super) async fn await_acknowledged(socket: &TcpStream, other_end: SocketEnd) {
+pub(crate) async fn await_acknowledged(socket: &TcpStream, other_end: SocketEnd) {
     let (limit, progress_extends) = other_end.last_bytes_limit();
     let mut since = Instant::now();
     let mut before = None;
@@ -206,7 +206,7 @@ fn is_of_stream(error: &io::Error) -> bool {
 }
 
 /// Completes after `limit`, with `progress_extends` after that time without a transfer.
-async fn idle(transfers: &AtomicU64, limit: Duration, progress_extends: bool) {
+pub(crate) async fn idle(transfers: &AtomicU64, limit: Duration, progress_extends: bool) {
     loop {
         let before = transfers.load(Ordering::Relaxed);
         sleep(limit).await;

@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{splice::await_acknowledged, *};
+use super::*;
 use crate::{
     io::testing::{ROOM, reason_of, stream_pair},
     stream::StreamCommand,
