@@ -71,7 +71,7 @@ pub struct StreamFailed(pub EndReason);
 pub fn io_error(reason: EndReason) -> io::Error {
     let kind = match reason {
         EndReason::Refused => io::ErrorKind::ConnectionRefused,
-        EndReason::Unreachable => io::ErrorKind::HostUnreachable,
+        EndReason::Unreachable | EndReason::LookupFailed => io::ErrorKind::HostUnreachable,
         EndReason::Policy => io::ErrorKind::PermissionDenied,
         EndReason::TimedOut => io::ErrorKind::TimedOut,
         EndReason::NotFound => io::ErrorKind::NotFound,

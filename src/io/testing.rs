@@ -185,6 +185,7 @@ impl Direct {
                 "policy.test" => Err(EndReason::Policy.into()),
                 "timedout.test" => Err(EndReason::TimedOut.into()),
                 "notfound.test" => Err(EndReason::NotFound.into()),
+                "lookup.test" => Err(EndReason::LookupFailed.into()),
                 "limit.test" => Err(EndReason::ResourceLimit.into()),
                 "noexit.test" => Err(PathError::NoExit.into()),
                 "few.test" => Err(PathError::TooFewRelays.into()),

@@ -145,6 +145,7 @@ async fn each_failure_has_its_status_and_text_without_the_host() {
         ("refused.test", 502, "the target refused the connection"),
         ("unreachable.test", 502, "the exit can't reach the target"),
         ("notfound.test", 502, "the name has no address"),
+        ("lookup.test", 502, "the exit can't resolve the name: its name server failed, refused or did not answer"),
         ("failed.test", 502, "the stream failed"),
         ("policy.test", 403, "the exit's policy does not allow this target"),
         ("timedout.test", 504, "the target did not answer in time"),
