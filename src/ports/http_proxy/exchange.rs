@@ -192,7 +192,9 @@ where
         let persists = is_sent && request.head.persists() && head.is_unambiguous(framing);
         let is_reusable = is_sent && request.head.persists() && head.persists(framing);
         progress.is_answered.store(true, Ordering::Relaxed);
-        let bytes = head.to_application(framing, !persists);
+        // An application that has announced the end itself needs no other announcement than it gets directly.
+        let announces_end = !persists && (request.head.persists() || head.announces_end());
+        let bytes = head.to_application(framing, announces_end);
         let forwarder = Forwarder::new(bytes, reader, answers, &progress.transfers, false, request.max_head_bytes);
         forwarder.forward(framing).await.map_err(|_| Incomplete::Cut)?;
         let is_reusable = is_reusable && !progress.has_finished.load(Ordering::Relaxed);

@@ -56,11 +56,14 @@ impl ResponseLines {
             is_strict &= ends_with_crlf;
             if index > 0 && matches!(line.first(), Some(b' ' | b'\t')) {
                 is_strict = false;
-                // A continuation without a field to continue is dropped.
+                // A continuation without a field to continue is dropped. As in curl, one blank stays.
                 if fields > 0 {
-                    bytes.truncate(bytes.len().saturating_sub(2));
-                    bytes.push(b' ');
-                    bytes.extend_from_slice(head::trim(line));
+                    let end = head::trim_end(head::without_line_end(&bytes).0).len();
+                    bytes.truncate(end);
+                    let content = head::trim(line);
+                    let blanks = line.split(|byte| content.first() == Some(byte)).next().unwrap_or_default();
+                    bytes.push(blanks.last().copied().unwrap_or(b' '));
+                    bytes.extend_from_slice(content);
                     bytes.extend_from_slice(b"\r\n");
                 }
             } else if !line.is_empty() {
@@ -154,10 +157,12 @@ impl<'a> ResponseHead<'a> {
 
     /// Whether another response can follow on the connection to the target.
     pub(super) fn persists(&self, framing: Framing) -> bool {
-        self.is_strict
-            && self.is_http_1_1
-            && !matches!(framing, Framing::UntilClose)
-            && !head::has(&self.fields, "connection", "close")
+        self.is_strict && self.is_http_1_1 && !matches!(framing, Framing::UntilClose) && !self.announces_end()
+    }
+
+    /// Whether the target announces the end of its connection.
+    pub(super) fn announces_end(&self) -> bool {
+        head::has(&self.fields, "connection", "close")
     }
 
     /// Whether the application's connection can carry another response after this one.
@@ -165,9 +170,9 @@ impl<'a> ResponseHead<'a> {
         self.is_strict && self.is_http_1_1 && !matches!(framing, Framing::UntilClose)
     }
 
-    /// The head for the application, without the fields that concern the connection to the target. `closes` announces
-    /// that the application's connection ends after the response.
-    pub(super) fn to_application(&self, framing: Framing, closes: bool) -> Vec<u8> {
+    /// The head for the application, without the fields that concern the connection to the target. `Connection`
+    /// announces the end of the application's connection if `announces_end`.
+    pub(super) fn to_application(&self, framing: Framing, announces_end: bool) -> Vec<u8> {
         let mut head = [self.start, b"\r\n"].concat();
         let upgrades = head::has(&self.fields, "connection", "upgrade");
         let mut has_length = false;
@@ -195,7 +200,7 @@ impl<'a> ResponseHead<'a> {
                 _ => field.write(&mut head),
             }
         }
-        match (upgrades, closes) {
+        match (upgrades, announces_end) {
             (true, true) => head.extend_from_slice(b"Connection: Upgrade, close\r\n"),
             (true, false) => head.extend_from_slice(b"Connection: Upgrade\r\n"),
             (false, true) => head.extend_from_slice(b"Connection: close\r\n"),
