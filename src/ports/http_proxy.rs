@@ -50,8 +50,8 @@ use tokio::{
 use self::{
     body::Framing,
     exchange::{Exchanged, ForwardedRequest, Incomplete, exchange},
-    head::{Field, HeadError},
-    refusal::Refusal,
+    head::{FieldLine, HeadError},
+    refusal::PortRefusal,
     request::{AbsoluteUrl, RequestHead, connect_target},
     target::WaitingStreams,
 };
@@ -120,7 +120,7 @@ fn hold_place(held: &HeldPlace, places: &ConnectionPlaces, isolation: Isolation)
 }
 
 /// How an application's connection ends.
-enum Ending {
+enum ConnectionEnd {
     /// After these last bytes.
     Close(Vec<u8>),
     /// By a reset, because a response is truncated.
@@ -129,8 +129,8 @@ enum Ending {
     Tunnel { stream: Stream, answer: &'static [u8], early: Vec<u8> },
 }
 
-impl From<Refusal> for Ending {
-    fn from(refusal: Refusal) -> Self {
+impl From<PortRefusal> for ConnectionEnd {
+    fn from(refusal: PortRefusal) -> Self {
         Self::Close(refusal.to_bytes(false))
     }
 }
@@ -152,14 +152,14 @@ async fn serve_one<C: Connector>(
         ending?
     };
     match ending {
-        Ending::Close(last) => answer_and_close(socket, &last).await,
-        Ending::Reset => {
+        ConnectionEnd::Close(last) => answer_and_close(socket, &last).await,
+        ConnectionEnd::Reset => {
             // Without a reset, an application that reads to the end would treat a truncated body as complete.
             await_acknowledged(&socket, SocketEnd::Application).await;
             reset_on_close(&socket);
             Err(io::ErrorKind::ConnectionReset.into())
         }
-        Ending::Tunnel { stream, answer, early } => {
+        ConnectionEnd::Tunnel { stream, answer, early } => {
             socket.write_all(answer).await?;
             splice(socket, stream, &early, SocketEnd::Application).await
         }
@@ -180,22 +180,24 @@ struct Connection<'a, C> {
 
 impl<C: Connector> Connection<'_, C> {
     /// Serves requests up to the last.
-    async fn serve(&mut self) -> io::Result<Ending> {
+    async fn serve(&mut self) -> io::Result<ConnectionEnd> {
         let mut is_first = true;
         loop {
-            let Some(first_byte) = self.await_request(is_first).await? else { return Ok(Ending::Close(Vec::new())) };
-            if let (true, Some(refusal)) = (is_first, Refusal::of_first_byte(first_byte)) {
+            let Some(first_byte) = self.await_request(is_first).await? else {
+                return Ok(ConnectionEnd::Close(Vec::new()));
+            };
+            if let (true, Some(refusal)) = (is_first, PortRefusal::of_first_byte(first_byte)) {
                 return Ok(refusal.into());
             }
             is_first = false;
             let reading = head::read_head(&mut self.reader, self.limits.max_head_bytes);
             let head = match timeout(self.limits.head_timeout, reading).await {
                 Ok(Ok(Some(head))) => head,
-                Ok(Ok(None)) => return Ok(Ending::Close(Vec::new())),
-                Ok(Err(error)) => return unreadable_head(error).map(Ending::from),
+                Ok(Ok(None)) => return Ok(ConnectionEnd::Close(Vec::new())),
+                Ok(Err(error)) => return unreadable_head(error).map(ConnectionEnd::from),
                 Err(_) => {
                     let text = "the head of the request did not arrive in time";
-                    return Ok(Refusal::new(StatusCode::REQUEST_TIMEOUT, text).into());
+                    return Ok(PortRefusal::new(StatusCode::REQUEST_TIMEOUT, text).into());
                 }
             };
             let request = match RequestHead::parse(&head) {
@@ -205,7 +207,7 @@ impl<C: Connector> Connection<'_, C> {
             match self.respond(&request).await {
                 Ok(None) => {}
                 Ok(Some(ending)) => return Ok(ending),
-                Err(refusal) => return Ok(Ending::Close(refusal.to_bytes(request.is_head()))),
+                Err(refusal) => return Ok(ConnectionEnd::Close(refusal.to_bytes(request.is_head()))),
             }
         }
     }
@@ -225,21 +227,21 @@ impl<C: Connector> Connection<'_, C> {
     }
 
     /// Answers a request. Returns how the connection ends, if the request is the last.
-    async fn respond(&mut self, head: &RequestHead<'_>) -> Result<Option<Ending>, Refusal> {
+    async fn respond(&mut self, head: &RequestHead<'_>) -> Result<Option<ConnectionEnd>, PortRefusal> {
         let isolation = isolation(&head.fields);
         if !hold_place(self.held, &self.places, isolation) {
-            return Err(Refusal::busy());
+            return Err(PortRefusal::busy());
         }
         if head.method == b"CONNECT" {
-            let target = connect_target(head.target).map_err(Refusal::bad_request)?;
+            let target = connect_target(head.target).map_err(PortRefusal::bad_request)?;
             let stream = tokio::select! {
                 opened = open(&self.connector, &target, isolation, self.limits) => opened?,
-                () = ended(&mut self.reader) => return Ok(Some(Ending::Close(Vec::new()))),
+                () = ended(&mut self.reader) => return Ok(Some(ConnectionEnd::Close(Vec::new()))),
             };
             let early = self.reader.buffer().to_vec();
-            return Ok(Some(Ending::Tunnel { stream, answer: b"HTTP/1.1 200 OK\r\n\r\n", early }));
+            return Ok(Some(ConnectionEnd::Tunnel { stream, answer: b"HTTP/1.1 200 OK\r\n\r\n", early }));
         }
-        let url = AbsoluteUrl::parse(head.target).map_err(Refusal::bad_request)?;
+        let url = AbsoluteUrl::parse(head.target).map_err(PortRefusal::bad_request)?;
         let framing = head.framing()?;
         let bytes = head.to_target(&url);
         let request = ForwardedRequest { head, bytes, framing, max_head_bytes: self.limits.max_head_bytes };
@@ -252,7 +254,7 @@ impl<C: Connector> Connection<'_, C> {
         request: &ForwardedRequest<'_>,
         target: &Target,
         isolation: Isolation,
-    ) -> Result<Option<Ending>, Refusal> {
+    ) -> Result<Option<ConnectionEnd>, PortRefusal> {
         let is_repeatable = request.head.is_idempotent() && matches!(request.framing, Framing::Empty);
         let mut waiting = self.waiting.take(target, isolation, is_repeatable);
         loop {
@@ -264,7 +266,7 @@ impl<C: Connector> Connection<'_, C> {
             match exchange(&mut self.reader, &mut self.writer, &mut stream, request).await {
                 Ok(Exchanged { is_upgraded: true, .. }) => {
                     let early = self.reader.buffer().to_vec();
-                    return Ok(Some(Ending::Tunnel { stream, answer: &[], early }));
+                    return Ok(Some(ConnectionEnd::Tunnel { stream, answer: &[], early }));
                 }
                 Ok(Exchanged { persists, is_reusable, .. }) => {
                     if is_reusable {
@@ -272,14 +274,14 @@ impl<C: Connector> Connection<'_, C> {
                     } else {
                         target::finish(stream);
                     }
-                    return Ok((!persists).then(|| Ending::Close(Vec::new())));
+                    return Ok((!persists).then(|| ConnectionEnd::Close(Vec::new())));
                 }
                 // The target may have closed the stream before it received the request.
                 Err(Incomplete::Unanswered) if is_reused && is_repeatable => {}
                 Err(incomplete) => {
                     tokio::spawn(stream.reset_after_bytes(EndReason::Reset));
                     return match incomplete {
-                        Incomplete::Cut => Ok(Some(Ending::Reset)),
+                        Incomplete::Cut => Ok(Some(ConnectionEnd::Reset)),
                         Incomplete::Unanswered => Err(ExchangeError::Broken.into()),
                         Incomplete::Failed(error) => Err(error.into()),
                     };
@@ -294,7 +296,7 @@ async fn open<C: Connector>(
     target: &Target,
     isolation: Isolation,
     limits: HttpLimits,
-) -> Result<Stream, Refusal> {
+) -> Result<Stream, PortRefusal> {
     let opened = timeout(limits.open_timeout, connector.open(target.clone(), isolation)).await;
     Ok(opened.unwrap_or(Err(EndReason::TimedOut.into()))?)
 }
@@ -307,21 +309,21 @@ async fn ended(reader: &mut BufReader<ReadHalf<'_>>) {
 }
 
 /// The refusal of a head that can't be read to its end.
-fn unreadable_head(error: HeadError) -> io::Result<Refusal> {
+fn unreadable_head(error: HeadError) -> io::Result<PortRefusal> {
     match error {
         HeadError::Io(error) => Err(error),
-        HeadError::Truncated => Ok(Refusal::bad_request("the request ends within its head")),
+        HeadError::Truncated => Ok(PortRefusal::bad_request("the request ends within its head")),
         HeadError::TooLarge(head) if head.contains(&b'\n') => {
             let text = "the header fields of the request exceed the maximum size";
-            Ok(Refusal::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, text))
+            Ok(PortRefusal::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, text))
         }
         HeadError::TooLarge(_) => {
-            Ok(Refusal::new(StatusCode::URI_TOO_LONG, "the URL of the request exceeds the maximum length"))
+            Ok(PortRefusal::new(StatusCode::URI_TOO_LONG, "the URL of the request exceeds the maximum length"))
         }
     }
 }
 
-fn isolation(fields: &[Field<'_>]) -> Isolation {
+fn isolation(fields: &[FieldLine<'_>]) -> Isolation {
     const LISTENER: &str = "http";
     fields
         .iter()

@@ -10,7 +10,7 @@ use std::io;
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use super::{head, request, response};
+use super::head;
 
 /// Cap on bytes of a line with a chunk's length.
 const MAX_CHUNK_LINE_LEN: usize = 4 * 1024;
@@ -212,9 +212,9 @@ impl<'a, R: AsyncBufRead + Unpin, W: AsyncWrite + Unpin> Forwarder<'a, R, W> {
                 break;
             }
             let field = if self.is_strict {
-                request::field(&line).map_err(|_| ForwardError::Sender)?
+                head::strict_field(&line).map_err(|_| ForwardError::Sender)?
             } else {
-                response::lenient_field(&line, &mut true)
+                head::lenient_field(&line, &mut true)
             };
             if !field.name.is_empty() && !field.is_one_of(&FORBIDDEN_IN_TRAILER) {
                 field.write(&mut self.pending);

@@ -4,12 +4,14 @@ use std::io;
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _};
 
+use super::refusal::PortRefusal;
+
 /// Cap on bytes of the empty lines before a head (RFC 9112 §2.2).
 const MAX_EMPTY_LINES_LEN: usize = 64;
 
 /// One field line of a head.
 #[derive(Clone, Copy)]
-pub(super) struct Field<'a> {
+pub(super) struct FieldLine<'a> {
     /// The name; empty in an invalid line of a response.
     pub(super) name: &'a [u8],
     /// The value without the whitespace around it.
@@ -18,7 +20,7 @@ pub(super) struct Field<'a> {
     pub(super) rest: &'a [u8],
 }
 
-impl Field<'_> {
+impl FieldLine<'_> {
     pub(super) fn is(&self, name: &str) -> bool {
         self.name.eq_ignore_ascii_case(name.as_bytes())
     }
@@ -36,19 +38,19 @@ impl Field<'_> {
 }
 
 /// The elements of all fields `name`, which are lists (RFC 9110 §5.6.1).
-pub(super) fn list<'a>(fields: &'a [Field<'a>], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+pub(super) fn list<'a>(fields: &'a [FieldLine<'a>], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
     let fields = fields.iter().filter(move |field| field.is(name));
     fields.flat_map(|field| field.value.split(|byte| *byte == b',')).map(trim).filter(|element| !element.is_empty())
 }
 
 /// Whether the list `name` has the element `wanted`.
-pub(super) fn has(fields: &[Field<'_>], name: &str, wanted: &str) -> bool {
+pub(super) fn has(fields: &[FieldLine<'_>], name: &str, wanted: &str) -> bool {
     list(fields, name).any(|element| element.eq_ignore_ascii_case(wanted.as_bytes()))
 }
 
 /// Whether the list `Connection` names `field`. Such a field concerns one connection only. A field that delimits the
 /// message or names its host concerns all, regardless of `Connection`.
-pub(super) fn is_named_in_connection(fields: &[Field<'_>], field: &Field<'_>) -> bool {
+pub(super) fn is_named_in_connection(fields: &[FieldLine<'_>], field: &FieldLine<'_>) -> bool {
     !field.is_one_of(&["host", "content-length", "transfer-encoding"])
         && list(fields, "connection").any(|element| element.eq_ignore_ascii_case(field.name))
 }
@@ -85,6 +87,32 @@ pub(super) fn without_line_end(line: &[u8]) -> (&[u8], bool) {
         Some(line) => (line, true),
         None => (line.strip_suffix(b"\n").unwrap_or(line), false),
     }
+}
+
+/// Parses a field line of a request, in the head or in the trailer.
+pub(super) fn strict_field(line: &[u8]) -> Result<FieldLine<'_>, PortRefusal> {
+    let colon = line.iter().position(|byte| *byte == b':');
+    let (name, rest) = colon.and_then(|colon| line.split_at_checked(colon)).unwrap_or_default();
+    if name.is_empty() || !name.iter().copied().all(is_token) {
+        return Err(PortRefusal::bad_request("a header field of the request has an invalid name"));
+    }
+    if !rest.iter().copied().all(is_value) {
+        return Err(PortRefusal::bad_request("a header field of the request has a control character"));
+    }
+    Ok(FieldLine { name, value: trim(rest.get(1..).unwrap_or_default()), rest })
+}
+
+/// Parses a field line of a response. Clears `is_strict` for a line that only some clients accept.
+pub(super) fn lenient_field<'a>(line: &'a [u8], is_strict: &mut bool) -> FieldLine<'a> {
+    let colon = line.iter().position(|byte| *byte == b':');
+    let Some((before, rest)) = colon.and_then(|colon| line.split_at_checked(colon)) else {
+        *is_strict = false;
+        return FieldLine { name: &[], value: &[], rest: line };
+    };
+    let name = trim_end(before);
+    *is_strict &= name.len() == before.len() && !name.is_empty() && name.iter().copied().all(is_token);
+    *is_strict &= rest.iter().copied().all(is_value);
+    FieldLine { name, value: trim(rest.get(1..).unwrap_or_default()), rest }
 }
 
 /// The reason why a head or line can't be read.

@@ -11,12 +11,12 @@ use crate::{
 
 /// An answer of this port instead of the target's. The text never contains the host.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct PortRefusal {
     pub(super) status: StatusCode,
     text: Cow<'static, str>,
 }
 
-impl Refusal {
+impl PortRefusal {
     pub(super) const fn new(status: StatusCode, text: &'static str) -> Self {
         Self { status, text: Cow::Borrowed(text) }
     }
@@ -65,7 +65,7 @@ impl Refusal {
     }
 }
 
-impl From<ConnectError> for Refusal {
+impl From<ConnectError> for PortRefusal {
     fn from(error: ConnectError) -> Self {
         let status = match error {
             ConnectError::Stream(StreamFailure::Ended(EndReason::Policy)) => StatusCode::FORBIDDEN,
@@ -81,7 +81,7 @@ impl From<ConnectError> for Refusal {
     }
 }
 
-impl From<ExchangeError> for Refusal {
+impl From<ExchangeError> for PortRefusal {
     fn from(error: ExchangeError) -> Self {
         let status = match error {
             ExchangeError::RequestBody => StatusCode::BAD_REQUEST,

@@ -7,8 +7,8 @@ use hyper::StatusCode;
 
 use super::{
     body::Framing,
-    head::{self, Field},
-    refusal::Refusal,
+    head::{self, FieldLine},
+    refusal::PortRefusal,
 };
 use crate::wire::{Host, Target};
 
@@ -22,74 +22,74 @@ pub(super) struct RequestHead<'a> {
     pub(super) method: &'a [u8],
     pub(super) target: &'a [u8],
     is_http_1_0: bool,
-    pub(super) fields: Vec<Field<'a>>,
+    pub(super) fields: Vec<FieldLine<'a>>,
 }
 
 impl<'a> RequestHead<'a> {
     /// Parses a whole head (RFC 9112 §2 to §5), without any of the permitted leniencies.
-    pub(super) fn parse(head: &'a [u8]) -> Result<Self, Refusal> {
+    pub(super) fn parse(head: &'a [u8]) -> Result<Self, PortRefusal> {
         let mut lines = head.split_inclusive(|byte| *byte == b'\n').map(line);
         let start = lines.next().unwrap_or(Ok(&[]))?;
         let mut words = start.split(|byte| *byte == b' ');
         let (Some(method), Some(target), Some(version), None) =
             (words.next(), words.next(), words.next(), words.next())
         else {
-            return Err(Refusal::bad_request(
+            return Err(PortRefusal::bad_request(
                 "the request line is not a method, a URL without spaces and an HTTP version, with one space between them",
             ));
         };
         if method.is_empty() || !method.iter().copied().all(head::is_token) {
-            return Err(Refusal::bad_request("the request's method has an invalid character"));
+            return Err(PortRefusal::bad_request("the request's method has an invalid character"));
         }
         if target.is_empty() || !target.iter().all(|byte| matches!(byte, b'!'..=b'~' | 0x80..)) {
-            return Err(Refusal::bad_request("the request's URL has a control character"));
+            return Err(PortRefusal::bad_request("the request's URL has a control character"));
         }
         let is_http_1_0 = match version {
             b"HTTP/1.1" => false,
             b"HTTP/1.0" => true,
             version if version.starts_with(b"HTTP/") => {
-                return Err(Refusal::new(
+                return Err(PortRefusal::new(
                     StatusCode::HTTP_VERSION_NOT_SUPPORTED,
                     "this port speaks HTTP/1.1 and HTTP/1.0 only; other versions pass over CONNECT",
                 ));
             }
-            _ => return Err(Refusal::bad_request("the request line has no HTTP version")),
+            _ => return Err(PortRefusal::bad_request("the request line has no HTTP version")),
         };
         let mut fields = Vec::new();
         for line in lines {
             let line = line?;
             if !line.is_empty() {
-                fields.push(field(line)?);
+                fields.push(head::strict_field(line)?);
             }
         }
         if fields.iter().filter(|field| field.is("host")).count() > 1 {
-            return Err(Refusal::bad_request("the request has several Host fields"));
+            return Err(PortRefusal::bad_request("the request has several Host fields"));
         }
         Ok(Self { method, target, is_http_1_0, fields })
     }
 
     /// How the request's body is delimited (RFC 9112 §6.3).
-    pub(super) fn framing(&self) -> Result<Framing, Refusal> {
+    pub(super) fn framing(&self) -> Result<Framing, PortRefusal> {
         let mut codings = self.fields.iter().filter(|field| field.is("transfer-encoding"));
         let mut lengths = self.fields.iter().filter(|field| field.is("content-length"));
         match (codings.next(), lengths.next()) {
             (None, None) => Ok(Framing::Empty),
             (Some(_), Some(_)) => {
-                Err(Refusal::bad_request("the request has both Content-Length and Transfer-Encoding"))
+                Err(PortRefusal::bad_request("the request has both Content-Length and Transfer-Encoding"))
             }
             (Some(_), None) if self.is_http_1_0 => {
-                Err(Refusal::bad_request("a request of HTTP/1.0 can't have Transfer-Encoding"))
+                Err(PortRefusal::bad_request("a request of HTTP/1.0 can't have Transfer-Encoding"))
             }
             (Some(coding), None) if coding.value.eq_ignore_ascii_case(b"chunked") && codings.next().is_none() => {
                 Ok(Framing::Chunked)
             }
-            (Some(_), None) => Err(Refusal::new(
+            (Some(_), None) => Err(PortRefusal::new(
                 StatusCode::NOT_IMPLEMENTED,
                 "the request's Transfer-Encoding is not supported; only chunked is",
             )),
             (None, Some(length)) => {
                 let length = super::body::parse_length(length.value).filter(|_| lengths.next().is_none());
-                length.map(Framing::Length).ok_or(Refusal::bad_request("the request's Content-Length is invalid"))
+                length.map(Framing::Length).ok_or(PortRefusal::bad_request("the request's Content-Length is invalid"))
             }
         }
     }
@@ -176,24 +176,11 @@ fn write_host(head: &mut Vec<u8>, name: &[u8], url: &AbsoluteUrl<'_>) {
     }
 }
 
-fn line(line: &[u8]) -> Result<&[u8], Refusal> {
+fn line(line: &[u8]) -> Result<&[u8], PortRefusal> {
     match head::without_line_end(line) {
         (line, true) if !line.contains(&b'\r') => Ok(line),
-        _ => Err(Refusal::bad_request("a line of the request does not end with CR LF")),
+        _ => Err(PortRefusal::bad_request("a line of the request does not end with CR LF")),
     }
-}
-
-/// Parses a field line of a request, in the head or in the trailer.
-pub(super) fn field(line: &[u8]) -> Result<Field<'_>, Refusal> {
-    let colon = line.iter().position(|byte| *byte == b':');
-    let (name, rest) = colon.and_then(|colon| line.split_at_checked(colon)).unwrap_or_default();
-    if name.is_empty() || !name.iter().copied().all(head::is_token) {
-        return Err(Refusal::bad_request("a header field of the request has an invalid name"));
-    }
-    if !rest.iter().copied().all(head::is_value) {
-        return Err(Refusal::bad_request("a header field of the request has a control character"));
-    }
-    Ok(Field { name, value: head::trim(rest.get(1..).unwrap_or_default()), rest })
 }
 
 /// An absolute URL that this port forwards.

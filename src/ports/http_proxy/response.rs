@@ -5,7 +5,7 @@
 
 use super::{
     body::{Framing, parse_length},
-    head::{self, Field, HeadError},
+    head::{self, FieldLine, HeadError},
 };
 use crate::http_exchange::http1::ExchangeError;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _};
@@ -81,7 +81,7 @@ pub(super) struct ResponseHead<'a> {
     start: &'a [u8],
     pub(super) status: u16,
     is_http_1_1: bool,
-    fields: Vec<Field<'a>>,
+    fields: Vec<FieldLine<'a>>,
     /// Whether the head has the exact syntax of HTTP.
     is_strict: bool,
 }
@@ -115,7 +115,7 @@ impl<'a> ResponseHead<'a> {
         if lines.bytes.contains(&0) {
             return Err(ExchangeError::NotHttp);
         }
-        let fields: Vec<_> = rest.map(|line| lenient_field(line, &mut is_strict)).collect();
+        let fields: Vec<_> = rest.map(|line| head::lenient_field(line, &mut is_strict)).collect();
         Ok(Self { start, status, is_http_1_1, fields, is_strict })
     }
 
@@ -209,17 +209,4 @@ impl<'a> ResponseHead<'a> {
         head.extend_from_slice(b"\r\n");
         head
     }
-}
-
-/// Parses a field line. Clears `is_strict` for a line that only some clients accept.
-pub(super) fn lenient_field<'a>(line: &'a [u8], is_strict: &mut bool) -> Field<'a> {
-    let colon = line.iter().position(|byte| *byte == b':');
-    let Some((before, rest)) = colon.and_then(|colon| line.split_at_checked(colon)) else {
-        *is_strict = false;
-        return Field { name: &[], value: &[], rest: line };
-    };
-    let name = head::trim_end(before);
-    *is_strict &= name.len() == before.len() && !name.is_empty() && name.iter().copied().all(head::is_token);
-    *is_strict &= rest.iter().copied().all(head::is_value);
-    Field { name, value: head::trim(rest.get(1..).unwrap_or_default()), rest }
 }
