@@ -42,7 +42,7 @@ use crate::{
     io::{
         connect::{self, Connected},
         resolver::{LookupAnswers, Resolver},
-        stream::{Hub, Stream, splice},
+        stream::{Hub, SocketEnd, Stream, splice},
     },
     relay::{ExitStream, Relay},
     stream::{StreamCommand, StreamEvent},
@@ -360,7 +360,7 @@ async fn serve_stream(shared: Arc<ExitShared>, id: ExitStream, owner: RequestOwn
             shared.send_outcome(id, StreamCommand::Connected(Some(address)));
             // On loopback, one segment can be longer than a limited receive window.
             let round_trip = (!address.is_loopback()).then_some(round_trip);
-            if let Err(error) = splice(socket, stream, &[], round_trip).await {
+            if let Err(error) = splice(socket, stream, &[], SocketEnd::Target(round_trip)).await {
                 tracing::debug!(kind = ?error.kind(), "a stream to a target ended early");
             }
         }

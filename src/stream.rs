@@ -35,7 +35,7 @@
 //! | DATA | [`StreamCommand::Write`] | [`StreamEvent::Data`] |
 //! | CREDIT | [`StreamCommand::Consumed`] | no event |
 //! | END (Done) | [`StreamCommand::Finish`] | [`StreamEvent::Finished`] |
-//! | END (other) | [`StreamCommand::Reset`] | [`StreamEvent::Closed`] |
+//! | END (other) | [`StreamCommand::Reset`], [`StreamCommand::Fail`] | [`StreamEvent::Closed`] |
 //!
 //! [`StreamEvent::Writable`] is emitted at the end that sends DATA, when its send buffer was more than half full and at
 //! least half of it is free again.
@@ -173,8 +173,8 @@ pub enum StreamEvent {
     Finished,
     /// The send buffer was more than half full, and now at least half of it is free.
     Writable,
-    /// The stream failed, or the peer refused or reset the stream. No further event follows. Not emitted after
-    /// [`StreamCommand::Reset`].
+    /// The stream failed, the peer refused or reset the stream, or the bytes before [`StreamCommand::Fail`] are sent. No
+    /// further event follows. Not emitted after [`StreamCommand::Reset`].
     Closed(EndReason),
 }
 

@@ -160,7 +160,11 @@ impl From<OutboundError> for Refusal {
                 EndReason::Refused => Self::ConnectionRefused,
                 EndReason::TimedOut => Self::ConnectionTimedOut,
                 EndReason::ResourceLimit => Self::Busy,
-                EndReason::Unreachable | EndReason::Done | EndReason::Reset | EndReason::Failed => Self::Unreachable,
+                EndReason::Unreachable
+                | EndReason::LookupFailed
+                | EndReason::Done
+                | EndReason::Reset
+                | EndReason::Failed => Self::Unreachable,
             },
             OutboundError::Tls(TlsError::Certificate) => Self::Certificate,
             OutboundError::Tls(TlsError::NoRoots) => Self::Misconfigured,

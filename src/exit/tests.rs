@@ -21,7 +21,10 @@ use crate::{
         resolver::ResolverOptions,
         testing::{Flows, ROOM, echo_server, reason_of, target_server},
     },
-    ports::socks::{self, SocksLimits},
+    ports::{
+        http_proxy::{self, HttpLimits},
+        socks::{self, SocksLimits},
+    },
     wire::ResolvedAnswer,
 };
 
@@ -96,22 +99,31 @@ impl Core {
 
     /// Forwards bytes in both directions as far as credit allows, and updates the room of both ends.
     fn pump(&mut self, exit: &mut Exit, stream: u64) {
-        let mut finished = false;
+        let mut end = None;
         let push = |bytes: &[u8]| {
             exit.push(ExitStream(stream), bytes);
             exit.cap_unread();
         };
-        let room = self.forward.pump(stream, push, || finished = true);
+        let room = self.forward.pump(stream, push, |reason| end = Some(reason));
         self.hub().set_room(stream, room);
-        if finished {
-            exit.finish(ExitStream(stream));
+        match end.take() {
+            Some(EndReason::Done) => exit.finish(ExitStream(stream)),
+            Some(reason) => {
+                self.fail(stream, reason);
+                return exit.close(ExitStream(stream), EndReason::Reset);
+            }
+            None => {}
         }
-        let mut finished = false;
         let hub = self.hub.as_mut().unwrap();
-        let room = self.backward.pump(stream, |bytes| hub.push(stream, bytes), || finished = true);
+        let room = self.backward.pump(stream, |bytes| hub.push(stream, bytes), |reason| end = Some(reason));
         exit.set_room(ExitStream(stream), room);
-        if finished {
-            hub.finish(stream);
+        match end {
+            Some(EndReason::Done) => hub.finish(stream),
+            Some(reason) => {
+                self.fail(stream, reason);
+                exit.close(ExitStream(stream), reason);
+            }
+            None => {}
         }
     }
 
@@ -133,7 +145,8 @@ impl Core {
             }
             StreamCommand::Write(bytes) => self.backward.write(stream, &bytes),
             StreamCommand::Consumed(bytes) => self.forward.credit(stream, bytes),
-            StreamCommand::Finish => self.backward.finish(stream),
+            StreamCommand::Finish => self.backward.finish(stream, EndReason::Done),
+            StreamCommand::Fail(reason) => self.backward.finish(stream, reason),
             StreamCommand::Reset(reason) => self.fail(stream, reason),
         }
     }
@@ -174,7 +187,8 @@ async fn run(mut exit: Exit, mut requests: mpsc::UnboundedReceiver<Request>) {
             (stream, command) = poll_fn(|cx| hub.poll_command(cx)) => {
                 match command {
                     StreamCommand::Write(bytes) => core.forward.write(stream, &bytes),
-                    StreamCommand::Finish => core.forward.finish(stream),
+                    StreamCommand::Finish => core.forward.finish(stream, EndReason::Done),
+                    StreamCommand::Fail(reason) => core.forward.finish(stream, reason),
                     StreamCommand::Consumed(bytes) => core.backward.credit(stream, bytes),
                     StreamCommand::Reset(_) => {
                         core.forget(stream);
@@ -454,6 +468,44 @@ async fn names_are_resolved_at_the_exit() {
     assert!(found.contains(&ResolvedAnswer::Ip(Ipv4Addr::LOCALHOST.into())));
     let missing = via.resolve(Host::parse("x.onion").unwrap(), isolation).await.unwrap_err();
     assert_eq!(missing, EndReason::NotFound.into());
+}
+
+#[tokio::test]
+async fn an_early_answer_of_a_target_that_closes_arrives_through_both_ports() {
+    const ANSWER: &[u8] = b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig";
+    let target_address = target_server(|mut socket| async move {
+        socket.read_exact(&mut [0; 1000]).await.unwrap();
+        // Unread bytes make the kernel reset the connection at the drop.
+        socket.readable().await.unwrap();
+        socket.write_all(ANSWER).await.unwrap();
+    })
+    .await;
+    let [socks, http] = {
+        let mut listeners = Vec::new();
+        for _ in 0..2 {
+            listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        }
+        let addresses = [0, 1].map(|index: usize| listeners[index].local_addr().unwrap());
+        tokio::spawn(http_proxy::serve(listeners.pop().unwrap(), ViaExit::private(), HttpLimits::default()));
+        tokio::spawn(socks::serve(listeners.pop().unwrap(), ViaExit::private(), SocksLimits::default()));
+        addresses
+    };
+    let [high, low] = target_address.port().to_be_bytes();
+    let by_socks = [&[5, 1, 0, 5, 1, 0, 1, 127, 0, 0, 1][..], &[high, low]].concat();
+    let by_connect = format!("CONNECT {target_address} HTTP/1.1\r\n\r\n").into_bytes();
+    for (port, request, reply_len) in [(socks, by_socks, 12), (http, by_connect, 19)] {
+        for _ in 0..20 {
+            let mut socket = tokio::net::TcpStream::connect(port).await.unwrap();
+            socket.write_all(&request).await.unwrap();
+            socket.read_exact(&mut vec![0; reply_len]).await.unwrap();
+            let (mut reader, mut writer) = socket.into_split();
+            let sending = tokio::spawn(async move { while writer.write_all(&[b'x'; 10_000]).await.is_ok() {} });
+            let mut answer = Vec::new();
+            let result = timeout(DEADLINE, reader.read_to_end(&mut answer)).await.unwrap();
+            assert!(answer == ANSWER && result.is_err(), "{} bytes, then {result:?}", answer.len());
+            timeout(DEADLINE, sending).await.unwrap().unwrap();
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

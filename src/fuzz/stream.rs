@@ -63,7 +63,8 @@ fn hostile(bytes: &[u8]) {
 /// Performs an operation of the local application, or of the exit.
 fn perform(streams: &mut Streams, role: StreamRole, now: crate::base::Instant, choices: &mut Choices<'_>) {
     let Some(id) = StreamId::new(u16::from(choices.u8() % 10)) else { return };
-    match choices.u8() % 9 {
+    match choices.u8() % 10 {
+        9 => streams.handle_command(id, StreamCommand::Fail(EndReason::Reset)),
         8 if role == StreamRole::Origin => drop(streams.request(now, Service::Search)),
         0 if role == StreamRole::Origin => drop(streams.open(now, target())),
         1 if role == StreamRole::Origin => drop(streams.resolve(now, target().host)),
@@ -109,7 +110,8 @@ fn end_to_end(bytes: &[u8]) {
         let which = usize::from(choices.u8() % 2);
         let id = StreamId::new(u16::from(choices.u8() % 15) + 1).unwrap();
         let slot = usize::from(id.value());
-        match choices.u8() % 9 {
+        match choices.u8() % 10 {
+            9 => ends[which].handle_command(id, StreamCommand::Fail(EndReason::Reset)),
             8 => drop(ends[0].request(now, Service::Http)),
             0 if which == 0 => drop(ends[0].open(now, target())),
             0 => ends[1].handle_command(id, StreamCommand::Connected(None)),

@@ -172,7 +172,8 @@ impl Resolver {
         }
         let name = absolute(name)?;
         let inner = self.name_servers.resolver()?;
-        lookup.place = Some(timeout_at(deadline, self.places.take(owner)).await.unwrap_or(Err(EndReason::TimedOut))?);
+        lookup.place =
+            Some(timeout_at(deadline, self.places.take(owner)).await.unwrap_or(Err(EndReason::LookupFailed))?);
         for family in [RecordType::A, RecordType::AAAA] {
             let (inner, name) = (inner.clone(), name.clone());
             lookup.queries.spawn(async move {
@@ -219,10 +220,10 @@ impl Resolver {
             let mut place = self.places.take(owner).await?;
             tokio::select! {
                 found = lookup => found.map_err(|error| end_reason(&error)),
-                () = place.ended() => Err(EndReason::TimedOut),
+                () = place.ended() => Err(EndReason::LookupFailed),
             }
         };
-        timeout(self.timeout, limited).await.unwrap_or(Err(EndReason::TimedOut))
+        timeout(self.timeout, limited).await.unwrap_or(Err(EndReason::LookupFailed))
     }
 
     /// Whether `name` is `localhost`. Fails for names outside the DNS, and for private names unless these are allowed.
@@ -269,11 +270,11 @@ impl AddressLookup {
                 joined = self.queries.join_next() => joined?,
                 () = ended(place, self.deadline) => {
                     self.queries.shutdown().await;
-                    self.fail(EndReason::TimedOut);
+                    self.fail(EndReason::LookupFailed);
                     return None;
                 }
             };
-            match joined.unwrap_or(Err(EndReason::Failed)) {
+            match joined.unwrap_or(Err(EndReason::LookupFailed)) {
                 Ok(mut found) => {
                     let has_no_records = found.is_empty();
                     found.retain(|ip| self.private_addresses || is_global(ip.to_canonical()));
@@ -325,8 +326,8 @@ fn absolute(name: &str) -> Result<Name, EndReason> {
 fn end_reason(error: &NetError) -> EndReason {
     match error {
         error if error.is_no_records_found() => EndReason::NotFound,
-        NetError::Timeout => EndReason::TimedOut,
         NetError::Busy => EndReason::ResourceLimit,
-        _ => EndReason::Failed,
+        // An error code of the name server, no answer, or an invalid one.
+        _ => EndReason::LookupFailed,
     }
 }

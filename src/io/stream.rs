@@ -27,6 +27,7 @@ use core::{
     fmt,
     pin::Pin,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 use std::{
     collections::VecDeque,
@@ -47,12 +48,14 @@ use crate::wire::EndReason;
 
 pub(crate) use self::{
     hub::Hub,
-    splice::{reset_on_close, splice},
+    splice::{HALF_CLOSED_TIMEOUT, SocketEnd, await_acknowledged, idle, reset_on_close, splice},
 };
 
 /// Number of consumed bytes after which they are reported to the core, so that only some reads wake the core's task. A
 /// stream's credit must be at least twice this step.
 const CONSUMED_STEP: usize = 32 * 1024;
+/// Time limit for sending the last bytes of a stream that is reset.
+const FAIL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Capacity of the first chunk in a stream's queue, in bytes.
 const FIRST_CHUNK_LEN: usize = 4 * 1024;
 /// Capacity of the following chunks, in bytes.
@@ -68,7 +71,7 @@ pub struct StreamFailed(pub EndReason);
 pub fn io_error(reason: EndReason) -> io::Error {
     let kind = match reason {
         EndReason::Refused => io::ErrorKind::ConnectionRefused,
-        EndReason::Unreachable => io::ErrorKind::HostUnreachable,
+        EndReason::Unreachable | EndReason::LookupFailed => io::ErrorKind::HostUnreachable,
         EndReason::Policy => io::ErrorKind::PermissionDenied,
         EndReason::TimedOut => io::ErrorKind::TimedOut,
         EndReason::NotFound => io::ErrorKind::NotFound,
@@ -128,6 +131,19 @@ impl Stream {
     /// Resets the stream. The other end gets the reason.
     pub fn reset(self, reason: EndReason) {
         self.shared.lock().dropped = Some(reason);
+    }
+
+    /// Resets the stream after the bytes already written, as far as they are sent within [`FAIL_TIMEOUT`].
+    pub(crate) async fn reset_after_bytes(self, reason: EndReason) {
+        {
+            let mut state = self.shared.lock();
+            state.finished = true;
+            state.failing = Some(reason);
+            self.shared.enqueue(&mut state);
+        }
+        if tokio::time::timeout(FAIL_TIMEOUT, self.failure()).await.is_err() {
+            self.reset(reason);
+        }
     }
 }
 
@@ -221,8 +237,9 @@ impl StreamReader {
             return Poll::Ready(Ok(true));
         }
         match (state.failed, state.peer_finished) {
-            (Some(reason), _) => Poll::Ready(Err(io_error(reason))),
-            (None, true) => Poll::Ready(Ok(false)),
+            // The peer finished before the failure, so all its bytes have been read.
+            (_, true) => Poll::Ready(Ok(false)),
+            (Some(reason), false) => Poll::Ready(Err(io_error(reason))),
             (None, false) => {
                 store_waker(&mut state.reader_waker, cx);
                 Poll::Pending
@@ -388,6 +405,8 @@ struct DuplexState {
     finished: bool,
     /// Whether `finished` was reported to the core.
     finish_reported: bool,
+    /// The reason for which the stream must end after the bytes of `outgoing`, until it is reported to the core.
+    failing: Option<EndReason>,
     /// The stream was dropped. Unless both directions have finished, it is reset for this reason.
     dropped: Option<EndReason>,
     /// Whether the stream is in the core's queue.

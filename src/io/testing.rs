@@ -24,7 +24,7 @@ use crate::{
 
 use super::{
     listener::accept_each,
-    stream::{Hub, Stream, splice},
+    stream::{Hub, SocketEnd, Stream, splice},
 };
 
 /// Bytes of one DATA message.
@@ -38,7 +38,8 @@ pub(crate) const CREDIT: usize = 1024 * 1024;
 struct Flow {
     buffered: BytesMut,
     credit: usize,
-    finishing: bool,
+    /// The reason of the END after the buffered bytes.
+    finishing: Option<EndReason>,
 }
 
 /// One direction of all streams.
@@ -47,7 +48,7 @@ pub(crate) struct Flows(HashMap<u64, Flow>);
 
 impl Flows {
     pub(crate) fn open(&mut self, stream: u64) {
-        self.0.insert(stream, Flow { buffered: BytesMut::new(), credit: CREDIT, finishing: false });
+        self.0.insert(stream, Flow { buffered: BytesMut::new(), credit: CREDIT, finishing: None });
     }
 
     pub(crate) fn write(&mut self, stream: u64, bytes: &Bytes) {
@@ -56,9 +57,14 @@ impl Flows {
         assert!(flow.buffered.len() <= ROOM, "bytes were written without room");
     }
 
-    pub(crate) fn finish(&mut self, stream: u64) {
+    /// Ends the direction with END (`reason`) after the buffered bytes. The direction may have finished before, if
+    /// `reason` isn't Done.
+    pub(crate) fn finish(&mut self, stream: u64, reason: EndReason) {
+        if reason != EndReason::Done && !self.0.contains_key(&stream) {
+            self.open(stream);
+        }
         if let Some(flow) = self.0.get_mut(&stream) {
-            flow.finishing = true;
+            flow.finishing = Some(reason);
         }
     }
 
@@ -74,15 +80,15 @@ impl Flows {
     }
 
     /// Forwards bytes within the credit, then the end of the stream. Returns the remaining room.
-    pub(crate) fn pump(&mut self, stream: u64, mut push: impl FnMut(&[u8]), finish: impl FnOnce()) -> usize {
+    pub(crate) fn pump(&mut self, stream: u64, mut push: impl FnMut(&[u8]), finish: impl FnOnce(EndReason)) -> usize {
         let Some(flow) = self.0.get_mut(&stream) else { return 0 };
         let forwarded = flow.buffered.split_to(flow.credit.min(flow.buffered.len()));
         flow.credit -= forwarded.len();
         forwarded.chunks(MESSAGE_LEN).for_each(&mut push);
         let room = ROOM - flow.buffered.len();
-        if flow.finishing && flow.buffered.is_empty() {
+        if let (Some(reason), true) = (flow.finishing, flow.buffered.is_empty()) {
             self.0.remove(&stream);
-            finish();
+            finish(reason);
         }
         room
     }
@@ -107,7 +113,11 @@ pub(crate) async fn join_hubs(mut hubs: [Hub<u64>; 2], streams: Vec<u64>) {
                 pump(&mut hubs, &mut flows, from, stream);
             }
             StreamCommand::Finish => {
-                flows[from].finish(stream);
+                flows[from].finish(stream, EndReason::Done);
+                pump(&mut hubs, &mut flows, from, stream);
+            }
+            StreamCommand::Fail(reason) => {
+                flows[from].finish(stream, reason);
                 pump(&mut hubs, &mut flows, from, stream);
             }
             StreamCommand::Consumed(bytes) => {
@@ -125,12 +135,15 @@ pub(crate) async fn join_hubs(mut hubs: [Hub<u64>; 2], streams: Vec<u64>) {
 
 fn pump(hubs: &mut [Hub<u64>; 2], flows: &mut [Flows; 2], from: usize, stream: u64) {
     let to = &mut hubs[1 - from];
-    let mut finished = false;
-    let room = flows[from].pump(stream, |bytes| to.push(stream, bytes), || finished = true);
-    if finished {
-        to.finish(stream);
-    } else {
-        hubs[from].set_room(stream, room);
+    let mut end = None;
+    let room = flows[from].pump(stream, |bytes| to.push(stream, bytes), |reason| end = Some(reason));
+    match end {
+        Some(EndReason::Done) => to.finish(stream),
+        Some(reason) => {
+            hubs.iter_mut().for_each(|hub| hub.fail(stream, reason));
+            flows.iter_mut().for_each(|flows| flows.remove(stream));
+        }
+        None => hubs[from].set_room(stream, room),
     }
 }
 
@@ -172,6 +185,7 @@ impl Direct {
                 "policy.test" => Err(EndReason::Policy.into()),
                 "timedout.test" => Err(EndReason::TimedOut.into()),
                 "notfound.test" => Err(EndReason::NotFound.into()),
+                "lookup.test" => Err(EndReason::LookupFailed.into()),
                 "limit.test" => Err(EndReason::ResourceLimit.into()),
                 "noexit.test" => Err(PathError::NoExit.into()),
                 "few.test" => Err(PathError::TooFewRelays.into()),
@@ -194,7 +208,7 @@ impl Connector for Direct {
         let ip = Self::address(&target.host).await?;
         let socket = TcpStream::connect((ip, target.port)).await.map_err(|_| EndReason::Refused)?;
         let (near, far) = stream_pair();
-        tokio::spawn(splice(socket, far, &[], None));
+        tokio::spawn(splice(socket, far, &[], SocketEnd::Target(None)));
         Ok(near)
     }
 

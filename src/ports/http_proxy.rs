@@ -3,72 +3,83 @@
 //! | request | answer |
 //! |---|---|
 //! | `CONNECT host:port` | 200 once the stream is open, then the stream's bytes in both directions |
-//! | `GET http://host/…` and other methods | the target's answer, over a separate stream |
+//! | `GET http://host/…` and other methods | the target's answer, over a stream to the target |
+//! | the same with `Upgrade`, also `GET ws://host/…` | the target's answer; after 101, the stream's bytes in both directions |
 //! | `GET /…` (origin form) | 400: this port is not a web server |
 //! | `GET https://…` | 400: `https` requires CONNECT |
 //!
-//! Hop-by-hop fields are removed. The value of `Proxy-Authorization` selects the isolation; the field is never
-//! forwarded. A failure has a status and a text: 400 if the request is invalid, 403 if no exit allows the target or the
-//! target is not public, 502 for a failure of the target, 503 for a failure of the network or a limit, 504 for a
-//! timeout. Requests are never logged, and the texts don't contain the host.
+//! Heads are forwarded as bytes, so the target gets what it would get over CONNECT, and so does the application: the
+//! case and order of field names, URLs with any visible character, all interim responses, trailers. Only the fields that
+//! concern one connection are removed or replaced (`Connection`, `Keep-Alive`, `Proxy-…`, `TE`, `Upgrade` without
+//! effect), and chunks are rewritten. No HTTP library forwards heads so: hyper changes the case, refuses some URLs and
+//! fields, drops interim responses, and answers 100 (Continue) itself. Requests are parsed strictly, against request
+//! smuggling. Responses are parsed leniently, as browsers do; after an inexact one, the connection ends.
+//!
+//! Successive requests of one connection to one target and with one isolation use one stream. The value of
+//! `Proxy-Authorization` selects the isolation; the field is never forwarded. A failure has a status and a text: 400 if
+//! the request is invalid, 403 if no exit allows the target or the target is not public, 502 for a failure of the
+//! target, 503 for a failure of the network or a limit, 504 for a timeout. Requests are never logged, and the texts don't
+//! contain the host.
 
+mod body;
+mod exchange;
+mod head;
+mod refusal;
+mod request;
+mod response;
+mod target;
 #[cfg(test)]
 mod tests;
 
-use core::{convert::Infallible, pin::Pin, time::Duration};
+use core::time::Duration;
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
 };
 
-use bytes::Bytes;
-use http_body_util::{Either, Full};
-use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode, Uri,
-    body::Incoming,
-    header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, PROXY_AUTHORIZATION, RETRY_AFTER, X_FRAME_OPTIONS},
-    server::conn::http1,
-    service::service_fn,
-    upgrade::OnUpgrade,
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::StatusCode;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
     time::timeout,
 };
 
+use self::{
+    body::Framing,
+    exchange::{Exchanged, ForwardedRequest, Incomplete, exchange},
+    head::{FieldLine, HeadError},
+    refusal::PortRefusal,
+    request::{AbsoluteUrl, RequestHead, connect_target},
+    target::WaitingStreams,
+};
 use super::{
     accept::serve_port,
     places::{ConnectionPlace, ConnectionPlaces},
 };
 use crate::{
-    base::ErrorClass,
-    client::StreamFailure,
-    connector::{ConnectError, Connector, Isolation},
-    http_exchange::http1::{ExchangeError, ExchangeLimits, StreamedBody, exchange},
+    connector::{Connector, Isolation},
+    http_exchange::http1::ExchangeError,
     io::{
-        listener::{LocalPort, refuse_http},
-        stream::{Stream, reset_on_close, splice},
+        listener::{LocalPort, answer_and_close, refuse_http},
+        stream::{SocketEnd, Stream, await_acknowledged, reset_on_close, splice},
     },
-    wire::{EndReason, Host, Target},
+    wire::{EndReason, Target},
 };
-
-const HTTP_PORT: u16 = 80;
-const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// Limits of the HTTP proxy port.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpLimits {
-    /// Timeout of a request's head, including the pause after the previous request. Default 30 s.
+    /// Timeout of a request's head from its first byte, and of the first byte of a connection. A pause between requests
+    /// is not limited, nor is a body or the wait for a response. Default 30 s.
     pub head_timeout: Duration,
     /// Timeout for opening the stream of a request, with any method. Default 60 s.
     pub open_timeout: Duration,
-    /// Timeout from the last piece of the request to the head of the response. Default 120 s.
-    pub response_timeout: Duration,
-    /// Maximum bytes of a request's or response's head. Default 64 KiB.
+    /// Maximum bytes of a request's or response's head, and of a trailer. Default 384 KiB, which is more than curl
+    /// accepts.
     pub max_head_bytes: usize,
-    /// Maximum fields of a request's or response's head. Default 128.
-    pub max_fields: usize,
     /// Cap on TCP connections of applications; further connections are answered 503. While connections hold three
     /// quarters of the cap, a request on a further connection is answered 503 if its isolation holds a quarter of the
     /// cap or more. Default 1,024.
@@ -80,9 +91,7 @@ impl Default for HttpLimits {
         Self {
             head_timeout: Duration::from_secs(30),
             open_timeout: Duration::from_secs(60),
-            response_timeout: Duration::from_secs(120),
-            max_head_bytes: 64 * 1024,
-            max_fields: 128,
+            max_head_bytes: 384 * 1024,
             max_connections: 1024,
         }
     }
@@ -93,9 +102,6 @@ pub async fn serve<C: Connector>(listener: TcpListener, connector: C, limits: Ht
     let serve_one = |socket, connector, places| serve_one(socket, connector, places, limits);
     serve_port(LocalPort::Http, listener, connector, limits.max_connections, serve_one, refuse_http).await;
 }
-
-/// The upgrade and the stream of an accepted CONNECT (RFC 9110 §9.3.6), which are joined after the response.
-type AcceptedConnect = Arc<Mutex<Option<(OnUpgrade, Stream)>>>;
 
 /// The place that a connection holds, with the isolation of its latest request.
 type HeldPlace = Mutex<Option<(Isolation, ConnectionPlace)>>;
@@ -113,160 +119,214 @@ fn hold_place(held: &HeldPlace, places: &ConnectionPlaces, isolation: Isolation)
     held.is_some()
 }
 
+/// How an application's connection ends.
+enum ConnectionEnd {
+    /// After these last bytes.
+    Close(Vec<u8>),
+    /// By a reset, because a response is truncated.
+    Reset,
+    /// As a tunnel over the stream, after the bytes for the application and those for the target.
+    Tunnel { stream: Stream, answer: &'static [u8], early: Vec<u8> },
+}
+
+impl From<PortRefusal> for ConnectionEnd {
+    fn from(refusal: PortRefusal) -> Self {
+        Self::Close(refusal.to_bytes(false))
+    }
+}
+
 async fn serve_one<C: Connector>(
-    socket: TcpStream,
+    mut socket: TcpStream,
     connector: C,
     places: ConnectionPlaces,
     limits: HttpLimits,
 ) -> io::Result<()> {
-    let accepted = AcceptedConnect::default();
+    // The place is held until the connection has ended.
     let held = HeldPlace::default();
-    let service = service_fn(|request: Request<Incoming>| {
-        let (connector, accepted) = (connector.clone(), Arc::clone(&accepted));
-        let isolation = isolation(request.headers());
-        let has_place = hold_place(&held, &places, isolation);
-        async move {
-            Ok::<_, Infallible>(match has_place {
-                true => respond(request, &connector, isolation, &accepted, limits).await,
-                false => busy_response(),
-            })
+    let ending = {
+        let (reader, writer) = socket.split();
+        let (reader, waiting) = (BufReader::new(reader), WaitingStreams::default());
+        let mut connection = Connection { reader, writer, waiting, connector, places, held: &held, limits };
+        let ending = connection.serve().await;
+        connection.waiting.finish();
+        ending?
+    };
+    match ending {
+        ConnectionEnd::Close(last) => answer_and_close(socket, &last).await,
+        ConnectionEnd::Reset => {
+            // Without a reset, an application that reads to the end would treat a truncated body as complete.
+            await_acknowledged(&socket, SocketEnd::Application).await;
+            reset_on_close(&socket);
+            Err(io::ErrorKind::ConnectionReset.into())
         }
-    });
-    let mut serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.head_timeout)
-        .max_headers(limits.max_fields)
-        .max_buf_size(limits.max_head_bytes)
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(socket), service)
-        .with_upgrades();
-    if let Err(error) = Pin::new(&mut serving).await {
-        // Without a reset, an application that reads to the end would treat a truncated body as complete.
-        if let (true, Some(parts)) = (error.is_user(), serving.into_parts()) {
-            reset_on_close(parts.io.inner());
+        ConnectionEnd::Tunnel { stream, answer, early } => {
+            socket.write_all(answer).await?;
+            splice(socket, stream, &early, SocketEnd::Application).await
         }
-        return Err(io::Error::other(error));
     }
-    let Some((upgrade, stream)) = accepted.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
-    let upgraded = upgrade.await.map_err(io::Error::other)?;
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-    splice(parts.io.into_inner(), stream, &parts.read_buf, None).await
 }
 
-/// A response with a text of this port, or with the target's content.
-type ProxyResponse = Response<Either<Full<Bytes>, StreamedBody>>;
-
-async fn respond<C: Connector>(
-    mut request: Request<Incoming>,
-    connector: &C,
-    isolation: Isolation,
-    accepted: &AcceptedConnect,
+/// An application's connection while it carries requests.
+struct Connection<'a, C> {
+    reader: BufReader<ReadHalf<'a>>,
+    writer: WriteHalf<'a>,
+    /// Streams to targets that wait for further requests.
+    waiting: WaitingStreams,
+    connector: C,
+    places: ConnectionPlaces,
+    held: &'a HeldPlace,
     limits: HttpLimits,
-) -> ProxyResponse {
-    let is_connect = *request.method() == Method::CONNECT;
-    let target = match if is_connect { connect_target(request.uri()) } else { absolute_target(request.uri()) } {
-        Ok(target) => target,
-        Err(explanation) => return text_response(StatusCode::BAD_REQUEST, explanation),
-    };
-    let opening = connector.open(target, isolation);
-    let stream = match timeout(limits.open_timeout, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
-        Ok(stream) => stream,
-        Err(error) => return failure_response(error),
-    };
-    if is_connect {
-        let upgrade = hyper::upgrade::on(&mut request);
-        *accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, stream));
-        return Response::new(Either::Left(Full::default()));
-    }
-    let limits = ExchangeLimits {
-        head_timeout: limits.response_timeout,
-        // A pause within a body is not limited, as over a direct connection.
-        idle_timeout: None,
-        max_head_bytes: limits.max_head_bytes,
-        max_fields: limits.max_fields,
-    };
-    match exchange(stream, request, limits).await {
-        Ok(response) => response.map(Either::Right),
-        Err(error) => {
-            tracing::debug!(%error, "the exchange with the target failed");
-            let status = match error {
-                ExchangeError::RequestBody => StatusCode::BAD_REQUEST,
-                ExchangeError::TimedOut => StatusCode::GATEWAY_TIMEOUT,
-                ExchangeError::NotHttp | ExchangeError::TooLarge | ExchangeError::Broken => StatusCode::BAD_GATEWAY,
+}
+
+impl<C: Connector> Connection<'_, C> {
+    /// Serves requests up to the last.
+    async fn serve(&mut self) -> io::Result<ConnectionEnd> {
+        let mut is_first = true;
+        loop {
+            let Some(first_byte) = self.await_request(is_first).await? else {
+                return Ok(ConnectionEnd::Close(Vec::new()));
             };
-            text_response(status, &error.to_string())
+            if let (true, Some(refusal)) = (is_first, PortRefusal::of_first_byte(first_byte)) {
+                return Ok(refusal.into());
+            }
+            is_first = false;
+            let reading = head::read_head(&mut self.reader, self.limits.max_head_bytes);
+            let head = match timeout(self.limits.head_timeout, reading).await {
+                Ok(Ok(Some(head))) => head,
+                Ok(Ok(None)) => return Ok(ConnectionEnd::Close(Vec::new())),
+                Ok(Err(error)) => return unreadable_head(error).map(ConnectionEnd::from),
+                Err(_) => {
+                    let text = "the head of the request did not arrive in time";
+                    return Ok(PortRefusal::new(StatusCode::REQUEST_TIMEOUT, text).into());
+                }
+            };
+            let request = match RequestHead::parse(&head) {
+                Ok(request) => request,
+                Err(refusal) => return Ok(refusal.into()),
+            };
+            match self.respond(&request).await {
+                Ok(None) => {}
+                Ok(Some(ending)) => return Ok(ending),
+                Err(refusal) => return Ok(ConnectionEnd::Close(refusal.to_bytes(request.is_head()))),
+            }
+        }
+    }
+
+    /// Waits for the next request, without a time limit except for the first. Returns the first byte.
+    async fn await_request(&mut self, is_first: bool) -> io::Result<Option<u8>> {
+        if is_first {
+            let first = timeout(self.limits.head_timeout, self.reader.fill_buf()).await;
+            return first.map_or(Ok(None), |bytes| Ok(bytes?.first().copied()));
+        }
+        loop {
+            tokio::select! {
+                bytes = self.reader.fill_buf() => return Ok(bytes?.first().copied()),
+                () = self.waiting.remove_useless() => {}
+            }
+        }
+    }
+
+    /// Answers a request. Returns how the connection ends, if the request is the last.
+    async fn respond(&mut self, head: &RequestHead<'_>) -> Result<Option<ConnectionEnd>, PortRefusal> {
+        let isolation = isolation(&head.fields);
+        if !hold_place(self.held, &self.places, isolation) {
+            return Err(PortRefusal::busy());
+        }
+        if head.method == b"CONNECT" {
+            let target = connect_target(head.target).map_err(PortRefusal::bad_request)?;
+            let stream = tokio::select! {
+                opened = open(&self.connector, &target, isolation, self.limits) => opened?,
+                () = ended(&mut self.reader) => return Ok(Some(ConnectionEnd::Close(Vec::new()))),
+            };
+            let early = self.reader.buffer().to_vec();
+            return Ok(Some(ConnectionEnd::Tunnel { stream, answer: b"HTTP/1.1 200 OK\r\n\r\n", early }));
+        }
+        let url = AbsoluteUrl::parse(head.target).map_err(PortRefusal::bad_request)?;
+        let framing = head.framing()?;
+        let bytes = head.to_target(&url);
+        let request = ForwardedRequest { head, bytes, framing, max_head_bytes: self.limits.max_head_bytes };
+        self.forward(&request, &url.target, isolation).await
+    }
+
+    /// Forwards a request and its response.
+    async fn forward(
+        &mut self,
+        request: &ForwardedRequest<'_>,
+        target: &Target,
+        isolation: Isolation,
+    ) -> Result<Option<ConnectionEnd>, PortRefusal> {
+        let is_repeatable = request.head.is_idempotent() && matches!(request.framing, Framing::Empty);
+        let mut waiting = self.waiting.take(target, isolation, is_repeatable);
+        loop {
+            let is_reused = waiting.is_some();
+            let mut stream = match waiting.take() {
+                Some(stream) => stream,
+                None => open(&self.connector, target, isolation, self.limits).await?,
+            };
+            match exchange(&mut self.reader, &mut self.writer, &mut stream, request).await {
+                Ok(Exchanged { is_upgraded: true, .. }) => {
+                    let early = self.reader.buffer().to_vec();
+                    return Ok(Some(ConnectionEnd::Tunnel { stream, answer: &[], early }));
+                }
+                Ok(Exchanged { persists, is_reusable, .. }) => {
+                    if is_reusable {
+                        self.waiting.insert(target.clone(), isolation, stream);
+                    } else {
+                        target::finish(stream);
+                    }
+                    return Ok((!persists).then(|| ConnectionEnd::Close(Vec::new())));
+                }
+                // The target may have closed the stream before it received the request.
+                Err(Incomplete::Unanswered) if is_reused && is_repeatable => {}
+                Err(incomplete) => {
+                    tokio::spawn(stream.reset_after_bytes(EndReason::Reset));
+                    return match incomplete {
+                        Incomplete::Cut => Ok(Some(ConnectionEnd::Reset)),
+                        Incomplete::Unanswered => Err(ExchangeError::Broken.into()),
+                        Incomplete::Failed(error) => Err(error.into()),
+                    };
+                }
+            }
         }
     }
 }
 
-fn connect_target(uri: &Uri) -> Result<Target, &'static str> {
-    const EXPLANATION: &str = "CONNECT needs a host and a port, such as example.org:443";
-    let authority = uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or(EXPLANATION)?;
-    let port = authority.port_u16().filter(|port| *port != 0).ok_or(EXPLANATION)?;
-    Ok(Target { host: Host::parse(authority.host()).map_err(|_| EXPLANATION)?, port })
+async fn open<C: Connector>(
+    connector: &C,
+    target: &Target,
+    isolation: Isolation,
+    limits: HttpLimits,
+) -> Result<Stream, PortRefusal> {
+    let opened = timeout(limits.open_timeout, connector.open(target.clone(), isolation)).await;
+    Ok(opened.unwrap_or(Err(EndReason::TimedOut.into()))?)
 }
 
-fn absolute_target(uri: &Uri) -> Result<Target, &'static str> {
-    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err(
-            "this is Umbel's HTTP proxy, not a web server; set it as the proxy of an application, whose requests \
-                    must have an absolute URL (http://…) or use CONNECT",
-        );
-    };
-    if !scheme.eq_ignore_ascii_case("http") {
-        return Err("only http:// URLs are forwarded; use CONNECT for others");
+/// Completes if the application's bytes end, so that it awaits no tunnel. Never completes if there are further bytes.
+async fn ended(reader: &mut BufReader<ReadHalf<'_>>) {
+    if reader.fill_buf().await.is_ok_and(|bytes| !bytes.is_empty()) {
+        core::future::pending::<()>().await;
     }
-    if authority.as_str().contains('@') {
-        return Err("a URL with a user name is not forwarded");
-    }
-    let host = Host::parse(authority.host()).map_err(|_| "the host is neither a name nor an address")?;
-    // `port_u16` returns `None` both for an invalid port and for an absent one.
-    let port = match authority.as_str().strip_prefix(authority.host()) {
-        Some("" | ":") => HTTP_PORT,
-        _ => authority.port_u16().filter(|port| *port != 0).ok_or("the port is not a number from 1 to 65535")?,
-    };
-    Ok(Target { host, port })
 }
 
-fn isolation(headers: &HeaderMap) -> Isolation {
+/// The refusal of a head that can't be read to its end.
+fn unreadable_head(error: HeadError) -> io::Result<PortRefusal> {
+    match error {
+        HeadError::Io(error) => Err(error),
+        HeadError::Truncated => Ok(PortRefusal::bad_request("the request ends within its head")),
+        HeadError::TooLarge(head) if head.contains(&b'\n') => {
+            let text = "the header fields of the request exceed the maximum size";
+            Ok(PortRefusal::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, text))
+        }
+        HeadError::TooLarge(_) => {
+            Ok(PortRefusal::new(StatusCode::URI_TOO_LONG, "the URL of the request exceeds the maximum length"))
+        }
+    }
+}
+
+fn isolation(fields: &[FieldLine<'_>]) -> Isolation {
     const LISTENER: &str = "http";
-    headers
-        .get(PROXY_AUTHORIZATION)
-        .map_or_else(|| Isolation::of_listener(LISTENER), |value| Isolation::new(LISTENER, value.as_bytes(), &[]))
-}
-
-fn failure_response(error: ConnectError) -> ProxyResponse {
-    let status = match error {
-        ConnectError::Stream(StreamFailure::Ended(EndReason::Policy)) => StatusCode::FORBIDDEN,
-        ConnectError::Stream(StreamFailure::Ended(EndReason::TimedOut)) => StatusCode::GATEWAY_TIMEOUT,
-        ConnectError::Stream(failure) => match failure.class() {
-            ErrorClass::Network | ErrorClass::Limit => StatusCode::SERVICE_UNAVAILABLE,
-            ErrorClass::Local => StatusCode::FORBIDDEN,
-            ErrorClass::Peer | ErrorClass::Bug => StatusCode::BAD_GATEWAY,
-        },
-        ConnectError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
-    };
-    text_response(status, &error.to_string())
-}
-
-/// The answer to a request whose isolation already holds its share of the connections.
-fn busy_response() -> ProxyResponse {
-    let explanation = "the applications with these proxy credentials, or with none, use their share of this port's \
-                       connections; close some, or try again later";
-    let mut response = text_response(StatusCode::SERVICE_UNAVAILABLE, explanation);
-    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    response
-}
-
-fn text_response(status: StatusCode, explanation: &str) -> ProxyResponse {
-    let mut response = Response::new(Either::Left(Full::from(format!("Umbel: {explanation}\n"))));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    // These fields hide from a probing web page whether this port answers.
-    headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
-    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
-    // The remaining content of the request isn't read, so the connection can't be reused.
-    headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    response
+    fields
+        .iter()
+        .find(|field| field.is("proxy-authorization"))
+        .map_or_else(|| Isolation::of_listener(LISTENER), |field| Isolation::new(LISTENER, field.value, &[]))
 }

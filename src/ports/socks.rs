@@ -12,7 +12,7 @@
 //! | failure | reply |
 //! |---|---|
 //! | the target refused the connection | 5, refused |
-//! | target unreachable from the exit; name without address | 4, host unreachable |
+//! | target unreachable from the exit; name without address; failure of the exit's resolver | 4, host unreachable |
 //! | no exit of the network allows the target, or the target is not public | 2, not allowed |
 //! | the target did not answer in time | 6, TTL expired, the only code for a timeout |
 //! | no consensus, too few relays, no guard reachable, or no circuit built | 3, network unreachable |
@@ -44,7 +44,7 @@ use crate::{
     connector::{ConnectError, Connector, Isolation},
     io::{
         listener::{LocalPort, answer_and_close},
-        stream::splice,
+        stream::{SocketEnd, splice},
     },
     wire::{EndReason, Host, ResolvedAnswer, Target},
 };
@@ -111,7 +111,7 @@ async fn serve_one<C: Connector>(
             match timeout(limits.open_timeout, opening).await.unwrap_or(Err(EndReason::TimedOut.into())) {
                 Ok(stream) => {
                     socket.write_all(&reply(&request, SocksStatus::SUCCEEDED, None)).await?;
-                    splice(socket, stream, &early, None).await
+                    splice(socket, stream, &early, SocketEnd::Application).await
                 }
                 Err(error) => answer(socket, &request, Err(status(error))).await,
             }
@@ -248,7 +248,7 @@ fn status(error: ConnectError) -> SocksStatus {
         ConnectError::Stopped => SocksStatus::GENERAL_FAILURE,
         ConnectError::Stream(StreamFailure::Ended(reason)) => match reason {
             EndReason::Refused => SocksStatus::CONNECTION_REFUSED,
-            EndReason::Unreachable | EndReason::NotFound => SocksStatus::HOST_UNREACHABLE,
+            EndReason::Unreachable | EndReason::NotFound | EndReason::LookupFailed => SocksStatus::HOST_UNREACHABLE,
             EndReason::Policy => SocksStatus::NOT_ALLOWED,
             EndReason::TimedOut => SocksStatus::TTL_EXPIRED,
             EndReason::Done | EndReason::Reset | EndReason::ResourceLimit | EndReason::Failed => general_failure(),

@@ -30,6 +30,9 @@ pub enum StreamCommand {
     Consumed(usize),
     /// Ends this direction after the written bytes (a half-close). The other direction stays open.
     Finish,
+    /// Ends both directions after the written bytes. [`StreamEvent::Closed`](super::StreamEvent::Closed) follows once
+    /// they are sent. The reason `Done` is sent as `Reset`.
+    Fail(EndReason),
     /// Ends both directions immediately, or refuses the peer's request. Drops unsent bytes. No event follows. The
     /// reason `Done` is sent as `Reset`.
     Reset(EndReason),
@@ -46,7 +49,10 @@ impl Streams {
                 debug_assert!(written == bytes.len() || written == 0, "the write exceeds the room");
             }
             StreamCommand::Consumed(bytes) => self.consume(id, bytes),
-            StreamCommand::Finish => self.finish(id),
+            StreamCommand::Finish => self.finish(id, EndReason::Done),
+            StreamCommand::Fail(reason) => {
+                self.finish(id, if reason == EndReason::Done { EndReason::Reset } else { reason });
+            }
             StreamCommand::Reset(reason) => self.reset(id, reason),
         }
     }
@@ -105,10 +111,11 @@ impl Streams {
         }
     }
 
-    fn finish(&mut self, id: StreamId) {
+    /// Ends this direction, or with a reason other than Done both directions, after the buffered bytes.
+    fn finish(&mut self, id: StreamId, reason: EndReason) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        if stream.sending == Sending::Open && stream.carries_data() {
-            stream.sending = Sending::Finishing;
+        if stream.carries_data() && (stream.sending == Sending::Open || reason != EndReason::Done) {
+            stream.sending = Sending::Finishing(reason);
             self.end_if_sent(id);
         }
     }

@@ -94,12 +94,16 @@ impl Streams {
         }
     }
 
-    /// Queues END(Done) if the stream is open and finishing, and its buffer is empty.
+    /// Queues END if the stream is open and finishing, and its buffer is empty.
     pub(super) fn end_if_sent(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        let sent_all = stream.sending == Sending::Finishing && stream.outgoing.is_empty();
-        if !sent_all || stream.phase != super::StreamPhase::Open {
+        let Sending::Finishing(reason) = stream.sending else { return };
+        if !stream.outgoing.is_empty() || stream.phase != super::StreamPhase::Open {
             return;
+        }
+        if reason != EndReason::Done {
+            self.reset(id, reason);
+            return self.events.push_back((id, StreamEvent::Closed(reason)));
         }
         stream.sending = Sending::Finished;
         self.control.push_back(RelayMessage::End { stream: id, reason: EndReason::Done });

@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 
 use super::{INITIAL_CREDIT, SEND_BUFFER, credit::SentBytes};
-use crate::base::Ticket;
+use crate::{base::Ticket, wire::EndReason};
 
 /// The phase of a stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,8 +24,8 @@ pub(super) enum StreamPhase {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sending {
     Open,
-    /// END(Done) follows the buffered bytes.
-    Finishing,
+    /// END with this reason follows the buffered bytes.
+    Finishing(EndReason),
     /// END(Done) is sent.
     Finished,
 }

@@ -126,6 +126,40 @@ fn a_half_closed_stream_continues_in_the_other_direction() {
 }
 
 #[test]
+fn written_bytes_precede_the_end_of_a_failed_stream() {
+    for finishes_first in [false, true] {
+        let mut pair = Pair::new();
+        let id = pair.stream();
+        // More bytes than the initial credit of the peer.
+        let (first, second) = (vec![1; SEND_BUFFER], vec![2; SEND_BUFFER]);
+        assert_eq!(pair.exit.write(id, &first), first.len());
+        pair.settle();
+        assert_eq!(pair.exit.write(id, &second), second.len());
+        if finishes_first {
+            pair.exit.handle_command(id, StreamCommand::Finish);
+        }
+        pair.exit.handle_command(id, StreamCommand::Fail(EndReason::Reset));
+        pair.settle();
+        assert_eq!(pair.exit.write(id, b"more"), 0);
+        let is_closed = |event: &(StreamId, StreamEvent)| matches!(event.1, StreamEvent::Closed(_));
+        assert!(!events(&mut pair.exit).iter().any(is_closed), "the stream ended before its bytes were sent");
+        let mut received = read(&mut pair.origin);
+        pair.settle();
+        let closed = Some((id, StreamEvent::Closed(EndReason::Reset)));
+        let mut last = None;
+        for (_, event) in events(&mut pair.origin) {
+            match event {
+                StreamEvent::Data(bytes) => received.extend_from_slice(&bytes),
+                event => last = Some((id, event)),
+            }
+        }
+        assert!(received == [first, second].concat());
+        assert_eq!((last, events(&mut pair.exit).pop()), (closed.clone(), closed));
+        assert!(pair.origin.is_empty() && pair.exit.is_empty());
+    }
+}
+
+#[test]
 fn bytes_written_before_connected_are_sent_after_it() {
     let mut pair = Pair::new();
     let id = pair.origin.open(pair.now, target()).unwrap();

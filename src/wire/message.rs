@@ -132,6 +132,8 @@ pub enum EndReason {
     ResourceLimit = 8,
     /// Any other failure.
     Failed = 9,
+    /// The exit's resolver failed, so whether the name has an address is unknown.
+    LookupFailed = 10,
 }
 
 impl fmt::Display for EndReason {
@@ -147,6 +149,7 @@ impl fmt::Display for EndReason {
             Self::Reset => "the stream was reset",
             Self::ResourceLimit => "a resource limit of the exit is reached",
             Self::Failed => "the stream failed",
+            Self::LookupFailed => "the exit can't resolve the name: its name server failed, refused or did not answer",
         })
     }
 }
@@ -163,6 +166,7 @@ impl EndReason {
             7 => Self::Reset,
             8 => Self::ResourceLimit,
             9 => Self::Failed,
+            10 => Self::LookupFailed,
             _ => return None,
         })
     }

@@ -35,7 +35,18 @@ fn answer() -> impl Strategy<Value = ResolvedAnswer> {
 
 fn reason() -> impl Strategy<Value = EndReason> {
     use EndReason::*;
-    prop::sample::select(vec![Done, Refused, Unreachable, Policy, TimedOut, NotFound, Reset, ResourceLimit, Failed])
+    prop::sample::select(vec![
+        Done,
+        Refused,
+        Unreachable,
+        Policy,
+        TimedOut,
+        NotFound,
+        Reset,
+        ResourceLimit,
+        Failed,
+        LookupFailed,
+    ])
 }
 
 fn message() -> impl Strategy<Value = RelayMessage> {

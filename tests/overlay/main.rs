@@ -13,6 +13,7 @@
 mod applications;
 mod attack;
 mod chaos;
+mod clients;
 mod engines;
 mod examples;
 mod failures;
@@ -22,6 +23,7 @@ mod logs;
 mod lossy;
 mod machines;
 mod oblivious;
+mod origin;
 mod requests;
 mod search;
 mod start;

@@ -82,7 +82,7 @@ impl NameServers {
                 state.content = content;
             }
         }
-        state.resolver.clone().ok_or(EndReason::Failed)
+        state.resolver.clone().ok_or(EndReason::LookupFailed)
     }
 }
 

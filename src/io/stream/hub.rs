@@ -124,11 +124,10 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         }
     }
 
-    /// As [`Self::fail`], but keeps a stream with unread bytes until its task drops it. Such a stream has no commands.
+    /// As [`Self::fail`], but keeps the stream until its task drops it. Such a stream has no commands.
     pub(crate) fn end(&mut self, id: Id, reason: EndReason) {
-        match self.streams.get(&id) {
-            Some(shared) if shared.lock().unread > 0 => fail(shared, reason),
-            _ => self.discard(id, reason),
+        if let Some(shared) = self.streams.get(&id) {
+            fail(shared, reason);
         }
     }
 
@@ -165,7 +164,7 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
     /// The next command of a stream. Wakes the readers of pushed bytes first.
     ///
     /// Commands are [`StreamCommand::Write`] (within the room, never empty), [`StreamCommand::Consumed`],
-    /// [`StreamCommand::Finish`] and [`StreamCommand::Reset`], which removes the stream.
+    /// [`StreamCommand::Finish`], [`StreamCommand::Fail`], and [`StreamCommand::Reset`], which removes the stream.
     pub(crate) fn poll_command(&mut self, cx: &mut Context<'_>) -> Poll<(Id, StreamCommand)> {
         self.flush();
         loop {
@@ -213,7 +212,10 @@ impl<Id: Copy + Eq + Hash + From<u64> + Into<u64>> Hub<Id> {
         if consumed > 0 {
             self.commands.push_back((id, StreamCommand::Consumed(consumed)));
         }
-        if state.finished && !state.finish_reported {
+        if let Some(reason) = state.failing.take() {
+            state.finish_reported = true;
+            self.commands.push_back((id, StreamCommand::Fail(reason)));
+        } else if state.finished && !state.finish_reported {
             state.finish_reported = true;
             self.commands.push_back((id, StreamCommand::Finish));
         }

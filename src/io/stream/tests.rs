@@ -186,8 +186,8 @@ async fn a_spliced_socket_carries_bytes_and_half_closes() {
     let (left, right) = stream_pair();
     let (mut application, near) = socket_pair().await;
     let (far, mut target) = socket_pair().await;
-    tokio::spawn(splice(near, left, b"early ", None));
-    tokio::spawn(splice(far, right, &[], None));
+    tokio::spawn(splice(near, left, b"early ", SocketEnd::Application));
+    tokio::spawn(splice(far, right, &[], SocketEnd::Target(None)));
     application.write_all(b"question").await.unwrap();
     application.shutdown().await.unwrap();
     let mut question = String::new();
@@ -204,18 +204,111 @@ async fn a_spliced_socket_carries_bytes_and_half_closes() {
 async fn a_failed_stream_resets_the_socket_and_a_failed_socket_the_stream() {
     let (left, right) = stream_pair();
     let (mut application, near) = socket_pair().await;
-    tokio::spawn(splice(near, left, &[], None));
+    tokio::spawn(splice(near, left, &[], SocketEnd::Application));
     right.reset(EndReason::Failed);
     let error = timeout(DEADLINE, application.read(&mut [0; 8])).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 
     let (left, mut right) = stream_pair();
     let (application, near) = socket_pair().await;
-    tokio::spawn(splice(near, left, &[], None));
+    tokio::spawn(splice(near, left, &[], SocketEnd::Application));
     reset_on_close(&application);
     drop(application);
     let error = timeout(DEADLINE, right.read(&mut [0; 8])).await.unwrap().unwrap_err();
     assert_eq!(reason_of(&error), Some(EndReason::Reset));
+}
+
+/// Reads to the end or an error.
+async fn read_all(socket: &mut (impl tokio::io::AsyncRead + Unpin)) -> (Vec<u8>, io::Result<usize>) {
+    let mut bytes = Vec::new();
+    let result = timeout(DEADLINE, socket.read_to_end(&mut bytes)).await.unwrap();
+    (bytes, result)
+}
+
+#[tokio::test]
+async fn an_answer_before_a_reset_by_the_target_arrives_at_an_application_that_still_sends() {
+    let expected = pattern(20_000);
+    for is_finished in [false, true] {
+        for _ in 0..20 {
+            let (left, right) = stream_pair();
+            let (application, near) = socket_pair().await;
+            let (far, mut target) = socket_pair().await;
+            tokio::spawn(splice(near, left, &[], SocketEnd::Application));
+            tokio::spawn(splice(far, right, &[], SocketEnd::Target(None)));
+            let (mut reader, mut writer) = application.into_split();
+            let sending = tokio::spawn(async move { while writer.write_all(&[7; 10_000]).await.is_ok() {} });
+            target.read_exact(&mut [0; 1000]).await.unwrap();
+            // Unread bytes make the kernel reset the connection at the drop.
+            target.readable().await.unwrap();
+            target.write_all(&expected).await.unwrap();
+            if is_finished {
+                target.shutdown().await.unwrap();
+            }
+            drop(target);
+            let (answer, result) = read_all(&mut reader).await;
+            assert!(answer == expected, "{} bytes of the answer arrived, then {result:?}", answer.len());
+            // A target that has finished has sent a complete answer.
+            assert!(is_finished || result.is_err(), "the end of an answer without its end looks complete");
+            timeout(DEADLINE, sending).await.unwrap().unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn bytes_before_a_reset_by_the_application_arrive_at_the_target() {
+    let (left, right) = stream_pair();
+    let (mut application, near) = socket_pair().await;
+    let (far, mut target) = socket_pair().await;
+    tokio::spawn(splice(near, left, &[], SocketEnd::Application));
+    tokio::spawn(splice(far, right, &[], SocketEnd::Target(None)));
+    let expected = pattern(300_000);
+    application.write_all(&expected).await.unwrap();
+    await_acknowledged(&application, SocketEnd::Application).await;
+    reset_on_close(&application);
+    drop(application);
+    let (received, result) = read_all(&mut target).await;
+    assert!(received == expected, "{} bytes arrived", received.len());
+    assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn an_application_that_reads_slowly_gets_all_bytes_before_a_reset() {
+    let (left, mut right) = stream_pair();
+    let (mut application, near) = socket_pair().await;
+    tokio::spawn(splice(near, left, &[], SocketEnd::Application));
+    // More than the buffers of the sockets hold.
+    let expected = pattern(12 << 20);
+    let mut received = Vec::new();
+    let sending = async {
+        right.write_all(&expected).await.unwrap();
+        right.reset_after_bytes(EndReason::Reset).await;
+    };
+    let reading = async {
+        let mut block = [0; 4096];
+        while let Ok(read @ 1..) = application.read(&mut block).await {
+            received.extend_from_slice(&block[..read]);
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    timeout(DEADLINE, async { tokio::join!(sending, reading) }).await.unwrap();
+    assert!(received == expected, "{} bytes arrived", received.len());
+}
+
+#[tokio::test]
+async fn the_last_bytes_of_a_failed_stream_are_written_before_the_reset() {
+    let mut hub = Hub::<u64>::new();
+    let (mut application, near) = socket_pair().await;
+    let splicing = tokio::spawn(splice(near, hub.open(7, ROOM), &[], SocketEnd::Application));
+    // The application sends, so that both directions of the splice meet the failure.
+    application.write_all(b"request").await.unwrap();
+    hub.push(7, b"answer");
+    hub.fail(7, EndReason::Reset);
+    let (answer, result) = read_all(&mut application).await;
+    assert_eq!(answer, b"answer");
+    assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    assert!(timeout(DEADLINE, splicing).await.unwrap().unwrap().is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,8 +317,8 @@ async fn spliced_sockets_carry_more_than_20_mib_a_second() {
     let (left, right) = stream_pair();
     let (mut application, near) = socket_pair().await;
     let (far, mut target) = socket_pair().await;
-    tokio::spawn(splice(near, left, &[], None));
-    tokio::spawn(splice(far, right, &[], None));
+    tokio::spawn(splice(near, left, &[], SocketEnd::Application));
+    tokio::spawn(splice(far, right, &[], SocketEnd::Target(None)));
     let start = Instant::now();
     tokio::spawn(async move {
         let block = vec![7; 64 * 1024];

@@ -94,6 +94,7 @@ async fn each_failure_has_its_reply() {
         ("policy.test", 2),
         ("timedout.test", 6),
         ("notfound.test", 4),
+        ("lookup.test", 4),
         ("limit.test", 1),
         ("failed.test", 1),
         ("full.test", 1),
@@ -123,7 +124,9 @@ async fn an_open_past_the_time_limit_is_a_timeout() {
 async fn names_and_addresses_are_resolved() {
     assert_eq!(reply_to(&request_to_name(0xF0, "origin.test", 0)).await, [5, 0, 0, 1, 127, 0, 0, 1, 0, 0]);
     assert_eq!(reply_to(&[5, 0xF0, 0, 1, 10, 1, 2, 3, 0, 0]).await, [5, 0, 0, 1, 10, 1, 2, 3, 0, 0]);
-    assert_eq!(reply_to(&request_to_name(0xF0, "notfound.test", 0)).await[1], 4);
+    for failing in ["notfound.test", "lookup.test"] {
+        assert_eq!(reply_to(&request_to_name(0xF0, failing, 0)).await[1], 4, "{failing}");
+    }
     let pointer = reply_to(&[5, 0xF1, 0, 1, 127, 0, 0, 1, 0, 0]).await;
     assert_eq!(pointer, [&[5, 0, 0, 3, 11], &b"origin.test"[..], &[0, 0]].concat());
     assert_eq!(reply_to(&request_to_name(0xF1, "origin.test", 0)).await[1], 8);
