@@ -63,7 +63,7 @@ impl NameServers {
     /// The resolver for the current name servers.
     ///
     /// # Errors
-    /// [`EndReason::Failed`] without a name server.
+    /// [`EndReason::LookupFailed`] without a name server.
     pub(super) fn resolver(&self) -> Result<TokioResolver, EndReason> {
         self.resolver_at(Instant::now())
     }
@@ -132,12 +132,12 @@ mod tests {
         let file = folder.path().join("resolv.conf");
         let servers = NameServers::in_file(&ResolverOptions::default(), file.clone());
         let mut now = Instant::now();
-        assert_eq!(ndots(&servers, now), Err(EndReason::Failed));
-        let mut expected = Err(EndReason::Failed);
+        assert_eq!(ndots(&servers, now), Err(EndReason::LookupFailed));
+        let mut expected = Err(EndReason::LookupFailed);
         now += CHECK_INTERVAL;
-        assert_eq!(ndots(&servers, now), Err(EndReason::Failed));
+        assert_eq!(ndots(&servers, now), Err(EndReason::LookupFailed));
         for (content, ndots_after) in [
-            ("# no network yet\n", Err(EndReason::Failed)),
+            ("# no network yet\n", Err(EndReason::LookupFailed)),
             ("nameserver 127.0.0.1\noptions ndots:2\n", Ok(2)),
             ("", Ok(2)),
             ("nameserver 127.0.0.2\noptions ndots:3\n", Ok(3)),
