@@ -40,7 +40,7 @@ struct HandshakeWithHostilePeer {
     tsn: u32,
     /// The end's State Cookie, once it has sent it.
     cookie: Option<Vec<u8>>,
-    /// The tag of the end's packets other than INIT.
+    /// The tag of the end's packets other than INIT and ABORT.
     tag_of_packets: Option<u32>,
     /// The peer has sent a packet that may open the association.
     may_open: bool,
@@ -85,7 +85,8 @@ impl HandshakeWithHostilePeer {
         for packet in packets(&mut self.association, now) {
             let tag = u32::from_be_bytes(packet[4..8].try_into().unwrap());
             let kind = packet[12];
-            if kind != INIT {
+            // An ABORT that answers another INIT has the tag of this INIT.
+            if !matches!(kind, INIT | ABORT) {
                 assert_eq!(*self.tag_of_packets.get_or_insert(tag), tag, "the peer's tag has changed");
             }
             if matches!(kind, INIT | INIT_ACK) {
