@@ -9,7 +9,12 @@
 //!   of an owner. The last quarter of an owner's tokens is for the first tries of circuits ([`RESERVED_DIVISOR`]), since
 //!   a client uses a circuit for one request. So further tries of circuits, however many, take no token from new
 //!   circuits, each of which costs a handshake.
-//! - **Concurrency.** At the cap, the oldest request of the owner with the most ends for an owner with fewer.
+//! - **Concurrency.** At the cap, the oldest request of the owner with the most ends for an owner with fewer. Without
+//!   such an owner, a slow request ends. For the first try of a circuit, a request is slow after the time in which the
+//!   rate alone fills the places ([`Rates::slow_at_cap`]). So nobody can keep all places filled with younger requests.
+
+#[cfg(test)]
+mod tests;
 
 use core::{cmp::Reverse, time::Duration};
 use std::collections::BTreeMap;
@@ -27,8 +32,8 @@ const MAX_OWNERS: usize = 4 * 1024;
 const BURST_SECONDS: u64 = 4;
 /// Divisor of an owner's burst for the tokens that only the first tries of circuits get.
 const RESERVED_DIVISOR: u64 = 4;
-/// The time after which a request ends at the cap for another one of the same owner, or of an owner with as many. Longer
-/// than a search may take.
+/// The time after which a request ends at the cap for a further try of a circuit, and the longest one after which it ends
+/// for a first try. Longer than a search may take.
 pub(super) const SLOW_AFTER: Duration = Duration::from_secs(10);
 
 /// Rates and concurrency of requests.
@@ -69,6 +74,25 @@ impl Rates {
         let per_owner = in_total.div_ceil(4).max(per_circuit);
         Self { in_total, per_owner, per_circuit, ..self }
     }
+
+    /// The time after which a request ends at the cap on all requests for the first try of a circuit, 2.56 s by default:
+    /// the time in which the average rate fills all places. To keep all places filled with younger requests, a client
+    /// would need a higher rate.
+    pub(super) fn slow_at_cap(&self) -> Duration {
+        filling_time(self.concurrent, self.in_total)
+    }
+
+    /// As [`Self::slow_at_cap`], for the part of one circuit owner.
+    fn slow_at_part(&self) -> Duration {
+        filling_time(self.concurrent_of_owner, self.per_owner)
+    }
+}
+
+/// The time in which `per_second` requests per second fill `places`, at most [`SLOW_AFTER`].
+fn filling_time(places: usize, per_second: u32) -> Duration {
+    let places = u32::try_from(places).unwrap_or(u32::MAX);
+    let time = Duration::from_secs(places.into()).checked_div(per_second);
+    time.map_or(SLOW_AFTER, |time| time.min(SLOW_AFTER))
 }
 
 /// To whose limits a request counts: its circuit, and the owner of the circuit.
@@ -220,11 +244,11 @@ impl<T> RequestLimits<T> {
         let owner = circuit_owner.of_network();
         let Rates { in_total, per_owner, per_circuit, .. } = self.rates;
         let (in_total, per_owner, per_circuit) = (rate(in_total), rate(per_owner), rate(per_circuit));
-        let victim = self.victim(now, &owner);
         // Each try takes a token of its circuit. A refused try consumes nothing else.
         let (of_circuit, is_first) = self.circuits.of_circuit(circuit, &mut self.forgotten_circuit);
         let has_token = of_circuit.bucket.take(now, per_circuit);
-        let victim = victim?;
+        let victim = self.victim(now, &owner, is_first)?;
+        let of_circuit = self.circuits.0.entry(circuit).or_default();
         let is_own = |victim| self.running.get(&victim).is_some_and(|running| running.circuit == circuit);
         let freed = usize::from(victim.is_some_and(is_own));
         let of_owner = self.owners.of_owner(now, owner, per_owner)?;
@@ -251,19 +275,32 @@ impl<T> RequestLimits<T> {
         Ok(Admission { number, displaced })
     }
 
-    /// The request that ends if `owner` gets another one; `None` if no cap is reached.
-    fn victim(&self, now: Instant, owner: &Owner) -> Result<Option<u64>, Refusal> {
+    /// The request that ends if `owner` gets another one; `None` if no cap is reached. `is_first` tells whether the other
+    /// one is the first try of its circuit.
+    fn victim(&self, now: Instant, owner: &Owner, is_first: bool) -> Result<Option<u64>, Refusal> {
         let held = self.owners.running(owner);
         let is_at_part = held >= self.rates.concurrent_of_owner;
         if !is_at_part && self.running.len() < self.rates.concurrent {
             return Ok(None);
         }
         let owners = self.running.values().map(|running| (self.owners.rank(&running.owner), running.owner));
-        let fullest = owners.max().filter(|((most, _), _)| !is_at_part && *most > held);
-        let (from, is_below) =
-            fullest.map_or((*owner, false), |((most, _), fullest)| (fullest, most > held.saturating_add(1)));
-        let oldest = self.running.iter().find(|(_, running)| running.owner == from);
-        match oldest.filter(|(_, running)| is_below || running.since.after(SLOW_AFTER) <= now) {
+        let fullest = owners.max().filter(|((most, _), _)| !is_at_part && *most > held.saturating_add(1));
+        let victim = if let Some((_, fullest)) = fullest {
+            self.running.iter().find(|(_, running)| running.owner == fullest)
+        } else {
+            let slow_after = match (is_first, is_at_part) {
+                (false, _) => SLOW_AFTER,
+                (true, false) => self.rates.slow_at_cap(),
+                (true, true) => self.rates.slow_at_part(),
+            };
+            // In the order of their ages. Any of these owners may lose one, so that an owner with only young requests
+            // doesn't protect old ones of others.
+            let mut slow = self.running.iter().take_while(|(_, running)| running.since.after(slow_after) <= now);
+            slow.find(|(_, running)| {
+                running.owner == *owner || (!is_at_part && self.owners.running(&running.owner) > held)
+            })
+        };
+        match victim {
             Some((number, _)) => Ok(Some(*number)),
             None if is_at_part => Err(Refusal::RateLimited),
             None => Err(Refusal::Busy),
@@ -297,235 +334,5 @@ impl RequestOwner {
     pub(crate) fn of_source(source: u64, circuit: u64) -> Self {
         let address = core::net::Ipv6Addr::from(u128::from(source) << 80);
         Self { circuit_owner: Owner::of_address(address.into()), circuit }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use core::time::Duration;
-
-    #[cfg(target_arch = "wasm32")]
-    use wasm_bindgen_test::wasm_bindgen_test as test;
-
-    use super::*;
-
-    fn limits(rates: Rates) -> (RequestLimits<u64>, Instant) {
-        (RequestLimits::new(rates), Instant::START)
-    }
-
-    /// Admits a request that displaces none. Returns its number.
-    fn admit(limits: &mut RequestLimits<u64>, now: Instant, owner: RequestOwner) -> Result<u64, Refusal> {
-        limits.admit(now, owner, owner.circuit).map(|admitted| {
-            assert_eq!(admitted.displaced, None);
-            admitted.number
-        })
-    }
-
-    /// Admits a request that ends immediately.
-    fn admit_brief(limits: &mut RequestLimits<u64>, now: Instant, owner: RequestOwner) -> Result<(), Refusal> {
-        admit(limits, now, owner).map(|number| assert!(limits.release(number).is_some()))
-    }
-
-    fn later(now: Instant, seconds: u64) -> Instant {
-        now.after(Duration::from_secs(seconds))
-    }
-
-    #[test]
-    fn one_circuit_is_limited_and_others_are_not() {
-        let (mut limits, now) = limits(Rates::default());
-        (0..8).for_each(|_| admit_brief(&mut limits, now, RequestOwner::alone(1)).unwrap());
-        assert_eq!(admit(&mut limits, now, RequestOwner::alone(1)), Err(Refusal::RateLimited));
-        assert!(admit(&mut limits, now, RequestOwner::alone(2)).is_ok());
-        assert!(admit(&mut limits, later(now, 1), RequestOwner::alone(1)).is_ok());
-    }
-
-    #[test]
-    fn all_circuits_together_are_limited() {
-        let (mut limits, now) = limits(Rates { in_total: 10, ..Rates::default() });
-        let owners = (0..100).map(RequestOwner::alone);
-        let admitted = owners.filter(|owner| admit(&mut limits, now, *owner).is_ok()).count();
-        assert_eq!(admitted, 40);
-        assert!(admit(&mut limits, later(now, 1), RequestOwner::alone(200)).is_ok());
-    }
-
-    #[test]
-    fn concurrent_requests_are_limited() {
-        let (mut limits, now) = limits(Rates { concurrent: 1, ..Rates::default() });
-        let number = admit(&mut limits, now, RequestOwner::alone(1)).unwrap();
-        assert_eq!(admit(&mut limits, now, RequestOwner::alone(2)), Err(Refusal::Busy));
-        limits.release(number);
-        assert!(admit(&mut limits, now, RequestOwner::alone(2)).is_ok());
-    }
-
-    #[test]
-    fn concurrent_requests_of_one_circuit_are_limited_and_others_are_admitted() {
-        let (mut limits, now) = limits(Rates::default());
-        let numbers = [(); 4].map(|()| admit(&mut limits, now, RequestOwner::alone(1)).unwrap());
-        let later = later(now, 5);
-        assert_eq!(admit(&mut limits, later, RequestOwner::alone(1)), Err(Refusal::RateLimited));
-        assert!(admit(&mut limits, later, RequestOwner::alone(2)).is_ok());
-        limits.release(numbers[0]);
-        assert!(admit(&mut limits, later, RequestOwner::alone(1)).is_ok());
-    }
-
-    #[test]
-    fn the_number_of_stored_circuits_is_bounded() {
-        let (mut limits, now) = limits(Rates { in_total: u32::MAX, per_owner: u32::MAX, ..Rates::default() });
-        for circuit in 0..MAX_CIRCUITS as u64 {
-            admit_brief(&mut limits, now, RequestOwner::of_source(1, circuit)).unwrap();
-        }
-        let running = admit(&mut limits, now, RequestOwner::of_source(1, 0)).unwrap();
-        admit(&mut limits, now, RequestOwner::of_source(1, u64::MAX)).unwrap();
-        assert_eq!((limits.circuits.0.len(), limits.owners.0.len()), (MAX_CIRCUITS, 1));
-        assert_eq!(limits.circuits.running(&0), 1, "the circuit has a request in progress");
-        assert!(limits.release(running).is_some());
-        let mut is_first = |circuit| limits.circuits.of_circuit(circuit, &mut limits.forgotten_circuit).1;
-        assert!(!is_first(1), "the circuit is forgotten, not new");
-        assert!(is_first(u64::MAX - 1));
-    }
-
-    #[test]
-    fn tries_on_many_circuits_behind_all_relays_leave_first_tries_their_tokens() {
-        let (mut limits, mut now) = limits(Rates::default());
-        let (mut admitted, mut honest) = (0, 0);
-        for step in 0..1200 {
-            now = now.after(Duration::from_millis(50));
-            // 1,200 circuits behind forty relays, each with five tries a second, and twenty new ones a second.
-            let old = (0..1200).filter(|circuit| circuit % 4 == step % 4);
-            for circuit in old.chain([10_000 + step]) {
-                let tried = admit_brief(&mut limits, now, RequestOwner::of_source(circuit % 40, circuit));
-                admitted += u32::from(tried.is_ok());
-            }
-            // A client with a request a second behind the same relays, each on a new circuit.
-            if step % 20 == 10 {
-                let tried = admit_brief(&mut limits, now, RequestOwner::of_source(step % 40, 20_000 + step));
-                honest += u32::from(tried.is_ok());
-            }
-        }
-        assert!(honest >= 58, "{honest} of 60");
-        assert!(admitted > 3000, "{admitted}: the exit serves the others with the rest of the rate");
-    }
-
-    #[test]
-    fn requests_of_one_owner_leave_places_to_others() {
-        let (mut limits, now) = limits(Rates { in_total: 1000, per_owner: 1000, ..Rates::default() });
-        let owners =
-            |source: u64| (0..1000).map(move |circuit| RequestOwner::of_source(source, source * 1000 + circuit));
-        let numbers: Vec<u64> = owners(1).filter_map(|owner| admit(&mut limits, now, owner).ok()).collect();
-        assert_eq!(numbers.len(), 64);
-        assert_eq!(owners(2).filter(|owner| admit(&mut limits, now, *owner).is_ok()).count(), 64);
-        limits.release(numbers[0]);
-        assert!(admit(&mut limits, now, RequestOwner::of_source(1, 9000)).is_ok());
-    }
-
-    #[test]
-    fn a_client_with_many_circuits_behind_four_relays_exhausts_no_rate_of_others() {
-        let (mut limits, mut now) = limits(Rates::default());
-        let (mut of_others, mut behind_the_same) = (0, 0);
-        for step in 0..6000 {
-            now = now.after(Duration::from_millis(10));
-            // 50 circuits behind each of four relays, without a pause.
-            for owner in (0..200).map(|circuit| RequestOwner::of_source(circuit % 4, circuit)) {
-                let _ = admit_brief(&mut limits, now, owner);
-            }
-            // Clients with a request a second, each on a circuit of its own.
-            if step % 100 == 50 {
-                let mut is_admitted = |source, circuit| {
-                    usize::from(admit_brief(&mut limits, now, RequestOwner::of_source(source, circuit)).is_ok())
-                };
-                of_others += is_admitted(100, 1000 + 2 * step);
-                behind_the_same += is_admitted(1, 1001 + 2 * step);
-            }
-        }
-        assert_eq!((of_others, behind_the_same), (60, 60));
-    }
-
-    #[test]
-    fn one_owner_may_use_its_whole_burst_and_almost_its_whole_rate() {
-        let (mut limits, now) = limits(Rates::default());
-        let mut circuits = 0..;
-        let mut admitted = |now| {
-            let owners = circuits.by_ref().take(200).map(|circuit| RequestOwner::of_source(1, circuit));
-            owners.filter(|owner| admit_brief(&mut limits, now, *owner).is_ok()).count()
-        };
-        assert_eq!(admitted(now), 100);
-        let later = (1..=100).map(|second| admitted(later(now, second))).sum::<usize>();
-        assert!((2400..=2500).contains(&later), "{later} of 2500");
-    }
-
-    #[test]
-    fn the_sources_of_a_network_are_one_owner() {
-        let (mut limits, now) = limits(Rates::default());
-        let of_network = |host: u8| {
-            let circuit_owner = Owner::of_address([192, 0, 2, host].into());
-            RequestOwner { circuit_owner, circuit: host.into() }
-        };
-        let admitted = (0..200).filter(|host| admit_brief(&mut limits, now, of_network(*host)).is_ok()).count();
-        assert_eq!(admitted, 100);
-    }
-
-    #[test]
-    fn requests_of_others_displace_slow_requests_of_four_owners() {
-        let (mut limits, now) = limits(Rates::default());
-        let slow = (0..256).map(|circuit| RequestOwner::of_source(circuit % 4, circuit));
-        let admitted: Vec<_> = slow.map(|owner| admit(&mut limits, now, owner).unwrap()).collect();
-        let mut displaced = Vec::new();
-        let mut honest = Vec::new();
-        for request in 0..8 {
-            let admitted =
-                limits.admit(later(now, 1), RequestOwner::of_source(100, 1000 + request), 1000 + request).unwrap();
-            displaced.extend(admitted.displaced);
-            honest.push(admitted.number);
-        }
-        assert_eq!(displaced.len(), 8, "a request ends for each");
-        // The attacker's further requests end only requests of its own.
-        for circuit in 2000..2100 {
-            if let Ok(admitted) = limits.admit(later(now, 2), RequestOwner::of_source(circuit % 4, circuit), circuit) {
-                assert!(admitted.displaced.is_none_or(|circuit| !(1000..1008).contains(&circuit)));
-            }
-        }
-        assert!(honest.into_iter().all(|number| limits.release(number).is_some()));
-        assert!(displaced.iter().all(|circuit| *circuit < 256));
-        assert_eq!(limits.release(admitted[usize::try_from(displaced[0]).unwrap()]), None, "released before");
-    }
-
-    #[test]
-    fn of_equally_full_owners_the_one_unchanged_for_longest_loses_a_request_whatever_its_address() {
-        // The numbers of sources order their identities.
-        for sources in [[1, 2, 3], [3, 2, 1], [2, 3, 1]] {
-            let (mut limits, now) = limits(Rates { concurrent: 6, ..Rates::default() });
-            for (circuit, source) in sources.into_iter().flat_map(|source| [source; 2]).enumerate() {
-                admit(&mut limits, now, RequestOwner::of_source(source, circuit as u64)).unwrap();
-            }
-            let displaced = [100, 101, 102]
-                .map(|number| limits.admit(now, RequestOwner::of_source(number, number), number).unwrap().displaced);
-            assert_eq!(displaced, [Some(0), Some(2), Some(4)], "{sources:?}");
-        }
-    }
-
-    #[test]
-    fn a_request_displaces_a_slow_one_of_the_same_circuit() {
-        let (mut limits, now) = limits(Rates::default());
-        for number in 0..64 {
-            admit(&mut limits, now, RequestOwner::of_source(1, number / 4)).unwrap();
-        }
-        let (of_first, of_second) = (RequestOwner::of_source(1, 0), RequestOwner::of_source(1, 1));
-        assert_eq!(
-            limits.admit(later(now, 10), of_second, 9),
-            Err(Refusal::RateLimited),
-            "its circuit stays at its cap"
-        );
-        assert_eq!(limits.admit(later(now, 10), of_first, 9).unwrap().displaced, Some(0));
-    }
-
-    #[test]
-    fn a_request_displaces_a_slow_one_of_the_same_owner() {
-        let (mut limits, now) = limits(Rates::default());
-        for circuit in 0..64 {
-            admit(&mut limits, now, RequestOwner::of_source(1, circuit)).unwrap();
-        }
-        let further = RequestOwner::of_source(1, 100);
-        assert_eq!(limits.admit(later(now, 9), further, 100), Err(Refusal::RateLimited));
-        assert_eq!(limits.admit(later(now, 10), further, 100).unwrap().displaced, Some(0));
     }
 }

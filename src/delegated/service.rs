@@ -215,9 +215,12 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
     }
 
     /// The stream that ends so that `owner` can have another one; `None` if no cap is reached. The rule is that of
-    /// [`RequestLimits`] for concurrent requests.
+    /// [`RequestLimits`] for concurrent requests, with the only stream of a circuit as its first try. Since the streams of
+    /// a circuit have a high rate, such a stream also takes the place of any stream of a circuit with several.
     fn victim(&self, now: Instant, owner: RequestOwner) -> Result<Option<Id>, EndReason> {
         let of_circuit = self.streams.iter().filter(|serving| serving.owner.circuit == owner.circuit).count();
+        let of_circuit_of =
+            |of: &Serving<Id>| self.streams.iter().filter(|serving| serving.owner.circuit == of.owner.circuit).count();
         let held = |of: Owner| self.streams.iter().filter(|serving| serving.owner.circuit_owner == of).count();
         let (own, of_owner) = (owner.circuit_owner, held(owner.circuit_owner));
         if of_circuit >= self.parameters.streams_of_circuit {
@@ -229,11 +232,18 @@ impl<Id: Copy + PartialEq> SearchService<Id> {
         }
         let owners =
             self.streams.iter().map(|serving| (held(serving.owner.circuit_owner), serving.owner.circuit_owner));
-        let fullest = owners.max().filter(|(most, _)| !is_at_part && *most > of_owner);
-        let (from, is_below) = fullest.map_or((own, false), |(most, of)| (of, most > of_owner.saturating_add(1)));
-        let candidates = self.streams.iter().filter(|serving| serving.owner.circuit_owner == from);
-        let oldest = candidates.min_by_key(|serving| serving.since);
-        let victim = oldest.filter(|serving| is_below || serving.since.after(SLOW_AFTER) <= now);
+        let fullest = owners.max().filter(|(most, _)| !is_at_part && *most > of_owner.saturating_add(1));
+        let is_first = of_circuit == 0;
+        let slow_after = if is_first { self.parameters.rates.slow_at_cap() } else { SLOW_AFTER };
+        let may_end = |serving: &&Serving<Id>| {
+            let of = serving.owner.circuit_owner;
+            if let Some((_, fullest)) = fullest {
+                return of == fullest;
+            }
+            (of == own || (!is_at_part && held(of) > of_owner))
+                && (serving.since.after(slow_after) <= now || (is_first && of_circuit_of(serving) > 1))
+        };
+        let victim = self.streams.iter().filter(may_end).min_by_key(|serving| serving.since);
         victim.map(|serving| Some(serving.stream)).ok_or(EndReason::ResourceLimit)
     }
 

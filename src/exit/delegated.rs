@@ -57,7 +57,7 @@ impl Delegate {
         let admit = || self.limits.admit(Instant::now(), owner, Arc::clone(&displaced));
         let serving = async {
             match service {
-                Service::Http => self.http.serve(stream, owner, admit()).await,
+                Service::Http => self.http.serve(stream, owner, admit).await,
                 Service::Search => self.search.serve(stream, owner, admit).await,
             }
         };
@@ -80,7 +80,9 @@ impl Delegate {
 mod tests {
     use core::time::Duration;
 
-    use hyper::Request;
+    use bytes::Bytes;
+    use http_body_util::Empty;
+    use hyper::{Request, Response, StatusCode};
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         time::timeout,
@@ -94,12 +96,16 @@ mod tests {
         *,
     };
     use crate::{
-        exit::outbound::{OutboundClient, OutboundLimits, TargetPolicies},
+        delegated::{EngineName, SearchAnswer, SearchRefusal, SearchRequest},
+        exit::outbound::{
+            OutboundClient, TargetPolicies,
+            testing::{http_server, outbound_client},
+        },
         exit_policy::Policy,
         http_exchange::binary::{read_response, request_head},
         io::{
-            resolver::{Resolver, ResolverOptions},
-            testing::{reason_of, stream_pair},
+            stream::Stream,
+            testing::{reason_of, stream_pair, target_server},
             tls::Tls,
         },
         wire::EndReason,
@@ -107,39 +113,87 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(20);
 
-    /// A delegate that offers nothing, so that it refuses each request after its head.
-    async fn delegate(rates: Rates) -> Delegate {
-        let outbound = || {
-            let policy = Policy::parse(["accept *"], false).unwrap();
-            let policies = TargetPolicies { resolved: policy.clone(), literal: policy };
-            let options =
-                ResolverOptions { servers: vec!["127.0.0.1:9".parse().unwrap()], ..ResolverOptions::default() };
-            OutboundClient::new(policies, Arc::new(Resolver::new(&options)), Tls::default(), OutboundLimits::default())
-        };
+    fn outbound() -> OutboundClient {
+        let policy = Policy::parse(["accept *"], true).unwrap();
+        let policies = TargetPolicies { resolved: policy.clone(), literal: policy };
+        outbound_client(policies, Tls::default(), DEADLINE)
+    }
+
+    /// A delegate without engines that offers these requests.
+    async fn delegate(policy: HttpPolicy, rates: Rates) -> Arc<Delegate> {
         let senders = Senders { configured: outbound(), public: outbound() };
         let engines = Engines::load::<&str>(&[], senders).await.unwrap();
-        let (search, http) =
-            (ExitSearch::new(engines, SearchCaps::default()), Http::new(HttpPolicy::None, HttpCaps::default()));
-        Delegate::new(search, http, ExitLimits::new(rates, Instant::now()))
+        let search = ExitSearch::new(engines, SearchCaps::default());
+        let http = Http::new(policy, HttpCaps::default());
+        Arc::new(Delegate::new(search, http, ExitLimits::new(rates, Instant::now())))
+    }
+
+    /// Begins a request. Returns the client's stream.
+    fn begin(delegate: &Arc<Delegate>, service: Service, owner: RequestOwner) -> Stream {
+        let ((near, far), delegate) = (stream_pair(), Arc::clone(delegate));
+        tokio::spawn(async move { delegate.serve(service, owner, far).await });
+        near
+    }
+
+    /// Sends a whole request over `stream`.
+    async fn send(stream: &mut Stream, url: impl core::fmt::Display) {
+        let request = Request::get(url.to_string()).body(()).unwrap();
+        stream.write_all(&request_head(&request).unwrap()).await.unwrap();
+        stream.write_all(&[0, 0]).await.unwrap();
+        stream.shutdown().await.unwrap();
+    }
+
+    async fn status(stream: &mut Stream) -> StatusCode {
+        timeout(DEADLINE, read_response(stream, 64)).await.unwrap().unwrap().0.status()
     }
 
     #[tokio::test]
     async fn a_displaced_request_is_reset_and_the_other_is_answered() {
-        let delegate = Arc::new(delegate(Rates { concurrent: 2, ..Rates::default() }).await);
-        let begin = |owner| {
-            let ((near, far), delegate) = (stream_pair(), Arc::clone(&delegate));
-            tokio::spawn(async move { delegate.serve(Service::Http, owner, far).await });
-            near
-        };
-        let mut slow = [1, 2].map(|circuit| begin(RequestOwner::of_source(1, circuit)));
-        let mut other = begin(RequestOwner::of_source(2, 3));
-        let request = Request::get("http://example.org/").body(()).unwrap();
-        other.write_all(&request_head(&request).unwrap()).await.unwrap();
-        other.write_all(&[0, 0]).await.unwrap();
-        other.shutdown().await.unwrap();
-        let (response, _) = timeout(DEADLINE, read_response(&mut other, 0)).await.unwrap().unwrap();
-        assert_eq!(response.status(), Refusal::NotOffered.response().status());
+        let (connected, mut connections) = tokio::sync::mpsc::unbounded_channel();
+        let silent = target_server(move |socket| {
+            connected.send(()).unwrap();
+            async move {
+                core::future::pending::<()>().await;
+                drop(socket);
+            }
+        })
+        .await;
+        let answering = http_server(|_| async { Response::new(Empty::<Bytes>::new()) }).await;
+        let rates = Rates { concurrent: 2, ..Rates::default() };
+        let delegate = delegate(HttpPolicy::Open(outbound()), rates).await;
+        let mut slow = [1, 2].map(|circuit| begin(&delegate, Service::Http, RequestOwner::of_source(1, circuit)));
+        for stream in &mut slow {
+            send(stream, format_args!("http://{silent}/")).await;
+            timeout(DEADLINE, connections.recv()).await.unwrap().unwrap();
+        }
+        let mut other = begin(&delegate, Service::Http, RequestOwner::of_source(2, 3));
+        send(&mut other, format_args!("http://{answering}/")).await;
+        assert_eq!(status(&mut other).await, StatusCode::OK);
         let reset = timeout(DEADLINE, slow[0].read(&mut [0])).await.unwrap().unwrap_err();
         assert_eq!(reason_of(&reset), Some(EndReason::Reset));
+    }
+
+    #[tokio::test]
+    async fn requests_without_a_head_or_an_offer_leave_all_places_to_others() {
+        let (open, none) = (HttpPolicy::Open(outbound()), HttpPolicy::None);
+        let answering = http_server(|_| async { Response::new(Empty::<Bytes>::new()) }).await;
+        for (policy, expected) in [(open, StatusCode::OK), (none, Refusal::NotOffered.response().status())] {
+            let delegate = delegate(policy, Rates::default()).await;
+            let of_circuit = |circuit| RequestOwner::of_source(circuit % 20, circuit);
+            // Four on each of 64 circuits. Their tasks run before that of a later request.
+            let silent: Vec<_> = (0..256).map(|n| begin(&delegate, Service::Http, of_circuit(n % 64))).collect();
+            let mut http = begin(&delegate, Service::Http, of_circuit(80));
+            send(&mut http, format_args!("http://{answering}/")).await;
+            assert_eq!(status(&mut http).await, expected);
+            let mut search = begin(&delegate, Service::Search, of_circuit(100));
+            let query = SearchRequest::new(EngineName::parse("engine").unwrap(), "terms", 1, None).unwrap();
+            search.write_all(&query.encode().unwrap()).await.unwrap();
+            search.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            timeout(DEADLINE, search.read_to_end(&mut answer)).await.unwrap().unwrap();
+            let answer = SearchAnswer::decode(&answer).unwrap();
+            assert_eq!(answer, SearchAnswer::Refused(SearchRefusal::UnknownEngine), "admitted");
+            drop(silent);
+        }
     }
 }

@@ -9,7 +9,8 @@ use crate::{
 };
 
 /// The ended streams of an exit, up to a cap. At the cap, one of the circuit owner closest to its share is cut: a failed
-/// one before a finished one, and of these the one whose target reads least ([`Activity`]). So neither many circuits nor
+/// one before a finished one, a finished one before one without unread bytes, and of these the one whose target reads
+/// least ([`Activity`]). So neither many circuits nor
 /// targets that read nothing cut the streams of others.
 pub(super) struct EndingStreams {
     cap: usize,
@@ -27,6 +28,8 @@ pub(super) enum EndKind {
     Failed,
     /// Both directions have finished.
     Finished,
+    /// As [`Self::Finished`], and the target has read all bytes. Its task only has to end the connection.
+    Drained,
 }
 
 type Rank = (EndKind, Activity);
@@ -89,11 +92,13 @@ impl EndingStreams {
                 continue;
             };
             let read = core::mem::replace(&mut ending.unread, left).saturating_sub(left);
-            if read == 0 {
+            let before = ending.rank;
+            if left == 0 && before.0 == EndKind::Finished {
+                ending.rank.0 = EndKind::Drained;
+            } else if read == 0 {
                 self.remove(stream);
                 return Some(stream);
             }
-            let before = ending.rank;
             ending.rank.1.carry(now, read, self.circuits.get(&ending.owner.circuit).copied().unwrap_or(1));
             self.order.set_rank(&ending.owner.circuit_owner, before, ending.rank, stream);
         }
@@ -156,6 +161,28 @@ mod tests {
             assert!(!cut.contains(&1), "stream {circuit}");
         }
         assert_eq!(bench.unread.len(), 16);
+    }
+
+    #[test]
+    fn a_finished_stream_without_unread_bytes_is_cut_after_all_others_of_its_owner() {
+        let mut bench = Bench::new(3);
+        assert!(bench.end(1, owner(1, 1), Finished).is_empty());
+        bench.read(1, 1 << 20);
+        assert!(bench.end(2, owner(1, 2), Finished).is_empty());
+        assert!(bench.end(3, owner(1, 3), Finished).is_empty());
+        for stream in 4..20 {
+            // The targets of the others read, and the first one has nothing left to read.
+            bench.now = bench.now.after(Duration::from_secs(3600));
+            let others: Vec<u64> = bench.unread.keys().map(|stream| stream.0).filter(|stream| *stream > 1).collect();
+            others.into_iter().for_each(|stream| bench.read(stream, 1_000));
+            let cut = bench.end(stream, owner(1, stream), Finished);
+            assert!(cut.len() == 1 && !cut.contains(&1), "stream {stream}: {cut:?}");
+        }
+        let mut drained = Bench::new(1);
+        assert!(drained.end(1, owner(1, 1), Finished).is_empty());
+        drained.read(1, 1 << 20);
+        assert_eq!(drained.end(2, owner(1, 2), Finished), [2]);
+        assert_eq!(drained.end(3, owner(2, 3), Failed), [1], "of owners with as many, the one unchanged for longest");
     }
 
     #[test]

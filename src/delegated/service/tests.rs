@@ -208,6 +208,32 @@ fn streams_of_a_third_owner_displace_those_of_two_owners_without_a_query() {
 }
 
 #[test]
+fn the_only_stream_of_a_circuit_takes_the_place_of_others_without_a_query() {
+    let reset = |stream| [ServiceEvent::Reset { stream, reason: EndReason::ResourceLimit }];
+    // Eight on each of eight circuits behind four gateways, all of one age.
+    let mut several = service();
+    for stream in 0..64 {
+        several.handle_request(NOW, stream, RequestOwner::of_source(stream % 4, stream % 8));
+    }
+    several.handle_request(NOW, 64, RequestOwner::of_source(1, 64));
+    assert_eq!(events(&mut several), reset(1), "of a circuit with several, behind the same gateway");
+    several.handle_request(NOW, 65, RequestOwner::of_source(1, 64));
+    assert_eq!(events(&mut several), reset(65), "the second one of its circuit");
+    // One on each of 64 circuits.
+    let mut single = service();
+    (0..64).for_each(|stream| single.handle_request(NOW, stream, RequestOwner::of_source(stream % 4, stream)));
+    let slow_after = ServiceParameters::default().rates.slow_at_cap();
+    single.handle_request(NOW.after(slow_after - Duration::from_millis(1)), 64, RequestOwner::of_source(1, 64));
+    assert_eq!(events(&mut single), reset(64));
+    single.handle_request(NOW.after(slow_after), 65, RequestOwner::of_source(1, 2));
+    assert_eq!(events(&mut single), reset(65), "the second one of its circuit");
+    single.handle_request(NOW.after(slow_after), 66, RequestOwner::of_source(1, 66));
+    assert_eq!(events(&mut single), reset(1));
+    single.handle_request(NOW.after(SLOW_AFTER), 67, RequestOwner::of_source(1, 2));
+    assert_eq!(events(&mut single), reset(5));
+}
+
+#[test]
 fn a_query_of_an_owner_with_fewer_replaces_the_oldest_of_the_fullest_owner() {
     let rates = Rates { concurrent: 4, ..Rates::default() };
     let mut service = SearchService::new(ServiceParameters { rates, ..ServiceParameters::default() });

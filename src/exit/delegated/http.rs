@@ -90,8 +90,9 @@ impl Http {
         }
     }
 
-    /// Performs the request that arrives over `stream`, unless `admitted` is a refusal. Drops `admitted` after the
-    /// answer.
+    /// Performs the request that arrives over `stream`, if `admit` allows. The admission lasts from the head of a request
+    /// that the operator offers to the answer. So a client that sends no head, or a request that is not offered, holds no
+    /// admission.
     ///
     /// # Errors
     /// The reason why the request was not performed or not completed. The client receives the reason too, unless the
@@ -100,22 +101,16 @@ impl Http {
         &self,
         stream: S,
         owner: RequestOwner,
-        admitted: Result<A, Refusal>,
+        admit: impl FnOnce() -> Result<A, Refusal> + Send,
     ) -> Result<(), Refusal>
     where
         A: Send,
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let (mut reader, mut writer) = tokio::io::split(stream);
-        let performing = async {
-            match &admitted {
-                Err(refusal) => self.refuse(&mut writer, *refusal).await,
-                Ok(_) => self.perform(owner, &mut reader, &mut writer).await,
-            }
-        };
+        let performing = self.perform(owner, admit, &mut reader, &mut writer);
         let outcome = timeout(self.caps.request_timeout, performing).await.unwrap_or(Err(Refusal::ResponseTimedOut))?;
         let _ = writer.shutdown().await;
-        drop(admitted);
         // Dropping the stream before the client has finished would reset the stream, and discard the answer in flight.
         let mut unused = reader.take(MAX_UNUSED_REQUEST_LEN);
         let _ = timeout(self.caps.stall_timeout, tokio::io::copy(&mut unused, &mut tokio::io::sink())).await;
@@ -126,9 +121,10 @@ impl Http {
     ///
     /// # Errors
     /// When the client has not received a complete answer or refusal.
-    async fn perform<R, W>(
+    async fn perform<R, W, A>(
         &self,
         owner: RequestOwner,
+        admit: impl FnOnce() -> Result<A, Refusal>,
         reader: &mut R,
         writer: &mut W,
     ) -> Result<Option<Refusal>, Refusal>
@@ -144,6 +140,10 @@ impl Http {
         };
         let (request, outbound) = match self.check(request, first.is_some()) {
             Ok(checked) => checked,
+            Err(refusal) => return self.refuse(writer, refusal).await,
+        };
+        let _admitted = match admit() {
+            Ok(admitted) => admitted,
             Err(refusal) => return self.refuse(writer, refusal).await,
         };
         let (pipe, body) = PipedBody::new(first);

@@ -68,7 +68,7 @@ async fn performed(
 
 fn serve(http: Http) -> (Stream, tokio::task::JoinHandle<Result<(), Refusal>>) {
     let (near, far) = stream_pair();
-    (near, tokio::spawn(async move { http.serve(far, RequestOwner::alone(1), Ok(())).await }))
+    (near, tokio::spawn(async move { http.serve(far, RequestOwner::alone(1), || Ok(())).await }))
 }
 
 async fn refused(http: Http, request: Request<Full<Bytes>>) -> Refusal {
@@ -242,7 +242,7 @@ async fn an_answered_request_is_released_before_its_client_has_finished() {
     let address = http_server(|_| async { Response::new(Full::<Bytes>::from("no need")) }).await;
     let (mut near, far) = stream_pair();
     let (admitted, released) = tokio::sync::oneshot::channel::<()>();
-    tokio::spawn(async move { open().serve(far, RequestOwner::alone(1), Ok(admitted)).await });
+    tokio::spawn(async move { open().serve(far, RequestOwner::alone(1), || Ok(admitted)).await });
     let request = Request::post(format!("http://{address}/")).body(()).unwrap();
     near.write_all(&request_head(&request).unwrap()).await.unwrap();
     near.write_all(b"\x04body").await.unwrap();
