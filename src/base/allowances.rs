@@ -10,7 +10,8 @@ use std::collections::HashMap;
 
 use super::{AddressPrefix, Deadlines, Instant, Owner, Rate, RecentUse, TokenBucket};
 
-/// Cap on buckets, about 220 bytes each; at the cap, the bucket that is full first is dropped.
+/// Cap on the buckets of listed relays, and on those of sources and networks, about 220 bytes each. At the cap, the
+/// bucket that is full first is dropped. So no number of sources displaces the bucket of a listed relay.
 const MAX_BUCKETS: usize = 16_384;
 /// Ratio of a network's rate to a source's.
 const NETWORK_FACTOR: u64 = 4;
@@ -33,9 +34,42 @@ struct Bucket {
 pub struct Allowances {
     source_rate: Rate,
     relay_rate: Rate,
-    buckets: HashMap<BucketKey, Bucket>,
+    relays: Buckets,
+    /// Those of sources and networks.
+    sources: Buckets,
+}
+
+#[derive(Default)]
+struct Buckets {
+    by_key: HashMap<BucketKey, Bucket>,
     /// The time from which each bucket is equal to a new one.
     unused_at: Deadlines<BucketKey>,
+}
+
+impl Buckets {
+    fn get(&self, key: &BucketKey) -> Bucket {
+        self.by_key.get(key).copied().unwrap_or_default()
+    }
+
+    fn spend(&mut self, now: Instant, key: BucketKey, rate: Rate) {
+        let mut bucket = self.get(&key);
+        bucket.tokens.spend(now, rate, 1);
+        bucket.recent.add(now, rate);
+        let full_at = bucket.tokens.available_at(rate, rate.burst);
+        self.unused_at.set(key, full_at.after(RecentUse::lifetime(rate)));
+        self.by_key.insert(key, bucket);
+        if self.by_key.len() > MAX_BUCKETS
+            && let Some(first_unused) = self.unused_at.pop_due(Instant::from_nanos(u64::MAX))
+        {
+            self.by_key.remove(&first_unused);
+        }
+    }
+
+    fn remove_unused(&mut self, now: Instant) {
+        while let Some(key) = self.unused_at.pop_due(now) {
+            self.by_key.remove(&key);
+        }
+    }
 }
 
 impl Allowances {
@@ -43,65 +77,46 @@ impl Allowances {
     /// source.
     #[must_use]
     pub fn new(source_rate: Rate, relay_rate: Rate) -> Self {
-        Self { source_rate, relay_rate, buckets: HashMap::new(), unused_at: Deadlines::default() }
+        Self { source_rate, relay_rate, relays: Buckets::default(), sources: Buckets::default() }
     }
 
     /// Takes a token of `owner` and a token of its network. Returns `false`, and takes no token, if either has no token
     /// for it.
     pub fn take(&mut self, now: Instant, owner: &Owner) -> bool {
-        while let Some(key) = self.unused_at.pop_due(now) {
-            self.buckets.remove(&key);
-        }
+        self.relays.remove_unused(now);
+        self.sources.remove_unused(now);
         let Self { source_rate, relay_rate, .. } = *self;
         let network_rate = Rate {
             per_second: source_rate.per_second.saturating_mul(NETWORK_FACTOR),
             burst: source_rate.burst.saturating_mul(NETWORK_FACTOR),
         };
-        let (owner_rate, network) = match owner {
-            Owner::Source(_, network) => (source_rate, Some(BucketKey::Network(*network))),
-            Owner::Relay(_) => (relay_rate, None),
+        let (owner_rate, network, buckets) = match owner {
+            Owner::Source(_, network) => (source_rate, Some(BucketKey::Network(*network)), &mut self.sources),
+            Owner::Relay(_) => (relay_rate, None, &mut self.relays),
         };
-        let of_owner = self.bucket(&BucketKey::Owner(*owner));
+        let of_owner = buckets.get(&BucketKey::Owner(*owner));
         if of_owner.tokens.available(now, owner_rate) == 0 {
             return false;
         }
         if let Some(network) = network {
-            let left = self.bucket(&network).tokens.available(now, network_rate);
+            let left = buckets.get(&network).tokens.available(now, network_rate);
             if of_owner.recent.tokens_left(now, owner_rate, left, network_rate) == 0 {
                 return false;
             }
-            self.spend(now, network, network_rate);
+            buckets.spend(now, network, network_rate);
         }
-        self.spend(now, BucketKey::Owner(*owner), owner_rate);
+        buckets.spend(now, BucketKey::Owner(*owner), owner_rate);
         true
     }
 
     /// The time from which [`Self::take`] can succeed for `owner`, as far as the rate of the owner itself permits.
     #[must_use]
     pub fn available_at(&self, owner: &Owner) -> Instant {
-        let rate = match owner {
-            Owner::Source(..) => self.source_rate,
-            Owner::Relay(_) => self.relay_rate,
+        let (rate, buckets) = match owner {
+            Owner::Source(..) => (self.source_rate, &self.sources),
+            Owner::Relay(_) => (self.relay_rate, &self.relays),
         };
-        self.bucket(&BucketKey::Owner(*owner)).tokens.available_at(rate, 1)
-    }
-
-    fn bucket(&self, key: &BucketKey) -> Bucket {
-        self.buckets.get(key).copied().unwrap_or_default()
-    }
-
-    fn spend(&mut self, now: Instant, key: BucketKey, rate: Rate) {
-        let mut bucket = self.bucket(&key);
-        bucket.tokens.spend(now, rate, 1);
-        bucket.recent.add(now, rate);
-        let full_at = bucket.tokens.available_at(rate, rate.burst);
-        self.unused_at.set(key, full_at.after(RecentUse::lifetime(rate)));
-        self.buckets.insert(key, bucket);
-        if self.buckets.len() > MAX_BUCKETS
-            && let Some(first_unused) = self.unused_at.pop_due(Instant::from_nanos(u64::MAX))
-        {
-            self.buckets.remove(&first_unused);
-        }
+        buckets.get(&BucketKey::Owner(*owner)).tokens.available_at(rate, 1)
     }
 }
 
@@ -120,6 +135,10 @@ mod tests {
 
     fn source(block: u8, network: u8, host: u8) -> Owner {
         Owner::of_address([10, block, network, host].into())
+    }
+
+    fn lengths(buckets: &Buckets) -> (usize, usize) {
+        (buckets.by_key.len(), buckets.unused_at.len())
     }
 
     fn tokens_taken(allowances: &mut Allowances, now: Instant, owner: Owner) -> usize {
@@ -170,10 +189,28 @@ mod tests {
             let [network, host] = number.to_be_bytes();
             assert!(allowances.take(start, &source(network, host, 7)));
         }
-        assert_eq!((allowances.buckets.len(), allowances.unused_at.len()), (MAX_BUCKETS, MAX_BUCKETS));
+        assert_eq!(lengths(&allowances.sources), (MAX_BUCKETS, MAX_BUCKETS));
         assert!(!allowances.take(start, &source(255, 255, 1)), "the emptiest bucket stays");
         let later = start.after(Duration::from_secs(20));
         assert!(allowances.take(later, &source(9, 9, 9)));
-        assert_eq!((allowances.buckets.len(), allowances.unused_at.len()), (2, 2));
+        assert_eq!(lengths(&allowances.sources), (2, 2));
+    }
+
+    #[test]
+    fn sources_displace_no_bucket_of_a_listed_relay() {
+        let mut allowances = Allowances::new(SOURCE, RELAY);
+        let start = Instant::START;
+        let relay = Owner::Relay(RelayId::from_bytes([1; 32]));
+        assert_eq!(tokens_taken(&mut allowances, start, relay), 100);
+        // The relay's bucket is full before those of the sources.
+        let later = start.after(Duration::from_millis(1990));
+        for number in 0..10_000_u16 {
+            let [network, host] = number.to_be_bytes();
+            assert!(allowances.take(later, &source(network, host, 7)));
+        }
+        assert_eq!(lengths(&allowances.sources), (MAX_BUCKETS, MAX_BUCKETS));
+        assert_eq!(tokens_taken(&mut allowances, later, relay), 99, "two seconds of its rate");
+        assert!(allowances.take(later.after(Duration::from_secs(60)), &source(9, 9, 9)));
+        assert_eq!(lengths(&allowances.relays), (0, 0));
     }
 }

@@ -48,13 +48,17 @@ impl<R: Copy + Ord, K: Copy + Ord> Owned<R, K> {
     /// # Errors
     /// [`AtCap::Share`] if the share of `owner` is reached, or that of its network and no source of it has more items.
     pub fn to_evict(&self, owner: &Owner) -> Result<Option<K>, AtCap> {
+        Ok(self.loser(owner)?.and_then(|loser| self.lowest_of(&loser)).map(|(_, key)| key))
+    }
+
+    /// The owner whose item [`to_evict`](Self::to_evict) selects.
+    ///
+    /// # Errors
+    /// As [`to_evict`](Self::to_evict).
+    pub fn loser(&self, owner: &Owner) -> Result<Option<Owner>, AtCap> {
         match self.to_lose(owner) {
-            Ok(loser) => Ok(loser.and_then(|loser| self.lowest_of(&loser)).map(|(_, key)| key)),
-            Err(AtCap::All) => {
-                let loser = self.shares.crowding(owner);
-                Ok(loser.and_then(|loser| self.lowest_of(&loser)).map(|(_, key)| key))
-            }
-            Err(AtCap::Share) => Err(AtCap::Share),
+            Err(AtCap::All) => Ok(self.shares.crowding(owner)),
+            loser => loser,
         }
     }
 

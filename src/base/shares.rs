@@ -197,6 +197,12 @@ impl Shares {
         self.by_owner.get(owner).map_or(0, |units| units.count)
     }
 
+    /// The units of a listed relay, or of all sources of the network of a source.
+    #[must_use]
+    pub fn held_in_network(&self, owner: &Owner) -> usize {
+        owner.network().map_or_else(|| self.held(owner), |network| self.of_network(&network))
+    }
+
     /// The owner closest to its share, of a block with more than half of the cap if there is one. If a network is closer to
     /// its share than any owner: the source of that network with the most units. Of several, the one whose units have not
     /// changed for longest.

@@ -3,6 +3,7 @@
 mod admission;
 #[cfg(any(test, fuzzing))]
 mod check;
+mod selection;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -26,11 +27,6 @@ use super::{
 
 /// Interval between checks for timeouts. Timeouts last many seconds, and a check iterates over all channels.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// Two channels between the same relays that open within this interval count as dialled simultaneously.
-const SIMULTANEOUS_INTERVAL: Duration = Duration::from_secs(10);
-/// Maximum retiring channels to one relay. At the cap this node dials no other channel to that relay: the youngest
-/// retiring channel accepts new circuits until its link ends. The cap bounds the ports that a node uses for dialling.
-const MAX_RETIRING: usize = 2;
 /// Evictions continue until this fraction of the cap on queued cells is free: the cap divided by this number.
 const FREED_DIVISOR: usize = 16;
 
@@ -44,6 +40,8 @@ pub struct Channels {
     channels: BTreeMap<ChannelId, Channel>,
     /// The channel for new circuits to each relay.
     by_relay: BTreeMap<RelayId, ChannelId>,
+    /// The number of retiring channels to each relay that has any.
+    retiring: BTreeMap<RelayId, usize>,
     /// Dials in flight, with their deadlines.
     dials: BTreeMap<RelayId, Instant>,
     /// The gateways of this volunteer: new channels that it dials to them have REACH.
@@ -82,6 +80,7 @@ impl Channels {
             parameters,
             channels: BTreeMap::new(),
             by_relay: BTreeMap::new(),
+            retiring: BTreeMap::new(),
             dials: BTreeMap::new(),
             gateways: BTreeSet::new(),
             opening: BTreeSet::new(),
@@ -210,20 +209,6 @@ impl Channels {
     #[must_use]
     pub fn free_dials(&self) -> usize {
         self.parameters.dials.saturating_sub(self.dials.len())
-    }
-
-    /// The open channel for new circuits to `relay`. A retiring channel is returned only if it reaches a
-    /// volunteer, or if the relay has [`MAX_RETIRING`] retiring channels.
-    #[must_use]
-    pub fn lookup(&self, relay: &RelayId) -> Option<ChannelId> {
-        let channel = self.by_relay.get(relay).copied()?;
-        let accepts = self.channels.get(&channel).is_some_and(Channel::accepts_circuits);
-        (accepts || self.retiring_channels(relay) >= MAX_RETIRING).then_some(channel)
-    }
-
-    /// The number of retiring channels to `relay`.
-    fn retiring_channels(&self, relay: &RelayId) -> usize {
-        self.channels.values().filter(|channel| channel.peer() == Some(*relay) && channel.is_retiring()).count()
     }
 
     /// The open channel over which this node, as a gateway, reaches a volunteer.
@@ -492,53 +477,6 @@ impl Channels {
         self.schedule_sweep(now);
     }
 
-    /// Determines which of several channels to the same relay gets new circuits (`proto/02-channel.md` §6). If both
-    /// ends dialled simultaneously, that is the channel that the relay with the lower identity dialled. The other
-    /// channels close when they are idle.
-    fn channel_opened(&mut self, id: ChannelId) {
-        self.half_open.decrement();
-        let Some(new) = self.channels.get(&id) else { return };
-        match new.dialled() {
-            Some(relay) => _ = self.opening.remove(&relay),
-            None => self.handshakes.remove(&new.owner(), (), id),
-        }
-        let (Some(peer), Some(new_is_ours)) = (new.peer(), new.outcome().map(|outcome| outcome.dialler)) else {
-            return;
-        };
-        let current = self.by_relay.get(&peer).and_then(|current| self.channels.get(current));
-        let reaches = new.reaches();
-        let keeps_current = current
-            .filter(|current| !current.is_retiring() || (current.reaches() && !reaches))
-            .is_some_and(|current| {
-                let current_is_ours = current.outcome().is_some_and(|outcome| outcome.dialler);
-                let simultaneous = new.opened_at().since(current.opened_at()) < SIMULTANEOUS_INTERVAL;
-                let prefers_ours = self.role.identity().is_some_and(|identity| identity < peer);
-                let current_reaches = current.reaches() && !reaches;
-                current_reaches || (simultaneous && current_is_ours != new_is_ours && current_is_ours == prefers_ours)
-            });
-        if keeps_current {
-            return;
-        }
-        // The replaced channel may close when it is idle: one open channel to a volunteer is sufficient.
-        if let Some(current) = self.by_relay.insert(peer, id).and_then(|current| self.channels.get_mut(&current)) {
-            current.kept = false;
-        }
-    }
-
-    /// Retires a channel whose link's keys are close to their limit (`proto/02-channel.md` §6).
-    fn retire(&mut self, id: ChannelId) {
-        let Some(channel) = self.channels.get_mut(&id) else { return };
-        if channel.is_open() {
-            channel.retire();
-            if let Some(peer) = channel.peer().filter(|peer| self.by_relay.get(peer) == Some(&id)) {
-                self.select_channel(peer);
-            }
-        } else {
-            // The channel is not open and carries no circuit, so it closes, and a dial fails.
-            self.close(id);
-        }
-    }
-
     /// Closes a channel after a breach or a timeout.
     fn close_with_error(&mut self, id: ChannelId, error: ChannelError) {
         tracing::debug!(%error, class = %error.class(), "closing a channel");
@@ -566,20 +504,14 @@ impl Channels {
             }
             return;
         };
+        if let Some(peer) = outcome.peer.filter(|_| channel.is_retiring()) {
+            self.count_retired(&peer);
+        }
         if let Some(peer) = outcome.peer.filter(|peer| self.by_relay.get(peer) == Some(&id)) {
             self.by_relay.remove(&peer);
             self.select_channel(peer);
         }
         self.events.push_back(ChannelEvent::Closed { channel: id });
-    }
-
-    /// Selects the channel for new circuits to `peer`: the youngest that accepts circuits, else the youngest.
-    fn select_channel(&mut self, peer: RelayId) {
-        let candidates = self.channels.iter().filter(|(_, other)| other.peer() == Some(peer));
-        if let Some((id, _)) = candidates.max_by_key(|(id, other)| (other.accepts_circuits(), **id)) {
-            let id = *id;
-            self.by_relay.insert(peer, id);
-        }
     }
 
     fn dial_failed(&mut self, relay: RelayId, error: ChannelOpenError) {

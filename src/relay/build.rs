@@ -190,7 +190,8 @@ impl Relay {
         }
         self.table.circuit_mut(key)?.set_waiting(now, relay);
         self.table.schedule(key);
-        let waits = self.waiting_extends.insert(now, relay, key, owner, request.to_vec());
+        let next = (relay, channel.is_none());
+        let waits = self.waiting_extends.insert(now, next, key, owner, request.to_vec());
         if channel.is_some() {
             self.waiting_extends.schedule(relay);
         }
@@ -228,6 +229,7 @@ impl Relay {
             Some(target) => self.channels.connect(now, &target),
             None => self.channels.channel_to_volunteer(&relay),
         };
+        self.waiting_extends.set_dialled(&relay, channel.is_none());
         let Some(channel) = channel else { return self.handle_unreachable(now, &relay) };
         while self.create_windows.has_room(now, channel)
             && let Some((key, request)) = self.waiting_extends.pop(now, &relay)

@@ -5,13 +5,13 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::base::{
-    AddressPrefix, Allowances, AtCap, Counter as _, Deadlines, Instant, Owned, Owner, OwnerTurns, Rate, RelayId,
+    Allowances, AtCap, Counter as _, Deadlines, Instant, Owned, Owner, OwnerTurns, Rate, RelayId, Shares,
 };
 
 use super::table::CircuitKey;
 
-/// Cap on relays that are dialled for the circuits of a source, because the number of a node's dials is limited. The
-/// relays for whose rate its circuits wait count too.
+/// Cap on relays that are dialled for the circuits of a source, because the number of a node's dials is limited. A relay
+/// with an open channel, for whose rate or window circuits wait, doesn't count.
 const MAX_DIALS_OF_SOURCE: usize = 16;
 /// Cap on relays that are dialled for the circuits of a listed relay.
 const MAX_DIALS_OF_RELAY: usize = 64;
@@ -45,6 +45,8 @@ struct Queue {
     /// Whether a listed relay is next. Sources and listed relays take turns, because many listed relays may carry
     /// circuits of one attacker.
     is_relay_next: bool,
+    /// Whether the relay has no open channel, so that the circuits wait for a dial.
+    is_dialled: bool,
 }
 
 impl Queue {
@@ -97,8 +99,8 @@ pub(super) struct WaitingExtends {
     owned: Owned<Instant, CircuitKey>,
     /// The relays for which the circuits of an owner wait, with the number of circuits.
     waits: HashMap<Owner, BTreeMap<RelayId, usize>>,
-    /// The sums of these relays over the sources of each network.
-    waits_of_network: HashMap<AddressPrefix, usize>,
+    /// The number of these relays that are dialled, by owner. Without a cap of its own.
+    dials: Shares,
     /// The rate of CREATEs to each relay.
     rates: Allowances,
     /// The time of the next CREATE to each relay that has an open channel and waiting circuits.
@@ -112,7 +114,7 @@ impl WaitingExtends {
             relays: BTreeMap::new(),
             owned: Owned::new(cap),
             waits: HashMap::new(),
-            waits_of_network: HashMap::new(),
+            dials: Shares::new(0),
             rates: Allowances::new(rate, rate),
             due: Deadlines::default(),
         }
@@ -129,30 +131,36 @@ impl WaitingExtends {
             Owner::Source(..) => MAX_DIALS_OF_SOURCE,
             Owner::Relay(_) => MAX_DIALS_OF_RELAY,
         };
-        let waits = self.waits.get(owner);
-        let is_below = waits.is_none_or(|relays| relays.contains_key(relay) || relays.len() < cap);
-        let in_all = match owner.network() {
-            Some(network) => self.waits_of_network.get(&network).copied().unwrap_or_default(),
-            None => waits.map_or(0, BTreeMap::len),
-        };
-        let may_dial = self.relays.contains_key(relay) || in_all < (free / FREE_DIVISOR).max(1);
-        is_below && may_dial
+        let waits = self.waits.get(owner).is_some_and(|relays| relays.contains_key(relay));
+        let is_below = waits || self.dials.held(owner) < cap;
+        let in_network = self.dials.held_in_network(owner);
+        is_below && (self.relays.contains_key(relay) || in_network < (free / FREE_DIVISOR).max(1))
     }
 
-    /// The circuit to end so that one more of `owner` may wait, as in [`Owned::to_evict`]: the one of its owner that has
-    /// waited longest.
+    /// The circuit to end so that one more of `owner` may wait. Its owner is as in [`Owned::to_evict`], but a listed relay
+    /// at its share loses one of its own circuits: else one of the clients behind it could refuse all others. Of the
+    /// owner's circuits for the relay for which most of them wait, the one that has waited longest ends. So circuits to
+    /// a relay that doesn't answer end first.
     ///
     /// # Errors
-    /// As [`Owned::to_evict`]: no circuit of `owner` may wait.
+    /// As [`Owned::to_evict`]: no circuit of the source `owner` may wait.
     pub(super) fn to_evict(&self, owner: &Owner) -> Result<Option<CircuitKey>, AtCap> {
-        self.owned.to_evict(owner)
+        let loser = match (self.owned.loser(owner), owner) {
+            (Err(AtCap::Share), Owner::Relay(_)) => Some(*owner),
+            (loser, _) => loser?,
+        };
+        Ok(loser.and_then(|loser| {
+            let (relay, _) = self.waits.get(&loser)?.iter().max_by_key(|(_, circuits)| **circuits)?;
+            self.relays.get(relay)?.by_owner.get(&loser)?.first().map(|(_, key)| *key)
+        }))
     }
 
-    /// Adds a circuit that waits for `relay`. Returns false if the share of its owner, or the cap, is reached.
+    /// Adds a circuit that waits for `relay`, which has an open channel or else is dialled. Returns false if the share of
+    /// its owner, or the cap, is reached.
     pub(super) fn insert(
         &mut self,
         now: Instant,
-        relay: RelayId,
+        (relay, is_dialled): (RelayId, bool),
         key: CircuitKey,
         owner: Owner,
         request: Vec<u8>,
@@ -160,33 +168,43 @@ impl WaitingExtends {
         if self.owned.insert(owner, now, key).is_err() {
             return false;
         }
+        self.relays.entry(relay).or_default().insert(key, WaitingExtend { owner, since: now, request });
         let circuits = self.waits.entry(owner).or_default().entry(relay).or_default();
         circuits.increment();
-        if *circuits == 1
-            && let Some(network) = owner.network()
-        {
-            self.waits_of_network.entry(network).or_default().increment();
+        if *circuits == 1 && self.is_dialled(&relay) {
+            self.dials.add(&owner, 1);
         }
-        self.relays.entry(relay).or_default().insert(key, WaitingExtend { owner, since: now, request });
+        self.set_dialled(&relay, is_dialled);
         true
+    }
+
+    fn is_dialled(&self, relay: &RelayId) -> bool {
+        self.relays.get(relay).is_some_and(|queue| queue.is_dialled)
+    }
+
+    /// Sets whether `relay` has no open channel, so that the circuits that wait for it wait for a dial.
+    pub(super) fn set_dialled(&mut self, relay: &RelayId, is_dialled: bool) {
+        let Some(queue) = self.relays.get_mut(relay).filter(|queue| queue.is_dialled != is_dialled) else { return };
+        queue.is_dialled = is_dialled;
+        for owner in queue.by_owner.keys() {
+            if is_dialled { self.dials.add(owner, 1) } else { self.dials.release(owner) }
+        }
     }
 
     /// Removes a circuit that has ended.
     pub(super) fn remove(&mut self, relay: &RelayId, key: CircuitKey) {
         let Some(queue) = self.relays.get_mut(relay) else { return };
-        let extend = queue.remove(key);
-        if queue.circuits.is_empty() {
-            self.relays.remove(relay);
+        let Some(extend) = queue.remove(key) else { return };
+        self.release(relay, key, &extend);
+        if self.remove_empty(relay) {
             self.due.remove(*relay);
-        }
-        if let Some(extend) = extend {
-            self.release(relay, key, &extend);
         }
     }
 
     /// Removes and returns the circuits that wait for `relay`.
     pub(super) fn take(&mut self, relay: &RelayId) -> Vec<CircuitKey> {
         self.due.remove(*relay);
+        self.set_dialled(relay, false);
         let queue = self.relays.remove(relay).unwrap_or_default();
         let removed = queue.circuits.into_iter().map(|(key, extend)| {
             self.release(relay, key, &extend);
@@ -222,28 +240,31 @@ impl WaitingExtends {
         }
         let key = queue.next(now)?;
         let extend = queue.remove(key)?;
-        if queue.circuits.is_empty() {
+        self.release(relay, key, &extend);
+        self.remove_empty(relay);
+        Some((key, extend.request))
+    }
+
+    /// Removes the queue of `relay` if it is empty. Returns whether it was.
+    fn remove_empty(&mut self, relay: &RelayId) -> bool {
+        let is_empty = self.relays.get(relay).is_some_and(|queue| queue.circuits.is_empty());
+        if is_empty {
             self.relays.remove(relay);
         }
-        self.release(relay, key, &extend);
-        Some((key, extend.request))
+        is_empty
     }
 
     /// Releases the shares of a removed circuit.
     fn release(&mut self, relay: &RelayId, key: CircuitKey, extend: &WaitingExtend) {
         self.owned.remove(&extend.owner, extend.since, key);
+        let is_dialled = self.is_dialled(relay);
         let Some(relays) = self.waits.get_mut(&extend.owner) else { return };
         if let Some(circuits) = relays.get_mut(relay) {
             circuits.decrement();
             if *circuits == 0 {
                 relays.remove(relay);
-                if let Some(network) = extend.owner.network()
-                    && let Some(waits) = self.waits_of_network.get_mut(&network)
-                {
-                    waits.decrement();
-                    if *waits == 0 {
-                        self.waits_of_network.remove(&network);
-                    }
+                if is_dialled {
+                    self.dials.release(&extend.owner);
                 }
             }
         }
@@ -268,7 +289,7 @@ impl WaitingExtends {
     pub(super) fn is_empty(&self) -> bool {
         self.relays.is_empty()
             && self.waits.is_empty()
-            && self.waits_of_network.is_empty()
+            && self.dials.is_empty()
             && self.due.is_empty()
             && self.owned.counts() == (0, 0, 0)
     }
@@ -298,7 +319,7 @@ mod tests {
                 let target = relay(keys);
                 if waiting.may_dial(&owner, &target, 256 - dialled) {
                     let key = CircuitKey::numbered(keys.into());
-                    assert!(waiting.insert(Instant::START, target, key, owner, Vec::new()));
+                    assert!(waiting.insert(Instant::START, (target, true), key, owner, Vec::new()));
                     started += 1;
                     dialled += 1;
                 }
@@ -315,5 +336,29 @@ mod tests {
             waiting.remove(&relay(key), CircuitKey::numbered(key.into()));
         }
         assert!(waiting.is_empty());
+    }
+
+    #[test]
+    fn relays_with_an_open_channel_count_as_no_dials() {
+        let mut waiting = WaitingExtends::new(4096, Rate { per_second: 450, burst: 500 });
+        let relay = |number: u8| RelayId::from_bytes([number; 32]);
+        for owner in [Owner::Relay(relay(200)), Owner::of_address([10, 0, 1, 1].into())] {
+            for number in 1..=80 {
+                let key = CircuitKey::numbered(number.into());
+                assert!(waiting.insert(Instant::START, (relay(number), false), key, owner, Vec::new()));
+            }
+            assert!(waiting.may_dial(&owner, &relay(100), 4), "no relay is dialled");
+            waiting.set_dialled(&relay(1), true);
+            assert!(waiting.may_dial(&owner, &relay(1), 4), "it is dialled already");
+            assert!(!waiting.may_dial(&owner, &relay(100), 4), "a quarter of the free dials");
+            waiting.remove(&relay(1), CircuitKey::numbered(1));
+            assert!(waiting.may_dial(&owner, &relay(100), 4), "the dialled relay has no waiting circuit");
+            (2..=80).for_each(|number| waiting.set_dialled(&relay(number), true));
+            assert!(!waiting.may_dial(&owner, &relay(100), 4096));
+            waiting.set_dialled(&relay(2), true);
+            (2..=80).for_each(|number| waiting.set_dialled(&relay(number), number % 2 == 0));
+            (2..=80).for_each(|number| assert_eq!(waiting.take(&relay(number)).len(), 1));
+            assert!(waiting.is_empty());
+        }
     }
 }

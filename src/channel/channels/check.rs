@@ -1,5 +1,7 @@
 //! Checks for tests and fuzzing: the invariants of a node's channels that hold after each drained batch of inputs.
 
+use crate::base::RelayId;
+
 use super::Channels;
 
 impl Channels {
@@ -31,6 +33,15 @@ impl Channels {
             assert!(channel.queue().refusals() <= parameters.refusals, "refusals");
             assert!(channel.queue().queued_cells().all(|queued| queued.cells <= parameters.circuit_queue), "queue");
         }
+        let retiring = |relay: &RelayId| {
+            channels.values().filter(|channel| channel.peer() == Some(*relay) && channel.is_retiring()).count()
+        };
+        assert!(
+            self.retiring.iter().all(|(relay, count)| *count > 0 && *count == retiring(relay)),
+            "retiring channels"
+        );
+        let all_retiring = channels.values().filter(|channel| channel.peer().is_some() && channel.is_retiring());
+        assert_eq!(self.retiring.values().sum::<usize>(), all_retiring.count());
         for (relay, id) in &self.by_relay {
             assert!(channels.get(id).is_some_and(|channel| channel.peer() == Some(*relay)), "index of channels");
         }
@@ -40,7 +51,11 @@ impl Channels {
     pub(crate) fn assert_closed(&self) {
         self.assert_sound();
         assert!(
-            self.channels.is_empty() && self.by_relay.is_empty() && self.dials.is_empty() && self.opening.is_empty()
+            self.retiring.is_empty()
+                && self.channels.is_empty()
+                && self.by_relay.is_empty()
+                && self.dials.is_empty()
+                && self.opening.is_empty()
         );
         assert_eq!((self.queued, self.half_open), (0, 0));
     }

@@ -145,3 +145,24 @@ fn an_older_channel_takes_new_circuits_when_the_selected_one_retires() {
     retire(&mut pair.a, pair.now, 2, &mut pair.rng);
     assert_eq!(pair.a.channels.connect(pair.now, &target(&relay)), Some(first));
 }
+
+#[test]
+fn a_relay_is_dialled_again_after_one_of_two_retiring_channels_has_closed() {
+    let (mut pair, first) = client_and_relay();
+    let relay = key(2);
+    let circuit = pair.a.channels.allocate_circuit(first, &mut pair.rng).unwrap();
+    assert!(pair.b.channels.admit_circuit(first, circuit));
+    // A channel that retires twice counts once.
+    (0..2).for_each(|_| retire(&mut pair.a, pair.now, 1, &mut pair.rng));
+    assert_eq!(pair.a.channels.lookup(&relay.id()), None);
+    pair.link(2, relay.id());
+    pair.settle();
+    retire(&mut pair.a, pair.now, 2, &mut pair.rng);
+    assert_eq!(pair.a.channels.lookup(&relay.id()), Some(ChannelId(LinkId(2))));
+    pair.a.handle(pair.now, LinkEvent::Closed { link: LinkId(2), reason: LinkClose::ByPeer }, &mut pair.rng);
+    assert_eq!(pair.a.channels.lookup(&relay.id()), None);
+    pair.a.handle(pair.now, LinkEvent::Closed { link: LinkId(1), reason: LinkClose::ByPeer }, &mut pair.rng);
+    pair.a.collect(pair.now);
+    pair.a.events.clear();
+    pair.a.channels.assert_closed();
+}

@@ -287,3 +287,38 @@ fn the_newest_circuit_behind_a_listed_relay_is_next_while_the_oldest_has_waited_
     }
     assert_eq!((guard.is_open(key), guard.is_open(backlog[1])), (Some(true), Some(false)));
 }
+
+#[test]
+fn a_client_extends_while_another_behind_the_same_listed_relay_floods_a_silent_relay() {
+    // A listed relay has a quarter.
+    let parameters = RelayParameters { waiting_extends: 256, create_window: 4, ..RelayParameters::default() };
+    let mut guard = Guard::new(parameters, &[7; 100]);
+    let silent = guard.bench.next();
+    let other = guard.bench.join(LocalRole::Relay(Arc::new(fixture::key(4))), Some(relay_id(4)));
+    let link = guard.join([198, 51, 100, 1], Some(PREVIOUS));
+    let to_silent = guard.extend.clone();
+    let hostile: Vec<_> = (0..100).map(|_| guard.extend(link)).collect();
+    assert_eq!(guard.bench.relay.waiting_extends.len(&relay_id(NEXT)), 64);
+    // Five circuits need the window of 4, and one needs a dial.
+    guard.extend = encode_extend(&relay_id(4), &[7; 100]);
+    let mut honest: Vec<_> = (0..5).map(|_| guard.extend(link)).collect();
+    guard.extend = encode_extend(&relay_id(5), &[7; 100]);
+    honest.push(guard.extend(link));
+    guard.extend = to_silent;
+    for _ in 0..20 {
+        (0..10).for_each(|_| _ = guard.extend(link));
+        guard.bench.pass(STEP);
+    }
+    let waits = |guard: &Guard, relay| guard.bench.relay.waiting_extends.len(&relay_id(relay));
+    assert_eq!([waits(&guard, NEXT), waits(&guard, 4), waits(&guard, 5)], [62, 1, 1]);
+    assert!(honest.iter().all(|key| guard.is_open(*key) == Some(false)));
+    let dialled = guard.bench.join(LocalRole::Relay(Arc::new(fixture::key(5))), Some(relay_id(5)));
+    for next in [other, other, dialled] {
+        guard.bench.settle();
+        let creates = guard.bench.cells(next);
+        answer(&mut guard, next, creates);
+    }
+    assert!(honest.iter().all(|key| guard.is_open(*key) == Some(true)));
+    assert_eq!(guard.bench.commands(silent), [Command::Create; 4]);
+    assert_eq!(hostile.iter().filter(|key| guard.is_open(**key).is_some()).count(), 4, "those in the window");
+}

@@ -19,6 +19,9 @@ pub(super) enum LinkRank {
     OpenListed(Reverse<LinkId>),
 }
 
+/// The links to evict for a new one.
+pub(super) type Evicted = [Option<SocketRoute>; 2];
+
 /// The accepted links, by owner. At a cap, the owner closest to its share loses a link.
 pub(super) struct AcceptedLinks {
     all: Owned<LinkRank, SocketRoute>,
@@ -31,34 +34,30 @@ impl AcceptedLinks {
         Self { all: Owned::new(caps.links), half_open: Owned::new(caps.half_open) }
     }
 
-    /// The link to evict before a new half-open link from `address` may be added. `None` if there is room. The new link
+    /// The links to evict before a new half-open link from `address` may be added, none if there is room. The new link
     /// replaces one of the same address if `replaced` is the rank of that link.
     ///
-    /// At the cap of half-open links, the result is half-open, so that there is also room among all links then.
+    /// At the cap of half-open links, the first is half-open, so that there is also room among all links then. A second
+    /// one ends if another source of the network must lose a link.
     ///
     /// # Errors
     /// [`AtCap::Share`] if the source or network of `address` holds its share and would not stay below another source.
     /// [`AtCap::All`] if a link that is not half-open would be evicted although its owner is no fuller.
-    pub(super) fn to_evict(&self, address: IpAddr, replaced: Option<LinkRank>) -> Result<Option<SocketRoute>, AtCap> {
+    pub(super) fn to_evict(&self, address: IpAddr, replaced: Option<LinkRank>) -> Result<Evicted, AtCap> {
         let owner = Owner::of_address(address);
         if matches!(replaced, Some(LinkRank::HalfOpen(_))) {
-            return Ok(None);
+            return Ok([None; 2]);
         }
         let from_half_open = self.half_open.to_evict(&owner)?;
-        if replaced.is_some() {
-            return Ok(from_half_open);
-        }
         let is_at_share = self.all.check(&owner) == Err(AtCap::Share);
-        if from_half_open.is_some() && !is_at_share {
-            return Ok(from_half_open);
+        if replaced.is_some() || (from_half_open.is_some() && !is_at_share) {
+            return Ok([from_half_open, None]);
         }
-        let loser = self.all.to_lose(&owner)?;
-        match from_half_open {
-            // Only a link that counts towards both shares makes room in both.
-            Some(route) if loser == Some(Owner::of_address(route.remote.ip())) => Ok(Some(route)),
-            Some(_) => Err(AtCap::Share),
-            None => Ok(loser.and_then(|loser| self.all.lowest_of(&loser)).map(|(_, route)| route)),
-        }
+        // A half-open link of the owner that must lose a link makes room in both shares.
+        let half_open_owner = from_half_open.map(|route| Owner::of_address(route.remote.ip()));
+        let loser = self.all.to_lose(&owner)?.filter(|loser| Some(*loser) != half_open_owner);
+        let from_all = loser.and_then(|loser| self.all.lowest_of(&loser)).map(|(_, route)| route);
+        Ok([from_half_open, from_all])
     }
 
     /// Adds a link, for which there is room.
@@ -113,6 +112,7 @@ mod tests {
         fn admit(&mut self, address: &str) -> Result<(Listed, Option<SocketRoute>), AtCap> {
             let address = address.parse().unwrap();
             let evicted = self.links.to_evict(address, None)?;
+            assert!(evicted.iter().flatten().count() <= 1, "one link makes room");
             self.next += 1;
             let port = u16::try_from(self.next).unwrap();
             let listed = Listed {
@@ -120,7 +120,7 @@ mod tests {
                 rank: LinkRank::HalfOpen(LinkId(self.next)),
             };
             self.links.add(listed.route, listed.rank);
-            Ok((listed, evicted))
+            Ok((listed, evicted[0].or(evicted[1])))
         }
 
         /// Adds up to `count` links; returns those that found room.
@@ -191,7 +191,7 @@ mod tests {
             ranks.push((listed.route, accepted.open(&listed)));
         }
         let evict = |accepted: &Accepted, ranks: &[(SocketRoute, LinkRank)]| {
-            let route = accepted.links.to_evict("203.0.1.1".parse().unwrap(), None).unwrap().unwrap();
+            let route = accepted.links.to_evict("203.0.1.1".parse().unwrap(), None).unwrap()[1].unwrap();
             ranks.iter().position(|(listed, _)| *listed == route).unwrap()
         };
         // All sources are equally full; the youngest link of one of them ends.
@@ -222,14 +222,35 @@ mod tests {
     }
 
     #[test]
+    fn a_newcomer_of_a_network_at_its_share_opens_a_link_while_others_fill_the_half_open_places() {
+        let mut accepted = Accepted::new();
+        // A quarter of the links, five each for 256 sources of a /24, and one more for the first, less one of the last.
+        for number in (0..1_279).chain([0]) {
+            let (listed, _) = accepted.admit(&format!("203.0.113.{}", number % 256)).unwrap();
+            accepted.open(&listed);
+        }
+        assert_eq!(accepted.fill(512, |n| format!("198.51.{}.1", n % 16)).len(), 512);
+        let newcomer = "203.0.113.255".parse().unwrap();
+        let fullest = "203.0.113.0".parse::<IpAddr>().unwrap();
+        let [half_open, open] = accepted.links.to_evict(newcomer, None).unwrap().map(Option::unwrap);
+        let from = half_open.remote.ip().to_string();
+        assert!(from.starts_with("198.51.") && open.remote.ip() == fullest, "{from}");
+        assert_eq!(
+            accepted.links.to_evict("203.0.113.1".parse().unwrap(), None),
+            Err(AtCap::Share),
+            "no source has more"
+        );
+    }
+
+    #[test]
     fn a_replaced_link_counts_once() {
         let mut accepted = Accepted::new();
         let links = accepted.fill(32, |_| "192.0.2.1".to_owned());
         let address = links[0].route.remote.ip();
         assert_eq!(accepted.links.to_evict(address, None), Err(AtCap::Share));
-        assert_eq!(accepted.links.to_evict(address, Some(links[0].rank)), Ok(None), "a half-open link");
+        assert_eq!(accepted.links.to_evict(address, Some(links[0].rank)), Ok([None; 2]), "a half-open link");
         let rank = accepted.open(&links[0]);
-        assert_eq!(accepted.links.to_evict(address, Some(rank)), Ok(None), "an open link");
+        assert_eq!(accepted.links.to_evict(address, Some(rank)), Ok([None; 2]), "an open link");
         assert!(accepted.admit("192.0.2.1").is_ok());
         assert_eq!(accepted.links.to_evict(address, Some(rank)), Err(AtCap::Share), "all others are half-open");
     }

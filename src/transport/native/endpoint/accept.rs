@@ -56,7 +56,7 @@ impl Endpoint {
         let Ok(evicted) = self.accepted.to_evict(route.remote.ip(), replaced) else {
             return self.counts.over_caps.increment();
         };
-        if let Some(evicted) = evicted {
+        for evicted in evicted.into_iter().flatten() {
             self.counts.evicted.increment();
             self.with_link_at(now, evicted, Link::evict);
         }
