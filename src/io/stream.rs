@@ -142,6 +142,8 @@ impl Stream {
             self.shared.enqueue(&mut state);
         }
         if tokio::time::timeout(FAIL_TIMEOUT, self.failure()).await.is_err() {
+            // Otherwise the stream would count as finished, and the other end would get no reset.
+            self.shared.lock().finished = false;
             self.reset(reason);
         }
     }
@@ -237,6 +239,8 @@ impl StreamReader {
             return Poll::Ready(Ok(true));
         }
         match (state.failed, state.peer_finished) {
+            // Discarded bytes are missing before the peer's end.
+            (Some(reason), _) if state.discarded => Poll::Ready(Err(io_error(reason))),
             // The peer finished before the failure, so all its bytes have been read.
             (_, true) => Poll::Ready(Ok(false)),
             (Some(reason), false) => Poll::Ready(Err(io_error(reason))),

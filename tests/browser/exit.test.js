@@ -341,13 +341,20 @@ for (const browser of Object.keys(BROWSERS)) {
         wide: /is malformed/, many: /is malformed/,
         broken: /reported a failure/, slow: /did not answer in time/, closed: /could not reach/,
       };
+      // On a fast machine, the queries exceed the rate of the tab for one gateway.
+      const searchWithinRate = async (query) => {
+        for (;;) {
+          const answer = await client.search(query);
+          if (!/rate limit/.test(answer.message)) return answer;
+        }
+      };
       for (const [terms, words] of Object.entries(answers)) {
-        const { message } = await client.search({ terms, engine: 'terms' });
+        const { message } = await searchWithinRate({ terms, engine: 'terms' });
         assert.match(message, words, terms);
       }
       assert.deepEqual(strayRequests, [], 'no redirect is followed');
       // The engine is still offered, because a new trial has succeeded.
-      const { results } = await client.search({ terms: 'plain', engine: 'terms', language: 'de' });
+      const { results } = await searchWithinRate({ terms: 'plain', engine: 'terms', language: 'de' });
       assert.deepEqual(results, [{ title: 'A bold & short title', url: `${badServer.url}/found`, snippet: 'Rc<T> words' }]);
       // The query has no cookie, although the engine has set one, and no referrer.
       const { fields } = queries.findLast(({ terms }) => terms === 'plain');
@@ -356,7 +363,7 @@ for (const browser of Object.keys(BROWSERS)) {
       assert.equal((await tab.state()).searchEngines[0].offered, true);
       // These queries are last: after the engine has blocked the exit, the client avoids the exit for ten minutes.
       for (const terms of ['forbidden', 'plain']) {
-        const { message } = await client.search({ terms, engine: 'terms' });
+        const { message } = await searchWithinRate({ terms, engine: 'terms' });
         assert.match(message, /blocks (this|every) exit/, terms);
       }
       await client.close();

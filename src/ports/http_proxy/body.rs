@@ -83,17 +83,26 @@ impl<'a, R: AsyncBufRead + Unpin, W: AsyncWrite + Unpin> Forwarder<'a, R, W> {
 
     /// Forwards the head and the body.
     pub(super) async fn forward(mut self, framing: Framing) -> Result<(), ForwardError> {
+        let result = self.forward_body(framing).await;
+        if !matches!(result, Err(ForwardError::Receiver)) {
+            // The bytes before a failure of the sender are forwarded too.
+            self.flush().await?;
+        }
+        result
+    }
+
+    async fn forward_body(&mut self, framing: Framing) -> Result<(), ForwardError> {
         match framing {
-            Framing::Empty => {}
-            Framing::Length(length) => self.bytes(length).await?,
-            Framing::Chunked => self.chunks().await?,
+            Framing::Empty => Ok(()),
+            Framing::Length(length) => self.bytes(length).await,
+            Framing::Chunked => self.chunks().await,
             Framing::UntilClose => {
                 while !self.is_at_end().await? {
                     self.piece(u64::MAX).await?;
                 }
+                Ok(())
             }
         }
-        self.flush().await
     }
 
     async fn flush(&mut self) -> Result<(), ForwardError> {
@@ -184,6 +193,8 @@ impl<'a, R: AsyncBufRead + Unpin, W: AsyncWrite + Unpin> Forwarder<'a, R, W> {
                 }
                 let length = content.len();
                 line.truncate(length);
+                // Some clients end a line at a CR (RFC 9112 §2.2).
+                line.iter_mut().filter(|byte| **byte == b'\r').for_each(|byte| *byte = b' ');
                 return Ok(line);
             }
         }

@@ -166,12 +166,14 @@ where
     R: AsyncBufRead + Unpin,
     W: AsyncWrite + Unpin,
 {
+    let mut may_persist = true;
     loop {
-        let bytes = response::read_head(reader, request.max_head_bytes).await.map_err(|error| match error {
+        let received = response::read_head(reader, request.max_head_bytes).await.map_err(|error| match error {
             NoResponse::Silent => Incomplete::Unanswered,
             NoResponse::Invalid(error) => Incomplete::Failed(error),
         })?;
-        let lines = ResponseLines::new(&bytes);
+        let lines = ResponseLines::new(&received);
+        drop(received);
         let mut head = ResponseHead::parse(&lines).map_err(Incomplete::Failed)?;
         let is_sent = progress.is_sent.load(Ordering::Relaxed);
         let is_upgraded = head.status == 101;
@@ -180,8 +182,14 @@ where
         }
         progress.transfers.fetch_add(1, Ordering::Relaxed);
         if head.is_interim() {
+            if !head.is_strict() {
+                return Err(Incomplete::Failed(ExchangeError::NotHttp));
+            }
             progress.is_answered.store(true, Ordering::Relaxed);
-            let interim = head.to_application(Framing::Empty, false);
+            // A client that takes this response for the final one must not take the final one for that of its next
+            // request, which may be to another target.
+            may_persist &= !head.may_be_taken_as_final();
+            let interim = head.to_application(Framing::Empty, head.may_be_taken_as_final());
             answers.write_all(&interim).await.map_err(|_| Incomplete::Cut)?;
             if is_upgraded {
                 return Ok(Exchanged { persists: false, is_reusable: false, is_upgraded });
@@ -189,12 +197,14 @@ where
             continue;
         }
         let framing = head.framing(request.head.is_head()).map_err(Incomplete::Failed)?;
-        let persists = is_sent && request.head.persists() && head.is_unambiguous(framing);
+        let persists = may_persist && is_sent && request.head.persists() && head.is_unambiguous(framing);
         let is_reusable = is_sent && request.head.persists() && head.persists(framing);
         progress.is_answered.store(true, Ordering::Relaxed);
         // An application that has announced the end itself needs no other announcement than it gets directly.
         let announces_end = !persists && (request.head.persists() || head.announces_end());
         let bytes = head.to_application(framing, announces_end);
+        drop(head);
+        drop(lines);
         let forwarder = Forwarder::new(bytes, reader, answers, &progress.transfers, false, request.max_head_bytes);
         forwarder.forward(framing).await.map_err(|_| Incomplete::Cut)?;
         let is_reusable = is_reusable && !progress.has_finished.load(Ordering::Relaxed);

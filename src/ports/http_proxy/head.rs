@@ -1,13 +1,16 @@
 //! Heads of HTTP/1.1 messages as bytes: field lines in their order, with the case of their names.
 
-use std::io;
+use std::{collections::HashSet, io};
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _};
 
 use super::refusal::PortRefusal;
+use crate::base::Counter as _;
 
 /// Cap on bytes of the empty lines before a head (RFC 9112 §2.2).
 const MAX_EMPTY_LINES_LEN: usize = 64;
+/// Cap on the lines of a head.
+const MAX_LINES: usize = 5_000;
 
 /// One field line of a head.
 #[derive(Clone, Copy)]
@@ -48,11 +51,20 @@ pub(super) fn has(fields: &[FieldLine<'_>], name: &str, wanted: &str) -> bool {
     list(fields, name).any(|element| element.eq_ignore_ascii_case(wanted.as_bytes()))
 }
 
-/// Whether the list `Connection` names `field`. Such a field concerns one connection only. A field that delimits the
-/// message or names its host concerns all, regardless of `Connection`.
-pub(super) fn is_named_in_connection(fields: &[FieldLine<'_>], field: &FieldLine<'_>) -> bool {
-    !field.is_one_of(&["host", "content-length", "transfer-encoding"])
-        && list(fields, "connection").any(|element| element.eq_ignore_ascii_case(field.name))
+/// The elements of the list `Connection` in lower case.
+pub(super) struct ConnectionOptions(HashSet<Vec<u8>>);
+
+impl ConnectionOptions {
+    pub(super) fn of(fields: &[FieldLine<'_>]) -> Self {
+        Self(list(fields, "connection").map(<[u8]>::to_ascii_lowercase).collect())
+    }
+
+    /// Whether the list names `field`. Such a field concerns one connection only. A field that delimits the message or
+    /// names its host concerns all, regardless of `Connection`.
+    pub(super) fn contains(&self, field: &FieldLine<'_>) -> bool {
+        !field.is_one_of(&["host", "content-length", "transfer-encoding"])
+            && self.0.contains(&field.name.to_ascii_lowercase())
+    }
 }
 
 /// Whether `byte` may be part of a method or a field's name (RFC 9110 §5.6.2).
@@ -107,7 +119,7 @@ pub(super) fn lenient_field<'a>(line: &'a [u8], is_strict: &mut bool) -> FieldLi
     let colon = line.iter().position(|byte| *byte == b':');
     let Some((before, rest)) = colon.and_then(|colon| line.split_at_checked(colon)) else {
         *is_strict = false;
-        return FieldLine { name: &[], value: &[], rest: line };
+        return FieldLine { name: &[], value: &[], rest: &[] };
     };
     let name = trim_end(before);
     *is_strict &= name.len() == before.len() && !name.is_empty() && name.iter().copied().all(is_token);
@@ -125,13 +137,13 @@ pub(super) enum HeadError {
     Io(io::Error),
 }
 
-/// Reads a head with the empty line at its end, at most `cap` bytes. `None` if the bytes end before the head.
+/// Reads a head with the empty line at its end, at most `cap` bytes and [`MAX_LINES`] lines. `None` if the bytes end before the head.
 pub(super) async fn read_head(
     reader: &mut (impl AsyncBufRead + Unpin),
     cap: usize,
 ) -> Result<Option<Vec<u8>>, HeadError> {
     let mut head = Vec::new();
-    let mut empty_lines_len = 0_usize;
+    let (mut empty_lines_len, mut lines) = (0_usize, 0_usize);
     loop {
         let start = head.len();
         let limit = u64::try_from(cap.saturating_sub(start)).unwrap_or(u64::MAX);
@@ -145,6 +157,10 @@ pub(super) async fn read_head(
             };
         }
         if !without_line_end(line).0.is_empty() {
+            lines.increment();
+            if lines > MAX_LINES {
+                return Err(HeadError::TooLarge(head));
+            }
             continue;
         }
         if start > 0 {

@@ -7,7 +7,7 @@ use hyper::StatusCode;
 
 use super::{
     body::Framing,
-    head::{self, FieldLine},
+    head::{self, ConnectionOptions, FieldLine},
     refusal::PortRefusal,
 };
 use crate::wire::{Host, Target};
@@ -126,6 +126,7 @@ impl<'a> RequestHead<'a> {
         if !self.fields.iter().any(|field| field.is("host")) {
             write_host(&mut head, b"Host", url);
         }
+        let options = ConnectionOptions::of(&self.fields);
         for field in &self.fields {
             if field.is("host") {
                 // Another host would contradict the URL (RFC 9112 §3.2.2).
@@ -138,7 +139,7 @@ impl<'a> RequestHead<'a> {
             let is_kept = match field.is_one_of(&HOP_BY_HOP) {
                 true => wants_upgrade && field.is("upgrade"),
                 // An upgrade has fields of its own, such as HTTP2-Settings, which are named in `Connection`.
-                false => wants_upgrade || !head::is_named_in_connection(&self.fields, field),
+                false => wants_upgrade || !options.contains(field),
             };
             if is_kept {
                 field.write(&mut head);

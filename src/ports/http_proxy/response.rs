@@ -5,7 +5,7 @@
 
 use super::{
     body::{Framing, parse_length},
-    head::{self, FieldLine, HeadError},
+    head::{self, ConnectionOptions, FieldLine, HeadError},
 };
 use crate::http_exchange::http1::ExchangeError;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _};
@@ -72,6 +72,18 @@ impl ResponseLines {
                 bytes.extend_from_slice(b"\r\n");
             }
         }
+        // Some clients end a line at a CR (RFC 9112 §2.2).
+        let mut at = 0_usize;
+        while let Some(found) = bytes.get(at..).and_then(|rest| rest.iter().position(|byte| *byte == b'\r')) {
+            let cr = at.saturating_add(found);
+            at = cr.saturating_add(1);
+            if bytes.get(at) != Some(&b'\n')
+                && let Some(byte) = bytes.get_mut(cr)
+            {
+                *byte = b' ';
+                is_strict = false;
+            }
+        }
         Self { bytes, is_strict }
     }
 }
@@ -111,6 +123,7 @@ impl<'a> ResponseHead<'a> {
             }
             _ => return Err(ExchangeError::NotHttp),
         };
+        is_strict &= start.iter().copied().all(head::is_value);
         // A NUL byte is valid for no client.
         if lines.bytes.contains(&0) {
             return Err(ExchangeError::NotHttp);
@@ -121,6 +134,15 @@ impl<'a> ResponseHead<'a> {
 
     pub(super) const fn is_interim(&self) -> bool {
         matches!(self.status, 100..=199)
+    }
+
+    /// Whether some clients take an interim response for the final one: any but 100 and 101.
+    pub(super) const fn may_be_taken_as_final(&self) -> bool {
+        matches!(self.status, 102..=199)
+    }
+
+    pub(super) const fn is_strict(&self) -> bool {
+        self.is_strict
     }
 
     /// How the body is delimited (RFC 9112 §6.3).
@@ -174,12 +196,20 @@ impl<'a> ResponseHead<'a> {
     /// announces the end of the application's connection if `announces_end`.
     pub(super) fn to_application(&self, framing: Framing, announces_end: bool) -> Vec<u8> {
         let mut head = [self.start, b"\r\n"].concat();
+        let options = ConnectionOptions::of(&self.fields);
         let upgrades = head::has(&self.fields, "connection", "upgrade");
+        // First, because some clients end the head at an invalid line.
+        match (upgrades, announces_end) {
+            (true, true) => head.extend_from_slice(b"Connection: Upgrade, close\r\n"),
+            (true, false) => head.extend_from_slice(b"Connection: Upgrade\r\n"),
+            (false, true) => head.extend_from_slice(b"Connection: close\r\n"),
+            (false, false) => {}
+        }
         let mut has_length = false;
         for field in &self.fields {
             let is_hop_by_hop = field.is_one_of(&HOP_BY_HOP)
                 || (!upgrades && field.is("upgrade"))
-                || (!field.is("upgrade") && head::is_named_in_connection(&self.fields, field));
+                || (!field.is("upgrade") && options.contains(field));
             let is_wrong_length = field.is("content-length")
                 && match framing {
                     Framing::Length(_) => has_length,
@@ -188,7 +218,8 @@ impl<'a> ResponseHead<'a> {
                 };
             let is_wrong_coding = field.is("transfer-encoding")
                 && (matches!(framing, Framing::Length(_)) || field.value.eq_ignore_ascii_case(b"identity"));
-            if is_hop_by_hop || is_wrong_length || is_wrong_coding {
+            // A line without a name is valid for some clients, and the end of the head for others.
+            if field.name.is_empty() || is_hop_by_hop || is_wrong_length || is_wrong_coding {
                 continue;
             }
             match framing {
@@ -199,12 +230,6 @@ impl<'a> ResponseHead<'a> {
                 }
                 _ => field.write(&mut head),
             }
-        }
-        match (upgrades, announces_end) {
-            (true, true) => head.extend_from_slice(b"Connection: Upgrade, close\r\n"),
-            (true, false) => head.extend_from_slice(b"Connection: Upgrade\r\n"),
-            (false, true) => head.extend_from_slice(b"Connection: close\r\n"),
-            (false, false) => {}
         }
         head.extend_from_slice(b"\r\n");
         head

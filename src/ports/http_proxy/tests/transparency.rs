@@ -100,7 +100,8 @@ async fn a_websocket_opens_by_upgrade_with_either_scheme() {
         let mut socket = TcpStream::connect(port(&Direct::default(), HttpLimits::default()).await).await.unwrap();
         socket.write_all(request.as_bytes()).await.unwrap();
         let head = read_head(&mut socket).await;
-        assert!(head.starts_with("HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n"), "{head}");
+        assert!(head.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{head}");
+        assert!(head.contains("\r\nupgrade: websocket\r\n"), "{head}");
         assert!(head.contains("\r\nConnection: Upgrade\r\n"), "{head}");
         socket.write_all(b"there").await.unwrap();
         socket.shutdown().await.unwrap();
@@ -134,8 +135,12 @@ async fn inexact_responses_are_forwarded_with_an_exact_end_and_end_the_connectio
     for (sent, expected) in [
         ("X: a \r\n   b\r\n\tc\r\nContent-Length: 2\r\n\r\nok", "X: a b\tc\r\nContent-Length: 2\r\n"),
         ("Content-Length : 2\r\nY: 1\r\n\r\nok", "Content-Length: 2\r\nY: 1\r\n"),
-        (": nameless\r\nContent-Length: 2\r\n\r\nok", ": nameless\r\nContent-Length: 2\r\n"),
-        ("no colon\r\nContent-Length: 2\r\n\r\nok", "no colon\r\nContent-Length: 2\r\n"),
+        (": nameless\r\nContent-Length: 2\r\n\r\nok", "Content-Length: 2\r\n"),
+        (
+            "X: a\rContent-Length: 9\rY: b\r\nContent-Length: 2\r\n\r\nok",
+            "X: a Content-Length: 9 Y: b\r\nContent-Length: 2\r\n",
+        ),
+        ("no colon\r\nContent-Length: 2\r\n\r\nok", "Content-Length: 2\r\n"),
         ("b@d name: 1\r\nContent-Length: 2\r\n\r\nok", "b@d name: 1\r\nContent-Length: 2\r\n"),
         ("X: \u{1}\r\nContent-Length: 2\r\n\r\nok", "X: \u{1}\r\nContent-Length: 2\r\n"),
         ("Content-Length: 2\nX: 1\n\nok", "Content-Length: 2\r\nX: 1\r\n"),
@@ -158,7 +163,7 @@ async fn inexact_responses_are_forwarded_with_an_exact_end_and_end_the_connectio
         }
         let mut answer = String::new();
         timeout(DEADLINE, socket.read_to_string(&mut answer)).await.unwrap().unwrap();
-        assert_eq!(answer, format!("HTTP/1.1 200 OK\r\n{expected}{closes}\r\n{body}"), "{sent}");
+        assert_eq!(answer, format!("HTTP/1.1 200 OK\r\n{closes}{expected}\r\n{body}"), "{sent}");
     }
 }
 
@@ -239,13 +244,50 @@ async fn chunks_of_a_request_that_a_target_could_read_otherwise_are_refused() {
 
 #[tokio::test]
 async fn interim_responses_and_trailers_arrive() {
-    let sent = "HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n\
-                HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\nConnection: close\r\n\r\n";
+    let sent = "HTTP/1.1 102 Processing\r\nConnection: close\r\n\r\n\
+                HTTP/1.1 103 Early Hints\r\nConnection: close\r\nLink: </a>; rel=preload\r\n\r\n\
+                HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n";
     let body = "2\r\nok\r\n0\r\nX-Sum: 1\r\nx-OTHER: 2\r\n";
     let (target, heads) = target_with(format!("{sent}{body}Content-Length: 7\r\n\r\n")).await;
     let answer = get(target, "TE: trailers\r\nConnection: TE, close\r\n").await;
     assert!(heads.lock().unwrap()[0].contains("\r\nTE: trailers\r\n"));
     assert_eq!(answer, format!("{sent}{body}\r\n"));
+}
+
+#[tokio::test]
+async fn a_final_response_after_an_interim_one_ends_the_connection() {
+    let interim = "HTTP/1.1 103 Early Hints\r\n\r\n";
+    let (target, _) = target_with(format!("{interim}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")).await;
+    // The port closes the connection, although the application keeps it open.
+    let answer = get(target, "").await;
+    assert_eq!(answer.matches("Connection: close\r\n").count(), 2, "{answer}");
+    assert!(answer.ends_with("\r\n\r\nok"), "{answer}");
+    for interim in ["HTTP/1.1 103 Early\u{1}\r\n\r\n", "HTTP/1.1 1001 x\r\n\r\n", "HTTP/1.1 103 x\n\n"] {
+        let (target, _) = target_with(format!("{interim}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")).await;
+        let answer = get(target, "").await;
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{interim}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_head_of_too_many_lines_is_refused() {
+    let (target, _) = target_with(format!("HTTP/1.1 200 OK\r\n{}\r\n", "a\n".repeat(6000))).await;
+    let answer = get(target, "").await;
+    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+}
+
+#[tokio::test]
+async fn the_bytes_before_a_truncation_arrive() {
+    let (target, _) = target_with(format!("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}", "x".repeat(50))).await;
+    let mut socket = TcpStream::connect(port(&Direct::default(), HttpLimits::default()).await).await.unwrap();
+    let request = format!("GET http://origin.test:{}/ HTTP/1.1\r\nConnection: close\r\n\r\n", target.port());
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    assert!(
+        timeout(DEADLINE, socket.read_to_end(&mut answer)).await.unwrap().is_err(),
+        "a truncated answer ends cleanly"
+    );
+    assert!(answer.ends_with(&[b'x'; 50]), "{}", String::from_utf8_lossy(&answer));
 }
 
 #[tokio::test]
@@ -310,12 +352,12 @@ async fn only_the_target_says_continue() {
     // After a refusal, no body is awaited.
     let (target, _) = target_with("HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno").await;
     let answer = get(target, "Expect: 100-continue\r\nContent-Length: 12000000\r\n").await;
-    assert_eq!(answer, "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno");
+    assert_eq!(answer, "HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno");
 }
 
 #[tokio::test]
 async fn an_early_answer_arrives_while_the_application_still_sends() {
-    const ANSWER: &str = "HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig";
+    const ANSWER: &str = "HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nbig";
     let target = target_server(|mut socket| async move {
         socket.read_exact(&mut [0; 1000]).await.unwrap();
         // Unread bytes make the kernel reset the connection at the drop.
@@ -454,7 +496,7 @@ async fn answers_to_head_and_without_content_have_no_body() {
     let request =
         |method: &str| format!("{method} http://origin.test:{}/ HTTP/1.1\r\nConnection: close\r\n\r\n", target.port());
     let answer = answer_to(&request("HEAD")).await;
-    assert_eq!(answer, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\n");
+    assert_eq!(answer, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 100\r\n\r\n");
     let answer = answer_to("HEAD http://refused.test/ HTTP/1.1\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 502 ") && answer.ends_with("\r\n\r\n"), "{answer}");
 }
