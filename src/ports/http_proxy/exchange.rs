@@ -166,7 +166,6 @@ where
     R: AsyncBufRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut may_persist = true;
     loop {
         let received = response::read_head(reader, request.max_head_bytes).await.map_err(|error| match error {
             NoResponse::Silent => Incomplete::Unanswered,
@@ -186,18 +185,17 @@ where
                 return Err(Incomplete::Failed(ExchangeError::NotHttp));
             }
             progress.is_answered.store(true, Ordering::Relaxed);
-            // A client that takes this response for the final one must not take the final one for that of its next
-            // request, which may be to another target.
-            may_persist &= !head.may_be_taken_as_final();
-            let interim = head.to_application(Framing::Empty, head.may_be_taken_as_final());
-            answers.write_all(&interim).await.map_err(|_| Incomplete::Cut)?;
+            if !head.may_be_taken_as_final() {
+                let interim = head.to_application(Framing::Empty, false);
+                answers.write_all(&interim).await.map_err(|_| Incomplete::Cut)?;
+            }
             if is_upgraded {
                 return Ok(Exchanged { persists: false, is_reusable: false, is_upgraded });
             }
             continue;
         }
         let framing = head.framing(request.head.is_head()).map_err(Incomplete::Failed)?;
-        let persists = may_persist && is_sent && request.head.persists() && head.is_unambiguous(framing);
+        let persists = is_sent && request.head.persists() && head.is_unambiguous(framing);
         let is_reusable = is_sent && request.head.persists() && head.persists(framing);
         progress.is_answered.store(true, Ordering::Relaxed);
         // An application that has announced the end itself needs no other announcement than it gets directly.

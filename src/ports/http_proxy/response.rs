@@ -136,7 +136,8 @@ impl<'a> ResponseHead<'a> {
         matches!(self.status, 100..=199)
     }
 
-    /// Whether some clients take an interim response for the final one: any but 100 and 101.
+    /// Whether some clients take this interim response for the final one: any but 100 and 101. Such a client would take
+    /// the final one for that of its next request, which may be to another target. So this response isn't forwarded.
     pub(super) const fn may_be_taken_as_final(&self) -> bool {
         matches!(self.status, 102..=199)
     }
@@ -198,12 +199,9 @@ impl<'a> ResponseHead<'a> {
         let mut head = [self.start, b"\r\n"].concat();
         let options = ConnectionOptions::of(&self.fields);
         let upgrades = head::has(&self.fields, "connection", "upgrade");
-        // First, because some clients end the head at an invalid line.
-        match (upgrades, announces_end) {
-            (true, true) => head.extend_from_slice(b"Connection: Upgrade, close\r\n"),
-            (true, false) => head.extend_from_slice(b"Connection: Upgrade\r\n"),
-            (false, true) => head.extend_from_slice(b"Connection: close\r\n"),
-            (false, false) => {}
+        if announces_end {
+            // First, because some clients end the head at an invalid line.
+            head.extend_from_slice(b"Connection: close\r\n");
         }
         let mut has_length = false;
         for field in &self.fields {
@@ -230,6 +228,9 @@ impl<'a> ResponseHead<'a> {
                 }
                 _ => field.write(&mut head),
             }
+        }
+        if upgrades {
+            head.extend_from_slice(b"Connection: Upgrade\r\n");
         }
         head.extend_from_slice(b"\r\n");
         head
