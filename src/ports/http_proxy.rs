@@ -9,11 +9,12 @@
 //! | `GET https://…` | 400: `https` requires CONNECT |
 //!
 //! Heads are forwarded as bytes, so the target gets what it would get over CONNECT, and so does the application: the
-//! case and order of field names, URLs with any visible character, all interim responses, trailers. Only the fields that
-//! concern one connection are removed or replaced (`Connection`, `Keep-Alive`, `Proxy-…`, `TE`, `Upgrade` without
-//! effect), and chunks are rewritten. No HTTP library forwards heads so: hyper changes the case, refuses some URLs and
-//! fields, drops interim responses, and answers 100 (Continue) itself. Requests are parsed strictly, against request
-//! smuggling. Responses are parsed leniently, as browsers do; after an inexact one, the connection ends.
+//! case and order of field names, URLs with any visible character, trailers, 100 and 101. This port forwards no other
+//! interim response, since some clients take it as final. Only the fields that concern one connection are removed or
+//! replaced (`Connection`, `Keep-Alive`, `Proxy-…`, `TE`, `Upgrade` without effect), and chunks are rewritten. No HTTP
+//! library forwards heads so: hyper changes the case, refuses some URLs and fields, drops interim responses, and
+//! answers 100 (Continue) itself. Requests are parsed strictly, against request smuggling. Responses are parsed
+//! leniently, as browsers do; after an inexact one, the connection ends.
 //!
 //! Successive requests of one connection to one target and with one isolation use one stream. The value of
 //! `Proxy-Authorization` selects the isolation; the field is never forwarded. A failure has a status and a text: 400 if
